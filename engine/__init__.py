@@ -1,0 +1,1 @@
+"""The embedded engine: an OpenAI-compatible inference server on PyTorch. `python -m engine --model PATH`."""

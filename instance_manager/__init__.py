@@ -1,0 +1,1 @@
+"""The instance manager: starts, watches, expires and stops engine processes. No HTTP server, no torch."""

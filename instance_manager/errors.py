@@ -1,0 +1,81 @@
+"""What can go wrong in the manager. Each error has a stable `code` and no HTTP status: api/errors.py maps them."""
+
+from __future__ import annotations
+
+
+class ManagerError(Exception):
+    """Base of all; the message is written for the person who reads it."""
+
+    code = "manager_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InstanceNotFound(ManagerError):
+    """No instance has this id."""
+
+    code = "instance_not_found"
+
+
+class InstanceExists(ManagerError):
+    """An instance of this name exists already."""
+
+    code = "instance_exists"
+
+
+class InvalidSpec(ManagerError):
+    """A field of the instance request is wrong; `param` names it."""
+
+    code = "invalid_spec"
+
+
+class ModelNotFound(ManagerError):
+    """The model named is neither a directory nor known anywhere we may look."""
+
+    code = "model_not_found"
+
+
+class WrongState(ManagerError):
+    """The instance is in a state that does not allow what was asked."""
+
+    code = "wrong_state"
+
+
+class InstanceNotRunning(ManagerError):
+    """A request came for an instance that is stopped, stopping or failed and won't run by itself."""
+
+    code = "instance_not_running"
+
+
+class InstanceFailedToStart(ManagerError):
+    """The engine a request or a caller waited for has failed; the message carries class and last log lines."""
+
+    code = "instance_failed"
+
+
+class StartTooSlow(ManagerError):
+    """The wait for a starting instance ran out; the start itself goes on."""
+
+    code = "instance_starting"
+
+
+class NoCapacity(ManagerError):
+    """All ports or all places for instances are taken."""
+
+    code = "no_capacity"
+
+
+class QueueFull(ManagerError):
+    """More requests wait for this instance than its queue holds."""
+
+    code = "queue_full"
+
+
+class ShuttingDown(ManagerError):
+    """Berth is on its way out and takes nothing new."""
+
+    code = "shutting_down"
