@@ -1,0 +1,41 @@
+"""The engine's configuration: frozen, checked once, handed down. engine/flags.py makes it from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the core needs: the model and its limits. Flags' names are vLLM's, with underscores.
+
+    `None` means: derived from the checkpoint or the machine when the engine starts. Derived values live in
+    new objects (`dataclasses.replace`), never written back here.
+    """
+
+    model: Path  # a directory in Hugging Face layout
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
+    device: str = "auto"  # auto | cpu | cuda
+    max_model_len: int | None = None  # tokens of prompt and output together
+    max_num_seqs: int = 64  # sequences in one step
+    max_num_batched_tokens: int = 2048  # tokens in one step; longer prompts are prefilled in chunks
+    block_size: int = 16  # tokens in a KV-cache block
+    num_gpu_blocks_override: int | None = None  # KV-cache blocks, exactly (vLLM's name; holds on a CPU too)
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None  # torch's intra-op threads on a CPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What the HTTP side needs."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_names: tuple[str, ...] = ()  # the first is the one reported; all are accepted
+    api_key: str | None = None  # from --api-key or VLLM_API_KEY
+    chat_template: str | None = None  # Jinja source; None = the checkpoint's own
+    max_waiting: int = 1024  # requests in the engine before new ones get 429
+    log_level: str = "info"

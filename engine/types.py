@@ -1,0 +1,111 @@
+"""The words of the engine: requests in, token deltas out, and the batch between scheduler and runner.
+
+A leaf: imports nothing of the engine and no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class FinishReason(StrEnum):
+    """Why a request ended; every request ends in exactly one."""
+
+    STOP = "stop"  # an end-of-sequence token, a stop token or (found by the server) a stop string
+    LENGTH = "length"  # max_tokens, or the model's context is full
+    ABORT = "abort"  # the client left, or the server found a stop string and needs no more
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one sequence is sampled; checked by the server before it gets here.
+
+    `seed` is always set (the server draws one where the client gave none): the token at output
+    position `i` depends on `(seed, i)` and the logits alone, whatever else is in the batch.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0  # no end-of-sequence or stop token before this many
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = all
+    min_p: float = 0.0
+    seed: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One sequence to generate. `n` > 1 is several requests that share a prompt (and its cached blocks)."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    arrival_time: float  # monotonic seconds
+    priority: int = 0  # lower first, as vLLM has it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenDelta:
+    """What one step brought one request. The last delta of a request has a `finish_reason`."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None  # the stop token that ended it; None for the main end-of-sequence token
+    num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
+    error: str | None = None  # with FinishReason.ERROR: what went wrong, fit to be read by the client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledSequence:
+    """The part of one sequence that runs in this step. Filled by the scheduler, read by the runner."""
+
+    request_id: str
+    token_ids: Sequence[int]  # the tokens to run now: a chunk of the prompt, or the last sampled token
+    start: int  # position of token_ids[0], = tokens whose keys and values are in the cache already
+    block_ids: Sequence[int]  # the block table: covers positions 0 .. start + len(token_ids) - 1
+    samples: bool  # whether the last position's logits are to be sampled (False for an unfinished prefill)
+    output_position: int  # index, among the output tokens, of the token that would be sampled
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work; `sequences` keeps decodes before prefills."""
+
+    sequences: Sequence[ScheduledSequence] = field(default_factory=tuple)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
+
+
+class Runner(Protocol):
+    """Runs batches on a device. The core's only way to the model; tests put a fake here."""
+
+    num_blocks: int  # KV-cache blocks there are
+    block_size: int  # tokens in a block
+
+    def execute(self, batch: Batch) -> Sequence[int | None]:
+        """Run one step; return, per sequence of the batch, the sampled token or None where none is due."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot for /metrics and /load; counters grow only."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    kv_cache_usage: float = 0.0  # 0 … 1
+    prefix_cache_queries: int = 0  # tokens looked up
+    prefix_cache_hits: int = 0  # tokens found
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    num_preemptions: int = 0
