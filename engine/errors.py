@@ -57,3 +57,9 @@ class EngineDead(EngineError):
     """The engine's loop has ended; the process will exit."""
 
     code = "engine_dead"
+
+
+class DeviceLost(EngineError):
+    """Raised by a runner whose device can't be used any more: no later step can work, so the engine must end."""
+
+    code = "device_lost"

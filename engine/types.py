@@ -51,8 +51,46 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTimings:
+    """When a request passed each gate, in monotonic seconds; None where it hasn't got there."""
+
+    arrival_time: float
+    scheduled_time: float | None = None  # first taken into a batch
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+    @property
+    def queue_s(self) -> float | None:
+        return _span(self.arrival_time, self.scheduled_time)
+
+    @property
+    def prefill_s(self) -> float | None:
+        return _span(self.scheduled_time, self.first_token_time)
+
+    @property
+    def decode_s(self) -> float | None:
+        return _span(self.first_token_time, self.finished_time)
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        return _span(self.arrival_time, self.first_token_time)
+
+    @property
+    def end_to_end_s(self) -> float | None:
+        return _span(self.arrival_time, self.finished_time)
+
+
+def _span(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
-    """What one step brought one request. The last delta of a request has a `finish_reason`."""
+    """What one step brought one request. The last delta of a request has a `finish_reason`.
+
+    The stop or end-of-sequence token that ended a request is the last of `token_ids`: it counts as
+    generated; whether its text is shown is the server's business.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -60,6 +98,7 @@ class TokenDelta:
     stop_reason: int | None = None  # the stop token that ended it; None for the main end-of-sequence token
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     error: str | None = None  # with FinishReason.ERROR: what went wrong, fit to be read by the client
+    timings: RequestTimings | None = None  # on the first delta and on the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
