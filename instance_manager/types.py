@@ -106,6 +106,7 @@ class ManagerConfig:
     base_port: int = 9000
     max_instances: int = 20
     default_engine: str = "engine"
+    default_model: str = "berth-demo"
     default_timeout_s: float = 600.0
     start_timeout_s: float = 600.0
     start_timeout_cap_s: float = 3600.0  # a start that makes progress is never given more than this

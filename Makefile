@@ -1,0 +1,54 @@
+# Berth's commands. Everything is set up on first use, in .venv; a second run installs nothing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    := $(VENV)/.runtime-installed
+DEV    := $(VENV)/.dev-installed
+
+.PHONY: help serve test check format bench bench-proxy bench-engine demo-model clean
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+serve: $(RUN) ## Serve on port 5000 (settings: .env, see env.example)
+	@exec $(BIN)/python app.py
+
+test: $(DEV) ## Run all tests
+	$(BIN)/python -m pytest
+
+check: $(DEV) ## Lint, format, types, import boundaries
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV) ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-proxy bench-engine ## Measure us and our peers in the same run
+
+bench-proxy: $(DEV) ## Forwarding, beside nginx, FastAPI + httpx and aiohttp
+	$(BIN)/python -m benchmarks.proxy
+
+bench-engine: $(DEV) ## The embedded engine; ARGS="--peer-python PATH" puts vLLM beside it
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+demo-model: $(DEV) ## Train models/berth-demo again
+	$(BIN)/python -m training.train --out models/berth-demo
+
+clean: ## Remove the environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Berth needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@ $(RUN)

@@ -1,0 +1,96 @@
+"""The control plane: a FastAPI application with every route that isn't forwarded to an engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from api import instances, ops, streams
+from api.errors import ApiError, api_error, error_for
+from api.schemas import ErrorEnvelope
+from instance_manager.errors import ManagerError
+from instance_manager.manager import InstanceManager
+from instance_manager.metrics import ProxyMetrics
+
+logger = logging.getLogger("berth")
+
+DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
+
+
+def create_control_app(manager: InstanceManager, metrics: ProxyMetrics, *, version: str) -> FastAPI:
+    """FastAPI with the control routes; its lifespan runs the manager, and so owns the engines."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with manager.run():
+            yield
+
+    app = FastAPI(
+        title="Berth",
+        version=version,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses={"default": {"model": ErrorEnvelope, "description": "OpenAI's error envelope"}},
+    )
+    app.state.manager = manager
+    app.state.registry = metrics.registry()
+    for module in (instances, streams, ops):
+        app.include_router(module.router)
+    app.add_exception_handler(ManagerError, _manager_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def _response(error: ApiError) -> Response:
+    response = Response(error.body, error.status)
+    response.raw_headers = list(error.headers)
+    return response
+
+
+async def _manager_error(_: Request, exc: Exception) -> Response:
+    return _response(error_for(exc))
+
+
+async def _unexpected(request: Request, exc: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=exc)
+    return _response(error_for(exc))
+
+
+async def _http_error(request: Request, exc: Exception) -> Response:
+    """No such route, or not with this method."""
+    assert isinstance(exc, HTTPException)  # registered for it alone; narrows the type
+    kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
+    message = f"{request.method} {request.url.path}: {exc.detail}; /docs lists the routes"
+    response = _response(api_error(exc.status_code, message, kind))
+    response.headers.update(exc.headers or {})
+    return response
+
+
+async def _validation_error(_: Request, exc: Exception) -> Response:
+    """400 for a body that isn't JSON, 422 for a field that is wrong; the first mistake is named."""
+    assert isinstance(exc, RequestValidationError)
+    first = exc.errors()[0]
+    where, *path = first["loc"]
+    if first["type"] == "json_invalid":
+        detail = first.get("ctx", {}).get("error", first["msg"])
+        message = f"the body is not valid JSON: {detail} (at byte {path[0] if path else 0})"
+        return _response(api_error(400, message, "invalid_request_error", code="invalid_json"))
+    param = ".".join(str(part) for part in path) or None
+    message = f"{param or where}: {first['msg']}{_shown(first.get('input'))}"
+    return _response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
+
+
+def _shown(value: object) -> str:
+    """The offending value, where it is short enough to help."""
+    if value is None or isinstance(value, dict | list):
+        return ""
+    text = repr(value)
+    return f" (it is {text})" if len(text) <= 100 else ""

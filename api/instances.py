@@ -1,0 +1,94 @@
+"""`/instances`: create, read, change, stop, start, restart and delete. Thin: the manager decides."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from api.deps import Config, Manager
+from api.schemas import InstanceCreate, InstanceList, InstancePatch, Seconds
+from instance_manager.instance import Instance
+from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+
+router = APIRouter(prefix="/instances", tags=["instances"])
+
+Wait = Annotated[
+    float, Query(ge=0, le=3600, allow_inf_nan=False, description="Seconds to wait for it to run")
+]
+Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
+
+
+@router.post("", status_code=201, summary="Create an instance and start its engine")
+async def create_instance(
+    body: InstanceCreate, response: Response, manager: Manager, config: Config, wait: Wait = 0
+) -> dict[str, Any]:
+    """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
+    instance = manager.create(_spec(body, config))
+    response.headers["Location"] = f"/instances/{instance.instance_id}"
+    return await _settled(manager, instance, wait)
+
+
+@router.get("", summary="List instances")
+async def list_instances(
+    manager: Manager,
+    status: InstanceState | None = None,
+    model: str | None = None,
+    include_ended: Annotated[bool, Query(alias="all", description="Stopped and failed ones too")] = False,
+) -> InstanceList:
+    found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
+    return InstanceList(data=[instance.record() for instance in found])
+
+
+@router.get("/{instance_id}", summary="Read an instance's record")
+async def get_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
+    return manager.get(instance_id).record()
+
+
+@router.patch("/{instance_id}", summary="Change its time-out, pin or unpin it")
+async def patch_instance(instance_id: str, body: InstancePatch, manager: Manager) -> dict[str, Any]:
+    return manager.patch(instance_id, timeout_s=body.timeout, pinned=body.pinned).record()
+
+
+@router.delete("/{instance_id}", status_code=204, summary="Stop an instance and forget it")
+async def delete_instance(instance_id: str, manager: Manager, force: Force = False) -> None:
+    """Drains first, unless forced; answers when the engine's whole process group is gone."""
+    await manager.delete(instance_id, force=force)
+
+
+@router.post("/{instance_id}/stop", summary="Stop the engine, keep the instance")
+async def stop_instance(instance_id: str, manager: Manager, force: Force = False) -> dict[str, Any]:
+    return (await manager.stop(instance_id, force=force)).record()
+
+
+@router.post("/{instance_id}/start", summary="Start a stopped or failed instance again")
+async def start_instance(instance_id: str, manager: Manager, wait: Wait = 0) -> dict[str, Any]:
+    return await _settled(manager, manager.start(instance_id), wait)
+
+
+@router.post("/{instance_id}/restart", summary="Stop the engine and start it again")
+async def restart_instance(instance_id: str, manager: Manager, wait: Wait = 0) -> dict[str, Any]:
+    return await _settled(manager, await manager.restart(instance_id), wait)
+
+
+async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dict[str, Any]:
+    """The record, after waiting up to `wait_s` for the start. Raises InstanceFailedToStart."""
+    if wait_s > 0:
+        instance = await manager.wait_ready(instance.instance_id, wait_s)
+        if instance.failure is not None:
+            raise instance.failure_error()
+    return instance.record()
+
+
+def _spec(body: InstanceCreate, config: ManagerConfig) -> InstanceSpec:
+    return InstanceSpec(
+        model_name=body.model_name or config.default_model,
+        engine=body.engine or config.default_engine,
+        params=body.params,
+        timeout_s=body.timeout,
+        name=body.name,
+        env=body.env,
+        devices=body.devices,
+        command=body.command,
+        health_path=body.health_path,
+    )

@@ -1,0 +1,55 @@
+"""What operators ask of Berth itself: is it alive, is it ready, what is it, how is it doing."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from api.deps import Manager
+from instance_manager.errors import ShuttingDown
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", summary="200 while Berth serves")
+@router.get("/health/liveness", summary="200 while the process answers")
+async def liveness() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/health/readiness", summary="200 while new requests are taken, 503 once it shuts down")
+async def readiness(manager: Manager) -> dict[str, str]:
+    if manager.is_shutting_down:
+        raise ShuttingDown("Berth is shutting down")
+    return {"status": "ok"}
+
+
+@router.get("/version", summary="Berth's version")
+async def version(request: Request) -> dict[str, str]:
+    return {"version": request.app.version}
+
+
+@router.get("/info", summary="Version, platform, limits and how many instances are in which state")
+async def info(request: Request, manager: Manager) -> dict[str, Any]:
+    config = manager.config
+    states = Counter(instance.state.value for instance in manager.list(include_terminal=True))
+    return {
+        "version": request.app.version,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "default_engine": config.default_engine,
+        "default_model": config.default_model,
+        "ports": {"first": config.base_port, "last": config.base_port + config.max_instances - 1},
+        "max_instances": config.max_instances,
+        "instances": dict(states),
+    }
+
+
+@router.get("/metrics", summary="Prometheus metrics")
+async def metrics(request: Request) -> Response:
+    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)

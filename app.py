@@ -1,0 +1,109 @@
+"""The composition root: reads the settings, builds the parts, hands each its policy, and serves.
+
+`create_app(settings)` gives the ASGI application; `python app.py` serves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from api.control import create_control_app
+from api.dispatch import Dispatcher
+from api.proxy import DataPlane
+from configs.logging import configure_logging
+from configs.settings import Settings, SettingsError, load_settings
+from instance_manager.manager import InstanceManager
+from instance_manager.metrics import ProxyMetrics
+from instance_manager.types import ManagerConfig
+
+VERSION = "0.1.0"
+ENV_FILE = Path(".env")
+
+logger = logging.getLogger("berth")
+
+
+def create_app(settings: Settings, env_file: Path | None = None) -> Dispatcher:
+    """The whole of Berth as one ASGI application; its lifespan owns the engines."""
+    metrics = ProxyMetrics()
+    manager = InstanceManager(manager_config(settings, env_file))
+    data_plane = DataPlane(manager, metrics)
+    manager.events.add_listener(data_plane.on_event)
+    control = create_control_app(manager, metrics, version=VERSION)
+    return Dispatcher(control, data_plane)
+
+
+def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
+    """The manager's policy, as the settings have it."""
+    return ManagerConfig(
+        base_port=settings.vllm_base_port,
+        max_instances=settings.vllm_max_instances,
+        default_engine="engine" if settings.default_engine == "auto" else settings.default_engine,
+        default_model=settings.default_model,
+        default_timeout_s=settings.vllm_default_timeout,
+        start_timeout_s=settings.start_timeout,
+        start_timeout_cap_s=max(3600.0, settings.start_timeout),
+        stop_grace_s=settings.stop_grace,
+        drain_timeout_s=settings.drain_timeout,
+        max_queue=settings.max_queue,
+        max_in_flight=settings.max_in_flight,
+        log_dir=settings.log_dir,
+        vllm_python=settings.vllm_python,
+        model_dirs=settings.model_dirs,
+        default_params=settings.parameters(),
+        vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
+        engine_env=settings.engine_environment(env_file),
+    )
+
+
+class BerthServer(uvicorn.Server):
+    """uvicorn, except that Berth hears of the shutdown first: what waits or follows is told, then drained."""
+
+    def __init__(self, config: uvicorn.Config, app: Dispatcher) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.begin_shutdown()
+        await super().shutdown(sockets)
+
+
+def server(settings: Settings, app: Dispatcher) -> BerthServer:
+    """The HTTP server around `app`; header rules are the data plane's, so uvicorn adds none."""
+    config = uvicorn.Config(
+        app,
+        host=settings.app_host,
+        port=settings.app_port,
+        loop="auto",
+        http="httptools",
+        ws="websockets-sansio",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        log_config=None,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+    )
+    return BerthServer(config, app)
+
+
+def main() -> int:
+    """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
+    try:
+        settings = load_settings(ENV_FILE)
+    except SettingsError as error:
+        sys.stderr.write(f"berth: {error}\n")
+        return 2
+    configure_logging(settings.log_format, debug=settings.app_debug)
+    app = create_app(settings, ENV_FILE)
+    logger.info("Berth %s on http://%s:%s", VERSION, settings.app_host, settings.app_port)
+    server(settings, app).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Every setting of Berth: from the environment and `.env`, checked, frozen.
+
+Knows nothing of what the settings are for; app.py hands them down as each part's own policy object.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Variables that may stand in .env although they are no settings of ours: engines read them.
+ENGINE_VARIABLE_PREFIXES = (
+    "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "CUDA_", "HIP_", "ROCR_", "NVIDIA_", "NCCL_", "GLOO_",
+    "OMP_", "MKL_", "KMP_", "TORCH_", "PYTORCH_", "TRITON_", "VLLM_CPU_", "VLLM_LOGGING_", "VLLM_CACHE_",
+    "VLLM_USE_", "VLLM_ATTENTION_", "VLLM_WORKER_", "LD_", "TOKENIZERS_",
+)  # fmt: skip
+ENGINE_VARIABLES = frozenset({"NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"})
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message is one line with its name, its value and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """All settings; the environment's name of a field is its name in capitals."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    app_host: str = Field("0.0.0.0", description="Address that Berth listens on")
+    app_port: int = Field(5000, ge=0, le=65535, description="Port that Berth listens on")
+    app_debug: bool = Field(False, description="Debug logging")
+
+    vllm_base_port: int = Field(9000, ge=1, le=65535, description="First port of engines; the next follow")
+    vllm_max_instances: int = Field(20, ge=1, le=1000, description="Instances, and so ports, at most")
+    vllm_default_dtype: str = Field("auto", description="`--dtype` of engines")
+    vllm_default_kv_cache_dtype: str = Field("auto", description="`--kv-cache-dtype` of engines")
+    vllm_default_trust_remote_code: bool = Field(True, description="`--trust-remote-code`, for vLLM only")
+    vllm_default_timeout: float = Field(
+        600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds without a request until an instance expires; 0: never",
+    )
+    vllm_config: Path = Field(
+        ROOT / "configs" / "vllm_config.json", description="JSON file with parameters for all engines"
+    )
+    vllm_python: str | None = Field(None, description="Python interpreter that has vLLM installed")
+
+    hf_endpoint: str | None = Field(None, description="Model hub that engines download from")
+    hf_home: str | None = Field(None, description="Folder of the hub's cache")
+    http_proxy: str | None = Field(None, description="Proxy for engines' downloads, for nothing else")
+    https_proxy: str | None = Field(None, description="The same, for https")
+
+    default_engine: Literal["auto", "engine", "vllm"] = Field(
+        "auto", description="Engine for requests that name none; auto = engine"
+    )
+    default_model: str = Field("berth-demo", description="Model for requests that name none")
+    model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (ROOT / "models",), description="Folders whose subfolders are models, separated as in PATH"
+    )
+
+    start_timeout: float = Field(
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds a start may take; more while its log grows",
+    )
+    stop_grace: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="Seconds between SIGTERM and SIGKILL"
+    )
+    drain_timeout: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that requests in flight get before a stop",
+    )
+    max_queue: int = Field(256, ge=0, description="Requests that may wait for one instance")
+    max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
+
+    log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
+    log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")
+
+    @field_validator("model_dirs", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+        return value
+
+    def parameters(self) -> dict[str, Any]:
+        """Parameters for every engine that takes vLLM's flags: VLLM_DEFAULT_*, then the file VLLM_CONFIG."""
+        defaults = {"dtype": self.vllm_default_dtype, "kv_cache_dtype": self.vllm_default_kv_cache_dtype}
+        return {**defaults, **read_parameters(self.vllm_config)}
+
+    def engine_environment(self, env_file: Path | None = None) -> dict[str, str]:
+        """Variables that engines get on top of Berth's own environment."""
+        environment = {k: v for k, v in _dotenv(env_file).items() if is_engine_variable(k)}
+        for name in ("hf_endpoint", "hf_home", "http_proxy", "https_proxy"):
+            if value := getattr(self, name):
+                environment[name.upper()] = value
+        if self.http_proxy or self.https_proxy:
+            # Engines talk to each other and to Berth over loopback; no proxy belongs there.
+            no_proxy = environment.get("NO_PROXY") or os.environ.get("NO_PROXY", "")
+            environment["NO_PROXY"] = ",".join(filter(None, [no_proxy, "127.0.0.1", "localhost"]))
+        return environment
+
+
+def load_settings(env_file: Path | None = None) -> Settings:
+    """Read the environment and, below it, `env_file` (skipped where it doesn't exist).
+
+    Raises SettingsError with one line for the first thing that is wrong.
+    """
+    _refuse_unknown(env_file)
+    try:
+        settings = Settings(_env_file=env_file)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise SettingsError(_first_error(error)) from None
+    settings.parameters()
+    last_port = settings.vllm_base_port + settings.vllm_max_instances - 1
+    if last_port > 65535:
+        raise SettingsError(
+            f"VLLM_MAX_INSTANCES={settings.vllm_max_instances}: needs ports {settings.vllm_base_port} to "
+            f"{last_port}, but ports end at 65535; lower it or VLLM_BASE_PORT"
+        )
+    return settings
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
+    try:
+        parameters = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"VLLM_CONFIG={path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
+    if not isinstance(parameters, dict):
+        raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")
+    return parameters
+
+
+def is_engine_variable(name: str) -> bool:
+    """Whether a variable in .env is meant for engines."""
+    return name in ENGINE_VARIABLES or name.startswith(ENGINE_VARIABLE_PREFIXES)
+
+
+def _dotenv(env_file: Path | None) -> Mapping[str, str]:
+    if env_file is None or not env_file.is_file():
+        return {}
+    return {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+
+
+def _refuse_unknown(env_file: Path | None) -> None:
+    known = {name.upper() for name in Settings.model_fields}
+    for name, value in _dotenv(env_file).items():
+        if name.upper() in known or is_engine_variable(name):
+            continue
+        close = difflib.get_close_matches(name.upper(), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "env.example lists every setting"
+        raise SettingsError(f"{name}={value}: no such setting ({hint}), in {env_file}")
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]).upper()
+    return f"{name}={first['input']}: {first['msg']}"
