@@ -1,0 +1,28 @@
+"""The thin ASGI application in front: data-plane paths to the proxy, the rest to the control plane."""
+
+from __future__ import annotations
+
+from api.asgi import App, Receive, Scope, Send
+
+_PREFIX = b"/proxy/"
+
+
+class Dispatcher:
+    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` all else, also lifespan."""
+
+    def __init__(self, control: App, data_plane: App) -> None:
+        self._control = control
+        self._data_plane = data_plane
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and raw_path(scope).startswith(_PREFIX):
+            await self._data_plane(scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+
+def raw_path(scope: Scope) -> bytes:
+    """The path as it came over the wire, less the prefix that a proxy in front of us has put before it."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root.encode()) if root else path

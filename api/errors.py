@@ -1,0 +1,94 @@
+"""Exceptions to HTTP: one table, one envelope (OpenAI's). Knows no web framework; both planes use it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from api.asgi import RawHeaders
+from api.upstream import UpstreamBroken, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
+from instance_manager import errors as manager
+
+# Exception type -> status, OpenAI's error type, seconds for `Retry-After` (None: no such header).
+# The first match along an exception's ancestry decides.
+#
+# A request for an instance that is stopped gets 409: no retry helps until somebody starts it, and 503 would
+# tell clients to try again. One that has waited for a start which then failed gets 503 with the failure.
+_TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
+    manager.InstanceNotFound: (404, "not_found_error", None),
+    manager.ModelNotFound: (404, "not_found_error", None),
+    manager.InstanceExists: (409, "conflict_error", None),
+    manager.WrongState: (409, "conflict_error", None),
+    manager.InstanceNotRunning: (409, "conflict_error", None),
+    manager.InvalidSpec: (422, "invalid_request_error", None),
+    manager.QueueFull: (429, "rate_limit_error", 1.0),
+    manager.InstanceFailedToStart: (503, "service_unavailable_error", None),
+    manager.StartTooSlow: (503, "service_unavailable_error", 10.0),
+    manager.NoCapacity: (503, "service_unavailable_error", 10.0),
+    manager.ShuttingDown: (503, "service_unavailable_error", 5.0),
+    manager.ManagerError: (500, "internal_error", None),
+    UpstreamRefused: (502, "upstream_error", None),
+    UpstreamBroken: (502, "upstream_error", None),
+    UpstreamGarbled: (502, "upstream_error", None),
+    UpstreamTimeout: (504, "timeout_error", None),
+    UpstreamError: (502, "upstream_error", None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ApiError:
+    """An error as it goes over the wire."""
+
+    status: int
+    body: bytes
+    headers: RawHeaders
+
+
+def envelope(message: str, error_type: str, *, param: str | None = None, code: str | None = None) -> bytes:
+    """OpenAI's error object as JSON."""
+    error = {"message": message, "type": error_type, "param": param, "code": code}
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def api_error(
+    status: int,
+    message: str,
+    error_type: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    retry_after_s: float | None = None,
+) -> ApiError:
+    """An error of the HTTP layer itself."""
+    body = envelope(message, error_type, param=param, code=code)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
+    return ApiError(status, body, headers)
+
+
+def error_for(exc: Exception) -> ApiError:
+    """The answer to a request that ended in this exception; an unknown one is a 500 that gives nothing away."""
+    for ancestor in type(exc).__mro__:
+        if ancestor in _TABLE:
+            break
+    else:
+        return api_error(
+            500, "internal error; Berth's log says more", "internal_error", code="internal_error"
+        )
+    status, error_type, retry_after_s = _TABLE[ancestor]
+    message, code = str(exc), getattr(exc, "code", None)
+    given = getattr(exc, "retry_after_s", None)
+    return api_error(
+        status,
+        message,
+        error_type,
+        param=getattr(exc, "param", None),
+        code=code,
+        retry_after_s=retry_after_s if given is None else given,
+    )
+
+
+def stream_error_event(exc: Exception) -> bytes:
+    """The same error as the last server-sent event of a stream that has begun."""
+    return b"data: " + error_for(exc).body + b"\n\n"

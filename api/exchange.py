@@ -1,0 +1,361 @@
+"""One request and its response on their way between a client's ASGI channel and an engine's connection.
+
+Streams in both directions at once with back-pressure in both; notices within 50 ms of waiting that the
+client has left. Knows nothing of instances, leases' rules or paths: api/proxy.py does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from api.asgi import Message, Receive, Send
+from api.errors import stream_error_event
+from api.headers import RequestHeaders, response_headers
+from api.leases import Lease
+from api.upstream import (
+    ResponseHead,
+    UpstreamBroken,
+    UpstreamConnection,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from api.upstream_pool import UpstreamPool
+from instance_manager.metrics import InstanceMetrics
+
+logger = logging.getLogger("berth.proxy")
+
+# Read ahead of a slow client by at most this much, plus one read of the socket.
+_READ_AHEAD_BYTES = 64 * 1024
+
+# How long a request waits for its response's head before somebody listens for the client's leaving:
+# short requests are answered sooner and need no task for it.
+_FOLLOW_AFTER_S = 0.05
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+
+
+class ClientGone(Exception):
+    """The client has left; there is nobody to answer."""
+
+
+class ResponseCut(Exception):
+    """The engine failed after its response had begun: the client's connection must not end cleanly."""
+
+    def __init__(self, error: UpstreamError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(slots=True)
+class Request:
+    """What goes to the engine: `target` is path and query exactly as the client wrote them."""
+
+    method: str
+    target: bytes
+    headers: RequestHeaders
+    started: float  # time.perf_counter() when it arrived
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether sending it twice is as good as sending it once."""
+        return not self.headers.has_body and self.method in _IDEMPOTENT
+
+
+class ResponseReader:
+    """A response as one coroutine reads it: the connection's sink, with a future in the middle."""
+
+    __slots__ = (
+        "_body",
+        "_buffered",
+        "_connection",
+        "_drained",
+        "_error",
+        "_is_complete",
+        "_is_paused",
+        "_waiter",
+        "head",
+    )
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self.head: ResponseHead | None = None
+        self._connection = connection
+        self._body: list[bytes] = []
+        self._buffered = 0
+        self._is_complete = False
+        self._is_paused = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    async def read_head(self) -> ResponseHead:
+        """Wait for the head. Raises UpstreamError, ClientGone."""
+        while self.head is None:
+            await self._wait()
+        return self.head
+
+    def take(self) -> tuple[bytes, bool]:
+        """All body bytes that have come since, and whether they are the last."""
+        pieces = self._body
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._buffered = 0
+        if self._is_paused:
+            self._is_paused = False
+            self._connection.resume_reading()
+        return body, self._is_complete
+
+    async def read(self) -> tuple[bytes, bool]:
+        """Wait for body bytes or the end, then as `take`. Raises UpstreamError, ClientGone."""
+        while not self._body and not self._is_complete:
+            await self._wait()
+        return self.take()
+
+    async def drain(self) -> None:
+        """Wait until the request's bytes have left, or nobody wants them any more."""
+        if self._connection.write_paused and not self._is_complete and self._error is None:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def stop(self, error: Exception) -> None:
+        """End an exchange that is still going on: the connection is closed, whoever reads gets `error`."""
+        if not self._is_complete and self._error is None:
+            self._connection.abort()
+            self.failed(error)
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # ResponseSink
+
+    def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
+        if head is not None:
+            self.head = head
+        if body:
+            self._body.append(body)
+            self._buffered += len(body)
+            if self._buffered > _READ_AHEAD_BYTES and not is_complete and not self._is_paused:
+                self._is_paused = True
+                self._connection.pause_reading()
+        if is_complete:
+            self._is_complete = True
+            self._is_paused = False
+            self.resume_writing()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def failed(self, error: Exception) -> None:
+        self._error = error
+        self.resume_writing()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+class Exchange:
+    """Runs once. However it ends, its connection is pooled or closed and its lease given back."""
+
+    __slots__ = (
+        "_connection",
+        "_follower",
+        "_is_uploading",
+        "_lease",
+        "_metrics",
+        "_pool",
+        "_reader",
+        "_receive",
+        "_request",
+        "_send",
+        "_timer",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        pool: UpstreamPool,
+        lease: Lease,
+        metrics: InstanceMetrics,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._request = request
+        self._pool = pool
+        self._lease = lease
+        self._metrics = metrics
+        self._receive = receive
+        self._send = send
+        self._connection: UpstreamConnection | None = None
+        self._reader: ResponseReader | None = None
+        self._is_uploading = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._follower: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Forward, and return the status. Raises ClientGone; UpstreamError before the head, ResponseCut after."""
+        try:
+            body = b""
+            if self._request.headers.has_body:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                self._is_uploading = message.get("more_body", False)
+                body = self._framed(message)
+            head, reader = await self._open(body)
+            self._metrics.first_byte_s.observe(time.perf_counter() - self._request.started)
+            return await self._answer(head, reader)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Let go of everything; more than once does no harm."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._follower is not None:
+            self._follower.cancel()
+        if self._reader is not None:
+            self._reader.stop(ClientGone())
+        self._lease.release()
+
+    # Towards the engine
+
+    async def _open(self, body: bytes) -> tuple[ResponseHead, ResponseReader]:
+        """Send the request, wait for the head; once more where a pooled connection had ended unnoticed."""
+        request, pool = self._request, self._pool
+        data = b"".join(
+            (
+                request.method.encode(),
+                b" ",
+                request.target,
+                b" HTTP/1.1\r\n",
+                pool.identity,
+                *request.headers.lines,
+                body,
+            )
+        )
+        connection = pool.take()
+        while True:
+            is_fresh = connection is None
+            if connection is None:
+                connection = await pool.connect()
+            self._connection = connection
+            self._reader = reader = ResponseReader(connection)
+            connection.begin(
+                reader, data, is_head_request=request.method == "HEAD", request_done=not self._is_uploading
+            )
+            self._follow_while_waiting()
+            try:
+                return await self._head_in_time(reader), reader
+            except UpstreamBroken as exc:
+                if is_fresh or exc.response_begun or not request.is_repeatable:
+                    raise
+                connection = None
+
+    async def _head_in_time(self, reader: ResponseReader) -> ResponseHead:
+        timeout_s = self._pool.options.head_timeout_s
+        if timeout_s is None:
+            return await reader.read_head()
+        error = UpstreamTimeout(f"the engine sent no response within {timeout_s:g} s")
+        timer = asyncio.get_running_loop().call_later(timeout_s, reader.stop, error)
+        try:
+            return await reader.read_head()
+        finally:
+            timer.cancel()
+
+    def _framed(self, message: Message) -> bytes:
+        """A piece of the request's body as it goes over the wire."""
+        body: bytes = message.get("body", b"")
+        self._metrics.bytes_in += len(body)
+        if not self._request.headers.is_chunked:
+            return body
+        framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        return framed if message.get("more_body", False) else framed + b"0\r\n\r\n"
+
+    # The client's side
+
+    def _follow_while_waiting(self) -> None:
+        if self._is_uploading:
+            self._follow()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FOLLOW_AFTER_S, self._follow)
+
+    def _follow(self) -> None:
+        if self._follower is None:
+            self._follower = asyncio.get_running_loop().create_task(self._follow_client())
+
+    async def _follow_client(self) -> None:
+        """The rest of the client's body, then the news that it has left."""
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    break
+                if self._is_uploading:
+                    await self._upload(message)
+        except Exception:
+            logger.exception("reading from the client failed")
+        if self._reader is not None:
+            self._reader.stop(ClientGone())
+
+    async def _upload(self, message: Message) -> None:
+        connection, reader = self._connection, self._reader
+        if connection is None or reader is None:
+            return
+        if data := self._framed(message):
+            connection.write(data)
+        if message.get("more_body", False):
+            await reader.drain()
+        else:
+            self._is_uploading = False
+            connection.end_request()
+
+    # Towards the client
+
+    async def _answer(self, head: ResponseHead, reader: ResponseReader) -> int:
+        status = head.status
+        headers, is_event_stream = response_headers(head.headers, status, self._request.headers.request_id)
+        if status >= 400:
+            self._is_uploading = False  # refused: what the client still sends is read and thrown away
+        send = self._send
+        body, is_complete = reader.take()
+        if is_complete:
+            self._end()
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if not is_complete:
+            self._follow()
+            body = await self._stream(body, reader, is_event_stream)
+            # Before the last message: servers report a disconnect right after it, and the engine is free now.
+            self._end()
+        self._metrics.bytes_out += len(body)
+        await send({"type": "http.response.body", "body": body})
+        return status
+
+    async def _stream(self, body: bytes, reader: ResponseReader, is_event_stream: bool) -> bytes:
+        """Pass on the body but for its last piece, which is returned."""
+        send, metrics = self._send, self._metrics
+        is_complete = False
+        last = b""
+        try:
+            while not is_complete:
+                if body:
+                    metrics.bytes_out += len(body)
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    last = body
+                body, is_complete = await reader.read()
+        except UpstreamError as exc:
+            if is_event_stream:
+                whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
+                event = stream_error_event(exc) if whole else b"\n\n" + stream_error_event(exc)
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            raise ResponseCut(exc) from exc
+        return body

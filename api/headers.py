@@ -1,0 +1,196 @@
+"""Which headers pass through the proxy, and how (RFC 9110, section 7.6). Pure functions on raw byte pairs.
+
+Order, duplicates and values are kept; names arrive in lower case, as ASGI has them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from itertools import count
+
+from api.asgi import RawHeaders
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",  # trailers themselves are dropped: ASGI servers cannot send them
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+# What a `Connection` header may not take away: the body's length and whom the request is for.
+_NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"x-request-id"})
+
+# Headers of a request that are read, replaced or dropped; all others are copied as they are.
+_REQUEST_SPECIAL = HOP_BY_HOP | {
+    b"authorization",  # the client's key is for Berth; the engine gets its own
+    b"content-length",
+    b"expect",  # answered by the server in front of us; forwarded, it makes clients and engines wait
+    b"host",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-request-id",
+}
+
+_RESPONSE_SPECIAL = HOP_BY_HOP | {b"content-length", b"content-type", b"x-accel-buffering", b"x-request-id"}
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_ID_PREFIX = os.urandom(8).hex().encode()
+_id_numbers = count(1)
+
+
+def new_request_id() -> bytes:
+    """A request id that is unique across Berths; cheap, and not a secret."""
+    return b"%b%08x" % (_ID_PREFIX, next(_id_numbers))
+
+
+@dataclass(slots=True)
+class RequestHeaders:
+    """A client's request headers, sorted into what goes on as it is and what Berth has to know.
+
+    `lines` are encoded, down to the empty line that ends a head; `Host` and `Authorization` are the
+    engine's affair and not among them.
+    """
+
+    lines: list[bytes]
+    request_id: bytes
+    has_body: bool
+    is_chunked: bool
+
+
+def read_request_headers(headers: RawHeaders, client: bytes, scheme: bytes) -> RequestHeaders:
+    """Sort a request's headers. `client` is the peer's address, `scheme` http or https."""
+    lines: list[bytes] = []
+    request_id = host = forwarded_for = forwarded_host = forwarded_proto = b""
+    content_length: bytes | None = None
+    is_chunked = False
+    for name, value in headers:
+        if name not in _REQUEST_SPECIAL:
+            lines += (name, b": ", value, b"\r\n")
+        elif name == b"host":
+            host = value
+        elif name == b"connection":
+            if nominated_by(value):
+                return read_request_headers(without_nominated(headers), client, scheme)
+        elif name == b"content-length":
+            content_length = value
+        elif name == b"transfer-encoding":
+            is_chunked = True
+        elif name == b"x-request-id":
+            request_id = value
+        elif name == b"x-forwarded-for":
+            forwarded_for = forwarded_for + b", " + value if forwarded_for else value
+        elif name == b"x-forwarded-host":
+            forwarded_host = forwarded_host or value
+        elif name == b"x-forwarded-proto":
+            forwarded_proto = forwarded_proto or value
+    if is_chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    elif content_length is not None:
+        lines += (b"content-length: ", content_length, b"\r\n")
+    request_id = sane_request_id(request_id)
+    lines += (
+        b"x-request-id: ",
+        request_id,
+        b"\r\nx-forwarded-for: ",
+        forwarded_for + b", " + client if forwarded_for else client,
+        b"\r\nx-forwarded-proto: ",
+        forwarded_proto or scheme,
+        b"\r\nx-forwarded-host: ",
+        forwarded_host or host,
+        b"\r\n\r\n",
+    )
+    has_body = is_chunked or (content_length is not None and content_length.strip(b"0") != b"")
+    return RequestHeaders(lines, request_id, has_body, is_chunked)
+
+
+def sane_request_id(given: bytes) -> bytes:
+    """The client's request id where it is printable ASCII of at most 128 bytes, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def nominated_by(connection: bytes) -> frozenset[bytes]:
+    """The headers that one `Connection` value takes away beyond those that never pass anyhow."""
+    if connection == b"keep-alive":
+        return frozenset()
+    options = frozenset(option.strip() for option in connection.lower().split(b","))
+    return options - HOP_BY_HOP - _NOT_NOMINABLE - {b"", b"close"}
+
+
+def without_nominated(headers: RawHeaders) -> RawHeaders:
+    """The headers less every `Connection` and whatever they name."""
+    nominated = frozenset[bytes]().union(
+        *(nominated_by(value) for name, value in headers if name == b"connection")
+    )
+    return [pair for pair in headers if pair[0] != b"connection" and pair[0] not in nominated]
+
+
+def response_headers(headers: RawHeaders, status: int, request_id: bytes) -> tuple[RawHeaders, bool]:
+    """What the client gets of an engine's headers, and whether an SSE event may be added to the body.
+
+    A 204 and a 304 lose their `Content-Length`: they have no body, and servers refuse to announce one.
+    """
+    kept: RawHeaders = []
+    is_event_stream = is_encoded = has_accel = False
+    for pair in headers:
+        name = pair[0]
+        if name not in _RESPONSE_SPECIAL:
+            kept.append(pair)
+        elif name == b"content-length":
+            if status != 304 and status != 204:
+                kept.append(pair)
+        elif name == b"content-type":
+            is_event_stream = pair[1].lower().startswith(b"text/event-stream")
+            kept.append(pair)
+        elif name == b"connection":
+            if nominated_by(pair[1]):
+                return response_headers(without_nominated(headers), status, request_id)
+        elif name == b"x-accel-buffering":
+            has_accel = True
+            kept.append(pair)
+    kept.append((b"x-request-id", request_id))
+    if is_event_stream:
+        if not has_accel:
+            kept.append((b"x-accel-buffering", b"no"))
+        is_encoded = any(name in (b"content-encoding", b"content-length") for name, _ in kept)
+    return kept, is_event_stream and not is_encoded
+
+
+# The opening handshake's own headers; the WebSocket client towards the engine makes its own.
+_HANDSHAKE = frozenset(
+    {
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
+        b"sec-websocket-key",
+        b"sec-websocket-protocol",
+        b"sec-websocket-version",
+    }
+)
+_HANDSHAKE_REQUEST = (
+    _HANDSHAKE | HOP_BY_HOP | {b"authorization", b"content-length", b"expect", b"host", b"x-request-id"}
+)
+_HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
+
+
+def handshake_headers(headers: RawHeaders) -> RawHeaders:
+    """What of a WebSocket handshake's request headers goes on to the engine."""
+    return [pair for pair in without_nominated(headers) if pair[0] not in _HANDSHAKE_REQUEST]
+
+
+def handshake_response_headers(headers: RawHeaders) -> RawHeaders:
+    """What of an engine's answer to a handshake goes back to the client."""
+    return [pair for pair in without_nominated(headers) if pair[0] not in _HANDSHAKE_RESPONSE]
+
+
+def find_header(headers: RawHeaders, wanted: bytes) -> bytes:
+    """The first value of a header, or nothing."""
+    return next((value for name, value in headers if name == wanted), b"")

@@ -1,0 +1,182 @@
+"""WebSocket through the proxy: towards the client ASGI, towards the engine the `websockets` package.
+
+Each side keeps its own pings and extensions; subprotocols, close codes and refusals pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from api.asgi import RawHeaders, Receive, Scope, Send
+from api.errors import ApiError, error_for
+from api.headers import find_header, handshake_headers, handshake_response_headers, sane_request_id
+from api.leases import Lease, Leases
+from api.upstream import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
+from instance_manager.errors import ManagerError
+from instance_manager.metrics import ProxyMetrics
+
+logger = logging.getLogger("berth.proxy")
+
+_OPEN_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5.0
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a message is handed on whole, so it has to have a bound
+
+_NO_STATUS, _VANISHED = 1005, 1006  # close codes that are never sent, only reported
+_GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
+
+
+async def forward_websocket(
+    leases: Leases,
+    metrics: ProxyMetrics,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    instance_id: str,
+    target: bytes,
+) -> None:
+    """Serve one WebSocket; its lease lasts as long as it does."""
+    started = time.perf_counter()
+    request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    await receive()  # websocket.connect
+    counted = metrics.unserved
+    status = 101
+    lease: Lease | None = None
+    try:
+        lease = leases.try_lease(instance_id) or await leases.wait_for_lease(instance_id)
+        counted = metrics.of(lease.instance_id, lease.model_name)
+        counted.in_flight += 1
+        async with await _open(scope, lease, target, request_id) as engine:
+            await _accept(send, engine, request_id)
+            await _pump(engine, receive, send)
+    except InvalidStatus as exc:
+        status = exc.response.status_code
+        headers = handshake_response_headers(_encoded(exc.response.headers.raw_items()))
+        body = exc.response.body or b""
+        headers.append((b"content-length", b"%d" % len(body)))
+        await _deny(scope, send, ApiError(status, bytes(body), headers), request_id)
+    except (ManagerError, UpstreamError) as exc:
+        error = error_for(exc)
+        status = error.status
+        if isinstance(exc, UpstreamError):
+            logger.warning("instance %s, websocket %s: %s", instance_id, request_id.decode(), exc.message)
+        await _deny(scope, send, error, request_id)
+    finally:
+        if lease is not None:
+            lease.release()
+            counted.in_flight -= 1
+        counted.count("WEBSOCKET", status)
+        counted.request_s.observe(time.perf_counter() - started)
+
+
+async def _open(scope: Scope, lease: Lease, target: bytes, request_id: bytes) -> ClientConnection:
+    """The handshake with the engine. Raises InvalidStatus where it refuses, UpstreamError where it fails."""
+    endpoint = lease.endpoint
+    headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id)]
+    if endpoint.api_key:
+        headers.append((b"authorization", b"Bearer " + endpoint.api_key.encode()))
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    where = f"the engine at {host}:{endpoint.port}"
+    try:
+        async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            return await connect(
+                f"ws://{host}:{endpoint.port}{target.decode('latin-1')}",
+                subprotocols=[Subprotocol(name) for name in scope.get("subprotocols", ())] or None,
+                additional_headers=[
+                    (name.decode("latin-1"), value.decode("latin-1")) for name, value in headers
+                ],
+                user_agent_header=None,
+                compression=None,
+                proxy=None,
+                open_timeout=None,
+                close_timeout=_CLOSE_TIMEOUT_S,
+                ping_interval=None,
+                max_size=_MAX_MESSAGE_BYTES,
+                process_exception=lambda exc: exc,
+            )
+    except TimeoutError as exc:
+        raise UpstreamTimeout(
+            f"{where} answered no WebSocket handshake within {_OPEN_TIMEOUT_S:g} s"
+        ) from exc
+    except InvalidStatus:
+        raise
+    except InvalidHandshake as exc:
+        raise UpstreamGarbled(f"{where} gave no valid WebSocket handshake: {exc}") from exc
+    except OSError as exc:
+        raise UpstreamRefused(f"cannot connect to {where}: {exc.strerror or exc}") from exc
+
+
+async def _accept(send: Send, engine: ClientConnection, request_id: bytes) -> None:
+    response = engine.response
+    headers = (
+        handshake_response_headers(_encoded(response.headers.raw_items())) if response is not None else []
+    )
+    headers.append((b"x-request-id", request_id))
+    await send({"type": "websocket.accept", "subprotocol": engine.subprotocol, "headers": headers})
+
+
+async def _pump(engine: ClientConnection, receive: Receive, send: Send) -> None:
+    """Messages both ways until either side closes; then close the other with the same code."""
+    upward = asyncio.ensure_future(_client_to_engine(engine, receive))
+    downward = asyncio.ensure_future(_engine_to_client(engine, send))
+    try:
+        await asyncio.wait((upward, downward), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (upward, downward):
+            task.cancel()
+        results = await asyncio.gather(upward, downward, return_exceptions=True)
+    for result in results:
+        # A client that vanishes while we send to it shows as an OSError of the server's own.
+        if isinstance(result, Exception) and not isinstance(result, OSError):
+            raise result
+
+
+async def _client_to_engine(engine: ClientConnection, receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            code = message.get("code", _NO_STATUS)
+            if code == _NO_STATUS:
+                await engine.close()
+            else:
+                await engine.close(_GOING_AWAY if code == _VANISHED else code, message.get("reason") or "")
+            return
+        text = message.get("text")
+        try:
+            await engine.send(text if text is not None else message["bytes"])
+        except ConnectionClosed:
+            return
+
+
+async def _engine_to_client(engine: ClientConnection, send: Send) -> None:
+    try:
+        while True:
+            data = await engine.recv()
+            await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+    except ConnectionClosed as exc:
+        if exc.rcvd is None:
+            code, reason = _INTERNAL_ERROR, "the engine closed the connection"
+        else:
+            code, reason = exc.rcvd.code, exc.rcvd.reason
+        if code == _NO_STATUS:
+            code = 1000
+        await send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+async def _deny(scope: Scope, send: Send, error: ApiError, request_id: bytes) -> None:
+    """Refuse the handshake: with the status and body that say why, where the server can."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    headers = [*error.headers, (b"x-request-id", request_id)]
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": error.body})
+
+
+def _encoded(headers: object) -> RawHeaders:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # type: ignore[attr-defined]

@@ -1,0 +1,133 @@
+"""Counts of what passes through the proxy: plain ints and lists, rendered for Prometheus when somebody asks.
+
+One event loop writes and reads, so nothing here locks. Labels are bounded: instances are forgotten with
+`forget`, methods outside a fixed list become "other", and what no instance served counts under no name.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+# Upper bounds in seconds: a request lasts from a millisecond (/health) to many minutes (long streams).
+_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "WEBSOCKET"})
+
+
+class Histogram:
+    """Counts per bucket, with a running sum; `counts` has one entry more than there are bounds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = _BOUNDS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        """Pairs of upper bound and count up to it, as Prometheus has them."""
+        pairs = []
+        running = 0
+        for bound, number in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            running += number
+            pairs.append(("+Inf" if bound == float("inf") else str(float(bound)), float(running)))
+        return pairs
+
+
+class InstanceMetrics:
+    """What one instance's requests add up to."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "first_byte_s",
+        "in_flight",
+        "instance_id",
+        "model",
+        "request_s",
+        "requests",
+    )
+
+    def __init__(self, instance_id: str, model: str) -> None:
+        self.instance_id = instance_id
+        self.model = model
+        self.requests: dict[tuple[str, int], int] = {}  # by method and status; 499: the client left
+        self.request_s = Histogram()
+        self.first_byte_s = Histogram()
+        self.in_flight = 0
+        self.bytes_in = 0  # bodies, client to engine
+        self.bytes_out = 0  # bodies, engine to client
+
+    def count(self, method: str, status: int) -> None:
+        key = (method if method in _METHODS else "other", status)
+        self.requests[key] = self.requests.get(key, 0) + 1
+
+
+class ProxyMetrics(Collector):
+    """All instances' metrics, and the collector that renders them."""
+
+    def __init__(self) -> None:
+        self._instances: dict[str, InstanceMetrics] = {}
+        self.unserved = InstanceMetrics("", "")  # requests that got no lease
+
+    def of(self, instance_id: str, model: str) -> InstanceMetrics:
+        """The instance's metrics; the caller holds a lease, so the instance exists."""
+        metrics = self._instances.get(instance_id)
+        if metrics is None:
+            metrics = self._instances[instance_id] = InstanceMetrics(instance_id, model)
+        return metrics
+
+    def forget(self, instance_id: str) -> None:
+        """The instance is gone; so are its series."""
+        self._instances.pop(instance_id, None)
+
+    def registry(self) -> CollectorRegistry:
+        """A registry of its own with this collector in it."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return registry
+
+    def _all(self) -> Iterator[tuple[list[str], InstanceMetrics]]:
+        for metrics in (*self._instances.values(), self.unserved):
+            yield [metrics.instance_id, metrics.model], metrics
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["instance", "model"]
+        requests = CounterMetricFamily(
+            "berth_requests",
+            "Requests answered, by instance; an empty instance: refused before one was found.",
+            labels=[*labels, "method", "code"],
+        )
+        in_flight = GaugeMetricFamily("berth_requests_in_flight", "Requests being served.", labels=labels)
+        bytes_in = CounterMetricFamily(
+            "berth_request_bytes", "Request body bytes sent to engines.", labels=labels
+        )
+        bytes_out = CounterMetricFamily(
+            "berth_response_bytes", "Response body bytes from engines.", labels=labels
+        )
+        request_s = HistogramMetricFamily(
+            "berth_request_seconds", "From a request's arrival to its last byte.", labels=labels
+        )
+        first_byte_s = HistogramMetricFamily(
+            "berth_time_to_first_byte_seconds",
+            "From a request's arrival to its response's head.",
+            labels=labels,
+        )
+        for names, metrics in self._all():
+            for (method, code), number in metrics.requests.items():
+                requests.add_metric([*names, method, str(code)], number)
+            in_flight.add_metric(names, metrics.in_flight)
+            bytes_in.add_metric(names, metrics.bytes_in)
+            bytes_out.add_metric(names, metrics.bytes_out)
+            request_s.add_metric(names, metrics.request_s.cumulated(), metrics.request_s.total)
+            first_byte_s.add_metric(names, metrics.first_byte_s.cumulated(), metrics.first_byte_s.total)
+        return (requests, in_flight, bytes_in, bytes_out, request_s, first_byte_s)
