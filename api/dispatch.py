@@ -8,7 +8,7 @@ _PREFIX = b"/proxy/"
 
 
 class Dispatcher:
-    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` all else, also lifespan."""
+    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` the rest."""
 
     def __init__(self, control: App, data_plane: App) -> None:
         self._control = control

@@ -68,7 +68,7 @@ def api_error(
 
 
 def error_for(exc: Exception) -> ApiError:
-    """The answer to a request that ended in this exception; an unknown one is a 500 that gives nothing away."""
+    """The answer to a request that ended in this exception; an unknown one is a 500 that tells nothing."""
     for ancestor in type(exc).__mro__:
         if ancestor in _TABLE:
             break

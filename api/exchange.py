@@ -202,7 +202,7 @@ class Exchange:
         self._follower: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Forward, and return the status. Raises ClientGone; UpstreamError before the head, ResponseCut after."""
+        """Forward; the status. Raises ClientGone; UpstreamError before the head, ResponseCut after it."""
         try:
             body = b""
             if self._request.headers.has_body:

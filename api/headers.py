@@ -175,9 +175,8 @@ _HANDSHAKE = frozenset(
         b"sec-websocket-version",
     }
 )
-_HANDSHAKE_REQUEST = (
-    _HANDSHAKE | HOP_BY_HOP | {b"authorization", b"content-length", b"expect", b"host", b"x-request-id"}
-)
+_HANDSHAKE_DROPPED = _HANDSHAKE | HOP_BY_HOP | {b"content-length", b"x-request-id"}
+_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {b"authorization", b"expect", b"host"}
 _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 

@@ -91,7 +91,7 @@ class ConnectionOwner(Protocol):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """Serves one exchange at a time: `begin`, then `write` until `end_request`; its sink hears the response."""
+    """Serves one exchange at a time: `begin`, `write`, `end_request`; its sink hears the response."""
 
     def __init__(self, owner: ConnectionOwner) -> None:
         self._owner = owner

@@ -1,4 +1,4 @@
-"""The connections to engines, a pool per instance and engine process. No limit: limits belong to admission."""
+"""The connections to engines, a pool per engine process. No limit: limits belong to admission."""
 
 from __future__ import annotations
 
