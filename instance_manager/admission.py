@@ -1,0 +1,164 @@
+"""Who may use an engine now, who waits, and in which order.
+
+A gate grants leases synchronously: no await lies between the check and the grant, so no request can slip in
+after the gate has closed. Knows nothing of processes or states: its owner opens and closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from instance_manager.errors import ManagerError, QueueFull
+from instance_manager.types import Endpoint
+
+
+class Lease:
+    """The right to send one request to an engine; hold it until the last byte of the response."""
+
+    __slots__ = ("_gate", "endpoint", "instance_id", "model_name")
+
+    def __init__(self, gate: Gate, endpoint: Endpoint) -> None:
+        self._gate: Gate | None = gate
+        self.endpoint = endpoint
+        self.instance_id = gate.instance_id
+        self.model_name = gate.model_name
+
+    def release(self) -> None:
+        """Give it back; any further call does nothing."""
+        gate = self._gate
+        if gate is not None:
+            self._gate = None
+            gate._give_back()
+
+    def __repr__(self) -> str:
+        held = "held" if self._gate is not None else "released"
+        return f"<Lease {self.instance_id} generation {self.endpoint.generation} {held}>"
+
+
+class Gate:
+    """Leases and waiters of one instance. Times are those of `clock` (monotonic seconds)."""
+
+    __slots__ = (
+        "_clock",
+        "_drained",
+        "_endpoint",
+        "_max_in_flight",
+        "_max_queue",
+        "_waiters",
+        "in_flight",
+        "instance_id",
+        "last_active",
+        "model_name",
+    )
+
+    def __init__(
+        self,
+        instance_id: str,
+        model_name: str,
+        *,
+        max_in_flight: int,
+        max_queue: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.instance_id = instance_id
+        self.model_name = model_name
+        self.in_flight = 0
+        self.last_active = clock()
+        self._endpoint: Endpoint | None = None  # None = closed
+        self._max_in_flight = max_in_flight  # 0 = no limit
+        self._max_queue = max_queue
+        self._clock = clock
+        self._waiters: deque[asyncio.Future[Lease]] = deque()
+        self._drained: asyncio.Future[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._endpoint is not None
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a lease."""
+        return len(self._waiters)
+
+    def try_acquire(self) -> Lease | None:
+        """A lease, if the gate is open, there is room, and nobody came earlier."""
+        endpoint = self._endpoint
+        if (
+            endpoint is None
+            or self._waiters
+            or (self._max_in_flight and self.in_flight >= self._max_in_flight)
+        ):
+            return None
+        self.in_flight += 1
+        self.last_active = self._clock()
+        return Lease(self, endpoint)
+
+    async def acquire(self) -> Lease:
+        """A lease, in the order of arrival. Raises QueueFull, or what `reject` was given."""
+        lease = self.try_acquire()
+        if lease is not None:
+            return lease
+        if len(self._waiters) >= self._max_queue:
+            raise QueueFull(
+                f"{len(self._waiters)} requests wait for instance {self.instance_id!r} already, "
+                "as many as MAX_QUEUE allows; try again later",
+                retry_after_s=1.0,
+            )
+        waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # The grant and the cancellation may have met: then the lease is ours and nobody else frees it.
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                waiter.result().release()
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
+
+    def open(self, endpoint: Endpoint) -> None:
+        """Accept requests for this endpoint, first those that wait. Idle time begins to count."""
+        self._endpoint = endpoint
+        self.last_active = self._clock()
+        self._grant_waiting()
+
+    def close(self) -> None:
+        """Grant nothing more; leases given out stay valid, waiters go on waiting."""
+        self._endpoint = None
+
+    def reject(self, make_error: Callable[[], ManagerError]) -> None:
+        """Send everyone who waits away, each with an error of its own."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(make_error())
+
+    def drained(self) -> asyncio.Future[None]:
+        """A future that is done once no lease is out; shared, so wait for it without cancelling it."""
+        if self._drained is None or self._drained.done():
+            self._drained = asyncio.get_running_loop().create_future()
+            if not self.in_flight:
+                self._drained.set_result(None)
+        return self._drained
+
+    def _grant_waiting(self) -> None:
+        endpoint = self._endpoint
+        while (
+            endpoint is not None
+            and self._waiters
+            and not (self._max_in_flight and self.in_flight >= self._max_in_flight)
+        ):
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                self.in_flight += 1
+                waiter.set_result(Lease(self, endpoint))
+
+    def _give_back(self) -> None:
+        self.in_flight -= 1
+        self.last_active = self._clock()
+        if self._waiters:
+            self._grant_waiting()
+        if not self.in_flight and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)

@@ -1,0 +1,76 @@
+"""The interface of the back ends, and what those that take vLLM's flags have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from instance_manager.errors import InvalidSpec
+from instance_manager.params import check_params
+from instance_manager.types import InstanceSpec, ManagerConfig
+
+# What decides where an engine listens, what it loads and who may talk to it.
+OWNED_PARAMS = frozenset(
+    {
+        "model",
+        "model_tag",
+        "host",
+        "port",
+        "uds",
+        "api_key",
+        "root_path",
+        "ssl_keyfile",
+        "ssl_certfile",
+        "ssl_ca_certs",
+        "ssl_cert_reqs",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """How to start an engine, but for the port, and how to tell that it is ready."""
+
+    argv: Callable[[str, int], list[str]]  # (host, port) -> the command
+    params: Mapping[str, Any]  # as merged
+    served_model_name: str
+    health_path: str = "/health"
+    must_name_model: bool = True  # whether /v1/models has to name the served model
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+
+
+class Backend(Protocol):
+    """One kind of engine."""
+
+    name: str
+
+    def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
+        """Check the spec and turn it into a plan. Raises InvalidSpec or ModelNotFound."""
+        ...
+
+
+def check_vllm_like(spec: InstanceSpec) -> None:
+    """Raise InvalidSpec for what engines with vLLM's command line can't be asked for."""
+    if spec.command is not None:
+        raise InvalidSpec(
+            f"command is for engine 'command' only; engine {spec.engine!r} makes its own", param="command"
+        )
+    check_params(spec.params, OWNED_PARAMS)
+
+
+def served_name(params: Mapping[str, Any], model_name: str) -> str:
+    """The name the engine is to answer to: the first of `served_model_name`, or the model as asked for."""
+    value = params.get("served_model_name", model_name)
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
+        raise InvalidSpec(
+            "params.served_model_name must be a name or a list of names", param="params.served_model_name"
+        )
+    return str(names[0])
+
+
+def owned_flags(model: str, host: str, port: int) -> list[str]:
+    """The flags Berth decides. They come last: argparse lets the last one win, abbreviations included."""
+    return ["--model", model, "--host", host, "--port", str(port)]

@@ -1,0 +1,42 @@
+"""The embedded engine: `python -m engine`, in the interpreter Berth itself runs in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, served_name
+from instance_manager.model_paths import find_model
+from instance_manager.params import merge_params, to_flags
+from instance_manager.types import InstanceSpec, ManagerConfig
+
+_ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
+
+
+class EngineBackend:
+    """Takes vLLM's flags; every switch has a `--no-` form."""
+
+    name = "engine"
+
+    def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
+        check_vllm_like(spec)
+        params = merge_params(config.default_params, spec.params)
+        name = served_name(params, spec.model_name)
+        model = find_model(spec.model_name, config.model_dirs)
+        flags = to_flags(
+            params | {"served_model_name": params.get("served_model_name", name)}, lambda _: True
+        )
+
+        def argv(host: str, port: int) -> list[str]:
+            return [sys.executable, "-m", "engine", *flags, *owned_flags(model, host, port)]
+
+        search_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        return LaunchPlan(
+            argv,
+            params,
+            name,
+            health_path=spec.health_path or "/health",
+            env={"PYTHONPATH": search_path},
+            cwd=str(_ROOT),  # `-m` looks in the working directory first: no stranger named "engine" there
+        )

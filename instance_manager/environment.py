@@ -1,0 +1,44 @@
+"""The environment an engine gets. Pure but for the base environment handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+# Berth's own settings: secrets an engine must not see, and names that vLLM would warn of or misread.
+_WITHHELD = frozenset(
+    {
+        "API_KEYS",
+        "ADMIN_API_KEYS",
+        "STATE_URL",
+        "VLLM_API_KEY",
+        "VLLM_BASE_PORT",
+        "VLLM_MAX_INSTANCES",
+        "VLLM_CONFIG",
+        "VLLM_PYTHON",
+        "VLLM_COMMAND",
+        "VLLM_PORT",  # a fixed internal port would collide between instances
+    }
+)
+_WITHHELD_PREFIX = "VLLM_DEFAULT_"
+OWNED_ENV = frozenset({"VLLM_API_KEY", "BERTH_INSTANCE_ID", "BERTH_INSTANCE_TOKEN"})
+
+
+def engine_environment(
+    base: Mapping[str, str],
+    *layers: Mapping[str, str],
+    instance_id: str,
+    token: str,
+    api_key: str,
+    devices: Sequence[str] | None,
+) -> dict[str, str]:
+    """Berth's environment without its own settings, then the layers in order, then what Berth decides."""
+    env = {k: v for k, v in base.items() if k not in _WITHHELD and not k.startswith(_WITHHELD_PREFIX)}
+    env["PYTHONUNBUFFERED"] = "1"
+    for layer in layers:
+        env.update(layer)
+    if devices is not None:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    env["VLLM_API_KEY"] = api_key
+    env["BERTH_INSTANCE_ID"] = instance_id
+    env["BERTH_INSTANCE_TOKEN"] = token
+    return env

@@ -1,0 +1,89 @@
+"""What an engine died of, as far as its exit and its last log lines tell. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+
+from instance_manager.types import FailureClass, InstanceFailure
+
+LOG_TAIL_LINES = 20
+
+_EXIT_USAGE = 2  # what argparse and most command-line programs exit with on wrong arguments
+
+_PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
+    (
+        FailureClass.PORT_IN_USE,
+        re.compile(r"address already in use|EADDRINUSE|only one usage of each socket", re.I),
+    ),
+    (
+        FailureClass.OUT_OF_MEMORY,
+        re.compile(
+            r"out of memory|OutOfMemoryError|cannot allocate memory|can't allocate memory|std::bad_alloc"
+            r"|\bMemoryError\b|no available memory for the cache blocks|larger than the available KV cache memory",
+            re.I,
+        ),
+    ),
+    (
+        FailureClass.MODEL_NOT_FOUND,
+        re.compile(
+            r"model[_ ]not[_ ]found|RepositoryNotFound|LocalEntryNotFound|is not a valid model identifier"
+            r"|not appear to have a file named config\.json|no such file or directory: .*config\.json"
+            r"|no config\.json|OfflineModeIsEnabled|HFValidationError",
+            re.I,
+        ),
+    ),
+    (
+        FailureClass.BAD_ARGUMENTS,
+        re.compile(
+            r"error: unrecognized arguments|error: argument |error: the following arguments are required",
+            re.I,
+        ),
+    ),
+)
+
+
+def describe_exit(returncode: int) -> tuple[int | None, str | None]:
+    """(exit code, signal name): one of them is None. Negative codes are signals, as asyncio reports them."""
+    if returncode >= 0:
+        return returncode, None
+    try:
+        return None, signal.Signals(-returncode).name
+    except ValueError:
+        return None, f"signal {-returncode}"
+
+
+def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) -> InstanceFailure:
+    """The failure of an engine that ended by itself.
+
+    Once an engine was ready, log lines about wrong names or ports stem from requests, not from its end:
+    only memory is looked for then.
+    """
+    exit_code, signal_name = describe_exit(returncode)
+    failure_class = FailureClass.CRASHED
+    for candidate, pattern in _PATTERNS:
+        if was_ready and candidate is not FailureClass.OUT_OF_MEMORY:
+            continue
+        if any(pattern.search(line) for line in log_tail):
+            failure_class = candidate
+            break
+    else:
+        if returncode == _EXIT_USAGE and not was_ready:
+            failure_class = FailureClass.BAD_ARGUMENTS
+    ended = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
+    when = "while it was running" if was_ready else "before it was ready"
+    return InstanceFailure(
+        failure_class,
+        f"the engine {ended} {when}",
+        exit_code,
+        signal_name,
+        tuple(log_tail[-LOG_TAIL_LINES:]),
+    )
+
+
+def explain(failure: InstanceFailure, *, num_lines: int = 5) -> str:
+    """A failure in one message: class, what happened, the last log lines."""
+    text = f"{failure.failure_class}: {failure.message}"
+    lines = [line for line in failure.log_tail if line.strip()][-num_lines:]
+    return f"{text}; last log lines: {' | '.join(lines)}" if lines else text

@@ -1,0 +1,108 @@
+"""Is the engine there, is it ours, and does it serve the right model?
+
+An open port is not enough: `/health` must answer 200, the listener must be our process, and `/v1/models`
+must take our key and name the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+import httpx
+
+from instance_manager.process import Listener, listener_of
+
+_POLL_MIN_S = 0.02
+_POLL_MAX_S = 0.1
+_POLL_GROWTH = 1.05  # quick for the first seconds, when a small engine comes up
+_PROBE_TIMEOUT_S = 5.0
+
+
+class WrongEngine(Exception):
+    """The engine is up and ours, but does not serve what it was started for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What to ask whom. `model` is None for engines that need not name one."""
+
+    host: str
+    port: int
+    pid: int
+    api_key: str
+    health_path: str
+    model: str | None
+
+    def url(self, path: str) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}{path}"
+
+
+def probe_client() -> httpx.AsyncClient:
+    """The client for all probes: it minds no proxy variables and keeps no connections."""
+    return httpx.AsyncClient(
+        verify=False,  # spares loading the certificates; probes are plain HTTP on loopback
+        trust_env=False,
+        timeout=_PROBE_TIMEOUT_S,
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )
+
+
+async def wait_until_ready(client: httpx.AsyncClient, probe: Probe) -> None:
+    """Return when the engine is ready. Waits for ever: the caller sets the deadline. Raises WrongEngine."""
+    interval = _POLL_MIN_S
+    while not await _is_ready(client, probe):
+        await asyncio.sleep(interval)
+        interval = min(interval * _POLL_GROWTH, _POLL_MAX_S)
+
+
+async def _is_ready(client: httpx.AsyncClient, probe: Probe) -> bool:
+    if not await _accepts_connections(probe.host, probe.port):
+        return False
+    try:
+        if (await _get(client, probe, probe.health_path)).status_code != httpx.codes.OK:
+            return False
+        if probe.model is None:
+            return True
+        if await asyncio.to_thread(listener_of, probe.pid, probe.port) is Listener.FOREIGN:
+            return False  # someone else was faster; our child will say so and exit
+        return _names_model(await _get(client, probe, "/v1/models"), probe.model)
+    except httpx.HTTPError:
+        return False
+
+
+async def _get(client: httpx.AsyncClient, probe: Probe, path: str) -> httpx.Response:
+    return await client.get(probe.url(path), headers={"Authorization": f"Bearer {probe.api_key}"})
+
+
+def _names_model(response: httpx.Response, model: str) -> bool:
+    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise WrongEngine("the engine refuses the key that Berth gave it in VLLM_API_KEY")
+    if response.status_code != httpx.codes.OK:
+        return False
+    names = _model_names(response)
+    if model not in names:
+        raise WrongEngine(f"/v1/models names {', '.join(names) or 'no model'}, not {model!r}")
+    return True
+
+
+def _model_names(response: httpx.Response) -> list[str]:
+    try:
+        return [str(entry["id"]) for entry in response.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        raise WrongEngine("/v1/models does not answer with a list of models") from None
+
+
+async def _accepts_connections(host: str, port: int) -> bool:
+    """A bare connect: twenty times cheaper than a refused HTTP request, and most polls are refused."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_connect(connection, (host, port))
+        except OSError:  # refused, or no answer in time
+            return False
+    return True

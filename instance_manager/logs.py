@@ -1,0 +1,168 @@
+"""One instance's log: the engine appends to a file of its own, Berth reads along.
+
+The engine's output never passes through Berth, so an engine outlives a Berth that dies. The file is
+kept small by copy-and-truncate, which asks nothing of the engine: it writes in append mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from instance_manager.ring import BroadcastRing
+
+_CHUNK_BYTES = 256 * 1024
+_MAX_BACKLOG_BYTES = 8 * 1024 * 1024  # further behind than this, reading along makes no sense
+_MAX_LINE_BYTES = 8 * 1024
+_POLL_MIN_S = 0.05
+_POLL_MAX_S = 0.5
+
+
+class LogFile:
+    """Follows one file into a ring of lines. All file work runs in threads."""
+
+    def __init__(self, path: Path, *, max_bytes: int, ring_lines: int) -> None:
+        self.path = path
+        self.lines: BroadcastRing[str] = BroadcastRing(ring_lines)
+        self.grown_at = 0.0  # when the engine last wrote something, monotonic seconds
+        self._max_bytes = max_bytes
+        self._offset = 0
+        self._partial = b""
+        self._stop = asyncio.Event()
+
+    @property
+    def backup_path(self) -> Path:
+        """Where the part that was rotated away lies."""
+        return self.path.with_name(self.path.name + ".1")
+
+    async def open_for_engine(self) -> int:
+        """A file descriptor in append mode for the child; reading along starts at the present end."""
+        descriptor, self._offset = await asyncio.to_thread(_open_append, self.path)
+        self._partial = b""
+        self._stop = asyncio.Event()
+        self.lines.reopen()
+        return descriptor
+
+    async def follow(self) -> None:
+        """Read along until `finish` is called, then once more to the end."""
+        interval = _POLL_MIN_S
+        while not self._stop.is_set():
+            grew = await self._read_to_end()
+            if self._offset > self._max_bytes:
+                await self._rotate()
+            interval = _POLL_MIN_S if grew else min(interval * 1.5, _POLL_MAX_S)
+            try:
+                async with asyncio.timeout(interval):
+                    await self._stop.wait()
+            except TimeoutError:
+                continue
+        await self._read_to_end()
+        if self._partial:
+            self._take(b"\n")
+
+    def finish(self) -> None:
+        """Let `follow` read what is left and return; nobody writes any more."""
+        self._stop.set()
+
+    async def stream(self, tail: int) -> AsyncIterator[str]:
+        """The last `tail` lines, then new ones; ends when the instance has stopped."""
+        async for line in self.lines.follow(max(0, self.lines.last_number - tail)):
+            yield line
+
+    async def remove(self) -> None:
+        """Delete the file and its backup."""
+        await asyncio.to_thread(_unlink, self.path, self.backup_path)
+
+    async def _read_to_end(self) -> bool:
+        """Take what has been appended; at most what was there on entry, so a flood can't hold us."""
+        grew = False
+        size = await asyncio.to_thread(_size, self.path)
+        if size < self._offset:  # truncated by someone else
+            self._offset = 0
+        if size - self._offset > _MAX_BACKLOG_BYTES:
+            self._skip_to(size - _CHUNK_BYTES)
+        while self._offset < size:
+            chunk = await asyncio.to_thread(_read, self.path, self._offset, _CHUNK_BYTES)
+            if not chunk:
+                break
+            self._offset += len(chunk)
+            self._take(chunk)
+            self.grown_at = time.monotonic()
+            grew = True
+        return grew
+
+    def _skip_to(self, offset: int) -> None:
+        skipped = offset - self._offset
+        self._offset = offset
+        self._partial = b""
+        self.lines.extend([f"[{skipped} bytes of log skipped]"])
+
+    def _take(self, chunk: bytes) -> None:
+        *complete, rest = (self._partial + chunk).split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:
+            complete.append(rest)
+            rest = b""
+        self._partial = rest
+        self.lines.extend(_text(line) for line in complete[-self.lines.capacity :])
+
+    async def _rotate(self) -> None:
+        copied_late = await asyncio.to_thread(_copy_and_truncate, self.path, self.backup_path, self._offset)
+        self._offset = 0
+        if copied_late:
+            self._take(copied_late)
+
+
+def _open_append(path: Path) -> tuple[int, int]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    return descriptor, os.fstat(descriptor).st_size
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _read(path: Path, offset: int, count: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(count)
+    except FileNotFoundError:
+        return b""
+
+
+def _copy_and_truncate(path: Path, backup: Path, offset: int) -> bytes:
+    """Copy all to the backup, empty the file, and return what came after `offset`.
+
+    Lines written between the last read and the truncation are lost: the price of needing no help.
+    """
+    try:
+        with path.open("rb") as source, backup.open("wb") as target:
+            shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            late = source.read(_CHUNK_BYTES)  # what was appended while the bulk was copied
+            target.write(late)
+            end = source.tell()
+            os.truncate(path, 0)
+    except FileNotFoundError:
+        return b""
+    with backup.open("rb") as copied:
+        copied.seek(max(offset, end - _MAX_BACKLOG_BYTES))
+        return copied.read()
+
+
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _text(line: bytes) -> str:
+    """A line as a terminal would show it at last: progress bars overwrite themselves with carriage returns."""
+    shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_MAX_LINE_BYTES]
+    return shown.decode("utf-8", "replace")

@@ -1,0 +1,433 @@
+"""The one owner of the set of instances: create, find, stop, expire, lease.
+
+What happens to a single instance is its supervisor's business; what happens between Berth and an engine's
+HTTP is not known here at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeAlias
+
+from instance_manager.admission import Gate, Lease
+from instance_manager.backends import plan_launch
+from instance_manager.errors import (
+    InstanceExists,
+    InstanceNotFound,
+    InstanceNotRunning,
+    ShuttingDown,
+    StartTooSlow,
+)
+from instance_manager.events import EventLog
+from instance_manager.failures import explain
+from instance_manager.health import probe_client
+from instance_manager.idle import is_expired, next_check_at
+from instance_manager.instance import Instance
+from instance_manager.logs import LogFile
+from instance_manager.ports import PortRange
+from instance_manager.process import memory_of_groups
+from instance_manager.specs import check_spec, check_timeout, new_instance_id
+from instance_manager.supervisor import Dock, Supervisor
+from instance_manager.types import Event, InstanceSpec, InstanceState, ManagerConfig
+
+logger = logging.getLogger("berth.manager")
+
+InstanceList: TypeAlias = list[Instance]  # inside the class, `list` is the method
+
+_MEMORY_INTERVAL_S = 5.0
+_RETRY_AFTER_ERROR_S = 1.0
+_MAX_FINISHED = 100  # unnamed instances kept for their records after their end
+
+
+class InstanceManager:
+    """Use it inside `async with manager.run()`; all methods belong to that event loop."""
+
+    def __init__(
+        self,
+        config: ManagerConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        events: EventLog | None = None,
+    ) -> None:
+        self.config = config
+        self.events = events or EventLog()
+        self._clock = clock
+        self._supervisors: dict[str, Supervisor] = {}
+        self._gates: dict[str, Gate] = {}  # the same instances, for the forwarding path
+        self._tasks: asyncio.TaskGroup | None = None
+        self._dock: Dock | None = None
+        self._expiry_wake = asyncio.Event()
+        self._shutdown: asyncio.Task[None] | None = None
+        self.is_shutting_down = False
+
+    # Lifetime.
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Own the supervisors and the expiry task; on exit every engine's whole group is ended."""
+        ports = PortRange(self.config.host, self.config.base_port, self.config.max_instances)
+        error: BaseException | None = None
+        async with probe_client() as client, asyncio.TaskGroup() as tasks:
+            self._tasks, self._dock = tasks, Dock(self.config, ports, client)
+            helpers = [
+                tasks.create_task(self._expire_idle(), name="expiry"),
+                tasks.create_task(self._watch_memory(), name="memory"),
+            ]
+            unsubscribe = self.events.add_listener(self._on_event)
+            try:
+                yield
+            except BaseException as body_error:  # raised again below, not wrapped in the task group's
+                error = body_error
+            await _to_its_end(self._begin_shutdown(None))
+            unsubscribe()
+            for task in helpers:
+                task.cancel()
+        self.events.close()
+        if error is not None:
+            raise error
+
+    async def shutdown(self, *, drain_timeout_s: float | None = None) -> None:
+        """Refuse everything new, drain, and end all engines in parallel; returns when they are gone.
+
+        Takes at most the drain time plus STOP_GRACE and a little. A further call waits for the same end.
+        """
+        await asyncio.shield(self._begin_shutdown(drain_timeout_s))
+
+    def _begin_shutdown(self, drain_timeout_s: float | None) -> asyncio.Task[None]:
+        self.is_shutting_down = True
+        if self._shutdown is None:
+            drain = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+            self._shutdown = asyncio.create_task(self._stop_all(drain), name="shutdown")
+        elif drain_timeout_s is not None:
+            self._request_all(drain_timeout_s)  # asked again: a shorter drain time holds
+        return self._shutdown
+
+    async def _stop_all(self, drain_timeout_s: float) -> None:
+        await asyncio.gather(*(s.ended(life) for s, life in self._request_all(drain_timeout_s)))
+
+    def _request_all(self, drain_timeout_s: float) -> Sequence[tuple[Supervisor, int]]:
+        return [
+            (
+                s,
+                s.request_stop(
+                    "Berth is shutting down", drain_timeout_s=drain_timeout_s, delete=True, shutting_down=True
+                ),
+            )
+            for s in self._supervisors.values()
+        ]
+
+    # The set of instances.
+
+    def create(self, spec: InstanceSpec) -> Instance:
+        """A new instance in `starting`; its start goes on by itself.
+
+        Raises InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
+        """
+        tasks, dock = self._open_for_business()
+        check_spec(spec)
+        if spec.name in self._supervisors:
+            raise InstanceExists(
+                f"an instance named {spec.name!r} exists already "
+                f"({self._supervisors[spec.name].instance.state}); start or delete it, or choose another name",
+                param="name",
+            )
+        plan = plan_launch(spec, self.config)
+        instance_id = spec.name or self._free_id(spec.model_name)
+        port = dock.ports.take()
+        log = LogFile(
+            self.config.log_dir / f"{instance_id}.log",
+            max_bytes=self.config.log_max_bytes,
+            ring_lines=self.config.log_ring_lines,
+        )
+        gate = Gate(
+            instance_id,
+            spec.model_name,
+            max_in_flight=self.config.max_in_flight,
+            max_queue=self.config.max_queue,
+            clock=self._clock,
+        )
+        instance = Instance(
+            instance_id,
+            spec,
+            plan,
+            gate=gate,
+            events=self.events,
+            host=self.config.host,
+            port=port,
+            timeout_s=self.config.default_timeout_s if spec.timeout_s is None else spec.timeout_s,
+            log_path=log.path,
+            clock=self._clock,
+        )
+        supervisor = Supervisor(instance, log, dock, port)
+        self._supervisors[instance_id] = supervisor
+        self._gates[instance_id] = gate
+        tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance_id}")
+        return instance
+
+    def get(self, instance_id: str) -> Instance:
+        """Raises InstanceNotFound."""
+        return self._find(instance_id).instance
+
+    def list(
+        self,
+        *,
+        status: InstanceState | str | None = None,
+        model: str | None = None,
+        include_terminal: bool = False,
+    ) -> InstanceList:
+        """Instances in the order of their creation; stopped and failed ones only if asked for."""
+        return [
+            instance
+            for instance in (supervisor.instance for supervisor in self._supervisors.values())
+            if (status is None or instance.state == status)
+            and (model is None or model in (instance.model_name, instance.served_model_name))
+            and (include_terminal or status is not None or not instance.state.is_terminal)
+        ]
+
+    def patch(
+        self, instance_id: str, *, timeout_s: float | None = None, pinned: bool | None = None
+    ) -> Instance:
+        """Change what is not None. Raises InstanceNotFound or InvalidSpec."""
+        instance = self.get(instance_id)
+        if timeout_s is not None:
+            check_timeout(timeout_s)
+            instance.timeout_s = timeout_s
+        if pinned is not None:
+            instance.pinned = pinned
+        self.events.publish(
+            "instance.updated", instance_id, {"timeout": instance.timeout_s, "pinned": instance.pinned}
+        )
+        self._expiry_wake.set()
+        return instance
+
+    # Lifecycle verbs. Cancelling a caller never cancels the work.
+
+    async def wait_ready(self, instance_id: str, timeout_s: float) -> Instance:
+        """Return when the instance is running, failed or stopped, or when the time is out, as it then is."""
+        supervisor = self._find(instance_id)
+        instance = supervisor.instance
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not supervisor.is_settled:
+                    await instance.changed()
+        except TimeoutError:
+            pass
+        return instance
+
+    async def stop(
+        self, instance_id: str, *, force: bool = False, reason: str = "stopped by request"
+    ) -> Instance:
+        """Drain (unless `force`), end the process group, and return when it is gone."""
+        supervisor = self._find(instance_id)
+        await supervisor.ended(supervisor.request_stop(reason, drain_timeout_s=self._drain_time(force)))
+        return supervisor.instance
+
+    def start(self, instance_id: str) -> Instance:
+        """Begin anew from stopped or failed. Raises WrongState, NoCapacity or ShuttingDown."""
+        self._open_for_business()
+        supervisor = self._find(instance_id)
+        supervisor.request_start()
+        return supervisor.instance
+
+    async def restart(self, instance_id: str) -> Instance:
+        """Drain and end the present process and begin another; returns in `starting`.
+
+        Requests that come meanwhile wait for the new one. From stopped or failed it is a start.
+        """
+        self._open_for_business()
+        supervisor = self._find(instance_id)
+        if supervisor.instance.state.is_terminal and not supervisor.wants_running:
+            supervisor.request_start()
+        else:
+            life = supervisor.request_restart()
+            await supervisor.ended(life)
+        return supervisor.instance
+
+    async def delete(self, instance_id: str, *, force: bool = False) -> None:
+        """Stop, then forget the instance and its log."""
+        supervisor = self._find(instance_id)
+        supervisor.request_stop("deleted by request", drain_timeout_s=self._drain_time(force), delete=True)
+        while not supervisor.is_forgotten:
+            await supervisor.instance.changed()
+
+    def _drain_time(self, force: bool) -> float:
+        return 0.0 if force else self.config.drain_timeout_s
+
+    # Leases: the forwarding path.
+
+    def try_lease(self, instance_id: str) -> Lease | None:
+        """A lease now, or None if the caller may `wait_for_lease`. Check and grant are one act.
+
+        Raises InstanceNotFound, InstanceNotRunning or ShuttingDown.
+        """
+        gate = self._gates.get(instance_id)
+        if gate is not None:
+            lease = gate.try_acquire()
+            if lease is not None:
+                return lease
+        self._check_may_wait(instance_id)
+        return None
+
+    async def wait_for_lease(self, instance_id: str) -> Lease:
+        """A lease, in order of arrival, once the instance is running and has room.
+
+        Raises QueueFull, StartTooSlow, InstanceFailedToStart, InstanceNotRunning, InstanceNotFound or
+        ShuttingDown. Leaving the queue by cancellation is safe at any moment.
+        """
+        self._check_may_wait(instance_id)
+        limit_s = self.config.start_timeout_cap_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._gates[instance_id].acquire()
+        except TimeoutError:
+            raise StartTooSlow(
+                f"instance {instance_id!r} did not take the request within {limit_s:.0f} s; try again later",
+                retry_after_s=5.0,
+            ) from None
+
+    def lease(self, instance_id: str) -> AbstractAsyncContextManager[Lease]:
+        """`async with manager.lease(id) as lease:` around a whole request."""
+        return self._lease(instance_id)
+
+    @asynccontextmanager
+    async def _lease(self, instance_id: str) -> AsyncIterator[Lease]:
+        lease = self.try_lease(instance_id) or await self.wait_for_lease(instance_id)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    def _check_may_wait(self, instance_id: str) -> None:
+        """Raise unless the instance is running or will be without anybody's further doing."""
+        supervisor = self._find(instance_id)
+        if self.is_shutting_down:
+            raise _shutting_down()
+        if not supervisor.wants_running:
+            raise _not_running(supervisor.instance)
+
+    # Logs.
+
+    def read_log(self, instance_id: str, tail: int) -> list[str]:
+        """The last `tail` lines the engine wrote, as far as the ring reaches."""
+        return self._find(instance_id).log.lines.tail(tail)
+
+    def follow_log(self, instance_id: str, tail: int) -> AsyncIterator[str]:
+        """The last `tail` lines, then new ones until the instance has stopped."""
+        return self._find(instance_id).log.stream(tail)
+
+    # Tasks.
+
+    async def _supervise(self, supervisor: Supervisor) -> None:
+        instance_id = supervisor.instance.instance_id
+        try:
+            await supervisor.run()
+        except Exception:
+            logger.exception("instance=%s: its supervisor broke down", instance_id)
+        if not self.is_shutting_down:
+            await supervisor.log.remove()
+            del self._supervisors[instance_id], self._gates[instance_id]
+            self.events.publish("instance.deleted", instance_id)
+        supervisor.is_forgotten = True
+        supervisor.instance.announce()
+
+    def _on_event(self, event: Event) -> None:
+        if event.type != "instance.state":
+            return
+        if event.data["status"] == InstanceState.RUNNING:
+            self._expiry_wake.set()
+        elif InstanceState(event.data["status"]).is_terminal:
+            self._forget_oldest_finished()
+
+    def _forget_oldest_finished(self) -> None:
+        """Keep the number of ended instances bounded; one with a name stays until it is deleted."""
+        finished = [
+            s
+            for s in self._supervisors.values()
+            if s.instance.state.is_terminal and s.is_settled and s.instance.spec.name is None
+        ]
+        for supervisor in finished[: max(0, len(finished) - _MAX_FINISHED)]:
+            supervisor.request_stop("forgotten", drain_timeout_s=0.0, delete=True)
+
+    async def _expire_idle(self) -> None:
+        while True:
+            self._expiry_wake.clear()
+            try:
+                wait_s = self._expire_due()
+            except Exception:
+                logger.exception("expiry failed; trying again in %.0f s", _RETRY_AFTER_ERROR_S)
+                wait_s = _RETRY_AFTER_ERROR_S
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._expiry_wake.wait()
+            except TimeoutError:
+                continue
+
+    def _expire_due(self) -> float | None:
+        """Stop what has expired; seconds until the next look. Check and closing of the gate are one act."""
+        now = self._clock()
+        running = [s for s in self._supervisors.values() if s.instance.gate.is_open]
+        for supervisor in running:
+            instance = supervisor.instance
+            if is_expired(instance.idleness, now):
+                reason = f"idle for {now - instance.gate.last_active:.1f} s"
+                supervisor.request_stop(reason, drain_timeout_s=0.0)
+                self.events.publish("instance.expired", instance.instance_id, {"reason": reason})
+        check_at = next_check_at((s.instance.idleness for s in running if s.wants_running), now)
+        return None if check_at is None else max(0.0, check_at - now)
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(_MEMORY_INTERVAL_S)
+            by_pid = {i.pid: i for i in self.list() if i.pid is not None}
+            if by_pid:
+                for pid, used in (await asyncio.to_thread(memory_of_groups, list(by_pid))).items():
+                    if by_pid[pid].pid == pid:
+                        by_pid[pid].memory_bytes = used
+
+    # Small things.
+
+    def _open_for_business(self) -> tuple[asyncio.TaskGroup, Dock]:
+        if self.is_shutting_down:
+            raise _shutting_down()
+        if self._tasks is None or self._dock is None:
+            raise RuntimeError("the manager is used outside of `async with manager.run()`")
+        return self._tasks, self._dock
+
+    def _find(self, instance_id: str) -> Supervisor:
+        supervisor = self._supervisors.get(instance_id)
+        if supervisor is None:
+            raise InstanceNotFound(f"there is no instance {instance_id!r}", param="instance_id")
+        return supervisor
+
+    def _free_id(self, model_name: str) -> str:
+        while (instance_id := new_instance_id(model_name)) in self._supervisors:
+            pass
+        return instance_id
+
+
+async def _to_its_end(task: asyncio.Task[None]) -> None:
+    """Wait for a task that bounds its own time, whatever cancellation comes meanwhile; then pass that on."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("Berth is shutting down and takes nothing new", retry_after_s=5.0)
+
+
+def _not_running(instance: Instance) -> InstanceNotRunning:
+    why = explain(instance.failure) if instance.failure is not None else instance.status_reason
+    return InstanceNotRunning(
+        f"instance {instance.instance_id!r} is {instance.state} ({why}); start it or create another"
+    )

@@ -1,0 +1,169 @@
+"""One engine process and its whole group: spawn, watch, end, reap. Knows nothing of instances or states."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum, auto
+
+import psutil
+
+logger = logging.getLogger("berth.manager")
+
+_KILL_DEADLINE_S = 10.0  # for the kernel to take a killed group down (large GPU contexts need seconds)
+_POLL_MIN_S = 0.005
+_POLL_MAX_S = 0.1
+
+
+class Listener(Enum):
+    """Who listens on a port, seen from one of our processes."""
+
+    OURS = auto()
+    FOREIGN = auto()
+    UNKNOWN = auto()  # the platform doesn't let us see
+
+
+class EngineProcess:
+    """A child in a session and process group of its own. Made by `spawn`; ended by `end`."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+        self._group_gone = False
+        self.pid = child.pid
+        self.start_time = _start_time(child.pid)  # epoch seconds
+        self.exited: asyncio.Task[int] = asyncio.create_task(child.wait(), name=f"exit of {child.pid}")
+
+    @classmethod
+    async def spawn(
+        cls, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, output: int
+    ) -> EngineProcess:
+        """Start `argv` with stdout and stderr going to the file descriptor `output`. Raises OSError."""
+        child = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
+        )
+        return cls(child)
+
+    def __repr__(self) -> str:
+        return f"<EngineProcess {self.pid} returncode={self._child.returncode} gone={self._group_gone}>"
+
+    async def end(self, grace_s: float) -> bool:
+        """End the whole group: SIGTERM, `grace_s` seconds, SIGKILL. Whether it is gone at last.
+
+        With no grace the SIGTERM is left out. The leader is always awaited.
+        """
+        if grace_s > 0:
+            self._signal_group(signal.SIGTERM)
+            if await self._gone_within(grace_s):
+                return True
+            logger.warning("process group %d ignored SIGTERM for %.1f s: killing it", self.pid, grace_s)
+        self._signal_group(signal.SIGKILL)
+        if await self._gone_within(_KILL_DEADLINE_S):
+            return True
+        logger.error("process group %d is still there %.0f s after SIGKILL", self.pid, _KILL_DEADLINE_S)
+        return False
+
+    def kill_now(self) -> None:
+        """SIGKILL to the group without waiting: for the moment when nothing can be awaited any more."""
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, signum: signal.Signals) -> None:
+        if self._group_gone:  # the number may be someone else's by now
+            return
+        try:
+            os.killpg(self.pid, signum)
+        except ProcessLookupError:
+            self._group_gone = self._child.returncode is not None
+        except PermissionError:  # macOS says so of a group of zombies
+            logger.debug("process group %d can't be signalled", self.pid)
+
+    async def _gone_within(self, timeout_s: float) -> bool:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        await asyncio.wait((self.exited,), timeout=timeout_s)
+        interval = _POLL_MIN_S
+        while self.exited.done():
+            if await self._is_group_gone():
+                return True
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                break
+            await asyncio.sleep(min(interval, remaining))
+            interval = min(interval * 2, _POLL_MAX_S)
+        return False
+
+    async def _is_group_gone(self) -> bool:
+        if not self._group_gone:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                self._group_gone = True
+            except PermissionError:
+                self._group_gone = not await asyncio.to_thread(_has_live_member, self.pid)
+            else:
+                # Zombies that nobody reaps (a container without an init) still count for killpg.
+                self._group_gone = not await asyncio.to_thread(_has_live_member, self.pid)
+        return self._group_gone
+
+
+def group_members(pgid: int) -> list[psutil.Process]:
+    """The live processes of a group; zombies are dead. Blocking: it reads the process table."""
+    members: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == pgid and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+    return members
+
+
+def _has_live_member(pgid: int) -> bool:
+    return bool(group_members(pgid))
+
+
+def memory_of_groups(pgids: Iterable[int]) -> dict[int, int]:
+    """Resident bytes per process group, in one pass. Blocking."""
+    totals = dict.fromkeys(pgids, 0)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            pgid = os.getpgid(process.pid)
+            if pgid in totals:
+                totals[pgid] += process.memory_info().rss
+    return totals
+
+
+def listener_of(pid: int, port: int) -> Listener:
+    """Whether the process `pid` or a descendant of it listens on the TCP port. Blocking."""
+    try:
+        leader = psutil.Process(pid)
+        if _listens(leader, port):
+            return Listener.OURS
+        if any(_listens(child, port) for child in leader.children(recursive=True)):
+            return Listener.OURS
+    except psutil.NoSuchProcess:
+        return Listener.FOREIGN
+    except (psutil.Error, OSError, NotImplementedError):
+        return Listener.UNKNOWN
+    return Listener.FOREIGN
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for connection in process.net_connections(kind="tcp")
+    )
+
+
+def _start_time(pid: int) -> float | None:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None

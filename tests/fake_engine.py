@@ -1,0 +1,207 @@
+"""An inference engine in outline: a real process with a real HTTP server and faults to order.
+
+Run it as `[sys.executable, FAKE_ENGINE, "--port", "{port}", …]`, or make the whole argv with `command()`.
+Standard library only, so that it starts in some 60 ms. It speaks just enough of OpenAI's protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+FAKE_ENGINE = str(Path(__file__).resolve())
+
+
+def command(*flags: str) -> list[str]:
+    """The argv template of a fake engine, for `InstanceSpec.command`."""
+    placeholders = ["--host", "{host}", "--port", "{port}", "--model", "{model}"]
+    return [sys.executable, "-S", FAKE_ENGINE, *placeholders, *flags]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fake_engine")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", default="fake")
+    parser.add_argument("--served-model-name", help="what /v1/models names; the model by default")
+    parser.add_argument("--ignore-term", action="store_true", help="SIGTERM does nothing")
+    parser.add_argument(
+        "--slow-start", type=float, default=0.0, metavar="S", help="listen only after S seconds"
+    )
+    parser.add_argument(
+        "--chatty-start", action="store_true", help="print a line each 50 ms of the slow start"
+    )
+    parser.add_argument("--die-after", type=float, metavar="S", help="exit S seconds after listening")
+    parser.add_argument("--exit-code", type=int, default=1, help="what to exit with when dying or failing")
+    parser.add_argument("--wedge", action="store_true", help="accept connections and never answer")
+    parser.add_argument("--unhealthy", action="store_true", help="/health answers 503 for ever")
+    parser.add_argument("--grandchild", action="store_true", help="leave a child that ignores SIGTERM too")
+    parser.add_argument(
+        "--print-mb", type=float, default=0.0, metavar="N", help="print N MB of log when ready"
+    )
+    parser.add_argument("--fail-with", metavar="TEXT", help="print TEXT to stderr and exit")
+    parser.add_argument("--wrong-model", action="store_true", help="/v1/models names something else")
+    parser.add_argument("--wrong-key", action="store_true", help="refuse every key on /v1")
+    parser.add_argument("--check-key", action="store_true", help="refuse keys other than VLLM_API_KEY on /v1")
+    parser.add_argument("--port-in-use", action="store_true", help="fail as if the port were taken")
+    parser.add_argument("--chunk-delay", type=float, default=0.01, metavar="S", help="between two SSE chunks")
+    return parser.parse_args()
+
+
+def _fork_stubborn_child() -> None:
+    """A worker of the same group that ignores SIGTERM and outlives its parent."""
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(3600)
+
+
+class FakeEngine:
+    """One thread per connection; HTTP/1.1 with keep-alive."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._name = args.served_model_name or args.model
+        self._key = os.environ.get("VLLM_API_KEY", "")
+
+    def serve(self) -> None:
+        """Listen and answer until the process ends. Raises OSError when the port is taken."""
+        family = socket.AF_INET6 if ":" in self._args.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self._args.host, self._args.port))
+        listener.listen(512)
+        say(f"listening on {self._args.port}")
+        if self._args.die_after is not None:
+            timer = threading.Timer(self._args.die_after, os._exit, (self._args.exit_code,))
+            timer.daemon = True
+            timer.start()
+        if self._args.print_mb:
+            threading.Thread(target=_flood, args=(self._args.print_mb,), daemon=True).start()
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection, connection.makefile("rb") as reader:
+            try:
+                while self._answer_one(connection, reader):
+                    pass
+            except OSError:
+                pass  # the client has left
+
+    def _answer_one(self, connection: socket.socket, reader: object) -> bool:
+        request_line = reader.readline()  # type: ignore[attr-defined]
+        if not request_line:
+            return False
+        method, target, _ = request_line.decode("latin-1").split(" ", 2)
+        headers: dict[str, str] = {}
+        while line := reader.readline().strip():  # type: ignore[attr-defined]
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+        body = reader.read(int(headers.get("content-length", 0)))  # type: ignore[attr-defined]
+        if self._args.wedge:
+            time.sleep(3600)
+        path = target.partition("?")[0]
+        if path == "/health":
+            status = 503 if self._args.unhealthy else 200
+            _send(connection, status, {})
+        elif path.startswith("/v1/") and not self._may_enter(headers):
+            _send(connection, 401, {"error": {"message": "invalid key"}})
+        elif path == "/v1/models":
+            name = "something-else" if self._args.wrong_model else self._name
+            _send(connection, 200, {"object": "list", "data": [{"id": name, "object": "model"}]})
+        elif path in ("/v1/completions", "/v1/chat/completions"):
+            self._complete(connection, json.loads(body or b"{}"))
+        elif path == "/env":
+            _send(connection, 200, dict(os.environ))
+        else:
+            _send(connection, 200, {"method": method, "target": target, "bytes": len(body)})
+        return headers.get("connection", "").lower() != "close"
+
+    def _may_enter(self, headers: dict[str, str]) -> bool:
+        if self._args.wrong_key:
+            return False
+        return not self._args.check_key or headers.get("authorization") == f"Bearer {self._key}"
+
+    def _complete(self, connection: socket.socket, request: dict[str, object]) -> None:
+        count = int(request.get("max_tokens") or 16)  # type: ignore[call-overload]
+        words = [f" token{i}" for i in range(count)]
+        if not request.get("stream"):
+            time.sleep(float(request.get("delay") or 0))  # type: ignore[arg-type]
+            _send(connection, 200, _completion("".join(words), "length", self._name))
+            return
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for index, word in enumerate(words):
+            reason = "length" if index == count - 1 else None
+            _send_chunk(
+                connection, b"data: " + json.dumps(_completion(word, reason, self._name)).encode() + b"\n\n"
+            )
+            time.sleep(self._args.chunk_delay)
+        _send_chunk(connection, b"data: [DONE]\n\n")
+        connection.sendall(b"0\r\n\r\n")
+
+
+def _completion(text: str, finish_reason: str | None, model: str) -> dict[str, object]:
+    choice = {"index": 0, "text": text, "finish_reason": finish_reason, "logprobs": None}
+    return {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": model, "choices": [choice]}
+
+
+def _send(connection: socket.socket, status: int, content: dict[str, object]) -> None:
+    body = json.dumps(content).encode()
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+
+
+def _send_chunk(connection: socket.socket, data: bytes) -> None:
+    connection.sendall(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def _flood(megabytes: float) -> None:
+    line = b"x" * 99 + b"\n"
+    block = line * 1000
+    for _ in range(round(megabytes * 10)):
+        os.write(1, block)
+    say("flood over")
+
+
+def say(text: str) -> None:
+    """One line to the log, at once."""
+    os.write(1, f"{text}\n".encode())
+
+
+def main() -> int:
+    args = _arguments()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if args.ignore_term else lambda *_: os._exit(0))
+    if args.grandchild:
+        _fork_stubborn_child()
+    if args.fail_with is not None:
+        os.write(2, f"{args.fail_with}\n".encode())
+        return int(args.exit_code)
+    if args.port_in_use:
+        os.write(2, b"OSError: [Errno 98] Address already in use\n")
+        return int(args.exit_code)
+    until = time.monotonic() + args.slow_start
+    while (remaining := until - time.monotonic()) > 0:
+        if args.chatty_start:
+            say("loading")
+        time.sleep(min(remaining, 0.05))
+    try:
+        FakeEngine(args).serve()
+    except OSError as error:
+        os.write(2, f"OSError: {error}\n".encode())
+    return int(args.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
