@@ -12,6 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
+from api.auth import AccessControl, Keys
 from api.control import create_control_app
 from api.dispatch import Dispatcher
 from api.proxy import DataPlane
@@ -27,14 +28,19 @@ ENV_FILE = Path(".env")
 logger = logging.getLogger("berth")
 
 
-def create_app(settings: Settings, env_file: Path | None = None) -> Dispatcher:
+def create_app(settings: Settings, env_file: Path | None = None) -> AccessControl:
     """The whole of Berth as one ASGI application; its lifespan owns the engines."""
+    return _compose(settings, env_file)[0]
+
+
+def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, InstanceManager]:
     metrics = ProxyMetrics()
     manager = InstanceManager(manager_config(settings, env_file))
     data_plane = DataPlane(manager, metrics)
     manager.events.add_listener(data_plane.on_event)
     control = create_control_app(manager, metrics, version=VERSION)
-    return Dispatcher(control, data_plane)
+    keys = Keys(inference=settings.api_keys, admin=settings.admin_api_keys)
+    return AccessControl(Dispatcher(control, data_plane), keys), manager
 
 
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
@@ -61,19 +67,20 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
 
 
 class BerthServer(uvicorn.Server):
-    """uvicorn, except that Berth hears of the shutdown first: what waits or follows is told, then drained."""
+    """uvicorn, except that the manager hears of the shutdown first and ends what waits or follows."""
 
-    def __init__(self, config: uvicorn.Config, app: Dispatcher) -> None:
+    def __init__(self, config: uvicorn.Config, manager: InstanceManager) -> None:
         super().__init__(config)
-        self._app = app
+        self._manager = manager
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.begin_shutdown()
+        self._manager.begin_shutdown()
         await super().shutdown(sockets)
 
 
-def server(settings: Settings, app: Dispatcher) -> BerthServer:
-    """The HTTP server around `app`; header rules are the data plane's, so uvicorn adds none."""
+def create_server(settings: Settings, env_file: Path | None = None) -> BerthServer:
+    """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
+    app, manager = _compose(settings, env_file)
     config = uvicorn.Config(
         app,
         host=settings.app_host,
@@ -88,7 +95,7 @@ def server(settings: Settings, app: Dispatcher) -> BerthServer:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    return BerthServer(config, app)
+    return BerthServer(config, manager)
 
 
 def main() -> int:
@@ -99,9 +106,8 @@ def main() -> int:
         sys.stderr.write(f"berth: {error}\n")
         return 2
     configure_logging(settings.log_format, debug=settings.app_debug)
-    app = create_app(settings, ENV_FILE)
     logger.info("Berth %s on http://%s:%s", VERSION, settings.app_host, settings.app_port)
-    server(settings, app).run()
+    create_server(settings, ENV_FILE).run()
     return 0
 
 

@@ -40,6 +40,15 @@ class Settings(BaseSettings):
     app_port: int = Field(5000, ge=0, le=65535, description="Port that Berth listens on")
     app_debug: bool = Field(False, description="Debug logging")
 
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        repr=False,
+        description="Keys for `/proxy/…`, separated by commas; without any: this machine's callers",
+    )
+    admin_api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), repr=False, description="Keys for everything; without any: this machine's callers"
+    )
+
     vllm_base_port: int = Field(9000, ge=1, le=65535, description="First port of engines; the next follow")
     vllm_max_instances: int = Field(20, ge=1, le=1000, description="Instances, and so ports, at most")
     vllm_default_dtype: str = Field("auto", description="`--dtype` of engines")
@@ -89,6 +98,13 @@ class Settings(BaseSettings):
 
     log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
     log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")
+
+    @field_validator("api_keys", "admin_api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(filter(None, (key.strip() for key in value.split(","))))
+        return value
 
     @field_validator("model_dirs", mode="before")
     @classmethod

@@ -1,0 +1,157 @@
+"""Who may ask for what: keys, and without keys the callers on this machine alone.
+
+Stands in front of everything as a raw ASGI application. Keys reach no engine and no log: the proxy replaces
+`Authorization`, and nothing here is printed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+from api.asgi import App, RawHeaders, Receive, Scope, Send
+from api.dispatch import raw_path
+from api.errors import ApiError, api_error
+from api.headers import find_header, sane_request_id
+
+
+class Access(IntEnum):
+    """What a caller may do, or a path requires; higher includes lower."""
+
+    OPEN = 0  # is Berth alive
+    INFERENCE = 1  # send requests to engines
+    ADMIN = 2  # start and stop them, read logs
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys that open Berth. Without admin keys, callers on this machine are admins."""
+
+    inference: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
+
+
+class AccessControl:
+    """An ASGI application that lets through what its caller may do and answers the rest."""
+
+    def __init__(self, app: App, keys: Keys) -> None:
+        self._app = app
+        self._inference = tuple(key.encode() for key in keys.inference)
+        self._admin = tuple(key.encode() for key in keys.admin)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = None if scope["type"] == "lifespan" else self._refusal(scope)
+        if error is None:
+            await self._app(scope, receive, send)
+        else:
+            await _refuse(scope, receive, send, error)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        required = required_access(raw_path(scope))
+        if required is Access.OPEN:
+            return None
+        headers: RawHeaders = scope["headers"]
+        key = _bearer(headers)
+        granted = self._access_of(key)
+        if granted < required and not self._admin and is_local(scope.get("client"), headers):
+            granted = Access.ADMIN
+        if granted >= required:
+            return None
+        return self._explain(granted, key)
+
+    def _access_of(self, key: bytes) -> Access:
+        if _is_among(key, self._admin):
+            return Access.ADMIN
+        if _is_among(key, self._inference):
+            return Access.INFERENCE
+        return Access.OPEN
+
+    def _explain(self, granted: Access, key: bytes) -> ApiError:
+        if granted is Access.INFERENCE:
+            message = "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS"
+            return api_error(403, message, "permission_error", code="admin_key_required")
+        if not (self._admin or self._inference):
+            message = (
+                "without API keys Berth answers only callers on its own machine that name it localhost; "
+                "set API_KEYS and ADMIN_API_KEYS (see env.example) to be reached from elsewhere"
+            )
+            return api_error(403, message, "permission_error", code="no_api_keys_set")
+        problem = "this API key is not known" if key else "no API key given"
+        message = f"{problem}; send one as 'Authorization: Bearer KEY'"
+        return api_error(401, message, "authentication_error", code="invalid_api_key")
+
+
+def required_access(path: bytes) -> Access:
+    """What one must be allowed to do to ask for a path (as it came over the wire)."""
+    if path == b"/health" or path.startswith(b"/health/"):
+        return Access.OPEN
+    if path.startswith(b"/proxy/"):
+        return Access.INFERENCE
+    return Access.ADMIN
+
+
+def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:
+    """Whether a request comes from this machine, and not on behalf of somebody else.
+
+    A page that a browser has loaded from elsewhere is somebody else: it shows in `Origin`, or, where its
+    name was made to point at us, in `Host`. So is whoever a reverse proxy stands in for.
+    """
+    if client is None or not _is_loopback(client[0]):
+        return False
+    for name, value in headers:
+        if name in (b"x-forwarded-for", b"forwarded"):
+            return False
+        if name == b"host" and not _names_loopback(b"//" + value):
+            return False
+        if name == b"origin" and not _names_loopback(value):
+            return False
+    return True
+
+
+@lru_cache(maxsize=256)
+def _names_loopback(url: bytes) -> bool:
+    try:
+        return _is_loopback(urlsplit(url.decode("latin-1")).hostname or "")
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=256)
+def _is_loopback(name: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _bearer(headers: RawHeaders) -> bytes:
+    scheme, _, key = find_header(headers, b"authorization").partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _is_among(key: bytes, keys: tuple[bytes, ...]) -> bool:
+    # Every key is compared, each in constant time: how long it takes tells nothing.
+    return bool(sum([hmac.compare_digest(key, known) for known in keys])) if key else False
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
+    request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    headers = [*error.headers, (b"x-request-id", request_id)]
+    if scope["type"] == "websocket":
+        await receive()
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": error.body})
+        return
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.body})

@@ -1,0 +1,122 @@
+"""Settings: defaults, sources, and errors that name the setting, the value and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from configs.settings import ROOT, Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+
+
+def env_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / ".env"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_those_the_ancestor_had() -> None:
+    settings = load_settings()
+    assert (settings.app_host, settings.app_port, settings.app_debug) == ("0.0.0.0", 5000, False)
+    assert (settings.vllm_base_port, settings.vllm_max_instances) == (9000, 20)
+    assert settings.vllm_default_timeout == 600
+    assert settings.vllm_default_dtype == settings.vllm_default_kv_cache_dtype == "auto"
+    assert settings.vllm_default_trust_remote_code is True
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = env_file(tmp_path, "APP_PORT=5001\nVLLM_BASE_PORT=9100\n")
+    monkeypatch.setenv("APP_PORT", "5002")
+    settings = load_settings(path)
+    assert (settings.app_port, settings.vllm_base_port) == (5002, 9100)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().app_port = 1
+
+
+def test_an_empty_value_is_the_default(tmp_path: Path) -> None:
+    assert load_settings(env_file(tmp_path, "VLLM_PYTHON=\nAPP_PORT=\n")).app_port == 5000
+
+
+def test_model_dirs_are_separated_as_in_path(tmp_path: Path) -> None:
+    path = env_file(tmp_path, f"MODEL_DIRS=/a{os.pathsep}~/b\n")
+    assert load_settings(path).model_dirs == (Path("/a"), Path.home() / "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("APP_PORT=none", ["APP_PORT=none", "integer"]),
+        ("APP_PORT=70000", ["APP_PORT=70000", "65535"]),
+        ("DEFAULT_ENGINE=ollama", ["DEFAULT_ENGINE=ollama", "'auto'", "'vllm'"]),
+        ("VLLM_DEFAULT_TIMEOUT=-1", ["VLLM_DEFAULT_TIMEOUT=-1", "0"]),
+        ("STOP_GRACE=inf", ["STOP_GRACE=inf", "finite"]),
+        ("VLLM_BASE_PROT=9000", ["VLLM_BASE_PROT=9000", "VLLM_BASE_PORT"]),
+        ("WHATEVER=1", ["WHATEVER=1", "env.example"]),
+        ("VLLM_CONFIG=/nowhere.json", ["VLLM_CONFIG=/nowhere.json", "No such file"]),
+        ("VLLM_BASE_PORT=65530", ["VLLM_MAX_INSTANCES=20", "65535"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(tmp_path: Path, text: str, parts: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(env_file(tmp_path, text + "\n"))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_wrong_parameter_file_is_named(tmp_path: Path, content: str) -> None:
+    parameters = tmp_path / "vllm.json"
+    parameters.write_text(content)
+    with pytest.raises(SettingsError, match=re.escape(f"VLLM_CONFIG={parameters}")):
+        load_settings(env_file(tmp_path, f"VLLM_CONFIG={parameters}\n"))
+
+
+def test_the_parameter_file_wins_over_the_defaults(tmp_path: Path) -> None:
+    parameters = tmp_path / "vllm.json"
+    parameters.write_text('{"dtype": "float32", "max_num_seqs": 7}')
+    settings = load_settings(env_file(tmp_path, f"VLLM_CONFIG={parameters}\n"))
+    assert settings.parameters() == {"dtype": "float32", "kv_cache_dtype": "auto", "max_num_seqs": 7}
+
+
+def test_proxies_and_hub_variables_reach_engines_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    path = env_file(tmp_path, "HTTP_PROXY=http://proxy:3128\nHF_HOME=/cache\nHF_TOKEN=secret\nOMP_NUM_THREADS=2\n")
+    assert load_settings(path).engine_environment(path) == {
+        "HTTP_PROXY": "http://proxy:3128",
+        "HF_HOME": "/cache",
+        "HF_TOKEN": "secret",
+        "OMP_NUM_THREADS": "2",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    assert "HF_TOKEN" not in os.environ
+
+
+def test_every_setting_is_in_env_example_with_its_default_and_in_the_readme() -> None:
+    example = (ROOT / "env.example").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for name, field in Settings.model_fields.items():
+        line = re.search(rf"^#?{name.upper()}=(.*)$", example, re.MULTILINE)
+        assert line, f"{name.upper()} is not in env.example"
+        assert f"`{name.upper()}`" in readme, f"{name.upper()} is not in README.md"
+        if isinstance(field.default, bool):
+            assert line[1] == str(field.default).lower()
+        elif isinstance(field.default, str | int | float):
+            assert line[1] == f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def test_env_example_loads_as_it_stands() -> None:
+    assert load_settings(ROOT / "env.example") == load_settings()
