@@ -103,12 +103,15 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledSequence:
-    """The part of one sequence that runs in this step. Filled by the scheduler, read by the runner."""
+    """The part of one sequence that runs in this step. Filled by the scheduler, read by the runner.
+
+    `block_ids` is the scheduler's own list, not a copy: it grows at the next step.
+    """
 
     request_id: str
     token_ids: Sequence[int]  # the tokens to run now: a chunk of the prompt, or the last sampled token
     start: int  # position of token_ids[0], = tokens whose keys and values are in the cache already
-    block_ids: Sequence[int]  # the block table: covers positions 0 .. start + len(token_ids) - 1
+    block_ids: Sequence[int]  # the block table: covers at least positions 0 .. start + len(token_ids) - 1
     samples: bool  # whether the last position's logits are to be sampled (False for an unfinished prefill)
     output_position: int  # index, among the output tokens, of the token that would be sampled
     params: SamplingParams
@@ -116,7 +119,7 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's work; `sequences` keeps decodes before prefills."""
+    """One step's work; `sequences` keeps those that run one token before longer chunks."""
 
     sequences: Sequence[ScheduledSequence] = field(default_factory=tuple)
 

@@ -1,0 +1,308 @@
+"""Continuous batching: which tokens of which sequences run in the next step.
+
+A pure state machine: no clock of its own, no thread, no tensors. Each step, the sequences that decode come
+first, one token each; what remains of the token budget goes to prompts, in chunks. Prompts therefore never
+hold up decodes by more than one step, and both go on. When blocks run out, the lowest in rank loses its own
+and is computed again later, outputs included.
+
+Why nothing waits for ever: the first in rank is never preempted for another; alone, it always fits, because
+its length is limited by the whole cache; so it finishes, and the next in rank becomes the first.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+from engine.errors import ConfigError, InvalidRequest
+from engine.kv_cache import KVCache
+from engine.sequence import SequenceState, StopRule
+from engine.types import Batch, EngineRequest, EngineStats, FinishReason, ScheduledSequence, TokenDelta
+
+_by_rank = attrgetter("rank")
+
+
+class Scheduler:
+    """Owns every live sequence. `schedule` and `update` alternate; `add` and `abort` come between steps."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        eos_token_ids: Sequence[int] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if min(max_num_seqs, max_num_batched_tokens) < 1 or max_model_len < 2:
+            raise ConfigError(
+                f"max_num_seqs {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens} must be at "
+                f"least 1, max_model_len {max_model_len} at least 2."
+            )
+        self._cache = cache
+        self._clock = clock
+        self.max_num_batched_tokens = max_num_batched_tokens
+        # Every running sequence can decode in every step.
+        self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
+        # A sequence alone always fits into the cache.
+        self.max_model_len = min(max_model_len, cache.num_blocks * cache.block_size)
+        self._stop_rule = StopRule(tuple(eos_token_ids), self.max_model_len)
+        self._sequences: dict[str, SequenceState] = {}
+        self._waiting: list[SequenceState] = []  # both sorted by rank
+        self._running: list[SequenceState] = []
+        self._in_step: list[SequenceState] = []  # parallel to the sequences of the batch that runs now
+        self._num_added = 0
+        self._num_preemptions = 0
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._prefix_cache_queries = 0
+        self._prefix_cache_hits = 0
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {len(self._running)} running, {len(self._waiting)} waiting, {self._cache!r}>"
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    # Requests
+
+    def check(self, request: EngineRequest) -> None:
+        """Raise InvalidRequest if the request could never run. Reads constants only: any thread may ask."""
+        num_tokens = len(request.prompt_token_ids)
+        if not num_tokens:
+            raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
+        if num_tokens >= self.max_model_len:
+            raise InvalidRequest(
+                f"The prompt has {num_tokens} tokens; with at least one to generate, this model's context of "
+                f"{self.max_model_len} tokens allows {self.max_model_len - 1}. Shorten the prompt.",
+                param="prompt",
+            )
+        if request.params.max_tokens < 1:
+            raise InvalidRequest(
+                f"max_tokens is {request.params.max_tokens}, it has to be at least 1.", param="max_tokens"
+            )
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request. Raises InvalidRequest as `check` does, and for an id that is in use."""
+        self.check(request)
+        if request.request_id in self._sequences:
+            raise InvalidRequest(f"A request {request.request_id!r} is running already.", param="request_id")
+        self._num_added += 1
+        sequence = SequenceState(
+            request, rank=(request.priority, self._num_added), token_ids=list(request.prompt_token_ids)
+        )
+        self._sequences[request.request_id] = sequence
+        insort(self._waiting, sequence, key=_by_rank)
+
+    def abort(self, request_id: str) -> TokenDelta | None:
+        """End a request and free its blocks at once; its last delta, or None if there is no such request.
+
+        A step that is running now may still write to the blocks: they aren't given out before `schedule`.
+        """
+        sequence = self._sequences.get(request_id)
+        return None if sequence is None else self._end(sequence, FinishReason.ABORT)
+
+    # Steps
+
+    def schedule(self) -> Batch:
+        """The next step's work; never empty while there are sequences."""
+        num_preemptions = self._num_preemptions
+        for sequence in tuple(self._running):
+            self._make_room(sequence)
+        chunks = self._chunks(may_admit=num_preemptions == self._num_preemptions)
+        chunks.sort(key=lambda chunk: chunk[1] > 1)
+        self._in_step = [sequence for sequence, _ in chunks]
+        return Batch(tuple(_scheduled(sequence, num_tokens) for sequence, num_tokens in chunks))
+
+    def update(self, batch: Batch, tokens: Sequence[int | None]) -> list[TokenDelta]:
+        """Apply what the runner returned for `batch`, the last one scheduled."""
+        now = self._clock()
+        deltas = []
+        for sequence, scheduled, token in zip(self._in_step, batch.sequences, tokens, strict=True):
+            if self._sequences.get(scheduled.request_id) is not sequence:
+                continue  # aborted while the step ran
+            self._advance(sequence, len(scheduled.token_ids))
+            if token is not None:
+                deltas.append(self._append(sequence, token, now))
+        self._in_step = []
+        return deltas
+
+    def fail(self, message: str) -> list[TokenDelta]:
+        """End the requests of the last batch, whose step came to nothing, with an error."""
+        failed = [s for s in self._in_step if self._sequences.get(s.request.request_id) is s]
+        self._in_step = []
+        return [self._end(sequence, FinishReason.ERROR, error=message) for sequence in failed]
+
+    def stats(self) -> EngineStats:
+        """Reads counters only: any thread may ask."""
+        return EngineStats(
+            num_requests_running=len(self._running),
+            num_requests_waiting=len(self._waiting),
+            kv_cache_usage=self._cache.usage,
+            prefix_cache_queries=self._prefix_cache_queries,
+            prefix_cache_hits=self._prefix_cache_hits,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            num_preemptions=self._num_preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError if a block has leaked or is held by a sequence that doesn't run."""
+        self._cache.check_integrity([sequence.block_ids for sequence in self._sequences.values()])
+        if sum(map(len, (self._running, self._waiting))) != len(self._sequences):
+            raise RuntimeError(f"{self!r} knows {len(self._sequences)} sequences.")
+
+    # Deciding
+
+    def _make_room(self, sequence: SequenceState) -> None:
+        """Give a running sequence a block for its next token if it needs one; the last in rank pays for it.
+
+        Prefills have theirs since they were admitted.
+        """
+        if sequence.num_computed < len(sequence.block_ids) * self._cache.block_size:
+            return
+        while sequence.block_ids and not self._cache.can_allocate(1):
+            self._preempt(self._running[-1])
+        if sequence.block_ids:
+            self._cache.grow(sequence.block_ids)
+
+    def _chunks(self, *, may_admit: bool) -> list[tuple[SequenceState, int]]:
+        """Who runs, and how many tokens: decodes, then a prompt that was left unfinished, then new ones.
+
+        Only the last prompt of a step stays unfinished, so there is at most one; and as decodes are fewer
+        than the budget while it runs, it gets at least one token.
+        """
+        chunks = [(sequence, 1) for sequence in self._running if sequence.num_remaining == 1]
+        budget = self.max_num_batched_tokens - len(chunks)
+        prefills = [sequence for sequence in self._running if sequence.num_remaining > 1]
+        if may_admit:
+            prefills += self._admit(budget - sum(sequence.num_remaining for sequence in prefills))
+        for sequence in prefills:
+            num_tokens = min(sequence.num_remaining, budget)
+            chunks.append((sequence, num_tokens))
+            budget -= num_tokens
+        return chunks
+
+    def _admit(self, budget: int) -> list[SequenceState]:
+        """Move waiting sequences to running while there is budget; each takes all the blocks it needs now.
+
+        One free block is left for each running sequence, lest an admission cause a preemption at once.
+        """
+        admitted = []
+        for sequence in self._waiting[: self.max_num_seqs]:
+            if budget < 1 or len(self._running) >= self.max_num_seqs:
+                break
+            num_tokens = len(sequence.token_ids)
+            self._cache.extend_keys(sequence.keys, sequence.token_ids)
+            shared = self._cache.match(sequence.keys, num_tokens)
+            if self._is_being_computed(sequence, len(shared)):
+                continue
+            num_new = self._cache.num_blocks_for(num_tokens) - len(shared)
+            if not self._cache.can_allocate(num_new + len(self._running), shared=shared):
+                break
+            sequence.block_ids = self._cache.allocate(num_new, shared=shared)
+            self._start(sequence, len(shared) * self._cache.block_size)
+            admitted.append(sequence)
+            budget -= sequence.num_remaining
+        return admitted
+
+    def _is_being_computed(self, sequence: SequenceState, index: int) -> bool:
+        """Whether a running prefill will write the first block that `sequence` misses.
+
+        Then it is worth waiting for: of `n` samples of one prompt, only the first computes it.
+        """
+        if index >= min(len(sequence.keys), (len(sequence.token_ids) - 1) // self._cache.block_size):
+            return False
+        key, end = sequence.keys[index], (index + 1) * self._cache.block_size
+        return any(
+            other.num_computed < end and index < len(other.keys) and other.keys[index] == key
+            for other in self._running
+        )
+
+    # Acting
+
+    def _start(self, sequence: SequenceState, num_cached_tokens: int) -> None:
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_by_rank)
+        sequence.num_computed = num_cached_tokens
+        if sequence.num_cached_tokens is None:  # not after a preemption: it would find its own blocks
+            sequence.num_cached_tokens = num_cached_tokens
+            sequence.scheduled_time = self._clock()
+            self._prefix_cache_queries += len(sequence.token_ids) if self._cache.enable_prefix_caching else 0
+            self._prefix_cache_hits += num_cached_tokens
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        self._running.remove(sequence)
+        insort(self._waiting, sequence, key=_by_rank)
+        self._cache.free(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.num_computed = 0
+        self._num_preemptions += 1
+
+    def _advance(self, sequence: SequenceState, num_tokens: int) -> None:
+        """Note that `num_tokens` more are in the cache, and publish the blocks that they filled."""
+        first = sequence.num_computed // self._cache.block_size
+        sequence.num_computed += num_tokens
+        stop = sequence.num_computed // self._cache.block_size
+        if stop > first:
+            self._cache.extend_keys(sequence.keys, sequence.token_ids)
+            self._cache.publish(sequence.block_ids, sequence.keys, first, stop)
+
+    def _append(self, sequence: SequenceState, token: int, now: float) -> TokenDelta:
+        sequence.token_ids.append(token)
+        self._generation_tokens += 1
+        timings = None
+        if sequence.first_token_time is None:
+            sequence.first_token_time = now
+            self._prompt_tokens += len(sequence.request.prompt_token_ids)
+            timings = sequence.timings()
+        if finish := self._stop_rule.finish_of(sequence):
+            reason, stop_reason = finish
+            return self._end(sequence, reason, token_ids=(token,), stop_reason=stop_reason)
+        return TokenDelta(
+            request_id=sequence.request.request_id,
+            token_ids=(token,),
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            timings=timings,
+        )
+
+    def _end(
+        self,
+        sequence: SequenceState,
+        reason: FinishReason,
+        *,
+        token_ids: tuple[int, ...] = (),
+        stop_reason: int | None = None,
+        error: str | None = None,
+    ) -> TokenDelta:
+        """The one way out, whatever the reason: the sequence is forgotten, its blocks are free."""
+        del self._sequences[sequence.request.request_id]
+        (self._running if sequence.block_ids else self._waiting).remove(sequence)
+        self._cache.free(sequence.block_ids)
+        sequence.block_ids = []
+        return TokenDelta(
+            request_id=sequence.request.request_id,
+            token_ids=token_ids,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            error=error,
+            timings=sequence.timings(self._clock()),
+        )
+
+
+def _scheduled(sequence: SequenceState, num_tokens: int) -> ScheduledSequence:
+    start, stop = sequence.num_computed, sequence.num_computed + num_tokens
+    return ScheduledSequence(
+        request_id=sequence.request.request_id,
+        token_ids=sequence.token_ids[start:stop],
+        start=start,
+        block_ids=sequence.block_ids,
+        samples=stop == len(sequence.token_ids),
+        output_position=sequence.num_output_tokens,
+        params=sequence.request.params,
+    )

@@ -1,0 +1,95 @@
+"""A runner without a model, for the tests of everything above it.
+
+It has a paged cache of its own: tokens are written to the slots that the block table names, and the next
+token is a function of all tokens read back from there. So a wrong table, a block shared too early or reused
+too soon gives wrong output, as it would with real keys and values.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from zlib import crc32
+
+from engine.types import Batch, EngineRequest, SamplingParams, ScheduledSequence
+
+VOCABULARY = 40
+
+
+def next_token(token_ids: Sequence[int], seed: int, output_position: int) -> int:
+    return crc32(array("q", [seed, output_position, *token_ids]).tobytes()) % VOCABULARY
+
+
+def reference_output(
+    request: EngineRequest, *, eos_token_ids: Sequence[int] = (), max_model_len: int = 10**9
+) -> list[int]:
+    """What the request must give, one token after the other, whatever runs beside it."""
+    prompt, params = list(request.prompt_token_ids), request.params
+    stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(eos_token_ids))
+    output: list[int] = []
+    while len(output) < min(params.max_tokens, max_model_len - len(prompt)):
+        output.append(next_token(prompt + output, params.seed, len(output)))
+        if output[-1] in stops and len(output) > params.min_tokens:
+            break
+    return output
+
+
+def make_request(
+    request_id: str,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int = 4,
+    priority: int = 0,
+    arrival_time: float = 0.0,
+    params: SamplingParams | None = None,
+) -> EngineRequest:
+    return EngineRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        params=params or SamplingParams(max_tokens=max_tokens),
+        arrival_time=arrival_time,
+        priority=priority,
+    )
+
+
+class FakeRunner:
+    """`before` is called first in every step: it may block, be slow or raise."""
+
+    def __init__(
+        self, num_blocks: int = 64, block_size: int = 4, before: Callable[[Batch], None] | None = None
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.before = before
+        self.num_steps = 0
+        self.last_batch = Batch()
+        self._slots: list[int | None] = [None] * (num_blocks * block_size)
+
+    def execute(self, batch: Batch) -> list[int | None]:
+        self.num_steps += 1
+        self.last_batch = batch
+        if self.before is not None:
+            self.before(batch)
+        # What a step reads besides its own tokens must have been written by earlier steps.
+        tokens = [self._run(sequence) for sequence in batch.sequences]
+        written: set[int] = set()
+        for sequence in batch.sequences:
+            for offset, token in enumerate(sequence.token_ids):
+                slot = self._slot(sequence, sequence.start + offset)
+                if slot in written:
+                    raise AssertionError(f"Slot {slot} is written twice in one step.")
+                written.add(slot)
+                self._slots[slot] = token
+        return tokens
+
+    def _slot(self, sequence: ScheduledSequence, position: int) -> int:
+        return sequence.block_ids[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _run(self, sequence: ScheduledSequence) -> int | None:
+        context = [self._slots[self._slot(sequence, position)] for position in range(sequence.start)]
+        known = [token for token in context if token is not None]
+        if len(known) != len(context):
+            raise AssertionError(f"{sequence.request_id} reads slots that were never written.")
+        if not sequence.samples:
+            return None
+        return next_token([*known, *sequence.token_ids], sequence.params.seed, sequence.output_position)
