@@ -1,4 +1,4 @@
-"""What can go wrong in the manager. Each error has a stable `code` and no HTTP status: api/errors.py maps them."""
+"""What can go wrong in the manager. Each error has a stable `code`, no HTTP status: api/errors.py maps them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class InstanceNotRunning(ManagerError):
 
 
 class InstanceFailedToStart(ManagerError):
-    """The engine a request or a caller waited for has failed; the message carries class and last log lines."""
+    """The engine a request waited for has failed; the message carries class and last log lines."""
 
     code = "instance_failed"
 

@@ -16,7 +16,7 @@ Listener = Callable[[Event], None]
 
 
 class EventLog:
-    """The last `capacity` events. Event ids are consecutive, so a reader sees from a gap that it lost some."""
+    """The last `capacity` events. Event ids are consecutive: a gap tells a reader that it lost some."""
 
     def __init__(self, capacity: int = 1000) -> None:
         self._ring: BroadcastRing[Event] = BroadcastRing(capacity)

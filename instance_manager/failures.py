@@ -21,7 +21,8 @@ _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
         FailureClass.OUT_OF_MEMORY,
         re.compile(
             r"out of memory|OutOfMemoryError|cannot allocate memory|can't allocate memory|std::bad_alloc"
-            r"|\bMemoryError\b|no available memory for the cache blocks|larger than the available KV cache memory",
+            r"|\bMemoryError\b|no available memory for the cache blocks"
+            r"|larger than the available KV cache memory",
             re.I,
         ),
     ),

@@ -163,6 +163,6 @@ def _unlink(*paths: Path) -> None:
 
 
 def _text(line: bytes) -> str:
-    """A line as a terminal would show it at last: progress bars overwrite themselves with carriage returns."""
+    r"""A line as a terminal shows it in the end: progress bars overwrite themselves after each `\r`."""
     shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_MAX_LINE_BYTES]
     return shown.decode("utf-8", "replace")

@@ -7,14 +7,14 @@ HTTP is not known here at all.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypeAlias
 
 from instance_manager.admission import Gate, Lease
-from instance_manager.backends import plan_launch
+from instance_manager.backends import LaunchPlan, plan_launch
 from instance_manager.errors import (
     InstanceExists,
     InstanceNotFound,
@@ -25,22 +25,15 @@ from instance_manager.errors import (
 from instance_manager.events import EventLog
 from instance_manager.failures import explain
 from instance_manager.health import probe_client
-from instance_manager.idle import is_expired, next_check_at
+from instance_manager.housekeeping import Housekeeping
 from instance_manager.instance import Instance
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
-from instance_manager.process import memory_of_groups
 from instance_manager.specs import check_spec, check_timeout, new_instance_id
 from instance_manager.supervisor import Dock, Supervisor
-from instance_manager.types import Event, InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 
 logger = logging.getLogger("berth.manager")
-
-InstanceList: TypeAlias = list[Instance]  # inside the class, `list` is the method
-
-_MEMORY_INTERVAL_S = 5.0
-_RETRY_AFTER_ERROR_S = 1.0
-_MAX_FINISHED = 100  # unnamed instances kept for their records after their end
 
 
 class InstanceManager:
@@ -60,7 +53,6 @@ class InstanceManager:
         self._gates: dict[str, Gate] = {}  # the same instances, for the forwarding path
         self._tasks: asyncio.TaskGroup | None = None
         self._dock: Dock | None = None
-        self._expiry_wake = asyncio.Event()
         self._shutdown: asyncio.Task[None] | None = None
         self.is_shutting_down = False
 
@@ -68,57 +60,44 @@ class InstanceManager:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Own the supervisors and the expiry task; on exit every engine's whole group is ended."""
+        """Own the supervisors and the housekeeping; on exit every engine's whole group is ended."""
         ports = PortRange(self.config.host, self.config.base_port, self.config.max_instances)
+        housekeeping = Housekeeping(self._supervisors, self.events, self._clock)
         error: BaseException | None = None
         async with probe_client() as client, asyncio.TaskGroup() as tasks:
             self._tasks, self._dock = tasks, Dock(self.config, ports, client)
-            helpers = [
-                tasks.create_task(self._expire_idle(), name="expiry"),
-                tasks.create_task(self._watch_memory(), name="memory"),
-            ]
-            unsubscribe = self.events.add_listener(self._on_event)
+            end_housekeeping = housekeeping.begin(tasks)
             try:
                 yield
-            except BaseException as body_error:  # raised again below, not wrapped in the task group's
+            except BaseException as body_error:  # raised again below, so that no task group wraps it
                 error = body_error
-            await _to_its_end(self._begin_shutdown(None))
-            unsubscribe()
-            for task in helpers:
-                task.cancel()
-        self.events.close()
+            await _to_its_end(self.begin_shutdown())
+            end_housekeeping()
         if error is not None:
             raise error
 
     async def shutdown(self, *, drain_timeout_s: float | None = None) -> None:
         """Refuse everything new, drain, and end all engines in parallel; returns when they are gone.
 
-        Takes at most the drain time plus STOP_GRACE and a little. A further call waits for the same end.
+        Takes at most the drain time plus STOP_GRACE and a little. A further call waits for the same end,
+        and may shorten the drain time.
         """
-        await asyncio.shield(self._begin_shutdown(drain_timeout_s))
+        await asyncio.shield(self.begin_shutdown(drain_timeout_s=drain_timeout_s))
 
-    def _begin_shutdown(self, drain_timeout_s: float | None) -> asyncio.Task[None]:
-        self.is_shutting_down = True
-        if self._shutdown is None:
-            drain = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-            self._shutdown = asyncio.create_task(self._stop_all(drain), name="shutdown")
-        elif drain_timeout_s is not None:
-            self._request_all(drain_timeout_s)  # asked again: a shorter drain time holds
+    def begin_shutdown(self, *, drain_timeout_s: float | None = None) -> asyncio.Task[None]:
+        """Accept nothing new from now on, refuse who waits, let go who follows events or logs; drain and end.
+
+        The task returned is done when all engines are gone. Drain time None = DRAIN_TIMEOUT, or what
+        an earlier call said.
+        """
+        if self._shutdown is None or drain_timeout_s is not None:
+            drain_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+            self.is_shutting_down = True
+            ending = [(s, _request_end(s, drain_s)) for s in self._supervisors.values()]
+            self.events.close()
+            if self._shutdown is None:
+                self._shutdown = asyncio.create_task(_all_ended(ending), name="shutdown")
         return self._shutdown
-
-    async def _stop_all(self, drain_timeout_s: float) -> None:
-        await asyncio.gather(*(s.ended(life) for s, life in self._request_all(drain_timeout_s)))
-
-    def _request_all(self, drain_timeout_s: float) -> Sequence[tuple[Supervisor, int]]:
-        return [
-            (
-                s,
-                s.request_stop(
-                    "Berth is shutting down", drain_timeout_s=drain_timeout_s, delete=True, shutting_down=True
-                ),
-            )
-            for s in self._supervisors.values()
-        ]
 
     # The set of instances.
 
@@ -132,22 +111,33 @@ class InstanceManager:
         if spec.name in self._supervisors:
             raise InstanceExists(
                 f"an instance named {spec.name!r} exists already "
-                f"({self._supervisors[spec.name].instance.state}); start or delete it, or choose another name",
+                f"({self._supervisors[spec.name].instance.state}); start or delete it, or take another name",
                 param="name",
             )
         plan = plan_launch(spec, self.config)
         instance_id = spec.name or self._free_id(spec.model_name)
         port = dock.ports.take()
+        log, instance = self._make_instance(instance_id, spec, plan, port)
+        supervisor = Supervisor(instance, log, dock, port)
+        self._supervisors[instance_id] = supervisor
+        self._gates[instance_id] = instance.gate
+        tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance_id}")
+        return instance
+
+    def _make_instance(
+        self, instance_id: str, spec: InstanceSpec, plan: LaunchPlan, port: int
+    ) -> tuple[LogFile, Instance]:
+        config = self.config
         log = LogFile(
-            self.config.log_dir / f"{instance_id}.log",
-            max_bytes=self.config.log_max_bytes,
-            ring_lines=self.config.log_ring_lines,
+            config.log_dir / f"{instance_id}.log",
+            max_bytes=config.log_max_bytes,
+            ring_lines=config.log_ring_lines,
         )
         gate = Gate(
             instance_id,
             spec.model_name,
-            max_in_flight=self.config.max_in_flight,
-            max_queue=self.config.max_queue,
+            max_in_flight=config.max_in_flight,
+            max_queue=config.max_queue,
             clock=self._clock,
         )
         instance = Instance(
@@ -156,17 +146,13 @@ class InstanceManager:
             plan,
             gate=gate,
             events=self.events,
-            host=self.config.host,
+            host=config.host,
             port=port,
-            timeout_s=self.config.default_timeout_s if spec.timeout_s is None else spec.timeout_s,
+            timeout_s=config.default_timeout_s if spec.timeout_s is None else spec.timeout_s,
             log_path=log.path,
             clock=self._clock,
         )
-        supervisor = Supervisor(instance, log, dock, port)
-        self._supervisors[instance_id] = supervisor
-        self._gates[instance_id] = gate
-        tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance_id}")
-        return instance
+        return log, instance
 
     def get(self, instance_id: str) -> Instance:
         """Raises InstanceNotFound."""
@@ -178,7 +164,7 @@ class InstanceManager:
         status: InstanceState | str | None = None,
         model: str | None = None,
         include_terminal: bool = False,
-    ) -> InstanceList:
+    ) -> builtins.list[Instance]:
         """Instances in the order of their creation; stopped and failed ones only if asked for."""
         return [
             instance
@@ -201,7 +187,6 @@ class InstanceManager:
         self.events.publish(
             "instance.updated", instance_id, {"timeout": instance.timeout_s, "pinned": instance.pinned}
         )
-        self._expiry_wake.set()
         return instance
 
     # Lifecycle verbs. Cancelling a caller never cancels the work.
@@ -311,7 +296,7 @@ class InstanceManager:
 
     # Logs.
 
-    def read_log(self, instance_id: str, tail: int) -> list[str]:
+    def read_log(self, instance_id: str, tail: int) -> builtins.list[str]:
         """The last `tail` lines the engine wrote, as far as the ring reaches."""
         return self._find(instance_id).log.lines.tail(tail)
 
@@ -334,60 +319,6 @@ class InstanceManager:
         supervisor.is_forgotten = True
         supervisor.instance.announce()
 
-    def _on_event(self, event: Event) -> None:
-        if event.type != "instance.state":
-            return
-        if event.data["status"] == InstanceState.RUNNING:
-            self._expiry_wake.set()
-        elif InstanceState(event.data["status"]).is_terminal:
-            self._forget_oldest_finished()
-
-    def _forget_oldest_finished(self) -> None:
-        """Keep the number of ended instances bounded; one with a name stays until it is deleted."""
-        finished = [
-            s
-            for s in self._supervisors.values()
-            if s.instance.state.is_terminal and s.is_settled and s.instance.spec.name is None
-        ]
-        for supervisor in finished[: max(0, len(finished) - _MAX_FINISHED)]:
-            supervisor.request_stop("forgotten", drain_timeout_s=0.0, delete=True)
-
-    async def _expire_idle(self) -> None:
-        while True:
-            self._expiry_wake.clear()
-            try:
-                wait_s = self._expire_due()
-            except Exception:
-                logger.exception("expiry failed; trying again in %.0f s", _RETRY_AFTER_ERROR_S)
-                wait_s = _RETRY_AFTER_ERROR_S
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._expiry_wake.wait()
-            except TimeoutError:
-                continue
-
-    def _expire_due(self) -> float | None:
-        """Stop what has expired; seconds until the next look. Check and closing of the gate are one act."""
-        now = self._clock()
-        running = [s for s in self._supervisors.values() if s.instance.gate.is_open]
-        for supervisor in running:
-            instance = supervisor.instance
-            if is_expired(instance.idleness, now):
-                reason = f"idle for {now - instance.gate.last_active:.1f} s"
-                supervisor.request_stop(reason, drain_timeout_s=0.0)
-                self.events.publish("instance.expired", instance.instance_id, {"reason": reason})
-        check_at = next_check_at((s.instance.idleness for s in running if s.wants_running), now)
-        return None if check_at is None else max(0.0, check_at - now)
-
-    async def _watch_memory(self) -> None:
-        while True:
-            await asyncio.sleep(_MEMORY_INTERVAL_S)
-            by_pid = {i.pid: i for i in self.list() if i.pid is not None}
-            if by_pid:
-                for pid, used in (await asyncio.to_thread(memory_of_groups, list(by_pid))).items():
-                    if by_pid[pid].pid == pid:
-                        by_pid[pid].memory_bytes = used
-
     # Small things.
 
     def _open_for_business(self) -> tuple[asyncio.TaskGroup, Dock]:
@@ -407,6 +338,17 @@ class InstanceManager:
         while (instance_id := new_instance_id(model_name)) in self._supervisors:
             pass
         return instance_id
+
+
+def _request_end(supervisor: Supervisor, drain_timeout_s: float) -> int:
+    supervisor.log.lines.close()
+    return supervisor.request_stop(
+        "Berth is shutting down", drain_timeout_s=drain_timeout_s, delete=True, shutting_down=True
+    )
+
+
+async def _all_ended(ending: list[tuple[Supervisor, int]]) -> None:
+    await asyncio.gather(*(supervisor.ended(life) for supervisor, life in ending))
 
 
 async def _to_its_end(task: asyncio.Task[None]) -> None:

@@ -40,7 +40,7 @@ class PortRange:
     def take(self, *, avoid: int | None = None) -> int:
         """The lowest free port that can be bound. Raises NoCapacity.
 
-        `avoid` names a port just lost to someone else: it may be bindable again in a moment, but not reliably.
+        `avoid` names a port just lost to someone else, who may let go of it and take it again.
         """
         free = [port for port in self._ports if port not in self._held and port != avoid]
         for port in free:

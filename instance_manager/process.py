@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 logger = logging.getLogger("berth.manager")
 

@@ -1,0 +1,165 @@
+"""One process of an instance with its key and its log, from the spawn to the post-mortem.
+
+Moves no state and holds no port: both are the supervisor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+
+import httpx
+
+from instance_manager.environment import engine_environment
+from instance_manager.failures import LOG_TAIL_LINES, classify_exit
+from instance_manager.health import Probe, WrongEngine, wait_until_ready
+from instance_manager.instance import Instance
+from instance_manager.logs import LogFile
+from instance_manager.process import EngineProcess
+from instance_manager.types import FailureClass, InstanceFailure, ManagerConfig
+
+logger = logging.getLogger("berth.manager")
+
+
+class EngineFailed(Exception):
+    """The engine ended, never got ready, or could not be started at all."""
+
+    def __init__(self, failure: InstanceFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class EngineRun:
+    """Made by `spawn`, over after `end`."""
+
+    def __init__(self, process: EngineProcess, log: LogFile, port: int, api_key: str, log_mark: int) -> None:
+        self._process = process
+        self._log = log
+        self._log_mark = log_mark  # number of the last line before this process
+        self._started = time.monotonic()
+        self._follower = asyncio.create_task(log.follow(), name=f"log of {process.pid}")
+        self.port = port
+        self.api_key = api_key
+        self.exited = process.exited
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def pid_start_time(self) -> float | None:
+        """Seconds since the epoch."""
+        return self._process.start_time
+
+    @classmethod
+    async def spawn(cls, instance: Instance, log: LogFile, port: int, config: ManagerConfig) -> EngineRun:
+        """Start the instance's command on `port`. Raises EngineFailed if it can't be run."""
+        plan = instance.plan
+        api_key = secrets.token_urlsafe(24)
+        env = engine_environment(
+            os.environ,
+            config.engine_env,
+            plan.env,
+            instance.spec.env,
+            instance_id=instance.instance_id,
+            token=secrets.token_hex(16),
+            api_key=api_key,
+            devices=instance.spec.devices,
+        )
+        argv = plan.argv(instance.host, port)
+        instance.command = argv
+        log_mark = log.lines.last_number
+        output = await log.open_for_engine()
+        try:
+            process = await EngineProcess.spawn(argv, env, plan.cwd, output)
+        except OSError as error:
+            message = f"{argv[0]!r} can't be run: {error.strerror or error}"
+            raise EngineFailed(InstanceFailure(FailureClass.BAD_ARGUMENTS, message)) from error
+        finally:
+            os.close(output)
+        return cls(process, log, port, api_key, log_mark)
+
+    async def until_ready(
+        self,
+        client: httpx.AsyncClient,
+        instance: Instance,
+        config: ManagerConfig,
+        interrupted: asyncio.Future[None],
+    ) -> bool:
+        """Race health against the exit, the deadline and the interruption; False for the last.
+
+        Raises EngineFailed.
+        """
+        model = instance.served_model_name if instance.plan.must_name_model else None
+        probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, model)
+        probing = asyncio.create_task(wait_until_ready(client, probe), name=f"health of {self.pid}")
+        try:
+            while not probing.done() and not interrupted.done():
+                remaining_s = self._deadline(config) - time.monotonic()
+                if remaining_s <= 0:
+                    raise self._failed(FailureClass.START_TIMEOUT, self._timeout_message())
+                await asyncio.wait(
+                    (probing, self.exited, interrupted),
+                    timeout=remaining_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if self.exited.done():
+                    raise await self.post_mortem(was_ready=False)
+            if interrupted.done():
+                return False
+            probing.result()
+            return True
+        except WrongEngine as error:
+            raise self._failed(FailureClass.UNHEALTHY, str(error)) from error
+        finally:
+            probing.cancel()
+            await asyncio.wait((probing,))
+            if not probing.cancelled():
+                probing.exception()  # taken note of, also when something else was noticed first
+
+    async def post_mortem(self, *, was_ready: bool) -> EngineFailed:
+        """What the exited engine died of, asked when nobody of its group can write to the log any more."""
+        stuck = await self.end(grace_s=0)
+        return EngineFailed(
+            stuck or classify_exit(self.exited.result(), self._log_tail(), was_ready=was_ready)
+        )
+
+    async def end(self, grace_s: float) -> InstanceFailure | None:
+        """End the group and read the log to its end. A failure only if the group outlives SIGKILL."""
+        gone = await self._process.end(grace_s)
+        self._log.finish()
+        await asyncio.wait((self._follower,))
+        if error := self._follower.exception():
+            logger.error("the log %s is not followed any more: %r", self._log.path, error)
+        if gone:
+            return None
+        return InstanceFailure(FailureClass.UNHEALTHY, f"process group {self.pid} survived SIGKILL")
+
+    def abandon(self) -> None:
+        """Kill the group without waiting: for a moment when nothing can be awaited any more."""
+        self._process.kill_now()
+        self._follower.cancel()
+
+    def _deadline(self, config: ManagerConfig) -> float:
+        """A start that shows progress in its log gets more time, up to the cap. Monotonic seconds."""
+        return min(self._last_sign + config.start_timeout_s, self._started + config.start_timeout_cap_s)
+
+    @property
+    def _last_sign(self) -> float:
+        return max(self._started, self._log.grown_at)
+
+    def _timeout_message(self) -> str:
+        now = time.monotonic()
+        return (
+            f"not ready after {now - self._started:.1f} s, the last {now - self._last_sign:.1f} s of them "
+            "without a word in its log; START_TIMEOUT sets how long an engine may be silent"
+        )
+
+    def _failed(self, failure_class: FailureClass, message: str) -> EngineFailed:
+        return EngineFailed(InstanceFailure(failure_class, message, log_tail=tuple(self._log_tail())))
+
+    def _log_tail(self) -> list[str]:
+        return self._log.lines.since(self._log_mark)[-LOG_TAIL_LINES:]

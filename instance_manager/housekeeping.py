@@ -1,0 +1,99 @@
+"""What goes on beside all instances: idle ones expire, memory is measured, old records are forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from instance_manager.events import EventLog
+from instance_manager.idle import is_expired, next_check_at
+from instance_manager.process import memory_of_groups
+from instance_manager.supervisor import Supervisor
+from instance_manager.types import Event, InstanceState
+
+logger = logging.getLogger("berth.manager")
+
+_MEMORY_INTERVAL_S = 5.0
+_RETRY_AFTER_ERROR_S = 1.0
+_MAX_FINISHED = 100  # unnamed instances kept for their records after their end
+
+
+class Housekeeping:
+    """Two tasks and a listener over the manager's instances, which it reads and never changes itself."""
+
+    def __init__(
+        self, supervisors: Mapping[str, Supervisor], events: EventLog, clock: Callable[[], float]
+    ) -> None:
+        self._supervisors = supervisors
+        self._events = events
+        self._clock = clock
+        self._wake = asyncio.Event()
+
+    def begin(self, tasks: asyncio.TaskGroup) -> Callable[[], None]:
+        """Start in `tasks`; the function returned ends it all."""
+        unsubscribe = self._events.add_listener(self._on_event)
+        jobs = [
+            tasks.create_task(self._expire_idle(), name="expiry"),
+            tasks.create_task(self._watch_memory(), name="memory"),
+        ]
+
+        def end() -> None:
+            unsubscribe()
+            for job in jobs:
+                job.cancel()
+
+        return end
+
+    def _on_event(self, event: Event) -> None:
+        if event.type == "instance.updated" or event.data.get("status") == InstanceState.RUNNING:
+            self._wake.set()  # a deadline may have come nearer
+        elif event.data.get("status") in (InstanceState.STOPPED, InstanceState.FAILED):
+            self._forget_oldest_finished()
+
+    async def _expire_idle(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                wait_s = self._expire_due()
+            except Exception:
+                logger.exception("expiry failed; trying again in %.0f s", _RETRY_AFTER_ERROR_S)
+                wait_s = _RETRY_AFTER_ERROR_S
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _expire_due(self) -> float | None:
+        """Stop what has expired; seconds until the next look. Check and closing of the gate are one act."""
+        now = self._clock()
+        running = [s for s in self._supervisors.values() if s.instance.gate.is_open]
+        for supervisor in running:
+            instance = supervisor.instance
+            if is_expired(instance.idleness, now):
+                reason = f"idle for {now - instance.gate.last_active:.1f} s"
+                supervisor.request_stop(reason, drain_timeout_s=0.0)
+                self._events.publish("instance.expired", instance.instance_id, {"reason": reason})
+        check_at = next_check_at((s.instance.idleness for s in running if s.wants_running), now)
+        return None if check_at is None else max(0.0, check_at - now)
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(_MEMORY_INTERVAL_S)
+            by_pid = {s.instance.pid: s.instance for s in self._supervisors.values()}
+            pids = [pid for pid in by_pid if pid is not None]
+            used = await asyncio.to_thread(memory_of_groups, pids) if pids else {}
+            for pid, num_bytes in used.items():
+                if by_pid[pid].pid == pid:
+                    by_pid[pid].memory_bytes = num_bytes
+
+    def _forget_oldest_finished(self) -> None:
+        """Keep the number of ended instances bounded; one with a name stays until it is deleted."""
+        finished = [
+            s
+            for s in self._supervisors.values()
+            if s.instance.state.is_terminal and s.is_settled and s.instance.spec.name is None
+        ]
+        for supervisor in finished[: max(0, len(finished) - _MAX_FINISHED)]:
+            supervisor.request_stop("forgotten", drain_timeout_s=0.0, delete=True)
