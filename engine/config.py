@@ -1,9 +1,11 @@
-"""The engine's configuration: frozen, checked once, handed down. engine/flags.py makes it from the command line."""
+"""The engine's configuration: frozen, checked once, handed down; engine/flags.py makes it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,15 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     served_model_names: tuple[str, ...] = ()  # the first is the one reported; all are accepted
-    api_key: str | None = None  # from --api-key or VLLM_API_KEY
+    api_keys: tuple[str, ...] = ()  # from --api-key or VLLM_API_KEY; none = no key is asked for
+    tokenizer: Path | None = None  # a directory; None = the model's
     chat_template: str | None = None  # Jinja source; None = the checkpoint's own
+    chat_template_content_format: str = "auto"  # auto | string | openai
+    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    generation_config: str = "auto"  # auto: the checkpoint's sampling defaults hold; vllm: neutral ones
+    override_generation_config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None  # of the stream that requests without a seed draw theirs from
     max_waiting: int = 1024  # requests in the engine before new ones get 429
+    shutdown_timeout_s: float = 5.0  # running requests may take this long to end after SIGTERM
+    access_log: bool = False
     log_level: str = "info"

@@ -1,0 +1,149 @@
+"""`python -m engine --model PATH --port N …`: one model behind an OpenAI-compatible server.
+
+Exit codes: 0 stopped as asked; 1 the model can't be served; 2 wrong arguments; 98 the port is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from engine.async_engine import AsyncEngine
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import ConfigError, EngineError
+from engine.flags import Flags, parse_flags
+from engine.model_path import resolve_model
+from engine.server.listener import AddressInUse, listen
+
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
+
+log = logging.getLogger("engine")
+
+_EXIT_FAILED = 1
+_EXIT_BAD_ARGUMENTS = 2
+_EXIT_PORT_IN_USE = 98  # EADDRINUSE on Linux
+
+
+def main() -> NoReturn:
+    """Never waits for the engine's thread: it may be inside a load or a step that won't end soon."""
+    code = _run(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(argv: list[str]) -> int:
+    _configure_logging("info")
+    try:
+        flags = parse_flags(argv, os.environ)
+        _configure_logging(flags.server.log_level)
+        for warning in flags.warnings:
+            log.warning("%s", warning)
+        listener = listen(flags.server.host, flags.server.port)
+        log.info("Listening on %s, port %s.", flags.server.host, listener.getsockname()[1])
+        _serve(flags, listener)
+    except EngineError as error:
+        log.error("%s: %s", error.code, error)
+        return _exit_code(error)
+    return 0
+
+
+def _exit_code(error: EngineError) -> int:
+    if isinstance(error, AddressInUse):
+        return _EXIT_PORT_IN_USE
+    return _EXIT_BAD_ARGUMENTS if isinstance(error, ConfigError) else _EXIT_FAILED
+
+
+def _serve(flags: Flags, listener: socket.socket) -> None:
+    config = replace(flags.engine, model=resolve_model(flags.engine.model))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve_on_loop(config, flags, listener))
+
+
+async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.socket) -> None:
+    executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+    tokenizer = executor.submit(_load_tokenizer, flags.server.tokenizer or config.model)
+    executor.shutdown(wait=False)
+    engine = AsyncEngine(lambda: _build_core(config, tokenizer))
+    started = asyncio.create_task(engine.start())
+    await asyncio.sleep(0)  # its thread now imports torch, while we import the server
+    from engine.server.serve import Loading, serve
+
+    await serve(
+        Loading(engine, started, tokenizer, config.model),
+        listener,
+        flags.server,
+        max_num_seqs=config.max_num_seqs,
+        stop=_stop_on_signals(),
+        on_ready=lambda: log.info("The model is ready."),
+    )
+
+
+def _load_tokenizer(directory: Path) -> Tokenizer:
+    from engine.tokenizer import load_tokenizer
+
+    return load_tokenizer(directory)
+
+
+def _build_core(config: EngineConfig, tokenizer: Future[Tokenizer]) -> EngineCore:
+    from engine.build import build_core
+
+    return build_core(config, eos_token_id=tokenizer.result().eos_token_id)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one of the same ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        log.info("Stopping on %s.", number.name)
+        stop.set()
+        loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class _Formatter(logging.Formatter):
+    """Errors that are written for people are one line; only the unforeseen has a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, EngineError):
+            return super().format(record)
+        plain = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
+        return f"{super().format(plain)} {error}"
+
+
+def _configure_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # "trace" is uvicorn's word for more than debug.
+    logging.basicConfig(level="DEBUG" if level == "trace" else level.upper(), handlers=[handler], force=True)
+
+
+if __name__ == "__main__":
+    main()

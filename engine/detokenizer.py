@@ -1,0 +1,167 @@
+"""Tokens to text, piece by piece, and the search for stop strings in it. Pure; knows nothing of HTTP.
+
+Two promises: no piece ends inside a character, and how the tokens were split into steps changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers.decoders import DecodeStream
+
+from engine.tokenizer import Tokenizer
+
+_CONTEXT_TOKENS = (
+    6  # of the prompt: enough for decoders that look back for a space or an unfinished character
+)
+_REPLACEMENT = "\ufffd"
+
+
+class TextStream:
+    """Text of a growing list of tokens. An unfinished character waits for the tokens that complete it."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._said: list[int] = []  # the tokens of the last piece: what decoders look back at
+        self._waiting: list[int] = []  # tokens whose text isn't out yet
+        self._prime(prompt[-_CONTEXT_TOKENS:])
+
+    def _prime(self, context: Sequence[int]) -> None:
+        """Show the stream how the prompt ends, so that a first space isn't taken for the text's start.
+
+        Not where the prompt ends within a character: its bytes would turn up in the answer.
+        """
+        if not context or self._decode(context).endswith(_REPLACEMENT):
+            return
+        for token_id in context:
+            self.push(token_id)
+        if self._waiting:
+            self._said += self._waiting
+            self._waiting = []
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; empty if none."""
+        piece: str | None = self._stream.step(self._tokenizer.fast, token_id)
+        self._waiting.append(token_id)
+        if piece is None:
+            return ""
+        self._said, self._waiting = self._waiting, []
+        return piece
+
+    def flush(self) -> str:
+        """What is left when no token follows: an unfinished character shows as U+FFFD."""
+        if not self._waiting:
+            return ""
+        known = len(self._decode(self._said))
+        rest = self._decode(self._said + self._waiting)[known:]
+        self._said, self._waiting = self._waiting, []
+        return rest
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip)
+
+
+class StopStrings:
+    """Finds the first stop string to be complete in a text that comes in pieces.
+
+    Holds back exactly what may still become one: the longest end of the text that starts some stop string.
+    Of two that are complete at the same character, the one that began first counts.
+    """
+
+    def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
+        self._stops = tuple(stops)
+        self._include = include_in_output
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, str | None]:
+        """(text that may go out, the stop string that ended it or None); nothing may be pushed after one."""
+        if not self._stops:
+            return piece, None
+        text = self._held + piece
+        found = self._find(text)
+        if found is not None:
+            start, stop = found
+            self._held = ""
+            return text[: start + len(stop) if self._include else start], stop
+        keep = self._length_to_hold(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], None
+
+    def flush(self) -> str:
+        """What was held back and came to nothing."""
+        held, self._held = self._held, ""
+        return held
+
+    def _find(self, text: str) -> tuple[int, str] | None:
+        matches = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if not matches:
+            return None
+        _, start, stop = min(matches)
+        return start, stop
+
+    def _length_to_hold(self, text: str) -> int:
+        longest = 0
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(text)), longest, -1):
+                if text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What some tokens brought: text that may go out, how many of them count, what stop string ended it."""
+
+    text: str
+    num_tokens: int
+    stop: str | None = None
+
+
+class Detokenizer:
+    """One sequence's way from tokens to text that may be shown.
+
+    Stop strings are looked for only in what comes after `min_tokens` tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int] = (),
+        *,
+        stops: Sequence[str] = (),
+        min_tokens: int = 0,
+        skip_special_tokens: bool = True,
+        include_stop_in_output: bool = False,
+    ) -> None:
+        self._text = TextStream(tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+        self._stops = StopStrings(stops, include_in_output=include_stop_in_output)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+
+    def push(self, token_ids: Sequence[int]) -> Piece:
+        """Take one step's tokens; those after a stop string are neither shown nor counted."""
+        shown: list[str] = []
+        for count, token_id in enumerate(token_ids, start=1):
+            text = self._text.push(token_id)
+            self._num_tokens += 1
+            if not text:
+                continue
+            stop = None
+            if self._num_tokens > self._min_tokens:
+                text, stop = self._stops.push(text)
+            shown.append(text)
+            if stop is not None:
+                return Piece("".join(shown), count, stop)
+        return Piece("".join(shown), len(token_ids))
+
+    def flush(self) -> Piece:
+        """The rest, once the last token has been pushed. It, too, may complete a stop string."""
+        rest = self._text.flush()
+        if self._num_tokens <= self._min_tokens:
+            return Piece(rest, 0)
+        text, stop = self._stops.push(rest)
+        return Piece(text if stop is not None else text + self._stops.flush(), 0, stop)

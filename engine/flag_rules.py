@@ -1,0 +1,94 @@
+"""vLLM's flags whose meaning we can't give, with the values that ask for no more than we do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    why: str
+    allowed: frozenset[str] = frozenset()
+
+
+def _only(why: str, *allowed: str) -> Rule:
+    return Rule(why, frozenset(allowed))
+
+
+_ONE_DEVICE = "the engine runs on one device"
+_NOT_YET = "not supported yet"
+_NO_TLS = "the engine speaks plain HTTP on a local port; put TLS in front of it"
+_NO_LORA = "LoRA adapters are not supported yet"
+_NO_QUANTIZATION = "quantized weights are not supported yet"
+_NO_SPECULATION = "speculative decoding is not supported yet"
+
+RULES: dict[str, Rule] = {
+    # devices
+    "tensor-parallel-size": _only(_ONE_DEVICE, "1"),
+    "pipeline-parallel-size": _only(_ONE_DEVICE, "1"),
+    "data-parallel-size": _only(_ONE_DEVICE, "1"),
+    "decode-context-parallel-size": _only(_ONE_DEVICE, "1"),
+    "prefill-context-parallel-size": _only(_ONE_DEVICE, "1"),
+    "nnodes": _only(_ONE_DEVICE, "1"),
+    "enable-expert-parallel": _only(_ONE_DEVICE, "false"),
+    "device-ids": _only("choose devices with CUDA_VISIBLE_DEVICES"),
+    # weights and cache
+    "quantization": _only(_NO_QUANTIZATION),
+    "quantization-config": _only(_NO_QUANTIZATION),
+    "kv-cache-dtype": _only("the KV cache has the weights' type", "auto"),
+    "load-format": _only("checkpoints are safetensors", "auto", "safetensors", "hf"),
+    "config-format": _only("checkpoints are in Hugging Face layout", "auto", "hf"),
+    "tokenizer-mode": _only("tokenizers are Hugging Face's", "auto", "hf"),
+    "tokenizer-revision": _only("give a directory with --tokenizer"),
+    "revision": _only("give the snapshot's directory with --model"),
+    "hf-overrides": _only(_NOT_YET, "{}"),
+    "hf-config-path": _only(_NOT_YET),
+    "runner": _only("the engine generates text only", "auto", "generate"),
+    "convert": _only("the engine generates text only", "auto", "none"),
+    "pooler-config": _only("the engine generates text only"),
+    "cpu-offload-gb": _only("weights stay on the device", "0", "0.0"),
+    "kv-offloading-size": _only(_NOT_YET),
+    "skip-tokenizer-init": _only("the engine needs its tokenizer", "false"),
+    "enable-sleep-mode": _only(_NOT_YET, "false"),
+    # decoding
+    "enable-chunked-prefill": _only("long prompts are always prefilled in chunks", "true"),
+    "scheduling-policy": _only("requests of one priority run in order of arrival", "fcfs", "priority"),
+    "speculative-config": _only(_NO_SPECULATION),
+    "spec-method": _only(_NO_SPECULATION),
+    "spec-model": _only(_NO_SPECULATION),
+    "spec-tokens": _only(_NO_SPECULATION),
+    "logits-processors": _only(_NOT_YET),
+    "enable-lora": _only(_NO_LORA, "false"),
+    "lora-modules": _only(_NO_LORA),
+    "enable-prompt-embeds": _only(_NOT_YET, "false"),
+    "watermark-config": _only(_NOT_YET),
+    "diffusion-config": _only(_NOT_YET),
+    "kv-transfer-config": _only(_NOT_YET),
+    # what the server says
+    "enable-auto-tool-choice": _only("tool calls are not parsed yet", "false"),
+    "tool-call-parser": _only("tool calls are not parsed yet"),
+    "tool-parser-plugin": _only("tool calls are not parsed yet", ""),
+    "reasoning-parser": _only("reasoning is not parsed yet", ""),
+    "reasoning-parser-plugin": _only("reasoning is not parsed yet", ""),
+    "response-role": _only("answers have the role assistant", "assistant"),
+    "return-tokens-as-token-ids": _only(_NOT_YET, "false"),
+    "trust-request-chat-template": _only("a request can't bring a template of its own", "false"),
+    "enable-force-include-usage": _only("clients ask with stream_options.include_usage", "false"),
+    "enable-prompt-tokens-details": _only("cached tokens are always reported", "true"),
+    "stream-interval": _only("every token is sent when it is there", "1"),
+    "sse-keep-alive-interval": _only(_NOT_YET, "0", "0.0"),
+    "tokens-only": _only("the engine answers with text", "false"),
+    # how it is reached
+    "config": _only("give the flags themselves"),
+    "headless": _only("the engine is its server", "false"),
+    "grpc": _only("the engine speaks HTTP", "false"),
+    "grpc-port": _only("the engine speaks HTTP"),
+    "uds": _only("the engine listens on a TCP port"),
+    "api-server-count": _only("one process serves", "1"),
+    "root-path": _only("the engine serves at /", ""),
+    "middleware": _only("the engine runs no foreign code"),
+    "allowed-origins": _only("CORS belongs to the front door", "[]"),
+    "ssl-keyfile": _only(_NO_TLS),
+    "ssl-certfile": _only(_NO_TLS),
+    "ssl-ca-certs": _only(_NO_TLS),
+}

@@ -1,0 +1,140 @@
+"""Sends what a generation brings, whole or in pieces, and ends it when its client leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engine.errors import EngineError
+from engine.server.errors import envelope, error_response
+from engine.server.generation import Choice, Generation, Usage
+from engine.server.stream import Chunks, error_event
+from engine.types import FinishReason
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class FinishedChoice:
+    """A choice whose text is complete."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.finish_reason = FinishReason.LENGTH
+        self.stop_reason: int | str | None = None
+        self._texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._texts.append(text)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+
+ToObject = Callable[[Sequence[FinishedChoice], Usage], dict[str, Any]]
+
+
+class WholeAnswer:
+    """An ASGI response: one JSON object, once all choices have ended."""
+
+    def __init__(self, generation: Generation, choices: Sequence[Choice], to_object: ToObject) -> None:
+        self._generation = generation
+        self._finished = {choice: FinishedChoice(choice.index) for choice in choices}
+        self._to_object = to_object
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await _unless_client_leaves(receive, self._collect)
+        if response is not None:
+            await response(scope, receive, send)
+
+    async def _collect(self) -> Response:
+        try:
+            async with self._generation:
+                async for deltas in self._generation.steps():
+                    for delta in deltas:
+                        finished = self._finished[delta.choice]
+                        finished.add(delta.text)
+                        if delta.finish_reason is not None:
+                            finished.finish_reason = delta.finish_reason
+                            finished.stop_reason = delta.stop_reason
+        except EngineError as error:
+            return error_response(error)
+        body = self._to_object(list(self._finished.values()), self._generation.read_usage())
+        return Response(json.dumps(body, ensure_ascii=False).encode(), media_type="application/json")
+
+
+class StreamedAnswer:
+    """An ASGI response: events as the tokens come.
+
+    The status is sent with the first event, so that a request that fails before it gets a status of its own.
+    After it, an error is an event, and the connection breaks: it must not look like an end.
+    """
+
+    def __init__(self, generation: Generation, chunks: Chunks) -> None:
+        self._generation = generation
+        self._chunks = chunks
+        self._has_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def stream() -> EngineError | None:
+            try:
+                await self._stream(send)
+            except EngineError as error:
+                return error
+            return None
+
+        error = await _unless_client_leaves(receive, stream)
+        if error is not None and not self._has_begun:
+            await error_response(error)(scope, receive, send)
+        elif error is not None:
+            log.warning("A stream ends with an error: %s", error)
+            await self._send(send, error_event(envelope(error)))
+
+    async def _stream(self, send: Send) -> None:
+        async with self._generation as generation:
+            async for deltas in generation.steps():
+                events = self._chunks.step(deltas, generation.read_usage)
+                if events:
+                    await self._send(send, events)
+        await self._send(send, self._chunks.end(self._generation.read_usage()))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, events: bytes) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await send({"type": "http.response.body", "body": events, "more_body": True})
+
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+async def _unless_client_leaves(receive: Receive, work: Callable[[], Awaitable[Result]]) -> Result | None:
+    """The result of `work`, or None if the client left first and `work` was cancelled.
+
+    Two tasks in one group: whichever ends first ends the other.
+    """
+    result: Result | None = None
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        result = await work()
+        group.cancel_scope.cancel()
+    return result

@@ -1,0 +1,72 @@
+"""The routes, put together."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from engine.errors import EngineError
+from engine.server import ops
+from engine.server.chat import create_chat_completion
+from engine.server.completions import create_completion
+from engine.server.errors import GenerationFailed, UnknownRoute, WrongMethod, error_response
+from engine.server.gate import Gate
+from engine.server.service import Service
+
+log = logging.getLogger(__name__)
+
+_ROUTES = (
+    ("POST", "/v1/completions", create_completion),
+    ("POST", "/v1/chat/completions", create_chat_completion),
+    ("GET", "/v1/models", ops.list_models),
+    ("GET", "/v1/models/{name:path}", ops.get_model),
+    ("GET", "/health", ops.health),
+    ("GET", "/ping", ops.ping),
+    ("POST", "/ping", ops.ping),
+    ("GET", "/version", ops.version),
+    ("GET", "/load", ops.load),
+    ("GET", "/metrics", ops.metrics),
+    ("POST", "/tokenize", ops.tokenize),
+    ("POST", "/detokenize", ops.detokenize),
+)
+
+
+def create_app(service: Service) -> Gate:
+    app = Starlette(
+        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in _ROUTES],
+        exception_handlers={
+            EngineError: _on_engine_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_exception,
+        },
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return Gate(app, service)
+
+
+async def _on_engine_error(request: Request, error: Exception) -> Response:
+    if not isinstance(
+        error, EngineError
+    ):  # Starlette looks handlers up by class; this is for the type checker
+        raise error
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, or not with this method."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        response = error_response(WrongMethod(f"{request.method} is not possible on {request.url.path}."))
+        response.headers.update(error.headers or {})
+        return response
+    return error_response(UnknownRoute(f"There is nothing at {request.url.path}."))
+
+
+async def _on_exception(request: Request, error: Exception) -> Response:
+    """The last resort; Starlette raises the error again, so that it is logged with its traceback."""
+    return error_response(GenerationFailed(f"An error in the server: {type(error).__name__}."))

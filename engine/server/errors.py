@@ -1,0 +1,106 @@
+"""From what went wrong to OpenAI's error envelope: one table, one shape."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from starlette.responses import Response
+
+from engine.errors import EngineDead, EngineError, InvalidRequest
+
+
+class UnknownModel(InvalidRequest):
+    code = "model_not_found"
+
+
+class UnknownRoute(InvalidRequest):
+    code = "not_found"
+
+
+class WrongMethod(InvalidRequest):
+    code = "method_not_allowed"
+
+
+class WrongMediaType(InvalidRequest):
+    code = "unsupported_media_type"
+
+
+class BodyTooLarge(InvalidRequest):
+    code = "body_too_large"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class WrongKey(EngineError):
+    code = "invalid_api_key"
+
+
+class TooManyWaiting(EngineError):
+    code = "queue_full"
+
+
+class NotReady(EngineError):
+    code = "not_ready"
+
+
+class ShuttingDown(EngineError):
+    code = "shutting_down"
+
+
+class GenerationFailed(EngineError):
+    """The engine ended a request with an error of its own."""
+
+    code = "generation_failed"
+
+
+_STATUS = {
+    InvalidRequest.code: HTTPStatus.BAD_REQUEST,
+    PromptTooLong.code: HTTPStatus.BAD_REQUEST,
+    UnknownModel.code: HTTPStatus.NOT_FOUND,
+    UnknownRoute.code: HTTPStatus.NOT_FOUND,
+    WrongMethod.code: HTTPStatus.METHOD_NOT_ALLOWED,
+    WrongMediaType.code: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    BodyTooLarge.code: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    WrongKey.code: HTTPStatus.UNAUTHORIZED,
+    TooManyWaiting.code: HTTPStatus.TOO_MANY_REQUESTS,
+    NotReady.code: HTTPStatus.SERVICE_UNAVAILABLE,
+    ShuttingDown.code: HTTPStatus.SERVICE_UNAVAILABLE,
+    EngineDead.code: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "service_unavailable_error",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "server_error",
+}
+
+_RETRY_AFTER_S = 1
+
+
+def status_of(error: EngineError) -> HTTPStatus:
+    return _STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def envelope(error: EngineError) -> bytes:
+    """`{"error": {message, type, param, code}}`, as a body or as the data of an SSE event."""
+    body = {
+        "message": error.message,
+        "type": _TYPES.get(status_of(error), "invalid_request_error"),
+        "param": getattr(error, "param", None),
+        "code": error.code,
+    }
+    return json.dumps({"error": body}).encode()
+
+
+def error_response(error: EngineError) -> Response:
+    status = status_of(error)
+    headers = {}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(envelope(error), status, headers, media_type="application/json")

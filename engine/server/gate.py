@@ -1,0 +1,92 @@
+"""What stands before every route: request ids, the key, and whether requests are taken at all.
+
+Plain ASGI: it costs a stream nothing per chunk but the one look at the response's start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.errors import EngineError
+from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response
+from engine.server.service import Service
+
+_OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
+_UNGATED_PATHS = _OPEN_PATHS | {"/metrics", "/load"}
+_REQUEST_ID = re.compile(r"[!-~]{1,256}")
+
+
+class Gate:
+    """The outermost app. Knows how many requests are inside, so that a shutdown can wait for them."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._keys = [key.encode() for key in service.config.api_keys]
+        self._num_inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        send = _name_request(scope, send)
+        try:
+            self._check(scope)
+        except EngineError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        self._num_inside += 1
+        self._empty.clear()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_inside -= 1
+            if not self._num_inside:
+                self._empty.set()
+
+    async def wait_empty(self) -> None:
+        await self._empty.wait()
+
+    def _check(self, scope: Scope) -> None:
+        path = scope["path"]
+        if self._keys and path not in _OPEN_PATHS and not self._has_key(Headers(scope=scope)):
+            raise WrongKey("Wrong or missing API key: send it as `Authorization: Bearer KEY`.")
+        if path in _UNGATED_PATHS or self._service.is_ready:
+            return
+        if self._service.draining:
+            raise ShuttingDown("The server is shutting down.")
+        raise NotReady("The model is still loading, or the engine has ended.")
+
+    def _has_key(self, headers: Headers) -> bool:
+        """In constant time, whichever key it may be."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def request_id_of(request: Request, asked: str | None) -> str:
+    """The id that the answer carries: the header's, else the body's, else the one made at the gate."""
+    made: str = request.scope["state"]["request_id"]
+    return made if "x-request-id" in request.headers else asked or made
+
+
+def _name_request(scope: Scope, send: Send) -> Send:
+    given = Headers(scope=scope).get("x-request-id", "")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    scope.setdefault("state", {})["request_id"] = request_id
+
+    async def send_named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["x-request-id"] = request_id
+        await send(message)
+
+    return send_named

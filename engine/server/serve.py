@@ -1,0 +1,123 @@
+"""The server's life: listen, load, serve, drain, end. Knows nothing of the command line or of signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from engine.async_engine import AsyncEngine
+from engine.config import ServerConfig
+from engine.server.app import create_app
+from engine.server.gate import Gate
+from engine.server.listener import BACKLOG
+from engine.server.model import ServedModel, load_served_model
+from engine.server.service import Service
+from engine.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+_KEEP_ALIVE_S = 75  # longer than any client's pool keeps an idle connection
+_ABORT_S = 2.0  # for a step to end and error events to go out
+_CLOSE_S = 2.0  # for connections to close
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What is being loaded while the server already listens."""
+
+    engine: AsyncEngine
+    started: asyncio.Task[None]  # engine.start()
+    tokenizer: Future[Tokenizer]
+    directory: Path  # the checkpoint's
+
+
+async def serve(
+    loading: Loading,
+    listener: socket.socket,
+    config: ServerConfig,
+    *,
+    max_num_seqs: int,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until `stop` is set, then let running requests end.
+
+    Raises what loading raises, and EngineDead if the engine ends of itself.
+    """
+    service = Service(loading.engine, config, max_num_seqs=max_num_seqs)
+    gate = create_app(service)
+    server = _Server(_uvicorn_config(gate, config))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    life = asyncio.create_task(_load_and_watch(service, loading, on_ready))
+    try:
+        await asyncio.wait([serving, stopping, life], return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            await life  # raises what ended it
+        await _drain(service, gate)
+    finally:
+        service.draining = True
+        server.should_exit = True
+        life.cancel()
+        stopping.cancel()
+        await asyncio.wait([serving], timeout=_CLOSE_S + 1)
+
+
+async def _load_and_watch(service: Service, loading: Loading, on_ready: Callable[[], None]) -> None:
+    """Until the engine ends; raises what ended it."""
+    # Whichever fails first is the news: a wrong tokenizer needn't wait for the weights.
+    _, model = await asyncio.gather(loading.started, _load_model(service.config, loading))
+    service.serve(model)
+    on_ready()
+    await service.engine.wait_ended()
+
+
+async def _load_model(config: ServerConfig, loading: Loading) -> ServedModel:
+    tokenizer = await asyncio.wrap_future(loading.tokenizer)
+    return await asyncio.to_thread(load_served_model, loading.directory, config, tokenizer)
+
+
+async def _drain(service: Service, gate: Gate) -> None:
+    """No new requests; running ones may end in time; what is left is aborted and told so.
+
+    An engine that still loads isn't waited for.
+    """
+    service.draining = True
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(gate.wait_empty(), service.config.shutdown_timeout_s)
+    if not service.engine.is_alive:
+        return
+    await service.engine.shutdown(_ABORT_S)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(gate.wait_empty(), _ABORT_S)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs it: uvicorn's way ends the process by the signal, not with a code."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_config(app: Gate, config: ServerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=config.access_log,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(_CLOSE_S),
+        backlog=BACKLOG,
+    )

@@ -1,0 +1,141 @@
+"""Text to tokens and back, and what the checkpoint's tokenizer files say: special tokens, chat templates.
+
+Reads `tokenizer.json` with the `tokenizers` library alone. transformers, slow to import, is asked only where
+a checkpoint has no such file. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from engine.errors import CheckpointError, InvalidRequest, UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """A tokenizer as the checkpoint has it; `fast` does the work (and is what a DecodeStream asks for)."""
+
+    fast: FastTokenizer
+    special_tokens: Mapping[str, str] = field(
+        default_factory=dict
+    )  # bos_token -> "<s>" …, for chat templates
+    chat_templates: Mapping[str, str] = field(default_factory=dict)  # name -> Jinja source; "default" is one
+
+    @property
+    def vocab_size(self) -> int:
+        return self.fast.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Its own end-of-sequence token; checkpoints may name further ones."""
+        token = self.special_tokens.get("eos_token")
+        return None if token is None else self.fast.token_to_id(token)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Tokens of `text`; special tokens are added as the checkpoint's post-processor does.
+
+        Raises InvalidRequest for text that is no Unicode (lone surrogates).
+        """
+        try:
+            return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"The text is no valid Unicode: {error}.") from error
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return str(self.fast.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        """The vocabulary's own spelling of each token."""
+        return [self.fast.id_to_token(token_id) or "" for token_id in token_ids]
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in `directory`. Raises CheckpointError if there is none or it can't be read."""
+    config = read_json(directory / "tokenizer_config.json")
+    return Tokenizer(
+        fast=_load_fast(directory),
+        special_tokens=_special_tokens({**read_json(directory / "special_tokens_map.json"), **config}),
+        chat_templates=_chat_templates(directory, config),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a checkpoint's JSON file, {} where there is no file. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return value
+
+
+def _load_fast(directory: Path) -> FastTokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return _load_with_transformers(directory)
+    try:
+        fast = FastTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    # Limits meant for training batches: a prompt is neither cut nor padded behind its sender's back.
+    fast.no_truncation()
+    fast.no_padding()
+    return fast
+
+
+def _load_with_transformers(directory: Path) -> FastTokenizer:
+    if not any(directory.glob("*token*")) and not (directory / "vocab.json").is_file():
+        raise CheckpointError(
+            f"There is no tokenizer in {directory}: neither tokenizer.json nor another known file."
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise CheckpointError(f"The tokenizer in {directory} can't be read: {error}") from error
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(fast, FastTokenizer):
+        raise UnsupportedModel(
+            f"{directory} has a tokenizer of a kind ({type(tokenizer).__name__}) not supported."
+        )
+    return fast
+
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Each is a string, or an object with `content`."""
+    tokens = {}
+    for name in _SPECIAL_NAMES:
+        value = config.get(name)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            tokens[name] = content
+    return tokens
+
+
+def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """From tokenizer_config.json (a string, or a list of named ones); a file of its own wins."""
+    declared = config.get("chat_template")
+    templates: dict[str, str] = {}
+    if isinstance(declared, str):
+        templates["default"] = declared
+    elif isinstance(declared, list):
+        templates = {item["name"]: item["template"] for item in declared}
+    files = {"default": directory / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+    for name, path in files.items():
+        if path.is_file():
+            templates[name] = path.read_text(encoding="utf-8")
+    return templates
