@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from engine.async_engine import AsyncEngine, TokenStream
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import DeviceLost, EngineDead, InvalidRequest
+from engine.types import Batch, EngineRequest, EngineStats, FinishReason, TokenDelta
+from tests.engine.fake_runner import FakeRunner, make_request, reference_output
+
+WAIT_S = 30
+
+
+class Gate:
+    """Stops the runner at the beginning of each step until the test lets it through."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Semaphore(0)
+        self._passes = threading.Semaphore(0)
+        self._is_open = False
+
+    def __call__(self, batch: Batch) -> None:
+        if not self._is_open:
+            self._arrived.release()
+            assert self._passes.acquire(timeout=WAIT_S)
+
+    async def arrival(self) -> None:
+        assert await asyncio.to_thread(self._arrived.acquire, timeout=WAIT_S)
+
+    def let_one_pass(self) -> None:
+        self._passes.release()
+
+    def open(self) -> None:
+        self._is_open = True
+        self._passes.release()
+
+
+def builder(runner: FakeRunner, *, max_num_seqs: int = 8) -> Callable[[], EngineCore]:
+    config = EngineConfig(model=Path("nowhere"), max_num_seqs=max_num_seqs, max_num_batched_tokens=64)
+    return lambda: EngineCore.from_config(config, runner, max_model_len=256, eos_token_ids=[])
+
+
+@asynccontextmanager
+async def running(runner: FakeRunner, *, max_num_seqs: int = 8) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(builder(runner, max_num_seqs=max_num_seqs))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        assert await engine.shutdown(WAIT_S)
+        assert "engine" not in {thread.name for thread in threading.enumerate()}
+
+
+async def read(stream: TokenStream) -> list[TokenDelta]:
+    async with stream:
+        return [delta async for delta in stream]
+
+
+async def generate(engine: AsyncEngine, request: EngineRequest) -> list[int]:
+    return [token for delta in await read(engine.stream(request)) for token in delta.token_ids]
+
+
+# Streams
+
+
+async def test_streams_run_together_and_give_what_they_give_alone() -> None:
+    async with running(FakeRunner(num_blocks=48)) as engine:
+        requests = [make_request(f"r{n}", range(n, n + 9), max_tokens=5 + n) for n in range(20)]
+        outputs = await asyncio.gather(*(generate(engine, request) for request in requests))
+        assert outputs == [reference_output(request) for request in requests]
+        assert engine.num_unfinished == 0 and engine.stats().kv_cache_usage == 0
+
+
+async def test_a_stream_has_one_delta_per_step_then_ends() -> None:
+    gate = Gate()
+    async with running(FakeRunner(before=gate)) as engine:
+        stream = engine.stream(make_request("a", [1, 2], max_tokens=2))
+        assert repr(stream) == "<TokenStream a open, 0 tokens unread>"
+        gate.let_one_pass()
+        first = await anext(stream)
+        gate.let_one_pass()
+        second = await anext(stream)
+        assert (*first.token_ids, *second.token_ids) == (
+            *reference_output(make_request("a", [1, 2], max_tokens=2)),
+        )
+        assert (first.finish_reason, second.finish_reason) == (None, FinishReason.LENGTH)
+        assert first.timings is not None and first.timings.finished_time is None
+        assert second.timings is not None and second.timings.end_to_end_s is not None
+        for _ in range(2):
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+        assert repr(stream) == "<TokenStream a ended, 0 tokens unread>"
+
+
+async def test_what_piles_up_unread_comes_as_one_delta() -> None:
+    async with running(FakeRunner()) as engine:
+        slow = make_request("slow", [1], max_tokens=30)
+        stream = engine.stream(slow)
+        await generate(engine, make_request("quick", [2], max_tokens=40))
+        (delta,) = await read(stream)
+        assert list(delta.token_ids) == reference_output(slow)
+        assert delta.finish_reason == FinishReason.LENGTH and delta.timings is not None
+
+
+async def test_a_merged_delta_keeps_the_first_ones_timings() -> None:
+    gate = Gate()
+    async with running(FakeRunner(before=gate)) as engine:
+        stream = engine.stream(make_request("a", [1], max_tokens=30))
+        for _ in range(3):
+            await gate.arrival()
+            gate.let_one_pass()
+        await gate.arrival()  # in the fourth step: three have been delivered
+        delta = await anext(stream)
+        assert len(delta.token_ids) == 3 and delta.finish_reason is None
+        assert delta.timings is not None and delta.timings.first_token_time is not None
+        gate.open()
+        await stream.aclose()
+
+
+async def test_a_step_wakes_the_loop_once() -> None:
+    runner = FakeRunner()
+    async with running(runner) as engine:
+        loop = asyncio.get_running_loop()
+        wake_ups = 0
+        original = loop.call_soon_threadsafe
+
+        def counted(*args: object, **options: object) -> asyncio.Handle:
+            nonlocal wake_ups
+            wake_ups += 1
+            return original(*args, **options)  # type: ignore[arg-type]
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        await asyncio.gather(*(generate(engine, make_request(f"r{n}", [n], max_tokens=20)) for n in range(8)))
+        del loop.call_soon_threadsafe
+        assert 20 <= wake_ups <= runner.num_steps
+
+
+# Refusals
+
+
+async def test_a_wrong_request_is_refused_at_once() -> None:
+    async with running(FakeRunner()) as engine:
+        assert engine.max_model_len == 256
+        with pytest.raises(InvalidRequest, match="prompt is empty"):
+            engine.stream(make_request("a", []))
+        assert engine.num_unfinished == 0
+
+
+async def test_an_id_is_in_use_until_the_engine_has_let_go() -> None:
+    gate = Gate()
+    async with running(FakeRunner(before=gate)) as engine:
+        stream = engine.stream(make_request("a", [1], max_tokens=99))
+        await gate.arrival()
+        await stream.aclose()
+        assert engine.num_unfinished == 1
+        with pytest.raises(InvalidRequest, match="'a' is in use"):
+            engine.stream(make_request("a", [2]))
+        gate.open()
+        await generate(engine, make_request("b", [1]))
+        again = make_request("a", [2])
+        assert await generate(engine, again) == reference_output(again)
+
+
+# Leaving
+
+
+async def test_leaving_early_frees_the_blocks() -> None:
+    async with running(FakeRunner()) as engine:
+        async with engine.stream(make_request("a", range(20), max_tokens=200)) as stream:
+            await anext(stream)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        await stream.aclose()
+        await generate(engine, make_request("after", [1], max_tokens=1))
+        assert engine.num_unfinished == 0 and engine.stats().kv_cache_usage == 0
+
+
+async def test_a_cancelled_reader_leaves_too() -> None:
+    gate = Gate()
+    async with running(FakeRunner(before=gate)) as engine:
+        task = asyncio.create_task(read(engine.stream(make_request("a", [1], max_tokens=200))))
+        await gate.arrival()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open()
+        await generate(engine, make_request("after", [1], max_tokens=1))
+        assert engine.num_unfinished == 0 and engine.stats().kv_cache_usage == 0
+
+
+async def test_an_abort_from_elsewhere_ends_the_stream() -> None:
+    gate = Gate()
+    async with running(FakeRunner(before=gate)) as engine:
+        stream = engine.stream(make_request("a", [1], max_tokens=200))
+        await gate.arrival()
+        engine.abort("a")
+        engine.abort("a")
+        engine.abort("unknown")
+        gate.open()
+        deltas = await read(stream)
+        assert deltas[-1].finish_reason == FinishReason.ABORT
+        assert sum(len(delta.token_ids) for delta in deltas) == 1  # of the step that ran
+        assert engine.num_unfinished == 0
+
+
+async def test_a_crowd_that_comes_and_goes() -> None:
+    """Readers that stay, leave, are cancelled or aborted, in a cache too small for all of them."""
+    rng = random.Random(7)
+
+    async def client(number: int) -> None:
+        request = make_request(
+            f"r{number}", [number % 3] * rng.randrange(1, 30), max_tokens=rng.randrange(1, 40)
+        )
+        expected = reference_output(request)
+        stays = rng.randrange(len(expected) + 4)
+        output: list[int] = []
+        async with engine.stream(request) as stream:
+            async for delta in stream:
+                output += delta.token_ids
+                if delta.finish_reason == FinishReason.LENGTH:
+                    assert output == expected
+                if len(output) > stays:
+                    if number % 3 == 0:
+                        break
+                    if number % 3 == 1:
+                        engine.abort(request.request_id)
+        assert output == expected[: len(output)]
+
+    async with running(FakeRunner(num_blocks=40), max_num_seqs=6) as engine:
+        tasks = [asyncio.create_task(client(number)) for number in range(120)]
+        for task in rng.sample(tasks, 20):
+            await asyncio.sleep(0)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} == {type(None), asyncio.CancelledError}
+        await generate(engine, make_request("after", [1], max_tokens=1))
+        assert engine.num_unfinished == 0 and engine.stats().kv_cache_usage == 0
+
+
+# Failures
+
+
+async def test_an_error_of_building_is_raised_by_start() -> None:
+    def build() -> EngineCore:
+        raise InvalidRequest("no such model")
+
+    engine = AsyncEngine(build)
+    with pytest.raises(InvalidRequest, match="no such model"):
+        await engine.start()
+    assert not engine.is_alive
+    with pytest.raises(EngineDead, match="no such model"):
+        engine.stream(make_request("a", [1]))
+    assert await engine.shutdown(WAIT_S)
+
+
+async def test_a_step_error_reaches_its_own_client_only() -> None:
+    def before(batch: Batch) -> None:
+        if batch.sequences[0].request_id == "bad":
+            raise RuntimeError("poisoned")
+
+    async with running(FakeRunner(before=before), max_num_seqs=1) as engine:
+        good = make_request("good", [1])
+        bad_stream, good_tokens = engine.stream(make_request("bad", [2])), generate(engine, good)
+        (delta,), tokens = await asyncio.gather(read(bad_stream), good_tokens)
+        assert delta.finish_reason == FinishReason.ERROR and "poisoned" in (delta.error or "")
+        assert tokens == reference_output(good)
+        assert engine.is_alive
+
+
+async def test_the_death_of_the_thread_is_told_to_all() -> None:
+    gate = Gate()
+
+    def before(batch: Batch) -> None:
+        gate(batch)
+        raise DeviceLost("the device is gone")
+
+    engine = AsyncEngine(builder(FakeRunner(before=before), max_num_seqs=1))
+    await engine.start()
+    streams = [engine.stream(make_request(name, [1])) for name in "ab"]
+    ended = asyncio.create_task(engine.wait_ended())
+    gate.open()
+    for stream in streams:
+        for _ in range(2):
+            with pytest.raises(EngineDead, match="DeviceLost: the device is gone"):
+                await anext(stream)
+    with pytest.raises(EngineDead, match="the device is gone"):
+        await ended
+    assert not engine.is_alive and engine.num_unfinished == 0
+    with pytest.raises(EngineDead, match="the device is gone"):
+        engine.stream(make_request("c", [1]))
+    assert await engine.shutdown(WAIT_S)
+
+
+async def test_wrong_books_are_noticed_when_idle_in_debug(caplog: pytest.LogCaptureFixture) -> None:
+    def build() -> EngineCore:
+        return core
+
+    def spoil(batch: Batch) -> None:
+        core._scheduler._cache._ref_counts[63] = 1
+
+    core = builder(FakeRunner(before=spoil))()
+    with caplog.at_level(logging.DEBUG, logger="engine.async_engine"):
+        engine = AsyncEngine(build)
+        await engine.start()
+        await generate(engine, make_request("a", [1], max_tokens=1))
+        with pytest.raises(EngineDead, match="Block 63 should have"):
+            await engine.wait_ended()
+    assert await engine.shutdown(WAIT_S)
+
+
+def test_a_loop_that_was_closed_ends_the_thread() -> None:
+    gate = Gate()
+    engine = AsyncEngine(builder(FakeRunner(before=gate)))
+
+    async def forget() -> None:
+        await engine.start()
+        engine.stream(make_request("a", [1], max_tokens=9))
+        await gate.arrival()
+
+    asyncio.run(forget())
+    gate.open()
+    thread = next(thread for thread in threading.enumerate() if thread.name == "engine")
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+# Beginning and end
+
+
+async def test_before_its_start_an_engine_takes_nothing() -> None:
+    engine = AsyncEngine(builder(FakeRunner()))
+    assert not engine.is_alive and engine.stats() == EngineStats()
+    with pytest.raises(EngineDead, match="has not been started"):
+        engine.stream(make_request("a", [1]))
+    with pytest.raises(EngineDead, match="has not been started"):
+        _ = engine.max_model_len
+    assert repr(engine) == "<AsyncEngine not alive, 0 streams, None>"
+    assert await engine.shutdown(WAIT_S)
+
+
+async def test_a_cancelled_start_ends_the_thread() -> None:
+    building, go_on = threading.Event(), threading.Event()
+
+    def build() -> EngineCore:
+        building.set()
+        assert go_on.wait(WAIT_S)
+        return builder(FakeRunner())()
+
+    engine = AsyncEngine(build)
+    task = asyncio.create_task(engine.start())
+    assert await asyncio.to_thread(building.wait, WAIT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await engine.wait_ended()
+    assert not engine.is_alive
+
+
+async def test_shutdown_aborts_what_is_open() -> None:
+    gate = Gate()
+    engine = AsyncEngine(builder(FakeRunner(before=gate), max_num_seqs=1))
+    await engine.start()
+    assert engine.is_alive
+    streams = [engine.stream(make_request(name, [1], max_tokens=200)) for name in "ab"]
+    await gate.arrival()
+    stopping = asyncio.create_task(engine.shutdown(WAIT_S))
+    await asyncio.sleep(0)
+    assert not engine.is_alive
+    with pytest.raises(EngineDead, match="is shutting down"):
+        engine.stream(make_request("c", [1]))
+    gate.open()
+    assert await stopping
+    for stream in streams:
+        assert (await read(stream))[-1].finish_reason == FinishReason.ABORT
+    await engine.wait_ended()
+    assert await engine.shutdown(WAIT_S)
+    assert engine.stats().kv_cache_usage == 0
+
+
+async def test_shutdown_doesnt_wait_for_ever_for_a_step() -> None:
+    gate = Gate()
+    engine = AsyncEngine(builder(FakeRunner(before=gate)))
+    await engine.start()
+    stream = engine.stream(make_request("a", [1], max_tokens=200))
+    await gate.arrival()
+    assert not await engine.shutdown(0.01)
+    with pytest.raises(EngineDead, match=r"took longer than 0\.01 s"):
+        await anext(stream)
+    gate.open()
+    assert await engine.shutdown(WAIT_S)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import ConfigError, DeviceLost, InvalidRequest
+from engine.types import Batch, FinishReason, TokenDelta
+from tests.engine.fake_runner import FakeRunner, make_request, reference_output
+
+
+def make_core(runner: FakeRunner, *, max_num_seqs: int = 8) -> EngineCore:
+    config = EngineConfig(model=Path("nowhere"), max_num_seqs=max_num_seqs, max_num_batched_tokens=64)
+    return EngineCore.from_config(config, runner, max_model_len=64, eos_token_ids=[39])
+
+
+def run_to_the_end(core: EngineCore) -> list[TokenDelta]:
+    deltas = []
+    while core.has_work:
+        deltas += core.step()
+        core.check_integrity()
+    return deltas
+
+
+def raiser(
+    error: Exception, *, when: Callable[[Batch], bool] = lambda batch: True
+) -> Callable[[Batch], None]:
+    def before(batch: Batch) -> None:
+        if when(batch):
+            raise error
+
+    return before
+
+
+def test_steps_bring_every_request_to_its_end() -> None:
+    core = make_core(FakeRunner())
+    requests = [make_request(name, [number, 5], max_tokens=6) for number, name in enumerate("abc")]
+    for request in requests:
+        core.add(request)
+    deltas = run_to_the_end(core)
+    for request in requests:
+        own = [delta for delta in deltas if delta.request_id == request.request_id]
+        assert [token for delta in own for token in delta.token_ids] == reference_output(
+            request, eos_token_ids=[39]
+        )
+        assert [delta.finish_reason for delta in own[:-1]] == [None] * (len(own) - 1)
+        assert own[-1].finish_reason
+    assert core.stats().kv_cache_usage == 0
+
+
+def test_limits_come_from_the_configuration_and_the_cache() -> None:
+    assert make_core(FakeRunner(num_blocks=4, block_size=4)).max_model_len == 16
+    core = make_core(FakeRunner())
+    assert core.max_model_len == 64
+    with pytest.raises(InvalidRequest, match="64 tokens"):
+        core.check(make_request("a", range(64)))
+    assert not core.has_work
+    with pytest.raises(ConfigError, match="max_num_seqs 0"):
+        make_core(FakeRunner(), max_num_seqs=0)
+
+
+def test_an_abort_between_steps_gives_the_last_delta() -> None:
+    core = make_core(FakeRunner())
+    core.add(make_request("a", [1]))
+    core.step()
+    delta = core.abort("a")
+    assert delta is not None and delta.finish_reason == FinishReason.ABORT
+    assert core.abort("a") is None
+    assert not core.has_work
+    assert (
+        repr(core)
+        == "<EngineCore <Scheduler 0 running, 0 waiting, <KVCache 64 x 4: 0 held, 0 cached, 64 blank>>>"
+    )
+
+
+def test_a_failed_step_costs_its_own_requests_only(caplog: pytest.LogCaptureFixture) -> None:
+    poisoned = raiser(
+        RuntimeError("index out of range"),
+        when=lambda batch: any(sequence.request_id == "bad" for sequence in batch.sequences),
+    )
+    core = make_core(FakeRunner(before=poisoned), max_num_seqs=1)
+    good = make_request("good", [1])
+    core.add(make_request("bad", [2]))
+    core.add(good)
+    with caplog.at_level(logging.ERROR):
+        (error,) = core.step()
+    assert (error.request_id, error.finish_reason) == ("bad", FinishReason.ERROR)
+    assert error.error == "This request failed in the engine: RuntimeError: index out of range"
+    assert "A step of 1 sequences failed." in caplog.text
+    tokens = [token for delta in run_to_the_end(core) for token in delta.token_ids]
+    assert tokens == reference_output(good, eos_token_ids=[39])
+
+
+@pytest.mark.parametrize("wrong", [[], [None], [1, 2]])
+def test_a_runner_that_answers_wrongly_has_failed(wrong: list[int | None]) -> None:
+    class Wrong(FakeRunner):
+        def execute(self, batch: Batch) -> list[int | None]:
+            return wrong
+
+    core = make_core(Wrong())
+    core.add(make_request("a", [1]))
+    (error,) = core.step()
+    assert error.error is not None and f"The runner returned {wrong} for sequences" in error.error
+    assert not core.has_work
+
+
+def test_a_lost_device_is_the_end() -> None:
+    core = make_core(FakeRunner(before=raiser(DeviceLost("CUDA error: device-side assert"))))
+    core.add(make_request("a", [1]))
+    with pytest.raises(DeviceLost):
+        core.step()
