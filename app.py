@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import sys
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -20,7 +23,7 @@ from configs.logging import configure_logging
 from configs.settings import Settings, SettingsError, load_settings
 from instance_manager.manager import InstanceManager
 from instance_manager.metrics import ProxyMetrics
-from instance_manager.types import ManagerConfig
+from instance_manager.types import Event, InstanceState, ManagerConfig
 
 VERSION = "0.1.0"
 ENV_FILE = Path(".env")
@@ -37,7 +40,14 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     metrics = ProxyMetrics()
     manager = InstanceManager(manager_config(settings, env_file))
     data_plane = DataPlane(manager, metrics)
-    manager.events.add_listener(data_plane.on_event)
+
+    def let_go(event: Event) -> None:
+        if event.type == "instance.deleted":
+            metrics.forget(event.instance_id)
+        elif event.type == "instance.state" and event.data["previous"] == InstanceState.RUNNING:
+            data_plane.forget(event.instance_id)
+
+    manager.events.add_listener(let_go)
     control = create_control_app(manager, metrics, version=VERSION)
     keys = Keys(inference=settings.api_keys, admin=settings.admin_api_keys)
     return AccessControl(Dispatcher(control, data_plane), keys), manager
@@ -67,15 +77,28 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
 
 
 class BerthServer(uvicorn.Server):
-    """uvicorn, except that the manager hears of the shutdown first and ends what waits or follows."""
+    """uvicorn, except that the manager hears of a shutdown first and that a clean end is exit status 0."""
 
     def __init__(self, config: uvicorn.Config, manager: InstanceManager) -> None:
         super().__init__(config)
         self._manager = manager
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Connections close once what they wait for or follow has ended, so that comes first.
         self._manager.begin_shutdown()
         await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the shutdown; a second one lets requests in flight have no more time."""
+        if self.should_exit and self._loop is not None:
+            hurry = partial(self._manager.begin_shutdown, drain_timeout_s=0)
+            self._loop.call_soon_threadsafe(hurry)
+        self.should_exit = True
 
 
 def create_server(settings: Settings, env_file: Path | None = None) -> BerthServer:

@@ -8,18 +8,20 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from instance_manager.manager import InstanceManager
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from api import instances, ops, streams
 from api.errors import ApiError, api_error, error_for
 from api.schemas import ErrorEnvelope
 from instance_manager.errors import ManagerError
-from instance_manager.manager import InstanceManager
 from instance_manager.metrics import ProxyMetrics
 
 logger = logging.getLogger("berth")
 
+ROUTERS = (instances.router, streams.router, ops.router)
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
 
@@ -40,8 +42,8 @@ def create_control_app(manager: InstanceManager, metrics: ProxyMetrics, *, versi
     )
     app.state.manager = manager
     app.state.registry = metrics.registry()
-    for module in (instances, streams, ops):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ManagerError, _manager_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -70,8 +72,20 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
     message = f"{request.method} {request.url.path}: {exc.detail}; /docs lists the routes"
     response = _response(api_error(exc.status_code, message, kind))
-    response.headers.update(exc.headers or {})
+    if exc.status_code == 405:
+        response.headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return response
+
+
+def _methods_of(request: Request) -> set[str]:
+    """All methods of a path; the exception knows only those of the first route that has it."""
+    routes = (route for router in ROUTERS for route in router.routes if isinstance(route, Route))
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
 
 
 async def _validation_error(_: Request, exc: Exception) -> Response:

@@ -8,13 +8,15 @@ from fastapi import APIRouter, Query, Response
 
 from api.deps import Config, Manager
 from api.schemas import InstanceCreate, InstanceList, InstancePatch, Seconds
+from instance_manager.errors import InstanceFailedToStart
+from instance_manager.failures import explain
 from instance_manager.instance import Instance
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 
 router = APIRouter(prefix="/instances", tags=["instances"])
 
 Wait = Annotated[
-    float, Query(ge=0, le=3600, allow_inf_nan=False, description="Seconds to wait for it to run")
+    float, Query(ge=0, le=3600, allow_inf_nan=False, description="Seconds to wait until it runs")
 ]
 Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
 
@@ -76,7 +78,7 @@ async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dic
     if wait_s > 0:
         instance = await manager.wait_ready(instance.instance_id, wait_s)
         if instance.failure is not None:
-            raise instance.failure_error()
+            raise InstanceFailedToStart(f"instance {instance.instance_id!r}: {explain(instance.failure)}")
     return instance.record()
 
 

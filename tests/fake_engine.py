@@ -25,6 +25,13 @@ def command(*flags: str) -> list[str]:
     return [sys.executable, "-S", FAKE_ENGINE, *placeholders, *flags]
 
 
+def write_fake_python(path: Path) -> str:
+    """Write an "interpreter" for VLLM_PYTHON: `path -m any.module FLAGS` runs a fake engine with FLAGS."""
+    path.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -S "{FAKE_ENGINE}" "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fake_engine")
     parser.add_argument("--host", default="127.0.0.1")

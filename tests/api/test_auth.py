@@ -1,0 +1,125 @@
+"""Who may ask for what. The policy on scopes, then a real Berth with keys."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from api.asgi import RawHeaders, Receive, Scope, Send
+from api.auth import Access, AccessControl, Keys, is_local, required_access
+
+LOCAL = ("127.0.0.1", 50000)
+REMOTE = ("192.0.2.7", 50000)
+HOST = (b"host", b"localhost:5000")
+
+
+async def ask(
+    keys: Keys,
+    path: str,
+    *,
+    client: tuple[str, int] | None = LOCAL,
+    headers: RawHeaders | None = None,
+    kind: str = "http",
+) -> tuple[int, dict[str, Any]]:
+    """Status and body of the answer; 200 and {} where the request got through."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": f"{kind}.connect"}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": kind, "path": path, "headers": [HOST, *(headers or [])], "client": client}
+    await AccessControl(app, keys)(scope, receive, send)
+    return sent[0].get("status", sent[0].get("code")), json.loads(sent[-1].get("body", b"{}") or b"{}")
+
+
+def bearer(key: str) -> RawHeaders:
+    return [(b"authorization", b"Bearer " + key.encode())]
+
+
+BOTH = Keys(inference=("user-key",), admin=("admin-key", "other-admin"))
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/health", [], 200),
+        ("/health/readiness", [], 200),
+        ("/healthy", [], 401),
+        ("/proxy/a/v1/models", [], 401),
+        ("/proxy/a/v1/models", bearer("user-key"), 200),
+        ("/proxy/a/v1/models", bearer("admin-key"), 200),
+        ("/proxy/a/v1/models", bearer("user-ke"), 401),
+        ("/proxy/a/v1/models", bearer(""), 401),
+        ("/proxy/a/v1/models", [(b"authorization", b"Basic user-key")], 401),
+        ("/instances", bearer("user-key"), 403),
+        ("/instances", bearer("other-admin"), 200),
+        ("/metrics", bearer("user-key"), 403),
+        ("/instances", bearer("kl\u00fc"), 401),
+    ],
+)
+async def test_keys_open_what_they_are_for(path: str, headers: RawHeaders, status: int) -> None:
+    assert (await ask(BOTH, path, headers=headers))[0] == status
+
+
+async def test_without_keys_only_this_machine_gets_in() -> None:
+    assert (await ask(Keys(), "/instances"))[0] == 200
+    status, body = await ask(Keys(), "/instances", client=REMOTE)
+    assert status == 403
+    assert "API_KEYS" in body["error"]["message"]
+    assert body["error"]["code"] == "no_api_keys_set"
+
+
+async def test_without_admin_keys_this_machine_administers() -> None:
+    keys = Keys(inference=("user-key",))
+    assert (await ask(keys, "/instances"))[0] == 200
+    assert (await ask(keys, "/instances", client=REMOTE))[0] == 401
+    assert (await ask(keys, "/instances", client=REMOTE, headers=bearer("user-key")))[0] == 403
+    assert (await ask(keys, "/proxy/a/x", client=REMOTE, headers=bearer("user-key")))[0] == 200
+
+
+async def test_with_admin_keys_this_machine_needs_one_too() -> None:
+    assert (await ask(Keys(admin=("admin-key",)), "/instances"))[0] == 401
+
+
+async def test_a_websocket_without_a_key_is_refused() -> None:
+    status, _ = await ask(BOTH, "/proxy/a/ws", kind="websocket")
+    assert status == 1008
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "local"),
+    [
+        (("127.0.0.1", 1), [HOST], True),
+        (("127.8.8.8", 1), [(b"host", b"127.8.8.8")], True),
+        (("::1", 1), [(b"host", b"[::1]:5000")], True),
+        (("::ffff:127.0.0.1", 1), [HOST], True),
+        (("127.0.0.1", 1), [(b"host", b"rebound.example")], False),
+        (("127.0.0.1", 1), [(b"host", b"localhost.example")], False),
+        (("127.0.0.1", 1), [HOST, (b"origin", b"https://example.com")], False),
+        (("127.0.0.1", 1), [HOST, (b"origin", b"null")], False),
+        (("127.0.0.1", 1), [HOST, (b"origin", b"http://localhost:3000")], True),
+        (("127.0.0.1", 1), [HOST, (b"x-forwarded-for", b"127.0.0.1")], False),
+        (("127.0.0.1", 1), [HOST, (b"forwarded", b"for=192.0.2.1")], False),
+        (("127.0.0.1", 1), [(b"host", b"[::1")], False),
+        (REMOTE, [HOST], False),
+        (None, [HOST], False),
+    ],
+)
+def test_who_counts_as_local(client: tuple[str, int] | None, headers: RawHeaders, local: bool) -> None:
+    assert is_local(client, headers) is local
+
+
+def test_paths_that_look_like_another_one_do_not_open_it() -> None:
+    assert required_access(b"/health/../instances") is Access.OPEN  # matches no route, as it stands
+    assert required_access(b"//proxy/a") is Access.ADMIN
+    assert required_access(b"/%70roxy/a") is Access.ADMIN
