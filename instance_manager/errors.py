@@ -1,4 +1,4 @@
-"""What can go wrong in the manager. Each error has a stable `code`, no HTTP status: api/errors.py maps them."""
+"""What can go wrong in the manager. Each error has a stable `code`; api/errors.py maps them to HTTP."""
 
 from __future__ import annotations
 

@@ -1,0 +1,135 @@
+"""From a spec to a command line, for each back end."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instance_manager.backends import LaunchPlan, plan_launch
+from instance_manager.errors import InvalidSpec, ModelNotFound
+from instance_manager.types import InstanceSpec, ManagerConfig
+
+CONFIG = ManagerConfig(
+    vllm_python="/opt/vllm/bin/python",
+    default_params={"dtype": "auto", "max_model_len": 4096},
+    vllm_params={"trust_remote_code": True},
+)
+
+
+def plan(engine: str, config: ManagerConfig = CONFIG, **fields: Any) -> LaunchPlan:
+    return plan_launch(InstanceSpec("acme/model", engine, **fields), config)
+
+
+def test_the_embedded_engine_runs_in_our_interpreter_from_our_root() -> None:
+    made = plan("engine", params={"max-model-len": 128, "enforce_eager": False})
+    argv = made.argv("127.0.0.1", 9001)
+    assert argv[:3] == [sys.executable, "-m", "engine"]
+    assert argv[3:] == [
+        *("--dtype", "auto", "--max-model-len", "128", "--no-enforce-eager"),
+        *("--served-model-name", "acme/model"),
+        *("--model", "acme/model", "--host", "127.0.0.1", "--port", "9001"),
+    ]
+    root = Path(__file__).resolve().parents[2]
+    assert made.cwd == str(root)
+    assert made.env["PYTHONPATH"].split(":")[0] == str(root)
+    assert made.must_name_model
+    assert made.params == {"dtype": "auto", "max_model_len": 128, "enforce_eager": False}
+
+
+def test_a_model_directory_is_passed_by_path_and_served_by_name(tmp_path: Path) -> None:
+    (tmp_path / "acme/model").mkdir(parents=True)
+    argv = plan("engine", replace(CONFIG, model_dirs=(tmp_path,))).argv("h", 1)
+    assert argv[argv.index("--model") + 1] == str(tmp_path / "acme/model")
+    assert argv[argv.index("--served-model-name") + 1] == "acme/model"
+
+
+def test_vllm_runs_in_its_own_interpreter_with_its_own_defaults() -> None:
+    argv = plan("vllm", params={"dtype": None, "disable_log_stats": False, "enable_lora": False}).argv("h", 2)
+    assert argv[:3] == ["/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    assert "--trust-remote-code" in argv
+    assert "--dtype" not in argv
+    assert "--no-enable-lora" in argv
+    assert not any("log-stats" in argument for argument in argv)
+    assert "--trust-remote-code" not in plan("engine").argv("h", 2)
+
+
+def test_vllm_without_its_interpreter_says_what_to_set() -> None:
+    with pytest.raises(InvalidSpec, match="VLLM_PYTHON") as refusal:
+        plan("vllm", replace(CONFIG, vllm_python=None))
+    assert refusal.value.param == "engine"
+
+
+@pytest.mark.parametrize("engine", ["engine", "vllm"])
+@pytest.mark.parametrize("name", ["model", "host", "port", "api_key", "api-key", "uds", "ssl_keyfile"])
+def test_what_berth_owns_is_refused(engine: str, name: str) -> None:
+    with pytest.raises(InvalidSpec, match="Berth decides") as refusal:
+        plan(engine, params={name: "x"})
+    assert refusal.value.param == f"params.{name}"
+
+
+def test_an_abbreviated_flag_does_not_win_over_berths_own() -> None:
+    """argparse takes `--por` for `--port`; the last one wins."""
+    argv = plan("engine", params={"por": 1}).argv("h", 9000)
+    assert argv.index("--por") < argv.index("--port")
+
+
+@pytest.mark.parametrize(("given", "first"), [("other", "other"), (["one", "two"], "one")])
+def test_the_served_name_may_be_chosen(given: Any, first: str) -> None:
+    made = plan("engine", params={"served_model_name": given})
+    assert made.served_model_name == first
+    argv = made.argv("h", 1)
+    assert argv[argv.index("--served-model-name") + 1] == first
+
+
+@pytest.mark.parametrize("given", [[], "", 3, [1], True])
+def test_a_served_name_that_is_none_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidSpec) as refusal:
+        plan("engine", params={"served_model_name": given})
+    assert refusal.value.param == "params.served_model_name"
+
+
+def test_a_command_is_filled_in_literally() -> None:
+    template = ["srv", "--port={port}", "{host}:{port}", "{model}", "{x} {", "$HOME"]
+    made = plan("command", command=template, health_path="/ok")
+    assert made.argv("h", 7) == ["srv", "--port=7", "h:7", "acme/model", "{x} {", "$HOME"]
+    assert (made.health_path, made.must_name_model, made.params) == ("/ok", False, {})
+
+
+def test_a_model_name_with_placeholders_is_not_filled_in_again() -> None:
+    made = plan_launch(InstanceSpec("{port}", "command", command=["{model}"]), CONFIG)
+    assert made.argv("h", 7) == ["{port}"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields", "param"),
+    [
+        ("nope", {}, "engine"),
+        ("command", {}, "command"),
+        ("command", {"command": []}, "command"),
+        ("command", {"command": "srv --port 1"}, "command"),
+        ("command", {"command": ["srv", 1]}, "command"),
+        ("command", {"command": [""]}, "command"),
+        ("command", {"command": ["a\0"]}, "command"),
+        ("command", {"command": ["srv"], "params": {"a": 1}}, "params"),
+        ("engine", {"command": ["srv"]}, "command"),
+        ("vllm", {"command": ["srv"]}, "command"),
+    ],
+)
+def test_a_wrong_spec_names_its_field(engine: str, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidSpec) as refusal:
+        plan(engine, **fields)
+    assert refusal.value.param == param
+
+
+def test_an_unknown_engine_is_told_the_known_ones() -> None:
+    with pytest.raises(InvalidSpec, match="engine, vllm, command"):
+        plan("sglang")
+
+
+def test_a_path_that_does_not_exist_is_not_found() -> None:
+    with pytest.raises(ModelNotFound, match="/no/such/model"):
+        plan_launch(InstanceSpec("/no/such/model", "engine"), CONFIG)

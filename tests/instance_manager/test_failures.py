@@ -1,0 +1,63 @@
+"""What an engine died of."""
+
+from __future__ import annotations
+
+import pytest
+
+from instance_manager.failures import LOG_TAIL_LINES, classify_exit, describe_exit, explain
+from instance_manager.types import FailureClass
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("OSError: [Errno 98] Address already in use", FailureClass.PORT_IN_USE),
+        (
+            "OSError: [Errno 48] error while attempting to bind: address already in use",
+            FailureClass.PORT_IN_USE,
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", FailureClass.OUT_OF_MEMORY),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", FailureClass.OUT_OF_MEMORY),
+        ("ValueError: No available memory for the cache blocks.", FailureClass.OUT_OF_MEMORY),
+        (
+            "OSError: acme/x is not a local folder and is not a valid model identifier",
+            FailureClass.MODEL_NOT_FOUND,
+        ),
+        ("model_not_found: no directory and no cached checkpoint", FailureClass.MODEL_NOT_FOUND),
+        ("api_server.py: error: unrecognized arguments: --nope", FailureClass.BAD_ARGUMENTS),
+        ("something else entirely", FailureClass.CRASHED),
+    ],
+)
+def test_the_log_tells_why_a_start_failed(line: str, expected: FailureClass) -> None:
+    assert classify_exit(1, ["loading", line, "bye"], was_ready=False).failure_class is expected
+
+
+def test_exit_code_two_means_wrong_arguments_only_while_starting() -> None:
+    assert classify_exit(2, [], was_ready=False).failure_class is FailureClass.BAD_ARGUMENTS
+    assert classify_exit(2, [], was_ready=True).failure_class is FailureClass.CRASHED
+
+
+def test_once_ready_only_memory_explains_a_crash() -> None:
+    request_line = "error for request 7: model_not_found"
+    assert classify_exit(1, [request_line], was_ready=True).failure_class is FailureClass.CRASHED
+    assert classify_exit(1, ["out of memory"], was_ready=True).failure_class is FailureClass.OUT_OF_MEMORY
+
+
+def test_exit_code_and_signal_exclude_each_other() -> None:
+    assert describe_exit(3) == (3, None)
+    assert describe_exit(-9) == (None, "SIGKILL")
+    assert describe_exit(-250) == (None, "signal 250")
+
+
+def test_the_tail_is_bounded_and_the_message_short() -> None:
+    lines = [f"line {i}" for i in range(50)] + [""]
+    failure = classify_exit(-11, lines, was_ready=True)
+    assert failure.log_tail == tuple(lines[-LOG_TAIL_LINES:])
+    assert failure.signal == "SIGSEGV"
+    assert explain(failure, num_lines=2) == (
+        "crashed: the engine was ended by SIGSEGV while it was running; last log lines: line 48 | line 49"
+    )
+    assert (
+        explain(classify_exit(7, [], was_ready=False))
+        == "crashed: the engine exited with code 7 before it was ready"
+    )

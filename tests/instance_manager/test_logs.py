@@ -1,0 +1,145 @@
+"""Following a log file that somebody else writes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from instance_manager.logs import LogFile
+
+
+@asynccontextmanager
+async def followed(
+    path: Path, *, max_bytes: int = 1_000_000, lines: int = 100
+) -> AsyncIterator[tuple[LogFile, int]]:
+    log = LogFile(path, max_bytes=max_bytes, ring_lines=lines)
+    descriptor = await log.open_for_engine()
+    task = asyncio.create_task(log.follow())
+    try:
+        yield log, descriptor
+    finally:
+        os.close(descriptor)
+        log.finish()
+        await task
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "engine.log"
+
+
+async def next_lines(log: LogFile, after: int, count: int) -> list[str]:
+    found = []
+    async for line in log.lines.follow(after):
+        found.append(line)
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_lines_arrive_as_they_are_written(path: Path) -> None:
+    async with followed(path) as (log, descriptor):
+        os.write(descriptor, b"one\ntw")
+        assert await next_lines(log, 0, 1) == ["one"]
+        os.write(descriptor, b"o\nthree")
+        assert await next_lines(log, 1, 1) == ["two"]
+    assert log.lines.tail(9) == ["one", "two", "three"]  # the unfinished line counts once the writer is gone
+
+
+async def test_only_what_is_new_is_read(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("from an earlier life\n")
+    async with followed(path) as (log, descriptor):
+        os.write(descriptor, b"now\n")
+    assert log.lines.tail(9) == ["now"]
+    assert path.read_text() == "from an earlier life\nnow\n"
+
+
+async def test_odd_bytes_and_progress_bars_make_readable_lines(path: Path) -> None:
+    async with followed(path) as (log, descriptor):
+        os.write(descriptor, b" 10%\r 50%\r100%\nbad \xff byte\r\n" + b"x" * 50_000 + b"\nend\n")
+    first, second, long, end = log.lines.tail(9)
+    assert (first, second, end) == ("100%", "bad � byte", "end")
+    assert long == "x" * 8192
+
+
+async def test_a_line_without_end_is_cut(path: Path) -> None:
+    async with followed(path) as (log, descriptor):
+        os.write(descriptor, b"y" * 20_000)
+        assert await next_lines(log, 0, 1) == ["y" * 8192]
+
+
+async def test_rotation_keeps_one_backup_and_the_writer_goes_on(path: Path) -> None:
+    async with followed(path, max_bytes=1000) as (log, descriptor):
+        for number in range(5):
+            os.write(descriptor, f"line {number} ".encode() + b"z" * 1200 + b"\n")
+            assert len(await next_lines(log, number, 1)) == 1
+            while path.stat().st_size:  # noqa: ASYNC110 - a file has no event to await
+                await asyncio.sleep(0.01)
+        os.write(descriptor, b"after\n")
+    assert path.read_text() == "after\n"
+    assert log.backup_path.read_text().startswith("line 4 ")
+    assert [line[:6] for line in log.lines.tail(9)] == [f"line {n}" for n in range(5)] + ["after"]
+    await log.remove()
+    assert list(path.parent.iterdir()) == []
+    await log.remove()
+
+
+async def test_what_is_written_while_the_copy_runs_is_not_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instance_manager import logs
+
+    copy = logs.shutil.copyfileobj
+    async with followed(path, max_bytes=100) as (log, descriptor):
+
+        def slow_copy(*args: object) -> None:
+            copy(*args)
+            os.write(descriptor, b"late\n")
+
+        monkeypatch.setattr(logs.shutil, "copyfileobj", slow_copy)
+        os.write(descriptor, b"q" * 200 + b"\n")
+        assert (await next_lines(log, 0, 2))[1] == "late"
+    assert log.backup_path.read_text().endswith("q\nlate\n")
+
+
+async def test_a_flood_is_skipped_over(path: Path) -> None:
+    async with followed(path, max_bytes=1 << 40, lines=1000) as (log, descriptor):
+        block = b"f" * 99 + b"\n"
+        for _ in range(20):
+            os.write(descriptor, block * 10_000)  # 1 MB each
+        os.write(descriptor, b"last\n")
+        async for line in log.lines.follow(0):
+            if line == "last":
+                break
+    assert log.lines.tail(1) == ["last"]
+
+
+async def test_a_file_cut_short_or_removed_by_someone_else_is_survived(path: Path) -> None:
+    async with followed(path) as (log, descriptor):
+        os.write(descriptor, b"before, and quite long\n")
+        assert await next_lines(log, 0, 1) == ["before, and quite long"]
+        os.truncate(path, 0)
+        os.write(descriptor, b"short\n")
+        assert await next_lines(log, 1, 1) == ["short"]
+        path.unlink()
+        os.write(descriptor, b"into nothing\n")
+    assert log.lines.tail(1) == ["short"]
+
+
+async def test_a_stream_begins_with_the_tail_and_ends_with_the_ring(path: Path) -> None:
+    async with followed(path) as (log, descriptor):
+        os.write(descriptor, b"a\nb\nc\n")
+        await next_lines(log, 0, 3)
+        stream = log.stream(2)
+        assert [await anext(stream), await anext(stream)] == ["b", "c"]
+        os.write(descriptor, b"d\n")
+        assert await anext(stream) == "d"
+        log.lines.close()
+        assert [line async for line in stream] == []
+    assert [line async for line in log.stream(0)] == []
