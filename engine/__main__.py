@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError, EngineError, ModelNotFound
 from engine.flags import Flags, parse_flags
 from engine.model_path import resolve_model
 from engine.server.listener import AddressInUse, listen
@@ -55,7 +55,8 @@ def _run(argv: list[str]) -> int:
         log.info("Listening on %s, port %s.", flags.server.host, listener.getsockname()[1])
         _serve(flags, listener)
     except EngineError as error:
-        log.error("%s: %s", error.code, error)
+        # The class first, in words that whoever supervises this process can look for.
+        log.error("%s: %s", error.code.replace("_", " "), error)
         return _exit_code(error)
     return 0
 
@@ -68,6 +69,8 @@ def _exit_code(error: EngineError) -> int:
 
 def _serve(flags: Flags, listener: socket.socket) -> None:
     config = replace(flags.engine, model=resolve_model(flags.engine.model))
+    if not (config.model / "config.json").is_file():
+        raise ModelNotFound(f"{config.model} is no model: it has no config.json.")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve_on_loop(config, flags, listener))
 

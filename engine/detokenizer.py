@@ -15,6 +15,7 @@ from engine.tokenizer import Tokenizer
 _CONTEXT_TOKENS = (
     6  # of the prompt: enough for decoders that look back for a space or an unfinished character
 )
+_MAX_WAITING_TOKENS = 64  # far more than a character has: special or broken ones for ever must cost no more
 _REPLACEMENT = "\ufffd"
 
 
@@ -22,42 +23,43 @@ class TextStream:
     """Text of a growing list of tokens. An unfinished character waits for the tokens that complete it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool) -> None:
+        """The prompt's end is the context: without it, a first space would be taken for the text's start.
+
+        Unless it ends within a character, whose bytes would turn up in the answer.
+        """
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._said: list[int] = []  # the tokens of the last piece: what decoders look back at
-        self._waiting: list[int] = []  # tokens whose text isn't out yet
-        self._prime(prompt[-_CONTEXT_TOKENS:])
-
-    def _prime(self, context: Sequence[int]) -> None:
-        """Show the stream how the prompt ends, so that a first space isn't taken for the text's start.
-
-        Not where the prompt ends within a character: its bytes would turn up in the answer.
-        """
-        if not context or self._decode(context).endswith(_REPLACEMENT):
-            return
-        for token_id in context:
-            self.push(token_id)
-        if self._waiting:
-            self._said += self._waiting
-            self._waiting = []
+        self._said: list[int] = []  # tokens whose text is out, as far as decoders look back
+        self._waiting: list[int] = []  # tokens whose text isn't
+        context = prompt[-_CONTEXT_TOKENS:]
+        self._start([] if self._decode(context).endswith(_REPLACEMENT) else context)
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty if none."""
-        piece: str | None = self._stream.step(self._tokenizer.fast, token_id)
         self._waiting.append(token_id)
-        if piece is None:
-            return ""
-        self._said, self._waiting = self._waiting, []
-        return piece
+        try:
+            piece: str | None = self._stream.step(self._tokenizer.fast, token_id)
+        except Exception:  # the library's only kind: later bytes have made earlier ones invalid
+            return self._start_over()
+        if piece is not None:
+            self._said, self._waiting = self._waiting, []
+            return piece
+        return "" if len(self._waiting) < _MAX_WAITING_TOKENS else self._start_over()
 
     def flush(self) -> str:
         """What is left when no token follows: an unfinished character shows as U+FFFD."""
-        if not self._waiting:
-            return ""
-        known = len(self._decode(self._said))
-        rest = self._decode(self._said + self._waiting)[known:]
-        self._said, self._waiting = self._waiting, []
+        return self._start_over() if self._waiting else ""
+
+    def _start(self, context: Sequence[int]) -> None:
+        self._said, self._waiting = list(context), []
+        self._stream = DecodeStream(skip_special_tokens=self._skip)
+        for token_id in context:
+            self._stream.step(self._tokenizer.fast, token_id)
+
+    def _start_over(self) -> str:
+        """Give out what waits, as it is."""
+        rest = self._decode(self._said + self._waiting)[len(self._decode(self._said)) :]
+        self._start(self._waiting[-1:] if rest else self._said)
         return rest
 
     def _decode(self, token_ids: Sequence[int]) -> str:

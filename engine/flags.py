@@ -38,9 +38,8 @@ def parse_flags(argv: Sequence[str], environ: Mapping[str, str]) -> Flags:
     if unknown:
         raise ConfigError(_describe_unknown(unknown[0], parser))
     values = vars(namespace)
-    warnings = _judge_foreign(
-        {name: values.pop(name) for name in list(values) if "-" in name or name in RULES}
-    )
+    foreign = {name.removeprefix(_FOREIGN): values[name] for name in values if name.startswith(_FOREIGN)}
+    warnings = _judge_foreign(foreign)
     try:
         return Flags(engine=_engine_config(values), server=_server_config(values, environ), warnings=warnings)
     except ValueError as error:

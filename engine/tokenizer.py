@@ -44,8 +44,13 @@ class Tokenizer:
         """
         try:
             return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"The text is no valid Unicode: {error}.") from error
+        except (
+            UnicodeEncodeError,
+            TypeError,
+        ) as error:  # the library says "must be str" of what UTF-8 can't say
+            raise InvalidRequest(
+                "The text is no valid Unicode: it holds half of a surrogate pair."
+            ) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self.fast.decode(list(token_ids), skip_special_tokens=skip_special_tokens))

@@ -1,0 +1,50 @@
+"""Servers that tests share, as they leave nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.server.serving import Running, fake_core, running, write_fake_model
+from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer, write_tokenizer_files
+
+
+@pytest.fixture(scope="session")
+def fake_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with everything but weights."""
+    return write_fake_model(tmp_path_factory.mktemp("fake-model"))
+
+
+@pytest.fixture(scope="module")
+def fake_server(fake_model: Path) -> Iterator[Running]:
+    """The real server around a fake runner."""
+    with running(fake_model, fake_core(fake_model)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_model(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint: random weights, a tokenizer and a chat template."""
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    shutil.copytree(checkpoint("qwen3-tied"), directory)
+    return write_tokenizer_files(directory, byte_level_tokenizer())
+
+
+@pytest.fixture(scope="module", params=["fake", "checkpoint"])
+def server(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """The same server twice: around a fake runner, and around a real model."""
+    if request.param == "fake":
+        yield request.getfixturevalue("fake_server")
+        return
+    from engine.build import build_core
+    from engine.config import EngineConfig
+
+    directory = request.getfixturevalue("tiny_model")
+    config = EngineConfig(
+        model=directory, dtype="float32", device="cpu", max_model_len=200, max_num_seqs=8, num_threads=1
+    )
+    with running(directory, lambda: build_core(config, eos_token_id=0)) as real:
+        yield real

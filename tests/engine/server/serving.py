@@ -1,0 +1,164 @@
+"""A whole server in a thread of the test's process, on a port of its own, around any core."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import uvloop
+
+from engine.async_engine import AsyncEngine
+from engine.config import EngineConfig, ServerConfig
+from engine.core import EngineCore
+from engine.errors import EngineError
+from engine.server.listener import listen
+from engine.server.serve import Loading, serve
+from engine.tokenizer import Tokenizer, load_tokenizer
+from engine.types import Batch
+from tests.engine.fake_runner import FakeRunner
+from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer, write_tokenizer_files
+
+WAIT_S = 60
+MAX_MODEL_LEN = 200
+EOS = 0
+
+
+@dataclass
+class Running:
+    """A server under test. `engine` belongs to the server's loop: look, don't touch."""
+
+    port: int
+    engine: AsyncEngine
+    model_name: str
+    _loop: asyncio.AbstractEventLoop
+    _stop: asyncio.Event
+    _thread: threading.Thread
+    failure: EngineError | None = None  # what `serve` has raised
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False, **options)
+
+    def openai(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=WAIT_S)
+
+    def async_openai(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=WAIT_S)
+
+    def stop(self) -> None:
+        """What SIGTERM does; returns at once."""
+        with suppress(RuntimeError):  # its loop is closed: it has ended already
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def join(self) -> None:
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+
+    def wait_idle(self) -> None:
+        """Until the engine has let go of every request."""
+        wait_until(lambda: self.engine.num_unfinished == 0 and self.engine.stats().kv_cache_usage == 0)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For what has no event to wait for: another thread's books."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def write_fake_model(directory: Path, **config: Any) -> Path:
+    """All of a checkpoint that the server itself reads."""
+    write_tokenizer_files(directory, byte_level_tokenizer(), **config)
+    (directory / "config.json").write_text(
+        json.dumps({"vocab_size": byte_level_tokenizer().get_vocab_size()})
+    )
+    return directory
+
+
+def fake_core(
+    directory: Path, *, before: Callable[[Batch], None] | None = None, num_blocks: int = 512
+) -> Callable[[], EngineCore]:
+    """A core whose runner speaks 40 tokens: the special ones, letters and bytes of longer characters."""
+    config = EngineConfig(model=directory, max_num_seqs=8, max_num_batched_tokens=64)
+    runner = FakeRunner(num_blocks=num_blocks, before=before)
+    return lambda: EngineCore.from_config(config, runner, max_model_len=MAX_MODEL_LEN, eos_token_ids=[EOS])
+
+
+@contextmanager
+def running(
+    directory: Path,
+    build_core: Callable[[], EngineCore],
+    *,
+    wait_ready: bool = True,
+    max_num_seqs: int = 8,
+    **options: Any,
+) -> Iterator[Running]:
+    """Serve until the block ends; then everything must be gone."""
+    config = ServerConfig(**{"port": 0, "served_model_names": ("fake", "other-name"), **options})
+    before = set(threading.enumerate())
+    started: Future[Running] = Future()
+    ready = threading.Event()
+    thread = threading.Thread(
+        target=lambda: _run(_serve(directory, build_core, config, max_num_seqs, started, ready)),
+        name="server-under-test",
+    )
+    thread.start()
+    server = started.result(WAIT_S)
+    try:
+        if wait_ready:
+            assert ready.wait(WAIT_S)
+        yield server
+    finally:
+        server.stop()
+        server.join()
+        assert not {other for other in threading.enumerate() if other.name == "engine"} - before
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """On uvloop, as `python -m engine` does."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+async def _serve(
+    directory: Path,
+    build_core: Callable[[], EngineCore],
+    config: ServerConfig,
+    max_num_seqs: int,
+    started: Future[Running],
+    ready: threading.Event,
+) -> None:
+    listener = listen(config.host, config.port)
+    engine = AsyncEngine(build_core)
+    tokenizer: Future[Tokenizer] = Future()
+    tokenizer.set_result(load_tokenizer(directory))
+    loading = Loading(engine, asyncio.create_task(engine.start()), tokenizer, directory)
+    server = Running(
+        port=listener.getsockname()[1],
+        engine=engine,
+        model_name=config.served_model_names[0],
+        _loop=asyncio.get_running_loop(),
+        _stop=asyncio.Event(),
+        _thread=threading.current_thread(),
+    )
+    started.set_result(server)
+    try:
+        await serve(
+            loading, listener, config, max_num_seqs=max_num_seqs, stop=server._stop, on_ready=ready.set
+        )
+    except EngineError as error:
+        server.failure = error

@@ -1,0 +1,167 @@
+"""The command line: ours, vLLM's, and what is neither."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+import pytest
+
+from engine import vllm_flags
+from engine.errors import ConfigError
+from engine.flag_rules import RULES
+from engine.flags import Flags, parse_flags
+
+
+def parse(*words: str, **environ: str) -> Flags:
+    return parse_flags(["--model", "some/model", *words], environ)
+
+
+def test_defaults() -> None:
+    flags = parse()
+    assert flags.engine.model == Path("some/model")
+    assert flags.server.served_model_names == ("some/model",)
+    assert (flags.server.host, flags.server.port) == ("127.0.0.1", 8000)
+    assert flags.server.api_keys == ()
+    assert flags.warnings == ()
+
+
+def test_every_engine_flag_arrives() -> None:
+    words = shlex.split(
+        "--dtype half --device cpu --max-model-len 4K --max-num-seqs 8 --max-num-batched-tokens 512 "
+        "--block-size 32 --num-gpu-blocks-override 100 --kv-cache-memory-bytes 1.5G "
+        "--gpu-memory-utilization 0.5 --no-enable-prefix-caching --num-threads 2"
+    )
+    engine = parse(*words).engine
+    assert (engine.dtype, engine.device, engine.max_model_len) == ("float16", "cpu", 4096)
+    assert (engine.max_num_seqs, engine.max_num_batched_tokens, engine.block_size) == (8, 512, 32)
+    assert (engine.num_gpu_blocks_override, engine.kv_cache_memory_bytes) == (100, 3 * 2**29)
+    assert (engine.gpu_memory_utilization, engine.enable_prefix_caching, engine.num_threads) == (
+        0.5,
+        False,
+        2,
+    )
+
+
+def test_every_server_flag_arrives(tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("from a file")
+    words = shlex.split(
+        f"--host 0.0.0.0 --port 1234 --served-model-name a b --api-key one two --tokenizer {tmp_path} "
+        f"--chat-template {template} --chat-template-content-format openai --generation-config vllm --seed 7 "
+        "--max-num-queued-reqs 9 --shutdown-timeout 1.5 --no-disable-uvicorn-access-log "
+        "--uvicorn-log-level debug"
+    )
+    objects = ["--override-generation-config", '{"top_k": 3}', "--default-chat-template-kwargs", '{"x": 1}']
+    server = parse(*words, *objects).server
+    assert (server.host, server.port, server.served_model_names) == ("0.0.0.0", 1234, ("a", "b"))
+    assert (server.api_keys, server.tokenizer) == (("one", "two"), tmp_path)
+    assert (server.chat_template, server.chat_template_content_format) == ("from a file", "openai")
+    assert (server.generation_config, server.seed, server.max_waiting) == ("vllm", 7, 9)
+    assert (server.shutdown_timeout_s, server.access_log, server.log_level) == (1.5, True, "debug")
+    assert (server.override_generation_config, server.default_chat_template_kwargs) == (
+        {"top_k": 3},
+        {"x": 1},
+    )
+
+
+def test_a_chat_template_may_be_given_itself() -> None:
+    assert parse("--chat-template", "{{ messages }}").server.chat_template == "{{ messages }}"
+
+
+def test_the_key_comes_from_the_environment_unless_given() -> None:
+    assert parse(VLLM_API_KEY="secret").server.api_keys == ("secret",)
+    assert parse("--api-key", "mine", VLLM_API_KEY="secret").server.api_keys == ("mine",)
+
+
+@pytest.mark.parametrize("words", [["--max_model_len", "64"], ["--max_model_len=64"], ["--max-model-len=64"]])
+def test_underscores_and_equals_signs(words: list[str]) -> None:
+    assert parse(*words).engine.max_model_len == 64
+
+
+@pytest.mark.parametrize(("text", "length"), [("auto", None), ("-1", None), ("2k", 2000), ("2K", 2048)])
+def test_lengths_as_people_write_them(text: str, length: int | None) -> None:
+    assert parse("--max-model-len", text).engine.max_model_len == length
+
+
+def test_what_berth_passes_by_default_is_accepted() -> None:
+    words = shlex.split("--dtype auto --kv-cache-dtype auto --trust-remote-code -tp 1")
+    assert len(parse(*words).warnings) == 1  # trust-remote-code: there is none that we would run
+
+
+def test_a_known_flag_without_use_is_one_warning_that_names_it() -> None:
+    flags = parse("--enforce-eager", "--watermark", "0.1", "--cudagraph-capture-sizes", "1", "2")
+    assert len(flags.warnings) == 3
+    names = [warning.split()[0] for warning in sorted(flags.warnings)]
+    assert names == ["--cudagraph-capture-sizes", "--enforce-eager", "--watermark"]
+
+
+def test_every_flag_of_vllm_is_known() -> None:
+    """Given as vLLM would take it, none is called unknown; only a value may be refused."""
+    for name in sorted(vllm_flags.SWITCHES | vllm_flags.VALUES | vllm_flags.LISTS):
+        words = [f"--{name}"] if name in vllm_flags.SWITCHES else [f"--{name}", "1"]
+        try:
+            parse(*words)
+        except ConfigError as error:
+            assert "Unknown" not in str(error), name
+            assert f"--{name}" in str(error)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_what_cannot_be_honoured_is_refused_with_a_reason(name: str) -> None:
+    if name in vllm_flags.SWITCHES:
+        wanted = "false" in RULES[name].allowed
+        words = [f"--{name}" if wanted else f"--no-{name}"]
+        neutral = [f"--no-{name}" if wanted else f"--{name}"]
+    else:
+        words = [f"--{name}", "something-else"]
+        neutral = [f"--{name}", min(RULES[name].allowed)] if RULES[name].allowed else []
+    with pytest.raises(ConfigError, match=f"--{name} .*can't be honoured: "):
+        parse(*words)
+    assert parse(*neutral).warnings == ()
+
+
+def test_a_rule_is_for_a_flag_of_vllm() -> None:
+    assert set(RULES) <= vllm_flags.SWITCHES | vllm_flags.VALUES | vllm_flags.LISTS
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-model-length", "4"], "Unknown argument '--max-model-length'; did you mean --max-model-len"),
+        (["--no-such-thing-at-all"], "Unknown argument '--no-such-thing-at-all'"),
+        (["stray"], "Unknown argument 'stray'"),
+        (["--port", "many"], "--port: 'many' is no port"),
+        (["--port", "65536"], "--port: '65536' is no port"),
+        (["--max-num-seqs", "0"], "--max-num-seqs: '0' is no whole number above 0"),
+        (["--max-model-len", "1.3"], "--max-model-len: '1.3' is no whole number"),
+        (["--gpu-memory-utilization", "1.5"], "1.5 is not above 0 and at most 1"),
+        (["--gpu-memory-utilization", "x"], "'x' is no number"),
+        (["--shutdown-timeout", "-1"], "-1 is no number of seconds"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--override-generation-config", "[]"], "is no JSON object"),
+        (["--override-generation-config", "{"], "is no JSON"),
+        (["--chat-template", "/no/such/file"], "--chat-template /no/such/file: not a readable file"),
+        (["--host"], "--host: expected one argument"),
+    ],
+)
+def test_what_is_wrong_is_said(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(*words)
+    assert message in str(caught.value)
+
+
+def test_a_model_is_required() -> None:
+    with pytest.raises(ConfigError, match="--model"):
+        parse_flags([], {})
+
+
+def test_help_shows_ours_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--max-model-len" in shown
+    assert "--enforce-eager" not in shown
+    assert argparse.SUPPRESS not in shown
