@@ -16,6 +16,7 @@ from engine.server.gate import request_id_of
 from engine.server.generation import Usage
 from engine.server.protocol import ChatBody, ConversationBody
 from engine.server.refused_fields import CHAT
+from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
 from engine.server.stream import ChatChunks, usage_object
 
@@ -26,8 +27,10 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     service.model.check_name(body.model)
     # OpenAI: with "none" the model calls no tool, so it isn't shown any.
     token_ids = await encode_conversation(service, body, with_tools=body.tool_choice != "none")
-    max_tokens, param = _max_tokens(service, body)
-    generation, choices = service.begin(body, [Prompt(token_ids)], max_tokens=max_tokens, param=param)
+    max_tokens = _token_limit(service, body).within(
+        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
+    )
+    generation, choices = service.begin(body, [Prompt(token_ids, max_tokens)])
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     model = body.model or service.model.name
     if body.stream:
@@ -63,13 +66,14 @@ async def encode_conversation(
     return await service.encode(text, add_special_tokens=body.add_special_tokens)
 
 
-def _max_tokens(service: Service, body: ChatBody) -> tuple[int | None, str]:
+def _token_limit(service: Service, body: ChatBody) -> TokenLimit:
     if body.max_completion_tokens is not None:
-        return body.max_completion_tokens, "max_completion_tokens"
-    if body.max_tokens is not None:
-        return body.max_tokens, "max_tokens"
+        return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages")
+    asked = body.max_tokens
     default = service.model.defaults.get("max_new_tokens")
-    return (None if default is None else min(int(default), service.engine.max_model_len)), "max_tokens"
+    if asked is None and default is not None:
+        asked = max(body.min_tokens, min(int(default), service.engine.max_model_len))
+    return TokenLimit(asked, "max_tokens", "messages")
 
 
 def _head(request_id: str, kind: str, model: str) -> dict[str, Any]:

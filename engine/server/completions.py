@@ -16,6 +16,7 @@ from engine.server.gate import request_id_of
 from engine.server.generation import Usage
 from engine.server.protocol import CompletionBody
 from engine.server.refused_fields import COMPLETION
+from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
 from engine.server.stream import CompletionChunks, usage_object
 
@@ -27,8 +28,7 @@ async def create_completion(request: Request) -> ASGIApp:
     body = check(await read_json_object(request), CompletionBody, COMPLETION)
     service.model.check_name(body.model)
     prompts = [await _to_prompt(service, prompt, body) for prompt in body.prompt]
-    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    generation, choices = service.begin(body, prompts, max_tokens=max_tokens, param="max_tokens")
+    generation, choices = service.begin(body, prompts)
     head = {
         "id": f"cmpl-{request_id_of(request, body.request_id)}",
         "object": "text_completion",
@@ -54,7 +54,11 @@ async def _to_prompt(service: Service, prompt: str | list[int], body: Completion
         text = service.model.tokenizer.decode(token_ids, skip_special_tokens=False) if body.echo else ""
     if not token_ids:
         raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
-    return Prompt(token_ids, echo=text if body.echo else "")
+    asked = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    max_tokens = TokenLimit(asked, "max_tokens", "prompt").within(
+        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
+    )
+    return Prompt(token_ids, max_tokens, echo=text if body.echo else "")
 
 
 def _to_object(head: dict[str, Any], choices: Sequence[FinishedChoice], usage: Usage) -> dict[str, Any]:

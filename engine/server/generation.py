@@ -98,13 +98,15 @@ class Choice:
     def _time(self, delta: TokenDelta, metrics: Metrics) -> None:
         if not delta.token_ids:
             return
-        now = time.monotonic()
-        if self._first_token_time is not None:
-            metrics.observe_next_tokens(now - self._last_token_time, len(delta.token_ids))
-        else:
-            self._first_token_time = now
-            if delta.timings is not None:
+        now, num_next = time.monotonic(), len(delta.token_ids)
+        if self._first_token_time is None:
+            self._first_token_time = self._last_token_time = now
+            if delta.timings is not None and delta.timings.first_token_time is not None:
                 metrics.observe_first_token(delta.timings)
+                self._first_token_time = self._last_token_time = delta.timings.first_token_time
+            num_next -= 1
+        if num_next:
+            metrics.observe_next_tokens(now - self._last_token_time, num_next)
         self._last_token_time = now
 
     def end(self, reason: FinishReason, metrics: Metrics) -> None:

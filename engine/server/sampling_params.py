@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -13,24 +14,37 @@ from engine.types import SamplingParams
 _SEED_MASK = 2**63 - 1  # the engine's seeds are not negative
 
 
-def clamp_max_tokens(asked: int | None, *, num_prompt_tokens: int, max_model_len: int, param: str) -> int:
-    """How many tokens may be generated: what was asked for (None: all there is room for), within the context.
+@dataclass(frozen=True, slots=True)
+class TokenLimit:
+    """How many tokens a body asks for, and how its fields are called, for errors."""
 
-    Raises PromptTooLong if the prompt leaves no room, InvalidRequest if the number can't be meant.
-    """
-    if asked is not None and asked > max_model_len:
-        raise InvalidRequest(
-            f"{param} {asked} is more than the model's context of {max_model_len}.", param=param
-        )
-    needed = 0 if asked == 0 else 1
-    if num_prompt_tokens + needed > max_model_len:
-        raise PromptTooLong(
-            f"The prompt has {num_prompt_tokens} tokens, the model's context is {max_model_len} tokens, "
-            "of prompt and output together.",
-            param="prompt" if param == "max_tokens" else "messages",
-        )
-    room = max_model_len - num_prompt_tokens
-    return room if asked is None else min(asked, room)
+    asked: int | None  # None = all that there is room for
+    param: str
+    prompt_param: str
+
+    def within(self, max_model_len: int, *, num_prompt_tokens: int, min_tokens: int) -> int:
+        """How many tokens may be generated.
+
+        Raises PromptTooLong if the prompt leaves no room, InvalidRequest if the numbers can't be meant.
+        """
+        if self.asked is not None and self.asked > max_model_len:
+            raise InvalidRequest(
+                f"{self.param} {self.asked} is more than the model's context of {max_model_len} tokens.",
+                param=self.param,
+            )
+        if self.asked is not None and min_tokens > self.asked:
+            raise InvalidRequest(
+                f"min_tokens {min_tokens} is more than {self.param} {self.asked}.", param="min_tokens"
+            )
+        needed = 0 if self.asked == 0 else 1
+        if num_prompt_tokens + needed > max_model_len:
+            raise PromptTooLong(
+                f"The prompt has {num_prompt_tokens} tokens, the model's context is {max_model_len} tokens, "
+                "of prompt and output together.",
+                param=self.prompt_param,
+            )
+        room = max_model_len - num_prompt_tokens
+        return room if self.asked is None else min(self.asked, room)
 
 
 def make_sampling_params(

@@ -19,7 +19,7 @@ from engine.server.generation import Choice, Generation
 from engine.server.metrics import Metrics
 from engine.server.model import ServedModel
 from engine.server.protocol import GenerationBody
-from engine.server.sampling_params import clamp_max_tokens, make_sampling_params
+from engine.server.sampling_params import make_sampling_params
 from engine.types import EngineRequest
 
 MAX_SEQUENCES = 4096  # of one request: prompts times choices
@@ -28,6 +28,7 @@ MAX_SEQUENCES = 4096  # of one request: prompts times choices
 @dataclass(frozen=True, slots=True)
 class Prompt:
     token_ids: list[int]
+    max_tokens: int  # that may be generated after it
     echo: str = ""  # what is shown before the answer
 
 
@@ -62,60 +63,41 @@ class Service:
             return encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
 
-    def begin(
-        self, body: GenerationBody, prompts: Sequence[Prompt], *, max_tokens: int | None, param: str
-    ) -> tuple[Generation, list[Choice]]:
-        """The request's choices, ready to run. `param` is the field that `max_tokens` came from.
-
-        Raises InvalidRequest and TooManyWaiting.
-        """
-        num_sequences = len(prompts) * body.n
-        if num_sequences > MAX_SEQUENCES:
-            raise InvalidRequest(
-                f"{len(prompts)} prompts with n {body.n} are {num_sequences} sequences; "
-                f"at most {MAX_SEQUENCES} are possible.",
-                param="n",
-            )
-        if self.engine.num_unfinished and self.engine.num_unfinished + num_sequences > self._capacity:
-            raise TooManyWaiting(
-                f"{self.engine.num_unfinished} sequences are running or waiting, and no more than "
-                f"{self._capacity} may be; try again later."
-            )
-        if max_tokens is not None and body.min_tokens > max_tokens:
-            raise InvalidRequest(
-                f"min_tokens {body.min_tokens} is more than {param} {max_tokens}.", param="min_tokens"
-            )
+    def begin(self, body: GenerationBody, prompts: Sequence[Prompt]) -> tuple[Generation, list[Choice]]:
+        """The request's choices, ready to run. Raises InvalidRequest and TooManyWaiting."""
+        self._check_room(len(prompts), body.n)
         seed = self._random.getrandbits(63) if body.seed is None else body.seed
+        numbered = enumerate((prompt, number) for prompt in prompts for number in range(body.n))
         choices = [
-            self._make_choice(index, prompt, body, max_tokens=max_tokens, param=param, seed=seed + number)
-            for index, (prompt, number) in enumerate((p, k) for p in prompts for k in range(body.n))
+            self._make_choice(index, prompt, body, seed=seed + number) for index, (prompt, number) in numbered
         ]
         return Generation(self.engine, self.metrics, choices), choices
 
-    def _make_choice(
-        self,
-        index: int,
-        prompt: Prompt,
-        body: GenerationBody,
-        *,
-        max_tokens: int | None,
-        param: str,
-        seed: int,
-    ) -> Choice:
-        room = clamp_max_tokens(
-            max_tokens,
-            num_prompt_tokens=len(prompt.token_ids),
-            max_model_len=self.engine.max_model_len,
-            param=param,
-        )
-        params = make_sampling_params(body, self.model.defaults, max_tokens=room, seed=seed)
+    def _check_room(self, num_prompts: int, num_choices: int) -> None:
+        num_sequences = num_prompts * num_choices
+        if num_sequences > MAX_SEQUENCES:
+            raise InvalidRequest(
+                f"{num_prompts} prompts with n {num_choices} are {num_sequences} sequences; "
+                f"at most {MAX_SEQUENCES} are possible.",
+                param="n",
+            )
+        num_unfinished = self.engine.num_unfinished
+        if num_unfinished and num_unfinished + num_sequences > self._capacity:
+            raise TooManyWaiting(
+                f"{num_unfinished} sequences are running or waiting, and no more than "
+                f"{self._capacity} may be: try again later."
+            )
+
+    def _make_choice(self, index: int, prompt: Prompt, body: GenerationBody, *, seed: int) -> Choice:
+        show_stop = body.include_stop_str_in_output
+        params = make_sampling_params(body, self.model.defaults, max_tokens=prompt.max_tokens, seed=seed)
         detokenizer = Detokenizer(
             self.model.tokenizer,
             prompt.token_ids,
             stops=body.stops,
             min_tokens=params.min_tokens,
             skip_special_tokens=body.skip_special_tokens,
-            include_stop_in_output=body.include_stop_str_in_output,
+            include_stop_in_output=show_stop,
         )
         request = EngineRequest(
             request_id=uuid.uuid4().hex,  # the client's id may be in use twice, ours must not
@@ -124,6 +106,4 @@ class Service:
             arrival_time=time.monotonic(),
             priority=body.priority,
         )
-        return Choice(
-            index, request, detokenizer, prefix=prompt.echo, show_stop=body.include_stop_str_in_output
-        )
+        return Choice(index, request, detokenizer, prefix=prompt.echo, show_stop=show_stop)
