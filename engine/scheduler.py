@@ -110,10 +110,9 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """The next step's work; never empty while there are sequences."""
-        num_preemptions = self._num_preemptions
         for sequence in tuple(self._running):
             self._make_room(sequence)
-        chunks = self._chunks(may_admit=num_preemptions == self._num_preemptions)
+        chunks = self._chunks()
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         self._in_step = [sequence for sequence, _ in chunks]
         return Batch(tuple(_scheduled(sequence, num_tokens) for sequence, num_tokens in chunks))
@@ -170,7 +169,7 @@ class Scheduler:
         if sequence.block_ids:
             self._cache.grow(sequence.block_ids)
 
-    def _chunks(self, *, may_admit: bool) -> list[tuple[SequenceState, int]]:
+    def _chunks(self) -> list[tuple[SequenceState, int]]:
         """Who runs, and how many tokens: decodes, then a prompt that was left unfinished, then new ones.
 
         Only the last prompt of a step stays unfinished, so there is at most one; and as decodes are fewer
@@ -179,8 +178,7 @@ class Scheduler:
         chunks = [(sequence, 1) for sequence in self._running if sequence.num_remaining == 1]
         budget = self.max_num_batched_tokens - len(chunks)
         prefills = [sequence for sequence in self._running if sequence.num_remaining > 1]
-        if may_admit:
-            prefills += self._admit(budget - sum(sequence.num_remaining for sequence in prefills))
+        prefills += self._admit(budget - sum(sequence.num_remaining for sequence in prefills))
         for sequence in prefills:
             num_tokens = min(sequence.num_remaining, budget)
             chunks.append((sequence, num_tokens))
@@ -190,7 +188,8 @@ class Scheduler:
     def _admit(self, budget: int) -> list[SequenceState]:
         """Move waiting sequences to running while there is budget; each takes all the blocks it needs now.
 
-        One free block is left for each running sequence, lest an admission cause a preemption at once.
+        One free block is left for each running sequence, lest an admission cause a preemption at once. And
+        what was preempted in this step can't come back in it: its blocks are free again but for one.
         """
         admitted = []
         for sequence in self._waiting[: self.max_num_seqs]:

@@ -60,6 +60,24 @@ async def running(runner: FakeRunner, *, max_num_seqs: int = 8) -> AsyncIterator
         assert "engine" not in {thread.name for thread in threading.enumerate()}
 
 
+@asynccontextmanager
+async def counted_wake_ups() -> AsyncIterator[list[object]]:
+    """What the engine's thread calls on the loop."""
+    loop = asyncio.get_running_loop()
+    original, calls = loop.call_soon_threadsafe, []
+
+    def counted(callback: Callable[..., object], *args: object) -> asyncio.Handle:
+        if threading.current_thread().name == "engine":
+            calls.append(callback)
+        return original(callback, *args)
+
+    loop.call_soon_threadsafe = counted  # type: ignore[assignment,method-assign]
+    try:
+        yield calls
+    finally:
+        loop.call_soon_threadsafe = original  # type: ignore[method-assign]
+
+
 async def read(stream: TokenStream) -> list[TokenDelta]:
     async with stream:
         return [delta async for delta in stream]
@@ -126,22 +144,25 @@ async def test_a_merged_delta_keeps_the_first_ones_timings() -> None:
         await stream.aclose()
 
 
+async def test_a_step_without_output_wakes_nobody() -> None:
+    gate = Gate()
+    async with running(FakeRunner(before=gate)) as engine, counted_wake_ups() as wake_ups:
+        stream = engine.stream(make_request("a", range(100), max_tokens=1))
+        await gate.arrival()
+        gate.let_one_pass()  # 64 of the 100 tokens
+        await gate.arrival()
+        assert repr(stream) == "<TokenStream a open, 0 tokens unread>"
+        assert wake_ups == []
+        gate.open()
+        (delta,) = await read(stream)
+        assert len(delta.token_ids) == len(wake_ups) == 1
+
+
 async def test_a_step_wakes_the_loop_once() -> None:
     runner = FakeRunner()
-    async with running(runner) as engine:
-        loop = asyncio.get_running_loop()
-        wake_ups = 0
-        original = loop.call_soon_threadsafe
-
-        def counted(*args: object, **options: object) -> asyncio.Handle:
-            nonlocal wake_ups
-            wake_ups += 1
-            return original(*args, **options)  # type: ignore[arg-type]
-
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+    async with running(runner) as engine, counted_wake_ups() as wake_ups:
         await asyncio.gather(*(generate(engine, make_request(f"r{n}", [n], max_tokens=20)) for n in range(8)))
-        del loop.call_soon_threadsafe
-        assert 20 <= wake_ups <= runner.num_steps
+        assert 20 <= len(wake_ups) <= runner.num_steps
 
 
 # Refusals
@@ -166,6 +187,8 @@ async def test_an_id_is_in_use_until_the_engine_has_let_go() -> None:
             engine.stream(make_request("a", [2]))
         gate.open()
         await generate(engine, make_request("b", [1]))
+        with pytest.raises(StopAsyncIteration):  # what came after the reader had left isn't his
+            await anext(stream)
         again = make_request("a", [2])
         assert await generate(engine, again) == reference_output(again)
 

@@ -297,7 +297,7 @@ def test_the_one_that_needs_a_block_may_be_the_one_that_goes() -> None:
         assert harness.outputs[request.request_id] == reference_output(request)
 
 
-def test_after_a_preemption_nobody_is_admitted_in_the_same_step() -> None:
+def test_a_preempted_sequence_doesnt_come_back_at_once_nor_is_it_overtaken() -> None:
     harness = Harness(num_blocks=6, prefix_caching=False, max_num_seqs=2)
     harness.add(*(make_request(name, [number] * 7, max_tokens=9) for number, name in enumerate("ab")))
     harness.add(make_request("c", [9], max_tokens=9))
@@ -358,6 +358,36 @@ def test_of_many_samples_of_a_prompt_only_the_first_computes_it() -> None:
     assert {harness.last[f"s{seed}"].num_cached_tokens for seed in (1, 2)} == {8}
     for request in samples:
         assert harness.outputs[request.request_id] == reference_output(request)
+
+
+def test_a_block_is_shared_only_when_it_is_full() -> None:
+    harness = Harness(budget=6)
+    later = make_request("b", [*range(10), 50])
+    harness.add(make_request("a", range(10)), later)
+    assert shape(harness.step()) == [("a", 6)]  # the second block is half full
+    assert shape(harness.step()) == [("a", 4)]  # and b waits for it, though there is budget
+    assert harness.step().sequences[1].start == 8
+    harness.finish()
+    assert harness.outputs["b"] == reference_output(later)
+
+
+def test_nobody_waits_for_a_prefix_that_was_written_and_evicted() -> None:
+    harness = Harness(num_blocks=9)
+    harness.add(make_request("first", range(8), max_tokens=1))
+    harness.step()
+    harness.add(make_request("twin", range(8), max_tokens=20))  # computes its second block anew, unfindable
+    harness.step()
+    harness.add(make_request("evictor", range(100, 119), max_tokens=3))
+    while "evictor" not in harness.last:
+        harness.step()
+    latest = make_request("latest", [*range(8), 50, 51])
+    harness.add(latest)
+    assert [(sequence.request_id, sequence.start) for sequence in harness.step().sequences][1] == (
+        "latest",
+        4,
+    )
+    harness.finish()
+    assert harness.outputs["latest"] == reference_output(latest)
 
 
 def test_without_prefix_caching_nobody_waits_for_a_prefix() -> None:
