@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -121,20 +121,24 @@ _STREAM_HEADERS = [
 ]
 
 
-async def _unless_client_leaves(receive: Receive, work: Callable[[], Awaitable[Result]]) -> Result | None:
+async def _unless_client_leaves(
+    receive: Receive, work: Callable[[], Coroutine[Any, Any, Result]]
+) -> Result | None:
     """The result of `work`, or None if the client left first and `work` was cancelled.
 
-    Two tasks in one group: whichever ends first ends the other.
+    Two tasks: whichever ends first ends the other, and both have ended when this returns.
     """
-    result: Result | None = None
-    async with anyio.create_task_group() as group:
+    working = asyncio.create_task(work())
+    leaving = asyncio.create_task(_until_disconnect(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait((working, leaving))
 
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
 
-        group.start_soon(watch)
-        result = await work()
-        group.cancel_scope.cancel()
-    return result
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -125,7 +125,9 @@ def running(
     finally:
         server.stop()
         server.join()
-        assert not {other for other in threading.enumerate() if other.name == "engine"} - before
+        for other in {thread for thread in threading.enumerate() if thread.name == "engine"} - before:
+            other.join(WAIT_S)
+            assert not other.is_alive()
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
