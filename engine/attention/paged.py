@@ -1,0 +1,104 @@
+"""Paged attention on PyTorch's own operators.
+
+Layout: per layer one tensor for keys and one for values, [1, kv_heads, slots, head_dim], where a slot is
+block * block_size + offset. A sequence whose blocks lie side by side is then a view, [1, kv_heads, context,
+head_dim], which scaled-dot-product attention reads where it lies; only scattered blocks are gathered first.
+
+Query heads that share a key-value head (GQA) are handed over as further queries of that head, so that keys
+are read once and not repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from engine.inputs import SequenceSpan, StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_layers: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Of keys and values, in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+
+
+class PagedKVCache:
+    """The keys and values of all layers. Memory is reserved, and used only as blocks are written."""
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.shape = shape
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        size = (1, shape.num_kv_heads, num_blocks * block_size, shape.head_dim)
+        # Not zeroed: what hasn't been written is never read, and on a CPU takes no memory.
+        self.keys = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
+        self.values = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
+
+    def attend(
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs
+    ) -> torch.Tensor:
+        """Write the step's keys and values, then attend each sequence's queries to all it has up to there.
+
+        queries [T, heads, head_dim], keys and values [T, kv_heads, head_dim] → [T, heads * head_dim].
+        """
+        cached_keys, cached_values = self.keys[layer], self.values[layer]
+        cached_keys[0].index_copy_(1, inputs.slots, keys.transpose(0, 1))
+        cached_values[0].index_copy_(1, inputs.slots, values.transpose(0, 1))
+        outputs = []
+        for span in inputs.spans:
+            k, v = self._read(cached_keys, span), self._read(cached_values, span)
+            rows = queries[span.first_row : span.first_row + span.num_rows]
+            outputs.append(self._decode(rows, k, v) if span.num_rows == 1 else self._prefill(rows, k, v))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _read(self, cached: torch.Tensor, span: SequenceSpan) -> torch.Tensor:
+        """A sequence's keys or values: [1, kv_heads, context, head_dim]."""
+        if isinstance(span.where, int):
+            return cached.narrow(2, span.where, span.context)
+        paged = cached.view(self.shape.num_kv_heads, self.num_blocks, -1)
+        gathered = paged.index_select(1, span.where)
+        return gathered.view(1, self.shape.num_kv_heads, -1, self.shape.head_dim).narrow(2, 0, span.context)
+
+    def _decode(self, row: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """One query per head, [1, heads, head_dim] → [1, heads * head_dim]; nothing is masked."""
+        shape = self.shape
+        grouped = row.reshape(1, shape.num_kv_heads, -1, shape.head_dim)  # GQA groups as queries
+        attended = F.scaled_dot_product_attention(grouped, keys, values)
+        return attended.reshape(1, -1)
+
+    def _prefill(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Causal attention of a sequence's last n positions, [n, heads, head_dim] → [n, heads * head_dim]."""
+        shape, num_rows, context = self.shape, rows.shape[0], keys.shape[2]
+        group = shape.num_heads // shape.num_kv_heads
+        grouped = rows.reshape(num_rows, shape.num_kv_heads, group, shape.head_dim).permute(1, 2, 0, 3)
+        shared = (shape.num_kv_heads, group, context, shape.head_dim)  # repeated without a copy: stride 0
+        attended = F.scaled_dot_product_attention(
+            grouped,
+            keys.transpose(0, 1).expand(shared),
+            values.transpose(0, 1).expand(shared),
+            attn_mask=None if num_rows == context else _causal_mask(num_rows, context, rows.device),
+            is_causal=num_rows == context,
+        )  # [kv_heads, group, n, head_dim]
+        return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
+
+
+def _causal_mask(num_rows: int, context: int, device: torch.device) -> torch.Tensor:
+    """True where the last `num_rows` positions of a context may look: bool [num_rows, context]."""
+    visible = torch.ones(num_rows, context, dtype=torch.bool, device=device)
+    return visible.tril(diagonal=context - num_rows)

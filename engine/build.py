@@ -1,0 +1,146 @@
+"""From a configuration to a core that is ready to step: model, weights, KV cache, runner, scheduler."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from engine.attention.paged import PagedKVCache
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import ConfigError, OutOfMemory
+from engine.memory import CacheSize, cpu_budget, cuda_budget, size_cache
+from engine.model_path import resolve_model
+from engine.models.config import ModelConfig, read_model_config
+from engine.models.decoder import CausalLM
+from engine.models.registry import model_class
+from engine.models.weights import Checkpoint, load_weights
+from engine.runner import ModelRunner
+from engine.threads import num_compute_threads
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> EngineCore:
+    """Load a model and put an engine core around it. To be called in the thread that will run the steps.
+
+    `eos_token_id` is the tokenizer's own: the main end-of-sequence token, before those the checkpoint names.
+    Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
+    """
+    config = replace(config, model=resolve_model(config.model))
+    model_config = read_model_config(config.model)
+    device = _resolve_device(config.device)
+    dtype = _resolve_dtype(config.dtype, model_config, device)
+    if device.type == "cpu":
+        torch.set_num_threads(num_compute_threads(config.num_threads))
+        log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
+    with _translated_out_of_memory(), torch.inference_mode():
+        model = load_model(config, model_config, dtype=dtype, device=device)
+        size = _size_cache(config, model)
+        runner = _build_runner(config, model, size.num_blocks, _eos_token_ids(model_config, eos_token_id))
+        with _timed("Warmed up"):
+            runner.warm_up(min(16, size.max_model_len - 1))
+    log.info(
+        "KV cache: %d blocks of %d tokens; longest sequence %d tokens.",
+        size.num_blocks,
+        config.block_size,
+        size.max_model_len,
+    )
+    return EngineCore.from_config(
+        config,
+        runner,
+        max_model_len=size.max_model_len,
+        eos_token_ids=_eos_token_ids(model_config, eos_token_id),
+    )
+
+
+def load_model(
+    config: EngineConfig, model_config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+) -> CausalLM:
+    """The model of `config.model`, a directory by now, with its weights."""
+    if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} is more than the model was made for: "
+            f"max_position_embeddings is {model_config.max_position_embeddings}."
+        )
+    model = model_class(model_config.architecture)(model_config, dtype=dtype, device=device)
+    with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
+        load_weights(model, checkpoint)
+    return model
+
+
+def _build_runner(
+    config: EngineConfig, model: CausalLM, num_blocks: int, eos_token_ids: Sequence[int]
+) -> ModelRunner:
+    cache = PagedKVCache(
+        model.attention_shape,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    return ModelRunner(model, cache, eos_token_ids=eos_token_ids)
+
+
+def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
+    if model.device.type == "cuda" and config.num_gpu_blocks_override is None:
+        num_tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
+        with _timed("Measured the memory of a full step"):
+            _build_runner(config, model, -(-num_tokens // config.block_size), ()).warm_up(num_tokens)
+        budget = cuda_budget(model.device, config.gpu_memory_utilization)
+    else:
+        budget = cpu_budget()
+    return size_cache(
+        config,
+        budget,
+        bytes_per_token=model.attention_shape.bytes_per_token(model.dtype),
+        model_limit=model.config.max_position_embeddings,
+    )
+
+
+def _eos_token_ids(model_config: ModelConfig, main: int | None) -> tuple[int, ...]:
+    named = model_config.eos_token_ids
+    return named if main is None else (main, *(token for token in named if token != main))
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name} isn't supported: use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no CUDA device here.")
+    return torch.device(name)
+
+
+def _resolve_dtype(name: str, model_config: ModelConfig, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own type, but a CPU has no units for float16: bfloat16 there."""
+    if name == "auto":
+        name = (model_config.dtype or "float32").removeprefix("torch.")
+        if name == "float16" and device.type == "cpu":
+            name = "bfloat16"
+    if name not in _DTYPES:
+        raise ConfigError(f"--dtype {name} isn't supported: use auto, float32, bfloat16 or float16.")
+    return _DTYPES[name]
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    log.info("%s in %.2f s.", what, time.perf_counter() - started)
+
+
+@contextmanager
+def _translated_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"The model doesn't fit into memory: {error}") from error

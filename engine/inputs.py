@@ -1,0 +1,84 @@
+"""A batch as tensors: what the model needs to run one step. Knows nothing of the model or of sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.types import Batch, ScheduledSequence
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpan:
+    """Where one sequence of the step lies, in the flat rows and in the KV cache."""
+
+    first_row: int
+    num_rows: int  # tokens that run now
+    context: int  # positions 0 .. context - 1 are in the cache once this step's keys are written
+    where: int | torch.Tensor  # the slot of position 0 if its blocks lie side by side, else its block table
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step's flat tokens, T of them, all sequences end to end, on the model's device."""
+
+    token_ids: torch.Tensor  # int64 [T]
+    positions: torch.Tensor  # int64 [T]
+    slots: torch.Tensor  # int64 [T]: block * block_size + offset, where the token's key and value go
+    spans: tuple[SequenceSpan, ...]
+    sampled_rows: torch.Tensor | None  # int64 [S], rows whose logits are wanted; None = all T, in order
+    num_sampled: int  # S
+
+
+def build_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInputs:
+    """Flatten a batch. The rows of a sequence keep their order, and so do the sequences."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    sampled_rows: list[int] = []
+    spans: list[SequenceSpan] = []
+    for sequence in batch.sequences:
+        first_row = len(token_ids)
+        stop = sequence.start + len(sequence.token_ids)
+        token_ids.extend(sequence.token_ids)
+        positions.extend(range(sequence.start, stop))
+        slots.extend(_slots(sequence.block_ids, sequence.start, stop, block_size))
+        if sequence.samples:
+            sampled_rows.append(len(token_ids) - 1)
+        spans.append(_span(sequence, first_row, stop, block_size, device))
+    flat = torch.tensor([token_ids, positions, slots], dtype=torch.int64).to(device)  # one copy to the device
+    every_row = len(sampled_rows) == len(token_ids)
+    return StepInputs(
+        token_ids=flat[0],
+        positions=flat[1],
+        slots=flat[2],
+        spans=tuple(spans),
+        sampled_rows=None if every_row else torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        num_sampled=len(sampled_rows),
+    )
+
+
+def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:
+    """The slots of positions `start` .. `stop` - 1."""
+    return [block_ids[p // block_size] * block_size + p % block_size for p in range(start, stop)]
+
+
+def _span(
+    sequence: ScheduledSequence, first_row: int, context: int, block_size: int, device: torch.device
+) -> SequenceSpan:
+    num_rows = len(sequence.token_ids)
+    blocks = sequence.block_ids[: -(-context // block_size)]
+    if are_consecutive(blocks):
+        return SequenceSpan(first_row, num_rows, context, blocks[0] * block_size)
+    block_table = torch.tensor(blocks, dtype=torch.int64, device=device)
+    return SequenceSpan(first_row, num_rows, context, block_table)
+
+
+def are_consecutive(blocks: Sequence[int]) -> bool:
+    """Whether the blocks lie side by side in the cache, in order: then attention needs no gathering."""
+    first = blocks[0]
+    return blocks[-1] - first == len(blocks) - 1 and all(
+        block == first + index for index, block in enumerate(blocks)
+    )

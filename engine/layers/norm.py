@@ -1,0 +1,54 @@
+"""Root-mean-square normalisation (Zhang & Sennrich 2019). The mean is taken in float32 whatever the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from engine.layers.weights import WeightedLayer
+
+
+class RMSNorm(WeightedLayer):
+    """Normalises the last dimension and scales it."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self._shape = (size,)
+        self._eps = eps
+        self._weight = torch.empty(0)
+
+    def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
+        return {"weight": [self._shape]}
+
+    def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
+        (self._weight,) = parts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self._shape, self._weight, self._eps)
+
+
+class HeadNorm(WeightedLayer):
+    """Normalises each head of queries and keys by itself, all in one go.
+
+    The parts of its weight are the queries' scale and the keys'.
+    """
+
+    def __init__(self, head_dim: int, num_heads: int, num_kv_heads: int, eps: float) -> None:
+        super().__init__()
+        self._shape = (head_dim,)
+        self._num_heads = (num_heads, num_kv_heads)
+        self._eps = eps
+        self._weight = torch.empty(0)  # [num_heads + num_kv_heads, head_dim]
+
+    def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
+        return {"weight": [self._shape, self._shape]}
+
+    def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
+        rows = [part.expand(count, -1) for part, count in zip(parts, self._num_heads, strict=True)]
+        self._weight = torch.cat(rows)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, num_heads + num_kv_heads, head_dim] → the same."""
+        return F.rms_norm(x, self._shape, None, self._eps) * self._weight

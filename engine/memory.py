@@ -1,0 +1,114 @@
+"""How much memory there is, and how many KV-cache blocks to make of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, OutOfMemory
+
+_GIB = 1 << 30
+CPU_CACHE_LIMIT_BYTES = 4 * _GIB  # unless asked for more
+CPU_CACHE_SHARE = 0.25  # of the memory that is available when the engine starts
+CPU_MEMORY_SHARE = 0.8  # of the same, where --max-model-len needs that much
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudget:
+    """What the KV cache may take: `unasked_bytes` as a rule, `limit_bytes` if one long sequence needs it."""
+
+    unasked_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSize:
+    num_blocks: int
+    max_model_len: int  # as asked for; or the model's own, or what fits if that is less
+
+
+def size_cache(
+    config: EngineConfig, budget: MemoryBudget, *, bytes_per_token: int, model_limit: int
+) -> CacheSize:
+    """How many blocks, and the longest sequence. `model_limit` is the checkpoint's longest, in tokens.
+
+    Raises ConfigError where one sequence of the length asked for wouldn't fit: it could never finish.
+    """
+    max_model_len = model_limit if config.max_model_len is None else config.max_model_len
+    block_bytes = config.block_size * bytes_per_token
+    per_sequence = -(-max_model_len // config.block_size)
+    if config.num_gpu_blocks_override is not None:
+        num_blocks, source = config.num_gpu_blocks_override, "--num-gpu-blocks-override"
+    elif config.kv_cache_memory_bytes is not None:
+        num_blocks, source = config.kv_cache_memory_bytes // block_bytes, "--kv-cache-memory-bytes"
+    else:
+        num_blocks, source = budget.unasked_bytes // block_bytes, "the available memory"
+        if config.max_model_len is not None:
+            num_blocks = max(num_blocks, min(per_sequence, budget.limit_bytes // block_bytes))
+        num_blocks = min(num_blocks, per_sequence * config.max_num_seqs)  # more is of no use
+    if config.max_model_len is None and num_blocks:
+        max_model_len = min(model_limit, num_blocks * config.block_size)
+    elif num_blocks < per_sequence:
+        raise ConfigError(
+            f"One sequence of {max_model_len} tokens needs {per_sequence} KV-cache blocks "
+            f"({per_sequence * block_bytes / _GIB:.3f} GiB), but {source} gives {num_blocks} "
+            f"({num_blocks * block_bytes / _GIB:.3f} GiB). Lower --max-model-len to "
+            f"{num_blocks * config.block_size} or less, or raise --kv-cache-memory-bytes."
+        )
+    return CacheSize(num_blocks=num_blocks, max_model_len=max_model_len)
+
+
+def cpu_budget() -> MemoryBudget:
+    available_bytes = available_host_bytes()
+    return MemoryBudget(
+        unasked_bytes=min(CPU_CACHE_LIMIT_BYTES, int(available_bytes * CPU_CACHE_SHARE)),
+        limit_bytes=int(available_bytes * CPU_MEMORY_SHARE),
+    )
+
+
+def cuda_budget(device: torch.device, utilization: float) -> MemoryBudget:
+    """What is left of the share of a GPU's memory that the engine may use; OutOfMemory if it is nothing.
+
+    To be called after a pass at full size: what that allocated at its peak, weights included, is set aside,
+    and so is what other processes hold.
+    """
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    others_bytes = total_bytes - free_bytes - torch.cuda.memory_reserved(device)
+    peak_bytes = torch.cuda.max_memory_allocated(device)
+    left = int(total_bytes * utilization) - others_bytes - peak_bytes
+    if left <= 0:
+        raise OutOfMemory(
+            f"The weights and one pass take {peak_bytes / _GIB:.2f} GiB and other processes "
+            f"{others_bytes / _GIB:.2f} GiB of the GPU's {total_bytes / _GIB:.2f} GiB: within "
+            f"--gpu-memory-utilization {utilization} nothing is left for the KV cache."
+        )
+    return MemoryBudget(unasked_bytes=left, limit_bytes=left)
+
+
+def available_host_bytes() -> int:
+    """Main memory that can be taken without swapping: the machine's, or its control group's if less."""
+    return min(_machine_available_bytes(), _cgroup_available_bytes())
+
+
+def _machine_available_bytes() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    # Elsewhere (macOS) all there is: what is available isn't told without further packages.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_available_bytes() -> int:
+    """Of a version 2 control group, as containers have it; page cache counts as used: cautious."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 1 << 62
+    return 1 << 62 if limit == "max" else max(int(limit) - used, 0)

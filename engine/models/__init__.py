@@ -1,0 +1,1 @@
+"""Model architectures: their configuration, their layers put together, their checkpoints."""

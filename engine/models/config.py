@@ -1,0 +1,161 @@
+"""config.json, read: the shape of a model as its classes need it. Flat and `rope_parameters` styles alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import CheckpointError, UnsupportedModel
+from engine.layers.rope import Llama3Scaling, RopeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What Qwen3 and Llama have in common, in Hugging Face's terms."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    attention_bias: bool  # on the query, key, value and output projections
+    dtype: str | None  # as the checkpoint was saved, "bfloat16"; None = not said
+    eos_token_ids: tuple[int, ...]  # the main one first; generation_config.json goes before config.json
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """Raises CheckpointError where the files don't make sense, UnsupportedModel where we can't run them."""
+    raw = read_json(directory / "config.json")
+    architectures = raw.get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: architectures is {architectures!r}, not one name."
+        )
+    reader = _Reader(directory / "config.json", raw)
+    _refuse_unsupported(raw)
+    num_heads = reader.integer("num_attention_heads")
+    hidden_size = reader.integer("hidden_size")
+    num_kv_heads = reader.integer("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise CheckpointError(
+            f"{num_heads} attention heads can't share {num_kv_heads} key-value heads evenly."
+        )
+    return ModelConfig(
+        architecture=str(architectures[0]),
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=reader.integer("head_dim", hidden_size // num_heads),
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
+        rope=_rope(reader),
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        attention_bias=bool(raw.get("attention_bias", False)),
+        dtype=raw.get("dtype") or raw.get("torch_dtype"),
+        eos_token_ids=_eos_token_ids(directory, raw),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the checkpoint. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} holds no {path.name}: not a model in Hugging Face layout."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return value
+
+
+class _Reader:
+    """Typed access to a JSON object; errors name the file, the key and the value."""
+
+    def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
+        self._path = path
+        self._raw = raw
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._raw.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{self._path}: {key} is {value!r}, it has to be a positive integer.")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._raw.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise CheckpointError(f"{self._path}: {key} is {value!r}, it has to be a positive number.")
+        return float(value)
+
+    def object(self, *keys: str) -> _Reader:
+        """The first of these objects that is there; empty if none is."""
+        found: Mapping[str, Any] = next(
+            (self._raw[key] for key in keys if isinstance(self._raw.get(key), dict)), {}
+        )
+        return _Reader(self._path, found)
+
+    def text(self, *keys: str) -> str | None:
+        return next((str(self._raw[key]) for key in keys if self._raw.get(key) is not None), None)
+
+
+def _rope(reader: _Reader) -> RopeConfig:
+    """From `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` beside each other."""
+    parameters = reader.object("rope_parameters", "rope_scaling")
+    theta = parameters.number("rope_theta", reader.number("rope_theta", 10_000.0))
+    kind = parameters.text("rope_type", "type") or "default"
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    if kind != "llama3":
+        raise UnsupportedModel(f"RoPE scaling {kind!r} isn't supported; 'default' and 'llama3' are.")
+    scaling = Llama3Scaling(
+        factor=parameters.number("factor"),
+        low_freq_factor=parameters.number("low_freq_factor"),
+        high_freq_factor=parameters.number("high_freq_factor"),
+        original_max_position_embeddings=parameters.integer("original_max_position_embeddings"),
+    )
+    return RopeConfig(theta=theta, scaling=scaling)
+
+
+def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
+    """What these architectures' configurations may ask for and we don't do: better said than done wrong."""
+    activation = raw.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UnsupportedModel(f"Activation {activation!r} isn't supported; 'silu' is.")
+    layer_types = set(raw.get("layer_types") or ())
+    slides = raw.get("use_sliding_window", False) and raw.get("sliding_window")
+    if slides or layer_types - {"full_attention"}:
+        raise UnsupportedModel("Sliding-window attention isn't supported; set use_sliding_window to false.")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise UnsupportedModel(f"Quantised checkpoints aren't supported (quant_method {method!r}).")
+    if raw.get("mlp_bias"):
+        raise UnsupportedModel("Biases in the MLP (mlp_bias) aren't supported.")
+    if (raw.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UnsupportedModel("Partly rotated heads (partial_rotary_factor) aren't supported.")
+
+
+def _eos_token_ids(directory: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
+    generation_config = directory / "generation_config.json"
+    generation = read_json(generation_config) if generation_config.exists() else {}
+    value = generation.get("eos_token_id")
+    value = raw.get("eos_token_id") if value is None else value
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(int(token) for token in values)

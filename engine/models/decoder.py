@@ -1,0 +1,165 @@
+"""The decoder that Qwen3 and Llama share: pre-norm layers of grouped-query attention and a gated MLP.
+
+Runs on flat tokens [T, hidden]: which token belongs to which sequence only the attention cache knows.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.attention.paged import AttentionShape, PagedKVCache
+from engine.inputs import StepInputs
+from engine.layers.embedding import Embedding
+from engine.layers.linear import Linear
+from engine.layers.norm import HeadNorm, RMSNorm
+from engine.layers.rope import RotaryEmbedding, Rotation
+from engine.models.config import ModelConfig
+
+
+class Attention(nn.Module):
+    """Self-attention with fused query, key and value projections."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
+        super().__init__()
+        self._layer = layer
+        self._num_heads = config.num_attention_heads
+        self._num_rotated = config.num_attention_heads + config.num_key_value_heads
+        self._head_dim = config.head_dim
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.qkv_proj = Linear(config.hidden_size, (q_size, kv_size, kv_size), bias=config.attention_bias)
+        self.o_proj = Linear(q_size, (config.hidden_size,), bias=config.attention_bias)
+        self.qk_norm = (
+            HeadNorm(
+                config.head_dim, config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
+            )
+            if has_head_norm
+            else None
+        )
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        inputs: StepInputs,
+        cache: PagedKVCache,
+        rope: RotaryEmbedding,
+        rotation: Rotation,
+    ) -> torch.Tensor:
+        """[T, hidden] → [T, hidden]."""
+        heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
+        rotated = heads[:, : self._num_rotated]
+        if self.qk_norm is not None:
+            rotated = self.qk_norm(rotated)
+        rotated = rope.apply(rotated, rotation)
+        queries, keys = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
+        attended = cache.attend(self._layer, queries, keys, heads[:, self._num_rotated :], inputs)
+        return self.o_proj(attended)  # type: ignore[no-any-return]
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up fused."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self._size = config.intermediate_size
+        self.gate_up_proj = Linear(config.hidden_size, (self._size, self._size))
+        self.down_proj = Linear(self._size, (config.hidden_size,))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] → [T, hidden]."""
+        gate_up = self.gate_up_proj(x)
+        gate, up = gate_up[:, : self._size], gate_up[:, self._size :]
+        return self.down_proj(F.silu(gate).mul_(up))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then the MLP, each after a norm and beside a residual."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer, has_head_norm=has_head_norm)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        inputs: StepInputs,
+        cache: PagedKVCache,
+        rope: RotaryEmbedding,
+        rotation: Rotation,
+    ) -> torch.Tensor:
+        """[T, hidden] → [T, hidden]."""
+        x = x + self.self_attn(self.input_layernorm(x), inputs, cache, rope, rotation)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm. Its attributes are named as the checkpoint's tensors."""
+
+    def __init__(self, config: ModelConfig, *, has_head_norm: bool) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, has_head_norm=has_head_norm)
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, inputs: StepInputs, cache: PagedKVCache, rope: RotaryEmbedding) -> torch.Tensor:
+        """The hidden states of the rows that are sampled: [S, hidden]."""
+        rotation = rope.rotation(inputs.positions)
+        x = self.embed_tokens(inputs.token_ids)
+        for layer in self.layers:
+            x = layer(x, inputs, cache, rope, rotation)
+        if inputs.sampled_rows is not None:
+            x = x[inputs.sampled_rows]
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class CausalLM(nn.Module):
+    """A decoder with its head. Subclasses say which architecture they are and what is peculiar to it."""
+
+    FUSED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+        "gate_up_proj": ("gate_proj", "up_proj"),
+        "qk_norm": ("q_norm", "k_norm"),
+    }
+    """Our layer's name → the checkpoint's names of its parts, in order."""
+    HAS_HEAD_NORM: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.model = Decoder(config, has_head_norm=self.HAS_HEAD_NORM)
+        self.lm_head = Linear(config.hidden_size, (config.vocab_size,))
+        self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        config = self.config
+        return AttentionShape(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            num_layers=config.num_hidden_layers,
+        )
+
+    def shared_weights(self) -> dict[str, str]:
+        """Layers that are filled from another layer's tensors: name → the name it shares."""
+        return {"lm_head": "model.embed_tokens"} if self.config.tie_word_embeddings else {}
+
+    def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
+        """The hidden states of the rows that are sampled, [S, hidden]; writes the step's keys and values."""
+        return self.model(inputs, cache, self._rope)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[S, hidden] → [S, vocab_size], in the model's dtype."""
+        return self.lm_head(hidden)  # type: ignore[no-any-return]

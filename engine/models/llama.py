@@ -1,0 +1,9 @@
+"""Llama 2, 3, 3.1 to 3.3 and whatever else is saved as LlamaForCausalLM."""
+
+from __future__ import annotations
+
+from engine.models.decoder import CausalLM
+
+
+class LlamaForCausalLM(CausalLM):
+    HAS_HEAD_NORM = False

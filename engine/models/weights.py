@@ -1,0 +1,149 @@
+"""Safetensors checkpoints, one file or sharded, into a model. Files are mapped, not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.errors import CheckpointError
+from engine.layers.weights import WeightedLayer
+from engine.models.config import read_json
+from engine.models.decoder import CausalLM
+
+INDEX_NAME = "model.safetensors.index.json"
+_SHOWN = 5  # names in an error message
+
+
+class Checkpoint:
+    """The tensors of a directory, by name. A context manager; tensors that were handed out stay valid."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises CheckpointError where there are no safetensors, or a shard of the index is missing."""
+        self._directory = directory
+        self._exit_stack = ExitStack()
+        self._file_of: dict[str, Any] = {}  # tensor's name → its open file
+        for path in _files(directory):
+            handle = self._open(path)
+            self._file_of.update(dict.fromkeys(handle.keys(), handle))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._exit_stack.close()
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file_of[name].get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Mapped from the file, as it was saved."""
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return self._exit_stack.enter_context(safe_open(str(path), framework="pt", device="cpu"))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} can't be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One tensor of one layer, and the checkpoint's tensors that it is made of."""
+
+    layer: WeightedLayer
+    tensor_name: str
+    sources: Mapping[str, tuple[int, ...]]  # name in the checkpoint → expected shape
+
+
+def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
+    """Fill every layer. Raises CheckpointError that names what is missing, extra or of the wrong shape."""
+    targets = list(_targets(model))
+    expected = {name: shape for target in targets for name, shape in target.sources.items()}
+    _check(expected, checkpoint, ignored=_ignored(model, checkpoint))
+    shared = {f"{name}." for name in model.shared_weights().values()}
+    moved: dict[str, torch.Tensor] = {}  # what several layers use is moved to the device once
+    for target in targets:
+        parts = []
+        for name in target.sources:
+            part = moved.get(name)
+            if part is None:
+                part = checkpoint.tensor(name).to(device=model.device, dtype=model.dtype)
+            if any(name.startswith(prefix) for prefix in shared):
+                moved[name] = part
+            parts.append(part)
+        target.layer.load(target.tensor_name, parts)
+
+
+def _targets(model: CausalLM) -> Iterator[_Target]:
+    for path, layer in model.named_modules():
+        if isinstance(layer, WeightedLayer):
+            for tensor_name, shapes in layer.part_shapes().items():
+                names = [f"{part}.{tensor_name}" for part in _parts(model, path)]
+                yield _Target(layer, tensor_name, dict(zip(names, shapes, strict=True)))
+
+
+def _parts(model: CausalLM, path: str) -> list[str]:
+    """The checkpoint's paths of a layer of ours: a fused one has several."""
+    path = model.shared_weights().get(path, path)
+    parent, _, name = path.rpartition(".")
+    return [f"{parent}.{part}" if parent else part for part in model.FUSED.get(name, (name,))]
+
+
+def _ignored(model: CausalLM, checkpoint: Checkpoint) -> frozenset[str]:
+    """Tensors that may be there and aren't needed: a copy of tied embeddings, tables of older savers."""
+    copies = {f"{name}.weight" for name in model.shared_weights()}
+    tables = {name for name in checkpoint.names if name.endswith(".rotary_emb.inv_freq")}
+    return frozenset(copies | tables)
+
+
+def _check(
+    expected: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint, *, ignored: frozenset[str]
+) -> None:
+    problems = []
+    if missing := sorted(expected.keys() - checkpoint.names):
+        problems.append(f"lacks {_enumerate(missing)}")
+    if extra := sorted(checkpoint.names - expected.keys() - ignored):
+        problems.append(f"has {_enumerate(extra)}, which the model doesn't use")
+    misshapen = [
+        f"{name} {list(checkpoint.shape(name))} instead of {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if name in checkpoint.names and checkpoint.shape(name) != shape
+    ]
+    if misshapen:
+        problems.append(f"has wrong shapes: {_enumerate(misshapen)}")
+    if problems:
+        raise CheckpointError(f"The checkpoint doesn't fit its config.json: it {'; it '.join(problems)}.")
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _files(directory: Path) -> list[Path]:
+    if (directory / INDEX_NAME).exists():
+        weight_map = read_json(directory / INDEX_NAME).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{directory / INDEX_NAME} has no weight_map.")
+        paths = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
+        if absent := [path.name for path in paths if not path.exists()]:
+            raise CheckpointError(f"{directory} lacks {_enumerate(absent)}, which its index names.")
+        return paths
+    whole = directory / "model.safetensors"
+    paths = [whole] if whole.exists() else sorted(directory.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(
+            f"{directory} holds no .safetensors file; checkpoints in other formats aren't supported."
+        )
+    return paths
