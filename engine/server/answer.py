@@ -101,9 +101,7 @@ class StreamedAnswer:
     async def _stream(self, send: Send) -> None:
         async with self._generation as generation:
             async for deltas in generation.steps():
-                events = self._chunks.step(deltas, generation.read_usage)
-                if events:
-                    await self._send(send, events)
+                await self._send(send, self._chunks.step(deltas, generation.read_usage))
         await self._send(send, self._chunks.end(self._generation.read_usage()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

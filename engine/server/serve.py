@@ -60,8 +60,8 @@ async def serve(
     life = asyncio.create_task(_load_and_watch(service, loading, on_ready))
     try:
         await asyncio.wait([serving, stopping, life], return_when=asyncio.FIRST_COMPLETED)
-        if life.done():
-            await life  # raises what ended it
+        if not stopping.done():
+            (life if life.done() else serving).result()  # raises what ended it
         await _drain(service, gate)
     finally:
         service.draining = True

@@ -23,7 +23,7 @@ class Chunks(Protocol):
     """How one kind of answer is cut into events."""
 
     def step(self, deltas: Iterable[ChoiceDelta], read_usage: ReadUsage) -> bytes:
-        """One step's events, to be written at once; empty where nothing can be said yet."""
+        """One step's events, to be written at once. A token without text (yet) shows as an empty piece."""
         ...
 
     def end(self, usage: Usage) -> bytes:
@@ -77,7 +77,6 @@ class CompletionChunks:
                 read_usage,
             )
             for delta in deltas
-            if delta.text or delta.finish_reason is not None
         ]
         return "".join(events).encode()
 
@@ -104,7 +103,7 @@ class ChatChunks:
         if delta.choice.index not in self._begun:
             self._begun.add(delta.choice.index)
             yield '{"role":"assistant","content":""}', _UNFINISHED
-        if delta.text:
+        if delta.text or delta.finish_reason is None:
             yield f'{{"content":{_encode(delta.text)}}}', _UNFINISHED
         if delta.finish_reason is not None:
             yield "{}", _finish(delta)

@@ -133,23 +133,26 @@ def test_every_choice_has_one_role_and_one_end(fake_server: Running) -> None:
         assert [number for number, choice in enumerate(mine) if choice["finish_reason"]] == [len(mine) - 1]
 
 
-def test_tokens_are_sent_when_they_are_there(held_server: Running, valve: Valve) -> None:
-    body = {
-        "prompt": "a",
-        "seed": 1,
-        "stream": True,
-        "max_tokens": 30,
-        "ignore_eos": True,
-        "skip_special_tokens": False,
-    }
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_each_token_is_an_event_as_soon_as_it_is_there(held_server: Running, valve: Valve, path: str) -> None:
+    """Also one without text, as of an unfinished character: clients see that something happens."""
+    body = {"seed": 1, "stream": True, "max_tokens": 20, "ignore_eos": True}
+    ask = {"prompt": "a"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "a"}]}
     with held_server.http() as client:
-        valve.let_pass(2)
-        with client.stream("POST", COMPLETIONS, json=body) as response:
+        valve.let_pass(1)
+        with client.stream("POST", path, json={**body, **ask}) as response:
             stream = events(response)
-            assert next(stream)["choices"][0]["finish_reason"] is None  # while the engine stands still
-            valve.open()
+            if path == CHAT:
+                assert next(stream)["choices"][0]["delta"]["role"] == "assistant"
+            texts = []
+            for _ in range(19):
+                choice = next(stream)["choices"][0]  # while the engine stands still
+                texts.append(choice["text"] if path == COMPLETIONS else choice["delta"]["content"])
+                valve.let_pass(1)
             *_, done = stream
     assert done == "[DONE]"
+    assert "" in texts
+    assert any(texts)
 
 
 def test_no_event_holds_half_a_character(fake_server: Running) -> None:
@@ -174,7 +177,7 @@ def test_an_error_before_the_first_token_has_a_status(held_server: Running, valv
 def test_an_error_within_a_stream_is_an_event_and_a_broken_connection(
     held_server: Running, valve: Valve
 ) -> None:
-    body = {"prompt": "a", "stream": True, "max_tokens": 50, "ignore_eos": True, "skip_special_tokens": False}
+    body = {"prompt": "a", "stream": True, "max_tokens": 50, "ignore_eos": True}
     received = []
     with held_server.http() as client:
         valve.let_pass(3)
