@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from api.asgi import Message, Receive, Send
 from api.errors import stream_error_event
 from api.headers import RequestHeaders, response_headers
-from api.leases import Lease
+from api.leases import ClientGone, Lease
 from api.upstream import (
     ResponseHead,
     UpstreamBroken,
@@ -35,10 +35,6 @@ _READ_AHEAD_BYTES = 64 * 1024
 _FOLLOW_AFTER_S = 0.05
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-
-
-class ClientGone(Exception):
-    """The client has left; there is nobody to answer."""
 
 
 class ResponseCut(Exception):
@@ -314,7 +310,12 @@ class Exchange:
         if data := self._framed(message):
             connection.write(data)
         if message.get("more_body", False):
-            await reader.drain()
+            timeout_s = self._pool.options.stall_timeout_s
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await reader.drain()
+            except TimeoutError:
+                reader.stop(UpstreamTimeout(f"the engine took no more of the request for {timeout_s:g} s"))
         else:
             self._is_uploading = False
             connection.end_request()

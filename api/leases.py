@@ -1,9 +1,12 @@
-"""What the data plane needs of the instance manager, and nothing more."""
+"""What the data plane needs of the instance manager, and waiting for it with an eye on the client."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from typing import Protocol
 
+from api.asgi import Message, Receive
 from instance_manager.types import Endpoint
 
 
@@ -38,3 +41,59 @@ class Leases(Protocol):
 
         Raises QueueFull, InstanceFailedToStart, StartTooSlow and what `try_lease` raises.
         """
+
+
+# A client that waits is listened to for its leaving, and what it sends meanwhile is kept: up to this much,
+# then no more is read of it until its turn comes.
+_HELD_BYTES = 1024 * 1024
+
+CLIENT_GONE = 499  # what metrics and the access log show where nobody was left to answer, as nginx has it
+
+
+class ClientGone(Exception):
+    """The client has left; there is nobody to answer."""
+
+
+async def lease_while_connected(leases: Leases, instance_id: str, receive: Receive) -> tuple[Lease, Receive]:
+    """Wait for a lease for as long as the client does; with it comes a `receive` that misses nothing.
+
+    Raises ClientGone and what `wait_for_lease` raises.
+    """
+    held: deque[Message] = deque()
+    waiter = asyncio.ensure_future(leases.wait_for_lease(instance_id))
+    listener = asyncio.ensure_future(_hold_until_gone(receive, held))
+    is_handed_on = False
+    try:
+        await asyncio.wait((waiter, listener), return_when=asyncio.FIRST_COMPLETED)
+        if not waiter.done() and listener.result():
+            raise ClientGone
+        lease = await waiter
+        is_handed_on = True
+    finally:
+        listener.cancel()
+        if not is_handed_on:
+            waiter.cancel()
+            waiter.add_done_callback(_release_unwanted)
+
+    async def receive_held_first() -> Message:
+        return held.popleft() if held else await receive()
+
+    return lease, receive_held_first
+
+
+async def _hold_until_gone(receive: Receive, held: deque[Message]) -> bool:
+    """Collect what the client sends; True once it has left, False when that is as much as we hold."""
+    size = 0
+    while size < _HELD_BYTES:
+        message = await receive()
+        held.append(message)
+        if message["type"] in ("http.disconnect", "websocket.disconnect"):
+            return True
+        size += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
+    return False
+
+
+def _release_unwanted(waiter: asyncio.Future[Lease]) -> None:
+    """A lease that was granted just as its request went away, or an error that nobody waits for."""
+    if not waiter.cancelled() and waiter.exception() is None:
+        waiter.result().release()

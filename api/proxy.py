@@ -5,18 +5,16 @@ Takes a lease, or waits for one in the manager's queue, and forwards. Knows noth
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections import deque
 from urllib.parse import unquote_to_bytes
 
-from api.asgi import Message, Receive, Scope, Send
+from api.asgi import Receive, Scope, Send
 from api.dispatch import raw_path
 from api.errors import ApiError, error_for
-from api.exchange import ClientGone, Exchange, Request, ResponseCut
+from api.exchange import Exchange, Request, ResponseCut
 from api.headers import read_request_headers
-from api.leases import Lease, Leases
+from api.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
 from api.upstream import UpstreamError
 from api.upstream_pool import UpstreamOptions, UpstreamPools
 from api.websocket import forward_websocket
@@ -25,12 +23,6 @@ from instance_manager.metrics import ProxyMetrics
 
 logger = logging.getLogger("berth.proxy")
 access_logger = logging.getLogger("berth.access")
-
-# A client that waits in the queue is listened to for its leaving, and what it sends meanwhile is kept:
-# up to this much, then no more is read of it until its turn comes.
-_HELD_BYTES = 1024 * 1024
-
-CLIENT_GONE = 499  # what metrics and the access log show where nobody was left to answer, as nginx has it
 
 
 class DataPlane:
@@ -71,7 +63,7 @@ class DataPlane:
         try:
             lease = self._leases.try_lease(instance_id)
             if lease is None:
-                lease, receive = await self._queue(instance_id, receive)
+                lease, receive = await lease_while_connected(self._leases, instance_id, receive)
             metrics = self._metrics.of(lease.instance_id, lease.model_name)
             metrics.in_flight += 1
             pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
@@ -98,32 +90,6 @@ class DataPlane:
             if access_logger.isEnabledFor(logging.INFO):
                 _log_access(scope, request, status, seconds, client_host)
 
-    async def _queue(self, instance_id: str, receive: Receive) -> tuple[Lease, Receive]:
-        """Wait for a lease for as long as the client does; with it comes a `receive` that misses nothing.
-
-        Raises ClientGone and what `wait_for_lease` raises.
-        """
-        held: deque[Message] = deque()
-        waiter = asyncio.ensure_future(self._leases.wait_for_lease(instance_id))
-        listener = asyncio.ensure_future(_hold_until_gone(receive, held))
-        is_handed_on = False
-        try:
-            await asyncio.wait((waiter, listener), return_when=asyncio.FIRST_COMPLETED)
-            if not waiter.done() and listener.result():
-                raise ClientGone
-            lease = await waiter
-            is_handed_on = True
-        finally:
-            listener.cancel()
-            if not is_handed_on:
-                waiter.cancel()
-                waiter.add_done_callback(_release_unwanted)
-
-        async def receive_held_first() -> Message:
-            return held.popleft() if held else await receive()
-
-        return lease, receive_held_first
-
 
 def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
     """Instance id and engine's request target of `/proxy/{id}/{path}`, the latter as the client wrote it."""
@@ -134,24 +100,6 @@ def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
     if b"%" in instance:
         instance = unquote_to_bytes(instance)
     return instance.decode("utf-8", "replace"), target
-
-
-async def _hold_until_gone(receive: Receive, held: deque[Message]) -> bool:
-    """Collect what the client sends; True once it has left, False when that is as much as we hold."""
-    size = 0
-    while size < _HELD_BYTES:
-        message = await receive()
-        held.append(message)
-        if message["type"] == "http.disconnect":
-            return True
-        size += len(message.get("body", b""))
-    return False
-
-
-def _release_unwanted(waiter: asyncio.Future[Lease]) -> None:
-    """A lease that was granted just as its request went away, or an error that nobody waits for."""
-    if not waiter.cancelled() and waiter.exception() is None:
-        waiter.result().release()
 
 
 async def _send_error(send: Send, error: ApiError, request_id: bytes) -> None:

@@ -20,6 +20,8 @@ class UpstreamOptions:
 
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 4.0  # below the 5 s after which uvicorn, under most engines, closes its side
+    # A client that leaves cannot be heard while its upload stands still, so that must end some day.
+    stall_timeout_s: float = 120.0  # without the engine taking any more of a request's body
     head_timeout_s: float | None = (
         None  # from the request's first byte to the response's head; None = as long as it takes
     )

@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.errors import ApiError, error_for
 from api.headers import find_header, handshake_headers, handshake_response_headers, sane_request_id
-from api.leases import Lease, Leases
+from api.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
 from api.upstream import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from instance_manager.errors import ManagerError
 from instance_manager.metrics import ProxyMetrics
@@ -48,7 +48,9 @@ async def forward_websocket(
     status = 101
     lease: Lease | None = None
     try:
-        lease = leases.try_lease(instance_id) or await leases.wait_for_lease(instance_id)
+        lease = leases.try_lease(instance_id)
+        if lease is None:
+            lease, receive = await lease_while_connected(leases, instance_id, receive)
         counted = metrics.of(lease.instance_id, lease.model_name)
         counted.in_flight += 1
         async with await _open(scope, lease, target, request_id) as engine:
@@ -60,6 +62,8 @@ async def forward_websocket(
         body = exc.response.body or b""
         headers.append((b"content-length", b"%d" % len(body)))
         await _deny(scope, send, ApiError(status, bytes(body), headers), request_id)
+    except ClientGone:
+        status = CLIENT_GONE
     except (ManagerError, UpstreamError) as exc:
         error = error_for(exc)
         status = error.status

@@ -196,9 +196,10 @@ class StubLeases:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a change makes `condition` true."""
-        while not condition():
-            self.changed.clear()
-            await self.changed.wait()
+        async with asyncio.timeout(5):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
 
 
 @dataclass
@@ -265,9 +266,10 @@ async def berth(
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """For what nothing announces; the test's time-out is the limit."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.002)
+    """For what nothing announces."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 def num_busy(plane: DataPlane) -> int:

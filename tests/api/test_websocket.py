@@ -1,0 +1,197 @@
+"""WebSockets through the proxy, between two real ends of the `websockets` package."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
+from websockets.http11 import Request, Response
+
+from instance_manager.types import Endpoint
+from tests.api.upstreams import LOOPS, Front, StubLeases, Upstream, Wire, berth, eventually, request, upstream
+
+Handler = Callable[[ServerConnection], Awaitable[None]]
+
+
+@pytest.fixture(params=LOOPS, ids=["uvloop", "asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@contextlib.asynccontextmanager
+async def engine_with(handler: Handler, **options: Any) -> AsyncIterator[Upstream]:
+    async with serve(handler, "127.0.0.1", 0, **options) as server:
+        yield Upstream(Endpoint("127.0.0.1", server.sockets[0].getsockname()[1], "engine-key", 1))
+
+
+def through(front: Front, path: str = "/x", **options: Any) -> connect:
+    return connect(f"ws://127.0.0.1:{front.port}/proxy/one{path}", proxy=None, **options)
+
+
+async def echo(socket: ServerConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await socket.send(await socket.recv())
+
+
+async def test_messages_pass_both_ways_with_their_kind() -> None:
+    async with engine_with(echo) as engine, berth(engine) as front, through(front) as socket:
+        for message in ("text", "", b"bytes", b"", "ünïcode", b"x" * 1_000_000):
+            await socket.send(message)
+            assert await socket.recv() == message
+        assert front.leases.num_out == 1
+        assert front.metrics.of("one", "").in_flight == 1
+
+
+async def test_the_handshake_carries_path_headers_key_and_subprotocol() -> None:
+    seen: list[Request] = []
+
+    async def keep(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        seen.append(socket.request)
+        await socket.wait_closed()
+
+    async with engine_with(keep, subprotocols=["realtime"]) as engine, berth(engine) as front:
+        headers = [("Authorization", "Bearer mine"), ("X-Own", "1"), ("X-Own", "2"), ("X-Request-Id", "r1")]
+        options = {
+            "additional_headers": headers,
+            "subprotocols": ["other", "realtime"],
+            "user_agent_header": "me",
+        }
+        async with through(front, "/v1/a%2Fb?q=%3D&q", **options) as socket:
+            assert socket.subprotocol == "realtime"
+            assert socket.response is not None and socket.response.headers["X-Request-Id"] == "r1"
+        sent = seen[0]
+        assert sent.path == "/v1/a%2Fb?q=%3D&q"
+        assert sent.headers.get_all("Authorization") == ["Bearer engine-key"]
+        assert sent.headers.get_all("X-Own") == ["1", "2"]
+        assert sent.headers.get_all("X-Request-Id") == ["r1"]
+        assert sent.headers.get_all("User-Agent") == ["me"]
+        assert sent.headers.get_all("Host") == [f"127.0.0.1:{engine.endpoint.port}"]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going"), (4321, "own reason")])
+async def test_the_engines_close_is_the_clients(code: int, reason: str) -> None:
+    async def close(socket: ServerConnection) -> None:
+        await socket.close(code, reason)
+
+    async with engine_with(close) as engine, berth(engine) as front, through(front) as socket:
+        with pytest.raises(ConnectionClosed) as raised:
+            await socket.recv()
+        assert raised.value.rcvd is not None
+        assert (raised.value.rcvd.code, raised.value.rcvd.reason) == (code, reason)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (4321, "own reason")])
+async def test_the_clients_close_is_the_engines(code: int, reason: str) -> None:
+    closed: asyncio.Future[tuple[int | None, str | None]] = asyncio.get_running_loop().create_future()
+
+    async def wait(socket: ServerConnection) -> None:
+        await socket.wait_closed()
+        closed.set_result((socket.close_code, socket.close_reason))
+
+    async with engine_with(wait) as engine, berth(engine) as front:
+        async with through(front) as socket:
+            await socket.close(code, reason)
+        assert await closed == (code, reason)
+
+
+async def test_a_client_that_vanishes_frees_the_engine() -> None:
+    closed = asyncio.Event()
+
+    async def wait(socket: ServerConnection) -> None:
+        await socket.wait_closed()
+        closed.set()
+
+    async with engine_with(wait) as engine, berth(engine) as front, through(front) as socket:
+        await eventually(lambda: front.leases.num_out == 1)
+        socket.transport.abort()
+        async with asyncio.timeout(2):
+            await closed.wait()
+
+
+async def test_an_engine_that_vanishes_is_no_clean_end() -> None:
+    async def vanish(socket: ServerConnection) -> None:
+        await socket.recv()
+        socket.transport.abort()
+
+    async with engine_with(vanish) as engine, berth(engine) as front, through(front) as socket:
+        await socket.send("go")
+        with pytest.raises(ConnectionClosedError) as raised:
+            await socket.recv()
+        assert raised.value.rcvd is not None and raised.value.rcvd.code == 1011
+
+
+async def test_a_refusal_passes_with_status_and_body() -> None:
+    def refuse(socket: ServerConnection, request: Request) -> Response:
+        return socket.respond(418, "no sockets here\n")
+
+    async with engine_with(echo, process_request=refuse) as engine, berth(engine) as front:
+        with pytest.raises(InvalidStatus) as raised:
+            await through(front)
+        assert raised.value.response.status_code == 418
+        assert raised.value.response.body == b"no sockets here\n"
+        await eventually(lambda: front.metrics.of("one", "").requests == {("WEBSOCKET", 418): 1})
+
+
+async def test_an_engine_that_is_no_websocket_server_is_502() -> None:
+    async def garbage(wire: Wire) -> None:
+        await wire.read_head()
+        await wire.send(b"SSH-2.0\r\n\r\n")
+
+    async with upstream(garbage) as engine, berth(engine) as front:
+        with pytest.raises(InvalidStatus) as raised:
+            await through(front)
+        assert raised.value.response.status_code == 502
+        assert json.loads(raised.value.response.body or b"")["error"]["type"] == "upstream_error"
+
+
+async def test_an_unknown_instance_is_404() -> None:
+    async with berth(StubLeases()) as front:
+        with pytest.raises(InvalidStatus) as raised:
+            await through(front)
+        assert raised.value.response.status_code == 404
+
+
+async def test_a_client_that_leaves_the_queue_leaves_no_lease() -> None:
+    leases = StubLeases()
+    leases.pending["one"] = asyncio.get_running_loop().create_future()
+    async with berth(leases) as front:
+        wire = await front.connect()
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+        upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
+        await wire.send(request("/proxy/one/x", *upgrade))
+        await leases.until(lambda: leases.num_waiting == 1)
+        await wire.close()
+        await leases.until(lambda: leases.num_waiting == 0)
+        leases.pending["one"].cancel()
+
+
+async def test_a_slow_client_holds_the_engine_back() -> None:
+    num_sent = 0
+
+    async def flood(socket: ServerConnection) -> None:
+        nonlocal num_sent
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await socket.send(b"x" * 100_000)
+                num_sent += 1
+
+    # Uncompressed: packed, thousands of these would fit into the kernel's buffers.
+    async with (
+        engine_with(flood) as engine,
+        berth(engine) as front,
+        through(front, max_queue=1, compression=None) as socket,
+    ):
+        await asyncio.sleep(0.5)
+        before = num_sent
+        await asyncio.sleep(0.3)
+        assert num_sent == before < 400
+        socket.transport.abort()
