@@ -135,8 +135,10 @@ async def _pump(engine: ClientConnection, receive: Receive, send: Send) -> None:
             task.cancel()
         results = await asyncio.gather(upward, downward, return_exceptions=True)
     for result in results:
-        # A client that vanishes while we send to it shows as an OSError of the server's own.
-        if isinstance(result, Exception) and not isinstance(result, OSError):
+        if isinstance(result, OSError):
+            # The client vanished while we sent to it: no closing handshake with an engine that talks on.
+            engine.transport.abort()
+        elif isinstance(result, Exception):
             raise result
 
 
