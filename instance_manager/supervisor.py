@@ -149,7 +149,7 @@ class Supervisor:
         try:
             while self._desired is not Desired.DELETED or self._wanted_life != self.ended_life:
                 if self._wanted_life != self.ended_life:
-                    self._life = self._wanted_life
+                    self._begin_wanted_life()
                     await self._live()
                 else:
                     await asyncio.wait((self._changed,))
@@ -158,6 +158,12 @@ class Supervisor:
                 self._run.abandon()
             self.ended_life = self._wanted_life  # whoever waits must not wait for ever
             self.instance.announce()
+
+    def _begin_wanted_life(self) -> None:
+        """A life that was replaced before it began counts as ended: somebody may wait for that."""
+        self._life = self._wanted_life
+        self.ended_life = self._life - 1
+        self.instance.announce()
 
     async def _live(self) -> None:
         """One life, from a spawn to an empty process group."""

@@ -105,6 +105,18 @@ async def test_restart_gives_another_process_on_the_same_port(manager: InstanceM
     assert seen[5:] == ["starting", "health_checking", "running"]
 
 
+async def test_a_restart_of_a_life_that_has_not_begun(manager: InstanceManager) -> None:
+    """The life that is to end is never lived; whoever waits for its end must not wait for ever."""
+    instance = manager.create(fake())
+    async with asyncio.timeout(30):
+        await manager.restart(instance.instance_id)
+        await manager.wait_ready(instance.instance_id, 30)
+        await manager.stop(instance.instance_id)
+        manager.start(instance.instance_id)
+        await manager.restart(instance.instance_id)
+    assert (await manager.wait_ready(instance.instance_id, 30)).state is InstanceState.RUNNING
+
+
 async def test_a_crash_is_noticed_within_a_second_and_disturbs_nobody_else(manager: InstanceManager) -> None:
     victim, other = await asyncio.gather(running(manager, fake("--grandchild")), running(manager, fake()))
     assert victim.pid is not None

@@ -66,9 +66,10 @@ async def test_a_storm_of_verbs_ends_in_order(managing: ManagerFactory, seed: in
         live = [instance for instance in survivors if not instance.state.is_terminal]
         for instance in live:
             await manager.wait_ready(instance.instance_id, 30)
-            assert instance.state is InstanceState.RUNNING, instance.record()
+            # Stopped is right, too: by a stop whose caller has lost patience.
+            assert instance.state in (InstanceState.RUNNING, InstanceState.STOPPED), instance.record()
             assert instance.gate.in_flight == instance.gate.queued == 0
-        ports = [instance.port for instance in live]
+        ports = [instance.port for instance in live if instance.state is InstanceState.RUNNING]
         assert len(set(ports)) == len(ports)
         assert None not in ports
         for instance in survivors:
