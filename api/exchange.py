@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from api.asgi import Message, Receive, Send
 from api.errors import stream_error_event
+from api.fast_http import ResponseChannel
 from api.headers import RequestHeaders, response_headers
 from api.leases import ClientGone, Lease
 from api.upstream import (
@@ -66,6 +67,7 @@ class ResponseReader:
     __slots__ = (
         "_body",
         "_buffered",
+        "_channel",
         "_connection",
         "_drained",
         "_error",
@@ -163,6 +165,7 @@ class Exchange:
     """Runs once. However it ends, its connection is pooled or closed and its lease given back."""
 
     __slots__ = (
+        "_channel",
         "_connection",
         "_follower",
         "_is_uploading",
@@ -184,6 +187,7 @@ class Exchange:
         metrics: InstanceMetrics,
         receive: Receive,
         send: Send,
+        channel: ResponseChannel | None,
     ) -> None:
         self._request = request
         self._pool = pool
@@ -191,6 +195,7 @@ class Exchange:
         self._metrics = metrics
         self._receive = receive
         self._send = send
+        self._channel = channel
         self._connection: UpstreamConnection | None = None
         self._reader: ResponseReader | None = None
         self._is_uploading = False
@@ -331,6 +336,9 @@ class Exchange:
         body, is_complete = reader.take()
         if is_complete:
             self._end()
+            if self._channel is not None and self._channel.send_whole(status, headers, body):
+                self._metrics.bytes_out += len(body)
+                return status
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if not is_complete:
             self._follow()

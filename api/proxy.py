@@ -13,6 +13,7 @@ from api.asgi import Receive, Scope, Send
 from api.dispatch import raw_path
 from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
+from api.fast_http import channel_of
 from api.headers import read_request_headers
 from api.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
 from api.upstream import UpstreamError
@@ -57,6 +58,7 @@ class DataPlane:
         client_host = client[0].encode() if client else b"unknown"
         headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
         request = Request(scope["method"], target, headers, started)
+        channel = channel_of(scope)
         metrics = self._metrics.unserved
         status = CLIENT_GONE
         lease: Lease | None = None
@@ -67,7 +69,7 @@ class DataPlane:
             metrics = self._metrics.of(lease.instance_id, lease.model_name)
             metrics.in_flight += 1
             pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
-            status = await Exchange(request, pool, lease, metrics, receive, send).run()
+            status = await Exchange(request, pool, lease, metrics, receive, send, channel).run()
         except (ManagerError, UpstreamError) as exc:
             error = error_for(exc)
             status = error.status
@@ -75,7 +77,9 @@ class DataPlane:
                 _log_failure(request, instance_id, exc)
             await _send_error(send, error, headers.request_id)
         except ResponseCut as exc:
-            # To return without the last message makes the server close the connection without a clean end.
+            # To return without the last message makes any server close the connection without a clean end.
+            if channel is not None:
+                channel.abort()
             status = error_for(exc.error).status
             _log_failure(request, instance_id, exc.error)
         except ClientGone:

@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.dispatch import Dispatcher
+from api.fast_http import FastHttpProtocol
 from api.proxy import DataPlane
 from instance_manager.errors import InstanceNotFound
 from instance_manager.metrics import ProxyMetrics
@@ -57,7 +58,9 @@ def main() -> None:
         Dispatcher(control, DataPlane(registry, ProxyMetrics())),
         port=port,
         log_level="warning",
+        http=FastHttpProtocol,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
     )

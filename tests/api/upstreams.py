@@ -7,18 +7,28 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
 
 from api.asgi import Receive, Scope, Send
 from api.dispatch import Dispatcher
+from api.fast_http import FastHttpProtocol
 from api.proxy import DataPlane
 from api.upstream_pool import UpstreamOptions
 from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.metrics import ProxyMetrics
 from instance_manager.types import Endpoint
 
+# As Berth runs on its own server; and as any ASGI server runs it, without our extension and without uvloop.
 LOOPS = [("asyncio", {"use_uvloop": True}), ("asyncio", {"use_uvloop": False})]
+
+
+def server_protocol() -> Any:
+    """uvicorn's HTTP protocol for the loop that runs the test."""
+    is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    return FastHttpProtocol if is_uvloop else "httptools"
+
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -240,7 +250,7 @@ async def berth(
     plane = DataPlane(leases, metrics, options)
     config = uvicorn.Config(
         Dispatcher(control_app, plane),
-        http="httptools",
+        http=server_protocol(),
         lifespan="off",
         log_config=None,
         server_header=False,
