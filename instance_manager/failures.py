@@ -15,7 +15,7 @@ _EXIT_USAGE = 2  # what argparse and most command-line programs exit with on wro
 _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
     (
         FailureClass.PORT_IN_USE,
-        re.compile(r"address already in use|EADDRINUSE|only one usage of each socket", re.I),
+        re.compile(r"address already in use|\bport in use\b|EADDRINUSE|only one usage of each socket", re.I),
     ),
     (
         FailureClass.OUT_OF_MEMORY,
@@ -73,6 +73,8 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
         if returncode == _EXIT_USAGE and not was_ready:
             failure_class = FailureClass.BAD_ARGUMENTS
     ended = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
+    if signal_name == "SIGKILL":
+        ended += " (by the kernel for want of memory, unless somebody sent it)"
     when = "while it was running" if was_ready else "before it was ready"
     return InstanceFailure(
         failure_class,

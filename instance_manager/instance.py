@@ -14,7 +14,7 @@ from instance_manager.backends import LaunchPlan
 from instance_manager.events import EventLog
 from instance_manager.idle import Idleness, expires_at
 from instance_manager.params import mask_command, mask_params
-from instance_manager.types import TRANSITIONS, InstanceFailure, InstanceSpec, InstanceState
+from instance_manager.types import TRANSITIONS, InstanceFailure, InstanceSpec, InstanceState, ManagerConfig
 
 logger = logging.getLogger("berth.manager")
 
@@ -162,6 +162,39 @@ class Instance:
             data["error"] = failure_record(self.failure)
         self._events.publish("instance.state", self.instance_id, data)
         self.announce()
+
+
+def new_instance(
+    instance_id: str,
+    spec: InstanceSpec,
+    plan: LaunchPlan,
+    *,
+    config: ManagerConfig,
+    events: EventLog,
+    clock: Callable[[], float],
+    port: int,
+    log_path: Path,
+) -> Instance:
+    """An instance in `starting` with a closed gate, by the manager's policy."""
+    gate = Gate(
+        instance_id,
+        spec.model_name,
+        max_in_flight=config.max_in_flight,
+        max_queue=config.max_queue,
+        clock=clock,
+    )
+    return Instance(
+        instance_id,
+        spec,
+        plan,
+        gate=gate,
+        events=events,
+        host=config.host,
+        port=port,
+        timeout_s=config.default_timeout_s if spec.timeout_s is None else spec.timeout_s,
+        log_path=log_path,
+        clock=clock,
+    )
 
 
 def failure_record(failure: InstanceFailure) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from instance_manager.admission import Gate, Lease
-from instance_manager.backends import LaunchPlan, plan_launch
+from instance_manager.backends import plan_launch
 from instance_manager.errors import (
     InstanceExists,
     InstanceNotFound,
@@ -26,9 +26,10 @@ from instance_manager.events import EventLog
 from instance_manager.failures import explain
 from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
-from instance_manager.instance import Instance
+from instance_manager.instance import Instance, new_instance
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
+from instance_manager.shutdown import all_ended, request_end, to_its_end
 from instance_manager.specs import check_spec, check_timeout, new_instance_id
 from instance_manager.supervisor import Dock, Supervisor
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
@@ -71,7 +72,7 @@ class InstanceManager:
                 yield
             except BaseException as body_error:  # raised again below, so that no task group wraps it
                 error = body_error
-            await _to_its_end(self.begin_shutdown())
+            await to_its_end(self.begin_shutdown())
             end_housekeeping()
         if error is not None:
             raise error
@@ -93,10 +94,10 @@ class InstanceManager:
         if self._shutdown is None or drain_timeout_s is not None:
             drain_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
             self.is_shutting_down = True
-            ending = [(s, _request_end(s, drain_s)) for s in self._supervisors.values()]
+            ending = [(s, request_end(s, drain_s)) for s in self._supervisors.values()]
             self.events.close()
             if self._shutdown is None:
-                self._shutdown = asyncio.create_task(_all_ended(ending), name="shutdown")
+                self._shutdown = asyncio.create_task(all_ended(ending), name="shutdown")
         return self._shutdown
 
     # The set of instances.
@@ -117,42 +118,26 @@ class InstanceManager:
         plan = plan_launch(spec, self.config)
         instance_id = spec.name or self._free_id(spec.model_name)
         port = dock.ports.take()
-        log, instance = self._make_instance(instance_id, spec, plan, port)
+        log = LogFile(
+            self.config.log_dir / f"{instance_id}.log",
+            max_bytes=self.config.log_max_bytes,
+            ring_lines=self.config.log_ring_lines,
+        )
+        instance = new_instance(
+            instance_id,
+            spec,
+            plan,
+            config=self.config,
+            events=self.events,
+            clock=self._clock,
+            port=port,
+            log_path=log.path,
+        )
         supervisor = Supervisor(instance, log, dock, port)
         self._supervisors[instance_id] = supervisor
         self._gates[instance_id] = instance.gate
         tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance_id}")
         return instance
-
-    def _make_instance(
-        self, instance_id: str, spec: InstanceSpec, plan: LaunchPlan, port: int
-    ) -> tuple[LogFile, Instance]:
-        config = self.config
-        log = LogFile(
-            config.log_dir / f"{instance_id}.log",
-            max_bytes=config.log_max_bytes,
-            ring_lines=config.log_ring_lines,
-        )
-        gate = Gate(
-            instance_id,
-            spec.model_name,
-            max_in_flight=config.max_in_flight,
-            max_queue=config.max_queue,
-            clock=self._clock,
-        )
-        instance = Instance(
-            instance_id,
-            spec,
-            plan,
-            gate=gate,
-            events=self.events,
-            host=config.host,
-            port=port,
-            timeout_s=config.default_timeout_s if spec.timeout_s is None else spec.timeout_s,
-            log_path=log.path,
-            clock=self._clock,
-        )
-        return log, instance
 
     def get(self, instance_id: str) -> Instance:
         """Raises InstanceNotFound."""
@@ -338,30 +323,6 @@ class InstanceManager:
         while (instance_id := new_instance_id(model_name)) in self._supervisors:
             pass
         return instance_id
-
-
-def _request_end(supervisor: Supervisor, drain_timeout_s: float) -> int:
-    supervisor.log.lines.close()
-    return supervisor.request_stop(
-        "Berth is shutting down", drain_timeout_s=drain_timeout_s, delete=True, shutting_down=True
-    )
-
-
-async def _all_ended(ending: list[tuple[Supervisor, int]]) -> None:
-    await asyncio.gather(*(supervisor.ended(life) for supervisor, life in ending))
-
-
-async def _to_its_end(task: asyncio.Task[None]) -> None:
-    """Wait for a task that bounds its own time, whatever cancellation comes meanwhile; then pass that on."""
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 def _shutting_down() -> ShuttingDown:

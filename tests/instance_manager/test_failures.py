@@ -49,6 +49,11 @@ def test_exit_code_and_signal_exclude_each_other() -> None:
     assert describe_exit(-250) == (None, "signal 250")
 
 
+def test_a_kill_hints_at_the_kernel() -> None:
+    assert "for want of memory" in classify_exit(-9, [], was_ready=True).message
+    assert "for want of memory" not in classify_exit(-15, [], was_ready=True).message
+
+
 def test_the_tail_is_bounded_and_the_message_short() -> None:
     lines = [f"line {i}" for i in range(50)] + [""]
     failure = classify_exit(-11, lines, was_ready=True)
