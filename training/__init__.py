@@ -1,0 +1,1 @@
+"""How the demo model is made: text generators, tokenizer, training loop. Nothing of Berth imports it."""
