@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from api.asgi import App, Receive, Scope, Send
+from api.response_channel import DirectApp, HandOver, ResponseChannel
 
 _PREFIX = b"/proxy/"
 
@@ -10,7 +11,7 @@ _PREFIX = b"/proxy/"
 class Dispatcher:
     """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` the rest."""
 
-    def __init__(self, control: App, data_plane: App) -> None:
+    def __init__(self, control: App, data_plane: DirectApp) -> None:
         self._control = control
         self._data_plane = data_plane
 
@@ -19,6 +20,10 @@ class Dispatcher:
             await self._data_plane(scope, receive, send)
         else:
             await self._control(scope, receive, send)
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """The data plane's short way, see `DataPlane.begin`; False where it is not the data plane's."""
+        return raw_path(scope).startswith(_PREFIX) and self._data_plane.begin(scope, body, channel, hand_over)
 
 
 def raw_path(scope: Scope) -> bytes:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from api.asgi import Message, Receive, Send
 from api.errors import stream_error_event
-from api.fast_http import ResponseChannel
 from api.headers import RequestHeaders, response_headers
 from api.leases import ClientGone, Lease
+from api.response_channel import ResponseChannel
+from api.response_reader import ResponseReader
 from api.upstream import (
     ResponseHead,
     UpstreamBroken,
@@ -28,12 +29,9 @@ from instance_manager.metrics import InstanceMetrics
 
 logger = logging.getLogger("berth.proxy")
 
-# Read ahead of a slow client by at most this much, plus one read of the socket.
-_READ_AHEAD_BYTES = 64 * 1024
-
 # How long a request waits for its response's head before somebody listens for the client's leaving:
 # short requests are answered sooner and need no task for it.
-_FOLLOW_AFTER_S = 0.05
+FOLLOW_AFTER_S = 0.05
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
@@ -60,105 +58,17 @@ class Request:
         """Whether sending it twice is as good as sending it once."""
         return not self.headers.has_body and self.method in _IDEMPOTENT
 
+    def framed(self, body: bytes, *, is_last: bool) -> bytes:
+        """A piece of the body as it goes over the wire."""
+        if not self.headers.is_chunked:
+            return body
+        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        return chunk + b"0\r\n\r\n" if is_last else chunk
 
-class ResponseReader:
-    """A response as one coroutine reads it: the connection's sink, with a future in the middle."""
-
-    __slots__ = (
-        "_body",
-        "_buffered",
-        "_channel",
-        "_connection",
-        "_drained",
-        "_error",
-        "_is_complete",
-        "_is_paused",
-        "_waiter",
-        "head",
-    )
-
-    def __init__(self, connection: UpstreamConnection) -> None:
-        self.head: ResponseHead | None = None
-        self._connection = connection
-        self._body: list[bytes] = []
-        self._buffered = 0
-        self._is_complete = False
-        self._is_paused = False
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
-
-    async def read_head(self) -> ResponseHead:
-        """Wait for the head. Raises UpstreamError, ClientGone."""
-        while self.head is None:
-            await self._wait()
-        return self.head
-
-    def take(self) -> tuple[bytes, bool]:
-        """All body bytes that have come since, and whether they are the last."""
-        pieces = self._body
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._buffered = 0
-        if self._is_paused:
-            self._is_paused = False
-            self._connection.resume_reading()
-        return body, self._is_complete
-
-    async def read(self) -> tuple[bytes, bool]:
-        """Wait for body bytes or the end, then as `take`. Raises UpstreamError, ClientGone."""
-        while not self._body and not self._is_complete:
-            await self._wait()
-        return self.take()
-
-    async def drain(self) -> None:
-        """Wait until the request's bytes have left, or nobody wants them any more."""
-        if self._connection.write_paused and not self._is_complete and self._error is None:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
-
-    def stop(self, error: Exception) -> None:
-        """End an exchange that is still going on: the connection is closed, whoever reads gets `error`."""
-        if not self._is_complete and self._error is None:
-            self._connection.abort()
-            self.failed(error)
-
-    async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    # ResponseSink
-
-    def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
-        if head is not None:
-            self.head = head
-        if body:
-            self._body.append(body)
-            self._buffered += len(body)
-            if self._buffered > _READ_AHEAD_BYTES and not is_complete and not self._is_paused:
-                self._is_paused = True
-                self._connection.pause_reading()
-        if is_complete:
-            self._is_complete = True
-            self._is_paused = False
-            self.resume_writing()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def failed(self, error: Exception) -> None:
-        self._error = error
-        self.resume_writing()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def resume_writing(self) -> None:
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+    def encode(self, identity: bytes, body: bytes) -> bytes:
+        """The head, with the engine's own `identity` lines, and what is at hand of the body (framed)."""
+        line = (self.method.encode(), b" ", self.target, b" HTTP/1.1\r\n", identity)
+        return b"".join((*line, *self.headers.lines, body))
 
 
 class Exchange:
@@ -166,7 +76,6 @@ class Exchange:
 
     __slots__ = (
         "_channel",
-        "_connection",
         "_follower",
         "_is_uploading",
         "_lease",
@@ -196,23 +105,26 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._channel = channel
-        self._connection: UpstreamConnection | None = None
         self._reader: ResponseReader | None = None
         self._is_uploading = False
         self._timer: asyncio.TimerHandle | None = None
         self._follower: asyncio.Task[None] | None = None
 
-    async def run(self) -> int:
-        """Forward; the status. Raises ClientGone; UpstreamError before the head, ResponseCut after it."""
+    async def run(self, sent: ResponseReader | None = None) -> int:
+        """Forward; the status. Raises ClientGone; UpstreamError before the head, ResponseCut after it.
+
+        `sent` is the reader of a request that has already been sent whole: only its answer is waited for.
+        """
         try:
-            body = b""
-            if self._request.headers.has_body:
+            self._reader = sent
+            data = b""
+            if sent is None and self._request.headers.has_body:
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
                 self._is_uploading = message.get("more_body", False)
-                body = self._framed(message)
-            head, reader = await self._open(body)
+                data = self._framed(message)
+            head, reader = await self._open(data, sent)
             self._metrics.first_byte_s.observe(time.perf_counter() - self._request.started)
             return await self._answer(head, reader)
         finally:
@@ -230,37 +142,36 @@ class Exchange:
 
     # Towards the engine
 
-    async def _open(self, body: bytes) -> tuple[ResponseHead, ResponseReader]:
+    async def _open(self, body: bytes, sent: ResponseReader | None) -> tuple[ResponseHead, ResponseReader]:
         """Send the request, wait for the head; once more where a pooled connection had ended unnoticed."""
         request, pool = self._request, self._pool
-        data = b"".join(
-            (
-                request.method.encode(),
-                b" ",
-                request.target,
-                b" HTTP/1.1\r\n",
-                pool.identity,
-                *request.headers.lines,
-                body,
-            )
-        )
-        connection = pool.take()
+        reader = sent
+        if reader is None and (connection := pool.take()) is not None:
+            reader = self._send_on(connection, body)
+        is_fresh = reader is None
         while True:
-            is_fresh = connection is None
-            if connection is None:
-                connection = await pool.connect()
-            self._connection = connection
-            self._reader = reader = ResponseReader(connection)
-            connection.begin(
-                reader, data, is_head_request=request.method == "HEAD", request_done=not self._is_uploading
-            )
+            if reader is None:
+                reader = self._send_on(await pool.connect(), body)
+            self._reader = reader
             self._follow_while_waiting()
             try:
                 return await self._head_in_time(reader), reader
             except UpstreamBroken as exc:
                 if is_fresh or exc.response_begun or not request.is_repeatable:
                     raise
-                connection = None
+                is_fresh = True
+                reader = None
+
+    def _send_on(self, connection: UpstreamConnection, body: bytes) -> ResponseReader:
+        reader = ResponseReader(connection)
+        request = self._request
+        connection.begin(
+            reader,
+            request.encode(self._pool.identity, body),
+            is_head_request=request.method == "HEAD",
+            request_done=not self._is_uploading,
+        )
+        return reader
 
     async def _head_in_time(self, reader: ResponseReader) -> ResponseHead:
         timeout_s = self._pool.options.head_timeout_s
@@ -277,10 +188,7 @@ class Exchange:
         """A piece of the request's body as it goes over the wire."""
         body: bytes = message.get("body", b"")
         self._metrics.bytes_in += len(body)
-        if not self._request.headers.is_chunked:
-            return body
-        framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-        return framed if message.get("more_body", False) else framed + b"0\r\n\r\n"
+        return self._request.framed(body, is_last=not message.get("more_body", False))
 
     # The client's side
 
@@ -288,7 +196,7 @@ class Exchange:
         if self._is_uploading:
             self._follow()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_FOLLOW_AFTER_S, self._follow)
+            self._timer = asyncio.get_running_loop().call_later(FOLLOW_AFTER_S, self._follow)
 
     def _follow(self) -> None:
         if self._follower is None:
@@ -309,11 +217,11 @@ class Exchange:
             self._reader.stop(ClientGone())
 
     async def _upload(self, message: Message) -> None:
-        connection, reader = self._connection, self._reader
-        if connection is None or reader is None:
+        reader = self._reader
+        if reader is None:
             return
         if data := self._framed(message):
-            connection.write(data)
+            reader.connection.write(data)
         if message.get("more_body", False):
             timeout_s = self._pool.options.stall_timeout_s
             try:
@@ -323,7 +231,7 @@ class Exchange:
                 reader.stop(UpstreamTimeout(f"the engine took no more of the request for {timeout_s:g} s"))
         else:
             self._is_uploading = False
-            connection.end_request()
+            reader.connection.end_request()
 
     # Towards the client
 
@@ -336,7 +244,8 @@ class Exchange:
         body, is_complete = reader.take()
         if is_complete:
             self._end()
-            if self._channel is not None and self._channel.send_whole(status, headers, body):
+            if self._channel is not None and self._channel.is_ready():
+                self._channel.send_whole(status, headers, body)
                 self._metrics.bytes_out += len(body)
                 return status
         await send({"type": "http.response.start", "status": status, "headers": headers})

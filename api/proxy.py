@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable
 from urllib.parse import unquote_to_bytes
 
 from api.asgi import Receive, Scope, Send
+from api.call import Call
+from api.direct import DirectExchange
 from api.dispatch import raw_path
 from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
-from api.fast_http import channel_of
 from api.headers import read_request_headers
-from api.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
+from api.leases import CLIENT_GONE, ClientGone, Leases, lease_while_connected
+from api.response_channel import HandOver, ResponseChannel, channel_of
 from api.upstream import UpstreamError
 from api.upstream_pool import UpstreamOptions, UpstreamPools
 from api.websocket import forward_websocket
@@ -23,7 +26,6 @@ from instance_manager.errors import ManagerError
 from instance_manager.metrics import ProxyMetrics
 
 logger = logging.getLogger("berth.proxy")
-access_logger = logging.getLogger("berth.access")
 
 
 class DataPlane:
@@ -53,46 +55,90 @@ class DataPlane:
         self, scope: Scope, receive: Receive, send: Send, instance_id: str, target: bytes
     ) -> None:
         """Serve one HTTP request with `target` (path and query, raw) of an instance's engine."""
+        call = self._call(scope, instance_id, target)
+        channel = channel_of(scope)
+        await self._serve(call, send, channel, self._exchange(call, receive, send, channel))
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """Send a request that has arrived whole without a task, if there is nothing to wait for.
+
+        False: nothing has happened, call the application. True: the answer goes out by `channel`, or
+        `hand_over` gets an application that goes on with the request.
+        """
+        instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+        try:
+            lease = self._leases.try_lease(instance_id)
+        except ManagerError:
+            return False
+        if lease is None:
+            return False
+        pool = self.pools.current(lease.instance_id, lease.endpoint)
+        connection = pool.take() if pool is not None else None
+        if pool is None or connection is None:
+            lease.release()
+            return False
+        call = self._call(scope, instance_id, target)
+        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+
+        def go_on(sent: DirectExchange) -> None:
+            async def application(scope: Scope, receive: Receive, send: Send) -> None:
+                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel)
+                await self._serve(call, send, channel, exchange.run(sent))
+
+            hand_over(application)
+
+        request = call.request
+        call.metrics.bytes_in += len(body)
+        connection.begin(
+            DirectExchange(connection, call, channel, go_on),
+            request.encode(pool.identity, request.framed(body, is_last=True)),
+            is_head_request=request.method == "HEAD",
+            request_done=True,
+        )
+        return True
+
+    def _call(self, scope: Scope, instance_id: str, target: bytes) -> Call:
         started = time.perf_counter()
         client = scope.get("client")
         client_host = client[0].encode() if client else b"unknown"
         headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
         request = Request(scope["method"], target, headers, started)
-        channel = channel_of(scope)
-        metrics = self._metrics.unserved
+        return Call(scope, request, client_host, instance_id, self._metrics.unserved)
+
+    async def _exchange(
+        self, call: Call, receive: Receive, send: Send, channel: ResponseChannel | None
+    ) -> int:
+        """Take a lease, or wait for one, and forward; the response's status."""
+        lease = self._leases.try_lease(call.instance_id)
+        if lease is None:
+            lease, receive = await lease_while_connected(self._leases, call.instance_id, receive)
+        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+        pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
+        return await Exchange(call.request, pool, lease, call.metrics, receive, send, channel).run()
+
+    async def _serve(
+        self, call: Call, send: Send, channel: ResponseChannel | None, forwarding: Awaitable[int]
+    ) -> None:
+        """See a call through to its end, whatever comes of `forwarding` it."""
         status = CLIENT_GONE
-        lease: Lease | None = None
         try:
-            lease = self._leases.try_lease(instance_id)
-            if lease is None:
-                lease, receive = await lease_while_connected(self._leases, instance_id, receive)
-            metrics = self._metrics.of(lease.instance_id, lease.model_name)
-            metrics.in_flight += 1
-            pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
-            status = await Exchange(request, pool, lease, metrics, receive, send, channel).run()
+            status = await forwarding
         except (ManagerError, UpstreamError) as exc:
             error = error_for(exc)
             status = error.status
             if isinstance(exc, UpstreamError):
-                _log_failure(request, instance_id, exc)
-            await _send_error(send, error, headers.request_id)
+                _log_failure(call, exc)
+            await _send_error(send, error, call.request.headers.request_id)
         except ResponseCut as exc:
             # To return without the last message makes any server close the connection without a clean end.
             if channel is not None:
                 channel.abort()
             status = error_for(exc.error).status
-            _log_failure(request, instance_id, exc.error)
+            _log_failure(call, exc.error)
         except ClientGone:
             pass
         finally:
-            seconds = time.perf_counter() - started
-            if lease is not None:
-                lease.release()
-                metrics.in_flight -= 1
-            metrics.count(request.method, status)
-            metrics.request_s.observe(seconds)
-            if access_logger.isEnabledFor(logging.INFO):
-                _log_access(scope, request, status, seconds, client_host)
+            call.finish(status)
 
 
 def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
@@ -112,24 +158,12 @@ async def _send_error(send: Send, error: ApiError, request_id: bytes) -> None:
     await send({"type": "http.response.body", "body": error.body})
 
 
-def _log_failure(request: Request, instance_id: str, error: UpstreamError) -> None:
+def _log_failure(call: Call, error: UpstreamError) -> None:
     logger.warning(
         "instance %s, request %s, %s %s: %s",
-        instance_id,
-        request.headers.request_id.decode(),
-        request.method,
-        request.target.decode("latin-1"),
+        call.instance_id,
+        call.request.headers.request_id.decode(),
+        call.request.method,
+        call.request.target.decode("latin-1"),
         error.message,
-    )
-
-
-def _log_access(scope: Scope, request: Request, status: int, seconds: float, client: bytes) -> None:
-    access_logger.info(
-        '%s "%s %s" %d %.1f ms %s',
-        client.decode(),
-        request.method,
-        scope["path"],
-        status,
-        seconds * 1000,
-        request.headers.request_id.decode(),
     )

@@ -241,6 +241,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._is_interim = True
             self._headers = []
             return
+        if status > 599:
+            raise HttpParserError(f"{status} is no HTTP status")
         self._keep_alive = parser.should_keep_alive()  # llhttp knows this only now
         self._head_done = True
         if self._is_head_request:

@@ -146,11 +146,16 @@ class UpstreamPools:
         """Connections open, idle and busy, to processes that are current."""
         return sum(pool.num_open for pool in self._pools.values())
 
+    def current(self, instance_id: str, endpoint: Endpoint) -> UpstreamPool | None:
+        """The instance's pool if there is one for this very process of it."""
+        pool = self._pools.get(instance_id)
+        return pool if pool is not None and pool.endpoint == endpoint else None
+
     def pool_for(self, instance_id: str, endpoint: Endpoint) -> UpstreamPool:
         """The instance's pool for this very process of it."""
         pool = self._pools.get(instance_id)
         if pool is not None:
-            if pool.endpoint is endpoint or pool.endpoint == endpoint:
+            if pool.endpoint == endpoint:
                 return pool
             if pool.endpoint.generation > endpoint.generation:
                 # A lease from before a restart: its process is past, and so is whatever connects to it.

@@ -256,6 +256,7 @@ async def berth(
         server_header=False,
         date_header=False,
         access_log=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)

@@ -1,0 +1,54 @@
+"""One request as Berth accounts for it: its instance, lease, metrics and line in the access log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from api.asgi import Scope
+from api.exchange import Request
+from api.leases import Lease
+from instance_manager.metrics import InstanceMetrics
+
+access_logger = logging.getLogger("berth.access")
+
+
+class Call:
+    """Begins with no lease and no instance's metrics; ends with `finish`, whatever happens to it."""
+
+    __slots__ = ("client", "instance_id", "lease", "metrics", "request", "scope")
+
+    def __init__(
+        self, scope: Scope, request: Request, client: bytes, instance_id: str, unserved: InstanceMetrics
+    ) -> None:
+        self.scope = scope
+        self.request = request
+        self.client = client
+        self.instance_id = instance_id
+        self.metrics = unserved
+        self.lease: Lease | None = None
+
+    def enter(self, lease: Lease, metrics: InstanceMetrics) -> None:
+        """An instance will serve it."""
+        self.lease = lease
+        self.metrics = metrics
+        metrics.in_flight += 1
+
+    def finish(self, status: int) -> None:
+        """It is over; `status` is the response's, or what there was to say instead of one."""
+        seconds = time.perf_counter() - self.request.started
+        if self.lease is not None:
+            self.lease.release()
+            self.metrics.in_flight -= 1
+        self.metrics.count(self.request.method, status)
+        self.metrics.request_s.observe(seconds)
+        if access_logger.isEnabledFor(logging.INFO):
+            access_logger.info(
+                '%s "%s %s" %d %.1f ms %s',
+                self.client.decode(),
+                self.request.method,
+                self.scope["path"],
+                status,
+                seconds * 1000,
+                self.request.headers.request_id.decode(),
+            )

@@ -1,0 +1,45 @@
+"""What Berth's own HTTP protocol (api/fast_http.py) offers the data plane beyond ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from api.asgi import App, RawHeaders, Receive, Scope, Send
+
+EXTENSION = "berth.response"
+
+# Makes a task of a request that has none yet, by running an application on it.
+HandOver = Callable[[App], None]
+
+
+class ResponseChannel(Protocol):
+    """The value of `scope["extensions"]["berth.response"]`."""
+
+    def is_ready(self) -> bool:
+        """Whether `send_whole` may be called: nothing has been sent, and the client takes what is."""
+
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Send all of a response in one piece."""
+
+    def abort(self) -> None:
+        """Close the connection after what has been sent: the client sees that the body is cut."""
+
+
+class DirectApp(Protocol):
+    """An ASGI application that can also begin requests without a task."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """Begin a request that has arrived whole. False: nothing has happened, call the application."""
+
+
+def channel_of(scope: Scope) -> ResponseChannel | None:
+    """The extension, where the server has it.
+
+    It is taken out of the scope: the three of scope, channel and uvicorn's cycle would keep each other alive
+    until the garbage collector runs, which then runs a lot.
+    """
+    extensions = scope.get("extensions")
+    return cast("ResponseChannel | None", extensions.pop(EXTENSION, None)) if extensions else None

@@ -1,0 +1,110 @@
+"""A response as one coroutine reads it, with back-pressure on the connection that it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+
+from api.upstream import ResponseHead, UpstreamConnection
+
+# Read ahead of a slow client by at most this much, plus one read of the socket.
+_READ_AHEAD_BYTES = 64 * 1024
+
+
+class ResponseReader:
+    """A response as one coroutine reads it: the connection's sink, with a future in the middle."""
+
+    __slots__ = (
+        "_body",
+        "_buffered",
+        "_drained",
+        "_error",
+        "_is_paused",
+        "_waiter",
+        "connection",
+        "connection",
+        "head",
+        "is_complete",
+    )
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self.head: ResponseHead | None = None
+        self.connection = connection
+        self._body: list[bytes] = []
+        self._buffered = 0
+        self.is_complete = False
+        self._is_paused = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    async def read_head(self) -> ResponseHead:
+        """Wait for the head. Raises UpstreamError, ClientGone."""
+        while self.head is None:
+            await self._wait()
+        return self.head
+
+    def take(self) -> tuple[bytes, bool]:
+        """All body bytes that have come since, and whether they are the last."""
+        pieces = self._body
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._buffered = 0
+        if self._is_paused:
+            self._is_paused = False
+            self.connection.resume_reading()
+        return body, self.is_complete
+
+    async def read(self) -> tuple[bytes, bool]:
+        """Wait for body bytes or the end, then as `take`. Raises UpstreamError, ClientGone."""
+        while not self._body and not self.is_complete:
+            await self._wait()
+        return self.take()
+
+    async def drain(self) -> None:
+        """Wait until the request's bytes have left, or nobody wants them any more."""
+        if self.connection.write_paused and not self.is_complete and self._error is None:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def stop(self, error: Exception) -> None:
+        """End an exchange that is still going on: the connection is closed, whoever reads gets `error`."""
+        if not self.is_complete and self._error is None:
+            self.connection.abort()
+            self.failed(error)
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # ResponseSink
+
+    def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
+        if head is not None:
+            self.head = head
+        if body:
+            self._body.append(body)
+            self._buffered += len(body)
+            if self._buffered > _READ_AHEAD_BYTES and not is_complete and not self._is_paused:
+                self._is_paused = True
+                self.connection.pause_reading()
+        if is_complete:
+            self.is_complete = True
+            self._is_paused = False
+            self.resume_writing()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def failed(self, error: Exception) -> None:
+        self._error = error
+        self.resume_writing()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
