@@ -18,6 +18,7 @@ import uvicorn
 from api.auth import AccessControl, Keys
 from api.control import create_control_app
 from api.dispatch import Dispatcher
+from api.fast_http import FastHttpProtocol
 from api.proxy import DataPlane
 from configs.logging import configure_logging
 from configs.settings import Settings, SettingsError, load_settings
@@ -109,9 +110,10 @@ def create_server(settings: Settings, env_file: Path | None = None) -> BerthServ
         host=settings.app_host,
         port=settings.app_port,
         loop="auto",
-        http="httptools",
+        http=FastHttpProtocol,
         ws="websockets-sansio",
         access_log=False,
+        proxy_headers=False,  # who is in front of us is told by the peer's address alone
         server_header=False,
         date_header=False,
         log_config=None,

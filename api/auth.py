@@ -13,10 +13,11 @@ from enum import IntEnum
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from api.asgi import App, RawHeaders, Receive, Scope, Send
+from api.asgi import RawHeaders, Receive, Scope, Send
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
 from api.headers import find_header, sane_request_id
+from api.response_channel import DirectApp, HandOver, ResponseChannel
 
 
 class Access(IntEnum):
@@ -38,7 +39,7 @@ class Keys:
 class AccessControl:
     """An ASGI application that lets through what its caller may do and answers the rest."""
 
-    def __init__(self, app: App, keys: Keys) -> None:
+    def __init__(self, app: DirectApp, keys: Keys) -> None:
         self._app = app
         self._inference = tuple(key.encode() for key in keys.inference)
         self._admin = tuple(key.encode() for key in keys.admin)
@@ -49,6 +50,10 @@ class AccessControl:
             await self._app(scope, receive, send)
         else:
             await _refuse(scope, receive, send, error)
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """The application's short way, see `DataPlane.begin`; who may not pass is answered by ASGI."""
+        return self._refusal(scope) is None and self._app.begin(scope, body, channel, hand_over)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         required = required_access(raw_path(scope))

@@ -8,15 +8,17 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from instance_manager.manager import InstanceManager
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from api import instances, ops, streams
+from api.asgi import App, Message, Receive, Scope, Send
 from api.errors import ApiError, api_error, error_for
+from api.headers import find_header, sane_request_id
 from api.schemas import ErrorEnvelope
 from instance_manager.errors import ManagerError
+from instance_manager.manager import InstanceManager
 from instance_manager.metrics import ProxyMetrics
 
 logger = logging.getLogger("berth")
@@ -44,11 +46,32 @@ def create_control_app(manager: InstanceManager, metrics: ProxyMetrics, *, versi
     app.state.registry = metrics.registry()
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(RequestId)
     app.add_exception_handler(ManagerError, _manager_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+class RequestId:
+    """Answers with the client's `X-Request-Id`, or one of ours; as everything is answered under `/proxy/`."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
 
 
 def _response(error: ApiError) -> Response:

@@ -15,6 +15,17 @@ REMOTE = ("192.0.2.7", 50000)
 HOST = (b"host", b"localhost:5000")
 
 
+class Yes:
+    """An application that answers 200 to whoever gets through."""
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    def begin(self, *_: object) -> bool:
+        return True
+
+
 async def ask(
     keys: Keys,
     path: str,
@@ -25,10 +36,6 @@ async def ask(
 ) -> tuple[int, dict[str, Any]]:
     """Status and body of the answer; 200 and {} where the request got through."""
 
-    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-
     async def receive() -> dict[str, Any]:
         return {"type": f"{kind}.connect"}
 
@@ -38,7 +45,7 @@ async def ask(
         sent.append(message)
 
     scope = {"type": kind, "path": path, "headers": [HOST, *(headers or [])], "client": client}
-    await AccessControl(app, keys)(scope, receive, send)
+    await AccessControl(Yes(), keys)(scope, receive, send)
     return sent[0].get("status", sent[0].get("code")), json.loads(sent[-1].get("body", b"{}") or b"{}")
 
 
@@ -47,6 +54,17 @@ def bearer(key: str) -> RawHeaders:
 
 
 BOTH = Keys(inference=("user-key",), admin=("admin-key", "other-admin"))
+
+
+def test_the_short_way_has_the_same_door() -> None:
+    def may_begin(headers: RawHeaders) -> bool:
+        scope = {"type": "http", "path": "/proxy/a/x", "headers": [HOST, *headers], "client": LOCAL}
+        channel: Any = None
+        return AccessControl(Yes(), BOTH).begin(scope, b"", channel, lambda _app: None)
+
+    assert may_begin(bearer("user-key"))
+    assert not may_begin(bearer("user-ke"))
+    assert not may_begin([])
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,12 @@ def _events(stream: httpx.Response, until: str) -> list[dict[str, Any]]:
     return events
 
 
+@pytest.mark.parametrize("path", ["/health", "/nothing", "/instances/none", "/proxy/none/x"])
+def test_every_answer_carries_the_request_id(client: httpx.Client, path: str) -> None:
+    assert client.get(path, headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert len(client.get(path).headers["x-request-id"]) > 8
+
+
 def test_operations(client: httpx.Client) -> None:
     for path in ("/health", "/health/liveness", "/health/readiness"):
         assert client.get(path).json() == {"status": "ok"}
