@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Request
-from instance_manager.manager import InstanceManager
 
+from instance_manager.manager import InstanceManager
 from instance_manager.types import ManagerConfig
 
 
