@@ -1,0 +1,92 @@
+"""The header rules, without a socket."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.asgi import RawHeaders
+from api.headers import new_request_id, nominated_by, read_request_headers, response_headers, sane_request_id
+
+
+def sent(*headers: tuple[bytes, bytes]) -> dict[bytes, bytes]:
+    """What goes on of a request's headers; the last of each name."""
+    lines = b"".join(read_request_headers(list(headers), b"9.9.9.9", b"http").lines)
+    assert lines.endswith(b"\r\n\r\n")
+    return dict(line.split(b": ", 1) for line in lines[:-4].split(b"\r\n"))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("headers", "has_body", "is_chunked"),
+    [
+        ([], False, False),
+        ([(b"content-length", b"0")], False, False),
+        ([(b"content-length", b"00")], False, False),
+        ([(b"content-length", b"10")], True, False),
+        ([(b"transfer-encoding", b"chunked")], True, True),
+        ([(b"content-length", b"10"), (b"transfer-encoding", b"chunked")], True, True),
+    ],
+)
+def test_a_requests_framing(headers: RawHeaders, has_body: bool, is_chunked: bool) -> None:
+    read = read_request_headers(headers, b"9.9.9.9", b"http")
+    assert (read.has_body, read.is_chunked) == (has_body, is_chunked)
+    assert (b"content-length" in sent(*headers)) == (bool(headers) and not is_chunked)
+
+
+@pytest.mark.parametrize("name", [b"content-length", b"host", b"transfer-encoding", b"x-request-id"])
+def test_connection_cannot_take_away_what_frames_or_names_a_request(name: bytes) -> None:
+    assert nominated_by(name + b", x-mine") == {b"x-mine"}
+
+
+@pytest.mark.parametrize(
+    "value", [b"keep-alive", b"close", b"Keep-Alive, Upgrade", b"TE, close", b"", b" , "]
+)
+def test_ordinary_connection_options_take_nothing_away(value: bytes) -> None:
+    assert nominated_by(value) == frozenset()
+
+
+def test_several_connection_headers_count_together() -> None:
+    headers = [
+        (b"connection", b"x-a"),
+        (b"x-a", b"1"),
+        (b"x-b", b"2"),
+        (b"connection", b"X-B"),
+        (b"x-c", b"3"),
+    ]
+    got = sent(*headers)
+    assert (b"x-a" in got, b"x-b" in got, got[b"x-c"]) == (False, False, b"3")
+
+
+def test_forwarded_for_is_one_list() -> None:
+    assert sent((b"x-forwarded-for", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"))[b"x-forwarded-for"] == (
+        b"1.1.1.1, 2.2.2.2, 9.9.9.9"
+    )
+
+
+@pytest.mark.parametrize("given", [b"", b"a b", b"a\tb", b"\xff", b"x" * 129, b"a\x00"])
+def test_a_request_id_that_is_not_sane_is_replaced(given: bytes) -> None:
+    assert sane_request_id(given) != given
+    assert sane_request_id(b"x" * 128) == b"x" * 128
+
+
+def test_made_request_ids_differ() -> None:
+    assert len({new_request_id() for _ in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("headers", "can_add_events"),
+    [
+        ([(b"content-type", b"text/event-stream; charset=utf-8")], True),
+        ([(b"content-type", b"Text/Event-Stream")], True),
+        ([(b"content-type", b"text/event-stream"), (b"content-encoding", b"gzip")], False),
+        ([(b"content-type", b"text/event-stream"), (b"content-length", b"10")], False),
+        ([(b"content-type", b"application/json")], False),
+        ([], False),
+    ],
+)
+def test_where_an_error_event_may_be_added(headers: RawHeaders, can_add_events: bool) -> None:
+    assert response_headers(headers, 200, b"r")[1] == can_add_events
+
+
+def test_an_engines_own_word_on_buffering_is_kept() -> None:
+    headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"yes")]
+    assert response_headers(headers, 200, b"r")[0] == [*headers, (b"x-request-id", b"r")]
