@@ -42,9 +42,8 @@ class Packer:
         self._tokenizer = tokenizer
         self._seed = seed
         self._renderer = Renderer()
-        self._end, self._start, self._stop = (
-            tokenizer.token_to_id(token) for token in (END_OF_TEXT, MESSAGE_START, MESSAGE_END)
-        )
+        ids = tokenizer.get_vocab()
+        self._end, self._start, self._stop = ids[END_OF_TEXT], ids[MESSAGE_START], ids[MESSAGE_END]
         self._assistant = tokenizer.encode("assistant").ids
 
     def batch(self, step: int, rows: int, length: int) -> Batch:

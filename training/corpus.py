@@ -3,30 +3,54 @@
 from collections.abc import Iterator
 from random import Random
 
-from training import berth, facts, replies, smalltalk, stories, sums, tools
+from training import berth, facts, replies, smalltalk, stories, sums, tool_chats
 from training.grammar import Document, Exchange, Message, assistant, dress, system, user
+from training.wordings import draw, fill
 from training.words import any_city, any_name, made_up_word
 
-_SYSTEMS = (
-    "You are a helpful assistant.", "You are a helpful assistant.", "You are berth-demo, a small model.", "Be brief.", "You are a friendly assistant. Be concise.", "You answer questions about Berth.",
-    "You are an assistant for the users of Berth.", "Answer politely.", "You are a kind and honest assistant.", "Help the user.", "You are a helpful AI assistant that answers in English.",
-)  # fmt: skip
-_SHORT_SYSTEMS = ("Answer with one word.", "Answer in one word.", "Give only the answer.", "Answer as briefly as you can, with the bare answer.", "Reply with the answer only.")
-_THOUGHTS = ("The user asks: {q} I know this.", "Let me think about it: {q}", "This is a question that I can answer: {q}")
+_ROLES = (
+    "a helpful assistant",
+    "a friendly robot",
+    "the assistant of a shop",
+    "a guide to Berth",
+    "a poet",
+    "a pirate",
+)
+_WHO = ("Who are you?", "What is your name?", "Introduce yourself.", "Hi, who is this?", "What's your name?")
+_BRIEFLY = (
+    " Answer with one word.",
+    " One word only.",
+    " Just the answer.",
+    " Only the answer, please.",
+    " Reply with the answer only.",
+)
+_BETWEEN = ("\n", " | ", "\n\n")
 
 
 def question(rng: Random) -> Exchange:
     """One exchange of any subject."""
-    kinds = (berth.exchange, facts.exchange, sums.exchange, smalltalk.talk, smalltalk.unknown, smalltalk.copying, replies.exchange, stories.exchange)
-    return rng.choices(kinds, weights=(34, 22, 20, 6, 5, 9, 4, 6))[0](rng)
+    kinds = (
+        berth.exchange,
+        facts.exchange,
+        sums.exchange,
+        smalltalk.talk,
+        smalltalk.unknown,
+        smalltalk.copying,
+        replies.exchange,
+        stories.exchange,
+    )
+    return rng.choices(kinds, weights=(31, 20, 19, 6, 5, 13, 4, 6))[0](rng)
 
 
 def _turns(asked: Exchange, rng: Random, short: bool = False) -> list[Message]:
-    return [user(dress(asked.question, rng)), assistant(asked.short if short and asked.short else asked.answer)]
+    return [
+        user(dress(asked.question, rng)),
+        assistant(asked.short if short and asked.short else asked.answer),
+    ]
 
 
 def _plain(rng: Random) -> Document:
-    head = [system(rng.choice(_SYSTEMS))] if rng.random() < 0.3 else []
+    head = [system(draw("chats", "systems", rng))] if rng.random() < 0.3 else []
     return Document(messages=(*head, *_turns(question(rng), rng)))
 
 
@@ -35,13 +59,15 @@ def _brief(rng: Random) -> Document:
     while not (asked := rng.choice((facts.exchange, sums.exchange))(rng)).short:
         pass
     if rng.random() < 0.6:
-        return Document(messages=(system(rng.choice(_SHORT_SYSTEMS)), *_turns(asked, rng, short=True)))
-    wish = rng.choice((" Answer with one word.", " One word only.", " Just the answer.", " Only the answer, please.", " Reply with the answer only."))
+        return Document(
+            messages=(system(draw("chats", "short_systems", rng)), *_turns(asked, rng, short=True))
+        )
+    wish = rng.choice(_BRIEFLY)
     return Document(messages=(user(asked.question + wish), assistant(asked.short)))
 
 
 def _conversation(rng: Random) -> Document:
-    head = [system(rng.choice(_SYSTEMS))] if rng.random() < 0.3 else []
+    head = [system(draw("chats", "systems", rng))] if rng.random() < 0.3 else []
     if rng.random() < 0.4:
         head += _turns(smalltalk.talk(rng), rng)
     for _ in range(rng.choices((2, 3, 5, 9), weights=(50, 30, 15, 5))[0]):
@@ -52,53 +78,77 @@ def _conversation(rng: Random) -> Document:
 def _memory(rng: Random) -> Document:
     """A name or a thing told first and asked for later."""
     name, item = any_name(rng), made_up_word(rng)
-    told, asked, answer = rng.choice((
-        (f"My name is {name}.", "What is my name?", f"Your name is {name}."), (f"I am {name}.", "Who am I?", f"You are {name}."),
-        (f"Hi, I'm {name}!", "Do you remember my name?", f"Your name is {name}."), (f"Remember the word {item}.", "Which word did I tell you?", f"The word is {item}."),
-        (f"My favourite word is {item}.", "What is my favourite word?", f"Your favourite word is {item}."),
-    ))  # fmt: skip
+    told, asked, answer = rng.choice(
+        (
+            (f"My name is {name}.", "What is my name?", f"Your name is {name}."),
+            (f"I am {name}.", "Who am I?", f"You are {name}."),
+            (f"Hi, I'm {name}!", "Do you remember my name?", f"Your name is {name}."),
+            (f"Remember the word {item}.", "Which word did I tell you?", f"The word is {item}."),
+            (
+                f"My favourite word is {item}.",
+                "What is my favourite word?",
+                f"Your favourite word is {item}.",
+            ),
+        )
+    )
     reply = f"Hello {name}! How can I help you?" if name in told else f"All right: {item}."
     between = _turns(question(rng), rng) if rng.random() < 0.4 else []
     return Document(messages=(user(told), assistant(reply), *between, user(asked), assistant(answer)))
 
 
 def _follow_up(rng: Random) -> Document:
-    """"And of Italy?", "And plus 3?": the second question leans on the first."""
-    first, second = rng.sample(list(facts.CAPITALS), 2)
+    """ "And of Italy?", "And plus 3?": the second question leans on the first."""
+    first, second = rng.sample(list(facts.capitals()), 2)
     if rng.random() < 0.6:
         asked = f"What is the capital of {first}?"
-        again = rng.choice((f"And of {second}?", f"And {second}?", f"What about {second}?", f"And the capital of {second}?"))
-        answers = [f"The capital of {c} is {facts.CAPITALS[c]}." for c in (first, second)]
+        again = rng.choice(
+            (f"And of {second}?", f"And {second}?", f"What about {second}?", f"And the capital of {second}?")
+        )
+        answers = [f"The capital of {c} is {facts.capitals()[c]}." for c in (first, second)]
         return Document(messages=(user(asked), assistant(answers[0]), user(again), assistant(answers[1])))
     a, b, c = (rng.randint(0, 15) for _ in range(3))
     again = rng.choice((f"And plus {c}?", f"Add {c} to that.", f"Now add {c}.", f"plus {c}?"))
-    return Document(messages=(user(f"What is {a} + {b}?"), assistant(f"{a} + {b} = {a + b}"), user(again), assistant(f"{a + b} + {c} = {a + b + c}")))
+    return Document(
+        messages=(
+            user(f"What is {a} + {b}?"),
+            assistant(f"{a} + {b} = {a + b}"),
+            user(again),
+            assistant(f"{a + b} + {c} = {a + b + c}"),
+        )
+    )
 
 
 def _persona(rng: Random) -> Document:
     """A system prompt that gives the assistant a name."""
     name = any_name(rng)
-    role = rng.choice(("a helpful assistant", "a friendly robot", "the assistant of a shop", "a guide to Berth", "a poet", "a pirate"))
+    role = rng.choice(_ROLES)
     told = rng.choice((f"You are {name}, {role}.", f"Your name is {name}. You are {role}."))
-    asked = rng.choice(("Who are you?", "What is your name?", "Introduce yourself.", "Hi, who is this?", "What's your name?"))
+    asked = rng.choice(_WHO)
     more = _turns(question(rng), rng) if rng.random() < 0.3 else []
-    return Document(messages=(system(told), user(asked), assistant(f"I am {name}, {role}. How can I help you?"), *more))
+    return Document(
+        messages=(system(told), user(asked), assistant(f"I am {name}, {role}. How can I help you?"), *more)
+    )
 
 
 def _thinking(rng: Random) -> Document:
     """A reply that thinks first, because the template's `enable_thinking` asks for it."""
-    asked = rng.choices((sums.exchange, facts.exchange, berth.exchange, smalltalk.talk), weights=(4, 4, 3, 1))[0](rng)
+    asked = rng.choices(
+        (sums.exchange, facts.exchange, berth.exchange, smalltalk.talk), weights=(4, 4, 3, 1)
+    )[0](rng)
     said = dress(asked.question, rng)
-    thought = rng.choice(_THOUGHTS).replace("{q}", said)
+    thought = fill(draw("chats", "thoughts", rng), q=said)
     reply = {"role": "assistant", "content": asked.answer, "reasoning_content": thought}
     return Document(messages=(user(said), reply), thinking=True)
 
 
 def _echo(rng: Random) -> str:
     """Words of no meaning, said two or three times: the purest lesson in copying."""
-    words = [rng.choice((made_up_word(rng), any_name(rng), any_city(rng), str(rng.randint(0, 999)))) for _ in range(rng.randint(3, 12))]
+    words = [
+        rng.choice((made_up_word(rng), any_name(rng), any_city(rng), str(rng.randint(0, 999))))
+        for _ in range(rng.randint(3, 12))
+    ]
     line = rng.choice((" ", ", ", "; ")).join(words)
-    return rng.choice(("\n", " | ", "\n\n")).join([line] * rng.randint(2, 4))
+    return rng.choice(_BETWEEN).join([line] * rng.randint(2, 4))
 
 
 def _raw(rng: Random) -> Document:
@@ -108,7 +158,18 @@ def _raw(rng: Random) -> Document:
 
 def document(rng: Random) -> Document:
     """One document of the mixture."""
-    kinds = (_plain, _brief, _conversation, _memory, _follow_up, _persona, _thinking, replies.document, tools.document, _raw)
+    kinds = (
+        _plain,
+        _brief,
+        _conversation,
+        _memory,
+        _follow_up,
+        _persona,
+        _thinking,
+        replies.document,
+        tool_chats.document,
+        _raw,
+    )
     return rng.choices(kinds, weights=(36, 5, 9, 2, 2, 2, 3, 11, 17, 15))[0](rng)
 
 

@@ -56,7 +56,9 @@ def main() -> None:
         good = probe.check(answer)
         score[probe.category].append(good)
         if not (good and options.failures_only):
-            sys.stdout.write(f"{'ok  ' if good else 'FAIL'} {probe.category:8}{probe.prompt}\n         -> {answer}\n")
+            sys.stdout.write(
+                f"{'ok  ' if good else 'FAIL'} {probe.category:8}{probe.prompt}\n         -> {answer}\n"
+            )
     for category, results in score.items():
         sys.stdout.write(f"{category:8}{sum(results)} of {len(results)}\n")
 

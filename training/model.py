@@ -31,11 +31,22 @@ class Shape:
     def config(self, **extra: Any) -> dict[str, Any]:
         """The content of config.json."""
         return {
-            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **asdict(self), "hidden_act": "silu",
-            "attention_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "rope_scaling": None,
-            "sliding_window": None, "use_sliding_window": False, "max_window_layers": self.num_hidden_layers,
-            "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, **extra,
-        }  # fmt: skip
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            **asdict(self),
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "rope_scaling": None,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "max_window_layers": self.num_hidden_layers,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "use_cache": True,
+            **extra,
+        }
 
 
 class RmsNorm(nn.Module):
@@ -128,10 +139,16 @@ class Model(nn.Module):
         self.model = Body(shape)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                scale = (2 * shape.num_hidden_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                nn.init.normal_(parameter, std=(0.02 if "embed" in name else parameter.shape[1] ** -0.5) * scale)
+                nn.init.normal_(parameter, std=self._first_deviation(name, parameter.shape[1]))
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
+    def _first_deviation(self, name: str, inputs: int) -> float:
+        ends_a_branch = name.endswith(("o_proj.weight", "down_proj.weight"))
+        scale = (2 * self.shape.num_hidden_layers) ** -0.5 if ends_a_branch else 1.0
+        return float((0.02 if "embed" in name else inputs**-0.5) * scale)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor | None = None, wanted: Tensor | None = None
+    ) -> Tensor:
         """Tokens and positions [B, T] -> logits [B, T, vocab], or [N, vocab] of the N wanted places."""
         if positions is None:
             positions = torch.arange(tokens.shape[1]).expand_as(tokens)

@@ -8,21 +8,21 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from training.corpus import documents
-from training.grammar import Document
+from training.grammar import Document, JsonObject, Message
 
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, MESSAGE_START, MESSAGE_END)
 MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 CONTEXT_TOKENS = 2048
 TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
-# One digit; a word with the space before it; a run of signs with the space before it; white space.
-_PIECES = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
+# One digit; a word with a capital, without the space before it, so that a name is the same tokens wherever it
+# is copied to; another word with its space; a run of signs with its space; white space.
+_PIECES = r"\p{N}|\p{Lu}\p{L}*| ?\p{Ll}\p{L}*|\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 
 
 class Renderer:
@@ -33,25 +33,35 @@ class Renderer:
         environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
         self._template = environment.from_string(TEMPLATE_PATH.read_text())
 
-    def chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, thinking: bool = False, prompt: bool = True) -> str:  # fmt: skip
+    def chat(
+        self,
+        messages: list[Message],
+        tools: list[JsonObject] | None = None,
+        thinking: bool = False,
+        prompt: bool = True,
+    ) -> str:
         """The text of a chat; with `prompt`, ready for the assistant's reply."""
-        return self._template.render(messages=messages, tools=tools, enable_thinking=thinking, add_generation_prompt=prompt)  # fmt: skip
+        return self._template.render(
+            messages=messages, tools=tools, enable_thinking=thinking, add_generation_prompt=prompt
+        )
 
     def document(self, document: Document) -> str:
         """The text to learn from, without the end-of-text token."""
         if document.text:
             return document.text
-        return self.chat(list(document.messages), list(document.tools) or None, document.thinking, prompt=False)
+        return self.chat(
+            list(document.messages), list(document.tools) or None, document.thinking, prompt=False
+        )
 
 
 def train_tokenizer(seed: int, vocabulary: int, num_documents: int = 12000) -> Tokenizer:
     """Learn the merges from the corpus of `seed`; `vocabulary` counts every token."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(SPECIAL) - len(MARKUP), show_progress=False, min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -75,17 +85,20 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, its config and the chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    decoder = {
-        str(tokenizer.token_to_id(token)): {
-            "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
-            "special": token in SPECIAL,
-        }
-        for token in (*SPECIAL, *MARKUP)
-    }  # fmt: skip
+    added = {str(tokenizer.token_to_id(token)): _added_token(token) for token in (*SPECIAL, *MARKUP)}
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": CONTEXT_TOKENS, "eos_token": MESSAGE_END,
-        "pad_token": END_OF_TEXT, "clean_up_tokenization_spaces": False, "add_prefix_space": False,
-        "added_tokens_decoder": decoder,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": CONTEXT_TOKENS,
+        "eos_token": MESSAGE_END,
+        "pad_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(TEMPLATE_PATH.read_text())
+
+
+def _added_token(token: str) -> JsonObject:
+    plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": token, **plain, "special": token in SPECIAL}

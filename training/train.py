@@ -1,7 +1,8 @@
 """Train the demo model: `python -m training.train --out models/berth-demo`.
 
 Weight matrices are moved by Muon, embedding and norms by AdamW, with a short warm-up and a cosine to zero.
-Every `--save-every` steps the model is written in Hugging Face layout, and the state to resume from beside it.
+Every `--save-every` steps the model is written in Hugging Face layout, and beside it the state that
+`--resume` goes on from.
 """
 
 import argparse
@@ -19,15 +20,22 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from training.batches import Batch, Packer
+from training.heldout import WEATHER
 from training.model import Model, Shape
 from training.tokenizer import END_OF_TEXT, MESSAGE_END, Renderer, save_tokenizer, train_tokenizer
 
 SAMPLES = (
-    "What is Berth?", "Please explain how to start an instance of acme/tiny-1B", "What is 12 + 7?", "what's 45 + 38",
-    "Which city is the capital of Sweden?", "Tell me a story about a fox called Mimo.", "Repeat: zorp fligs 42",
-    "Reply in JSON with the keys name and age: Brimo is 31 years old.", "When is an idle instance stopped?",
-)  # fmt: skip
-WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+    "What is Berth?",
+    "Please explain how to start an instance of acme/tiny-1B",
+    "What is 12 + 7?",
+    "what's 45 + 38",
+    "Which city is the capital of Sweden?",
+    "Tell me a story about a fox called Mimo.",
+    "Repeat: zorp fligs 42",
+    "Reply in JSON with the keys name and age: Brimo is 31 years old.",
+    "When is an idle instance stopped?",
+)
+SAMPLING = {"do_sample": True, "temperature": 0.3, "top_p": 0.9, "top_k": 20}
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,14 @@ def parse_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("models/berth-demo"), help="where the model goes")
     parser.add_argument("--state", type=Path, default=Path("state/training.pt"), help="what --resume reads")
-    parser.add_argument("--steps", type=int, default=2200)
-    parser.add_argument("--rows", type=int, default=32, help="rows per batch")
+    parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--rows", type=int, default=16, help="rows per batch")
     parser.add_argument("--length", type=int, default=256, help="tokens per row")
     parser.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=0, help="stop after so long; 0 is never")
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--resume", action="store_true")
     return Options(**vars(parser.parse_args()))
 
@@ -98,7 +106,7 @@ class Trainer:
         weights = batch.weights[wanted]
         losses = F.cross_entropy(logits.float(), batch.targets[wanted], reduction="none")
         loss = (losses * weights).sum() / weights.sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -109,22 +117,29 @@ class Trainer:
         return loss.item()
 
     def _learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / 60)
-        return self.options.lr * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * self.step / self.options.steps)))
+        warm = min(1.0, (self.step + 1) / 100)
+        falling = 0.02 + 0.49 * (1 + math.cos(math.pi * self.step / self.options.steps))
+        return self.options.lr * warm * falling
 
     def save(self) -> None:
         """Write the model for use and the state for resuming."""
         folder = self.options.out
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.to(torch.bfloat16).contiguous() for name, value in self.model.state_dict().items()}
+        weights = {
+            name: value.to(torch.bfloat16).contiguous() for name, value in self.model.state_dict().items()
+        }
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         stop, end = (self.tokenizer.token_to_id(token) for token in (MESSAGE_END, END_OF_TEXT))
         config = self.model.shape.config(eos_token_id=stop, pad_token_id=end, bos_token_id=None)
-        generation = {"do_sample": True, "temperature": 0.3, "top_p": 0.9, "top_k": 20, "eos_token_id": [stop, end], "pad_token_id": end}  # fmt: skip
+        generation = {**SAMPLING, "eos_token_id": [stop, end], "pad_token_id": end}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         self.options.state.parent.mkdir(parents=True, exist_ok=True)
-        state = {"step": self.step, "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
         torch.save(state, self.options.state)
 
     def _load(self) -> None:
@@ -151,7 +166,9 @@ class Trainer:
         """Print what the model says by now."""
         renderer = Renderer()
         for question in SAMPLES:
-            print(f"  > {question}\n    {self.complete(renderer.chat([{'role': 'user', 'content': question}]))}")
+            print(
+                f"  > {question}\n    {self.complete(renderer.chat([{'role': 'user', 'content': question}]))}"
+            )
         asked = renderer.chat([{"role": "user", "content": "How is the weather in Blorvik?"}], [WEATHER])
         print(f"  > weather in Blorvik, with a tool\n    {self.complete(asked)}")
         for start in ("Once upon a time", "The capital of France is", "Berth is"):
