@@ -60,6 +60,6 @@ class EngineDead(EngineError):
 
 
 class DeviceLost(EngineError):
-    """Raised by a runner whose device can't be used any more: no later step can work, so the engine must end."""
+    """Raised by a runner whose device is lost: no later step can work, so the engine must end."""
 
     code = "device_lost"

@@ -16,6 +16,10 @@ from engine.errors import ConfigError
 
 _KEY_BYTES = 16
 
+# How far to look for blocks side by side, in blocks: bounded, so that an allocation stays cheap.
+_SEARCHED_PER_BLOCK = 4
+_SEARCHED_AT_LEAST = 64
+
 
 class KVCache:
     """Allocates, shares, evicts and frees blocks; every operation is O(1) per block.
@@ -38,6 +42,9 @@ class KVCache:
         # OrderedDict is a doubly linked list with an index: pop at the head, append and remove are O(1).
         self._blank: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._cached: OrderedDict[int, bytes] = OrderedDict()
+        self._freed_at = [0] * num_blocks  # in frees, counted by _num_frees
+        self._num_frees = 0
+        self._next_run = 0  # where to look for room for the next sequence
 
     def __repr__(self) -> str:
         return (
@@ -101,36 +108,33 @@ class KVCache:
         num_shared_free = sum(1 for block in shared if not self._ref_counts[block])
         return num_blocks <= self.num_free_blocks - num_shared_free
 
-    def allocate(self, num_blocks: int, *, shared: Sequence[int] = ()) -> list[int]:
+    def allocate(self, num_blocks: int, *, shared: Sequence[int] = (), room: int = 0) -> list[int]:
         """Take hold of the `shared` blocks and of `num_blocks` new ones; the caller has asked `can_allocate`.
 
-        New blocks come in rising order, next to each other where that is cheap to have: attention can then
-        read a sequence's keys without gathering them.
+        New blocks lie side by side where that is cheap to have, with free ones behind them for a sequence
+        that may grow to `room` new blocks: attention can then read its keys without gathering them.
         """
         for block in shared:
             if not self._ref_counts[block]:
                 del self._cached[block]
             self._ref_counts[block] += 1
         blocks = list(shared)
-        neighbour = blocks[-1] + 1 if blocks else 0
-        while len(blocks) < len(shared) + num_blocks and neighbour in self._blank:
-            del self._blank[neighbour]
-            blocks.append(neighbour)
-            neighbour += 1
-        blocks += sorted(self._pop_free() for _ in range(len(shared) + num_blocks - len(blocks)))
-        for block in blocks[len(shared) :]:
-            self._ref_counts[block] = 1
+        if shared:
+            for block in range(shared[-1] + 1, min(shared[-1] + 1 + num_blocks, self.num_blocks)):
+                if not self._is_takable(block):
+                    break
+                blocks.append(self._take(block))
+        num_missing = len(shared) + num_blocks - len(blocks)
+        if num_missing:
+            run = self._find_run(num_missing, room) if max(num_missing, room) > 1 else None
+            blocks += [self._take(block) for block in run] if run else self._take_oldest(num_missing)
         return blocks
 
     def grow(self, block_ids: list[int]) -> None:
         """Append one new block to a sequence's; the caller has asked `can_allocate(1)`."""
-        block = block_ids[-1] + 1
-        if block in self._blank:
-            del self._blank[block]
-        else:
-            block = self._pop_free()
-        self._ref_counts[block] = 1
-        block_ids.append(block)
+        neighbour = block_ids[-1] + 1
+        is_takable = neighbour < self.num_blocks and self._is_takable(neighbour)
+        block_ids += [self._take(neighbour)] if is_takable else self._take_oldest(1)
 
     def free(self, block_ids: Sequence[int]) -> None:
         """Let go of a sequence's blocks. Its tail is the first to be evicted: a prefix is of more use."""
@@ -139,18 +143,55 @@ class KVCache:
             if self._ref_counts[block]:
                 continue
             key = self._keys[block]
+            self._num_frees += 1
+            self._freed_at[block] = self._num_frees
             if key is None:
                 self._blank[block] = None
             else:
                 self._cached[block] = key
 
-    def _pop_free(self) -> int:
-        if self._blank:
-            return self._blank.popitem(last=False)[0]
-        block, key = self._cached.popitem(last=False)
-        del self._block_of_key[key]
-        self._keys[block] = None
+    def _is_takable(self, block: int) -> bool:
+        """Whether a block may be taken for where it lies: blank, or of the longest unused half."""
+        if block in self._blank:
+            return True
+        if block not in self._cached:
+            return False
+        oldest = self._freed_at[next(iter(self._cached))]
+        return 2 * self._freed_at[block] <= oldest + self._num_frees
+
+    def _find_run(self, count: int, room: int) -> range | None:
+        """`count` takable blocks side by side, with takable ones behind them up to `room` if there are such.
+
+        None if there are none near where the last run's room ended. Going round the cache like this takes
+        blocks about in the order in which they were freed.
+        """
+        for wanted in (max(count, room), count):
+            found = 0
+            last = self._next_run + _SEARCHED_PER_BLOCK * wanted + _SEARCHED_AT_LEAST
+            for position in range(self._next_run, last):
+                block = position % self.num_blocks
+                if block == 0:
+                    found = 0  # a run doesn't go round the end
+                found = found + 1 if self._is_takable(block) else 0
+                if found == wanted:
+                    first = block + 1 - wanted
+                    self._next_run = (block + 1) % self.num_blocks
+                    return range(first, first + count)
+        return None
+
+    def _take(self, block: int) -> int:
+        """Hold a free block, whose content is forgotten."""
+        if block in self._blank:
+            del self._blank[block]
+        else:
+            del self._block_of_key[self._cached.pop(block)]
+            self._keys[block] = None
+        self._ref_counts[block] = 1
         return block
+
+    def _take_oldest(self, count: int) -> list[int]:
+        """Hold `count` blocks wherever they lie, in rising order: blank ones, then the longest unused."""
+        return sorted(self._take(next(iter(self._blank or self._cached))) for _ in range(count))
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise RuntimeError unless the books agree with `tables`, the block lists of all live sequences."""

@@ -203,11 +203,20 @@ class Scheduler:
             num_new = self._cache.num_blocks_for(num_tokens) - len(shared)
             if not self._cache.can_allocate(num_new + len(self._running), shared=shared):
                 break
-            sequence.block_ids = self._cache.allocate(num_new, shared=shared)
+            room = self._room(sequence) - len(shared)
+            sequence.block_ids = self._cache.allocate(num_new, shared=shared, room=room)
             self._start(sequence, len(shared) * self._cache.block_size)
             admitted.append(sequence)
             budget -= sequence.num_remaining
         return admitted
+
+    def _room(self, sequence: SequenceState) -> int:
+        """The blocks a sequence may come to need, but beyond its present ones no more than its fair share."""
+        params = sequence.request.params
+        longest = min(len(sequence.request.prompt_token_ids) + params.max_tokens, self.max_model_len)
+        fair = self._cache.num_blocks // self.max_num_seqs
+        present = self._cache.num_blocks_for(len(sequence.token_ids))
+        return min(self._cache.num_blocks_for(longest), present + fair)
 
     def _is_being_computed(self, sequence: SequenceState, index: int) -> bool:
         """Whether a running prefill will write the first block that `sequence` misses.

@@ -120,6 +120,33 @@ def test_content_is_evicted_last_and_from_its_tail() -> None:
     cache.check_integrity([blank, table])
 
 
+def test_sequences_that_grow_side_by_side_stay_in_one_piece() -> None:
+    cache = KVCache(64, 2)
+    for _ in range(10):  # the cache is full of old content from the third round on
+        tables = [cache.allocate(4, room=10) for _ in range(3)]
+        for _ in range(6):
+            for table in tables:
+                cache.grow(table)
+        for number, table in enumerate(tables):
+            assert table == list(range(table[0], table[0] + 10))
+            keys = keys_of(cache, [cache.num_free_blocks, number, *range(18)])
+            cache.publish(table, keys, 0, 10)
+        cache.check_integrity(tables)
+        for table in tables:
+            cache.free(table)
+
+
+def test_what_was_used_of_late_is_not_taken_for_where_it_lies() -> None:
+    cache = KVCache(8, 2)
+    tables = [fill(cache, [number, number + 10, number + 20, number + 30]) for number in range(4)]
+    for table in tables:
+        cache.free(table)
+    taken = cache.allocate(3, room=4)
+    assert cache.match(keys_of(cache, [3, 13, 23, 33]), 5) == tables[3]
+    assert cache.match(keys_of(cache, [2, 12, 22, 32]), 5) == tables[2]
+    cache.check_integrity([taken])
+
+
 def test_the_same_content_is_published_once() -> None:
     cache = KVCache(4, 2)
     first, second = fill(cache, [1, 2]), fill(cache, [1, 2])

@@ -373,11 +373,13 @@ def test_a_block_is_shared_only_when_it_is_full() -> None:
 
 def test_nobody_waits_for_a_prefix_that_was_written_and_evicted() -> None:
     harness = Harness(num_blocks=9)
+    harness.add(make_request("older", range(200, 212), max_tokens=1))
+    harness.step()
     harness.add(make_request("first", range(8), max_tokens=1))
     harness.step()
     harness.add(make_request("twin", range(8), max_tokens=20))  # computes its second block anew, unfindable
     harness.step()
-    harness.add(make_request("evictor", range(100, 119), max_tokens=3))
+    harness.add(make_request("evictor", range(100, 113), max_tokens=6))
     while "evictor" not in harness.last:
         harness.step()
     latest = make_request("latest", [*range(8), 50, 51])

@@ -1,0 +1,1 @@
+"""How fast the embedded engine serves, with vLLM beside it where there is one."""

@@ -1,0 +1,96 @@
+"""`python -m benchmarks.engine [--model DIR] [--peer-python PATH] [--rounds N] [--streams 1,8,32]`
+
+Starts the embedded engine and, with `--peer-python`, vLLM from that interpreter; puts the same streaming load
+on each in turn, round by round, and prints medians and ratios. The default model ships with the repository
+and is tiny: give a checkpoint of a real shape for figures that mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.engine.client import Figures, Load, measure
+from benchmarks.engine.servers import Server, start_berth, start_vllm
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "berth-demo"
+
+
+def loads(streams: Iterable[int], output_tokens: int) -> list[Load]:
+    """Decoding at each number of streams, then the time to the first token of one long prompt."""
+    decoding = [Load(n, max(2, n), 128, output_tokens) for n in streams]
+    return [*decoding, Load(1, 2, 1024, 2)]
+
+
+def median(figures: list[Figures]) -> Figures:
+    columns = zip(*((f.tokens_per_s, f.ttft_ms, f.tpot_ms) for f in figures), strict=True)
+    return Figures(*(statistics.median(column) for column in columns))
+
+
+def run(servers: list[Server], wanted: list[Load], rounds: int) -> dict[tuple[Load, str], Figures]:
+    """Medians per load and server; a first short load warms each server up and is not counted."""
+    results: dict[tuple[Load, str], list[Figures]] = {}
+    for server in servers:
+        asyncio.run(measure(server.port, "bench", Load(8, 8, 128, 8), seed=0))
+    for number in range(1, rounds + 1):
+        for load in wanted:
+            for server in servers:
+                figures = asyncio.run(measure(server.port, "bench", load, seed=number))
+                results.setdefault((load, server.name), []).append(figures)
+    return {key: median(figures) for key, figures in results.items()}
+
+
+def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server]) -> None:
+    for server in servers:
+        print(f"{server.name}: /health answered 200 after {server.start_s:.1f} s")
+    heads = ("server", "streams", "prompt", "output", "tokens/s", "TTFT ms", "TPOT ms", "ratio")
+    print("".join(f"{head:>10}" for head in heads))
+    for (load, name), figures in results.items():
+        peer = results.get((load, "vllm"))
+        # Where next to nothing is generated, what counts is the time to the first token.
+        is_prefill = load.output_tokens <= 2
+        ratio = ""
+        if peer is not None and name == "berth":
+            gain = peer.ttft_ms / figures.ttft_ms if is_prefill else figures.tokens_per_s / peer.tokens_per_s
+            ratio = f"{gain:.2f}"
+        cells = (
+            name,
+            str(load.streams),
+            str(load.prompt_tokens),
+            str(load.output_tokens),
+            f"{figures.tokens_per_s:.1f}",
+            f"{figures.ttft_ms:.0f}",
+            f"{figures.tpot_ms:.1f}",
+            ratio,
+        )
+        print("".join(f"{cell:>10}" for cell in cells))
+    print(
+        "ratio: ours over the peer's, above 1 is faster; at two output tokens, of the time to the first token"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.engine", description=__doc__)
+    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--peer-python", help="interpreter of an environment that has vLLM")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", default="1,8,32")
+    parser.add_argument("--output-tokens", type=int, default=64)
+    arguments = parser.parse_args()
+    wanted = loads((int(n) for n in arguments.streams.split(",")), arguments.output_tokens)
+    servers: list[Server] = []
+    try:
+        servers.append(start_berth(arguments.model))
+        if arguments.peer_python:
+            servers.append(start_vllm(arguments.peer_python, arguments.model))
+        print_table(run(servers, wanted, arguments.rounds), servers)
+    finally:
+        for server in servers:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
