@@ -92,9 +92,12 @@ def test_the_parameter_file_wins_over_the_defaults(tmp_path: Path) -> None:
     assert settings.parameters() == {"dtype": "float32", "kv_cache_dtype": "auto", "max_num_seqs": 7}
 
 
-def test_proxies_and_hub_variables_reach_engines_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_and_hub_variables_reach_engines_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
-    path = env_file(tmp_path, "HTTP_PROXY=http://proxy:3128\nHF_HOME=/cache\nHF_TOKEN=secret\nOMP_NUM_THREADS=2\n")
+    lines = ["HTTP_PROXY=http://proxy:3128", "HF_HOME=/cache", "HF_TOKEN=secret", "OMP_NUM_THREADS=2"]
+    path = env_file(tmp_path, "\n".join(lines))
     assert load_settings(path).engine_environment(path) == {
         "HTTP_PROXY": "http://proxy:3128",
         "HF_HOME": "/cache",
