@@ -110,11 +110,11 @@ int main(int argc, char **argv) {
     body[1024] = 0;
     if (is_sse)
         request_len = snprintf(request, sizeof request,
-                               "GET %s/sse?n=%s&us=%s HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n\r\n",
+                               "GET %s/sse?n=%s&us=%s HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n",
                                argv[3], argv[5], argv[6]);
     else
         request_len = snprintf(request, sizeof request,
-                               "POST %s/v1/completions HTTP/1.1\r\nHost: bench\r\nUser-Agent: load\r\n"
+                               "POST %s/v1/completions HTTP/1.1\r\nHost: localhost\r\nUser-Agent: load\r\n"
                                "Accept: */*\r\nAuthorization: Bearer client\r\nContent-Type: application/json\r\n"
                                "Content-Length: 1024\r\n\r\n{\"prompt\":\"%.1011s\"}", argv[3], body);
     struct conn *conns = calloc(num_conns, sizeof *conns);

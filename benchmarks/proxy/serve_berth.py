@@ -1,61 +1,54 @@
-"""Berth's front door over one engine that is always up: `serve_berth PORT UPSTREAM_PORT`."""
+"""Berth's front door over one engine that is always up: `serve_berth PORT UPSTREAM_PORT`.
+
+All that stands before an engine in production stands here: access control, dispatcher, data plane, metrics,
+and the manager's own gate for leases. Only the supervisor is missing: nothing is started.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 
 import uvicorn
 from fastapi import FastAPI
 
+from api.auth import AccessControl, Keys
 from api.dispatch import Dispatcher
 from api.fast_http import FastHttpProtocol
 from api.proxy import DataPlane
+from instance_manager.admission import Gate, Lease
 from instance_manager.errors import InstanceNotFound
 from instance_manager.metrics import ProxyMetrics
 from instance_manager.types import Endpoint
 
 
-class CountedLease:
-    """A lease that costs what the manager's does: an object, two counts and a clock."""
-
-    __slots__ = ("_is_out", "_registry", "endpoint", "instance_id", "model_name")
-
-    def __init__(self, registry: Registry, instance_id: str) -> None:
-        self.endpoint = registry.endpoint
-        self.instance_id = instance_id
-        self.model_name = "bench"
-        self._registry = registry
-        self._is_out = True
-        registry.in_flight += 1
-
-    def release(self) -> None:
-        if self._is_out:
-            self._is_out = False
-            self._registry.in_flight -= 1
-
-
-class Registry:
-    """Grants leases on one endpoint."""
+class Instances:
+    """One running instance, named bench."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.in_flight = 0
+        gate = Gate("bench", "bench", max_in_flight=0, max_queue=256, clock=time.monotonic)
+        gate.open(endpoint)
+        self._gates = {"bench": gate}
 
-    def try_lease(self, instance_id: str) -> CountedLease | None:
-        if instance_id != "bench":
-            raise InstanceNotFound(f"no instance {instance_id!r}")
-        return CountedLease(self, instance_id)
+    def try_lease(self, instance_id: str) -> Lease | None:
+        return self._gate(instance_id).try_acquire()
 
-    async def wait_for_lease(self, instance_id: str) -> CountedLease:
-        return CountedLease(self, instance_id)
+    async def wait_for_lease(self, instance_id: str) -> Lease:
+        return await self._gate(instance_id).acquire()
+
+    def _gate(self, instance_id: str) -> Gate:
+        gate = self._gates.get(instance_id)
+        if gate is None:
+            raise InstanceNotFound(f"there is no instance {instance_id!r}")
+        return gate
 
 
 def main() -> None:
     port, upstream_port = int(sys.argv[1]), int(sys.argv[2])
-    registry = Registry(Endpoint("127.0.0.1", upstream_port, "engine-key", 1))
-    control = FastAPI()
+    instances = Instances(Endpoint("127.0.0.1", upstream_port, "engine-key", 1))
+    data_plane = DataPlane(instances, ProxyMetrics())
     uvicorn.run(
-        Dispatcher(control, DataPlane(registry, ProxyMetrics())),
+        AccessControl(Dispatcher(FastAPI(), data_plane), Keys()),
         port=port,
         log_level="warning",
         http=FastHttpProtocol,
