@@ -60,7 +60,7 @@ def parse_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("models/berth-demo"), help="where the model goes")
     parser.add_argument("--state", type=Path, default=Path("state/training.pt"), help="what --resume reads")
-    parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--rows", type=int, default=16, help="rows per batch")
     parser.add_argument("--length", type=int, default=256, help="tokens per row")
     parser.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate")
