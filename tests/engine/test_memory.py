@@ -1,0 +1,109 @@
+"""How large the KV cache becomes, where a model is found, and how many threads compute."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, ModelNotFound
+from engine.memory import CacheSize, MemoryBudget, available_host_bytes, cpu_budget, size_cache
+from engine.model_path import resolve_model
+from engine.threads import num_compute_threads
+
+KIB = 1024
+BUDGET = MemoryBudget(unasked_bytes=1000 * KIB, limit_bytes=4000 * KIB)
+
+
+def size(budget: MemoryBudget = BUDGET, *, model_limit: int = 640, **options: int) -> CacheSize:
+    """With blocks of 16 tokens of 1 KiB each: a block is 16 KiB."""
+    config = EngineConfig(model=Path("m"), block_size=16, **options)  # type: ignore[arg-type]
+    return size_cache(config, budget, bytes_per_token=KIB, model_limit=model_limit)
+
+
+def test_what_is_asked_for_comes_first() -> None:
+    assert size(num_gpu_blocks_override=50, kv_cache_memory_bytes=1 << 30).num_blocks == 50
+    assert size(kv_cache_memory_bytes=50 * 16 * KIB).num_blocks == 50
+
+
+def test_unasked_it_takes_its_share_of_the_memory() -> None:
+    assert size() == CacheSize(num_blocks=62, max_model_len=640)
+
+
+def test_unasked_it_takes_no_more_than_is_of_use() -> None:
+    assert size(max_num_seqs=1, model_limit=100) == CacheSize(num_blocks=7, max_model_len=100)
+
+
+def test_the_longest_sequence_shrinks_to_what_fits_unless_it_was_asked_for() -> None:
+    assert size(model_limit=5000) == CacheSize(num_blocks=62, max_model_len=62 * 16)
+    assert size(model_limit=5000, max_model_len=3000) == CacheSize(num_blocks=188, max_model_len=3000)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_model_len": 5000}, "the available memory gives 250"),
+        ({"max_model_len": 640, "num_gpu_blocks_override": 39}, "--num-gpu-blocks-override gives 39"),
+        ({"max_model_len": 640, "kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes gives 0"),
+        ({"kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes gives 0"),
+    ],
+)
+def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        size(model_limit=8192, **options)
+
+
+def test_the_machine_has_memory() -> None:
+    assert 1 << 26 < available_host_bytes() < 1 << 50
+    assert 0 < cpu_budget().unasked_bytes < cpu_budget().limit_bytes <= available_host_bytes() * 1.5
+
+
+def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_model(tmp_path) == tmp_path.resolve()
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("models/mine") == (tmp_path / "models" / "mine").resolve()
+
+
+def test_what_is_no_directory_and_no_hub_name_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in (str(tmp_path / "absent"), str(tmp_path / "file"), "./absent", "a/b/c", "white space"):
+        with pytest.raises(ModelNotFound, match=name.rsplit("/", 1)[-1]):
+            resolve_model(name)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_the_local_hub_cache_is_searched(hub: Path) -> None:
+    snapshot = hub / "models--someone--tiny" / "snapshots" / "0123456789012345678901234567890123456789"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").touch()
+    (hub / "models--someone--tiny" / "refs").mkdir()
+    (hub / "models--someone--tiny" / "refs" / "main").write_text(snapshot.name)
+    assert resolve_model("someone/tiny").resolve() == snapshot.resolve()
+
+
+def test_a_name_that_cannot_be_downloaded_is_not_found(hub: Path) -> None:
+    with pytest.raises(
+        ModelNotFound, match="'someone/absent' is neither a directory nor in the local hub cache"
+    ):
+        resolve_model("someone/absent")
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert num_compute_threads(3) == 3
+    assert 1 <= num_compute_threads(None) <= (os.cpu_count() or 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert num_compute_threads(None) == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "nonsense")
+    assert 1 <= num_compute_threads(None) <= (os.cpu_count() or 1)

@@ -1,0 +1,96 @@
+"""What the runner promises the core, and what build_core makes of a configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.build import build_core
+from engine.config import EngineConfig
+from engine.errors import ConfigError, ModelNotFound
+from engine.types import Batch, ScheduledSequence
+from tests.engine.test_models import chunk, runner_of
+from tests.engine.tiny_models import CONTEXT, Reference, prompt_of
+
+
+def unsampled(tokens: list[int], start: int, stop: int, blocks: range) -> ScheduledSequence:
+    sequence = chunk(tokens, start, stop, blocks)
+    return ScheduledSequence(
+        request_id=sequence.request_id,
+        token_ids=sequence.token_ids,
+        start=start,
+        block_ids=blocks,
+        samples=False,
+        output_position=0,
+        params=sequence.params,
+    )
+
+
+def test_a_token_for_each_sequence_that_samples_and_none_for_the_others(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    path = checkpoint("qwen3-tied")
+    first, second, third = prompt_of(9), prompt_of(30), prompt_of(14)
+    runner = runner_of(path)
+    tokens = runner.execute(
+        Batch(
+            (
+                chunk(first, 0, 9, range(4)),
+                unsampled(second, 0, 20, range(10, 20)),
+                chunk(third, 0, 14, range(20, 24)),
+            )
+        )
+    )
+    reference = Reference(path)
+    assert tokens == [reference.generate(first, 1)[0], None, reference.generate(third, 1)[0]]
+
+
+def test_a_step_in_which_nothing_samples(checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("qwen3-tied")
+    runner = runner_of(path)
+    tokens = prompt_of(30)
+    assert runner.execute(Batch((unsampled(tokens, 0, 20, range(4)),))) == [None]
+    assert runner.execute(Batch((chunk(tokens, 20, 30, range(4)),))) == Reference(path).generate(tokens, 1)
+
+
+def config_of(path: Path, **options: Any) -> EngineConfig:
+    return EngineConfig(model=path, device="cpu", num_threads=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "int8"}, "--dtype int8"),
+        ({"max_model_len": CONTEXT + 1}, f"max_position_embeddings is {CONTEXT}"),
+        ({"num_gpu_blocks_override": 2, "max_model_len": 100}, "--num-gpu-blocks-override gives 2"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(
+    options: dict[str, Any], said: str, checkpoint: Callable[[str], Path]
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build_core(config_of(checkpoint("qwen3-tied"), **options))
+
+
+def test_an_unknown_device_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="--device tpu"):
+        build_core(EngineConfig(model=checkpoint("qwen3-tied"), device="tpu"))
+
+
+def test_an_absent_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="absent"):
+        build_core(config_of(tmp_path / "absent"))
+
+
+def test_the_phases_of_a_start_are_logged(
+    checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="engine.build"):
+        core = build_core(config_of(checkpoint("llama3-tied")))
+    assert core.max_model_len == CONTEXT
+    for words in ("Loaded weights in ", "Warmed up in ", f"longest sequence {CONTEXT} tokens"):
+        assert words in caplog.text
