@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from engine.allocator import keep_freed_memory, use_huge_pages
 from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -37,6 +38,8 @@ _EXIT_PORT_IN_USE = 98  # EADDRINUSE on Linux
 
 def main() -> NoReturn:
     """Never waits for the engine's thread: it may be inside a load or a step that won't end soon."""
+    keep_freed_memory()
+    use_huge_pages()
     code = _run(sys.argv[1:])
     logging.shutdown()
     sys.stdout.flush()

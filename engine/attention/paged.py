@@ -17,6 +17,9 @@ import torch.nn.functional as F
 
 from engine.inputs import SequenceSpan, StepInputs
 
+# Of attention in slices. 32, 64, 128 rows were measured: 64 and 128 are alike, and 32 slower.
+_SLICE_ROWS = 64
+_SLICE_SCORES = 1 << 24  # scores held at a time, 4 bytes each
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
@@ -87,6 +90,8 @@ class PagedKVCache:
         shape, num_rows, context = self.shape, rows.shape[0], keys.shape[2]
         group = shape.num_heads // shape.num_kv_heads
         grouped = rows.reshape(num_rows, shape.num_kv_heads, group, shape.head_dim).permute(1, 2, 0, 3)
+        if rows.dtype is torch.bfloat16 and rows.device.type == "cpu":
+            return attend_in_slices(grouped, keys[0], values[0]).permute(2, 0, 1, 3).reshape(num_rows, -1)
         shared = (shape.num_kv_heads, group, context, shape.head_dim)  # repeated without a copy: stride 0
         attended = F.scaled_dot_product_attention(
             grouped,
@@ -96,6 +101,32 @@ class PagedKVCache:
             is_causal=num_rows == context,
         )  # [kv_heads, group, n, head_dim]
         return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
+
+
+def attend_in_slices(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Causal attention as two products per slice of rows, the softmax in float32.
+
+    For bfloat16 on a CPU, where it takes under half the time of PyTorch's fused operator. The scores are
+    rounded to bfloat16 on the way, as in attention written out.
+
+    queries [kv_heads, group, n, head_dim] of the last n positions, keys and values [kv_heads, context,
+    head_dim] → as queries.
+    """
+    kv_heads, group, num_rows, head_dim = queries.shape
+    before = keys.shape[1] - num_rows
+    size = max(1, min(_SLICE_ROWS, _SLICE_SCORES // (kv_heads * group * keys.shape[1])))
+    hidden = torch.ones(size, size, dtype=torch.bool).triu(1)
+    output = torch.empty_like(queries, memory_format=torch.contiguous_format)
+    for start in range(0, num_rows, size):
+        stop = min(start + size, num_rows)
+        rows, visible = stop - start, before + stop
+        sliced = queries[:, :, start:stop].reshape(kv_heads, group * rows, head_dim)
+        scores = torch.bmm(sliced, keys[:, :visible].transpose(1, 2)).float().mul_(head_dim**-0.5)
+        own = scores.view(kv_heads, group, rows, visible)[..., before + start :]
+        own.masked_fill_(hidden[:rows, :rows], -torch.inf)
+        weights = scores.softmax(dim=-1).to(values.dtype)
+        output[:, :, start:stop] = torch.bmm(weights, values[:, :visible]).view(kv_heads, group, rows, head_dim)
+    return output
 
 
 def _causal_mask(num_rows: int, context: int, device: torch.device) -> torch.Tensor:
