@@ -67,14 +67,14 @@ class PositionLogprobs:
 
 
 class TokenConstraint(Protocol):
-    """What the output of one sequence may be (a grammar, a budget of thinking), as a state machine over tokens.
+    """What one sequence may say (a grammar, a budget of thinking), as a state machine over tokens.
 
     Made by the server for one sequence; afterwards only the engine's thread touches it. Preemption doesn't
     rewind it: the output stays.
     """
 
     def fill_mask(self, mask: Any, row: int) -> bool:
-        """Write which tokens may come next into row `row` of `mask`, a CPU tensor int32 [S, ceil(vocab / 32)].
+        """Write which tokens may come next into row `row` of `mask`, int32 [S, ceil(vocab / 32)] on the CPU.
 
         Bit `token_id % 32` of word `token_id // 32`, 1 = allowed. False = anything goes, nothing was written.
         """
