@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,16 @@ class SequenceSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class PagedDecodes:
+    """The sequences that run one token, rows 0 … R - 1, for a kernel that reads blocks where they lie."""
+
+    blocks: torch.Tensor  # int64, the rows' block tables end to end
+    starts: torch.Tensor  # int64 [R], where each row's begins
+    contexts: torch.Tensor  # int64 [R], positions to attend to, the row's own included
+    num_rows: int  # R
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """One step's flat tokens, T of them, all sequences end to end, on the model's device."""
 
@@ -28,12 +39,17 @@ class StepInputs:
     positions: torch.Tensor  # int64 [T]
     slots: torch.Tensor  # int64 [T]: block * block_size + offset, where the token's key and value go
     spans: tuple[SequenceSpan, ...]
+    decodes: PagedDecodes | None  # where a kernel does them; they aren't among the spans then
     sampled_rows: torch.Tensor | None  # int64 [S], rows whose logits are wanted; None = all T, in order
     num_sampled: int  # S
 
 
-def build_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInputs:
+def build_inputs(
+    batch: Batch, block_size: int, device: torch.device, *, paged_decodes: bool = False
+) -> StepInputs:
     """Flatten a batch. The rows of a sequence keep their order, and so do the sequences."""
+    decodes = _paged_decodes(batch) if paged_decodes else None
+    num_decodes = decodes.num_rows if decodes else 0
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -47,7 +63,8 @@ def build_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInp
         slots.extend(_slots(sequence.block_ids, sequence.start, stop, block_size))
         if sequence.samples:
             sampled_rows.append(len(token_ids) - 1)
-        spans.append(_span(sequence, first_row, stop, block_size, device))
+        if first_row >= num_decodes:
+            spans.append(_span(sequence, first_row, stop, block_size, device))
     flat = torch.tensor([token_ids, positions, slots], dtype=torch.int64).to(device)  # one copy to the device
     every_row = len(sampled_rows) == len(token_ids)
     return StepInputs(
@@ -55,9 +72,25 @@ def build_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInp
         positions=flat[1],
         slots=flat[2],
         spans=tuple(spans),
+        decodes=decodes,
         sampled_rows=None if every_row else torch.tensor(sampled_rows, dtype=torch.int64, device=device),
         num_sampled=len(sampled_rows),
     )
+
+
+def _paged_decodes(batch: Batch) -> PagedDecodes | None:
+    """Sequences that run one token come first in a batch."""
+    blocks, starts, contexts = array("q"), array("q"), array("q")
+    for sequence in batch.sequences:
+        if len(sequence.token_ids) > 1:
+            break
+        starts.append(len(blocks))
+        contexts.append(sequence.start + 1)
+        blocks.extend(sequence.block_ids)
+    if not starts:
+        return None
+    flat, begins, lengths = (torch.frombuffer(a, dtype=torch.int64) for a in (blocks, starts, contexts))
+    return PagedDecodes(flat, begins, lengths, len(starts))
 
 
 def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:

@@ -39,7 +39,9 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Run the model; the logits of the sequences that sample [S, vocab_size], None if there is none."""
-        inputs = build_inputs(batch, self.block_size, self._model.device)
+        inputs = build_inputs(
+            batch, self.block_size, self._model.device, paged_decodes=self._cache.kernels is not None
+        )
         hidden = self._model(inputs, self._cache)
         return self._model.logits(hidden) if inputs.num_sampled else None
 

@@ -1,4 +1,4 @@
-"""Paged attention on PyTorch's own operators.
+"""Paged attention: on a CPU by a kernel where there is one, else on PyTorch's own operators.
 
 Layout: per layer one tensor for keys and one for values, [1, kv_heads, slots, head_dim], where a slot is
 block * block_size + offset. A sequence whose blocks lie side by side is then a view, [1, kv_heads, context,
@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from engine.inputs import SequenceSpan, StepInputs
+from engine.native.kernels import find_kernels, fits_head_dim
 
 # Of attention in slices: 64 and 128 rows take the same time, 256 take longer.
 _SLICE_ROWS = 64
 _SLICE_SCORES = 1 << 24  # scores held at a time, 4 bytes each
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
@@ -52,23 +54,38 @@ class PagedKVCache:
         # Not zeroed: what hasn't been written is never read, and on a CPU takes no memory.
         self.keys = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
         self.values = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
+        self.kernels = find_kernels(device.type, dtype) if fits_head_dim(shape.head_dim) else None
 
-    def attend(
-        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs
-    ) -> torch.Tensor:
-        """Write the step's keys and values, then attend each sequence's queries to all it has up to there.
+    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs) -> None:
+        """Write the step's keys and values, both [T, kv_heads, head_dim]."""
+        self.keys[layer][0].index_copy_(1, inputs.slots, keys.transpose(0, 1))
+        self.values[layer][0].index_copy_(1, inputs.slots, values.transpose(0, 1))
 
-        queries [T, heads, head_dim], keys and values [T, kv_heads, head_dim] → [T, heads * head_dim].
+    def attend(self, layer: int, queries: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
+        """Attend each sequence's queries to all it has up to there; the step's keys and values are stored.
+
+        queries [T, heads, head_dim] → [T, heads * head_dim].
         """
-        cached_keys, cached_values = self.keys[layer], self.values[layer]
-        cached_keys[0].index_copy_(1, inputs.slots, keys.transpose(0, 1))
-        cached_values[0].index_copy_(1, inputs.slots, values.transpose(0, 1))
-        outputs = []
+        keys, values = self.keys[layer], self.values[layer]
+        output = queries.new_empty(queries.shape[0], self.shape.num_heads * self.shape.head_dim)
+        if inputs.decodes is not None and self.kernels is not None:
+            decodes = inputs.decodes
+            self.kernels.decode_attention(
+                queries[: decodes.num_rows],
+                keys[0],
+                values[0],
+                decodes.blocks,
+                decodes.starts,
+                decodes.contexts,
+                block_size=self.block_size,
+                out=output,
+            )
         for span in inputs.spans:
-            k, v = self._read(cached_keys, span), self._read(cached_values, span)
-            rows = queries[span.first_row : span.first_row + span.num_rows]
-            outputs.append(self._decode(rows, k, v) if span.num_rows == 1 else self._prefill(rows, k, v))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            k, v = self._read(keys, span), self._read(values, span)
+            rows = slice(span.first_row, span.first_row + span.num_rows)
+            attend = self._decode if span.num_rows == 1 else self._prefill
+            output[rows] = attend(queries[rows], k, v)
+        return output
 
     def _read(self, cached: torch.Tensor, span: SequenceSpan) -> torch.Tensor:
         """A sequence's keys or values: [1, kv_heads, context, head_dim]."""
@@ -125,7 +142,8 @@ def attend_in_slices(queries: torch.Tensor, keys: torch.Tensor, values: torch.Te
         own = scores.view(kv_heads, group, rows, visible)[..., before + start :]
         own.masked_fill_(hidden[:rows, :rows], -torch.inf)
         weights = scores.softmax(dim=-1).to(values.dtype)
-        output[:, :, start:stop] = torch.bmm(weights, values[:, :visible]).view(kv_heads, group, rows, head_dim)
+        attended = torch.bmm(weights, values[:, :visible])
+        output[:, :, start:stop] = attended.view(kv_heads, group, rows, head_dim)
     return output
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.layers.weights import WeightedLayer
+from engine.native.kernels import Kernels, find_kernels
 
 
 class RMSNorm(WeightedLayer):
@@ -18,14 +19,21 @@ class RMSNorm(WeightedLayer):
         self._shape = (size,)
         self._eps = eps
         self._weight = torch.empty(0)
+        self._kernels: Kernels | None = None
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return {"weight": [self._shape]}
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
         (self._weight,) = parts
+        self._kernels = find_kernels(self._weight.device.type, self._weight.dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
+        """x [T, size], normalised and scaled. `delta`, like x, is added to x beforehand, in place."""
+        if self._kernels is not None:
+            return self._kernels.add_and_normalise(x, delta, self._weight, eps=self._eps)
+        if delta is not None:
+            x.add_(delta)
         return _normalise(x, self._eps) * self._weight
 
 
@@ -39,19 +47,19 @@ class HeadNorm(WeightedLayer):
         super().__init__()
         self._shape = (head_dim,)
         self._num_heads = (num_heads, num_kv_heads)
-        self._eps = eps
-        self._weight = torch.empty(0)  # [num_heads + num_kv_heads, head_dim]
+        self.eps = eps
+        self.weight = torch.empty(0)  # [num_heads + num_kv_heads, head_dim]
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return {"weight": [self._shape, self._shape]}
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
         rows = [part.expand(count, -1) for part, count in zip(parts, self._num_heads, strict=True)]
-        self._weight = torch.cat(rows)
+        self.weight = torch.cat(rows)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, num_heads + num_kv_heads, head_dim] → the same."""
-        return _normalise(x, self._eps) * self._weight
+        return _normalise(x, self.eps) * self.weight
 
 
 def _normalise(x: torch.Tensor, eps: float) -> torch.Tensor:

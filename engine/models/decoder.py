@@ -18,6 +18,7 @@ from engine.layers.linear import Linear
 from engine.layers.norm import HeadNorm, RMSNorm
 from engine.layers.rope import RotaryEmbedding, Rotation
 from engine.models.config import ModelConfig
+from engine.native.kernels import Kernels, find_kernels
 
 
 class Attention(nn.Module):
@@ -51,13 +52,35 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
+        if cache.kernels is not None:
+            self._rotate_and_store(cache.kernels, heads, inputs, cache, rotation)
+            return self.o_proj(cache.attend(self._layer, heads[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
         rotated = heads[:, : self._num_rotated]
         if self.qk_norm is not None:
             rotated = self.qk_norm(rotated)
         rotated = rope.apply(rotated, rotation)
-        queries, keys = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
-        attended = cache.attend(self._layer, queries, keys, heads[:, self._num_rotated :], inputs)
-        return self.o_proj(attended)  # type: ignore[no-any-return]
+        cache.store(self._layer, rotated[:, self._num_heads :], heads[:, self._num_rotated :], inputs)
+        return self.o_proj(cache.attend(self._layer, rotated[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
+
+    def _rotate_and_store(
+        self,
+        kernels: Kernels,
+        heads: torch.Tensor,
+        inputs: StepInputs,
+        cache: PagedKVCache,
+        rotation: Rotation,
+    ) -> None:
+        """All that comes between the projections and attention, in one pass; the queries stay in `heads`."""
+        kernels.rotate_and_store(
+            heads,
+            None if self.qk_norm is None else self.qk_norm.weight,
+            rotation.cos,
+            rotation.signed_sin,
+            inputs.slots,
+            cache.keys[self._layer][0],
+            cache.values[self._layer][0],
+            eps=0.0 if self.qk_norm is None else self.qk_norm.eps,
+        )
 
 
 class GatedMLP(nn.Module):
@@ -72,6 +95,8 @@ class GatedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
         gate_up = self.gate_up_proj(x)
+        if (kernels := find_kernels(x.device.type, x.dtype)) is not None:
+            return self.down_proj(kernels.silu_and_multiply(gate_up))  # type: ignore[no-any-return]
         gate, up = gate_up[:, : self._size], gate_up[:, self._size :]
         return self.down_proj(F.silu(gate).mul_(up))  # type: ignore[no-any-return]
 
@@ -89,14 +114,18 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
+        delta: torch.Tensor | None,
         inputs: StepInputs,
         cache: PagedKVCache,
         rope: RotaryEmbedding,
         rotation: Rotation,
     ) -> torch.Tensor:
-        """[T, hidden] → [T, hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), inputs, cache, rope, rotation)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        """The MLP's output, which the next layer adds to x: [T, hidden].
+
+        `delta` is what the layer before gave so; x is changed in place.
+        """
+        attended = self.self_attn(self.input_layernorm(x, delta), inputs, cache, rope, rotation)
+        return self.mlp(self.post_attention_layernorm(x, attended))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -115,11 +144,12 @@ class Decoder(nn.Module):
         """The hidden states of the rows that are sampled: [S, hidden]."""
         rotation = rope.rotation(inputs.positions)
         x = self.embed_tokens(inputs.token_ids)
+        delta: torch.Tensor | None = None
         for layer in self.layers:
-            x = layer(x, inputs, cache, rope, rotation)
+            delta = layer(x, delta, inputs, cache, rope, rotation)
         if inputs.sampled_rows is not None:
-            x = x[inputs.sampled_rows]
-        return self.norm(x)  # type: ignore[no-any-return]
+            x, delta = x[inputs.sampled_rows], None if delta is None else delta[inputs.sampled_rows]
+        return self.norm(x, delta)  # type: ignore[no-any-return]
 
 
 class CausalLM(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from engine.build import build_core
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.native.kernels import find_kernels
 from engine.types import EngineRequest, SamplingParams
 from tests.engine.tiny_models import RECIPES, Reference, prompt_of
 
@@ -69,6 +70,18 @@ def test_alone(model: Path, expected: dict[int, list[int]]) -> None:
     core = core_of(model)
     for length in LENGTHS:
         assert run(core, [greedy("only", prompt_of(length))])["only"] == expected[length]
+
+
+def test_without_compiled_kernels(
+    model: Path, expected: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without a compiler."""
+    monkeypatch.setattr("engine.native.kernels.load_library", lambda: None)
+    find_kernels.cache_clear()
+    try:
+        assert all_greedy(core_of(model)) == expected
+    finally:
+        find_kernels.cache_clear()
 
 
 def test_in_a_batch_of_mixed_lengths(model: Path, expected: dict[int, list[int]]) -> None:

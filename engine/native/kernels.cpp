@@ -1,0 +1,234 @@
+// The CPU's small operations of a decoder, each in one pass over memory and over all threads.
+//
+// Plain C++ that the compiler vectorises for the machine it runs on; every number is widened to float32, worked
+// on, and rounded once at the end. Called through engine/native/kernels.py, which checks shapes and types: here
+// nothing is checked. Tensors are contiguous but for the strides that are passed, counted in elements.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline float widen(bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float widen(float x) { return x; }
+
+inline void narrow(float x, bfloat16& out) {  // to the nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  out.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0);
+}
+
+inline void narrow(float x, float& out) { out = x; }
+
+// e^x to float32's precision, by a polynomial over half an octave (the coefficients are Cephes' expf's). Unlike
+// std::exp it becomes part of a vectorised loop without a library of vector functions.
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float octaves = std::rint(x * 1.44269504f);
+  const float r = (x - octaves * 0.693359375f) + octaves * 2.12194440e-4f;
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(octaves) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return y * power;
+}
+
+constexpr int kMaxHeadDim = 256;
+constexpr int kHeadsAtOnce = 8;  // query heads that share the reading of a key
+constexpr int kRowsAtOnce = 32;  // keys between two updates of the running maximum
+
+template <typename T>
+struct Cache {
+  const T* keys;    // of one key-value head: [slots, head_dim]
+  const T* values;  // likewise
+  const int64_t* block_table;
+  int64_t block_size;
+};
+
+// One query per head against `context` keys, the softmax in passing ("online"): nothing of the context's length
+// is stored. D is the head's dimension where it is known when compiling, else 0.
+template <typename T, int D>
+void attend(const T* queries, int heads, const Cache<T>& cache, int64_t context, int head_dim, float scale,
+            T* outputs) {
+  constexpr int kDim = D ? D : kMaxHeadDim;
+  const int dim = D ? D : head_dim;
+  alignas(64) float query[kHeadsAtOnce][kDim], sum[kHeadsAtOnce][kDim], weight[kHeadsAtOnce][kRowsAtOnce];
+  float highest[kHeadsAtOnce], total[kHeadsAtOnce];
+  for (int h = 0; h < heads; ++h) {
+    for (int d = 0; d < dim; ++d) query[h][d] = widen(queries[h * dim + d]) * scale;
+    for (int d = 0; d < dim; ++d) sum[h][d] = 0.0f;
+    highest[h] = -1e30f;
+    total[h] = 0.0f;
+  }
+  for (int64_t first = 0, rows; first < context; first += rows) {
+    const int64_t within = first % cache.block_size;
+    rows = std::min<int64_t>({kRowsAtOnce, cache.block_size - within, context - first});
+    const int64_t slot = cache.block_table[first / cache.block_size] * cache.block_size + within;
+    const T* keys = cache.keys + slot * dim;
+    const T* values = cache.values + slot * dim;
+    for (int j = 0; j < rows; ++j)
+      for (int h = 0; h < heads; ++h) {
+        float dot = 0.0f;
+        for (int d = 0; d < dim; ++d) dot += query[h][d] * widen(keys[j * dim + d]);
+        weight[h][j] = dot;
+      }
+    for (int h = 0; h < heads; ++h) {
+      float top = highest[h];
+      for (int j = 0; j < rows; ++j) top = weight[h][j] > top ? weight[h][j] : top;
+      if (top > highest[h]) {
+        const float shrink = exponential(highest[h] - top);
+        total[h] *= shrink;
+        for (int d = 0; d < dim; ++d) sum[h][d] *= shrink;
+        highest[h] = top;
+      }
+      for (int j = 0; j < rows; ++j) weight[h][j] = exponential(weight[h][j] - top);
+      for (int j = 0; j < rows; ++j) total[h] += weight[h][j];
+      for (int j = 0; j < rows; ++j)
+        for (int d = 0; d < dim; ++d) sum[h][d] += weight[h][j] * widen(values[j * dim + d]);
+    }
+  }
+  for (int h = 0; h < heads; ++h)
+    for (int d = 0; d < dim; ++d) narrow(sum[h][d] / total[h], outputs[h * dim + d]);
+}
+
+// queries [num_rows, kv_heads * group, head_dim], rows `query_stride` apart → out, contiguous; keys and values
+// [kv_heads, slots, head_dim]; row r's blocks begin at blocks[starts[r]]; contexts [num_rows].
+template <typename T>
+void decode_attention(const T* queries, int64_t query_stride, const T* keys, const T* values,
+                      const int64_t* blocks, const int64_t* starts, const int64_t* contexts, int64_t num_rows,
+                      int kv_heads, int group, int head_dim, int64_t slots, int64_t block_size, float scale,
+                      int num_threads, T* out) {
+  const auto of_one_head = head_dim == 128 ? attend<T, 128> : head_dim == 64 ? attend<T, 64> : attend<T, 0>;
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads)
+  for (int64_t item = 0; item < num_rows * kv_heads; ++item) {
+    const int64_t row = item / kv_heads, head = item % kv_heads;
+    const Cache<T> cache{keys + head * slots * head_dim, values + head * slots * head_dim,
+                         blocks + starts[row], block_size};
+    for (int first = 0; first < group; first += kHeadsAtOnce) {
+      const int64_t offset = (head * group + first) * head_dim;
+      of_one_head(queries + row * query_stride + offset, std::min(kHeadsAtOnce, group - first), cache,
+                  contexts[row], head_dim, scale, out + row * kv_heads * group * head_dim + offset);
+    }
+  }
+}
+
+template <typename T>
+float inverse_length(const T* x, int64_t size, float eps) {
+  float squares = 0.0f;
+  for (int64_t i = 0; i < size; ++i) squares += widen(x[i]) * widen(x[i]);
+  return 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
+}
+
+// One head of a query or key: normalised where there is a weight, then rotated.
+template <typename T>
+void turn(const T* x, const T* weight, const T* cos, const T* signed_sin, int head_dim, float eps, T* out) {
+  alignas(64) float turned[kMaxHeadDim];
+  const float scale = weight ? inverse_length(x, head_dim, eps) : 1.0f;
+  for (int d = 0; d < head_dim; ++d) turned[d] = widen(x[d]) * scale;
+  if (weight)
+    for (int d = 0; d < head_dim; ++d) turned[d] *= widen(weight[d]);
+  const int half = head_dim / 2;
+  for (int d = 0; d < half; ++d)
+    narrow(turned[d] * widen(cos[d]) + turned[d + half] * widen(signed_sin[d]), out[d]);
+  for (int d = half; d < head_dim; ++d)
+    narrow(turned[d] * widen(cos[d]) + turned[d - half] * widen(signed_sin[d]), out[d]);
+}
+
+// heads [num_rows, num_heads + 2 * kv_heads, head_dim]: queries are turned where they are, keys are turned and
+// go to the cache, values go to the cache.
+template <typename T>
+void rotate_and_store(T* heads, const T* weights, const T* cos, const T* signed_sin, const int64_t* slot_of_row,
+                      T* keys, T* values, int64_t num_rows, int num_heads, int kv_heads, int head_dim,
+                      int64_t slots, float eps, int num_threads) {
+  const int per_row = num_heads + 2 * kv_heads;
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows > 1)
+  for (int64_t item = 0; item < num_rows * per_row; ++item) {
+    const int64_t row = item / per_row;
+    const int head = static_cast<int>(item % per_row);
+    T* x = heads + item * head_dim;
+    if (head < num_heads + kv_heads) {
+      T* out = head < num_heads ? x : keys + ((head - num_heads) * slots + slot_of_row[row]) * head_dim;
+      turn(x, weights ? weights + head * head_dim : nullptr, cos + row * head_dim, signed_sin + row * head_dim,
+           head_dim, eps, out);
+    } else {
+      T* out = values + ((head - num_heads - kv_heads) * slots + slot_of_row[row]) * head_dim;
+      std::memcpy(out, x, sizeof(T) * head_dim);
+    }
+  }
+}
+
+// residual += delta where there is one; out = residual, normalised and scaled. All [num_rows, size].
+template <typename T>
+void add_and_normalise(T* residual, const T* delta, const T* weight, int64_t num_rows, int64_t size, float eps,
+                       int num_threads, T* out) {
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows > 4)
+  for (int64_t row = 0; row < num_rows; ++row) {
+    T* x = residual + row * size;
+    if (delta)
+      for (int64_t i = 0; i < size; ++i) narrow(widen(x[i]) + widen(delta[row * size + i]), x[i]);
+    const float scale = inverse_length(x, size, eps);
+    for (int64_t i = 0; i < size; ++i) narrow(widen(x[i]) * scale * widen(weight[i]), out[row * size + i]);
+  }
+}
+
+// gate_up [num_rows, 2 * size] → silu(first half) * second half, [num_rows, size].
+template <typename T>
+void silu_and_multiply(const T* gate_up, int64_t num_rows, int64_t size, int num_threads, T* out) {
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows > 2)
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const T* gate = gate_up + row * 2 * size;
+    const T* up = gate + size;
+    for (int64_t i = 0; i < size; ++i) {
+      const float x = widen(gate[i]);
+      narrow(x / (1.0f + exponential(-x)) * widen(up[i]), out[row * size + i]);
+    }
+  }
+}
+
+}  // namespace
+
+#define EXPORT(SUFFIX, T)                                                                                     \
+  extern "C" void decode_attention_##SUFFIX(                                                                  \
+      const T* queries, int64_t query_stride, const T* keys, const T* values, const int64_t* blocks,          \
+      const int64_t* starts, const int64_t* contexts, int64_t num_rows, int kv_heads, int group,              \
+      int head_dim, int64_t slots, int64_t block_size, float scale, int num_threads, T* out) {                \
+    decode_attention(queries, query_stride, keys, values, blocks, starts, contexts, num_rows, kv_heads,       \
+                     group, head_dim, slots, block_size, scale, num_threads, out);                            \
+  }                                                                                                           \
+  extern "C" void rotate_and_store_##SUFFIX(T* heads, const T* weights, const T* cos, const T* signed_sin,    \
+                                            const int64_t* slot_of_row, T* keys, T* values, int64_t num_rows, \
+                                            int num_heads, int kv_heads, int head_dim, int64_t slots,         \
+                                            float eps, int num_threads) {                                     \
+    rotate_and_store(heads, weights, cos, signed_sin, slot_of_row, keys, values, num_rows, num_heads,         \
+                     kv_heads, head_dim, slots, eps, num_threads);                                            \
+  }                                                                                                           \
+  extern "C" void add_and_normalise_##SUFFIX(T* residual, const T* delta, const T* weight, int64_t num_rows,  \
+                                             int64_t size, float eps, int num_threads, T* out) {              \
+    add_and_normalise(residual, delta, weight, num_rows, size, eps, num_threads, out);                        \
+  }                                                                                                           \
+  extern "C" void silu_and_multiply_##SUFFIX(const T* gate_up, int64_t num_rows, int64_t size,                \
+                                             int num_threads, T* out) {                                       \
+    silu_and_multiply(gate_up, num_rows, size, num_threads, out);                                             \
+  }
+
+EXPORT(bfloat16, bfloat16)
+EXPORT(float32, float)

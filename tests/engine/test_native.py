@@ -1,0 +1,184 @@
+"""The compiled kernels against the same written with PyTorch, in float64; and life without them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.native import compiler
+from engine.native.kernels import Kernels, find_kernels, fits_head_dim
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+needs_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="kernels are compiled by g++ on Linux"
+)
+
+
+def kernels_for(dtype: torch.dtype) -> Kernels:
+    kernels = find_kernels("cpu", dtype)
+    assert kernels is not None
+    return kernels
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """`expected` in float64: off by float32's rounding, or by the one rounding to bfloat16."""
+    tolerance = 2.0**-8 if actual.dtype is torch.bfloat16 else 2e-6
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "block_size"),
+    [(16, 8, 128, 16), (4, 4, 64, 32), (9, 3, 80, 7), (24, 2, 32, 1), (2, 1, 256, 48), (1, 1, 2, 16)],
+)
+def test_decode_attention(
+    dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, block_size: int
+) -> None:
+    torch.manual_seed(0)
+    contexts = [1, block_size, block_size + 1, 70]
+    num_blocks = 80
+    keys, values = torch.randn(2, kv_heads, num_blocks * block_size, head_dim).to(dtype)
+    rows = torch.randn(len(contexts), heads + 3, head_dim).to(dtype)
+    queries = 3 * rows[:, :heads]  # of a wider tensor, and sharp enough for the running maximum to move
+    rows[:, :heads] = queries
+    tables = [torch.randperm(num_blocks)[: -(-context // block_size)] for context in contexts]
+    out = torch.full((len(contexts), heads * head_dim), torch.nan).to(dtype)
+    kernels_for(dtype).decode_attention(
+        rows[:, :heads],
+        keys,
+        values,
+        torch.cat(tables),
+        torch.tensor([0, *(len(table) for table in tables[:-1])]).cumsum(0),
+        torch.tensor(contexts),
+        block_size=block_size,
+        out=out,
+    )
+    for row, (context, table) in enumerate(zip(contexts, tables, strict=True)):
+        slots = (table[:, None] * block_size + torch.arange(block_size)).flatten()[:context]
+        k, v = (x[:, slots].double().repeat_interleave(heads // kv_heads, 0) for x in (keys, values))
+        weights = torch.einsum("hd,hcd->hc", queries[row].double(), k).mul(head_dim**-0.5).softmax(-1)
+        assert_close(out[row], torch.einsum("hc,hcd->hd", weights, v).flatten())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_norm", [True, False])
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_rotate_and_store(dtype: torch.dtype, has_norm: bool, num_rows: int) -> None:
+    torch.manual_seed(0)
+    num_heads, kv_heads, head_dim, eps = 4, 2, 32, 1e-6
+    heads = torch.randn(num_rows, num_heads + 2 * kv_heads, head_dim).to(dtype)
+    weights = torch.randn(num_heads + kv_heads, head_dim).to(dtype) if has_norm else None
+    cos, sin = torch.randn(2, num_rows, 1, head_dim).to(dtype)
+    keys, values = torch.full((2, kv_heads, 64, head_dim), torch.nan).to(dtype)
+    slots = torch.tensor([63, 0, 17, 5, 40])[:num_rows]
+    x = heads.double()
+    turned = x[:, : num_heads + kv_heads]
+    if weights is not None:
+        turned = F.rms_norm(turned, (head_dim,), None, eps) * weights.double()
+    turned = turned * cos.double() + turned.roll(head_dim // 2, -1) * sin.double()
+    kernels_for(dtype).rotate_and_store(heads, weights, cos, sin, slots, keys, values, eps=eps)
+    assert_close(heads[:, :num_heads], turned[:, :num_heads])
+    assert_close(keys[:, slots], turned[:, num_heads:].transpose(0, 1))
+    assert_close(values[:, slots], x[:, -kv_heads:].transpose(0, 1))
+    untouched = [slot for slot in range(64) if slot not in slots]
+    assert keys[:, untouched].isnan().all() and values[:, untouched].isnan().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [1, 9])
+def test_add_and_normalise(dtype: torch.dtype, num_rows: int) -> None:
+    torch.manual_seed(0)
+    residual, delta = torch.randn(2, num_rows, 100).to(dtype)
+    weight = torch.randn(100).to(dtype)
+    added = (residual.double() + delta.double()).to(dtype)
+    before = residual.clone()
+    alone = kernels_for(dtype).add_and_normalise(residual, None, weight, eps=1e-5)
+    assert_close(alone, F.rms_norm(before.double(), (100,), weight.double(), 1e-5))
+    assert torch.equal(residual, before)
+    both = kernels_for(dtype).add_and_normalise(residual, delta, weight, eps=1e-5)
+    assert_close(both, F.rms_norm(added.double(), (100,), weight.double(), 1e-5))
+    assert_close(residual, added.double())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [1, 9])
+def test_silu_and_multiply(dtype: torch.dtype, num_rows: int) -> None:
+    torch.manual_seed(0)
+    gate_up = torch.randn(num_rows, 200).mul(4).to(dtype)
+    gate_up[0, :4] = torch.tensor([-1000.0, -90.0, 90.0, 1000.0])
+    gate, up = gate_up.double().chunk(2, -1)
+    assert_close(kernels_for(dtype).silu_and_multiply(gate_up), F.silu(gate) * up)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_not_a_number_stays_one(dtype: torch.dtype) -> None:
+    """A broken row must be seen as broken, and only that row."""
+    x = torch.ones(2, 64).to(dtype)
+    x[0, 3] = torch.nan
+    kernels = kernels_for(dtype)
+    normalised = kernels.add_and_normalise(x.clone(), None, torch.ones(64).to(dtype), eps=1e-6)
+    gated = kernels.silu_and_multiply(x.clone())
+    keys = values = torch.ones(1, 2, 64).to(dtype)
+    out = torch.empty_like(x)
+    one = torch.tensor([1, 1])
+    kernels.decode_attention(
+        x[:, None], keys, values, torch.zeros(2, dtype=torch.int64), one - 1, one, block_size=2, out=out
+    )
+    assert normalised[0].isnan().all() and not normalised[1].isnan().any()
+    assert gated[0, 3].isnan() and not gated[1].isnan().any()
+    assert out[0].isnan().all() and not out[1].isnan().any()
+
+
+def test_none_for_other_tensors() -> None:
+    assert find_kernels("cuda", torch.bfloat16) is None
+    assert find_kernels("cpu", torch.float16) is None
+    assert not fits_head_dim(512) and not fits_head_dim(33) and fits_head_dim(128)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (compiler.SWITCH, "0", "is 0"),
+        ("CXX", "no-such-compiler", "no g++"),
+        ("CXX", "false", "failed"),
+    ],
+)
+def test_without_a_compiler(
+    name: str,
+    value: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("other systems never compile")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        assert compiler.load_library.__wrapped__() is None
+    assert told in caplog.text
+
+
+@needs_compiler
+def test_a_directory_that_others_write_to_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever can write there could have their own code loaded."""
+    (tmp_path / "berth").mkdir()
+    (tmp_path / "berth").chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiler.load_library.__wrapped__() is not None
+    assert not list((tmp_path / "berth").iterdir())
