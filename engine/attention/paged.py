@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.inputs import SequenceSpan, StepInputs
-from engine.native.kernels import find_kernels, fits_head_dim
+from engine.native.kernels import Kernels, find_kernels, fits_head_dim
 
 # Of attention in slices: 64 and 128 rows take the same time, 256 take longer.
 _SLICE_ROWS = 64
@@ -108,7 +108,8 @@ class PagedKVCache:
         group = shape.num_heads // shape.num_kv_heads
         grouped = rows.reshape(num_rows, shape.num_kv_heads, group, shape.head_dim).permute(1, 2, 0, 3)
         if rows.dtype is torch.bfloat16 and rows.device.type == "cpu":
-            return attend_in_slices(grouped, keys[0], values[0]).permute(2, 0, 1, 3).reshape(num_rows, -1)
+            attended = attend_in_slices(grouped, keys[0], values[0], self.kernels)
+            return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
         shared = (shape.num_kv_heads, group, context, shape.head_dim)  # repeated without a copy: stride 0
         attended = F.scaled_dot_product_attention(
             grouped,
@@ -120,7 +121,9 @@ class PagedKVCache:
         return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
 
 
-def attend_in_slices(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def attend_in_slices(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kernels: Kernels | None
+) -> torch.Tensor:
     """Causal attention as two products per slice of rows, the softmax in float32.
 
     For bfloat16 on a CPU, where it takes under half the time of PyTorch's fused operator. The scores are
@@ -132,19 +135,27 @@ def attend_in_slices(queries: torch.Tensor, keys: torch.Tensor, values: torch.Te
     kv_heads, group, num_rows, head_dim = queries.shape
     before = keys.shape[1] - num_rows
     size = max(1, min(_SLICE_ROWS, _SLICE_SCORES // (kv_heads * group * keys.shape[1])))
-    hidden = torch.ones(size, size, dtype=torch.bool).triu(1)
     output = torch.empty_like(queries, memory_format=torch.contiguous_format)
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
         rows, visible = stop - start, before + stop
         sliced = queries[:, :, start:stop].reshape(kv_heads, group * rows, head_dim)
-        scores = torch.bmm(sliced, keys[:, :visible].transpose(1, 2)).float().mul_(head_dim**-0.5)
-        own = scores.view(kv_heads, group, rows, visible)[..., before + start :]
-        own.masked_fill_(hidden[:rows, :rows], -torch.inf)
-        weights = scores.softmax(dim=-1).to(values.dtype)
-        attended = torch.bmm(weights, values[:, :visible])
+        scores = torch.bmm(sliced, keys[:, :visible].transpose(1, 2))
+        if kernels is None:
+            scores = _causal_softmax(scores, rows, head_dim**-0.5)
+        else:
+            kernels.causal_softmax(scores.view(-1, rows, visible), scale=head_dim**-0.5)
+        attended = torch.bmm(scores, values[:, :visible])
         output[:, :, start:stop] = attended.view(kv_heads, group, rows, head_dim)
     return output
+
+
+def _causal_softmax(scores: torch.Tensor, num_rows: int, scale: float) -> torch.Tensor:
+    """softmax(scale * scores) of scores [M, group * num_rows, columns], of which the last row sees all."""
+    wide = scores.float().mul_(scale).view(scores.shape[0], -1, num_rows, scores.shape[-1])
+    hidden = torch.ones(num_rows, num_rows, dtype=torch.bool).triu(1)
+    wide[..., -num_rows:].masked_fill_(hidden, -torch.inf)
+    return wide.softmax(dim=-1).to(scores.dtype).view_as(scores)
 
 
 def _causal_mask(num_rows: int, context: int, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -131,6 +132,30 @@ void decode_attention(const T* queries, int64_t query_stride, const T* keys, con
   }
 }
 
+// scores [num_matrices, num_rows, num_columns] → softmax(scale * scores) in place. Row r sees all columns but the
+// last num_rows - 1 - r: those become 0.
+template <typename T>
+void causal_softmax(T* scores, int64_t num_matrices, int64_t num_rows, int64_t num_columns, float scale,
+                    int num_threads) {
+#pragma omp parallel num_threads(num_threads)
+  {
+    std::vector<float> weights(num_columns);
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < num_matrices * num_rows; ++item) {
+      T* row = scores + item * num_columns;
+      const int64_t visible = num_columns - num_rows + 1 + item % num_rows;
+      float highest = widen(row[0]), total = 0.0f;
+      for (int64_t i = 0; i < visible; ++i) weights[i] = widen(row[i]);
+      for (int64_t i = 0; i < visible; ++i) highest = weights[i] > highest ? weights[i] : highest;
+      for (int64_t i = 0; i < visible; ++i) weights[i] = exponential((weights[i] - highest) * scale);
+      for (int64_t i = 0; i < visible; ++i) total += weights[i];
+      const float share = 1.0f / total;
+      for (int64_t i = 0; i < visible; ++i) narrow(weights[i] * share, row[i]);
+      std::memset(static_cast<void*>(row + visible), 0, sizeof(T) * (num_columns - visible));
+    }
+  }
+}
+
 template <typename T>
 float inverse_length(const T* x, int64_t size, float eps) {
   float squares = 0.0f;
@@ -213,6 +238,10 @@ void silu_and_multiply(const T* gate_up, int64_t num_rows, int64_t size, int num
       int head_dim, int64_t slots, int64_t block_size, float scale, int num_threads, T* out) {                \
     decode_attention(queries, query_stride, keys, values, blocks, starts, contexts, num_rows, kv_heads,       \
                      group, head_dim, slots, block_size, scale, num_threads, out);                            \
+  }                                                                                                           \
+  extern "C" void causal_softmax_##SUFFIX(T* scores, int64_t num_matrices, int64_t num_rows,                  \
+                                          int64_t num_columns, float scale, int num_threads) {                \
+    causal_softmax(scores, num_matrices, num_rows, num_columns, scale, num_threads);                          \
   }                                                                                                           \
   extern "C" void rotate_and_store_##SUFFIX(T* heads, const T* weights, const T* cos, const T* signed_sin,    \
                                             const int64_t* slot_of_row, T* keys, T* values, int64_t num_rows, \

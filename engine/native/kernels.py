@@ -15,6 +15,7 @@ _MAX_HEAD_DIM = 256
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "decode_attention": (_P, _L, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _L, _F, _I, _P),
+    "causal_softmax": (_P, _L, _L, _L, _F, _I),
     "rotate_and_store": (_P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _F, _I),
     "add_and_normalise": (_P, _P, _P, _L, _L, _F, _I, _P),
     "silu_and_multiply": (_P, _L, _L, _I, _P),
@@ -44,6 +45,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, None
             functions[name] = function
         self._decode_attention = functions["decode_attention"]
+        self._causal_softmax = functions["causal_softmax"]
         self._rotate_and_store = functions["rotate_and_store"]
         self._add_and_normalise = functions["add_and_normalise"]
         self._silu_and_multiply = functions["silu_and_multiply"]
@@ -85,6 +87,16 @@ class Kernels:
             head_dim**-0.5,
             torch.get_num_threads(),
             out.data_ptr(),
+        )
+
+    def causal_softmax(self, scores: torch.Tensor, *, scale: float) -> None:
+        """softmax(scale * scores), in place, of scores [M, rows, columns]: the last row sees every column.
+
+        Each row before it sees one column less; what it doesn't see becomes 0.
+        """
+        num_matrices, num_rows, num_columns = scores.shape
+        self._causal_softmax(
+            scores.data_ptr(), num_matrices, num_rows, num_columns, scale, torch.get_num_threads()
         )
 
     def rotate_and_store(

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from engine.attention.paged import AttentionShape, PagedKVCache
+from engine.attention.paged import AttentionShape, PagedKVCache, attend_in_slices
 from engine.inputs import are_consecutive, build_inputs
+from engine.native.kernels import find_kernels
 from engine.types import Batch, SamplingParams, ScheduledSequence
 
 CPU = torch.device("cpu")
@@ -72,6 +73,20 @@ def test_against_attention_written_out(num_heads: int, num_kv_heads: int) -> Non
                 for rows, (i, _, stop) in zip(queries.split([b - a for _, a, b in step]), step, strict=True)
             ]
             torch.testing.assert_close(output, torch.cat(expected))
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize(("num_rows", "context"), [(1, 1), (64, 64), (65, 65), (130, 200), (3, 300)])
+def test_attention_in_slices(num_rows: int, context: int, has_kernels: bool) -> None:
+    torch.manual_seed(0)
+    queries = torch.randn(num_rows, 6, 32).bfloat16()
+    keys, values = torch.randn(2, context, 2, 32).bfloat16()
+    grouped = queries.view(num_rows, 2, 3, 32).permute(1, 2, 0, 3)
+    kernels = find_kernels("cpu", torch.bfloat16) if has_kernels else None
+    output = attend_in_slices(grouped, keys.transpose(0, 1), values.transpose(0, 1), kernels)
+    expected = written_out(queries.double(), keys.double(), values.double())
+    actual = output.permute(2, 0, 1, 3).reshape(num_rows, -1).double()
+    torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_inputs_of_a_mixed_batch() -> None:

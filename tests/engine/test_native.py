@@ -70,6 +70,18 @@ def test_decode_attention(
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (1, 70), (5, 5), (7, 40)])
+def test_causal_softmax(dtype: torch.dtype, num_rows: int, num_columns: int) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(3, num_rows, num_columns).mul(20).to(dtype)
+    hidden = torch.ones(num_rows, num_columns, dtype=torch.bool).triu(1 + num_columns - num_rows)
+    expected = scores.double().mul(0.3).masked_fill(hidden, -torch.inf).softmax(-1)
+    kernels_for(dtype).causal_softmax(scores, scale=0.3)
+    assert_close(scores, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_norm", [True, False])
 @pytest.mark.parametrize("num_rows", [1, 5])
 def test_rotate_and_store(dtype: torch.dtype, has_norm: bool, num_rows: int) -> None:
