@@ -1,0 +1,89 @@
+"""What can this server do? Asked once, before the cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from conformance.case import Need
+from conformance.client import CHAT, COMPLETIONS, Api, Facts
+
+NUM_TOKENS = 32
+_PROMPTS = (
+    "Once upon a time there was",
+    "Hello! How are you today? I am",
+    "1 2 3 4 5 6 7 8",
+    "def main():\n    print(",
+)
+_TOOL = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}},
+}
+
+
+class Unusable(Exception):
+    """The server can't be examined at all."""
+
+
+async def probe(http: httpx.AsyncClient, model: str | None) -> tuple[Api, frozenset[Need]]:
+    """Facts and abilities of the server. Raises Unusable if it has no such model, or none."""
+    response = await http.get("/v1/models")
+    if response.status_code != 200:
+        raise Unusable(f"GET /v1/models answers {response.status_code}: {response.text[:200]}")
+    cards = {card["id"]: card for card in response.json()["data"]}
+    if not cards or (model is not None and model not in cards):
+        raise Unusable(f"The server has the models {sorted(cards)}, not {model!r}.")
+    card = cards[model] if model is not None else next(iter(cards.values()))
+    facts = Facts(card["id"], card.get("max_model_len") or 2048, card.get("owned_by", ""))
+    api = Api(http, facts)
+    abilities = {need for need, request in _requests(facts.model).items() if await _works(api, *request)}
+    if Need.GENERATE in abilities:
+        api = Api(http, await _with_sample(api))
+    return api, frozenset(abilities)
+
+
+def _requests(model: str) -> dict[Need, tuple[str, dict[str, Any]]]:
+    chat = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    return {
+        Need.GENERATE: (COMPLETIONS, {"model": model, "prompt": "Hi", "max_tokens": 1}),
+        Need.CHAT: (CHAT, chat),
+        Need.TOOLS: (CHAT, {**chat, "tools": [_TOOL], "tool_choice": "auto"}),
+        Need.REASONING: (CHAT, {**chat, "thinking_token_budget": 1}),
+        Need.EMBED: ("/v1/embeddings", {"model": model, "input": "Hi"}),
+        Need.SCORE: ("/v1/score", {"model": model, "text_1": "Hi", "text_2": "Ho"}),
+    }
+
+
+async def _works(api: Api, path: str, body: dict[str, Any]) -> bool:
+    return (await api.post(path, body)).status == 200
+
+
+async def _with_sample(api: Api) -> Facts:
+    """A prompt, of those here, whose greedy continuation has the most different characters."""
+    best, best_text = "", ""
+    for prompt in _PROMPTS:
+        answer = await api.complete(prompt, max_tokens=NUM_TOKENS)
+        text = answer["choices"][0]["text"]
+        if not best or len(set(text)) > len(set(best_text)):
+            best, best_text = prompt, text
+    known = api.facts
+    return Facts(
+        known.model,
+        known.max_model_len,
+        known.owner,
+        prompt=best,
+        prompt_ids=await api.tokens_of(best, add_special_tokens=True),
+        text=best_text,
+        token_ids=await _sampled_ids(api, best),
+    )
+
+
+async def _sampled_ids(api: Api, prompt: str) -> list[int]:
+    """The ids of the greedy continuation; empty where the server doesn't give them."""
+    answer = await api.post(
+        COMPLETIONS, api.completion_body(prompt, max_tokens=NUM_TOKENS, return_token_ids=True)
+    )
+    if answer.status != 200:
+        return []
+    return answer.json["choices"][0].get("token_ids") or []
