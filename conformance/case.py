@@ -21,6 +21,8 @@ class Need(StrEnum):
     CHAT = "has a chat template"
     TOOLS = "parses tool calls"
     REASONING = "separates reasoning"
+    RESPONSES = "has /v1/responses"
+    MESSAGES = "has /v1/messages"
     EMBED = "embeds"
     SCORE = "scores"
 

@@ -38,6 +38,8 @@ async def probe(http: httpx.AsyncClient, model: str | None) -> tuple[Api, frozen
     facts = Facts(card["id"], card.get("max_model_len") or 2048, card.get("owned_by", ""))
     api = Api(http, facts)
     abilities = {need for need, request in _requests(facts.model).items() if await _works(api, *request)}
+    if await _can_think(api):
+        abilities.add(Need.REASONING)
     if Need.GENERATE in abilities:
         api = Api(http, await _with_sample(api))
     return api, frozenset(abilities)
@@ -49,7 +51,8 @@ def _requests(model: str) -> dict[Need, tuple[str, dict[str, Any]]]:
         Need.GENERATE: (COMPLETIONS, {"model": model, "prompt": "Hi", "max_tokens": 1}),
         Need.CHAT: (CHAT, chat),
         Need.TOOLS: (CHAT, {**chat, "tools": [_TOOL], "tool_choice": "auto"}),
-        Need.REASONING: (CHAT, {**chat, "thinking_token_budget": 1}),
+        Need.RESPONSES: ("/v1/responses", {"model": model, "input": "Hi", "max_output_tokens": 1}),
+        Need.MESSAGES: ("/v1/messages", chat),
         Need.EMBED: ("/v1/embeddings", {"model": model, "input": "Hi"}),
         Need.SCORE: ("/v1/score", {"model": model, "text_1": "Hi", "text_2": "Ho"}),
     }
@@ -57,6 +60,18 @@ def _requests(model: str) -> dict[Need, tuple[str, dict[str, Any]]]:
 
 async def _works(api: Api, path: str, body: dict[str, Any]) -> bool:
     return (await api.post(path, body)).status == 200
+
+
+async def _can_think(api: Api) -> bool:
+    """Whether the chat template has a switch for it."""
+    body: dict[str, Any] = {"model": api.facts.model, "messages": [{"role": "user", "content": "Hi"}]}
+    prompts = [
+        await api.post("/tokenize", {**body, "chat_template_kwargs": {"enable_thinking": switch}})
+        for switch in (True, False)
+    ]
+    if any(prompt.status != 200 for prompt in prompts):
+        return False
+    return bool(prompts[0].json["tokens"] != prompts[1].json["tokens"])
 
 
 async def _with_sample(api: Api) -> Facts:

@@ -8,11 +8,18 @@ from conformance.cases import (
     completions,
     errors,
     logprobs,
+    messages,
+    metrics,
     models,
+    pooling,
+    reasoning,
+    responses,
     sampling,
     stops,
     streams,
+    structured,
     tokenize,
+    tools,
 )
 
 _GROUPS = (
@@ -24,7 +31,14 @@ _GROUPS = (
     stops.group,
     logprobs.group,
     streams.group,
+    structured.group,
+    tools.group,
+    reasoning.group,
+    responses.group,
+    messages.group,
+    pooling.group,
     errors.group,
+    metrics.group,
 )
 
 

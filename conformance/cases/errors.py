@@ -97,9 +97,13 @@ _IN_CHAT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 async def _error(api: Api, path: str, fields: dict[str, Any]) -> Any:
+    return await api.refused(await api.post(path, _body(api, path, fields)))
+
+
+def _body(api: Api, path: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """A right body but for these fields."""
     whole = api.completion_body() if path == COMPLETIONS else api.chat_body()
-    body = {name: value for name, value in {**whole, **fields}.items() if value is not OMIT}
-    return await api.refused(await api.post(path, body))
+    return {name: value for name, value in {**whole, **fields}.items() if value is not OMIT}
 
 
 @group.each(_IN_COMPLETION)
@@ -215,5 +219,5 @@ async def a_charset_may_be_named(api: Api) -> None:
 async def a_failed_request_does_not_disturb_others(api: Api) -> None:
     before = (await api.complete())["choices"][0]["text"]
     for fields, _ in _IN_COMPLETION.values():
-        await api.post(COMPLETIONS, api.completion_body("a", **fields))
+        await api.post(COMPLETIONS, _body(api, COMPLETIONS, fields))
     equal((await api.complete())["choices"][0]["text"], before, "text")
