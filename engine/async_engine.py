@@ -154,6 +154,11 @@ class AsyncEngine:
         return len(self._streams)
 
     @property
+    def request_ids(self) -> list[str]:
+        """Of those requests."""
+        return list(self._streams)
+
+    @property
     def max_model_len(self) -> int:
         """Tokens of prompt and output together. Raises EngineDead before the core is built."""
         return self._get_core().max_model_len

@@ -11,11 +11,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.errors import EngineError
-from engine.server import ops
+from engine.server import control, ops
+from engine.server.absent import ABSENT, not_here
 from engine.server.chat import create_chat_completion
 from engine.server.completions import create_completion
 from engine.server.errors import GenerationFailed, UnknownRoute, WrongMethod, error_response
 from engine.server.gate import Gate
+from engine.server.openapi import docs_page, openapi_document
 from engine.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,11 @@ _ROUTES = (
     ("GET", "/metrics", ops.metrics),
     ("POST", "/tokenize", ops.tokenize),
     ("POST", "/detokenize", ops.detokenize),
+    ("POST", "/inference/v1/abort_requests", control.abort_requests),
+    ("POST", "/abort_requests", control.abort_requests),
+    ("GET", "/openapi.json", openapi_document),
+    ("GET", "/docs", docs_page),
+    *((method, path, not_here) for method, path in ABSENT),
 )
 
 

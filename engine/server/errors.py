@@ -50,6 +50,12 @@ class ShuttingDown(EngineError):
     code = "shutting_down"
 
 
+class NotImplementedHere(InvalidRequest):
+    """A path that others have, and this engine doesn't."""
+
+    code = "not_implemented"
+
+
 class GenerationFailed(EngineError):
     """The engine ended a request with an error of its own."""
 
@@ -69,6 +75,7 @@ _STATUS = {
     NotReady.code: HTTPStatus.SERVICE_UNAVAILABLE,
     ShuttingDown.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDead.code: HTTPStatus.SERVICE_UNAVAILABLE,
+    NotImplementedHere.code: HTTPStatus.NOT_IMPLEMENTED,
 }
 
 _TYPES = {

@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import EngineError
 from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response
+from engine.server.request_ids import choose_request_id, set_request_id
 from engine.server.service import Service
 
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
-_UNGATED_PATHS = _OPEN_PATHS | {"/metrics", "/load"}
+_UNGATED_PATHS = _OPEN_PATHS | {"/metrics", "/load", "/openapi.json", "/docs"}
 _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 
 
@@ -59,7 +60,9 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         path = scope["path"]
         if self._keys and path not in _OPEN_PATHS and not self._has_key(Headers(scope=scope)):
-            raise WrongKey("Wrong or missing API key: send it as `Authorization: Bearer KEY`.")
+            raise WrongKey(
+                "Wrong or missing API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+            )
         if path in _UNGATED_PATHS or self._service.is_ready:
             return
         if self._service.draining:
@@ -67,22 +70,23 @@ class Gate:
         raise NotReady("The model is still loading, or the engine has ended.")
 
     def _has_key(self, headers: Headers) -> bool:
-        """In constant time, whichever key it may be."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        """In constant time, whichever key it may be. Anthropic's clients send it as x-api-key."""
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
+        matches = [hmac.compare_digest(word.encode(), key) for word in given for key in self._keys]
+        return any(matches)
 
 
 def request_id_of(request: Request, asked: str | None) -> str:
     """The id that the answer carries: the header's, else the body's, else the one made at the gate."""
-    made: str = request.scope["state"]["request_id"]
-    return made if "x-request-id" in request.headers else asked or made
+    return choose_request_id(asked)
 
 
 def _name_request(scope: Scope, send: Send) -> Send:
     given = Headers(scope=scope).get("x-request-id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     scope.setdefault("state", {})["request_id"] = request_id
+    set_request_id(request_id, is_final=request_id == given)
 
     async def send_named(message: Message) -> None:
         if message["type"] == "http.response.start":

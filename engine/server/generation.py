@@ -64,16 +64,13 @@ class Choice:
         return ChoiceDelta(self, self._take_prefix(), FinishReason.LENGTH)
 
     def apply(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
-        """Raises GenerationFailed or ShuttingDown where the engine ended the request for its own reasons."""
+        """Raises GenerationFailed where the engine could not go on."""
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         self._time(delta, metrics)
         reason = delta.finish_reason
         if reason is FinishReason.ERROR:
             self.end(reason, metrics)
             raise GenerationFailed(delta.error or "The engine could not go on with this request.")
-        if reason is FinishReason.ABORT:
-            self.end(reason, metrics)
-            raise ShuttingDown("The server is shutting down; this answer is not complete.")
         return self._to_text(delta, metrics)
 
     def _to_text(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
@@ -174,12 +171,19 @@ class Generation:
             return self._steps_of_one(*self._streams[0])
         return self._steps_of_many()
 
+    def _apply(self, choice: Choice, delta: TokenDelta) -> ChoiceDelta:
+        """An abort by request id is an end like others, one by the server's own end is not."""
+        if delta.finish_reason is FinishReason.ABORT and not self._engine.is_alive:
+            choice.end(FinishReason.ABORT, self._metrics)
+            raise ShuttingDown("The server is shutting down; this answer is not complete.")
+        return choice.apply(delta, self._metrics)
+
     async def _steps_of_none(self) -> AsyncIterator[list[ChoiceDelta]]:
         yield [choice.end_at_once() for choice in self._choices]
 
     async def _steps_of_one(self, choice: Choice, stream: TokenStream) -> AsyncIterator[list[ChoiceDelta]]:
         async for delta in stream:
-            step = choice.apply(delta, self._metrics)
+            step = self._apply(choice, delta)
             if step.finish_reason is not None:
                 await stream.aclose()
             yield [step]
@@ -200,7 +204,7 @@ class Generation:
                     raise delta
                 if choice.is_ended:  # by a stop string, with more tokens under way
                     continue
-                deltas.append(choice.apply(delta, self._metrics))
+                deltas.append(self._apply(choice, delta))
                 if deltas[-1].finish_reason is not None:
                     await streams[choice].aclose()
             if deltas:

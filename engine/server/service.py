@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from engine.server.generation import Choice, Generation
 from engine.server.metrics import Metrics
 from engine.server.model import ServedModel
 from engine.server.protocol import GenerationBody
+from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.sampling_params import make_sampling_params
 from engine.types import EngineRequest
 
@@ -66,6 +66,7 @@ class Service:
     def begin(self, body: GenerationBody, prompts: Sequence[Prompt]) -> tuple[Generation, list[Choice]]:
         """The request's choices, ready to run. Raises InvalidRequest and TooManyWaiting."""
         self._check_room(len(prompts), body.n)
+        choose_request_id(body.request_id)
         seed = self._random.getrandbits(63) if body.seed is None else body.seed
         numbered = enumerate((prompt, number) for prompt in prompts for number in range(body.n))
         choices = [
@@ -100,7 +101,7 @@ class Service:
             include_stop_in_output=show_stop,
         )
         request = EngineRequest(
-            request_id=uuid.uuid4().hex,  # the client's id may be in use twice, ours must not
+            request_id=new_sequence_id(),
             prompt_token_ids=prompt.token_ids,
             params=params,
             arrival_time=time.monotonic(),

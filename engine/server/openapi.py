@@ -1,0 +1,214 @@
+"""The engine's OpenAPI document and the page that shows it, made of the route table and the body models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from html import escape
+from http import HTTPStatus
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from engine import __version__
+from engine.server.absent import ABSENT
+from engine.server.operations import OPERATIONS, Answer, Operation
+
+_REFERENCE = "#/components/schemas/{model}"
+_ERRORS = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+_ENVELOPE: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"], "description": "The field that is wrong."},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+# Asked for without a key.
+_OPEN = {"/health", "/ping", "/version"}
+
+
+async def openapi_document(request: Request) -> Response:
+    return JSONResponse(build_document())
+
+
+async def docs_page(request: Request) -> Response:
+    return HTMLResponse(_render_page(build_document()))
+
+
+@cache
+def build_document() -> dict[str, Any]:
+    """The document, OpenAPI 3.1. Treat it as read-only: there is one."""
+    schemas = _schemas({body for operation in OPERATIONS.values() for body in operation.bodies})
+    paths: dict[str, dict[str, Any]] = {}
+    for (method, path), operation in OPERATIONS.items():
+        paths.setdefault(path, {})[method.lower()] = _describe(method, path, operation)
+    for (method, path), reason in ABSENT.items():
+        paths.setdefault(path, {})[method.lower()] = _describe_absent(method, path, reason)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Berth's engine",
+            "version": __version__,
+            "description": "One model behind OpenAI's API. Errors: `{error: {message, type, param, code}}`; "
+            "an unknown field is one.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {**schemas, "Error": _ENVELOPE},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+    }
+
+
+def _schemas(bodies: Iterable[type[Any]]) -> dict[str, Any]:
+    ordered = sorted(bodies, key=lambda body: body.__name__)
+    _, definitions = models_json_schema([(body, "validation") for body in ordered], ref_template=_REFERENCE)
+    found: dict[str, Any] = definitions.get("$defs", {})
+    return found
+
+
+def _describe(method: str, path: str, operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": _operation_id(method, path),
+        "summary": operation.summary,
+        "responses": _responses(operation),
+    }
+    if path not in _OPEN:
+        described["security"] = [{"bearer": []}, {"key": []}, {}]
+    if operation.sleep_mode:
+        described["description"] = "There only with --enable-sleep-mode."
+    if operation.bodies:
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _body(operation)}},
+        }
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in operation.query.items()
+    ]
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in _path_parameters(path)
+    ]
+    if parameters:
+        described["parameters"] = parameters
+    return described
+
+
+def _body(operation: Operation) -> dict[str, Any]:
+    references = [{"$ref": _REFERENCE.format(model=body.__name__)} for body in operation.bodies]
+    return references[0] if len(references) == 1 else {"anyOf": references}
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if operation.answer is not Answer.EMPTY:
+        content[operation.answer.value] = {
+            "schema": {} if operation.answer is Answer.JSON else {"type": "string"}
+        }
+    if operation.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    good: dict[str, Any] = {"description": "Done."}
+    if content:
+        good["content"] = content
+    return {"200": good, **{str(status.value): _error(status) for status in _ERRORS}}
+
+
+def _error(status: HTTPStatus) -> dict[str, Any]:
+    schema = {"$ref": _REFERENCE.format(model="Error")}
+    return {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
+
+
+def _describe_absent(method: str, path: str, reason: str) -> dict[str, Any]:
+    return {
+        "operationId": _operation_id(method, path),
+        "summary": f"Not here: {reason}.",
+        "deprecated": True,
+        "responses": {"501": _error(HTTPStatus.NOT_IMPLEMENTED)},
+    }
+
+
+def _operation_id(method: str, path: str) -> str:
+    words = (
+        path.replace("{", "")
+        .replace("}", "")
+        .replace("-", "_")
+        .strip("/")
+        .replace("/", "_")
+        .replace(".", "_")
+    )
+    return f"{method.lower()}_{words}"
+
+
+def _path_parameters(path: str) -> list[str]:
+    return [part[1:-1] for part in path.split("/") if part.startswith("{")]
+
+
+# The page
+
+
+def _render_page(document: Mapping[str, Any]) -> str:
+    """Routes and bodies as tables; nothing is loaded from anywhere."""
+    rows = [
+        f"<tr><td><code>{method.upper()}</code><td><code>{escape(path)}</code><td>{escape(one['summary'])}"
+        for path, methods in document["paths"].items()
+        for method, one in methods.items()
+        if not one.get("deprecated")
+    ]
+    bodies = [_render_schema(name, schema) for name, schema in document["components"]["schemas"].items()]
+    info = document["info"]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title>"
+        "<style>body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}"
+        "td{padding:.1em 1em .1em 0;vertical-align:top}</style>"
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}"
+        '<p>As a document: <a href="openapi.json">openapi.json</a>'
+        f"<h2>Routes</h2><table>{''.join(rows)}</table><h2>Bodies</h2>{''.join(bodies)}</html>"
+    )
+
+
+def _render_schema(name: str, schema: Mapping[str, Any]) -> str:
+    rows = [
+        f"<tr><td><code>{escape(field)}</code><td><code>{escape(describe_type(one))}</code>"
+        for field, one in schema.get("properties", {}).items()
+    ]
+    return f"<h3>{escape(name)}</h3><table>{''.join(rows)}</table>"
+
+
+def describe_type(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in few words: `integer ≥ 1`, `string | array of string | null`."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return " | ".join(dict.fromkeys(describe_type(one) for one in schema[union]))
+    if "enum" in schema or "const" in schema:
+        return " | ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
+    words = str(schema.get("type", "anything"))
+    if words == "array":
+        words += f" of {describe_type(schema.get('items', {}))}"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
+    return " ".join([words, ", ".join(limits)]).strip()

@@ -1,0 +1,58 @@
+"""What each route takes and gives, for the OpenAPI document and docs/api.md. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel
+
+from engine.server.control import AbortBody
+from engine.server.protocol import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    TokenizeChatBody,
+    TokenizePromptBody,
+)
+
+
+class Answer(StrEnum):
+    JSON = "application/json"
+    TEXT = "text/plain"
+    HTML = "text/html"
+    EMPTY = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    summary: str
+    bodies: tuple[type[BaseModel], ...] = ()  # one of these
+    answer: Answer = Answer.JSON
+    streams: bool = False  # may answer with server-sent events instead
+    query: Mapping[str, Any] = field(default_factory=dict)  # name → JSON schema
+    sleep_mode: bool = False  # only with --enable-sleep-mode
+
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("POST", "/v1/completions"): Operation("Continue a prompt.", (CompletionBody,), streams=True),
+    ("POST", "/v1/chat/completions"): Operation("Answer a conversation.", (ChatBody,), streams=True),
+    ("GET", "/v1/models"): Operation("The model, under each of its names."),
+    ("GET", "/v1/models/{name}"): Operation("One of them."),
+    ("POST", "/tokenize"): Operation(
+        "The tokens of a text or of a conversation.", (TokenizePromptBody, TokenizeChatBody)
+    ),
+    ("POST", "/detokenize"): Operation("The text of tokens.", (DetokenizeBody,)),
+    ("GET", "/health"): Operation("200 while requests are taken, else 503.", answer=Answer.EMPTY),
+    ("GET", "/ping"): Operation("As /health.", answer=Answer.EMPTY),
+    ("POST", "/ping"): Operation("As /health.", answer=Answer.EMPTY),
+    ("GET", "/version"): Operation("The engine's version."),
+    ("GET", "/load"): Operation("How many sequences are running or waiting."),
+    ("GET", "/metrics"): Operation("Prometheus metrics under vLLM's names.", answer=Answer.TEXT),
+    ("POST", "/inference/v1/abort_requests"): Operation("End requests by their ids.", (AbortBody,)),
+    ("POST", "/abort_requests"): Operation("The same.", (AbortBody,)),
+    ("GET", "/openapi.json"): Operation("This document."),
+    ("GET", "/docs"): Operation("It as a page.", answer=Answer.HTML),
+}

@@ -1,0 +1,44 @@
+"""Ids: the client's name of a request, and the engine's ids of the sequences that it became.
+
+The engine's ids begin with the client's, so that a client can end its request by the only name it knows.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable
+from contextvars import ContextVar
+
+# Set at the gate for all that is done on behalf of one HTTP request: its id, and whether that is final.
+_current: ContextVar[tuple[str, bool]] = ContextVar("request_id", default=("", False))
+
+_SEPARATOR = ":"
+# What answers put before it: an id may be given as it stood in the answer.
+_PREFIX = re.compile(r"^(?:cmpl|chatcmpl|resp|msg)[-_]")
+
+
+def set_request_id(request_id: str, *, is_final: bool) -> None:
+    """Name the request that this task, and those it will start, work for; an id from a header is final."""
+    _current.set((request_id, is_final))
+
+
+def choose_request_id(asked: str | None) -> str:
+    """The id that the answer carries: the header's, else the body's (`asked`), else the gate's own."""
+    request_id, is_final = _current.get()
+    if asked is not None and not is_final:
+        request_id = asked
+        _current.set((asked, False))
+    return request_id
+
+
+def new_sequence_id() -> str:
+    """An engine id for one more sequence of the current request; unique even if the client's isn't."""
+    return f"{_current.get()[0]}{_SEPARATOR}{uuid.uuid4().hex}"
+
+
+def sequence_ids_of(asked: Iterable[str], running: Iterable[str]) -> list[str]:
+    """Of the engine's ids, those that belong to the requests asked for."""
+    names = set(asked)
+    names |= {_PREFIX.sub("", name) for name in names}
+    return [one for one in running if one.rpartition(_SEPARATOR)[0] in names]
