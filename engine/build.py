@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -25,6 +26,10 @@ from engine.threads import num_compute_threads
 
 log = logging.getLogger(__name__)
 
+# A CPU computes a few hundred prompt tokens in the time in which a GPU does thousands: a step of the full
+# 2048 would hold up every stream for over a second. The figures are in benchmarks/engine's log.
+_CPU_PREFILL_BESIDE_DECODES = 256
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,10 +46,15 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     if device.type == "cpu":
         torch.set_num_threads(num_compute_threads(config.num_threads))
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
+    if config.max_prefill_beside_decodes is None and device.type == "cpu":
+        config = replace(config, max_prefill_beside_decodes=_CPU_PREFILL_BESIDE_DECODES)
+    load = partial(load_model, config, model_config, dtype=dtype, device=device)
     with _translated_out_of_memory(), torch.inference_mode():
-        model = load_model(config, model_config, dtype=dtype, device=device)
+        model = load()
         size = _size_cache(config, model)
-        runner = _build_runner(config, model, size.num_blocks, _eos_token_ids(model_config, eos_token_id))
+        cache = _build_cache(config, model, size.num_blocks)
+        eos_token_ids = _eos_token_ids(model_config, eos_token_id)
+        runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load)
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
     log.info(
@@ -57,7 +67,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         config,
         runner,
         max_model_len=size.max_model_len,
-        eos_token_ids=_eos_token_ids(model_config, eos_token_id),
+        eos_token_ids=eos_token_ids,
     )
 
 
@@ -76,24 +86,22 @@ def load_model(
     return model
 
 
-def _build_runner(
-    config: EngineConfig, model: CausalLM, num_blocks: int, eos_token_ids: Sequence[int]
-) -> ModelRunner:
-    cache = PagedKVCache(
+def _build_cache(config: EngineConfig, model: CausalLM, num_blocks: int) -> PagedKVCache:
+    return PagedKVCache(
         model.attention_shape,
         num_blocks=num_blocks,
         block_size=config.block_size,
         dtype=model.dtype,
         device=model.device,
     )
-    return ModelRunner(model, cache, eos_token_ids=eos_token_ids)
 
 
 def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
     if model.device.type == "cuda" and config.num_gpu_blocks_override is None:
         num_tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
         with _timed("Measured the memory of a full step"):
-            _build_runner(config, model, -(-num_tokens // config.block_size), ()).warm_up(num_tokens)
+            cache = _build_cache(config, model, -(-num_tokens // config.block_size))
+            ModelRunner(model, cache, eos_token_ids=()).warm_up(num_tokens)
         budget = cuda_budget(model.device, config.gpu_memory_utilization)
     else:
         budget = cpu_budget()

@@ -22,6 +22,7 @@ class EngineConfig:
     max_model_len: int | None = None  # tokens of prompt and output together
     max_num_seqs: int = 64  # sequences in one step
     max_num_batched_tokens: int = 2048  # tokens in one step; longer prompts are prefilled in chunks
+    max_prefill_beside_decodes: int | None = None  # tokens of prompts in a step that has decodes
     block_size: int = 16  # tokens in a KV-cache block
     num_gpu_blocks_override: int | None = None  # KV-cache blocks, exactly (vLLM's name; holds on a CPU too)
     kv_cache_memory_bytes: int | None = None

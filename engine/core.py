@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from engine.config import EngineConfig
-from engine.errors import DeviceLost
+from engine.errors import DeviceLost, EngineError
 from engine.kv_cache import KVCache
 from engine.scheduler import Scheduler
-from engine.types import Batch, EngineRequest, EngineStats, Runner, TokenDelta
+from engine.types import Batch, EngineRequest, EngineStats, Runner, StepResult, TokenDelta
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
+            vocab_size=runner.vocab_size,
+            max_prefill_beside_decodes=config.max_prefill_beside_decodes,
             eos_token_ids=eos_token_ids,
         )
         return cls(scheduler, runner)
@@ -48,6 +50,11 @@ class EngineCore:
     def max_model_len(self) -> int:
         """Tokens of prompt and output together: the model's limit, or the whole KV cache if that is less."""
         return self._scheduler.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits there are for each position: token ids are below this, and constraints' masks this wide."""
+        return self._runner.vocab_size
 
     @property
     def has_work(self) -> bool:
@@ -66,17 +73,42 @@ class EngineCore:
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[TokenDelta]:
-        """Run one step. A runner that fails costs the requests of its batch; DeviceLost is passed on."""
+        """Run one step. A request that can't be run ends alone; DeviceLost is passed on."""
         batch = self._scheduler.schedule()
+        return self._scheduler.update(batch, self._execute(batch))
+
+    def _execute(self, batch: Batch) -> StepResult:
+        """Run a batch; if that fails, each of its sequences by itself, to find out whose fault it is.
+
+        Running a sequence again only writes the same keys and values to the same places.
+        """
         try:
-            tokens = self._runner.execute(batch)
-            _check(batch, tokens)
+            result = self._runner.execute(batch)
+            _check(batch, result)
         except DeviceLost:
             raise
-        except Exception as error:  # whatever it is, the clients of this batch must hear of it
+        except Exception as error:  # whatever it is, the clients must hear of it
             log.exception("A step of %d sequences failed.", len(batch.sequences))
-            return self._scheduler.fail(f"This request failed in the engine: {type(error).__name__}: {error}")
-        return self._scheduler.update(batch, tokens)
+            if len(batch.sequences) == 1:
+                failure = f"This request failed in the engine: {type(error).__name__}: {error}"
+                return StepResult([None], failures={0: failure})
+            return _merged([self._execute(Batch((sequence,))) for sequence in batch.sequences])
+        return result
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the keys and values of requests that have ended."""
+        self._scheduler.reset_prefix_cache()
+
+    def sleep(self, level: int) -> None:
+        """Give back the KV cache's memory, at level 2 the weights' too; EngineError while there is work."""
+        if self._scheduler.has_work:
+            raise EngineError(f"The engine can't sleep while there is work: {self._scheduler!r}.")
+        self._scheduler.reset_prefix_cache()
+        self._runner.sleep(level)
+
+    def wake_up(self) -> None:
+        """Take the memory back; raises what loading the weights raises, and may be tried again then."""
+        self._runner.wake_up()
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
@@ -86,10 +118,22 @@ class EngineCore:
         self._scheduler.check_integrity()
 
 
-def _check(batch: Batch, tokens: Sequence[int | None]) -> None:
-    """Raise ValueError unless there is a token where one is due, and none elsewhere."""
-    due = [sequence.samples for sequence in batch.sequences]
-    if due != [token is not None for token in tokens]:
+def _check(batch: Batch, result: StepResult) -> None:
+    """Raise ValueError unless there is a token where one is due and nothing failed, and none elsewhere."""
+    due = [s.samples and index not in result.failures for index, s in enumerate(batch.sequences)]
+    if due != [token is not None for token in result.tokens]:
         raise ValueError(
-            f"The runner returned {list(tokens)} for sequences of which {due} are to be sampled."
+            f"The runner returned {list(result.tokens)} for sequences of which {due} are to be sampled."
         )
+
+
+def _merged(results: Sequence[StepResult]) -> StepResult:
+    """The results of batches of one sequence each, as one of all of them."""
+    return StepResult(
+        [result.tokens[0] for result in results],
+        logprobs={i: result.logprobs[0] for i, result in enumerate(results) if result.logprobs},
+        prompt_logprobs={
+            i: result.prompt_logprobs[0] for i, result in enumerate(results) if result.prompt_logprobs
+        },
+        failures={i: result.failures[0] for i, result in enumerate(results) if result.failures},
+    )

@@ -59,6 +59,12 @@ class EngineDead(EngineError):
     code = "engine_dead"
 
 
+class EngineAsleep(EngineError):
+    """The engine has given back its memory and takes no requests until it is woken up."""
+
+    code = "engine_asleep"
+
+
 class DeviceLost(EngineError):
     """Raised by a runner whose device is lost: no later step can work, so the engine must end."""
 

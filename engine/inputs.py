@@ -40,7 +40,9 @@ class StepInputs:
     slots: torch.Tensor  # int64 [T]: block * block_size + offset, where the token's key and value go
     spans: tuple[SequenceSpan, ...]
     decodes: PagedDecodes | None  # where a kernel does them; they aren't among the spans then
-    sampled_rows: torch.Tensor | None  # int64 [S], rows whose logits are wanted; None = all T, in order
+    # int64 [S + P], rows whose hidden states are wanted: of sequences that sample, then of prompt's tokens
+    # that are scored. None = all T, in order.
+    sampled_rows: torch.Tensor | None
     num_sampled: int  # S
 
 
@@ -54,6 +56,7 @@ def build_inputs(
     positions: list[int] = []
     slots: list[int] = []
     sampled_rows: list[int] = []
+    scored_rows: list[int] = []
     spans: list[SequenceSpan] = []
     for sequence in batch.sequences:
         first_row = len(token_ids)
@@ -63,17 +66,21 @@ def build_inputs(
         slots.extend(_slots(sequence.block_ids, sequence.start, stop, block_size))
         if sequence.samples:
             sampled_rows.append(len(token_ids) - 1)
+        if sequence.scored_token_ids:
+            first_scored = first_row + sequence.scored_from
+            scored_rows.extend(range(first_scored, first_scored + len(sequence.scored_token_ids)))
         if first_row >= num_decodes:
             spans.append(_span(sequence, first_row, stop, block_size, device))
     flat = torch.tensor([token_ids, positions, slots], dtype=torch.int64).to(device)  # one copy to the device
-    every_row = len(sampled_rows) == len(token_ids)
+    every_row = len(sampled_rows) == len(token_ids) and not scored_rows
+    wanted_rows = sampled_rows + scored_rows
     return StepInputs(
         token_ids=flat[0],
         positions=flat[1],
         slots=flat[2],
         spans=tuple(spans),
         decodes=decodes,
-        sampled_rows=None if every_row else torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        sampled_rows=None if every_row else torch.tensor(wanted_rows, dtype=torch.int64, device=device),
         num_sampled=len(sampled_rows),
     )
 

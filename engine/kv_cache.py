@@ -150,6 +150,16 @@ class KVCache:
             else:
                 self._cached[block] = key
 
+    def reset(self) -> None:
+        """Forget what blocks hold, so that nothing is found before it is computed again.
+
+        Those that sequences hold stay theirs.
+        """
+        self._keys = [None] * self.num_blocks
+        self._block_of_key.clear()
+        self._blank.update(dict.fromkeys(self._cached))
+        self._cached.clear()
+
     def _is_takable(self, block: int) -> bool:
         """Whether a block may be taken for where it lies: blank, or of the longest unused half."""
         if block in self._blank:

@@ -5,45 +5,98 @@ Knows nothing of requests' lives, of text or of HTTP; it is called from one thre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 import torch
 
+from engine.allocator import return_freed_memory
 from engine.attention.paged import PagedKVCache
+from engine.errors import DeviceLost, EngineAsleep
 from engine.inputs import build_inputs
 from engine.models.decoder import CausalLM
+from engine.sampling.logprobs import position_logprobs, raw_logprobs
+from engine.sampling.masks import MaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
-from engine.types import Batch, SamplingParams, ScheduledSequence
+from engine.types import Batch, PositionLogprobs, SamplingParams, ScheduledSequence, StepResult
+
+# Logits of a prompt's tokens that are held at a time: 64 MiB in float32, and as much again of logprobs.
+_SCORED_LOGITS = 1 << 24
 
 
 class ModelRunner:
     """The Runner of engine.types, on PyTorch."""
 
-    def __init__(self, model: CausalLM, cache: PagedKVCache, *, eos_token_ids: Sequence[int]) -> None:
-        self._model = model
-        self._cache = cache
+    def __init__(
+        self,
+        model: CausalLM,
+        cache: PagedKVCache,
+        *,
+        eos_token_ids: Sequence[int],
+        load: Callable[[], CausalLM] | None = None,
+    ) -> None:
+        """`load` makes the model anew, to wake up from a sleep at level 2."""
+        self._model: CausalLM | None = model
+        self._cache: PagedKVCache | None = cache
+        self._device = model.device
+        self._load = load
         self._sampler = Sampler(eos_token_ids)
+        self._mask_filler = MaskFiller(model.config.vocab_size)
         self.num_blocks = cache.num_blocks
         self.block_size = cache.block_size
+        self.vocab_size = model.config.vocab_size
 
     @torch.inference_mode()
-    def execute(self, batch: Batch) -> Sequence[int | None]:
-        """Run one step; return, per sequence of the batch, the sampled token or None where none is due."""
-        logits = self.logits(batch)
-        if logits is None:
-            return [None] * len(batch.sequences)
-        rows = [SampledRow(s.params, s.output_position) for s in batch.sequences if s.samples]
-        tokens = iter(self._sampler.sample(logits, rows))
-        return [next(tokens) if sequence.samples else None for sequence in batch.sequences]
+    def execute(self, batch: Batch) -> StepResult:
+        """Run one step. Raises DeviceLost where nothing can work any more."""
+        sampled = [index for index, sequence in enumerate(batch.sequences) if sequence.samples]
+        constraints = {
+            row: constraint
+            for row, index in enumerate(sampled)
+            if (constraint := batch.sequences[index].constraint) is not None
+        }
+        with _translated_loss():
+            filling = self._mask_filler.start(constraints)
+            try:
+                hidden, scored = self._forward(batch)
+            finally:
+                masks = _joined(filling)
+            prompt_logprobs = self._score(batch, scored)
+            return self._choose(batch, sampled, hidden, masks, prompt_logprobs)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Run the model; the logits of the sequences that sample [S, vocab_size], None if there is none."""
-        inputs = build_inputs(
-            batch, self.block_size, self._model.device, paged_decodes=self._cache.kernels is not None
-        )
-        hidden = self._model(inputs, self._cache)
-        return self._model.logits(hidden) if inputs.num_sampled else None
+        hidden, _ = self._forward(batch)
+        return self._awake_model.logits(hidden) if len(hidden) else None
+
+    def sleep(self, level: int) -> None:
+        """Give back the KV cache's memory, its content is lost; at level 2 the weights' too."""
+        self._cache = None
+        if level > 1:
+            self._model = None
+        gc.collect()  # modules refer to each other in cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return_freed_memory()
+
+    @torch.inference_mode()
+    def wake_up(self) -> None:
+        """Take back what `sleep` has given. Raises what loading the model raises; it may be tried again."""
+        if self._model is None:
+            if self._load is None:
+                raise EngineAsleep("The weights were given back, and there is no way to load them again.")
+            self._model = self._load()
+        if self._cache is None:
+            self._cache = PagedKVCache(
+                self._model.attention_shape,
+                num_blocks=self.num_blocks,
+                block_size=self.block_size,
+                dtype=self._model.dtype,
+                device=self._model.device,
+            )
 
     def warm_up(self, num_tokens: int) -> None:
         """A prefill of `num_tokens` and one decode, so that the first request doesn't pay for first times.
@@ -62,3 +115,103 @@ class ModelRunner:
                 params=params,
             )
             self.execute(Batch((sequence,)))
+
+    @property
+    def _awake_model(self) -> CausalLM:
+        if self._model is None:
+            raise EngineAsleep("The engine is asleep: its weights aren't loaded.")
+        return self._model
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hidden states of the rows that are sampled [S, hidden], and of those scored [P, hidden]."""
+        model, cache = self._awake_model, self._cache
+        if cache is None:
+            raise EngineAsleep("The engine is asleep: it has no KV cache.")
+        inputs = build_inputs(batch, self.block_size, model.device, paged_decodes=cache.kernels is not None)
+        hidden = model(inputs, cache)
+        return hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
+
+    def _choose(
+        self,
+        batch: Batch,
+        sampled: Sequence[int],
+        hidden: torch.Tensor,
+        masks: Masks | None,
+        prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]],
+    ) -> StepResult:
+        """From hidden states to what the step gives; `sampled` are the sequences' indices in the batch."""
+        tokens: list[int | None] = [None] * len(batch.sequences)
+        if not sampled:
+            return StepResult(tokens, prompt_logprobs=prompt_logprobs)
+        sequences = [batch.sequences[index] for index in sampled]
+        logits = self._awake_model.logits(hidden)
+        asking = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
+        logprobs = raw_logprobs(logits[asking]) if asking else None  # before the sampler edits the logits
+        rows = [SampledRow(s.params, s.output_position, s.edits) for s in sequences]
+        result = self._sampler.sample(logits, rows, masks)
+        failures = {**result.failures, **(masks.failures if masks else {})}
+        for row, token in enumerate(result.tokens):
+            tokens[sampled[row]] = None if row in failures else token
+        return StepResult(
+            tokens,
+            logprobs={} if logprobs is None else _told(logprobs, asking, sampled, sequences, tokens),
+            prompt_logprobs=prompt_logprobs,
+            failures={sampled[row]: message for row, message in failures.items()},
+        )
+
+    def _score(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[PositionLogprobs]]:
+        """Logprobs of the prompts' tokens that follow the scored rows, `hidden` [P, hidden], by sequence.
+
+        In slices: of a whole step's rows the logits of a large vocabulary would take gigabytes.
+        """
+        scored: dict[int, list[PositionLogprobs]] = {}
+        size = max(1, _SCORED_LOGITS // self.vocab_size)
+        first = 0
+        for index, sequence in enumerate(batch.sequences):
+            token_ids, num_top = sequence.scored_token_ids, sequence.params.prompt_logprobs
+            if not token_ids or num_top is None:
+                continue
+            scored[index] = []
+            for start in range(0, len(token_ids), size):
+                part = token_ids[start : start + size]
+                rows = hidden[first + start : first + start + len(part)]
+                logprobs = raw_logprobs(self._awake_model.logits(rows))
+                scored[index] += position_logprobs(logprobs, part, [num_top] * len(part))
+            first += len(token_ids)
+        return scored
+
+
+def _told(
+    logprobs: torch.Tensor,
+    asking: Sequence[int],
+    sampled: Sequence[int],
+    sequences: Sequence[ScheduledSequence],
+    tokens: Sequence[int | None],
+) -> Mapping[int, PositionLogprobs]:
+    """The logprobs of the sampled tokens, by index in the batch.
+
+    `logprobs` [R, vocab_size] are of the rows `asking`, which are indices into `sampled` and `sequences`.
+    """
+    chosen = [tokens[sampled[row]] for row in asking]
+    kept = [place for place, token in enumerate(chosen) if token is not None]
+    if not kept:
+        return {}
+    positions = position_logprobs(
+        logprobs if len(kept) == len(asking) else logprobs[kept],
+        [token for token in chosen if token is not None],
+        [sequences[asking[place]].params.logprobs or 0 for place in kept],
+    )
+    return {sampled[asking[place]]: position for place, position in zip(kept, positions, strict=True)}
+
+
+def _joined(filling: Future[Masks] | None) -> Masks | None:
+    return None if filling is None else filling.result()
+
+
+@contextmanager
+def _translated_loss() -> Iterator[None]:
+    """An error of the device itself, unlike a lack of memory, leaves it unusable for this process."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(f"The device reports: {error}") from error

@@ -1,16 +1,22 @@
 """Continuous batching: which tokens of which sequences run in the next step.
 
 A pure state machine: no clock of its own, no thread, no tensors. Each step, the sequences that decode come
-first, one token each; what remains of the token budget goes to prompts, in chunks. Prompts therefore never
-hold up decodes by more than one step, and both go on. When blocks run out, the lowest in rank loses its own
-and is computed again later, outputs included.
+first, one token each; what remains of the token budget goes to prompts, in chunks. Beside decodes the budget
+for prompts may be a smaller one, so that no step takes long while streams flow. When blocks run out, the
+lowest in rank loses its own and is computed again later, outputs included.
 
-Why nothing waits for ever: the first in rank is never preempted for another; alone, it always fits, because
-its length is limited by the whole cache; so it finishes, and the next in rank becomes the first.
+Rank is when a request is due: its arrival, put off by a fixed time for each level of priority. So of those
+that wait, the more urgent goes first, but only as long as the other hasn't waited that much longer; who runs
+isn't interrupted for it unless blocks run out.
+
+Why nothing waits for ever: only finitely many requests can ever be due before a given one. The first in rank
+is never preempted for another; alone, it always fits, because its length is limited by the whole cache; so
+it finishes, and the next in rank becomes the first.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import insort
 from collections.abc import Callable, Sequence
@@ -18,8 +24,22 @@ from operator import attrgetter
 
 from engine.errors import ConfigError, InvalidRequest
 from engine.kv_cache import KVCache
+from engine.logit_edits import LogitEdits
+from engine.request_check import RequestCheck
 from engine.sequence import SequenceState, StopRule
-from engine.types import Batch, EngineRequest, EngineStats, FinishReason, ScheduledSequence, TokenDelta
+from engine.types import (
+    Batch,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    PositionLogprobs,
+    StepResult,
+    TokenDelta,
+)
+
+log = logging.getLogger(__name__)
+
+PRIORITY_LEVEL_S = 60.0  # of waiting that one level of priority is worth
 
 _by_rank = attrgetter("rank")
 
@@ -34,9 +54,15 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        vocab_size: int,
+        max_prefill_beside_decodes: int | None = None,
         eos_token_ids: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`max_prefill_beside_decodes`: tokens of prompts in a step that has decodes; None = what is left.
+
+        Raises ConfigError for limits that allow nothing to run.
+        """
         if min(max_num_seqs, max_num_batched_tokens) < 1 or max_model_len < 2:
             raise ConfigError(
                 f"max_num_seqs {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens} must be at "
@@ -45,10 +71,12 @@ class Scheduler:
         self._cache = cache
         self._clock = clock
         self.max_num_batched_tokens = max_num_batched_tokens
+        self._max_prefill_beside_decodes = max(1, max_prefill_beside_decodes or max_num_batched_tokens)
         # Every running sequence can decode in every step.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         # A sequence alone always fits into the cache.
         self.max_model_len = min(max_model_len, cache.num_blocks * cache.block_size)
+        self._request_check = RequestCheck(self.max_model_len, vocab_size)
         self._stop_rule = StopRule(tuple(eos_token_ids), self.max_model_len)
         self._sequences: dict[str, SequenceState] = {}
         self._waiting: list[SequenceState] = []  # both sorted by rank
@@ -72,19 +100,7 @@ class Scheduler:
 
     def check(self, request: EngineRequest) -> None:
         """Raise InvalidRequest if the request could never run. Reads constants only: any thread may ask."""
-        num_tokens = len(request.prompt_token_ids)
-        if not num_tokens:
-            raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
-        if num_tokens >= self.max_model_len:
-            raise InvalidRequest(
-                f"The prompt has {num_tokens} tokens; with at least one to generate, this model's context of "
-                f"{self.max_model_len} tokens allows {self.max_model_len - 1}. Shorten the prompt.",
-                param="prompt",
-            )
-        if request.params.max_tokens < 1:
-            raise InvalidRequest(
-                f"max_tokens is {request.params.max_tokens}, it has to be at least 1.", param="max_tokens"
-            )
+        self._request_check.check(request)
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises InvalidRequest as `check` does, and for an id that is in use."""
@@ -92,8 +108,12 @@ class Scheduler:
         if request.request_id in self._sequences:
             raise InvalidRequest(f"A request {request.request_id!r} is running already.", param="request_id")
         self._num_added += 1
+        due = request.arrival_time + request.priority * PRIORITY_LEVEL_S
         sequence = SequenceState(
-            request, rank=(request.priority, self._num_added), token_ids=list(request.prompt_token_ids)
+            request,
+            rank=(due, self._num_added),
+            token_ids=list(request.prompt_token_ids),
+            edits=LogitEdits.of(request.params, request.prompt_token_ids),
         )
         self._sequences[request.request_id] = sequence
         insort(self._waiting, sequence, key=_by_rank)
@@ -115,26 +135,31 @@ class Scheduler:
         chunks = self._chunks()
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         self._in_step = [sequence for sequence, _ in chunks]
-        return Batch(tuple(_scheduled(sequence, num_tokens) for sequence, num_tokens in chunks))
+        return Batch(tuple(sequence.schedule(num_tokens) for sequence, num_tokens in chunks))
 
-    def update(self, batch: Batch, tokens: Sequence[int | None]) -> list[TokenDelta]:
+    def update(self, batch: Batch, result: StepResult) -> list[TokenDelta]:
         """Apply what the runner returned for `batch`, the last one scheduled."""
         now = self._clock()
         deltas = []
-        for sequence, scheduled, token in zip(self._in_step, batch.sequences, tokens, strict=True):
+        for index, (sequence, scheduled) in enumerate(zip(self._in_step, batch.sequences, strict=True)):
             if self._sequences.get(scheduled.request_id) is not sequence:
                 continue  # aborted while the step ran
+            if index in result.failures:
+                deltas.append(self._end(sequence, FinishReason.ERROR, error=result.failures[index]))
+                continue
             self._advance(sequence, len(scheduled.token_ids))
+            sequence.prompt_logprobs += result.prompt_logprobs.get(index, ())
+            token = result.tokens[index]
             if token is not None:
-                deltas.append(self._append(sequence, token, now))
+                deltas.append(self._append(sequence, token, result.logprobs.get(index), now))
+            elif sequence.is_prompt_only and not sequence.num_remaining:
+                deltas.append(self._end_prompt_only(sequence))
         self._in_step = []
         return deltas
 
-    def fail(self, message: str) -> list[TokenDelta]:
-        """End the requests of the last batch, whose step came to nothing, with an error."""
-        failed = [s for s in self._in_step if self._sequences.get(s.request.request_id) is s]
-        self._in_step = []
-        return [self._end(sequence, FinishReason.ERROR, error=message) for sequence in failed]
+    def reset_prefix_cache(self) -> None:
+        """Forget what is cached; what runs keeps its blocks."""
+        self._cache.reset()
 
     def stats(self) -> EngineStats:
         """Reads counters only: any thread may ask."""
@@ -177,6 +202,8 @@ class Scheduler:
         """
         chunks = [(sequence, 1) for sequence in self._running if sequence.num_remaining == 1]
         budget = self.max_num_batched_tokens - len(chunks)
+        if chunks:
+            budget = min(budget, self._max_prefill_beside_decodes)
         prefills = [sequence for sequence in self._running if sequence.num_remaining > 1]
         prefills += self._admit(budget - sum(sequence.num_remaining for sequence in prefills))
         for sequence in prefills:
@@ -196,9 +223,8 @@ class Scheduler:
             if budget < 1 or len(self._running) >= self.max_num_seqs:
                 break
             num_tokens = len(sequence.token_ids)
-            self._cache.extend_keys(sequence.keys, sequence.token_ids)
-            shared = self._cache.match(sequence.keys, num_tokens)
-            if self._is_being_computed(sequence, len(shared)):
+            shared = self._find_shared(sequence)
+            if shared is None:
                 continue
             num_new = self._cache.num_blocks_for(num_tokens) - len(shared)
             if not self._cache.can_allocate(num_new + len(self._running), shared=shared):
@@ -209,6 +235,17 @@ class Scheduler:
             admitted.append(sequence)
             budget -= sequence.num_remaining
         return admitted
+
+    def _find_shared(self, sequence: SequenceState) -> list[int] | None:
+        """The cached blocks that a waiting sequence begins with; None if it should wait for more of them.
+
+        None of them are of use while logprobs of the prompt are to come: those need every position to run.
+        """
+        if sequence.num_unscored:
+            return []
+        self._cache.extend_keys(sequence.keys, sequence.token_ids)
+        shared = self._cache.match(sequence.keys, len(sequence.token_ids))
+        return None if self._is_being_computed(sequence, len(shared)) else shared
 
     def _room(self, sequence: SequenceState) -> int:
         """The blocks a sequence may come to need, but beyond its present ones no more than its fair share."""
@@ -260,23 +297,63 @@ class Scheduler:
             self._cache.extend_keys(sequence.keys, sequence.token_ids)
             self._cache.publish(sequence.block_ids, sequence.keys, first, stop)
 
-    def _append(self, sequence: SequenceState, token: int, now: float) -> TokenDelta:
+    def _append(
+        self, sequence: SequenceState, token: int, logprobs: PositionLogprobs | None, now: float
+    ) -> TokenDelta:
         sequence.token_ids.append(token)
         self._generation_tokens += 1
+        told = () if logprobs is None else (logprobs,)
+        is_first = sequence.first_token_time is None
+        prompt_logprobs = _prompt_logprobs(sequence) if is_first else None
         timings = None
-        if sequence.first_token_time is None:
+        if is_first:
             sequence.first_token_time = now
             self._prompt_tokens += len(sequence.request.prompt_token_ids)
             timings = sequence.timings()
-        if finish := self._stop_rule.finish_of(sequence):
-            reason, stop_reason = finish
-            return self._end(sequence, reason, token_ids=(token,), stop_reason=stop_reason)
+        finish = self._stop_rule.finish_of(sequence)
+        if finish is None:
+            try:
+                finish = self._note(sequence, token)
+            except Exception as error:  # foreign code, for one client: the others in the batch go on
+                log.exception("A constraint failed to take a token.")
+                said = f"The output's constraint failed: {type(error).__name__}: {error}"
+                return self._end(sequence, FinishReason.ERROR, error=said)
+        if finish is not None:
+            return self._end(
+                sequence,
+                finish[0],
+                token_ids=(token,),
+                stop_reason=finish[1],
+                logprobs=told,
+                prompt_logprobs=prompt_logprobs,
+            )
         return TokenDelta(
             request_id=sequence.request.request_id,
             token_ids=(token,),
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            logprobs=told,
+            prompt_logprobs=prompt_logprobs,
             timings=timings,
         )
+
+    def _note(self, sequence: SequenceState, token: int) -> tuple[FinishReason, int | None] | None:
+        """Tell those who follow the output of a token that isn't the last; raises what a constraint raises.
+
+        The token is the last after all where the constraint is finished and no end of sequence can follow.
+        """
+        if sequence.edits is not None:
+            sequence.edits.add(token)
+        constraint = sequence.request.constraint
+        if constraint is None:
+            return None
+        constraint.accept(token)
+        if constraint.is_finished and not self._stop_rule.may_end_next(sequence):
+            return FinishReason.STOP, None
+        return None
+
+    def _end_prompt_only(self, sequence: SequenceState) -> TokenDelta:
+        self._prompt_tokens += len(sequence.request.prompt_token_ids)
+        return self._end(sequence, FinishReason.LENGTH, prompt_logprobs=_prompt_logprobs(sequence))
 
     def _end(
         self,
@@ -285,6 +362,8 @@ class Scheduler:
         *,
         token_ids: tuple[int, ...] = (),
         stop_reason: int | None = None,
+        logprobs: tuple[PositionLogprobs, ...] = (),
+        prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None,
         error: str | None = None,
     ) -> TokenDelta:
         """The one way out, whatever the reason: the sequence is forgotten, its blocks are free."""
@@ -298,19 +377,15 @@ class Scheduler:
             finish_reason=reason,
             stop_reason=stop_reason,
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             error=error,
             timings=sequence.timings(self._clock()),
         )
 
 
-def _scheduled(sequence: SequenceState, num_tokens: int) -> ScheduledSequence:
-    start, stop = sequence.num_computed, sequence.num_computed + num_tokens
-    return ScheduledSequence(
-        request_id=sequence.request.request_id,
-        token_ids=sequence.token_ids[start:stop],
-        start=start,
-        block_ids=sequence.block_ids,
-        samples=stop == len(sequence.token_ids),
-        output_position=sequence.num_output_tokens,
-        params=sequence.request.params,
-    )
+def _prompt_logprobs(sequence: SequenceState) -> tuple[PositionLogprobs | None, ...] | None:
+    """Of the whole prompt, if they were asked for: nothing comes before its first token."""
+    if sequence.request.params.prompt_logprobs is None:
+        return None
+    return (None, *sequence.prompt_logprobs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.types import EngineRequest, FinishReason, RequestTimings
+from engine.logit_edits import LogitEdits
+from engine.types import EngineRequest, FinishReason, PositionLogprobs, RequestTimings, ScheduledSequence
 
 
 @dataclass(slots=True, eq=False)
@@ -13,12 +14,14 @@ class SequenceState:
     """What the scheduler knows of a request. Preemption takes its blocks and nothing else."""
 
     request: EngineRequest
-    rank: tuple[int, int]  # (priority, number of arrival); lower runs first and is preempted last
+    rank: tuple[float, int]  # (when it is due, number of arrival); lower runs first and is preempted last
     token_ids: list[int]  # the prompt, then the output
+    edits: LogitEdits | None = None
     num_computed: int = 0  # tokens whose keys and values are in the cache
     block_ids: list[int] = field(default_factory=list)  # empty while waiting
     keys: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed yet
     num_cached_tokens: int | None = None  # prompt tokens found in the cache; None = never admitted
+    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as known
     scheduled_time: float | None = None
     first_token_time: float | None = None
 
@@ -30,6 +33,44 @@ class SequenceState:
     def num_remaining(self) -> int:
         """Tokens still to run before the next one can be sampled; 1 = decoding."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_prompt_only(self) -> bool:
+        return self.request.params.max_tokens == 0
+
+    @property
+    def num_unscored(self) -> int:
+        """Prompt tokens whose logprobs are asked for and not there yet; the first has none."""
+        if self.request.params.prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt_token_ids) - 1 - len(self.prompt_logprobs)
+
+    def schedule(self, num_tokens: int) -> ScheduledSequence:
+        """Its next `num_tokens`, for the runner."""
+        start, stop = self.num_computed, self.num_computed + num_tokens
+        request = self.request
+        scored, scored_from = self._scored(start, stop) if self.num_unscored else ((), 0)
+        return ScheduledSequence(
+            request_id=request.request_id,
+            token_ids=self.token_ids[start:stop],
+            start=start,
+            block_ids=self.block_ids,
+            samples=stop == len(self.token_ids) and not self.is_prompt_only,
+            output_position=self.num_output_tokens,
+            params=request.params,
+            edits=self.edits,
+            constraint=request.constraint,
+            scored_token_ids=scored,
+            scored_from=scored_from,
+        )
+
+    def _scored(self, start: int, stop: int) -> tuple[Sequence[int], int]:
+        """The prompt's tokens after positions `start` … `stop` - 1 that have no logprobs yet, and their row.
+
+        After a preemption some have theirs already.
+        """
+        first = max(start + 1, len(self.prompt_logprobs) + 1)
+        return self.request.prompt_token_ids[first : stop + 1], first - 1 - start
 
     def timings(self, finished_time: float | None = None) -> RequestTimings:
         return RequestTimings(
@@ -59,3 +100,12 @@ class StopRule:
         if sequence.num_output_tokens >= params.max_tokens or len(sequence.token_ids) >= self.max_model_len:
             return FinishReason.LENGTH, None
         return None
+
+    def may_end_next(self, sequence: SequenceState) -> bool:
+        """Whether an end-of-sequence token may come next, and would end it."""
+        params = sequence.request.params
+        return (
+            bool(self.eos_token_ids)
+            and not params.ignore_eos
+            and sequence.num_output_tokens >= params.min_tokens
+        )

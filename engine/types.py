@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:  # for an annotation: nothing is imported when the engine runs
+    from engine.logit_edits import LogitEdits
+
+ALL_LOGPROBS = -1  # of the whole vocabulary, as vLLM writes it
 
 
 class FinishReason(StrEnum):
@@ -28,7 +33,7 @@ class SamplingParams:
     position `i` depends on `(seed, i)` and the logits alone, whatever else is in the batch.
     """
 
-    max_tokens: int
+    max_tokens: int  # 0 = the prompt only: the request ends once that is computed, with nothing generated
     min_tokens: int = 0  # no end-of-sequence or stop token before this many
     temperature: float = 1.0  # 0 = greedy
     top_p: float = 1.0
@@ -43,23 +48,23 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id → added to its logit
     allowed_token_ids: tuple[int, ...] | None = None  # None = all
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that must not come to be
-    logprobs: int | None = (
-        None  # of the output: this many most likely per position, and the sampled; None = off
-    )
+    # Of the output: this many most likely per position, and the sampled. None = off, ALL_LOGPROBS = all.
+    logprobs: int | None = None
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLogprob:
-    """Natural logarithms of probabilities before temperature and filters, as vLLM's `raw_logprobs`."""
+class TokenLogprob(NamedTuple):
+    """Natural logarithms of probabilities before temperature and filters, as vLLM's `raw_logprobs`.
+
+    A tuple, as there may be thousands in a step.
+    """
 
     token_id: int
     logprob: float
-    rank: int  # 1 = the most likely
+    rank: int  # 1 + how many tokens are more likely: equals share a rank
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionLogprobs:
+class PositionLogprobs(NamedTuple):
     """One position's: of the token that stands there, and of the most likely ones."""
 
     chosen: TokenLogprob
@@ -169,6 +174,11 @@ class ScheduledSequence:
     samples: bool  # whether the last position's logits are to be sampled (False for an unfinished prefill)
     output_position: int  # index, among the output tokens, of the token that would be sampled
     params: SamplingParams
+    edits: LogitEdits | None = None  # what the parameters and the tokens so far change of the logits
+    constraint: TokenConstraint | None = None
+    # The prompt's tokens whose logprobs this step brings: each that follows one of the positions that run.
+    scored_token_ids: Sequence[int] = ()
+    scored_from: int = 0  # index, in `token_ids`, of the row that gives the first of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +192,36 @@ class Batch:
         return sum(len(sequence.token_ids) for sequence in self.sequences)
 
 
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step gave: a token per sequence, and by index in the batch what only some sequences have."""
+
+    tokens: Sequence[int | None]  # None where none is due, or where it failed
+    logprobs: Mapping[int, PositionLogprobs] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)  # why a sequence can't go on; others can
+
+
 class Runner(Protocol):
     """Runs batches on a device. The core's only way to the model; tests put a fake here."""
 
     num_blocks: int  # KV-cache blocks there are
     block_size: int  # tokens in a block
+    vocab_size: int  # logits there are for each position
 
-    def execute(self, batch: Batch) -> Sequence[int | None]:
-        """Run one step; return, per sequence of the batch, the sampled token or None where none is due."""
+    def execute(self, batch: Batch) -> StepResult:
+        """Run one step. To run a part of a batch again after an error is safe.
+
+        Raises DeviceLost where nothing can work any more.
+        """
+        ...
+
+    def sleep(self, level: int) -> None:
+        """Give back the KV cache's memory, its content is lost; at level 2 the weights' too."""
+        ...
+
+    def wake_up(self) -> None:
+        """Take back what `sleep` has given. May be called again if it fails."""
         ...
 
 

@@ -1,21 +1,26 @@
 """Samples one token per row of logits. Rows may differ in every parameter; each is computed for itself.
 
 The random part is inverse-CDF: one uniform number per row, from `(seed, output position)`, picks the token
-at which the cumulative distribution passes it. Order of the filters, as vLLM has it: temperature, min_p,
-top_k, top_p, each on what the one before left.
+at which the cumulative distribution passes it. Order of the filters, as vLLM has it: constraint, edits,
+temperature, min_p, top_k, top_p, each on what the one before left.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from engine.logit_edits import LogitEdits
+from engine.sampling.edits import apply_edits, forbid
+from engine.sampling.masks import Masks
 from engine.sampling.uniform import uniform
 from engine.types import SamplingParams
 
 _NUM_CANDIDATES = 1024  # sorted at first; a row whose top_p needs more sorts its whole vocabulary
+_GREEDY_BELOW = 1e-5  # temperatures, as in vLLM: dividing by less overflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,19 @@ class SampledRow:
 
     params: SamplingParams
     output_position: int
+    edits: LogitEdits | None = None
+
+    @property
+    def is_random(self) -> bool:
+        return self.params.temperature >= _GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token per row, None where there is none to be had; `failures` says why, by row."""
+
+    tokens: list[int | None]
+    failures: dict[int, str]
 
 
 class Sampler:
@@ -32,38 +50,57 @@ class Sampler:
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = frozenset(eos_token_ids)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampledRow]) -> list[int]:
-        """One token id per row of `logits` [S, vocab_size], changed where tokens are forbidden."""
-        self._forbid_early_stops(logits, rows)
-        random = [index for index, row in enumerate(rows) if row.params.temperature > 0]
-        if not random:
-            return argmax(logits)
-        tokens = argmax(logits) if len(random) < len(rows) else [0] * len(rows)
-        unfiltered = [i for i in random if not _needs_order(rows[i].params, logits.shape[-1])]
-        ordered = [i for i in random if _needs_order(rows[i].params, logits.shape[-1])]
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None = None) -> Sampled:
+        """One token per row of `logits` [S, vocab_size], which may be changed."""
+        scores = self._edit(logits, rows, masks)
+        random = [index for index, row in enumerate(rows) if row.is_random]
+        if len(random) < len(rows):
+            best = scores.argmax(dim=-1, keepdim=True)  # the first of equals, or of what isn't a number
+            peaks, tokens = scores.gather(-1, best), best[:, 0].tolist()
+        else:
+            peaks, tokens = scores.amax(dim=-1), [0] * len(rows)
+        failures = _failures(peaks.flatten().tolist())
+        random = [index for index in random if index not in failures]
+        unfiltered = [i for i in random if not _needs_order(rows[i].params, scores.shape[-1])]
+        ordered = [i for i in random if _needs_order(rows[i].params, scores.shape[-1])]
         for indices, draw in ((unfiltered, _draw_in_token_order), (ordered, _draw_in_rank_order)):
             if indices:
-                drawn = draw(logits, _Draws.of(rows, indices, logits))
+                drawn = draw(scores, _Draws.of(rows, indices, scores))
                 for index, token in zip(indices, drawn, strict=True):
                     tokens[index] = token
-        return tokens
+        for index in failures:
+            tokens[index] = None
+        return Sampled(tokens, failures)
 
-    def _forbid_early_stops(self, logits: torch.Tensor, rows: Sequence[SampledRow]) -> None:
-        for index, row in enumerate(rows):
-            if row.output_position < row.params.min_tokens:
-                forbidden = set(row.params.stop_token_ids)
-                if not row.params.ignore_eos:
-                    forbidden |= self._eos_token_ids
-                logits[index, [token for token in forbidden if token < logits.shape[-1]]] = -torch.inf
+    def _edit(self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None) -> torch.Tensor:
+        """What the rows are sampled from, float32: `logits` themselves where they are.
+
+        On a CPU, PyTorch's argmax over half types takes five times as long as the conversion and it.
+        """
+        scores = logits.float()
+        if masks is not None:
+            masks.apply(scores)
+        if edits := {index: row.edits for index, row in enumerate(rows) if row.edits is not None}:
+            apply_edits(scores, edits)
+        early = [i for i, row in enumerate(rows) if row.output_position < row.params.min_tokens]
+        if early:
+            forbid(scores, {i: self._stop_token_ids(rows[i].params, scores.shape[-1]) for i in early})
+        return scores
+
+    def _stop_token_ids(self, params: SamplingParams, vocab_size: int) -> list[int]:
+        stops = params.stop_token_ids | (frozenset() if params.ignore_eos else self._eos_token_ids)
+        return [token for token in stops if token < vocab_size]
 
 
-def argmax(logits: torch.Tensor) -> list[int]:
-    """The most likely token of each row; the first of equals.
-
-    In float32: on a CPU, PyTorch's argmax over half types takes five times as long as the conversion and it.
-    """
-    tokens: list[int] = logits.float().argmax(dim=-1).tolist()
-    return tokens
+def _failures(peaks: Sequence[float]) -> dict[int, str]:
+    """Which rows can't be sampled, by the highest logit of each: what isn't a number counts as such."""
+    return {
+        index: "No token is left to choose from: all are forbidden by what this request asks for."
+        if peak == -math.inf
+        else "The model's output for this request is not a number."
+        for index, peak in enumerate(peaks)
+        if not math.isfinite(peak)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +155,7 @@ def _needs_order(params: SamplingParams, vocab_size: int) -> bool:
 
 def _weights(logits: torch.Tensor, draws: _Draws) -> torch.Tensor:
     """Probabilities but for a common factor, the largest 1; 0 below min_p. Float32 [R, vocab_size]."""
-    scaled = logits[draws.indices].float()
+    scaled = logits[draws.indices]
     scaled -= scaled.amax(dim=-1, keepdim=True)
     weights = scaled.div_(draws.temperature).exp_()
     return torch.where(weights < draws.min_p, 0.0, weights)

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from zlib import crc32
 
-from engine.types import Batch, EngineRequest, SamplingParams, ScheduledSequence
+from engine.types import Batch, EngineRequest, SamplingParams, ScheduledSequence, StepResult
 
 VOCABULARY = 40
 
@@ -60,12 +60,14 @@ class FakeRunner:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.vocab_size = 1 << 17
+        self.sleeps: list[int] = []
         self.before = before
         self.num_steps = 0
         self.last_batch = Batch()
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
 
-    def execute(self, batch: Batch) -> list[int | None]:
+    def execute(self, batch: Batch) -> StepResult:
         self.num_steps += 1
         self.last_batch = batch
         if self.before is not None:
@@ -80,7 +82,14 @@ class FakeRunner:
                     raise AssertionError(f"Slot {slot} is written twice in one step.")
                 written.add(slot)
                 self._slots[slot] = token
-        return tokens
+        return StepResult(tokens)
+
+    def sleep(self, level: int) -> None:
+        self.sleeps.append(level)
+        self._slots = []
+
+    def wake_up(self) -> None:
+        self._slots = [None] * (self.num_blocks * self.block_size)
 
     def _slot(self, sequence: ScheduledSequence, position: int) -> int:
         return sequence.block_ids[position // self.block_size] * self.block_size + position % self.block_size

@@ -9,7 +9,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import ConfigError, DeviceLost, InvalidRequest
-from engine.types import Batch, FinishReason, TokenDelta
+from engine.types import Batch, FinishReason, StepResult, TokenDelta
 from tests.engine.fake_runner import FakeRunner, make_request, reference_output
 
 
@@ -98,8 +98,8 @@ def test_a_failed_step_costs_its_own_requests_only(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize("wrong", [[], [None], [1, 2]])
 def test_a_runner_that_answers_wrongly_has_failed(wrong: list[int | None]) -> None:
     class Wrong(FakeRunner):
-        def execute(self, batch: Batch) -> list[int | None]:
-            return wrong
+        def execute(self, batch: Batch) -> StepResult:
+            return StepResult(wrong)
 
     core = make_core(Wrong())
     core.add(make_request("a", [1]))

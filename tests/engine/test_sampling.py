@@ -44,7 +44,7 @@ def draw(logits: torch.Tensor, params: SamplingParams, count: int) -> Counter[in
     tokens: list[int] = []
     for start in range(0, count, 500):
         part = rows[start : start + 500]
-        tokens += sampler.sample(logits.expand(len(part), -1).clone(), part)
+        tokens += sampler.sample(logits.expand(len(part), -1).clone(), part).tokens
     return Counter(tokens)
 
 
@@ -93,9 +93,9 @@ def test_every_row_is_sampled_as_if_alone() -> None:
     ]
     logits = torch.stack([logits_of(index) for index in range(len(rows))])
     sampler = Sampler([EOS])
-    together = sampler.sample(logits.clone(), rows)
-    alone = [sampler.sample(logits[i : i + 1].clone(), [row])[0] for i, row in enumerate(rows)]
-    reversed_rows = sampler.sample(logits.flip(0).clone(), rows[::-1])
+    together = sampler.sample(logits.clone(), rows).tokens
+    alone = [sampler.sample(logits[i : i + 1].clone(), [row]).tokens[0] for i, row in enumerate(rows)]
+    reversed_rows = sampler.sample(logits.flip(0).clone(), rows[::-1]).tokens
     assert together == alone == reversed_rows[::-1]
 
 
@@ -107,21 +107,21 @@ def test_greedy_takes_the_first_of_equals() -> None:
         logits[2] = -math.inf
         logits[2, 17] = -1e30
         rows = [SampledRow(replace(PLAIN, temperature=0.0), 0)] * 3
-        assert Sampler([]).sample(logits, rows) == [40, VOCAB_SIZE - 1, 17]
+        assert Sampler([]).sample(logits, rows).tokens == [40, VOCAB_SIZE - 1, 17]
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_greedy_is_the_argmax(count: int) -> None:
     logits = torch.randn(count, VOCAB_SIZE, generator=torch.Generator().manual_seed(count)).bfloat16()
     rows = [SampledRow(replace(PLAIN, temperature=0.0), 0)] * count
-    assert Sampler([]).sample(logits.clone(), rows) == logits.float().argmax(-1).tolist()
+    assert Sampler([]).sample(logits.clone(), rows).tokens == logits.float().argmax(-1).tolist()
 
 
 def test_seed_and_position_each_change_the_token() -> None:
     logits = logits_of(3, spread=0.1)
     by_position = draw(logits, PLAIN, 50)
     by_seed = Counter(
-        Sampler([]).sample(logits[None].clone(), [SampledRow(replace(PLAIN, seed=seed), 0)])[0]
+        Sampler([]).sample(logits[None].clone(), [SampledRow(replace(PLAIN, seed=seed), 0)]).tokens[0]
         for seed in range(50)
     )
     assert len(by_position) > 40
@@ -144,7 +144,7 @@ def test_min_tokens_forbids_stops_until_then(temperature: float) -> None:
         SampledRow(replace(params, ignore_eos=True), 2),  # the end of sequence doesn't stop it: it may come
         SampledRow(replace(params, stop_token_ids=frozenset()), 0),
     ]
-    assert Sampler([EOS]).sample(logits, rows) == [11, EOS, EOS, 9]
+    assert Sampler([EOS]).sample(logits, rows).tokens == [11, EOS, EOS, 9]
 
 
 def test_uniform_is_uniform_and_fixed() -> None:

@@ -8,7 +8,7 @@ import pytest
 from engine.errors import ConfigError, InvalidRequest
 from engine.kv_cache import KVCache
 from engine.scheduler import Scheduler
-from engine.types import Batch, EngineRequest, FinishReason, SamplingParams, TokenDelta
+from engine.types import Batch, EngineRequest, FinishReason, SamplingParams, StepResult, TokenDelta
 from tests.engine.fake_runner import FakeRunner, make_request, reference_output
 
 
@@ -24,6 +24,7 @@ class Harness:
         budget: int = 64,
         max_model_len: int = 64,
         prefix_caching: bool = True,
+        max_prefill_beside_decodes: int | None = None,
         eos_token_ids: Sequence[int] = (),
     ) -> None:
         self.now = 0.0
@@ -34,6 +35,8 @@ class Harness:
             max_num_batched_tokens=budget,
             max_model_len=max_model_len,
             eos_token_ids=eos_token_ids,
+            vocab_size=self.runner.vocab_size,
+            max_prefill_beside_decodes=max_prefill_beside_decodes,
             clock=lambda: self.now,
         )
         self.outputs: dict[str, list[int]] = {}
@@ -84,7 +87,21 @@ def test_limits_that_allow_nothing_are_refused(limits: dict[str, int]) -> None:
     [
         (make_request("a", []), "prompt is empty", "prompt"),
         (make_request("a", range(16)), "has 16 tokens.*16 tokens allows 15", "prompt"),
-        (make_request("a", [1], max_tokens=0), "max_tokens is 0", "max_tokens"),
+        (make_request("a", [1], max_tokens=-1), "max_tokens is -1", "max_tokens"),
+        (make_request("a", range(17), max_tokens=0), "has 17 tokens.*16 tokens allows 16", "prompt"),
+        (make_request("a", [1, 1 << 17]), "token id 131072; this model's are 0 to 131071", "prompt"),
+        (make_request("a", [-1]), "token id -1", "prompt"),
+        (make_request("a", [1], priority=1 << 40), "priority is 1099511627776", "priority"),
+        *(
+            (make_request("a", [1], params=SamplingParams(max_tokens=1, **wrong)), words, next(iter(wrong)))  # type: ignore[arg-type]
+            for wrong, words in (
+                ({"logit_bias": {1 << 17: 1.0}}, "token id 131072"),
+                ({"bad_words": ((1,), ())}, "word without tokens"),
+                ({"bad_words": ((1, -5),)}, "token id -5"),
+                ({"allowed_token_ids": ()}, "is empty"),
+                ({"allowed_token_ids": (7, 1 << 20)}, "token id 1048576"),
+            )
+        ),
     ],
 )
 def test_a_request_that_can_never_run_is_refused(request_: EngineRequest, words: str, param: str) -> None:
@@ -431,17 +448,23 @@ def test_an_abort_while_the_step_runs_leaves_the_rest_alone() -> None:
     assert harness.outputs["gone"] == reference_output(make_request("gone", [5, 6, 7]))
 
 
-def test_a_failed_step_ends_its_own_requests_only() -> None:
-    harness = Harness(max_num_seqs=2)
-    harness.add(*(make_request(name, [1]) for name in "abc"))
-    harness.scheduler.schedule()
+def test_a_failure_ends_its_own_request_only() -> None:
+    harness = Harness(max_num_seqs=3)
+    harness.add(*(make_request(name, [1]) for name in "abcd"))
+    batch = harness.scheduler.schedule()
     harness.scheduler.abort("a")
-    (delta,) = harness.scheduler.fail("broken")
-    assert (delta.request_id, delta.finish_reason, delta.error) == ("b", FinishReason.ERROR, "broken")
-    assert harness.scheduler.fail("again") == []
+    tokens = harness.runner.execute(batch).tokens
+    failed = StepResult([tokens[0], None, tokens[2]], failures={0: "of no matter", 1: "broken"})
+    b, c = harness.scheduler.update(batch, failed)
+    assert (b.request_id, b.finish_reason, b.error) == ("b", FinishReason.ERROR, "broken")
     harness.scheduler.check_integrity()
+    harness.collect([b, c])
     harness.finish()
-    assert harness.last["c"].finish_reason == FinishReason.LENGTH
+    assert {name: last.finish_reason for name, last in harness.last.items()} == {
+        "b": FinishReason.ERROR,
+        "c": FinishReason.LENGTH,
+        "d": FinishReason.LENGTH,
+    }
 
 
 def test_a_sequence_that_is_nowhere_is_noticed() -> None:

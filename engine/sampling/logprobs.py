@@ -1,0 +1,52 @@
+"""Log-probabilities of tokens and of the most likely ones, from logits as the model gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.types import ALL_LOGPROBS, PositionLogprobs, TokenLogprob
+
+
+def raw_logprobs(logits: torch.Tensor) -> torch.Tensor:
+    """Before any edit, temperature or filter: [R, vocab_size] → float32 [R, vocab_size], new memory."""
+    return logits.log_softmax(dim=-1, dtype=torch.float32)
+
+
+def position_logprobs(
+    logprobs: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]
+) -> list[PositionLogprobs]:
+    """For each row of `logprobs` [R, vocab_size]: that of its token, and of the `num_top` most likely.
+
+    Equally likely tokens share a rank and come in the order of their ids; where there are more of them than
+    are asked for, the row's own token is among those told.
+    """
+    vocab_size = logprobs.shape[-1]
+    counts = [vocab_size if count == ALL_LOGPROBS else min(count, vocab_size) for count in num_top]
+    chosen = logprobs.gather(-1, torch.tensor(token_ids, device=logprobs.device)[:, None])
+    ranks = (logprobs > chosen).sum(dim=-1) + 1
+    values, tokens = logprobs.topk(max(counts), dim=-1)
+    return [
+        _position(TokenLogprob(*own), list(zip(row_values[:count], row_tokens[:count], strict=True)))
+        for own, row_values, row_tokens, count in zip(
+            zip(token_ids, chosen[:, 0].tolist(), ranks.tolist(), strict=True),
+            values.tolist(),
+            tokens.tolist(),
+            counts,
+            strict=True,
+        )
+    ]
+
+
+def _position(chosen: TokenLogprob, most_likely: list[tuple[float, int]]) -> PositionLogprobs:
+    if chosen.rank <= len(most_likely) and all(token != chosen.token_id for _, token in most_likely):
+        most_likely[-1] = (chosen.logprob, chosen.token_id)  # was left out for one as likely
+    most_likely.sort(key=lambda pair: (-pair[0], pair[1]))
+    top = []
+    rank = 0
+    for index, (logprob, token) in enumerate(most_likely):
+        if index == 0 or logprob != most_likely[index - 1][0]:
+            rank = index + 1
+        top.append(TokenLogprob(token, logprob, rank))
+    return PositionLogprobs(chosen, tuple(top))

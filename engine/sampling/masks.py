@@ -1,0 +1,84 @@
+"""Token masks of constrained rows: filled on the CPU while the model runs, then laid over the logits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+
+from engine.types import TokenConstraint
+
+log = logging.getLogger(__name__)
+
+_ALL_ALLOWED = -1  # 32 set bits
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Which tokens some rows of logits may take."""
+
+    rows: tuple[int, ...] = ()  # those that are restricted
+    bits: torch.Tensor | None = None  # int32 [len(rows), ceil(vocab_size / 32)] on the CPU
+    failures: Mapping[int, str] = field(default_factory=dict)  # row → why its constraint can't go on
+
+    def apply(self, logits: torch.Tensor) -> None:
+        """Make what isn't allowed impossible, in place; float32 [S, vocab_size]."""
+        if self.bits is None:
+            return
+        bias = _bias(self.bits.to(logits.device))[:, : logits.shape[-1]]
+        logits.index_add_(0, torch.tensor(self.rows, device=logits.device), bias)
+
+
+class MaskFiller:
+    """Asks constraints for their masks in a thread of its own, started when first needed.
+
+    The model's operators leave the interpreter to others while they compute, so this costs a step little.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._num_words = -(-vocab_size // 32)
+        self._executor: ThreadPoolExecutor | None = None
+
+    def start(self, constraints: Mapping[int, TokenConstraint]) -> Future[Masks] | None:
+        """Begin to fill the masks of these rows; None if there are none. Nobody else may use them now."""
+        if not constraints:
+            return None
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-masks")
+        return self._executor.submit(self._fill, constraints)
+
+    def _fill(self, constraints: Mapping[int, TokenConstraint]) -> Masks:
+        bits = torch.full((len(constraints), self._num_words), _ALL_ALLOWED, dtype=torch.int32)
+        rows: list[int] = []
+        failures: dict[int, str] = {}
+        for row, constraint in constraints.items():
+            try:
+                is_restricted = constraint.fill_mask(bits, len(rows))
+            except Exception as error:  # foreign code, for one client: the others in the batch go on
+                log.exception("A constraint failed to say what may come next.")
+                bits[len(rows)] = _ALL_ALLOWED  # what it may have written belongs to the next one's row
+                failures[row] = f"The output's constraint failed: {type(error).__name__}: {error}"
+                continue
+            if is_restricted:
+                rows.append(row)
+        return Masks(tuple(rows), bits[: len(rows)] if rows else None, failures)
+
+
+def _bias(bits: torch.Tensor) -> torch.Tensor:
+    """0 where a bit is set, else minus infinity: int32 [R, words] → float32 [R, 32 * words].
+
+    By a table of bytes, and added rather than used as a mask: a tenth of the time of PyTorch's masked_fill.
+    """
+    octets = bits.view(torch.uint8).flatten().int()  # little-endian, as all that we run on
+    return _bias_of_byte(bits.device).index_select(0, octets).view(bits.shape[0], -1)
+
+
+@cache
+def _bias_of_byte(device: torch.device) -> torch.Tensor:
+    """Float32 [256, 8]: for each value of a byte, of its bits from the lowest."""
+    is_set = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
+    return torch.zeros(256, 8).masked_fill_(is_set == 0, -torch.inf).to(device)
