@@ -28,7 +28,7 @@ class Gate:
     """The outermost app. Knows how many requests are inside, so that a shutdown can wait for them."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
+        self.app = app
         self._service = service
         self._keys = [key.encode() for key in service.config.api_keys]
         self._num_inside = 0
@@ -37,7 +37,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         send = _name_request(scope, send)
         try:
@@ -48,7 +48,7 @@ class Gate:
         self._num_inside += 1
         self._empty.clear()
         try:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         finally:
             self._num_inside -= 1
             if not self._num_inside:

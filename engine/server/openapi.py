@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine import __version__
-from engine.server.absent import ABSENT
 from engine.server.operations import OPERATIONS, Answer, Operation
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -61,8 +60,6 @@ def build_document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _describe(method, path, operation)
-    for (method, path), reason in ABSENT.items():
-        paths.setdefault(path, {})[method.lower()] = _describe_absent(method, path, reason)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -141,15 +138,6 @@ def _error(status: HTTPStatus) -> dict[str, Any]:
     return {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
 
 
-def _describe_absent(method: str, path: str, reason: str) -> dict[str, Any]:
-    return {
-        "operationId": _operation_id(method, path),
-        "summary": f"Not here: {reason}.",
-        "deprecated": True,
-        "responses": {"501": _error(HTTPStatus.NOT_IMPLEMENTED)},
-    }
-
-
 def _operation_id(method: str, path: str) -> str:
     words = (
         path.replace("{", "")
@@ -175,7 +163,6 @@ def _render_page(document: Mapping[str, Any]) -> str:
         f"<tr><td><code>{method.upper()}</code><td><code>{escape(path)}</code><td>{escape(one['summary'])}"
         for path, methods in document["paths"].items()
         for method, one in methods.items()
-        if not one.get("deprecated")
     ]
     bodies = [_render_schema(name, schema) for name, schema in document["components"]["schemas"].items()]
     info = document["info"]
