@@ -13,98 +13,59 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
+from enum import StrEnum
 from queue import Empty, SimpleQueue
 from threading import Thread
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 from engine.core import EngineCore
-from engine.errors import EngineDead, InvalidRequest
+from engine.errors import EngineAsleep, EngineDead, InvalidRequest
+from engine.token_stream import TokenStream
 from engine.types import EngineRequest, EngineStats, TokenDelta
+
+__all__ = ["AsyncEngine", "SleepMode", "TokenStream"]
 
 log = logging.getLogger(__name__)
 
 
-# What the loop tells the thread: run this request, abort the one of this id, or (None) stop.
-_Command: TypeAlias = EngineRequest | str | None
+class SleepMode(StrEnum):
+    """What becomes of the requests that run when the engine is sent to sleep; vLLM's names."""
+
+    ABORT = "abort"
+    WAIT = "wait"
 
 
-class TokenStream:
-    """What one request generates. Leaving it before its end aborts the request, so use it as a context:
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Something to do in the engine's thread, between steps."""
 
-        async with engine.stream(request) as stream:
-            async for delta in stream: ...
+    function: Callable[[EngineCore], None]
+    done: asyncio.Future[None]
 
-    Deltas that pile up while nobody reads are merged into one. For one reader at a time. Iteration raises
-    EngineDead if the engine ends before the request does.
-    """
+    def run(self, core: EngineCore) -> None:
+        """Do it, and tell the loop how that went."""
+        failure: Exception | None = None
+        try:
+            self.function(core)
+        except Exception as error:  # whatever it is, it belongs to the caller
+            log.exception("What was asked of the engine between steps failed.")
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+            self.done.get_loop().call_soon_threadsafe(_settle, self.done, failure)
 
-    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
-        self.request_id = request_id
-        self._abort = abort
-        self._ready = asyncio.Event()  # there is something to read, or there won't be any more
-        self._unread: TokenDelta | None = None
-        self._unread_tokens: list[int] = []
-        self._is_ended = False
-        self._failure: str | None = None
 
-    def __repr__(self) -> str:
-        state = "ended" if self._is_ended else "open"
-        return f"<TokenStream {self.request_id} {state}, {len(self._unread_tokens)} tokens unread>"
+def _settle(done: asyncio.Future[None], failure: Exception | None) -> None:
+    if done.done():
+        return
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
 
-    def __aiter__(self) -> Self:
-        return self
 
-    async def __anext__(self) -> TokenDelta:
-        await self._ready.wait()
-        if self._unread is not None:
-            return self._take(self._unread)
-        if self._failure is not None:
-            raise EngineDead(self._failure)
-        raise StopAsyncIteration
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Leave; what is unread is dropped. Never waits, so that a cancelled task can leave too."""
-        if not self._is_ended:
-            self._abort(self.request_id)
-        self._unread = None
-        self.end()
-
-    def put(self, delta: TokenDelta) -> None:
-        """Called by the engine, on the loop. Nothing comes through once the reader has left."""
-        if self._is_ended:
-            return
-        if self._unread is not None and delta.timings is None:
-            delta = replace(delta, timings=self._unread.timings)
-        self._unread = delta
-        self._unread_tokens += delta.token_ids
-        self._is_ended = delta.finish_reason is not None
-        self._ready.set()
-
-    def end(self, failure: str | None = None) -> None:
-        """Called by the engine, on the loop: no more deltas will come; `failure` says why, if it is one."""
-        if not self._is_ended:
-            self._failure = failure
-        self._is_ended = True
-        self._ready.set()
-
-    def _take(self, delta: TokenDelta) -> TokenDelta:
-        if len(self._unread_tokens) != len(delta.token_ids):
-            delta = replace(delta, token_ids=tuple(self._unread_tokens))
-        self._unread = None
-        self._unread_tokens.clear()
-        if not self._is_ended:
-            self._ready.clear()
-        return delta
+# What the loop tells the thread: run this request, abort the one of this id, do this, or (None) stop.
+_Command: TypeAlias = EngineRequest | str | _Call | None
 
 
 class AsyncEngine:
@@ -119,6 +80,11 @@ class AsyncEngine:
         self._build_core = build_core
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._streams: dict[str, TokenStream] = {}
+        self._idle = asyncio.Event()  # set while there are no streams
+        self._idle.set()
+        self._calls: set[asyncio.Future[None]] = set()
+        self._is_sleeping = False
+        self._sleep_lock = asyncio.Lock()  # one falls asleep or wakes up at a time
         self._core: EngineCore | None = None
         self._thread: Thread | None = None
         self._is_stopping = False
@@ -167,12 +133,18 @@ class AsyncEngine:
         return EngineStats() if self._core is None else self._core.stats()
 
     def stream(self, request: EngineRequest) -> TokenStream:
-        """Start a request at once. Raises InvalidRequest if it can't run, EngineDead if nothing can."""
+        """Start a request at once.
+
+        Raises InvalidRequest if it can't run, EngineAsleep if nothing can now, EngineDead if nothing ever.
+        """
         core = self._get_core()
+        if self._is_sleeping:
+            raise EngineAsleep("The engine is asleep; POST /wake_up first.")
         core.check(request)
         if request.request_id in self._streams:
             raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")
         stream = self._streams[request.request_id] = TokenStream(request.request_id, self.abort)
+        self._idle.clear()
         self._commands.put(request)
         return stream
 
@@ -180,6 +152,47 @@ class AsyncEngine:
         """End a request at the next step; a stream still read gets a last delta. Unknown ids are ignored."""
         if request_id in self._streams:
             self._commands.put(request_id)
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether requests are refused: from the call of `sleep` to the end of `wake_up`."""
+        return self._is_sleeping
+
+    async def sleep(self, level: int = 1, mode: SleepMode = SleepMode.ABORT) -> None:
+        """Give back the KV cache's memory, and at level 2 the weights' too; returns when that is done.
+
+        New requests are refused from now on, by EngineAsleep; those that run are aborted or waited for. To
+        cancel the waiting wakes the engine. Raises InvalidRequest for another level, EngineDead.
+        """
+        self._get_core()
+        if level not in (1, 2):
+            raise InvalidRequest(f"level is {level}, it has to be 1 or 2.", param="level")
+        async with self._sleep_lock:
+            was_sleeping, self._is_sleeping = self._is_sleeping, True
+            if mode is SleepMode.ABORT:
+                for request_id in self._streams:
+                    self.abort(request_id)
+            try:
+                await self._idle.wait()
+            except asyncio.CancelledError:
+                self._is_sleeping = was_sleeping
+                raise
+            await self._call(lambda core: core.sleep(level))
+
+    async def wake_up(self) -> None:
+        """Take the memory back, weights from the checkpoint; does nothing when awake.
+
+        Raises what that raises, such as OutOfMemory: the engine still sleeps then, and may be woken again.
+        """
+        self._get_core()
+        async with self._sleep_lock:
+            if self._is_sleeping:
+                await self._call(lambda core: core.wake_up())
+                self._is_sleeping = False
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget the keys and values of prompts; what runs goes on. Raises EngineDead."""
+        await self._call(lambda core: core.reset_prefix_cache())
 
     async def wait_ended(self) -> None:
         """Wait until the engine's thread has ended; raises EngineDead if that was not by `shutdown`."""
@@ -204,6 +217,15 @@ class AsyncEngine:
             self._thread.join()  # telling of its end was its last act
         return bool(done)
 
+    async def _call(self, function: Callable[[EngineCore], None]) -> None:
+        """Have the thread do something between steps; raises what that raises. To cancel doesn't undo it."""
+        self._get_core()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls.add(done)
+        done.add_done_callback(self._calls.discard)
+        self._commands.put(_Call(function, done))
+        await done
+
     def _get_core(self) -> EngineCore:
         if self._core is None or not self.is_alive:
             why = "is shutting down" if self._is_stopping else "has not been started"
@@ -223,6 +245,8 @@ class AsyncEngine:
                 stream.put(delta)
                 if delta.finish_reason is not None:
                     del self._streams[delta.request_id]
+        if not self._streams:
+            self._idle.set()
 
     def _on_ended(self, error: BaseException | None) -> None:
         if error is not None and not self._built.done():
@@ -236,6 +260,9 @@ class AsyncEngine:
         for stream in self._streams.values():
             stream.end(failure)
         self._streams.clear()
+        self._idle.set()
+        for call in tuple(self._calls):
+            _settle(call, EngineDead(failure))
 
     # The thread's side
 
@@ -267,6 +294,8 @@ def _run_steps(
                 return
             if isinstance(command, EngineRequest):
                 core.add(command)
+            elif isinstance(command, _Call):
+                command.run(core)
             elif delta := core.abort(command):
                 deltas.append(delta)
         if core.has_work:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from engine.errors import EngineDead, EngineError, InvalidRequest
+from engine.errors import EngineAsleep, EngineDead, EngineError, InvalidRequest
 
 
 class UnknownModel(InvalidRequest):
@@ -75,6 +75,7 @@ _STATUS = {
     NotReady.code: HTTPStatus.SERVICE_UNAVAILABLE,
     ShuttingDown.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDead.code: HTTPStatus.SERVICE_UNAVAILABLE,
+    EngineAsleep.code: HTTPStatus.SERVICE_UNAVAILABLE,
     NotImplementedHere.code: HTTPStatus.NOT_IMPLEMENTED,
 }
 

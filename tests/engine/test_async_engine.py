@@ -10,11 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from engine.async_engine import AsyncEngine, TokenStream
+from engine.async_engine import AsyncEngine, SleepMode, TokenStream
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import DeviceLost, EngineDead, InvalidRequest
-from engine.types import Batch, EngineRequest, EngineStats, FinishReason, TokenDelta
+from engine.errors import DeviceLost, EngineAsleep, EngineDead, InvalidRequest, OutOfMemory
+from engine.types import (
+    Batch,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    PositionLogprobs,
+    SamplingParams,
+    StepResult,
+    TokenDelta,
+    TokenLogprob,
+)
 from tests.engine.fake_runner import FakeRunner, make_request, reference_output
 
 WAIT_S = 30
@@ -421,3 +431,148 @@ async def test_shutdown_doesnt_wait_for_ever_for_a_step() -> None:
         await anext(stream)
     gate.open()
     assert await engine.shutdown(WAIT_S)
+
+
+# Sleep
+
+
+async def test_sleep_ends_what_runs_and_refuses_what_comes() -> None:
+    gate = Gate()
+    runner = FakeRunner(before=gate)
+    async with running(runner) as engine:
+        stream = engine.stream(make_request("a", [1], max_tokens=200))
+        await gate.arrival()
+        asleep = asyncio.create_task(engine.sleep(level=2))
+        await asyncio.sleep(0)
+        assert engine.is_sleeping
+        gate.open()
+        assert (await read(stream))[-1].finish_reason == FinishReason.ABORT
+        await asleep
+        assert runner.sleeps == [2] and engine.is_alive
+        with pytest.raises(EngineAsleep, match="wake_up"):
+            engine.stream(make_request("b", [1]))
+        await engine.wake_up()
+        await engine.wake_up()
+        assert not engine.is_sleeping
+        again = make_request("b", [1])
+        assert await generate(engine, again) == reference_output(again)
+
+
+async def test_sleep_can_wait_for_what_runs() -> None:
+    gate = Gate()
+    runner = FakeRunner(before=gate)
+    async with running(runner) as engine:
+        request = make_request("a", [1], max_tokens=20)
+        stream = engine.stream(request)
+        await gate.arrival()
+        impatient = asyncio.create_task(engine.sleep(mode=SleepMode.WAIT))
+        await asyncio.sleep(0)
+        assert engine.is_sleeping
+        impatient.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+        assert not engine.is_sleeping, "who gives up waiting leaves the engine awake"
+        patient = asyncio.create_task(engine.sleep(mode=SleepMode.WAIT))
+        waking = asyncio.create_task(engine.wake_up())  # comes when it sleeps
+        gate.open()
+        assert [token for delta in await read(stream) for token in delta.token_ids] == reference_output(
+            request
+        )
+        await patient
+        await waking
+        assert runner.sleeps == [1] and not engine.is_sleeping
+
+
+async def test_what_was_cached_is_gone_after_a_sleep_and_after_a_reset() -> None:
+    async with running(FakeRunner()) as engine:
+
+        async def num_cached(name: str) -> int:
+            (*_, last) = await read(engine.stream(make_request(name, range(30))))
+            return last.num_cached_tokens
+
+        assert [await num_cached("a"), await num_cached("b")] == [0, 28]
+        await engine.reset_prefix_cache()
+        assert [await num_cached("c"), await num_cached("d")] == [0, 28]
+        await engine.sleep()
+        await engine.wake_up()
+        assert [await num_cached("e"), await num_cached("f")] == [0, 28]
+
+
+async def test_a_failed_wake_up_may_be_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    class Shaky(FakeRunner):
+        failures = 1
+
+        def wake_up(self) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise OutOfMemory("no room for the weights")
+            super().wake_up()
+
+    async with running(Shaky()) as engine:
+        await engine.sleep()
+        with pytest.raises(OutOfMemory, match="no room"):
+            await engine.wake_up()
+        assert engine.is_sleeping and engine.is_alive
+        await engine.wake_up()
+        request = make_request("a", [1])
+        assert await generate(engine, request) == reference_output(request)
+    assert "no room for the weights" in caplog.text
+
+
+async def test_calls_of_a_dead_engine_are_refused() -> None:
+    gate = Gate()
+
+    def before(batch: Batch) -> None:
+        gate(batch)
+        raise DeviceLost("gone")
+
+    engine = AsyncEngine(builder(FakeRunner(before=before)))
+    with pytest.raises(EngineDead):
+        await engine.reset_prefix_cache()
+    await engine.start()
+    with pytest.raises(InvalidRequest, match="level is 3"):
+        await engine.sleep(3)
+    engine.stream(make_request("a", [1]))
+    await gate.arrival()
+    waiting = [asyncio.create_task(engine.reset_prefix_cache()), asyncio.create_task(engine.sleep())]
+    await asyncio.sleep(0)
+    assert engine.is_sleeping
+    gate.open()
+    for task in waiting:
+        with pytest.raises(EngineDead, match="gone"):
+            await task
+    assert await engine.shutdown(WAIT_S)
+
+
+# Logprobs on their way
+
+
+async def test_merged_deltas_keep_all_their_logprobs() -> None:
+    class Scoring(FakeRunner):
+        def execute(self, batch: Batch) -> StepResult:
+            result = super().execute(batch)
+            return StepResult(
+                result.tokens,
+                logprobs={
+                    index: PositionLogprobs(TokenLogprob(token, -0.5, 1))
+                    for index, token in enumerate(result.tokens)
+                    if token is not None
+                },
+                prompt_logprobs={
+                    index: [
+                        PositionLogprobs(TokenLogprob(token, -1.0, 2)) for token in sequence.scored_token_ids
+                    ]
+                    for index, sequence in enumerate(batch.sequences)
+                    if sequence.scored_token_ids
+                },
+            )
+
+    async with running(Scoring()) as engine:
+        params = SamplingParams(max_tokens=30, logprobs=0, prompt_logprobs=0)
+        stream = engine.stream(make_request("slow", [1, 2, 3], params=params))
+        await generate(engine, make_request("quick", [2], max_tokens=40))
+        (delta,) = await read(stream)
+        assert [position.chosen.token_id for position in delta.logprobs] == list(delta.token_ids)
+        assert len(delta.token_ids) == 30
+        assert delta.prompt_logprobs is not None and delta.prompt_logprobs[0] is None
+        assert [p.chosen.token_id for p in delta.prompt_logprobs if p is not None] == [2, 3]
