@@ -101,6 +101,60 @@ def test_a_process_with_a_stream_stops_in_time(tiny_model: Path, tmp_path: Path)
     assert "Traceback" not in log.read_text()
 
 
+def test_a_process_lets_a_stream_end_before_it_stops(tiny_model: Path, tmp_path: Path) -> None:
+    """After SIGTERM: the stream goes on to its [DONE], new requests are turned away, the code is 0."""
+    log = tmp_path / "log"
+    words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "60"]
+    with (
+        process(*words, log=log) as child,
+        httpx.Client(base_url=f"http://127.0.0.1:{port_of(log)}", timeout=WAIT_S, trust_env=False) as client,
+        httpx.Client(base_url=client.base_url, timeout=WAIT_S, trust_env=False) as late,
+    ):
+        wait_ready(client, child)
+        late.get("/health")  # opens a connection that lives on
+        body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        options = {"stream_options": {"include_usage": True}}
+        with client.stream("POST", COMPLETIONS, json={**body, **options}) as response:
+            stream = events(response)
+            next(stream)
+            child.send_signal(signal.SIGTERM)
+            wait_until(lambda: late.get("/health").status_code == 503)
+            refused = late.post(COMPLETIONS, json=body)
+            *_, usage, done = stream
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert done == "[DONE]"
+        assert usage["usage"]["completion_tokens"] == 200
+        assert child.wait(WAIT_S) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny_model: Path, tmp_path: Path) -> None:
+    """Its stream fills all buffers and stands still; the process is gone in time all the same."""
+    log = tmp_path / "log"
+    words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "0.5", "--max-num-seqs", "64"]
+    with process(*words, log=log) as child:
+        port = port_of(log)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False) as client:
+            wait_ready(client, child)
+        body = json.dumps({"prompt": ["a"] * 64, "max_tokens": 500, "ignore_eos": True, "stream": True})
+        request = (
+            f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        )
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(WAIT_S)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(request.encode())
+            assert connection.recv(16).startswith(b"HTTP/1.1 200")
+            child.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            assert child.wait(WAIT_S) == 0
+            assert time.monotonic() - started < 20, "0.5 s for requests, 2 s each for aborts and connections"
+    assert "Traceback" not in log.read_text()
+
+
 def test_a_signal_while_loading_ends_it_at_once(tiny_model: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with process("--model", str(tiny_model), "--port", "0", log=log) as child:
