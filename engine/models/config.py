@@ -33,15 +33,14 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]  # the main one first; generation_config.json goes before config.json
 
 
-def read_model_config(directory: Path) -> ModelConfig:
-    """Raises CheckpointError where the files don't make sense, UnsupportedModel where we can't run them."""
-    raw = read_json(directory / "config.json")
-    architectures = raw.get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1:
-        raise CheckpointError(
-            f"{directory / 'config.json'}: architectures is {architectures!r}, not one name."
-        )
-    reader = _Reader(directory / "config.json", raw)
+def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Raises CheckpointError where the files don't make sense, UnsupportedModel where we can't run them.
+
+    `overrides` are --hf-overrides: they win over config.json.
+    """
+    raw = read_raw_config(directory, overrides)
+    architecture = architecture_of(directory, raw)
+    reader = ConfigReader(directory / "config.json", raw)
     _refuse_unsupported(raw)
     num_heads = reader.integer("num_attention_heads")
     hidden_size = reader.integer("hidden_size")
@@ -51,7 +50,7 @@ def read_model_config(directory: Path) -> ModelConfig:
             f"{num_heads} attention heads can't share {num_kv_heads} key-value heads evenly."
         )
     return ModelConfig(
-        architecture=str(architectures[0]),
+        architecture=architecture,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=reader.integer("intermediate_size"),
@@ -69,6 +68,29 @@ def read_model_config(directory: Path) -> ModelConfig:
     )
 
 
+def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """config.json, with what --hf-overrides puts in its place; objects are merged. Raises CheckpointError."""
+    return _merge(read_json(directory / "config.json"), overrides or {})
+
+
+def architecture_of(directory: Path, raw: Mapping[str, Any]) -> str:
+    """Raises CheckpointError unless there is exactly one."""
+    architectures = raw.get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: architectures is {architectures!r}, not one name."
+        )
+    return str(architectures[0])
+
+
+def _merge(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(raw)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the checkpoint. Raises CheckpointError."""
     try:
@@ -84,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class _Reader:
+class ConfigReader:
     """Typed access to a JSON object; errors name the file, the key and the value."""
 
     def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
@@ -105,18 +127,18 @@ class _Reader:
             raise CheckpointError(f"{self._path}: {key} is {value!r}, it has to be a positive number.")
         return float(value)
 
-    def object(self, *keys: str) -> _Reader:
+    def object(self, *keys: str) -> ConfigReader:
         """The first of these objects that is there; empty if none is."""
         found: Mapping[str, Any] = next(
             (self._raw[key] for key in keys if isinstance(self._raw.get(key), dict)), {}
         )
-        return _Reader(self._path, found)
+        return ConfigReader(self._path, found)
 
     def text(self, *keys: str) -> str | None:
         return next((str(self._raw[key]) for key in keys if self._raw.get(key) is not None), None)
 
 
-def _rope(reader: _Reader) -> RopeConfig:
+def _rope(reader: ConfigReader) -> RopeConfig:
     """From `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` beside each other."""
     parameters = reader.object("rope_parameters", "rope_scaling")
     theta = parameters.number("rope_theta", reader.number("rope_theta", 10_000.0))

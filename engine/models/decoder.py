@@ -161,6 +161,7 @@ class CausalLM(nn.Module):
         "qk_norm": ("q_norm", "k_norm"),
     }
     """Our layer's name → the checkpoint's names of its parts, in order."""
+    UNUSED: ClassVar[tuple[str, ...]] = ()
     HAS_HEAD_NORM: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:

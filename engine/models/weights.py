@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from engine.errors import CheckpointError
 from engine.layers.weights import WeightedLayer
 from engine.models.config import read_json
-from engine.models.decoder import CausalLM
 
 INDEX_NAME = "model.safetensors.index.json"
 _SHOWN = 5  # names in an error message
 
 
+class Loadable(Protocol):
+    """A model that is filled from a checkpoint; its WeightedLayers have the checkpoint's names."""
+
+    FUSED: ClassVar[dict[str, tuple[str, ...]]]  # our layer's name → the checkpoint's names of its parts
+    UNUSED: ClassVar[tuple[str, ...]]  # beginnings of names of tensors that may be there and aren't needed
+    dtype: torch.dtype
+    device: torch.device
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def shared_weights(self) -> dict[str, str]:
+        """Layers that are filled from another layer's tensors: name → the name it shares."""
+        ...
+
+
 class Checkpoint:
     """The tensors of a directory, by name. A context manager; tensors that were handed out stay valid."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises CheckpointError where there are no safetensors, or a shard of the index is missing."""
+    def __init__(self, directory: Path, *, rename: Callable[[str], str] = str) -> None:
+        """`rename` gives a stored name its place in the model, where savers differ in that.
+
+        Raises CheckpointError where there are no safetensors, or a shard of the index is missing.
+        """
         self._directory = directory
         self._exit_stack = ExitStack()
-        self._file_of: dict[str, Any] = {}  # tensor's name → its open file
+        self._stored: dict[str, tuple[Any, str]] = {}  # tensor's name → its open file, its name there
         for path in _files(directory):
             handle = self._open(path)
-            self._file_of.update(dict.fromkeys(handle.keys(), handle))
+            self._stored.update({rename(name): (handle, name) for name in handle.keys()})  # noqa: SIM118
 
     def __enter__(self) -> Self:
         return self
@@ -40,14 +58,16 @@ class Checkpoint:
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self._file_of)
+        return frozenset(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file_of[name].get_slice(name).get_shape())
+        handle, stored_name = self._stored[name]
+        return tuple(handle.get_slice(stored_name).get_shape())
 
     def tensor(self, name: str) -> torch.Tensor:
         """Mapped from the file, as it was saved."""
-        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        handle, stored_name = self._stored[name]
+        tensor: torch.Tensor = handle.get_tensor(stored_name)
         return tensor
 
     def _open(self, path: Path) -> Any:
@@ -66,7 +86,7 @@ class _Target:
     sources: Mapping[str, tuple[int, ...]]  # name in the checkpoint → expected shape
 
 
-def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
+def load_weights(model: Loadable, checkpoint: Checkpoint) -> None:
     """Fill every layer. Raises CheckpointError that names what is missing, extra or of the wrong shape."""
     targets = list(_targets(model))
     expected = {name: shape for target in targets for name, shape in target.sources.items()}
@@ -85,7 +105,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
         target.layer.load(target.tensor_name, parts)
 
 
-def _targets(model: CausalLM) -> Iterator[_Target]:
+def _targets(model: Loadable) -> Iterator[_Target]:
     for path, layer in model.named_modules():
         if isinstance(layer, WeightedLayer):
             for tensor_name, shapes in layer.part_shapes().items():
@@ -93,18 +113,19 @@ def _targets(model: CausalLM) -> Iterator[_Target]:
                 yield _Target(layer, tensor_name, dict(zip(names, shapes, strict=True)))
 
 
-def _parts(model: CausalLM, path: str) -> list[str]:
+def _parts(model: Loadable, path: str) -> list[str]:
     """The checkpoint's paths of a layer of ours: a fused one has several."""
     path = model.shared_weights().get(path, path)
     parent, _, name = path.rpartition(".")
     return [f"{parent}.{part}" if parent else part for part in model.FUSED.get(name, (name,))]
 
 
-def _ignored(model: CausalLM, checkpoint: Checkpoint) -> frozenset[str]:
+def _ignored(model: Loadable, checkpoint: Checkpoint) -> frozenset[str]:
     """Tensors that may be there and aren't needed: a copy of tied embeddings, tables of older savers."""
     copies = {f"{name}.weight" for name in model.shared_weights()}
     tables = {name for name in checkpoint.names if name.endswith(".rotary_emb.inv_freq")}
-    return frozenset(copies | tables)
+    unused = {name for name in checkpoint.names if name.startswith(model.UNUSED)}
+    return frozenset(copies | tables | unused)
 
 
 def _check(

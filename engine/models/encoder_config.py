@@ -1,0 +1,101 @@
+"""config.json of an encoder, read: BERT and the RoBERTa family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from engine.errors import CheckpointError, UnsupportedModel
+from engine.models.config import ConfigReader, architecture_of
+
+
+class EncoderFamily(StrEnum):
+    BERT = "bert"
+    ROBERTA = "roberta"  # XLM-RoBERTa too
+
+
+class Activation(StrEnum):
+    """Of the feed-forward layers; the values are Hugging Face's names."""
+
+    GELU = "gelu"
+    GELU_TANH = "gelu_new"
+    RELU = "relu"
+    SILU = "silu"
+
+
+_SYNONYMS = {
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu_python": Activation.GELU,
+    "swish": Activation.SILU,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """In Hugging Face's terms."""
+
+    family: EncoderFamily
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    layer_norm_eps: float
+    activation: Activation
+    type_vocab_size: int
+    num_positions: int  # rows of the table of positions
+    first_position: int  # the row of a sequence's first token: RoBERTa keeps the first rows for padding
+    dtype: str | None  # as the checkpoint was saved; None = not said
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a sequence."""
+        return self.num_positions - self.first_position
+
+
+def read_encoder_config(directory: Path, raw: Mapping[str, Any]) -> EncoderConfig:
+    """`raw` is config.json as overridden. Raises CheckpointError and UnsupportedModel."""
+    reader = ConfigReader(directory / "config.json", raw)
+    architecture = architecture_of(directory, raw)
+    family = EncoderFamily.BERT if architecture.startswith("Bert") else EncoderFamily.ROBERTA
+    _refuse_unsupported(raw)
+    num_heads, hidden_size = reader.integer("num_attention_heads"), reader.integer("hidden_size")
+    if hidden_size % num_heads:
+        raise CheckpointError(f"hidden_size {hidden_size} can't be shared by {num_heads} attention heads.")
+    first_position = 0 if family is EncoderFamily.BERT else int(raw.get("pad_token_id") or 0) + 1
+    return EncoderConfig(
+        family=family,
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_attention_heads=num_heads,
+        layer_norm_eps=reader.number("layer_norm_eps", 1e-12),
+        activation=_activation(raw.get("hidden_act", "gelu")),
+        type_vocab_size=reader.integer("type_vocab_size", 2),
+        num_positions=reader.integer("max_position_embeddings"),
+        first_position=first_position,
+        dtype=raw.get("dtype") or raw.get("torch_dtype"),
+    )
+
+
+def _activation(name: Any) -> Activation:
+    try:
+        return _SYNONYMS.get(name) or Activation(name)
+    except ValueError:
+        raise UnsupportedModel(f"Activation {name!r} isn't supported; {', '.join(Activation)} are.") from None
+
+
+def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
+    if raw.get("position_embedding_type", "absolute") != "absolute":
+        raise UnsupportedModel(
+            f"Positions of kind {raw['position_embedding_type']!r} aren't supported; 'absolute' are."
+        )
+    if raw.get("is_decoder") or raw.get("add_cross_attention"):
+        raise UnsupportedModel("An encoder that is used as a decoder (is_decoder) isn't supported.")
+    if raw.get("quantization_config"):
+        raise UnsupportedModel("Quantised encoders aren't supported.")

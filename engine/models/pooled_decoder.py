@@ -1,0 +1,68 @@
+"""A decoder without its language head, for embeddings and classifiers: Qwen3-Embedding, Qwen3-Reranker, …"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from engine.attention.paged import AttentionShape, PagedKVCache
+from engine.inputs import StepInputs
+from engine.layers.head import Head
+from engine.layers.rope import RotaryEmbedding
+from engine.models.config import ModelConfig
+from engine.models.decoder import CausalLM, Decoder
+
+
+def place_in_decoder(stored_name: str) -> str:
+    """Where a tensor belongs: savers of `…Model` leave out the "model." that `…ForCausalLM` has."""
+    return stored_name if stored_name.startswith(("model.", "score.", "lm_head.")) else f"model.{stored_name}"
+
+
+class PooledDecoder(nn.Module):
+    """Causal layers; whoever pools chooses the rows."""
+
+    FUSED: ClassVar[dict[str, tuple[str, ...]]] = CausalLM.FUSED
+    UNUSED: ClassVar[tuple[str, ...]] = ("lm_head.",)
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        has_head_norm: bool,
+        score: Head | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """`score` None: embeddings only."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.model = Decoder(config, has_head_norm=has_head_norm)
+        self.score = score
+        self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        config = self.config
+        return AttentionShape(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            num_layers=config.num_hidden_layers,
+        )
+
+    def shared_weights(self) -> dict[str, str]:
+        return {}
+
+    def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
+        """The final hidden states of the rows that are wanted: [S, hidden]."""
+        return self.model(inputs, cache, self._rope)  # type: ignore[no-any-return]
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[S, hidden] → logits, float32 [S, num_labels]. Only where there is a score layer."""
+        if self.score is None:
+            raise TypeError("This decoder was built without a score layer.")
+        return self.score(pooled)  # type: ignore[no-any-return]
