@@ -11,7 +11,15 @@ from array import array
 from collections.abc import Callable, Sequence
 from zlib import crc32
 
-from engine.types import Batch, EngineRequest, SamplingParams, ScheduledSequence, StepResult
+from engine.types import (
+    Batch,
+    EngineRequest,
+    PositionLogprobs,
+    SamplingParams,
+    ScheduledSequence,
+    StepResult,
+    TokenLogprob,
+)
 
 VOCABULARY = 40
 
@@ -32,6 +40,10 @@ def reference_output(
         if output[-1] in stops and len(output) > params.min_tokens:
             break
     return output
+
+
+def logprobs_of(token: int) -> PositionLogprobs:
+    return PositionLogprobs(TokenLogprob(token, -float(token), 1))
 
 
 def make_request(
@@ -82,7 +94,19 @@ class FakeRunner:
                     raise AssertionError(f"Slot {slot} is written twice in one step.")
                 written.add(slot)
                 self._slots[slot] = token
-        return StepResult(tokens)
+        return StepResult(
+            tokens,
+            logprobs={
+                index: logprobs_of(token)
+                for index, token in enumerate(tokens)
+                if token is not None and batch.sequences[index].params.logprobs is not None
+            },
+            prompt_logprobs={
+                index: [logprobs_of(token) for token in self._scored(sequence)]
+                for index, sequence in enumerate(batch.sequences)
+                if sequence.scored_token_ids
+            },
+        )
 
     def sleep(self, level: int) -> None:
         self.sleeps.append(level)
@@ -90,6 +114,18 @@ class FakeRunner:
 
     def wake_up(self) -> None:
         self._slots = [None] * (self.num_blocks * self.block_size)
+
+    def _scored(self, sequence: ScheduledSequence) -> Sequence[int]:
+        """What follows the scored rows; where their own tokens run too, they must be the same."""
+        scored, first = sequence.scored_token_ids, sequence.scored_from
+        if not 0 <= first <= first + len(scored) <= len(sequence.token_ids):
+            raise AssertionError(f"{sequence.request_id}: {len(scored)} scored from row {first} don't run.")
+        if (
+            list(sequence.token_ids[first + 1 : first + len(scored) + 1])
+            != list(scored)[: len(sequence.token_ids) - first - 1]
+        ):
+            raise AssertionError(f"{sequence.request_id}: {scored} don't follow row {first}.")
+        return scored
 
     def _slot(self, sequence: ScheduledSequence, position: int) -> int:
         return sequence.block_ids[position // self.block_size] * self.block_size + position % self.block_size

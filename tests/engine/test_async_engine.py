@@ -19,11 +19,8 @@ from engine.types import (
     EngineRequest,
     EngineStats,
     FinishReason,
-    PositionLogprobs,
     SamplingParams,
-    StepResult,
     TokenDelta,
-    TokenLogprob,
 )
 from tests.engine.fake_runner import FakeRunner, make_request, reference_output
 
@@ -548,26 +545,7 @@ async def test_calls_of_a_dead_engine_are_refused() -> None:
 
 
 async def test_merged_deltas_keep_all_their_logprobs() -> None:
-    class Scoring(FakeRunner):
-        def execute(self, batch: Batch) -> StepResult:
-            result = super().execute(batch)
-            return StepResult(
-                result.tokens,
-                logprobs={
-                    index: PositionLogprobs(TokenLogprob(token, -0.5, 1))
-                    for index, token in enumerate(result.tokens)
-                    if token is not None
-                },
-                prompt_logprobs={
-                    index: [
-                        PositionLogprobs(TokenLogprob(token, -1.0, 2)) for token in sequence.scored_token_ids
-                    ]
-                    for index, sequence in enumerate(batch.sequences)
-                    if sequence.scored_token_ids
-                },
-            )
-
-    async with running(Scoring()) as engine:
+    async with running(FakeRunner()) as engine:
         params = SamplingParams(max_tokens=30, logprobs=0, prompt_logprobs=0)
         stream = engine.stream(make_request("slow", [1, 2, 3], params=params))
         await generate(engine, make_request("quick", [2], max_tokens=40))

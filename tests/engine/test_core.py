@@ -8,7 +8,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import ConfigError, DeviceLost, InvalidRequest
+from engine.errors import ConfigError, DeviceLost, EngineError, InvalidRequest
 from engine.types import Batch, FinishReason, StepResult, TokenDelta
 from tests.engine.fake_runner import FakeRunner, make_request, reference_output
 
@@ -93,6 +93,33 @@ def test_a_failed_step_costs_its_own_requests_only(caplog: pytest.LogCaptureFixt
     assert "A step of 1 sequences failed." in caplog.text
     tokens = [token for delta in run_to_the_end(core) for token in delta.token_ids]
     assert tokens == reference_output(good, eos_token_ids=[39])
+
+
+def test_what_breaks_a_step_is_found_and_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
+    poisoned = raiser(
+        ValueError("out of range"),
+        when=lambda batch: any(sequence.request_id == "bad" for sequence in batch.sequences),
+    )
+    core = make_core(FakeRunner(before=poisoned))
+    good = [make_request(name, [number, 5], max_tokens=6) for number, name in enumerate("abc")]
+    for request in (*good[:2], make_request("bad", range(9)), good[2]):
+        core.add(request)
+    deltas = run_to_the_end(core)
+    (error,) = (delta for delta in deltas if delta.error is not None)
+    assert error.request_id == "bad" and "ValueError: out of range" in str(error.error)
+    for request in good:
+        tokens = [t for delta in deltas if delta.request_id == request.request_id for t in delta.token_ids]
+        assert tokens == reference_output(request, eos_token_ids=[39])
+    assert "A step of 4 sequences failed." in caplog.text
+
+
+def test_a_core_at_work_does_not_sleep() -> None:
+    runner = FakeRunner()
+    core = make_core(runner)
+    core.add(make_request("a", [1]))
+    with pytest.raises(EngineError, match="while there is work"):
+        core.sleep(1)
+    assert runner.sleeps == []
 
 
 @pytest.mark.parametrize("wrong", [[], [None], [1, 2]])

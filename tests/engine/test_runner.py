@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.build import build_core
 from engine.config import EngineConfig
-from engine.errors import ConfigError, ModelNotFound
+from engine.core import EngineCore
+from engine.errors import ConfigError, EngineAsleep, ModelNotFound
+from engine.runner import ModelRunner
 from engine.types import Batch, ScheduledSequence
 from tests.engine.test_models import chunk, runner_of
 from tests.engine.tiny_models import CONTEXT, Reference, prompt_of
@@ -56,6 +60,35 @@ def test_a_step_in_which_nothing_samples(checkpoint: Callable[[str], Path]) -> N
     assert runner.execute(Batch((unsampled(tokens, 0, 20, range(4)),))).tokens == [None]
     last = runner.execute(Batch((chunk(tokens, 20, 30, range(4)),)))
     assert last.tokens == Reference(path).generate(tokens, 1)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_sleep_gives_memory_back_and_waking_up_takes_it(
+    level: int, checkpoint: Callable[[str], Path]
+) -> None:
+    from tests.engine.test_generation import greedy, run
+
+    core = build_core(config_of(checkpoint("qwen3-tied"), dtype="float32"))
+    before = run(core, [greedy("a", prompt_of(40))])["a"]
+    weights, cached = ([weakref.ref(tensor) for tensor in tensors] for tensors in _tensors_of(core))
+    assert weights and cached
+    core.sleep(level)
+    assert not any(tensor() is not None for tensor in cached)
+    assert any(tensor() is not None for tensor in weights) == (level == 1)
+    with pytest.raises(EngineAsleep):
+        core._runner.execute(Batch((chunk([1], 0, 1, range(1)),)))
+    core.wake_up()
+    assert core.stats().kv_cache_usage == 0
+    assert run(core, [greedy("a", prompt_of(40))])["a"] == before
+
+
+def _tensors_of(core: EngineCore) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The weights and the KV cache, found among all tensors that there are."""
+    runner = core._runner
+    assert isinstance(runner, ModelRunner) and runner._cache is not None and runner._model is not None
+    modules = list(runner._model.modules())
+    weights = [t for module in modules for t in vars(module).values() if isinstance(t, torch.Tensor)]
+    return weights, [*runner._cache.keys, *runner._cache.values]
 
 
 def config_of(path: Path, **options: Any) -> EngineConfig:

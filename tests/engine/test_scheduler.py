@@ -8,8 +8,16 @@ import pytest
 from engine.errors import ConfigError, InvalidRequest
 from engine.kv_cache import KVCache
 from engine.scheduler import Scheduler
-from engine.types import Batch, EngineRequest, FinishReason, SamplingParams, StepResult, TokenDelta
-from tests.engine.fake_runner import FakeRunner, make_request, reference_output
+from engine.types import (
+    Batch,
+    EngineRequest,
+    FinishReason,
+    PositionLogprobs,
+    SamplingParams,
+    StepResult,
+    TokenDelta,
+)
+from tests.engine.fake_runner import FakeRunner, logprobs_of, make_request, reference_output
 
 
 class Harness:
@@ -40,12 +48,15 @@ class Harness:
             clock=lambda: self.now,
         )
         self.outputs: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[PositionLogprobs]] = {}
+        self.prompt_logprobs: dict[str, tuple[PositionLogprobs | None, ...]] = {}
         self.last: dict[str, TokenDelta] = {}
 
     def add(self, *requests: EngineRequest) -> None:
         for request in requests:
             self.scheduler.add(request)
             self.outputs[request.request_id] = []
+            self.logprobs[request.request_id] = []
 
     def step(self) -> Batch:
         self.now += 1
@@ -57,6 +68,10 @@ class Harness:
     def collect(self, deltas: list[TokenDelta]) -> None:
         for delta in deltas:
             self.outputs[delta.request_id] += delta.token_ids
+            self.logprobs[delta.request_id] += delta.logprobs
+            if delta.prompt_logprobs is not None:
+                assert delta.request_id not in self.prompt_logprobs, "told twice"
+                self.prompt_logprobs[delta.request_id] = delta.prompt_logprobs
             if delta.finish_reason:
                 assert delta.request_id not in self.last, "ended twice"
                 self.last[delta.request_id] = delta
@@ -261,6 +276,24 @@ def test_lower_priority_numbers_run_first_then_who_came_first() -> None:
     assert [shape(harness.step())[0][0] for _ in range(3)] == ["first", "second", "late"]
 
 
+def test_beside_decodes_prompts_get_no_more_than_their_share() -> None:
+    harness = Harness(budget=64, max_prefill_beside_decodes=5)
+    harness.add(make_request("first", range(20), max_tokens=3), make_request("second", range(30, 42)))
+    assert shape(harness.step()) == [("first", 20), ("second", 12)]  # nobody is held up
+    harness.add(make_request("third", range(50, 57)), make_request("fourth", range(60, 64)))
+    assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 5)]
+    assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 2), ("fourth", 3)]
+    harness.finish()
+
+
+def test_each_level_of_priority_is_worth_its_time_and_no_more() -> None:
+    harness = Harness(max_num_seqs=1)
+    arrivals = {"low": (1, 0.0), "soon": (0, 59.0), "late": (0, 61.0), "later": (-2, 182.0)}
+    for name, (priority, arrival_time) in arrivals.items():
+        harness.add(make_request(name, [1], priority=priority, arrival_time=arrival_time, max_tokens=1))
+    assert [shape(harness.step())[0][0] for _ in range(4)] == ["soon", "low", "late", "later"]
+
+
 # Blocks
 
 
@@ -416,6 +449,45 @@ def test_without_prefix_caching_nobody_waits_for_a_prefix() -> None:
     assert harness.scheduler.stats().prefix_cache_queries == 0
 
 
+def test_logprobs_of_a_prompt_need_all_of_it_computed() -> None:
+    harness = Harness(budget=6)
+    harness.add(make_request("before", range(10), max_tokens=1))
+    harness.finish()
+    params = SamplingParams(max_tokens=2, prompt_logprobs=0)
+    harness.add(make_request("a", range(10), params=params))
+    assert shape(harness.step()) == [("a", 6)]
+    assert shape(harness.step()) == [("a", 4)]
+    harness.finish()
+    assert harness.prompt_logprobs["a"] == (None, *map(logprobs_of, range(1, 10)))
+
+
+def test_the_prompt_only() -> None:
+    harness = Harness(budget=6, max_model_len=16)
+    harness.add(make_request("a", range(16), max_tokens=0))
+    harness.finish()
+    last = harness.last["a"]
+    assert (last.token_ids, last.finish_reason, last.prompt_logprobs) == ((), FinishReason.LENGTH, None)
+    assert last.timings is not None and last.timings.first_token_time is None
+    stats = harness.scheduler.stats()
+    assert (stats.prompt_tokens, stats.generation_tokens, stats.kv_cache_usage) == (16, 0, 0)
+
+
+def test_a_reset_forgets_what_is_cached_and_takes_nothing_from_who_runs() -> None:
+    harness = Harness()
+    ended, runs, after = (make_request(name, range(n, n + 9), max_tokens=8) for n, name in enumerate("abc"))
+    harness.add(ended)
+    harness.finish()
+    harness.add(runs)
+    harness.step()
+    harness.scheduler.reset_prefix_cache()
+    harness.scheduler.check_integrity()
+    harness.add(make_request("again", ended.prompt_token_ids), after)
+    harness.finish()
+    assert harness.last["again"].num_cached_tokens == 0
+    for request in (runs, after):
+        assert harness.outputs[request.request_id] == reference_output(request)
+
+
 # Aborts and errors
 
 
@@ -518,17 +590,19 @@ def random_request(
     """Prompts from a small tree of beginnings, so that prefixes are met again in all states."""
     beginning = [rng.randrange(3)] * rng.randrange(0, longest // 2)
     prompt = [*beginning, *(rng.randrange(40) for _ in range(rng.randrange(1, longest // 2)))]
-    max_tokens = rng.randrange(1, longest)
+    max_tokens = 0 if rng.random() < 0.1 else rng.randrange(1, longest)
     return make_request(
         f"r{number}",
         prompt,
         priority=rng.choice(priorities),
         params=SamplingParams(
             max_tokens=max_tokens,
-            min_tokens=rng.choice([0, 0, rng.randrange(max_tokens)]),
+            min_tokens=rng.choice([0, 0, rng.randrange(max_tokens + 1)]),
             seed=rng.randrange(4),
             stop_token_ids=frozenset(rng.sample(range(40), rng.choice([0, 1]))),
             ignore_eos=rng.random() < 0.3,
+            logprobs=rng.choice([None, 0]),
+            prompt_logprobs=rng.choice([None, None, 0]),
         ),
     )
 
@@ -548,6 +622,7 @@ def test_random_traces(seed: int) -> None:
         max_num_seqs=rng.choice([1, 3, 8]),
         budget=rng.choice([1, 4, 16, 64]),
         max_model_len=max_model_len,
+        max_prefill_beside_decodes=rng.choice([None, 1, 7]),
         prefix_caching=seed % 3 != 0,
         eos_token_ids=(0, 1),
     )
@@ -588,6 +663,11 @@ def test_random_traces(seed: int) -> None:
             assert harness.outputs[request_id] == expected[: len(harness.outputs[request_id])]
         else:
             assert harness.outputs[request_id] == expected
+            assert (request_id in harness.prompt_logprobs) == (request.params.prompt_logprobs is not None)
+        told = harness.outputs[request_id] if request.params.logprobs is not None else []
+        assert harness.logprobs[request_id] == [logprobs_of(token) for token in told]
+        if (of_prompt := harness.prompt_logprobs.get(request_id)) is not None:
+            assert of_prompt == (None, *map(logprobs_of, request.prompt_token_ids[1:]))
 
 
 @pytest.mark.parametrize("seed", range(6))

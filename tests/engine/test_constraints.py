@@ -1,0 +1,209 @@
+"""Constraints on what may be said, in the whole core: masks, aborts, preemption, and those that break."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.build import build_core
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.sampling.masks import MaskFiller
+from engine.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
+from tests.engine.test_generation import core_of
+from tests.engine.tiny_models import prompt_of
+
+EOS = 1
+FREE = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+
+
+class Script:
+    """Allows, position by position, the tokens it was given; then, as a grammar, the end only."""
+
+    def __init__(self, allowed: list[set[int]], *, fails_at: int = -1, refuses: int = -1) -> None:
+        self._allowed = allowed
+        self._fails_at = fails_at
+        self._refuses = refuses
+        self.accepted: list[int] = []
+
+    def fill_mask(self, mask: Any, row: int) -> bool:
+        if len(self.accepted) == self._fails_at:
+            mask[row] = 0
+            raise RuntimeError("the grammar is broken")
+        allowed = {EOS} if self.is_finished else self._allowed[len(self.accepted)]
+        if not allowed:
+            return False  # anything goes
+        mask[row] = 0
+        for token in allowed:
+            bit = 1 << (token % 32)
+            mask[row, token // 32] |= bit - (1 << 32) if bit == 1 << 31 else bit
+        return True
+
+    def accept(self, token_id: int) -> None:
+        if len(self.accepted) == self._refuses:
+            raise ValueError(f"no place for {token_id}")
+        self.accepted.append(token_id)
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.accepted) >= len(self._allowed)
+
+
+SCRIPT: list[set[int]] = [{40, 63, 31}, set(), {64, 319}, {2, 3, 5}, {100}]
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Callable[[str], Path]) -> Path:
+    return checkpoint("qwen3-tied")
+
+
+def constrained(
+    name: str, constraint: TokenConstraint | None, params: SamplingParams = FREE, length: int = 9
+) -> EngineRequest:
+    return EngineRequest(
+        request_id=name,
+        prompt_token_ids=prompt_of(length),
+        params=params,
+        arrival_time=0.0,
+        constraint=constraint,
+    )
+
+
+def run(core: EngineCore, *requests: EngineRequest) -> tuple[dict[str, list[int]], dict[str, TokenDelta]]:
+    for request in requests:
+        core.add(request)
+    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    last: dict[str, TokenDelta] = {}
+    while core.has_work:
+        for delta in core.step():
+            tokens[delta.request_id] += delta.token_ids
+            last[delta.request_id] = delta
+        core.check_integrity()
+    return tokens, last
+
+
+def follows(tokens: list[int], script: list[set[int]]) -> bool:
+    return all(not allowed or token in allowed for token, allowed in zip(tokens, script, strict=False))
+
+
+def test_what_is_said_is_what_may_be(model: Path) -> None:
+    core = core_of(model)
+    with_eos = replace(FREE, ignore_eos=False)
+    sampled = replace(with_eos, temperature=2.0, seed=5, logprobs=1, presence_penalty=0.5, min_tokens=3)
+    requests = [
+        constrained("free", None),
+        constrained("greedy", Script(SCRIPT), with_eos),
+        constrained("sampled", Script(SCRIPT), sampled, length=30),
+        constrained("also free", None, length=20),
+        constrained("no end", Script(SCRIPT)),
+        constrained("too early", Script(SCRIPT), replace(with_eos, min_tokens=9)),
+    ]
+    tokens, last = run(core, *requests)
+    for name in ("greedy", "sampled"):
+        assert follows(tokens[name], SCRIPT) and tokens[name][5:] == [EOS]
+        assert last[name].finish_reason == FinishReason.STOP
+    # Where no end of sequence could follow or would end it, the finished constraint does.
+    for name in ("no end", "too early"):
+        assert follows(tokens[name], SCRIPT) and len(tokens[name]) == 5
+        assert (last[name].finish_reason, last[name].stop_reason) == (FinishReason.STOP, None)
+    for name, length in (("free", 9), ("also free", 20)):
+        alone, _ = run(core_of(model), constrained("free", None, length=length))
+        assert tokens[name] == alone["free"]
+
+
+def test_a_preempted_constraint_goes_on_where_it_was(model: Path) -> None:
+    script = [set(range(10, 90))] * 24
+    params = replace(FREE, max_tokens=24)
+    roomy, _ = run(core_of(model), *(constrained(str(n), Script(script), params, 30 + n) for n in range(4)))
+    tight = core_of(
+        model, block_size=4, num_gpu_blocks_override=36, max_model_len=60, enable_prefix_caching=False
+    )
+    scripts = [Script(script) for _ in range(4)]
+    tokens, _ = run(tight, *(constrained(str(n), scripts[n], params, 30 + n) for n in range(4)))
+    assert tight.stats().num_preemptions > 0
+    assert tokens == roomy
+    assert all(follows(tokens[str(n)], script) for n in range(4))
+    assert [script.accepted for script in scripts] == [tokens[str(n)][:-1] for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said", "num_tokens"),
+    [
+        (Script(SCRIPT, fails_at=0), "RuntimeError: the grammar is broken", 0),
+        (Script(SCRIPT, fails_at=3), "RuntimeError: the grammar is broken", 3),
+        (Script(SCRIPT, refuses=2), "ValueError: no place for", 2),
+        (Script([{2}, {2}]), "No token is left to choose from", 1),  # a bad word is all that is allowed
+    ],
+    ids=["at once", "later", "accept", "dead end"],
+)
+def test_a_broken_constraint_ends_its_own_request_only(
+    broken: Script, said: str, num_tokens: int, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [
+        constrained("before", Script(SCRIPT)),
+        constrained("broken", broken, replace(FREE, bad_words=((2, 2),))),
+        constrained("after", Script(SCRIPT), length=20),
+        constrained("free", None),
+    ]
+    with caplog.at_level(logging.ERROR):
+        tokens, last = run(core_of(model), *requests)
+    assert last["broken"].finish_reason == FinishReason.ERROR
+    assert said in (last["broken"].error or "") and len(tokens["broken"]) == num_tokens
+    others, _ = run(
+        core_of(model),
+        constrained("before", Script(SCRIPT)),
+        constrained("after", Script(SCRIPT), length=20),
+        constrained("free", None),
+    )
+    assert {name: tokens[name] for name in others} == others
+
+
+def test_an_abort_of_a_constrained_request_frees_its_blocks(model: Path) -> None:
+    core = core_of(model)
+    core.add(constrained("a", Script(SCRIPT)))
+    core.step()
+    delta = core.abort("a")
+    assert delta is not None and delta.finish_reason == FinishReason.ABORT
+    assert core.stats().kv_cache_usage == 0 and not core.has_work
+
+
+def test_a_model_without_an_end_of_sequence(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "endless"
+    shutil.copytree(model, path)
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps({**config, "eos_token_id": None}))
+    core = build_core(EngineConfig(model=path, device="cpu", num_threads=2))
+    _, last = run(core, constrained("a", Script(SCRIPT), replace(FREE, ignore_eos=False)))
+    assert last["a"].finish_reason == FinishReason.STOP
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 100).flatmap(
+        lambda size: st.tuples(
+            st.just(size), st.lists(st.sets(st.integers(0, size - 1)) | st.none(), min_size=1, max_size=5)
+        )
+    )
+)
+def test_masks_forbid_all_but_what_is_allowed(drawn: tuple[int, list[set[int] | None]]) -> None:
+    vocab_size, rows = drawn
+    filling = MaskFiller(vocab_size).start(
+        {row: Script([allowed]) for row, allowed in enumerate(rows) if allowed is not None}
+    )
+    logits = torch.ones(len(rows), vocab_size)
+    if filling is not None:
+        filling.result().apply(logits)
+    for row, allowed in enumerate(rows):
+        expected = allowed or set(range(vocab_size))
+        assert set(logits[row].isfinite().nonzero().flatten().tolist()) == expected
