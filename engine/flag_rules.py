@@ -49,7 +49,6 @@ RULES: dict[str, Rule] = {
     "cpu-offload-gb": _only("weights stay on the device", "0", "0.0"),
     "kv-offloading-size": _only(_NOT_YET),
     "skip-tokenizer-init": _only("the engine needs its tokenizer", "false"),
-    "enable-sleep-mode": _only(_NOT_YET, "false"),
     # decoding
     "enable-chunked-prefill": _only("long prompts are always prefilled in chunks", "true"),
     "scheduling-policy": _only("requests of one priority run in order of arrival", "fcfs", "priority"),

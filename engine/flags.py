@@ -103,6 +103,11 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     add("--seed", type=int, help="makes the draws of requests without a seed repeatable")
     add("--max-num-queued-reqs", "--max-waiting", type=_human_int, default=default.max_waiting)
     add("--shutdown-timeout", type=_seconds, default=default.shutdown_timeout_s)
+    add(
+        "--enable-sleep-mode",
+        action=argparse.BooleanOptionalAction,
+        help="routes /sleep, /wake_up and their like",
+    )
     add("--disable-uvicorn-access-log", action=argparse.BooleanOptionalAction, default=not default.access_log)
     add("--uvicorn-log-level", "--log-level", type=str.lower, default=default.log_level, choices=_LOG_LEVELS)
 
@@ -204,9 +209,15 @@ def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> Ser
         seed=values["seed"],
         max_waiting=values["max_num_queued_reqs"],
         shutdown_timeout_s=values["shutdown_timeout"],
+        enable_sleep_mode=_sleep_mode(values["enable_sleep_mode"], environ),
         access_log=not values["disable_uvicorn_access_log"],
         log_level=values["uvicorn_log_level"],
     )
+
+
+def _sleep_mode(flag: bool | None, environ: Mapping[str, str]) -> bool:
+    """The flag, or without one what vLLM's variable for such routes says."""
+    return environ.get("VLLM_SERVER_DEV_MODE") == "1" if flag is None else flag
 
 
 def _chat_template(value: str | None) -> str | None:

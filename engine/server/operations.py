@@ -36,6 +36,10 @@ class Operation:
     sleep_mode: bool = False  # only with --enable-sleep-mode
 
 
+_LEVEL = {"type": "integer", "enum": [1, 2], "default": 1}
+_MODE = {"enum": ["abort", "wait"], "default": "abort"}
+_TAGS = {"type": "array", "items": {"enum": ["weights", "kv_cache"]}}
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/completions"): Operation("Continue a prompt.", (CompletionBody,), streams=True),
     ("POST", "/v1/chat/completions"): Operation("Answer a conversation.", (ChatBody,), streams=True),
@@ -53,6 +57,14 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/metrics"): Operation("Prometheus metrics under vLLM's names.", answer=Answer.TEXT),
     ("POST", "/inference/v1/abort_requests"): Operation("End requests by their ids.", (AbortBody,)),
     ("POST", "/abort_requests"): Operation("The same.", (AbortBody,)),
+    ("POST", "/sleep"): Operation(
+        "Give back the KV cache's memory, at level 2 the weights' too.",
+        query={"level": _LEVEL, "mode": _MODE},
+        sleep_mode=True,
+    ),
+    ("POST", "/wake_up"): Operation("Take it again.", query={"tags": _TAGS}, sleep_mode=True),
+    ("GET", "/is_sleeping"): Operation("Whether the engine sleeps.", sleep_mode=True),
+    ("POST", "/reset_prefix_cache"): Operation("Forget the prefix cache.", sleep_mode=True),
     ("GET", "/openapi.json"): Operation("This document."),
     ("GET", "/docs"): Operation("It as a page.", answer=Answer.HTML),
 }

@@ -1,0 +1,120 @@
+"""/sleep and its like over HTTP: what they answer, and that the engine works as before afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.build import build_core
+from engine.config import EngineConfig
+from tests.engine.server.serving import Running, running, wait_until
+
+COMPLETIONS = "/v1/completions"
+BODY: dict[str, Any] = {"prompt": "abcdefgh" * 8, "max_tokens": 12, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[Running]:
+    config = EngineConfig(
+        model=tiny_model, dtype="float32", device="cpu", max_model_len=200, max_num_seqs=4, num_threads=1
+    )
+    with running(tiny_model, lambda: build_core(config, eos_token_id=0), enable_sleep_mode=True) as real:
+        yield real
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[httpx.Client]:
+    with server.http() as client:
+        yield client
+        assert client.post("/wake_up").status_code == 200
+        server.wait_idle()
+
+
+def text_of(client: httpx.Client) -> str:
+    answer = client.post(COMPLETIONS, json=BODY)
+    assert answer.status_code == 200, answer.text
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+def is_sleeping(client: httpx.Client) -> bool:
+    asleep: bool = client.get("/is_sleeping").json()["is_sleeping"]
+    return asleep
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("tags", ["", "?tags=weights&tags=kv_cache"])
+def test_asleep_and_awake_again(client: httpx.Client, level: int, tags: str) -> None:
+    before = text_of(client)
+    assert not is_sleeping(client)
+    assert client.post(f"/sleep?level={level}").json() == {"status": "sleeping", "level": level}
+    assert is_sleeping(client)
+    refused = client.post(COMPLETIONS, json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_asleep")
+    assert int(refused.headers["retry-after"]) >= 1
+    for path in ("/health", "/version", "/v1/models", "/metrics"):
+        assert client.get(path).status_code == 200
+    assert client.post("/tokenize", json={"prompt": "a"}).status_code == 200
+    woken = client.post(f"/wake_up{tags}").json()
+    assert woken == {"status": "awake", "tags": ["weights", "kv_cache"] if tags else None}
+    assert not is_sleeping(client)
+    assert text_of(client) == before
+
+
+def test_whose_request_runs_gets_what_there_is(server: Running, client: httpx.Client) -> None:
+    """As vLLM's mode `abort`; with `wait`, it is answered in full first."""
+    long = {**BODY, "prompt": "a", "max_tokens": 199}
+    for mode, reason in (("abort", "abort"), ("wait", "length")):
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(httpx.post, f"{server.url}{COMPLETIONS}", json=long, timeout=60)
+            wait_until(lambda: server.engine.num_unfinished == 1)
+            assert client.post(f"/sleep?mode={mode}").status_code == 200
+            assert asked.result().json()["choices"][0]["finish_reason"] == reason
+        client.post("/wake_up")
+
+
+def test_the_prefix_cache_forgets(client: httpx.Client) -> None:
+    def cached() -> int:
+        usage = client.post(COMPLETIONS, json=BODY).json()["usage"]
+        number: int = usage["prompt_tokens_details"]["cached_tokens"]
+        return number
+
+    cached()
+    assert cached() > 0
+    assert client.post("/reset_prefix_cache").json() == {"success": True}
+    assert cached() == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/sleep?level=0", "level"),
+        ("/sleep?level=3", "level"),
+        ("/sleep?level=deep", "level"),
+        ("/sleep?mode=keep", "mode"),
+        ("/wake_up?tags=weights", "tags"),
+        ("/wake_up?tags=legs", "tags"),
+    ],
+)
+def test_what_is_refused(client: httpx.Client, path: str, param: str) -> None:
+    answer = client.post(path)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert not is_sleeping(client)
+
+
+def test_without_the_flag_the_routes_are_not_there(fake_server: Running) -> None:
+    with fake_server.http() as client:
+        for method, path in (
+            ("POST", "/sleep"),
+            ("POST", "/wake_up"),
+            ("GET", "/is_sleeping"),
+            ("POST", "/reset_prefix_cache"),
+        ):
+            answer = client.request(method, path)
+            assert answer.status_code == 404
+            assert "--enable-sleep-mode" in answer.json()["error"]["message"]
