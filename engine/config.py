@@ -42,6 +42,10 @@ class ServerConfig:
     tokenizer: Path | None = None  # a directory; None = the model's
     chat_template: str | None = None  # Jinja source; None = the checkpoint's own
     chat_template_content_format: str = "auto"  # auto | string | openai
+    trust_request_chat_template: bool = False  # requests may bring a template of their own
+    tool_call_parser: str | None = None  # None = as the chat template shows; "none" = none
+    reasoning_parser: str | None = None  # likewise
+    max_logprobs: int = 20  # that a request may ask for per position; -1 = no limit
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     generation_config: str = "auto"  # auto: the checkpoint's sampling defaults hold; vllm: neutral ones
     override_generation_config: Mapping[str, Any] = field(default_factory=dict)

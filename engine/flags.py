@@ -97,6 +97,11 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     add("--tokenizer", type=Path, help="directory to read the tokenizer from; default: the model's")
     add("--chat-template", help="a file, or the Jinja source itself")
     add("--chat-template-content-format", default="auto", choices=["auto", "string", "openai"])
+    add("--trust-request-chat-template", action=argparse.BooleanOptionalAction, default=False)
+    add("--tool-call-parser", help="none, or its name; default: as the chat template shows")
+    add("--enable-auto-tool-choice", action=argparse.BooleanOptionalAction, default=True)
+    add("--reasoning-parser", help="none, or its name; default: as the chat template shows")
+    add("--max-logprobs", type=int, default=default.max_logprobs, help="-1 = no limit")
     add("--default-chat-template-kwargs", type=_json_object, default={})
     add("--generation-config", default=default.generation_config, choices=["auto", "vllm"])
     add("--override-generation-config", type=_json_object, default={})
@@ -203,6 +208,10 @@ def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> Ser
         tokenizer=values["tokenizer"],
         chat_template=_chat_template(values["chat_template"]),
         chat_template_content_format=values["chat_template_content_format"],
+        trust_request_chat_template=values["trust_request_chat_template"],
+        tool_call_parser=values["tool_call_parser"] if values["enable_auto_tool_choice"] else "none",
+        reasoning_parser=values["reasoning_parser"] or None,
+        max_logprobs=values["max_logprobs"],
         default_chat_template_kwargs=values["default_chat_template_kwargs"],
         generation_config=values["generation_config"],
         override_generation_config=values["override_generation_config"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from engine.errors import CheckpointError, InvalidRequest, UnsupportedModel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """A tokenizer as the checkpoint has it; `fast` does the work (and is what a DecodeStream asks for)."""
 
@@ -30,6 +31,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self.fast.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more bytes of UTF-8 than this."""
+        return max((len(spelling.encode()) for spelling in self.fast.get_vocab()), default=1)
 
     @property
     def eos_token_id(self) -> int | None:

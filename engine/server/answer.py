@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
 from engine.server.errors import envelope, error_response
-from engine.server.generation import Choice, Generation, Usage
-from engine.server.stream import Chunks, error_event
+from engine.server.generation import Choice, ChoiceDelta, Generation
+from engine.server.stream import Chunks, ReadUsage, error_event
 from engine.types import FinishReason
 
 log = logging.getLogger(__name__)
@@ -23,23 +23,26 @@ Result = TypeVar("Result")
 
 
 class FinishedChoice:
-    """A choice whose text is complete."""
+    """A choice whose deltas are complete."""
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.finish_reason = FinishReason.LENGTH
-        self.stop_reason: int | str | None = None
-        self._texts: list[str] = []
-
-    def add(self, text: str) -> None:
-        self._texts.append(text)
+        self.deltas: list[ChoiceDelta] = []
 
     @property
     def text(self) -> str:
-        return "".join(self._texts)
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.deltas[-1].finish_reason
+
+    @property
+    def stop_reason(self) -> int | str | None:
+        return self.deltas[-1].stop_reason
 
 
-ToObject = Callable[[Sequence[FinishedChoice], Usage], dict[str, Any]]
+ToObject = Callable[[Sequence[FinishedChoice], ReadUsage], dict[str, Any]]
 
 
 class WholeAnswer:
@@ -60,14 +63,11 @@ class WholeAnswer:
             async with self._generation:
                 async for deltas in self._generation.steps():
                     for delta in deltas:
-                        finished = self._finished[delta.choice]
-                        finished.add(delta.text)
-                        if delta.finish_reason is not None:
-                            finished.finish_reason = delta.finish_reason
-                            finished.stop_reason = delta.stop_reason
+                        self._finished[delta.choice].deltas.append(delta)
         except EngineError as error:
             return error_response(error)
-        body = self._to_object(list(self._finished.values()), self._generation.read_usage())
+        # Reading the answer may bring counts of its own: usage comes after.
+        body = self._to_object(list(self._finished.values()), self._generation.read_usage)
         return Response(json.dumps(body, ensure_ascii=False).encode(), media_type="application/json")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from engine.errors import InvalidRequest
 from engine.server.errors import BodyTooLarge, WrongMediaType
-from engine.server.protocol import Strict
+from engine.server.generation_body import Strict
 from engine.server.refused_fields import drop_refused
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -59,11 +59,15 @@ async def _read(request: Request) -> bytes:
 
 def _parse(raw: bytes) -> Any:
     try:
-        return json.loads(raw)
+        return json.loads(raw, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise InvalidRequest("The body's JSON is nested too deeply.") from error
     except ValueError as error:  # JSONDecodeError, and UnicodeDecodeError for what isn't UTF-8
         raise InvalidRequest(f"The body is no JSON: {error}.") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def _translate(error: ValidationError) -> InvalidRequest:

@@ -2,78 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from engine.server.answer import FinishedChoice, StreamedAnswer, WholeAnswer
-from engine.server.body import LARGE_BYTES, check, read_json_object
+from engine.server.body import check, read_json_object
+from engine.server.chat_events import (
+    ChoiceEnded,
+    ChoiceReader,
+    ContentDelta,
+    ReasoningDelta,
+    ToolCallDelta,
+)
+from engine.server.chat_run import prepare_chat
+from engine.server.extras import Extras
 from engine.server.gate import request_id_of
-from engine.server.generation import Usage
-from engine.server.protocol import ChatBody, ConversationBody
+from engine.server.protocol import ChatBody
 from engine.server.refused_fields import CHAT
-from engine.server.sampling_params import TokenLimit
-from engine.server.service import Prompt, Service
-from engine.server.stream import ChatChunks, usage_object
+from engine.server.service import Service
+from engine.server.stream import ChatChunks, ReadUsage, usage_object
 
 
 async def create_chat_completion(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     body = check(await read_json_object(request), ChatBody, CHAT)
-    service.model.check_name(body.model)
-    # OpenAI: with "none" the model calls no tool, so it isn't shown any.
-    token_ids = await encode_conversation(service, body, with_tools=body.tool_choice != "none")
-    max_tokens = _token_limit(service, body).within(
-        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
-    )
-    generation, choices = service.begin(body, [Prompt(token_ids, max_tokens)])
+    prepared = await prepare_chat(service, body)
+    extras = Extras(body, service.model.tokenizer)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     model = body.model or service.model.name
     if body.stream:
-        return StreamedAnswer(
-            generation,
-            ChatChunks(
-                _head(request_id, "chat.completion.chunk", model),
-                include_usage=body.include_usage,
-                continuous_usage=body.continuous_usage,
-            ),
+        chunks = ChatChunks(
+            _head(request_id, "chat.completion.chunk", model),
+            extras,
+            None if prepared.is_plain else prepared.readers,
+            include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
         )
+        return StreamedAnswer(prepared.generation, chunks)
     head = _head(request_id, "chat.completion", model)
-    return WholeAnswer(generation, choices, lambda finished, usage: _to_object(head, finished, usage))
 
+    def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
+        return _to_object(head, extras, prepared.readers, choices, read_usage)
 
-async def encode_conversation(
-    service: Service, body: ConversationBody, *, with_tools: bool = True
-) -> list[int]:
-    """The prompt's tokens, by the chat template; long conversations are rendered in a thread."""
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
-
-    def render() -> str:
-        return service.model.template.render(
-            messages,
-            tools=tools or None,
-            add_generation_prompt=body.add_generation_prompt,
-            variables=body.chat_template_kwargs,
-        )
-
-    size = sum(len(str(message.get("content"))) for message in messages)
-    text = render() if size * 4 < LARGE_BYTES else await asyncio.to_thread(render)
-    return await service.encode(text, add_special_tokens=body.add_special_tokens)
-
-
-def _token_limit(service: Service, body: ChatBody) -> TokenLimit:
-    if body.max_completion_tokens is not None:
-        return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages")
-    asked = body.max_tokens
-    default = service.model.defaults.get("max_new_tokens")
-    if asked is None and default is not None:
-        asked = max(body.min_tokens, min(int(default), service.engine.max_model_len))
-    return TokenLimit(asked, "max_tokens", "messages")
+    return WholeAnswer(prepared.generation, prepared.choices, to_object)
 
 
 def _head(request_id: str, kind: str, model: str) -> dict[str, Any]:
@@ -86,18 +61,54 @@ def _head(request_id: str, kind: str, model: str) -> dict[str, Any]:
     }
 
 
-def _to_object(head: dict[str, Any], choices: Sequence[FinishedChoice], usage: Usage) -> dict[str, Any]:
-    return {
-        **head,
-        "choices": [
-            {
-                "index": choice.index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": choice.finish_reason,
-                "stop_reason": choice.stop_reason,
-            }
-            for choice in choices
-        ],
-        "usage": usage_object(usage),
+def _to_object(
+    head: dict[str, Any],
+    extras: Extras,
+    readers: Mapping[int, ChoiceReader],
+    choices: Sequence[FinishedChoice],
+    read_usage: ReadUsage,
+) -> dict[str, Any]:
+    described = [
+        {
+            **_choice(choice, readers[choice.index]),
+            "logprobs": extras.chat_logprobs(choice.deltas),
+            **extras.token_ids(choice.deltas),
+        }
+        for choice in choices
+    ]
+    prompt: dict[str, Any] = {}
+    for deltas in (choice.deltas for choice in choices[:1]):
+        prompt = {**extras.prompt_token_ids(deltas[0]), **extras.prompt_logprobs(deltas)}
+    return {**head, "choices": described, "usage": usage_object(read_usage()), **prompt}
+
+
+def _choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, Any]:
+    """The message and why it ended, of the same events that a stream would have brought."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    calls: dict[int, dict[str, Any]] = {}
+    ended: dict[str, Any] = {}
+    for event in (event for delta in choice.deltas for event in reader.read(delta)):
+        match event:
+            case ContentDelta(_, text):
+                content.append(text)
+            case ReasoningDelta(_, text):
+                reasoning.append(text)
+            case ToolCallDelta(_, number, call_id, name, arguments):
+                call = calls.setdefault(
+                    number, {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+                )
+                call["function"]["arguments"] += arguments
+            case ChoiceEnded(_, finish_reason, stop_reason):
+                ended = {"finish_reason": finish_reason, "stop_reason": stop_reason}
+    said = "".join(content)
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": said or (None if calls else ""),
+        "refusal": None,
     }
+    if reasoning:
+        message["reasoning"] = "".join(reasoning)
+    if calls:
+        message["tool_calls"] = list(calls.values())
+    return {"index": choice.index, "message": message, **ended}

@@ -54,22 +54,39 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt. Raises InvalidRequest where the template refuses or can't take the conversation."""
+        """The prompt. Raises InvalidRequest where the template refuses or can't take the conversation.
+
+        `continue_final_message`: it ends where the last message's text ends, to be gone on with.
+        """
         reserved = _OURS.intersection(variables or {})
         if reserved:
             raise InvalidRequest(
                 f"chat_template_kwargs can't set {', '.join(sorted(reserved))}.", param="chat_template_kwargs"
             )
         given = [self._adapt(message) for message in messages]
-        return self._render(given, tools, add_generation_prompt, {**self._defaults, **(variables or {})})
+        known = {**self._defaults, **(variables or {})}
+        text = self._render(given, tools, documents, add_generation_prompt, known)
+        return _cut_after(text, given[-1].get("content")) if continue_final_message else text
+
+    def replaced(self, source: str) -> ChatTemplate:
+        """One that renders as `source` says, otherwise like this one. Raises ConfigError."""
+        return ChatTemplate(
+            {"default": source},
+            special_tokens=self._special_tokens,
+            content_format=self._content_format,
+            defaults=self._defaults,
+        )
 
     def _render(
         self,
         messages: list[dict[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str:
@@ -80,7 +97,7 @@ class ChatTemplate:
                 "This model has no chat template: start the engine with --chat-template, or use "
                 "/v1/completions."
             )
-        known = {**self._special_tokens, **variables, "documents": None}
+        known = {**self._special_tokens, **variables, "documents": documents}
         try:
             return template.render(
                 messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **known
@@ -115,10 +132,22 @@ class ChatTemplate:
         probe = "berth-probe"
         message = {"role": "user", "content": [{"type": "text", "text": probe}]}
         try:
-            rendered = self._render([message], None, True, self._defaults)
+            rendered = self._render([message], None, None, True, self._defaults)
         except InvalidRequest:
             return False
         return probe in rendered and "'type'" not in rendered and '"type"' not in rendered
+
+
+def _cut_after(text: str, content: Any) -> str:
+    """The rendered text up to the end of the last message's content. Templates may trim it."""
+    said = content if isinstance(content, str) else "".join(part["text"] for part in content or [])
+    at = text.rfind(said.strip())
+    if not said.strip() or at < 0:
+        raise InvalidRequest(
+            "continue_final_message: the template doesn't show the last message's text as it is.",
+            param="continue_final_message",
+        )
+    return text[:at] + (said.lstrip() if text[at:].startswith(said.lstrip()) else said.strip())
 
 
 def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from starlette.types import ASGIApp
 from engine.errors import InvalidRequest
 from engine.server.answer import FinishedChoice, StreamedAnswer, WholeAnswer
 from engine.server.body import check, read_json_object
+from engine.server.constraints import find_spec
+from engine.server.extras import Extras
 from engine.server.gate import request_id_of
-from engine.server.generation import Usage
 from engine.server.protocol import CompletionBody
 from engine.server.refused_fields import COMPLETION
 from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
-from engine.server.stream import CompletionChunks, usage_object
+from engine.server.stream import CompletionChunks, ReadUsage, usage_object
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -28,7 +29,8 @@ async def create_completion(request: Request) -> ASGIApp:
     body = check(await read_json_object(request), CompletionBody, COMPLETION)
     service.model.check_name(body.model)
     prompts = [await _to_prompt(service, prompt, body) for prompt in body.prompt]
-    generation, choices = service.begin(body, prompts)
+    constrain = await service.constraint_for(find_spec(body))
+    generation, choices = service.begin(body, prompts, constrain=constrain)
     head = {
         "id": f"cmpl-{request_id_of(request, body.request_id)}",
         "object": "text_completion",
@@ -36,17 +38,22 @@ async def create_completion(request: Request) -> ASGIApp:
         "model": body.model or service.model.name,
         "system_fingerprint": None,
     }
+    extras = Extras(body, service.model.tokenizer, echo=body.echo)
     if body.stream:
-        return StreamedAnswer(
-            generation,
-            CompletionChunks(head, include_usage=body.include_usage, continuous_usage=body.continuous_usage),
+        chunks = CompletionChunks(
+            head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
-    return WholeAnswer(generation, choices, lambda finished, usage: _to_object(head, finished, usage))
+        return StreamedAnswer(generation, chunks)
+    return WholeAnswer(generation, choices, lambda finished, read: _to_object(head, extras, finished, read))
 
 
 async def _to_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> Prompt:
     if isinstance(prompt, str):
-        token_ids = await service.encode(prompt, add_special_tokens=body.add_special_tokens)
+        token_ids = await service.encode(
+            prompt,
+            add_special_tokens=body.add_special_tokens,
+            may_be_cut=body.truncate_prompt_tokens is not None,
+        )
         text = prompt
     else:
         service.model.check_token_ids(prompt, "prompt")
@@ -55,24 +62,32 @@ async def _to_prompt(service: Service, prompt: str | list[int], body: Completion
     if not token_ids:
         raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
     asked = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    max_tokens = TokenLimit(asked, "max_tokens", "prompt").within(
-        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
+    limit = TokenLimit(asked, "max_tokens", "prompt")
+    kept = limit.truncate(token_ids, body, service.engine.max_model_len)
+    if body.echo and len(kept) < len(token_ids):
+        text = service.model.tokenizer.decode(kept, skip_special_tokens=False)
+    max_tokens = limit.within(
+        service.engine.max_model_len, num_prompt_tokens=len(kept), min_tokens=body.min_tokens
     )
-    return Prompt(token_ids, max_tokens, echo=text if body.echo else "")
+    return Prompt(kept, max_tokens, echo=text if body.echo else "", is_echoed=body.echo)
 
 
-def _to_object(head: dict[str, Any], choices: Sequence[FinishedChoice], usage: Usage) -> dict[str, Any]:
+def _to_object(
+    head: dict[str, Any], extras: Extras, choices: Sequence[FinishedChoice], read_usage: ReadUsage
+) -> dict[str, Any]:
     return {
         **head,
         "choices": [
             {
                 "index": choice.index,
                 "text": choice.text,
-                "logprobs": None,
+                "logprobs": extras.completion_logprobs(choice.deltas),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
+                **extras.token_ids(choice.deltas, is_first=True),
+                **extras.prompt_logprobs(choice.deltas),
             }
             for choice in choices
         ],
-        "usage": usage_object(usage),
+        "usage": usage_object(read_usage()),
     }

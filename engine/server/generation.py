@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -17,17 +17,23 @@ from engine.detokenizer import Detokenizer
 from engine.errors import EngineError
 from engine.server.errors import GenerationFailed, ShuttingDown
 from engine.server.metrics import Metrics
-from engine.types import EngineRequest, FinishReason, TokenDelta
+from engine.types import EngineRequest, FinishReason, PositionLogprobs, TokenDelta
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """What one step brought one choice. The last of a choice has a `finish_reason`."""
+    """What one step brought one choice. The last of a choice has a `finish_reason`.
+
+    `text` may lag behind `token_ids`: what may become a stop string is held back.
+    """
 
     choice: Choice
     text: str
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[PositionLogprobs] = ()  # parallel to `token_ids` where they were asked for
+    prompt_logprobs: Sequence[PositionLogprobs | None] | None = None  # on the first delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int | None = None  # of the completion's; None where nothing tells them apart
 
 
 class Choice:
@@ -48,6 +55,7 @@ class Choice:
         self.request = request
         self.num_tokens = 0
         self.num_cached_tokens = 0
+        self.num_reasoning_tokens: int | None = None  # kept by who reads the text
         self.is_ended = False
         self._detokenizer = detokenizer
         self._prefix = prefix
@@ -78,7 +86,10 @@ class Choice:
         hide_last = reason is FinishReason.STOP and not self._show_stop
         piece = self._detokenizer.push(delta.token_ids[:-1] if hide_last else delta.token_ids)
         text, stop = self._take_prefix() + piece.text, piece.stop
-        self.num_tokens += len(delta.token_ids) if stop is None else piece.num_tokens
+        token_ids, logprobs = delta.token_ids, delta.logprobs
+        if stop is not None:  # what came after it doesn't count
+            token_ids, logprobs = token_ids[: piece.num_tokens], logprobs[: piece.num_tokens]
+        self.num_tokens += len(token_ids)
         if stop is None and reason is not None:
             rest = self._detokenizer.flush()
             text, stop = text + rest.text, rest.stop
@@ -86,7 +97,15 @@ class Choice:
             reason, stop_reason = FinishReason.STOP, None
         if reason is not None:
             self.end(reason, metrics)
-        return ChoiceDelta(self, text, reason, stop_reason if stop is None else stop)
+        return ChoiceDelta(
+            self,
+            text,
+            reason,
+            stop_reason if stop is None else stop,
+            token_ids,
+            logprobs,
+            delta.prompt_logprobs,
+        )
 
     def _take_prefix(self) -> str:
         prefix, self._prefix = self._prefix, ""
@@ -134,7 +153,8 @@ class Generation:
         """Start all choices; raises what the engine raises, and then none runs."""
         try:
             for choice in self._choices:
-                if choice.request.params.max_tokens > 0:
+                params = choice.request.params
+                if params.max_tokens > 0 or params.prompt_logprobs is not None:
                     self._streams.append((choice, self._engine.stream(choice.request)))
         except BaseException:
             await self._leave()
@@ -161,6 +181,7 @@ class Generation:
             prompt_tokens=sum(len(choice.request.prompt_token_ids) for choice in prompts.values()),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             cached_tokens=sum(choice.num_cached_tokens for choice in prompts.values()),
+            reasoning_tokens=_sum_known(choice.num_reasoning_tokens for choice in self._choices),
         )
 
     def steps(self) -> AsyncIterator[list[ChoiceDelta]]:
@@ -209,6 +230,11 @@ class Generation:
                     await streams[choice].aclose()
             if deltas:
                 yield deltas
+
+
+def _sum_known(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 async def _pump(

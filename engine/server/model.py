@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.config import ServerConfig
-from engine.errors import InvalidRequest
+from engine.errors import ConfigError, InvalidRequest
+from engine.parsers.reasoning import REASONING_PARSERS, detect_reasoning_parser
+from engine.parsers.tools import TOOL_PARSERS, detect_tool_parser
 from engine.server.chat_template import ChatTemplate
 from engine.server.errors import UnknownModel
+from engine.structured import Structurer
 from engine.tokenizer import Tokenizer, read_json
 
 log = logging.getLogger(__name__)
 
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens")
+_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,10 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     vocab_size: int  # of the model: ids below it can be embedded
+    structurer: Structurer
+    tool_parser: str | None = None  # their names, None = there is none
+    reasoning_parser: str | None = None
+    takes_templates: bool = False  # whether requests may bring a chat template of their own
     defaults: Mapping[str, Any] = field(default_factory=dict)  # sampling, as the checkpoint recommends it
     created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
 
@@ -38,6 +45,20 @@ class ServedModel:
         """Raise UnknownModel unless `name` is one of ours; no name means the one model there is."""
         if name is not None and name not in self.names:
             raise UnknownModel(f"The model {name!r} is not served here; {self.name!r} is.", param="model")
+
+    def template_for(self, source: str | None) -> ChatTemplate:
+        """The model's own, or the request's where that is allowed. Raises InvalidRequest."""
+        if source is None:
+            return self.template
+        if not self.takes_templates:
+            raise InvalidRequest(
+                "chat_template is taken only by a server started with --trust-request-chat-template.",
+                param="chat_template",
+            )
+        try:
+            return self.template.replaced(source)
+        except ConfigError as error:
+            raise InvalidRequest(error.message, param="chat_template") from error
 
     def card(self, max_model_len: int) -> dict[str, Any]:
         """Its entry in /v1/models."""
@@ -64,6 +85,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
     """What the server reads of a checkpoint. Raises CheckpointError and ConfigError."""
     sources = {"default": config.chat_template} if config.chat_template else tokenizer.chat_templates
     model_config = read_json(directory / "config.json")
+    vocab_size = int(model_config.get("vocab_size") or tokenizer.vocab_size)
     return ServedModel(
         names=config.served_model_names,
         root=str(directory),
@@ -74,15 +96,44 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
             content_format=config.chat_template_content_format,
             defaults=config.default_chat_template_kwargs,
         ),
-        vocab_size=int(model_config.get("vocab_size") or tokenizer.vocab_size),
+        vocab_size=vocab_size,
+        structurer=Structurer(
+            tokenizer, vocab_size=vocab_size, eos_token_ids=_eos_token_ids(directory, model_config, tokenizer)
+        ),
+        tool_parser=_parser(config.tool_call_parser, TOOL_PARSERS, detect_tool_parser, sources, "tool-call"),
+        reasoning_parser=_parser(
+            config.reasoning_parser, REASONING_PARSERS, detect_reasoning_parser, sources, "reasoning"
+        ),
+        takes_templates=config.trust_request_chat_template,
         defaults=_sampling_defaults(directory, config),
     )
+
+
+def _parser(
+    wanted: str | None,
+    known: Collection[str],
+    detect: Callable[[str], str | None],
+    templates: Mapping[str, str],
+    kind: str,
+) -> str | None:
+    """The parser's name: as the flag says, else as the chat templates show; "none" = none."""
+    if wanted == "none":
+        return None
+    if wanted is not None and wanted not in known:
+        raise ConfigError(f"--{kind}-parser {wanted}: known are {', '.join(sorted(known))} and none.")
+    return wanted or next(filter(None, map(detect, templates.values())), None)
+
+
+def _eos_token_ids(directory: Path, model_config: Mapping[str, Any], tokenizer: Tokenizer) -> list[int]:
+    """Every token that ends a sequence, by any of the files that name some."""
+    generation = read_json(directory / "generation_config.json")
+    named: list[int] = []
+    for value in (tokenizer.eos_token_id, generation.get("eos_token_id"), model_config.get("eos_token_id")):
+        named += value if isinstance(value, list) else [] if value is None else [value]
+    return list(dict.fromkeys(named))
 
 
 def _sampling_defaults(directory: Path, config: ServerConfig) -> dict[str, Any]:
     declared = read_json(directory / "generation_config.json") if config.generation_config == "auto" else {}
     declared = {**declared, **config.override_generation_config}
-    penalty = declared.get("repetition_penalty")
-    if penalty not in (None, 1.0):
-        log.warning("The checkpoint recommends repetition_penalty %s, which is not supported yet.", penalty)
     return {name: declared[name] for name in _DEFAULTS if declared.get(name) is not None}

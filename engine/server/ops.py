@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine import __version__
 from engine.server.body import check, read_json_object
-from engine.server.chat import encode_conversation
+from engine.server.chat_run import encode_conversation
 from engine.server.errors import NotReady, error_response
 from engine.server.protocol import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 from engine.server.refused_fields import TOKENIZE

@@ -1,47 +1,21 @@
 """Request bodies: what we take, checked as OpenAI and vLLM document it. Knows nothing of tokens.
 
-Fields that they know and we don't yet are listed in engine/server/refused_fields.py. Types are strict: a
-number in quotes is an error, not a number.
+Fields that they know and we don't are listed in engine/server/refused_fields.py.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server.generation_body import GenerationBody, RequestBody, Strict, TokenId, none_as
 
 MAX_PROMPTS = 1024
-MAX_STOPS = 4
-MAX_CHOICES = 128
-_INT64 = 2**63
+MAX_TOOLS = 512
 
 TokenIds = list[int]
-
-
-class Strict(BaseModel):
-    """An unknown field is an error: a misspelt one must not be ignored."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class RequestBody(Strict):
-    model: str | None = None  # None = the one there is
-
-
-class StreamOptions(Strict):
-    include_usage: bool | None = False
-    continuous_usage_stats: bool | None = False
-
-
-def _check_stops(value: str | list[str] | None) -> list[str]:
-    stops = [value] if isinstance(value, str) else value or []
-    if len(stops) > MAX_STOPS:
-        raise ValueError(f"at most {MAX_STOPS} stop strings, not {len(stops)}")
-    if "" in stops:
-        raise ValueError("a stop string can't be empty")
-    return stops
 
 
 def _is_id(value: Any) -> bool:
@@ -64,58 +38,15 @@ def _check_prompt(value: Any) -> list[str | TokenIds]:
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
 
 
-def _none_as(default: Any) -> BeforeValidator:
-    """Both protocols treat null as not given."""
-    return BeforeValidator(lambda value: default if value is None else value)
-
-
-class GenerationBody(RequestBody):
-    """What completions and chats share. None means: not given."""
-
-    n: Annotated[int, _none_as(1), Field(ge=1, le=MAX_CHOICES)] = 1
-    max_tokens: int | None = Field(default=None, ge=0)
-    min_tokens: Annotated[int, _none_as(0), Field(ge=0)] = 0
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
-    stop: Annotated[str | list[str] | None, AfterValidator(_check_stops)] = []
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], _none_as([])] = []
-    ignore_eos: Annotated[bool, _none_as(False)] = False
-    skip_special_tokens: Annotated[bool, _none_as(True)] = True
-    include_stop_str_in_output: Annotated[bool, _none_as(False)] = False
-    stream: Annotated[bool, _none_as(False)] = False
-    stream_options: StreamOptions | None = None
-    priority: Annotated[int, _none_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
-    request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
-    user: str | None = None
-
-    @model_validator(mode="after")
-    def _check_stream_options(self) -> GenerationBody:
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequest(
-                "stream_options can only be given with stream: true.", param="stream_options"
-            )
-        return self
-
-    @property
-    def stops(self) -> list[str]:
-        return self.stop  # type: ignore[return-value]  # the validator has made a list of it
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
-
-
 class CompletionBody(GenerationBody):
     prompt: Annotated[list[Any], BeforeValidator(_check_prompt)]
-    echo: Annotated[bool, _none_as(False)] = False
-    add_special_tokens: Annotated[bool, _none_as(True)] = True
+    echo: Annotated[bool, none_as(False)] = False
+    logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
+    add_special_tokens: Annotated[bool, none_as(True)] = True
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 class FunctionCall(Strict):
@@ -152,16 +83,17 @@ class ChatMessage(Strict):
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.reasoning)):
+        thought = self.reasoning or self.reasoning_content
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or thought)):
             raise ValueError(f"a message of role {self.role} needs content")
         return self
 
 
 class FunctionDefinition(Strict):
-    name: str
+    name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: bool | None = Field(default=None, description="Forced calls follow their schema either way.")
 
 
 class Tool(Strict):
@@ -169,31 +101,94 @@ class Tool(Strict):
     function: FunctionDefinition
 
 
+class NamedFunction(Strict):
+    name: str
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    documents: list[dict[str, Any]] | None = Field(default=None, description="Handed to the template.")
+    chat_template: str | None = Field(
+        default=None, description="Taken only by a server started with --trust-request-chat-template."
+    )
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: Annotated[bool, _none_as(True)] = True
-    add_special_tokens: Annotated[bool, _none_as(False)] = False
+    add_generation_prompt: Annotated[bool, none_as(True)] = True
+    continue_final_message: Annotated[bool, none_as(False)] = Field(
+        default=False, description="The last message is the answer's beginning, to be gone on with."
+    )
+    add_special_tokens: Annotated[bool, none_as(False)] = False
+
+    @model_validator(mode="after")
+    def _check_continuation(self) -> ConversationBody:
+        if self.continue_final_message and "add_generation_prompt" not in self.model_fields_set:
+            raise InvalidRequest(
+                "continue_final_message needs add_generation_prompt: false.", param="continue_final_message"
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message and add_generation_prompt can't both be true.",
+                param="continue_final_message",
+            )
+        return self
 
 
 class ChatBody(GenerationBody, ConversationBody):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
-    tool_choice: Literal["none", "auto"] | None = None
+    logprobs: Annotated[bool, none_as(False)] = False
+    top_logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: Annotated[bool, none_as(True)] = True
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="none = the template's enable_thinking is false, otherwise true."
+    )
+    include_reasoning: Annotated[bool, none_as(True)] = True
+    thinking_token_budget: int | None = Field(
+        default=None, ge=-1, description="At most this many tokens of reasoning; -1 = no limit."
+    )
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> ChatBody:
+        if self.top_logprobs is not None and self.top_logprobs != 0 and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise InvalidRequest("tool_choice needs tools.", param="tool_choice")
+        names = [tool.function.name for tool in self.tools or []]
+        if len(set(names)) < len(names):
+            raise InvalidRequest("Two tools have the same name.", param="tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise InvalidRequest(
+                f"There is no tool {self.tool_choice.function.name!r} among the tools given.",
+                param="tool_choice.function.name",
+            )
+        return self
+
+    @property
+    def logprobs_param(self) -> str:
+        return "top_logprobs"
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class TokenizePromptBody(RequestBody):
     prompt: str
-    add_special_tokens: Annotated[bool, _none_as(True)] = True
-    return_token_strs: Annotated[bool, _none_as(False)] = False
+    add_special_tokens: Annotated[bool, none_as(True)] = True
+    return_token_strs: Annotated[bool, none_as(False)] = False
 
 
 class TokenizeChatBody(ConversationBody):
-    return_token_strs: Annotated[bool, _none_as(False)] = False
+    return_token_strs: Annotated[bool, none_as(False)] = False
 
 
 class DetokenizeBody(RequestBody):
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: list[TokenId]

@@ -1,4 +1,4 @@
-"""Fields that OpenAI or vLLM know and we don't yet, each with the values that ask for nothing.
+"""Fields that OpenAI or vLLM know and we don't, each with the values that ask for nothing.
 
 Null asks for nothing anywhere. Any other value than these is refused by name: a field that is taken and then
 ignored would be a lie.
@@ -11,40 +11,33 @@ from typing import Any
 
 from engine.errors import InvalidRequest
 
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend")
+INSTEAD = {
+    **dict.fromkeys(_GUIDED, "use structured_outputs"),
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "prompt_embeds": "give text or token ids",
+    "use_beam_search": "use n and temperature",
+}
+"""What does the job of a refused field, where something does."""
+
 _COMMON: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "cache_salt": (),
     "ec_transfer_params": (),
-    "frequency_penalty": (0,),
+    **dict.fromkeys(_GUIDED, ()),
     "kv_transfer_params": (),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "logprob_token_ids": (),
-    "logprobs": (False,),
     "metadata": ({},),
     "mm_payload": ("tensors",),
-    "presence_penalty": (0,),
-    "prompt_cache_key": (),
-    "prompt_logprobs": (),
     "repetition_detection": (),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "return_mm_kwargs": (False,),
-    "return_token_ids": (False,),
     "return_token_offsets": (False,),
-    "return_tokens_as_token_ids": (False,),
     "routed_experts_prompt_start": (0,),
-    "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "session_id": (),
-    "spaces_between_special_tokens": (True,),
     "store": (False,),
     "stream_interval": (1,),
-    "structured_outputs": (),
-    "thinking_token_budget": (-1,),
-    "truncate_prompt_tokens": (),
-    "truncation_side": (),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
     "watermarking": (False,),
@@ -55,12 +48,10 @@ COMPLETION: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "prompt_embeds": (),
     "suffix": ("",),
+    "thinking_token_budget": (-1,),
 }
 
 _CONVERSATION: dict[str, tuple[Any, ...]] = {
-    "chat_template": (),
-    "continue_final_message": (False,),
-    "documents": ([],),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
 }
@@ -72,17 +63,13 @@ CHAT: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "include_reasoning": (True,),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True,),
     "prediction": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
-    "reasoning_effort": (),
     "return_prompt_text": (False,),
-    "top_logprobs": (0,),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -97,7 +84,8 @@ def drop_refused(body: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]
         if neutral is None:
             kept[name] = value
         elif value is not None and not any(_same(value, other) for other in neutral):
-            raise InvalidRequest(f"{name!r} is not supported yet.", param=name)
+            hint = f": {INSTEAD[name]} instead" if name in INSTEAD else ""
+            raise InvalidRequest(f"{name!r} is not supported{hint}.", param=name)
     return kept
 
 

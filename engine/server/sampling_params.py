@@ -8,7 +8,8 @@ from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.server.errors import PromptTooLong
-from engine.server.protocol import GenerationBody
+from engine.server.generation_body import GenerationBody
+from engine.tokenizer import Tokenizer
 from engine.types import SamplingParams
 
 _SEED_MASK = 2**63 - 1  # the engine's seeds are not negative
@@ -21,6 +22,22 @@ class TokenLimit:
     asked: int | None  # None = all that there is room for
     param: str
     prompt_param: str
+
+    def truncate(self, token_ids: list[int], body: GenerationBody, max_model_len: int) -> list[int]:
+        """The prompt, cut as the body wants it. Raises InvalidRequest for more than the context."""
+        wanted = body.truncate_prompt_tokens
+        if wanted is None:
+            return token_ids
+        if wanted > max_model_len:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens {wanted} is more than the context of {max_model_len} tokens.",
+                param="truncate_prompt_tokens",
+            )
+        most = max(1, max_model_len - (1 if self.asked is None else min(self.asked, max_model_len)))
+        kept = most if wanted < 0 else wanted
+        if kept == 0 or len(token_ids) <= kept:
+            return token_ids[:kept]
+        return token_ids[:kept] if body.truncation_side == "right" else token_ids[-kept:]
 
     def within(self, max_model_len: int, *, num_prompt_tokens: int, min_tokens: int) -> int:
         """How many tokens may be generated.
@@ -47,8 +64,61 @@ class TokenLimit:
         return room if self.asked is None else min(self.asked, room)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenWishes:
+    """What a body says of single tokens, as token ids, checked."""
+
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: tuple[int, ...] | None
+    bad_words: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenWishes:
+        """Raises InvalidRequest for a token that the model doesn't have."""
+        for param, token_ids in (
+            ("logit_bias", [int(token) for token in body.logit_bias]),
+            ("allowed_token_ids", body.allowed_token_ids or []),
+            ("stop_token_ids", body.stop_token_ids),
+        ):
+            highest = max(token_ids, default=0)
+            if highest >= vocab_size:
+                raise InvalidRequest(
+                    f"Token id {highest} is outside the vocabulary of {vocab_size}.", param=param
+                )
+        allowed = body.allowed_token_ids
+        return TokenWishes(
+            logit_bias={int(token): bias for token, bias in body.logit_bias.items()},
+            allowed_token_ids=None if allowed is None else tuple(allowed),
+            bad_words=tuple(words for word in body.bad_words for words in _spellings(word, tokenizer)),
+        )
+
+
+def _spellings(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """A word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
+    bare, spaced = (
+        tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (word, f" {word.lstrip()}")
+    )
+    both = [bare] if len(spaced) != len(bare) or spaced == bare else [bare, spaced]
+    return [tokens for tokens in both if tokens]
+
+
+def check_logprobs(body: GenerationBody, param: str, max_logprobs: int) -> None:
+    """Raise InvalidRequest for more logprobs than the server gives; -1 there is no limit."""
+    for name, wanted in ((param, body.num_logprobs), ("prompt_logprobs", body.prompt_logprobs)):
+        if wanted is not None and max_logprobs >= 0 and not 0 <= wanted <= max_logprobs:
+            raise InvalidRequest(
+                f"{name} {wanted}: at most {max_logprobs} are possible here (--max-logprobs).", param=name
+            )
+
+
 def make_sampling_params(
-    body: GenerationBody, defaults: Mapping[str, Any], *, max_tokens: int, seed: int
+    body: GenerationBody,
+    defaults: Mapping[str, Any],
+    wishes: TokenWishes,
+    *,
+    max_tokens: int,
+    seed: int,
+    prompt_logprobs: int | None,
 ) -> SamplingParams:
     """`defaults` are the checkpoint's, for what the body leaves open."""
 
@@ -66,4 +136,12 @@ def make_sampling_params(
         seed=seed & _SEED_MASK,
         stop_token_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=float(pick("repetition_penalty", 1.0)),
+        logit_bias=wishes.logit_bias,
+        allowed_token_ids=wishes.allowed_token_ids,
+        bad_words=wishes.bad_words,
+        logprobs=body.num_logprobs,
+        prompt_logprobs=prompt_logprobs,
     )

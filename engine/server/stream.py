@@ -6,9 +6,18 @@ What is the same in every chunk of a stream is serialised once; a chunk costs on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from engine.server.chat_events import (
+    ChatEvent,
+    ChoiceEnded,
+    ChoiceReader,
+    ContentDelta,
+    ReasoningDelta,
+    ToolCallDelta,
+)
+from engine.server.extras import Extras
 from engine.server.generation import ChoiceDelta, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -36,12 +45,15 @@ def error_event(envelope: bytes) -> bytes:
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    return {
+    described: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens is not None:
+        described["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return described
 
 
 class _Envelope:
@@ -67,46 +79,88 @@ class _Envelope:
 
 
 class CompletionChunks:
-    def __init__(self, head: dict[str, Any], *, include_usage: bool, continuous_usage: bool) -> None:
+    def __init__(
+        self, head: dict[str, Any], extras: Extras, *, include_usage: bool, continuous_usage: bool
+    ) -> None:
+        self._extras = extras
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
+        self._begun: set[int] = set()
 
     def step(self, deltas: Iterable[ChoiceDelta], read_usage: ReadUsage) -> bytes:
-        events = [
-            self._envelope.wrap(
-                f'{{"index":{delta.choice.index},"text":{_encode(delta.text)},"logprobs":null{_finish(delta)}}}',
-                read_usage,
-            )
-            for delta in deltas
-        ]
-        return "".join(events).encode()
+        return "".join(self._envelope.wrap(self._choice(delta), read_usage) for delta in deltas).encode()
+
+    def _choice(self, delta: ChoiceDelta) -> str:
+        logprobs = "null"
+        extra = ""
+        if self._extras.wanted:
+            is_first = delta.choice.index not in self._begun
+            self._begun.add(delta.choice.index)
+            logprobs = _encode(self._extras.completion_logprobs([delta]))
+            extra = _fields(self._extras.token_ids([delta], is_first=is_first))
+        return (
+            f'{{"index":{delta.choice.index},"text":{_encode(delta.text)},"logprobs":{logprobs}'
+            f"{_finish(delta.finish_reason, delta.stop_reason)}{extra}}}"
+        )
 
     def end(self, usage: Usage) -> bytes:
         return self._envelope.end(usage)
 
 
 class ChatChunks:
-    """The role comes first, then content, then one chunk that says why it ended."""
+    """The role comes first, then what is said, then one chunk that says why it ended."""
 
-    def __init__(self, head: dict[str, Any], *, include_usage: bool, continuous_usage: bool) -> None:
+    def __init__(
+        self,
+        head: dict[str, Any],
+        extras: Extras,
+        readers: Mapping[int, ChoiceReader] | None,
+        *,
+        include_usage: bool,
+        continuous_usage: bool,
+    ) -> None:
+        """`readers`: by the choice's index; None where all text is content."""
+        self._extras = extras
+        self._readers = readers
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
         self._begun: set[int] = set()
 
     def step(self, deltas: Iterable[ChoiceDelta], read_usage: ReadUsage) -> bytes:
-        events = []
+        chunks = []
         for delta in deltas:
-            for content, finish in self._parts(delta):
-                choice = f'{{"index":{delta.choice.index},"delta":{content},"logprobs":null{finish}}}'
-                events.append(self._envelope.wrap(choice, read_usage))
-        return "".join(events).encode()
+            index = delta.choice.index
+            for content, logprobs, tail in self._parts(delta):
+                choice = f'{{"index":{index},"delta":{content},"logprobs":{logprobs}{tail}}}'
+                chunks.append(self._envelope.wrap(choice, read_usage))
+        return "".join(chunks).encode()
 
-    def _parts(self, delta: ChoiceDelta) -> Iterable[tuple[str, str]]:
-        if delta.choice.index not in self._begun:
+    def _parts(self, delta: ChoiceDelta) -> Iterable[tuple[str, str, str]]:
+        """(the chunk's delta, its logprobs, what follows them)."""
+        is_first = delta.choice.index not in self._begun
+        if is_first:
             self._begun.add(delta.choice.index)
-            yield '{"role":"assistant","content":""}', _UNFINISHED
-        if delta.text or delta.finish_reason is None:
-            yield f'{{"content":{_encode(delta.text)}}}', _UNFINISHED
-        if delta.finish_reason is not None:
-            yield "{}", _finish(delta)
+            prompt = self._extras.prompt_token_ids(delta) if self._extras.wanted else {}
+            yield '{"role":"assistant","content":""}', "null", _UNFINISHED + _fields(prompt)
+        contents, end = self._contents(delta)
+        if self._extras.wanted:
+            logprobs = _encode(self._extras.chat_logprobs([delta]))
+            tail = _UNFINISHED + _fields(self._extras.token_ids([delta]))
+            yield contents[0] if contents else '{"content":""}', logprobs, tail
+            contents = contents[1:]
+        for content in contents:
+            yield content, "null", _UNFINISHED
+        if end is not None:
+            yield "{}", "null", end
+
+    def _contents(self, delta: ChoiceDelta) -> tuple[list[str], str | None]:
+        """The step's chunks, and how the choice ends if it does."""
+        reason = delta.finish_reason
+        if self._readers is None:
+            contents = [f'{{"content":{_encode(delta.text)}}}'] if delta.text or reason is None else []
+            return contents, None if reason is None else _finish(reason, delta.stop_reason)
+        events = self._readers[delta.choice.index].read(delta)
+        contents = [_delta(event) for event in events if not isinstance(event, ChoiceEnded)]
+        ends = [_finish(e.finish_reason, e.stop_reason) for e in events if isinstance(e, ChoiceEnded)]
+        return contents, ends[0] if ends else None
 
     def end(self, usage: Usage) -> bytes:
         return self._envelope.end(usage)
@@ -115,7 +169,28 @@ class ChatChunks:
 _UNFINISHED = ',"finish_reason":null'
 
 
-def _finish(delta: ChoiceDelta) -> str:
-    if delta.finish_reason is None:
+def _finish(reason: str | None, stop_reason: int | str | None) -> str:
+    if reason is None:
         return _UNFINISHED
-    return f',"finish_reason":"{delta.finish_reason}","stop_reason":{_encode(delta.stop_reason)}'
+    return f',"finish_reason":"{reason}","stop_reason":{_encode(stop_reason)}'
+
+
+def _fields(fields: Mapping[str, Any]) -> str:
+    """More fields of an object, with a comma before each."""
+    return "".join(f",{_encode(name)}:{_encode(value)}" for name, value in fields.items())
+
+
+def _delta(event: ChatEvent) -> str:
+    match event:
+        case ContentDelta(_, text):
+            return f'{{"content":{_encode(text)}}}'
+        case ReasoningDelta(_, text):
+            return f'{{"reasoning":{_encode(text)}}}'
+        case ToolCallDelta(_, call_index, None, _, arguments):
+            call: dict[str, Any] = {"index": call_index, "function": {"arguments": arguments}}
+        case ToolCallDelta(_, call_index, call_id, name, arguments):
+            function = {"name": name, "arguments": arguments}
+            call = {"index": call_index, "id": call_id, "type": "function", "function": function}
+        case ChoiceEnded():
+            return "{}"
+    return f'{{"tool_calls":[{_encode(call)}]}}'

@@ -14,20 +14,57 @@ from engine.errors import InvalidRequest
 MAX_DEPTH = 64
 
 FORMATS = frozenset(
-    "date time date-time duration email hostname ipv4 ipv6 uri uri-reference uri-template uuid json-pointer"
-    " relative-json-pointer".split()
+    (
+        "date",
+        "time",
+        "date-time",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "uri",
+        "uri-reference",
+        "uri-template",
+        "uuid",
+        "json-pointer",
+        "relative-json-pointer",
+    )
 )
 _IGNORED = frozenset(
-    "additionalItems contains dependencies dependentRequired dependentSchemas else if maxContains minContains not"
-    " then $anchor $dynamicAnchor $dynamicRef $recursiveRef".split()
+    (
+        "additionalItems",
+        "contains",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "if",
+        "maxContains",
+        "minContains",
+        "not",
+        "then",
+        "$anchor",
+        "$dynamicAnchor",
+        "$dynamicRef",
+        "$recursiveRef",
+    )
 )
 _ASSERTIONS = {
-    "string": frozenset("format maxLength minLength pattern".split()),
-    "number": frozenset("exclusiveMaximum exclusiveMinimum maximum minimum multipleOf".split()),
-    "array": frozenset("items maxItems minItems prefixItems unevaluatedItems".split()),
+    "string": frozenset(["format", "maxLength", "minLength", "pattern"]),
+    "number": frozenset(["exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"]),
+    "array": frozenset(["items", "maxItems", "minItems", "prefixItems", "unevaluatedItems"]),
     "object": frozenset(
-        "additionalProperties maxProperties minProperties patternProperties properties propertyNames required"
-        " unevaluatedProperties".split()
+        (
+            "additionalProperties",
+            "maxProperties",
+            "minProperties",
+            "patternProperties",
+            "properties",
+            "propertyNames",
+            "required",
+            "unevaluatedProperties",
+        )
     ),
 }
 _COMBINERS = frozenset(("$ref", "allOf", "anyOf", "oneOf"))
@@ -44,7 +81,7 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def check_json_schema(schema: Any, param: str) -> None:
-    """Raise InvalidRequest for a schema that wouldn't be followed to the letter; says which keyword, and where."""
+    """Raise InvalidRequest for a schema that wouldn't be followed to the letter; says where it isn't."""
     for path, part in _walk(schema, param, 0):
         _check(part, path)
 
@@ -103,8 +140,8 @@ def _check(schema: Any, path: str) -> None:
         raise _error(
             path,
             "oneOf",
-            "has branches that an instance could satisfy together; use anyOf, or give each branch a type of its "
-            "own or a required property with its own const",
+            "has branches that an instance could satisfy together; use anyOf, or give each branch "
+            "a type of its own or a required property with its own const",
         )
 
 

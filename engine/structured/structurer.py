@@ -50,7 +50,7 @@ class Structurer:
         """Raises InvalidRequest for what can't be compiled, can't be followed, or takes too long."""
         if len(wanted.source) > MAX_SOURCE_CHARS:
             raise InvalidRequest(
-                f"{wanted.param} has {len(wanted.source)} characters; at most {MAX_SOURCE_CHARS} are possible.",
+                f"{wanted.param} has {len(wanted.source)} characters; {MAX_SOURCE_CHARS} are possible.",
                 param=wanted.param,
             )
         future = self._cached.get(wanted)

@@ -114,13 +114,13 @@ def test_what_is_required_is_named(fake_server: Running) -> None:
 @pytest.mark.parametrize(
     ("path", "table"), [(COMPLETIONS, refused_fields.COMPLETION), (CHAT, refused_fields.CHAT)]
 )
-def test_a_field_that_is_not_supported_yet_is_refused_unless_it_asks_for_nothing(
+def test_a_field_that_is_not_supported_is_refused_unless_it_asks_for_nothing(
     fake_server: Running, path: str, table: dict[str, tuple[Any, ...]]
 ) -> None:
     base: dict[str, Any] = {"prompt": "a"} if path == COMPLETIONS else {"messages": MESSAGES}
     for name in table:
         message = assert_refused(post(fake_server, path, **base, **{name: "something"}), name)
-        assert "not supported yet" in message
+        assert "is not supported" in message
     nothing = {name: values[0] if values else None for name, values in table.items()}
     assert post(fake_server, path, **base, **nothing, max_tokens=1)[0] == 200
     assert post(fake_server, path, **base, **dict.fromkeys(table), max_tokens=1)[0] == 200
@@ -313,10 +313,11 @@ def test_content_parts_and_what_assistants_said(fake_server: Running) -> None:
 def test_sampling_defaults_of_the_checkpoint(fake_server: Running) -> None:
     """Greedy is not special to the fake runner, so look at what the engine is given."""
     from engine.server.protocol import CompletionBody
-    from engine.server.sampling_params import make_sampling_params
+    from engine.server.sampling_params import TokenWishes, make_sampling_params
 
     defaults = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
     body = CompletionBody.model_validate({"prompt": "a", "top_p": 0.5})
-    params = make_sampling_params(body, defaults, max_tokens=5, seed=-1)
+    wishes = TokenWishes({}, None, ())
+    params = make_sampling_params(body, defaults, wishes, max_tokens=5, seed=-1, prompt_logprobs=None)
     assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.6, 20, 0.5, 0.0)
     assert params.seed >= 0

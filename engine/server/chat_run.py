@@ -1,0 +1,174 @@
+"""A chat from its checked body to events: prompt, parsers, constraint, generation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from engine.errors import InvalidRequest
+from engine.parsers.reasoning import ReasoningParser
+from engine.parsers.tools import ToolParser, make_tool_parser
+from engine.server.body import LARGE_BYTES
+from engine.server.chat_events import ChatEvent, ChoiceReader
+from engine.server.constraints import find_spec
+from engine.server.generation import Choice, Generation, Usage
+from engine.server.protocol import ChatBody, ConversationBody
+from engine.server.sampling_params import TokenLimit
+from engine.server.service import Prompt, Service
+from engine.server.thinking import Thinking
+
+# Parsers whose marks are special tokens: hidden from the text, they couldn't be found.
+_NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json"})
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A chat that is ready to run."""
+
+    generation: Generation
+    choices: list[Choice]
+    readers: dict[int, ChoiceReader]  # by the choice's index
+    is_plain: bool  # all text is content: readers have nothing to do
+
+
+class ChatRun:
+    """A chat as it runs. Leaving it aborts what hasn't ended: use it as a context.
+
+    async with await start_chat(service, body) as run:
+        async for events in run.steps(): ...
+    run.usage
+    """
+
+    def __init__(self, prepared: PreparedChat) -> None:
+        self._generation = prepared.generation
+        self._readers = prepared.readers
+
+    async def __aenter__(self) -> Self:
+        """Raises what the engine raises."""
+        await self._generation.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._generation.__aexit__(kind, error, trace)
+
+    async def steps(self) -> AsyncIterator[list[ChatEvent]]:
+        """The events of each step, until every choice has ended. Raises EngineError if one can't go on."""
+        async for deltas in self._generation.steps():
+            yield [event for delta in deltas for event in self._readers[delta.choice.index].read(delta)]
+
+    @property
+    def usage(self) -> Usage:
+        """So far."""
+        return self._generation.read_usage()
+
+
+async def start_chat(service: Service, body: ChatBody) -> ChatRun:
+    """Prepare a chat; it runs once the result is entered. Raises InvalidRequest, TooManyWaiting …"""
+    return ChatRun(await prepare_chat(service, body))
+
+
+async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
+    """Check the rest of the body, render and encode the prompt, make choices and their readers."""
+    model = service.model
+    model.check_name(body.model)
+    # OpenAI: with "none" the model calls no tool, so it isn't shown any.
+    has_tools = bool(body.tools) and body.tool_choice != "none"
+    tool_parser = model.tool_parser if has_tools else None
+    if has_tools and tool_parser is None and body.tool_choice not in (None, "auto"):
+        raise InvalidRequest(
+            "tool_choice needs a tool parser: this model's template shows none; start the engine with "
+            "--tool-call-parser.",
+            param="tool_choice",
+        )
+    text = await render_conversation(service, body, with_tools=has_tools)
+    token_ids = await service.encode(text, add_special_tokens=body.add_special_tokens)
+    limit = _token_limit(service, body)
+    token_ids = limit.truncate(token_ids, body, service.engine.max_model_len)
+    max_tokens = limit.within(
+        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
+    )
+    thinking = Thinking.of(model, text)
+    constrain = await service.constraint_for(
+        find_spec(body, tool_parser), thinking, budget=body.thinking_token_budget
+    )
+    show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
+    generation, choices = service.begin(
+        body,
+        [Prompt(token_ids, max_tokens)],
+        constrain=constrain,
+        skip_special_tokens=body.skip_special_tokens and not show_special,
+    )
+    make_reader = _reader_factory(body, thinking, tool_parser)
+    return PreparedChat(
+        generation,
+        choices,
+        {choice.index: make_reader(choice.index) for choice in choices},
+        is_plain=tool_parser is None and thinking is None,
+    )
+
+
+def _reader_factory(
+    body: ChatBody, thinking: Thinking | None, tool_parser: str | None
+) -> Callable[[int], ChoiceReader]:
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+
+    def make(index: int) -> ChoiceReader:
+        parser: ToolParser | None = None if tool_parser is None else make_tool_parser(tool_parser, tools)
+        reasoning: ReasoningParser | None = None if thinking is None else thinking.make_parser()
+        return ChoiceReader(
+            index,
+            reasoning=reasoning,
+            end_of_reasoning=None if thinking is None else thinking.end_token_id,
+            tools=parser,
+            shows_reasoning=body.include_reasoning,
+        )
+
+    return make
+
+
+async def encode_conversation(service: Service, body: ConversationBody) -> list[int]:
+    """The prompt's tokens, by the chat template."""
+    text = await render_conversation(service, body, with_tools=True)
+    return await service.encode(text, add_special_tokens=body.add_special_tokens)
+
+
+async def render_conversation(service: Service, body: ConversationBody, *, with_tools: bool) -> str:
+    """The prompt's text; long conversations are rendered in a thread."""
+    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
+    variables = {**_reasoning_variables(body), **(body.chat_template_kwargs or {})}
+    template = service.model.template_for(body.chat_template)
+
+    def render() -> str:
+        return template.render(
+            messages,
+            tools=tools or None,
+            documents=body.documents,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            variables=variables,
+        )
+
+    size = sum(len(str(message.get("content"))) for message in messages)
+    return render() if size * 4 < LARGE_BYTES else await asyncio.to_thread(render)
+
+
+def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:
+    """What `reasoning_effort` means to templates: those that know the word get it, the others a switch."""
+    effort = body.reasoning_effort if isinstance(body, ChatBody) else None
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+
+
+def _token_limit(service: Service, body: ChatBody) -> TokenLimit:
+    if body.max_completion_tokens is not None:
+        return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages")
+    asked = body.max_tokens
+    default = service.model.defaults.get("max_new_tokens")
+    if asked is None and default is not None:
+        asked = max(body.min_tokens, min(int(default), service.engine.max_model_len))
+    return TokenLimit(asked, "max_tokens", "messages")

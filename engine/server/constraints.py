@@ -1,0 +1,95 @@
+"""What a body says its output must be, whichever field says it, as one specification."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from engine.errors import InvalidRequest
+from engine.parsers.tools import call_constraint
+from engine.server.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
+from engine.server.protocol import ChatBody, NamedTool
+from engine.server.thinking import Thinking
+from engine.structured import StructuredKind, StructuredOutput, Structurer
+from engine.types import TokenConstraint
+
+Constrain = Callable[[], TokenConstraint]
+"""Makes the constraint of one sequence."""
+
+
+async def make_constrain(
+    structurer: Structurer, spec: StructuredOutput | None, thinking: Thinking | None, budget: int | None
+) -> Constrain | None:
+    """Compile what is asked for, once for all choices; None where anything goes. Raises InvalidRequest."""
+    marks = None if thinking is None else thinking.marks
+    if budget is not None and budget >= 0 and marks is None:
+        raise InvalidRequest(
+            "thinking_token_budget needs a model that thinks: this server has no --reasoning-parser.",
+            param="thinking_token_budget",
+        )
+    compiled = None if spec is None else await structurer.compile(spec)
+    bounded = budget if budget is not None and budget >= 0 else None
+    if compiled is None and bounded is None:
+        return None
+    return lambda: structurer.constraint(compiled, marks, budget=bounded)
+
+
+def find_spec(body: GenerationBody, tool_parser: str | None = None) -> StructuredOutput | None:
+    """None where anything goes. Raises InvalidRequest where two fields ask for different things."""
+    from_format = _from_format(body)
+    calls = _from_tools(body, tool_parser) if isinstance(body, ChatBody) and tool_parser else None
+    if from_format is not None and calls is not None:
+        if _is_forced(body):
+            raise InvalidRequest(
+                "A forced tool call can't follow another format: leave out response_format and "
+                "structured_outputs, or set tool_choice to auto.",
+                param="tool_choice",
+            )
+        return from_format
+    return calls or from_format
+
+
+def _is_forced(body: GenerationBody) -> bool:
+    return isinstance(body, ChatBody) and body.tool_choice not in (None, "auto", "none")
+
+
+def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+    wanted = body.tool_choice or "auto"
+    choice: str = wanted.function.name if isinstance(wanted, NamedTool) else wanted
+    if choice == "auto" and not any(tool.function.strict for tool in body.tools or []):
+        return None  # nothing is promised, so the model's own way is left to it
+    tag = call_constraint(tool_parser, tools, choice, parallel=body.parallel_tool_calls)
+    return None if tag is None else StructuredOutput(StructuredKind.STRUCTURAL_TAG, tag, "tools")
+
+
+def _from_format(body: GenerationBody) -> StructuredOutput | None:
+    if body.structured_outputs is not None:
+        return _from_structured_outputs(body.structured_outputs)
+    form = body.response_format
+    if form is None or form.type == "text":
+        return None
+    if not isinstance(form, JsonSchemaFormat):
+        return StructuredOutput(StructuredKind.JSON_OBJECT, "", "response_format")
+    param = "response_format.json_schema.schema"
+    schema = form.json_schema.schema_
+    if schema is None:
+        raise InvalidRequest(f"{param} is required.", param=param)
+    return StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), param)
+
+
+def _from_structured_outputs(given: StructuredOutputs) -> StructuredOutput:
+    if given.json_ is not None:
+        text = given.json_ if isinstance(given.json_, str) else json.dumps(given.json_)
+        return StructuredOutput(StructuredKind.JSON_SCHEMA, text, "structured_outputs.json")
+    if given.json_object:
+        return StructuredOutput(StructuredKind.JSON_OBJECT, "", "structured_outputs.json_object")
+    if given.choice is not None:
+        return StructuredOutput(
+            StructuredKind.CHOICE, json.dumps(given.choice, ensure_ascii=False), "structured_outputs.choice"
+        )
+    for kind in (StructuredKind.REGEX, StructuredKind.GRAMMAR, StructuredKind.STRUCTURAL_TAG):
+        source = getattr(given, kind.value)
+        if source is not None:
+            return StructuredOutput(kind, source, f"structured_outputs.{kind.value}")
+    raise InvalidRequest("structured_outputs is empty.", param="structured_outputs")

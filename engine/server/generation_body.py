@@ -1,0 +1,203 @@
+"""What requests for completions and for chats have in common: the fields that say how to generate.
+
+Ranges are OpenAI's and vLLM's. Types are strict: a number in quotes is an error, not a number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from engine.errors import InvalidRequest
+
+MAX_STOPS = 4
+MAX_CHOICES = 128
+MAX_LISTED = 4096  # entries of lists and tables of tokens and words
+_INT64 = 2**63
+
+
+class Strict(BaseModel):
+    """An unknown field is an error: a misspelt one must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+def none_as(default: Any) -> BeforeValidator:
+    """Both protocols treat null as not given."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+class RequestBody(Strict):
+    model: str | None = Field(default=None, description="The model; without it, the one that is served.")
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+class JsonSchema(Strict):
+    """`json_schema` of OpenAI's response format. Output follows the schema always, `strict` or not."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(Strict):
+    """vLLM's way to say what the output may be; exactly one is to be given."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_LISTED)] | None = None
+    grammar: str | None = None
+    structural_tag: str | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> StructuredOutputs:
+        given = [name for name in STRUCTURED_KINDS if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            names = ", ".join(name.rstrip("_") for name in STRUCTURED_KINDS)
+            raise ValueError(f"exactly one of {names} is to be given, not {len(given)}")
+        return self
+
+
+STRUCTURED_KINDS = ("json_", "json_object", "regex", "choice", "grammar", "structural_tag")
+
+
+def _check_stops(value: str | list[str] | None) -> list[str]:
+    stops = [value] if isinstance(value, str) else value or []
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"at most {MAX_STOPS} stop strings, not {len(stops)}")
+    if "" in stops:
+        raise ValueError("a stop string can't be empty")
+    return stops
+
+
+def _check_bias(value: dict[str, float]) -> dict[str, float]:
+    for token, bias in value.items():
+        if not token.isascii() or not token.isdigit():
+            raise ValueError(f"keys are token ids, {token[:40]!r} is none")
+        if not -100 <= bias <= 100:
+            raise ValueError(f"a bias lies between -100 and 100, that of token {token} is {bias}")
+    return value
+
+
+TokenId = Annotated[int, Field(ge=0, lt=_INT64)]
+
+
+class GenerationBody(RequestBody):
+    """What completions and chats share. None means: not given."""
+
+    n: Annotated[int, none_as(1), Field(ge=1, le=MAX_CHOICES)] = 1
+    max_tokens: int | None = Field(default=None, ge=0)
+    min_tokens: Annotated[int, none_as(0), Field(ge=0)] = Field(
+        default=0, description="No stop token and no stop string before this many tokens."
+    )
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 = the most likely token.")
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, description="0 and -1 = all tokens.")
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
+    presence_penalty: Annotated[float, none_as(0.0), Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, none_as(0.0), Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="1 = none.")
+    logit_bias: Annotated[
+        dict[str, float], none_as({}), Field(max_length=MAX_LISTED), AfterValidator(_check_bias)
+    ] = Field(default={}, description="Token id → -100 … 100, added to its logit.")
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    bad_words: Annotated[
+        list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_LISTED)
+    ] = Field(default=[], description="Words that must not be said; they are tokenised here.")
+    stop: Annotated[str | list[str] | None, AfterValidator(_check_stops)] = Field(
+        default=[], description=f"At most {MAX_STOPS} strings that end the output."
+    )
+    stop_token_ids: Annotated[list[TokenId], none_as([]), Field(max_length=MAX_LISTED)] = []
+    include_stop_str_in_output: Annotated[bool, none_as(False)] = False
+    ignore_eos: Annotated[bool, none_as(False)] = False
+    skip_special_tokens: Annotated[bool, none_as(True)] = True
+    spaces_between_special_tokens: Annotated[bool, none_as(True)] = Field(
+        default=True,
+        description="Without effect, as with vLLM's fast tokenizers: nothing is put between them.",
+    )
+    prompt_logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
+    truncate_prompt_tokens: int | None = Field(
+        default=None, ge=-1, description="Keep this many of the prompt's tokens; -1 = as many as fit."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        default=None, description="Where tokens are cut off; left unless said otherwise."
+    )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    return_token_ids: Annotated[bool, none_as(False)] = False
+    return_tokens_as_token_ids: Annotated[bool, none_as(False)] = Field(
+        default=False, description='In logprobs, tokens show as "token_id:17".'
+    )
+    stream: Annotated[bool, none_as(False)] = False
+    stream_options: StreamOptions | None = None
+    priority: Annotated[int, none_as(0), Field(ge=-_INT64, lt=_INT64)] = Field(
+        default=0, description="Lower runs first."
+    )
+    request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
+    user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
+    safety_identifier: str | None = Field(default=None, description="As `user`.")
+    prompt_cache_key: str | None = Field(
+        default=None, description="A hint without effect: prefixes are always shared."
+    )
+    keep_alive: str | float | None = Field(default=None, description="Meant for Berth's gateway.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest(
+                "stream_options can only be given with stream: true.", param="stream_options"
+            )
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs can't be had with stream: true.", param="prompt_logprobs")
+        formatted = self.response_format is not None and self.response_format.type != "text"
+        if formatted and self.structured_outputs is not None:
+            raise InvalidRequest(
+                "Give either response_format or structured_outputs, not both.", param="structured_outputs"
+            )
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        return self.stop  # type: ignore[return-value]  # the validator has made a list of it
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def logprobs_param(self) -> str:
+        """The field that `num_logprobs` comes from."""
+        return "logprobs"
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most likely tokens are wanted per position; None = no logprobs."""
+        raise NotImplementedError

@@ -1,0 +1,113 @@
+"""Logprobs as the protocols write them: OpenAI's two shapes, and vLLM's for a prompt's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from engine.tokenizer import Tokenizer
+from engine.types import PositionLogprobs, TokenLogprob
+
+_LOWEST = -9999.0  # JSON has no infinity; vLLM writes the same
+_REPLACEMENT = "\ufffd"
+
+
+class LogprobsWriter:
+    """For one answer: keeps count of where in the text a completion's tokens begin, per choice."""
+
+    def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool) -> None:
+        self._tokenizer = tokenizer
+        self._as_token_ids = as_token_ids
+        self._offsets: dict[int, int] = {}
+
+    def completion(self, index: int, positions: Sequence[PositionLogprobs | None]) -> dict[str, Any]:
+        """The legacy object of four parallel lists. None stands for a prompt's first token."""
+        tokens: list[str] = []
+        offsets: list[int] = []
+        chosen: list[float | None] = []
+        top: list[dict[str, float] | None] = []
+        offset = self._offsets.get(index, 0)
+        for position in positions:
+            text = "" if position is None else self._text(position.chosen.token_id)
+            tokens.append(text)
+            offsets.append(offset)
+            offset += len(text)
+            chosen.append(None if position is None else _finite(position.chosen.logprob))
+            top.append(None if position is None else self._by_text(position))
+        self._offsets[index] = offset
+        return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
+
+    def echoed(
+        self, index: int, prompt: Sequence[int], positions: Sequence[PositionLogprobs | None]
+    ) -> dict[str, Any]:
+        """As `completion`, of the prompt's tokens; the first has no logprob, but a text."""
+        written = self.completion(index, positions)
+        first = self._text(prompt[0])
+        written["tokens"][0] = first
+        written["text_offset"][1:] = [offset + len(first) for offset in written["text_offset"][1:]]
+        self._offsets[index] += len(first)
+        return written
+
+    def chat(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any]:
+        content = [
+            {**self._entry(p.chosen), "top_logprobs": [self._entry(token) for token in p.top]}
+            for p in positions
+        ]
+        return {"content": content, "refusal": None}
+
+    def prompt(self, positions: Sequence[PositionLogprobs | None]) -> list[dict[str, Any] | None]:
+        """One object per token of the prompt, by token id."""
+        return [None if position is None else self._by_id(position) for position in positions]
+
+    def _by_text(self, position: PositionLogprobs) -> dict[str, float]:
+        tokens = {token.token_id: token for token in (*position.top, position.chosen)}
+        return {self._text(token.token_id): _finite(token.logprob) for token in tokens.values()}
+
+    def _by_id(self, position: PositionLogprobs) -> dict[str, Any]:
+        return {
+            str(token.token_id): {
+                "logprob": _finite(token.logprob),
+                "rank": token.rank,
+                "decoded_token": self._tokenizer.decode([token.token_id], skip_special_tokens=False),
+            }
+            for token in (position.chosen, *position.top)
+        }
+
+    def _entry(self, token: TokenLogprob) -> dict[str, Any]:
+        text = self._text(token.token_id)
+        raw = list(text.encode() if self._as_token_ids else token_bytes(self._tokenizer, token.token_id))
+        return {"token": text, "logprob": _finite(token.logprob), "bytes": raw}
+
+    def _text(self, token_id: int) -> str:
+        if self._as_token_ids:
+            return f"token_id:{token_id}"
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """A token's bytes: those of its text, or, if it is a part of a character, its own."""
+    text = tokenizer.decode([token_id], skip_special_tokens=False)
+    if _REPLACEMENT not in text:
+        return text.encode()
+    (spelling,) = tokenizer.token_strings([token_id])
+    if spelling.startswith("<0x") and spelling.endswith(">"):  # byte fallback of SentencePiece
+        return bytes.fromhex(spelling[3:-1])
+    table = _byte_of_character()
+    if all(character in table for character in spelling):
+        return bytes(table[character] for character in spelling)
+    return text.encode()
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    """How byte-level vocabularies spell bytes: printable ones as themselves, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + index): byte for index, byte in enumerate(others)
+    }
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LOWEST)
