@@ -16,7 +16,6 @@ it finishes, and the next in rank becomes the first.
 
 from __future__ import annotations
 
-import logging
 import time
 from bisect import insort
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from engine.errors import ConfigError, InvalidRequest
 from engine.kv_cache import KVCache
 from engine.logit_edits import LogitEdits
 from engine.request_check import RequestCheck
-from engine.sequence import SequenceState, StopRule
+from engine.sequence import Finish, SequenceState, StopRule
 from engine.types import (
     Batch,
     EngineRequest,
@@ -36,8 +35,6 @@ from engine.types import (
     StepResult,
     TokenDelta,
 )
-
-log = logging.getLogger(__name__)
 
 PRIORITY_LEVEL_S = 60.0  # of waiting that one level of priority is worth
 
@@ -124,7 +121,7 @@ class Scheduler:
         A step that is running now may still write to the blocks: they aren't given out before `schedule`.
         """
         sequence = self._sequences.get(request_id)
-        return None if sequence is None else self._end(sequence, FinishReason.ABORT)
+        return None if sequence is None else self._end(sequence, Finish(FinishReason.ABORT))
 
     # Steps
 
@@ -145,7 +142,7 @@ class Scheduler:
             if self._sequences.get(scheduled.request_id) is not sequence:
                 continue  # aborted while the step ran
             if index in result.failures:
-                deltas.append(self._end(sequence, FinishReason.ERROR, error=result.failures[index]))
+                deltas.append(self._end(sequence, Finish(FinishReason.ERROR, error=result.failures[index])))
                 continue
             self._advance(sequence, len(scheduled.token_ids))
             sequence.prompt_logprobs += result.prompt_logprobs.get(index, ())
@@ -153,7 +150,8 @@ class Scheduler:
             if token is not None:
                 deltas.append(self._append(sequence, token, result.logprobs.get(index), now))
             elif sequence.is_prompt_only and not sequence.num_remaining:
-                deltas.append(self._end_prompt_only(sequence))
+                self._prompt_tokens += len(sequence.request.prompt_token_ids)
+                deltas.append(self._end(sequence, Finish(FinishReason.LENGTH)))
         self._in_step = []
         return deltas
 
@@ -300,92 +298,25 @@ class Scheduler:
     def _append(
         self, sequence: SequenceState, token: int, logprobs: PositionLogprobs | None, now: float
     ) -> TokenDelta:
-        sequence.token_ids.append(token)
         self._generation_tokens += 1
-        told = () if logprobs is None else (logprobs,)
-        is_first = sequence.first_token_time is None
-        prompt_logprobs = _prompt_logprobs(sequence) if is_first else None
-        timings = None
-        if is_first:
+        if sequence.first_token_time is None:
             sequence.first_token_time = now
             self._prompt_tokens += len(sequence.request.prompt_token_ids)
-            timings = sequence.timings()
-        finish = self._stop_rule.finish_of(sequence)
+        finish = self._stop_rule.append(sequence, token)
         if finish is None:
-            try:
-                finish = self._note(sequence, token)
-            except Exception as error:  # foreign code, for one client: the others in the batch go on
-                log.exception("A constraint failed to take a token.")
-                said = f"The output's constraint failed: {type(error).__name__}: {error}"
-                return self._end(sequence, FinishReason.ERROR, error=said)
-        if finish is not None:
-            return self._end(
-                sequence,
-                finish[0],
-                token_ids=(token,),
-                stop_reason=finish[1],
-                logprobs=told,
-                prompt_logprobs=prompt_logprobs,
-            )
-        return TokenDelta(
-            request_id=sequence.request.request_id,
-            token_ids=(token,),
-            num_cached_tokens=sequence.num_cached_tokens or 0,
-            logprobs=told,
-            prompt_logprobs=prompt_logprobs,
-            timings=timings,
-        )
-
-    def _note(self, sequence: SequenceState, token: int) -> tuple[FinishReason, int | None] | None:
-        """Tell those who follow the output of a token that isn't the last; raises what a constraint raises.
-
-        The token is the last after all where the constraint is finished and no end of sequence can follow.
-        """
-        if sequence.edits is not None:
-            sequence.edits.add(token)
-        constraint = sequence.request.constraint
-        if constraint is None:
-            return None
-        constraint.accept(token)
-        if constraint.is_finished and not self._stop_rule.may_end_next(sequence):
-            return FinishReason.STOP, None
-        return None
-
-    def _end_prompt_only(self, sequence: SequenceState) -> TokenDelta:
-        self._prompt_tokens += len(sequence.request.prompt_token_ids)
-        return self._end(sequence, FinishReason.LENGTH, prompt_logprobs=_prompt_logprobs(sequence))
+            return sequence.delta(token, logprobs)
+        return self._end(sequence, finish, token, logprobs)
 
     def _end(
         self,
         sequence: SequenceState,
-        reason: FinishReason,
-        *,
-        token_ids: tuple[int, ...] = (),
-        stop_reason: int | None = None,
-        logprobs: tuple[PositionLogprobs, ...] = (),
-        prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None,
-        error: str | None = None,
+        finish: Finish,
+        token: int | None = None,
+        logprobs: PositionLogprobs | None = None,
     ) -> TokenDelta:
         """The one way out, whatever the reason: the sequence is forgotten, its blocks are free."""
         del self._sequences[sequence.request.request_id]
         (self._running if sequence.block_ids else self._waiting).remove(sequence)
         self._cache.free(sequence.block_ids)
         sequence.block_ids = []
-        return TokenDelta(
-            request_id=sequence.request.request_id,
-            token_ids=token_ids,
-            finish_reason=reason,
-            stop_reason=stop_reason,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            error=error,
-            timings=sequence.timings(self._clock()),
-        )
-
-
-def _prompt_logprobs(sequence: SequenceState) -> tuple[PositionLogprobs | None, ...] | None:
-    """Of the whole prompt, if they were asked for: nothing comes before its first token."""
-    if sequence.request.params.prompt_logprobs is None:
-        return None
-    return (None, *sequence.prompt_logprobs)
+        return sequence.last_delta(finish, token, logprobs, self._clock())

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.logit_edits import LogitEdits
-from engine.types import EngineRequest, FinishReason, PositionLogprobs, RequestTimings, ScheduledSequence
+from engine.types import (
+    EngineRequest,
+    FinishReason,
+    PositionLogprobs,
+    RequestTimings,
+    ScheduledSequence,
+    TokenDelta,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a request ended, as its last delta tells it."""
+
+    reason: FinishReason
+    stop_reason: int | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +91,43 @@ class SequenceState:
         first = max(start + 1, len(self.prompt_logprobs) + 1)
         return self.request.prompt_token_ids[first : stop + 1], first - 1 - start
 
-    def timings(self, finished_time: float | None = None) -> RequestTimings:
+    def delta(self, token: int, logprobs: PositionLogprobs | None) -> TokenDelta:
+        """What its newest token brings the client, while it goes on."""
+        is_first = self.num_output_tokens == 1
+        return TokenDelta(
+            request_id=self.request.request_id,
+            token_ids=(token,),
+            num_cached_tokens=self.num_cached_tokens or 0,
+            logprobs=() if logprobs is None else (logprobs,),
+            prompt_logprobs=self._told_prompt_logprobs() if is_first else None,
+            timings=self._timings() if is_first else None,
+        )
+
+    def last_delta(
+        self, finish: Finish, token: int | None, logprobs: PositionLogprobs | None, now: float
+    ) -> TokenDelta:
+        """Its end, which a token may have brought."""
+        is_first = self.num_output_tokens == (0 if token is None else 1)
+        is_whole = finish.error is None and not self.num_unscored
+        return TokenDelta(
+            request_id=self.request.request_id,
+            token_ids=() if token is None else (token,),
+            finish_reason=finish.reason,
+            stop_reason=finish.stop_reason,
+            num_cached_tokens=self.num_cached_tokens or 0,
+            logprobs=() if logprobs is None else (logprobs,),
+            prompt_logprobs=self._told_prompt_logprobs() if is_first and is_whole else None,
+            error=finish.error,
+            timings=self._timings(now),
+        )
+
+    def _told_prompt_logprobs(self) -> tuple[PositionLogprobs | None, ...] | None:
+        """Of the whole prompt, if they were asked for: nothing comes before its first token."""
+        if self.request.params.prompt_logprobs is None:
+            return None
+        return (None, *self.prompt_logprobs)
+
+    def _timings(self, finished_time: float | None = None) -> RequestTimings:
         return RequestTimings(
             arrival_time=self.request.arrival_time,
             scheduled_time=self.scheduled_time,
@@ -88,24 +143,45 @@ class StopRule:
     eos_token_ids: Sequence[int]
     max_model_len: int  # tokens of prompt and output together
 
-    def finish_of(self, sequence: SequenceState) -> tuple[FinishReason, int | None] | None:
-        """The finish and stop reasons that the newest token brings; None = it goes on."""
+    def append(self, sequence: SequenceState, token: int) -> Finish | None:
+        """Add a token to the output, and tell those who follow it; None = the sequence goes on."""
+        sequence.token_ids.append(token)
+        finish = self._finish_of(sequence)
+        if finish is not None:
+            return finish
+        if sequence.edits is not None:
+            sequence.edits.add(token)
+        try:
+            return self._constrain(sequence, token)
+        except Exception as error:  # foreign code, for one client: the others in the batch go on
+            log.exception("A constraint failed to take a token.")
+            said = f"The output's constraint failed: {type(error).__name__}: {error}"
+            return Finish(FinishReason.ERROR, error=said)
+
+    def _constrain(self, sequence: SequenceState, token: int) -> Finish | None:
+        """Move the constraint on. If it is finished and no end of sequence can follow, this is the end."""
+        constraint = sequence.request.constraint
+        if constraint is None:
+            return None
+        constraint.accept(token)
+        is_end = constraint.is_finished and not self._may_end_next(sequence)
+        return Finish(FinishReason.STOP) if is_end else None
+
+    def _may_end_next(self, sequence: SequenceState) -> bool:
+        """Whether an end-of-sequence token may come next, and would end it."""
+        params = sequence.request.params
+        is_late_enough = sequence.num_output_tokens >= params.min_tokens
+        return bool(self.eos_token_ids) and not params.ignore_eos and is_late_enough
+
+    def _finish_of(self, sequence: SequenceState) -> Finish | None:
+        """The end that the newest token brings; None = it goes on."""
         params = sequence.request.params
         token = sequence.token_ids[-1]
         if sequence.num_output_tokens > params.min_tokens:
             if token in self.eos_token_ids and not params.ignore_eos:
-                return FinishReason.STOP, None if token == self.eos_token_ids[0] else token
+                return Finish(FinishReason.STOP, None if token == self.eos_token_ids[0] else token)
             if token in params.stop_token_ids:
-                return FinishReason.STOP, token
+                return Finish(FinishReason.STOP, token)
         if sequence.num_output_tokens >= params.max_tokens or len(sequence.token_ids) >= self.max_model_len:
-            return FinishReason.LENGTH, None
+            return Finish(FinishReason.LENGTH)
         return None
-
-    def may_end_next(self, sequence: SequenceState) -> bool:
-        """Whether an end-of-sequence token may come next, and would end it."""
-        params = sequence.request.params
-        return (
-            bool(self.eos_token_ids)
-            and not params.ignore_eos
-            and sequence.num_output_tokens >= params.min_tokens
-        )

@@ -141,7 +141,7 @@ def test_a_preempted_constraint_goes_on_where_it_was(model: Path) -> None:
     [
         (Script(SCRIPT, fails_at=0), "RuntimeError: the grammar is broken", 0),
         (Script(SCRIPT, fails_at=3), "RuntimeError: the grammar is broken", 3),
-        (Script(SCRIPT, refuses=2), "ValueError: no place for", 2),
+        (Script(SCRIPT, refuses=2), "ValueError: no place for", 3),
         (Script([{2}, {2}]), "No token is left to choose from", 1),  # a bad word is all that is allowed
     ],
     ids=["at once", "later", "accept", "dead end"],
