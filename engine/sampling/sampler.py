@@ -186,7 +186,7 @@ def _draw_ranked(
     pass than were looked at, and the token is worthless.
     """
     vocab_size = weights.shape[-1]
-    ranked, token_ids = weights.topk(num_candidates, dim=-1)
+    ranked, token_ids = _rank(weights, num_candidates)
     ranks = torch.arange(num_candidates, device=weights.device)
     cumulative = torch.where(ranks < draws.top_k, ranked, 0.0).cumsum(dim=-1, dtype=torch.float64)
     knows_total = draws.top_k <= num_candidates
@@ -200,6 +200,17 @@ def _draw_ranked(
     kept = cumulative.gather(-1, last_kept)
     picked = _pick(cumulative, kept, draws)[:, None]
     return token_ids.gather(-1, picked)[:, 0], decided[:, 0]
+
+
+def _rank(weights: torch.Tensor, num_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest weights and their tokens, both [R, num_candidates]; of equals the first token first.
+
+    So that a single candidate is the greedy one. Half types have many equals.
+    """
+    found, token_ids = weights.topk(num_candidates, dim=-1)
+    token_ids, by_token = token_ids.sort(dim=-1)
+    ranked, by_weight = found.gather(-1, by_token).sort(dim=-1, descending=True, stable=True)
+    return ranked, token_ids.gather(-1, by_weight)
 
 
 def _pick(cumulative: torch.Tensor, kept: torch.Tensor, draws: _Draws) -> torch.Tensor:

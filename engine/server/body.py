@@ -97,4 +97,6 @@ def _param(details: ErrorDetails) -> str:
             path += f"[{part}]"
         elif part.isidentifier() and part not in ("str", "int", "float", "bool", "none"):
             path += f".{part}" if path else part
+    if details["type"].startswith("union_tag"):  # which of several objects is meant can't be told
+        path += "." + details["ctx"]["discriminator"].strip("'")
     return path

@@ -18,7 +18,7 @@ from engine.server.generation import Choice, Generation, Usage
 from engine.server.protocol import ChatBody, ConversationBody
 from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
-from engine.server.thinking import Thinking
+from engine.server.thinking import Thinking, ThinkingState
 
 # Parsers whose marks are special tokens: hidden from the text, they couldn't be found.
 _NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json"})
@@ -93,9 +93,10 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
         service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
     )
     thinking = Thinking.of(model, text)
-    constrain = await service.constraint_for(
-        find_spec(body, tool_parser), thinking, budget=body.thinking_token_budget
-    )
+    spec = find_spec(body, tool_parser)
+    if spec is not None and thinking is not None and thinking.state is ThinkingState.POSSIBLE:
+        thinking = await _judge_switch(service, body, thinking, text, with_tools=has_tools)
+    constrain = await service.constraint_for(spec, thinking, budget=body.thinking_token_budget)
     show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
     generation, choices = service.begin(
         body,
@@ -110,6 +111,20 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
         {choice.index: make_reader(choice.index) for choice in choices},
         is_plain=tool_parser is None and thinking is None,
     )
+
+
+async def _judge_switch(
+    service: Service, body: ChatBody, thinking: Thinking, text: str, *, with_tools: bool
+) -> Thinking:
+    """Whether the prompt, by its template, asks for no thought.
+
+    With the answer constrained, a thought would be the one way around it, and models would take it.
+    """
+    off, on = [
+        await render_conversation(service, body, with_tools=with_tools, enable_thinking=switch)
+        for switch in (False, True)
+    ]
+    return thinking.switched_off() if text == off != on else thinking
 
 
 def _reader_factory(
@@ -137,11 +152,18 @@ async def encode_conversation(service: Service, body: ConversationBody) -> list[
     return await service.encode(text, add_special_tokens=body.add_special_tokens)
 
 
-async def render_conversation(service: Service, body: ConversationBody, *, with_tools: bool) -> str:
-    """The prompt's text; long conversations are rendered in a thread."""
+async def render_conversation(
+    service: Service, body: ConversationBody, *, with_tools: bool, enable_thinking: bool | None = None
+) -> str:
+    """The prompt's text; long conversations are rendered in a thread.
+
+    `enable_thinking`: instead of what the body says of it.
+    """
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
     variables = {**_reasoning_variables(body), **(body.chat_template_kwargs or {})}
+    if enable_thinking is not None:
+        variables["enable_thinking"] = enable_thinking
     template = service.model.template_for(body.chat_template)
 
     def render() -> str:

@@ -93,6 +93,12 @@ def status_of(error: EngineError) -> HTTPStatus:
     return _STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
+def status_table() -> list[tuple[str, HTTPStatus]]:
+    """Every code an error may have, with its status, lowest first."""
+    known = {**_STATUS, GenerationFailed.code: HTTPStatus.INTERNAL_SERVER_ERROR}
+    return sorted(known.items(), key=lambda one: one[1])
+
+
 def envelope(error: EngineError) -> bytes:
     """`{"error": {message, type, param, code}}`, as a body or as the data of an SSE event."""
     body = {

@@ -25,6 +25,7 @@ _ERRORS = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.SERVICE_UNAVAILABLE,
 )
+_INT64 = 2**63
 _ENVELOPE: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -197,5 +198,9 @@ def describe_type(schema: Mapping[str, Any]) -> str:
     if words == "array":
         words += f" of {describe_type(schema.get('items', {}))}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
+    limits = [
+        f"{sign} {schema[key]}"
+        for key, sign in signs.items()
+        if key in schema and abs(schema[key]) < _INT64  # that an integer has 64 bits goes without saying
+    ]
     return " ".join([words, ", ".join(limits)]).strip()

@@ -17,6 +17,12 @@ from engine.server.protocol import (
     TokenizeChatBody,
     TokenizePromptBody,
 )
+from engine.server.refused_fields import CHAT, COMPLETION, TOKENIZE
+
+# Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
+PASSED_OVER = frozenset(
+    {"keep_alive", "prompt_cache_key", "safety_identifier", "spaces_between_special_tokens", "user"}
+)
 
 
 class Answer(StrEnum):
@@ -31,6 +37,7 @@ class Operation:
     summary: str
     bodies: tuple[type[BaseModel], ...] = ()  # one of these
     answer: Answer = Answer.JSON
+    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # as engine/server/refused_fields.py
     streams: bool = False  # may answer with server-sent events instead
     query: Mapping[str, Any] = field(default_factory=dict)  # name → JSON schema
     sleep_mode: bool = False  # only with --enable-sleep-mode
@@ -41,12 +48,18 @@ _MODE = {"enum": ["abort", "wait"], "default": "abort"}
 _TAGS = {"type": "array", "items": {"enum": ["weights", "kv_cache"]}}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/completions"): Operation("Continue a prompt.", (CompletionBody,), streams=True),
-    ("POST", "/v1/chat/completions"): Operation("Answer a conversation.", (ChatBody,), streams=True),
+    ("POST", "/v1/completions"): Operation(
+        "Continue a prompt.", (CompletionBody,), refused=COMPLETION, streams=True
+    ),
+    ("POST", "/v1/chat/completions"): Operation(
+        "Answer a conversation.", (ChatBody,), refused=CHAT, streams=True
+    ),
     ("GET", "/v1/models"): Operation("The model, under each of its names."),
     ("GET", "/v1/models/{name}"): Operation("One of them."),
     ("POST", "/tokenize"): Operation(
-        "The tokens of a text or of a conversation.", (TokenizePromptBody, TokenizeChatBody)
+        "The tokens of a text or of a conversation.",
+        (TokenizePromptBody, TokenizeChatBody),
+        refused=TOKENIZE,
     ),
     ("POST", "/detokenize"): Operation("The text of tokens.", (DetokenizeBody,)),
     ("GET", "/health"): Operation("200 while requests are taken, else 503.", answer=Answer.EMPTY),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from engine.parsers.reasoning import ReasoningParser, marks_of
@@ -13,7 +13,7 @@ from engine.structured import ThinkingMarks
 class ThinkingState(StrEnum):
     OPEN = "open"  # the prompt ends within a thought: the model goes on with it
     POSSIBLE = "possible"  # the model may begin one
-    OVER = "over"  # the prompt has closed it: what follows is the answer
+    OVER = "over"  # the prompt has closed it, or switched it off: what follows is the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,10 @@ class Thinking:
             tuple(encode(start, add_special_tokens=False)),
             tuple(encode(end, add_special_tokens=False)),
         )
+
+    def switched_off(self) -> Thinking:
+        """The same for a prompt that asks for no thought."""
+        return replace(self, state=ThinkingState.OVER)
 
     def make_parser(self) -> ReasoningParser:
         return ReasoningParser(self.parser, inside=self.state is ThinkingState.OPEN)
