@@ -37,11 +37,22 @@ class GrammarConstraint:
 class ThinkingConstraint:
     """Lets a thought pass, ends it when its budget is spent, and constrains what follows."""
 
-    def __init__(self, marks: ThinkingMarks, *, inner: TokenConstraint | None, budget: int | None) -> None:
-        """`budget`: tokens of the thought, its marks not counted; None = no limit."""
+    def __init__(
+        self,
+        marks: ThinkingMarks,
+        *,
+        inner: TokenConstraint | None,
+        budget: int | None,
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
+        """`budget`: tokens of the thought, its marks not counted; None = no limit.
+
+        With an `inner`, a thought can't end the sequence: what was asked for is still to come.
+        """
         self._marks = marks
         self._inner = inner
         self._budget = budget
+        self._forbidden = tuple(eos_token_ids) if inner is not None else ()
         self._is_inside = marks.is_open
         self._may_begin = not marks.is_open and len(marks.start) == 1
         self._num_thought = 0
@@ -51,7 +62,7 @@ class ThinkingConstraint:
     def fill_mask(self, mask: Any, row: int) -> bool:
         if self._is_inside:
             if not self._is_forcing:
-                return False
+                return all_but(mask, row, self._forbidden)
             only(mask, row, (self._marks.end[self._num_forced],))
             return True
         if self._inner is None or not self._inner.fill_mask(mask, row):
@@ -93,6 +104,17 @@ def only(mask: Any, row: int, token_ids: Sequence[int]) -> None:
     mask[row] = 0
     for token_id in token_ids:
         allow(mask, row, token_id)
+
+
+def all_but(mask: Any, row: int, token_ids: Sequence[int]) -> bool:
+    """Allow every token but these; False, and nothing written, if there are none."""
+    if not token_ids:
+        return False
+    mask[row] = -1
+    for token_id in token_ids:
+        word, bit = divmod(token_id, 32)
+        mask[row, word] &= ~_BITS[bit]
+    return True
 
 
 def allow(mask: Any, row: int, token_id: int) -> None:

@@ -81,7 +81,7 @@ class Structurer:
         """For one sequence: what was compiled (None = anything), after a thought where there are marks."""
         inner = None if compiled is None else self._match(compiled)
         if marks is not None:
-            return ThinkingConstraint(marks, inner=inner, budget=budget)
+            return ThinkingConstraint(marks, inner=inner, budget=budget, eos_token_ids=self._eos_token_ids)
         if inner is None:
             raise ValueError("Neither a grammar nor marks of a thought: there is nothing to constrain.")
         return inner
