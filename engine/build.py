@@ -14,7 +14,8 @@ import torch
 from engine.attention.paged import PagedKVCache
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import ConfigError, OutOfMemory
+from engine.device import resolve_device, resolve_dtype, translated_out_of_memory
+from engine.errors import ConfigError
 from engine.memory import CacheSize, cpu_budget, cuda_budget, size_cache
 from engine.model_path import resolve_model
 from engine.models.config import ModelConfig, read_model_config
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 # 2048 would hold up every stream for over a second. The figures are in benchmarks/engine's log.
 _CPU_PREFILL_BESIDE_DECODES = 256
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> EngineCore:
     """Load a model and put an engine core around it. To be called in the thread that will run the steps.
@@ -40,16 +39,16 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
-    model_config = read_model_config(config.model)
-    device = _resolve_device(config.device)
-    dtype = _resolve_dtype(config.dtype, model_config, device)
+    model_config = read_model_config(config.model, config.hf_overrides)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
         torch.set_num_threads(num_compute_threads(config.num_threads))
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=_CPU_PREFILL_BESIDE_DECODES)
     load = partial(load_model, config, model_config, dtype=dtype, device=device)
-    with _translated_out_of_memory(), torch.inference_mode():
+    with translated_out_of_memory(), torch.inference_mode():
         model = load()
         size = _size_cache(config, model)
         cache = _build_cache(config, model, size.num_blocks)
@@ -118,37 +117,8 @@ def _eos_token_ids(model_config: ModelConfig, main: int | None) -> tuple[int, ..
     return named if main is None else (main, *(token for token in named if token != main))
 
 
-def _resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name} isn't supported: use auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no CUDA device here.")
-    return torch.device(name)
-
-
-def _resolve_dtype(name: str, model_config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's own type, but a CPU has no units for float16: bfloat16 there."""
-    if name == "auto":
-        name = (model_config.dtype or "float32").removeprefix("torch.")
-        if name == "float16" and device.type == "cpu":
-            name = "bfloat16"
-    if name not in _DTYPES:
-        raise ConfigError(f"--dtype {name} isn't supported: use auto, float32, bfloat16 or float16.")
-    return _DTYPES[name]
-
-
 @contextmanager
 def _timed(what: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     log.info("%s in %.2f s.", what, time.perf_counter() - started)
-
-
-@contextmanager
-def _translated_out_of_memory() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(f"The model doesn't fit into memory: {error}") from error

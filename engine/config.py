@@ -29,6 +29,10 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None  # torch's intra-op threads on a CPU
+    runner: str = "auto"  # auto | generate | pooling
+    convert: str = "auto"  # auto | none | embed | classify: what a pooling runner makes of the model
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict)  # win over config.json
+    pooler_config: Mapping[str, Any] = field(default_factory=dict)  # engine/pooling/plan.py reads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

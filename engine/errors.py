@@ -53,6 +53,12 @@ class InvalidRequest(EngineError):
         self.param = param
 
 
+class RequestFailed(EngineError):
+    """The model failed on this request, through no fault that its sender could mend."""
+
+    code = "request_failed"
+
+
 class EngineDead(EngineError):
     """The engine's loop has ended; the process will exit."""
 

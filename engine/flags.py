@@ -85,6 +85,10 @@ def _add_engine_flags(group: argparse._ArgumentGroup) -> None:
         default=default.enable_prefix_caching,
     )
     add("--num-threads", type=_human_int, help="torch's threads within an operation, on a CPU")
+    add("--runner", default=default.runner, choices=["auto", "generate", "pooling"])
+    add("--convert", default=default.convert, choices=["auto", "none", "embed", "classify"])
+    add("--hf-overrides", type=_json_object, default={}, help="JSON that wins over config.json")
+    add("--pooler-config", type=_json_object, default={}, help="JSON: pooling_type, use_activation, …")
 
 
 def _add_server_flags(group: argparse._ArgumentGroup) -> None:
@@ -194,6 +198,10 @@ def _engine_config(values: Mapping[str, Any]) -> EngineConfig:
         gpu_memory_utilization=values["gpu_memory_utilization"],
         enable_prefix_caching=values["enable_prefix_caching"],
         num_threads=values["num_threads"],
+        runner=values["runner"],
+        convert=values["convert"],
+        hf_overrides=values["hf_overrides"],
+        pooler_config=values["pooler_config"],
     )
 
 

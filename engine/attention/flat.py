@@ -51,7 +51,7 @@ def runs_of(lengths: Sequence[int]) -> tuple[EqualLengths, ...]:
 def attend_both_ways(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, runs: Sequence[EqualLengths]
 ) -> torch.Tensor:
-    """Each token attends to all of its own sequence: three times [T, heads, head_dim] → [T, heads * head_dim]."""
+    """Each token attends to its whole sequence: three times [T, heads, head_dim] → [T, heads * head_dim]."""
     output = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for run in runs:
         attended = F.scaled_dot_product_attention(

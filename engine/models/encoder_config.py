@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError, UnsupportedModel
-from engine.models.config import ConfigReader, architecture_of
+from engine.models.config import ConfigReader
+from engine.raw_config import architecture_of
 
 
 class EncoderFamily(StrEnum):

@@ -14,7 +14,7 @@ from torch import nn
 
 from engine.errors import CheckpointError
 from engine.layers.weights import WeightedLayer
-from engine.models.config import read_json
+from engine.raw_config import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 _SHOWN = 5  # names in an error message

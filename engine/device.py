@@ -1,0 +1,45 @@
+"""Where and in what numbers a model computes, as the flags ask for it and the machine has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from engine.errors import ConfigError, OutOfMemory
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """--device: auto, cpu or cuda. Raises ConfigError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name} isn't supported: use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no CUDA device here.")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, saved_as: str | None, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own type, but a CPU has no units for float16: bfloat16 there.
+
+    Raises ConfigError.
+    """
+    if name == "auto":
+        name = (saved_as or "float32").removeprefix("torch.")
+        if name == "float16" and device.type == "cpu":
+            name = "bfloat16"
+    if name not in _DTYPES:
+        raise ConfigError(f"--dtype {name} isn't supported: use auto, float32, bfloat16 or float16.")
+    return _DTYPES[name]
+
+
+@contextmanager
+def translated_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"The model doesn't fit into memory: {error}") from error

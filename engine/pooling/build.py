@@ -1,0 +1,150 @@
+"""From a plan to a core that is ready to pool: model, weights, runner, batcher. Imports torch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.config import EngineConfig
+from engine.device import resolve_device, resolve_dtype, translated_out_of_memory
+from engine.errors import CheckpointError
+from engine.layers.head import Head
+from engine.models.bert import Encoder, place_in_encoder
+from engine.models.config import read_model_config
+from engine.models.encoder_config import read_encoder_config
+from engine.models.pooled_decoder import PooledDecoder, place_in_decoder
+from engine.models.weights import Checkpoint, load_weights
+from engine.pooling.batcher import Batcher
+from engine.pooling.classifier import Classifier, FromTokens
+from engine.pooling.plan import Family, PoolingPlan
+from engine.pooling.runner import (
+    PooledDecoderRunner,
+    PooledEncoderRunner,
+    PoolingModelRunner,
+    Pools,
+    Projection,
+    projection,
+)
+from engine.pooling.types import PoolingRequest, PoolingRunner
+from engine.raw_config import read_raw_config
+from engine.threads import num_compute_threads
+from engine.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingCore:
+    """What the engine's thread works with."""
+
+    runner: PoolingRunner
+    batcher: Batcher
+
+
+def build_pooling_core(
+    config: EngineConfig, plan: PoolingPlan, tokenizer: Callable[[], Tokenizer]
+) -> PoolingCore:
+    """To be called in the thread that will run the batches; `tokenizer` is asked only where it is needed.
+
+    Raises CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
+    """
+    device = resolve_device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(num_compute_threads(config.num_threads))
+    started = time.perf_counter()
+    with translated_out_of_memory(), torch.inference_mode():
+        model = _load(config, plan, device, tokenizer)
+        runner = PoolingModelRunner(model, plan, _load_projections(config, plan, device))
+        log.info("Loaded weights in %.2f s.", time.perf_counter() - started)
+        warm_up = PoolingRequest(request_id="warm-up", token_ids=[0] * 8, arrival_time=0.0)
+        runner.run([warm_up])
+    log.info("Pooling runner: %s, %s pooling, up to %d tokens.", plan.task, plan.pooling, plan.max_model_len)
+    batcher = Batcher(max_tokens=config.max_num_batched_tokens, max_requests=config.max_num_seqs)
+    return PoolingCore(runner, batcher)
+
+
+def _load(
+    config: EngineConfig, plan: PoolingPlan, device: torch.device, tokenizer: Callable[[], Tokenizer]
+) -> Pools:
+    if plan.family is Family.ENCODER:
+        return PooledEncoderRunner(_load_encoder(config, plan, device))
+    largest = max(config.max_num_batched_tokens, plan.max_model_len)
+    return PooledDecoderRunner(
+        _load_decoder(config, plan, device, tokenizer),
+        max_tokens=largest + config.max_num_seqs * config.block_size,
+        block_size=config.block_size,
+    )
+
+
+def _load_encoder(config: EngineConfig, plan: PoolingPlan, device: torch.device) -> Encoder:
+    raw = read_raw_config(config.model, config.hf_overrides)
+    encoder_config = read_encoder_config(config.model, raw)
+    saved_as = encoder_config.dtype
+    if saved_as == "float16" and device.type == "cpu":
+        saved_as = "float32"  # small models: better exact than fast
+    model = Encoder(
+        encoder_config,
+        num_labels=None if plan.classifier is None else plan.classifier.num_labels,
+        dtype=resolve_dtype(config.dtype, saved_as, device),
+        device=device,
+    )
+    if plan.classifier is not None and plan.classifier.from_tokens is not None:
+        raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
+    with Checkpoint(config.model, rename=place_in_encoder) as checkpoint:
+        load_weights(model, checkpoint)
+    return model
+
+
+def _load_decoder(
+    config: EngineConfig, plan: PoolingPlan, device: torch.device, tokenizer: Callable[[], Tokenizer]
+) -> PooledDecoder:
+    model_config = read_model_config(config.model, config.hf_overrides)
+    with Checkpoint(config.model, rename=place_in_decoder) as checkpoint:
+        score = None
+        if plan.classifier is not None:
+            score = Head(
+                model_config.hidden_size,
+                plan.classifier.num_labels,
+                bias="score.bias" in checkpoint.names,
+                is_stored=plan.classifier.from_tokens is None,
+            )
+        model = PooledDecoder(
+            model_config,
+            has_head_norm=plan.architecture.startswith("Qwen3"),
+            score=score,
+            dtype=resolve_dtype(config.dtype, model_config.dtype, device),
+            device=device,
+        )
+        load_weights(model, checkpoint)
+        if score is not None and plan.classifier is not None and plan.classifier.from_tokens is not None:
+            score.load("weight", [_derive_score(plan.classifier, checkpoint, tokenizer()).to(device)])
+    return model
+
+
+def _derive_score(classifier: Classifier, checkpoint: Checkpoint, tokenizer: Tokenizer) -> torch.Tensor:
+    """A classifier's weight from the language head's rows: float32 [num_labels, hidden]."""
+    head = "lm_head.weight" if "lm_head.weight" in checkpoint.names else "model.embed_tokens.weight"
+    token_ids = [tokenizer.fast.token_to_id(token) for token in classifier.tokens]
+    if None in token_ids:
+        unknown = classifier.tokens[token_ids.index(None)]
+        raise CheckpointError(f"classifier_from_token: {unknown!r} is no token of this model.")
+    rows = checkpoint.tensor(head)[token_ids].float()
+    return rows[1:] - rows[:1] if classifier.from_tokens is FromTokens.TWO_WAY_SOFTMAX else rows
+
+
+def _load_projections(config: EngineConfig, plan: PoolingPlan, device: torch.device) -> list[Projection]:
+    projections = []
+    for module in plan.dense:
+        head = Head(module.in_features, module.out_features, bias=module.has_bias)
+        with Checkpoint(config.model / module.folder) as checkpoint:
+            for name in head.part_shapes():
+                stored = f"linear.{name}"
+                if stored not in checkpoint.names:
+                    raise CheckpointError(f"{config.model / module.folder} lacks {stored}.")
+                head.load(name, [checkpoint.tensor(stored).to(device)])
+        projections.append(projection(head, has_tanh=module.has_tanh))
+    return projections

@@ -1,0 +1,248 @@
+"""Between the server's event loop and the thread that pools.
+
+One thread builds the core and runs batches; one loop serves HTTP. They meet in two places only: a queue of
+commands, emptied before every batch, and one `call_soon_threadsafe` per batch that delivers its results. New
+requests join the next batch, whoever sent them.
+
+Knows nothing of torch (it comes in through `build_core`) nor of text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Protocol, TypeAlias
+
+from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
+from engine.pooling.batcher import Batcher
+from engine.pooling.types import Pooled, PoolingRequest, PoolingRunner
+from engine.types import EngineStats
+
+log = logging.getLogger(__name__)
+
+# What the loop tells the thread: run these, forget those of these ids, or (None) stop.
+_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | None
+
+
+class Core(Protocol):
+    """A loaded model and its waiting requests; only the thread touches it, but for `len(batcher)`."""
+
+    @property
+    def runner(self) -> PoolingRunner: ...
+
+    @property
+    def batcher(self) -> Batcher: ...
+
+
+class PoolingEngine:
+    """The engine as the server sees it; every method belongs to the loop that has called `start`."""
+
+    def __init__(self, build_core: Callable[[], Core], *, max_model_len: int) -> None:
+        """`build_core` runs in the engine's thread: it may take its time, and import torch."""
+        self.max_model_len = max_model_len  # tokens of one input
+        self._build_core = build_core
+        self._commands: SimpleQueue[_Command] = SimpleQueue()
+        self._results: dict[str, asyncio.Future[array[float]]] = {}  # by request id
+        self._core: Core | None = None
+        self._num_prompt_tokens = 0
+        self._is_stopping = False
+        self._failure: str | None = None
+
+    def __repr__(self) -> str:
+        state = "alive" if self.is_alive else "not alive"
+        return f"<PoolingEngine {state}, {self.num_unfinished} requests>"
+
+    # For the server
+
+    async def start(self) -> None:
+        """Build the core; raises what building it raises. If cancelled, the thread ends once that is done."""
+        loop = asyncio.get_running_loop()
+        self._built: asyncio.Future[Core] = loop.create_future()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        Thread(target=self._run_thread, args=(loop,), name="engine", daemon=True).start()
+        try:
+            self._core = await self._built
+        except asyncio.CancelledError:
+            self._commands.put(None)
+            raise
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are taken."""
+        return self._core is not None and not self._is_stopping and self._failure is None
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests whose results are still waited for."""
+        return len(self._results)
+
+    @property
+    def request_ids(self) -> list[str]:
+        return list(self._results)
+
+    def stats(self) -> EngineStats:
+        if self._core is None:
+            return EngineStats()
+        num_waiting = min(len(self._core.batcher), self.num_unfinished)
+        return EngineStats(
+            num_requests_running=self.num_unfinished - num_waiting,
+            num_requests_waiting=num_waiting,
+            prompt_tokens=self._num_prompt_tokens,
+        )
+
+    async def pool(self, requests: Sequence[PoolingRequest]) -> list[array[float]]:
+        """The values of each request, in order. If cancelled, what hasn't begun never will.
+
+        Raises InvalidRequest for an input that is empty or too long, RequestFailed for one that the model
+        failed on, EngineDead if the engine ends first.
+        """
+        self._check(requests)
+        loop = asyncio.get_running_loop()
+        futures: dict[str, asyncio.Future[array[float]]] = {
+            request.request_id: loop.create_future() for request in requests
+        }
+        self._results |= futures
+        self._commands.put(requests)
+        try:
+            return await asyncio.gather(*futures.values())
+        finally:
+            if left := frozenset(futures) & self._results.keys():
+                self._forget(left)
+
+    def abort(self, request_id: str) -> None:
+        """End a request, which then raises RequestFailed. Unknown ids are ignored."""
+        future = self._results.get(request_id)
+        if future is not None and not future.done():
+            future.set_exception(RequestFailed("This request was aborted."))
+            self._forget(frozenset({request_id}))
+
+    async def wait_ended(self) -> None:
+        """Wait until the engine's thread has ended; raises EngineDead if that was not by `shutdown`."""
+        await asyncio.shield(self._ended)
+        if self._failure is not None:
+            raise EngineDead(self._failure)
+
+    async def shutdown(self, timeout_s: float) -> bool:
+        """Drop what is open, then end the thread. False if its batch takes longer than `timeout_s`.
+
+        Those who wait get EngineDead; the thread is a daemon and doesn't keep the process.
+        """
+        self._is_stopping = True
+        self._commands.put(None)
+        self._end_results("The engine is shutting down.")
+        done, _ = await asyncio.wait([self._ended], timeout=timeout_s)
+        return bool(done)
+
+    def _check(self, requests: Sequence[PoolingRequest]) -> None:
+        if not self.is_alive:
+            raise EngineDead(self._failure or "The engine takes no requests.")
+        for request in requests:
+            if request.request_id in self._results:
+                raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")
+            if not 1 <= len(request.token_ids) <= self.max_model_len:
+                raise InvalidRequest(
+                    f"An input has {len(request.token_ids)} tokens; 1 to {self.max_model_len} are possible."
+                )
+
+    def _forget(self, request_ids: frozenset[str]) -> None:
+        for request_id in request_ids:
+            self._results.pop(request_id).cancel()
+        self._commands.put(request_ids)
+
+    # Called on the loop, by the thread
+
+    def _on_built(self, core: Core) -> None:
+        if not self._built.done():
+            self._built.set_result(core)
+
+    def _on_results(self, results: Sequence[Pooled], num_tokens: int) -> None:
+        self._num_prompt_tokens += num_tokens
+        for result in results:
+            future = self._results.pop(result.request_id, None)
+            if future is None or future.done():
+                continue
+            if result.values is not None:
+                future.set_result(result.values)
+            else:
+                future.set_exception(RequestFailed(result.error or "The model failed on this input."))
+
+    def _on_ended(self, error: BaseException | None) -> None:
+        if error is not None and not self._built.done():
+            self._built.set_exception(error)
+        if error is not None:
+            self._failure = f"The engine has ended: {type(error).__name__}: {error}"
+        self._end_results(self._failure or "The engine has ended.")
+        self._ended.set_result(None)
+
+    def _end_results(self, reason: str) -> None:
+        for future in self._results.values():
+            if not future.done():
+                future.set_exception(EngineDead(reason))
+        self._results.clear()
+
+    # The thread's side
+
+    def _run_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread's root: whatever ends it, the loop is told."""
+        end: BaseException | None = None
+        try:
+            core = self._build_core()
+            loop.call_soon_threadsafe(self._on_built, core)
+            _run_batches(
+                core,
+                self._commands,
+                lambda results, num_tokens: loop.call_soon_threadsafe(self._on_results, results, num_tokens),
+            )
+        except BaseException as error:
+            log.exception("The engine's thread ends.")
+            end = error
+        with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+            loop.call_soon_threadsafe(self._on_ended, end)
+
+
+def _run_batches(
+    core: Core, commands: SimpleQueue[_Command], deliver: Callable[[Sequence[Pooled], int], object]
+) -> None:
+    """Until told to stop: obey all commands, run one batch, deliver. Sleeps while there is nothing to do."""
+    while True:
+        for command in _take(core.batcher, commands):
+            if command is None:
+                return
+            if isinstance(command, frozenset):
+                for request_id in command:
+                    core.batcher.abort(request_id)
+            else:
+                for request in command:
+                    core.batcher.add(request)
+        if batch := core.batcher.take():
+            deliver(_run(core.runner, batch), sum(len(request.token_ids) for request in batch))
+
+
+def _take(batcher: Batcher, commands: SimpleQueue[_Command]) -> Iterator[_Command]:
+    """All commands there are; if nothing waits for a batch, wait for the first."""
+    if not len(batcher):
+        yield commands.get()
+    with suppress(Empty):
+        while True:
+            yield commands.get_nowait()
+
+
+def _run(runner: PoolingRunner, batch: Sequence[PoolingRequest]) -> list[Pooled]:
+    """A batch that fails is run again one by one, so that an input costs nobody but its sender."""
+    try:
+        values = runner.run(batch)
+        return [Pooled(request_id=r.request_id, values=v) for r, v in zip(batch, values, strict=True)]
+    except DeviceLost:
+        raise
+    except Exception as error:  # whatever it is, the clients of this batch must hear of it
+        if len(batch) > 1:
+            log.warning("A batch of %d inputs failed (%s); they run one by one.", len(batch), error)
+            return [result for request in batch for result in _run(runner, [request])]
+        log.exception("An input of %d tokens failed.", len(batch[0].token_ids))
+        reason = f"This request failed in the engine: {type(error).__name__}: {error}"
+        return [Pooled(request_id=batch[0].request_id, error=reason)]

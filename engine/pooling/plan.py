@@ -1,0 +1,242 @@
+"""What a checkpoint's files and the flags say about pooling: runner, task, pooling, activation, limits.
+
+Reads JSON only; knows nothing of torch, so that the server can ask too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.errors import CheckpointError, ConfigError, UnsupportedModel
+from engine.pooling.classifier import Activation, Classifier, read_classifier
+from engine.pooling.sentence_transformers import (
+    DenseModule,
+    PoolingType,
+    SentenceTransformer,
+    read_sentence_transformer,
+)
+from engine.raw_config import architecture_of, read_raw_config
+
+
+class RunnerKind(StrEnum):
+    GENERATE = "generate"
+    POOLING = "pooling"
+
+
+class Task(StrEnum):
+    EMBED = "embed"
+    CLASSIFY = "classify"
+
+
+class Family(StrEnum):
+    ENCODER = "encoder"
+    DECODER = "decoder"
+
+
+ENCODERS = frozenset(
+    f"{family}{head}"
+    for family in ("Bert", "Roberta", "XLMRoberta")
+    for head in ("Model", "ForMaskedLM", "ForSequenceClassification")
+)
+DECODERS = frozenset(
+    f"{family}{head}"
+    for family in ("Llama", "Qwen3")
+    for head in ("Model", "ForCausalLM", "ForSequenceClassification")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingPlan:
+    """How this model pools; made once, read by the engine's thread and by the server."""
+
+    architecture: str
+    family: Family
+    task: Task
+    pooling: PoolingType
+    use_activation: bool  # where a request doesn't say
+    embedding_size: int
+    max_model_len: int  # tokens of one input
+    classifier: Classifier | None = None  # with Task.CLASSIFY
+    dense: tuple[DenseModule, ...] = ()  # sentence-transformers' projections after pooling
+    is_matryoshka: bool = False
+    matryoshka_dimensions: tuple[int, ...] = ()  # those it was trained for; empty = any
+    prompts: Mapping[str, str] = field(default_factory=dict)  # input type → what goes before a text
+
+    @property
+    def activation(self) -> Activation:
+        return Activation.NORMALIZE if self.classifier is None else self.classifier.activation
+
+    @property
+    def can_score(self) -> bool:
+        """Vectors can be compared; a classifier scores pairs if it has one label."""
+        return self.classifier is None or self.classifier.num_labels == 1
+
+
+def choose_runner(config: EngineConfig) -> RunnerKind:
+    """`--runner`, or what the checkpoint was made for. `config.model` is a directory by now.
+
+    Raises CheckpointError, and ConfigError for flags that contradict each other or the checkpoint.
+    """
+    architecture = architecture_of(config.model, read_raw_config(config.model, config.hf_overrides))
+    generates = architecture.endswith("ForCausalLM")
+    if config.runner == RunnerKind.GENERATE:
+        if config.convert in tuple(Task):
+            raise ConfigError(f"--convert {config.convert} needs --runner pooling, not generate.")
+        if architecture in ENCODERS | DECODERS and not generates:
+            raise ConfigError(f"{architecture} generates no text: it needs --runner pooling.")
+        return RunnerKind.GENERATE
+    if config.runner == RunnerKind.POOLING or config.convert in tuple(Task):
+        return RunnerKind.POOLING
+    # Embedding models are made of models that generate too: sentence-transformers' files tell them apart.
+    pools = read_sentence_transformer(config.model) is not None
+    pools = pools or (architecture in ENCODERS | DECODERS and not generates)
+    return RunnerKind.POOLING if pools else RunnerKind.GENERATE
+
+
+def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
+    """Raises CheckpointError, UnsupportedModel and ConfigError."""
+    raw = read_raw_config(config.model, config.hf_overrides)
+    architecture = architecture_of(config.model, raw)
+    family = _family(architecture)
+    _refuse_unsupported(raw, family)
+    task = _task(config.convert, architecture)
+    recipe = read_sentence_transformer(config.model)
+    pooler = _Pooler.read(config.pooler_config, task)
+    classifier = None
+    if task is Task.CLASSIFY:
+        classifier = read_classifier(raw, mean=pooler.logit_mean, sigma=pooler.logit_sigma)
+    dense = recipe.dense if recipe is not None and task is Task.EMBED else ()
+    dimensions = tuple(raw.get("matryoshka_dimensions") or ())
+    return PoolingPlan(
+        architecture=architecture,
+        family=family,
+        task=task,
+        pooling=_pooling(pooler, recipe, family, task),
+        use_activation=_use_activation(pooler, recipe, task),
+        embedding_size=dense[-1].out_features if dense else _integer(raw, "hidden_size"),
+        max_model_len=_max_model_len(config, raw, recipe, architecture),
+        classifier=classifier,
+        dense=dense,
+        is_matryoshka=bool(dimensions or raw.get("is_matryoshka")),
+        matryoshka_dimensions=dimensions,
+        prompts=_prompts(raw, recipe),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pooler:
+    """--pooler-config, checked."""
+
+    pooling: PoolingType | None = None
+    use_activation: bool | None = None
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], task: Task) -> _Pooler:
+        values = {key: value for key, value in given.items() if value is not None}
+        known = {"task", "pooling_type", "seq_pooling_type", "use_activation", "logit_mean", "logit_sigma"}
+        if unknown := sorted(values.keys() - known):
+            raise ConfigError(
+                f"--pooler-config: {unknown[0]!r} isn't supported; {', '.join(sorted(known))} are."
+            )
+        if values.get("task", task) != task:
+            raise ConfigError(f"--pooler-config: task is {values['task']!r}, but this model does {task!r}.")
+        name = values.get("pooling_type", values.get("seq_pooling_type"))
+        if name is not None and name not in tuple(PoolingType):
+            raise ConfigError(f"--pooler-config: pooling {name!r} isn't one of {', '.join(PoolingType)}.")
+        if not isinstance(values.get("use_activation", True), bool):
+            raise ConfigError("--pooler-config: use_activation has to be true or false.")
+        return cls(
+            pooling=None if name is None else PoolingType(name),
+            use_activation=values.get("use_activation"),
+            logit_mean=_number(values, "logit_mean"),
+            logit_sigma=_number(values, "logit_sigma"),
+        )
+
+
+def _number(values: Mapping[str, Any], name: str) -> float | None:
+    value = values.get(name)
+    if value is None:
+        return None
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or (name == "logit_sigma" and value == 0)
+    ):
+        raise ConfigError(f"--pooler-config: {name} can't be {value!r}.")
+    return float(value)
+
+
+def _family(architecture: str) -> Family:
+    if architecture in ENCODERS:
+        return Family.ENCODER
+    if architecture in DECODERS:
+        return Family.DECODER
+    raise UnsupportedModel(
+        f"Architecture {architecture!r} isn't supported by the pooling runner; supported are "
+        f"{', '.join(sorted(ENCODERS | DECODERS))}."
+    )
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], family: Family) -> None:
+    if family is Family.DECODER and (raw.get("is_causal") is False or raw.get("use_bidirectional_attention")):
+        raise UnsupportedModel("A decoder that looks both ways (is_causal: false) isn't supported.")
+
+
+def _task(convert: str, architecture: str) -> Task:
+    classifies = architecture.endswith("ForSequenceClassification")
+    if convert == "none" and not classifies and architecture.endswith("ForCausalLM"):
+        raise ConfigError(f"--convert none: {architecture} pools only as --convert embed or classify.")
+    if convert == Task.EMBED and classifies:
+        raise ConfigError(f"--convert embed: {architecture} classifies.")
+    if convert in ("auto", "none"):
+        return Task.CLASSIFY if classifies else Task.EMBED
+    return Task(convert)
+
+
+def _pooling(pooler: _Pooler, recipe: SentenceTransformer | None, family: Family, task: Task) -> PoolingType:
+    if pooler.pooling is not None:
+        return pooler.pooling
+    if recipe is not None and task is Task.EMBED:
+        return recipe.pooling_type()
+    return PoolingType.CLS if family is Family.ENCODER else PoolingType.LAST
+
+
+def _use_activation(pooler: _Pooler, recipe: SentenceTransformer | None, task: Task) -> bool:
+    if pooler.use_activation is not None:
+        return pooler.use_activation
+    return recipe is None or task is not Task.EMBED or recipe.normalizes
+
+
+def _max_model_len(
+    config: EngineConfig, raw: Mapping[str, Any], recipe: SentenceTransformer | None, architecture: str
+) -> int:
+    """What was asked for; or the model's own limit, which sentence-transformers' files may lower."""
+    limit = _integer(raw, "max_position_embeddings")
+    if "Roberta" in architecture:  # the table of positions begins with those of padding
+        limit -= int(raw.get("pad_token_id") or 0) + 1
+    if config.max_model_len is None:
+        return min(limit, recipe.max_seq_length or limit) if recipe is not None else limit
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} is more than the {limit} tokens the model was made for."
+        )
+    return config.max_model_len
+
+
+def _prompts(raw: Mapping[str, Any], recipe: SentenceTransformer | None) -> dict[str, str]:
+    named = raw.get("task_instructions")
+    named = named if isinstance(named, dict) else recipe.prompts if recipe is not None else {}
+    return {name: text for name, text in named.items() if isinstance(text, str)}
+
+
+def _integer(raw: Mapping[str, Any], key: str) -> int:
+    value = raw.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"config.json: {key} is {value!r}, it has to be a positive integer.")
+    return value

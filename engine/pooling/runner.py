@@ -1,0 +1,178 @@
+"""Runs batches of whole sequences: tensors, model, pooling, activation. Called from one thread."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from engine.attention.flat import EqualLengths, FlatInputs, runs_of
+from engine.attention.paged import PagedKVCache
+from engine.inputs import build_inputs
+from engine.layers.head import Head
+from engine.models.bert import Encoder
+from engine.models.pooled_decoder import PooledDecoder
+from engine.pooling.classifier import Activation
+from engine.pooling.plan import PoolingPlan
+from engine.pooling.sentence_transformers import PoolingType
+from engine.pooling.types import PoolingRequest
+from engine.types import Batch, SamplingParams, ScheduledSequence
+
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    Activation.NORMALIZE: lambda x: F.normalize(x, dim=-1),
+    Activation.IDENTITY: lambda x: x,
+    Activation.SIGMOID: torch.sigmoid,
+    Activation.SOFTMAX: lambda x: x.softmax(dim=-1),
+    Activation.TANH: torch.tanh,
+}
+Projection = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Pools(Protocol):
+    """A model and its way to pool."""
+
+    def pool(self, batch: Sequence[PoolingRequest], pooling: PoolingType) -> torch.Tensor:
+        """One vector per sequence: [S, hidden]."""
+        ...
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[S, hidden] → logits, float32 [S, num_labels]."""
+        ...
+
+
+class PoolingModelRunner:
+    """The PoolingRunner of engine/pooling/types.py, on PyTorch."""
+
+    def __init__(self, model: Pools, plan: PoolingPlan, projections: Sequence[Projection] = ()) -> None:
+        """`projections` are applied to a pooled vector, one after the other."""
+        self._model = model
+        self._plan = plan
+        self._projections = projections
+        self._activate = _ACTIVATIONS[plan.activation]
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[PoolingRequest]) -> list[array[float]]:
+        """The values of each request, in order. Equal lengths should be neighbours."""
+        vectors = self._model.pool(batch, self._plan.pooling).float()
+        classifier = self._plan.classifier
+        if classifier is not None:
+            vectors = (self._model.classify(vectors) - classifier.logit_mean) / classifier.logit_sigma
+        for project in self._projections:
+            vectors = project(vectors)
+        return [array("f", values) for values in self._finish(vectors, batch)]
+
+    def _finish(self, vectors: torch.Tensor, batch: Sequence[PoolingRequest]) -> list[list[float]]:
+        """Cut and activated as each request wants it; at once if all want the same."""
+        first = batch[0]
+        wishes = {(request.dimensions, request.use_activation) for request in batch}
+        if len(wishes) == 1:
+            return self._shape(vectors, first).tolist()
+        pairs = zip(vectors, batch, strict=True)
+        return [self._shape(vector, request).tolist() for vector, request in pairs]
+
+    def _shape(self, vectors: torch.Tensor, wish: PoolingRequest) -> torch.Tensor:
+        vectors = vectors[..., : wish.dimensions]  # normalised after the cut, as Matryoshka wants it
+        return self._activate(vectors) if wish.use_activation else vectors
+
+
+class PooledEncoderRunner:
+    """An encoder on flat tokens."""
+
+    def __init__(self, model: Encoder) -> None:
+        self._model = model
+
+    def pool(self, batch: Sequence[PoolingRequest], pooling: PoolingType) -> torch.Tensor:
+        inputs = flat_inputs(batch, self._model.device)
+        return _pool_rows(self._model(inputs), inputs.runs, pooling)
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self._model.classify(pooled)
+
+
+class PooledDecoderRunner:
+    """A causal decoder. Its keys and values are needed while a layer runs and no longer."""
+
+    def __init__(self, model: PooledDecoder, *, max_tokens: int, block_size: int) -> None:
+        """`max_tokens`: of the largest batch, every sequence rounded up to whole blocks."""
+        self._model = model
+        self._block_size = block_size
+        self._cache = _scratch_cache(model, -(-max_tokens // block_size), block_size)
+
+    def pool(self, batch: Sequence[PoolingRequest], pooling: PoolingType) -> torch.Tensor:
+        inputs = build_inputs(self._as_prefills(batch), self._block_size, self._model.device)
+        if pooling is PoolingType.LAST:
+            return self._model(inputs, self._cache)  # type: ignore[no-any-return]
+        rows = self._model(replace(inputs, sampled_rows=None), self._cache)
+        return _pool_rows(rows, runs_of([len(request.token_ids) for request in batch]), pooling)
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self._model.classify(pooled)
+
+    def _as_prefills(self, batch: Sequence[PoolingRequest]) -> Batch:
+        """Blocks are given out afresh for every batch."""
+        sequences = []
+        first_block = 0
+        for request in batch:
+            num_blocks = -(-len(request.token_ids) // self._block_size)
+            sequences.append(
+                ScheduledSequence(
+                    request_id=request.request_id,
+                    token_ids=request.token_ids,
+                    start=0,
+                    block_ids=range(first_block, first_block + num_blocks),
+                    samples=True,
+                    output_position=0,
+                    params=SamplingParams(max_tokens=1),
+                )
+            )
+            first_block += num_blocks
+        return Batch(sequences)
+
+
+def _scratch_cache(model: PooledDecoder, num_blocks: int, block_size: int) -> PagedKVCache:
+    """A KV cache of one layer that all layers share: each writes and reads it before the next does."""
+    cache = PagedKVCache(
+        replace(model.attention_shape, num_layers=1),
+        num_blocks=num_blocks,
+        block_size=block_size,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    cache.keys *= model.config.num_hidden_layers
+    cache.values *= model.config.num_hidden_layers
+    return cache
+
+
+def flat_inputs(batch: Sequence[PoolingRequest], device: torch.device) -> FlatInputs:
+    """The batch's tokens end to end, in one copy to the device."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    type_ids: list[int] = []
+    for request in batch:
+        length = len(request.token_ids)
+        token_ids.extend(request.token_ids)
+        positions.extend(range(length))
+        type_ids.extend([0] * length if request.type_ids is None else request.type_ids)
+    flat = torch.tensor([token_ids, positions, type_ids], dtype=torch.int64).to(device)
+    return FlatInputs(flat[0], flat[1], flat[2], runs_of([len(request.token_ids) for request in batch]))
+
+
+def _pool_rows(rows: torch.Tensor, runs: Sequence[EqualLengths], pooling: PoolingType) -> torch.Tensor:
+    """[T, hidden] → [S, hidden]. A mean is taken in float32."""
+    pooled = []
+    for run in runs:
+        sequences = rows[run.rows].view(run.count, run.length, -1)
+        if pooling is PoolingType.MEAN:
+            pooled.append(sequences.mean(dim=1, dtype=torch.float32))
+        else:
+            pooled.append(sequences[:, 0 if pooling is PoolingType.CLS else -1])
+    return torch.cat(pooled)
+
+
+def projection(head: Head, *, has_tanh: bool) -> Projection:
+    """A sentence-transformers Dense module."""
+    return (lambda x: torch.tanh(head(x))) if has_tanh else head

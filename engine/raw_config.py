@@ -1,0 +1,48 @@
+"""A checkpoint's JSON files as they are, before anybody gives them a meaning. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import CheckpointError
+
+
+def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """config.json, with what --hf-overrides puts in its place; objects are merged. Raises CheckpointError."""
+    return _merge(read_json(directory / "config.json"), overrides or {})
+
+
+def architecture_of(directory: Path, raw: Mapping[str, Any]) -> str:
+    """Raises CheckpointError unless there is exactly one."""
+    architectures = raw.get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: architectures is {architectures!r}, not one name."
+        )
+    return str(architectures[0])
+
+
+def _merge(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(raw)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the checkpoint. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} holds no {path.name}: not a model in Hugging Face layout."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return value
