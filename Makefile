@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 
-.PHONY: help serve test check format bench bench-proxy bench-engine demo-model clean
+.PHONY: help serve test check format conformance fuzz docs bench bench-proxy bench-engine demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -26,6 +26,15 @@ check: $(DEV) ## Lint, format, types, import boundaries
 format: $(DEV) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+conformance: $(DEV) ## Ask a server for what the API promises: BASE_URL=… [MODEL=…] [ARGS=…]
+	$(BIN)/python -m conformance --base-url $(BASE_URL) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+fuzz: $(DEV) ## Ask the engine thousands of things its OpenAPI document allows, and forbids
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine/server/test_openapi.py -k nothing_that_may_be_asked
+
+docs: $(DEV) ## Write docs/api.md again
+	$(BIN)/python -m docs.api_tables
 
 bench: bench-proxy bench-engine ## Measure us and our peers in the same run
 

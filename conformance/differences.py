@@ -1,4 +1,4 @@
-"""Where we mean to differ from vLLM, and why: each a pattern of case names that vLLM doesn't pass."""
+"""Where we mean to differ from vLLM, and why; each with the cases that vLLM therefore doesn't pass."""
 
 from __future__ import annotations
 
@@ -8,183 +8,147 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    cases: str  # a pattern as of file names; [ and ] stand for themselves
     ours: str
     theirs: str
     reason: str
+    cases: tuple[str, ...]  # patterns as of file names; [ and ] stand for themselves
 
     def covers(self, name: str) -> bool:
-        return fnmatchcase(_plain(name), _plain(self.cases))
+        return any(matches(name, pattern) for pattern in self.cases)
+
+
+def matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(_plain(name), _plain(pattern))
 
 
 def _plain(name: str) -> str:
     return name.replace("[", "(").replace("]", ")")
 
 
-_ENVELOPE = "clients read one shape of error; a body that isn't it can't be handled"
-_PARAM = "a client can point at the field without reading the message"
-
 VLLM: tuple[Difference, ...] = (
     Difference(
-        "models/one-model-by-name",
-        "`/v1/models/{id}` answers with the card",
-        "404",
-        "OpenAI's API has the route",
+        "Every error is OpenAI's envelope",
+        '`{"detail": …}` for unknown paths, wrong methods and bodies that are no JSON',
+        "clients read one shape of error",
+        (
+            "models/an-unknown-model-is-404",
+            "errors/an-unknown-path-is-404[*",
+            "errors/a-wrong-method-is-405[*",
+            "errors/models-cannot-be-posted",
+            "errors/a-wrong-body-is-400[*",
+        ),
     ),
-    Difference("models/an-unknown-model-is-404", "OpenAI's error envelope", '`{"detail": …}`', _ENVELOPE),
     Difference(
-        "tokenize/refuses[token-is-outside-the-vocabulary]",
+        "An error's `param` is the field as the client wrote it: `messages[1].content`",
+        "null, or a location with names of classes in it",
+        "a client can point at the field without reading the message",
+        (
+            "errors/a-completions-error-names[*",
+            "errors/a-chats-error-names[*",
+            "structured/names-what-it-refuses-in-a-chat[*",
+        ),
+    ),
+    Difference(
+        "An unknown field is refused by name",
+        "ignored",
+        "a misspelt field must not go unnoticed",
+        ("errors/a-c*[unknown-field]", "responses/refuses[unknown-field]"),
+    ),
+    Difference(
+        "`best_of` above 1, `use_beam_search`, `modalities`, `audio` and `web_search_options` are refused",
+        "ignored",
+        "accepted and ignored is a lie",
+        (
+            "errors/a-completion*[best-of]",
+            "errors/a-completion*[beam-search]",
+            "errors/a-chat-is-refused[modalities]",
+            "errors/a-chat-is-refused[audio]",
+            "errors/a-chat-is-refused[web-search]",
+        ),
+    ),
+    Difference(
+        "400 for a role that isn't OpenAI's",
+        "any role is handed to the template",
+        "a misspelt role would vanish in most templates",
+        ("chat/refuses-the-role[unknown-role]", "errors/a-chat-is-refused[a-message-has-a-wrong-role]"),
+    ),
+    Difference(
+        "400 for a user's message without content",
+        "taken as an empty one",
+        "only an assistant's message may lack it, when it calls tools or thinks",
+        ("errors/a-chat-is-refused[a-users-message-has-no-content]",),
+    ),
+    Difference(
+        "415 for a body that isn't said to be JSON",
         "400",
+        "HTTP has a status for it",
+        ("errors/another-media-type-is-415[*",),
+    ),
+    Difference(
+        "`/v1/models/{id}` and `DELETE /v1/responses/{id}`",
+        "404 and 405",
+        "OpenAI's API has the routes",
+        ("models/one-model-by-name", "responses/one-may-be-deleted"),
+    ),
+    Difference(
+        "400 for a token id that the model doesn't have, in /detokenize",
         "an empty text",
-        "a token that doesn't exist is a mistake of the caller's",
+        "it is a mistake of the caller's",
+        ("tokenize/refuses[token-is-outside-the-vocabulary]",),
     ),
     Difference(
-        "completions/n-choices-are-equal-when-greedy",
-        "`n` > 1 with temperature 0 gives equal choices",
+        "`n` above 1 with temperature 0 gives equal choices",
         "400",
-        "OpenAI takes it, and nothing is ambiguous",
+        "OpenAI takes it, and nothing about it is ambiguous",
+        ("completions/n-choices-are-equal-when-greedy", "stops/each-of-n-choices-stops-for-itself"),
     ),
     Difference(
-        "stops/each-of-n-choices-stops-for-itself",
-        "`n` > 1 with temperature 0 gives equal choices",
-        "400",
-        "as above",
-    ),
-    Difference(
-        "completions/echo-alone-generates-nothing",
         "`echo` with `max_tokens: 0` generates nothing and counts nothing",
         "one token is generated, hidden and counted",
         "nobody pays for what wasn't asked for",
+        ("completions/echo-alone-generates-nothing",),
     ),
     Difference(
-        "chat/refuses-the-role[unknown-role]",
-        "400 for a role that isn't OpenAI's",
-        "any role is handed to the template",
-        "a misspelt role would vanish in most templates",
-    ),
-    Difference(
-        "streams/proxies-are-told-not-to-buffer",
-        "`X-Accel-Buffering: no` on streams",
-        "no such header",
+        "Streams carry `X-Accel-Buffering: no`",
+        "they don't",
         "a proxy that buffers turns a stream into a wait",
+        ("streams/proxies-are-told-not-to-buffer",),
     ),
     Difference(
-        "errors/a-completion*[best-of]",
-        "`best_of` above 1 is refused",
-        "ignored",
-        "accepted and ignored is a lie",
-    ),
-    Difference(
-        "errors/a-completion*[beam-search]",
-        "`use_beam_search` is refused",
-        "ignored",
-        "accepted and ignored is a lie",
-    ),
-    Difference(
-        "errors/a-c*[unknown-field]",
-        "an unknown field is refused by name",
-        "ignored",
-        "a misspelt field must not go unnoticed",
-    ),
-    Difference(
-        "errors/a-completions-error-names[*",
-        "`param` is the field as the client wrote it",
-        "null, or pydantic's location (`body.prompt.0`)",
-        _PARAM,
-    ),
-    Difference(
-        "errors/a-chats-error-names[*",
-        "`param` is the field as the client wrote it",
-        "null, or pydantic's location with names of classes",
-        _PARAM,
-    ),
-    Difference(
-        "errors/a-chat-is-refused[a-message-has-a-wrong-role]",
-        "400 for a role that isn't OpenAI's",
-        "any role is handed to the template",
-        "a misspelt role would vanish in most templates",
-    ),
-    Difference(
-        "errors/a-chat-is-refused[a-users-message-has-no-content]",
-        "400",
-        "an empty message",
-        "only an assistant's message may lack content, when it calls tools",
-    ),
-    *(
-        Difference(
-            f"errors/a-chat-is-refused[{name}]", "refused by name", "ignored", "accepted and ignored is a lie"
-        )
-        for name in ("modalities", "audio", "web-search")
-    ),
-    *(
-        Difference(f"errors/{name}", "OpenAI's error envelope", '`{"detail": …}`', _ENVELOPE)
-        for name in (
-            "an-unknown-path-is-404[*",
-            "a-wrong-method-is-405[*",
-            "models-cannot-be-posted",
-            "a-wrong-body-is-400[*",
-        )
-    ),
-    Difference(
-        "errors/another-media-type-is-415[*",
-        "415",
-        "400",
-        "HTTP has a status for it",
-    ),
-    Difference(
-        "structured/a-chat-follows-the-schema[*",
-        "white space between JSON's tokens is bounded",
-        "unbounded, so that a model may fill its limit with it",
+        "White space between JSON's tokens is bounded",
+        "unbounded: a model may fill its limit with it",
         "an answer must come to its end",
-    ),
-    Difference("structured/strict-is-taken", "bounded white space", "unbounded", "as above"),
-    Difference("structured/a-completion-follows[json]", "bounded white space", "unbounded", "as above"),
-    Difference(
-        "structured/names-what-it-refuses-in-a-chat[*", "`param` is the field", "null or a location", _PARAM
-    ),
-    *(
-        Difference(
-            f"tools/{name}",
-            "calls that were required or named follow the tool's schema",
-            "only with `strict`; otherwise any JSON, which may never end",
-            "a caller that demands a call means one that can be made",
-        )
-        for name in (
-            "a-call-follows-its-schema*",
-            "a-streamed-call-is-the-same-as-whole[*",
-            "a-required-call-ends-with-tool-calls",
-            "a-named-call-is-of-that-name",
-            "not-in-parallel-is-one-call",
-            "a-tool-without-parameters",
-            "calls-may-be-sent-back-as-they-came",
-            "each-of-n-choices-has-its-calls",
-        )
-    ),
-    *(
-        Difference(
-            f"{name}",
-            "required calls and schemas hold without `strict`, with bounded white space",
-            "only with `strict`, unbounded",
-            "as for chats",
-        )
-        for name in (
-            "responses/a-tool-is-called",
+        (
+            "structured/a-chat-follows-the-schema[*",
+            "structured/strict-is-taken",
+            "structured/a-completion-follows[json]",
             "responses/a-response-follows-a-schema",
+        ),
+    ),
+    Difference(
+        "Calls that were required or named follow the tool's schema",
+        "only with `strict`; otherwise they are any JSON, which may never end",
+        "a caller that demands a call means one that can be made",
+        (
+            "tools/a-call-follows-its-schema*",
+            "tools/a-streamed-call-is-the-same-as-whole[*",
+            "tools/a-required-call-ends-with-tool-calls",
+            "tools/a-named-call-is-of-that-name",
+            "tools/not-in-parallel-is-one-call",
+            "tools/a-tool-without-parameters",
+            "tools/calls-may-be-sent-back-as-they-came",
+            "tools/each-of-n-choices-has-its-calls",
+            "responses/a-tool-is-called",
             "messages/a-tool-is-used[*",
             "messages/a-streamed-tool-use-assembles",
-        )
+        ),
     ),
     Difference(
-        "responses/one-may-be-deleted", "`DELETE /v1/responses/{id}`", "405", "OpenAI's API has the route"
+        "/v1/messages answers errors in Anthropic's envelope, with its types",
+        "in OpenAI's, or with names of its own",
+        "Anthropic's clients read that",
+        ("messages/refuses[*", "messages/an-unknown-model-is-404"),
     ),
-    Difference("responses/refuses[unknown-field]", "an unknown field is refused", "ignored", "as for chats"),
-    Difference(
-        "messages/refuses[*",
-        "Anthropic's error envelope and types",
-        "OpenAI's, or vLLM's names of types",
-        "the anthropic client reads its own envelope",
-    ),
-    Difference("messages/an-unknown-model-is-404", "type `not_found_error`", "`NotFoundError`", "as above"),
 )
 
 _BY_OWNER: dict[str, tuple[Difference, ...]] = {"vllm": VLLM}

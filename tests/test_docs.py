@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from docs.api_tables import PAGE, render
+from engine.server.operations import OPERATIONS, PASSED_OVER
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -13,3 +16,13 @@ def test_every_file_that_the_architecture_names_exists() -> None:
     named = re.findall(r"`((?:api|instance_manager|engine|docs|configs)/[\w/.]*|app\.py)`", text)
     assert len(named) > 25
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_page_of_the_api_is_current() -> None:
+    assert render() == PAGE.read_text(encoding="utf-8"), "docs/api.md is old: run `make docs`"
+
+
+def test_fields_that_ask_for_nothing_are_fields() -> None:
+    bodies = {body for operation in OPERATIONS.values() for body in operation.bodies}
+    fields = {name for body in bodies for name in body.model_json_schema()["properties"]}
+    assert fields >= PASSED_OVER

@@ -1,0 +1,173 @@
+"""Writes docs/api.md: `python -m docs.api_tables`. Routes and fields come from the code that checks requests,
+what differs from vLLM from the conformance suite that shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from conformance.differences import VLLM
+from engine.server.absent import ABSENT
+from engine.server.errors import status_table
+from engine.server.openapi import build_document, describe_type
+from engine.server.operations import OPERATIONS, PASSED_OVER, Operation
+from engine.server.refused_fields import INSTEAD
+
+PAGE = Path(__file__).with_name("api.md")
+_SCHEMAS = "#/components/schemas/"
+
+_INTRODUCTION = """\
+# The engine's API
+
+<!-- Written by `make docs`; don't edit. -->
+
+One model behind OpenAI's API, with vLLM's additions. Whatever a request holds either works or is refused with
+an error that names it: nothing is accepted and then ignored, but for the few fields marked below that ask for
+nothing.
+
+The same as a document: `GET /openapi.json`; as a page: `GET /docs`.
+
+**Keys.** With `--api-key KEY …` (or `VLLM_API_KEY`), every route but `/health`, `/ping` and `/version` wants
+one of the keys, as `Authorization: Bearer KEY` or as `x-api-key: KEY`.
+
+**Request ids.** `X-Request-Id` is taken or made, and returned. The id of an answer holds it, or the body's
+`request_id`; either names the request for `/inference/v1/abort_requests`. What is aborted ends with
+`finish_reason: "abort"` and the text there is.
+
+**Stopping.** After SIGTERM, new requests get 503 with `Retry-After`; those that run may end within
+`--shutdown-timeout` seconds, then they get an error (in a stream: an event, and a connection that breaks).
+"""
+
+_ERRORS = """\
+## Errors
+
+OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`; `param` is the field as the client wrote
+it, such as `messages[1].content`. 429 and 503 carry `Retry-After`.
+"""
+
+_ABSENT = """\
+## Paths of vLLM's that are not here
+
+They answer 501 and say why.
+"""
+
+_DIFFERENCES = """\
+## Where it differs from vLLM
+
+Each line is shown by cases of the conformance suite (`make conformance`), which runs against vLLM 0.32 as
+well.
+"""
+
+
+def render() -> str:
+    schemas = build_document()["components"]["schemas"]
+    parts = [
+        _INTRODUCTION,
+        _ERRORS,
+        _table(("status", "code"), ((str(status.value), f"`{code}`") for code, status in status_table())),
+        "## Routes\n",
+        _table(("route", "", "body"), _routes()),
+        *_bodies(schemas),
+        *_objects(schemas),
+        "## Paths of vLLM's that are not here\n",
+        "They answer 501 and say why.\n",
+        _table(
+            ("path", "why"), ((f"`{method} {path}`", reason) for (method, path), reason in ABSENT.items())
+        ),
+        _DIFFERENCES,
+        _table(("here", "vLLM", "why", "cases"), _differences()),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _routes() -> Iterator[tuple[str, ...]]:
+    for (method, path), operation in OPERATIONS.items():
+        summary = operation.summary + (" With `--enable-sleep-mode` only." if operation.sleep_mode else "")
+        bodies = " or ".join(_link(body.__name__) for body in operation.bodies)
+        query = ", ".join(f"`?{name}=`" for name in operation.query)
+        yield f"`{method} {path}`", summary, bodies or query
+
+
+def _bodies(schemas: Mapping[str, Any]) -> Iterator[str]:
+    shown = set()
+    for operation in OPERATIONS.values():
+        for body in operation.bodies:
+            if body.__name__ in shown:
+                continue
+            shown.add(body.__name__)
+            yield f"## {body.__name__}\n"
+            yield f"Of {_routes_of(body.__name__)}.\n"
+            yield _table(("field", "type", "default", ""), _fields(schemas[body.__name__]))
+            if operation.refused:
+                yield "Refused by name, but for the values that ask for nothing (null never does):\n"
+                yield _table(("field", "taken", "instead"), _refused(operation))
+
+
+def _routes_of(body: str) -> str:
+    return ", ".join(
+        f"`{path}`"
+        for (_, path), operation in OPERATIONS.items()
+        if body in [one.__name__ for one in operation.bodies]
+    )
+
+
+def _objects(schemas: Mapping[str, Any]) -> Iterator[str]:
+    """What fields refer to."""
+    bodies = {body.__name__ for operation in OPERATIONS.values() for body in operation.bodies}
+    yield "## Objects in them\n"
+    for name, schema in schemas.items():
+        if name not in bodies and name != "Error" and schema.get("properties"):
+            yield f"### {name}\n"
+            yield _table(("field", "type", "default", ""), _fields(schema))
+
+
+def _fields(schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    required = schema.get("required", [])
+    for name, field in schema["properties"].items():
+        default = "required" if name in required else _value(field.get("default"))
+        text = field.get("description", "")
+        if name in PASSED_OVER:
+            text = f"*Asks for nothing.* {text}"
+        yield f"`{name}`", _link_types(describe_type(field)), default, text.strip()
+
+
+def _refused(operation: Operation) -> Iterator[tuple[str, ...]]:
+    for name, neutral in sorted(operation.refused.items()):
+        yield f"`{name}`", ", ".join(_value(value) for value in neutral), INSTEAD.get(name, "")
+
+
+def _differences() -> Iterator[tuple[str, ...]]:
+    for difference in VLLM:
+        cases = "<br>".join(f"`{pattern}`" for pattern in difference.cases)
+        yield difference.ours, difference.theirs, difference.reason, cases
+
+
+def _absent() -> Iterator[tuple[str, ...]]:
+    for (method, path), reason in ABSENT.items():
+        yield f"`{method} {path}`", reason
+
+
+def _value(value: Any) -> str:
+    return "" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _link_types(text: str) -> str:
+    """Names of objects in a type become links."""
+    known = build_document()["components"]["schemas"]
+    words = [_link(word) if known.get(word, {}).get("properties") else word for word in text.split(" ")]
+    return " ".join(words)
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")

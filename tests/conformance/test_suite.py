@@ -1,0 +1,128 @@
+"""The conformance suite itself, and what it finds of our engine: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from conformance.case import Case, Need
+from conformance.cases import all_cases
+from conformance.checks import Mismatch, NotApplicable
+from conformance.client import Api, Facts
+from conformance.differences import VLLM, Difference, matches
+from conformance.probe import Unusable, probe
+from conformance.runner import Outcome, Result, run_cases, stale_patterns
+from tests.engine.server.serving import WAIT_S
+from tests.engine.server.test_life import port_of, process, wait_ready
+
+DEMO_MODEL = Path(__file__).parents[2] / "models" / "berth-demo"
+AT_ONCE = 8
+# Promised, and not there yet.
+PENDING = frozenset({"chat/echo-repeats-the-last-message"})
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Our engine as a process of its own, serving the demo model."""
+    log = tmp_path_factory.mktemp("conformance") / "log"
+    words = ["--model", str(DEMO_MODEL), "--port", "0", "--dtype", "float32", "--served-model-name", "demo"]
+    with process(*words, log=log) as child:
+        url = f"http://127.0.0.1:{port_of(log)}"
+        with httpx.Client(base_url=url, timeout=WAIT_S, trust_env=False) as client:
+            wait_ready(client, child)
+        yield url
+
+
+def examine(base_url: str, cases: list[Case]) -> list[Result]:
+    async def run() -> list[Result]:
+        async with httpx.AsyncClient(base_url=base_url, timeout=WAIT_S, trust_env=False) as http:
+            api, abilities = await probe(http, None)
+            return await run_cases(api, cases, abilities, (), num_at_once=AT_ONCE)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_our_engine_conforms(base_url: str) -> None:
+    results = examine(base_url, all_cases())
+    failed = [result for result in results if result.outcome is Outcome.FAILED]
+    assert [f"{one.name}: {one.detail}" for one in failed if one.name not in PENDING] == []
+    counts = Counter(result.outcome for result in results)
+    assert counts[Outcome.PASSED] >= 700, counts
+
+
+def test_names_are_unique_and_differences_have_cases() -> None:
+    names = [case.name for case in all_cases()]
+    assert len(names) >= 800
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+    for pattern in (pattern for difference in VLLM for pattern in difference.cases):
+        assert any(matches(name, pattern) for name in names), pattern
+
+
+def run(ask: object, *differences: Difference, needs: frozenset[Need] = frozenset()) -> Result:
+    """One case against no server at all."""
+
+    async def examine_one() -> list[Result]:
+        async with httpx.AsyncClient(base_url="http://127.0.0.1:9", trust_env=False) as http:
+            api = Api(http, Facts("m", 100, "nobody"))
+            case = Case("group/case[label]", ask, needs, alone=False)  # type: ignore[arg-type]
+            return await run_cases(api, [case], frozenset(), differences, num_at_once=1)
+
+    [result] = asyncio.run(examine_one())
+    return result
+
+
+async def passes(api: Api) -> None:
+    pass
+
+
+async def fails(api: Api) -> None:
+    raise Mismatch("so it is")
+
+
+async def reads_what_is_not_there(api: Api) -> None:
+    {"a": 1}["b"]
+
+
+async def finds_no_server(api: Api) -> None:
+    await api.get("/health")
+
+
+async def does_not_apply(api: Api) -> None:
+    raise NotApplicable("not this model")
+
+
+def test_outcomes() -> None:
+    ours = Difference("this", "that", "why", ("group/case[*",))
+    assert run(passes).outcome is Outcome.PASSED
+    assert (run(fails).outcome, run(fails).detail) == (Outcome.FAILED, "so it is")
+    assert run(fails, ours).outcome is Outcome.DIFFERS
+    assert run(fails, Difference("", "", "", ("group/other*",))).outcome is Outcome.FAILED
+    assert run(passes, needs=frozenset({Need.TOOLS})).outcome is Outcome.SKIPPED
+    assert run(does_not_apply).outcome is Outcome.SKIPPED
+    missing = run(reads_what_is_not_there)
+    assert missing.outcome is Outcome.FAILED
+    assert "KeyError: 'b'" in missing.detail
+    assert "ConnectError" in run(finds_no_server).detail
+
+
+def test_a_difference_that_is_none_is_stale() -> None:
+    ours = Difference("this", "that", "why", ("group/case[*",))
+    assert stale_patterns([run(passes, ours)], [ours]) == ["group/case[*"]
+    assert stale_patterns([run(passes), run(fails, ours)], [ours]) == []
+    assert stale_patterns([run(does_not_apply, ours)], [ours]) == []
+
+
+def test_a_server_without_the_model_is_unusable(base_url: str) -> None:
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=base_url, timeout=WAIT_S, trust_env=False) as http:
+            await probe(http, "no-such-model")
+
+    with pytest.raises(Unusable, match="no-such-model"):
+        asyncio.run(ask())
