@@ -15,6 +15,7 @@ from engine.server.body import LARGE_BYTES
 from engine.server.chat_events import ChatEvent, ChoiceReader
 from engine.server.constraints import find_spec
 from engine.server.generation import Choice, Generation, Usage
+from engine.server.model_service import ModelService
 from engine.server.protocol import ChatBody, ConversationBody
 from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
@@ -146,14 +147,14 @@ def _reader_factory(
     return make
 
 
-async def encode_conversation(service: Service, body: ConversationBody) -> list[int]:
+async def encode_conversation(service: ModelService, body: ConversationBody) -> list[int]:
     """The prompt's tokens, by the chat template."""
     text = await render_conversation(service, body, with_tools=True)
     return await service.encode(text, add_special_tokens=body.add_special_tokens)
 
 
 async def render_conversation(
-    service: Service, body: ConversationBody, *, with_tools: bool, enable_thinking: bool | None = None
+    service: ModelService, body: ConversationBody, *, with_tools: bool, enable_thinking: bool | None = None
 ) -> str:
     """The prompt's text; long conversations are rendered in a thread.
 

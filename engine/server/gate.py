@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import EngineError
 from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response
+from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, set_request_id
-from engine.server.service import Service
 
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
 _UNGATED_PATHS = _OPEN_PATHS | {"/metrics", "/load", "/openapi.json", "/docs"}
@@ -27,7 +27,7 @@ _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 class Gate:
     """The outermost app. Knows how many requests are inside, so that a shutdown can wait for them."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: ModelService) -> None:
         self.app = app
         self._service = service
         self._keys = [key.encode() for key in service.config.api_keys]

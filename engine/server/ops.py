@@ -9,9 +9,9 @@ from engine import __version__
 from engine.server.body import check, read_json_object
 from engine.server.chat_run import encode_conversation
 from engine.server.errors import NotReady, error_response
+from engine.server.model_service import ModelService
 from engine.server.protocol import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 from engine.server.refused_fields import TOKENIZE
-from engine.server.service import Service
 
 
 async def health(request: Request) -> Response:
@@ -82,6 +82,6 @@ async def detokenize(request: Request) -> Response:
     return JSONResponse({"prompt": service.model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
+def _service(request: Request) -> ModelService:
+    service: ModelService = request.app.state.service
     return service

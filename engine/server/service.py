@@ -1,8 +1,7 @@
-"""What every route needs: the engine, the model once it is loaded, and how a request enters the engine."""
+"""What the routes that generate need: how a request becomes sequences and enters the engine."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Sequence
@@ -12,13 +11,10 @@ from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
 from engine.detokenizer import Detokenizer
 from engine.errors import InvalidRequest
-from engine.server.body import LARGE_BYTES
 from engine.server.constraints import Constrain, make_constrain
-from engine.server.errors import NotReady, PromptTooLong, TooManyWaiting
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
-from engine.server.metrics import Metrics
-from engine.server.model import ServedModel
+from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
 from engine.server.thinking import Thinking
@@ -36,47 +32,14 @@ class Prompt:
     is_echoed: bool = False  # then logprobs are wanted of it, too, if of anything
 
 
-class Service:
+class Service(ModelService):
+    """Of a model that generates."""
+
+    engine: AsyncEngine
+
     def __init__(self, engine: AsyncEngine, config: ServerConfig, *, max_num_seqs: int) -> None:
-        self.engine = engine
-        self.config = config
-        self.metrics = Metrics(config.served_model_names[0], engine.stats)
-        self.draining = False
-        self._capacity = max_num_seqs + config.max_waiting  # sequences that run or wait
-        self._model: ServedModel | None = None
+        super().__init__(engine, config, max_num_seqs=max_num_seqs)
         self._random = random.Random(config.seed) if config.seed is not None else random.SystemRandom()
-
-    def serve(self, model: ServedModel) -> None:
-        """From now on, requests are taken; the engine must have been started."""
-        self._model = model
-
-    @property
-    def is_ready(self) -> bool:
-        return self._model is not None and self.engine.is_alive and not self.draining
-
-    @property
-    def model(self) -> ServedModel:
-        if self._model is None:
-            raise NotReady("The model is still loading.")
-        return self._model
-
-    async def encode(self, text: str, *, add_special_tokens: bool, may_be_cut: bool = False) -> list[int]:
-        """Tokens of a text; a long one is encoded in a thread, as the loop has streams to serve.
-
-        Raises PromptTooLong, before that work, for what can't fit however it is split into tokens; not if
-        the caller may still cut it.
-        """
-        encode = self.model.tokenizer.encode
-        least = len(text.encode(errors="replace")) // self.model.tokenizer.longest_token_bytes
-        if least > self.engine.max_model_len and not may_be_cut:
-            raise PromptTooLong(
-                f"The prompt has {len(text)} characters, at least {least} tokens; the model's context is "
-                f"{self.engine.max_model_len} tokens, of prompt and output together.",
-                param="prompt",
-            )
-        if len(text) * 4 < LARGE_BYTES:
-            return encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
 
     async def constraint_for(
         self, spec: StructuredOutput | None, thinking: Thinking | None = None, *, budget: int | None = None
@@ -122,12 +85,7 @@ class Service:
                 f"at most {MAX_SEQUENCES} are possible.",
                 param="n",
             )
-        num_unfinished = self.engine.num_unfinished
-        if num_unfinished and num_unfinished + num_sequences > self._capacity:
-            raise TooManyWaiting(
-                f"{num_unfinished} sequences are running or waiting, and no more than "
-                f"{self._capacity} may be: try again later."
-            )
+        self.check_room(num_sequences)
 
     def _make_choice(
         self,

@@ -1,0 +1,85 @@
+"""What every server has, whatever its model does: an engine, the model once it is loaded, metrics, room."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from engine.config import ServerConfig
+from engine.server.body import LARGE_BYTES
+from engine.server.errors import NotReady, PromptTooLong, TooManyWaiting
+from engine.server.metrics import Metrics
+from engine.server.model import ServedModel
+from engine.types import EngineStats
+
+
+class ServedEngine(Protocol):
+    """What is asked of an engine while it serves; AsyncEngine and PoolingEngine are two."""
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    @property
+    def num_unfinished(self) -> int: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def start(self) -> None: ...
+
+    async def wait_ended(self) -> None: ...
+
+    async def shutdown(self, timeout_s: float) -> bool: ...
+
+
+class ModelService:
+    def __init__(self, engine: ServedEngine, config: ServerConfig, *, max_num_seqs: int) -> None:
+        self.engine = engine
+        self.config = config
+        self.metrics = Metrics(config.served_model_names[0], engine.stats)
+        self.draining = False
+        self._capacity = max_num_seqs + config.max_waiting  # sequences that run or wait
+        self._model: ServedModel | None = None
+
+    def serve(self, model: ServedModel) -> None:
+        """From now on, requests are taken; the engine must have been started."""
+        self._model = model
+
+    @property
+    def is_ready(self) -> bool:
+        return self._model is not None and self.engine.is_alive and not self.draining
+
+    @property
+    def model(self) -> ServedModel:
+        if self._model is None:
+            raise NotReady("The model is still loading.")
+        return self._model
+
+    async def encode(self, text: str, *, add_special_tokens: bool, may_be_cut: bool = False) -> list[int]:
+        """Tokens of a text; a long one is encoded in a thread, as the loop has streams to serve.
+
+        Raises PromptTooLong, before that work, for what can't fit however it is split into tokens; not if
+        the caller may still cut it.
+        """
+        encode = self.model.tokenizer.encode
+        least = len(text.encode(errors="replace")) // self.model.tokenizer.longest_token_bytes
+        if least > self.engine.max_model_len and not may_be_cut:
+            raise PromptTooLong(
+                f"The prompt has {len(text)} characters, at least {least} tokens; the model's context is "
+                f"{self.engine.max_model_len} tokens, of prompt and output together.",
+                param="prompt",
+            )
+        if len(text) * 4 < LARGE_BYTES:
+            return encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+
+    def check_room(self, num_sequences: int) -> None:
+        """Raises TooManyWaiting. A server that is idle takes a request of any size."""
+        num_unfinished = self.engine.num_unfinished
+        if num_unfinished and num_unfinished + num_sequences > self._capacity:
+            raise TooManyWaiting(
+                f"{num_unfinished} sequences are running or waiting, and no more than "
+                f"{self._capacity} may be: try again later."
+            )
