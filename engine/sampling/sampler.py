@@ -20,6 +20,7 @@ from engine.sampling.uniform import uniform
 from engine.types import SamplingParams
 
 _NUM_CANDIDATES = 1024  # sorted at first; a row whose top_p needs more sorts its whole vocabulary
+_BLOCK = 512  # tokens whose weights are added up together
 _GREEDY_BELOW = 1e-5  # temperatures, as in vLLM: dividing by less overflows
 
 
@@ -162,9 +163,28 @@ def _weights(logits: torch.Tensor, draws: _Draws) -> torch.Tensor:
 
 
 def _draw_in_token_order(logits: torch.Tensor, draws: _Draws) -> list[int]:
-    cumulative = _weights(logits, draws).cumsum(dim=-1, dtype=torch.float64)
-    tokens: list[int] = _pick(cumulative, cumulative[:, -1:].contiguous(), draws).tolist()
+    """In two steps, first a block of tokens and then one in it: PyTorch's cumsum takes its time."""
+    weights = _weights(logits, draws)
+    vocab_size = weights.shape[-1]
+    before = _block_sums(weights).cumsum(dim=-1)
+    total = before[:, -1:].contiguous()
+    threshold = draws.uniform * total
+    block = _pick(before, total, threshold)[:, None]
+    places = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(-1, places.clamp(max=vocab_size - 1)).masked_fill_(places >= vocab_size, 0.0)
+    cumulative = inside.cumsum(dim=-1, dtype=torch.float64)
+    threshold = threshold - torch.where(block > 0, before.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    picked = _pick(cumulative, cumulative[:, -1:].contiguous(), threshold)[:, None]
+    tokens: list[int] = places.gather(-1, picked)[:, 0].tolist()
     return tokens
+
+
+def _block_sums(weights: torch.Tensor) -> torch.Tensor:
+    """The sums of each _BLOCK tokens' weights: float64 [R, ceil(vocab_size / _BLOCK)]."""
+    whole = weights.shape[-1] // _BLOCK * _BLOCK
+    sums = weights[:, :whole].view(-1, whole // _BLOCK, _BLOCK).sum(dim=-1)
+    rest = weights[:, whole:].sum(dim=-1, keepdim=True)
+    return torch.cat((sums, rest), dim=-1).double()
 
 
 def _draw_in_rank_order(logits: torch.Tensor, draws: _Draws) -> list[int]:
@@ -190,15 +210,13 @@ def _draw_ranked(
     ranks = torch.arange(num_candidates, device=weights.device)
     cumulative = torch.where(ranks < draws.top_k, ranked, 0.0).cumsum(dim=-1, dtype=torch.float64)
     knows_total = draws.top_k <= num_candidates
-    total = torch.where(
-        knows_total, cumulative[:, -1:], weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
-    )
+    total = torch.where(knows_total, cumulative[:, -1:], _block_sums(weights).sum(dim=-1, keepdim=True))
     mass = draws.top_p * total
     decided = knows_total | ((draws.top_k >= vocab_size) & (cumulative[:, -1:] >= mass))
     # Kept is every token before which the mass isn't reached yet; `kept` is their weight together.
     last_kept = torch.searchsorted(cumulative, mass).clamp_(max=num_candidates - 1)
     kept = cumulative.gather(-1, last_kept)
-    picked = _pick(cumulative, kept, draws)[:, None]
+    picked = _pick(cumulative, kept, draws.uniform * kept)[:, None]
     return token_ids.gather(-1, picked)[:, 0], decided[:, 0]
 
 
@@ -213,8 +231,8 @@ def _rank(weights: torch.Tensor, num_candidates: int) -> tuple[torch.Tensor, tor
     return ranked, token_ids.gather(-1, by_weight)
 
 
-def _pick(cumulative: torch.Tensor, kept: torch.Tensor, draws: _Draws) -> torch.Tensor:
-    """The first index [R] at which the cumulative weights exceed the uniform part of those kept."""
-    # u < 1, but u * kept may round up to kept: then the last index that adds something is meant.
+def _pick(cumulative: torch.Tensor, kept: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """The first index [R] at which the cumulative weights exceed a threshold below those kept."""
+    # Below, but rounding may bring it up to that: then the last index that adds something is meant.
     last = torch.searchsorted(cumulative, kept)
-    return torch.minimum(torch.searchsorted(cumulative, draws.uniform * kept, right=True), last)[:, 0]
+    return torch.minimum(torch.searchsorted(cumulative, threshold, right=True), last)[:, 0]
