@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 import httpx
 
 from conformance.cases import all_cases
-from conformance.differences import intended_differences
+from conformance.differences import Difference, intended_differences
 from conformance.probe import Unusable, probe
-from conformance.runner import CASE_TIMEOUT_S, Outcome, Result, run_cases, stale_patterns
+from conformance.runner import CASE_TIMEOUT_S, Outcome, Result, run_cases, stale_differences
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _examine(options: argparse.Namespace) -> tuple[list[Result], list[str]]:
+async def _examine(options: argparse.Namespace) -> tuple[list[Result], list[Difference]]:
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     base_url = options.base_url.rstrip("/").removesuffix("/v1")
     async with httpx.AsyncClient(
@@ -48,10 +48,10 @@ async def _examine(options: argparse.Namespace) -> tuple[list[Result], list[str]
         cases = [case for case in all_cases() if fnmatchcase(case.name, options.only)]
         differences = intended_differences(api.facts.owner)
         results = await run_cases(api, cases, abilities, differences, num_at_once=options.at_once)
-    return results, stale_patterns(results, differences)
+    return results, stale_differences(results, differences)
 
 
-def _report(results: Sequence[Result], stale: Sequence[str], *, verbose: bool) -> None:
+def _report(results: Sequence[Result], stale: Sequence[Difference], *, verbose: bool) -> None:
     shown = list(Outcome) if verbose else [Outcome.FAILED, Outcome.DIFFERS]
     for result in results:
         if result.outcome in shown:
@@ -59,8 +59,8 @@ def _report(results: Sequence[Result], stale: Sequence[str], *, verbose: bool) -
                 f"{result.outcome.upper():20} {result.name}"
                 + (f"\n    {result.detail}" * bool(result.detail))
             )
-    for pattern in stale:
-        print(f"{'STALE':20} {pattern}: no longer a difference; take it out")
+    for difference in stale:
+        print(f"{'STALE':20} {difference.ours}: no longer a difference; take it out")
     groups: dict[str, Counter[Outcome]] = {}
     for result in results:
         groups.setdefault(result.name.partition("/")[0], Counter())[result.outcome] += 1

@@ -14,7 +14,7 @@ import httpx
 from conformance.case import Case, Need
 from conformance.checks import Mismatch, NotApplicable
 from conformance.client import Api
-from conformance.differences import Difference, matches
+from conformance.differences import Difference
 
 CASE_TIMEOUT_S = 120
 
@@ -81,12 +81,12 @@ async def _ask(api: Api, case: Case, abilities: frozenset[Need], differences: Se
     return Result(case.name, Outcome.FAILED, detail)
 
 
-def stale_patterns(results: Iterable[Result], differences: Sequence[Difference]) -> list[str]:
-    """Patterns of differences that no case showed, though some were asked."""
+def stale_differences(results: Iterable[Result], differences: Sequence[Difference]) -> list[Difference]:
+    """Those that no case showed, though some were asked."""
     asked = [result for result in results if result.outcome is not Outcome.SKIPPED]
     stale = []
-    for pattern in (pattern for difference in differences for pattern in difference.cases):
-        covered = [result.outcome for result in asked if matches(result.name, pattern)]
+    for difference in differences:
+        covered = [result.outcome for result in asked if difference.covers(result.name)]
         if covered and Outcome.DIFFERS not in covered:
-            stale.append(pattern)
+            stale.append(difference)
     return stale

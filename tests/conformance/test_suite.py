@@ -16,7 +16,7 @@ from conformance.checks import Mismatch, NotApplicable
 from conformance.client import Api, Facts
 from conformance.differences import VLLM, Difference, matches
 from conformance.probe import Unusable, probe
-from conformance.runner import Outcome, Result, run_cases, stale_patterns
+from conformance.runner import Outcome, Result, run_cases, stale_differences
 from tests.engine.server.serving import WAIT_S
 from tests.engine.server.test_life import port_of, process, wait_ready
 
@@ -114,9 +114,9 @@ def test_outcomes() -> None:
 
 def test_a_difference_that_is_none_is_stale() -> None:
     ours = Difference("this", "that", "why", ("group/case[*",))
-    assert stale_patterns([run(passes, ours)], [ours]) == ["group/case[*"]
-    assert stale_patterns([run(passes), run(fails, ours)], [ours]) == []
-    assert stale_patterns([run(does_not_apply, ours)], [ours]) == []
+    assert stale_differences([run(passes, ours)], [ours]) == [ours]
+    assert stale_differences([run(passes), run(fails, ours)], [ours]) == []
+    assert stale_differences([run(does_not_apply, ours)], [ours]) == []
 
 
 def test_a_server_without_the_model_is_unusable(base_url: str) -> None:

@@ -110,7 +110,15 @@ def test_a_key_guards_all_but_three_routes(guarded_server: Running) -> None:
     with guarded_server.http() as client:
         for path in ("/health", "/ping", "/version"):
             assert client.get(path).status_code == 200
-        for path in ("/v1/models", "/metrics", "/load", "/v1/models/fake", "/nothing"):
+        for path in (
+            "/v1/models",
+            "/metrics",
+            "/load",
+            "/v1/models/fake",
+            "/openapi.json",
+            "/docs",
+            "/nothing",
+        ):
             response = client.get(path)
             assert response.status_code == 401, path
             assert response.json()["error"]["code"] == "invalid_api_key"
@@ -135,6 +143,14 @@ def test_keys(guarded_server: Running, value: str, status: int) -> None:
     with guarded_server.http() as client:
         headers = {"Authorization": value.encode()}
         assert client.get("/v1/models", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(("value", "status"), [("first", 200), ("second", 200), ("firs", 401), ("", 401)])
+def test_keys_as_anthropics_clients_send_them(guarded_server: Running, value: str, status: int) -> None:
+    with guarded_server.http() as client:
+        assert client.get("/v1/models", headers={"x-api-key": value}).status_code == status
+        both = {"x-api-key": value, "Authorization": "Bearer second"}
+        assert client.get("/v1/models", headers=both).status_code == 200
 
 
 def test_requests_beyond_the_queue_are_429(fake_model: Path) -> None:
