@@ -182,7 +182,7 @@ def _draw_in_token_order(logits: torch.Tensor, draws: _Draws) -> list[int]:
 def _block_sums(weights: torch.Tensor) -> torch.Tensor:
     """The sums of each _BLOCK tokens' weights: float64 [R, ceil(vocab_size / _BLOCK)]."""
     whole = weights.shape[-1] // _BLOCK * _BLOCK
-    sums = weights[:, :whole].view(-1, whole // _BLOCK, _BLOCK).sum(dim=-1)
+    sums = weights[:, :whole].view(len(weights), whole // _BLOCK, _BLOCK).sum(dim=-1)
     rest = weights[:, whole:].sum(dim=-1, keepdim=True)
     return torch.cat((sums, rest), dim=-1).double()
 
