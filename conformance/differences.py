@@ -120,6 +120,7 @@ VLLM: tuple[Difference, ...] = (
         "an answer must come to its end",
         (
             "structured/a-chat-follows-the-schema[*",
+            "structured/wide-sampling-follows-the-schema[*",
             "structured/strict-is-taken",
             "structured/a-completion-follows[json]",
             "responses/a-response-follows-a-schema",

@@ -38,8 +38,8 @@ async def probe(http: httpx.AsyncClient, model: str | None) -> tuple[Api, frozen
     facts = Facts(card["id"], card.get("max_model_len") or 2048, card.get("owned_by", ""))
     api = Api(http, facts)
     abilities = {need for need, request in _requests(facts.model).items() if await _works(api, *request)}
-    if await _can_think(api):
-        abilities.add(Need.REASONING)
+    if not await _can_think(api):
+        abilities.discard(Need.REASONING)
     if Need.GENERATE in abilities:
         api = Api(http, await _with_sample(api))
     return api, frozenset(abilities)
@@ -51,6 +51,7 @@ def _requests(model: str) -> dict[Need, tuple[str, dict[str, Any]]]:
         Need.GENERATE: (COMPLETIONS, {"model": model, "prompt": "Hi", "max_tokens": 1}),
         Need.CHAT: (CHAT, chat),
         Need.TOOLS: (CHAT, {**chat, "tools": [_TOOL], "tool_choice": "auto"}),
+        Need.REASONING: (CHAT, {**chat, "thinking_token_budget": 1}),
         Need.RESPONSES: ("/v1/responses", {"model": model, "input": "Hi", "max_output_tokens": 1}),
         Need.MESSAGES: ("/v1/messages", chat),
         Need.EMBED: ("/v1/embeddings", {"model": model, "input": "Hi"}),

@@ -108,9 +108,9 @@ TokenId = Annotated[int, Field(ge=0, lt=_INT64)]
 class GenerationBody(RequestBody):
     """What completions and chats share. None means: not given."""
 
-    n: Annotated[int, none_as(1), Field(ge=1, le=MAX_CHOICES)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), none_as(1)] = 1
     max_tokens: int | None = Field(default=None, ge=0)
-    min_tokens: Annotated[int, none_as(0), Field(ge=0)] = Field(
+    min_tokens: Annotated[int, Field(ge=0), none_as(0)] = Field(
         default=0, description="No stop token and no stop string before this many tokens."
     )
     temperature: float | None = Field(default=None, ge=0, le=2, description="0 = the most likely token.")
@@ -118,20 +118,20 @@ class GenerationBody(RequestBody):
     top_k: int | None = Field(default=None, ge=-1, description="0 and -1 = all tokens.")
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
-    presence_penalty: Annotated[float, none_as(0.0), Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, none_as(0.0), Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="1 = none.")
     logit_bias: Annotated[
-        dict[str, float], none_as({}), Field(max_length=MAX_LISTED), AfterValidator(_check_bias)
+        dict[str, float], Field(max_length=MAX_LISTED), none_as({}), AfterValidator(_check_bias)
     ] = Field(default={}, description="Token id → -100 … 100, added to its logit.")
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
     bad_words: Annotated[
-        list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_LISTED)
+        list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_LISTED), none_as([])
     ] = Field(default=[], description="Words that must not be said; they are tokenised here.")
     stop: Annotated[str | list[str] | None, AfterValidator(_check_stops)] = Field(
         default=[], description=f"At most {MAX_STOPS} strings that end the output."
     )
-    stop_token_ids: Annotated[list[TokenId], none_as([]), Field(max_length=MAX_LISTED)] = []
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LISTED), none_as([])] = []
     include_stop_str_in_output: Annotated[bool, none_as(False)] = False
     ignore_eos: Annotated[bool, none_as(False)] = False
     skip_special_tokens: Annotated[bool, none_as(True)] = True
@@ -154,7 +154,7 @@ class GenerationBody(RequestBody):
     )
     stream: Annotated[bool, none_as(False)] = False
     stream_options: StreamOptions | None = None
-    priority: Annotated[int, none_as(0), Field(ge=-_INT64, lt=_INT64)] = Field(
+    priority: Annotated[int, Field(ge=-_INT64, lt=_INT64), none_as(0)] = Field(
         default=0, description="Lower runs first."
     )
     request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.generation_body import GenerationBody, RequestBody, Strict, TokenId, none_as
@@ -38,8 +38,19 @@ def _check_prompt(value: Any) -> list[str | TokenIds]:
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
 
 
+_TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        _TOKEN_IDS_SCHEMA,
+        {"type": "array", "items": _TOKEN_IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
+    ]
+}
+
+
 class CompletionBody(GenerationBody):
-    prompt: Annotated[list[Any], BeforeValidator(_check_prompt)]
+    prompt: Annotated[list[Any], BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
     echo: Annotated[bool, none_as(False)] = False
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
     add_special_tokens: Annotated[bool, none_as(True)] = True
