@@ -24,6 +24,8 @@ from engine.core import EngineCore
 from engine.errors import ConfigError, EngineError, ModelNotFound
 from engine.flags import Flags, parse_flags
 from engine.model_path import resolve_model
+from engine.pooling.engine import Core, PoolingEngine
+from engine.pooling.plan import PoolingPlan, RunnerKind, choose_runner, read_pooling_plan
 from engine.server.listener import AddressInUse, listen
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.so
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
     tokenizer = executor.submit(_load_tokenizer, flags.server.tokenizer or config.model)
     executor.shutdown(wait=False)
-    engine = AsyncEngine(lambda: _build_core(config, tokenizer))
+    engine = _make_engine(config, tokenizer)
     started = asyncio.create_task(engine.start())
     await asyncio.sleep(0)  # its thread now imports torch, while we import the server
     from engine.server.serve import Loading, serve
@@ -97,6 +99,14 @@ async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.so
     )
 
 
+def _make_engine(config: EngineConfig, tokenizer: Future[Tokenizer]) -> AsyncEngine | PoolingEngine:
+    """What the flags or the checkpoint ask for. Raises CheckpointError and ConfigError."""
+    if choose_runner(config) is RunnerKind.POOLING:
+        plan = read_pooling_plan(config)
+        return PoolingEngine(lambda: _build_pooling_core(config, plan, tokenizer), plan)
+    return AsyncEngine(lambda: _build_core(config, tokenizer))
+
+
 def _load_tokenizer(directory: Path) -> Tokenizer:
     from engine.tokenizer import load_tokenizer
 
@@ -107,6 +117,12 @@ def _build_core(config: EngineConfig, tokenizer: Future[Tokenizer]) -> EngineCor
     from engine.build import build_core
 
     return build_core(config, eos_token_id=tokenizer.result().eos_token_id)
+
+
+def _build_pooling_core(config: EngineConfig, plan: PoolingPlan, tokenizer: Future[Tokenizer]) -> Core:
+    from engine.pooling.build import build_pooling_core
+
+    return build_pooling_core(config, plan, tokenizer.result)
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -20,6 +20,7 @@ from typing import Protocol, TypeAlias
 
 from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
+from engine.pooling.plan import PoolingPlan
 from engine.pooling.types import Pooled, PoolingRequest, PoolingRunner
 from engine.types import EngineStats
 
@@ -42,9 +43,9 @@ class Core(Protocol):
 class PoolingEngine:
     """The engine as the server sees it; every method belongs to the loop that has called `start`."""
 
-    def __init__(self, build_core: Callable[[], Core], *, max_model_len: int) -> None:
+    def __init__(self, build_core: Callable[[], Core], plan: PoolingPlan) -> None:
         """`build_core` runs in the engine's thread: it may take its time, and import torch."""
-        self.max_model_len = max_model_len  # tokens of one input
+        self.plan = plan
         self._build_core = build_core
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._results: dict[str, asyncio.Future[array[float]]] = {}  # by request id
@@ -75,6 +76,11 @@ class PoolingEngine:
     def is_alive(self) -> bool:
         """Whether requests are taken."""
         return self._core is not None and not self._is_stopping and self._failure is None
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of one input."""
+        return self.plan.max_model_len
 
     @property
     def num_unfinished(self) -> int:

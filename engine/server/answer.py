@@ -54,7 +54,7 @@ class WholeAnswer:
         self._to_object = to_object
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await _unless_client_leaves(receive, self._collect)
+        response = await unless_client_leaves(receive, self._collect)
         if response is not None:
             await response(scope, receive, send)
 
@@ -91,7 +91,7 @@ class StreamedAnswer:
                 return error
             return None
 
-        error = await _unless_client_leaves(receive, stream)
+        error = await unless_client_leaves(receive, stream)
         if error is not None and not self._has_begun:
             await error_response(error)(scope, receive, send)
         elif error is not None:
@@ -119,7 +119,7 @@ _STREAM_HEADERS = [
 ]
 
 
-async def _unless_client_leaves(
+async def unless_client_leaves(
     receive: Receive, work: Callable[[], Coroutine[Any, Any, Result]]
 ) -> Result | None:
     """The result of `work`, or None if the client left first and `work` was cancelled.

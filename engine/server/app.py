@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,7 +19,9 @@ from engine.server.chat import create_chat_completion
 from engine.server.completions import create_completion
 from engine.server.errors import GenerationFailed, UnknownRoute, WrongMethod, error_response
 from engine.server.gate import Gate
+from engine.server.model_service import ModelService
 from engine.server.openapi import docs_page, openapi_document
+from engine.server.pooling.elsewhere import POOLING_PATHS, needs_pooling
 from engine.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -43,13 +47,19 @@ _ROUTES = (
     ("POST", "/reset_prefix_cache", control.reset_prefix_cache),
     ("GET", "/openapi.json", openapi_document),
     ("GET", "/docs", docs_page),
+    *(("POST", path, needs_pooling) for path in POOLING_PATHS),
     *((method, path, not_here) for method, path in ABSENT),
 )
 
 
 def create_app(service: Service) -> Gate:
+    return build_app(_ROUTES, service)
+
+
+def build_app(routes: Iterable[tuple[str, str, Callable[..., Any]]], service: ModelService) -> Gate:
+    """A server of these (method, path, endpoint)."""
     app = Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in _ROUTES],
+        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
         exception_handlers={
             EngineError: _on_engine_error,
             HTTPException: _on_http_exception,

@@ -15,10 +15,14 @@ import uvicorn
 
 from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
+from engine.pooling.engine import PoolingEngine
 from engine.server.app import create_app
 from engine.server.gate import Gate
 from engine.server.listener import BACKLOG
 from engine.server.model import ServedModel, load_served_model
+from engine.server.model_service import ModelService
+from engine.server.pooling.app import create_pooling_app
+from engine.server.pooling.service import PoolingService
 from engine.server.service import Service
 from engine.tokenizer import Tokenizer
 
@@ -33,7 +37,7 @@ _CLOSE_S = 2.0  # for connections to close
 class Loading:
     """What is being loaded while the server already listens."""
 
-    engine: AsyncEngine
+    engine: AsyncEngine | PoolingEngine
     started: asyncio.Task[None]  # engine.start()
     tokenizer: Future[Tokenizer]
     directory: Path  # the checkpoint's
@@ -52,8 +56,7 @@ async def serve(
 
     Raises what loading raises, and EngineDead if the engine ends of itself.
     """
-    service = Service(loading.engine, config, max_num_seqs=max_num_seqs)
-    gate = create_app(service)
+    service, gate = _open(loading.engine, config, max_num_seqs)
     server = _Server(_uvicorn_config(gate, config))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
@@ -71,7 +74,18 @@ async def serve(
         await asyncio.wait([serving], timeout=_CLOSE_S + 1)
 
 
-async def _load_and_watch(service: Service, loading: Loading, on_ready: Callable[[], None]) -> None:
+def _open(
+    engine: AsyncEngine | PoolingEngine, config: ServerConfig, max_num_seqs: int
+) -> tuple[ModelService, Gate]:
+    """The routes that fit what the engine does."""
+    if isinstance(engine, PoolingEngine):
+        pooling = PoolingService(engine, config, max_num_seqs=max_num_seqs)
+        return pooling, create_pooling_app(pooling)
+    service = Service(engine, config, max_num_seqs=max_num_seqs)
+    return service, create_app(service)
+
+
+async def _load_and_watch(service: ModelService, loading: Loading, on_ready: Callable[[], None]) -> None:
     """Until the engine ends; raises what ended it."""
     # Whichever fails first is the news: a wrong tokenizer needn't wait for the weights.
     _, model = await asyncio.gather(loading.started, _load_model(service.config, loading))
@@ -85,7 +99,7 @@ async def _load_model(config: ServerConfig, loading: Loading) -> ServedModel:
     return await asyncio.to_thread(load_served_model, loading.directory, config, tokenizer)
 
 
-async def _drain(service: Service, gate: Gate) -> None:
+async def _drain(service: ModelService, gate: Gate) -> None:
     """No new requests; running ones may end in time; what is left is aborted and told so.
 
     An engine that still loads isn't waited for.

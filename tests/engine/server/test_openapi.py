@@ -16,6 +16,7 @@ from engine.server.absent import ABSENT
 from engine.server.app import create_app
 from engine.server.openapi import build_document, describe_type
 from engine.server.operations import OPERATIONS
+from engine.server.pooling.elsewhere import POOLING_PATHS
 from engine.server.service import Service
 from tests.engine.server.serving import Running
 
@@ -41,7 +42,8 @@ def routes() -> set[tuple[str, str]]:
 
 
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
-    assert routes() == set(OPERATIONS) | set(ABSENT)
+    elsewhere = {("POST", path) for path in POOLING_PATHS}
+    assert routes() == set(OPERATIONS) | set(ABSENT) | elsewhere
 
 
 def test_a_route_that_takes_a_body_says_which() -> None:

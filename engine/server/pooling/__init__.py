@@ -1,0 +1,1 @@
+"""The server of a model that pools: embeddings, scores and reranking."""

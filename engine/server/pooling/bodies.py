@@ -1,0 +1,199 @@
+"""Request bodies of a pooling server, checked as OpenAI, vLLM, Jina and Cohere document them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from engine.errors import InvalidRequest
+from engine.pooling.plan import Task
+from engine.server.generation_body import RequestBody, Strict, none_as
+from engine.server.protocol import ConversationBody, TextPart, TokenIds
+
+MAX_INPUTS = 4096  # of one request
+_INT64 = 2**63
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "padding": ("do_not_pad",),
+}
+
+
+class PoolingOptions(RequestBody):
+    """What every request to a pooling server may say."""
+
+    user: str | None = None
+    truncate_prompt_tokens: int | None = Field(
+        default=None, ge=-1, description="Longer inputs are cut to so many tokens; -1 = the model's limit."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        default=None, description="Where they are cut: `right` (the default) keeps the beginning."
+    )
+    request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
+    priority: Annotated[int, none_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
+    cache_salt: str | None = Field(default=None, description="Nothing is cached, so it changes nothing.")
+    use_activation: bool | None = Field(
+        default=None,
+        description="Whether vectors are normalised, and logits become scores; default: the model's own.",
+    )
+
+
+class VectorOptions(PoolingOptions):
+    """How vectors are wanted and written."""
+
+    dimensions: int | None = Field(default=None, ge=1, description="Only of models trained for it.")
+    encoding_format: Annotated[Literal["float", "base64"], none_as("float")] = "float"
+    embed_dtype: Annotated[Literal["float32", "float16"], none_as("float32")] = "float32"
+    endianness: Annotated[Literal["native", "little", "big"], none_as("native")] = "native"
+
+    @model_validator(mode="after")
+    def _check_encoding(self) -> VectorOptions:
+        binary = self.encoding_format == "base64"
+        if not binary and (self.embed_dtype != "float32" or self.endianness != "native"):
+            raise InvalidRequest(
+                "embed_dtype and endianness are for encoding_format base64.", param="encoding_format"
+            )
+        return self
+
+
+def _check_input(value: Any) -> list[str | TokenIds]:
+    """Any of the four shapes, as a list of inputs."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(_is_id(item) for item in value):
+            return [value]
+        if len(value) > MAX_INPUTS:
+            raise ValueError(f"at most {MAX_INPUTS} inputs, not {len(value)}")
+        if all(isinstance(item, str) for item in value) or all(
+            isinstance(item, list) and item and all(_is_id(token) for token in item) for item in value
+        ):
+            return value
+    raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INT64
+
+
+class InputBody(VectorOptions):
+    """Texts, or tokens."""
+
+    input: Annotated[list[Any], BeforeValidator(_check_input)]
+    add_special_tokens: Annotated[bool, none_as(True)] = True
+
+
+class ConversationInputBody(ConversationBody, VectorOptions):
+    """One conversation, rendered by the chat template."""
+
+    add_generation_prompt: Annotated[bool, none_as(False)] = False
+
+
+class PoolingBody(InputBody):
+    task: Task | None = Field(default=None, strict=False, description="The model's own, if anything.")
+
+
+class PoolingConversationBody(ConversationInputBody):
+    task: Task | None = Field(default=None, strict=False, description="The model's own, if anything.")
+
+
+class CohereContent(Strict):
+    content: Annotated[list[TextPart], Field(min_length=1)]
+
+
+class CohereEmbedBody(RequestBody):
+    """Cohere's /v2/embed."""
+
+    input_type: str | None = None
+    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
+    inputs: Annotated[list[CohereContent], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
+    output_dimension: int | None = Field(default=None, ge=1)
+    embedding_types: (
+        Annotated[list[Literal["float", "binary", "ubinary", "base64"]], Field(min_length=1)] | None
+    ) = None
+    truncate: Annotated[Literal["NONE", "START", "END"], none_as("END")] = "END"
+    max_tokens: int | None = Field(default=None, ge=1)
+    priority: Annotated[int, none_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> CohereEmbedBody:
+        if (self.texts is None) == (self.inputs is None):
+            raise InvalidRequest("Exactly one of texts and inputs is to be given.", param="texts")
+        return self
+
+    @property
+    def all_texts(self) -> list[str]:
+        if self.texts is not None:
+            return self.texts
+        return ["".join(part.text for part in one.content) for one in self.inputs or []]
+
+
+COHERE_REFUSED: dict[str, tuple[Any, ...]] = {"images": ([],)}
+
+
+def _text_of(value: Any) -> Any:
+    """A text as itself, as Jina's and Cohere's `{"text"}`, or as vLLM's `{"content": [text parts]}`."""
+    if isinstance(value, dict) and set(value) == {"text"}:
+        return value["text"]
+    if isinstance(value, dict) and set(value) == {"content"} and isinstance(value["content"], list):
+        parts = [TextPart.model_validate(part) for part in value["content"]]
+        return "\n".join(part.text for part in parts)
+    return value
+
+
+def _texts_of(value: Any) -> Any:
+    return [_text_of(item) for item in value] if isinstance(value, list) else [_text_of(value)]
+
+
+OneText = Annotated[str, BeforeValidator(_text_of)]
+Texts = Annotated[list[str], BeforeValidator(_texts_of), Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class PairOptions(PoolingOptions):
+    max_tokens_per_query: Annotated[int, none_as(0), Field(ge=0)] = Field(
+        default=0, description="A longer query is cut to so many tokens; 0 = no limit of its own."
+    )
+    max_tokens_per_doc: Annotated[int, none_as(0), Field(ge=0)] = Field(
+        default=0, description="A longer document is cut to so many tokens; 0 = no limit of its own."
+    )
+    instruction: str | None = Field(default=None, description="For the model's score template.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="For the model's score template."
+    )
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        given = {} if self.instruction is None else {"instruction": self.instruction}
+        return {**given, **(self.chat_template_kwargs or {})}
+
+
+class RerankBody(PairOptions):
+    """Jina's, Cohere's and vLLM's: one query, many documents."""
+
+    query: OneText
+    documents: Texts
+    top_n: Annotated[int, none_as(0), Field(ge=0)] = Field(default=0, description="0 = all.")
+    return_documents: Annotated[bool, none_as(True)] = True
+
+
+class ScoreBody(PairOptions):
+    """Pairs: one with one, one with many, or each with its own."""
+
+    text_1: Texts
+    text_2: Texts
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> ScoreBody:
+        left, right = len(self.text_1), len(self.text_2)
+        if left not in (1, right):
+            raise InvalidRequest(
+                f"{left} texts can't be paired with {right}: give one with any number, or as many.",
+                param="text_2",
+            )
+        return self
+
+
+SCORE_NAMES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
+"""Further names of text_1 and text_2."""

@@ -1,0 +1,95 @@
+"""Texts and pairs of texts to tokens, cut where that is asked for. Knows nothing of requests or models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tokenizers import Encoding
+
+from engine.errors import InvalidRequest
+from engine.tokenizer import Tokenizer
+
+Side: TypeAlias = Literal["left", "right"]
+Text: TypeAlias = str | tuple[str, str]  # one, or a pair
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Inputs longer than `max_tokens`, special ones counted, lose tokens on this side."""
+
+    max_tokens: int
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    token_ids: list[int]
+    type_ids: list[int] | None = None  # parallel: 1 in the second text of a pair; None = 0
+
+
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[Text], *, add_special_tokens: bool, cut: Cut | None
+) -> list[Encoded]:
+    """All at once, on as many threads as there are. Raises InvalidRequest for what is no Unicode."""
+    try:
+        encodings = tokenizer.fast.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+    except (UnicodeEncodeError, TypeError) as error:
+        raise InvalidRequest("A text is no valid Unicode: it holds half of a surrogate pair.") from error
+    if cut is not None:
+        encodings = [
+            _encode_cut(tokenizer, text, cut, add_special_tokens)
+            if len(encoding) > cut.max_tokens
+            else encoding
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+    return [_encoded(encoding, text, cut) for encoding, text in zip(encodings, texts, strict=True)]
+
+
+def cut_tokens(token_ids: list[int], cut: Cut) -> list[int]:
+    if len(token_ids) <= cut.max_tokens:
+        return token_ids
+    return token_ids[: cut.max_tokens] if cut.side == "right" else token_ids[-cut.max_tokens :]
+
+
+def cut_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> str:
+    """The beginning of a text, of at most so many tokens; 0 = all of it."""
+    if not max_tokens or len(text) <= max_tokens:
+        return text
+    offsets = tokenizer.fast.encode(text, add_special_tokens=False).offsets
+    return text if len(offsets) <= max_tokens else text[: offsets[max_tokens - 1][1]]
+
+
+def _encoded(encoding: Encoding, text: Text, cut: Cut | None) -> Encoded:
+    token_ids = list(encoding.ids)
+    if cut is not None:  # where there is no room even for the special tokens
+        token_ids = cut_tokens(token_ids, cut)
+    if isinstance(text, str):
+        return Encoded(token_ids)
+    return Encoded(token_ids, list(encoding.type_ids)[: len(token_ids)])
+
+
+def _encode_cut(tokenizer: Tokenizer, text: Text, cut: Cut, add_special_tokens: bool) -> Encoding:
+    """Cut before the special tokens are put around it, so that none of them is lost."""
+    fast = tokenizer.fast
+    texts = (text,) if isinstance(text, str) else text
+    parts = [fast.encode(part, add_special_tokens=False) for part in texts]
+    num_special = fast.num_special_tokens_to_add(len(parts) == 2) if add_special_tokens else 0
+    lengths = _shorten([len(part) for part in parts], max(cut.max_tokens - num_special, 0))
+    for part, length in zip(parts, lengths, strict=True):
+        part.truncate(length, direction=cut.side)
+    second = parts[1] if len(parts) == 2 else None
+    return fast.post_process(parts[0], second, add_special_tokens=add_special_tokens)
+
+
+def _shorten(lengths: list[int], room: int) -> list[int]:
+    """The longer of a pair gives way first, until both are equal."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    first, second = lengths
+    if first <= second:
+        first = min(first, max(room // 2, room - second))
+        return [first, min(second, room - first)]
+    second = min(second, max(room // 2, room - first))
+    return [min(first, room - second), second]
