@@ -206,29 +206,26 @@ def _draw_ranked(
     pass than were looked at, and the token is worthless.
     """
     vocab_size = weights.shape[-1]
-    ranked, token_ids = _rank(weights, num_candidates)
+    ranked, token_ids = weights.topk(num_candidates, dim=-1)
     ranks = torch.arange(num_candidates, device=weights.device)
     cumulative = torch.where(ranks < draws.top_k, ranked, 0.0).cumsum(dim=-1, dtype=torch.float64)
     knows_total = draws.top_k <= num_candidates
     total = torch.where(knows_total, cumulative[:, -1:], _block_sums(weights).sum(dim=-1, keepdim=True))
     mass = draws.top_p * total
     decided = knows_total | ((draws.top_k >= vocab_size) & (cumulative[:, -1:] >= mass))
-    # Kept is every token before which the mass isn't reached yet; `kept` is their weight together.
+    # Kept is every token before which the mass isn't reached yet, and of equals at the end the first ones.
     last_kept = torch.searchsorted(cumulative, mass).clamp_(max=num_candidates - 1)
-    kept = cumulative.gather(-1, last_kept)
+    least = ranked.gather(-1, last_kept)
+    num_least = last_kept + 1 - (ranked > least).sum(dim=-1, keepdim=True)
+    # Drawn in the tokens' own order: in the order of ranks, a rounding that swaps two would change the draw.
+    token_ids, order = token_ids.sort(dim=-1)
+    ranked = ranked.gather(-1, order)
+    is_least = ranked == least
+    is_kept = (ranked > least) | (is_least & (is_least.cumsum(dim=-1) <= num_least))
+    cumulative = torch.where(is_kept, ranked, 0.0).cumsum(dim=-1, dtype=torch.float64)
+    kept = cumulative[:, -1:].contiguous()
     picked = _pick(cumulative, kept, draws.uniform * kept)[:, None]
     return token_ids.gather(-1, picked)[:, 0], decided[:, 0]
-
-
-def _rank(weights: torch.Tensor, num_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest weights and their tokens, both [R, num_candidates]; of equals the first token first.
-
-    So that a single candidate is the greedy one. Half types have many equals.
-    """
-    found, token_ids = weights.topk(num_candidates, dim=-1)
-    token_ids, by_token = token_ids.sort(dim=-1)
-    ranked, by_weight = found.gather(-1, by_token).sort(dim=-1, descending=True, stable=True)
-    return ranked, token_ids.gather(-1, by_weight)
 
 
 def _pick(cumulative: torch.Tensor, kept: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

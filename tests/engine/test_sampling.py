@@ -157,3 +157,13 @@ def test_uniform_is_uniform_and_fixed() -> None:
     assert abs(sum((a - 0.5) * (b - 0.5) for a, b in lagged)) / len(numbers) < 0.005
     # Fixed for good: a change would change what clients with a seed get.
     assert (uniform(0, 0), uniform(2**64 - 1, 10**6)) == (0.6524484863740322, 0.4611314684076886)
+
+
+def test_a_rounding_that_swaps_two_ranks_does_not_change_the_draw() -> None:
+    """Tokens 1 and 2 are equal but for the last bit, which depends on what else is in a batch."""
+    first = torch.tensor([[0.0, 1.0, 1.0 + 1e-6, 0.5]])
+    second = torch.tensor([[0.0, 1.0 + 1e-6, 1.0, 0.5]])
+    for seed in range(200):
+        params = SamplingParams(max_tokens=1, top_p=0.95, top_k=3, seed=seed)
+        drawn = [Sampler(()).sample(logits.clone(), [SampledRow(params, 0)]) for logits in (first, second)]
+        assert drawn[0] == drawn[1]
