@@ -27,8 +27,8 @@ from engine.threads import num_compute_threads
 
 log = logging.getLogger(__name__)
 
-# A CPU computes a few hundred prompt tokens in the time in which a GPU does thousands: a step of the full
-# 2048 would hold up every stream for over a second. The figures are in benchmarks/engine's log.
+# A prompt of 1200 tokens beside four streams, Qwen3-0.6B in bfloat16 on two cores: with 256 no step is longer
+# than 0.53 s and the prompt takes 2.2 s; whole, it takes 1.9 s, and the streams stand still all the while.
 _CPU_PREFILL_BESIDE_DECODES = 256
 
 

@@ -126,5 +126,6 @@ def test_the_phases_of_a_start_are_logged(
     with caplog.at_level(logging.INFO, logger="engine.build"):
         core = build_core(config_of(checkpoint("llama3-tied")))
     assert core.max_model_len == CONTEXT
+    assert core._scheduler._max_prefill_beside_decodes == 256  # the default on a CPU
     for words in ("Loaded weights in ", "Warmed up in ", f"longest sequence {CONTEXT} tokens"):
         assert words in caplog.text
