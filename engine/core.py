@@ -52,11 +52,6 @@ class EngineCore:
         return self._scheduler.max_model_len
 
     @property
-    def vocab_size(self) -> int:
-        """Logits there are for each position: token ids are below this, and constraints' masks this wide."""
-        return self._runner.vocab_size
-
-    @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
