@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from engine.server.answer import FinishedChoice, StreamedAnswer, WholeAnswer
-from engine.server.body import check, read_json_object
+from engine.server.body import read_body
 from engine.server.chat_events import (
     ChoiceEnded,
     ChoiceReader,
@@ -29,7 +29,7 @@ from engine.server.stream import ChatChunks, ReadUsage, usage_object
 
 async def create_chat_completion(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
-    body = check(await read_json_object(request), ChatBody, CHAT)
+    body = await read_body(request, ChatBody, CHAT)
     prepared = await prepare_chat(service, body)
     extras = Extras(body, service.model.tokenizer)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from engine.errors import InvalidRequest
 from engine.server.answer import FinishedChoice, StreamedAnswer, WholeAnswer
-from engine.server.body import check, read_json_object
+from engine.server.body import read_body
 from engine.server.constraints import find_spec
 from engine.server.extras import Extras
 from engine.server.gate import request_id_of
@@ -26,7 +26,7 @@ _DEFAULT_MAX_TOKENS = 16
 
 async def create_completion(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
-    body = check(await read_json_object(request), CompletionBody, COMPLETION)
+    body = await read_body(request, CompletionBody, COMPLETION)
     service.model.check_name(body.model)
     prompts = [await _to_prompt(service, prompt, body) for prompt in body.prompt]
     constrain = await service.constraint_for(find_spec(body))

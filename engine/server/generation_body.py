@@ -93,6 +93,13 @@ def _check_stops(value: str | list[str] | None) -> list[str]:
     return stops
 
 
+def _check_size(value: Any) -> Any:
+    """Before its entries are looked at: an error for each of a million would take long."""
+    if isinstance(value, dict) and len(value) > MAX_LISTED:
+        raise ValueError(f"at most {MAX_LISTED} entries, not {len(value)}")
+    return value
+
+
 def _check_bias(value: dict[str, float]) -> dict[str, float]:
     for token, bias in value.items():
         if not token.isascii() or not token.isdigit():
@@ -122,15 +129,19 @@ class GenerationBody(RequestBody):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="1 = none.")
     logit_bias: Annotated[
-        dict[str, float], Field(max_length=MAX_LISTED), none_as({}), AfterValidator(_check_bias)
+        dict[str, float],
+        Field(max_length=MAX_LISTED),
+        BeforeValidator(_check_size),
+        none_as({}),
+        AfterValidator(_check_bias),
     ] = Field(default={}, description="Token id → -100 … 100, added to its logit.")
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
     bad_words: Annotated[
         list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_LISTED), none_as([])
     ] = Field(default=[], description="Words that must not be said; they are tokenised here.")
-    stop: Annotated[str | list[str] | None, AfterValidator(_check_stops)] = Field(
-        default=[], description=f"At most {MAX_STOPS} strings that end the output."
-    )
+    stop: Annotated[
+        str | Annotated[list[str], Field(fail_fast=True)] | None, AfterValidator(_check_stops)
+    ] = Field(default=[], description=f"At most {MAX_STOPS} strings that end the output.")
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LISTED), none_as([])] = []
     include_stop_str_in_output: Annotated[bool, none_as(False)] = False
     ignore_eos: Annotated[bool, none_as(False)] = False

@@ -29,11 +29,11 @@ def _check_prompt(value: Any) -> list[str | TokenIds]:
     if isinstance(value, list) and value:
         if all(_is_id(item) for item in value):
             return [value]
+        if len(value) > MAX_PROMPTS and isinstance(value[0], str | list):
+            raise ValueError(f"at most {MAX_PROMPTS} prompts, not {len(value)}")
         if all(isinstance(item, str) for item in value) or all(
             isinstance(item, list) and all(_is_id(token) for token in item) for item in value
         ):
-            if len(value) > MAX_PROMPTS:
-                raise ValueError(f"at most {MAX_PROMPTS} prompts, not {len(value)}")
             return value
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
 
@@ -81,11 +81,11 @@ class ChatMessage(Strict):
     """One turn. Clients send assistants' messages back as they got them, nulls and all."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     refusal: None = Field(default=None, exclude=True)
     annotations: None = Field(default=None, exclude=True)
@@ -124,9 +124,11 @@ class NamedTool(Strict):
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    documents: list[dict[str, Any]] | None = Field(default=None, description="Handed to the template.")
+    documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
+        default=None, description="Handed to the template."
+    )
     chat_template: str | None = Field(
         default=None, description="Taken only by a server started with --trust-request-chat-template."
     )
@@ -202,4 +204,4 @@ class TokenizeChatBody(ConversationBody):
 
 
 class DetokenizeBody(RequestBody):
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
