@@ -19,7 +19,7 @@ class Need(StrEnum):
 
     GENERATE = "generates text"
     CHAT = "has a chat template"
-    TOOLS = "parses tool calls"
+    TOOLS = "calls tools"
     REASONING = "separates reasoning"
     RESPONSES = "has /v1/responses"
     MESSAGES = "has /v1/messages"

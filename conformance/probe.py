@@ -50,7 +50,7 @@ def _requests(model: str) -> dict[Need, tuple[str, dict[str, Any]]]:
     return {
         Need.GENERATE: (COMPLETIONS, {"model": model, "prompt": "Hi", "max_tokens": 1}),
         Need.CHAT: (CHAT, chat),
-        Need.TOOLS: (CHAT, {**chat, "tools": [_TOOL], "tool_choice": "auto"}),
+        Need.TOOLS: (CHAT, {**chat, "tools": [_TOOL], "tool_choice": "required"}),
         Need.REASONING: (CHAT, {**chat, "thinking_token_budget": 1}),
         Need.RESPONSES: ("/v1/responses", {"model": model, "input": "Hi", "max_output_tokens": 1}),
         Need.MESSAGES: ("/v1/messages", chat),

@@ -122,7 +122,7 @@ async def a_stream_tells_why_it_ended(api: Api) -> None:
     equal(delta["usage"]["output_tokens"], 2, "output_tokens")
 
 
-@group.each({"any": {"type": "any"}, "tool": {"type": "tool", "name": "turn"}})
+@group.each({"any": {"type": "any"}, "tool": {"type": "tool", "name": "turn"}}, Need.TOOLS)
 async def a_tool_is_used(api: Api, choice: dict[str, Any]) -> None:
     message = (await _create(api, tools=[_TOOL], tool_choice=choice, max_tokens=300)).ok()
     uses = [block for block in message["content"] if block["type"] == "tool_use"]
@@ -132,7 +132,7 @@ async def a_tool_is_used(api: Api, choice: dict[str, Any]) -> None:
     equal(message["stop_reason"], "tool_use", "stop_reason")
 
 
-@group.case()
+@group.case(Need.TOOLS)
 async def a_streamed_tool_use_assembles(api: Api) -> None:
     events = await _events(api, tools=[_TOOL], tool_choice={"type": "any"}, max_tokens=300)
     pieces = [

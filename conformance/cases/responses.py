@@ -124,7 +124,7 @@ async def the_last_event_holds_the_response(api: Api) -> None:
     has_keys(events[-1]["response"]["usage"], ["input_tokens", "output_tokens"], "usage")
 
 
-@group.case()
+@group.case(Need.TOOLS)
 async def a_tool_is_called(api: Api) -> None:
     response = (await _create(api, tools=[_TOOL], tool_choice="required", max_output_tokens=300)).ok()
     calls = [item for item in response["output"] if item["type"] == "function_call"]

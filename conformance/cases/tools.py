@@ -9,7 +9,7 @@ from conformance.case import Group, Need
 from conformance.checks import check, equal, has_keys
 from conformance.client import CHAT, WIDE, Api, Stream
 
-group = Group("tools", Need.GENERATE, Need.CHAT)
+group = Group("tools", Need.GENERATE, Need.CHAT, Need.TOOLS)
 
 _MAX_TOKENS = 300
 
@@ -48,7 +48,12 @@ def _fields(**fields: Any) -> dict[str, Any]:
 async def _calls(api: Api, **fields: Any) -> tuple[list[Any], Any]:
     """The calls of an answer, and the choice that holds them."""
     choice = (await api.chat(**_fields(**fields)))["choices"][0]
-    return choice["message"].get("tool_calls") or [], choice
+    return _whole_calls(choice["message"].get("tool_calls") or [], choice), choice
+
+
+def _whole_calls(calls: list[Any], choice: Any) -> list[Any]:
+    """Without the last of several that the limit has cut off: a model may call on and on."""
+    return calls[:-1] if len(calls) > 1 and choice["finish_reason"] == "length" else calls
 
 
 def _check_call(call: Any) -> None:
@@ -106,7 +111,7 @@ async def a_call_follows_its_schema_when_sampled_widely(api: Api, seed: int) -> 
 async def a_streamed_call_is_the_same_as_whole(api: Api, fields: dict[str, Any]) -> None:
     stream = await api.stream_chat(**_fields(**fields))
     calls, choice = await _calls(api, **fields)
-    streamed = _assemble(stream)
+    streamed = _whole_calls(_assemble(stream), stream.end())
     for call in streamed:
         _check_call(call)
     equal([call["function"] for call in streamed], [call["function"] for call in calls], "functions")
@@ -115,7 +120,7 @@ async def a_streamed_call_is_the_same_as_whole(api: Api, fields: dict[str, Any])
 
 @group.case()
 async def a_required_call_ends_with_tool_calls(api: Api) -> None:
-    _, choice = await _calls(api, **_CHOICES["required"])
+    _, choice = await _calls(api, **_CHOICES["required-not-in-parallel"])
     equal(choice["finish_reason"], "tool_calls", "finish_reason")
 
 
@@ -146,7 +151,7 @@ async def the_first_delta_of_a_call_has_id_and_name(api: Api) -> None:
     check(not any((delta.get("function") or {}).get("name") for delta in deltas[1:]), "the name comes again")
 
 
-@group.each({"none": "none", "auto": "auto", "not-given": None}, Need.TOOLS)
+@group.each({"none": "none", "auto": "auto", "not-given": None})
 async def tools_that_need_not_be_called(api: Api, choice: str | None) -> None:
     answer = await api.chat(**_fields(tools=_TOOLS, tool_choice=choice, max_tokens=8))
     check(answer["choices"][0]["finish_reason"] in ("stop", "length", "tool_calls"), "finish_reason")
@@ -158,7 +163,7 @@ async def none_calls_nothing(api: Api) -> None:
     equal(calls, [], "calls")
 
 
-@group.case(Need.TOOLS)
+@group.case()
 async def tokenize_sees_the_tools(api: Api) -> None:
     messages = [{"role": "user", "content": "Turn."}]
     body = {"model": api.facts.model, "messages": messages, "tools": _TOOLS}
@@ -172,7 +177,8 @@ async def a_tool_without_parameters(api: Api) -> None:
     calls, choice = await _calls(api, tools=[_BARE], tool_choice="required", parallel_tool_calls=False)
     check(calls, f"no call: {choice['message']}")
     equal(calls[0]["function"]["name"], "ring", "name")
-    check(isinstance(json.loads(calls[0]["function"]["arguments"]), dict), "arguments are no object")
+    if choice["finish_reason"] != "length":  # any object may hold a string without an end
+        check(isinstance(json.loads(calls[0]["function"]["arguments"]), dict), "arguments are no object")
 
 
 def _history(arguments: str) -> list[dict[str, Any]]:
@@ -193,7 +199,7 @@ async def a_result_in_the_history(api: Api) -> None:
 
 @group.case()
 async def calls_may_be_sent_back_as_they_came(api: Api) -> None:
-    answer = await api.chat(**_fields(**_CHOICES["required"]))
+    answer = await api.chat(**_fields(**_CHOICES["required-not-in-parallel"]))
     message = answer["choices"][0]["message"]
     results = [
         {"role": "tool", "tool_call_id": call["id"], "content": "done"} for call in message["tool_calls"]

@@ -59,7 +59,9 @@ def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
     choice: str = wanted.function.name if isinstance(wanted, NamedTool) else wanted
     if choice == "auto" and not any(tool.function.strict for tool in body.tools or []):
         return None  # nothing is promised, so the model's own way is left to it
-    tag = call_constraint(tool_parser, tools, choice, parallel=body.parallel_tool_calls)
+    # Who names a function means one call of it.
+    parallel = body.parallel_tool_calls and not isinstance(wanted, NamedTool)
+    tag = call_constraint(tool_parser, tools, choice, parallel=parallel)
     return None if tag is None else StructuredOutput(StructuredKind.STRUCTURAL_TAG, tag, "tools")
 
 

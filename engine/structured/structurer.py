@@ -128,7 +128,7 @@ class Structurer:
             case StructuredKind.GRAMMAR:
                 return compiler.compile_grammar(wanted.source)
             case StructuredKind.STRUCTURAL_TAG:
-                return compiler.compile_structural_tag(wanted.source)
+                return compiler.compile_structural_tag(json.dumps(_bound_whitespace(_parse(wanted))))
 
     def _get_compiler(self) -> GrammarCompiler:
         if self._compiler is None:
@@ -137,6 +137,19 @@ class Structurer:
             info = tokenizer_info(self._tokenizer, self._vocab_size, self._eos_token_ids)
             self._compiler = GrammarCompiler(info, max_threads=1, cache_limit_bytes=_MAX_CACHE_BYTES)
         return self._compiler
+
+
+def _bound_whitespace(tag: Any) -> Any:
+    """A structural tag whose schemas leave no more white space free than a schema alone."""
+    if isinstance(tag, list):
+        return [_bound_whitespace(part) for part in tag]
+    if not isinstance(tag, dict):
+        return tag
+    # Not within the schema: there, the same words are names of properties.
+    bounded = {name: part if name == "json_schema" else _bound_whitespace(part) for name, part in tag.items()}
+    if tag.get("type") == "json_schema":
+        bounded.setdefault("max_whitespace_cnt", _MAX_WHITESPACE)
+    return bounded
 
 
 def _parse(wanted: StructuredOutput) -> Any:
