@@ -21,6 +21,7 @@ from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig, ServerConfig
 from engine.core import EngineCore
 from engine.errors import EngineError
+from engine.pooling.engine import PoolingEngine
 from engine.server.listener import listen
 from engine.server.serve import Loading, serve
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -101,7 +102,7 @@ def fake_core(
 @contextmanager
 def running(
     directory: Path,
-    build_core: Callable[[], EngineCore],
+    build_core: Callable[[], EngineCore] | PoolingEngine,
     *,
     wait_ready: bool = True,
     max_num_seqs: int = 8,
@@ -138,14 +139,14 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 async def _serve(
     directory: Path,
-    build_core: Callable[[], EngineCore],
+    build_core: Callable[[], EngineCore] | PoolingEngine,
     config: ServerConfig,
     max_num_seqs: int,
     started: Future[Running],
     ready: threading.Event,
 ) -> None:
     listener = listen(config.host, config.port)
-    engine = AsyncEngine(build_core)
+    engine: Any = build_core if isinstance(build_core, PoolingEngine) else AsyncEngine(build_core)
     tokenizer: Future[Tokenizer] = Future()
     tokenizer.set_result(load_tokenizer(directory))
     loading = Loading(engine, asyncio.create_task(engine.start()), tokenizer, directory)
