@@ -19,6 +19,7 @@ from engine.server.chat import create_chat_completion
 from engine.server.completions import create_completion
 from engine.server.errors import GenerationFailed, UnknownRoute, WrongMethod, error_response
 from engine.server.gate import Gate
+from engine.server.messages.routes import count_tokens, create_message
 from engine.server.model_service import ModelService
 from engine.server.openapi import docs_page, openapi_document
 from engine.server.pooling.elsewhere import POOLING_PATHS, needs_pooling
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 _ROUTES = (
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/messages", create_message),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", ops.list_models),
     ("GET", "/v1/models/{name:path}", ops.get_model),
     ("GET", "/health", ops.health),
@@ -76,18 +79,21 @@ async def _on_engine_error(request: Request, error: Exception) -> Response:
         error, EngineError
     ):  # Starlette looks handlers up by class; this is for the type checker
         raise error
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such route, or not with this method."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        response = error_response(WrongMethod(f"{request.method} is not possible on {request.url.path}."))
+        response = error_response(
+            WrongMethod(f"{request.method} is not possible on {request.url.path}."), request.url.path
+        )
         response.headers.update(error.headers or {})
         return response
-    return error_response(UnknownRoute(f"There is nothing at {request.url.path}."))
+    return error_response(UnknownRoute(f"There is nothing at {request.url.path}."), request.url.path)
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:
     """The last resort; Starlette raises the error again, so that it is logged with its traceback."""
-    return error_response(GenerationFailed(f"An error in the server: {type(error).__name__}."))
+    failure = GenerationFailed(f"An error in the server: {type(error).__name__}.")
+    return error_response(failure, request.url.path)

@@ -110,11 +110,33 @@ def envelope(error: EngineError) -> bytes:
     return json.dumps({"error": body}).encode()
 
 
-def error_response(error: EngineError) -> Response:
+_ANTHROPIC_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "api_error",
+}
+
+
+def anthropic_envelope(error: EngineError) -> bytes:
+    """`{"type": "error", "error": {type, message}}`, and the field's name beside them."""
+    body = {
+        "type": _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error"),
+        "message": error.message,
+        "param": getattr(error, "param", None),
+    }
+    return json.dumps({"type": "error", "error": body}).encode()
+
+
+def error_response(error: EngineError, path: str = "") -> Response:
+    """In the protocol of the path that was asked for."""
     status = status_of(error)
+    body = anthropic_envelope(error) if path.startswith("/v1/messages") else envelope(error)
     headers = {}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers["Retry-After"] = str(_RETRY_AFTER_S)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(envelope(error), status, headers, media_type="application/json")
+    return Response(body, status, headers, media_type="application/json")

@@ -43,7 +43,7 @@ class Gate:
         try:
             self._check(scope)
         except EngineError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         self._num_inside += 1
         self._empty.clear()

@@ -1,0 +1,117 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine.errors import EngineError, InvalidRequest
+from engine.server.answer import STREAM_HEADERS, unless_client_leaves
+from engine.server.body import read_body
+from engine.server.chat_run import ChatRun, encode_conversation, start_chat
+from engine.server.errors import anthropic_envelope, error_response
+from engine.server.gate import request_id_of
+from engine.server.messages.bodies import REFUSED, CountBody, MessagesBody
+from engine.server.messages.events import MessageWriter
+from engine.server.messages.translate import renamed, to_chat
+from engine.server.service import Service
+
+log = logging.getLogger(__name__)
+
+PATH = "/v1/messages"
+
+
+async def create_message(request: Request) -> ASGIApp:
+    service: Service = request.app.state.service
+    body = await read_body(request, MessagesBody, REFUSED)
+    service.model.check_name(body.model)
+    try:
+        run = await start_chat(service, to_chat(body))
+    except InvalidRequest as error:
+        raise renamed(error) from error
+    writer = MessageWriter(f"msg_{request_id_of(request, None)}", body.model or service.model.name)
+    return MessageStream(run, writer) if body.stream else WholeMessage(run, writer)
+
+
+async def count_tokens(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await read_body(request, CountBody, REFUSED)
+    service.model.check_name(body.model)
+    return JSONResponse({"input_tokens": len(await encode_conversation(service, to_chat(body)))})
+
+
+class WholeMessage:
+    """An ASGI response: the message, once it is complete."""
+
+    def __init__(self, run: ChatRun, writer: MessageWriter) -> None:
+        self._run = run
+        self._writer = writer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await unless_client_leaves(receive, self._collect)
+        if response is not None:
+            await response(scope, receive, send)
+
+    async def _collect(self) -> Response:
+        try:
+            async with self._run as run:
+                async for events in run.steps():
+                    self._writer.feed(events)
+        except EngineError as error:
+            return error_response(error, PATH)
+        return JSONResponse(self._writer.message(self._run.usage))
+
+
+class MessageStream:
+    """An ASGI response: Anthropic's events as the tokens come.
+
+    As with chat completions, a request that fails before its first event gets a status of its own; after it,
+    the error is an event, and the connection breaks.
+    """
+
+    def __init__(self, run: ChatRun, writer: MessageWriter) -> None:
+        self._run = run
+        self._writer = writer
+        self._has_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def stream() -> EngineError | None:
+            try:
+                await self._stream(send)
+            except EngineError as error:
+                return error
+            return None
+
+        error = await unless_client_leaves(receive, stream)
+        if error is not None and not self._has_begun:
+            await error_response(error, PATH)(scope, receive, send)
+        elif error is not None:
+            log.warning("A stream ends with an error: %s", error)
+            await self._send(send, b"event: error\ndata: " + anthropic_envelope(error) + b"\n\n")
+
+    async def _stream(self, send: Send) -> None:
+        async with self._run as run:
+            async for events in run.steps():
+                told = self._writer.feed(events)
+                if not self._has_begun:
+                    told = [self._writer.start(run.usage), {"type": "ping"}, *told]
+                if told:
+                    await self._send(send, _encode(told))
+        await self._send(send, _encode(self._writer.end(self._run.usage)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, events: bytes) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        await send({"type": "http.response.body", "body": events, "more_body": True})
+
+
+def _encode(events: list[dict[str, Any]]) -> bytes:
+    lines = [f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events]
+    return "".join(lines).encode()
