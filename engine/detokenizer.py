@@ -78,12 +78,15 @@ class StopStrings:
         self._include = include_in_output
         self._held = ""
 
-    def push(self, piece: str) -> tuple[str, str | None]:
-        """(text that may go out, the stop string that ended it or None); nothing may be pushed after one."""
+    def push(self, piece: str, *, may_end: bool = True) -> tuple[str, str | None]:
+        """(text that may go out, the stop string that ended it or None); nothing may be pushed after one.
+
+        `may_end`: whether a stop string that this piece completes counts.
+        """
         if not self._stops:
             return piece, None
         text = self._held + piece
-        found = self._find(text)
+        found = self._find(text, len(self._held)) if may_end else None
         if found is not None:
             start, stop = found
             self._held = ""
@@ -97,8 +100,13 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _find(self, text: str) -> tuple[int, str] | None:
-        matches = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+    def _find(self, text: str, num_old: int) -> tuple[int, str] | None:
+        """The first to be complete after the old characters; what was in them may not have counted."""
+        matches = [
+            (at + len(stop), at, stop)
+            for stop in self._stops
+            if (at := text.find(stop, max(0, num_old - len(stop) + 1))) >= 0
+        ]
         if not matches:
             return None
         _, start, stop = min(matches)
@@ -126,7 +134,7 @@ class Piece:
 class Detokenizer:
     """One sequence's way from tokens to text that may be shown.
 
-    Stop strings are looked for only in what comes after `min_tokens` tokens.
+    A stop string counts if it is complete after `min_tokens` tokens, wherever it began.
     """
 
     def __init__(
@@ -152,9 +160,7 @@ class Detokenizer:
             self._num_tokens += 1
             if not text:
                 continue
-            stop = None
-            if self._num_tokens > self._min_tokens:
-                text, stop = self._stops.push(text)
+            text, stop = self._stops.push(text, may_end=self._num_tokens > self._min_tokens)
             shown.append(text)
             if stop is not None:
                 return Piece("".join(shown), count, stop)
@@ -163,7 +169,5 @@ class Detokenizer:
     def flush(self) -> Piece:
         """The rest, once the last token has been pushed. It, too, may complete a stop string."""
         rest = self._text.flush()
-        if self._num_tokens <= self._min_tokens:
-            return Piece(rest, 0)
-        text, stop = self._stops.push(rest)
+        text, stop = self._stops.push(rest, may_end=self._num_tokens > self._min_tokens)
         return Piece(text if stop is not None else text + self._stops.flush(), 0, stop)

@@ -31,7 +31,8 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     body = await read_body(request, ChatBody, CHAT)
     prepared = await prepare_chat(service, body)
-    extras = Extras(body, service.model.tokenizer)
+    prompt_text = prepared.prompt_text if body.return_prompt_text else None
+    extras = Extras(body, service.model.tokenizer, prompt_text=prompt_text)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     model = body.model or service.model.name
     if body.stream:
@@ -78,7 +79,7 @@ def _to_object(
     ]
     prompt: dict[str, Any] = {}
     for deltas in (choice.deltas for choice in choices[:1]):
-        prompt = {**extras.prompt_token_ids(deltas[0]), **extras.prompt_logprobs(deltas)}
+        prompt = {**extras.prompt_fields(deltas[0]), **extras.prompt_logprobs(deltas)}
     return {**head, "choices": described, "usage": usage_object(read_usage()), **prompt}
 
 

@@ -61,22 +61,31 @@ class ChoiceReader:
         end_of_reasoning: int | None = None,
         tools: ToolParser | None = None,
         shows_reasoning: bool = True,
+        is_parallel: bool = True,
+        echo: str = "",
     ) -> None:
-        """`end_of_reasoning`: the token that ends it, where it is one token; for counting."""
+        """`end_of_reasoning`: the token that ends it, where it is one token; for counting.
+
+        `is_parallel`: calls after the first are told, too. `echo` is told before all else.
+        """
         self._index = index
         self._reasoning = reasoning
         self._end_of_reasoning = end_of_reasoning
         self._tools = tools
         self._shows_reasoning = shows_reasoning
+        self._is_parallel = is_parallel
+        self._echo = echo
         self._has_called = False
 
     def read(self, delta: ChoiceDelta) -> list[ChatEvent]:
         """The events that a delta brings; the last delta brings ChoiceEnded."""
+        events: list[ChatEvent] = [ContentDelta(self._index, self._echo)] if self._echo else []
+        self._echo = ""
         if self._reasoning is None:
-            events = self._content(delta.text)
+            events += self._content(delta.text)
         else:
             self._count(delta, self._reasoning)
-            events = self._pieces(self._reasoning.feed(delta.text))
+            events += self._pieces(self._reasoning.feed(delta.text))
         if delta.finish_reason is not None:
             events += self._end(delta, delta.finish_reason)
         return events
@@ -113,6 +122,8 @@ class ChoiceReader:
             match piece:
                 case TextPiece(text):
                     events.append(ContentDelta(self._index, text))
+                case CallBegun(number) | CallArguments(number) if number and not self._is_parallel:
+                    pass
                 case CallBegun(number, name):
                     self._has_called = True
                     events.append(ToolCallDelta(self._index, number, f"call_{uuid.uuid4().hex}", name, ""))

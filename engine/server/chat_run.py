@@ -33,6 +33,7 @@ class PreparedChat:
     choices: list[Choice]
     readers: dict[int, ChoiceReader]  # by the choice's index
     is_plain: bool  # all text is content: readers have nothing to do
+    prompt_text: str
 
 
 class ChatRun:
@@ -87,7 +88,12 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
             param="tool_choice",
         )
     text = await render_conversation(service, body, with_tools=has_tools)
-    token_ids = await service.encode(text, add_special_tokens=body.add_special_tokens)
+    token_ids = await service.encode(
+        text,
+        add_special_tokens=body.add_special_tokens,
+        may_be_cut=body.truncate_prompt_tokens is not None,
+        param="messages",
+    )
     limit = _token_limit(service, body)
     token_ids = limit.truncate(token_ids, body, service.engine.max_model_len)
     max_tokens = limit.within(
@@ -110,7 +116,8 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
         generation,
         choices,
         {choice.index: make_reader(choice.index) for choice in choices},
-        is_plain=tool_parser is None and thinking is None,
+        is_plain=tool_parser is None and thinking is None and not body.echoed,
+        prompt_text=text,
     )
 
 
@@ -142,6 +149,8 @@ def _reader_factory(
             end_of_reasoning=None if thinking is None else thinking.end_token_id,
             tools=parser,
             shows_reasoning=body.include_reasoning,
+            is_parallel=body.parallel_tool_calls,
+            echo=body.echoed,
         )
 
     return make
@@ -150,7 +159,7 @@ def _reader_factory(
 async def encode_conversation(service: ModelService, body: ConversationBody) -> list[int]:
     """The prompt's tokens, by the chat template."""
     text = await render_conversation(service, body, with_tools=True)
-    return await service.encode(text, add_special_tokens=body.add_special_tokens)
+    return await service.encode(text, add_special_tokens=body.add_special_tokens, param="messages")
 
 
 async def render_conversation(
@@ -160,16 +169,15 @@ async def render_conversation(
 
     `enable_thinking`: instead of what the body says of it.
     """
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
     variables = {**_reasoning_variables(body), **(body.chat_template_kwargs or {})}
     if enable_thinking is not None:
         variables["enable_thinking"] = enable_thinking
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
     template = service.model.template_for(body.chat_template)
 
     def render() -> str:
         return template.render(
-            messages,
+            [message.model_dump(exclude_none=True) for message in body.messages],
             tools=tools or None,
             documents=body.documents,
             add_generation_prompt=body.add_generation_prompt,
@@ -177,8 +185,7 @@ async def render_conversation(
             variables=variables,
         )
 
-    size = sum(len(str(message.get("content"))) for message in messages)
-    return render() if size * 4 < LARGE_BYTES else await asyncio.to_thread(render)
+    return render() if body.num_chars * 4 < LARGE_BYTES else await asyncio.to_thread(render)
 
 
 def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:

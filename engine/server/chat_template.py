@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
@@ -108,19 +109,23 @@ class ChatTemplate:
             ) from error
 
     def _adapt(self, message: Message) -> dict[str, Any]:
-        adapted = {key: value for key, value in message.items() if value is not None}
-        adapted["content"] = self._adapt_content(message.get("content"))
+        adapted = {key: value for key, value in message.items() if value not in (None, [])}
+        as_text = message["role"] == "tool"  # templates that take other roles' parts mostly don't take these
+        adapted["content"] = self._adapt_content(message.get("content"), as_text=as_text)
+        thought = adapted.get("reasoning") or adapted.get("reasoning_content")
+        if thought is not None:  # templates know it by either name
+            adapted["reasoning"] = adapted["reasoning_content"] = thought
         if adapted["role"] == "developer" and not self._takes_developer:
             adapted["role"] = "system"  # the role's older name; templates drop roles they don't know
         if "tool_calls" in adapted:
             adapted["tool_calls"] = [_with_parsed_arguments(call) for call in adapted["tool_calls"]]
         return adapted
 
-    def _adapt_content(self, content: Any) -> Any:
+    def _adapt_content(self, content: Any, *, as_text: bool) -> Any:
         if content is None:
             return None
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if self._wants_parts:
+        if self._wants_parts and not as_text:
             return parts
         return "\n".join(part["text"] for part in parts)
 
@@ -151,17 +156,15 @@ def _cut_after(text: str, content: Any) -> str:
 
 
 def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Clients send a call's arguments as JSON text; templates want the object."""
+    """Clients send a call's arguments as JSON text; templates want the object.
+
+    Text that is no JSON stays as it is: a call that was cut off must not make its conversation unusable.
+    """
     function = dict(call["function"])
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(arguments) if arguments else {}
-        except ValueError as error:
-            raise InvalidRequest(
-                f"tool_calls: the arguments of {function.get('name')!r} are no JSON: {error}",
-                param="messages",
-            ) from error
     return {**call, "function": function}
 
 

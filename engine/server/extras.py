@@ -15,11 +15,20 @@ from engine.types import PositionLogprobs
 class Extras:
     """One answer's. Takes a choice's deltas in order, one at a time or all together: they say the same."""
 
-    def __init__(self, body: GenerationBody, tokenizer: Tokenizer, *, echo: bool = False) -> None:
+    def __init__(
+        self,
+        body: GenerationBody,
+        tokenizer: Tokenizer,
+        *,
+        echo: bool = False,
+        prompt_text: str | None = None,
+    ) -> None:
+        """`echo`: logprobs begin with the prompt's. `prompt_text`: what to tell of it, if wanted."""
         self._has_logprobs = body.num_logprobs is not None
         self._has_token_ids = body.return_token_ids
         self._has_prompt_logprobs = body.prompt_logprobs is not None
         self._echo = echo
+        self._prompt_text = {} if prompt_text is None else {"prompt_text": prompt_text}
         self._writer = LogprobsWriter(tokenizer, as_token_ids=body.return_tokens_as_token_ids)
         self.wanted = self._has_logprobs or self._has_token_ids or self._has_prompt_logprobs
 
@@ -45,12 +54,13 @@ class Extras:
         if not self._has_token_ids:
             return {}
         fields: dict[str, Any] = {"token_ids": [token for delta in deltas for token in delta.token_ids]}
-        return {**fields, **self.prompt_token_ids(deltas[0])} if is_first else fields
+        return {**fields, **self.prompt_fields(deltas[0])} if is_first else fields
 
-    def prompt_token_ids(self, delta: ChoiceDelta) -> dict[str, Any]:
+    def prompt_fields(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """What is told of the prompt, once."""
         if not self._has_token_ids:
-            return {}
-        return {"prompt_token_ids": list(delta.choice.request.prompt_token_ids)}
+            return self._prompt_text
+        return {"prompt_token_ids": list(delta.choice.request.prompt_token_ids), **self._prompt_text}
 
     def prompt_logprobs(self, deltas: Iterable[ChoiceDelta]) -> dict[str, Any]:
         if not self._has_prompt_logprobs:

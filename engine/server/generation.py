@@ -175,8 +175,8 @@ class Generation:
             pump.cancel()
 
     def read_usage(self) -> Usage:
-        """A prompt counts once, however many choices it has."""
-        prompts = {id(choice.request.prompt_token_ids): choice for choice in self._choices}
+        """A prompt counts once, however many choices it has: what its first has found in the cache counts."""
+        prompts = {id(choice.request.prompt_token_ids): choice for choice in reversed(self._choices)}
         return Usage(
             prompt_tokens=sum(len(choice.request.prompt_token_ids) for choice in prompts.values()),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),

@@ -57,7 +57,9 @@ class ModelService:
             raise NotReady("The model is still loading.")
         return self._model
 
-    async def encode(self, text: str, *, add_special_tokens: bool, may_be_cut: bool = False) -> list[int]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool, may_be_cut: bool = False, param: str = "prompt"
+    ) -> list[int]:
         """Tokens of a text; a long one is encoded in a thread, as the loop has streams to serve.
 
         Raises PromptTooLong, before that work, for what can't fit however it is split into tokens; not if
@@ -69,7 +71,7 @@ class ModelService:
             raise PromptTooLong(
                 f"The prompt has {len(text)} characters, at least {least} tokens; the model's context is "
                 f"{self.engine.max_model_len} tokens, of prompt and output together.",
-                param="prompt",
+                param=param,
             )
         if len(text) * 4 < LARGE_BYTES:
             return encode(text, add_special_tokens=add_special_tokens)

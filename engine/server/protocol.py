@@ -99,6 +99,18 @@ class ChatMessage(Strict):
             raise ValueError(f"a message of role {self.role} needs content")
         return self
 
+    @property
+    def text(self) -> str:
+        """The content, its parts joined; empty for none."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+    @property
+    def num_chars(self) -> int:
+        calls = sum(len(str(call.function.arguments)) for call in self.tool_calls or ())
+        return calls + len(self.text) + len(self.reasoning or self.reasoning_content or "")
+
 
 class FunctionDefinition(Strict):
     name: str = Field(min_length=1, max_length=256)
@@ -139,6 +151,12 @@ class ConversationBody(RequestBody):
     )
     add_special_tokens: Annotated[bool, none_as(False)] = False
 
+    @property
+    def num_chars(self) -> int:
+        """About how much there is to render."""
+        more = sum(len(str(one)) for one in (self.tools, self.documents, self.chat_template_kwargs) if one)
+        return more + sum(message.num_chars for message in self.messages)
+
     @model_validator(mode="after")
     def _check_continuation(self) -> ConversationBody:
         if self.continue_final_message and "add_generation_prompt" not in self.model_fields_set:
@@ -154,6 +172,12 @@ class ConversationBody(RequestBody):
 
 
 class ChatBody(GenerationBody, ConversationBody):
+    echo: Annotated[bool, none_as(False)] = Field(
+        default=False, description="Put the last message before the answer, if it is the assistant's."
+    )
+    return_prompt_text: Annotated[bool, none_as(False)] = Field(
+        default=False, description="Tell the prompt as the template has made it, as `prompt_text`."
+    )
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: Annotated[bool, none_as(False)] = False
@@ -183,6 +207,13 @@ class ChatBody(GenerationBody, ConversationBody):
                 param="tool_choice.function.name",
             )
         return self
+
+    @property
+    def echoed(self) -> str:
+        """What is put before the answer: vLLM's rule, the last message if the answer goes on in its role."""
+        last = self.messages[-1]
+        goes_on = last.role == "assistant" or not self.add_generation_prompt
+        return last.text if self.echo and goes_on else ""
 
     @property
     def logprobs_param(self) -> str:

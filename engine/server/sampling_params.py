@@ -33,8 +33,7 @@ class TokenLimit:
                 f"truncate_prompt_tokens {wanted} is more than the context of {max_model_len} tokens.",
                 param="truncate_prompt_tokens",
             )
-        most = max(1, max_model_len - (1 if self.asked is None else min(self.asked, max_model_len)))
-        kept = most if wanted < 0 else wanted
+        kept = max_model_len - (0 if self.asked == 0 else 1) if wanted < 0 else wanted
         if kept == 0 or len(token_ids) <= kept:
             return token_ids[:kept]
         return token_ids[:kept] if body.truncation_side == "right" else token_ids[-kept:]
@@ -96,7 +95,8 @@ class TokenWishes:
 def _spellings(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """A word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
     bare, spaced = (
-        tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (word, f" {word.lstrip()}")
+        tuple(tokenizer.encode(text, add_special_tokens=False))
+        for text in (word.lstrip() or word, f" {word.lstrip()}")
     )
     both = [bare] if len(spaced) != len(bare) or spaced == bare else [bare, spaced]
     return [tokens for tokens in both if tokens]

@@ -65,11 +65,12 @@ class _Envelope:
         self._continuous_usage = continuous_usage
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
 
-    def wrap(self, choice: str, read_usage: ReadUsage) -> str:
+    def wrap(self, choice: str, read_usage: ReadUsage, more: str = "") -> str:
+        """A chunk of one choice; `more` are further fields of the chunk, with a comma before each."""
         tail = self._tail
         if self._continuous_usage:
             tail = f',"usage":{_encode(usage_object(read_usage()))}}}\n\n'
-        return f'{self._head}"choices":[{choice}]{tail}'
+        return f'{self._head}"choices":[{choice}]{more}{tail}'
 
     def end(self, usage: Usage) -> bytes:
         if not self._include_usage:
@@ -128,6 +129,12 @@ class ChatChunks:
         chunks = []
         for delta in deltas:
             index = delta.choice.index
+            if index not in self._begun:
+                self._begun.add(index)
+                role = f'{{"index":{index},"delta":{_ROLE},"logprobs":null{_UNFINISHED}}}'
+                chunks.append(
+                    self._envelope.wrap(role, read_usage, _fields(self._extras.prompt_fields(delta)))
+                )
             for content, logprobs, tail in self._parts(delta):
                 choice = f'{{"index":{index},"delta":{content},"logprobs":{logprobs}{tail}}}'
                 chunks.append(self._envelope.wrap(choice, read_usage))
@@ -135,11 +142,6 @@ class ChatChunks:
 
     def _parts(self, delta: ChoiceDelta) -> Iterable[tuple[str, str, str]]:
         """(the chunk's delta, its logprobs, what follows them)."""
-        is_first = delta.choice.index not in self._begun
-        if is_first:
-            self._begun.add(delta.choice.index)
-            prompt = self._extras.prompt_token_ids(delta) if self._extras.wanted else {}
-            yield '{"role":"assistant","content":""}', "null", _UNFINISHED + _fields(prompt)
         contents, end = self._contents(delta)
         if self._extras.wanted:
             logprobs = _encode(self._extras.chat_logprobs([delta]))
@@ -167,6 +169,7 @@ class ChatChunks:
 
 
 _UNFINISHED = ',"finish_reason":null'
+_ROLE = '{"role":"assistant","content":""}'
 
 
 def _finish(reason: str | None, stop_reason: int | str | None) -> str:

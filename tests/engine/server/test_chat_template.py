@@ -150,9 +150,27 @@ def test_arguments_of_tool_calls_are_objects() -> None:
     ]
     template = template_of("{{ messages[0].tool_calls[0].function.arguments | tojson }}")
     assert template.render(turns) == '{"x": 1}'
-    turns[0]["tool_calls"][0]["function"]["arguments"] = "{"
-    with pytest.raises(InvalidRequest, match="no JSON"):
-        template.render(turns)
+    turns[0]["tool_calls"][0]["function"]["arguments"] = '{"x'  # cut off: shown as it was
+    assert template.render(turns) == '"{\\"x"'
+
+
+def test_thoughts_are_known_by_either_name() -> None:
+    for name, other in (("reasoning", "reasoning_content"), ("reasoning_content", "reasoning")):
+        turns = [{"role": "assistant", "content": "x", name: "hm"}]
+        assert template_of(f"{{{{ messages[0].{other} }}}}").render(turns) == "hm"
+
+
+def test_results_of_tools_are_text_even_where_others_are_parts() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    source = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
+    source += "{{ messages[-1].content if messages[-1].role == 'tool' }}"
+    turns = [{"role": "user", "content": parts}, {"role": "tool", "content": parts}]
+    assert template_of(source).render(turns) == "aba\nb"
+
+
+def test_no_calls_are_no_calls() -> None:
+    turns = [{"role": "assistant", "content": "x", "tool_calls": []}]
+    assert template_of("{{ 'tool_calls' in messages[0] }}").render(turns) == "False"
 
 
 def test_developer_is_system_to_templates_that_know_no_developer() -> None:
