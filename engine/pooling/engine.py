@@ -117,7 +117,7 @@ class PoolingEngine:
         try:
             return await asyncio.gather(*futures.values())
         finally:
-            if left := frozenset(futures) & self._results.keys():
+            if left := frozenset(name for name in futures if name in self._results):
                 self._forget(left)
 
     def abort(self, request_id: str) -> None:

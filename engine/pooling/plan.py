@@ -145,7 +145,9 @@ class _Pooler:
                 f"--pooler-config: {unknown[0]!r} isn't supported; {', '.join(sorted(known))} are."
             )
         if values.get("task", task) != task:
-            raise ConfigError(f"--pooler-config: task is {values['task']!r}, but this model does {task!r}.")
+            raise ConfigError(
+                f"--pooler-config: task is {values['task']!r}, but this model does {str(task)!r}."
+            )
         name = values.get("pooling_type", values.get("seq_pooling_type"))
         if name is not None and name not in tuple(PoolingType):
             raise ConfigError(f"--pooler-config: pooling {name!r} isn't one of {', '.join(PoolingType)}.")
