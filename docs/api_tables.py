@@ -11,8 +11,8 @@ from typing import Any
 from conformance.differences import VLLM
 from engine.server.absent import ABSENT
 from engine.server.errors import status_table
-from engine.server.openapi import build_document, describe_type
-from engine.server.operations import OPERATIONS, PASSED_OVER, Operation
+from engine.server.openapi import Kind, build_document, describe_type
+from engine.server.operations import GENERATING, OPERATIONS, PASSED_OVER, POOLING, Operation
 from engine.server.refused_fields import INSTEAD
 
 PAGE = Path(__file__).with_name("api.md")
@@ -62,13 +62,16 @@ well.
 
 
 def render() -> str:
-    schemas = build_document()["components"]["schemas"]
+    schemas = build_document(Kind.ANY)["components"]["schemas"]
+    only_pooling = {key: one for key, one in POOLING.items() if key not in GENERATING}
     parts = [
         _INTRODUCTION,
         _ERRORS,
         _table(("status", "code"), ((str(status.value), f"`{code}`") for code, status in status_table())),
         "## Routes\n",
-        _table(("route", "", "body"), _routes()),
+        _table(("route", "", "body"), _routes(GENERATING)),
+        "With `--runner pooling`, instead of those that generate, sleep or wake:\n",
+        _table(("route", "", "body"), _routes(only_pooling)),
         *_bodies(schemas),
         *_objects(schemas),
         "## Paths of vLLM's that are not here\n",
@@ -82,8 +85,8 @@ def render() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _routes() -> Iterator[tuple[str, ...]]:
-    for (method, path), operation in OPERATIONS.items():
+def _routes(operations: Mapping[tuple[str, str], Operation]) -> Iterator[tuple[str, ...]]:
+    for (method, path), operation in operations.items():
         summary = operation.summary + (" With `--enable-sleep-mode` only." if operation.sleep_mode else "")
         bodies = " or ".join(_link(body.__name__) for body in operation.bodies)
         query = ", ".join(f"`?{name}=`" for name in operation.query)
@@ -118,7 +121,7 @@ def _objects(schemas: Mapping[str, Any]) -> Iterator[str]:
     bodies = {body.__name__ for operation in OPERATIONS.values() for body in operation.bodies}
     yield "## Objects in them\n"
     for name, schema in schemas.items():
-        if name not in bodies and name != "Error" and schema.get("properties"):
+        if name not in bodies and name not in ("Error", "AnthropicError") and schema.get("properties"):
             yield f"### {name}\n"
             yield _table(("field", "type", "default", ""), _fields(schema))
 
@@ -159,7 +162,7 @@ def _link(name: str) -> str:
 
 def _link_types(text: str) -> str:
     """Names of objects in a type become links."""
-    known = build_document()["components"]["schemas"]
+    known = build_document(Kind.ANY)["components"]["schemas"]
     words = [_link(word) if known.get(word, {}).get("properties") else word for word in text.split(" ")]
     return " ".join(words)
 

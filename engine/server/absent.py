@@ -35,7 +35,6 @@ ABSENT: dict[tuple[str, str], str] = {
     ("POST", "/v1/unload_lora_adapter"): _NO_LORA,
     ("POST", "/v1/audio/transcriptions"): _NO_SPEECH,
     ("POST", "/v1/audio/translations"): _NO_SPEECH,
-    ("POST", "/v2/embed"): "use /v1/embeddings",
     ("POST", "/classify"): "use /pooling or /score",
     ("POST", "/reset_mm_cache"): "there is nothing but text in the caches",
     ("POST", "/reset_encoder_cache"): "there is nothing but text in the caches",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from functools import cache
 from html import escape
 from http import HTTPStatus
@@ -13,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine import __version__
-from engine.server.operations import OPERATIONS, Answer, Operation
+from engine.server.operations import GENERATING, OPERATIONS, POOLING, Answer, Operation
+from engine.server.service import Service
 
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = (
@@ -42,24 +44,53 @@ _ENVELOPE: dict[str, Any] = {
         }
     },
 }
+_ANTHROPIC_ENVELOPE: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 # Asked for without a key.
 _OPEN = {"/health", "/ping", "/version"}
 
 
 async def openapi_document(request: Request) -> Response:
-    return JSONResponse(build_document())
+    return JSONResponse(_document_of(request))
 
 
 async def docs_page(request: Request) -> Response:
-    return HTMLResponse(_render_page(build_document()))
+    return HTMLResponse(_render_page(_document_of(request)))
+
+
+class Kind(Enum):
+    """Of server: each has its own routes."""
+
+    GENERATING = "generating"
+    POOLING = "pooling"
+    ANY = "any"  # all routes of all of them
+
+
+_OPERATIONS = {Kind.GENERATING: GENERATING, Kind.POOLING: POOLING, Kind.ANY: OPERATIONS}
+
+
+def _document_of(request: Request) -> dict[str, Any]:
+    generates = isinstance(request.app.state.service, Service)
+    return build_document(Kind.GENERATING if generates else Kind.POOLING)
 
 
 @cache
-def build_document() -> dict[str, Any]:
-    """The document, OpenAPI 3.1. Treat it as read-only: there is one."""
-    schemas = _schemas({body for operation in OPERATIONS.values() for body in operation.bodies})
+def build_document(kind: Kind) -> dict[str, Any]:
+    """The document, OpenAPI 3.1. Treat it as read-only: there is one of each kind."""
+    operations = _OPERATIONS[kind]
+    schemas = _schemas({body for operation in operations.values() for body in operation.bodies})
     paths: dict[str, dict[str, Any]] = {}
-    for (method, path), operation in OPERATIONS.items():
+    for (method, path), operation in operations.items():
         paths.setdefault(path, {})[method.lower()] = _describe(method, path, operation)
     return {
         "openapi": "3.1.0",
@@ -71,7 +102,7 @@ def build_document() -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": {**schemas, "Error": _ENVELOPE},
+            "schemas": {**schemas, "Error": _ENVELOPE, "AnthropicError": _ANTHROPIC_ENVELOPE},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -91,7 +122,7 @@ def _describe(method: str, path: str, operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": _operation_id(method, path),
         "summary": operation.summary,
-        "responses": _responses(operation),
+        "responses": _responses(operation, "AnthropicError" if path.startswith("/v1/messages") else "Error"),
     }
     if path not in _OPEN:
         described["security"] = [{"bearer": []}, {"key": []}, {}]
@@ -120,7 +151,7 @@ def _body(operation: Operation) -> dict[str, Any]:
     return references[0] if len(references) == 1 else {"anyOf": references}
 
 
-def _responses(operation: Operation) -> dict[str, Any]:
+def _responses(operation: Operation, envelope: str) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if operation.answer is not Answer.EMPTY:
         content[operation.answer.value] = {
@@ -131,11 +162,11 @@ def _responses(operation: Operation) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "Done."}
     if content:
         good["content"] = content
-    return {"200": good, **{str(status.value): _error(status) for status in _ERRORS}}
+    return {"200": good, **{str(status.value): _error(status, envelope) for status in _ERRORS}}
 
 
-def _error(status: HTTPStatus) -> dict[str, Any]:
-    schema = {"$ref": _REFERENCE.format(model="Error")}
+def _error(status: HTTPStatus, envelope: str) -> dict[str, Any]:
+    schema = {"$ref": _REFERENCE.format(model=envelope)}
     return {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
 
 

@@ -10,6 +10,19 @@ from typing import Any
 from pydantic import BaseModel
 
 from engine.server.control import AbortBody
+from engine.server.messages.bodies import REFUSED as MESSAGES_REFUSED
+from engine.server.messages.bodies import CountBody, MessagesBody
+from engine.server.pooling.bodies import (
+    COHERE_REFUSED,
+    REFUSED,
+    CohereEmbedBody,
+    ConversationInputBody,
+    InputBody,
+    PoolingBody,
+    PoolingConversationBody,
+    RerankBody,
+    ScoreBody,
+)
 from engine.server.protocol import (
     ChatBody,
     CompletionBody,
@@ -47,13 +60,7 @@ _LEVEL = {"type": "integer", "enum": [1, 2], "default": 1}
 _MODE = {"enum": ["abort", "wait"], "default": "abort"}
 _TAGS = {"type": "array", "items": {"enum": ["weights", "kv_cache"]}}
 
-OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/completions"): Operation(
-        "Continue a prompt.", (CompletionBody,), refused=COMPLETION, streams=True
-    ),
-    ("POST", "/v1/chat/completions"): Operation(
-        "Answer a conversation.", (ChatBody,), refused=CHAT, streams=True
-    ),
+_COMMON: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/models"): Operation("The model, under each of its names."),
     ("GET", "/v1/models/{name}"): Operation("One of them."),
     ("POST", "/tokenize"): Operation(
@@ -70,6 +77,27 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/metrics"): Operation("Prometheus metrics under vLLM's names.", answer=Answer.TEXT),
     ("POST", "/inference/v1/abort_requests"): Operation("End requests by their ids.", (AbortBody,)),
     ("POST", "/abort_requests"): Operation("The same.", (AbortBody,)),
+    ("GET", "/openapi.json"): Operation("This document."),
+    ("GET", "/docs"): Operation("It as a page.", answer=Answer.HTML),
+}
+
+_VECTORS = (InputBody, ConversationInputBody)
+
+# Of a server that generates.
+GENERATING: dict[tuple[str, str], Operation] = {
+    ("POST", "/v1/completions"): Operation(
+        "Continue a prompt.", (CompletionBody,), refused=COMPLETION, streams=True
+    ),
+    ("POST", "/v1/chat/completions"): Operation(
+        "Answer a conversation.", (ChatBody,), refused=CHAT, streams=True
+    ),
+    ("POST", "/v1/messages"): Operation(
+        "Answer a conversation, as Anthropic has it.", (MessagesBody,), refused=MESSAGES_REFUSED, streams=True
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        "How many tokens that would read.", (CountBody,), refused=MESSAGES_REFUSED
+    ),
+    **_COMMON,
     ("POST", "/sleep"): Operation(
         "Give back the KV cache's memory, at level 2 the weights' too.",
         query={"level": _LEVEL, "mode": _MODE},
@@ -78,6 +106,30 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/wake_up"): Operation("Take it again.", query={"tags": _TAGS}, sleep_mode=True),
     ("GET", "/is_sleeping"): Operation("Whether the engine sleeps.", sleep_mode=True),
     ("POST", "/reset_prefix_cache"): Operation("Forget the prefix cache.", sleep_mode=True),
-    ("GET", "/openapi.json"): Operation("This document."),
-    ("GET", "/docs"): Operation("It as a page.", answer=Answer.HTML),
 }
+
+# Of one that runs with --runner pooling.
+POOLING: dict[tuple[str, str], Operation] = {
+    ("POST", "/v1/embeddings"): Operation("Vectors of texts.", _VECTORS, refused=REFUSED),
+    ("POST", "/v2/embed"): Operation(
+        "The same as Cohere has it.", (CohereEmbedBody,), refused=COHERE_REFUSED
+    ),
+    ("POST", "/pooling"): Operation(
+        "What the model's pooler gives, whatever it is for.",
+        (PoolingBody, PoolingConversationBody),
+        refused=REFUSED,
+    ),
+    **{
+        ("POST", path): Operation("How well texts go together.", (ScoreBody,), refused=REFUSED)
+        for path in ("/v1/score", "/score")
+    },
+    **{
+        ("POST", path): Operation(
+            "Documents by how well they answer a query.", (RerankBody,), refused=REFUSED
+        )
+        for path in ("/v1/rerank", "/v2/rerank", "/rerank")
+    },
+    **_COMMON,
+}
+
+OPERATIONS = {**GENERATING, **POOLING}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from engine.server import control, ops
+from engine.server.absent import ABSENT, not_here
 from engine.server.app import build_app
 from engine.server.gate import Gate
+from engine.server.openapi import docs_page, openapi_document
 from engine.server.pooling.elsewhere import GENERATION_PATHS, needs_generation
 from engine.server.pooling.scores import create_rerank, create_score
 from engine.server.pooling.service import PoolingService
@@ -31,6 +33,9 @@ _ROUTES = (
     ("POST", "/detokenize", ops.detokenize),
     ("POST", "/inference/v1/abort_requests", control.abort_requests),
     ("POST", "/abort_requests", control.abort_requests),
+    ("GET", "/openapi.json", openapi_document),
+    ("GET", "/docs", docs_page),
+    *((method, path, not_here) for method, path in ABSENT),
     *(("POST", path, needs_generation) for path in GENERATION_PATHS),
 )
 

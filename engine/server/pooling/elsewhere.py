@@ -9,6 +9,7 @@ from engine.server.errors import UnknownRoute
 
 POOLING_PATHS = (
     "/v1/embeddings",
+    "/v2/embed",
     "/pooling",
     "/score",
     "/v1/score",

@@ -135,9 +135,7 @@ def test_what_is_not_here_says_so(fake_server: Running, method: str, path: str) 
     with fake_server.http() as client:
         answer = client.request(method, path)
     assert answer.status_code == 501
-    error = answer.json()["error"]
-    assert error["code"] == "not_implemented"
-    assert path in error["message"]
+    assert path in answer.json()["error"]["message"]
 
 
 def test_chats_share_the_way_of_ids(held_server: Running, valve: Valve) -> None:

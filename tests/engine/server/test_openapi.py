@@ -11,12 +11,19 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from starlette.routing import Route
 
+from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
+from engine.pooling.engine import PoolingEngine
+from engine.pooling.plan import Family, PoolingPlan, Task
+from engine.pooling.sentence_transformers import PoolingType
 from engine.server.absent import ABSENT
 from engine.server.app import create_app
-from engine.server.openapi import build_document, describe_type
-from engine.server.operations import OPERATIONS
-from engine.server.pooling.elsewhere import POOLING_PATHS
+from engine.server.gate import Gate
+from engine.server.openapi import Kind, build_document, describe_type
+from engine.server.operations import GENERATING, OPERATIONS, POOLING
+from engine.server.pooling.app import create_pooling_app
+from engine.server.pooling.elsewhere import POOLING_PATHS, needs_generation, needs_pooling
+from engine.server.pooling.service import PoolingService
 from engine.server.service import Service
 from tests.engine.server.serving import Running
 
@@ -25,25 +32,48 @@ NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 SERVERS_OWN_ERRORS = range(500, 600)
 
 
-def routes() -> set[tuple[str, str]]:
-    """What the app has, in the document's way of writing parameters."""
-    from engine.async_engine import AsyncEngine
-
-    def no_core() -> Any:
-        raise AssertionError("nobody starts this engine")
-
-    gate = create_app(Service(AsyncEngine(no_core), ServerConfig(served_model_names=("m",)), max_num_seqs=1))
+def routes_of(gate: Gate) -> set[tuple[str, str]]:
+    """What the app has of its own, in the document's way of writing parameters."""
     found = set()
     for route in gate.app.routes:  # type: ignore[attr-defined]
         assert isinstance(route, Route)
-        for method in (route.methods or set()) - {"HEAD"}:
+        if route.endpoint not in (needs_generation, needs_pooling):
+            method = next(iter((route.methods or set()) - {"HEAD"}))
             found.add((method, route.path.replace(":path}", "}")))
     return found
 
 
+PLAN = PoolingPlan(
+    architecture="BertModel",
+    family=Family.ENCODER,
+    task=Task.EMBED,
+    pooling=PoolingType.CLS,
+    use_activation=True,
+    embedding_size=8,
+    max_model_len=16,
+)
+
+
+def nothing_to_build() -> Any:
+    raise AssertionError("nobody starts this engine")
+
+
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
-    elsewhere = {("POST", path) for path in POOLING_PATHS}
-    assert routes() == set(OPERATIONS) | set(ABSENT) | elsewhere
+    config = ServerConfig(served_model_names=("m",))
+    generating = create_app(Service(AsyncEngine(nothing_to_build), config, max_num_seqs=1))
+    assert routes_of(generating) == set(GENERATING) | set(ABSENT)
+    engine = PoolingEngine(nothing_to_build, PLAN)
+    pooling = create_pooling_app(PoolingService(engine, config, max_num_seqs=1))
+    assert routes_of(pooling) == set(POOLING) | set(ABSENT)
+
+
+def test_each_kind_of_server_describes_itself() -> None:
+    """And refers the other kind's clients to that."""
+    assert "/v1/completions" in build_document(Kind.GENERATING)["paths"]
+    assert "/v1/completions" not in build_document(Kind.POOLING)["paths"]
+    assert set(POOLING_PATHS) <= set(build_document(Kind.POOLING)["paths"])
+    assert not set(POOLING_PATHS) & set(build_document(Kind.GENERATING)["paths"])
+    assert set(build_document(Kind.ANY)["paths"]) == {path for _, path in OPERATIONS}
 
 
 def test_a_route_that_takes_a_body_says_which() -> None:
@@ -58,7 +88,7 @@ def test_a_route_that_takes_a_body_says_which() -> None:
 
 
 def test_references_lead_somewhere() -> None:
-    document = build_document()
+    document = build_document(Kind.ANY)
 
     def walk(value: Any) -> None:
         if isinstance(value, dict):
@@ -104,7 +134,7 @@ def test_the_page_shows_every_route(fake_server: Running) -> None:
 def asked() -> list[tuple[str, GenerationMode]]:
     """Operations, with what fits their description; and with what doesn't, where a body can be wrong."""
     found = []
-    for methods in build_document()["paths"].values():
+    for methods in build_document(Kind.GENERATING)["paths"].values():
         for one in methods.values():
             found.append((one["operationId"], GenerationMode.POSITIVE))
             if "requestBody" in one:
@@ -117,7 +147,7 @@ def asked() -> list[tuple[str, GenerationMode]]:
 def test_nothing_that_may_be_asked_breaks_the_server(
     fake_server: Running, operation_id: str, mode: GenerationMode
 ) -> None:
-    schema = schemathesis.openapi.from_dict(build_document())
+    schema = schemathesis.openapi.from_dict(build_document(Kind.GENERATING))
     schema.config.update(base_url=fake_server.url)
     operation = schema.find_operation_by_id(operation_id)
 
