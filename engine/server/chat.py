@@ -71,7 +71,7 @@ def _to_object(
 ) -> dict[str, Any]:
     described = [
         {
-            **_choice(choice, readers[choice.index]),
+            **describe_choice(choice, readers[choice.index]),
             "logprobs": extras.chat_logprobs(choice.deltas),
             **extras.token_ids(choice.deltas),
         }
@@ -83,7 +83,7 @@ def _to_object(
     return {**head, "choices": described, "usage": usage_object(read_usage()), **prompt}
 
 
-def _choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, Any]:
+def describe_choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, Any]:
     """The message and why it ended, of the same events that a stream would have brought."""
     content: list[str] = []
     reasoning: list[str] = []

@@ -1,0 +1,96 @@
+"""The server's app without sockets, around a runner that says what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from engine.async_engine import AsyncEngine
+from engine.config import EngineConfig, ServerConfig
+from engine.core import EngineCore
+from engine.server.app import create_app
+from engine.server.model import load_served_model
+from engine.server.service import Service
+from engine.tokenizer import Tokenizer, load_tokenizer
+from engine.types import Batch, StepResult
+from tests.engine.fake_runner import FakeRunner, logprobs_of
+from tests.engine.server.serving import EOS
+
+WAIT_S = 60
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+class ScriptedRunner(FakeRunner):
+    """Says `script`, whatever it is asked, and then ends the sequence. The rest is the fake runner's."""
+
+    def __init__(self) -> None:
+        super().__init__(num_blocks=4096)
+        self.script: Sequence[int] = ()
+
+    def execute(self, batch: Batch) -> StepResult:
+        result = super().execute(batch)
+        tokens = [
+            None if token is None else self._say(sequence.output_position)
+            for token, sequence in zip(result.tokens, batch.sequences, strict=True)
+        ]
+        logprobs = {index: logprobs_of(tokens[index] or 0) for index in result.logprobs}
+        return StepResult(tokens, logprobs, result.prompt_logprobs, result.failures)
+
+    def _say(self, position: int) -> int:
+        return self.script[position] if position < len(self.script) else EOS
+
+
+@dataclass
+class App:
+    http: httpx.AsyncClient
+    service: Service
+    runner: ScriptedRunner
+    tokenizer: Tokenizer
+
+    def will_say(self, text: str) -> None:
+        self.runner.script = self.tokenizer.encode(text, add_special_tokens=False)
+
+    async def post(self, path: str, **body: Any) -> tuple[int, Any]:
+        response = await self.http.post(path, json=body)
+        return response.status_code, response.json()
+
+    async def ask(self, path: str, **body: Any) -> Any:
+        status, answer = await self.post(path, **body)
+        assert status == 200, answer
+        return answer
+
+    async def stream(self, path: str, **body: Any) -> list[Any]:
+        """The events' objects; the last event must be [DONE]."""
+        response = await self.http.post(path, json={**body, "stream": True})
+        assert response.status_code == 200, response.text
+        data = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+        assert data.pop() == "[DONE]"
+        return [json.loads(one) for one in data]
+
+
+@asynccontextmanager
+async def app_in_process(directory: Path, **options: Any) -> AsyncIterator[App]:
+    runner = ScriptedRunner()
+    engine_config = EngineConfig(model=directory, max_num_seqs=8, max_num_batched_tokens=512)
+    engine = AsyncEngine(
+        lambda: EngineCore.from_config(engine_config, runner, max_model_len=2000, eos_token_ids=[EOS])
+    )
+    config = ServerConfig(**{"port": 0, "served_model_names": ("fake",), **options})
+    tokenizer = load_tokenizer(directory)
+    await engine.start()
+    service = Service(engine, config, max_num_seqs=8)
+    service.serve(load_served_model(directory, config, tokenizer))
+    transport = httpx.ASGITransport(app=create_app(service))
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=WAIT_S) as http:
+            yield App(http, service, runner, tokenizer)
+    finally:
+        assert await asyncio.wait_for(engine.shutdown(WAIT_S), WAIT_S)
