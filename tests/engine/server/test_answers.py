@@ -32,7 +32,7 @@ PROMPT = [3, 4, 5]
 METRICS = Metrics("m", EngineStats)
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "é\\n🙂", "y": [1, {}]}}\n</tool_call>'
-PIECES = [
+PIECES = ["a", " b", "é", "🙂", "\n", "<", "{", "}", "<think>", "</think>", "<tool_call>", CALL, "</tool_call>"]
     "a",
     " b",
     "é",
