@@ -23,6 +23,12 @@ from engine.server.messages.routes import count_tokens, create_message
 from engine.server.model_service import ModelService
 from engine.server.openapi import docs_page, openapi_document
 from engine.server.pooling.elsewhere import POOLING_PATHS, needs_pooling
+from engine.server.responses.routes import (
+    cancel_response,
+    create_response,
+    delete_response,
+    get_response,
+)
 from engine.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -30,6 +36,10 @@ log = logging.getLogger(__name__)
 _ROUTES = (
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/responses", create_response),
+    ("GET", "/v1/responses/{name}", get_response),
+    ("DELETE", "/v1/responses/{name}", delete_response),
+    ("POST", "/v1/responses/{name}/cancel", cancel_response),
     ("POST", "/v1/messages", create_message),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", ops.list_models),

@@ -18,6 +18,10 @@ class UnknownRoute(InvalidRequest):
     code = "not_found"
 
 
+class UnknownResponse(InvalidRequest):
+    code = "response_not_found"
+
+
 class WrongMethod(InvalidRequest):
     code = "method_not_allowed"
 
@@ -67,6 +71,7 @@ _STATUS = {
     PromptTooLong.code: HTTPStatus.BAD_REQUEST,
     UnknownModel.code: HTTPStatus.NOT_FOUND,
     UnknownRoute.code: HTTPStatus.NOT_FOUND,
+    UnknownResponse.code: HTTPStatus.NOT_FOUND,
     WrongMethod.code: HTTPStatus.METHOD_NOT_ALLOWED,
     WrongMediaType.code: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge.code: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -16,6 +16,7 @@ from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
+from engine.server.responses.store import ResponseStore
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
@@ -40,6 +41,7 @@ class Service(ModelService):
     def __init__(self, engine: AsyncEngine, config: ServerConfig, *, max_num_seqs: int) -> None:
         super().__init__(engine, config, max_num_seqs=max_num_seqs)
         self._random = random.Random(config.seed) if config.seed is not None else random.SystemRandom()
+        self.responses = ResponseStore()
 
     async def constraint_for(
         self, spec: StructuredOutput | None, thinking: Thinking | None = None, *, budget: int | None = None

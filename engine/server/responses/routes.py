@@ -1,0 +1,210 @@
+"""POST /v1/responses, and what can be done with one afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine.errors import EngineError, InvalidRequest
+from engine.server.answer import STREAM_HEADERS, unless_client_leaves
+from engine.server.body import read_body
+from engine.server.chat_run import ChatRun, start_chat
+from engine.server.errors import error_response
+from engine.server.gate import request_id_of
+from engine.server.responses.bodies import REFUSED, ResponsesBody
+from engine.server.responses.store import ResponseStore, StoredResponse
+from engine.server.responses.translate import input_messages, merge, renamed, to_chat
+from engine.server.responses.writer import ResponseWriter
+from engine.server.service import Service
+
+log = logging.getLogger(__name__)
+
+
+async def create_response(request: Request) -> ASGIApp:
+    service: Service = request.app.state.service
+    history: list[dict[str, Any]] = []
+    try:
+        body = await read_body(request, ResponsesBody, REFUSED)
+        service.model.check_name(body.model)
+        if body.previous_response_id is not None:
+            history = service.responses.get(body.previous_response_id, "previous_response_id").messages
+        run = await start_chat(service, to_chat(body, history))
+    except InvalidRequest as error:
+        raise renamed(error) from error
+    name = f"resp_{request_id_of(request, body.request_id)}"
+    writer = ResponseWriter(_new_response(name, body, body.model or service.model.name))
+    conversation = merge([*history, *input_messages(body)])
+    making = Making(run, writer, conversation, service.responses if body.store else None)
+    if body.background:
+        return JSONResponse(making.in_background())
+    return ResponseStream(making) if body.stream else WholeResponse(making)
+
+
+async def get_response(request: Request) -> Response:
+    return JSONResponse(_store(request).get(request.path_params["name"]).response)
+
+
+async def cancel_response(request: Request) -> Response:
+    stored = _store(request).get(request.path_params["name"])
+    if stored.task is None:
+        raise InvalidRequest("Only a response made in the background can be cancelled.")
+    stored.task.cancel()
+    await asyncio.wait([stored.task])
+    return JSONResponse(stored.response)
+
+
+async def delete_response(request: Request) -> Response:
+    name = request.path_params["name"]
+    _store(request).delete(name)
+    return JSONResponse({"id": name, "object": "response", "deleted": True})
+
+
+def _store(request: Request) -> ResponseStore:
+    service: Service = request.app.state.service
+    return service.responses
+
+
+class Making:
+    """One response while it is made, and its place in the store."""
+
+    def __init__(
+        self,
+        run: ChatRun,
+        writer: ResponseWriter,
+        conversation: list[dict[str, Any]],
+        store: ResponseStore | None,
+    ) -> None:
+        self.run = run
+        self.writer = writer
+        self._conversation = conversation
+        self._store = store
+        self._stored = StoredResponse(writer.response, conversation)
+
+    async def collect(self) -> None:
+        """Make it to its end, whole. Raises EngineError."""
+        async with self.run as run:
+            async for events in run.steps():
+                self.writer.feed(events)
+        self.writer.end(self.run.usage)
+        self.keep()
+
+    def keep(self) -> None:
+        self._stored.messages = merge([*self._conversation, *self.writer.messages])
+        if self._store is not None:
+            self._store.put(self._stored)
+
+    def in_background(self) -> dict[str, Any]:
+        """Begin; the response as it is now."""
+        self._stored.task = asyncio.create_task(self._collect_in_background())
+        self.keep()
+        return dict(self.writer.response)
+
+    async def _collect_in_background(self) -> None:
+        """A task's root: whatever ends it stands in the response."""
+        try:
+            await self.collect()
+        except asyncio.CancelledError:
+            self.writer.cancel()
+        except EngineError as error:
+            self.writer.fail(error)
+
+
+class WholeResponse:
+    """An ASGI response: the object, once it is complete."""
+
+    def __init__(self, making: Making) -> None:
+        self._making = making
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await unless_client_leaves(receive, self._collect)
+        if response is not None:
+            await response(scope, receive, send)
+
+    async def _collect(self) -> Response:
+        try:
+            await self._making.collect()
+        except EngineError as error:
+            return error_response(error)
+        return JSONResponse(self._making.writer.response)
+
+
+class ResponseStream:
+    """An ASGI response: the events of a response as it is made; the last one says how it ended."""
+
+    def __init__(self, making: Making) -> None:
+        self._making = making
+        self._has_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def stream() -> EngineError | None:
+            try:
+                await self._stream(send)
+            except EngineError as error:
+                return error
+            return None
+
+        error = await unless_client_leaves(receive, stream)
+        if error is not None and not self._has_begun:
+            await error_response(error)(scope, receive, send)
+        elif error is not None:
+            log.warning("A stream ends with an error: %s", error)
+            await self._send(send, self._making.writer.fail(error))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _stream(self, send: Send) -> None:
+        writer = self._making.writer
+        async with self._making.run as run:
+            async for events in run.steps():
+                told = writer.feed(events) if self._has_begun else [*writer.start(), *writer.feed(events)]
+                if told:
+                    await self._send(send, told)
+        await self._send(send, writer.end(self._making.run.usage))
+        self._making.keep()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, events: list[dict[str, Any]]) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        lines = [
+            f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events
+        ]
+        await send({"type": "http.response.body", "body": "".join(lines).encode(), "more_body": True})
+
+
+def _new_response(name: str, body: ResponsesBody, model: str) -> dict[str, Any]:
+    """A response that has just begun; what was asked for stands in it, as OpenAI's do."""
+    asked = body.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {
+        "id": name,
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": body.background,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": asked.get("reasoning", {"effort": None, "summary": None}),
+        "store": body.store,
+        "temperature": body.temperature,
+        "text": asked.get("text", {"format": {"type": "text"}}),
+        "tool_choice": asked.get("tool_choice", "auto"),
+        "tools": asked.get("tools", []),
+        "top_p": body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": body.user,
+    }
