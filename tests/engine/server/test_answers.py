@@ -32,21 +32,8 @@ PROMPT = [3, 4, 5]
 METRICS = Metrics("m", EngineStats)
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "é\\n🙂", "y": [1, {}]}}\n</tool_call>'
-PIECES = ["a", " b", "é", "🙂", "\n", "<", "{", "}", "<think>", "</think>", "<tool_call>", CALL, "</tool_call>"]
-    "a",
-    " b",
-    "é",
-    "🙂",
-    "\n",
-    "<",
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    CALL,
-    "</tool_call>",
-    "{",
-    "}",
-]
+TEXT = ["a", " b", "é", "🙂", "\n", "<", "{", "}"]
+PIECES = [*TEXT, "<think>", "</think>", "<tool_call>", CALL, "</tool_call>"]
 WORDS = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 STOPS = st.lists(st.sampled_from(["b", "é🙂", "\n\n", "a b a", "</think>", "}}"]), max_size=3)
 
