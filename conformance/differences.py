@@ -46,13 +46,15 @@ VLLM: tuple[Difference, ...] = (
             "errors/a-completions-error-names[*",
             "errors/a-chats-error-names[*",
             "structured/names-what-it-refuses-in-a-chat[*",
+            "pooling/names-what-it-refuses[*",
+            "pooling/fewer-dimensions-or-a-clear-no",
         ),
     ),
     Difference(
         "An unknown field is refused by name",
         "ignored",
         "a misspelt field must not go unnoticed",
-        ("errors/a-c*[unknown-field]", "responses/refuses[unknown-field]"),
+        ("errors/a-c*[unknown-field]", "responses/refuses[unknown-field]", "pooling/refuses[unknown-field]"),
     ),
     Difference(
         "`best_of` above 1, `use_beam_search`, `modalities`, `audio` and `web_search_options` are refused",
