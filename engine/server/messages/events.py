@@ -35,7 +35,9 @@ class MessageWriter:
         self._json = ""  # of an open tool_use
 
     def start(self, usage: Usage) -> dict[str, Any]:
-        return {"type": "message_start", "message": {**self._message, "usage": usage_object(usage)}}
+        """The first event; to be asked for before anything is fed."""
+        begun = {**self._message, "content": [], "usage": usage_object(usage)}
+        return {"type": "message_start", "message": begun}
 
     def feed(self, events: Iterable[ChatEvent]) -> list[dict[str, Any]]:
         told: list[dict[str, Any]] = []

@@ -97,9 +97,8 @@ class MessageStream:
     async def _stream(self, send: Send) -> None:
         async with self._run as run:
             async for events in run.steps():
-                told = self._writer.feed(events)
-                if not self._has_begun:
-                    told = [self._writer.start(run.usage), {"type": "ping"}, *told]
+                begun = [] if self._has_begun else [self._writer.start(run.usage), {"type": "ping"}]
+                told = [*begun, *self._writer.feed(events)]
                 if told:
                     await self._send(send, _encode(told))
         await self._send(send, _encode(self._writer.end(self._run.usage)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,6 @@ from engine.server.responses.bodies import (
     ResponsesBody,
 )
 
-# The kind of an input item stands in the path of a complaint, though not in the body.
-_ITEM_KIND = re.compile(r"(input\[\d+\])\.(?:message|function_call|function_call_output|reasoning)\b")
 _OUR_PARAMS = {
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
@@ -67,16 +64,11 @@ def to_chat(body: ResponsesBody, history: Sequence[Mapping[str, Any]]) -> ChatBo
 def renamed(error: InvalidRequest) -> InvalidRequest:
     """The same complaint, its field as Responses call it."""
     param = error.param or ""
-    renamed_param = _ITEM_KIND.sub(r"\1", param)
     for ours, theirs in sorted(_OUR_PARAMS.items(), key=lambda one: -len(one[0])):
         if param == ours or param.startswith((f"{ours}.", f"{ours}[")):
-            renamed_param = theirs + param[len(ours) :]
-            break
-    if renamed_param == param:
-        return error
-    return type(error)(
-        _ITEM_KIND.sub(r"\1", error.message.replace(param, renamed_param)), param=renamed_param
-    )
+            name = theirs + param[len(ours) :]
+            return type(error)(error.message.replace(param, name), param=name)
+    return error
 
 
 def input_messages(body: ResponsesBody) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ class ResponseWriter:
         item.update({"role": "assistant"} if kind == "message" else {"summary": []})
         part: dict[str, Any] = {"type": _TEXT_KINDS[kind], "text": ""}
         if kind == "message":
-            part |= {"annotations": [], "logprobs": []}
+            part.update(annotations=[], logprobs=[])
         told = self._begin({**item, "status": "in_progress", "content": []})
         self._item["content"].append(part)
         told.append(self._of_item("response.content_part.added", content_index=0, part=dict(part)))

@@ -48,3 +48,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[Running]:
     )
     with running(directory, lambda: build_core(config, eos_token_id=0)) as real:
         yield real
+
+
+@pytest.fixture(scope="session")
+def demo_server() -> Iterator[Running]:
+    """The model that ships with Berth: it knows how to call tools and how to think."""
+    from engine.build import build_core
+    from engine.config import EngineConfig
+    from engine.tokenizer import load_tokenizer
+
+    directory = Path(__file__).resolve().parents[3] / "models" / "berth-demo"
+    config = EngineConfig(model=directory, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)
+    eos = load_tokenizer(directory).eos_token_id
+    with running(directory, lambda: build_core(config, eos_token_id=eos)) as server:
+        yield server

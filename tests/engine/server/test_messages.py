@@ -1,0 +1,148 @@
+"""/v1/messages with the stock `anthropic` client, on a model that answers, calls tools and thinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import pytest
+
+from tests.engine.server.serving import WAIT_S, Running
+
+MODEL = "fake"
+GREEDY: Any = {"extra_body": {"temperature": 0}}
+WEATHER: Any = {
+    "name": "get_weather",
+    "description": "Weather of a city",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+
+
+def asked(text: str) -> Any:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def client(demo_server: Running) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(
+        base_url=demo_server.url, api_key="none", max_retries=0, timeout=WAIT_S
+    ) as client:
+        yield client
+
+
+def test_a_message(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(
+        model=MODEL, max_tokens=80, messages=asked("What is Berth?"), system="Be brief.", **GREEDY
+    )
+    [block] = message.content
+    assert block.type == "text" and "port" in block.text
+    assert message.stop_reason == "end_turn"
+    counted = client.messages.count_tokens(model=MODEL, messages=asked("What is Berth?"), system="Be brief.")
+    usage = message.usage
+    assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+def test_a_stream_adds_up_to_the_message(client: anthropic.Anthropic) -> None:
+    arguments: Any = {"model": MODEL, "max_tokens": 12, "messages": asked("What is Berth?"), **GREEDY}
+    whole = client.messages.create(**arguments)
+    with client.messages.stream(**arguments) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert [block.model_dump() for block in final.content] == [b.model_dump() for b in whole.content]
+    assert text == final.content[0].text  # type: ignore[union-attr]
+    assert final.stop_reason == whole.stop_reason == "max_tokens"
+    assert final.usage.output_tokens == whole.usage.output_tokens == 12
+
+
+def test_a_stop_sequence_is_told(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(
+        model=MODEL, max_tokens=80, messages=asked("What is Berth?"), stop_sequences=["port"], **GREEDY
+    )
+    assert message.stop_reason == "stop_sequence" and message.stop_sequence == "port"
+
+
+@pytest.mark.parametrize("choice", [None, {"type": "any"}, {"type": "tool", "name": "get_weather"}])
+def test_a_tool_is_used_and_its_result_told(client: anthropic.Anthropic, choice: Any) -> None:
+    arguments: Any = {"model": MODEL, "max_tokens": 100, "tools": [WEATHER], **GREEDY}
+    chosen = {} if choice is None else {"tool_choice": choice}
+    question = asked("What is the weather in Oslo?")
+    with client.messages.stream(messages=question, **chosen, **arguments) as stream:
+        message = stream.get_final_message()
+    [use] = [block for block in message.content if block.type == "tool_use"]
+    assert (use.name, use.input) == ("get_weather", {"city": "Oslo"})
+    assert message.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": '{"temperature": 12, "sky": "cloudy"}'}
+    said: Any = {"role": "assistant", "content": [use.model_dump(include={"type", "id", "name", "input"})]}
+    told = client.messages.create(
+        messages=[*question, said, {"role": "user", "content": [result]}], **arguments
+    )
+    assert "12" in told.content[0].text  # type: ignore[union-attr]
+
+
+def test_a_thought_is_a_block_of_its_own(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(
+        model=MODEL,
+        max_tokens=200,
+        messages=asked("What is 12 + 30?"),
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        **GREEDY,
+    ) as stream:
+        message = stream.get_final_message()
+    thought, said = message.content
+    assert thought.type == "thinking" and thought.thinking
+    assert said.type == "text" and "42" in said.text
+
+
+def test_an_answer_that_was_begun_goes_on(client: anthropic.Anthropic) -> None:
+    begun: Any = [*asked("What is Berth?"), {"role": "assistant", "content": "Berth gives every"}]
+    message = client.messages.create(model=MODEL, max_tokens=8, messages=begun, **GREEDY)
+    assert message.content[0].text.startswith(" LLM engine")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]},
+            "messages[0].content[0].type",
+        ),
+        ({"temperature": 1.5}, "temperature"),
+        ({"stop_sequences": ["a"] * 5}, "stop_sequences"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice.name"),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
+        ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_a_wrong_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
+    with demo_server.http() as http:
+        body = {"max_tokens": 5, "messages": asked("Hi"), **fields}
+        answer = http.post("/v1/messages", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["type"] == "error"
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param), error
+
+
+def test_errors_of_every_layer_have_the_protocols_shape(demo_server: Running) -> None:
+    with demo_server.http() as http:
+        unknown = http.post("/v1/messages", json={"model": "x", "max_tokens": 5, "messages": asked("Hi")})
+        wrong_method = http.get("/v1/messages")
+        no_json = http.post("/v1/messages", content=b"{", headers={"content-type": "application/json"})
+    assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
+    assert (wrong_method.status_code, wrong_method.json()["type"]) == (405, "error")
+    assert (no_json.status_code, no_json.json()["error"]["type"]) == (400, "invalid_request_error")
