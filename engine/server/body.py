@@ -85,7 +85,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """For a parser that makes a million objects and no garbage, each collection is in vain, and takes long."""
+    """For a parser that makes a million objects and no garbage, collections are in vain."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

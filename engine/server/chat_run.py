@@ -20,6 +20,7 @@ from engine.server.protocol import ChatBody, ConversationBody
 from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
 from engine.server.thinking import Thinking, ThinkingState
+from engine.server.truncation import Truncation
 
 # Parsers whose marks are special tokens: hidden from the text, they couldn't be found.
 _NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json"})
@@ -88,16 +89,15 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
             param="tool_choice",
         )
     text = await render_conversation(service, body, with_tools=has_tools)
+    max_model_len = service.engine.max_model_len
     token_ids = await service.encode(
         text,
         add_special_tokens=body.add_special_tokens,
-        may_be_cut=body.truncate_prompt_tokens is not None,
+        truncation=Truncation.of(body, max_model_len, needs_output=True),
         param="messages",
     )
-    limit = _token_limit(service, body)
-    token_ids = limit.truncate(token_ids, body, service.engine.max_model_len)
-    max_tokens = limit.within(
-        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
+    max_tokens = _token_limit(service, body).within(
+        max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
     )
     thinking = Thinking.of(model, text)
     spec = find_spec(body, tool_parser)

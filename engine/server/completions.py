@@ -20,6 +20,7 @@ from engine.server.refused_fields import COMPLETION
 from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
 from engine.server.stream import CompletionChunks, ReadUsage, usage_object
+from engine.server.truncation import Truncation
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -48,28 +49,26 @@ async def create_completion(request: Request) -> ASGIApp:
 
 
 async def _to_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> Prompt:
+    tokenizer, max_model_len = service.model.tokenizer, service.engine.max_model_len
+    asked = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    truncation = Truncation.of(body, max_model_len, needs_output=asked > 0)
     if isinstance(prompt, str):
         token_ids = await service.encode(
-            prompt,
-            add_special_tokens=body.add_special_tokens,
-            may_be_cut=body.truncate_prompt_tokens is not None,
+            prompt, add_special_tokens=body.add_special_tokens, truncation=truncation
         )
-        text = prompt
     else:
         service.model.check_token_ids(prompt, "prompt")
-        token_ids = list(prompt)
-        text = service.model.tokenizer.decode(token_ids, skip_special_tokens=False) if body.echo else ""
+        token_ids = list(prompt) if truncation is None else truncation.cut(prompt)
     if not token_ids:
         raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
-    asked = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    limit = TokenLimit(asked, "max_tokens", "prompt")
-    kept = limit.truncate(token_ids, body, service.engine.max_model_len)
-    if body.echo and len(kept) < len(token_ids):
-        text = service.model.tokenizer.decode(kept, skip_special_tokens=False)
-    max_tokens = limit.within(
-        service.engine.max_model_len, num_prompt_tokens=len(kept), min_tokens=body.min_tokens
+    max_tokens = TokenLimit(asked, "max_tokens", "prompt").within(
+        max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
     )
-    return Prompt(kept, max_tokens, echo=text if body.echo else "", is_echoed=body.echo)
+    if not body.echo:
+        return Prompt(token_ids, max_tokens)
+    is_whole = isinstance(prompt, str) and truncation is None
+    text = prompt if is_whole else tokenizer.decode(token_ids, skip_special_tokens=False)
+    return Prompt(token_ids, max_tokens, echo=str(text), is_echoed=True)
 
 
 def _to_object(

@@ -13,6 +13,7 @@ from engine.errors import InvalidRequest
 
 MAX_STOPS = 4
 MAX_CHOICES = 128
+MAX_FIELDS = 256  # of an object: each unknown one would be an error of its own
 MAX_LISTED = 4096  # entries of lists and tables of tokens and words
 _INT64 = 2**63
 

@@ -10,6 +10,7 @@ from engine.server.body import LARGE_BYTES
 from engine.server.errors import NotReady, PromptTooLong, TooManyWaiting
 from engine.server.metrics import Metrics
 from engine.server.model import ServedModel
+from engine.server.truncation import Truncation
 from engine.types import EngineStats
 
 
@@ -58,24 +59,32 @@ class ModelService:
         return self._model
 
     async def encode(
-        self, text: str, *, add_special_tokens: bool, may_be_cut: bool = False, param: str = "prompt"
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        truncation: Truncation | None = None,
+        param: str = "prompt",
     ) -> list[int]:
         """Tokens of a text; a long one is encoded in a thread, as the loop has streams to serve.
 
-        Raises PromptTooLong, before that work, for what can't fit however it is split into tokens; not if
-        the caller may still cut it.
+        Raises PromptTooLong, before that work, for what can't fit however it is split into tokens.
         """
-        encode = self.model.tokenizer.encode
-        least = len(text.encode(errors="replace")) // self.model.tokenizer.longest_token_bytes
-        if least > self.engine.max_model_len and not may_be_cut:
+        tokenizer = self.model.tokenizer
+        if truncation is not None:
+            text = truncation.cut_text(text, tokenizer.longest_token_bytes)
+        least = len(text.encode(errors="replace")) // tokenizer.longest_token_bytes
+        if least > self.engine.max_model_len and truncation is None:
             raise PromptTooLong(
                 f"The prompt has {len(text)} characters, at least {least} tokens; the model's context is "
                 f"{self.engine.max_model_len} tokens, of prompt and output together.",
                 param=param,
             )
         if len(text) * 4 < LARGE_BYTES:
-            return encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+            token_ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            token_ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return token_ids if truncation is None else truncation.cut(token_ids)
 
     def check_room(self, num_sequences: int) -> None:
         """Raises TooManyWaiting. A server that is idle takes a request of any size."""

@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.generation_body import GenerationBody, RequestBody, Strict, TokenId, none_as
+from engine.server.generation_body import (
+    MAX_FIELDS,
+    GenerationBody,
+    RequestBody,
+    Strict,
+    TokenId,
+    none_as,
+)
 
 MAX_PROMPTS = 1024
 MAX_TOOLS = 512
@@ -133,10 +140,17 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
+def _check_sizes(messages: Any) -> Any:
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict) and len(message) > MAX_FIELDS:
+            raise ValueError(f"a message with {len(message)} fields is none")
+    return messages
+
+
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."

@@ -23,21 +23,6 @@ class TokenLimit:
     param: str
     prompt_param: str
 
-    def truncate(self, token_ids: list[int], body: GenerationBody, max_model_len: int) -> list[int]:
-        """The prompt, cut as the body wants it. Raises InvalidRequest for more than the context."""
-        wanted = body.truncate_prompt_tokens
-        if wanted is None:
-            return token_ids
-        if wanted > max_model_len:
-            raise InvalidRequest(
-                f"truncate_prompt_tokens {wanted} is more than the context of {max_model_len} tokens.",
-                param="truncate_prompt_tokens",
-            )
-        kept = max_model_len - (0 if self.asked == 0 else 1) if wanted < 0 else wanted
-        if kept == 0 or len(token_ids) <= kept:
-            return token_ids[:kept]
-        return token_ids[:kept] if body.truncation_side == "right" else token_ids[-kept:]
-
     def within(self, max_model_len: int, *, num_prompt_tokens: int, min_tokens: int) -> int:
         """How many tokens may be generated.
 
