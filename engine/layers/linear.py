@@ -17,11 +17,22 @@ class Linear(WeightedLayer):
     `out_features` has one entry per projection of the checkpoint that is fused here.
     """
 
-    def __init__(self, in_features: int, out_features: Sequence[int], *, bias: bool = False) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: Sequence[int],
+        *,
+        bias: bool = False,
+        packs_float32: bool = False,
+    ) -> None:
+        """`packs_float32`: packed on a CPU in float32 too, which pays for many rows at a time (twice as fast
+        on AMD); a decoder's few rows gain nothing, and its bits would depend on how many they are.
+        """
         super().__init__()
         self.in_features = in_features
         self.out_features = tuple(out_features)
         self._has_bias = bias
+        self._packs_float32 = packs_float32
         self._weight = torch.empty(0)
         self._is_packed = False
         self._bias: torch.Tensor | None = None
@@ -38,10 +49,14 @@ class Linear(WeightedLayer):
         merged = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
         if name == "bias":
             self._bias = merged
-        elif merged.device.type == "cpu" and packed_linear.is_available(merged.dtype):
+        elif self._packs(merged):
             self._weight, self._is_packed = packed_linear.pack(merged), True
         else:
             self._weight, self._is_packed = merged, False
+
+    def _packs(self, weight: torch.Tensor) -> bool:
+        is_wanted = self._packs_float32 or weight.dtype is not torch.float32
+        return weight.device.type == "cpu" and is_wanted and packed_linear.is_available(weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] → [T, sum(out_features)]."""

@@ -13,21 +13,22 @@ import torch.nn.functional as F
 
 # The number of rows the packing is tuned for. Measured with 1, 8, 32 and 64: for 1 to 32 rows a wash.
 _ROWS_HINT = 32
+_TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 
 
 @cache
 def is_available(dtype: torch.dtype) -> bool:
     """Whether weights of this type can be packed here, and multiplying by them gives what it should."""
-    if dtype is not torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    tolerance = _TOLERANCES.get(dtype)
+    if tolerance is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
         x = torch.linspace(-1, 1, 3 * 64, dtype=dtype).view(3, 64)
         weight = torch.linspace(-1, 1, 32 * 64, dtype=dtype).view(32, 64)
-        return torch.allclose(
-            multiply(x, pack(weight)).float(), F.linear(x, weight).float(), rtol=2e-2, atol=2e-2
-        )
+        ours, plain = multiply(x, pack(weight)).float(), F.linear(x, weight).float()
+        return torch.allclose(ours, plain, rtol=tolerance, atol=tolerance)
     except (AttributeError, NotImplementedError, RuntimeError):  # no such operator in this build
         return False
 

@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
         size = config.hidden_size
         self._num_heads = config.num_attention_heads
         self._head_dim = size // config.num_attention_heads
-        self.qkv = Linear(size, (size, size, size), bias=True)
+        self.qkv = Linear(size, (size, size, size), bias=True, packs_float32=True)
 
     def forward(self, x: torch.Tensor, runs: Sequence[EqualLengths]) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
@@ -78,7 +78,7 @@ class Residual(nn.Module):
 
     def __init__(self, in_features: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = Linear(in_features, (config.hidden_size,), bias=True)
+        self.dense = Linear(in_features, (config.hidden_size,), bias=True, packs_float32=True)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ class Attention(nn.Module):
 class Intermediate(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, (config.intermediate_size,), bias=True)
+        self.dense = Linear(config.hidden_size, (config.intermediate_size,), bias=True, packs_float32=True)
         self._activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

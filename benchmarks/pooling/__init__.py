@@ -1,0 +1,1 @@
+"""Embeddings per second, beside plain transformers."""
