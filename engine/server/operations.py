@@ -11,7 +11,6 @@ from pydantic import BaseModel
 
 from engine.server.control import AbortBody
 from engine.server.messages.bodies import REFUSED as MESSAGES_REFUSED
-from engine.server.messages.bodies import REFUSED as REFUSED_MESSAGES
 from engine.server.messages.bodies import CountBody, MessagesBody
 from engine.server.pooling.bodies import (
     COHERE_REFUSED,
@@ -37,7 +36,15 @@ from engine.server.responses.bodies import ResponsesBody
 
 # Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
 PASSED_OVER = frozenset(
-    {"keep_alive", "prompt_cache_key", "safety_identifier", "spaces_between_special_tokens", "user"}
+    {
+        "cache_control",
+        "cache_salt",
+        "keep_alive",
+        "prompt_cache_key",
+        "safety_identifier",
+        "spaces_between_special_tokens",
+        "user",
+    }
 )
 
 
@@ -64,18 +71,6 @@ _MODE = {"enum": ["abort", "wait"], "default": "abort"}
 _TAGS = {"type": "array", "items": {"enum": ["weights", "kv_cache"]}}
 
 _COMMON: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/responses"): Operation(
-        "Answer in the form of OpenAI's Responses.", (ResponsesBody,), refused=REFUSED_RESPONSES, streams=True
-    ),
-    ("GET", "/v1/responses/{name}"): Operation("A stored response."),
-    ("DELETE", "/v1/responses/{name}"): Operation("Forget a stored response."),
-    ("POST", "/v1/responses/{name}/cancel"): Operation("End a response made in the background."),
-    ("POST", "/v1/messages"): Operation(
-        "Answer in the form of Anthropic's Messages.", (MessagesBody,), refused=REFUSED_MESSAGES, streams=True
-    ),
-    ("POST", "/v1/messages/count_tokens"): Operation(
-        "The tokens of a conversation in that form.", (CountBody,), refused=REFUSED_MESSAGES
-    ),
     ("GET", "/v1/models"): Operation("The model, under each of its names."),
     ("GET", "/v1/models/{name}"): Operation("One of them."),
     ("POST", "/tokenize"): Operation(
@@ -106,6 +101,12 @@ GENERATING: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
         "Answer a conversation.", (ChatBody,), refused=CHAT, streams=True
     ),
+    ("POST", "/v1/responses"): Operation(
+        "Answer in the form of OpenAI's Responses.", (ResponsesBody,), refused=REFUSED_RESPONSES, streams=True
+    ),
+    ("GET", "/v1/responses/{name}"): Operation("A stored response."),
+    ("DELETE", "/v1/responses/{name}"): Operation("Forget a stored response."),
+    ("POST", "/v1/responses/{name}/cancel"): Operation("End a response made in the background."),
     ("POST", "/v1/messages"): Operation(
         "Answer a conversation, as Anthropic has it.", (MessagesBody,), refused=MESSAGES_REFUSED, streams=True
     ),

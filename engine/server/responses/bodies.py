@@ -120,7 +120,7 @@ class FunctionTool(Strict):
     strict: bool | None = Field(default=None, description="Forced calls follow their schema either way.")
 
 
-class NamedFunction(Strict):
+class FunctionChoice(Strict):
     type: Literal["function"]
     name: str
 
@@ -158,7 +158,7 @@ class ResponsesBody(RequestBody):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: Annotated[bool, none_as(True)] = True
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None

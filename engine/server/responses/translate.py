@@ -11,12 +11,12 @@ from engine.server.protocol import ChatBody
 from engine.server.responses.bodies import (
     AS_IN_CHATS,
     FunctionCallItem,
+    FunctionChoice,
     FunctionOutputItem,
     InputText,
     Item,
     JsonSchemaText,
     MessageItem,
-    NamedFunction,
     OutputText,
     ReasoningItem,
     ResponsesBody,
@@ -51,7 +51,7 @@ def to_chat(body: ResponsesBody, history: Sequence[Mapping[str, Any]]) -> ChatBo
             for tool in body.tools
         ]
     choice = body.tool_choice
-    if isinstance(choice, NamedFunction):
+    if isinstance(choice, FunctionChoice):
         fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
     elif choice is not None:
         fields["tool_choice"] = choice

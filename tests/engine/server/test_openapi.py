@@ -83,7 +83,7 @@ def test_a_route_that_takes_a_body_says_which() -> None:
         "/sleep",
         "/wake_up",
         "/reset_prefix_cache",
-        "/v1/responses/{response_id}/cancel",
+        "/v1/responses/{name}/cancel",
     }
 
 
