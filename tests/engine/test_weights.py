@@ -133,6 +133,14 @@ def test_linear_packed_or_not(bias: bool, is_available: bool, monkeypatch: pytes
         torch.testing.assert_close(layer(x).float(), expected, rtol=2e-2, atol=6e-2)
 
 
+def test_float32_is_packed_only_where_that_is_asked_for() -> None:
+    weight, x = torch.randn(32, 64), torch.randn(40, 64)
+    for asked in (False, True):
+        layer = Linear(64, (32,), packs_float32=asked)
+        layer.load("weight", [weight])
+        assert layer._is_packed is (asked and packed_linear.is_available(torch.float32))
+        torch.testing.assert_close(layer(x), F.linear(x, weight), rtol=1e-5, atol=1e-4)
+
+
 def test_packing_is_not_for_other_types() -> None:
-    assert not packed_linear.is_available(torch.float32)
     assert not packed_linear.is_available(torch.float16)
