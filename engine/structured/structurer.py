@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidRequest
 from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
-from engine.structured.json_schema import check_json_schema
+from engine.structured.json_schema import follow_json_schema
 from engine.structured.spec import StructuredKind, StructuredOutput, ThinkingMarks
 from engine.structured.vocabulary import tokenizer_info
 from engine.tokenizer import Tokenizer
@@ -108,8 +108,7 @@ class Structurer:
         compiler = self._get_compiler()
         match wanted.kind:
             case StructuredKind.JSON_SCHEMA:
-                schema = _parse(wanted)
-                check_json_schema(schema, wanted.param)
+                schema = follow_json_schema(_parse(wanted), wanted.param)
                 return compiler.compile_json_schema(
                     json.dumps(schema), any_whitespace=True, max_whitespace_cnt=_MAX_WHITESPACE
                 )
