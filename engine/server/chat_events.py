@@ -14,6 +14,7 @@ from typing import TypeAlias
 from engine.parsers.reasoning import Kind, ReasoningParser
 from engine.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, ToolEvent, ToolParser
 from engine.server.generation import ChoiceDelta
+from engine.server.thinking import ThoughtCounter
 from engine.types import FinishReason
 
 
@@ -58,19 +59,19 @@ class ChoiceReader:
         index: int,
         *,
         reasoning: ReasoningParser | None = None,
-        end_of_reasoning: int | None = None,
+        counter: ThoughtCounter | None = None,
         tools: ToolParser | None = None,
         shows_reasoning: bool = True,
         is_parallel: bool = True,
         echo: str = "",
     ) -> None:
-        """`end_of_reasoning`: the token that ends it, where it is one token; for counting.
+        """`counter`: of the reasoning's tokens.
 
         `is_parallel`: calls after the first are told, too. `echo` is told before all else.
         """
         self._index = index
         self._reasoning = reasoning
-        self._end_of_reasoning = end_of_reasoning
+        self._counter = counter
         self._tools = tools
         self._shows_reasoning = shows_reasoning
         self._is_parallel = is_parallel
@@ -81,10 +82,12 @@ class ChoiceReader:
         """The events that a delta brings; the last delta brings ChoiceEnded."""
         events: list[ChatEvent] = [ContentDelta(self._index, self._echo)] if self._echo else []
         self._echo = ""
+        if self._counter is not None:
+            self._counter.take(delta.token_ids)
+            delta.choice.num_reasoning_tokens = self._counter.num_tokens
         if self._reasoning is None:
             events += self._content(delta.text)
         else:
-            self._count(delta, self._reasoning)
             events += self._pieces(self._reasoning.feed(delta.text))
         if delta.finish_reason is not None:
             events += self._end(delta, delta.finish_reason)
@@ -132,14 +135,3 @@ class ChoiceReader:
                 case CallEnded():
                     pass
         return events
-
-    def _count(self, delta: ChoiceDelta, reasoning: ReasoningParser) -> None:
-        """Count the delta's tokens that belong to the reasoning, its last mark included."""
-        counted = delta.choice.num_reasoning_tokens or 0
-        if reasoning.is_inside or not reasoning.has_content:
-            token_ids = list(delta.token_ids)
-            if self._end_of_reasoning in token_ids:
-                counted += token_ids.index(self._end_of_reasoning) + 1
-            elif reasoning.is_inside:
-                counted += len(token_ids)
-        delta.choice.num_reasoning_tokens = counted

@@ -146,7 +146,7 @@ def _reader_factory(
         return ChoiceReader(
             index,
             reasoning=reasoning,
-            end_of_reasoning=None if thinking is None else thinking.end_token_id,
+            counter=None if thinking is None else thinking.make_counter(),
             tools=parser,
             shows_reasoning=body.include_reasoning,
             is_parallel=body.parallel_tool_calls,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -47,17 +48,47 @@ class Thinking:
         return ReasoningParser(self.parser, inside=self.state is ThinkingState.OPEN)
 
     @property
+    def is_open(self) -> bool:
+        """Whether the output begins within a thought. Some models' always does, whatever the prompt shows."""
+        if self.state is ThinkingState.POSSIBLE:
+            return self.make_parser().is_inside
+        return self.state is ThinkingState.OPEN
+
+    @property
     def marks(self) -> ThinkingMarks | None:
         """For a constraint, which must let a thought pass; None once the prompt has closed it."""
         if self.state is ThinkingState.OVER:
             return None
-        is_open = self.state is ThinkingState.OPEN
-        return ThinkingMarks(self.start_token_ids, self.end_token_ids, is_open=is_open)
+        return ThinkingMarks(self.start_token_ids, self.end_token_ids, is_open=self.is_open)
 
-    @property
-    def end_token_id(self) -> int | None:
-        """The token that ends a thought, where it is one."""
-        return self.end_token_ids[0] if len(self.end_token_ids) == 1 else None
+    def make_counter(self) -> ThoughtCounter:
+        return ThoughtCounter(self.start_token_ids, self.end_token_ids, is_open=self.is_open)
+
+
+class ThoughtCounter:
+    """Counts the tokens of one output's thought, its marks left out, however they come in steps."""
+
+    def __init__(self, start: Sequence[int], end: Sequence[int], *, is_open: bool) -> None:
+        self._start, self._end = list(start), list(end)
+        self._is_inside = is_open
+        self._is_over = False
+        self._recent: list[int] = []  # tokens since the last mark, as far as the next one may need them
+        self.num_tokens = 0
+
+    def take(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if self._is_over:
+                return
+            self._take(token_id)
+
+    def _take(self, token_id: int) -> None:
+        mark = self._end if self._is_inside else self._start
+        self._recent = [*self._recent, token_id][-len(mark) :]
+        self.num_tokens += self._is_inside
+        if self._recent == mark:
+            self._is_over = self._is_inside
+            self.num_tokens -= len(mark) if self._is_over else 0
+            self._is_inside, self._recent = True, []
 
 
 def _state_after(prompt: str, start: str, end: str) -> ThinkingState:
