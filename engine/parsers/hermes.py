@@ -2,78 +2,52 @@
 
 from __future__ import annotations
 
-from engine.parsers.events import CallEnded, TextPiece, ToolEvent
+from engine.parsers.events import TextPiece, ToolEvent
 from engine.parsers.json_call import JsonCall
-from engine.parsers.marks import held_back
+from engine.parsers.plain_text import PlainText
 
 START, END = "<tool_call>", "</tool_call>"
 
 
 class HermesParser:
     def __init__(self) -> None:
-        self._held = ""  # outside of calls: what may become a mark
+        self._plain = PlainText((START,))
         self._call: JsonCall | None = None
-        self._after = ""  # behind a call's object: what should be blanks and the end mark
+        self._behind = ""  # a call's object: blanks and what may become its end mark
         self._num_calls = 0
-        self._blank = ""  # between calls: shown only if text follows
 
     def feed(self, text: str) -> list[ToolEvent]:
         events: list[ToolEvent] = []
         while text:
             if self._call is None:
-                text = self._outside(text, events)
-            elif not self._call.is_complete:
+                mark, text = self._plain.feed(text, events)
+                if mark:
+                    self._call = JsonCall(self._num_calls, self._plain.take_blank() + START)
+            elif not self._call.is_over:
                 found, text = self._call.feed(text)
                 events += found
             else:
-                text = self._behind(text, events)
+                text = self._end(self._call, text, events)
         return events
 
     def finish(self) -> list[ToolEvent]:
-        events: list[ToolEvent] = []
         if self._call is None:
-            # Blanks at the end belong to a text, but not to what stands between calls.
-            rest = self._held if self._num_calls and not self._held else self._blank + self._held
-            return [TextPiece(rest)] if rest else []
-        if not self._call.has_begun:
-            events.append(TextPiece(self._blank + START + self._call.text + self._after))
-        elif not self._call.is_complete:
-            events.append(CallEnded(self._num_calls))
+            return self._plain.finish(after_call=self._num_calls > 0)
+        if not self._call.is_over:
+            return self._call.finish()
+        rest = self._behind
+        return [TextPiece(rest)] if rest and not self._call.is_call else []
+
+    def _end(self, call: JsonCall, text: str, events: list[ToolEvent]) -> str:
+        """Behind an object: skip its end mark. Where the object was no call, all of it is text."""
         self._call = None
-        return events
-
-    def _outside(self, text: str, events: list[ToolEvent]) -> str:
-        text = self._held + text
-        before, mark, after = text.partition(START)
-        keep = 0 if mark else held_back(before, (START,))
-        self._held = before[len(before) - keep :]
-        self._show(before[: len(before) - keep], events)
-        if mark:
-            self._call = JsonCall(self._num_calls)
-        return after
-
-    def _show(self, text: str, events: list[ToolEvent]) -> None:
-        """Blanks between calls, and between text and a call, are no content."""
-        text = self._blank + text
-        kept = text.rstrip()
-        self._blank = text[len(kept) :]
-        if kept:
-            events.append(TextPiece(kept))
-
-    def _behind(self, text: str, events: list[ToolEvent]) -> str:
-        """Skip the end mark; a call that isn't one is given back as text."""
-        call = self._call
-        text = self._after + text
-        self._after = ""
-        blank = text.lstrip()
-        if END.startswith(blank) and blank != END:
-            self._after = text
+        if not call.is_call:
+            return text
+        text = self._behind + text
+        self._behind = ""
+        rest = text.lstrip()
+        if len(rest) < len(END) and END.startswith(rest):
+            self._behind, self._call = text, call
             return ""
-        if call is not None and not call.has_begun:
-            end = text[: len(text) - len(blank)] + END if blank.startswith(END) else ""
-            events.append(TextPiece(self._blank + START + call.text + end))
-        else:
-            self._num_calls += 1
-        self._blank = ""
-        self._call = None
-        return blank.removeprefix(END)
+        self._num_calls += 1
+        return rest.removeprefix(END)

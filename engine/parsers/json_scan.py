@@ -1,48 +1,65 @@
-"""Where a JSON value ends, in a text that comes in pieces."""
+"""Where a JSON object ends, in a text that comes in pieces."""
 
 from __future__ import annotations
 
+import re
 
-class ValueScanner:
-    """Follows one JSON value: its strings, escapes and brackets. Doesn't check it."""
+_OUTSIDE = re.compile(r'["{}\[\]<]')
+_INSIDE = re.compile(r'["\\]')
+_CLOSERS = {"{": "}", "[": "]"}
+
+
+class ObjectScanner:
+    """Follows one JSON object: its strings, escapes and brackets. Checks nothing else.
+
+    It is broken where a bracket closes another kind, or where `<` stands outside of strings: a mark, as no
+    JSON has it there.
+    """
 
     def __init__(self) -> None:
-        self._depth = 0
+        self._closers: list[str] = []
         self._in_string = False
         self._is_escaped = False
-        self._has_begun = False
         self.is_complete = False
+        self.is_broken = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_complete or self.is_broken
 
     def feed(self, text: str) -> int:
-        """How many characters of `text` belong to the value; `is_complete` once it has ended."""
-        for index, character in enumerate(text):
-            if self._in_string:
-                self._in_text(character)
-            elif character == '"':
-                self._in_string = self._has_begun = True
-            elif character in "{[":
-                self._depth += 1
-                self._has_begun = True
-            elif character in "}]":
-                if self._depth == 0:  # a bare number or word, ended by what holds it
-                    self.is_complete = True
-                    return index
-                self._depth -= 1
-            elif self._depth == 0 and self._has_begun and character in ", \t\r\n":
-                self.is_complete = True
-                return index
-            elif not character.isspace():
-                self._has_begun = True
+        """How many characters of `text` belong to the object, blanks before it included."""
+        at = 0
+        if not self._closers:
+            at = len(text) - len(text.lstrip())
+            if at == len(text):
+                return at
+            if text[at] != "{":
+                self.is_broken = True
+                return at
+        while at < len(text):
+            if self._is_escaped:
+                self._is_escaped = False
+                at += 1
                 continue
-            if self._has_begun and not self._depth and not self._in_string and character in '"}]':
-                self.is_complete = True
-                return index + 1
+            found = (_INSIDE if self._in_string else _OUTSIDE).search(text, at)
+            if found is None:
+                return len(text)
+            self._take(found[0])
+            at = found.end()
+            if self.is_over:
+                return at if self.is_complete else found.start()
         return len(text)
 
-    def _in_text(self, character: str) -> None:
-        if self._is_escaped:
-            self._is_escaped = False
-        elif character == "\\":
+    def _take(self, character: str) -> None:
+        if character == '"':
+            self._in_string = not self._in_string
+        elif self._in_string:
             self._is_escaped = True
-        elif character == '"':
-            self._in_string = False
+        elif character in _CLOSERS:
+            self._closers.append(_CLOSERS[character])
+        elif character != self._closers[-1]:
+            self.is_broken = True
+        else:
+            self._closers.pop()
+            self.is_complete = not self._closers

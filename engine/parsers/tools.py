@@ -14,6 +14,9 @@ from engine.parsers.events import (
     ToolParser,
 )
 from engine.parsers.hermes import HermesParser
+from engine.parsers.llama_json import LlamaJsonParser
+from engine.parsers.mistral import MistralParser
+from engine.parsers.qwen_coder import QwenCoderParser
 from engine.parsers.tool_constraints import call_constraint
 
 __all__ = [
@@ -32,6 +35,12 @@ __all__ = [
 
 TOOL_PARSERS: Mapping[str, Callable[[Sequence[Tool]], ToolParser]] = {
     "hermes": lambda tools: HermesParser(),
+    "qwen3_json": lambda tools: HermesParser(),
+    "qwen3_coder": QwenCoderParser,
+    "qwen3_xml": QwenCoderParser,
+    "llama3_json": LlamaJsonParser,
+    "llama4_json": LlamaJsonParser,
+    "mistral": MistralParser,
 }
 
 
@@ -41,7 +50,14 @@ def make_tool_parser(name: str, tools: Sequence[Tool]) -> ToolParser:
 
 
 def detect_tool_parser(template: str) -> str | None:
-    """The parser for what a template teaches the model to write; None if it knows no tools."""
-    if "<tool_call>" in template and '"name"' in template:
+    """The parser for what a template teaches the model to write; None if it is none of ours."""
+    text = template.replace('\\"', '"')
+    if "<function=" in text and "<parameter=" in text:
+        return "qwen3_coder"
+    if "<tool_call>" in text and '"name"' in text and '"arguments"' in text:
         return "hermes"
+    if "[TOOL_CALLS]" in text:
+        return "mistral"
+    if "<|start_header_id|>" in text and '"name"' in text and '"parameters"' in text:
+        return "llama3_json"
     return None
