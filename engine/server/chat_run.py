@@ -23,7 +23,7 @@ from engine.server.thinking import Thinking, ThinkingState
 from engine.server.truncation import Truncation
 
 # Parsers whose marks are special tokens: hidden from the text, they couldn't be found.
-_NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json"})
+_NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json", "llama4_json"})
 
 
 @dataclass(frozen=True, slots=True)
