@@ -31,7 +31,7 @@ conformance: $(DEV) ## Ask a server for what the API promises: BASE_URL=… [MOD
 	$(BIN)/python -m conformance --base-url $(BASE_URL) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 fuzz: $(DEV) ## Ask the engine thousands of things its OpenAPI document allows, and forbids
-	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine/server/test_openapi.py -k nothing_that_may_be_asked
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine -k nothing_that_may_be_asked
 
 docs: $(DEV) ## Write docs/api.md again
 	$(BIN)/python -m docs.api_tables

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from starlette.routing import Route
 
@@ -25,11 +22,8 @@ from engine.server.pooling.app import create_pooling_app
 from engine.server.pooling.elsewhere import POOLING_PATHS, needs_generation, needs_pooling
 from engine.server.pooling.service import PoolingService
 from engine.server.service import Service
+from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
 from tests.engine.server.serving import Running
-
-# More of them: `make fuzz`.
-NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
-SERVERS_OWN_ERRORS = range(500, 600)
 
 
 def routes_of(gate: Gate) -> set[tuple[str, str]]:
@@ -131,38 +125,12 @@ def test_the_page_shows_every_route(fake_server: Running) -> None:
     assert "http" not in page.text.replace("application/http", ""), "the page loads something"
 
 
-def asked() -> list[tuple[str, GenerationMode]]:
-    """Operations, with what fits their description; and with what doesn't, where a body can be wrong."""
-    found = []
-    for methods in build_document(Kind.GENERATING)["paths"].values():
-        for one in methods.values():
-            found.append((one["operationId"], GenerationMode.POSITIVE))
-            if "requestBody" in one:
-                found.append((one["operationId"], GenerationMode.NEGATIVE))
-    return found
-
-
-@pytest.mark.timeout(600 if NUM_EXAMPLES <= 100 else 36000)
-@pytest.mark.parametrize(("operation_id", "mode"), asked(), ids=lambda one: getattr(one, "value", one))
+@pytest.mark.timeout(36000 if IS_LONG else 600)
+@pytest.mark.parametrize(
+    ("operation_id", "mode"), questions(Kind.GENERATING), ids=lambda one: getattr(one, "value", one)
+)
 def test_nothing_that_may_be_asked_breaks_the_server(
     fake_server: Running, operation_id: str, mode: GenerationMode
 ) -> None:
-    schema = schemathesis.openapi.from_dict(build_document(Kind.GENERATING))
-    schema.config.update(base_url=fake_server.url)
-    operation = schema.find_operation_by_id(operation_id)
-
-    @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(
-        max_examples=NUM_EXAMPLES,
-        deadline=None,
-        database=None,
-        derandomize=NUM_EXAMPLES <= 100,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
-    def ask(case: Any) -> None:
-        response = case.call()
-        assert response.status_code not in SERVERS_OWN_ERRORS, response.text
-
-    ask()
+    fuzz(fake_server, Kind.GENERATING, operation_id, mode)
     fake_server.wait_idle()

@@ -1,0 +1,22 @@
+"""Nothing that the description of a pooling server allows or forbids breaks it."""
+
+from __future__ import annotations
+
+import pytest
+from schemathesis import GenerationMode
+
+from engine.server.openapi import Kind
+from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
+from tests.engine.server.serving import Running
+
+
+@pytest.mark.timeout(36000 if IS_LONG else 600)
+@pytest.mark.parametrize(
+    ("operation_id", "mode"),
+    questions(Kind.POOLING, but=Kind.GENERATING),
+    ids=lambda one: getattr(one, "value", one),
+)
+def test_nothing_that_may_be_asked_breaks_the_server(
+    minilm_server: Running, operation_id: str, mode: GenerationMode
+) -> None:
+    fuzz(minilm_server, Kind.POOLING, operation_id, mode)
