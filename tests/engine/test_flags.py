@@ -44,6 +44,18 @@ def test_every_engine_flag_arrives() -> None:
     )
 
 
+def test_what_a_pooling_runner_is_told_arrives() -> None:
+    overrides, pooler = '{"architectures": ["Qwen3ForSequenceClassification"]}', '{"pooling_type": "MEAN"}'
+    engine = parse(
+        *shlex.split("--runner pooling --convert classify"),
+        *("--hf-overrides", overrides, "--pooler-config", pooler),
+    ).engine
+    assert (engine.runner, engine.convert) == ("pooling", "classify")
+    assert engine.hf_overrides == {"architectures": ["Qwen3ForSequenceClassification"]}
+    assert engine.pooler_config == {"pooling_type": "MEAN"}
+    assert (parse().engine.runner, parse().engine.convert) == ("auto", "auto")
+
+
 def test_every_server_flag_arrives(tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text("from a file")
