@@ -1,52 +1,139 @@
 """What forces tool calls to be calls: the format's marks with the tools' schemas between them.
 
-As structural tags of xgrammar's: text in which marked parts follow a grammar.
+As structural tags of xgrammar's: text in which marked parts follow a grammar. Marks that are special tokens
+have no text that a grammar could ask for, so what is asked for is the form that does without them.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+from engine.errors import InvalidRequest
 from engine.parsers.events import Tool
 
-_ANY_OBJECT = {"type": "object"}
+_Format: TypeAlias = dict[str, Any]
+_COMBINERS = frozenset(("anyOf", "oneOf", "allOf", "$ref"))
 
 
 def call_constraint(name: str, tools: Sequence[Tool], choice: str, *, parallel: bool) -> str | None:
-    """The structural tag, as JSON, for a tool parser's format; None if that format can't be forced.
+    """The structural tag, as JSON, for a tool parser's format; None if that format can't be asked for.
 
     `choice`: "required" (one call at least), "auto" (text, and calls that are proper ones), or a tool's name.
+    Raises InvalidRequest for a tool that can't be written in this format.
     """
-    if name != "hermes":
+    build = _FORMATS.get(name)
+    if build is None:
         return None
-    chosen = [tool for tool in tools if choice in ("required", "auto", tool["function"]["name"])]
-    tags = [_hermes_tag(tool) for tool in chosen]
-    if choice == "auto":
-        form: dict[str, Any] = {
-            "type": "triggered_tags",
-            "triggers": ["<tool_call>"],
-            "tags": tags,
-            "stop_after_first": not parallel,
-        }
-    else:
-        form = {
-            "type": "tags_with_separator",
-            "tags": tags,
-            "separator": "\n",
-            "at_least_one": True,
-            "stop_after_first": not parallel,
-        }
-    return json.dumps({"type": "structural_tag", "format": form})
+    wanted = [
+        _Wanted.of(tool, f"tools[{index}].function")
+        for index, tool in enumerate(tools)
+        if choice in ("required", "auto", tool["function"]["name"])
+    ]
+    form = build(wanted, choice == "auto", parallel)
+    return None if form is None else json.dumps({"type": "structural_tag", "format": form})
 
 
-def _hermes_tag(tool: Tool) -> dict[str, Any]:
-    function = tool["function"]
-    begin = f'<tool_call>\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": '
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A tool that may be called."""
+
+    name: str
+    schema: dict[str, Any]  # of its arguments: an object's
+    param: str  # the field that it is from
+
+    @staticmethod
+    def of(tool: Tool, param: str) -> _Wanted:
+        function = tool["function"]
+        schema = copy.deepcopy(function.get("parameters") or {})
+        said = schema.get("type", "object")
+        if said != "object" and not (isinstance(said, list) and "object" in said):
+            raise InvalidRequest(
+                f"{param}.parameters.type is {said!r}: a tool's parameters are an object.",
+                param=f"{param}.parameters.type",
+            )
+        if not _COMBINERS & schema.keys():
+            schema["type"] = "object"
+        return _Wanted(function["name"], schema, param)
+
+
+def _hermes(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format:
+    tags = [
+        _tag(f'<tool_call>\n{{"name": {_quoted(tool.name)}, "arguments": ', _json(tool), "}\n</tool_call>")
+        for tool in wanted
+    ]
+    return _triggered(["<tool_call>"], tags, parallel) if is_auto else _calls(tags, "\n", parallel)
+
+
+def _qwen_coder(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format:
+    for tool in wanted:
+        if unfit := [character for character in "<>\n" if character in tool.name]:
+            raise InvalidRequest(
+                f"{tool.param}.name contains {unfit[0]!r}, which calls in this model's format can't.",
+                param=f"{tool.param}.name",
+            )
+    tags = [
+        _tag(f"<tool_call>\n<function={tool.name}>\n", _xml(tool), "\n</function>\n</tool_call>")
+        for tool in wanted
+    ]
+    return _triggered(["<tool_call>"], tags, parallel) if is_auto else _calls(tags, "\n", parallel)
+
+
+def _llama_json(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format:
+    tags = [_tag(f'{{"name": {_quoted(tool.name)}, "parameters": ', _json(tool), "}") for tool in wanted]
+    if is_auto:  # JSON that isn't a call stays possible
+        return _triggered(sorted({tag["begin"] for tag in tags}), tags, parallel)
+    return _calls(tags, "; ", parallel)
+
+
+def _mistral(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format | None:
+    if is_auto:
+        return None  # calls begin with a special token
+    tags = [_tag(f'{{"name": {_quoted(tool.name)}, "arguments": ', _json(tool), "}") for tool in wanted]
+    return _tag("[", _calls(tags, ", ", parallel), "]")
+
+
+_FORMATS: dict[str, Callable[[Sequence[_Wanted], bool, bool], _Format | None]] = {
+    "hermes": _hermes,
+    "qwen3_json": _hermes,
+    "qwen3_coder": _qwen_coder,
+    "qwen3_xml": _qwen_coder,
+    "llama3_json": _llama_json,
+    "llama4_json": _llama_json,
+    "mistral": _mistral,
+}
+
+
+def _tag(begin: str, content: _Format, end: str) -> _Format:
+    return {"type": "tag", "begin": begin, "content": content, "end": end}
+
+
+def _calls(tags: list[_Format], separator: str, parallel: bool) -> _Format:
+    """One call at least, and nothing else."""
     return {
-        "type": "tag",
-        "begin": begin,
-        "content": {"type": "json_schema", "json_schema": function.get("parameters") or _ANY_OBJECT},
-        "end": "}\n</tool_call>",
+        "type": "tags_with_separator",
+        "tags": tags,
+        "separator": separator,
+        "at_least_one": True,
+        "stop_after_first": not parallel,
     }
+
+
+def _triggered(triggers: list[str], tags: list[_Format], parallel: bool) -> _Format:
+    """Any text, in which a trigger begins one of the tags."""
+    return {"type": "triggered_tags", "triggers": triggers, "tags": tags, "stop_after_first": not parallel}
+
+
+def _json(tool: _Wanted) -> _Format:
+    return {"type": "json_schema", "json_schema": tool.schema}
+
+
+def _xml(tool: _Wanted) -> _Format:
+    return {"type": "json_schema", "json_schema": tool.schema, "style": "qwen_xml"}
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
