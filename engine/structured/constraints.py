@@ -23,7 +23,10 @@ class GrammarConstraint:
         if self._matcher.is_terminated():  # beyond its end only with ignore_eos
             only(mask, row, self._eos_token_ids)
             return True
-        return self._matcher.fill_next_token_bitmask(mask, row)
+        is_restricted = self._matcher.fill_next_token_bitmask(mask, row)
+        if is_restricted and not mask[row].any():
+            raise ValueError("no token of the model's can go on here")
+        return is_restricted
 
     def accept(self, token_id: int) -> None:
         if not self._matcher.is_terminated() and not self._matcher.accept_token(token_id):
@@ -47,16 +50,17 @@ class ThinkingConstraint:
     ) -> None:
         """`budget`: tokens of the thought, its marks not counted; None = no limit.
 
-        With an `inner`, a thought can't end the sequence: what was asked for is still to come.
+        With an `inner`, a thought can't end the sequence: what was asked for is still to come; and it may
+        begin with the first token only. Without one, it may begin anywhere.
         """
         self._marks = marks
         self._inner = inner
         self._budget = budget
         self._forbidden = tuple(eos_token_ids) if inner is not None else ()
         self._is_inside = marks.is_open
-        self._may_begin = not marks.is_open and len(marks.start) == 1
+        self._may_begin = not marks.is_open and len(marks.start) == 1  # beside what `inner` allows
         self._num_thought = 0
-        self._tail: tuple[int, ...] = ()  # the thought's last tokens, to find its end by
+        self._tail: tuple[int, ...] = ()  # the last tokens, to find the thought's end by, or its start
         self._num_forced = 0
 
     def fill_mask(self, mask: Any, row: int) -> bool:
@@ -75,11 +79,18 @@ class ThinkingConstraint:
         if self._is_inside:
             self._think(token_id)
         elif self._may_begin and token_id == self._marks.start[0]:
-            self._is_inside, self._may_begin = True, False
-        else:
+            self._begin()
+        elif self._inner is not None:
             self._may_begin = False
-            if self._inner is not None:
-                self._inner.accept(token_id)
+            self._inner.accept(token_id)
+        else:
+            self._tail = (*self._tail, token_id)[-len(self._marks.start) :]
+            if self._tail == self._marks.start:
+                self._begin()
+
+    def _begin(self) -> None:
+        self._is_inside, self._may_begin = True, False
+        self._tail, self._num_thought, self._num_forced = (), 0, 0
 
     @property
     def is_finished(self) -> bool:
@@ -96,7 +107,7 @@ class ThinkingConstraint:
             self._num_thought += 1
         self._tail = (*self._tail, token_id)[-len(self._marks.end) :]
         if self._tail == self._marks.end:
-            self._is_inside = False
+            self._is_inside, self._tail = False, ()
 
 
 def only(mask: Any, row: int, token_ids: Sequence[int]) -> None:

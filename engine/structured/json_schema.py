@@ -20,9 +20,10 @@ _SINGLES = ("items", "additionalProperties", "propertyNames", "unevaluatedItems"
 _LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
 
 
-def follow_json_schema(schema: Any, param: str) -> Any:
+def follow_json_schema(schema: Any, param: str, *, is_json: bool = True) -> Any:
     """The schema, changed in place, as the compiler follows it to the letter.
 
+    `is_json`: whether its strings are written as JSON has them, in quotes and with escapes.
     Raises InvalidRequest for one that can't be followed, and says where and by which keyword.
     """
     parts = list(_walk(schema, param, 0))
@@ -37,7 +38,7 @@ def follow_json_schema(schema: Any, param: str) -> Any:
                 found = list(_walk(target, param + part["$ref"][1:].replace("/", "."), 0))
                 parts += [(at, one) for at, one in found if id(one) not in seen]
                 seen |= {id(one) for _, one in found}
-    for path, part in parts:
+    for path, part in parts if is_json else ():
         if isinstance(part, dict):
             _rewrite(part, path)
     return schema

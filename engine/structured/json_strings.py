@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.structured.regex import Node, UnsupportedPattern, check_counts, in_json, search, whole, written
+from engine.structured.regex import (
+    ANY_CHARACTER,
+    Node,
+    UnsupportedPattern,
+    check_counts,
+    confined,
+    in_json,
+    search,
+    whole,
+    written,
+)
 from engine.structured.regex_parser import parse
 
 _DATE = (
@@ -61,6 +71,15 @@ def rewrite_strings(schema: dict[str, Any]) -> None:
 def json_pattern(pattern: str) -> str:
     """Of the JSON strings in whose text `pattern` matches. Raises UnsupportedPattern."""
     return _in_json(search(parse(pattern)))
+
+
+def plain_pattern(pattern: str) -> str:
+    """Of the texts that `pattern` matches from end to end, outside of JSON. Raises UnsupportedPattern."""
+    left = confined(whole(parse(pattern)), ANY_CHARACTER)
+    if left is None:
+        raise UnsupportedPattern("it matches nothing")
+    check_counts(left)
+    return written(left)
 
 
 def _in_json(text: Node) -> str:

@@ -74,7 +74,7 @@ def merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
     return tuple(out)
 
 
-ANY_CHARACTER = complement(())
+ANY_CHARACTER = complement(((0, 0),))  # a NUL ends the compiler's texts
 ANY_TEXT = Repeat(Chars(ANY_CHARACTER), 0, None)
 # What stands in a JSON string as it is: no quote, no backslash, no control character.
 _UNESCAPED = complement(((0, 0x1F), (ord('"'), ord('"')), (ord("\\"), ord("\\"))))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import InvalidRequest
+from engine.errors import EngineError, InvalidRequest
+from engine.structured.compile_threads import CompileThreads
 from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
 from engine.structured.json_schema import follow_json_schema
+from engine.structured.json_strings import plain_pattern
+from engine.structured.regex import UnsupportedPattern
 from engine.structured.spec import StructuredKind, StructuredOutput, ThinkingMarks
+from engine.structured.structural_tag import follow_structural_tag
+from engine.structured.trial import try_out
 from engine.structured.vocabulary import tokenizer_info
 from engine.tokenizer import Tokenizer
 from engine.types import TokenConstraint
@@ -22,54 +28,88 @@ if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarCompiler
 
 MAX_SOURCE_CHARS = 256 * 1024
+MAX_COMPILED_BYTES = 64 * 2**20  # of one; grows with what a grammar must tell apart
 _MAX_CACHED = 256
 _MAX_CACHE_BYTES = 256 * 2**20
-_TIMEOUT_S = 30.0
-_NUM_THREADS = 2  # an endless compilation holds one: others can go on
+_TIMEOUT_S = 10.0
+_NUM_THREADS = 2
+_MAX_STUCK = 2  # compilations that were given up, and go on until the process ends
+_MAX_WAITING = 64
 _MAX_WHITESPACE = 16  # characters between two JSON tokens: enough to indent, and no endless line of blanks
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledOutput:
     grammar: CompiledGrammar
+    num_bytes: int
 
 
 class Structurer:
     """Of one model. The compiler, slow to import, comes with the first request that asks for it."""
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        timeout_s: float = _TIMEOUT_S,
+        max_cache_bytes: int = _MAX_CACHE_BYTES,
+    ) -> None:
         """`vocab_size` is the logits' width; ids beyond the tokenizer's are never allowed."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
-        self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="structured")
+        self._timeout_s = timeout_s
+        self._max_cache_bytes = max_cache_bytes
+        self._threads = CompileThreads(
+            num_threads=_NUM_THREADS, max_stuck=_MAX_STUCK, max_waiting=_MAX_WAITING, timeout_s=timeout_s
+        )
         self._compiler: GrammarCompiler | None = None
-        self._cached: OrderedDict[StructuredOutput, Future[CompiledOutput]] = OrderedDict()
+        self._compiler_lock = threading.Lock()
+        self._compiled: OrderedDict[StructuredOutput, CompiledOutput] = OrderedDict()  # the latest used last
+        self._compiling: dict[StructuredOutput, asyncio.Task[CompiledOutput]] = {}
 
     async def compile(self, wanted: StructuredOutput) -> CompiledOutput:
-        """Raises InvalidRequest for what can't be compiled, can't be followed, or takes too long."""
+        """Raises InvalidRequest for what can't be compiled, can't be followed, or takes too long.
+
+        Raises CompilerBusy where too many others wait for theirs.
+        """
         if len(wanted.source) > MAX_SOURCE_CHARS:
             raise InvalidRequest(
                 f"{wanted.param} has {len(wanted.source)} characters; {MAX_SOURCE_CHARS} are possible.",
                 param=wanted.param,
             )
-        future = self._cached.get(wanted)
-        if future is None:
-            future = self._pool.submit(self._compile, wanted)
-            self._cached[wanted] = future
-            while len(self._cached) > _MAX_CACHED:
-                self._cached.popitem(last=False)
-        self._cached.move_to_end(wanted)
+        if wanted in self._compiled:
+            self._compiled.move_to_end(wanted)
+            return self._compiled[wanted]
+        task = self._compiling.get(wanted)
+        if task is None:
+            task = self._compiling[wanted] = asyncio.create_task(self._compile(wanted))
+            task.add_done_callback(lambda done: self._compiled_one(wanted, done))
+        return await asyncio.shield(task)  # who leaves doesn't take it from others that wait for the same
+
+    def _compiled_one(self, wanted: StructuredOutput, done: asyncio.Task[CompiledOutput]) -> None:
+        del self._compiling[wanted]
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._compiled[wanted] = done.result()
+        while len(self._compiled) > _MAX_CACHED or self.cached_bytes > self._max_cache_bytes:
+            self._compiled.popitem(last=False)
+
+    @property
+    def cached_bytes(self) -> int:
+        return sum(compiled.num_bytes for compiled in self._compiled.values())
+
+    async def _compile(self, wanted: StructuredOutput) -> CompiledOutput:
+        compiler = await asyncio.to_thread(self._get_compiler)
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), _TIMEOUT_S)
+            return await self._threads.run(lambda: self._compile_with(compiler, wanted))
         except TimeoutError as error:
             raise InvalidRequest(
-                f"{wanted.param} takes longer than {_TIMEOUT_S:g} s to compile: simplify it.",
+                f"{wanted.param} takes longer than {self._timeout_s:g} s to compile: simplify it.",
                 param=wanted.param,
             ) from error
-        except InvalidRequest:
-            self._cached.pop(wanted, None)
-            raise
 
     def constraint(
         self,
@@ -92,67 +132,80 @@ class Structurer:
         matcher = GrammarMatcher(compiled.grammar, terminate_without_stop_token=not self._eos_token_ids)
         return GrammarConstraint(matcher, self._eos_token_ids)
 
-    def _compile(self, wanted: StructuredOutput) -> CompiledOutput:
-        """In a thread of the pool."""
+    def _compile_with(self, compiler: GrammarCompiler, wanted: StructuredOutput) -> CompiledOutput:
+        """In a thread."""
         try:
-            return CompiledOutput(self._compile_kind(wanted))
-        except InvalidRequest:
+            grammar = _compile_kind(compiler, wanted)
+            compiled = CompiledOutput(grammar, grammar.memory_size_bytes)
+            if compiled.num_bytes > MAX_COMPILED_BYTES:
+                raise InvalidRequest(
+                    f"{wanted.param} takes {compiled.num_bytes >> 20} MiB when compiled; "
+                    f"{MAX_COMPILED_BYTES >> 20} are possible: simplify it.",
+                    param=wanted.param,
+                )
+            try_out(grammar, self._vocab_size, self._eos_token_ids, wanted.param)
+        except EngineError:
             raise
         except (
             Exception
         ) as error:  # the compiler's errors are RuntimeError, and whatever pybind makes of others
-            told = str(error).splitlines()[0][-500:] if str(error) else type(error).__name__
-            raise InvalidRequest(f"{wanted.param} can't be compiled: {told}", param=wanted.param) from error
-
-    def _compile_kind(self, wanted: StructuredOutput) -> CompiledGrammar:
-        compiler = self._get_compiler()
-        match wanted.kind:
-            case StructuredKind.JSON_SCHEMA:
-                schema = follow_json_schema(_parse(wanted), wanted.param)
-                return compiler.compile_json_schema(
-                    json.dumps(schema), any_whitespace=True, max_whitespace_cnt=_MAX_WHITESPACE
-                )
-            case StructuredKind.JSON_OBJECT:
-                return compiler.compile_json_schema(
-                    '{"type":"object"}',
-                    any_whitespace=True,
-                    max_whitespace_cnt=_MAX_WHITESPACE,
-                    strict_mode=False,
-                )
-            case StructuredKind.REGEX:
-                return compiler.compile_regex(wanted.source)
-            case StructuredKind.CHOICE:
-                choices = " | ".join(json.dumps(choice) for choice in _parse(wanted))
-                return compiler.compile_grammar(f"root ::= {choices}")
-            case StructuredKind.GRAMMAR:
-                return compiler.compile_grammar(wanted.source)
-            case StructuredKind.STRUCTURAL_TAG:
-                return compiler.compile_structural_tag(json.dumps(_bound_whitespace(_parse(wanted))))
+            raise InvalidRequest(
+                f"{wanted.param} can't be compiled: {_told(error)}", param=wanted.param
+            ) from error
+        return compiled
 
     def _get_compiler(self) -> GrammarCompiler:
-        if self._compiler is None:
-            from xgrammar import GrammarCompiler
+        with self._compiler_lock:
+            if self._compiler is None:
+                from xgrammar import GrammarCompiler
 
-            info = tokenizer_info(self._tokenizer, self._vocab_size, self._eos_token_ids)
-            self._compiler = GrammarCompiler(info, max_threads=1, cache_limit_bytes=_MAX_CACHE_BYTES)
+                info = tokenizer_info(self._tokenizer, self._vocab_size, self._eos_token_ids)
+                self._compiler = GrammarCompiler(info, max_threads=1, cache_enabled=False)  # we have ours
         return self._compiler
 
 
-def _bound_whitespace(tag: Any) -> Any:
-    """A structural tag whose schemas leave no more white space free than a schema alone."""
-    if isinstance(tag, list):
-        return [_bound_whitespace(part) for part in tag]
-    if not isinstance(tag, dict):
-        return tag
-    # Not within the schema: there, the same words are names of properties.
-    bounded = {name: part if name == "json_schema" else _bound_whitespace(part) for name, part in tag.items()}
-    if tag.get("type") == "json_schema":
-        bounded.setdefault("max_whitespace_cnt", _MAX_WHITESPACE)
-    return bounded
+def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> CompiledGrammar:
+    match wanted.kind:
+        case StructuredKind.JSON_SCHEMA:
+            schema = follow_json_schema(_parse(wanted), wanted.param)
+            return compiler.compile_json_schema(json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE)
+        case StructuredKind.JSON_OBJECT:
+            return compiler.compile_json_schema(
+                '{"type":"object"}', max_whitespace_cnt=_MAX_WHITESPACE, strict_mode=False
+            )
+        case StructuredKind.REGEX:
+            try:
+                return compiler.compile_regex(plain_pattern(wanted.source))
+            except UnsupportedPattern as error:
+                raise InvalidRequest(
+                    f"{wanted.param} can't be followed: {error}.", param=wanted.param
+                ) from error
+        case StructuredKind.CHOICE:
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in _parse(wanted))
+            return compiler.compile_grammar(f"root ::= {choices}")
+        case StructuredKind.GRAMMAR:
+            is_ebnf = "::=" in wanted.source
+            return (compiler.compile_grammar if is_ebnf else compiler.compile_lark)(wanted.source)
+        case StructuredKind.STRUCTURAL_TAG:
+            tag = follow_structural_tag(_parse(wanted), wanted.param, max_whitespace=_MAX_WHITESPACE)
+            return compiler.compile_structural_tag(json.dumps(tag))
+
+
+def _told(error: Exception) -> str:
+    """The compiler's words, without the place in its own sources."""
+    said = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"^\[[\d:]+\] \S+\.cc:\d+: ", "", said)[:500]
 
 
 def _parse(wanted: StructuredOutput) -> Any:
+    """Raises InvalidRequest for what is no JSON, or has text that is no Unicode."""
     try:
-        return json.loads(wanted.source)
+        value = json.loads(wanted.source)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{wanted.param} is no valid Unicode: it holds half of a surrogate pair.", param=wanted.param
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{wanted.param} is no JSON: {error}", param=wanted.param) from error
+    return value
