@@ -1,7 +1,7 @@
 """Thoughts: what stands between `<think>` and `</think>`, split from the answer that follows.
 
-Names are vLLM's. With "deepseek_r1" the thought is open from the start, whether the mark was seen or not, as
-these models' templates write it or leave it out.
+Names are vLLM's. With "deepseek_r1", an output of which the prompt says nothing is a thought from the start,
+whether the mark was seen or not, as these models leave it out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Kind(StrEnum):
 class ReasoningParser:
     """Splits one output. However the text was cut into pieces, what comes out adds up to the same."""
 
-    def __init__(self, name: str, *, inside: bool) -> None:
-        """`inside`: the prompt has opened the thought."""
-        self.is_inside = inside or name == "deepseek_r1"
+    def __init__(self, name: str, *, inside: bool | None) -> None:
+        """`inside`: whether the prompt has opened the thought (True) or closed it; None = neither."""
+        self.is_inside = name == "deepseek_r1" if inside is None else inside
         self.has_content = False  # whether the answer has begun: no thought can come any more
         self._held = ""
         self._has_thought = False  # whether something of a thought, or its mark, was seen
@@ -100,5 +100,4 @@ def detect_reasoning_parser(template: str) -> str | None:
     """From a chat template: thoughts that models begin themselves, or that the template opens."""
     if END not in template:
         return None
-    opens_always = "<think>\\n' }}{%- endif" in template and "enable_thinking" not in template
-    return "deepseek_r1" if opens_always else "qwen3"
+    return "deepseek_r1" if "<｜Assistant｜>" in template else "qwen3"

@@ -45,7 +45,8 @@ class Thinking:
         return replace(self, state=ThinkingState.OVER)
 
     def make_parser(self) -> ReasoningParser:
-        return ReasoningParser(self.parser, inside=self.state is ThinkingState.OPEN)
+        inside = None if self.state is ThinkingState.POSSIBLE else self.state is ThinkingState.OPEN
+        return ReasoningParser(self.parser, inside=inside)
 
     @property
     def is_open(self) -> bool:
