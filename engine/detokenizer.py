@@ -6,7 +6,7 @@ Two promises: no piece ends inside a character, and how the tokens were split in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokenizers.decoders import DecodeStream
 
@@ -122,8 +122,7 @@ class StopStrings:
         return longest
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What some tokens brought: text that may go out, how many of them count, what stop string ended it."""
 
     text: str

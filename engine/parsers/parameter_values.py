@@ -86,7 +86,9 @@ def to_json(written: str, schemas: list[Mapping[str, Any]]) -> str:
     if "null" in types and bare.lower() in ("null", "none"):
         return "null"
     value = read_json(bare)
-    if _type_of(value) in types or (_type_of(value) == "integer" and "number" in types):
+    if value is None:  # no JSON, or a null that the schema has no place for
+        pass
+    elif _type_of(value) in types or (_type_of(value) == "integer" and "number" in types):
         if not isinstance(value, str):
             return bare
     elif isinstance(value, float) and value.is_integer() and "integer" in types:

@@ -63,11 +63,11 @@ class ReasoningParser:
     def _think(self, text: str, pieces: list[tuple[Kind, str]]) -> str:
         """The thought's part of `text`; returns what follows its end."""
         if not self._has_thought:  # a template may have opened it, and the model says it again
-            if START.startswith(text) and text:
+            if text != START and START.startswith(text):
                 self._held = text
                 return ""
             text = text.removeprefix(START)
-            self._has_thought = bool(text)
+            self._has_thought = True
         before, mark, after = text.partition(END)
         if mark:
             self.is_inside = False

@@ -56,13 +56,18 @@ class PoolingModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Sequence[PoolingRequest]) -> list[array[float]]:
-        """The values of each request, in order. Equal lengths should be neighbours."""
+        """The values of each request, in order. Equal lengths should be neighbours.
+
+        Raises ArithmeticError where the model's numbers have run over (float16 may): they'd be no JSON.
+        """
         vectors = self._model.pool(batch, self._plan.pooling).float()
         classifier = self._plan.classifier
         if classifier is not None:
             vectors = (self._model.classify(vectors) - classifier.logit_mean) / classifier.logit_sigma
         for project in self._projections:
             vectors = project(vectors)
+        if not bool(vectors.isfinite().all()):
+            raise ArithmeticError("the model's output is not finite")
         return [array("f", values) for values in self._finish(vectors, batch)]
 
     def _finish(self, vectors: torch.Tensor, batch: Sequence[PoolingRequest]) -> list[list[float]]:

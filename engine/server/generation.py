@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from engine.async_engine import AsyncEngine, TokenStream
 from engine.detokenizer import Detokenizer
@@ -20,11 +20,11 @@ from engine.server.metrics import Metrics
 from engine.types import EngineRequest, FinishReason, PositionLogprobs, TokenDelta
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
+class ChoiceDelta(NamedTuple):
     """What one step brought one choice. The last of a choice has a `finish_reason`.
 
-    `text` may lag behind `token_ids`: what may become a stop string is held back.
+    `text` may lag behind `token_ids`: what may become a stop string is held back. A tuple, as every token of
+    every stream makes one.
     """
 
     choice: Choice

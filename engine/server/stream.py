@@ -122,6 +122,7 @@ class ChatChunks:
         """`readers`: by the choice's index; None where all text is content."""
         self._extras = extras
         self._readers = readers
+        self._is_plain = readers is None and not extras.wanted
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
         self._begun: set[int] = set()
 
@@ -135,6 +136,10 @@ class ChatChunks:
                 chunks.append(
                     self._envelope.wrap(role, read_usage, _fields(self._extras.prompt_fields(delta)))
                 )
+            if self._is_plain and delta.finish_reason is None:  # nearly all chunks there are
+                choice = f'{{"index":{index},"delta":{{"content":{_encode(delta.text)}}}{_NO_END}}}'
+                chunks.append(self._envelope.wrap(choice, read_usage))
+                continue
             for content, logprobs, tail in self._parts(delta):
                 choice = f'{{"index":{index},"delta":{content},"logprobs":{logprobs}{tail}}}'
                 chunks.append(self._envelope.wrap(choice, read_usage))
@@ -169,6 +174,7 @@ class ChatChunks:
 
 
 _UNFINISHED = ',"finish_reason":null'
+_NO_END = ',"logprobs":null' + _UNFINISHED
 _ROLE = '{"role":"assistant","content":""}'
 
 

@@ -120,7 +120,7 @@ async def _read_together(
             pairs.append(query + document)
         else:
             pairs.append((query, document))
-    inputs = await service.encode_all(pairs, cut=service.cut_of(body))
+    inputs = await service.encode_all(pairs, param=param, cut=service.cut_of(body))
     values = await _pool(service, body, inputs, param)
     return Scored([value[0] for value in values], inputs)
 
@@ -132,7 +132,7 @@ async def _compare(
     if body.template_variables:
         name = "instruction" if body.instruction is not None else "chat_template_kwargs"
         raise InvalidRequest(f"{name} is for models that read both texts at once.", param=name)
-    inputs = await service.encode_all([*left, *right], cut=service.cut_of(body))
+    inputs = await service.encode_all([*left, *right], param=param, cut=service.cut_of(body))
     values = await _pool(service, body, inputs, param)
     firsts, seconds = values[: len(left)], values[len(left) :]
     if len(firsts) == 1:

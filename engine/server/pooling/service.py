@@ -20,6 +20,10 @@ from engine.server.pooling.encode import Cut, Encoded, Text, cut_tokens, encode_
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.types import FinishReason
 
+# No language comes near so many characters per token; runs of spaces may, and have some beside.
+_CHARACTERS_PER_TOKEN = 64
+_CHARACTERS_BESIDE = 4096
+
 
 class PoolingService(ModelService):
     """Of a model that pools."""
@@ -46,9 +50,14 @@ class PoolingService(ModelService):
         return Cut(limit if asked == -1 else asked, options.truncation_side or "right")
 
     async def encode_all(
-        self, texts: Sequence[Text], *, add_special_tokens: bool = True, cut: Cut | None = None
+        self, texts: Sequence[Text], *, param: str, add_special_tokens: bool = True, cut: Cut | None = None
     ) -> list[Encoded]:
-        """Large ones in a thread, as the loop has others to serve."""
+        """Large ones in a thread, as the loop has others to serve. `param`: where they stand in the body.
+
+        Raises TooManyWaiting, and PromptTooLong for what is hopelessly long, before that work.
+        """
+        self.check_room(len(texts))
+        texts = self._within_reason(texts, param, cut)
         tokenizer = self.model.tokenizer
         size = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
         if size * 4 < LARGE_BYTES:
@@ -63,7 +72,7 @@ class PoolingService(ModelService):
         """Texts, or token ids as they are."""
         texts = [one for one in inputs if isinstance(one, str)]
         if texts:
-            return await self.encode_all(texts, add_special_tokens=add_special_tokens, cut=cut)
+            return await self.encode_all(texts, param="input", add_special_tokens=add_special_tokens, cut=cut)
         tokens = [one for one in inputs if not isinstance(one, str)]
         for index, token_ids in enumerate(tokens):
             self.model.check_token_ids(token_ids, "input" if len(tokens) == 1 else f"input[{index}]")
@@ -133,6 +142,21 @@ class PoolingService(ModelService):
             seconds = time.monotonic() - arrival_time
             for _ in requests:
                 self.metrics.observe_end(reason.value, end_to_end_s=seconds, decode_s=None)
+
+    def _within_reason(self, texts: Sequence[Text], param: str, cut: Cut | None) -> Sequence[Text]:
+        """Texts of so many characters that they can't fit are refused, or cut, without a look at each."""
+        most = self.plan.max_model_len * _CHARACTERS_PER_TOKEN + _CHARACTERS_BESIDE
+        longest = max(len(part) for text in texts for part in ([text] if isinstance(text, str) else text))
+        if longest <= most:
+            return texts
+        if cut is None:
+            raise PromptTooLong(
+                f"{param} has a text of {longest} characters; at most {most} are read for the "
+                f"{self.plan.max_model_len} tokens that the model takes.",
+                param=param,
+            )
+        part = slice(most) if cut.side == "right" else slice(-most, None)
+        return [text[part] if isinstance(text, str) else (text[0][part], text[1][part]) for text in texts]
 
     def _check_lengths(self, inputs: Sequence[Encoded], param: str) -> None:
         limit = self.plan.max_model_len

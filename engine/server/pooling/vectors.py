@@ -80,7 +80,9 @@ async def _answer(
         inputs = await service.encode_inputs(body.input, add_special_tokens=body.add_special_tokens, cut=cut)
     else:
         text = await render_conversation(service, body, with_tools=True)
-        inputs = await service.encode_all([text], add_special_tokens=body.add_special_tokens, cut=cut)
+        inputs = await service.encode_all(
+            [text], param="messages", add_special_tokens=body.add_special_tokens, cut=cut
+        )
     values = await service.pool(
         inputs,
         param="input" if isinstance(body, InputBody) else "messages",
@@ -123,14 +125,14 @@ async def _answer_cohere(service: PoolingService, body: CohereEmbedBody) -> Resp
     service.model.check_name(body.model)
     service.check_dimensions(body.output_dimension, "output_dimension")
     prefix = _prefix_of(service.plan.prompts, body.input_type)
-    inputs = await service.encode_all(
-        [prefix + text for text in body.all_texts], cut=_cohere_cut(body, service.plan.max_model_len)
-    )
+    param = "texts" if body.texts is not None else "inputs"
+    cut = _cohere_cut(body, service.plan.max_model_len)
+    inputs = await service.encode_all([prefix + text for text in body.all_texts], param=param, cut=cut)
     if body.truncate == "NONE":
         _check_cohere_lengths(inputs, body.max_tokens)
     values = await service.pool(
         inputs,
-        param="texts" if body.texts is not None else "inputs",
+        param=param,
         use_activation=service.plan.use_activation,
         dimensions=body.output_dimension,
         priority=body.priority,

@@ -98,7 +98,7 @@ class ResponseWriter:
 
     def _begin_text(self, kind: str) -> list[_Event]:
         item: dict[str, Any] = {"id": _new_id("msg" if kind == "message" else "rs"), "type": kind}
-        item |= dict(role="assistant") if kind == "message" else dict[str, Any](summary=[])
+        item["role" if kind == "message" else "summary"] = "assistant" if kind == "message" else []
         part: dict[str, Any] = {"type": _TEXT_KINDS[kind], "text": ""}
         if kind == "message":
             part.update(annotations=[], logprobs=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def put_together(events: Sequence[ToolEvent]) -> Output:
 def cut(text: str, at: Sequence[int]) -> list[str]:
     """In pieces that begin at these places."""
     borders = [0, *sorted(min(place, len(text)) for place in at), len(text)]
-    return [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(borders)]
 
 
 def cuts(max_length: int = 400) -> st.SearchStrategy[list[int]]:

@@ -196,3 +196,14 @@ def test_batches_smaller_than_a_block_reuse_what_they_have(pooler: Callable[[str
     directory = pooler("qwen3")
     core = core_of(directory, runner="pooling", max_num_seqs=3, max_num_batched_tokens=16, block_size=16)
     check(core, [F.normalize(hidden_of(directory, one)[-1], dim=0) for one in INPUTS])
+
+
+def test_numbers_that_run_over_are_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    directory = make_pooler("bert-cross", tmp_path)
+    weights = load_file(directory / "model.safetensors")
+    weights["classifier.bias"].fill_(float("inf"))
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(ArithmeticError, match="not finite"):
+        core_of(directory)  # its first run warms it up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,23 @@ def test_another_model_is_not_found(embedder: httpx.Client) -> None:
 def test_lone_surrogates_are_refused(embedder: httpx.Client) -> None:
     response = embedder.post("/v1/embeddings", content=b'{"input": ["a", "\\ud800"]}')
     assert response.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/rerank", "/score", "/v2/embed"])
+def test_ten_megabytes_are_refused_at_once_or_cut(path: str, embedder: httpx.Client) -> None:
+    text = "a" * 10_000_000
+    body: dict[str, Any] = {
+        "/rerank": {"query": "a", "documents": ["b", text]},
+        "/score": {"text_1": text, "text_2": "b"},
+        "/v2/embed": {"texts": [text], "truncate": "NONE"},
+    }.get(path, {"input": ["b", text]})
+    started = time.perf_counter()
+    error = refuse(embedder, path, **body)
+    assert error["code"] == "context_length_exceeded"
+    assert "10000000 characters" in error["message"]
+    cut = {"truncate": "END"} if path == "/v2/embed" else {"truncate_prompt_tokens": -1}
+    post(embedder, path, **{**body, **cut})
+    assert time.perf_counter() - started < 5  # mostly the test's own JSON
 
 
 def test_each_kind_of_server_says_what_the_other_has(embedder: httpx.Client, fake_server: Running) -> None:

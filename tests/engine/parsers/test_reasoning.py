@@ -1,0 +1,129 @@
+"""Thoughts split from answers, however the text comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.parsers.reasoning import END, START, Kind, ReasoningParser, marks_of
+from tests.engine.parsers.reading import cut, cuts, splits_of
+
+WORDS = st.text("ab<>/think \n🙂é", max_size=30)
+RAMBLING = st.lists(
+    st.sampled_from(
+        [START, END, "<", "<th", "ink>", "</", "think", "a", " ", "\n", "\n\n", "é🙂", "<tool_call>"]
+    ),
+    max_size=9,
+).map("".join)
+PARSERS = st.sampled_from(["qwen3", "deepseek_r1"])
+STATES = st.sampled_from([True, False, None])
+
+
+def split(name: str, pieces: Sequence[str], *, inside: bool | None = None) -> tuple[str, str]:
+    """The thought and the answer."""
+    parser = ReasoningParser(name, inside=inside)
+    found = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
+    assert all(text for _, text in found), "an empty piece says nothing"
+    kinds = [kind for kind, _ in found]
+    assert kinds == sorted(kinds, key=[Kind.REASONING, Kind.CONTENT].index), "a thought after the answer"
+    reasoning, content = (
+        "".join(text for kind, text in found if kind is wanted) for wanted in (Kind.REASONING, Kind.CONTENT)
+    )
+    return reasoning, content
+
+
+@given(PARSERS, STATES, RAMBLING, cuts(80))
+def test_however_a_text_is_split_the_pieces_add_up_to_the_same(
+    name: str, inside: bool | None, text: str, at: list[int]
+) -> None:
+    whole = split(name, [text], inside=inside)
+    assert split(name, cut(text, at), inside=inside) == whole
+    assert split(name, list(text), inside=inside) == whole
+
+
+@given(
+    WORDS.filter(lambda text: END not in text and not START.startswith(text)),
+    WORDS.filter(lambda text: START not in text and not text.startswith("\n")),
+    st.sampled_from(["", "\n", "\n\n"]),
+    cuts(60),
+)
+def test_thought_and_answer_are_what_the_model_wrote(
+    thought: str, answer: str, between: str, at: list[int]
+) -> None:
+    if (thought + END).index(END) < len(thought) or thought.startswith(START):
+        return
+    text = thought + END + between + answer
+    assert split("qwen3", cut(START + text, at)) == (thought, answer)
+    assert split("qwen3", cut(text, at), inside=True) == (thought, answer)
+    assert split("deepseek_r1", cut(START + text, at)) == (thought, answer)
+    assert split("deepseek_r1", cut(text, at)) == (thought, answer)
+
+
+@given(PARSERS, STATES, RAMBLING)
+def test_nothing_is_lost_but_the_marks_and_the_empty_lines_behind(
+    name: str, inside: bool | None, text: str
+) -> None:
+    is_open = name == "deepseek_r1" if inside is None else inside
+    begun = text if is_open else text.lstrip()
+    has_thought = is_open or begun.startswith(START)
+    rest = begun.removeprefix(START).replace(END, "", 1) if has_thought else text
+
+    reasoning, content = split(name, [text], inside=inside)
+
+    assert (reasoning + content).replace("\n", "") == rest.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "text", "reasoning", "content"),
+    [
+        ("qwen3", None, "", "", ""),
+        ("qwen3", None, "Hello", "", "Hello"),
+        ("qwen3", None, "\n Hello", "", "\n Hello"),
+        ("qwen3", None, "<think>\nhm\n</think>\n\nHello", "\nhm\n", "Hello"),
+        ("qwen3", None, "\n<think>hm</think>Hello", "hm", "Hello"),
+        ("qwen3", None, "<think>\n\n</think>\n\nHello", "\n\n", "Hello"),
+        ("qwen3", None, "<think></think>Hello", "", "Hello"),
+        ("qwen3", None, "<think>hm", "hm", ""),
+        ("qwen3", None, "<think>hm</thi", "hm</thi", ""),
+        ("qwen3", None, "<thi", "", "<thi"),
+        ("qwen3", None, "<thinking>", "", "<thinking>"),
+        ("qwen3", None, "<think>a</think>\n\n  b\n", "a", "  b\n"),
+        ("qwen3", None, "<think>a</think>\n\n", "a", ""),
+        # Only what begins an output can be a thought: later, a mark is talked about.
+        ("qwen3", None, "Say <think>a</think>.", "", "Say <think>a</think>."),
+        ("qwen3", True, "hm</think>\n\nHello", "hm", "Hello"),
+        ("qwen3", True, "<think>hm</think>Hello", "hm", "Hello"),
+        ("qwen3", True, "hm <think> hm</think>Hello", "hm <think> hm", "Hello"),
+        ("qwen3", True, "hm", "hm", ""),
+        ("qwen3", True, "<th", "<th", ""),
+        ("qwen3", True, "</think>Hello", "", "Hello"),
+        ("qwen3", False, "Hello", "", "Hello"),
+        ("deepseek_r1", None, "hm</think>\nHello", "hm", "Hello"),
+        ("deepseek_r1", None, "<think>\nhm</think>\nHello", "\nhm", "Hello"),
+        ("deepseek_r1", None, "hm", "hm", ""),
+        ("deepseek_r1", True, "hm</think>Hello", "hm", "Hello"),
+        ("deepseek_r1", False, "Hello", "", "Hello"),
+    ],
+)
+def test_examples(name: str, inside: bool | None, text: str, reasoning: str, content: str) -> None:
+    for pieces in splits_of(text):
+        assert split(name, pieces, inside=inside) == (reasoning, content), pieces
+
+
+def test_what_only_begins_like_a_mark_is_shown_as_soon_as_it_can_be_none() -> None:
+    parser = ReasoningParser("qwen3", inside=None)
+    assert parser.feed("<thi") == []
+    assert parser.feed("nk>a </") == [(Kind.REASONING, "a ")]
+    assert parser.feed("b") == [(Kind.REASONING, "</b")]
+    assert parser.feed("</think>") == []
+    assert parser.feed("\n\n") == []
+    assert parser.feed("Hello <think") == [(Kind.CONTENT, "Hello <think")]
+
+
+def test_marks_are_known_by_the_parsers_name() -> None:
+    assert marks_of("qwen3") == marks_of("deepseek_r1") == ("<think>", "</think>")
+    with pytest.raises(ValueError, match="no reasoning parser 'nonsense'"):
+        marks_of("nonsense")
