@@ -118,6 +118,7 @@ class Trace:
             assert batch.num_tokens - len(single) <= 8  # of prompts, beside who decodes
 
     def fail(self, which: int) -> None:
+        self.sampled = set()
         batch = self.harness.scheduler.schedule()
         result = self.harness.runner.execute(batch)
         index = which % len(batch.sequences)
