@@ -58,13 +58,14 @@ def builder(runner: FakeRunner, *, max_num_seqs: int = 8) -> Callable[[], Engine
 
 @asynccontextmanager
 async def running(runner: FakeRunner, *, max_num_seqs: int = 8) -> AsyncIterator[AsyncEngine]:
+    others = set(threading.enumerate())
     engine = AsyncEngine(builder(runner, max_num_seqs=max_num_seqs))
     await engine.start()
     try:
         yield engine
     finally:
         assert await engine.shutdown(WAIT_S)
-        assert "engine" not in {thread.name for thread in threading.enumerate()}
+        assert "engine" not in {thread.name for thread in set(threading.enumerate()) - others}
 
 
 @asynccontextmanager
