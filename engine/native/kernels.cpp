@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -229,6 +230,26 @@ void silu_and_multiply(const T* gate_up, int64_t num_rows, int64_t size, int num
   }
 }
 
+// Minus infinity where a bit is not set: bits [num_rows, num_words] are of the rows that `rows` names, of
+// logits [.., vocab_size]; the lowest bit of the first word is token 0's.
+template <typename T>
+void forbid_tokens(T* logits, const int64_t* rows, const uint32_t* bits, int64_t num_rows, int64_t num_words,
+                   int64_t vocab_size, int num_threads) {
+  T never;
+  narrow(-std::numeric_limits<float>::infinity(), never);
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows > 1)
+  for (int64_t index = 0; index < num_rows; ++index) {
+    T* row = logits + rows[index] * vocab_size;
+    for (int64_t word = 0; word * 32 < vocab_size; ++word) {
+      const uint32_t allowed = word < num_words ? bits[index * num_words + word] : 0u;
+      if (allowed == ~0u) continue;
+      T* part = row + word * 32;
+      const int64_t size = std::min<int64_t>(32, vocab_size - word * 32);
+      for (int64_t i = 0; i < size; ++i) part[i] = allowed >> i & 1u ? part[i] : never;
+    }
+  }
+}
+
 }  // namespace
 
 #define EXPORT(SUFFIX, T)                                                                                     \
@@ -257,6 +278,11 @@ void silu_and_multiply(const T* gate_up, int64_t num_rows, int64_t size, int num
   extern "C" void silu_and_multiply_##SUFFIX(const T* gate_up, int64_t num_rows, int64_t size,                \
                                              int num_threads, T* out) {                                       \
     silu_and_multiply(gate_up, num_rows, size, num_threads, out);                                             \
+  }                                                                                                           \
+  extern "C" void forbid_tokens_##SUFFIX(T* logits, const int64_t* rows, const uint32_t* bits,                \
+                                         int64_t num_rows, int64_t num_words, int64_t vocab_size,            \
+                                         int num_threads) {                                                   \
+    forbid_tokens(logits, rows, bits, num_rows, num_words, vocab_size, num_threads);                          \
   }
 
 EXPORT(bfloat16, bfloat16)

@@ -19,6 +19,7 @@ _ARGUMENTS = {
     "rotate_and_store": (_P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _F, _I),
     "add_and_normalise": (_P, _P, _P, _L, _L, _F, _I, _P),
     "silu_and_multiply": (_P, _L, _L, _I, _P),
+    "forbid_tokens": (_P, _P, _P, _L, _L, _L, _I),
 }
 
 
@@ -49,6 +50,7 @@ class Kernels:
         self._rotate_and_store = functions["rotate_and_store"]
         self._add_and_normalise = functions["add_and_normalise"]
         self._silu_and_multiply = functions["silu_and_multiply"]
+        self._forbid_tokens = functions["forbid_tokens"]
 
     def decode_attention(
         self,
@@ -160,3 +162,19 @@ class Kernels:
         out = gate_up.new_empty(num_rows, size)
         self._silu_and_multiply(gate_up.data_ptr(), num_rows, size, torch.get_num_threads(), out.data_ptr())
         return out
+
+    def forbid_tokens(self, logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+        """Minus infinity in place where a bit is not set, in some rows (int64 [R]) of logits [S, vocab_size].
+
+        bits int32 [R, words]: the lowest bit of the first word is the first token's.
+        """
+        num_rows, num_words = bits.shape
+        self._forbid_tokens(
+            logits.data_ptr(),
+            rows.data_ptr(),
+            bits.data_ptr(),
+            num_rows,
+            num_words,
+            logits.shape[-1],
+            torch.get_num_threads(),
+        )

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 
+from engine.native.kernels import find_kernels
 from engine.types import TokenConstraint
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,12 @@ class Masks:
         """Make what isn't allowed impossible, in place; float32 [S, vocab_size]."""
         if self.bits is None:
             return
-        bias = _bias(self.bits.to(logits.device))[:, : logits.shape[-1]]
-        logits.index_add_(0, torch.tensor(self.rows, device=logits.device), bias)
+        rows = torch.tensor(self.rows, device=logits.device)
+        if (kernels := find_kernels(logits.device.type, logits.dtype)) is not None and logits.is_contiguous():
+            kernels.forbid_tokens(logits, rows, self.bits)
+        else:
+            bias = _bias(self.bits.to(logits.device))[:, : logits.shape[-1]]
+            logits.index_add_(0, rows, bias)
 
 
 class MaskFiller:

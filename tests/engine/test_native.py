@@ -135,6 +135,24 @@ def test_silu_and_multiply(dtype: torch.dtype, num_rows: int) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [5, 64, 101])
+def test_forbid_tokens(dtype: torch.dtype, vocab_size: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, vocab_size).to(dtype)
+    rows = torch.tensor([3, 0])
+    bits = torch.randint(-(2**31), 2**31, (2, -(-vocab_size // 32)), dtype=torch.int32)
+    bits[0, 0] = -1
+    expected = logits.clone()
+    for row, words in zip(rows.tolist(), bits.tolist(), strict=True):
+        for token in range(vocab_size):
+            if not words[token // 32] >> token % 32 & 1:
+                expected[row, token] = -torch.inf
+    kernels_for(dtype).forbid_tokens(logits, rows, bits)
+    assert torch.equal(logits, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_not_a_number_stays_one(dtype: torch.dtype) -> None:
     """A broken row must be seen as broken, and only that row."""
     x = torch.ones(2, 64).to(dtype)

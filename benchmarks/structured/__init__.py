@@ -1,0 +1,1 @@
+"""What a JSON schema costs: `python -m benchmarks.structured`."""
