@@ -1,0 +1,1 @@
+"""Other ways to ask for what OpenAI's API gives: adapters that translate requests, answers and errors."""

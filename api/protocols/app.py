@@ -1,0 +1,250 @@
+"""Serves protocols: an ASGI application that asks another one, which speaks OpenAI's API, in their stead.
+
+What is not an adapter's is handed on untouched, so that forwarding costs nothing. Knows nothing of models but
+which protocol one has chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from api.asgi import App, RawHeaders, Receive, Scope, Send
+from api.body_peek import Peeked, peek
+from api.dispatch import raw_path
+from api.headers import find_header, sane_request_id
+from api.leases import ClientGone
+from api.protocols.answer import Answer, off_loop, send_json
+from api.protocols.base import (
+    INVALID_REQUEST,
+    ErrorDetail,
+    InvalidProtocolRequest,
+    ProtocolAdapter,
+    ProtocolRequest,
+    StreamTranslator,
+    to_json,
+)
+from api.protocols.errors import AdapterFailed, ask_adapter, error_response, failure_of
+from api.response_channel import EXTENSION, channel_of
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+
+# Routes of OpenAI's own: adapters there serve the models that have chosen them, all others pass untouched.
+OPENAI_ROUTES = frozenset({"/chat/completions", "/completions"})
+
+# Said anew for the inner request, or not meant for it: an answer that is compressed could not be read.
+_REPLACED_HEADERS = frozenset(
+    {b"accept-encoding", b"content-encoding", b"content-length", b"content-type", b"transfer-encoding"}
+)
+
+Adapter = ProtocolAdapter[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Translated:
+    """A request in both languages."""
+
+    request: ProtocolRequest
+    path: str
+    body: bytes
+    translator: StreamTranslator | None  # None = not streamed
+
+
+class _Refused(Exception):
+    """The request can't be served as it is."""
+
+    def __init__(self, error: ErrorDetail) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class ProtocolApp:
+    """An ASGI application around `inner`; `routes` are the paths it answers itself.
+
+    `protocol_of` gives the protocol that a model (name or alias) has chosen, None where it has none or isn't
+    known. Of several adapters with one route, the first serves models without a choice.
+    """
+
+    def __init__(
+        self,
+        inner: App,
+        adapters: Sequence[Adapter],
+        *,
+        protocol_of: Callable[[str], str | None],
+        default_model: str,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self._inner = inner
+        self._protocol_of = protocol_of
+        self._default_model = default_model
+        self._max_body_bytes = max_body_bytes
+        self._by_route: dict[bytes, dict[str, Adapter]] = {}
+        for adapter in adapters:
+            self._by_route.setdefault(adapter.route.encode(), {})[adapter.name] = adapter
+
+    @property
+    def routes(self) -> frozenset[bytes]:
+        """The paths that this application looks at; all others go to the inner one."""
+        return frozenset(self._by_route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = raw_path(scope) if scope["type"] == "http" else b""
+        adapters = self._by_route.get(path)
+        if adapters is None:
+            await self._inner(scope, receive, send)
+            return
+        try:
+            if path.decode() in OPENAI_ROUTES:
+                await self._serve_chosen(adapters, scope, receive, send)
+            else:
+                await self._serve(adapters, scope, receive, send)
+        except ClientGone:
+            pass
+
+    async def _serve_chosen(
+        self, adapters: Mapping[str, Adapter], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve what asks for a model that has chosen one of these; the rest passes as it came."""
+        if scope["method"] != "POST":
+            await self._inner(scope, receive, send)
+            return
+        peeked = await peek(receive, self._max_body_bytes)
+        chosen = None
+        if peeked.body is not None:
+            chosen = adapters.get(self._protocol_of(self._model_in(peeked.body)) or "")
+        if chosen is None:
+            await self._inner(scope, peeked.replay, send)
+        else:
+            await self._translate(chosen, peeked, scope, send)
+
+    async def _serve(
+        self, adapters: Mapping[str, Adapter], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        adapter = next(iter(adapters.values()))
+        if scope["method"] != "POST":
+            error = ErrorDetail(405, f"{scope['method']}: {adapter.route} takes POST only", INVALID_REQUEST)
+            await _send_error(adapter, error, scope, send, (b"allow", b"POST"))
+            return
+        peeked = await peek(receive, self._max_body_bytes)
+        if peeked.body is not None and len(adapters) > 1:
+            chosen = self._protocol_of(self._model_in(peeked.body)) or ""
+            adapter = adapters.get(chosen, adapter)
+        await self._translate(adapter, peeked, scope, send)
+
+    def _model_in(self, body: bytes) -> str:
+        """The model that a body names; the default one where it names none."""
+        try:
+            read = from_json(body)
+        except ValueError:
+            return self._default_model
+        model = read.get("model") if isinstance(read, dict) else None
+        return model if isinstance(model, str) else self._default_model
+
+    async def _translate(self, adapter: Adapter, peeked: Peeked, scope: Scope, send: Send) -> None:
+        """Ask the inner application in OpenAI's words, and answer in the adapter's."""
+        try:
+            translated = await self._read(adapter, peeked.body)
+        except _Refused as refused:
+            await _send_error(adapter, refused.error, scope, send)
+            return
+        peeked.messages.clear()
+        peeked.messages.append({"type": "http.request", "body": translated.body})
+        channel = channel_of(scope)
+        request_id = _request_id(scope)
+        answer = Answer(adapter, translated.request, translated.translator, send, request_id)
+        inner_scope = _inner_scope(scope, translated, request_id)
+        try:
+            await self._inner(inner_scope, peeked.replay, answer.send)
+        except Exception:
+            # `send` has told it to stop; in whatever way it has, the client has got its answer.
+            if not answer.is_stopped:
+                raise
+        if not await answer.finish() and channel is not None:
+            channel.abort()
+
+    async def _read(self, adapter: Adapter, body: bytes | None) -> _Translated:
+        """Raises _Refused."""
+        if body is None:
+            message = f"the body has more than {self._max_body_bytes} bytes"
+            raise _Refused(ErrorDetail(413, message, INVALID_REQUEST, code="body_too_large"))
+        try:
+            return await off_loop(len(body), lambda: self._read_body(adapter, body))
+        except ValidationError as exc:
+            raise _Refused(_validation_error(exc)) from None
+        except InvalidProtocolRequest as exc:
+            raise _Refused(
+                ErrorDetail(422, exc.message, INVALID_REQUEST, exc.param, exc.code or "invalid_request")
+            ) from None
+        except AdapterFailed:
+            raise _Refused(failure_of(adapter)) from None
+
+    def _read_body(self, adapter: Adapter, body: bytes) -> _Translated:
+        request = adapter.request_schema.model_validate_json(body)
+
+        def translate() -> _Translated:
+            asked = adapter.to_openai(request)
+            fields = {**asked.body, "model": asked.body.get("model") or self._default_model}
+            translator = adapter.from_openai_stream(request) if request.stream else None
+            return _Translated(request, asked.path, to_json(fields), translator)
+
+        return ask_adapter(adapter, translate)
+
+
+def _inner_scope(scope: Scope, translated: _Translated, request_id: bytes) -> Scope:
+    """The same request but for its path and body; answers come by `send` alone, not by a short cut."""
+    headers: RawHeaders = [pair for pair in scope["headers"] if pair[0] not in _REPLACED_HEADERS]
+    headers = [pair for pair in headers if pair[0] != b"x-request-id"]
+    headers += [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(translated.body)),
+        (b"x-request-id", request_id),
+    ]
+    extensions = {k: v for k, v in (scope.get("extensions") or {}).items() if k != EXTENSION}
+    return {
+        **scope,
+        "path": translated.path,
+        "raw_path": translated.path.encode(),
+        "root_path": "",
+        "headers": headers,
+        "extensions": extensions,
+    }
+
+
+def _validation_error(exc: ValidationError) -> ErrorDetail:
+    """400 for a body that isn't JSON, 422 for a field that is wrong; the first mistake is named."""
+    first = exc.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return ErrorDetail(
+            400, f"the body is not valid JSON: {first['msg']}", INVALID_REQUEST, code="invalid_json"
+        )
+    param = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or None
+    message = f"{param or 'the body'}: {first['msg']}{_shown(first['input'])}"
+    return ErrorDetail(422, message, INVALID_REQUEST, param, first["type"])
+
+
+def _is_union_tag(part: int | str) -> bool:
+    """Whether a part of an error's place is no field, but one of the types that a field may have."""
+    return part in ("str", "int", "float", "bool") or (isinstance(part, str) and "[" in part)
+
+
+def _shown(value: object) -> str:
+    """The offending value, where it is short enough to help."""
+    if value is None or isinstance(value, dict | list):
+        return ""
+    text = repr(value)
+    return f" (it is {text})" if len(text) <= 100 else ""
+
+
+def _request_id(scope: Scope) -> bytes:
+    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
+
+
+async def _send_error(
+    adapter: Adapter, error: ErrorDetail, scope: Scope, send: Send, *headers: tuple[bytes, bytes]
+) -> None:
+    status, body = error_response(adapter, error)
+    await send_json(send, status, list(headers), to_json(body), _request_id(scope))
