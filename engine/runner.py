@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 
 import torch
@@ -43,7 +42,11 @@ class ModelRunner:
         self._device = model.device
         self._load = load
         self._sampler = Sampler(eos_token_ids)
-        self._mask_filler = MaskFiller(model.config.vocab_size)
+        self._mask_filler = MaskFiller(
+            model.config.vocab_size,
+            num_threads=torch.get_num_threads(),
+            beside_model=model.device.type != "cpu",
+        )
         self.num_blocks = cache.num_blocks
         self.block_size = cache.block_size
         self.vocab_size = model.config.vocab_size
@@ -62,7 +65,7 @@ class ModelRunner:
             try:
                 hidden, scored = self._forward(batch)
             finally:
-                masks = _joined(filling)
+                masks = None if filling is None else filling()
             prompt_logprobs = self._score(batch, scored)
             return self._choose(batch, sampled, hidden, masks, prompt_logprobs)
 
@@ -202,10 +205,6 @@ def _told(
         [sequences[asking[place]].params.logprobs or 0 for place in kept],
     )
     return {sampled[asking[place]]: position for place, position in zip(kept, positions, strict=True)}
-
-
-def _joined(filling: Future[Masks] | None) -> Masks | None:
-    return None if filling is None else filling.result()
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -39,38 +39,63 @@ class Masks:
 
 
 class MaskFiller:
-    """Asks constraints for their masks in a thread of its own, started when first needed.
+    """Asks constraints for their masks, in threads: they leave the interpreter to each other.
 
-    The model's operators leave the interpreter to others while they compute, so this costs a step little.
+    Beside a GPU they do so while the model runs. On a CPU the model has all cores, and a thread that takes
+    one away for a moment costs a step more than it saves: there masks are filled before it runs.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, num_threads: int, beside_model: bool) -> None:
         self._num_words = -(-vocab_size // 32)
+        self._num_threads = num_threads
+        self._beside_model = beside_model
         self._executor: ThreadPoolExecutor | None = None
 
-    def start(self, constraints: Mapping[int, TokenConstraint]) -> Future[Masks] | None:
-        """Begin to fill the masks of these rows; None if there are none. Nobody else may use them now."""
+    def start(self, constraints: Mapping[int, TokenConstraint]) -> Callable[[], Masks] | None:
+        """Begin to fill the masks of these rows; None if there are none. Nobody else may use them now.
+
+        The masks are what the function returned returns, once they are filled.
+        """
         if not constraints:
             return None
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-masks")
-        return self._executor.submit(self._fill, constraints)
-
-    def _fill(self, constraints: Mapping[int, TokenConstraint]) -> Masks:
+            self._executor = ThreadPoolExecutor(self._num_threads, thread_name_prefix="engine-masks")
         bits = torch.full((len(constraints), self._num_words), _ALL_ALLOWED, dtype=torch.int32)
-        rows: list[int] = []
-        failures: dict[int, str] = {}
-        for row, constraint in constraints.items():
-            try:
-                is_restricted = constraint.fill_mask(bits, len(rows))
-            except Exception as error:  # foreign code, for one client: the others in the batch go on
-                log.exception("A constraint failed to say what may come next.")
-                bits[len(rows)] = _ALL_ALLOWED  # what it may have written belongs to the next one's row
-                failures[row] = f"The output's constraint failed: {type(error).__name__}: {error}"
-                continue
-            if is_restricted:
-                rows.append(row)
-        return Masks(tuple(rows), bits[: len(rows)] if rows else None, failures)
+        places = list(enumerate(constraints.items()))
+        parts = [places[first :: self._num_threads] for first in range(self._num_threads)]
+        filling = [self._executor.submit(_fill, part, bits) for part in parts if part]
+
+        def finish() -> Masks:
+            restricted: dict[int, int] = {}  # row → its place among the bits
+            failures: dict[int, str] = {}
+            for future in filling:
+                rows, failed = future.result()
+                restricted |= rows
+                failures |= failed
+            if not restricted:
+                return Masks(failures=failures)
+            return Masks(tuple(restricted), bits[list(restricted.values())], failures)
+
+        if not self._beside_model:
+            wait(filling)
+        return finish
+
+
+@torch.inference_mode()
+def _fill(
+    places: Sequence[tuple[int, tuple[int, TokenConstraint]]], bits: torch.Tensor
+) -> tuple[dict[int, int], dict[int, str]]:
+    """The places of the rows that are restricted, and what failed, by row."""
+    restricted: dict[int, int] = {}
+    failures: dict[int, str] = {}
+    for place, (row, constraint) in places:
+        try:
+            if constraint.fill_mask(bits, place):
+                restricted[row] = place
+        except Exception as error:  # foreign code, for one client: the others in the batch go on
+            log.exception("A constraint failed to say what may come next.")
+            failures[row] = f"The output's constraint failed: {type(error).__name__}: {error}"
+    return restricted, failures
 
 
 def _bias(bits: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,9 @@ from typing import Any
 
 from engine.structured.regex import (
     ANY_CHARACTER,
+    Chars,
     Node,
+    Repeat,
     UnsupportedPattern,
     check_counts,
     confined,
@@ -43,11 +45,6 @@ _FORMATS = {
 }
 FORMATS = frozenset(_FORMATS) | {"duration", "ipv6", "uri", "uri-reference", "uri-template", "uuid"}
 
-# One character in a JSON string: as it is or escaped, but never as half of a surrogate pair.
-_CHARACTER = (
-    r"([\u0020-\u0021\u0023-\u005b\u005d-\ud7ff\ue000-" + "\U0010ffff]"
-    r'|\\(["\\/bfnrt]|u([0-9A-Ca-cE-Fe-f][0-9A-Fa-f]{3}|[Dd][0-7][0-9A-Fa-f]{2})))'
-)
 # Before a pattern, a control character that never comes: with it, the compiler writes the pattern into the
 # string as it stands. Its other way leaves escapes out and mixes up alternatives such as a{1,2}|[ab].
 _AS_IT_STANDS = "\x01{0,0}"
@@ -60,8 +57,9 @@ def rewrite_strings(schema: dict[str, Any]) -> None:
     elif schema.get("format") in _FORMATS:
         schema["pattern"] = _in_json(whole(parse(_FORMATS[schema.pop("format")])))
     elif "minLength" in schema or "maxLength" in schema:
-        least, most = int(schema.pop("minLength", 0)), schema.pop("maxLength", "")
-        schema["pattern"] = f"^{_AS_IT_STANDS}{_CHARACTER}{{{least},{most if most == '' else int(most)}}}$"
+        least, most = int(schema.pop("minLength", 0)), schema.pop("maxLength", None)
+        text = Repeat(Chars(ANY_CHARACTER), least, None if most is None else int(most))
+        schema["pattern"] = _in_json(text)
     if "patternProperties" in schema:
         schema["patternProperties"] = {
             json_pattern(pattern): part for pattern, part in schema["patternProperties"].items()

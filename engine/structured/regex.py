@@ -13,6 +13,8 @@ from enum import StrEnum
 
 MAX_NESTED_COUNT = 4096  # of counts within counts, multiplied: beyond, single steps take seconds
 _LAST = 0x10FFFF
+_BROAD = 1000  # characters in a class that stands for text, such as `.`
+_MAX_COUNTED_ESCAPES = 4
 _SPECIAL = frozenset("\\^$.|?*+()[]{}-/")
 
 Ranges = tuple[tuple[int, int], ...]
@@ -167,8 +169,34 @@ def _escaped(node: Node) -> Node:
         case Choice(branches):
             return Choice(tuple(map(_escaped, branches)))
         case Repeat(part, least, most):
-            return Repeat(_escaped(part), least, most)
+            inner = _escaped(part)
+            if isinstance(part, Chars) and isinstance(inner, Choice) and _is_broad(part):
+                return _broad_repeat(inner, least, most)
+            return Repeat(inner, least, most)
     return node
+
+
+def _is_broad(chars: Chars) -> bool:
+    return sum(end - start + 1 for start, end in chars.ranges) > _BROAD
+
+
+def _broad_repeat(either: Choice, least: int, most: int | None) -> Node:
+    """Text, plain or escaped, repeated in a form whose steps take the compiled grammar a tenth of the time.
+
+    A choice between a character and an escape is slow wherever it is counted. So escapes are not counted:
+    they come in what has no end, and else in short texts only. What comes follows the schema, but not all
+    that the schema allows can come.
+    """
+    plain, escape = either.branches
+    few = _MAX_COUNTED_ESCAPES
+    if most is None:
+        head = Repeat(either if least <= few else plain, least, least)
+        more = Repeat(plain, 0, None)
+        return Run((head, more, Repeat(Run((escape, more)), 0, None)))
+    if most <= few:
+        return Repeat(either, least, most)
+    long = Repeat(plain, least, most)
+    return long if least > few else Choice((long, Repeat(either, least, few)))
 
 
 def check_counts(node: Node, outer: int = 1) -> None:
@@ -215,17 +243,25 @@ def _group(node: Node) -> str:
 
 
 def _written_class(ranges: Ranges) -> str:
+    """Broad ones by what is not in them: the compiler errs with those it has to count to 200 otherwise."""
     if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
         return _written_char(ranges[0][0])
-    inner = "".join(
+    if ranges[-1][1] == _LAST:
+        starts = [0, *(end + 1 for _, end in ranges[:-1])]
+        absent = [(a, b - 1) for a, (b, _) in zip(starts, ranges, strict=True) if a < b]
+        return f"[^{_written_ranges(absent)}]" if absent else f"[{_written_ranges(ranges)}]"
+    return f"[{_written_ranges(ranges)}]"
+
+
+def _written_ranges(ranges: Sequence[tuple[int, int]]) -> str:
+    return "".join(
         _written_char(start) if start == end else f"{_written_char(start)}-{_written_char(end)}"
         for start, end in ranges
     )
-    return f"[{inner}]"
 
 
 def _written_char(code: int) -> str:
-    if code < 0x20 or 0x7F <= code < 0xA1:
+    if code < 0x20 or 0x7F <= code < 0xA1 or 0xD800 <= code <= 0xDFFF:
         return f"\\u{code:04x}"
     character = chr(code)
     return f"\\{character}" if character in _SPECIAL else character

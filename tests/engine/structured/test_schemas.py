@@ -1,0 +1,117 @@
+"""Whatever a model does under a schema: what comes out follows it, and no mask allows a dead end."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import torch
+
+from engine.errors import InvalidRequest
+from engine.structured.spec import StructuredKind, StructuredOutput
+from engine.structured.structurer import Structurer
+from engine.tokenizer import Tokenizer, load_tokenizer
+
+DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
+_WALKS = 6
+_MAX_TOKENS = 1500
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(DEMO)
+
+
+@pytest.fixture(scope="module")
+def structurer(tokenizer: Tokenizer) -> Structurer:
+    eos = tokenizer.eos_token_id
+    assert eos is not None
+    return Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+
+
+def _walk(structurer: Structurer, tokenizer: Tokenizer, compiled: Any, seed: int) -> str | None:
+    """A random output, short texts preferred; None where it was given up after many tokens."""
+    chance = random.Random(seed)
+    constraint = structurer.constraint(compiled)
+    words = -(-tokenizer.vocab_size // 32)
+    output: list[int] = []
+    while len(output) < _MAX_TOKENS:
+        mask = torch.full((1, words), -1, dtype=torch.int32)
+        constraint.fill_mask(mask, 0)
+        bits = (mask[0][:, None] >> torch.arange(32)) & 1
+        allowed: list[int] = bits.flatten()[: tokenizer.vocab_size].nonzero().flatten().tolist()
+        closing = [
+            token
+            for token in allowed
+            if set(tokenizer.decode([token], skip_special_tokens=True)) & set('"}]')
+        ]
+        token = chance.choice(closing if closing and chance.random() < 0.15 else allowed)
+        constraint.accept(token)  # raises if the mask has allowed what can't go on
+        if token == tokenizer.eos_token_id:
+            return tokenizer.decode(output, skip_special_tokens=True)
+        output.append(token)
+    return None
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+SCHEMAS: list[dict[str, Any]] = [
+    _object(a={"type": "string", "maxLength": 3}),
+    _object(a={"type": "string", "maxLength": 40}, b={"type": "integer"}),
+    _object(a={"type": "string", "maxLength": 400}, b={"type": "boolean"}),
+    _object(a={"type": "string", "minLength": 1}),
+    _object(a={"type": "string", "minLength": 12}),
+    _object(a={"type": "string", "minLength": 5, "maxLength": 6}),
+    _object(a={"type": "string", "pattern": "^.{2,30}$"}),
+    _object(a={"type": "string", "pattern": "^[^,]{0,5},[^,]+$"}),
+    _object(a={"type": "string", "pattern": '^say "[a-z ]{1,9}"$'}),
+    _object(a={"type": "string", "format": "date"}, b={"type": "string", "format": "ipv4"}),
+    _object(a={"enum": ["x", 'y"z', 3, None]}, b={"const": {"k": [1]}}),
+    _object(a={"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 1, "maxItems": 3}),
+    _object(a={"anyOf": [{"type": "null"}, {"type": "string", "minLength": 2, "maxLength": 8}]}),
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema["properties"])[:60])
+async def test_every_walk_ends_in_what_the_schema_allows(
+    structurer: Structurer, tokenizer: Tokenizer, schema: dict[str, Any]
+) -> None:
+    wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
+    compiled = await structurer.compile(wanted)
+
+    outputs = [_walk(structurer, tokenizer, compiled, seed) for seed in range(_WALKS)]
+
+    whole = [output for output in outputs if output is not None]
+    assert whole
+    for output in whole:
+        jsonschema_rs.validate(schema, json.loads(output), validate_formats=True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        ({"type": "object", "if": {}, "then": {}}, "if"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "pattern": "(?=a)"}, "pattern"),
+        ({"type": "string", "pattern": "("}, "pattern"),
+        ({"type": "wat"}, "type"),
+    ],
+)
+async def test_what_cannot_be_followed_is_named(
+    structurer: Structurer, schema: dict[str, Any], word: str
+) -> None:
+    wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
+
+    with pytest.raises(InvalidRequest, match=word):
+        await structurer.compile(wanted)
