@@ -43,3 +43,9 @@ def channel_of(scope: Scope) -> ResponseChannel | None:
     """
     extensions = scope.get("extensions")
     return cast("ResponseChannel | None", extensions.pop(EXTENSION, None)) if extensions else None
+
+
+def without_channel(scope: Scope) -> Scope:
+    """A copy of the scope for an application that may answer by `send` alone."""
+    extensions = {name: value for name, value in (scope.get("extensions") or {}).items() if name != EXTENSION}
+    return {**scope, "extensions": extensions}

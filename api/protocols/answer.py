@@ -6,12 +6,12 @@ down. Everything else is short and is translated when it is whole. Knows nothing
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from api.asgi import Message, RawHeaders, Send
 from api.headers import find_header
+from api.off_loop import off_loop
 from api.protocols.base import (
     EVENT_STREAM,
     ErrorDetail,
@@ -35,7 +35,6 @@ from api.protocols.sse import Comment, Event, EventReader, EventTooLong
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
-OFF_LOOP_BYTES = 256 * 1024  # JSON larger than this is dealt with in a thread
 
 # What speaks of the body that the inner application sent, not of ours.
 _BODY_HEADERS = frozenset(
@@ -44,8 +43,6 @@ _BODY_HEADERS = frozenset(
 
 # An adapter that finds the request invalid now, when it has been served, is wrong itself.
 _ADAPTER_ERRORS = (AdapterFailed, InvalidProtocolRequest)
-
-T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -248,8 +245,3 @@ async def send_json(send: Send, status: int, headers: RawHeaders, body: bytes, r
         headers.append((b"x-request-id", request_id))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def off_loop(num_bytes: int, call: Callable[[], T]) -> T:
-    """Call it; in a thread where there are so many bytes that the event loop would stand still."""
-    return await asyncio.to_thread(call) if num_bytes > OFF_LOOP_BYTES else call()

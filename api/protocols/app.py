@@ -18,7 +18,8 @@ from api.body_peek import Peeked, peek
 from api.dispatch import raw_path
 from api.headers import find_header, sane_request_id
 from api.leases import ClientGone
-from api.protocols.answer import Answer, off_loop, send_json
+from api.off_loop import off_loop
+from api.protocols.answer import Answer, send_json
 from api.protocols.base import (
     INVALID_REQUEST,
     ErrorDetail,
@@ -29,7 +30,7 @@ from api.protocols.base import (
     to_json,
 )
 from api.protocols.errors import AdapterFailed, ask_adapter, error_response, failure_of
-from api.response_channel import EXTENSION, channel_of
+from api.response_channel import channel_of, without_channel
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
@@ -203,14 +204,12 @@ def _inner_scope(scope: Scope, translated: _Translated, request_id: bytes) -> Sc
         (b"content-length", b"%d" % len(translated.body)),
         (b"x-request-id", request_id),
     ]
-    extensions = {k: v for k, v in (scope.get("extensions") or {}).items() if k != EXTENSION}
     return {
-        **scope,
+        **without_channel(scope),
         "path": translated.path,
         "raw_path": translated.path.encode(),
         "root_path": "",
         "headers": headers,
-        "extensions": extensions,
     }
 
 

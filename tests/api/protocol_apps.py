@@ -1,4 +1,4 @@
-"""What the tests of protocols share: a small inner application, and a way to ask ASGI applications by hand."""
+"""What tests of protocols share: a small inner application, and a way to ask ASGI applications by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /generate`, asked of a small inner application; streams over real sockets stand in test_protocol_wire.py."""
+"""`POST /generate`, asked of a small inner application; test_protocol_wire.py has real sockets."""
 
 from __future__ import annotations
 

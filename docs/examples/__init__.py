@@ -1,0 +1,1 @@
+"""Plug-ins to start from; docs/plugins.md tells about them."""
