@@ -63,10 +63,22 @@ class StartTooSlow(ManagerError):
     code = "instance_starting"
 
 
+class SleepFailed(ManagerError):
+    """The engine was asked to sleep and would not; it goes on serving."""
+
+    code = "sleep_failed"
+
+
 class NoCapacity(ManagerError):
     """All ports or all places for instances are taken."""
 
     code = "no_capacity"
+
+
+class NoSuchDevice(InvalidSpec):
+    """A GPU was named that isn't there, or more were asked for than there are."""
+
+    code = "no_such_device"
 
 
 class QueueFull(ManagerError):
