@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api.protocols.app import ProtocolApp
-from api.protocols.generate import GenerateProtocol
+from api.protocols.generate import GenerateProtocol, GenerateRequest
 from tests.api.protocol_apps import SSE, USAGE, Inner, ask, chat_answer, chat_stream
 
 
@@ -131,3 +134,26 @@ async def test_a_long_request_is_translated_too() -> None:
     got = await ask(app_around(inner), "/generate", {"prompt": "word " * 100_000})
     assert got.status == 200
     assert len(inner.asked["messages"][0]["content"]) == 500_000
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.sampled_from(sorted(GenerateRequest.model_fields)) | st.text(max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(FIELDS, JSON_VALUES, max_size=4), st.text(st.characters()))
+def test_whatever_is_asked_is_answered_or_refused(fields: dict[str, Any], prompt: str) -> None:
+    inner = Inner([chat_answer()])
+    got = asyncio.run(ask(app_around(inner), "/generate", {"prompt": prompt, **fields}))
+    assert got.status in (200, 400, 422)
+    assert bool(inner.scopes) is (got.status == 200)
+    assert inner.scopes == [] or set(inner.asked) >= {"model", "messages"}
+
+
+async def test_half_a_character_is_refused() -> None:
+    got = await ask(app_around(Inner()), "/generate", b'{"prompt": "\\ud800"}')
+    assert got.status == 400
