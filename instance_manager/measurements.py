@@ -76,7 +76,7 @@ class Measurements:
         self._is_saved = True
 
     def record(self, kind: MeasuredKind, run: str, level: int, footprint: Footprint) -> None:
-        """Note what an instance holds at a level (0 = awake). `run` names one life of one process, for good."""
+        """Note what an instance holds at a level (0 = awake). `run` names one life of one process."""
         runs = self._peaks[str(kind)] = self._peaks.pop(str(kind), {})  # the last measured come last
         levels = runs.setdefault(run, {})
         peak = footprint.peak(levels.get(level, footprint))

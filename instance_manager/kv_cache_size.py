@@ -1,0 +1,138 @@
+"""How much KV cache an engine takes when it starts, from its flags and the model's configuration. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_GIB = 1 << 30
+_TORCH_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+
+# The embedded engine's on a CPU, unless asked for more: engine/memory.py says the same.
+_CPU_CACHE_LIMIT_BYTES = 4 * _GIB
+_CPU_CACHE_SHARE = 0.25
+_CPU_MEMORY_SHARE = 0.8
+_DEFAULT_MAX_NUM_SEQS = 64
+_DEFAULT_BLOCK_SIZE = 16
+_VLLM_CPU_CACHE_GIB = 4.0
+_DEFAULT_UTILIZATION = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What an engine finds when it starts. `gpu_total_bytes`: of one of its GPUs, 0 if it gets none."""
+
+    host_available_bytes: int
+    num_gpus: int = 0
+    gpu_total_bytes: int = 0
+
+
+def kv_cache_bytes(
+    engine: str,
+    params: Mapping[str, Any],
+    config: Mapping[str, Any],
+    environ: Mapping[str, str],
+    machine: Machine,
+    fixed_bytes: int,
+) -> int:
+    """Bytes on all GPUs together, or on the host. `config`: config.json; `environ`: the engine's.
+
+    `fixed_bytes`: what else the engine takes of its GPUs, over all of them. 0 for a model that only encodes.
+    """
+    if not _generates(params, config):
+        return 0
+    asked = _quantity(params.get("kv_cache_memory_bytes"))
+    if asked is not None:
+        return asked * max(machine.num_gpus, 1)  # the flag is for each GPU
+    text = {**config, **(config.get("text_config") or {})}  # where models that see keep the decoder's part
+    block_bytes = _block_bytes(params, text)
+    blocks = _quantity(params.get("num_gpu_blocks_override"))
+    if blocks is not None and block_bytes:
+        return blocks * block_bytes
+    if machine.num_gpus:
+        share = _fraction(params.get("gpu_memory_utilization"))
+        return max(int(machine.gpu_total_bytes * share) * machine.num_gpus - fixed_bytes, 0)
+    if engine == "vllm":
+        return int(_number(environ.get("VLLM_CPU_KVCACHE_SPACE"), _VLLM_CPU_CACHE_GIB) * _GIB)
+    return _embedded_cpu_cache(params, text, block_bytes, machine)
+
+
+def _generates(params: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    if params.get("runner", "auto") != "auto":
+        return bool(params["runner"] == "generate")
+    if params.get("convert", "auto") not in ("auto", "none"):
+        return False
+    architectures = config.get("architectures") or [""]
+    return str(architectures[0]).endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel"))
+
+
+def _embedded_cpu_cache(
+    params: Mapping[str, Any], text: Mapping[str, Any], block_bytes: int, machine: Machine
+) -> int:
+    unasked = min(_CPU_CACHE_LIMIT_BYTES, int(machine.host_available_bytes * _CPU_CACHE_SHARE))
+    if not block_bytes:
+        return unasked
+    max_len = _quantity(params.get("max_model_len"))
+    longest = max_len or _quantity(text.get("max_position_embeddings")) or 1
+    sequence = math.ceil(longest / _block_size(params)) * block_bytes
+    if max_len is not None:
+        unasked = max(unasked, min(sequence, int(machine.host_available_bytes * _CPU_MEMORY_SHARE)))
+    return min(unasked, sequence * (_quantity(params.get("max_num_seqs")) or _DEFAULT_MAX_NUM_SEQS))
+
+
+def _block_size(params: Mapping[str, Any]) -> int:
+    return _quantity(params.get("block_size")) or _DEFAULT_BLOCK_SIZE
+
+
+def _block_bytes(params: Mapping[str, Any], text: Mapping[str, Any]) -> int:
+    """Keys and values of one block in all layers; 0 if the configuration doesn't tell."""
+    layers, heads = _quantity(text.get("num_hidden_layers")), _quantity(text.get("num_attention_heads"))
+    hidden = _quantity(text.get("hidden_size"))
+    if not (layers and heads and hidden):
+        return 0
+    kv_heads = _quantity(text.get("num_key_value_heads")) or heads
+    head_dim = _quantity(text.get("head_dim")) or hidden // heads
+    value_bytes = dtype_bytes(params.get("dtype", "auto"), text) or 2
+    return 2 * layers * kv_heads * head_dim * value_bytes * _block_size(params)
+
+
+def dtype_bytes(dtype: object, config: Mapping[str, Any]) -> int | None:
+    """Of a weight as the engine keeps it; None: as it is stored."""
+    if dtype == "auto":
+        dtype = config.get("dtype") or config.get("torch_dtype") or ""
+    return _TORCH_BYTES.get(str(dtype).removeprefix("torch."))
+
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+    "T": 2**40,
+}
+
+
+def _quantity(value: object) -> int | None:
+    """A whole number above 0 as the engines' flags read it (4096, "4k", "1.5G"); None if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", str(value))
+    number = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    return number or None
+
+
+def _number(value: object, default: float) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        return default
+
+
+def _fraction(value: object) -> float:
+    share = _number(value, _DEFAULT_UTILIZATION)
+    return share if 0 < share <= 1 else _DEFAULT_UTILIZATION
