@@ -1,4 +1,4 @@
-"""The environment an engine gets. Pure but for the base environment handed in."""
+"""The environment an engine, or another child of ours, gets. Pure but for the base environment handed in."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ _WITHHELD_PREFIX = "VLLM_DEFAULT_"
 OWNED_ENV = frozenset({"VLLM_API_KEY", "BERTH_INSTANCE_ID", "BERTH_INSTANCE_TOKEN"})
 
 
+def child_environment(base: Mapping[str, str], *layers: Mapping[str, str]) -> dict[str, str]:
+    """Berth's environment without its own settings, then the layers in order: for any process of ours."""
+    env = {k: v for k, v in base.items() if k not in _WITHHELD and not k.startswith(_WITHHELD_PREFIX)}
+    env["PYTHONUNBUFFERED"] = "1"
+    for layer in layers:
+        env.update(layer)
+    return env
+
+
 def engine_environment(
     base: Mapping[str, str],
     *layers: Mapping[str, str],
@@ -31,11 +40,8 @@ def engine_environment(
     api_key: str,
     devices: Sequence[str] | None,
 ) -> dict[str, str]:
-    """Berth's environment without its own settings, then the layers in order, then what Berth decides."""
-    env = {k: v for k, v in base.items() if k not in _WITHHELD and not k.startswith(_WITHHELD_PREFIX)}
-    env["PYTHONUNBUFFERED"] = "1"
-    for layer in layers:
-        env.update(layer)
+    """A child's environment, then what Berth decides."""
+    env = child_environment(base, *layers)
     if devices is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     env["VLLM_API_KEY"] = api_key

@@ -1,0 +1,89 @@
+"""Which of a repository's files an engine needs. Pure: names in, names out.
+
+Repositories hold the same weights several times over (other formats, checkpoints, the author's own layout);
+an engine loads one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from instance_manager.errors import InvalidSpec
+
+_SMALL = (
+    ".json",
+    ".jinja",
+    ".txt",
+    ".model",
+    ".tiktoken",
+    ".py",
+)  # all but weights
+_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|.*openvino.*)\.bin")
+# Of sentence-transformers, which keeps a module's weights in a folder like "2_Dense".
+_MODULE_FOLDER = re.compile(r"\d+_\w+")
+_FOREIGN_FOLDER = re.compile(r"original|metal|onnx|openvino|coreml|gguf|checkpoint-\d+|runs|\..*")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_MAX_ID_CHARS = 96  # the hub's own limit
+_MAX_REVISION_CHARS = 200
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """What to download, sorted: weights as safetensors – *.bin only where there are none – and small files.
+
+    Empty where there are no weights that an engine could load.
+    """
+    candidates = [name for name in names if not _lies_in_foreign_folder(name)]
+    weights = _weights(candidates)
+    if not weights:
+        return []
+    return sorted({*weights, *(name for name in candidates if name.endswith(_SMALL))})
+
+
+def check_hub_id(model: str) -> None:
+    """Raise InvalidSpec unless `model` can be a repository's name on the hub: "name" or "owner/name"."""
+    if (
+        not _HUB_ID.fullmatch(model)
+        or len(model) > _MAX_ID_CHARS
+        or ".." in model
+        or "--" in model
+        or any(part.endswith((".", "-", ".git")) for part in model.split("/"))
+    ):
+        raise InvalidSpec(
+            f"model {_shortened(model)} can't be a model's name on the hub: that is `owner/name`, at most "
+            f"{_MAX_ID_CHARS} letters, digits, '-', '_' and '.' (no '..', no '--'), such as Qwen/Qwen3-0.6B",
+            param="model",
+        )
+
+
+def check_revision(revision: str) -> None:
+    """Raise InvalidSpec unless `revision` can be a branch, a tag or a commit."""
+    if not _REVISION.fullmatch(revision) or len(revision) > _MAX_REVISION_CHARS or ".." in revision:
+        raise InvalidSpec(
+            f"revision {_shortened(revision)} can't be a branch, a tag or a commit's hash", param="revision"
+        )
+
+
+def _weights(names: list[str]) -> list[str]:
+    loadable = [name for name in names if _may_hold_weights(PurePosixPath(name))]
+    tensors = [name for name in loadable if name.endswith(".safetensors")]
+    if tensors:
+        # Mistral puts the same weights beside them once more, as "consolidated".
+        plain = [name for name in tensors if not PurePosixPath(name).name.startswith("consolidated")]
+        return plain or tensors
+    return [name for name in loadable if name.endswith(".bin") and not _TRAINING.fullmatch(name)]
+
+
+def _may_hold_weights(path: PurePosixPath) -> bool:
+    return len(path.parts) == 1 or (len(path.parts) == 2 and bool(_MODULE_FOLDER.fullmatch(path.parts[0])))
+
+
+def _lies_in_foreign_folder(name: str) -> bool:
+    return any(_FOREIGN_FOLDER.fullmatch(part) for part in PurePosixPath(name).parts[:-1])
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 120 else text[:120] + "…")
