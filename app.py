@@ -24,6 +24,7 @@ from configs.logging import configure_logging
 from configs.settings import Settings, SettingsError, load_settings
 from instance_manager.manager import InstanceManager
 from instance_manager.metrics import ProxyMetrics
+from instance_manager.pull import Pulls
 from instance_manager.types import Event, InstanceState, ManagerConfig
 
 VERSION = "0.1.0"
@@ -37,9 +38,10 @@ def create_app(settings: Settings, env_file: Path | None = None) -> AccessContro
     return _compose(settings, env_file)[0]
 
 
-def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, InstanceManager]:
+def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, InstanceManager, Pulls]:
     metrics = ProxyMetrics()
     manager = InstanceManager(manager_config(settings, env_file))
+    pulls = Pulls(manager.config.engine_env)
     data_plane = DataPlane(manager, metrics)
 
     def let_go(event: Event) -> None:
@@ -49,9 +51,9 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
             data_plane.forget(event.instance_id)
 
     manager.events.add_listener(let_go)
-    control = create_control_app(manager, metrics, version=VERSION)
+    control = create_control_app(manager, pulls, metrics, version=VERSION)
     keys = Keys(inference=settings.api_keys, admin=settings.admin_api_keys)
-    return AccessControl(Dispatcher(control, data_plane), keys), manager
+    return AccessControl(Dispatcher(control, data_plane), keys), manager, pulls
 
 
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
@@ -78,11 +80,12 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
 
 
 class BerthServer(uvicorn.Server):
-    """uvicorn, except that the manager hears of a shutdown first and that a clean end is exit status 0."""
+    """uvicorn, except that manager and pulls hear of a shutdown first, and that a clean end is status 0."""
 
-    def __init__(self, config: uvicorn.Config, manager: InstanceManager) -> None:
+    def __init__(self, config: uvicorn.Config, manager: InstanceManager, pulls: Pulls) -> None:
         super().__init__(config)
         self._manager = manager
+        self._pulls = pulls
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -92,6 +95,7 @@ class BerthServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Connections close once what they wait for or follow has ended, so that comes first.
         self._manager.begin_shutdown()
+        self._pulls.close()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -104,7 +108,7 @@ class BerthServer(uvicorn.Server):
 
 def create_server(settings: Settings, env_file: Path | None = None) -> BerthServer:
     """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
-    app, manager = _compose(settings, env_file)
+    app, manager, pulls = _compose(settings, env_file)
     config = uvicorn.Config(
         app,
         host=settings.app_host,
@@ -120,7 +124,7 @@ def create_server(settings: Settings, env_file: Path | None = None) -> BerthServ
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    return BerthServer(config, manager)
+    return BerthServer(config, manager, pulls)
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from api import instances, ops, streams
+from api import instances, ops, pull, streams
 from api.asgi import App, Message, Receive, Scope, Send
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
@@ -20,19 +20,22 @@ from api.schemas import ErrorEnvelope
 from instance_manager.errors import ManagerError
 from instance_manager.manager import InstanceManager
 from instance_manager.metrics import ProxyMetrics
+from instance_manager.pull import Pulls
 
 logger = logging.getLogger("berth")
 
-ROUTERS = (instances.router, streams.router, ops.router)
+ROUTERS = (instances.router, streams.router, ops.router, pull.router)
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
 
-def create_control_app(manager: InstanceManager, metrics: ProxyMetrics, *, version: str) -> FastAPI:
-    """FastAPI with the control routes; its lifespan runs the manager, and so owns the engines."""
+def create_control_app(
+    manager: InstanceManager, pulls: Pulls, metrics: ProxyMetrics, *, version: str
+) -> FastAPI:
+    """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all children."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with manager.run():
+        async with pulls.run(), manager.run():
             yield
 
     app = FastAPI(
@@ -43,6 +46,7 @@ def create_control_app(manager: InstanceManager, metrics: ProxyMetrics, *, versi
         responses={"default": {"model": ErrorEnvelope, "description": "OpenAI's error envelope"}},
     )
     app.state.manager = manager
+    app.state.pulls = pulls
     app.state.registry = metrics.registry()
     for router in ROUTERS:
         app.include_router(router)

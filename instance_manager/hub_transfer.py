@@ -42,7 +42,7 @@ class Progress:
         self._here = dict.fromkeys(sizes, 0)
         self._total = sum(sizes.values())
         self._report = report
-        self._told: dict[str | None, float] = {}
+        self._told: dict[str | None, tuple[float, int]] = {}  # when, and how much then
         self._lock = Lock()
 
     def put(self, name: str, completed: int) -> None:
@@ -54,8 +54,9 @@ class Progress:
 
     def _tell(self, name: str | None, completed: int, total: int) -> None:
         now = time.monotonic()
-        if completed >= total or now - self._told.get(name, 0.0) >= _REPORT_INTERVAL_S:
-            self._told[name] = now
+        told_at, told = self._told.get(name, (0.0, -1))
+        if completed != told and (completed == total or now - told_at >= _REPORT_INTERVAL_S):
+            self._told[name] = (now, completed)
             self._report(name, completed, total)
 
 
