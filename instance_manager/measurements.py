@@ -9,8 +9,10 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +66,71 @@ def params_fingerprint(params: Mapping[str, Any], num_gpus: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_Runs = dict[str, dict[int, Footprint]]  # run -> level -> peak
+
+
 class Measurements:
     """Peaks per kind, run and level of sleep. `save` writes what is new to `directory`/memory.json.
 
-    To be used from one thread.
+    May be used from any thread.
     """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _FILE
-        self._peaks: dict[str, dict[str, dict[int, Footprint]]] = _read(self._path)  # kind, run, level
+        self._peaks: dict[str, _Runs] = _read(self._path)  # by kind
         self._is_saved = True
+        self._lock = threading.Lock()
+
+    def record(self, kind: MeasuredKind, run: str, level: int, footprint: Footprint) -> None:
+        """Note what an instance holds at a level (0 = awake). `run` names one life of one process."""
+        with self._lock:
+            runs = self._peaks[str(kind)] = self._peaks.pop(str(kind), {})  # the last measured come last
+            levels = runs.setdefault(run, {})
+            peak = footprint.peak(levels.get(level, footprint))
+            if levels.get(level) != peak:
+                levels[level] = peak
+                self._is_saved = False
+            for oldest in list(runs)[:-_MAX_RUNS]:
+                del runs[oldest]
+
+    def peak(self, other: Footprint) -> Footprint:
+        return Footprint(
+            max(self.host_bytes, other.host_bytes), max(self.gpu_bytes_each, other.gpu_bytes_each)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredKind:
+    """Instances that need the same: one model, one engine, one set of parameters."""
+
+    model: str
+    engine: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return json.dumps([self.model, self.engine, self.fingerprint])
+
+
+def params_fingerprint(params: Mapping[str, Any], num_gpus: int) -> str:
+    """The same for the same merged parameters in any order, on as many GPUs."""
+    text = json.dumps([params, num_gpus], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_Runs = dict[str, dict[int, Footprint]]  # run -> level -> peak
+
+
+class Measurements:
+    """Peaks per kind, run and level of sleep. `save` writes what is new to `directory`/memory.json.
+
+    May be used from any thread.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / _FILE
+        self._peaks: dict[str, _Runs] = _read(self._path)  # by kind
+        self._is_saved = True
+        self._lock = threading.Lock()
 
     def record(self, kind: MeasuredKind, run: str, level: int, footprint: Footprint) -> None:
         """Note what an instance holds at a level (0 = awake). `run` names one life of one process."""
@@ -88,11 +145,10 @@ class Measurements:
 
     def peak(self, kind: MeasuredKind, level: int = 0) -> Footprint | None:
         """The most that the last runs held at a level; None if that was never measured."""
-        peak: Footprint | None = None
-        for levels in self._peaks.get(str(kind), {}).values():
-            if (footprint := levels.get(level)) is not None:
-                peak = footprint if peak is None else peak.peak(footprint)
-        return peak
+        with self._lock:
+            runs = self._peaks.get(str(kind), {})
+            found = [levels[level] for levels in runs.values() if level in levels]
+        return reduce(Footprint.peak, found) if found else None
 
     def expected_bytes(
         self, kind: MeasuredKind, estimate: Footprint | None, level: int = 0
@@ -102,25 +158,26 @@ class Measurements:
 
     def save(self) -> None:
         """Write what has changed since the last call, at one stroke. Raises OSError."""
-        if self._is_saved:
-            return
-        kinds = dict(list(self._peaks.items())[-_MAX_ENTRIES:])
-        data = {
-            kind: {
-                run: {str(level): [f.host_bytes, f.gpu_bytes_each] for level, f in levels.items()}
-                for run, levels in runs.items()
-            }
-            for kind, runs in kinds.items()
-        }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(f".{os.getpid()}.new")
-        beside.write_text(json.dumps({"format": _FORMAT, "peaks": data}, indent=1))
-        beside.replace(self._path)
-        self._peaks = kinds
-        self._is_saved = True
+        with self._lock:
+            if self._is_saved:
+                return
+            self._peaks = dict(list(self._peaks.items())[-_MAX_ENTRIES:])
+            data = {kind: _as_json(runs) for kind, runs in self._peaks.items()}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._path.with_suffix(f".{os.getpid()}.new")
+            beside.write_text(json.dumps({"format": _FORMAT, "peaks": data}, indent=1))
+            beside.replace(self._path)
+            self._is_saved = True
 
 
-def _read(path: Path) -> dict[str, dict[str, dict[int, Footprint]]]:
+def _as_json(runs: _Runs) -> dict[str, dict[str, list[int]]]:
+    return {
+        run: {str(level): [f.host_bytes, f.gpu_bytes_each] for level, f in levels.items()}
+        for run, levels in runs.items()
+    }
+
+
+def _read(path: Path) -> dict[str, _Runs]:
     """Empty where there is no file, or none that we can read: then everything is measured anew."""
     try:
         data = json.loads(path.read_text())
