@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from threading import Lock
-from types import TracebackType
+from threading import Event, Thread
 from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url, try_to_load_from_cache
@@ -35,28 +33,47 @@ Report = Callable[[str | None, int, int], None]  # file or None for all, bytes h
 
 
 class Progress:
-    """Bytes per file and in all, told a few times a second. Used by several threads."""
+    """Bytes per file and in all, told a few times a second by a thread of its own. A context.
 
-    def __init__(self, sizes: dict[str, int], report: Report) -> None:
+    Not told by whoever brings the bytes: of a download that stalls, the last ones would never be heard of.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], report: Report) -> None:
         self._sizes = sizes
-        self._here = dict.fromkeys(sizes, 0)
-        self._total = sum(sizes.values())
+        self._here = dict.fromkeys(sizes, 0)  # written by the threads that download, one file each
+        self._told: dict[str | None, int] = {}
         self._report = report
-        self._told: dict[str | None, tuple[float, int]] = {}  # when, and how much then
-        self._lock = Lock()
+        self._is_over = Event()
+        self._thread = Thread(target=self._tell_until_over, name="progress")
 
     def put(self, name: str, completed: int) -> None:
         """So many bytes of a file are here."""
-        with self._lock:
-            self._here[name] = completed
-            self._tell(name, completed, self._sizes[name])
-            self._tell(None, sum(self._here.values()), self._total)
+        self._here[name] = completed
 
-    def _tell(self, name: str | None, completed: int, total: int) -> None:
-        now = time.monotonic()
-        told_at, told = self._told.get(name, (0.0, -1))
-        if completed != told and (completed == total or now - told_at >= _REPORT_INTERVAL_S):
-            self._told[name] = (now, completed)
+    def __enter__(self) -> Progress:
+        self._tell()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Tells how far it came."""
+        self._is_over.set()
+        self._thread.join()
+        self._tell()
+
+    def _tell_until_over(self) -> None:
+        while not self._is_over.wait(_REPORT_INTERVAL_S):
+            self._tell()
+
+    def _tell(self) -> None:
+        here = dict(self._here)
+        for name, completed in here.items():
+            self._tell_if_new(name, completed, self._sizes[name])
+        self._tell_if_new(None, sum(here.values()), sum(self._sizes.values()))
+
+    def _tell_if_new(self, name: str | None, completed: int, total: int) -> None:
+        if self._told.get(name) != completed:
+            self._told[name] = completed
             self._report(name, completed, total)
 
 
@@ -72,9 +89,7 @@ class _FileBar:
     def __enter__(self) -> _FileBar:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def update(self, count: int) -> None:

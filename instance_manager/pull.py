@@ -93,12 +93,16 @@ class Pulls:
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Owns the children: when it is left they are gone."""
+        error: BaseException | None = None
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
                 yield
-            finally:
-                self.close()
+            except BaseException as body_error:  # raised again below, so that no task group wraps it
+                error = body_error
+            self.close()
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Refuse new downloads; end those that run, telling their listeners. What is here stays."""

@@ -63,7 +63,8 @@ def pull(model: str, revision: str | None) -> dict[str, Any]:
     progress = Progress({file.name: file.size for file in files}, _say_progress)
     for file in files:
         progress.put(file.name, file.bytes_here)
-    list(pool.map(lambda file: file.fetch(progress), [file for file in files if file.is_for_http]))
+    with progress:
+        list(pool.map(lambda file: file.fetch(progress), [file for file in files if file.is_for_http]))
     # Links the blobs into a snapshot, and downloads what HTTP is too narrow for.
     path = snapshot_download(model, revision=revision, allow_patterns=[glob.escape(name) for name in names])
     return {
@@ -81,10 +82,11 @@ def remove(model: str) -> dict[str, Any]:
         raise HubError(
             "not_found_error", "model_not_found", f"{model} is not in the cache {constants.HF_HUB_CACHE}"
         )
-    left_over = sum(path.stat().st_size for path in folder.glob("blobs/*.incomplete"))
-    cached = [repo for repo in scan_cache_dir().repos if repo.repo_path == folder]
-    hashes = [revision.commit_hash for repo in cached for revision in repo.revisions]
-    strategy = scan_cache_dir().delete_revisions(*hashes)
+    cache = scan_cache_dir()
+    revisions = [found for repo in cache.repos if repo.repo_path == folder for found in repo.revisions]
+    used = {file.blob_path for revision in revisions for file in revision.files}
+    left_over = sum(blob.lstat().st_size for blob in folder.glob("blobs/*") if blob not in used)
+    strategy = cache.delete_revisions(*(revision.commit_hash for revision in revisions))
     strategy.execute()
     if folder.exists():  # nothing but beginnings
         shutil.rmtree(folder)
