@@ -23,7 +23,7 @@ logger = logging.getLogger("berth.manager")
 _FILE = "memory.json"
 _FORMAT = 1
 _MAX_ENTRIES = 500  # models and their parameters; the ones measured longest ago are forgotten
-_MAX_RUNS = 2  # a run that has just begun hasn't had its peak yet: the one before it counts too
+_MAX_RUNS = 4  # replicas, and the run before one that has just begun and hasn't had its peak yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,56 +92,6 @@ class Measurements:
                 self._is_saved = False
             for oldest in list(runs)[:-_MAX_RUNS]:
                 del runs[oldest]
-
-    def peak(self, other: Footprint) -> Footprint:
-        return Footprint(
-            max(self.host_bytes, other.host_bytes), max(self.gpu_bytes_each, other.gpu_bytes_each)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredKind:
-    """Instances that need the same: one model, one engine, one set of parameters."""
-
-    model: str
-    engine: str
-    fingerprint: str
-
-    def __str__(self) -> str:
-        return json.dumps([self.model, self.engine, self.fingerprint])
-
-
-def params_fingerprint(params: Mapping[str, Any], num_gpus: int) -> str:
-    """The same for the same merged parameters in any order, on as many GPUs."""
-    text = json.dumps([params, num_gpus], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-_Runs = dict[str, dict[int, Footprint]]  # run -> level -> peak
-
-
-class Measurements:
-    """Peaks per kind, run and level of sleep. `save` writes what is new to `directory`/memory.json.
-
-    May be used from any thread.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / _FILE
-        self._peaks: dict[str, _Runs] = _read(self._path)  # by kind
-        self._is_saved = True
-        self._lock = threading.Lock()
-
-    def record(self, kind: MeasuredKind, run: str, level: int, footprint: Footprint) -> None:
-        """Note what an instance holds at a level (0 = awake). `run` names one life of one process."""
-        runs = self._peaks[str(kind)] = self._peaks.pop(str(kind), {})  # the last measured come last
-        levels = runs.setdefault(run, {})
-        peak = footprint.peak(levels.get(level, footprint))
-        if levels.get(level) != peak:
-            levels[level] = peak
-            self._is_saved = False
-        for oldest in list(runs)[:-_MAX_RUNS]:
-            del runs[oldest]
 
     def peak(self, kind: MeasuredKind, level: int = 0) -> Footprint | None:
         """The most that the last runs held at a level; None if that was never measured."""

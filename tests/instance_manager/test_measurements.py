@@ -1,0 +1,108 @@
+"""Peaks of memory: what counts, and what outlives a restart. Real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instance_manager.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
+
+KIND = MeasuredKind("org/model", "engine", "abc")
+ESTIMATE = Footprint(999, 999)
+
+
+def test_until_it_is_measured_the_estimate_counts(tmp_path: Path) -> None:
+    measurements = Measurements(tmp_path)
+    assert measurements.expected_bytes(KIND, None) is None
+    assert measurements.expected_bytes(KIND, ESTIMATE) == ESTIMATE
+    measurements.record(KIND, "run-1", 0, Footprint(10, 20))
+    assert measurements.expected_bytes(KIND, ESTIMATE) == Footprint(10, 20)
+    assert measurements.expected_bytes(KIND, ESTIMATE, level=1) == ESTIMATE
+    assert measurements.peak(MeasuredKind("org/other", "engine", "abc")) is None
+
+
+def test_the_peak_of_a_run_counts_on_each_kind_of_device(tmp_path: Path) -> None:
+    measurements = Measurements(tmp_path)
+    for held in (Footprint(10, 20), Footprint(30, 5), Footprint(1, 1)):
+        measurements.record(KIND, "run-1", 0, held)
+    measurements.record(KIND, "run-1", 1, Footprint(2, 3))
+    assert measurements.peak(KIND) == Footprint(30, 20)
+    assert measurements.peak(KIND, level=1) == Footprint(2, 3)
+
+
+def test_a_run_that_begins_does_not_hide_the_last_ones_peak_and_old_ones_are_forgotten(
+    tmp_path: Path,
+) -> None:
+    measurements = Measurements(tmp_path)
+    for run, host_bytes in (("run-1", 50), ("run-2", 40), ("run-3", 1), ("run-4", 1), ("run-5", 2)):
+        measurements.record(KIND, run, 0, Footprint(host_bytes))
+    assert measurements.peak(KIND) == Footprint(40)
+
+
+def test_it_outlives_a_restart(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    measurements = Measurements(directory)
+    measurements.record(KIND, "run-1", 0, Footprint(10, 20))
+    measurements.record(KIND, "run-1", 2, Footprint(1, 2))
+    measurements.save()
+    assert [path.name for path in directory.iterdir()] == ["memory.json"]
+    again = Measurements(directory)
+    assert (again.peak(KIND), again.peak(KIND, level=2)) == (Footprint(10, 20), Footprint(1, 2))
+
+
+def test_it_writes_only_what_is_new(tmp_path: Path) -> None:
+    measurements = Measurements(tmp_path)
+    measurements.save()
+    assert not list(tmp_path.iterdir())
+    measurements.record(KIND, "run-1", 0, Footprint(10))
+    measurements.save()
+    (tmp_path / "memory.json").unlink()
+    measurements.record(KIND, "run-1", 0, Footprint(9))
+    measurements.save()
+    assert not list(tmp_path.iterdir())
+    measurements.record(KIND, "run-1", 0, Footprint(11))
+    measurements.save()
+    assert Measurements(tmp_path).peak(KIND) == Footprint(11)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"format": 0, "peaks": {}}', '{"format": 1}', '{"format": 1, "peaks": {"a": {"b": 3}}}'],
+)
+def test_a_file_that_cannot_be_read_is_told_of_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    (tmp_path / "memory.json").write_text(text)
+    measurements = Measurements(tmp_path)
+    assert "estimated until it is measured again" in caplog.text
+    measurements.record(KIND, "run-1", 0, Footprint(10))
+    measurements.save()
+    assert Measurements(tmp_path).peak(KIND) == Footprint(10)
+
+
+def test_the_number_of_models_kept_is_bounded(tmp_path: Path) -> None:
+    measurements = Measurements(tmp_path)
+    kinds = [MeasuredKind(f"model-{i}", "engine", "abc") for i in range(600)]
+    for kind in [*kinds, kinds[0]]:
+        measurements.record(kind, "run-1", 0, Footprint(1))
+    measurements.save()
+    assert len(json.loads((tmp_path / "memory.json").read_text())["peaks"]) == 500
+    again = Measurements(tmp_path)
+    assert again.peak(kinds[0]) is not None  # measured again last
+    assert again.peak(kinds[1]) is None
+
+
+def test_a_fingerprint_is_of_what_is_asked_for_not_of_its_order() -> None:
+    ours = params_fingerprint({"a": 1, "b": {"c": [1, 2], "d": None}}, 1)
+    assert ours == params_fingerprint({"b": {"d": None, "c": [1, 2]}, "a": 1}, 1)
+    assert ours != params_fingerprint({"a": 1, "b": {"c": [2, 1], "d": None}}, 1)
+    assert ours != params_fingerprint({"a": 1, "b": {"c": [1, 2], "d": None}}, 2)
+
+
+def test_a_footprint_is_of_the_fullest_gpu() -> None:
+    footprint = Footprint.of({"cpu": 5, "GPU-0": 7, "GPU-1": 9})
+    assert footprint == Footprint(5, 9)
+    assert footprint.on(["GPU-3", "GPU-4"]) == {"cpu": 5, "GPU-3": 9, "GPU-4": 9}
+    assert Footprint.of({}) == Footprint(0, 0)
