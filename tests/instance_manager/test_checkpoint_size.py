@@ -1,0 +1,186 @@
+"""Estimates before a first start: from real checkpoint files, small ones made here and the demo model's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from instance_manager.checkpoint_size import Estimate, estimate, locate, weights_size
+from instance_manager.kv_cache_size import Machine
+from instance_manager.measurements import Footprint
+
+GIB = 1 << 30
+MIB = 1 << 20
+DEMO = Path(__file__).resolve().parents[2] / "models" / "berth-demo"
+HOST = Machine(host_available_bytes=16 * GIB)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "hidden_size": 256,
+    "max_position_embeddings": 1000,
+    "torch_dtype": "float16",
+}
+TOKEN_BYTES = 2 * 4 * 2 * 32 * 2  # keys and values, layers, heads, head size, bytes
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """1000 floats of 16 bits and 100 bytes of whole numbers."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    tensors = {"a": np.zeros((10, 100), np.float16), "b": np.zeros(100, np.int8)}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+def estimated(model: Path, machine: Machine = HOST, engine: str = "engine", **params: Any) -> Estimate:
+    found = estimate(str(model), engine, params, {}, machine)
+    assert found is not None
+    return found
+
+
+def test_the_demo_model() -> None:
+    found = estimated(DEMO)
+    size = (DEMO / "model.safetensors").stat().st_size
+    assert size * 0.99 < found.weights_bytes < size
+    assert found.kv_cache_bytes == 2 * 7 * 2 * 32 * 2 * 2048 * 64  # every sequence at its longest
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_bytes"), [("auto", 2100), ("float16", 2100), ("bfloat16", 2100), ("float32", 4100)]
+)
+def test_floats_become_what_is_computed_in(checkpoint: Path, dtype: str, num_bytes: int) -> None:
+    assert estimated(checkpoint, dtype=dtype).weights_bytes == num_bytes
+
+
+def test_shards_count_as_the_index_names_them(checkpoint: Path) -> None:
+    for number in (1, 2):
+        save_file({f"t{number}": np.zeros(50, np.float32)}, checkpoint / f"model-{number}.safetensors")
+    save_file({"other": np.zeros(999, np.float32)}, checkpoint / "consolidated.safetensors")
+    index = {"weight_map": {"t1": "model-1.safetensors", "t2": "model-2.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights_size(checkpoint, None) == 400
+    (checkpoint / "model-2.safetensors").unlink()
+    assert weights_size(checkpoint, None) is None
+
+
+def test_other_files_count_as_they_are(tmp_path: Path) -> None:
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF" * 100)
+    assert weights_size(gguf, None) == 400
+    assert weights_size(tmp_path, None) == 400
+    found = estimated(gguf, engine="command")
+    assert (found.weights_bytes, found.kv_cache_bytes) == (400, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x05\0\0\0\0\0\0\0nojso", b"\x02\0\0\0\0\0\0\0[]"])
+def test_what_is_no_checkpoint_has_no_estimate(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert estimate(str(tmp_path), "engine", {}, {}, HOST) is None
+
+
+def test_what_is_not_here_has_no_estimate(tmp_path: Path) -> None:
+    environ = {"HF_HOME": str(tmp_path)}
+    for model in ("org/model", "../model", "/no/such/place", ""):
+        assert estimate(model, "engine", {}, environ, HOST) is None
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert estimate(str(empty), "engine", {}, environ, HOST) is None
+
+
+def test_a_hub_id_is_found_in_the_hub_cache(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--org--model"
+    for commit in ("c1", "c2"):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c2\n")
+    by_home = {"HF_HOME": str(tmp_path)}
+    assert locate("org/model", by_home) == repository / "snapshots" / "c2"
+    assert locate("org/model", by_home, "c1") == repository / "snapshots" / "c1"
+    assert locate("org/model", by_home, "c3") is None
+    assert locate("org/model", {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HOME": "/none"}) is not None
+    assert locate("org/model", {"XDG_CACHE_HOME": str(tmp_path)}) is None
+
+
+@pytest.mark.parametrize(
+    ("params", "num_bytes"),
+    [
+        ({"kv_cache_memory_bytes": "2G"}, 2 * GIB),
+        ({"kv_cache_memory_bytes": 12345}, 12345),
+        ({"num_gpu_blocks_override": 10}, 10 * 16 * TOKEN_BYTES),
+        ({"num_gpu_blocks_override": 10, "block_size": 32, "dtype": "float32"}, 10 * 64 * TOKEN_BYTES),
+        ({}, 63 * 16 * TOKEN_BYTES * 64),  # 1000 tokens are 63 blocks, 64 sequences are the default
+        ({"max_num_seqs": 3, "max_model_len": "2K"}, 128 * 16 * TOKEN_BYTES * 3),
+        ({"max_num_seqs": "100k"}, 4 * GIB),  # a quarter of what is available
+        ({"max_model_len": "10M"}, 10 * GIB),  # one sequence of the length asked for
+        ({"max_model_len": "20M"}, int(16 * GIB * 0.8)),  # as long as it can be
+        ({"convert": "embed"}, 0),
+        ({"runner": "pooling"}, 0),
+    ],
+)
+def test_the_embedded_engines_cache_on_a_cpu(
+    checkpoint: Path, params: Mapping[str, Any], num_bytes: int
+) -> None:
+    assert estimated(checkpoint, **params).kv_cache_bytes == num_bytes
+
+
+def test_an_encoder_has_no_cache_and_a_configuration_that_says_little_the_usual(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    assert estimated(checkpoint).kv_cache_bytes == 0
+    (checkpoint / "config.json").write_text(json.dumps({"architectures": ["NewForCausalLM"]}))
+    assert estimated(checkpoint).kv_cache_bytes == 4 * GIB
+    assert estimated(checkpoint, num_gpu_blocks_override=10).kv_cache_bytes == 4 * GIB
+
+
+def test_where_models_that_see_keep_the_decoders_part(checkpoint: Path) -> None:
+    config = {"architectures": ["SeeingForConditionalGeneration"], "text_config": CONFIG}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert estimated(checkpoint, num_gpu_blocks_override=1).kv_cache_bytes == 16 * TOKEN_BYTES
+
+
+def test_vllms_cache_on_a_cpu_is_in_its_environment(checkpoint: Path) -> None:
+    found = estimate(str(checkpoint), "vllm", {}, {"VLLM_CPU_KVCACHE_SPACE": "0.5"}, HOST)
+    assert found is not None
+    assert found.kv_cache_bytes == GIB // 2
+    assert estimated(checkpoint, engine="vllm").kv_cache_bytes == 4 * GIB
+
+
+@pytest.mark.parametrize("engine", ["vllm", "engine"])
+@pytest.mark.parametrize(("share", "expected"), [(None, 0.9), (0.5, 0.5), ("0.25", 0.25)])
+def test_on_gpus_an_engine_takes_the_share_it_is_given(
+    checkpoint: Path, engine: str, share: object, expected: float
+) -> None:
+    machine = Machine(host_available_bytes=16 * GIB, num_gpus=2, gpu_total_bytes=80 * GIB)
+    params = {} if share is None else {"gpu_memory_utilization": share}
+    each = estimated(checkpoint, machine, engine, **params).footprint().gpu_bytes_each
+    assert abs(each - 80 * GIB * expected) <= 4
+
+
+def test_on_gpus_a_cache_of_a_given_size_is_on_each(checkpoint: Path) -> None:
+    machine = Machine(host_available_bytes=16 * GIB, num_gpus=2, gpu_total_bytes=80 * GIB)
+    found = estimated(checkpoint, machine, kv_cache_memory_bytes="4G")
+    assert found.footprint().gpu_bytes_each == 4 * GIB + found.gpu_overhead_bytes + found.weights_bytes // 2
+
+
+def test_what_sleep_leaves() -> None:
+    on_gpus = Estimate(
+        weights_bytes=10, kv_cache_bytes=30, host_overhead_bytes=5, gpu_overhead_bytes=2, num_gpus=2
+    )
+    assert [on_gpus.footprint(level) for level in (0, 1, 2)] == [
+        Footprint(5, 22),
+        Footprint(15, 2),
+        Footprint(5, 2),
+    ]
+    on_host = Estimate(
+        weights_bytes=10, kv_cache_bytes=30, host_overhead_bytes=5, gpu_overhead_bytes=0, num_gpus=0
+    )
+    assert [on_host.footprint(level).host_bytes for level in (0, 1, 2)] == [45, 15, 5]
