@@ -7,24 +7,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
+from api.asgi import App, Scope
 from api.auth import AccessControl, Keys
+from api.catalog import ModelFiles
 from api.control import create_control_app
-from api.dispatch import Dispatcher
+from api.dispatch import Dispatcher, raw_path
 from api.fast_http import FastHttpProtocol
+from api.gateway import UNVERSIONED, Gateway
+from api.protocols.app import ProtocolApp
+from api.protocols.registry import PluginError, load_protocols
 from api.proxy import DataPlane
+from api.response_cache import ResponseCache
+from configs.catalog import Catalog, CatalogError, CatalogFile
+from configs.catalog_edit import edit_model
+from configs.discovery import discover_models
 from configs.logging import configure_logging
+from configs.model_entry import ModelEntry
 from configs.settings import Settings, SettingsError, load_settings
+from instance_manager.errors import InvalidCatalog
+from instance_manager.eviction import EvictionPolicy
+from instance_manager.fleet import Fleet, FleetConfig
+from instance_manager.gpu import GpuDriver
 from instance_manager.manager import InstanceManager
+from instance_manager.measurements import Measurements
 from instance_manager.metrics import ProxyMetrics
+from instance_manager.profiles import ExpireAction, ModelProfile, ModelSource
 from instance_manager.pull import Pulls
+from instance_manager.room import RoomConfig, RoomKeeper
 from instance_manager.types import Event, InstanceState, ManagerConfig
 
 VERSION = "0.1.0"
@@ -41,6 +62,9 @@ def create_app(settings: Settings, env_file: Path | None = None) -> AccessContro
 def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, InstanceManager, Pulls]:
     metrics = ProxyMetrics()
     manager = InstanceManager(manager_config(settings, env_file))
+    adapters = load_protocols(settings.protocol_plugins)
+    fleet = _fleet(settings, manager)
+    models = ModelFiles(fleet, CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters)))
     pulls = Pulls(manager.config.engine_env)
     data_plane = DataPlane(manager, metrics)
 
@@ -51,9 +75,115 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
             data_plane.forget(event.instance_id)
 
     manager.events.add_listener(let_go)
-    control = create_control_app(manager, pulls, metrics, version=VERSION)
+    control = create_control_app(manager, fleet, models, pulls, metrics, version=VERSION)
+    gateway: App = Gateway(fleet, data_plane)
+    if settings.response_cache_mb:
+        gateway = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+    protocols = ProtocolApp(
+        gateway, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
+    )
     keys = Keys(inference=settings.api_keys, admin=settings.admin_api_keys)
-    return AccessControl(Dispatcher(control, data_plane), keys), manager, pulls
+    inference_paths = frozenset(UNVERSIONED) | protocols.routes
+
+    def is_for_gateway(scope: Scope) -> bool:
+        return Gateway.is_for(scope) or raw_path(scope) in protocols.routes
+
+    dispatcher = Dispatcher(control, data_plane, protocols, is_for_gateway)
+    return AccessControl(dispatcher, keys, inference_paths=inference_paths), manager, pulls
+
+
+def _fleet(settings: Settings, manager: InstanceManager) -> Fleet:
+    host_bytes = int(settings.host_memory * 2**30) if settings.host_memory > 1 else None
+    room = RoomConfig(
+        host_fraction=min(1.0, settings.host_memory),
+        host_bytes=host_bytes,
+        policy=EvictionPolicy(min_residency_s=settings.min_residency, max_wait_s=settings.max_wait),
+    )
+    keeper = RoomKeeper(manager, room, Measurements(settings.state_dir), GpuDriver(os.environ))
+    return Fleet(manager, FleetConfig(autostart=settings.autostart, max_queue=settings.max_queue), keeper)
+
+
+class CatalogProfiles:
+    """models.yaml and the folders of models, as profiles: the one place that knows both sides."""
+
+    def __init__(self, settings: Settings, protocols: frozenset[str]) -> None:
+        """Raises CatalogError."""
+        self._settings = settings
+        self._protocols = protocols
+        self._file = CatalogFile(settings.models_file)
+        self._check(self._file.current)
+
+    def profiles(self) -> list[ModelProfile]:
+        """The catalog's models, and those found on disk that it doesn't have."""
+        catalog = self._file.current
+        profiles = {name: self._profile(name, entry) for name, entry in catalog.models.items()}
+        listed = {profile.model for profile in profiles.values()} | profiles.keys()
+        hf_home = None if self._settings.hf_home is None else Path(self._settings.hf_home)
+        for found in discover_models(self._settings.model_dirs, hf_home):
+            if found.name not in listed and str(found.path) not in listed:
+                profile = self._profile(found.name, catalog.found_entry(found.path))
+                profiles[found.name] = replace(
+                    profile,
+                    source=ModelSource.DISCOVERED,
+                    size_bytes=found.size_bytes,
+                    modified=found.modified,
+                )
+        return list(profiles.values())
+
+    def reload(self, *, only_if_changed: bool) -> bool:
+        """Raises InvalidCatalog, and then the old one stays."""
+        try:
+            changed = self._file.reload_if_changed()
+            if changed is None and only_if_changed:
+                return False
+            self._check(self._file.current)
+        except CatalogError as error:
+            raise InvalidCatalog(str(error)) from error
+        return bool(changed)
+
+    def edit(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Raises InvalidCatalog."""
+        try:
+            edit_model(self._settings.models_file, name, changes)
+        except CatalogError as error:
+            raise InvalidCatalog(str(error)) from error
+
+    def _profile(self, name: str, entry: ModelEntry) -> ModelProfile:
+        default_engine = (
+            "engine" if self._settings.default_engine == "auto" else self._settings.default_engine
+        )
+        return ModelProfile(
+            name=name,
+            model=str(entry.path) if entry.path is not None else (entry.model or name),
+            engine=default_engine if entry.engine in (None, "auto") else entry.engine,
+            params=entry.engine_params(),
+            aliases=tuple(entry.aliases),
+            devices=entry.devices,
+            timeout_s=entry.timeout,
+            expire_action=None if entry.expire_action is None else ExpireAction(entry.expire_action),
+            min_replicas=entry.min_replicas,
+            max_replicas=entry.max_replicas,
+            pinned=entry.pinned,
+            concurrency_limit=entry.concurrency_limit,
+            env=entry.env,
+            command=entry.command,
+            health_path=entry.health_path,
+            protocol=entry.protocol,
+            set_params=entry.filters.set_params,
+            strip_params=frozenset(entry.filters.strip_params),
+            preload=entry.preload,
+        )
+
+    def _check(self, catalog: Catalog) -> None:
+        for name, entry in catalog.models.items():
+            if entry.protocol is not None and entry.protocol not in self._protocols:
+                known = ", ".join(sorted(self._protocols))
+                raise CatalogError(
+                    self._settings.models_file,
+                    f"there is no such protocol; known are {known}",
+                    keys=("models", name, "protocol"),
+                    value=entry.protocol,
+                )
 
 
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
@@ -64,6 +194,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         default_engine="engine" if settings.default_engine == "auto" else settings.default_engine,
         default_model=settings.default_model,
         default_timeout_s=settings.vllm_default_timeout,
+        expire_action=ExpireAction(settings.expire_action),
         start_timeout_s=settings.start_timeout,
         start_timeout_cap_s=max(3600.0, settings.start_timeout),
         stop_grace_s=settings.stop_grace,
@@ -131,12 +262,13 @@ def main() -> int:
     """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
     try:
         settings = load_settings(ENV_FILE)
-    except SettingsError as error:
+        configure_logging(settings.log_format, debug=settings.app_debug)
+        server = create_server(settings, ENV_FILE)
+    except (SettingsError, CatalogError, PluginError) as error:
         sys.stderr.write(f"berth: {error}\n")
         return 2
-    configure_logging(settings.log_format, debug=settings.app_debug)
     logger.info("Berth %s on http://%s:%s", VERSION, settings.app_host, settings.app_port)
-    create_server(settings, ENV_FILE).run()
+    server.run()
     return 0
 
 

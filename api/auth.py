@@ -11,13 +11,35 @@ import ipaddress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
 from api.headers import find_header, sane_request_id
 from api.response_channel import DirectApp, HandOver, ResponseChannel
+
+_ENGINE_CONTROL = frozenset(
+    {
+        b"sleep",
+        b"wake_up",
+        b"is_sleeping",
+        b"collective_rpc",
+        b"reset_prefix_cache",
+        b"reset_mm_cache",
+        b"reset_encoder_cache",
+        b"start_profile",
+        b"stop_profile",
+        b"load_lora_adapter",
+        b"unload_lora_adapter",
+        b"server_info",
+        b"scale_elastic_ep",
+        b"pause",
+        b"resume",
+        b"update_weights",
+        b"memory",
+    }
+)
 
 
 class Access(IntEnum):
@@ -39,8 +61,12 @@ class Keys:
 class AccessControl:
     """An ASGI application that lets through what its caller may do and answers the rest."""
 
-    def __init__(self, app: DirectApp, keys: Keys) -> None:
+    def __init__(
+        self, app: DirectApp, keys: Keys, *, inference_paths: frozenset[bytes] = frozenset()
+    ) -> None:
+        """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines."""
         self._app = app
+        self._inference_paths = inference_paths
         self._inference = tuple(key.encode() for key in keys.inference)
         self._admin = tuple(key.encode() for key in keys.admin)
 
@@ -56,7 +82,7 @@ class AccessControl:
         return self._refusal(scope) is None and self._app.begin(scope, body, channel, hand_over)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        required = required_access(raw_path(scope))
+        required = required_access(raw_path(scope), self._inference_paths)
         if required is Access.OPEN:
             return None
         headers: RawHeaders = scope["headers"]
@@ -90,13 +116,26 @@ class AccessControl:
         return api_error(401, message, "authentication_error", code="invalid_api_key")
 
 
-def required_access(path: bytes) -> Access:
+def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()) -> Access:
     """What one must be allowed to do to ask for a path (as it came over the wire)."""
     if path == b"/health" or path.startswith(b"/health/"):
         return Access.OPEN
     if path.startswith(b"/proxy/"):
+        return Access.ADMIN if _is_engine_control(path) else Access.INFERENCE
+    if path.startswith(b"/v1/") or path in inference_paths:
         return Access.INFERENCE
     return Access.ADMIN
+
+
+@lru_cache(maxsize=4096)
+def _is_engine_control(path: bytes) -> bool:
+    """Whether an engine's route behind `/proxy/{id}/` acts on everybody's work, or on the engine itself.
+
+    Judged as an engine would read it: unescaped, and without doubled or dotted parts.
+    """
+    _, _, rest = path.removeprefix(b"/proxy/").partition(b"/")
+    parts = [part for part in unquote_to_bytes(rest).lower().split(b"/") if part not in (b"", b".")]
+    return b".." in parts or any(part in _ENGINE_CONTROL for part in parts[:2])
 
 
 def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:

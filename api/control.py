@@ -12,30 +12,40 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from api import instances, ops, pull, streams
+from api import catalog, instances, models, ops, pull, streams
 from api.asgi import App, Message, Receive, Scope, Send
+from api.catalog import ModelFiles
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.schemas import ErrorEnvelope
 from instance_manager.errors import ManagerError
+from instance_manager.fleet import Fleet
 from instance_manager.manager import InstanceManager
 from instance_manager.metrics import ProxyMetrics
 from instance_manager.pull import Pulls
 
 logger = logging.getLogger("berth")
 
-ROUTERS = (instances.router, streams.router, ops.router, pull.router)
+# A model's name may be any path: what has a path of its own below /models comes first.
+ROUTERS = (instances.router, streams.router, ops.router, pull.router, catalog.router, models.router)
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
 
 def create_control_app(
-    manager: InstanceManager, pulls: Pulls, metrics: ProxyMetrics, *, version: str
+    manager: InstanceManager,
+    fleet: Fleet,
+    model_files: ModelFiles,
+    pulls: Pulls,
+    metrics: ProxyMetrics,
+    *,
+    version: str,
 ) -> FastAPI:
     """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all children."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with pulls.run(), manager.run():
+        async with pulls.run(), manager.run(), fleet.run(), model_files.watching():
+            fleet.preload()
             yield
 
     app = FastAPI(
@@ -46,6 +56,8 @@ def create_control_app(
         responses={"default": {"model": ErrorEnvelope, "description": "OpenAI's error envelope"}},
     )
     app.state.manager = manager
+    app.state.fleet = fleet
+    app.state.model_files = model_files
     app.state.pulls = pulls
     app.state.registry = metrics.registry()
     for router in ROUTERS:

@@ -1,6 +1,8 @@
-"""The thin ASGI application in front: data-plane paths to the proxy, the rest to the control plane."""
+"""The thin ASGI application in front: who gets a request is told by its path alone."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from api.asgi import App, Receive, Scope, Send
 from api.response_channel import DirectApp, HandOver, ResponseChannel
@@ -9,15 +11,25 @@ _PREFIX = b"/proxy/"
 
 
 class Dispatcher:
-    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` the rest."""
+    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` what is left."""
 
-    def __init__(self, control: App, data_plane: DirectApp) -> None:
+    def __init__(
+        self,
+        control: App,
+        data_plane: DirectApp,
+        gateway: App | None = None,
+        is_for_gateway: Callable[[Scope], bool] = lambda _: False,
+    ) -> None:
         self._control = control
         self._data_plane = data_plane
+        self._gateway = gateway or control
+        self._is_for_gateway = is_for_gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and raw_path(scope).startswith(_PREFIX):
             await self._data_plane(scope, receive, send)
+        elif scope["type"] == "http" and self._is_for_gateway(scope):
+            await self._gateway(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 

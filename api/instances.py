@@ -73,6 +73,24 @@ async def restart_instance(instance_id: str, manager: Manager, wait: Wait = 0) -
     return await _settled(manager, await manager.restart(instance_id), wait)
 
 
+@router.post("/{instance_id}/sleep", summary="Give memory back; a request wakes it again")
+async def sleep_instance(
+    instance_id: str,
+    manager: Manager,
+    level: Annotated[int, Query(ge=1, le=2, description="1: the KV cache's, 2: the weights' too")] = 1,
+) -> dict[str, Any]:
+    """Drains first; answers when the engine sleeps."""
+    return (await manager.sleep(instance_id, level)).record()
+
+
+@router.post("/{instance_id}/wake", summary="Take the memory back and serve")
+async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
+    instance = await manager.wake(instance_id)
+    if instance.failure is not None:
+        raise InstanceFailedToStart(f"instance {instance_id!r}: {explain(instance.failure)}")
+    return instance.record()
+
+
 async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dict[str, Any]:
     """The record, after waiting up to `wait_s` for the start. Raises InstanceFailedToStart."""
     if wait_s > 0:

@@ -52,12 +52,23 @@ class DataPlane:
         self.pools.close()
 
     async def forward(
-        self, scope: Scope, receive: Receive, send: Send, instance_id: str, target: bytes
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        instance_id: str,
+        target: bytes,
+        *,
+        leases: Leases | None = None,
     ) -> None:
-        """Serve one HTTP request with `target` (path and query, raw) of an instance's engine."""
+        """Serve one HTTP request with `target` (path and query, raw) of an instance's engine.
+
+        `leases` grants it in place of the usual ones: then what is asked for may be more than an instance.
+        """
         call = self._call(scope, instance_id, target)
         channel = channel_of(scope)
-        await self._serve(call, send, channel, self._exchange(call, receive, send, channel))
+        exchange = self._exchange(call, leases or self._leases, receive, send, channel)
+        await self._serve(call, send, channel, exchange)
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
         """Send a request that has arrived whole without a task, if there is nothing to wait for.
@@ -106,12 +117,12 @@ class DataPlane:
         return Call(scope, request, client_host, instance_id, self._metrics.unserved)
 
     async def _exchange(
-        self, call: Call, receive: Receive, send: Send, channel: ResponseChannel | None
+        self, call: Call, leases: Leases, receive: Receive, send: Send, channel: ResponseChannel | None
     ) -> int:
         """Take a lease, or wait for one, and forward; the response's status."""
-        lease = self._leases.try_lease(call.instance_id)
+        lease = leases.try_lease(call.instance_id)
         if lease is None:
-            lease, receive = await lease_while_connected(self._leases, call.instance_id, receive)
+            lease, receive = await lease_while_connected(leases, call.instance_id, receive)
         call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
         pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
         return await Exchange(call.request, pool, lease, call.metrics, receive, send, channel).run()

@@ -96,12 +96,41 @@ class Settings(BaseSettings):
         description="Seconds that requests in flight get before a stop",
     )
     max_queue: int = Field(256, ge=0, description="Requests that may wait for one instance")
+    autostart: bool = Field(True, description="Start or wake a model that is asked for by name")
+    expire_action: Literal["stop", "sleep1", "sleep2"] = Field(
+        "stop", description="What expiry does: stop, or sleep (1: KV cache freed, 2: weights too)"
+    )
+    models_file: Path = Field(
+        ROOT / "configs" / "models.yaml", description="The catalog: which models there are, and how they run"
+    )
+    host_memory: float = Field(
+        0.9,
+        gt=0,
+        allow_inf_nan=False,
+        description="Host memory for engines: up to 1 a fraction of it, above that GiB",
+    )
+    min_residency: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="Seconds a model stays before another may displace it"
+    )
+    max_wait: float = Field(
+        60.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds a request waits until a model in use is drained to make room for its own",
+    )
+    protocol_plugins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Protocol adapters to load: `module:Class` or entry points, separated by commas"
+    )
+    response_cache_mb: int = Field(
+        0, ge=0, description="Size of the cache of deterministic answers; 0 = none"
+    )
+    state_dir: Path = Field(ROOT / "state", description="Folder for what Berth remembers")
     max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
 
     log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
     log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")
 
-    @field_validator("api_keys", "admin_api_keys", mode="before")
+    @field_validator("api_keys", "admin_api_keys", "protocol_plugins", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):

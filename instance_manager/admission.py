@@ -51,6 +51,7 @@ class Gate:
         "instance_id",
         "last_active",
         "model_name",
+        "on_room",
     )
 
     def __init__(
@@ -72,6 +73,7 @@ class Gate:
         self._clock = clock
         self._waiters: deque[asyncio.Future[Lease]] = deque()
         self._drained: asyncio.Future[None] | None = None
+        self.on_room: Callable[[], None] | None = None  # called when there is room and nobody waits here
 
     @property
     def is_open(self) -> bool:
@@ -154,11 +156,13 @@ class Gate:
             if not waiter.done():
                 self.in_flight += 1
                 waiter.set_result(Lease(self, endpoint))
+        if self.on_room is not None and endpoint is not None and not self._waiters:
+            self.on_room()
 
     def _give_back(self) -> None:
         self.in_flight -= 1
         self.last_active = self._clock()
-        if self._waiters:
+        if self._waiters or self.on_room is not None:
             self._grant_waiting()
         if not self.in_flight and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

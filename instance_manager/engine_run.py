@@ -10,6 +10,8 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import httpx
 
@@ -119,6 +121,21 @@ class EngineRun:
             await asyncio.wait((probing,))
             if not probing.cancelled():
                 probing.exception()  # taken note of, also when something else was noticed first
+
+    async def unless_exited(self, call: Coroutine[Any, Any, None]) -> bool:
+        """Await a call to the engine; False if it has ended instead."""
+        calling = asyncio.create_task(call, name=f"call to {self.pid}")
+        try:
+            await asyncio.wait((calling, self.exited), return_when=asyncio.FIRST_COMPLETED)
+            if self.exited.done():
+                return False
+            calling.result()
+            return True
+        finally:
+            calling.cancel()
+            await asyncio.wait((calling,))
+            if not calling.cancelled():
+                calling.exception()  # taken note of
 
     async def post_mortem(self, *, was_ready: bool) -> EngineFailed:
         """What the exited engine died of, asked when nobody of its group can write to the log any more."""

@@ -69,6 +69,12 @@ class SleepFailed(ManagerError):
     code = "sleep_failed"
 
 
+class InvalidCatalog(ManagerError):
+    """models.yaml is wrong; the message says where and what."""
+
+    code = "invalid_catalog"
+
+
 class NoCapacity(ManagerError):
     """All ports or all places for instances are taken."""
 

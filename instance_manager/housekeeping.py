@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from instance_manager.events import EventLog
 from instance_manager.idle import is_expired, next_check_at
 from instance_manager.process import memory_of_groups
+from instance_manager.profiles import ExpireAction
 from instance_manager.supervisor import Supervisor
 from instance_manager.types import Event, InstanceState
 
@@ -23,8 +24,14 @@ class Housekeeping:
     """Two tasks and a listener over the manager's instances, which it reads and never changes itself."""
 
     def __init__(
-        self, supervisors: Mapping[str, Supervisor], events: EventLog, clock: Callable[[], float]
+        self,
+        supervisors: Mapping[str, Supervisor],
+        events: EventLog,
+        clock: Callable[[], float],
+        *,
+        expire_action: ExpireAction = ExpireAction.STOP,
     ) -> None:
+        self._action = expire_action
         self._supervisors = supervisors
         self._events = events
         self._clock = clock
@@ -73,10 +80,22 @@ class Housekeeping:
             instance = supervisor.instance
             if is_expired(instance.idleness, now):
                 reason = f"idle for {now - instance.gate.last_active:.1f} s"
-                supervisor.request_stop(reason, drain_timeout_s=0.0)
-                self._events.publish("instance.expired", instance.instance_id, {"reason": reason})
+                action = self._expire(supervisor, reason)
+                self._events.publish(
+                    "instance.expired", instance.instance_id, {"reason": reason, "action": action.value}
+                )
         check_at = next_check_at((s.instance.idleness for s in running if s.wants_running), now)
         return None if check_at is None else max(0.0, check_at - now)
+
+    def _expire(self, supervisor: Supervisor, reason: str) -> ExpireAction:
+        """Stop it, or put it to sleep if that is wished and it can."""
+        instance = supervisor.instance
+        action = instance.spec.expire_action or self._action
+        if action is not ExpireAction.STOP and instance.plan.sleep_style is not None:
+            supervisor.request_sleep(1 if action is ExpireAction.SLEEP1 else 2)
+            return action
+        supervisor.request_stop(reason, drain_timeout_s=0.0)
+        return ExpireAction.STOP
 
     async def _watch_memory(self) -> None:
         while True:

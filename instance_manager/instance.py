@@ -48,7 +48,9 @@ class Instance:
         self.status_reason = "created"
         self.failure: InstanceFailure | None = None
         self.timeout_s = timeout_s
-        self.pinned = False
+        self.pinned = spec.pinned
+        self.level = 0  # 1 and 2: how deep it sleeps
+        self.awake_since: float | None = None  # monotonic seconds
         self.host = host
         self.port: int | None = port
         self.pid: int | None = None
@@ -91,7 +93,9 @@ class Instance:
             if previous.is_terminal:
                 self.started_at = time.time()
         elif state is InstanceState.RUNNING:
-            self.ready_at = time.time()
+            self.awake_since = self._clock()
+            if self.ready_at is None:
+                self.ready_at = time.time()
         elif state is InstanceState.FAILED:
             self.failure = failure
         self._tell(previous)
@@ -117,6 +121,9 @@ class Instance:
             "engine": self.spec.engine,
             "status": self.state.value,
             "status_reason": self.status_reason,
+            "sleep_level": self.level or None,
+            "profile": self.spec.profile,
+            "pinned": self.pinned,
             "host": self.host,
             "port": self.port,
             "pid": self.pid,
@@ -179,7 +186,7 @@ def new_instance(
     gate = Gate(
         instance_id,
         spec.model_name,
-        max_in_flight=config.max_in_flight,
+        max_in_flight=spec.concurrency_limit or config.max_in_flight,
         max_queue=config.max_queue,
         clock=clock,
     )

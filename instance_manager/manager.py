@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,7 +20,9 @@ from instance_manager.errors import (
     InstanceExists,
     InstanceNotFound,
     InstanceNotRunning,
+    InvalidSpec,
     ShuttingDown,
+    SleepFailed,
     StartTooSlow,
 )
 from instance_manager.events import EventLog
@@ -30,6 +33,7 @@ from instance_manager.instance import Instance, new_instance
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
 from instance_manager.shutdown import all_ended, request_end, to_its_end
+from instance_manager.sleeping import SLEEP_LEVELS
 from instance_manager.specs import check_spec, check_timeout, new_instance_id
 from instance_manager.supervisor import Dock, Supervisor
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
@@ -56,6 +60,10 @@ class InstanceManager:
         self._dock: Dock | None = None
         self._shutdown: asyncio.Task[None] | None = None
         self.is_shutting_down = False
+        # Told when a request comes for an instance that sleeps. Whoever budgets memory takes its place.
+        self.on_wanted: Callable[[Instance], None] = lambda one: self._find(one.instance_id).request_wake()
+
+        self.on_created: Callable[[Instance], None] = lambda _: None
 
     # Lifetime.
 
@@ -63,7 +71,9 @@ class InstanceManager:
     async def run(self) -> AsyncIterator[None]:
         """Own the supervisors and the housekeeping; on exit every engine's whole group is ended."""
         ports = PortRange(self.config.host, self.config.base_port, self.config.max_instances)
-        housekeeping = Housekeeping(self._supervisors, self.events, self._clock)
+        housekeeping = Housekeeping(
+            self._supervisors, self.events, self._clock, expire_action=self.config.expire_action
+        )
         error: BaseException | None = None
         async with probe_client() as client, asyncio.TaskGroup() as tasks:
             self._tasks, self._dock = tasks, Dock(self.config, ports, client)
@@ -137,6 +147,7 @@ class InstanceManager:
         self._supervisors[instance_id] = supervisor
         self._gates[instance_id] = instance.gate
         tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance_id}")
+        self.on_created(instance)
         return instance
 
     def get(self, instance_id: str) -> Instance:
@@ -189,11 +200,17 @@ class InstanceManager:
         return instance
 
     async def stop(
-        self, instance_id: str, *, force: bool = False, reason: str = "stopped by request"
+        self,
+        instance_id: str,
+        *,
+        force: bool = False,
+        patient: bool = False,
+        reason: str = "stopped by request",
     ) -> Instance:
-        """Drain (unless `force`), end the process group, and return when it is gone."""
+        """Drain (unless `force`; if `patient`, as long as it takes), end the process group, and return."""
         supervisor = self._find(instance_id)
-        await supervisor.ended(supervisor.request_stop(reason, drain_timeout_s=self._drain_time(force)))
+        drain_timeout_s = math.inf if patient else self._drain_time(force)
+        await supervisor.ended(supervisor.request_stop(reason, drain_timeout_s=drain_timeout_s))
         return supervisor.instance
 
     def start(self, instance_id: str) -> Instance:
@@ -215,6 +232,30 @@ class InstanceManager:
         else:
             life = supervisor.request_restart()
             await supervisor.ended(life)
+        return supervisor.instance
+
+    async def sleep(self, instance_id: str, level: int = 1) -> Instance:
+        """Drain and give memory back; returns when it is done. Raises InvalidSpec, WrongState or NotAsleep.
+
+        A request that comes wakes it again.
+        """
+        if level not in SLEEP_LEVELS:
+            raise InvalidSpec(f"level must be 1 or 2, not {level}", param="level")
+        supervisor = self._find(instance_id)
+        supervisor.request_sleep(level)
+        while supervisor.wants_running and not supervisor.is_settled:
+            await supervisor.instance.changed()
+        if supervisor.sleep_error is not None:
+            raise SleepFailed(f"instance {instance_id!r} didn't go to sleep: {supervisor.sleep_error}")
+        return supervisor.instance
+
+    async def wake(self, instance_id: str) -> Instance:
+        """Serve again; returns when it does, or has failed. Raises WrongState."""
+        self._open_for_business()
+        supervisor = self._find(instance_id)
+        supervisor.request_wake()
+        while supervisor.wants_running and not supervisor.is_settled:
+            await supervisor.instance.changed()
         return supervisor.instance
 
     async def delete(self, instance_id: str, *, force: bool = False) -> None:
@@ -278,6 +319,8 @@ class InstanceManager:
             raise _shutting_down()
         if not supervisor.wants_running:
             raise _not_running(supervisor.instance)
+        if supervisor.is_asleep:
+            self.on_wanted(supervisor.instance)
 
     # Logs.
 

@@ -47,3 +47,5 @@ class ModelProfile:
     set_params: Mapping[str, Any] = field(default_factory=dict)  # put into each request's body
     strip_params: frozenset[str] = frozenset()  # taken out of each request's body
     preload: bool = False  # start with Berth
+    size_bytes: int | None = None  # of the files, where they were found on disk
+    modified: float | None = None  # seconds since the epoch, likewise

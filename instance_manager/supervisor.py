@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -29,6 +30,7 @@ from instance_manager.failures import explain
 from instance_manager.instance import Instance
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
+from instance_manager.sleeping import Sleeper, SleepRefused
 from instance_manager.types import Endpoint, FailureClass, InstanceFailure, InstanceState, ManagerConfig
 
 logger = logging.getLogger("berth.manager")
@@ -67,6 +69,7 @@ class Supervisor:
         self.instance = instance
         self.log = log
         self.ended_life = 0  # number of the last life that is over
+        self.sleep_error: str | None = None  # why it does not sleep although it was asked to
         self.is_forgotten = False  # set by the manager once a deleted instance is out of its books
         self._dock = dock
         self._port: int | None = port  # None = none is held
@@ -77,6 +80,7 @@ class Supervisor:
         self._drain_timeout_s = 0.0
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._run: EngineRun | None = None
+        self._wanted_level = 0  # of sleep; 0 = awake
 
     # What others may ask.
 
@@ -89,7 +93,8 @@ class Supervisor:
     def is_settled(self) -> bool:
         """Whether nothing will change until somebody asks for something, or the engine crashes."""
         if self._desired is Desired.RUNNING:
-            return self.instance.state is InstanceState.RUNNING and not self._is_over
+            is_there = self.instance.state in (InstanceState.RUNNING, InstanceState.SLEEPING)
+            return is_there and not self._is_over and self.instance.level == self._wanted_level
         return self.ended_life == self._wanted_life
 
     async def ended(self, life: int) -> None:
@@ -105,6 +110,39 @@ class Supervisor:
             self._hold_port(self._dock.ports.take())
         self._want_new_life()
         self.instance.set_state(InstanceState.STARTING, "started by request")
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it sleeps or is about to, so that somebody has to wake it before it serves."""
+        return self._wanted_level > 0
+
+    def request_sleep(self, level: int) -> None:
+        """Accept nothing more for now, drain, and give memory back: the KV cache's, at level 2 the weights'.
+
+        Deeper than asked for is fine. Raises WrongState where it isn't running or can't sleep.
+        """
+        instance = self.instance
+        if self._desired is not Desired.RUNNING or self._is_over or instance.state.is_terminal:
+            raise self._wrong_state("be put to sleep")
+        if instance.state in (InstanceState.STARTING, InstanceState.HEALTH_CHECKING):
+            raise self._wrong_state("be put to sleep before it runs")
+        if instance.plan.sleep_style is None:
+            raise WrongState(
+                f"instance {instance.instance_id!r} can't sleep: engine {instance.spec.engine!r} was started "
+                "without --enable-sleep-mode; stop it instead"
+            )
+        self._wanted_level = max(level, instance.level)
+        self.sleep_error = None
+        instance.gate.close()
+        self._announce()
+
+    def request_wake(self) -> None:
+        """Serve again. Raises WrongState where there is nothing to wake."""
+        if self._desired is not Desired.RUNNING or self.instance.state.is_terminal:
+            raise self._wrong_state("be woken")
+        if self._wanted_level:
+            self._wanted_level = 0
+            self._announce()
 
     def request_restart(self) -> int:
         """End the present life and begin another; returns the number of the one that ends.
@@ -162,6 +200,7 @@ class Supervisor:
     def _begin_wanted_life(self) -> None:
         """A life that was replaced before it began counts as ended: somebody may wait for that."""
         self._life = self._wanted_life
+        self._wanted_level = self.instance.level = 0
         self.ended_life = self._life - 1
         self.instance.announce()
 
@@ -223,7 +262,7 @@ class Supervisor:
         if self._is_over or not await run.until_ready(dock.client, instance, dock.config, self._changed):
             raise _GoalChanged
         instance.set_state(InstanceState.RUNNING, "healthy")
-        instance.gate.open(Endpoint(instance.host, run.port, run.api_key, instance.spawns))
+        self._open_gate(run)
 
     async def _watch(self, run: EngineRun) -> None:
         """Return when the goal changes. Raises EngineFailed when the engine ends by itself."""
@@ -231,7 +270,84 @@ class Supervisor:
             if run.exited.done():
                 self.instance.gate.close()
                 raise await run.post_mortem(was_ready=True)
+            if self._wanted_level != self.instance.level:
+                await self._change_level(run)
+                continue
             await asyncio.wait((run.exited, self._changed), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _change_level(self, run: EngineRun) -> None:
+        """One step towards the wanted level, or none where the goal changes meanwhile."""
+        if self._wanted_level > self.instance.level:
+            if await self._empty(run):
+                await self._fall_asleep(run, self._wanted_level)
+            if self._wanted_level == self.instance.level == 0 and not self._is_over:
+                self._open_gate(run)  # somebody wants it awake before it slept, or it wouldn't sleep
+        else:
+            await self._wake_up(run)
+
+    async def _empty(self, run: EngineRun) -> bool:
+        """Wait for the leases that are out; False if the goal changes or the engine ends before."""
+        gate, wanted = self.instance.gate, self._wanted_level
+        while gate.in_flight:
+            await asyncio.wait(
+                (gate.drained(), run.exited, self._changed), return_when=asyncio.FIRST_COMPLETED
+            )
+            if run.exited.done() or self._is_over or self._wanted_level != wanted:
+                return False
+        return True
+
+    async def _fall_asleep(self, run: EngineRun, level: int) -> None:
+        try:
+            if not await run.unless_exited(self._sleeper(run).sleep(level)):
+                return
+        except SleepRefused as error:
+            logger.warning("instance=%s doesn't sleep: %s", self.instance.instance_id, error)
+            self.sleep_error = str(error)
+            self._wanted_level = self.instance.level
+            self.instance.announce()
+            return
+        self.instance.level = level
+        if self.instance.state is InstanceState.RUNNING:
+            self.instance.set_state(InstanceState.SLEEPING, f"asleep at level {level}")
+        else:
+            self.instance.announce()
+
+    async def _wake_up(self, run: EngineRun) -> None:
+        """An engine that can't be woken is replaced by a new process; who waits goes on waiting."""
+        instance = self.instance
+        level = instance.level
+        instance.set_state(InstanceState.WAKING, f"waking from level {level}")
+        try:
+            if not await run.unless_exited(self._sleeper(run).wake(level)):
+                return
+        except SleepRefused as error:
+            logger.warning("instance=%s is restarted: it can't be woken: %s", instance.instance_id, error)
+            if not self._is_over:
+                self._stop_reason = f"could not be woken: {error}"
+                self._drain_timeout_s = 0.0
+                self._want_new_life()
+            return
+        instance.level = 0
+        if not self._is_over:
+            instance.set_state(InstanceState.RUNNING, f"woken from level {level}")
+            self._open_gate(run)
+
+    def _sleeper(self, run: EngineRun) -> Sleeper:
+        instance = self.instance
+        if instance.plan.sleep_style is None:
+            raise RuntimeError("an engine that can't sleep was asked to")
+        return Sleeper(
+            self._dock.client,
+            f"http://{instance.host}:{run.port}",
+            run.api_key,
+            instance.plan.sleep_style,
+            instance.served_model_name,
+        )
+
+    def _open_gate(self, run: EngineRun) -> None:
+        instance = self.instance
+        if not self._wanted_level:
+            instance.gate.open(Endpoint(instance.host, run.port, run.api_key, instance.spawns))
 
     async def _drain(self, run: EngineRun) -> None:
         """Wait for the leases that are out, as long as the drain time allows and the engine lives."""
@@ -248,7 +364,7 @@ class Supervisor:
                 return
             await asyncio.wait(
                 (gate.drained(), run.exited, self._changed),
-                timeout=remaining_s,
+                timeout=None if math.isinf(remaining_s) else remaining_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
 

@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from instance_manager.profiles import ExpireAction
+
 
 class InstanceState(StrEnum):
     """Where an instance is; the values are the wire names."""
@@ -86,6 +88,10 @@ class InstanceSpec:
     devices: Sequence[str] | None = None
     command: Sequence[str] | None = None  # argv with {port}, {model}, {host}; for "command" only
     health_path: str | None = None
+    profile: str | None = None  # the model of the catalog that this is a replica of
+    pinned: bool = False
+    concurrency_limit: int = 0  # requests in flight; 0 = the manager's
+    expire_action: ExpireAction | None = None  # None = the manager's
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,7 @@ class ManagerConfig:
     default_engine: str = "engine"
     default_model: str = "berth-demo"
     default_timeout_s: float = 600.0
+    expire_action: ExpireAction = ExpireAction.STOP
     start_timeout_s: float = 600.0
     start_timeout_cap_s: float = 3600.0  # a start that makes progress is never given more than this
     stop_grace_s: float = 10.0

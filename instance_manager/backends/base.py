@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from instance_manager.errors import InvalidSpec
 from instance_manager.params import check_params
+from instance_manager.sleeping import SleepStyle
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 # What decides where an engine listens, what it loads and who may talk to it.
@@ -39,6 +40,7 @@ class LaunchPlan:
     must_name_model: bool = True  # whether /v1/models has to name the served model
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
+    sleep_style: SleepStyle | None = None  # None = it can't sleep
 
 
 class Backend(Protocol):

@@ -9,6 +9,7 @@ from pathlib import Path
 from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, served_name
 from instance_manager.model_paths import find_model
 from instance_manager.params import merge_params, to_flags
+from instance_manager.sleeping import SleepStyle
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
@@ -21,7 +22,7 @@ class EngineBackend:
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         check_vllm_like(spec)
-        params = merge_params(config.default_params, spec.params)
+        params = merge_params({"enable_sleep_mode": True}, config.default_params, spec.params)
         name = served_name(params, spec.model_name)
         model = find_model(spec.model_name, config.model_dirs)
         flags = to_flags(
@@ -38,5 +39,6 @@ class EngineBackend:
             name,
             health_path=spec.health_path or "/health",
             env={"PYTHONPATH": search_path},
+            sleep_style=SleepStyle.ENGINE if params.get("enable_sleep_mode") else None,
             cwd=str(_ROOT),  # `-m` looks in the working directory first: no stranger named "engine" there
         )

@@ -6,6 +6,7 @@ from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_fl
 from instance_manager.errors import InvalidSpec
 from instance_manager.model_paths import find_model
 from instance_manager.params import merge_params, to_flags
+from instance_manager.sleeping import SleepStyle
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 # vLLM builds its flags from dataclass fields with BooleanOptionalAction; these few are plain switches.
@@ -48,4 +49,12 @@ class VllmBackend:
             module = "vllm.entrypoints.openai.api_server"
             return [python, "-m", module, *flags, *owned_flags(model, host, port)]
 
-        return LaunchPlan(argv, params, name, health_path=spec.health_path or "/health")
+        can_sleep = bool(params.get("enable_sleep_mode"))
+        return LaunchPlan(
+            argv,
+            params,
+            name,
+            health_path=spec.health_path or "/health",
+            env={"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {},  # without, it has no sleep routes
+            sleep_style=SleepStyle.VLLM if can_sleep else None,
+        )

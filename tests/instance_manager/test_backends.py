@@ -29,7 +29,7 @@ def test_the_embedded_engine_runs_in_our_interpreter_from_our_root() -> None:
     argv = made.argv("127.0.0.1", 9001)
     assert argv[:3] == [sys.executable, "-m", "engine"]
     assert argv[3:] == [
-        *("--dtype", "auto", "--max-model-len", "128", "--no-enforce-eager"),
+        *("--enable-sleep-mode", "--dtype", "auto", "--max-model-len", "128", "--no-enforce-eager"),
         *("--served-model-name", "acme/model"),
         *("--model", "acme/model", "--host", "127.0.0.1", "--port", "9001"),
     ]
@@ -37,7 +37,12 @@ def test_the_embedded_engine_runs_in_our_interpreter_from_our_root() -> None:
     assert made.cwd == str(root)
     assert made.env["PYTHONPATH"].split(":")[0] == str(root)
     assert made.must_name_model
-    assert made.params == {"dtype": "auto", "max_model_len": 128, "enforce_eager": False}
+    assert made.params == {
+        "enable_sleep_mode": True,
+        "dtype": "auto",
+        "max_model_len": 128,
+        "enforce_eager": False,
+    }
 
 
 def test_a_model_directory_is_passed_by_path_and_served_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""The catalog at run time: models.yaml and what lies on disk become the fleet's profiles, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from api.models import model_record
+from api.schemas import Seconds
+from instance_manager.errors import InvalidCatalog, WrongState
+from instance_manager.fleet import Fleet
+from instance_manager.model_removal import remove_model
+from instance_manager.profiles import ModelProfile, ModelSource
+from instance_manager.pull import Pulls
+
+logger = logging.getLogger("berth")
+
+router = APIRouter(tags=["models"])
+
+_LOOK_INTERVAL_S = 2.0  # at models.yaml
+_DISCOVER_EVERY = 15  # looks, one at the folders
+
+
+class ProfileSource(Protocol):
+    """Where profiles come from: models.yaml and the folders of models. All of it blocks for milliseconds."""
+
+    def profiles(self) -> list[ModelProfile]:
+        """As last read, and what lies in the folders now."""
+
+    def reload(self, *, only_if_changed: bool) -> bool:
+        """Read models.yaml again; whether it had changed. Raises InvalidCatalog; the old one stays then."""
+
+    def edit(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Change a model's entry; None takes a key out. Raises InvalidCatalog."""
+
+
+class ModelFiles:
+    """Keeps the fleet's profiles as the source has them."""
+
+    def __init__(self, fleet: Fleet, source: ProfileSource) -> None:
+        self._fleet = fleet
+        self._source = source
+        fleet.set_profiles(source.profiles())
+
+    async def refresh(self) -> frozenset[str]:
+        """Look at the folders again; the names of models that changed."""
+        return self._fleet.set_profiles(await asyncio.to_thread(self._source.profiles))
+
+    async def reload(self) -> frozenset[str]:
+        """Read everything again. Raises InvalidCatalog, and then the old catalog stays."""
+        await asyncio.to_thread(self._source.reload, only_if_changed=False)
+        return await self.refresh()
+
+    async def edit(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Change models.yaml and follow it. Raises InvalidCatalog."""
+        await asyncio.to_thread(self._source.edit, name, changes)
+        await self.reload()
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Follow changes of the file and the folders."""
+        watcher = asyncio.create_task(self._watch(), name="catalog")
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.wait((watcher,))
+
+    async def _watch(self) -> None:
+        for look in itertools.count(1):
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            try:
+                changed = await asyncio.to_thread(self._source.reload, only_if_changed=True)
+                if changed or look % _DISCOVER_EVERY == 0:
+                    names = await self.refresh()
+                    if names:
+                        logger.info("models have changed: %s", ", ".join(sorted(names)))
+            except InvalidCatalog as error:
+                logger.error("%s; the catalog stays as it was", error)
+
+
+class ModelPatch(BaseModel):
+    """The body of `PATCH /models/{name}`; null takes a key out of models.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    devices: list[StrictStr] | None = Field(None, description="GPUs by number or UUID")
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    max_model_len: StrictInt | None = Field(None, ge=1)
+    timeout: Seconds | None = Field(None, description="Seconds of idleness; 0 = never")
+    pinned: StrictBool | None = None
+    params: dict[str, Any] | None = None
+
+
+def _files(request: Request) -> ModelFiles:
+    files: ModelFiles = request.app.state.model_files
+    return files
+
+
+def _fleet(request: Request) -> Fleet:
+    fleet: Fleet = request.app.state.fleet
+    return fleet
+
+
+Files = Annotated[ModelFiles, Depends(_files)]
+
+
+@router.post("/reload", summary="Read models.yaml and the models' folders again")
+async def reload_catalog(files: Files, fleet: Annotated[Fleet, Depends(_fleet)]) -> dict[str, Any]:
+    """What runs goes on as it was started."""
+    changed = await files.reload()
+    return {"models": len(fleet.models), "changed": sorted(changed)}
+
+
+@router.patch("/models/{name:path}", summary="Change a model's entry in models.yaml")
+async def patch_model(
+    name: str,
+    body: ModelPatch,
+    files: Files,
+    fleet: Annotated[Fleet, Depends(_fleet)],
+    restart: Annotated[bool, Query(description="Start what runs again, as it is now")] = False,
+) -> dict[str, Any]:
+    """Comments in the file stay; holds from the next start on."""
+    model = fleet.find(name)
+    changes: Mapping[str, Any] = body.model_dump(exclude_unset=True)
+    if model.profile is not None and model.profile.source is ModelSource.DISCOVERED:
+        changes = {"path": model.profile.model, **changes}
+    await files.edit(model.name, changes)
+    if restart:
+        live = model.live
+        for one in live:
+            await fleet.manager.stop(one.instance_id)
+        if live:
+            fleet.want(model)
+    return model_record(model)
+
+
+@router.delete("/models/{name:path}", status_code=204, summary="Delete a downloaded model's files")
+async def delete_model(
+    name: str,
+    files: Files,
+    request: Request,
+    fleet: Annotated[Fleet, Depends(_fleet)],
+) -> None:
+    """Its entry in models.yaml stays; a folder of MODEL_DIRS is never touched."""
+    pulls: Pulls = request.app.state.pulls
+    model = fleet.find(name)
+    if model.profile is not None and model.profile.source is ModelSource.CATALOG and model.live:
+        raise WrongState(f"model {name!r} is in use: stop it first")
+    config = fleet.manager.config
+    await remove_model(
+        name,
+        env=config.engine_env,
+        model_dirs=config.model_dirs,
+        in_use=lambda one: bool(model.live) or pulls.is_pulling(one),
+    )
+    await files.refresh()

@@ -1,0 +1,149 @@
+"""Models by name: what can be asked for, and bringing it up or down. `/v1/models` is OpenAI's list of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from api.deps import Manager
+from api.schemas import Seconds
+from instance_manager.errors import InstanceFailedToStart, WrongState
+from instance_manager.fleet import Fleet
+from instance_manager.instance import failure_record
+from instance_manager.models import Model
+
+router = APIRouter(tags=["models"])
+
+
+def _fleet(request: Request) -> Fleet:
+    fleet: Fleet = request.app.state.fleet
+    return fleet
+
+
+Models = Annotated[Fleet, Depends(_fleet)]
+Wait = Annotated[Seconds, Query(le=3600, description="Seconds to wait until it runs")]
+
+
+@router.get("/v1/models", summary="OpenAI's list of models, with `status`")
+async def list_openai_models(fleet: Models) -> dict[str, Any]:
+    return {"object": "list", "data": [openai_entry(model) for model in fleet.models]}
+
+
+@router.get("/v1/models/{name:path}", summary="One of them")
+async def get_openai_model(name: str, fleet: Models) -> dict[str, Any]:
+    return openai_entry(fleet.find(name))
+
+
+@router.get("/models", summary="Models, and what Berth knows of them")
+async def list_models(fleet: Models) -> dict[str, Any]:
+    return {"object": "list", "data": [model_record(model) for model in fleet.models]}
+
+
+@router.get("/models/{name:path}", summary="One of them")
+async def get_model(name: str, fleet: Models) -> dict[str, Any]:
+    return model_record(fleet.find(name))
+
+
+@router.post("/models/{name:path}/start", summary="Bring a replica up unless one runs")
+async def start_model(name: str, fleet: Models, wait: Wait = 0) -> dict[str, Any]:
+    model = fleet.find(name)
+    model.forgive()
+    return await _up(fleet, model, wait)
+
+
+@router.post("/models/{name:path}/wake", summary="Wake it, if it sleeps")
+async def wake_model(name: str, fleet: Models, wait: Wait = 600) -> dict[str, Any]:
+    return await _up(fleet, fleet.find(name), wait)
+
+
+@router.post("/models/{name:path}/sleep", summary="Put its replicas to sleep; a request wakes one")
+async def sleep_model(
+    name: str, fleet: Models, manager: Manager, level: Annotated[int, Query(ge=1, le=2)] = 1
+) -> dict[str, Any]:
+    model = fleet.find(name)
+    if not model.live:
+        raise WrongState(f"model {name!r} can't be put to sleep: it doesn't run")
+    for one in model.live:
+        await manager.sleep(one.instance_id, level)
+    return model_record(model)
+
+
+@router.post("/models/{name:path}/stop", summary="Stop its replicas; a request starts one again")
+async def stop_model(name: str, fleet: Models, manager: Manager, force: bool = False) -> dict[str, Any]:
+    model = fleet.find(name)
+    for one in model.live:
+        await manager.stop(one.instance_id, force=force)
+    return model_record(model)
+
+
+@router.post("/models/{name:path}/restart", summary="End its replicas and start them again")
+async def restart_model(name: str, fleet: Models, manager: Manager, wait: Wait = 0) -> dict[str, Any]:
+    """With the catalog's present profile."""
+    model = fleet.find(name)
+    for one in model.live:
+        await manager.stop(one.instance_id)
+    model.forgive()
+    return await _up(fleet, model, wait)
+
+
+async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
+    fleet.want(model)
+    if wait_s > 0:
+        await fleet.wait_until_up(model, wait_s)
+        if model.error is not None and not model.awake:
+            raise InstanceFailedToStart(str(model.error))
+    return model_record(model)
+
+
+def openai_entry(model: Model) -> dict[str, Any]:
+    """As OpenAI and vLLM list a model."""
+    profile = model.profile
+    replica = next(iter(model.replicas.values()), None)
+    limit = (replica.plan.params if replica else profile.params if profile else {}).get("max_model_len")
+    created = min((one.created_at for one in model.replicas.values()), default=0)
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "berth",
+        "root": profile.model if profile else (replica.model_name if replica else model.name),
+        "parent": None,
+        "max_model_len": limit,
+        "status": model.status,
+    }
+
+
+def model_record(model: Model) -> dict[str, Any]:
+    """All that is known. Points in time are seconds since the epoch."""
+    profile = model.profile
+    replicas = list(model.replicas.values())
+    live = model.live
+    latest = replicas[-1] if replicas else None
+    records = [one.record() for one in live]
+    failure = next((one.failure for one in reversed(replicas) if one.failure is not None), None)
+    error: dict[str, Any] | None = None
+    if model.error is not None:
+        error = {"class": model.error.code, "message": str(model.error)}
+        if failure is not None:
+            error = failure_record(failure) | {"message": str(model.error)}
+    return {
+        "name": model.name,
+        "model": profile.model if profile else (latest.model_name if latest else model.name),
+        "engine": profile.engine if profile else (latest.spec.engine if latest else None),
+        "status": model.status,
+        "source": profile.source.value if profile else "instance",
+        "aliases": list(profile.aliases) if profile else [],
+        "size_bytes": profile.size_bytes if profile else None,
+        "modified": profile.modified if profile else None,
+        "pinned": profile.pinned if profile else any(one.pinned for one in live),
+        "params": dict(profile.params) if profile else (dict(latest.plan.params) if latest else {}),
+        "devices": list(profile.devices) if profile and profile.devices is not None else None,
+        "timeout": profile.timeout_s if profile else (latest.timeout_s if latest else None),
+        "replicas": [one.instance_id for one in live],
+        "in_flight": model.in_flight,
+        "queued": len(model.queue),
+        "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
+        "last_used": max((record["last_active"] for record in records), default=None),
+        "error": error,
+    }

@@ -1,0 +1,225 @@
+"""What models.yaml may say of one model. Knows nothing of the file's text, nor of what entries are for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from configs.extra_args import parse_extra_args
+
+_FLAG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# A chat template is either a file or, with one of these in it, the template itself.
+_TEMPLATE_CHARACTERS = frozenset("{}\n")
+
+
+def _split(value: Any) -> Any:
+    """`0,1` and a number by itself are lists, too; numbers in a list are names."""
+    if isinstance(value, str):
+        return tuple(filter(None, (part.strip() for part in value.split(","))))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (str(value),)
+    if isinstance(value, list | tuple):
+        return tuple(str(item) if type(item) is int else item for item in value)
+    return value
+
+
+def _as_text(value: Any) -> Any:
+    """Numbers in `env` mean what they look like; true and false don't, so they stay an error."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: str(item) if type(item) in (int, float) else item for name, item in value.items()}
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _to_path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+def _finite(value: Any) -> Any:
+    """Refuse what JSON can't carry: requests and flags are made of it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        _finite(item)
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_to_tuple, json_schema_input_type=list[str])]
+NameList = Annotated[
+    tuple[Text, ...], BeforeValidator(_split, json_schema_input_type=list[str | int] | str | int)
+]
+Environment = Annotated[
+    dict[Text, str], BeforeValidator(_as_text, json_schema_input_type=dict[str, str | int | float])
+]
+FolderPath = Annotated[Path, BeforeValidator(_to_path, json_schema_input_type=Text)]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_finite, json_schema_input_type=dict[str, Any])]
+Flags = Annotated[
+    dict[str, Any],
+    BeforeValidator(parse_extra_args, json_schema_input_type=list[str | int | float] | dict[str, Any]),
+]
+
+
+class _Strict(BaseModel):
+    """YAML has types of its own; `"8"` is no number and `1` is not true."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Filters(_Strict):
+    """What is changed in each request's body before the engine gets it."""
+
+    set_params: JsonObject = Field({}, description="Fields put into each request's body")
+    strip_params: NameList = Field((), description="Fields taken out of each request's body")
+
+
+class ModelDefaults(_Strict):
+    """What may be said of one model and, under `defaults:`, of all."""
+
+    engine: Literal["auto", "engine", "vllm", "command"] | None = Field(
+        None, description="The engine that serves it; without: DEFAULT_ENGINE, or command if there is one"
+    )
+    params: JsonObject = Field({}, description="Any of the engine's flags; null takes an inherited one away")
+    extra_args: Flags = Field({}, description="Flags as on a command line, or as a mapping; `params` win")
+    devices: NameList | None = Field(None, description="GPUs by number or UUID; without: Berth chooses")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="The part of a GPU's memory that the engine may take"
+    )
+    max_model_len: int | None = Field(None, ge=1, description="Tokens of a prompt and its answer, at most")
+    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs that share each layer")
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = Field(
+        None, description="The type of the weights in memory"
+    )
+    trust_remote_code: bool | None = Field(None, description="Let the engine run code that the model brings")
+    chat_template: Text | None = Field(None, description="A Jinja file, or the template itself")
+    response_role: Text | None = Field(None, description="The role in chat answers")
+    timeout: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Seconds without a request until it expires; 0: never"
+    )
+    expire_action: Literal["stop", "sleep1", "sleep2"] | None = Field(
+        None, description="What expiry does: stop it, or free its KV cache (1), its weights, too (2)"
+    )
+    min_replicas: int = Field(0, ge=0, description="Instances that are kept running")
+    max_replicas: int = Field(1, ge=1, validate_default=True, description="Instances at most")
+    pinned: bool = Field(False, description="Never expires and is never evicted for another model")
+    concurrency_limit: int = Field(
+        0, ge=0, description="Requests in flight per instance; 0: as MAX_IN_FLIGHT says"
+    )
+    env: Environment = Field({}, description="Environment variables of the engine")
+    command: Annotated[Names, Field(min_length=1)] | None = Field(
+        None, description="For the engine `command`: its program and arguments, with {port}, {model}, {host}"
+    )
+    health_path: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = Field(
+        None, description="Where the engine says that it is ready; without: /health"
+    )
+    protocol: Text | None = Field(None, description="A protocol adapter; without: OpenAI's")
+    filters: Filters = Field(Filters.model_validate({}), description="Changes to each request's body")
+    preload: bool = Field(False, description="Start it with Berth")
+
+    @field_validator("params")
+    @classmethod
+    def _check_params(cls, params: dict[str, Any]) -> dict[str, Any]:
+        spelt: dict[str, str] = {}
+        for name in params:
+            if not _FLAG_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no flag's name: letters, digits, '_' and '-', a letter first")
+            other = spelt.setdefault(name.replace("-", "_"), name)
+            if other != name:
+                raise ValueError(f"{other!r} and {name!r} are the same flag; keep one")
+        return params
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, devices: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for device in devices or ():
+            if "," in device or (devices or ()).count(device) > 1:
+                raise ValueError(f"must list each device once, by number or UUID; look at {device!r}")
+        return devices
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _check_replicas(cls, most: int, info: ValidationInfo) -> int:
+        least = info.data.get("min_replicas", 0)
+        if most < least:
+            raise ValueError(f"must be min_replicas ({least}) or more")
+        return most
+
+    @field_validator("env")
+    @classmethod
+    def _check_env(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if "=" in name or "\0" in name or "\0" in value:
+                raise ValueError(f"{name!r} can't be an environment variable")
+        return env
+
+
+class ModelEntry(ModelDefaults):
+    """One model, `defaults:` merged in and paths made absolute."""
+
+    path: FolderPath | None = Field(None, description="The model's folder, as seen from this file's folder")
+    model: Text | None = Field(None, description="A hub id; without `path` and `model`: the entry's own name")
+    aliases: Names = Field((), description="Other names that requests may use")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _imply_engine(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("command") and data.get("engine") is None:
+            return {**data, "engine": "command"}
+        return data
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.path is not None and self.model is not None:
+            raise ValueError("`path` and `model` both say what to load; keep one")
+        if self.engine == "command" and self.command is None:
+            raise ValueError(
+                "`engine: command` needs a `command`, a list such as [llama-server, --port, '{port}']"
+            )
+        if self.engine != "command" and self.command is not None:
+            raise ValueError(f"`command` needs `engine: command`, not {self.engine}")
+        return self
+
+    @property
+    def target(self) -> str:
+        """What the engine is to load: an absolute folder or a hub id; "" for an entry without a name yet."""
+        return str(self.path) if self.path is not None else self.model or ""
+
+    def engine_params(self) -> dict[str, Any]:
+        """The engine's flags in snake_case: the fields that are flags, below `extra_args`, below `params`.
+
+        None: the flag is taken away from what all engines get.
+        """
+        names = (
+            "gpu_memory_utilization", "max_model_len", "tensor_parallel_size", "dtype",
+            "trust_remote_code", "chat_template", "response_role",
+        )  # fmt: skip
+        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
+        params = {name.replace("-", "_"): value for name, value in self.params.items()}
+        return fields | self.extra_args | params
+
+    def located(self, name: str, folder: Path) -> Self:
+        """The entry with its paths, as seen from `folder`, made absolute; `model` is the name by default."""
+        changes: dict[str, Any] = {}
+        if self.path is not None:
+            changes["path"] = Path(folder, self.path)
+        elif self.model is None:
+            changes["model"] = name
+        if self.chat_template is not None and not _TEMPLATE_CHARACTERS & set(self.chat_template):
+            changes["chat_template"] = str(Path(folder, Path(self.chat_template).expanduser()))
+        return self.model_copy(update=changes)

@@ -1,0 +1,427 @@
+"""Models by name: who serves a request, who waits, and what is started or woken for it.
+
+A request takes a lease of a running replica, or waits in its model's queue. One task, the starter, brings
+models up one after the other, so that no two engines measure a device's memory at once; it makes room first,
+by the policy in eviction.py. A start belongs to the model, not to the request that caused it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from instance_manager.admission import Lease
+from instance_manager.errors import (
+    InstanceFailedToStart,
+    InstanceNotRunning,
+    ManagerError,
+    ModelNotFound,
+    NoCapacity,
+    ShuttingDown,
+    StartTooSlow,
+)
+from instance_manager.eviction import Fits, NeverFits, Wait, WaitingModel, next_to_start
+from instance_manager.failures import explain
+from instance_manager.instance import Instance
+from instance_manager.manager import InstanceManager
+from instance_manager.models import Model
+from instance_manager.profiles import ModelProfile
+from instance_manager.room import RoomKeeper
+from instance_manager.scaling import ScalePolicy, wanted_replicas
+from instance_manager.types import Event, InstanceSpec, InstanceState
+
+logger = logging.getLogger("berth.fleet")
+
+_SAMPLE_INTERVAL_S = 1.0  # between looks at how loaded models are
+_MEASURE_EVERY = 5  # looks, one measurement of memory
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """The fleet's policy."""
+
+    autostart: bool = True  # start what is asked for and doesn't run
+    max_queue: int = 256  # requests waiting for one model
+    max_wait_s: float = 3600.0  # that a request waits at most
+    scale: ScalePolicy = field(default_factory=ScalePolicy)
+
+
+class Fleet:
+    """Use it inside `async with fleet.run()`, which lies inside the manager's."""
+
+    def __init__(
+        self,
+        manager: InstanceManager,
+        config: FleetConfig,
+        room: RoomKeeper,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.manager = manager
+        self.config = config
+        self._room = room
+        self._clock = clock
+        self._models: dict[str, Model] = {}
+        self._names: dict[str, str] = {}  # alias → model
+        self._news = asyncio.Event()
+        manager.events.add_listener(self._on_event)
+        manager.on_wanted = self._want_awake
+        manager.on_created = self.adopt
+
+    # Names.
+
+    def set_profiles(self, profiles: Iterable[ModelProfile]) -> frozenset[str]:
+        """Replace the catalog; returns the names of models that are new, gone or changed.
+
+        What runs goes on as it was started; the next start follows the new profile.
+        """
+        wanted = {profile.name: profile for profile in profiles}
+        old = {name: model.profile for name, model in self._models.items() if model.profile is not None}
+        changed = {name for name in wanted.keys() | old.keys() if wanted.get(name) != old.get(name)}
+        for name in changed:
+            if name in wanted:
+                self._model(name).profile = wanted[name]
+            else:
+                self._models[name].profile = None
+                self._forget_unused(self._models[name])
+        self._names = {alias: name for name, profile in wanted.items() for alias in profile.aliases}
+        self._news.set()
+        return frozenset(changed)
+
+    def find(self, name: str) -> Model:
+        """By name or alias. Raises ModelNotFound, which names what is alike."""
+        model = self._models.get(self._names.get(name, name))
+        if model is None:
+            known = [*self._models, *self._names]
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "GET /v1/models lists all"
+            raise ModelNotFound(f"there is no model {name!r}; {hint}", param="model")
+        return model
+
+    def protocol_of(self, name: str) -> str | None:
+        """The protocol adapter that the model's profile names."""
+        model = self._models.get(self._names.get(name, name))
+        return None if model is None or model.profile is None else model.profile.protocol
+
+    def identity_of(self, name: str) -> str | None:
+        """What answers depend on besides the request: equal as long as the same things serve the model."""
+        model = self._models.get(self._names.get(name, name))
+        if model is None:
+            return None
+        served = sorted(f"{one.instance_id}/{one.started_at}" for one in model.live)
+        return f"{model.name} {model.profile} {served if model.profile is None else ''}"
+
+    @property
+    def models(self) -> list[Model]:
+        """All that can be asked for, by name."""
+        return [self._models[name] for name in sorted(self._models)]
+
+    # Leases.
+
+    def try_lease(self, model: Model, affinity: bytes = b"") -> Lease | None:
+        """A lease at once; None if one may `wait_for_lease`. Raises what waiting would raise at once."""
+        if not model.queue and (lease := model.take(affinity)) is not None:
+            return lease
+        self._check_may_wait(model)
+        return None
+
+    async def wait_for_lease(self, model: Model, priority: int = 0) -> Lease:
+        """A lease once a replica has room; starts or wakes one if none does.
+
+        Raises QueueFull, InstanceFailedToStart, NoCapacity, InstanceNotRunning, StartTooSlow or ShuttingDown.
+        """
+        self._check_may_wait(model)
+        try:
+            async with asyncio.timeout(self.config.max_wait_s):
+                waiting = asyncio.ensure_future(model.queue.wait(priority))
+                await asyncio.sleep(0)  # now it stands in the queue
+                model.grant()
+                self._news.set()
+                try:
+                    return await waiting
+                except asyncio.CancelledError:
+                    waiting.cancel()
+                    waiting.add_done_callback(_release_unwanted)
+                    raise
+        except TimeoutError:
+            raise StartTooSlow(
+                f"model {model.name!r} had no room for the request within {self.config.max_wait_s:.0f} s",
+                retry_after_s=5.0,
+            ) from None
+
+    def want(self, model: Model) -> None:
+        """Bring a replica up unless one runs. Raises ManagerError where that can't be tried now."""
+        if not model.awake and not model.is_coming:
+            self._check_may_start(model)
+            model.wants_another = True
+            self._news.set()
+
+    async def wait_until_up(self, model: Model, timeout_s: float) -> None:
+        """Return when a replica runs, when the start has failed, or when the time is out."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not model.awake and (model.wants_another or model.is_coming):
+                    await self._next_news(0.5)
+        except TimeoutError:
+            return
+
+    def _check_may_wait(self, model: Model) -> None:
+        if self.manager.is_shutting_down:
+            raise ShuttingDown("Berth is shutting down and takes nothing new", retry_after_s=5.0)
+        model.queue.check_room()
+        if model.awake or model.is_coming:
+            return
+        if not self.config.autostart:
+            raise InstanceNotRunning(
+                f"model {model.name!r} doesn't run, and AUTOSTART is off; start it first"
+            )
+        self._check_may_start(model)
+
+    def _check_may_start(self, model: Model) -> None:
+        wait_s = model.retry_at - self._clock()
+        if model.error is not None and wait_s > 0:
+            message = f"{model.error}; the next start is tried in {wait_s:.0f} s at the soonest"
+            raise InstanceFailedToStart(message, retry_after_s=wait_s)
+
+    # The tasks.
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        tasks = [
+            asyncio.create_task(self._start_what_is_wanted(), name="starter"),
+            asyncio.create_task(self._watch_load(), name="scaling"),
+        ]
+        try:
+            yield
+        finally:
+            for model in self._models.values():
+                model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _start_what_is_wanted(self) -> None:
+        while True:
+            self._news.clear()
+            try:
+                look_again_s = await self._start_next()
+            except Exception:
+                logger.exception("the starter failed; it goes on")
+                look_again_s = 1.0
+            if look_again_s != 0:
+                await self._next_news(look_again_s)
+
+    async def _start_next(self) -> float | None:
+        """Bring up the first that can be; seconds until the next look, None = when something happens."""
+        waiting = {model.name: model for model in self._models.values() if self._is_wanted(model)}
+        look_at: list[float] = []
+        now = self._clock()
+        while waiting:
+            order = [
+                WaitingModel(m.name, m.queue.since or now, m.queue.priority, len(m.queue))
+                for m in waiting.values()
+            ]
+            name = next_to_start(order)
+            if name is None:
+                break
+            model = waiting.pop(name)
+            sleeper = next((one for one in model.live if one.state is InstanceState.SLEEPING), None)
+            spec = self._spec_of_next(model)
+            try:
+                plan, devices = await self._room.plan(model, spec, sleeper, model.queue.since or now)
+            except ManagerError as error:
+                self._fail(model, error)
+                return 0
+            match plan:
+                case Fits():
+                    if spec is not None and devices is not None:
+                        spec = replace(spec, devices=devices)
+                    await self._bring_up(model, sleeper, spec)
+                    return 0
+                case NeverFits(message):
+                    self._fail(model, NoCapacity(message, retry_after_s=10.0))
+                    return 0
+                case Wait(until, reason):
+                    logger.info("model=%s waits: %s", name, reason)
+                    look_at.append(1.0 if until is None else max(0.01, until - now))
+                case evict:
+                    await self._room.make(evict.steps, for_whom=name)
+                    return 0
+        return min(look_at, default=None)
+
+    async def _bring_up(self, model: Model, sleeper: Instance | None, spec: InstanceSpec | None) -> None:
+        """Wake the sleeper or start a replica, and see it through. Never raises ManagerError."""
+        model.is_loading, model.wants_another = True, False
+        try:
+            if sleeper is not None:
+                instance = await self.manager.wake(sleeper.instance_id)
+            else:
+                instance = self._start_replica(model, spec)
+                while instance.state.is_pending:
+                    await instance.changed()
+        except ManagerError as error:
+            model.is_loading = False
+            self._fail(model, error)
+            return
+        finally:
+            model.is_loading = False
+        if instance.gate.is_open:
+            model.started()
+            model.grant()
+            await self._room.sample()
+        elif instance.failure is not None:
+            self._fail(model, InstanceFailedToStart(f"model {model.name!r}: {explain(instance.failure)}"))
+        self._news.set()
+
+    def _spec_of_next(self, model: Model) -> InstanceSpec | None:
+        """What the next replica is started as; None where none is left that could be."""
+        if model.profile is not None:
+            return spec_of(model.profile)
+        ended = [one for one in model.replicas.values() if one.state.is_terminal]
+        return ended[-1].spec if ended else None
+
+    def _start_replica(self, model: Model, spec: InstanceSpec | None) -> Instance:
+        """One that has ended is started again, else there is a new one. Raises ManagerError."""
+        if spec is None:
+            raise InstanceNotRunning(f"no instance of model {model.name!r} is left to be started")
+        ended = [one for one in model.replicas.values() if one.state.is_terminal]
+        same = [one for one in ended if one.spec == spec]
+        return self.manager.start(same[-1].instance_id) if same else self.manager.create(spec)
+
+    def _fail(self, model: Model, error: ManagerError) -> None:
+        logger.warning("model=%s could not be started: %s", model.name, error)
+        model.wants_another = False
+        model.failed(error)
+        message, kind, retry_after_s = str(error), type(error), model.retry_at - self._clock()
+        model.queue.reject(lambda: kind(message, retry_after_s=retry_after_s))
+        self._news.set()
+
+    def _is_wanted(self, model: Model) -> bool:
+        """Whether a replica is to be started or woken for it now."""
+        if model.is_coming:
+            return False
+        if model.error is not None and self._clock() < model.retry_at:
+            return False
+        return model.wants_another or (len(model.queue) > 0 and not model.awake)
+
+    async def _watch_load(self) -> None:
+        """Keep as many replicas as are asked for, by the profile and by how loaded they are."""
+        for number in itertools.count(1):
+            if number % _MEASURE_EVERY == 0:
+                await self._room.sample()
+            for model in list(self._models.values()):
+                try:
+                    await self._scale(model)
+                except ManagerError as error:
+                    logger.info("model=%s is not scaled: %s", model.name, error)
+            await asyncio.sleep(_SAMPLE_INTERVAL_S)
+
+    async def _scale(self, model: Model) -> None:
+        profile = model.profile
+        if profile is None or (profile.max_replicas <= 1 and not profile.min_replicas):
+            return
+        samples = model.load_samples
+        samples.append(model.in_flight + len(model.queue))
+        del samples[: -self.config.scale.window_samples]
+        awake = model.awake
+        wanted = wanted_replicas(profile, samples, len(awake), self.config.scale)
+        if wanted > len(awake) and not model.is_coming and self._clock() >= model.retry_at:
+            model.wants_another = True
+            self._news.set()
+        elif wanted < len(awake):
+            least = min(awake, key=lambda one: (one.gate.in_flight, one.gate.last_active))
+            if not least.pinned:
+                await self.manager.stop(least.instance_id, reason="scaled down", patient=True)
+
+    def preload(self) -> None:
+        """Ask for every model that is to be there from the start."""
+        for model in self._models.values():
+            if model.profile is not None and (model.profile.preload or model.profile.min_replicas):
+                model.wants_another = True
+        self._news.set()
+
+    async def _next_news(self, timeout_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+    # Books.
+
+    def _on_event(self, event: Event) -> None:
+        if event.type == "instance.deleted":
+            for model in list(self._models.values()):
+                if model.replicas.pop(event.instance_id, None) is not None:
+                    self._forget_unused(model)
+        self._news.set()
+
+    def adopt(self, instance: Instance) -> None:
+        """Take an instance into the books, under its profile's name or those it was created by."""
+        for name in names_of(instance):
+            model = self._model(name)
+            model.replicas[instance.instance_id] = instance
+        instance.gate.on_room = partial(self._on_room, instance)
+
+    def _on_room(self, instance: Instance) -> None:
+        for name in names_of(instance):
+            if (model := self._models.get(name)) is not None and model.queue:
+                model.grant()
+        if not instance.gate.in_flight:
+            self._news.set()  # somebody may wait for it to be idle
+
+    def _want_awake(self, instance: Instance) -> None:
+        """A request waits at a sleeper's own gate: it is woken when there is room."""
+        model = next(self._models[name] for name in names_of(instance) if name in self._models)
+        model.wants_another = True
+        self._news.set()
+
+    def _model(self, name: str) -> Model:
+        if name not in self._models:
+            self._models[name] = Model(name, None, self.config.max_queue, self._clock)
+        return self._models[name]
+
+    def _forget_unused(self, model: Model) -> None:
+        if model.profile is None and not model.replicas and not model.queue:
+            self._models.pop(model.name, None)
+
+
+def names_of(instance: Instance) -> tuple[str, ...]:
+    """What clients may call it."""
+    if instance.spec.profile is not None:
+        return (instance.spec.profile,)
+    return tuple(dict.fromkeys((instance.served_model_name, instance.model_name)))
+
+
+def spec_of(profile: ModelProfile) -> InstanceSpec:
+    """What a replica of the profile is started as. It answers to the profile's name."""
+    params = dict(profile.params)
+    if profile.engine != "command":
+        params.setdefault("served_model_name", profile.name)
+    return InstanceSpec(
+        model_name=profile.model,
+        engine=profile.engine,
+        params=params,
+        timeout_s=profile.timeout_s,
+        env=dict(profile.env),
+        devices=profile.devices,
+        command=profile.command,
+        health_path=profile.health_path,
+        profile=profile.name,
+        pinned=profile.pinned,
+        concurrency_limit=profile.concurrency_limit,
+        expire_action=profile.expire_action,
+    )
+
+
+def _release_unwanted(waiting: asyncio.Future[Lease]) -> None:
+    """A lease that was granted just as its request went away."""
+    if not waiting.cancelled() and waiting.exception() is None:
+        waiting.result().release()

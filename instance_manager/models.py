@@ -1,0 +1,110 @@
+"""One model that can be asked for by name: its replicas, who waits for them, and how its last start went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+
+from instance_manager.admission import Lease
+from instance_manager.errors import ManagerError
+from instance_manager.instance import Instance
+from instance_manager.model_queue import ModelQueue
+from instance_manager.profiles import ModelProfile
+from instance_manager.types import InstanceState
+
+_FIRST_BACK_OFF_S = 10.0
+_LONGEST_BACK_OFF_S = 300.0
+
+
+class Model:
+    """Read by everyone, written by the fleet alone."""
+
+    def __init__(
+        self, name: str, profile: ModelProfile | None, max_queue: int, clock: Callable[[], float]
+    ) -> None:
+        """`profile`: None where instances were created by hand and nothing else is known."""
+        self.name = name
+        self.profile = profile
+        self.replicas: dict[str, Instance] = {}  # by id, ended ones included
+        self.queue = ModelQueue(name, max_queue, clock)
+        self.is_loading = False  # a replica is being started or woken
+        self.wants_another = False  # one more than are awake
+        self.load_samples: list[int] = []  # requests in flight and waiting, the latest last
+        self.error: ManagerError | None = None  # of the last start, until one succeeds
+        self.retry_at = 0.0  # monotonic seconds; sooner, nothing is started
+        self._failures = 0
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name} {len(self.replicas)} replicas, {len(self.queue)} waiting>"
+
+    @property
+    def awake(self) -> list[Instance]:
+        """Replicas that take requests."""
+        return [one for one in self.replicas.values() if one.gate.is_open]
+
+    @property
+    def live(self) -> list[Instance]:
+        """Replicas that have a process."""
+        return [one for one in self.replicas.values() if not one.state.is_terminal]
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether a replica is on its way to running, by itself."""
+        return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(one.gate.in_flight for one in self.replicas.values())
+
+    @property
+    def status(self) -> str:
+        """running, starting, sleeping, failed or stopped: the best of its replicas'."""
+        states = {one.state for one in self.replicas.values()}
+        if any(one.gate.is_open for one in self.replicas.values()):
+            return "running"
+        if self.is_coming:
+            return "starting"
+        if InstanceState.SLEEPING in states:
+            return "sleeping"
+        return "failed" if self.error is not None else "stopped"
+
+    def take(self, affinity: bytes = b"") -> Lease | None:
+        """A lease of the replica with the fewest requests in flight; equals are told apart by `affinity`.
+
+        The same affinity prefers the same replica, whose cache may know the prompt's beginning.
+        """
+        for instance in self._by_load(affinity):
+            if (lease := instance.gate.try_acquire()) is not None:
+                return lease
+        return None
+
+    def grant(self) -> None:
+        """Serve those who wait, as far as there is room."""
+        if self.queue:
+            self.queue.grant(self.take)
+
+    def started(self) -> None:
+        self.error, self._failures, self.retry_at = None, 0, 0.0
+
+    def forgive(self) -> None:
+        """Somebody asks for another try: it is not put off any longer."""
+        self.retry_at = 0.0
+
+    def failed(self, error: ManagerError) -> None:
+        """Note it; the next start is put off, each time longer."""
+        back_off_s = min(_FIRST_BACK_OFF_S * 2**self._failures, _LONGEST_BACK_OFF_S)
+        self._failures += 1
+        self.error, self.retry_at = error, self._clock() + back_off_s
+
+    def _by_load(self, affinity: bytes) -> Iterator[Instance]:
+        awake = self.awake
+        if len(awake) < 2:
+            yield from awake
+            return
+
+        def rank(one: Instance) -> tuple[int, bytes]:
+            mixed = blake2b(affinity + one.instance_id.encode(), digest_size=8).digest() if affinity else b""
+            return one.gate.in_flight, mixed
+
+        yield from sorted(awake, key=rank)

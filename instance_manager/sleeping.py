@@ -1,0 +1,68 @@
+"""How engines are put to sleep and woken: the calls, in the order that is safe. Moves no state.
+
+Names are vLLM's. Waking a vLLM from level 2 by `/wake_up` alone leaves it with weights that were never
+loaded, while its `/health` says 200: so they are loaded in between, and one token is asked for at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import httpx
+
+SLEEP_LEVELS = (1, 2)
+_SLEEP_TIMEOUT_S = 120.0
+_WAKE_TIMEOUT_S = 600.0
+
+
+class SleepStyle(StrEnum):
+    """Which calls an engine takes."""
+
+    ENGINE = "engine"  # ours: one call wakes it whole
+    VLLM = "vllm"
+
+
+class SleepRefused(Exception):
+    """The engine could not be put to sleep or woken; the message says what it answered."""
+
+
+class Sleeper:
+    """One engine process's sleep calls."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, base_url: str, api_key: str, style: SleepStyle, model: str
+    ) -> None:
+        self._client = client
+        self._base_url = base_url
+        self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._style = style
+        self._model = model
+
+    async def sleep(self, level: int) -> None:
+        """Nothing may be in flight. Raises SleepRefused."""
+        await self._post("/sleep", {"level": str(level)}, _SLEEP_TIMEOUT_S)
+
+    async def wake(self, level: int) -> None:
+        """From that level. Raises SleepRefused; the engine is of no use then."""
+        if self._style is SleepStyle.VLLM and level > 1:
+            await self._post("/wake_up", {"tags": "weights"}, _WAKE_TIMEOUT_S)
+            await self._post("/collective_rpc", {}, _WAKE_TIMEOUT_S, {"method": "reload_weights"})
+            await self._post("/wake_up", {"tags": "kv_cache"}, _WAKE_TIMEOUT_S)
+        else:
+            await self._post("/wake_up", {}, _WAKE_TIMEOUT_S)
+        if self._style is SleepStyle.VLLM:
+            probe = {"model": self._model, "prompt": "a", "max_tokens": 1, "temperature": 0}
+            await self._post("/v1/completions", {}, _SLEEP_TIMEOUT_S, probe)
+
+    async def _post(
+        self, path: str, query: Mapping[str, str], timeout_s: float, body: Mapping[str, object] | None = None
+    ) -> None:
+        try:
+            response = await self._client.post(
+                self._base_url + path, params=query, json=body, headers=self._headers, timeout=timeout_s
+            )
+        except httpx.HTTPError as error:
+            raise SleepRefused(f"{path}: {error!r}") from error
+        if not response.is_success:
+            raise SleepRefused(f"{path} was answered with {response.status_code}: {response.text[:500]}")
