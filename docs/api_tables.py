@@ -70,7 +70,7 @@ def render() -> str:
         _table(("status", "code"), ((str(status.value), f"`{code}`") for code, status in status_table())),
         "## Routes\n",
         _table(("route", "", "body"), _routes(GENERATING)),
-        "With `--runner pooling`, instead of those that generate, sleep or wake:\n",
+        "With `--runner pooling`, instead of those that generate, and of `/reset_prefix_cache`:\n",
         _table(("route", "", "body"), _routes(only_pooling)),
         *_bodies(schemas),
         *_objects(schemas),

@@ -13,59 +13,26 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
+from engine.calls import Call, Calls
 from engine.core import EngineCore
-from engine.errors import EngineAsleep, EngineDead, InvalidRequest
+from engine.errors import EngineDead, InvalidRequest
+from engine.sleep import HeldMemory
+from engine.sleeper import Sleeper
 from engine.token_stream import TokenStream
 from engine.types import EngineRequest, EngineStats, TokenDelta
 
-__all__ = ["AsyncEngine", "SleepMode", "TokenStream"]
+__all__ = ["AsyncEngine", "TokenStream"]
 
 log = logging.getLogger(__name__)
 
 
-class SleepMode(StrEnum):
-    """What becomes of the requests that run when the engine is sent to sleep; vLLM's names."""
-
-    ABORT = "abort"
-    WAIT = "wait"
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """Something to do in the engine's thread, between steps."""
-
-    function: Callable[[EngineCore], None]
-    done: asyncio.Future[None]
-
-    def run(self, core: EngineCore) -> None:
-        """Do it, and tell the loop how that went."""
-        failure: Exception | None = None
-        try:
-            self.function(core)
-        except Exception as error:  # whatever it is, it belongs to the caller
-            log.exception("What was asked of the engine between steps failed.")
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
-            self.done.get_loop().call_soon_threadsafe(_settle, self.done, failure)
-
-
-def _settle(done: asyncio.Future[None], failure: Exception | None) -> None:
-    if done.done():
-        return
-    if failure is None:
-        done.set_result(None)
-    else:
-        done.set_exception(failure)
-
-
 # What the loop tells the thread: run this request, abort the one of this id, do this, or (None) stop.
-_Command: TypeAlias = EngineRequest | str | _Call | None
+_Command: TypeAlias = EngineRequest | str | Call[EngineCore] | None
 
 
 class AsyncEngine:
@@ -82,9 +49,8 @@ class AsyncEngine:
         self._streams: dict[str, TokenStream] = {}
         self._idle = asyncio.Event()  # set while there are no streams
         self._idle.set()
-        self._calls: set[asyncio.Future[None]] = set()
-        self._is_sleeping = False
-        self._sleep_lock = asyncio.Lock()  # one falls asleep or wakes up at a time
+        self._calls: Calls[EngineCore] = Calls(self._commands.put)
+        self.sleeper = Sleeper(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: EngineCore | None = None
         self._thread: Thread | None = None
         self._is_stopping = False
@@ -130,7 +96,14 @@ class AsyncEngine:
         return self._get_core().max_model_len
 
     def stats(self) -> EngineStats:
-        return EngineStats() if self._core is None else self._core.stats()
+        if self._core is None:
+            return EngineStats()
+        return replace(self._core.stats(), sleep_level=self.sleeper.state.level)
+
+    @property
+    def memory(self) -> HeldMemory:
+        """What the model and its cache hold now. Raises EngineDead before the core is built."""
+        return self._get_core().memory
 
     def stream(self, request: EngineRequest) -> TokenStream:
         """Start a request at once.
@@ -138,8 +111,7 @@ class AsyncEngine:
         Raises InvalidRequest if it can't run, EngineAsleep if nothing can now, EngineDead if nothing ever.
         """
         core = self._get_core()
-        if self._is_sleeping:
-            raise EngineAsleep("The engine is asleep; POST /wake_up first.")
+        self.sleeper.check_awake()
         core.check(request)
         if request.request_id in self._streams:
             raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")
@@ -153,42 +125,9 @@ class AsyncEngine:
         if request_id in self._streams:
             self._commands.put(request_id)
 
-    @property
-    def is_sleeping(self) -> bool:
-        """Whether requests are refused: from the call of `sleep` to the end of `wake_up`."""
-        return self._is_sleeping
-
-    async def sleep(self, level: int = 1, mode: SleepMode = SleepMode.ABORT) -> None:
-        """Give back the KV cache's memory, and at level 2 the weights' too; returns when that is done.
-
-        New requests are refused from now on, by EngineAsleep; those that run are aborted or waited for. To
-        cancel the waiting wakes the engine. Raises InvalidRequest for another level, EngineDead.
-        """
-        self._get_core()
-        if level not in (1, 2):
-            raise InvalidRequest(f"level is {level}, it has to be 1 or 2.", param="level")
-        async with self._sleep_lock:
-            was_sleeping, self._is_sleeping = self._is_sleeping, True
-            if mode is SleepMode.ABORT:
-                for request_id in self._streams:
-                    self.abort(request_id)
-            try:
-                await self._idle.wait()
-            except asyncio.CancelledError:
-                self._is_sleeping = was_sleeping
-                raise
-            await self._call(lambda core: core.sleep(level))
-
-    async def wake_up(self) -> None:
-        """Take the memory back, weights from the checkpoint; does nothing when awake.
-
-        Raises what that raises, such as OutOfMemory: the engine still sleeps then, and may be woken again.
-        """
-        self._get_core()
-        async with self._sleep_lock:
-            if self._is_sleeping:
-                await self._call(lambda core: core.wake_up())
-                self._is_sleeping = False
+    def _abort_all(self) -> None:
+        for request_id in self._streams:
+            self.abort(request_id)
 
     async def reset_prefix_cache(self) -> None:
         """Forget the keys and values of prompts; what runs goes on. Raises EngineDead."""
@@ -218,13 +157,9 @@ class AsyncEngine:
         return bool(done)
 
     async def _call(self, function: Callable[[EngineCore], None]) -> None:
-        """Have the thread do something between steps; raises what that raises. To cancel doesn't undo it."""
+        """Have the thread do something between steps; raises what that raises, and EngineDead."""
         self._get_core()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._calls.add(done)
-        done.add_done_callback(self._calls.discard)
-        self._commands.put(_Call(function, done))
-        await done
+        await self._calls.run(function)
 
     def _get_core(self) -> EngineCore:
         if self._core is None or not self.is_alive:
@@ -261,8 +196,7 @@ class AsyncEngine:
             stream.end(failure)
         self._streams.clear()
         self._idle.set()
-        for call in tuple(self._calls):
-            _settle(call, EngineDead(failure))
+        self._calls.end(EngineDead(failure))
 
     # The thread's side
 
@@ -294,7 +228,7 @@ def _run_steps(
                 return
             if isinstance(command, EngineRequest):
                 core.add(command)
-            elif isinstance(command, _Call):
+            elif isinstance(command, Call):
                 command.run(core)
             elif delta := core.abort(command):
                 deltas.append(delta)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from engine.config import EngineConfig
 from engine.errors import DeviceLost, EngineError
 from engine.kv_cache import KVCache
 from engine.scheduler import Scheduler
+from engine.sleep import HeldMemory, Part
 from engine.types import Batch, EngineRequest, EngineStats, Runner, StepResult, TokenDelta
 
 log = logging.getLogger(__name__)
 
 
 class EngineCore:
-    """A scheduler and a runner, called by one thread; `check`, `stats` and the limits may be read by any."""
+    """A scheduler and a runner, called by one thread; any may `check` and read `stats`, `memory`, limits."""
 
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self._scheduler = scheduler
@@ -101,9 +102,14 @@ class EngineCore:
         self._scheduler.reset_prefix_cache()
         self._runner.sleep(level)
 
-    def wake_up(self) -> None:
-        """Take the memory back; raises what loading the weights raises, and may be tried again then."""
-        self._runner.wake_up()
+    def wake_up(self, parts: Set[Part]) -> None:
+        """Take memory back; raises what loading the weights raises, and may be tried again then."""
+        self._runner.wake_up(parts)
+
+    @property
+    def memory(self) -> HeldMemory:
+        """What the model and its cache hold now."""
+        return self._runner.memory
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()

@@ -5,20 +5,21 @@ Knows nothing of requests' lives, of text or of HTTP; it is called from one thre
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
-from engine.allocator import return_freed_memory
 from engine.attention.paged import PagedKVCache
-from engine.errors import DeviceLost, EngineAsleep
+from engine.errors import DeviceLost
 from engine.inputs import build_inputs
 from engine.models.decoder import CausalLM
+from engine.residence import Residence
 from engine.sampling.logprobs import position_logprobs, raw_logprobs
 from engine.sampling.masks import MaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
+from engine.sleep import HeldMemory, Part
 from engine.types import Batch, PositionLogprobs, SamplingParams, ScheduledSequence, StepResult
 
 # Logits of a prompt's tokens that are held at a time: 64 MiB in float32, and as much again of logprobs.
@@ -36,11 +37,21 @@ class ModelRunner:
         eos_token_ids: Sequence[int],
         load: Callable[[], CausalLM] | None = None,
     ) -> None:
-        """`load` makes the model anew, to wake up from a sleep at level 2."""
-        self._model: CausalLM | None = model
-        self._cache: PagedKVCache | None = cache
-        self._device = model.device
-        self._load = load
+        """`load` makes the model anew, to wake up from a sleep at level 2. The runner alone may hold both."""
+        self._residence = Residence(
+            model,
+            cache,
+            device=model.device,
+            load=load,
+            make_cache=partial(
+                PagedKVCache,
+                model.attention_shape,
+                num_blocks=cache.num_blocks,
+                block_size=cache.block_size,
+                dtype=model.dtype,
+                device=model.device,
+            ),
+        )
         self._sampler = Sampler(eos_token_ids)
         self._mask_filler = MaskFiller(
             model.config.vocab_size,
@@ -73,33 +84,19 @@ class ModelRunner:
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Run the model; the logits of the sequences that sample [S, vocab_size], None if there is none."""
         hidden, _ = self._forward(batch)
-        return self._awake_model.logits(hidden) if len(hidden) else None
+        return self._residence.model.logits(hidden) if len(hidden) else None
 
     def sleep(self, level: int) -> None:
-        """Give back the KV cache's memory, its content is lost; at level 2 the weights' too."""
-        self._cache = None
-        if level > 1:
-            self._model = None
-        gc.collect()  # modules refer to each other in cycles
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        return_freed_memory()
+        """As engine/sleeper.py's Sleeps."""
+        self._residence.sleep(level)
 
-    @torch.inference_mode()
-    def wake_up(self) -> None:
-        """Take back what `sleep` has given. Raises what loading the model raises; it may be tried again."""
-        if self._model is None:
-            if self._load is None:
-                raise EngineAsleep("The weights were given back, and there is no way to load them again.")
-            self._model = self._load()
-        if self._cache is None:
-            self._cache = PagedKVCache(
-                self._model.attention_shape,
-                num_blocks=self.num_blocks,
-                block_size=self.block_size,
-                dtype=self._model.dtype,
-                device=self._model.device,
-            )
+    def wake_up(self, parts: Set[Part]) -> None:
+        """As engine/sleeper.py's Sleeps."""
+        self._residence.wake_up(parts)
+
+    @property
+    def memory(self) -> HeldMemory:
+        return self._residence.memory
 
     def warm_up(self, num_tokens: int) -> None:
         """A prefill of `num_tokens` and one decode, so that the first request doesn't pay for first times.
@@ -119,17 +116,9 @@ class ModelRunner:
             )
             self.execute(Batch((sequence,)))
 
-    @property
-    def _awake_model(self) -> CausalLM:
-        if self._model is None:
-            raise EngineAsleep("The engine is asleep: its weights aren't loaded.")
-        return self._model
-
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states of the rows that are sampled [S, hidden], and of those scored [P, hidden]."""
-        model, cache = self._awake_model, self._cache
-        if cache is None:
-            raise EngineAsleep("The engine is asleep: it has no KV cache.")
+        model, cache = self._residence.model, self._residence.cache
         inputs = build_inputs(batch, self.block_size, model.device, paged_decodes=cache.kernels is not None)
         hidden = model(inputs, cache)
         return hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
@@ -147,7 +136,7 @@ class ModelRunner:
         if not sampled:
             return StepResult(tokens, prompt_logprobs=prompt_logprobs)
         sequences = [batch.sequences[index] for index in sampled]
-        logits = self._awake_model.logits(hidden)
+        logits = self._residence.model.logits(hidden)
         asking = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
         logprobs = raw_logprobs(logits[asking]) if asking else None  # before the sampler edits the logits
         rows = [SampledRow(s.params, s.output_position, s.edits) for s in sequences]
@@ -178,7 +167,7 @@ class ModelRunner:
             for start in range(0, len(token_ids), size):
                 part = token_ids[start : start + size]
                 rows = hidden[first + start : first + start + len(part)]
-                logprobs = raw_logprobs(self._awake_model.logits(rows))
+                logprobs = raw_logprobs(self._residence.model.logits(rows))
                 scored[index] += position_logprobs(logprobs, part, [num_top] * len(part))
             first += len(token_ids)
         return scored

@@ -5,13 +5,14 @@ A leaf: imports nothing of the engine and no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # for an annotation: nothing is imported when the engine runs
+if TYPE_CHECKING:  # for annotations: nothing is imported when the engine runs
     from engine.logit_edits import LogitEdits
+    from engine.sleep import HeldMemory, Part
 
 ALL_LOGPROBS = -1  # of the whole vocabulary, as vLLM writes it
 
@@ -217,11 +218,16 @@ class Runner(Protocol):
         ...
 
     def sleep(self, level: int) -> None:
-        """Give back the KV cache's memory, its content is lost; at level 2 the weights' too."""
+        """As engine/sleeper.py's Sleeps."""
         ...
 
-    def wake_up(self) -> None:
-        """Take back what `sleep` has given. May be called again if it fails."""
+    def wake_up(self, parts: Set[Part]) -> None:
+        """As engine/sleeper.py's Sleeps."""
+        ...
+
+    @property
+    def memory(self) -> HeldMemory:
+        """What the runner holds now; may be read by any thread."""
         ...
 
 
@@ -237,3 +243,4 @@ class EngineStats:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     num_preemptions: int = 0
+    sleep_level: int = 0  # 0 awake

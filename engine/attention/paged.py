@@ -56,6 +56,9 @@ class PagedKVCache:
         self.values = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
         self.kernels = find_kernels(device.type, dtype) if fits_head_dim(shape.head_dim) else None
 
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.keys, *self.values]
+
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs) -> None:
         """Write the step's keys and values, both [T, kv_heads, head_dim]."""
         self.keys[layer][0].index_copy_(1, inputs.slots, keys.transpose(0, 1))

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,10 +25,10 @@ from engine.pooling.plan import Family, PoolingPlan
 from engine.pooling.runner import (
     PooledDecoderRunner,
     PooledEncoderRunner,
+    Pooler,
     PoolingModelRunner,
     Pools,
     Projection,
-    projection,
 )
 from engine.pooling.types import PoolingRequest, PoolingRunner
 from engine.raw_config import read_raw_config
@@ -57,8 +58,7 @@ def build_pooling_core(
         torch.set_num_threads(num_compute_threads(config.num_threads))
     started = time.perf_counter()
     with translated_out_of_memory(), torch.inference_mode():
-        model = _load(config, plan, device, tokenizer)
-        runner = PoolingModelRunner(model, plan, _load_projections(config, plan, device))
+        runner = PoolingModelRunner(partial(_load, config, plan, device, tokenizer), plan, device)
         log.info("Loaded weights in %.2f s.", time.perf_counter() - started)
         warm_up = PoolingRequest(request_id="warm-up", token_ids=[0] * 8, arrival_time=0.0)
         runner.run([warm_up])
@@ -68,6 +68,13 @@ def build_pooling_core(
 
 
 def _load(
+    config: EngineConfig, plan: PoolingPlan, device: torch.device, tokenizer: Callable[[], Tokenizer]
+) -> Pooler:
+    pools = _load_model(config, plan, device, tokenizer)
+    return Pooler(pools, _load_projections(config, plan, device))
+
+
+def _load_model(
     config: EngineConfig, plan: PoolingPlan, device: torch.device, tokenizer: Callable[[], Tokenizer]
 ) -> Pools:
     if plan.family is Family.ENCODER:
@@ -146,5 +153,5 @@ def _load_projections(config: EngineConfig, plan: PoolingPlan, device: torch.dev
                 if stored not in checkpoint.names:
                     raise CheckpointError(f"{config.model / module.folder} lacks {stored}.")
                 head.load(name, [checkpoint.tensor(stored).to(device)])
-        projections.append(projection(head, has_tanh=module.has_tanh))
+        projections.append(Projection(head, module.has_tanh))
     return projections

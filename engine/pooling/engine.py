@@ -18,16 +18,19 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Protocol, TypeAlias
 
+from engine.calls import Call, Calls
 from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
 from engine.pooling.plan import PoolingPlan
 from engine.pooling.types import Pooled, PoolingRequest, PoolingRunner
+from engine.sleep import HeldMemory
+from engine.sleeper import Sleeper
 from engine.types import EngineStats
 
 log = logging.getLogger(__name__)
 
-# What the loop tells the thread: run these, forget those of these ids, or (None) stop.
-_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | None
+# What the loop tells the thread: run these, forget those of these ids, do this, or (None) stop.
+_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | Call[PoolingRunner] | None
 
 
 class Core(Protocol):
@@ -49,6 +52,10 @@ class PoolingEngine:
         self._build_core = build_core
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._results: dict[str, asyncio.Future[array[float]]] = {}  # by request id
+        self._idle = asyncio.Event()  # set while there are no results to wait for
+        self._idle.set()
+        self._calls: Calls[PoolingRunner] = Calls(self._commands.put)
+        self.sleeper = Sleeper(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: Core | None = None
         self._num_prompt_tokens = 0
         self._is_stopping = False
@@ -99,13 +106,19 @@ class PoolingEngine:
             num_requests_running=self.num_unfinished - num_waiting,
             num_requests_waiting=num_waiting,
             prompt_tokens=self._num_prompt_tokens,
+            sleep_level=self.sleeper.state.level,
         )
+
+    @property
+    def memory(self) -> HeldMemory:
+        """What the model holds now. Raises EngineDead before it is built."""
+        return self._get_core().runner.memory
 
     async def pool(self, requests: Sequence[PoolingRequest]) -> list[array[float]]:
         """The values of each request, in order. If cancelled, what hasn't begun never will.
 
         Raises InvalidRequest for an input that is empty or too long, RequestFailed for one that the model
-        failed on, EngineDead if the engine ends first.
+        failed on, EngineAsleep, EngineDead if the engine ends first.
         """
         self._check(requests)
         loop = asyncio.get_running_loop()
@@ -113,6 +126,7 @@ class PoolingEngine:
             request.request_id: loop.create_future() for request in requests
         }
         self._results |= futures
+        self._idle.clear()
         self._commands.put(requests)
         try:
             return await asyncio.gather(*futures.values())
@@ -144,9 +158,23 @@ class PoolingEngine:
         done, _ = await asyncio.wait([self._ended], timeout=timeout_s)
         return bool(done)
 
-    def _check(self, requests: Sequence[PoolingRequest]) -> None:
-        if not self.is_alive:
+    def _abort_all(self) -> None:
+        for request_id in self.request_ids:
+            self.abort(request_id)
+
+    async def _call(self, function: Callable[[PoolingRunner], None]) -> None:
+        """Have the thread do something between batches; raises what that raises, and EngineDead."""
+        self._get_core()
+        await self._calls.run(function)
+
+    def _get_core(self) -> Core:
+        if self._core is None or not self.is_alive:
             raise EngineDead(self._failure or "The engine takes no requests.")
+        return self._core
+
+    def _check(self, requests: Sequence[PoolingRequest]) -> None:
+        self._get_core()
+        self.sleeper.check_awake()
         for request in requests:
             if request.request_id in self._results:
                 raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")
@@ -159,6 +187,11 @@ class PoolingEngine:
         for request_id in request_ids:
             self._results.pop(request_id).cancel()
         self._commands.put(request_ids)
+        self._settle_idle()
+
+    def _settle_idle(self) -> None:
+        if not self._results:
+            self._idle.set()
 
     # Called on the loop, by the thread
 
@@ -176,6 +209,7 @@ class PoolingEngine:
                 future.set_result(result.values)
             else:
                 future.set_exception(RequestFailed(result.error or "The model failed on this input."))
+        self._settle_idle()
 
     def _on_ended(self, error: BaseException | None) -> None:
         if error is not None and not self._built.done():
@@ -190,6 +224,8 @@ class PoolingEngine:
             if not future.done():
                 future.set_exception(EngineDead(reason))
         self._results.clear()
+        self._settle_idle()
+        self._calls.end(EngineDead(reason))
 
     # The thread's side
 
@@ -219,7 +255,9 @@ def _run_batches(
         for command in _take(core.batcher, commands):
             if command is None:
                 return
-            if isinstance(command, frozenset):
+            if isinstance(command, Call):
+                command.run(core.runner)
+            elif isinstance(command, frozenset):
                 for request_id in command:
                     core.batcher.abort(request_id)
             else:

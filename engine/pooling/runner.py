@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from engine.attention.flat import EqualLengths, FlatInputs, runs_of
 from engine.attention.paged import PagedKVCache
@@ -20,6 +22,8 @@ from engine.pooling.classifier import Activation
 from engine.pooling.plan import PoolingPlan
 from engine.pooling.sentence_transformers import PoolingType
 from engine.pooling.types import PoolingRequest
+from engine.residence import Residence
+from engine.sleep import HeldMemory, Part
 from engine.types import Batch, SamplingParams, ScheduledSequence
 
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -29,13 +33,22 @@ _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.SOFTMAX: lambda x: x.softmax(dim=-1),
     Activation.TANH: torch.tanh,
 }
-Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Pools(Protocol):
     """A model and its way to pool."""
 
-    def pool(self, batch: Sequence[PoolingRequest], pooling: PoolingType) -> torch.Tensor:
+    def modules(self) -> Iterator[nn.Module]:
+        """Those with weights."""
+        ...
+
+    def cache_maker(self) -> Callable[[], PagedKVCache | None]:
+        """Makes what `pool` wants, None where it wants none; doesn't hold on to the model."""
+        ...
+
+    def pool(
+        self, batch: Sequence[PoolingRequest], pooling: PoolingType, cache: PagedKVCache | None
+    ) -> torch.Tensor:
         """One vector per sequence: [S, hidden]."""
         ...
 
@@ -44,14 +57,42 @@ class Pools(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A sentence-transformers Dense module."""
+
+    head: Head
+    has_tanh: bool
+
+    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.head(vectors)
+        return torch.tanh(projected) if self.has_tanh else projected
+
+
+@dataclass(frozen=True, slots=True)
+class Pooler:
+    """A model, and what is applied to a pooled vector, one after the other."""
+
+    pools: Pools
+    projections: Sequence[Projection] = ()
+
+    def modules(self) -> Iterator[nn.Module]:
+        yield from self.pools.modules()
+        for projection in self.projections:
+            yield projection.head
+
+
 class PoolingModelRunner:
     """The PoolingRunner of engine/pooling/types.py, on PyTorch."""
 
-    def __init__(self, model: Pools, plan: PoolingPlan, projections: Sequence[Projection] = ()) -> None:
-        """`projections` are applied to a pooled vector, one after the other."""
-        self._model = model
+    def __init__(self, load: Callable[[], Pooler], plan: PoolingPlan, device: torch.device) -> None:
+        """`load` makes the model now, and again to wake up from a sleep at level 2."""
+        pooler = load()
+        make_cache = pooler.pools.cache_maker()
+        self._residence: Residence[Pooler, PagedKVCache | None] = Residence(
+            pooler, make_cache(), device=device, load=load, make_cache=make_cache
+        )
         self._plan = plan
-        self._projections = projections
         self._activate = _ACTIVATIONS[plan.activation]
 
     @torch.inference_mode()
@@ -60,15 +101,28 @@ class PoolingModelRunner:
 
         Raises ArithmeticError where the model's numbers have run over (float16 may): they'd be no JSON.
         """
-        vectors = self._model.pool(batch, self._plan.pooling).float()
+        pooler = self._residence.model
+        vectors = pooler.pools.pool(batch, self._plan.pooling, self._residence.cache).float()
         classifier = self._plan.classifier
         if classifier is not None:
-            vectors = (self._model.classify(vectors) - classifier.logit_mean) / classifier.logit_sigma
-        for project in self._projections:
-            vectors = project(vectors)
+            vectors = (pooler.pools.classify(vectors) - classifier.logit_mean) / classifier.logit_sigma
+        for projection in pooler.projections:
+            vectors = projection.apply(vectors)
         if not bool(vectors.isfinite().all()):
             raise ArithmeticError("the model's output is not finite")
         return [array("f", values) for values in self._finish(vectors, batch)]
+
+    def sleep(self, level: int) -> None:
+        """As engine/sleeper.py's Sleeps."""
+        self._residence.sleep(level)
+
+    def wake_up(self, parts: Set[Part]) -> None:
+        """As engine/sleeper.py's Sleeps."""
+        self._residence.wake_up(parts)
+
+    @property
+    def memory(self) -> HeldMemory:
+        return self._residence.memory
 
     def _finish(self, vectors: torch.Tensor, batch: Sequence[PoolingRequest]) -> list[list[float]]:
         """Cut and activated as each request wants it; at once if all want the same."""
@@ -90,7 +144,15 @@ class PooledEncoderRunner:
     def __init__(self, model: Encoder) -> None:
         self._model = model
 
-    def pool(self, batch: Sequence[PoolingRequest], pooling: PoolingType) -> torch.Tensor:
+    def modules(self) -> Iterator[nn.Module]:
+        return self._model.modules()
+
+    def cache_maker(self) -> Callable[[], None]:
+        return lambda: None
+
+    def pool(
+        self, batch: Sequence[PoolingRequest], pooling: PoolingType, cache: PagedKVCache | None
+    ) -> torch.Tensor:
         inputs = flat_inputs(batch, self._model.device)
         return _pool_rows(self._model(inputs), inputs.runs, pooling)
 
@@ -105,13 +167,31 @@ class PooledDecoderRunner:
         """`max_tokens`: of the largest batch, every sequence rounded up to whole blocks."""
         self._model = model
         self._block_size = block_size
-        self._cache = _scratch_cache(model, -(-max_tokens // block_size), block_size)
+        self._num_blocks = -(-max_tokens // block_size)
 
-    def pool(self, batch: Sequence[PoolingRequest], pooling: PoolingType) -> torch.Tensor:
+    def modules(self) -> Iterator[nn.Module]:
+        return self._model.modules()
+
+    def cache_maker(self) -> Callable[[], PagedKVCache]:
+        """Of a KV cache of one layer that all layers share: each writes and reads it before the next does."""
+        model = self._model
+        make_one = partial(
+            PagedKVCache,
+            replace(model.attention_shape, num_layers=1),
+            num_blocks=self._num_blocks,
+            block_size=self._block_size,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        return partial(_shared_by_layers, make_one, model.config.num_hidden_layers)
+
+    def pool(
+        self, batch: Sequence[PoolingRequest], pooling: PoolingType, cache: PagedKVCache | None
+    ) -> torch.Tensor:
         inputs = build_inputs(self._as_prefills(batch), self._block_size, self._model.device)
         if pooling is PoolingType.LAST:
-            return self._model(inputs, self._cache)  # type: ignore[no-any-return]
-        rows = self._model(replace(inputs, sampled_rows=None), self._cache)
+            return self._model(inputs, cache)  # type: ignore[no-any-return]
+        rows = self._model(replace(inputs, sampled_rows=None), cache)
         return _pool_rows(rows, runs_of([len(request.token_ids) for request in batch]), pooling)
 
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -138,17 +218,10 @@ class PooledDecoderRunner:
         return Batch(sequences)
 
 
-def _scratch_cache(model: PooledDecoder, num_blocks: int, block_size: int) -> PagedKVCache:
-    """A KV cache of one layer that all layers share: each writes and reads it before the next does."""
-    cache = PagedKVCache(
-        replace(model.attention_shape, num_layers=1),
-        num_blocks=num_blocks,
-        block_size=block_size,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    cache.keys *= model.config.num_hidden_layers
-    cache.values *= model.config.num_hidden_layers
+def _shared_by_layers(make_one: Callable[[], PagedKVCache], num_layers: int) -> PagedKVCache:
+    cache = make_one()
+    cache.keys *= num_layers
+    cache.values *= num_layers
     return cache
 
 
@@ -176,8 +249,3 @@ def _pool_rows(rows: torch.Tensor, runs: Sequence[EqualLengths], pooling: Poolin
         else:
             pooled.append(sequences[:, 0 if pooling is PoolingType.CLS else -1])
     return torch.cat(pooled)
-
-
-def projection(head: Head, *, has_tanh: bool) -> Projection:
-    """A sentence-transformers Dense module."""
-    return (lambda x: torch.tanh(head(x))) if has_tanh else head

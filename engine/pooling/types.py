@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
+
+from engine.sleep import HeldMemory, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,4 +37,17 @@ class PoolingRunner(Protocol):
 
     def run(self, batch: Sequence[PoolingRequest]) -> list[array[float]]:
         """The values of each request, in order."""
+        ...
+
+    def sleep(self, level: int) -> None:
+        """As engine/sleeper.py's Sleeps."""
+        ...
+
+    def wake_up(self, parts: Set[Part]) -> None:
+        """As engine/sleeper.py's Sleeps."""
+        ...
+
+    @property
+    def memory(self) -> HeldMemory:
+        """What the runner holds now; may be read by any thread."""
         ...

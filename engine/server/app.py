@@ -57,6 +57,7 @@ _ROUTES = (
     ("POST", "/sleep", control.sleep),
     ("POST", "/wake_up", control.wake_up),
     ("GET", "/is_sleeping", control.is_sleeping),
+    ("GET", "/memory", control.memory),
     ("POST", "/reset_prefix_cache", control.reset_prefix_cache),
     ("GET", "/openapi.json", openapi_document),
     ("GET", "/docs", docs_page),

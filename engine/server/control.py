@@ -1,4 +1,4 @@
-"""Routes that act on the engine itself: sleep, wake up, forget the prefix cache, abort requests.
+"""Routes about the engine itself: sleep, wake up, what it holds; forget the prefix cache, abort requests.
 
 Whoever reaches them can stop everybody's work, so all but the abort exist only where the server was started
 with --enable-sleep-mode (or VLLM_SERVER_DEV_MODE=1, without which vLLM doesn't have them either).
@@ -7,21 +7,20 @@ with --enable-sleep-mode (or VLLM_SERVER_DEV_MODE=1, without which vLLM doesn't 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.async_engine import SleepMode
 from engine.errors import InvalidRequest
 from engine.server.body import check, read_json_object
 from engine.server.errors import UnknownRoute
 from engine.server.generation_body import Strict
+from engine.server.model_service import ModelService
 from engine.server.request_ids import sequence_ids_of
 from engine.server.service import Service
-
-SLEEP_LEVELS = ("1", "2")
-_TAGS = frozenset({"weights", "kv_cache"})
+from engine.sleep import ALL_PARTS, SLEEP_LEVELS, Part, SleepMode
 
 
 class AbortBody(Strict):
@@ -29,35 +28,42 @@ class AbortBody(Strict):
 
 
 async def sleep(request: Request) -> Response:
-    """Give memory back until /wake_up: at level 1 the KV cache's, at level 2 the weights' too."""
+    """Give memory back until /wake_up: at level 1 the KV cache's, at level 2 the weights' too.
+
+    `level` in the answer is how deep the engine sleeps: one that slept deeper isn't woken by this.
+    """
     service = _service_in_sleep_mode(request)
-    level = _one_of(request, "level", SLEEP_LEVELS, default="1")
+    level = _one_of(request, "level", [str(level) for level in SLEEP_LEVELS], default=str(SLEEP_LEVELS[0]))
     mode = _one_of(request, "mode", [mode.value for mode in SleepMode], default=SleepMode.ABORT)
-    await service.engine.sleep(int(level), SleepMode(mode))
-    return JSONResponse({"status": "sleeping", "level": int(level)})
+    sleeper = service.engine.sleeper
+    await sleeper.sleep(int(level), SleepMode(mode))
+    return JSONResponse({"status": "sleeping", "level": sleeper.state.level})
 
 
 async def wake_up(request: Request) -> Response:
-    """Take the memory back; weights that were given back are read from the checkpoint again."""
-    service = _service_in_sleep_mode(request)
+    """Take the memory back, or that of the parts that `tags` name: awake is who has all of them."""
+    sleeper = _service_in_sleep_mode(request).engine.sleeper
     tags = request.query_params.getlist("tags") or None
-    if tags is not None and set(tags) != _TAGS:
-        raise InvalidRequest(
-            f"tags {', '.join(tags)}: this engine wakes up as a whole; leave tags out, or give weights and "
-            "kv_cache both.",
-            param="tags",
-        )
-    await service.engine.wake_up()
-    return JSONResponse({"status": "awake", "tags": tags})
+    if tags is not None and (unknown := sorted(set(tags) - ALL_PARTS)):
+        raise InvalidRequest(f"tags may be {', '.join(Part)}, not {', '.join(unknown)}.", param="tags")
+    await sleeper.wake_up(ALL_PARTS if tags is None else {Part(tag) for tag in tags})
+    return JSONResponse({"status": "sleeping" if sleeper.is_sleeping else "awake", "tags": tags})
 
 
 async def is_sleeping(request: Request) -> Response:
-    return JSONResponse({"is_sleeping": _service_in_sleep_mode(request).engine.is_sleeping})
+    return JSONResponse({"is_sleeping": _service_in_sleep_mode(request).engine.sleeper.is_sleeping})
+
+
+async def memory(request: Request) -> Response:
+    """What the model and its KV cache hold, in bytes; on a CPU a cache takes them only as it fills."""
+    return JSONResponse(asdict(_service_in_sleep_mode(request).engine.memory))
 
 
 async def reset_prefix_cache(request: Request) -> Response:
     """Forget what later prompts could have shared; requests that run go on with what they have."""
-    await _service_in_sleep_mode(request).engine.reset_prefix_cache()
+    _service_in_sleep_mode(request)
+    service: Service = request.app.state.service
+    await service.engine.reset_prefix_cache()
     return JSONResponse({"success": True})
 
 
@@ -71,8 +77,8 @@ async def abort_requests(request: Request) -> Response:
     return JSONResponse({"status": "aborted", "aborted": len(ids)})
 
 
-def _service_in_sleep_mode(request: Request) -> Service:
-    service: Service = request.app.state.service
+def _service_in_sleep_mode(request: Request) -> ModelService:
+    service: ModelService = request.app.state.service
     if not service.config.enable_sleep_mode:
         path = request.url.path
         raise UnknownRoute(f"{path} is there only if the server was started with --enable-sleep-mode.")

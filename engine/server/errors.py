@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from engine.errors import EngineAsleep, EngineDead, EngineError, InvalidRequest
+from engine.errors import EngineAsleep, EngineDead, EngineError, InvalidRequest, OutOfMemory
 
 
 class UnknownModel(InvalidRequest):
@@ -81,6 +81,7 @@ _STATUS = {
     ShuttingDown.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDead.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineAsleep.code: HTTPStatus.SERVICE_UNAVAILABLE,
+    OutOfMemory.code: HTTPStatus.SERVICE_UNAVAILABLE,  # to wake up; others may give some back
     NotImplementedHere.code: HTTPStatus.NOT_IMPLEMENTED,
 }
 

@@ -63,6 +63,10 @@ _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
 }
 
 
+# vLLM's label → the level at which it is 1.
+_SLEEP_STATES = {"awake": 0, "weights_offloaded": 1, "discard_all": 2}
+
+
 class Metrics:
     """What requests report as they go; the engine's own figures are read when somebody scrapes."""
 
@@ -127,6 +131,14 @@ class _EngineCollector(Collector):
             gauge = GaugeMetricFamily(name, text, labels=["model_name"])
             gauge.add_metric(self._label, read(stats))
             yield gauge
+        sleep_state = GaugeMetricFamily(
+            "vllm:engine_sleep_state",
+            "1 for how the engine is: awake, weights_offloaded (level 1) or discard_all (level 2).",
+            labels=["model_name", "sleep_state"],
+        )
+        for state, level in _SLEEP_STATES.items():
+            sleep_state.add_metric([*self._label, state], float(stats.sleep_level == level))
+        yield sleep_state
         for name, (text, read) in _COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=["model_name"])
             counter.add_metric(self._label, read(stats))

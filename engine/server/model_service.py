@@ -11,6 +11,8 @@ from engine.server.errors import NotReady, PromptTooLong, TooManyWaiting
 from engine.server.metrics import Metrics
 from engine.server.model import ServedModel
 from engine.server.truncation import Truncation
+from engine.sleep import HeldMemory
+from engine.sleeper import Sleeper
 from engine.types import EngineStats
 
 
@@ -25,6 +27,12 @@ class ServedEngine(Protocol):
 
     @property
     def max_model_len(self) -> int: ...
+
+    @property
+    def memory(self) -> HeldMemory: ...
+
+    @property
+    def sleeper(self) -> Sleeper: ...
 
     def stats(self) -> EngineStats: ...
 

@@ -87,6 +87,18 @@ _COMMON: dict[tuple[str, str], Operation] = {
     ("GET", "/metrics"): Operation("Prometheus metrics under vLLM's names.", answer=Answer.TEXT),
     ("POST", "/inference/v1/abort_requests"): Operation("End requests by their ids.", (AbortBody,)),
     ("POST", "/abort_requests"): Operation("The same.", (AbortBody,)),
+    ("POST", "/sleep"): Operation(
+        "Give back the KV cache's memory, at level 2 the weights' too.",
+        query={"level": _LEVEL, "mode": _MODE},
+        sleep_mode=True,
+    ),
+    ("POST", "/wake_up"): Operation(
+        "Take it again, or one part of it.", query={"tags": _TAGS}, sleep_mode=True
+    ),
+    ("GET", "/is_sleeping"): Operation("Whether a part still sleeps.", sleep_mode=True),
+    ("GET", "/memory"): Operation(
+        "Bytes that the weights and the KV cache hold, and on which device.", sleep_mode=True
+    ),
     ("GET", "/openapi.json"): Operation("This document."),
     ("GET", "/docs"): Operation("It as a page.", answer=Answer.HTML),
 }
@@ -114,13 +126,6 @@ GENERATING: dict[tuple[str, str], Operation] = {
         "How many tokens that would read.", (CountBody,), refused=MESSAGES_REFUSED
     ),
     **_COMMON,
-    ("POST", "/sleep"): Operation(
-        "Give back the KV cache's memory, at level 2 the weights' too.",
-        query={"level": _LEVEL, "mode": _MODE},
-        sleep_mode=True,
-    ),
-    ("POST", "/wake_up"): Operation("Take it again.", query={"tags": _TAGS}, sleep_mode=True),
-    ("GET", "/is_sleeping"): Operation("Whether the engine sleeps.", sleep_mode=True),
     ("POST", "/reset_prefix_cache"): Operation("Forget the prefix cache.", sleep_mode=True),
 }
 

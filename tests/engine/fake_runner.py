@@ -8,9 +8,10 @@ too soon gives wrong output, as it would with real keys and values.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from zlib import crc32
 
+from engine.sleep import HeldMemory, Part
 from engine.types import (
     Batch,
     EngineRequest,
@@ -74,6 +75,7 @@ class FakeRunner:
         self.block_size = block_size
         self.vocab_size = 1 << 17
         self.sleeps: list[int] = []
+        self.wakings: list[frozenset[Part]] = []
         self.before = before
         self.num_steps = 0
         self.last_batch = Batch()
@@ -112,8 +114,14 @@ class FakeRunner:
         self.sleeps.append(level)
         self._slots = []
 
-    def wake_up(self) -> None:
-        self._slots = [None] * (self.num_blocks * self.block_size)
+    def wake_up(self, parts: Set[Part]) -> None:
+        self.wakings.append(frozenset(parts))
+        if Part.KV_CACHE in parts:
+            self._slots = [None] * (self.num_blocks * self.block_size)
+
+    @property
+    def memory(self) -> HeldMemory:
+        return HeldMemory(device="cpu", weights=0, kv_cache=len(self._slots))
 
     def _scored(self, sequence: ScheduledSequence) -> Sequence[int]:
         """What follows the scored rows; where their own tokens run too, they must be the same."""

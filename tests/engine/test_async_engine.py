@@ -4,16 +4,17 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from engine.async_engine import AsyncEngine, SleepMode, TokenStream
+from engine.async_engine import AsyncEngine, TokenStream
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import DeviceLost, EngineAsleep, EngineDead, InvalidRequest, OutOfMemory
+from engine.sleep import Part, SleepMode
 from engine.types import (
     Batch,
     EngineRequest,
@@ -440,18 +441,18 @@ async def test_sleep_ends_what_runs_and_refuses_what_comes() -> None:
     async with running(runner) as engine:
         stream = engine.stream(make_request("a", [1], max_tokens=200))
         await gate.arrival()
-        asleep = asyncio.create_task(engine.sleep(level=2))
+        asleep = asyncio.create_task(engine.sleeper.sleep(2, SleepMode.ABORT))
         await asyncio.sleep(0)
-        assert engine.is_sleeping
+        assert engine.sleeper.is_sleeping
         gate.open()
         assert (await read(stream))[-1].finish_reason == FinishReason.ABORT
         await asleep
         assert runner.sleeps == [2] and engine.is_alive
         with pytest.raises(EngineAsleep, match="wake_up"):
             engine.stream(make_request("b", [1]))
-        await engine.wake_up()
-        await engine.wake_up()
-        assert not engine.is_sleeping
+        await engine.sleeper.wake_up()
+        await engine.sleeper.wake_up()
+        assert not engine.sleeper.is_sleeping
         again = make_request("b", [1])
         assert await generate(engine, again) == reference_output(again)
 
@@ -463,22 +464,22 @@ async def test_sleep_can_wait_for_what_runs() -> None:
         request = make_request("a", [1], max_tokens=20)
         stream = engine.stream(request)
         await gate.arrival()
-        impatient = asyncio.create_task(engine.sleep(mode=SleepMode.WAIT))
+        impatient = asyncio.create_task(engine.sleeper.sleep(1, SleepMode.WAIT))
         await asyncio.sleep(0)
-        assert engine.is_sleeping
+        assert engine.sleeper.is_sleeping
         impatient.cancel()
         with pytest.raises(asyncio.CancelledError):
             await impatient
-        assert not engine.is_sleeping, "who gives up waiting leaves the engine awake"
-        patient = asyncio.create_task(engine.sleep(mode=SleepMode.WAIT))
-        waking = asyncio.create_task(engine.wake_up())  # comes when it sleeps
+        assert not engine.sleeper.is_sleeping, "who gives up waiting leaves the engine awake"
+        patient = asyncio.create_task(engine.sleeper.sleep(1, SleepMode.WAIT))
+        waking = asyncio.create_task(engine.sleeper.wake_up())  # comes when it sleeps
         gate.open()
         assert [token for delta in await read(stream) for token in delta.token_ids] == reference_output(
             request
         )
         await patient
         await waking
-        assert runner.sleeps == [1] and not engine.is_sleeping
+        assert runner.sleeps == [1] and not engine.sleeper.is_sleeping
 
 
 async def test_what_was_cached_is_gone_after_a_sleep_and_after_a_reset() -> None:
@@ -491,8 +492,8 @@ async def test_what_was_cached_is_gone_after_a_sleep_and_after_a_reset() -> None
         assert [await num_cached("a"), await num_cached("b")] == [0, 28]
         await engine.reset_prefix_cache()
         assert [await num_cached("c"), await num_cached("d")] == [0, 28]
-        await engine.sleep()
-        await engine.wake_up()
+        await engine.sleeper.sleep(1, SleepMode.ABORT)
+        await engine.sleeper.wake_up()
         assert [await num_cached("e"), await num_cached("f")] == [0, 28]
 
 
@@ -500,18 +501,18 @@ async def test_a_failed_wake_up_may_be_tried_again(caplog: pytest.LogCaptureFixt
     class Shaky(FakeRunner):
         failures = 1
 
-        def wake_up(self) -> None:
+        def wake_up(self, parts: Set[Part]) -> None:
             if self.failures:
                 self.failures -= 1
                 raise OutOfMemory("no room for the weights")
-            super().wake_up()
+            super().wake_up(parts)
 
     async with running(Shaky()) as engine:
-        await engine.sleep()
+        await engine.sleeper.sleep(1, SleepMode.ABORT)
         with pytest.raises(OutOfMemory, match="no room"):
-            await engine.wake_up()
-        assert engine.is_sleeping and engine.is_alive
-        await engine.wake_up()
+            await engine.sleeper.wake_up()
+        assert engine.sleeper.is_sleeping and engine.is_alive
+        await engine.sleeper.wake_up()
         request = make_request("a", [1])
         assert await generate(engine, request) == reference_output(request)
     assert "no room for the weights" in caplog.text
@@ -529,12 +530,15 @@ async def test_calls_of_a_dead_engine_are_refused() -> None:
         await engine.reset_prefix_cache()
     await engine.start()
     with pytest.raises(InvalidRequest, match="level is 3"):
-        await engine.sleep(3)
+        await engine.sleeper.sleep(3, SleepMode.ABORT)
     engine.stream(make_request("a", [1]))
     await gate.arrival()
-    waiting = [asyncio.create_task(engine.reset_prefix_cache()), asyncio.create_task(engine.sleep())]
+    waiting = [
+        asyncio.create_task(engine.reset_prefix_cache()),
+        asyncio.create_task(engine.sleeper.sleep(1, SleepMode.ABORT)),
+    ]
     await asyncio.sleep(0)
-    assert engine.is_sleeping
+    assert engine.sleeper.is_sleeping
     gate.open()
     for task in waiting:
         with pytest.raises(EngineDead, match="gone"):

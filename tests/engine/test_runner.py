@@ -15,7 +15,9 @@ from engine.build import build_core
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import ConfigError, EngineAsleep, ModelNotFound
+from engine.offload import tensors_of
 from engine.runner import ModelRunner
+from engine.sleep import ALL_PARTS
 from engine.types import Batch, ScheduledSequence
 from tests.engine.test_models import chunk, runner_of
 from tests.engine.tiny_models import CONTEXT, Reference, prompt_of
@@ -77,7 +79,7 @@ def test_sleep_gives_memory_back_and_waking_up_takes_it(
     assert any(tensor() is not None for tensor in weights) == (level == 1)
     with pytest.raises(EngineAsleep):
         core._runner.execute(Batch((chunk([1], 0, 1, range(1)),)))
-    core.wake_up()
+    core.wake_up(ALL_PARTS)
     assert core.stats().kv_cache_usage == 0
     assert run(core, [greedy("a", prompt_of(40))])["a"] == before
 
@@ -85,10 +87,9 @@ def test_sleep_gives_memory_back_and_waking_up_takes_it(
 def _tensors_of(core: EngineCore) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The weights and the KV cache, found among all tensors that there are."""
     runner = core._runner
-    assert isinstance(runner, ModelRunner) and runner._cache is not None and runner._model is not None
-    modules = list(runner._model.modules())
-    weights = [t for module in modules for t in vars(module).values() if isinstance(t, torch.Tensor)]
-    return weights, [*runner._cache.keys, *runner._cache.values]
+    assert isinstance(runner, ModelRunner)
+    weights = [tensor for _, _, tensor in tensors_of(runner._residence.model.modules())]
+    return weights, runner._residence.cache.tensors()
 
 
 def config_of(path: Path, **options: Any) -> EngineConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from engine.config import EngineConfig
-from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
+from engine.errors import DeviceLost, EngineAsleep, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, read_pooling_plan
 from engine.pooling.types import PoolingRequest
+from engine.sleep import ALL_PARTS, HeldMemory, Part, SleepMode
 from tests.engine.pooling.tiny_poolers import make_pooler
 from tests.engine.server.serving import running, wait_until
 
@@ -31,6 +32,17 @@ class FakeRunner:
 
     before: Callable[[Sequence[PoolingRequest]], None] = lambda batch: None
     batches: list[int] = field(default_factory=list)
+    sleeps: list[object] = field(default_factory=list)  # levels, and parts that were woken
+
+    def sleep(self, level: int) -> None:
+        self.sleeps.append(level)
+
+    def wake_up(self, parts: Set[Part]) -> None:
+        self.sleeps.append(parts)
+
+    @property
+    def memory(self) -> HeldMemory:
+        return HeldMemory(device="cpu", weights=len(self.sleeps), kv_cache=0)
 
     def run(self, batch: Sequence[PoolingRequest]) -> list[array[float]]:
         self.before(batch)
@@ -126,6 +138,34 @@ async def test_who_leaves_costs_no_batch(plan: PoolingPlan) -> None:
         gate.open()
         await asyncio.gather(first, stays)
     assert runner.batches == [1, 1]
+
+
+async def test_it_sleeps_and_wakes_up(plan: PoolingPlan) -> None:
+    """Who waits is aborted or waited for, who comes is refused, and then all is as before."""
+    for mode in SleepMode:
+        gate = Gate()
+        runner = FakeRunner(before=gate)
+        async with started(plan, runner) as engine:
+            asked = asyncio.create_task(engine.pool(requests(1)))
+            await asyncio.to_thread(gate.reached.wait, WAIT_S)
+            asleep = asyncio.create_task(engine.sleeper.sleep(2, mode))
+            await asyncio.sleep(0)
+            with pytest.raises(EngineAsleep, match="falling asleep"):
+                await engine.pool(requests(2))
+            assert runner.sleeps == [], "not while a batch runs"
+            gate.open()
+            await asleep
+            assert (runner.sleeps, engine.stats().sleep_level, engine.memory.weights) == ([2], 2, 1)
+            if mode is SleepMode.WAIT:
+                assert [values.tolist() for values in await asked] == [[1]]
+            else:
+                with pytest.raises(RequestFailed, match="aborted"):
+                    await asked
+            with pytest.raises(EngineAsleep, match="weights, kv_cache"):
+                await engine.pool(requests(2))
+            await engine.sleeper.wake_up()
+            assert runner.sleeps == [2, ALL_PARTS]
+            assert [values.tolist() for values in await engine.pool(requests(2))] == [[2]]
 
 
 async def test_an_input_that_fails_costs_nobody_else(plan: PoolingPlan) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine.build import build_core
 from engine.config import EngineConfig
@@ -66,6 +67,57 @@ def test_asleep_and_awake_again(client: httpx.Client, level: int, tags: str) -> 
     assert text_of(client) == before
 
 
+def sleep_states(client: httpx.Client) -> dict[str, float]:
+    """What /metrics says, by vLLM's label."""
+    [family] = [
+        family
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        if family.name == "vllm:engine_sleep_state"
+    ]
+    return {sample.labels["sleep_state"]: sample.value for sample in family.samples}
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("order", [("weights", "kv_cache"), ("kv_cache", "weights")])
+def test_woken_in_two_steps(client: httpx.Client, level: int, order: tuple[str, str]) -> None:
+    before = text_of(client)
+    awake = client.get("/memory").json()
+    client.post(f"/sleep?level={level}")
+    first, second = order
+    assert client.post(f"/wake_up?tags={first}").json() == {"status": "sleeping", "tags": [first]}
+    assert is_sleeping(client)
+    refused = client.post(COMPLETIONS, json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_asleep")
+    assert f"({second})" in refused.json()["error"]["message"]
+    assert client.get("/memory").json()[first] == awake[first]
+    assert client.post(f"/wake_up?tags={first}").json()["status"] == "sleeping", "it is awake already"
+    assert client.post(f"/wake_up?tags={second}").json() == {"status": "awake", "tags": [second]}
+    assert not is_sleeping(client)
+    assert client.get("/memory").json() == awake
+    assert text_of(client) == before
+
+
+def test_sleep_deepens_and_is_no_wake_up(client: httpx.Client) -> None:
+    before = text_of(client)
+    awake = client.get("/memory").json()
+    assert sleep_states(client) == {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
+    assert client.post("/sleep?level=1").json()["level"] == 1
+    assert client.get("/memory").json() == {**awake, "kv_cache": 0}, "on a CPU, weights stay where they are"
+    assert sleep_states(client) == {"awake": 0, "weights_offloaded": 1, "discard_all": 0}
+    asleep = {"device": "cpu", "weights": 0, "kv_cache": 0, "host_weights": 0}
+    for level in (2, 1):
+        assert client.post(f"/sleep?level={level}").json() == {"status": "sleeping", "level": 2}
+        assert is_sleeping(client)
+        assert client.get("/memory").json() == asleep
+        assert sleep_states(client) == {"awake": 0, "weights_offloaded": 0, "discard_all": 1}
+    client.post("/wake_up?tags=weights")
+    assert sleep_states(client) == {"awake": 0, "weights_offloaded": 1, "discard_all": 0}
+    assert client.post("/sleep?level=1").json()["level"] == 1, "the weights are there again"
+    client.post("/wake_up")
+    assert sleep_states(client) == {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
+    assert text_of(client) == before
+
+
 def test_whose_request_runs_gets_what_there_is(server: Running, client: httpx.Client) -> None:
     """As vLLM's mode `abort`; with `wait`, it is answered in full first."""
     long = {**BODY, "prompt": "a", "max_tokens": 199}
@@ -97,8 +149,8 @@ def test_the_prefix_cache_forgets(client: httpx.Client) -> None:
         ("/sleep?level=3", "level"),
         ("/sleep?level=deep", "level"),
         ("/sleep?mode=keep", "mode"),
-        ("/wake_up?tags=weights", "tags"),
         ("/wake_up?tags=legs", "tags"),
+        ("/wake_up?tags=weights&tags=", "tags"),
     ],
 )
 def test_what_is_refused(client: httpx.Client, path: str, param: str) -> None:
@@ -113,6 +165,7 @@ def test_without_the_flag_the_routes_are_not_there(fake_server: Running) -> None
             ("POST", "/sleep"),
             ("POST", "/wake_up"),
             ("GET", "/is_sleeping"),
+            ("GET", "/memory"),
             ("POST", "/reset_prefix_cache"),
         ):
             answer = client.request(method, path)
