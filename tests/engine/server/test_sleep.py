@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.build import build_core
 from engine.config import EngineConfig
-from tests.engine.server.serving import Running, running, wait_until
+from tests.engine.server.serving import Running, fake_core, running, wait_until
 
 COMPLETIONS = "/v1/completions"
 BODY: dict[str, Any] = {"prompt": "abcdefgh" * 8, "max_tokens": 12, "ignore_eos": True, "temperature": 0}
@@ -171,3 +171,11 @@ def test_without_the_flag_the_routes_are_not_there(fake_server: Running) -> None
             answer = client.request(method, path)
             assert answer.status_code == 404
             assert "--enable-sleep-mode" in answer.json()["error"]["message"]
+
+
+def test_what_an_engine_holds_is_for_those_with_a_key(fake_model: Path) -> None:
+    options: dict[str, Any] = {"api_keys": ("secret",), "enable_sleep_mode": True}
+    with running(fake_model, fake_core(fake_model), **options) as server, server.http() as client:
+        assert client.get("/memory").status_code == 401
+        answer = client.get("/memory", headers={"Authorization": "Bearer secret"})
+        assert answer.json()["device"] == "cpu"
