@@ -95,9 +95,12 @@ def remove(model: str) -> dict[str, Any]:
 
 
 def say(line: dict[str, Any]) -> None:
-    """One line to whoever started us. A reader that is gone ends us, as it should."""
-    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    """One line to whoever started us. Without a reader – Berth was killed – there is nothing more to do."""
+    try:
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(1)
 
 
 def _say_progress(name: str | None, completed: int, total: int) -> None:
@@ -115,7 +118,6 @@ def _check_space(files: list[RemoteFile]) -> None:
 
 def leave(status: int) -> None:
     """End now: an ordinary end would wait for the threads, that is for all other files."""
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 

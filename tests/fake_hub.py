@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -134,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if _is_weights(name):
-            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Linked-Etag", f'"{_sha256(content)}"')
             self.send_header("X-Linked-Size", str(self.hub.claimed_size or len(content)))
         self.send_header("ETag", f'"{_git_id(content)}"')
         self.end_headers()
@@ -169,9 +170,15 @@ def _is_weights(name: str) -> bool:
     return name.endswith((".safetensors", ".bin"))
 
 
+@lru_cache
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache
 def _git_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _lfs(content: bytes) -> dict[str, object]:
-    return {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return {"oid": _sha256(content), "size": len(content), "pointerSize": 134}

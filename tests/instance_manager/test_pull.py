@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -22,6 +25,7 @@ from tests.fake_hub import COMMIT, DEMO, WAIT_S, FakeHub, Refusal, running_hub
 pytestmark = pytest.mark.timeout(120)
 
 MODEL = "berth/demo"
+ROOT = DEMO.parents[1]
 STALL_AT = 3 * 2**20
 END_WITHIN_S = 2.0
 
@@ -194,6 +198,25 @@ async def test_the_end_of_berth_is_told_and_ends_the_child(hub: FakeHub, tmp_pat
         with pytest.raises(ShuttingDown):
             await lines_of(pulls)
     assert children() == []
+
+
+def test_a_child_whose_reader_is_gone_ends_by_itself(hub: FakeHub, tmp_path: Path) -> None:
+    """As when Berth is killed: nobody is left to end it."""
+    hub.stall_at = STALL_AT
+    child = subprocess.Popen(
+        [sys.executable, "-m", "instance_manager.pull_child", "pull", MODEL],
+        cwd=ROOT,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdout is not None and child.stderr is not None
+        assert hub.stalled.wait(WAIT_S)
+        child.stdout.close()
+        hub.go_on.set()
+        assert child.wait(WAIT_S) == 1
+        assert child.stderr.read() == b""
 
 
 @pytest.mark.parametrize(
