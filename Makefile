@@ -11,10 +11,10 @@ DEV    := $(VENV)/.dev-installed
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-serve: $(RUN) ## Serve on port 5000 (settings: .env, see env.example)
+serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.example)
 	@exec $(BIN)/python app.py
 
-test: $(DEV) ## Run all tests
+test: $(DEV) $(BIN)/berth ## Run all tests
 	$(BIN)/python -m pytest
 
 check: $(DEV) ## Lint, format, types, import boundaries
@@ -57,6 +57,9 @@ $(BIN)/python:
 $(RUN): requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	@touch $@
+
+$(BIN)/berth: cli/berth | $(BIN)/python
+	@ln -sf ../../cli/berth $@
 
 $(DEV): requirements-dev.txt requirements-models.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt

@@ -1,0 +1,1 @@
+"""The command line, `berth`. It knows a running Berth by HTTP alone and imports nothing of it."""

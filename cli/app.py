@@ -1,0 +1,81 @@
+"""The command `berth`: its options, its commands by subject, and how an error ends it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.commands import catalog, chat, lifecycle, logs, look, pull, serve
+from cli.errors import CliError, ExitCode
+from cli.session import DEFAULT_URL, Json
+
+_EXIT_CODES = """\b
+Exit status:
+  0    fine
+  1    the server said no; the message says why and what to do
+  2    wrong use
+  3    Berth can't be reached
+  4    no such model or instance
+  5    the API key is missing, unknown, or not allowed to do this
+  130  interrupted with Ctrl-C
+
+\b
+Environment: BERTH_URL, BERTH_API_KEY, NO_COLOR."""
+
+# Plain help: Rich would more than double the time to show it.
+app = typer.Typer(
+    name="berth",
+    help="Run models with Berth: start them, talk to them, look after them.",
+    epilog=_EXIT_CODES,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (serve, look, chat, lifecycle, catalog, pull, logs):
+    module.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def berth(
+    ctx: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(envvar="BERTH_URL", help=f"Where Berth is; by default {DEFAULT_URL}")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="BERTH_API_KEY", help="One of Berth's API keys")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Without a command: the help. What is given here is read by `cli.session`."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(ExitCode.USAGE)
+
+
+def main() -> int:
+    """Run one command; the exit status is an `ExitCode`."""
+    try:
+        status = app(prog_name="berth", standalone_mode=False)
+    except CliError as exc:
+        return _tell(exc)
+    except typer.TyperException as exc:  # the arguments are wrong
+        line = " ".join(exc.format_message().split())
+        return _tell(CliError(line.rstrip("."), ExitCode.USAGE, next_step="see `berth --help`"))
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # who reads us has seen enough
+        sys.stdout = None  # or closing it would fail once more
+        return ExitCode.OK
+    return status if isinstance(status, int) else ExitCode.OK
+
+
+def _tell(exc: CliError) -> ExitCode:
+    """The error in one line on standard error; with --json as an envelope on standard output."""
+    if "--json" in sys.argv:
+        sys.stdout.write(json.dumps(exc.envelope, ensure_ascii=False) + "\n")
+    else:
+        sys.stderr.write(f"berth: {exc.line}\n")
+    return exc.exit_code

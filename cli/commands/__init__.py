@@ -1,0 +1,1 @@
+"""What `berth` can be told to do; each module registers its commands with `cli.app`."""

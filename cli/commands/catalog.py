@@ -1,0 +1,130 @@
+"""`berth assign | rm | reload`: the models and their settings."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cli.completion import complete_models, complete_names
+from cli.errors import CliError, ExitCode, wrong_use
+from cli.session import Session, with_session
+from cli.target import Kind, Target, find, path_of
+from cli.units import size
+from cli.values import key_values
+
+_DRAIN_S = 3600.0  # that a stop may take at most
+
+
+@with_session
+def assign(
+    session: Session,
+    model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_models)],
+    devices: Annotated[
+        str | None, typer.Option(help="GPUs by number or UUID, as in 0,1; `none`; `auto`: Berth chooses")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Part of each GPU's memory it may use, as in 0.8")
+    ] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a context, at most")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds of idleness until it ends; 0: never")
+    ] = None,
+    pin: Annotated[bool | None, typer.Option("--pin/--no-pin", help="Never evict it")] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A parameter of the engine; may be repeated"),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Start again what runs")] = False,
+) -> None:
+    """Change how a model is run.
+
+    Written to models.yaml, whose comments stay.
+    """
+    changes: dict[str, Any] = {
+        "gpu_memory_utilization": gpu_memory,
+        "max_model_len": max_model_len,
+        "timeout": timeout,
+        "pinned": pin,
+        "params": key_values(param) if param else None,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if devices is not None:
+        changes["devices"] = _devices(devices)
+    if not changes and not restart:
+        raise wrong_use("nothing to assign", "see `berth assign --help`")
+    with session.server() as server:
+        record = server.request(
+            "PATCH",
+            path_of(Kind.MODEL, model),
+            params={"restart": "true" if restart else None},
+            body=changes,
+            timeout_s=_DRAIN_S,
+        )
+    if session.as_json:
+        session.print_json(record)
+        return
+    later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
+    session.out.print(f"model {record['name']} is changed{later}")
+
+
+@with_session
+def rm(
+    session: Session,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask")] = False,
+) -> None:
+    """Delete a model's downloaded files.
+
+    Or, if NAME is an instance, stop it and forget it.
+    """
+    with session.server() as server:
+        target = find(server, name)
+        if not yes:
+            _confirm(target)
+        server.request("DELETE", target.path, timeout_s=_DRAIN_S)
+    if session.as_json:
+        session.print_json(
+            {"object": target.kind.value.removesuffix("s"), "name": target.name, "deleted": True}
+        )
+    else:
+        session.out.print(f"{target} is deleted")
+
+
+@with_session
+def reload(session: Session) -> None:
+    """Read models.yaml again; what runs goes on."""
+    with session.server() as server:
+        answer = server.request("POST", "/reload")
+    if session.as_json:
+        session.print_json(answer)
+    else:
+        changed = ", ".join(answer["changed"]) or "nothing"
+        session.out.print(f"{answer['models']} models; changed: {changed}")
+
+
+def register(app: typer.Typer) -> None:
+    for command in (assign, rm, reload):
+        app.command()(command)
+
+
+def _devices(text: str) -> list[str] | None:
+    if text == "auto":
+        return None
+    return [] if text == "none" else [one.strip() for one in text.split(",") if one.strip()]
+
+
+def _confirm(target: Target) -> None:
+    """Raises CliError unless somebody says yes."""
+    if target.kind is Kind.INSTANCE:
+        question = f"Stop {target} and forget it?"
+    else:
+        question = f"Delete the downloaded files of {target} ({size(target.record['size_bytes'])})?"
+    if not sys.stdin.isatty():
+        raise wrong_use(f"nobody can be asked: {question}", "--yes says yes")
+    if not typer.confirm(question, err=True):
+        raise CliError(f"{target} is kept", ExitCode.REFUSED)

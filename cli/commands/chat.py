@@ -1,0 +1,133 @@
+"""`berth run`: ask a model one thing, or talk with it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from cli.answers import PATH, Piece, stream_answer
+from cli.completion import complete_models
+from cli.conversation import Conversation, Verb, command_in
+from cli.errors import CliError, ExitCode, wrong_use
+from cli.server import Server
+from cli.session import Session, with_session
+from cli.terminal import AnswerWriter, read_message
+from cli.values import key_values
+
+
+@with_session
+def run(
+    session: Session,
+    model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_models)],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Without it, and at a terminal: a chat")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="How it is to answer")] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the request, as in temperature=0.2"),
+    ] = None,
+) -> None:
+    """Ask a model; it is started if need be.
+
+    What is piped in is the prompt, or comes after the PROMPT given: git diff | berth run MODEL "Explain".
+    """
+    conversation = Conversation(model, system, key_values(fields or []))
+    question = _question(prompt)
+    with session.server() as server:
+        if question is None:
+            if session.as_json:
+                raise wrong_use("--json needs a PROMPT", 'as in berth run MODEL "Hello" --json')
+            _chat(session, server, conversation)
+            return
+        conversation.ask(question)
+        if session.as_json:
+            body = conversation.body(stream=False)
+            session.print_json(server.request("POST", PATH, body=body, timeout_s=None))
+        else:
+            with closing(_pieces(session, server, conversation)) as pieces:
+                AnswerWriter(sys.stdout).write(pieces)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+
+
+def _question(prompt: str | None) -> str | None:
+    """The prompt with what is piped in; None where somebody sits at a terminal. Raises CliError."""
+    if prompt is not None and not _is_piped():
+        return prompt
+    if sys.stdin.isatty():
+        return None
+    parts = [part for part in (prompt, sys.stdin.read().strip()) if part]
+    if not parts:
+        raise wrong_use("the prompt is empty", 'as in berth run MODEL "Hello"')
+    return "\n\n".join(parts)
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a file or a pipe, so that there is something to read and an end to it."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # it is closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _chat(session: Session, server: Server, conversation: Conversation) -> None:
+    """Until Ctrl-D or /exit. What goes wrong with one answer doesn't end it."""
+    session.err.print(f"{conversation.model}: /help lists the commands, Ctrl-D leaves", style="dim")
+    while True:
+        try:
+            message = read_message()
+        except EOFError:
+            session.err.print()
+            return
+        except KeyboardInterrupt:
+            session.err.print("\nCtrl-D or /exit leaves", style="dim")
+            continue
+        try:
+            command = command_in(message)
+            if command is None:
+                if message:
+                    _exchange(session, server, conversation, message)
+            elif command[0] is Verb.EXIT:
+                return
+            else:
+                session.err.print(conversation.obey(*command), style="dim")
+        except CliError as exc:
+            session.err.print(f"berth: {exc.line}", style="red")
+            if exc.exit_code is ExitCode.NOT_ALLOWED:
+                raise
+
+
+def _exchange(session: Session, server: Server, conversation: Conversation, message: str) -> None:
+    """One question and its answer; Ctrl-C ends the answer, and what came of it stays."""
+    conversation.ask(message)
+    writer = AnswerWriter(sys.stdout)
+    try:
+        with closing(_pieces(session, server, conversation)) as pieces:
+            writer.write(pieces)
+    except KeyboardInterrupt:
+        session.err.print("(stopped)", style="dim")
+    finally:
+        conversation.answered(writer.text)
+
+
+def _pieces(session: Session, server: Server, conversation: Conversation) -> Generator[Piece]:
+    """The next answer; until it begins, a sign of life where somebody looks at it."""
+    with closing(stream_answer(server, conversation.body(stream=True))) as pieces:
+        if session.err.is_terminal:
+            with session.err.status(f"waiting for {conversation.model} …"):
+                first = next(pieces, None)
+        else:
+            first = next(pieces, None)
+        if first is not None:
+            yield first
+            yield from pieces

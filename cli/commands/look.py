@@ -1,0 +1,139 @@
+"""`berth ps | list | show | info`: what runs, what there is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.completion import complete_names
+from cli.errors import CliError
+from cli.server import Server
+from cli.session import Session, with_session
+from cli.tables import INSTANCE_COLUMNS, MODEL_COLUMNS, Record, details, instance_row, model_row, table
+from cli.target import find
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_EVENTS_AGAIN_S = 2.0
+
+
+@with_session
+def ps(
+    session: Session,
+    include_ended: Annotated[bool, typer.Option("--all", "-a", help="Stopped and failed ones too")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between looks with --watch; changes show at once")
+    ] = 2.0,
+) -> None:
+    """What runs: the instances."""
+    with session.server() as server:
+        if watch:
+            _watch(session, server, include_ended, interval)
+        elif session.as_json:
+            session.print_json(_instances(server, include_ended))
+        else:
+            session.out.print(_instance_table(_instances(server, include_ended)["data"]))
+
+
+@with_session
+def list_models(session: Session) -> None:
+    """The models that can be asked for."""
+    with session.server() as server:
+        answer = server.get("/models")
+    if session.as_json:
+        session.print_json(answer)
+    else:
+        now = time.time()
+        session.out.print(table(MODEL_COLUMNS, (model_row(one, now) for one in answer["data"])))
+
+
+@with_session
+def show(
+    session: Session,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names),
+    ],
+) -> None:
+    """All that is known of a model or an instance."""
+    with session.server() as server:
+        _print_record(session, find(server, name).record)
+
+
+@with_session
+def info(session: Session) -> None:
+    """Berth itself: version, platform, limits."""
+    with session.server() as server:
+        _print_record(session, {"url": server.url, **server.get("/info")})
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(ps)
+    app.command("list")(list_models)
+    app.command()(show)
+    app.command()(info)
+
+
+def _print_record(session: Session, record: Record) -> None:
+    if session.as_json:
+        session.print_json(record)
+    else:
+        session.out.print(details(record))
+
+
+def _instances(server: Server, include_ended: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = server.get("/instances", all="true" if include_ended else None)
+    return answer
+
+
+def _instance_table(records: list[Record]) -> Table:
+    now = time.time()
+    return table(INSTANCE_COLUMNS, (instance_row(one, now) for one in records))
+
+
+def _watch(session: Session, server: Server, include_ended: bool, interval_s: float) -> None:
+    """A table that stays current, or without a terminal one after the other; with --json NDJSON."""
+    looks = _looks(session, server, include_ended, interval_s)
+    if session.as_json:
+        for answer in looks:
+            session.print_json(answer, indent=None)
+        return
+    if not session.out.is_terminal:
+        for answer in looks:
+            session.out.print(_instance_table(answer["data"]))
+        return
+    from rich.live import Live
+
+    with Live(console=session.out, auto_refresh=False, vertical_overflow="crop") as live:
+        for answer in looks:
+            live.update(_instance_table(answer["data"]), refresh=True)
+
+
+def _looks(
+    session: Session, server: Server, include_ended: bool, interval_s: float
+) -> Iterator[dict[str, Any]]:
+    """The instances at every event, and every `interval_s` for what no event tells: memory, load, age."""
+    changed = threading.Event()
+    threading.Thread(target=_follow_events, args=(session, changed), daemon=True).start()
+    while True:
+        changed.clear()
+        yield _instances(server, include_ended)
+        changed.wait(interval_s)
+
+
+def _follow_events(session: Session, changed: threading.Event) -> None:
+    """Sets `changed` at every event. A break in the stream is the other connection's to tell."""
+    while True:
+        try:
+            with session.server() as server, server.stream("GET", "/events") as response:
+                for _ in server.events(response):
+                    changed.set()
+        except CliError:
+            pass
+        time.sleep(_EVENTS_AGAIN_S)

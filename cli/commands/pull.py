@@ -1,0 +1,118 @@
+"""`berth pull`: a download with its progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.errors import CliError, ExitCode
+from cli.refusals import refusal_in_stream
+from cli.session import Session, with_session
+from cli.tables import printable
+from cli.units import size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_SAY_EVERY_S = 5.0  # where no terminal shows bars
+Line = dict[str, Any]
+
+
+@with_session
+def pull(
+    session: Session,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model on the hub: OWNER/NAME")],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit")] = None,
+) -> None:
+    """Download a model. Ctrl-C stops it; the same command again goes on where it broke."""
+    body = {"model": model} | ({"revision": revision} if revision else {})
+    try:
+        with session.server() as server, server.stream("POST", "/models/pull", body=body) as response:
+            done = _shown(session, model, server.json_lines(response))
+    except KeyboardInterrupt:
+        raise CliError(
+            f"the download of {model} is stopped", ExitCode.INTERRUPTED, next_step="pull it again to go on"
+        ) from None
+    if done is None:
+        raise CliError(
+            f"the download of {model} broke off", ExitCode.UNREACHABLE, next_step="pull it again to go on"
+        )
+    if not session.as_json:
+        session.out.print(f"{done['model']}: {size(done['size_bytes'])} in {done['path']}")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(pull)
+
+
+def _shown(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
+    """Show every line in the way that fits; the last one, of success. Raises CliError."""
+    if session.as_json:
+        return _as_json(session, lines)
+    if session.err.is_terminal:
+        return _as_bars(session, model, lines)
+    return _as_text(session, lines)
+
+
+def _as_json(session: Session, lines: Iterator[Line]) -> Line | None:
+    for line in lines:
+        if error := refusal_in_stream(line):
+            raise error
+        session.print_json(line, indent=None)
+        if line.get("status") == "success":
+            return line
+    return None
+
+
+def _as_text(session: Session, lines: Iterator[Line]) -> Line | None:
+    said = -_SAY_EVERY_S
+    for line in lines:
+        if error := refusal_in_stream(line):
+            raise error
+        if line.get("status") == "success":
+            return line
+        is_whole = line.get("status") == "downloading" and line["file"] is None
+        if is_whole and time.monotonic() - said >= _SAY_EVERY_S:
+            said = time.monotonic()
+            session.err.print(f"{size(line['completed'])} of {size(line['total'])}")
+    return None
+
+
+def _as_bars(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
+    """A bar for the whole, and one for each file on its way."""
+    with _bars(session) as progress:
+        whole = progress.add_task(printable(model), total=None)
+        files: dict[str, TaskID] = {}
+        for line in lines:
+            if error := refusal_in_stream(line):
+                raise error
+            if line.get("status") == "success":
+                progress.update(whole, completed=line["size_bytes"], total=line["size_bytes"])
+                return line
+            if line.get("status") == "downloading":
+                _advance(progress, whole, files, line)
+    return None
+
+
+def _advance(progress: Progress, whole: TaskID, files: dict[str, TaskID], line: Line) -> None:
+    name = line["file"]
+    if name is None:
+        progress.update(whole, completed=line["completed"], total=line["total"])
+        return
+    if name not in files:
+        files[name] = progress.add_task(f"  {printable(name)}", total=line["total"])
+    progress.update(files[name], completed=line["completed"], total=line["total"])
+    if line["completed"] >= line["total"]:
+        progress.update(files[name], visible=False)
+
+
+def _bars(session: Session) -> Progress:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as SpeedColumn
+
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), DownloadColumn(binary_units=True), SpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=session.err)

@@ -1,0 +1,46 @@
+"""Names for the shell's completion, asked of Berth. Nobody waits long for them, and nothing is ever said."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+
+from cli.errors import CliError
+from cli.server import Server
+from cli.session import DEFAULT_URL
+
+_TIMEOUT_S = 0.8
+
+
+def complete_models(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Models' names and aliases."""
+    return _matching(ctx, incomplete, ("/models",))
+
+
+def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The same, and instances' ids."""
+    return _matching(ctx, incomplete, ("/models", "/instances?all=true"))
+
+
+def _matching(ctx: typer.Context, incomplete: str, paths: tuple[str, ...]) -> list[str]:
+    found: set[str] = set()
+    try:
+        with _server(ctx) as server:
+            for path in paths:
+                for record in server.get(path, timeout_s=_TIMEOUT_S)["data"]:
+                    found.update(_names(record))
+    except (CliError, LookupError, TypeError):
+        pass  # what was found until then is of use
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+def _server(ctx: typer.Context) -> Server:
+    given = ctx.find_root().params | {key: value for key, value in ctx.params.items() if value}
+    url = given.get("url") or os.environ.get("BERTH_URL") or DEFAULT_URL
+    return Server(url, given.get("api_key") or os.environ.get("BERTH_API_KEY"))
+
+
+def _names(record: dict[str, Any]) -> list[str]:
+    return [record.get("name") or record["instance_id"], *record.get("aliases", [])]

@@ -1,0 +1,58 @@
+"""How a command ends: exit codes, and the one exception that carries them. Knows no terminal and no HTTP."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+
+class ExitCode(IntEnum):
+    """The exit statuses of `berth`; `berth --help` lists them."""
+
+    OK = 0
+    REFUSED = 1  # the server said no
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    NOT_ALLOWED = 5  # key missing, unknown, or not good enough
+    INTERRUPTED = 130  # as shells have it for SIGINT
+
+
+class CliError(Exception):
+    """Ends the command. `message` says what is wrong and what to do; `envelope` is the same as JSON."""
+
+    def __init__(
+        self,
+        message: str,
+        exit_code: ExitCode,
+        *,
+        next_step: str | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+        self.next_step = next_step
+        self._error = error
+
+    @property
+    def line(self) -> str:
+        """Everything in one line."""
+        text = " ".join(self.message.split())
+        return f"{text.rstrip('.')}; {self.next_step}" if self.next_step else text
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """OpenAI's error envelope: the server's, or one of the same form."""
+        ours = {
+            "message": self.line,
+            "type": f"{self.exit_code.name.lower()}_error",
+            "param": None,
+            "code": None,
+        }
+        return {"error": self._error or ours}
+
+
+def wrong_use(message: str, next_step: str | None = None) -> CliError:
+    """The command line itself is wrong."""
+    return CliError(message, ExitCode.USAGE, next_step=next_step)

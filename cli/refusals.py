@@ -1,0 +1,58 @@
+"""What Berth's errors mean to somebody at a terminal: an exit code, and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cli.errors import CliError, ExitCode
+
+_NEXT_STEPS: Mapping[str, str] = {
+    "invalid_api_key": "set BERTH_API_KEY, or give --api-key",
+    "admin_key_required": "set BERTH_API_KEY to it",
+    "instance_not_found": "`berth ps --all` shows the instances",
+    "model_not_found": "`berth list` shows the models, `berth pull OWNER/NAME` downloads one",
+    "wrong_state": "`berth ps --all` shows what is in which state",
+    "instance_not_running": "`berth start NAME` starts it",
+    "instance_failed": "`berth logs NAME` shows the engine's output",
+    "instance_starting": "it goes on starting: `berth ps --watch` follows it",
+    "sleep_failed": "`berth logs NAME` shows the engine's output",
+    "no_capacity": "`berth ps` shows what runs, `berth stop NAME` makes room",
+    "invalid_catalog": "correct models.yaml, then `berth reload`",
+}
+_TYPES: Mapping[str, ExitCode] = {
+    "not_found_error": ExitCode.NOT_FOUND,
+    "authentication_error": ExitCode.NOT_ALLOWED,
+}
+_STATUSES: Mapping[int, ExitCode] = {
+    401: ExitCode.NOT_ALLOWED,
+    403: ExitCode.NOT_ALLOWED,
+    404: ExitCode.NOT_FOUND,
+}
+
+
+def refusal(status: int, body: Any, *, url: str, retry_after: str | None = None) -> CliError:
+    """The error that an answer with this status and body is."""
+    error = _error_in(body)
+    exit_code = _STATUSES.get(status, ExitCode.REFUSED)
+    if error is None:
+        return CliError(f"{url} answered {status}, and not as Berth does; is it Berth's URL?", exit_code)
+    code = str(error.get("code"))
+    next_step = _NEXT_STEPS.get(code) or (f"try again in {retry_after} s" if retry_after else None)
+    return CliError(str(error["message"]), exit_code, next_step=next_step, error=error)
+
+
+def refusal_in_stream(body: Any) -> CliError | None:
+    """The error that a line of a stream tells; None where it tells none."""
+    error = _error_in(body)
+    if error is None:
+        return None
+    exit_code = _TYPES.get(str(error.get("type")), ExitCode.REFUSED)
+    return CliError(str(error["message"]), exit_code, error=error)
+
+
+def _error_in(body: Any) -> dict[str, Any] | None:
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, str):  # some engines' servers
+        return {"message": error, "type": None, "param": None, "code": None}
+    return error if isinstance(error, dict) and "message" in error else None

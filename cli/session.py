@@ -1,0 +1,92 @@
+"""What all commands share: where Berth is, how to answer; and the decorator that gives them these options."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.server import Server
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_URL = "http://127.0.0.1:5000"
+_WIDE = 10_000  # columns where no terminal limits them, so that nothing is cut
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of `berth`."""
+
+    url: str
+    api_key: str | None
+    as_json: bool
+
+    def server(self) -> Server:
+        """Berth. Raises CliError when the URL is none."""
+        return Server(self.url, self.api_key)
+
+    @cached_property
+    def out(self) -> Console:
+        """Standard output; without colours where it isn't a terminal or NO_COLOR is set."""
+        from rich.console import Console
+
+        return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
+
+    @cached_property
+    def err(self) -> Console:
+        """Standard error: progress and remarks."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, markup=False)
+
+    def print_json(self, value: Any, *, indent: int | None = 2) -> None:
+        """One JSON document on standard output, at once."""
+        sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+Url = Annotated[str | None, typer.Option(help="Where Berth is, in place of BERTH_URL")]
+ApiKey = Annotated[str | None, typer.Option(help="Its key, in place of BERTH_API_KEY")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, errors too")]
+
+_SHARED = {"url": Url, "api_key": ApiKey, "as_json": Json}
+
+
+def with_session(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is the session: --url, --api-key and --json are added to it.
+
+    They may stand before the command or after it; what stands after it counts.
+    """
+    own = inspect.signature(function, eval_str=True)
+    _, *parameters = own.parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+
+    @wraps(function)
+    def command(
+        ctx: typer.Context, url: str | None, api_key: str | None, as_json: bool, **given: Any
+    ) -> None:
+        before = ctx.find_root().params
+        session = Session(
+            url=url or before.get("url") or DEFAULT_URL,
+            api_key=api_key or before.get("api_key"),
+            as_json=as_json or bool(before.get("as_json")),
+        )
+        function(session, **given)
+
+    shared = [
+        inspect.Parameter(name, keyword, default=False if name == "as_json" else None, annotation=annotation)
+        for name, annotation in _SHARED.items()
+    ]
+    context = inspect.Parameter("ctx", keyword, annotation=typer.Context)
+    ordered = [context, *(one.replace(kind=keyword) for one in parameters), *shared]
+    command.__signature__ = own.replace(parameters=ordered)  # type: ignore[attr-defined]  # what Typer reads
+    command.__annotations__ = {one.name: one.annotation for one in ordered}
+    return command

@@ -1,0 +1,54 @@
+"""What a NAME on the command line means: an instance, or else a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from urllib.parse import quote
+
+from cli.errors import CliError, ExitCode, wrong_use
+from cli.server import Server
+
+
+class Kind(StrEnum):
+    """The values are the collections' names in URLs."""
+
+    INSTANCE = "instances"
+    MODEL = "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that Berth knows, with its record."""
+
+    kind: Kind
+    name: str
+    record: dict[str, Any]
+
+    @property
+    def path(self) -> str:
+        return path_of(self.kind, self.name)
+
+    def __str__(self) -> str:
+        return f"{'instance' if self.kind is Kind.INSTANCE else 'model'} {self.name}"
+
+
+def path_of(kind: Kind, name: str) -> str:
+    """Where an instance or a model is found; models' names may have slashes. Raises CliError."""
+    if not name:
+        raise wrong_use("an empty name names nothing", "`berth list` shows the models")
+    return f"/{kind}/{quote(name, safe='/' if kind is Kind.MODEL else '')}"
+
+
+def find(server: Server, name: str) -> Target:
+    """The instance of this id, or else the model of this name or alias. Raises CliError."""
+    instance_path = path_of(Kind.INSTANCE, name)
+    if "/" not in name:  # as only hub ids have them
+        try:
+            return Target(Kind.INSTANCE, name, server.get(instance_path))
+        except CliError as exc:
+            if exc.exit_code is not ExitCode.NOT_FOUND:
+                raise
+    record = server.get(path_of(Kind.MODEL, name))
+    return Target(Kind.MODEL, record["name"], record)
