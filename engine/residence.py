@@ -82,6 +82,7 @@ class Residence(Generic[ModelT, CacheT]):
                 raise EngineAsleep("The weights can't be dropped: there is no way to load them again.")
             self._close_host_copy()
             self._model = None
+            gc.collect()  # modules refer to each other in cycles
         elif self._device.type != "cpu" and self._model is not None and self._host_copy is None:
             with translated_out_of_memory():
                 self._host_copy = HostCopy(self._model.modules(), self._device)
@@ -118,7 +119,6 @@ class Residence(Generic[ModelT, CacheT]):
             self._host_copy = None
 
     def _return_memory(self) -> None:
-        gc.collect()  # modules refer to each other in cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return_freed_memory()

@@ -14,6 +14,7 @@ from torch import nn
 
 from engine.errors import CheckpointError
 from engine.layers.weights import WeightedLayer
+from engine.mapped_files import forget_pages
 from engine.raw_config import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -46,7 +47,8 @@ class Checkpoint:
         self._directory = directory
         self._exit_stack = ExitStack()
         self._stored: dict[str, tuple[Any, str]] = {}  # tensor's name → its open file, its name there
-        for path in _files(directory):
+        self._files = _files(directory)
+        for path in self._files:
             handle = self._open(path)
             self._stored.update({rename(name): (handle, name) for name in handle.keys()})  # noqa: SIM118
 
@@ -69,6 +71,10 @@ class Checkpoint:
         handle, stored_name = self._stored[name]
         tensor: torch.Tensor = handle.get_tensor(stored_name)
         return tensor
+
+    def forget_pages(self) -> None:
+        """What was read is given back; tensors that are still mapped read it again when they are used."""
+        forget_pages(self._files)
 
     def _open(self, path: Path) -> Any:
         try:
@@ -103,6 +109,7 @@ def load_weights(model: Loadable, checkpoint: Checkpoint) -> None:
                 moved[name] = part
             parts.append(part)
         target.layer.load(target.tensor_name, parts)
+    checkpoint.forget_pages()  # most layers have made copies: both would count as this process's memory
 
 
 def _targets(model: Loadable) -> Iterator[_Target]:
