@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from api.deps import Manager
-from api.schemas import Seconds
 from instance_manager.errors import InstanceFailedToStart, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
@@ -22,7 +21,9 @@ def _fleet(request: Request) -> Fleet:
 
 
 Models = Annotated[Fleet, Depends(_fleet)]
-Wait = Annotated[Seconds, Query(le=3600, description="Seconds to wait until it runs")]
+Wait = Annotated[
+    float, Query(ge=0, le=3600, allow_inf_nan=False, description="Seconds to wait until it runs")
+]
 
 
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")

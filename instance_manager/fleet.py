@@ -220,6 +220,8 @@ class Fleet:
 
     async def _start_next(self) -> float | None:
         """Bring up the first that can be; seconds until the next look, None = when something happens."""
+        if steps := await self._room.overdrawn():
+            await self._room.make(steps, for_whom="what runs")
         waiting = {model.name: model for model in self._models.values() if self._is_wanted(model)}
         look_at: list[float] = []
         now = self._clock()
@@ -299,6 +301,8 @@ class Fleet:
         logger.warning("model=%s could not be started: %s", model.name, error)
         model.wants_another = False
         model.failed(error)
+        if model.awake:  # one more would have been welcome; who waits is served by those there are
+            return
         message, kind, retry_after_s = str(error), type(error), model.retry_at - self._clock()
         model.queue.reject(lambda: kind(message, retry_after_s=retry_after_s))
         self._news.set()
@@ -316,6 +320,7 @@ class Fleet:
         for number in itertools.count(1):
             if number % _MEASURE_EVERY == 0:
                 await self._room.sample()
+                self._news.set()
             for model in list(self._models.values()):
                 try:
                     await self._scale(model)

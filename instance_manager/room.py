@@ -14,6 +14,7 @@ from instance_manager.errors import ManagerError
 from instance_manager.eviction import (
     HOST,
     Device,
+    Evict,
     EvictionAction,
     EvictionPolicy,
     EvictionStep,
@@ -21,7 +22,7 @@ from instance_manager.eviction import (
     RoomPlan,
     plan_room,
 )
-from instance_manager.gpu import Gpu, GpuDriver
+from instance_manager.gpu import Gpu, GpuDriver, find_gpu
 from instance_manager.instance import Instance
 from instance_manager.kv_cache_size import Machine
 from instance_manager.manager import InstanceManager
@@ -31,11 +32,12 @@ from instance_manager.model_paths import find_model
 from instance_manager.models import Model
 from instance_manager.placement.local import choose_devices
 from instance_manager.sleeping import SLEEP_LEVELS
-from instance_manager.types import InstanceSpec
+from instance_manager.types import InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.fleet")
 
 _FREED_CAP_S = 5.0
+_FREED_PART = 0.9  # of what a victim held on a GPU; others may take some meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +90,32 @@ class RoomKeeper:
         devices: tuple[str, ...] | None = None
         if sleeper is not None:
             expected = self._expected(sleeper.spec) or Footprint(0, 0)
-            gpus = tuple(uuid for uuid in look.held.get(sleeper.instance_id, {}) if uuid != HOST)
             now_held = look.held.get(sleeper.instance_id, {})
-            need = {d: max(0, size - now_held.get(d, 0)) for d, size in expected.on(gpus).items()}
+            whole = expected.on(self._gpus_of(sleeper, look))
+            need = {device: max(0, size - now_held.get(device, 0)) for device, size in whole.items()}
         else:
             expected = (None if spec is None else self._expected(spec)) or Footprint(0, 0)
             if spec is not None and look.gpus:
                 devices = self._choose(look, spec, expected)
             need = expected.on(devices or ())
-        residents = [self._resident(one, look) for one in self._live() if one is not sleeper]
+        residents = [self._resident(one, look) for one in self._live()]
         plan = plan_room(
             need, model.name, waiting_since, residents, look.budgets, self._clock(), self._config.policy
         )
         return plan, devices
+
+    async def overdrawn(self) -> tuple[EvictionStep, ...]:
+        """What is to go because engines turned out to hold more than all may; nothing that is in use."""
+        look = await asyncio.to_thread(self._look, self._live())
+        self._record(look)
+        ours = [sum(held.get(device, 0) for held in look.held.values()) for device in look.budgets]
+        if all(size <= budget for size, budget in zip(ours, look.budgets.values(), strict=True)):
+            return ()
+        residents = [self._resident(one, look) for one in self._live()]
+        now = self._clock()
+        nothing = dict.fromkeys(look.budgets, 0)
+        plan = plan_room(nothing, "", now, residents, look.budgets, now, self._config.policy)
+        return plan.steps if isinstance(plan, Evict) else ()
 
     async def make(self, steps: Sequence[EvictionStep], *, for_whom: str) -> None:
         """Put to sleep or stop, in this order, each once its leases have ended; then plan again."""
@@ -109,7 +124,7 @@ class RoomKeeper:
             self._manager.events.publish(
                 "instance.evicted", step.instance_id, {"action": step.action.name.lower(), "for": for_whom}
             )
-            free = {gpu.uuid: gpu.free_bytes for gpu in await asyncio.to_thread(self._driver.list_gpus)}
+            before = await asyncio.to_thread(self._look, self._live())
             try:
                 if step.action is EvictionAction.STOP:
                     await self._manager.stop(
@@ -120,8 +135,17 @@ class RoomKeeper:
             except ManagerError as error:  # it has gone its own way meanwhile
                 logger.info("instance=%s: %s", step.instance_id, error)
                 continue
-            for uuid, free_bytes in free.items():
-                await wait_until_freed(uuid, free_bytes, _FREED_CAP_S, self._driver)
+            await self._freed(step, before)
+
+    async def _freed(self, step: EvictionStep, before: _Look) -> None:
+        """Wait until a GPU's memory is back: the driver gives it some time after the process has gone."""
+        if step.action is not EvictionAction.STOP:
+            return  # the engine has answered once it had given it back
+        for gpu in before.gpus:
+            held = before.held.get(step.instance_id, {}).get(gpu.uuid, 0)
+            if held:
+                target = gpu.free_bytes + int(held * _FREED_PART)
+                await wait_until_freed(gpu.uuid, target, _FREED_CAP_S, self._driver)
 
     async def sample(self) -> None:
         """Look at what each instance holds, and remember the peaks."""
@@ -188,31 +212,38 @@ class RoomKeeper:
 
     def _resident(self, one: Instance, look: _Look) -> Resident:
         held = dict(look.held.get(one.instance_id, {}))
-        if one.state.is_pending and (expected := self._expected(one.spec)) is not None:
-            gpus = tuple(device for device in held if device != HOST)
+        gpus = self._gpus_of(one, look)
+        is_untold = any(gpu not in held for gpu in gpus) and one.level == 0
+        if (one.state.is_pending or is_untold) and (expected := self._expected(one.spec)) is not None:
             held = {device: max(size, held.get(device, 0)) for device, size in expected.on(gpus).items()}
+        is_stopping = one.state is InstanceState.STOPPING
         return Resident(
             instance_id=one.instance_id,
             model_name=one.spec.profile or one.model_name,
             level=one.level,
             held=held,
-            held_asleep=self._held_asleep(one, held),
+            held_asleep=self._held_asleep(one, gpus),
             in_flight=one.gate.in_flight,
             queued=one.gate.queued,
-            pinned=one.pinned or one.state.is_pending,  # what starts isn't disturbed
+            pinned=one.pinned,
             last_used=one.gate.last_active,
-            resident_since=one.awake_since if one.awake_since is not None else self._clock(),
+            # What starts isn't disturbed.
+            resident_since=self._clock() if one.state.is_pending else (one.awake_since or 0.0),
+            leaving=EvictionAction.STOP if is_stopping else None,
         )
 
-    def _held_asleep(self, one: Instance, held: Mapping[Device, int]) -> dict[int, dict[Device, int]]:
+    def _held_asleep(self, one: Instance, gpus: tuple[Device, ...]) -> dict[int, dict[Device, int]]:
+        """By level; only those that are known, at least by an estimate."""
         if one.plan.sleep_style is None:
             return {}
-        gpus = tuple(device for device in held if device != HOST)
-        asleep: dict[int, dict[Device, int]] = {}
-        for level in SLEEP_LEVELS:
-            expected = (self._expected(one.spec, level) or Footprint(0, 0)).on(gpus)
-            asleep[level] = {device: min(size, expected.get(device, 0)) for device, size in held.items()}
-        return asleep
+        expected = {level: self._expected(one.spec, level) for level in SLEEP_LEVELS}
+        return {level: size.on(gpus) for level, size in expected.items() if size is not None}
+
+    def _gpus_of(self, one: Instance, look: _Look) -> tuple[Device, ...]:
+        """Those that it was given, or is seen on."""
+        given = [find_gpu(look.gpus, name) for name in one.spec.devices or ()]
+        seen = (device for device in look.held.get(one.instance_id, {}) if device != HOST)
+        return tuple(dict.fromkeys([*(gpu.uuid for gpu in given if gpu is not None), *seen]))
 
 
 def _kind(spec: InstanceSpec) -> MeasuredKind:

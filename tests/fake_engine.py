@@ -58,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--wrong-key", action="store_true", help="refuse every key on /v1")
     parser.add_argument("--check-key", action="store_true", help="refuse keys other than VLLM_API_KEY on /v1")
     parser.add_argument("--port-in-use", action="store_true", help="fail as if the port were taken")
+    parser.add_argument("--ballast-mb", type=int, default=0, metavar="N", help="hold N MB of memory")
     parser.add_argument("--chunk-delay", type=float, default=0.01, metavar="S", help="between two SSE chunks")
     return parser.parse_args()
 
@@ -77,6 +78,7 @@ class FakeEngine:
         self._args = args
         self._name = args.served_model_name or args.model
         self._key = os.environ.get("VLLM_API_KEY", "")
+        self._ballast = bytearray(os.urandom(1 << 20)) * args.ballast_mb  # written to, so it is really held
 
     def serve(self) -> None:
         """Listen and answer until the process ends. Raises OSError when the port is taken."""
@@ -131,7 +133,8 @@ class FakeEngine:
         elif path == "/env":
             _send(connection, 200, dict(os.environ))
         else:
-            _send(connection, 200, {"method": method, "target": target, "bytes": len(body)})
+            text = body[:2000].decode("utf-8", "replace")
+            _send(connection, 200, {"method": method, "target": target, "bytes": len(body), "body": text})
         return headers.get("connection", "").lower() != "close"
 
     def _may_enter(self, headers: dict[str, str]) -> bool:
