@@ -1,0 +1,114 @@
+"""The command `berth` as a user has it: in a process of its own, with pipes or at a pseudo-terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from tests.berth_process import ROOT
+
+TIMEOUT_S = 60.0
+_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07)")
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+def environment(url: str, **more: str) -> dict[str, str]:
+    """As a user's, with nothing that changes how `berth` answers."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    return {**kept, "BERTH_PYTHON": sys.executable, "TERM": "xterm", "BERTH_URL": url, **more}
+
+
+def berth(
+    url: str, *args: str, stdin: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """One command without a terminal; `stdin` is piped in."""
+    return subprocess.run(
+        [str(ROOT / "cli" / "berth"), *args],
+        env=environment(url, **(env or {})),
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+
+class Terminal:
+    """A command at a pseudo-terminal of 200 columns; `screen` is all that it has written, without escapes."""
+
+    def __init__(self, url: str, *args: str, **env: str) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+        self._process = subprocess.Popen(
+            [str(ROOT / "cli" / "berth"), *args],
+            env=environment(url, **env),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            preexec_fn=_own_terminal,
+        )
+        os.close(slave)
+        self.raw = ""
+
+    @property
+    def screen(self) -> str:
+        return _ESCAPES.sub("", self.raw).replace("\r", "")
+
+    def expect(self, text: str, *, times: int = 1) -> None:
+        """Read until the text stands there so many times."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.screen.count(text) < times:
+            assert self._read(deadline), f"{text!r} did not come; what did:\n{self.screen}"
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def wait(self) -> int:
+        """The exit status, once all has been read."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._read(deadline):
+            pass
+        return self._process.wait(TIMEOUT_S)
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._master)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return False
+        try:
+            piece = os.read(self._master, 65536)
+        except OSError:  # Linux says so where others end the file
+            return False
+        self.raw += piece.decode("utf-8", "replace")
+        return bool(piece)
+
+
+def _own_terminal() -> None:
+    """A session of its own with this terminal, so that Ctrl-C is its own too."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@contextmanager
+def terminal(url: str, *args: str, **env: str) -> Iterator[Terminal]:
+    """A command at a terminal; gone when the block ends."""
+    running = Terminal(url, *args, **env)
+    try:
+        yield running
+    finally:
+        running.close()

@@ -1,0 +1,101 @@
+"""`berth run`: one question, and a chat at a pseudo-terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.berth_process import BerthProcess
+from tests.cli.command import CTRL_C, CTRL_D, berth, terminal
+from tests.cli.talking_engine import BREAK, FOREVER
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_a_question_is_answered_and_nothing_else_is_said(url: str) -> None:
+    ran = berth(url, "run", "talker", "Hello", "--system", "Be short", "--set", "temperature=0.5")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("[Hello] after 0, system=Be short, temperature=0.5")
+    assert "Hm." not in ran.stdout  # thoughts are for people at a terminal
+
+
+def test_what_is_piped_in_is_the_question_or_follows_it(url: str) -> None:
+    assert "[from a pipe]" in berth(url, "run", "chatty", stdin="from a pipe\n").stdout
+    assert "[Explain\n\nx = 1]" in berth(url, "run", "talker", "Explain", stdin="x = 1\n").stdout
+    empty = berth(url, "run", "talker", stdin=" \n")
+    assert (empty.returncode, "the prompt is empty" in empty.stderr) == (2, True)
+
+
+def test_as_json_it_is_the_whole_answer(url: str) -> None:
+    answer = json.loads(berth(url, "run", "talker", "Hello", "--json").stdout)
+    assert answer["choices"][0]["message"]["content"].startswith("[Hello]")
+
+
+def test_an_error_in_the_stream_ends_it_in_one_line(url: str) -> None:
+    ran = berth(url, "run", "talker", BREAK)
+    assert (ran.returncode, ran.stderr) == (1, "berth: the engine is broken\n")
+
+
+def test_an_unknown_model_is_told_with_the_next_step(url: str) -> None:
+    ran = berth(url, "run", "talkre", "Hello")
+    assert ran.returncode == 4
+    assert "talker" in ran.stderr
+    assert "berth list" in ran.stderr
+
+
+def test_a_chat(url: str) -> None:
+    with terminal(url, "run", "talker") as chat:
+        chat.expect(">>> ")
+        chat.type("one\r")
+        chat.expect("[one] after 0, system=None, temperature=None")
+        assert "\x1b[2mHm." in chat.raw  # dim
+        assert "\ufffd[31mesc" in chat.screen  # an answer can't steer the terminal
+        chat.expect(">>> ", times=2)
+        chat.type("/set temperature 0.2\r")
+        chat.expect("temperature=0.2")
+        chat.type("/system Be kind\r")
+        chat.type('"""two\rlines"""\r')
+        chat.expect("[two\nlines] after 2, system=Be kind, temperature=0.2")
+        chat.type("/clear\r")
+        chat.expect("forgotten")
+        chat.type("/nonsense\r")
+        chat.expect("/nonsense is no command")
+        chat.type(f"{BREAK}\r")
+        chat.expect("berth: the engine is broken")
+        chat.type("three\r")
+        chat.expect("[three] after 0, system=Be kind")
+        chat.type(CTRL_D)
+        assert chat.wait() == 0
+
+
+def test_ctrl_c_stops_an_answer_and_no_more(server: BerthProcess) -> None:
+    with terminal(server.url, "run", "talker", NO_COLOR="1") as chat:
+        chat.expect(">>> ")
+        chat.type(f"{FOREVER}\r")
+        chat.expect("more more more")
+        assert "(thinking)\nHm.\n(answer)" in chat.screen
+        assert not re.search(r"\x1b\[3\dm|\x1b\[2mHm", chat.raw)
+        chat.type(CTRL_C)
+        chat.expect("(stopped)")
+        chat.expect(">>> ", times=2)
+        chat.type("and now\r")
+        chat.expect("[and now] after 2")  # what came of the answer is kept
+        chat.expect(">>> ", times=3)
+        chat.type(CTRL_C)
+        chat.expect("Ctrl-D or /exit leaves")
+        chat.type("/exit\r")
+        assert chat.wait() == 0
+    with terminal(server.url, "logs", "talker", "-f") as logs:
+        logs.expect("the client has left")  # the engine was told
+        logs.type(CTRL_C)
+        assert logs.wait() == 130
+
+
+def test_ctrl_c_ends_a_single_question(url: str) -> None:
+    with terminal(url, "run", "talker", FOREVER) as asked:
+        asked.expect("more more")
+        asked.type(CTRL_C)
+        assert asked.wait() == 130
+        assert "Traceback" not in asked.screen
