@@ -70,7 +70,9 @@ class Fleet:
         self._clock = clock
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}  # alias → model
-        self._news = asyncio.Event()
+        self._news = asyncio.Event()  # replaced each time it is set
+        self._has_news = False  # since the starter last looked
+        self._measure_due = False
         manager.events.add_listener(self._on_event)
         manager.on_wanted = self._want_awake
         manager.on_created = self.adopt
@@ -92,7 +94,7 @@ class Fleet:
                 self._models[name].profile = None
                 self._forget_unused(self._models[name])
         self._names = {alias: name for name, profile in wanted.items() for alias in profile.aliases}
-        self._news.set()
+        self._tell()
         return frozenset(changed)
 
     def find(self, name: str) -> Model:
@@ -143,7 +145,7 @@ class Fleet:
                 waiting = asyncio.ensure_future(model.queue.wait(priority))
                 await asyncio.sleep(0)  # now it stands in the queue
                 model.grant()
-                self._news.set()
+                self._tell()
                 try:
                     return await waiting
                 except asyncio.CancelledError:
@@ -161,7 +163,7 @@ class Fleet:
         if not model.awake and not model.is_coming:
             self._check_may_start(model)
             model.wants_another = True
-            self._news.set()
+            self._tell()
 
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or when the time is out."""
@@ -209,19 +211,21 @@ class Fleet:
 
     async def _start_what_is_wanted(self) -> None:
         while True:
-            self._news.clear()
+            self._has_news = False
             try:
                 look_again_s = await self._start_next()
             except Exception:
                 logger.exception("the starter failed; it goes on")
                 look_again_s = 1.0
-            if look_again_s != 0:
+            if look_again_s != 0 and not self._has_news:
                 await self._next_news(look_again_s)
 
     async def _start_next(self) -> float | None:
         """Bring up the first that can be; seconds until the next look, None = when something happens."""
-        if steps := await self._room.overdrawn():
-            await self._room.make(steps, for_whom="what runs")
+        if self._measure_due:
+            self._measure_due = False
+            if steps := await self._room.overdrawn():
+                await self._room.make(steps, for_whom="what runs")
         waiting = {model.name: model for model in self._models.values() if self._is_wanted(model)}
         look_at: list[float] = []
         now = self._clock()
@@ -243,6 +247,9 @@ class Fleet:
                 return 0
             match plan:
                 case Fits():
+                    if sleeper is None and (step := self._room.place()) is not None:
+                        await self._room.make([step], for_whom=name)
+                        return 0
                     if spec is not None and devices is not None:
                         spec = replace(spec, devices=devices)
                     await self._bring_up(model, sleeper, spec)
@@ -277,10 +284,10 @@ class Fleet:
         if instance.gate.is_open:
             model.started()
             model.grant()
-            await self._room.sample()
+            self._measure_due = True
         elif instance.failure is not None:
             self._fail(model, InstanceFailedToStart(f"model {model.name!r}: {explain(instance.failure)}"))
-        self._news.set()
+        self._tell()
 
     def _spec_of_next(self, model: Model) -> InstanceSpec | None:
         """What the next replica is started as; None where none is left that could be."""
@@ -305,7 +312,7 @@ class Fleet:
             return
         message, kind, retry_after_s = str(error), type(error), model.retry_at - self._clock()
         model.queue.reject(lambda: kind(message, retry_after_s=retry_after_s))
-        self._news.set()
+        self._tell()
 
     def _is_wanted(self, model: Model) -> bool:
         """Whether a replica is to be started or woken for it now."""
@@ -319,8 +326,8 @@ class Fleet:
         """Keep as many replicas as are asked for, by the profile and by how loaded they are."""
         for number in itertools.count(1):
             if number % _MEASURE_EVERY == 0:
-                await self._room.sample()
-                self._news.set()
+                self._measure_due = True
+                self._tell()
             for model in list(self._models.values()):
                 try:
                     await self._scale(model)
@@ -339,7 +346,7 @@ class Fleet:
         wanted = wanted_replicas(profile, samples, len(awake), self.config.scale)
         if wanted > len(awake) and not model.is_coming and self._clock() >= model.retry_at:
             model.wants_another = True
-            self._news.set()
+            self._tell()
         elif wanted < len(awake):
             least = min(awake, key=lambda one: (one.gate.in_flight, one.gate.last_active))
             if not least.pinned:
@@ -350,7 +357,13 @@ class Fleet:
         for model in self._models.values():
             if model.profile is not None and (model.profile.preload or model.profile.min_replicas):
                 model.wants_another = True
+        self._tell()
+
+    def _tell(self) -> None:
+        """Something has happened: wake the starter and all who wait for news."""
+        self._has_news = True
         self._news.set()
+        self._news = asyncio.Event()
 
     async def _next_news(self, timeout_s: float | None) -> None:
         try:
@@ -366,7 +379,7 @@ class Fleet:
             for model in list(self._models.values()):
                 if model.replicas.pop(event.instance_id, None) is not None:
                     self._forget_unused(model)
-        self._news.set()
+        self._tell()
 
     def adopt(self, instance: Instance) -> None:
         """Take an instance into the books, under its profile's name or those it was created by."""
@@ -379,14 +392,14 @@ class Fleet:
         for name in names_of(instance):
             if (model := self._models.get(name)) is not None and model.queue:
                 model.grant()
-        if not instance.gate.in_flight:
-            self._news.set()  # somebody may wait for it to be idle
+        if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
+            self._tell()  # somebody may wait for it to be idle
 
     def _want_awake(self, instance: Instance) -> None:
         """A request waits at a sleeper's own gate: it is woken when there is room."""
         model = next(self._models[name] for name in names_of(instance) if name in self._models)
         model.wants_another = True
-        self._news.set()
+        self._tell()
 
     def _model(self, name: str) -> Model:
         if name not in self._models:

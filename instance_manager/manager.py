@@ -112,6 +112,11 @@ class InstanceManager:
 
     # The set of instances.
 
+    @property
+    def has_place(self) -> bool:
+        """Whether another instance may have a process: there are as many ports as VLLM_MAX_INSTANCES."""
+        return self._dock is not None and len(self._dock.ports.held) < self.config.max_instances
+
     def create(self, spec: InstanceSpec) -> Instance:
         """A new instance in `starting`; its start goes on by itself.
 

@@ -105,17 +105,40 @@ class RoomKeeper:
         return plan, devices
 
     async def overdrawn(self) -> tuple[EvictionStep, ...]:
-        """What is to go because engines turned out to hold more than all may; nothing that is in use."""
+        """Measure; what is to go because engines hold more than all may together. Nothing that is in use."""
         look = await asyncio.to_thread(self._look, self._live())
         self._record(look)
+        try:
+            await asyncio.to_thread(self._measurements.save)
+        except OSError as error:
+            logger.warning("what engines were measured to hold can't be kept: %s", error)
         ours = [sum(held.get(device, 0) for held in look.held.values()) for device in look.budgets]
         if all(size <= budget for size, budget in zip(ours, look.budgets.values(), strict=True)):
             return ()
         residents = [self._resident(one, look) for one in self._live()]
         now = self._clock()
-        nothing = dict.fromkeys(look.budgets, 0)
-        plan = plan_room(nothing, "", now, residents, look.budgets, now, self._config.policy)
+        a_byte = dict.fromkeys(look.budgets, 1)  # of a device where nothing is needed, no debt is settled
+        plan = plan_room(a_byte, "", now, residents, look.budgets, now, self._config.policy)
         return plan.steps if isinstance(plan, Evict) else ()
+
+    def place(self) -> EvictionStep | None:
+        """The instance that is to end so that another may have its port: the idle one used longest ago.
+
+        None where there is a free one, or nobody can be sent away.
+        """
+        if self._manager.has_place:
+            return None
+        long_enough = self._clock() - self._config.policy.min_residency_s
+        idle = [
+            one
+            for one in self._live()
+            if not (one.pinned or one.state.is_pending or one.gate.in_flight or one.gate.queued)
+            and (one.level > 0 or (one.awake_since or 0.0) <= long_enough)
+        ]
+        if not idle:
+            return None
+        victim = min(idle, key=lambda one: one.gate.last_active)
+        return EvictionStep(victim.instance_id, EvictionAction.STOP, must_drain=False)
 
     async def make(self, steps: Sequence[EvictionStep], *, for_whom: str) -> None:
         """Put to sleep or stop, in this order, each once its leases have ended; then plan again."""
@@ -146,15 +169,6 @@ class RoomKeeper:
             if held:
                 target = gpu.free_bytes + int(held * _FREED_PART)
                 await wait_until_freed(gpu.uuid, target, _FREED_CAP_S, self._driver)
-
-    async def sample(self) -> None:
-        """Look at what each instance holds, and remember the peaks."""
-        look = await asyncio.to_thread(self._look, self._live())
-        self._record(look)
-        try:
-            await asyncio.to_thread(self._measurements.save)
-        except OSError as error:
-            logger.warning("what engines were measured to hold can't be kept: %s", error)
 
     def _live(self) -> list[Instance]:
         return self._manager.list()

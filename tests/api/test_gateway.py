@@ -211,6 +211,16 @@ def test_three_models_share_memory_for_two(tmp_path: Path) -> None:
             time.sleep(0.1)
 
 
+def test_the_model_used_longest_ago_makes_place_where_there_are_no_ports_left(tmp_path: Path) -> None:
+    models = {name: {"command": command()} for name in ("a", "b", "c")}
+    settings = {"VLLM_MAX_INSTANCES": "2", "MIN_RESIDENCY": "0"}
+    with berth_with(tmp_path, models, **settings) as berth, client_of(berth) as client:
+        for name in "abca":
+            assert ask(client, name).status_code == 200
+        live = [record["profile"] for record in client.get("/instances").json()["data"]]
+        assert sorted(live) == ["a", "c"]
+
+
 def test_what_can_never_fit_is_refused_with_what_holds_the_memory(tmp_path: Path) -> None:
     models = {
         "big": {"command": command("--ballast-mb", "700"), "pinned": True},
