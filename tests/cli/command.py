@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from tests.berth_process import ROOT
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 40.0
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07)")
 CTRL_C, CTRL_D = "\x03", "\x04"
 
@@ -59,16 +59,18 @@ class Terminal:
         )
         os.close(slave)
         self.raw = ""
+        self._seen = 0  # how much of the screen was expected
 
     @property
     def screen(self) -> str:
         return _ESCAPES.sub("", self.raw).replace("\r", "")
 
-    def expect(self, text: str, *, times: int = 1) -> None:
-        """Read until the text stands there so many times."""
+    def expect(self, text: str) -> None:
+        """Read until the text has come, after what was expected before."""
         deadline = time.monotonic() + TIMEOUT_S
-        while self.screen.count(text) < times:
+        while (found := self.screen.find(text, self._seen)) < 0:
             assert self._read(deadline), f"{text!r} did not come; what did:\n{self.screen}"
+        self._seen = found + len(text)
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())

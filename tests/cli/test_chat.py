@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-from tests.berth_process import BerthProcess
 from tests.cli.command import CTRL_C, CTRL_D, berth, terminal
 from tests.cli.talking_engine import BREAK, FOREVER
 
@@ -47,47 +46,57 @@ def test_an_unknown_model_is_told_with_the_next_step(url: str) -> None:
 
 def test_a_chat(url: str) -> None:
     with terminal(url, "run", "talker") as chat:
-        chat.expect(">>> ")
+        chat.expect(">>> ")  # before it, a key would reach no editor
         chat.type("one\r")
         chat.expect("[one] after 0, system=None, temperature=None")
         assert "\x1b[2mHm." in chat.raw  # dim
-        assert "\ufffd[31mesc" in chat.screen  # an answer can't steer the terminal
-        chat.expect(">>> ", times=2)
+        chat.expect("\ufffd[31mesc")  # an answer can't steer the terminal
+        chat.expect(">>> ")
         chat.type("/set temperature 0.2\r")
         chat.expect("temperature=0.2")
+        chat.expect(">>> ")
         chat.type("/system Be kind\r")
-        chat.type('"""two\rlines"""\r')
+        chat.expect("so be it")
+        chat.expect(">>> ")
+        chat.type('"""two\r')
+        chat.expect("... ")
+        chat.type('lines"""\r')
         chat.expect("[two\nlines] after 2, system=Be kind, temperature=0.2")
+        chat.expect(">>> ")
         chat.type("/clear\r")
         chat.expect("forgotten")
+        chat.expect(">>> ")
         chat.type("/nonsense\r")
         chat.expect("/nonsense is no command")
+        chat.expect(">>> ")
         chat.type(f"{BREAK}\r")
         chat.expect("berth: the engine is broken")
+        chat.expect(">>> ")
         chat.type("three\r")
         chat.expect("[three] after 0, system=Be kind")
+        chat.expect(">>> ")
         chat.type(CTRL_D)
         assert chat.wait() == 0
 
 
-def test_ctrl_c_stops_an_answer_and_no_more(server: BerthProcess) -> None:
-    with terminal(server.url, "run", "talker", NO_COLOR="1") as chat:
+def test_ctrl_c_stops_an_answer_and_no_more(url: str) -> None:
+    with terminal(url, "run", "talker", NO_COLOR="1") as chat:
         chat.expect(">>> ")
         chat.type(f"{FOREVER}\r")
-        chat.expect("more more more")
-        assert "(thinking)\nHm.\n(answer)" in chat.screen
+        chat.expect("(thinking)\nHm.\n(answer)\nmore more more")
         assert not re.search(r"\x1b\[3\dm|\x1b\[2mHm", chat.raw)
         chat.type(CTRL_C)
         chat.expect("(stopped)")
-        chat.expect(">>> ", times=2)
+        chat.expect(">>> ")
         chat.type("and now\r")
         chat.expect("[and now] after 2")  # what came of the answer is kept
-        chat.expect(">>> ", times=3)
+        chat.expect(">>> ")
         chat.type(CTRL_C)
         chat.expect("Ctrl-D or /exit leaves")
+        chat.expect(">>> ")
         chat.type("/exit\r")
         assert chat.wait() == 0
-    with terminal(server.url, "logs", "talker", "-f") as logs:
+    with terminal(url, "logs", "talker", "-f") as logs:
         logs.expect("the client has left")  # the engine was told
         logs.type(CTRL_C)
         assert logs.wait() == 130
