@@ -1,0 +1,230 @@
+"""All commands but `run`, without a terminal: what they print, and how they end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
+from tests.cli.command import berth, environment
+from tests.fake_hub import FakeHub, Refusal
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def answer(url: str, *args: str) -> Any:
+    """What a command says in JSON, when all is well."""
+    ran = berth(url, *args, "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_the_life_of_a_model(url: str) -> None:
+    started = berth(url, "start", "team/quiet")
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.startswith("model team/quiet is running")
+    assert answer(url, "show", "team/quiet")["status"] == "running"
+
+    header, *rows = berth(url, "ps").stdout.splitlines()
+    assert header.split()[:5] == ["NAME", "MODEL", "STATUS", "PORT", "PID"]
+    [replica] = answer(url, "show", "team/quiet")["replicas"]
+    [row] = [row for row in rows if row.startswith(replica)]
+    assert "running" in row
+
+    assert "listening on" in berth(url, "logs", "team/quiet").stdout
+    assert answer(url, "logs", replica, "--tail", "1")["lines"][-1].startswith("listening on")
+    assert f"instance {replica} is stopped" in berth(url, "stop", replica).stdout
+    assert replica not in berth(url, "ps").stdout
+    assert replica in berth(url, "ps", "--all").stdout
+    assert answer(url, "restart", "team/quiet")["status"] == "running"
+    assert answer(url, "stop", "team/quiet", "--force")["status"] == "stopped"
+
+    assert "--yes" in berth(url, "rm", replica).stderr  # nobody can be asked
+    assert answer(url, "rm", replica, "--yes") == {"object": "instance", "name": replica, "deleted": True}
+    assert berth(url, "show", replica).returncode == 4
+
+
+def test_the_models_are_listed(url: str) -> None:
+    header, *rows = berth(url, "list").stdout.splitlines()
+    assert header.split()[:3] == ["NAME", "STATUS", "SIZE"]
+    assert {"talker", "team/quiet", "broken"} <= {row.split()[0] for row in rows}
+    assert "chatty" in next(row for row in rows if row.startswith("talker"))
+    listed = answer(url, "list")
+    assert listed["object"] == "list"
+
+
+def test_what_is_assigned_stands_in_the_file(url: str, catalog: Path) -> None:
+    args = ("--timeout", "90", "--pin", "--param", "max_num_seqs=4")
+    assert "model team/quiet is changed" in berth(url, "assign", "team/quiet", *args).stdout
+    text = catalog.read_text()
+    assert "# the catalog of the tests" in text
+    assert "max_num_seqs: 4" in text
+    record = answer(url, "show", "team/quiet")
+    assert (record["timeout"], record["pinned"], record["params"]) == (90, True, {"max_num_seqs": 4})
+    assert answer(url, "assign", "team/quiet", "--no-pin")["pinned"] is False
+    assert berth(url, "assign", "team/quiet").returncode == 2
+    assert berth(url, "assign", "team/quiet", "--param", "x").returncode == 2
+
+
+def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
+    before = catalog.read_text()
+    catalog.write_text(before + "  fresh:\n    engine: command\n    command: [cat]\n")
+    answer(url, "reload")
+    assert answer(url, "show", "fresh")["status"] == "stopped"
+    catalog.write_text(before + "  fresh: 7\n")
+    wrong = berth(url, "reload")
+    catalog.write_text(before)
+    assert wrong.returncode == 1
+    assert "fresh" in wrong.stderr
+    answer(url, "reload")
+    assert berth(url, "show", "fresh").returncode == 4
+
+
+def test_a_start_that_fails_says_why_and_what_to_do(url: str) -> None:
+    ran = berth(url, "start", "broken")
+    assert ran.returncode == 1
+    assert len(ran.stderr.splitlines()) == 1
+    assert "no such thing" in ran.stderr
+    assert "berth logs NAME" in ran.stderr
+    assert "no such thing" in berth(url, "logs", "broken").stdout
+    envelope = json.loads(berth(url, "--json", "start", "broken").stdout)
+    assert envelope["error"]["code"]
+
+
+def test_a_model_that_never_ran_has_no_log(url: str, catalog: Path) -> None:
+    ran = berth(url, "logs", "berth-demo")
+    assert (ran.returncode, "berth start berth-demo" in ran.stderr) == (4, True)
+
+
+def test_berth_tells_of_itself(url: str) -> None:
+    info = answer(url, "info")
+    assert info["url"] == url
+    assert info["version"] in berth(url, "info").stdout
+
+
+def test_a_download_and_its_end(url: str, hub: FakeHub) -> None:
+    ran = berth(url, "pull", "berth/demo")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("berth/demo: ")
+    lines = [json.loads(line) for line in berth(url, "pull", "berth/demo", "--json").stdout.splitlines()]
+    assert lines[0] == {"status": "resolving"}
+    assert lines[-1]["status"] == "success"
+    assert answer(url, "rm", "berth/demo", "-y")["deleted"] is True
+    assert berth(url, "rm", "berth/demo", "-y").returncode == 4
+
+
+def test_what_the_hub_refuses_is_told(url: str, hub: FakeHub) -> None:
+    hub.refusal = Refusal(404, "RepoNotFound")
+    try:
+        ran = berth(url, "pull", "no/such")
+        error = json.loads(berth(url, "pull", "no/such", "--json").stdout.splitlines()[-1])
+    finally:
+        hub.refusal = None
+    assert ran.returncode == 4
+    assert ran.stderr.splitlines()[-1].startswith("berth: there is no model 'no/such'")
+    assert error["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("command", [("ps",), ("show", "x"), ("run", "x", "Hello"), ("pull", "x/y")])
+def test_where_nothing_answers(command: tuple[str, ...]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    ran = berth(url, *command)
+    assert ran.returncode == 3
+    assert len(ran.stderr.splitlines()) == 1
+    assert url in ran.stderr
+    assert "berth serve" in ran.stderr
+    assert json.loads(berth(url, *command, "--json").stdout)["error"]["type"] == "unreachable_error"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("sotp", "x"), "Did you mean"),
+        (("ps", "--jsn"), "--jsn"),
+        (("stop",), "NAME"),
+        (("sleep", "x", "--level", "3"), "--level"),
+        (("ps", "--url", "ftp://x"), "ftp://x"),
+        (("show", ""), "empty"),
+        (("run", "x", "--json"), "prompt"),
+    ],
+)
+def test_wrong_use(url: str, args: tuple[str, ...], says: str) -> None:
+    ran = berth(url, *args, stdin="")
+    assert ran.returncode == 2
+    assert says in ran.stderr + ran.stdout
+    assert "Traceback" not in ran.stderr
+
+
+def test_options_may_stand_before_the_command_or_after_it(server: BerthProcess) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert berth(nowhere, "--url", server.url, "info").returncode == 0
+    assert berth(nowhere, "info", "--url", f"127.0.0.1:{server.port}").returncode == 0
+    assert berth(server.url, "info", "--url", nowhere).returncode == 3
+
+
+def test_keys(tmp_path: Path) -> None:
+    with running_berth(tmp_path, API_KEYS="some", ADMIN_API_KEYS="all") as server:
+        none = berth(server.url, "ps")
+        assert (none.returncode, "BERTH_API_KEY" in none.stderr) == (5, True)
+        less = berth(server.url, "ps", "--api-key", "some")
+        assert (less.returncode, "BERTH_API_KEY" in less.stderr) == (5, True)
+        assert berth(server.url, "ps", env={"BERTH_API_KEY": "all"}).returncode == 0
+
+
+def test_serve_is_the_server(tmp_path: Path) -> None:
+    """With the address given; ended as the server is."""
+    port, log = free_port(), tmp_path / "berth.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [str(ROOT / "cli" / "berth"), "serve", "--host", "127.0.0.1", "--port", str(port), "--json"],
+            env=environment("", LOG_DIR=str(tmp_path), MODELS_FILE=str(tmp_path / "models.yaml")),
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        until = time.monotonic() + 60
+        while (ran := berth(f"127.0.0.1:{port}", "info")).returncode == 3:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+        assert ran.returncode == 0, ran.stderr
+    finally:
+        process.terminate()
+        status = process.wait(60)
+    assert status == 0
+    assert f"127.0.0.1:{port}" in json.dumps(json.loads(log.read_text().splitlines()[0]))
+
+
+def test_names_complete(server: BerthProcess) -> None:
+    def completed(words: str, url: str = server.url) -> list[str]:
+        env = {
+            "_BERTH_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        ran = berth(url, env=env)
+        assert ran.stderr == ""
+        return ran.stdout.split()
+
+    assert completed("berth run tal") == ["talker"]
+    assert completed("berth stop team") == ["team/quiet"]
+    assert completed("berth stop t", f"http://127.0.0.1:{free_port()}") == []
+    assert "serve" in completed("berth se")
+
+
+def test_nothing_heavy_is_loaded_for_help() -> None:
+    probe = """
+import sys; sys.argv = ["berth", "--help"]
+from cli.__main__ import main
+status = main()
+heavy = {"httpx", "rich.console", "pydantic", "fastapi", "torch"} & set(sys.modules)
+sys.exit(f"help loads {heavy}" if heavy else status)
+"""
+    ran = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "Exit status:" in ran.stdout
