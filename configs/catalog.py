@@ -7,43 +7,58 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
 
-_T = TypeVar("_T", bound=BaseModel)
-
 _SECTIONS = ("defaults", "models")
-_MERGED = ("env", "filters", "set_params")  # mappings that `defaults:` and a model share
-_NOTHING = object()
+_MERGED_BY_KEY = frozenset({"params", "env", "set_params"})
+_NO_VALUE = object()
+_MESSAGES = {
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "is_instance_of": "must be text",
+    "string_type": "must be text; put it into quotes",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
+
+_Kind = TypeVar("_Kind", bound=ModelDefaults)
 
 
 class CatalogError(Exception):
     """The catalog is wrong; the message is one line: file and line, key, value, and what is allowed."""
 
     def __init__(
-        self, path: Path, problem: str, *, line: int | None = None, keys: KeyPath = (), value: Any = _NOTHING
+        self,
+        path: Path,
+        problem: str,
+        *,
+        line: int | None = None,
+        keys: KeyPath = (),
+        value: Any = _NO_VALUE,
     ) -> None:
         self.path = path
-        self.line = line
-        self.keys = keys
         self.problem = problem
+        self.line = line  # from 1; None: about the file as a whole
+        self.keys = keys
         self.value = value
-        place = f"{path}:{line}" if line else f"{path}"
+        place = str(path) if line is None else f"{path}:{line}"
         key = ".".join(map(str, keys))
-        shown = "" if value is _NOTHING else f"={_SHORT.repr(value)}"
+        shown = "" if value is _NO_VALUE else f"={reprlib.repr(value)}"
         super().__init__(f"{place}: {key}{shown}: {problem}" if key else f"{place}: {problem}")
 
     def without_line(self) -> CatalogError:
-        """The same about a text that is in no file."""
+        """The same, about a text that stands in no file."""
         return CatalogError(self.path, self.problem, keys=self.keys, value=self.value)
 
 
@@ -52,8 +67,8 @@ class Catalog:
     """Every model of one models.yaml."""
 
     models: Mapping[str, ModelEntry] = field(default_factory=lambda: MappingProxyType({}))
-    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    folder: Path = Path()  # the file's; paths in it begin there
+    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # as written
+    folder: Path = Path()  # where the file lies, absolute
 
     def resolve(self, name: str) -> str | None:
         """The name of the model that `name` is, or is an alias of; None: not in the catalog."""
@@ -62,104 +77,8 @@ class Catalog:
         return next((model for model, entry in self.models.items() if name in entry.aliases), None)
 
     def found_entry(self, path: Path) -> ModelEntry:
-        """What `defaults:` makes of a model that was found on disk and is not in the file."""
+        """What `defaults:` makes of a model that was found on disk and isn't in the file."""
         return ModelEntry.model_validate({**self.defaults, "path": str(path)}).located("", self.folder)
-
-
-def load_catalog(path: Path) -> Catalog:
-    """Read and check models.yaml. Raises CatalogError for the first mistake."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        return Catalog(folder=_folder(path))
-    except OSError as error:
-        raise CatalogError(path, f"can't be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise CatalogError(path, f"byte {error.object[error.start]:#04x} is no UTF-8", line=line) from None
-    return parse_catalog(text, path)
-
-
-def parse_catalog(text: str, path: Path) -> Catalog:
-    """The catalog that `text` would be in the file `path`. Raises CatalogError."""
-    try:
-        document = read_yaml(text)
-    except YamlMistake as error:
-        raise CatalogError(path, error.problem, line=error.line, keys=error.keys) from None
-    return _Reader(path, document).catalog()
-
-
-class _Reader:
-    """One pass over one document; knows where things stand when something is wrong."""
-
-    def __init__(self, path: Path, document: YamlDocument) -> None:
-        self._path = path
-        self._document = document
-
-    def catalog(self) -> Catalog:
-        data = self._mapping(self._document.data, ())
-        for key in data:
-            if key not in _SECTIONS:
-                raise self._error(
-                    (key,), f"unknown key; {_hint(key, _SECTIONS)}, and models stand in `models`"
-                )
-        defaults = self._mapping(data.get("defaults"), ("defaults",))
-        defaults = {key: value for key, value in defaults.items() if value is not None}
-        self._validate(ModelDefaults, defaults, ("defaults",))
-        models = {
-            name: self._entry(name, raw, defaults)
-            for name, raw in self._mapping(data.get("models"), ("models",)).items()
-        }
-        self._check_aliases(models)
-        return Catalog(MappingProxyType(models), MappingProxyType(defaults), _folder(self._path))
-
-    def _entry(self, name: str, raw: Any, defaults: Mapping[str, Any]) -> ModelEntry:
-        keys = ("models", name)
-        if not name.isprintable() or name != name.strip() or {"", ".", ".."} & set(name.split("/")):
-            raise self._error(
-                keys, "a name is printable text without space around it; between its '/' is more than dots"
-            )
-        merged = merge_defaults(defaults, self._mapping(raw, keys))
-        return self._validate(ModelEntry, merged, keys).located(name, _folder(self._path))
-
-    def _validate(self, kind: type[_T], data: Mapping[str, Any], keys: KeyPath) -> _T:
-        try:
-            return kind.model_validate(data)
-        except ValidationError as error:
-            raise self._explained(error.errors()[0], kind, keys) from None
-
-    def _explained(self, error: ErrorDetails, kind: type[BaseModel], keys: KeyPath) -> CatalogError:
-        """The first mistake, at the key it is about; what is wrong in a value's inside is told at its key."""
-        where = (*keys, *error["loc"])
-        if error["type"] == "extra_forbidden":
-            known = Filters if error["loc"][:1] == ("filters",) else kind
-            return self._error(where, f"unknown key; {_hint(str(where[-1]), list(known.model_fields))}")
-        problem = str(error["msg"]).removeprefix("Value error, ")
-        is_whole = error["type"] == "value_error" and not error["loc"]
-        return self._error(where, problem, _NOTHING if is_whole else error["input"])
-
-    def _check_aliases(self, models: Mapping[str, ModelEntry]) -> None:
-        taken = {name: name for name in models}
-        for name, entry in models.items():
-            for alias in entry.aliases:
-                if taken.setdefault(alias, name) != name or alias == name:
-                    raise self._error(
-                        ("models", name, "aliases"), f"{alias!r} is a name of {taken[alias]!r} already", alias
-                    )
-
-    def _mapping(self, value: Any, keys: KeyPath) -> dict[str, Any]:
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self._error(keys, "must be a mapping of keys to values", value)
-        for key in value:
-            if not isinstance(key, str):
-                raise self._error((*keys, key), "keys are text; put it in quotes", key)
-        return value
-
-    def _error(self, keys: KeyPath, problem: str, value: Any = _NOTHING) -> CatalogError:
-        line = self._document.find(keys)[1]
-        return CatalogError(self._path, problem, line=line, keys=keys, value=value)
 
 
 class CatalogFile:
@@ -177,29 +96,13 @@ class CatalogFile:
         Raises CatalogError for a mistake, once for each change of the file; `current` stays as it was then.
         """
         stamp = _stamp(self.path)
-        return None if stamp == self._seen else self.reload()
-
-    def reload(self) -> frozenset[str]:
-        """Read it whether it has changed or not; the names that have. Raises CatalogError."""
-        self._seen = _stamp(self.path)
+        if stamp == self._seen:
+            return None
+        self._seen = stamp  # as it was before reading: what changes while we read is seen next time
         new, old = load_catalog(self.path), self.current
         self.current = new
         names = new.models.keys() | old.models.keys()
         return frozenset(name for name in names if new.models.get(name) != old.models.get(name))
-
-
-def merge_defaults(defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry over the defaults; mappings that both have are merged, an explicit null takes away."""
-    merged = dict(defaults)
-    for key, value in entry.items():
-        below = merged.get(key)
-        if key in _MERGED and isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge_defaults(below, value)
-        elif value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = value
-    return merged
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -210,14 +113,167 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _hint(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
+def load_catalog(path: Path) -> Catalog:
+    """Read and check models.yaml. Raises CatalogError for the first mistake."""
+    text = read_text(path)
+    return Catalog(folder=folder_of(path)) if text is None else parse_catalog(text, path)
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text, line ends as they are; None: there is no such file. Raises CatalogError."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CatalogError(path, f"can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise CatalogError(path, f"byte {error.object[error.start]:#04x} is no UTF-8", line=line) from None
+
+
+def folder_of(path: Path) -> Path:
+    """Where the relative paths in the file begin."""
+    return path.expanduser().absolute().parent
+
+
+def parse_catalog(text: str, path: Path) -> Catalog:
+    """The catalog that `text` would be in the file `path`. Raises CatalogError."""
+    try:
+        document = read_yaml(text)
+    except YamlMistake as error:
+        raise CatalogError(path, error.problem, line=error.line, keys=error.keys) from None
+    return _Reader(path, document).catalog()
+
+
+def merge_defaults(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's fields over the defaults, as written; null takes a default away.
+
+    `params`, `env` and `filters` are merged key by key, everything else is replaced. A null in `params` or
+    `set_params` stays: there it means something to the engine.
+    """
+    merged = dict(defaults)
+    for key, value in own.items():
+        inherited = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        elif not (isinstance(value, Mapping) and isinstance(inherited, Mapping)):
+            merged[key] = value
+        elif key in _MERGED_BY_KEY:
+            merged[key] = {**inherited, **value}
+        else:
+            merged[key] = merge_defaults(inherited, value) if key == "filters" else value
+    if isinstance(env := merged.get("env"), Mapping):
+        merged["env"] = {name: value for name, value in env.items() if value is not None}
+    return merged
+
+
+class _Reader:
+    """Checks one document; knows where things stand in it when something is wrong."""
+
+    def __init__(self, path: Path, document: YamlDocument) -> None:
+        self._path = path
+        self._folder = folder_of(path)
+        self._document = document
+
+    def catalog(self) -> Catalog:
+        data = self._mapping(self._document.data, ())
+        for key in data:
+            if key not in _SECTIONS:
+                raise self._error(
+                    (key,), f"unknown key; {_hint(key, _SECTIONS)}; models stand below `models`"
+                )
+        written = self._mapping(data.get("defaults"), ("defaults",))
+        defaults = merge_defaults({}, written)
+        self._validated(ModelDefaults, defaults, ("defaults",))
+        models = {
+            name: self._entry(name, fields, defaults)
+            for name, fields in self._mapping(data.get("models"), ("models",)).items()
+        }
+        self._check_aliases(models)
+        return Catalog(MappingProxyType(models), MappingProxyType(defaults), self._folder)
+
+    def _entry(self, name: str, fields: Any, defaults: Mapping[str, Any]) -> ModelEntry:
+        keys = ("models", name)
+        if not is_model_name(name):
+            raise self._error(
+                keys,
+                "a name is printable text without space around it; between its '/' is more than dots",
+            )
+        merged = merge_defaults(defaults, self._mapping(fields, keys))
+        return self._validated(ModelEntry, merged, keys).located(name, self._folder)
+
+    def _validated(self, kind: type[_Kind], fields: Mapping[str, Any], keys: KeyPath) -> _Kind:
+        try:
+            return kind.model_validate(fields)
+        except ValidationError as error:
+            details = error.errors(include_url=False)[0]
+        loc = tuple(details["loc"])
+        at, _ = self._document.find((*keys, *loc))
+        if len(at) <= len(keys) and loc:
+            inherited, _ = self._document.find(("defaults", *loc))
+            at = inherited if len(inherited) > 1 else (*keys, loc[0])
+        raise self._error(at, _problem(details), _shown_value(details))
+
+    def _check_aliases(self, models: Mapping[str, ModelEntry]) -> None:
+        owners = {name: name for name in models}
+        for name, entry in models.items():
+            for index, alias in enumerate(entry.aliases):
+                keys = ("models", name, "aliases", index)
+                if not is_model_name(alias):
+                    raise self._error(keys, "an alias is a name, as models have", alias)
+                owner = owners.setdefault(alias, name)
+                if alias in models or owner != name or alias in entry.aliases[:index]:
+                    raise self._error(keys, f"is a name of {owner!r} already; choose another", alias)
+
+    def _mapping(self, value: Any, keys: KeyPath) -> Mapping[str, Any]:
+        """The mapping at `keys`; nothing is an empty one."""
+        if isinstance(value, Mapping):
+            return value
+        if value is None:
+            return {}
+        raise self._error(keys, "must be a mapping, as `key: value`", value)
+
+    def _error(self, keys: KeyPath, problem: str, value: Any = _NO_VALUE) -> CatalogError:
+        _, line = self._document.find(keys)
+        return CatalogError(self._path, problem, line=line, keys=keys, value=value)
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a name can stand in a URL's path as it is, with its slashes."""
+    parts = name.split("/")
+    return name.isprintable() and name == name.strip() and not {"", ".", ".."} & set(parts)
+
+
+def _problem(details: ErrorDetails) -> str:
+    """What is wrong and what is allowed, in our words."""
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        fields = Filters.model_fields if details["loc"][0] == "filters" else ModelEntry.model_fields
+        return f"unknown key; {_hint(str(details['loc'][-1]), fields)}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        close = difflib.get_close_matches(str(details["input"]), _quoted(context["expected"]), n=1)
+        return f"must be {context['expected']}" + (f"; did you mean {close[0]}?" if close else "")
+    return _MESSAGES.get(kind) or details["msg"].replace("Input should be", "must be").replace(
+        "String should", "must"
+    )
+
+
+def _quoted(expected: str) -> list[str]:
+    return expected.split("'")[1::2]
+
+
+def _hint(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    key = key.replace("-", "_").lower()
+    close = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.startswith(key)]
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
 
 
-def _folder(path: Path) -> Path:
-    return path.absolute().parent
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
+def _shown_value(details: ErrorDetails) -> Any:
+    """The value, unless it is long, the key's absence, or may be a secret."""
+    value = details["input"]
+    hidden = isinstance(value, Mapping | list | tuple) or details["loc"][:1] == ("env",)
+    return _NO_VALUE if hidden or details["type"] == "extra_forbidden" else value

@@ -3,88 +3,95 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import fcntl
+import json
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
+from configs.catalog import CatalogError, parse_catalog, read_text
+from configs.yaml_document import YamlMistake, read_yaml
+from configs.yaml_edit import rewrite
 
-from configs.catalog import CatalogError, parse_catalog
+NEW_FILE = "# yaml-language-server: $schema=models.schema.json\n"
 
 
 def edit_model(path: Path, name: str, changes: Mapping[str, Any]) -> None:
-    """Change a model's entry, or add it; None takes a key out. The file changes at one stroke.
+    """Change fields of a model's entry, or add the model; None takes a field out. Blocks for milliseconds.
 
-    Raises CatalogError where the file can't be read or written, or would not be valid: then it is as before.
+    A field's new value takes the whole of the old one's place; comments beside what stays are kept. The file
+    changes at one stroke, and edits by several callers come one after the other.
+
+    Raises CatalogError where the file can't be read or written, or wouldn't be valid: then it is as before.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        text = ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise CatalogError(path, f"can't be read: {error}") from None
-    if text:
-        parse_catalog(text, path)  # what is wrong already is told with its line
-    edited = _edited(text, name, changes)
-    try:
-        parse_catalog(edited, path)
-    except CatalogError as error:
-        raise error.without_line() from None
-    try:
-        _replace(path, edited)
+        with _exclusively(path):
+            text = read_text(path)
+            edited = edit_text(NEW_FILE if text is None else text, path, name, changes)
+            if edited != text:
+                _put(path.resolve(), edited)  # a link stays one
     except OSError as error:
         raise CatalogError(path, f"can't be written: {error.strerror or error}") from None
 
 
-def _edited(text: str, name: str, changes: Mapping[str, Any]) -> str:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1 << 16
+def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> str:
+    """What `edit_model` makes of the file's text. Raises CatalogError."""
+    parse_catalog(text, path)  # what is wrong already is told with its line
+    keys = ("models", name)
     try:
-        document = yaml.load(text)
-    except YAMLError as error:  # parsed once already, by the other reader
-        raise CatalogError(Path(), f"can't be edited: {error}") from None
-    if document is None:  # nothing but comments
-        body = io.StringIO()
-        yaml.dump({"models": {name: _kept(changes)}}, body)
-        return f"{text.rstrip()}\n\n{body.getvalue()}".lstrip("\n") if text.strip() else body.getvalue()
-    models = document.get("models")
-    if models is None:
-        models = document["models"] = CommentedMap()
-    entry = models.get(name)
-    if entry is None:
-        models[name] = _kept(changes)
-    else:
-        for key, value in changes.items():
-            if value is None:
-                entry.pop(key, None)
-            else:
-                entry[key] = value
-    out = io.StringIO()
-    yaml.dump(document, out)
-    return out.getvalue()
+        fields = json.loads(json.dumps(dict(changes), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CatalogError(path, f"no file can hold these changes: {error}", keys=keys) from None
+    wanted = dict(read_yaml(text).data or {})
+    wanted["models"] = models = dict(wanted.get("models") or {})
+    entry = dict(models.get(name) or {}) | fields
+    models[name] = {key: value for key, value in entry.items() if key not in fields or value is not None}
+    try:
+        edited = rewrite(text, wanted)
+    except YamlMistake as error:
+        raise CatalogError(path, error.problem, keys=keys) from None
+    try:
+        parse_catalog(edited, path)
+    except CatalogError as error:
+        raise error.without_line() from None
+    return edited
 
 
-def _kept(changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in changes.items() if value is not None}
-
-
-def _replace(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def _exclusively(path: Path) -> Iterator[None]:
+    """One editor at a time, threads and processes alike: the folder is locked, for the file is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.resolve()  # a link stays one
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    folder = os.open(path.resolve().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _put(target: Path, text: str) -> None:
+    """Replace a file's content: after a crash it is the old or the new one. Mode and owner are kept."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
             with contextlib.suppress(FileNotFoundError):
-                os.chmod(file.name, target.stat().st_mode)
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+                before = target.stat()
+                with contextlib.suppress(PermissionError):  # only root may give files away
+                    os.fchown(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink()
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

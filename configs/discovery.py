@@ -1,14 +1,21 @@
-"""Models that lie on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, not contents."""
+"""Models that lie on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, not contents.
+
+Only whole models are found: each shard that the others' names tell of is there, and no link leads nowhere.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_WEIGHTS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+_WEIGHTS = (".safetensors", ".bin")
+_NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin"})  # what training leaves
+_SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.\w+)")
+_COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +24,18 @@ class FoundModel:
 
     name: str
     path: Path
-    size_bytes: int  # of its files
-    modified: float  # seconds since the epoch
+    size_bytes: int  # of the files in it
+    modified: float  # when the youngest of them was written, in seconds since the epoch
 
 
 def discover_models(model_dirs: Sequence[Path], hf_home: Path | None) -> list[FoundModel]:
-    """All of them, the first of each name; what can't be read is passed over. Blocks for milliseconds."""
+    """All of them, the first of each name; what can't be read is passed over. Blocks for milliseconds.
+
+    Without `hf_home` the hub's cache is where engines, too, look for it.
+    """
     found: dict[str, FoundModel] = {}
     for root in model_dirs:
-        for model in _in_folder(root.expanduser()):
+        for model in _in_folder(os.path.realpath(root.expanduser())):
             found.setdefault(model.name, model)
     home = hf_home or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     for model in _in_hub_cache(Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()):
@@ -33,54 +43,97 @@ def discover_models(model_dirs: Sequence[Path], hf_home: Path | None) -> list[Fo
     return list(found.values())
 
 
-def _in_folder(root: Path) -> Iterator[FoundModel]:
+def _in_folder(root: str) -> Iterator[FoundModel]:
     """`model` or `owner/model`."""
-    for first in _folders(root):
-        if (model := _model(first.name, first, root)) is not None:
+    for first, path in _folders(root, root):
+        files, below = _look(path, root)
+        if (model := _model(first, path, files)) is not None:
             yield model
             continue
-        for second in _folders(first):
-            if (model := _model(f"{first.name}/{second.name}", second, root)) is not None:
+        for second in below:
+            files, _ = _look(f"{path}/{second}", root)
+            if (model := _model(f"{first}/{second}", f"{path}/{second}", files)) is not None:
                 yield model
 
 
 def _in_hub_cache(cache: Path) -> Iterator[FoundModel]:
     """`models--owner--name`, each at the commit that its main branch points to."""
-    for folder in _folders(cache):
-        kind, _, name = folder.name.partition("--")
+    root = os.path.realpath(cache)
+    for folder, path in _folders(root, root):
+        kind, _, name = folder.partition("--")
         if kind != "models" or not name:
             continue
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-            if "/" in commit or commit in ("", ".", ".."):
-                continue
-            if model := _model(name.replace("--", "/"), folder / "snapshots" / commit, folder):
-                yield model
+        try:
+            with open(f"{path}/refs/main", encoding="utf-8") as ref:
+                commit = ref.read(100).strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if not _COMMIT.fullmatch(commit):
+            continue
+        files, _ = _look(f"{path}/snapshots/{commit}", os.path.realpath(path))
+        if None in files.values():
+            continue  # a link whose file is gone: not whole
+        if (model := _model(name.replace("--", "/"), f"{path}/snapshots/{commit}", files)) is not None:
+            yield model
 
 
-def _folders(root: Path) -> list[Path]:
+def _folders(path: str, root: str) -> list[tuple[str, str]]:
+    """Names and paths of the folders in a folder, in order."""
+    return [(name, f"{path}/{name}") for name in _look(path, root)[1]]
+
+
+def _look(path: str, root: str) -> tuple[Mapping[str, os.stat_result | None], Sequence[str]]:
+    """A folder's files (None: a link to nothing or out of `root`), and the names of the folders in it.
+
+    Hidden ones, and those whose names no request could hold, are left out.
+    """
+    files: dict[str, os.stat_result | None] = {}
+    folders = []
     try:
-        with os.scandir(root) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.name.isprintable():
+                    continue
+                found = _stat_inside(entry, root)
+                if found is not None and stat.S_ISDIR(found.st_mode):
+                    folders.append(entry.name)
+                else:
+                    files[entry.name] = found
     except OSError:
-        return []
-    return [root / name for name in sorted(names)]
+        return {}, []
+    return files, sorted(folders)
 
 
-def _model(name: str, folder: Path, root: Path) -> FoundModel | None:
-    """None where it is none, where a file is missing (a broken link), or where it leads out of `root`."""
+def _stat_inside(entry: os.DirEntry[str], root: str) -> os.stat_result | None:
+    """What an entry is, where it doesn't lead out of `root`."""
     try:
-        inside = root.resolve()
-        if not folder.resolve().is_relative_to(inside):
+        if entry.is_symlink() and not os.path.realpath(entry.path).startswith(f"{root.rstrip('/')}/"):
             return None
-        files = {entry.name: entry.stat() for entry in os.scandir(folder) if not entry.is_dir()}
+        return entry.stat()
     except OSError:
         return None
-    if "config.json" not in files or not any(file.endswith(_WEIGHTS) for file in files):
+
+
+def _model(name: str, path: str, files: Mapping[str, os.stat_result | None]) -> FoundModel | None:
+    """None where it is none, or not all of one."""
+    there = {file: found for file, found in files.items() if found is not None}
+    weights = [file for file in there if file.endswith(_WEIGHTS) and file not in _NO_WEIGHTS]
+    if "config.json" not in there or not weights or not _all_shards(weights):
         return None
     return FoundModel(
         name,
-        folder,
-        sum(stat.st_size for stat in files.values()),
-        max(stat.st_mtime for stat in files.values()),
+        Path(path),
+        sum(found.st_size for found in there.values()),
+        max(found.st_mtime for found in there.values()),
     )
+
+
+def _all_shards(weights: Sequence[str]) -> bool:
+    """Whether one set of weights is whole: a file by itself, or `…-00001-of-00003…` and its fellows."""
+    sets: dict[tuple[str, int, str], set[int]] = {}
+    for file in weights:
+        shard = _SHARD.fullmatch(file)
+        if shard is None:
+            return True
+        sets.setdefault((shard[1], int(shard[3]), shard[4]), set()).add(int(shard[2]))
+    return any(numbers == set(range(1, total + 1)) for (_, total, _), numbers in sets.items())

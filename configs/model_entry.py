@@ -168,14 +168,6 @@ class ModelDefaults(_Strict):
                 raise ValueError(f"{name!r} can't be an environment variable")
         return env
 
-
-class ModelEntry(ModelDefaults):
-    """One model, `defaults:` merged in and paths made absolute."""
-
-    path: FolderPath | None = Field(None, description="The model's folder, as seen from this file's folder")
-    model: Text | None = Field(None, description="A hub id; without `path` and `model`: the entry's own name")
-    aliases: Names = Field((), description="Other names that requests may use")
-
     @model_validator(mode="before")
     @classmethod
     def _imply_engine(cls, data: Any) -> Any:
@@ -184,15 +176,27 @@ class ModelEntry(ModelDefaults):
         return data
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if self.path is not None and self.model is not None:
-            raise ValueError("`path` and `model` both say what to load; keep one")
+    def _check_command(self) -> Self:
         if self.engine == "command" and self.command is None:
             raise ValueError(
                 "`engine: command` needs a `command`, a list such as [llama-server, --port, '{port}']"
             )
         if self.engine != "command" and self.command is not None:
             raise ValueError(f"`command` needs `engine: command`, not {self.engine}")
+        return self
+
+
+class ModelEntry(ModelDefaults):
+    """One model, `defaults:` merged in and paths made absolute."""
+
+    path: FolderPath | None = Field(None, description="The model's folder, as seen from this file's folder")
+    model: Text | None = Field(None, description="A hub id; without `path` and `model`: the entry's own name")
+    aliases: Names = Field((), description="Other names that requests may use")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.path is not None and self.model is not None:
+            raise ValueError("`path` and `model` both say what to load; keep one")
         return self
 
     @property

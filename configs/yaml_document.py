@@ -51,7 +51,7 @@ class YamlDocument:
 
 def read_yaml(text: str) -> YamlDocument:
     """Parse one document. Raises YamlMistake, for a key that stands twice as well."""
-    yaml = YAML(typ="safe", pure=True)
+    yaml = _parser()
     try:
         root = yaml.compose(text)
         if root is None:
@@ -74,8 +74,14 @@ def read_yaml(text: str) -> YamlDocument:
 
 def compose(text: str) -> Node | None:
     """The node tree of a text that `read_yaml` takes, as it stands there: merges not yet carried out."""
-    root: Node | None = YAML(typ="safe", pure=True).compose(text)
+    root: Node | None = _parser().compose(text)
     return root
+
+
+def _parser() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # YAML allows an anchor to be set anew
+    return yaml
 
 
 def _child(node: Node | None, key: str | int) -> tuple[Node, Node] | None:

@@ -1,0 +1,211 @@
+"""Changes in a YAML text that leave the rest of it, comments and all, byte for byte as it was. Pure.
+
+Works on the text by the places of its nodes, one difference at a time, and reads the result after each: what
+comes out says what was wanted, or nothing comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
+
+from configs.yaml_document import YamlMistake, compose, read_yaml
+
+_INDENT = 2
+# Text that means itself without quotes, wherever it stands.
+_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
+_COLON = re.compile(r"\s*:")
+_ALIAS = re.compile(r"\*[^\s,\[\]{}]+")
+_DASH = re.compile(r"(?:\s|#[^\n]*)*-")
+# What may stand beside the key of a block: an anchor, a scalar's indicator, and a comment (kept).
+_BESIDE_BLOCK = re.compile(r"(?:[ \t]+[&!|>]\S*)*([ \t]+#[^\n]*)?")
+_WORDS_WITH_MEANING = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
+
+
+def rewrite(text: str, wanted: Mapping[str, Any]) -> str:
+    """The text, changed in as few places as need be, so that it says `wanted` (JSON's types alone).
+
+    Raises YamlMistake where that can't be done, such as for a key that comes from elsewhere by an alias.
+    """
+    if "\r\n" in text and text.count("\n") == text.count("\r\n"):
+        return rewrite(text.replace("\r\n", "\n"), wanted).replace("\n", "\r\n")
+    for _ in range(1 + _count_differences(read_yaml(text).data or {}, wanted)):
+        data = read_yaml(text).data
+        if same(data or {}, wanted):
+            return text
+        text = _step(text, data, wanted)
+    raise YamlMistake("can't be edited without a change of other parts; please edit the file by hand")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality that tells 1 from 1.0 and from True, as a file does."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def _count_differences(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> int:
+    count = 0
+    for key in have.keys() | wanted.keys():
+        old, new = have.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            count += 1 + _count_differences(old, new)
+        else:
+            count += key not in have or key not in wanted or not same(old, new)
+    return count
+
+
+def _step(text: str, data: Any, wanted: Mapping[str, Any]) -> str:
+    """The text with one difference less."""
+    root = compose(text)
+    if isinstance(root, MappingNode) and root.value:
+        return _step_inside(text, root, data, wanted)
+    if root is None:  # nothing there but comments
+        lines = "".join(_block(key, value, 0) for key, value in wanted.items())
+        return f"{text}\n{lines}" if text and not text.endswith("\n") else text + lines
+    return text[: root.start_mark.index] + _inline(wanted) + text[root.end_mark.index :]
+
+
+def _step_inside(text: str, node: MappingNode, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    places = {key.value: index for index, (key, _) in enumerate(node.value)}
+    for key, value in wanted.items():
+        if key not in have or (key not in places and not same(have[key], value)):
+            return _add(text, node, key, value)
+    key = next(key for key in have if key not in wanted or not same(have[key], wanted[key]))
+    if key not in places:
+        raise YamlMistake(f"{key} comes from another part of the file by `<<`; please edit it by hand")
+    if key not in wanted:
+        return _remove(text, node, places[key])
+    pair, old, new = node.value[places[key]], have[key], wanted[key]
+    inside = isinstance(old, Mapping) and isinstance(new, Mapping) and old and not _is_alias(*pair)
+    if inside and (new or _is_block(pair[1])):
+        return _step_inside(text, pair[1], old, new)
+    return _replace(text, node, pair, new)
+
+
+def _add(text: str, node: MappingNode, key: str, value: Any) -> str:
+    """A pair after the last one."""
+    end = _pair_end(text, *node.value[-1])
+    if node.flow_style:
+        return f"{text[:end]}, {_inline(key)}: {_inline(value)}{text[end:]}"
+    return _insert_below(text, end, _block(key, value, node.value[0][0].start_mark.column))
+
+
+def _remove(text: str, node: MappingNode, index: int) -> str:
+    """One pair less; comments in lines of their own beside it stay."""
+    key, value = node.value[index]
+    start, end = key.start_mark.index, _pair_end(text, key, value)
+    if not node.flow_style:
+        return text[: text.rfind("\n", 0, start) + 1] + text[_line_end(text, end) + 1 :]
+    if index + 1 < len(node.value):
+        return text[:start] + text[node.value[index + 1][0].start_mark.index :]
+    return text[: _pair_end(text, *node.value[index - 1]) if index else start] + text[end:]
+
+
+def _replace(text: str, container: MappingNode, pair: tuple[Node, Node], value: Any) -> str:
+    """Another value: in the key's line, or below it where it is a mapping and the file has them so."""
+    key, old = pair
+    colon, end = _colon_end(text, key), _pair_end(text, key, old)
+    if _is_block(old):  # its lines go; a comment beside the key stays
+        start, tail = colon, _BESIDE_BLOCK.match(text, colon)[1] or ""  # type: ignore[index]
+        end = _line_end(text, end)
+    else:
+        start, tail = colon if _is_empty(old) else _value_start(text, colon, old), ""
+    if not container.flow_style and isinstance(value, Mapping) and value:
+        lines = "".join(_block(k, v, key.start_mark.column + _INDENT) for k, v in value.items())
+        head = text[:start].rstrip(" ")
+        return _insert_below(head + tail + text[end:], len(head), lines)
+    space = "" if text[start - 1].isspace() else " "
+    return text[:start] + space + _inline(value) + tail + text[end:]
+
+
+def _insert_below(text: str, index: int, lines: str) -> str:
+    """The text with whole lines put below the line that `index` is in."""
+    end = _line_end(text, index)
+    return text[:end] + "\n" + lines + text[end + 1 :]
+
+
+def _line_end(text: str, index: int) -> int:
+    end = text.find("\n", index)
+    return len(text) if end < 0 else end
+
+
+def _is_alias(key: Node, value: Node) -> bool:
+    return bool(value.start_mark.index < key.end_mark.index)
+
+
+def _is_empty(node: Node) -> bool:
+    return isinstance(node, ScalarNode) and node.value == "" and not node.style
+
+
+def _is_block(node: Node) -> bool:
+    """Whether the value stands in lines of its own."""
+    if isinstance(node, ScalarNode):
+        return node.style in ("|", ">")
+    return isinstance(node, CollectionNode) and not node.flow_style
+
+
+def _colon_end(text: str, key: Node) -> int:
+    """Where the `:` after a key ends; in `{a}`, where the key does."""
+    found = _COLON.match(text, key.end_mark.index)
+    return found.end() if found else int(key.end_mark.index)
+
+
+def _value_start(text: str, colon: int, value: Node) -> int:
+    start: int = value.start_mark.index
+    return start if start >= colon else text.index("*", colon)
+
+
+def _pair_end(text: str, key: Node, value: Node) -> int:
+    """Where a pair's text ends, without comments and line ends behind it."""
+    return _node_end(text, _colon_end(text, key), value)
+
+
+def _node_end(text: str, behind: int, node: Node) -> int:
+    """Where a value's text ends; `behind` is where the `:` or `-` before it does."""
+    if node.start_mark.index < behind:
+        alias = _ALIAS.match(text, text.index("*", behind))
+        return alias.end() if alias else behind
+    if _is_empty(node):
+        return behind
+    end: int = node.end_mark.index
+    if not _is_block(node):
+        return end
+    if isinstance(node, ScalarNode):
+        keeps_ends = "+" in text[node.start_mark.index : _line_end(text, node.start_mark.index)]
+        return end - 1 if keeps_ends else len(text[:end].rstrip())
+    if isinstance(node, MappingNode):
+        return _pair_end(text, *node.value[-1])
+    end = node.start_mark.index
+    for item in node.value:
+        dash = _DASH.match(text, end)
+        end = _node_end(text, dash.end() if dash else end, item)
+    return end
+
+
+def _block(key: str, value: Any, column: int) -> str:
+    """Whole lines that say `key: value`; mappings stand below their key."""
+    head = " " * column + _inline(key) + ":"
+    if isinstance(value, Mapping) and value:
+        return f"{head}\n" + "".join(_block(k, v, column + _INDENT) for k, v in value.items())
+    return f"{head} {_inline(value)}\n"
+
+
+def _inline(value: Any) -> str:
+    """A value within one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_inline(key)}: {_inline(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_WITH_MEANING:
+        return value
+    quoted = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)

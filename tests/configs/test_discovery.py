@@ -1,0 +1,145 @@
+"""Models on disk: whole ones are found, whatever lies beside them does no harm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.discovery import FoundModel, discover_models
+
+
+@pytest.fixture(autouse=True)
+def _no_other_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def put(folder: Path, *files: str) -> Path:
+    """A folder with files of ten bytes each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (folder / file).write_bytes(b"x" * 10)
+    return folder
+
+
+def put_cached(home: Path, name: str, *files: str, commit: str = "c0ffee", ref: str | None = None) -> Path:
+    """A repository in the hub's cache, as its client lays it out: blobs, and links to them."""
+    repo = home / "hub" / f"models--{name.replace('/', '--')}"
+    put(repo / "blobs", *(f"blob-{file}" for file in files))
+    snapshot = put(repo / "snapshots" / commit)
+    for file in files:
+        (snapshot / file).symlink_to(f"../../blobs/blob-{file}")
+    (put(repo / "refs") / "main").write_text(ref or commit)
+    return snapshot
+
+
+def find(*model_dirs: Path, home: Path | None = None) -> dict[str, FoundModel]:
+    return {model.name: model for model in discover_models(model_dirs, home)}
+
+
+WHOLE = [
+    ("model.safetensors",),
+    ("pytorch_model.bin", "training_args.bin"),
+    ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"),
+    ("model.safetensors", "pytorch_model-00001-of-00002.bin"),  # one of two sets of weights is whole
+]
+PARTS = [
+    (),
+    ("training_args.bin",),
+    ("model.safetensors.index.json",),
+    ("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+    ("model-00001-of-00002.safetensors", "model-00003-of-00002.safetensors"),
+]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_whole_models_are_found_and_parts_are_not(tmp_path: Path, cached: bool) -> None:
+    for number, files in enumerate([*WHOLE, *PARTS]):
+        if cached:
+            put_cached(tmp_path, f"o/m{number}", "config.json", *files)
+        else:
+            put(tmp_path / "o" / f"m{number}", "config.json", *files)
+    put(tmp_path / "o" / "no-config", "model.safetensors")
+    found = find(home=tmp_path) if cached else find(tmp_path)
+    assert sorted(found) == [f"o/m{number}" for number in range(len(WHOLE))]
+    assert found["o/m0"].size_bytes == 20
+
+
+def test_names_are_folders_or_owner_and_folder_and_no_deeper(tmp_path: Path) -> None:
+    for name in ("one", "org/two", "a/b/three", ".hidden", "org/.hidden", "one/inner"):
+        put(tmp_path / name, "config.json", "model.safetensors")
+    put(tmp_path / "line\nend", "config.json", "model.safetensors")
+    assert sorted(find(tmp_path)) == ["one", "org/two"]
+
+
+def test_times_and_places_are_told(tmp_path: Path) -> None:
+    folder = put(tmp_path / "one", "config.json", "model.safetensors")
+    os.utime(folder / "config.json", (1_000, 1_000))
+    os.utime(folder / "model.safetensors", (2_000, 2_000))
+    assert find(tmp_path)["one"] == FoundModel("one", folder, 20, 2_000.0)
+
+
+def test_the_first_of_a_name_wins_and_the_cache_comes_last(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        put(tmp_path / root / "o" / "m", "config.json", "model.safetensors")
+    put_cached(tmp_path, "o/m", "config.json", "model.safetensors")
+    cached = put_cached(tmp_path, "gpt2", "config.json", "model.safetensors")
+    found = find(tmp_path / "a", tmp_path / "b", home=tmp_path)
+    assert found["o/m"].path == tmp_path / "a" / "o" / "m"
+    assert found["gpt2"].path == cached
+
+
+def test_links_that_lead_out_are_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "models", put(tmp_path / "models-not", "config.json", "model.safetensors")
+    inside = put(root / "inside", "config.json", "model.safetensors")
+    (root / "link-out").symlink_to(outside)
+    (root / "link-in").symlink_to(inside)
+    (root / "loop").symlink_to(root / "loop")
+    weights_out = put(root / "weights-out", "config.json")
+    (weights_out / "model.safetensors").symlink_to(outside / "model.safetensors")
+    snapshot = put_cached(tmp_path, "o/out", "config.json", "model.safetensors")
+    (snapshot / "tokenizer.json").symlink_to(outside / "config.json")
+    assert sorted(find(root, home=tmp_path)) == ["inside", "link-in"]
+
+
+def test_a_folder_of_models_may_itself_be_a_link(tmp_path: Path) -> None:
+    put(tmp_path / "real" / "one", "config.json", "model.safetensors")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert list(find(tmp_path / "link")) == ["one"]
+
+
+def test_the_cache_is_read_at_the_main_branch(tmp_path: Path) -> None:
+    files = ("config.json", "model.safetensors")
+    put_cached(tmp_path, "o/old", *files, commit="aaa")
+    new = put_cached(tmp_path, "o/old", *files, commit="bbb")
+    put_cached(tmp_path, "o/gone", *files, commit="aaa", ref="bbb")
+    put_cached(tmp_path, "o/away", *files, ref="../../../elsewhere")
+    (
+        put_cached(tmp_path, "o/broken", *files, "tokenizer.json").parents[1] / "blobs/blob-tokenizer.json"
+    ).unlink()
+    (put_cached(tmp_path, "o/no-ref", *files).parents[1] / "refs" / "main").unlink()
+    (put_cached(tmp_path, "o/bytes", *files).parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    put(tmp_path / "hub" / "datasets--o--d", "config.json", "model.safetensors")
+    assert {name: model.path for name, model in find(home=tmp_path).items()} == {"o/old": new}
+
+
+def test_the_cache_is_where_engines_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_cached(tmp_path / "cache" / "huggingface", "o/usual", "config.json", "model.safetensors")
+    put_cached(tmp_path / "other", "o/other", "config.json", "model.safetensors")
+    assert list(find()) == ["o/usual"]
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "other" / "hub"))
+    assert list(find()) == ["o/other"]
+
+
+def test_what_can_not_be_read_is_passed_over(tmp_path: Path) -> None:
+    put(tmp_path / "one", "config.json", "model.safetensors")
+    closed = put(tmp_path / "closed", "config.json", "model.safetensors")
+    closed.chmod(0)
+    try:
+        may_read = os.access(closed, os.R_OK)  # root may
+        found = find(tmp_path, tmp_path / "one" / "config.json", tmp_path / "nowhere")
+    finally:
+        closed.chmod(0o700)
+    assert sorted(found) == (["closed", "one"] if may_read else ["one"])
