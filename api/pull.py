@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.catalog import Files, ModelFiles
 from api.errors import error_for
 from api.streams import UNBUFFERED
 from instance_manager.errors import ManagerError
@@ -35,13 +36,24 @@ class PullRequest(BaseModel):
 
 
 @router.post("/models/pull", summary="Download a model from the hub", response_class=Response)
-async def pull_model(body: PullRequest, pulls: Annotated[Pulls, Depends(_pulls)]) -> Response:
+async def pull_model(body: PullRequest, pulls: Annotated[Pulls, Depends(_pulls)], files: Files) -> Response:
     """Answers in NDJSON. First `{"status": "resolving"}`; then in bytes, the whole where `file` is null,
     `{"status": "downloading", "file", "completed", "total"}`; at last `{"error": {…}}` or
     `{"status": "success", "model", "path", "size_bytes"}`. Closing the connection ends the download; asking
     again goes on with it."""
     pulls.check(body.model, body.revision)
-    return _LineStream(pulls.follow(body.model, body.revision))
+    return _LineStream(_then_known(pulls.follow(body.model, body.revision), files))
+
+
+async def _then_known(
+    lines: AsyncGenerator[Mapping[str, Any]], files: ModelFiles
+) -> AsyncGenerator[Mapping[str, Any]]:
+    """The lines; who reads of success may ask for the model at once."""
+    async with aclosing(lines):
+        async for line in lines:
+            if line.get("status") == "success":
+                await files.refresh()
+            yield line
 
 
 class _LineStream(StreamingResponse):
