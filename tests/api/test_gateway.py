@@ -229,6 +229,10 @@ def test_what_can_never_fit_is_refused_with_what_holds_the_memory(tmp_path: Path
     with berth_with(tmp_path, models, HOST_MEMORY="1.1") as berth, client_of(berth) as client:
         # Nothing is known of a command's need before its first run.
         assert ask(client, "other").status_code == 200
+        deadline = time.monotonic() + 20
+        while not client.get("/models/other").json()["memory_bytes"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         client.post("/models/other/stop")
         assert ask(client, "big").status_code == 200
         refused = ask(client, "other")
