@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,8 @@ _MESSAGES = {
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
     "tuple_type": "must be a list",
-    "is_instance_of": "must be text",
+    "is_instance_of": "must be a path",
+    "string_pattern_mismatch": "must begin with '/' and hold no space",
     "string_type": "must be text; put it into quotes",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
@@ -84,25 +85,33 @@ class Catalog:
 class CatalogFile:
     """The catalog of one file, read again when it has changed."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises CatalogError."""
+    def __init__(self, path: Path, check: Callable[[Catalog], None] | None = None) -> None:
+        """`check` raises CatalogError for what the file alone can't tell is wrong. So does this."""
         self.path = path
+        self._check = check
         self._seen = _stamp(path)
-        self.current = load_catalog(path)
+        self.current = self._load()
 
     def reload_if_changed(self) -> frozenset[str] | None:
         """The names of models that are new, gone or changed; None where the file is as it was.
 
         Raises CatalogError for a mistake, once for each change of the file; `current` stays as it was then.
         """
-        stamp = _stamp(self.path)
-        if stamp == self._seen:
-            return None
-        self._seen = stamp  # as it was before reading: what changes while we read is seen next time
-        new, old = load_catalog(self.path), self.current
+        return None if _stamp(self.path) == self._seen else self.reload()
+
+    def reload(self) -> frozenset[str]:
+        """The same, and a mistake is told each time."""
+        self._seen = _stamp(self.path)  # before it is read: what changes meanwhile is seen next time
+        new, old = self._load(), self.current
         self.current = new
         names = new.models.keys() | old.models.keys()
         return frozenset(name for name in names if new.models.get(name) != old.models.get(name))
+
+    def _load(self) -> Catalog:
+        catalog = load_catalog(self.path)
+        if self._check is not None:
+            self._check(catalog)
+        return catalog
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -1,0 +1,198 @@
+"""What can be wrong with models.yaml: each mistake is one line that says where, what and what else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog, parse_catalog
+
+PATH = Path("/somewhere/models.yaml")
+
+
+def mistake(text: str) -> str:
+    with pytest.raises(CatalogError) as raised:
+        parse_catalog(text, PATH)
+    assert "\n" not in str(raised.value)
+    assert raised.value.line is not None
+    return str(raised.value).removeprefix("/somewhere/models.yaml:")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1\n", "2: no valid YAML: "),
+        ("models:\n\ta: 1\n", "2: no valid YAML: "),
+        ("models:\n  a:\n    timeout: \x01\n", "3: no valid YAML: unacceptable character"),
+        ("models: {}\n---\nmodels: {}\n", "2: no valid YAML: expected a single document"),
+        ("models: {a: {timeout: " + "9" * 5000 + "}}", "1: no valid YAML: Exceeds the limit"),
+        ("models: " + "[" * 5000, "1: nested too deeply"),
+        ("models:\n  a: *b\n", "2: no valid YAML: found undefined alias 'b'"),
+        ("models:\n  a: &b\n    params: {x: *b}\n", "2: models.a.params.x: an alias that refers to what it"),
+        (
+            "models:\n  a:\n    params: {since: 2020-01-01}\n",
+            "3: models.a.params.since: '2020-01-01' is a date;",
+        ),
+        (
+            "models:\n  a:\n    params: !!set {x}\n",
+            "3: models.a.params: the tag tag:yaml.org,2002:set is not",
+        ),
+        (
+            "models:\n  a:\n    path: !!python/object:os.x 1\n",
+            "3: models.a.path: '1' is a value with the tag",
+        ),
+        ("models:\n  1.5: {}\n", "2: models: the key '1.5' is no text; put it into quotes"),
+        ("models:\n  a:\n    ? [x]\n    : 1\n", "3: models.a: the key a list or mapping is no text"),
+        ("models:\n  a:\n    timeout: 1\n    timeout: 2\n", "4: models.a.timeout: stands twice"),
+        ("models:\n  a: {}\n  a: {}\n", "3: models.a: stands twice"),
+    ],
+)
+def test_yaml_that_is_none(text: str, told: str) -> None:
+    assert mistake(text).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- a\n", "1: must be a mapping"),
+        ("models: [a]\n", "1: models=['a']: must be a mapping, as `key: value`"),
+        ("llama: {}\n", "1: llama: unknown key; known are defaults, models; models stand below `models`"),
+        ("models:\n  a: text\n", "2: models.a='text': must be a mapping"),
+        ("models:\n  a//b: {}\n", "2: models.a//b: a name is printable text"),
+        ("models:\n  ' a': {}\n", "2: models. a: a name is printable text"),
+        ("models:\n  a/../b: {}\n", "2: models.a/../b: a name is printable text"),
+        ("defaults:\n  path: x\n", "2: defaults.path: unknown key; "),
+        (
+            "defaults:\n  timeout: soon\nmodels: {a: {}}\n",
+            "2: defaults.timeout='soon': must be a valid number",
+        ),
+        ("defaults:\n  min_replicas: 2\n", "1: defaults.max_replicas=1: must be min_replicas (2) or more"),
+        (
+            "models:\n  a: {}\n  b:\n    aliases: [x, a]\n",
+            "4: models.b.aliases.1='a': is a name of 'a' already",
+        ),
+        (
+            "models:\n  a: {aliases: [x]}\n  b: {aliases: [x]}\n",
+            "3: models.b.aliases.0='x': is a name of 'a'",
+        ),
+        ("models:\n  a:\n    aliases: [x, x]\n", "3: models.a.aliases.1='x': is a name of 'a' already"),
+        ("models:\n  a:\n    aliases: [a]\n", "3: models.a.aliases.0='a': is a name of 'a' already"),
+        ("models:\n  a:\n    aliases: [x/]\n", "3: models.a.aliases.0='x/': an alias is a name"),
+    ],
+)
+def test_a_whole_that_does_not_fit_together(text: str, told: str) -> None:
+    assert mistake(text).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("max_modl_len: 5", ".max_modl_len: unknown key; did you mean max_model_len?"),
+        ("Max-Model-Len: 5", ".Max-Model-Len: unknown key; did you mean max_model_len?"),
+        ("colour: red", ".colour: unknown key; known are engine, params,"),
+        ("engine: vlm", ".engine='vlm': must be 'auto', 'engine', 'vllm' or 'command'; did you mean vllm?"),
+        (
+            "expire_action: sleep",
+            ".expire_action='sleep': must be 'stop', 'sleep1' or 'sleep2'; did you mean",
+        ),
+        ("dtype: int3", ".dtype='int3': must be 'auto', 'half',"),
+        ("max_model_len: '4096'", ".max_model_len='4096': must be a valid integer"),
+        ("max_model_len: 0", ".max_model_len=0: must be greater than or equal to 1"),
+        ("max_model_len: true", ".max_model_len=True: must be a valid integer"),
+        ("gpu_memory_utilization: 1.1", ".gpu_memory_utilization=1.1: must be less than or equal to 1"),
+        ("gpu_memory_utilization: 0", ".gpu_memory_utilization=0: must be greater than 0"),
+        ("timeout: -1", ".timeout=-1: must be greater than or equal to 0"),
+        ("timeout: .inf", ".timeout=inf: must be a finite number"),
+        ("pinned: yes", ".pinned='yes': must be a valid boolean"),
+        ("preload: 1", ".preload=1: must be a valid boolean"),
+        ("model: 7", ".model=7: must be text; put it into quotes"),
+        ("model: ''", ".model='': must not be empty"),
+        ("path: 7", ".path=7: must be a path"),
+        ("path: ''", ".path='': must be a path"),
+        ("params: [x]", ".params: must be a mapping"),
+        ("params: {-x: 1}", ".params: '-x' is no flag's name"),
+        ("params: {a-b: 1, a_b: 2}", ".params: 'a-b' and 'a_b' are the same flag; keep one"),
+        ("params: {x: [.nan]}", ".params: must be a finite number"),
+        ("extra_args: --x", ".extra_args='--x': must be a list such as [--max-num-seqs, 8] or a mapping"),
+        ("extra_args: [x]", ".extra_args: 'x' stands before any flag; a list begins with --name"),
+        ("extra_args: [-tp, 2]", ".extra_args: '-tp' is no long flag; write it as --name or --name=value"),
+        ("extra_args: [--x, [1]]", ".extra_args: [1] is no argument"),
+        ("extra_args: [--a-b, --a_b=1]", ".extra_args: --a_b stands twice"),
+        ("extra_args: {x=1: 2}", ".extra_args: 'x=1' is no flag's name"),
+        ("devices: [0, 0]", ".devices: must list each device once"),
+        ("devices: ['0,1']", ".devices: must list each device once"),
+        ("devices: [true]", ".devices.0=True: must be text"),
+        ("aliases: x", ".aliases='x': must be a list"),
+        ("aliases: [1]", ".aliases.0=1: must be text; put it into quotes"),
+        ("min_replicas: 2", ".max_replicas=1: must be min_replicas (2) or more"),
+        ("max_replicas: 0", ".max_replicas=0: must be greater than or equal to 1"),
+        ("concurrency_limit: -1", ".concurrency_limit=-1: must be greater than or equal to 0"),
+        ("env: {A: true}", ".env.A: must be text; put it into quotes"),
+        ("env: {A=B: x}", ".env: 'A=B' can't be an environment variable"),
+        ("command: run me", ".command='run me': must be a list"),
+        ("command: []", ".command: must not be empty"),
+        ("engine: command", ": `engine: command` needs a `command`"),
+        ("{engine: vllm, command: [x]}", ": `command` needs `engine: command`, not vllm"),
+        ("{path: x, model: y}", ": `path` and `model` both say what to load; keep one"),
+        ("health_path: ready", ".health_path='ready': must begin with '/' and hold no space"),
+        ("filters: x", ".filters='x': must be a mapping"),
+        ("filters: {strip: [x]}", ".filters.strip: unknown key; did you mean strip_params?"),
+        ("filters: {set_params: 1}", ".filters.set_params=1: must be a mapping"),
+    ],
+)
+def test_a_field_that_is_wrong(field: str, told: str) -> None:
+    """The line is that of the key, or the model's where a key is missing or two don't go together."""
+    found = mistake(f"models:\n  other: {{}}\n  a:\n    {field}\n")
+    line, _, rest = found.partition(": ")
+    assert line == ("3" if told.startswith((":", ".max_replicas=1")) else "4")
+    assert rest.startswith(f"models.a{told}")
+
+
+def test_a_mistake_in_the_defaults_is_told_where_it_is_written() -> None:
+    told = mistake("defaults:\n  max_replicas: 1\nmodels:\n  a:\n    min_replicas: 3\n")
+    assert told == "2: defaults.max_replicas=1: must be min_replicas (3) or more"
+
+
+def test_values_of_variables_are_not_told() -> None:
+    assert "hunter2" not in mistake("models:\n  a:\n    env: {HF_TOKEN: [hunter2]}\n")
+    assert "hunter2" not in mistake("models:\n  a:\n    params: [hunter2]\n")
+
+
+def test_long_values_are_told_in_short() -> None:
+    assert len(mistake("models:\n  a:\n    engine: " + "x" * 5000)) < 200
+
+
+def test_a_file_that_can_not_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="can't be read: Is a directory"):
+        load_catalog(tmp_path)
+    path = tmp_path / "models.yaml"
+    path.write_bytes(b"models:\n  a: \xff\n")
+    with pytest.raises(CatalogError, match=r"models\.yaml:2: byte 0xff is no UTF-8"):
+        load_catalog(path)
+
+
+def test_a_mistake_is_told_again_when_asked_and_the_old_catalog_stays(tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text("models:\n  a: {protocol: chat}\n")
+
+    def check(catalog: Catalog) -> None:
+        if any(entry.protocol == "none" for entry in catalog.models.values()):
+            raise CatalogError(path, "there is no such protocol")
+
+    file = CatalogFile(path, check)
+    old = file.current
+    path.write_text("models:\n  a: {protocol: none}\n")
+    for _ in range(2):
+        with pytest.raises(CatalogError, match="no such protocol"):
+            file.reload()
+    assert file.reload_if_changed() is None and file.current is old
+    os.replace(_written(tmp_path / "new", "models:\n  b: {}\n"), path)
+    assert file.reload_if_changed() == {"a", "b"}
+    assert file.reload() == frozenset()
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path

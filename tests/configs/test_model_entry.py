@@ -1,0 +1,118 @@
+"""What an entry of models.yaml comes to: flags, paths, lists, and what it takes from the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.catalog import parse_catalog
+from configs.extra_args import parse_extra_args
+from configs.model_entry import ModelEntry
+
+PATH = Path("/somewhere/models.yaml")
+
+
+def entry(fields: str, defaults: str = "") -> ModelEntry:
+    return parse_catalog(f"defaults: {{{defaults}}}\nmodels:\n  o/a: {{{fields}}}\n", PATH).models["o/a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "params"),
+    [
+        ([], {}),
+        (["--max-num-seqs", 8, "--enforce-eager"], {"max_num_seqs": 8, "enforce_eager": True}),
+        (["--swap-space=4", "--seed", "-1"], {"swap_space": "4", "seed": "-1"}),
+        (["--lora-modules", "a=b", "c=d"], {"lora_modules": ["a=b", "c=d"]}),
+        (["--no-prefix-caching", "--x="], {"no_prefix_caching": True, "x": ""}),
+        ({"max-num-seqs": 8, "--seed": None}, {"max_num_seqs": 8, "seed": None}),
+    ],
+)
+def test_extra_args_become_parameters(arguments: Any, params: dict[str, Any]) -> None:
+    assert parse_extra_args(arguments) == params
+
+
+def test_params_win_over_extra_args_and_those_over_fields() -> None:
+    one = entry(
+        "max_model_len: 1, dtype: half, trust_remote_code: false, gpu_memory_utilization: 0.5,"
+        "tensor_parallel_size: 2, response_role: bot, extra_args: [--max-model-len, 2, --dtype, auto, --a-b],"
+        "params: {max-model-len: 3, seed: null}"
+    )
+    assert one.engine_params() == {
+        "max_model_len": 3,
+        "dtype": "auto",
+        "trust_remote_code": False,
+        "gpu_memory_utilization": 0.5,
+        "tensor_parallel_size": 2,
+        "response_role": "bot",
+        "a_b": True,
+        "seed": None,
+    }
+
+
+def test_defaults_hold_unless_a_model_says_otherwise() -> None:
+    defaults = (
+        "timeout: 30, dtype: half, pinned: true, devices: [0], params: {x: 1, y: 1}, env: {A: 1, B: 1},"
+        "filters: {set_params: {t: 0, u: 0}, strip_params: [user]}, extra_args: [--z]"
+    )
+    one = entry(
+        "timeout: null, pinned: false, params: {y: 2, x: null}, env: {A: null},"
+        "filters: {set_params: {t: null}}, extra_args: [--w]",
+        defaults,
+    )
+    assert (one.timeout, one.dtype, one.pinned, one.devices) == (None, "half", False, ("0",))
+    assert one.params == {"x": None, "y": 2}  # null goes on to the engine's flags, and takes x away there
+    assert one.env == {"B": "1"}
+    assert one.filters.set_params == {"t": None, "u": 0}
+    assert one.filters.strip_params == ("user",)
+    assert one.extra_args == {"w": True}
+
+
+def test_a_model_found_on_disk_gets_the_defaults() -> None:
+    catalog = parse_catalog("defaults: {timeout: 5, params: {x: 1}}\n", PATH)
+    found = catalog.found_entry(Path("/models/one"))
+    assert (found.target, found.timeout, found.params) == ("/models/one", 5, {"x": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "target"),
+    [
+        ("path: one", "/somewhere/one"),
+        ("path: /abs/one", "/abs/one"),
+        ("path: ~/one", str(Path.home() / "one")),
+        ("model: org/b", "org/b"),
+        ("", "o/a"),
+    ],
+)
+def test_what_is_loaded(fields: str, target: str) -> None:
+    assert entry(fields).target == target
+
+
+def test_a_template_is_a_file_beside_the_catalog_or_itself() -> None:
+    assert entry("chat_template: t.jinja").chat_template == "/somewhere/t.jinja"
+    assert entry("chat_template: '{{ messages }}'").chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("devices", ["[0, 1]", "['0', '1']", "'0, 1'"])
+def test_devices_may_be_written_in_many_ways(devices: str) -> None:
+    assert entry(f"devices: {devices}").devices == ("0", "1")
+
+
+def test_one_device_and_none() -> None:
+    assert entry("devices: 3").devices == ("3",)
+    assert entry("devices: []").devices == ()
+    assert entry("").devices is None
+
+
+def test_a_command_needs_no_engine_named() -> None:
+    one = entry("command: [serve, --port, '{port}'], health_path: /ready")
+    assert (one.engine, one.command, one.health_path) == ("command", ("serve", "--port", "{port}"), "/ready")
+
+
+def test_variables_may_be_numbers() -> None:
+    assert entry("env: {OMP_NUM_THREADS: 4, RATE: 0.5, NAME: x}").env == {
+        "OMP_NUM_THREADS": "4",
+        "RATE": "0.5",
+        "NAME": "x",
+    }
