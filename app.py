@@ -110,8 +110,7 @@ class CatalogProfiles:
         """Raises CatalogError."""
         self._settings = settings
         self._protocols = protocols
-        self._file = CatalogFile(settings.models_file)
-        self._check(self._file.current)
+        self._file = CatalogFile(settings.models_file, self._check)
 
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and those found on disk that it doesn't have."""
@@ -133,13 +132,12 @@ class CatalogProfiles:
     def reload(self, *, only_if_changed: bool) -> bool:
         """Raises InvalidCatalog, and then the old one stays."""
         try:
-            changed = self._file.reload_if_changed()
-            if changed is None and only_if_changed:
-                return False
-            self._check(self._file.current)
+            if only_if_changed:
+                return self._file.reload_if_changed() is not None
+            self._file.reload()
         except CatalogError as error:
             raise InvalidCatalog(str(error)) from error
-        return bool(changed)
+        return True
 
     def edit(self, name: str, changes: Mapping[str, Any]) -> None:
         """Raises InvalidCatalog."""
