@@ -72,6 +72,15 @@ class Terminal:
             assert self._read(deadline), f"{text!r} did not come; what did:\n{self.screen}"
         self._seen = found + len(text)
 
+    def press_until(self, key: str, text: str) -> None:
+        """Press a key until the text comes: an editor that has just shown its prompt may miss a signal."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.screen.find(text, self._seen) < 0:
+            assert time.monotonic() < deadline, f"{text!r} did not come; what did:\n{self.screen}"
+            self.type(key)
+            self._read(time.monotonic() + 0.5)
+        self.expect(text)
+
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 

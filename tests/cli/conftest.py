@@ -24,6 +24,9 @@ models:
   team/quiet:
     engine: command
     command: {quiet}
+  changing:
+    engine: command
+    command: {quiet}
   broken:
     engine: command
     command: {broken}

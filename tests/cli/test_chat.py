@@ -91,8 +91,7 @@ def test_ctrl_c_stops_an_answer_and_no_more(url: str) -> None:
         chat.type("and now\r")
         chat.expect("[and now] after 2")  # what came of the answer is kept
         chat.expect(">>> ")
-        chat.type(CTRL_C)
-        chat.expect("Ctrl-D or /exit leaves")
+        chat.press_until(CTRL_C, "Ctrl-D or /exit leaves")
         chat.expect(">>> ")
         chat.type("/exit\r")
         assert chat.wait() == 0

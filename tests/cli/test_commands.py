@@ -61,15 +61,15 @@ def test_the_models_are_listed(url: str) -> None:
 
 def test_what_is_assigned_stands_in_the_file(url: str, catalog: Path) -> None:
     args = ("--timeout", "90", "--pin", "--param", "max_num_seqs=4")
-    assert "model team/quiet is changed" in berth(url, "assign", "team/quiet", *args).stdout
+    assert "model changing is changed" in berth(url, "assign", "changing", *args).stdout
     text = catalog.read_text()
     assert "# the catalog of the tests" in text
     assert "max_num_seqs: 4" in text
-    record = answer(url, "show", "team/quiet")
+    record = answer(url, "show", "changing")
     assert (record["timeout"], record["pinned"], record["params"]) == (90, True, {"max_num_seqs": 4})
-    assert answer(url, "assign", "team/quiet", "--no-pin")["pinned"] is False
-    assert berth(url, "assign", "team/quiet").returncode == 2
-    assert berth(url, "assign", "team/quiet", "--param", "x").returncode == 2
+    assert answer(url, "assign", "changing", "--no-pin")["pinned"] is False
+    assert berth(url, "assign", "changing").returncode == 2
+    assert berth(url, "assign", "changing", "--param", "x").returncode == 2
 
 
 def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
