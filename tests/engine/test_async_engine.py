@@ -351,6 +351,7 @@ async def test_wrong_books_are_noticed_when_idle_in_debug(caplog: pytest.LogCapt
 
 def test_a_loop_that_was_closed_ends_the_thread() -> None:
     gate = Gate()
+    others = set(threading.enumerate())
     engine = AsyncEngine(builder(FakeRunner(before=gate)))
 
     async def forget() -> None:
@@ -360,7 +361,8 @@ def test_a_loop_that_was_closed_ends_the_thread() -> None:
 
     asyncio.run(forget())
     gate.open()
-    thread = next(thread for thread in threading.enumerate() if thread.name == "engine")
+    mine = set(threading.enumerate()) - others
+    thread = next(thread for thread in mine if thread.name == "engine")
     thread.join(WAIT_S)
     assert not thread.is_alive()
 
