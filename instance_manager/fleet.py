@@ -76,6 +76,7 @@ class Fleet:
         manager.events.add_listener(self._on_event)
         manager.on_wanted = self._want_awake
         manager.on_created = self.adopt
+        manager.on_shutdown = self._refuse_who_waits
 
     # Names.
 
@@ -203,11 +204,14 @@ class Fleet:
         try:
             yield
         finally:
-            for model in self._models.values():
-                model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
+            self._refuse_who_waits()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    def _refuse_who_waits(self) -> None:
+        for model in self._models.values():
+            model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
 
     async def _start_what_is_wanted(self) -> None:
         while True:

@@ -64,6 +64,7 @@ class InstanceManager:
         self.on_wanted: Callable[[Instance], None] = lambda one: self._find(one.instance_id).request_wake()
 
         self.on_created: Callable[[Instance], None] = lambda _: None
+        self.on_shutdown: Callable[[], None] = lambda: None  # it has begun: who waits elsewhere is to be told
 
     # Lifetime.
 
@@ -104,6 +105,7 @@ class InstanceManager:
         if self._shutdown is None or drain_timeout_s is not None:
             drain_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
             self.is_shutting_down = True
+            self.on_shutdown()
             ending = [(s, request_end(s, drain_s)) for s in self._supervisors.values()]
             self.events.close()
             if self._shutdown is None:

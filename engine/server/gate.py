@@ -54,6 +54,10 @@ class Gate:
             if not self._num_inside:
                 self._empty.set()
 
+    @property
+    def is_empty(self) -> bool:
+        return self._empty.is_set()
+
     async def wait_empty(self) -> None:
         await self._empty.wait()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
@@ -66,6 +67,8 @@ async def serve(
         if not stopping.done():
             (life if life.done() else serving).result()  # raises what ended it
         await _drain(service, gate)
+        if not gate.is_empty:
+            _cut(server)
     finally:
         service.draining = True
         server.should_exit = True
@@ -112,6 +115,13 @@ async def _drain(service: ModelService, gate: Gate) -> None:
     await service.engine.shutdown(_ABORT_S)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(gate.wait_empty(), _ABORT_S)
+
+
+def _cut(server: uvicorn.Server) -> None:
+    """Close the connections whose clients don't read: what is sent to them would never end."""
+    for connection in list(server.server_state.connections):
+        if isinstance(connection, HttpToolsProtocol) and connection.flow.write_paused:
+            connection.transport.abort()
 
 
 class _Server(uvicorn.Server):

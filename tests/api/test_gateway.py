@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -268,3 +270,13 @@ def test_an_idle_instance_may_sleep_in_place_of_being_stopped(tmp_path: Path) ->
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert ask(client, "berth-demo").status_code == 200
+
+
+def test_who_waits_for_a_model_is_told_of_a_shutdown_at_once(tmp_path: Path) -> None:
+    models = {"slow": {"command": command("--slow-start", "60")}}
+    with berth_with(tmp_path, models) as berth, client_of(berth) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, client, "slow")
+        while not client.get("/models/slow").json()["queued"]:
+            time.sleep(0.02)
+        os.kill(berth.pid, signal.SIGTERM)
+        assert asked.result(timeout=10).status_code == 503

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from tests.engine.server.serving import WAIT_S, fake_core, running, wait_until
 from tests.engine.server.test_streams import Valve, events
 
 COMPLETIONS = "/v1/completions"
+IDLE = re.compile(r"^vllm:num_requests_running\{.*\} 0", re.MULTILINE)
 ROOT = Path(__file__).parents[3]
 
 
@@ -135,19 +137,25 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny_model: Path, 
     words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "0.5", "--max-num-seqs", "64"]
     with process(*words, log=log) as child:
         port = port_of(log)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False) as client:
+        url = f"http://127.0.0.1:{port}"
+        with (
+            httpx.Client(base_url=url, timeout=WAIT_S, trust_env=False) as client,
+            socket.socket() as connection,
+        ):
             wait_ready(client, child)
-        body = json.dumps({"prompt": ["a"] * 64, "max_tokens": 500, "ignore_eos": True, "stream": True})
-        request = (
-            f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}"
-        )
-        with socket.socket() as connection:
+            # Log probabilities are never merged: many megabytes, whose last part waits once all is generated.
+            prompts = {"prompt": ["a"] * 64, "max_tokens": 500, "ignore_eos": True}
+            body = json.dumps({**prompts, "stream": True, "logprobs": 5})
+            request = (
+                f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n{body}"
+            )
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(WAIT_S)
             connection.connect(("127.0.0.1", port))
             connection.sendall(request.encode())
             assert connection.recv(16).startswith(b"HTTP/1.1 200")
+            wait_until(lambda: IDLE.search(client.get("/metrics").text) is not None)
             child.send_signal(signal.SIGTERM)
             started = time.monotonic()
             assert child.wait(WAIT_S) == 0
