@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 
-.PHONY: help serve test check format conformance fuzz docs bench bench-proxy bench-engine demo-model clean
+.PHONY: help serve test check format conformance fuzz docs bench bench-proxy bench-engine bench-structured demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -43,6 +43,9 @@ bench-proxy: $(DEV) ## Forwarding, beside nginx, FastAPI + httpx and aiohttp
 
 bench-engine: $(DEV) ## The embedded engine; ARGS="--peer-python PATH" puts vLLM beside it
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-structured: $(DEV) ## What a JSON schema costs the engine: ARGS="--model DIR"
+	$(BIN)/python -m benchmarks.structured $(ARGS)
 
 demo-model: $(DEV) ## Train models/berth-demo again
 	$(BIN)/python -m training.train --out models/berth-demo

@@ -82,10 +82,12 @@ def main() -> None:
     args = parser.parse_args()
     core = build_core(EngineConfig(model=args.model, max_num_seqs=args.streams, max_model_len=512))
     constrain = schema_of(args.model)
-    free, bound = [], []
+    free: list[float] = []
+    bound: list[float] = []
     for turn in range(args.rounds):
-        free.append(decode(core, f"free{turn}", args.streams, args.steps, None))
-        bound.append(decode(core, f"bound{turn}", args.streams, args.steps, constrain))
+        sides = [(free, None), (bound, constrain)]
+        for times, how in sides if turn % 2 else reversed(sides):  # neither always the first
+            times.append(decode(core, f"{turn}-{how is None}", args.streams, args.steps, how))
         print(f"round {turn}: free {free[-1] * 1e3:.2f} ms, bound {bound[-1] * 1e3:.2f} ms", flush=True)
     ratios = [b / f for f, b in zip(free, bound, strict=True)]
     print(

@@ -20,6 +20,7 @@ _ARGUMENTS = {
     "add_and_normalise": (_P, _P, _P, _L, _L, _F, _I, _P),
     "silu_and_multiply": (_P, _L, _L, _I, _P),
     "forbid_tokens": (_P, _P, _P, _L, _L, _L, _I),
+    "draw_tokens": (_P, _P, _P, _P, _P, _L, _L, _I, _P),
 }
 
 
@@ -51,6 +52,7 @@ class Kernels:
         self._add_and_normalise = functions["add_and_normalise"]
         self._silu_and_multiply = functions["silu_and_multiply"]
         self._forbid_tokens = functions["forbid_tokens"]
+        self._draw_tokens = functions["draw_tokens"]
 
     def decode_attention(
         self,
@@ -178,3 +180,31 @@ class Kernels:
             logits.shape[-1],
             torch.get_num_threads(),
         )
+
+    def draw_tokens(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        *,
+        temperature: torch.Tensor,
+        min_p: torch.Tensor,
+        uniform: torch.Tensor,
+    ) -> torch.Tensor:
+        """One token, int64 [R], for each of the `rows` (int64 [R]) of logits [S, vocab_size].
+
+        temperature and min_p float32 [R]; uniform float64 [R], in [0, 1). At least one logit of each row is
+        finite, and none is larger than all numbers.
+        """
+        tokens = torch.empty_like(rows)
+        self._draw_tokens(
+            logits.data_ptr(),
+            rows.data_ptr(),
+            temperature.data_ptr(),
+            min_p.data_ptr(),
+            uniform.data_ptr(),
+            len(rows),
+            logits.shape[-1],
+            torch.get_num_threads(),
+            tokens.data_ptr(),
+        )
+        return tokens

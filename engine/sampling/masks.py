@@ -69,12 +69,14 @@ class MaskFiller:
             restricted: dict[int, int] = {}  # row → its place among the bits
             failures: dict[int, str] = {}
             for future in filling:
-                rows, failed = future.result()
-                restricted |= rows
+                places_of, failed = future.result()
+                restricted |= places_of
                 failures |= failed
             if not restricted:
                 return Masks(failures=failures)
-            return Masks(tuple(restricted), bits[list(restricted.values())], failures)
+            rows = tuple(sorted(restricted, key=restricted.__getitem__))
+            filled = bits if len(rows) == len(bits) else bits[[restricted[row] for row in rows]]
+            return Masks(rows, filled, failures)
 
         if not self._beside_model:
             wait(filling)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.logit_edits import LogitEdits
+from engine.native.kernels import find_kernels
 from engine.sampling.edits import apply_edits, forbid
 from engine.sampling.masks import Masks
 from engine.sampling.uniform import uniform
@@ -164,6 +165,16 @@ def _weights(logits: torch.Tensor, draws: _Draws) -> torch.Tensor:
 
 def _draw_in_token_order(logits: torch.Tensor, draws: _Draws) -> list[int]:
     """In two steps, first a block of tokens and then one in it: PyTorch's cumsum takes its time."""
+    if (kernels := find_kernels(logits.device.type, logits.dtype)) is not None and logits.is_contiguous():
+        drawn = kernels.draw_tokens(
+            logits,
+            draws.indices,
+            temperature=draws.temperature.contiguous(),
+            min_p=draws.min_p.contiguous(),
+            uniform=draws.uniform.contiguous(),
+        )
+        chosen: list[int] = drawn.tolist()
+        return chosen
     weights = _weights(logits, draws)
     vocab_size = weights.shape[-1]
     before = _block_sums(weights).cumsum(dim=-1)

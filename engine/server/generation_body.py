@@ -56,6 +56,8 @@ class JsonObjectFormat(Strict):
 
 
 class JsonSchemaFormat(Strict):
+    """Text of more than 256 counted characters (a large maxLength) holds no escapes such as `\\n`, as in vLLM."""
+
     type: Literal["json_schema"]
     json_schema: JsonSchema
 

@@ -13,6 +13,7 @@ from engine.errors import InvalidRequest
 from engine.structured.json_keywords import check_keywords, schema_error
 from engine.structured.json_strings import rewrite_strings
 from engine.structured.regex import UnsupportedPattern
+from engine.structured.string_rules import StringRules
 
 MAX_DEPTH = 64
 _MAPPINGS = ("properties", "patternProperties", "$defs", "definitions")
@@ -20,9 +21,10 @@ _SINGLES = ("items", "additionalProperties", "propertyNames", "unevaluatedItems"
 _LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
 
 
-def follow_json_schema(schema: Any, param: str, *, is_json: bool = True) -> Any:
+def follow_json_schema(schema: Any, param: str, rules: StringRules, *, is_json: bool = True) -> Any:
     """The schema, changed in place, as the compiler follows it to the letter.
 
+    Its strings may become stand-ins, whose `rules` are to be inserted in the grammar that the schema becomes.
     `is_json`: whether its strings are written as JSON has them, in quotes and with escapes.
     Raises InvalidRequest for one that can't be followed, and says where and by which keyword.
     """
@@ -38,15 +40,19 @@ def follow_json_schema(schema: Any, param: str, *, is_json: bool = True) -> Any:
                 found = list(_walk(target, param + part["$ref"][1:].replace("/", "."), 0))
                 parts += [(at, one) for at, one in found if id(one) not in seen]
                 seen |= {id(one) for _, one in found}
+    has_shared_names = any(
+        isinstance(part, dict) and "$ref" in part and ".propertyNames" in path for path, part in parts
+    )
     for path, part in parts if is_json else ():
         if isinstance(part, dict):
-            _rewrite(part, path)
+            is_name = has_shared_names or ".propertyNames" in path
+            _rewrite(part, path, None if is_name else rules)
     return schema
 
 
-def _rewrite(schema: dict[str, Any], path: str) -> None:
+def _rewrite(schema: dict[str, Any], path: str, rules: StringRules | None) -> None:
     try:
-        rewrite_strings(schema)
+        rewrite_strings(schema, rules)
     except UnsupportedPattern as error:
         word = "patternProperties" if "patternProperties" in schema else "pattern"
         raise schema_error(path, word, f"can't be followed: {error}") from error

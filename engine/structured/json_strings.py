@@ -6,6 +6,7 @@ Its own way with lengths lets control characters through, its formats a 30th of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.structured.regex import (
@@ -17,11 +18,13 @@ from engine.structured.regex import (
     check_counts,
     confined,
     in_json,
+    in_json_roughly,
     search,
     whole,
     written,
 )
 from engine.structured.regex_parser import parse
+from engine.structured.string_rules import StringRules
 
 _DATE = (
     r"((\d\d(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29|"
@@ -50,25 +53,53 @@ FORMATS = frozenset(_FORMATS) | {"duration", "ipv6", "uri", "uri-reference", "ur
 _AS_IT_STANDS = "\x01{0,0}"
 
 
-def rewrite_strings(schema: dict[str, Any]) -> None:
-    """In place, what this one schema (not those in it) says of strings. Raises UnsupportedPattern."""
-    if "pattern" in schema:
-        schema["pattern"] = json_pattern(schema["pattern"])
-    elif schema.get("format") in _FORMATS:
-        schema["pattern"] = _in_json(whole(parse(_FORMATS[schema.pop("format")])))
-    elif "minLength" in schema or "maxLength" in schema:
-        least, most = int(schema.pop("minLength", 0)), schema.pop("maxLength", None)
-        text = Repeat(Chars(ANY_CHARACTER), least, None if most is None else int(most))
-        schema["pattern"] = _in_json(text)
+def rewrite_strings(schema: dict[str, Any], rules: StringRules | None) -> None:
+    """In place, what this one schema (not those in it) says of strings. Raises UnsupportedPattern.
+
+    `rules` takes what it can; None where the strings are names, which the compiler wants as patterns.
+    """
+    text = _text(schema)
+    if text is not None:
+        for word in ("pattern", "format", "minLength", "maxLength"):
+            schema.pop(word, None)
+        if rules is None or not _stand_in(schema, text, rules):
+            schema["pattern"] = _pattern_in_json(text)
     if "patternProperties" in schema:
         schema["patternProperties"] = {
-            json_pattern(pattern): part for pattern, part in schema["patternProperties"].items()
+            _pattern_in_json(search(parse(pattern))): part
+            for pattern, part in schema["patternProperties"].items()
         }
 
 
-def json_pattern(pattern: str) -> str:
-    """Of the JSON strings in whose text `pattern` matches. Raises UnsupportedPattern."""
-    return _in_json(search(parse(pattern)))
+def _text(schema: Mapping[str, Any]) -> Node | None:
+    """What the strings may be, without quotes and escapes; None where that is left to the compiler."""
+    if "pattern" in schema:
+        return search(parse(schema["pattern"]))
+    if schema.get("format") in _FORMATS:
+        return whole(parse(_FORMATS[schema["format"]]))
+    if "minLength" in schema or "maxLength" in schema:
+        most = schema.get("maxLength")
+        return Repeat(
+            Chars(ANY_CHARACTER), int(schema.get("minLength", 0)), None if most is None else int(most)
+        )
+    return None
+
+
+def _stand_in(schema: dict[str, Any], text: Node, rules: StringRules) -> bool:
+    types = schema.get("type")
+    others = [one for one in types if one != "string"] if isinstance(types, list) else []
+    if types not in ("string", ["string"]) and others != ["null"]:
+        return False
+    exact = in_json(text)
+    constant = None if exact is None else rules.stand_in(exact)
+    if constant is None:
+        return False
+    del schema["type"]
+    if others:
+        schema["anyOf"] = [{"const": constant}, {"type": "null"}]
+    else:
+        schema["const"] = constant
+    return True
 
 
 def plain_pattern(pattern: str) -> str:
@@ -80,8 +111,8 @@ def plain_pattern(pattern: str) -> str:
     return written(left)
 
 
-def _in_json(text: Node) -> str:
-    left = in_json(text)
+def _pattern_in_json(text: Node) -> str:
+    left = in_json_roughly(text)
     if left is None:
         raise UnsupportedPattern("it matches nothing, or only control characters that are not supported")
     check_counts(left)

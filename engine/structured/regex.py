@@ -148,10 +148,16 @@ def in_json(node: Node) -> Node | None:
     Characters that need an escape of six characters (the rarer control characters) are left out.
     """
     left = confined(node, _IN_JSON)
-    return None if left is None else _escaped(left)
+    return None if left is None else _escaped(left, is_exact=True)
 
 
-def _escaped(node: Node) -> Node:
+def in_json_roughly(node: Node) -> Node | None:
+    """As `in_json`, but what is long and counted holds no escapes: the compiler takes its time over those."""
+    left = confined(node, _IN_JSON)
+    return None if left is None else _escaped(left, is_exact=False)
+
+
+def _escaped(node: Node, *, is_exact: bool) -> Node:
     match node:
         case Chars():
             plain = confined(node, _UNESCAPED)
@@ -165,12 +171,12 @@ def _escaped(node: Node) -> Node:
             escape = Run((Chars(((ord("\\"), ord("\\")),)), Chars(merged(letters))))
             return escape if plain is None else Choice((plain, escape))
         case Run(parts):
-            return Run(tuple(map(_escaped, parts)))
+            return Run(tuple(_escaped(part, is_exact=is_exact) for part in parts))
         case Choice(branches):
-            return Choice(tuple(map(_escaped, branches)))
+            return Choice(tuple(_escaped(branch, is_exact=is_exact) for branch in branches))
         case Repeat(part, least, most):
-            inner = _escaped(part)
-            if isinstance(part, Chars) and isinstance(inner, Choice) and _is_broad(part):
+            inner = _escaped(part, is_exact=is_exact)
+            if not is_exact and isinstance(part, Chars) and isinstance(inner, Choice) and _is_broad(part):
                 return _broad_repeat(inner, least, most)
             return Repeat(inner, least, most)
     return node

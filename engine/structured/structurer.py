@@ -18,6 +18,7 @@ from engine.structured.json_schema import follow_json_schema
 from engine.structured.json_strings import plain_pattern
 from engine.structured.regex import UnsupportedPattern
 from engine.structured.spec import StructuredKind, StructuredOutput, ThinkingMarks
+from engine.structured.string_rules import StringRules
 from engine.structured.structural_tag import follow_structural_tag
 from engine.structured.trial import try_out
 from engine.structured.vocabulary import tokenizer_info
@@ -165,10 +166,14 @@ class Structurer:
 
 
 def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> CompiledGrammar:
+    from xgrammar import Grammar
+
     match wanted.kind:
         case StructuredKind.JSON_SCHEMA:
-            schema = follow_json_schema(_parse(wanted), wanted.param)
-            return compiler.compile_json_schema(json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE)
+            rules = StringRules()
+            schema = follow_json_schema(_parse(wanted), wanted.param, rules)
+            grammar = Grammar.from_json_schema(json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE)
+            return compiler.compile_grammar(rules.insert(str(grammar)))
         case StructuredKind.JSON_OBJECT:
             return compiler.compile_json_schema(
                 '{"type":"object"}', max_whitespace_cnt=_MAX_WHITESPACE, strict_mode=False
@@ -187,8 +192,10 @@ def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> Compil
             is_ebnf = "::=" in wanted.source
             return (compiler.compile_grammar if is_ebnf else compiler.compile_lark)(wanted.source)
         case StructuredKind.STRUCTURAL_TAG:
-            tag = follow_structural_tag(_parse(wanted), wanted.param, max_whitespace=_MAX_WHITESPACE)
-            return compiler.compile_structural_tag(json.dumps(tag))
+            rules = StringRules()
+            tag = follow_structural_tag(_parse(wanted), wanted.param, rules, max_whitespace=_MAX_WHITESPACE)
+            grammar = Grammar.from_structural_tag(json.dumps(tag))
+            return compiler.compile_grammar(rules.insert(str(grammar)))
 
 
 def _told(error: Exception) -> str:

@@ -153,6 +153,33 @@ def test_forbid_tokens(dtype: torch.dtype, vocab_size: int) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [1, 33, 512, 1700])
+def test_draw_tokens(dtype: torch.dtype, vocab_size: int) -> None:
+    """Where the sum of weights passes a share of the whole; never a token that can't be."""
+    torch.manual_seed(0)
+    logits = torch.randn(40, vocab_size).mul(4).to(dtype)
+    logits[:, 1:][torch.rand(40, vocab_size - 1) < 0.7] = -torch.inf
+    rows = torch.randperm(40)[:30]
+    temperature = torch.rand(30) * 2 + 0.05
+    min_p = torch.tensor([0.0, 0.1, 1.0] * 10)
+    uniform = torch.rand(30, dtype=torch.float64)
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
+    drawn = kernels_for(dtype).draw_tokens(
+        logits, rows, temperature=temperature, min_p=min_p, uniform=uniform
+    )
+    chosen = logits[rows].double()
+    weights = ((chosen - chosen.amax(-1, keepdim=True)) / temperature.double()[:, None]).exp()
+    weights[weights < min_p.double()[:, None] * (1 - 1e-6)] = 0
+    before = weights.cumsum(-1) / weights.sum(-1, keepdim=True)
+    at = drawn[:, None]
+    assert (weights.gather(-1, at) > 0).all()
+    assert (before.gather(-1, at)[:, 0] >= uniform - 1e-6).all()
+    shares = weights / weights.sum(-1, keepdim=True)
+    assert ((before - shares).gather(-1, at)[:, 0] <= uniform + 1e-6).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_not_a_number_stays_one(dtype: torch.dtype) -> None:
     """A broken row must be seen as broken, and only that row."""
     x = torch.ones(2, 64).to(dtype)

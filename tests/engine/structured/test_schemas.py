@@ -79,6 +79,7 @@ SCHEMAS: list[dict[str, Any]] = [
     _object(a={"type": "string", "format": "date"}, b={"type": "string", "format": "ipv4"}),
     _object(a={"enum": ["x", 'y"z', 3, None]}, b={"const": {"k": [1]}}),
     _object(a={"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 1, "maxItems": 3}),
+    _object(a={"type": ["string", "null"], "maxLength": 5}, b={"type": "string", "maxLength": 5}),
     _object(a={"anyOf": [{"type": "null"}, {"type": "string", "minLength": 2, "maxLength": 8}]}),
 ]
 
