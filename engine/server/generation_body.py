@@ -55,11 +55,12 @@ class JsonObjectFormat(Strict):
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(Strict):
-    """Text of more than 256 counted characters (a large maxLength) holds no escapes such as `\\n`, as in vLLM."""
+_LONG_STRINGS = r"Strings with a `maxLength` over 256 hold no escapes such as `\n`."
 
+
+class JsonSchemaFormat(Strict):
     type: Literal["json_schema"]
-    json_schema: JsonSchema
+    json_schema: JsonSchema = Field(description=_LONG_STRINGS)
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
