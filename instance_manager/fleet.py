@@ -1,8 +1,7 @@
 """Models by name: who serves a request, who waits, and what is started or woken for it.
 
-A request takes a lease of a running replica, or waits in its model's queue. One task, the starter, brings
-models up one after the other, so that no two engines measure a device's memory at once; it makes room first,
-by the policy in eviction.py. A start belongs to the model, not to the request that caused it.
+A request takes a lease of a running replica, or waits in its model's queue; starter.py brings up what is
+waited for. A start belongs to the model, not to the request that caused it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from instance_manager.admission import Lease
@@ -23,19 +22,18 @@ from instance_manager.errors import (
     InstanceNotRunning,
     ManagerError,
     ModelNotFound,
-    NoCapacity,
     ShuttingDown,
     StartTooSlow,
 )
-from instance_manager.eviction import Fits, NeverFits, Wait, WaitingModel, next_to_start
-from instance_manager.failures import explain
 from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.models import Model
+from instance_manager.news import News
 from instance_manager.profiles import ModelProfile
 from instance_manager.room import RoomKeeper
 from instance_manager.scaling import ScalePolicy, wanted_replicas
-from instance_manager.types import Event, InstanceSpec, InstanceState
+from instance_manager.starter import Starter
+from instance_manager.types import Event
 
 logger = logging.getLogger("berth.fleet")
 
@@ -66,13 +64,11 @@ class Fleet:
     ) -> None:
         self.manager = manager
         self.config = config
-        self._room = room
         self._clock = clock
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}  # alias → model
-        self._news = asyncio.Event()  # replaced each time it is set
-        self._has_news = False  # since the starter last looked
-        self._measure_due = False
+        self._news = News()
+        self._starter = Starter(manager, room, self._models, self._news, clock)
         manager.events.add_listener(self._on_event)
         manager.on_wanted = self._want_awake
         manager.on_created = self.adopt
@@ -95,7 +91,7 @@ class Fleet:
                 self._models[name].profile = None
                 self._forget_unused(self._models[name])
         self._names = {alias: name for name, profile in wanted.items() for alias in profile.aliases}
-        self._tell()
+        self._news.tell()
         return frozenset(changed)
 
     def find(self, name: str) -> Model:
@@ -146,7 +142,7 @@ class Fleet:
                 waiting = asyncio.ensure_future(model.queue.wait(priority))
                 await asyncio.sleep(0)  # now it stands in the queue
                 model.grant()
-                self._tell()
+                self._news.tell()
                 try:
                     return await waiting
                 except asyncio.CancelledError:
@@ -164,14 +160,14 @@ class Fleet:
         if not model.awake and not model.is_coming:
             self._check_may_start(model)
             model.wants_another = True
-            self._tell()
+            self._news.tell()
 
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or when the time is out."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not model.awake and (model.wants_another or model.is_coming):
-                    await self._next_news(0.5)
+                    await self._news.wait(0.5)
         except TimeoutError:
             return
 
@@ -198,7 +194,7 @@ class Fleet:
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         tasks = [
-            asyncio.create_task(self._start_what_is_wanted(), name="starter"),
+            asyncio.create_task(self._starter.run(), name="starter"),
             asyncio.create_task(self._watch_load(), name="scaling"),
         ]
         try:
@@ -213,125 +209,11 @@ class Fleet:
         for model in self._models.values():
             model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
 
-    async def _start_what_is_wanted(self) -> None:
-        while True:
-            self._has_news = False
-            try:
-                look_again_s = await self._start_next()
-            except Exception:
-                logger.exception("the starter failed; it goes on")
-                look_again_s = 1.0
-            if look_again_s != 0 and not self._has_news:
-                await self._next_news(look_again_s)
-
-    async def _start_next(self) -> float | None:
-        """Bring up the first that can be; seconds until the next look, None = when something happens."""
-        if self._measure_due:
-            self._measure_due = False
-            if steps := await self._room.overdrawn():
-                await self._room.make(steps, for_whom="what runs")
-        waiting = {model.name: model for model in self._models.values() if self._is_wanted(model)}
-        look_at: list[float] = []
-        now = self._clock()
-        while waiting:
-            order = [
-                WaitingModel(m.name, m.queue.since or now, m.queue.priority, len(m.queue))
-                for m in waiting.values()
-            ]
-            name = next_to_start(order)
-            if name is None:
-                break
-            model = waiting.pop(name)
-            sleeper = next((one for one in model.live if one.state is InstanceState.SLEEPING), None)
-            spec = self._spec_of_next(model)
-            try:
-                plan, devices = await self._room.plan(model, spec, sleeper, model.queue.since or now)
-            except ManagerError as error:
-                self._fail(model, error)
-                return 0
-            match plan:
-                case Fits():
-                    if sleeper is None and (step := self._room.place()) is not None:
-                        await self._room.make([step], for_whom=name)
-                        return 0
-                    if spec is not None and devices is not None:
-                        spec = replace(spec, devices=devices)
-                    await self._bring_up(model, sleeper, spec)
-                    return 0
-                case NeverFits(message):
-                    self._fail(model, NoCapacity(message, retry_after_s=10.0))
-                    return 0
-                case Wait(until, reason):
-                    logger.info("model=%s waits: %s", name, reason)
-                    look_at.append(1.0 if until is None else max(0.01, until - now))
-                case evict:
-                    await self._room.make(evict.steps, for_whom=name)
-                    return 0
-        return min(look_at, default=None)
-
-    async def _bring_up(self, model: Model, sleeper: Instance | None, spec: InstanceSpec | None) -> None:
-        """Wake the sleeper or start a replica, and see it through. Never raises ManagerError."""
-        model.is_loading, model.wants_another = True, False
-        try:
-            if sleeper is not None:
-                instance = await self.manager.wake(sleeper.instance_id)
-            else:
-                instance = self._start_replica(model, spec)
-                while instance.state.is_pending:
-                    await instance.changed()
-        except ManagerError as error:
-            model.is_loading = False
-            self._fail(model, error)
-            return
-        finally:
-            model.is_loading = False
-        if instance.gate.is_open:
-            model.started()
-            model.grant()
-            self._measure_due = True
-        elif instance.failure is not None:
-            self._fail(model, InstanceFailedToStart(f"model {model.name!r}: {explain(instance.failure)}"))
-        self._tell()
-
-    def _spec_of_next(self, model: Model) -> InstanceSpec | None:
-        """What the next replica is started as; None where none is left that could be."""
-        if model.profile is not None:
-            return spec_of(model.profile)
-        ended = [one for one in model.replicas.values() if one.state.is_terminal]
-        return ended[-1].spec if ended else None
-
-    def _start_replica(self, model: Model, spec: InstanceSpec | None) -> Instance:
-        """One that has ended is started again, else there is a new one. Raises ManagerError."""
-        if spec is None:
-            raise InstanceNotRunning(f"no instance of model {model.name!r} is left to be started")
-        ended = [one for one in model.replicas.values() if one.state.is_terminal]
-        same = [one for one in ended if one.spec == spec]
-        return self.manager.start(same[-1].instance_id) if same else self.manager.create(spec)
-
-    def _fail(self, model: Model, error: ManagerError) -> None:
-        logger.warning("model=%s could not be started: %s", model.name, error)
-        model.wants_another = False
-        model.failed(error)
-        if model.awake:  # one more would have been welcome; who waits is served by those there are
-            return
-        message, kind, retry_after_s = str(error), type(error), model.retry_at - self._clock()
-        model.queue.reject(lambda: kind(message, retry_after_s=retry_after_s))
-        self._tell()
-
-    def _is_wanted(self, model: Model) -> bool:
-        """Whether a replica is to be started or woken for it now."""
-        if model.is_coming:
-            return False
-        if model.error is not None and self._clock() < model.retry_at:
-            return False
-        return model.wants_another or (len(model.queue) > 0 and not model.awake)
-
     async def _watch_load(self) -> None:
         """Keep as many replicas as are asked for, by the profile and by how loaded they are."""
         for number in itertools.count(1):
             if number % _MEASURE_EVERY == 0:
-                self._measure_due = True
-                self._tell()
+                self._starter.measure()
             for model in list(self._models.values()):
                 try:
                     await self._scale(model)
@@ -350,7 +232,7 @@ class Fleet:
         wanted = wanted_replicas(profile, samples, len(awake), self.config.scale)
         if wanted > len(awake) and not model.is_coming and self._clock() >= model.retry_at:
             model.wants_another = True
-            self._tell()
+            self._news.tell()
         elif wanted < len(awake):
             least = min(awake, key=lambda one: (one.gate.in_flight, one.gate.last_active))
             if not least.pinned:
@@ -361,20 +243,7 @@ class Fleet:
         for model in self._models.values():
             if model.profile is not None and (model.profile.preload or model.profile.min_replicas):
                 model.wants_another = True
-        self._tell()
-
-    def _tell(self) -> None:
-        """Something has happened: wake the starter and all who wait for news."""
-        self._has_news = True
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def _next_news(self, timeout_s: float | None) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._news.wait()
-        except TimeoutError:
-            return
+        self._news.tell()
 
     # Books.
 
@@ -383,7 +252,7 @@ class Fleet:
             for model in list(self._models.values()):
                 if model.replicas.pop(event.instance_id, None) is not None:
                     self._forget_unused(model)
-        self._tell()
+        self._news.tell()
 
     def adopt(self, instance: Instance) -> None:
         """Take an instance into the books, under its profile's name or those it was created by."""
@@ -397,13 +266,13 @@ class Fleet:
             if (model := self._models.get(name)) is not None and model.queue:
                 model.grant()
         if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
-            self._tell()  # somebody may wait for it to be idle
+            self._news.tell()  # somebody may wait for it to be idle
 
     def _want_awake(self, instance: Instance) -> None:
         """A request waits at a sleeper's own gate: it is woken when there is room."""
         model = next(self._models[name] for name in names_of(instance) if name in self._models)
         model.wants_another = True
-        self._tell()
+        self._news.tell()
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
@@ -420,27 +289,6 @@ def names_of(instance: Instance) -> tuple[str, ...]:
     if instance.spec.profile is not None:
         return (instance.spec.profile,)
     return tuple(dict.fromkeys((instance.served_model_name, instance.model_name)))
-
-
-def spec_of(profile: ModelProfile) -> InstanceSpec:
-    """What a replica of the profile is started as. It answers to the profile's name."""
-    params = dict(profile.params)
-    if profile.engine != "command":
-        params.setdefault("served_model_name", profile.name)
-    return InstanceSpec(
-        model_name=profile.model,
-        engine=profile.engine,
-        params=params,
-        timeout_s=profile.timeout_s,
-        env=dict(profile.env),
-        devices=profile.devices,
-        command=profile.command,
-        health_path=profile.health_path,
-        profile=profile.name,
-        pinned=profile.pinned,
-        concurrency_limit=profile.concurrency_limit,
-        expire_action=profile.expire_action,
-    )
 
 
 def _release_unwanted(waiting: asyncio.Future[Lease]) -> None:

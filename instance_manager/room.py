@@ -59,6 +59,15 @@ class _Look:
     budgets: Mapping[Device, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How a model gets its room."""
+
+    plan: RoomPlan
+    devices: tuple[str, ...] | None  # the GPUs that it would have; None = as its spec says
+    fills: frozenset[Device]  # where nothing else may come up meanwhile
+
+
 class RoomKeeper:
     """One for all models; `plan` and `make` are called by one task, one after the other."""
 
@@ -79,11 +88,10 @@ class RoomKeeper:
 
     async def plan(
         self, model: Model, spec: InstanceSpec | None, sleeper: Instance | None, waiting_since: float
-    ) -> tuple[RoomPlan, tuple[str, ...] | None]:
-        """How the model gets its room, and the GPUs that it would have (None = as the spec says).
+    ) -> Placed:
+        """For the one of `sleeper` and `spec` that is to be brought up, the sleeper where there is one.
 
-        Of `sleeper` and `spec`, the one that is to be brought up. Raises ManagerError for a spec that can't
-        be started at all.
+        Raises ManagerError for a spec that can't be started at all.
         """
         look = await asyncio.to_thread(self._look, self._live())
         self._record(look)
@@ -91,18 +99,20 @@ class RoomKeeper:
         if sleeper is not None:
             expected = self._expected(sleeper.spec) or Footprint(0, 0)
             now_held = look.held.get(sleeper.instance_id, {})
-            whole = expected.on(self._gpus_of(sleeper, look))
+            gpus = self._gpus_of(sleeper, look)
+            whole = expected.on(gpus)
             need = {device: max(0, size - now_held.get(device, 0)) for device, size in whole.items()}
         else:
             expected = (None if spec is None else self._expected(spec)) or Footprint(0, 0)
             if spec is not None and look.gpus:
                 devices = self._choose(look, spec, expected)
-            need = expected.on(devices or ())
+            gpus = devices or ()
+            need = expected.on(gpus)
         residents = [self._resident(one, look) for one in self._live()]
         plan = plan_room(
             need, model.name, waiting_since, residents, look.budgets, self._clock(), self._config.policy
         )
-        return plan, devices
+        return Placed(plan, devices, frozenset(gpus or (HOST,)))
 
     async def overdrawn(self) -> tuple[EvictionStep, ...]:
         """Measure; what is to go because engines hold more than all may together. Nothing that is in use."""
