@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cli.errors import ExitCode
 from tests.berth_process import ROOT, running_berth
+from tests.fake_hub import running_hub
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -21,24 +23,50 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def environment(port: int) -> dict[str, str]:
+    """As a user's at whose machine Berth serves on `port`; `berth` is in PATH."""
+    return {
+        **os.environ,
+        "NO_PROXY": "localhost",
+        "PATH": f"{ROOT / 'cli'}{os.pathsep}{os.environ['PATH']}",
+        "BERTH_PYTHON": sys.executable,
+        "BERTH_URL": f"http://localhost:{port}",
+    }
+
+
 def test_every_command_works_as_written(tmp_path: Path) -> None:
-    """In the order of the page; the Python example while the demo instance runs."""
+    """In the order of the page, each with what those before it have left. The hub is a stand-in."""
     text = (ROOT / "README.md").read_text()
-    found = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(found) >= 6
-    with running_berth(tmp_path) as berth:
-        for language, code in found:
-            argv = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
-            ran = subprocess.run(
-                [*argv, code.replace("localhost:5000", f"localhost:{berth.port}")],
-                cwd=tmp_path,
-                env={**os.environ, "NO_PROXY": "localhost"},
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}\n{berth.output()}"
-            assert ran.stdout.strip() or "-X DELETE" in code, code
+    found = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(found) >= 10
+    models_file, cache = tmp_path / "models.yaml", str(tmp_path / "hub")
+    with running_hub() as hub:
+        hub.models["Qwen/Qwen3-0.6B"] = hub.models["berth/demo"]
+        settings = {"MODELS_FILE": str(models_file), "HF_ENDPOINT": hub.url, "HF_HOME": cache}
+        with running_berth(tmp_path, **settings, HF_HUB_CACHE=cache) as berth:
+            for language, code in found:
+                if language == "yaml":
+                    models_file.write_text(code)
+                    continue
+                argv = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
+                ran = subprocess.run(
+                    [*argv, code.replace("localhost:5000", f"localhost:{berth.port}")],
+                    cwd=tmp_path,
+                    env=environment(berth.port),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                )
+                assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}\n{berth.output()}"
+                assert ran.stdout.strip() or "-X DELETE" in code, code
+    assert "max_num_seqs: 8" in models_file.read_text()
+    assert "# other names that requests may use" in models_file.read_text()
+
+
+def test_the_exit_statuses_are_all_told() -> None:
+    told = re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [int(status) for status in told] == list(ExitCode)
 
 
 def test_the_two_commands_are_make_targets() -> None:
