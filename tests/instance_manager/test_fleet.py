@@ -1,0 +1,103 @@
+"""The fleet with real processes (the fake engine) on fake GPUs: what comes up when."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from instance_manager.eviction import EvictionPolicy
+from instance_manager.fleet import Fleet, FleetConfig
+from instance_manager.gpu import GpuDriver
+from instance_manager.manager import InstanceManager
+from instance_manager.measurements import Measurements
+from instance_manager.profiles import ModelProfile
+from instance_manager.room import RoomConfig, RoomKeeper
+from tests.fake_engine import command
+from tests.fake_nvml import describe_gpus, pynvml, write_gpus
+from tests.instance_manager.conftest import ManagerFactory
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(autouse=True)
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight GPUs of 80 GiB, all empty."""
+    write_gpus(tmp_path / "gpus.json", describe_gpus())
+    monkeypatch.setitem(sys.modules, "pynvml", pynvml)
+    monkeypatch.setenv("FAKE_NVML", str(tmp_path / "gpus.json"))
+
+
+@asynccontextmanager
+async def fleet_of(
+    manager: InstanceManager, directory: Path, *profiles: ModelProfile
+) -> AsyncIterator[Fleet]:
+    driver = GpuDriver({})
+    policy = EvictionPolicy(min_residency_s=0.0)
+    room = RoomKeeper(manager, RoomConfig(policy=policy), Measurements(directory / "state"), driver)
+    fleet = Fleet(manager, FleetConfig(), room)
+    fleet.set_profiles(profiles)
+    async with fleet.run():
+        yield fleet
+    driver.close()
+
+
+def profile(name: str, *flags: str, devices: tuple[str, ...] | None = None) -> ModelProfile:
+    return ModelProfile(
+        name=name, model=name, engine="command", command=tuple(command(*flags)), devices=devices
+    )
+
+
+async def bring_up(fleet: Fleet, *names: str) -> None:
+    async with asyncio.timeout(60):
+        leases = await asyncio.gather(*(fleet.wait_for_lease(fleet.find(name)) for name in names))
+    for lease in leases:
+        lease.release()
+
+
+def spans(fleet: Fleet, *names: str) -> list[tuple[float, float]]:
+    """When each was started and when it was running."""
+    found = []
+    for name in names:
+        (instance,) = fleet.find(name).live
+        assert instance.ready_at is not None
+        found.append((instance.started_at, instance.ready_at))
+    return found
+
+
+async def test_models_on_different_gpus_come_up_side_by_side(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    slow = ("--slow-start", "1")
+    models = [profile("a", *slow, devices=("0",)), profile("b", *slow, devices=("1",))]
+    async with managing() as manager, fleet_of(manager, tmp_path, *models) as fleet:
+        await bring_up(fleet, "a", "b")
+        (began_a, ran_a), (began_b, ran_b) = spans(fleet, "a", "b")
+        assert max(began_a, began_b) < min(ran_a, ran_b)
+
+
+async def test_models_on_one_gpu_come_up_one_after_the_other(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    models = [profile(name, "--slow-start", "0.5", devices=("0",)) for name in ("a", "b")]
+    async with managing() as manager, fleet_of(manager, tmp_path, *models) as fleet:
+        await bring_up(fleet, "a", "b")
+        first, second = sorted(spans(fleet, "a", "b"))
+        assert first[1] <= second[0]
+
+
+async def test_a_slow_start_does_not_keep_others_from_failing_or_running(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    models = [
+        profile("slow", "--slow-start", "30", devices=("0",)),
+        profile("quick", devices=("1",)),
+    ]
+    async with managing() as manager, fleet_of(manager, tmp_path, *models) as fleet:
+        fleet.want(fleet.find("slow"))
+        await bring_up(fleet, "quick")
+        assert fleet.find("slow").status == "starting"
