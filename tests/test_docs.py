@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_every_file_that_the_architecture_names_exists() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    named = re.findall(r"`((?:api|instance_manager|engine|docs|configs)/[\w/.]*|app\.py)`", text)
+    named = re.findall(r"`((?:api|cli|instance_manager|engine|docs|configs)/[\w/.]*|app\.py)`", text)
     assert len(named) > 25
     assert [name for name in named if not (ROOT / name).exists()] == []
 
