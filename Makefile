@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 
-.PHONY: help serve test check format conformance fuzz docs bench bench-proxy bench-engine bench-structured demo-model clean
+.PHONY: help serve test test-vllm test-llama-cpp check format conformance fuzz docs bench bench-proxy bench-engine bench-structured demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -26,6 +26,12 @@ check: $(DEV) ## Lint, format, types, import boundaries
 format: $(DEV) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-vllm: $(DEV) ## A real vLLM behind Berth: VLLM_PYTHON=/path/to/its/bin/python (minutes)
+	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -rs -o 'norecursedirs=.*' tests/peers/test_vllm.py
+
+test-llama-cpp: $(DEV) ## llama-cpp-python's server behind Berth: LLAMA_PYTHON=/path/to/its/bin/python
+	LLAMA_PYTHON=$(LLAMA_PYTHON) $(BIN)/python -m pytest -rs -o 'norecursedirs=.*' tests/peers/test_llama_cpp.py
 
 conformance: $(DEV) ## Ask a server for what the API promises: BASE_URL=… [MODEL=…] [ARGS=…]
 	$(BIN)/python -m conformance --base-url $(BASE_URL) $(if $(MODEL),--model $(MODEL)) $(ARGS)
