@@ -63,8 +63,10 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     metrics = ProxyMetrics()
     manager = InstanceManager(manager_config(settings, env_file))
     adapters = load_protocols(settings.protocol_plugins)
-    fleet = _fleet(settings, manager)
-    models = ModelFiles(fleet, CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters)))
+    driver = GpuDriver(os.environ)
+    fleet = _fleet(settings, manager, driver)
+    source = CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters))
+    models = ModelFiles(fleet, source, driver.list_gpus)
     pulls = Pulls(manager.config.engine_env)
     data_plane = DataPlane(manager, metrics)
 
@@ -92,14 +94,14 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     return AccessControl(dispatcher, keys, inference_paths=inference_paths), manager, pulls
 
 
-def _fleet(settings: Settings, manager: InstanceManager) -> Fleet:
+def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:
     host_bytes = int(settings.host_memory * 2**30) if settings.host_memory > 1 else None
     room = RoomConfig(
         host_fraction=min(1.0, settings.host_memory),
         host_bytes=host_bytes,
         policy=EvictionPolicy(min_residency_s=settings.min_residency, max_wait_s=settings.max_wait),
     )
-    keeper = RoomKeeper(manager, room, Measurements(settings.state_dir), GpuDriver(os.environ))
+    keeper = RoomKeeper(manager, room, Measurements(settings.state_dir), driver)
     return Fleet(manager, FleetConfig(autostart=settings.autostart, max_queue=settings.max_queue), keeper)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Protocol
 
@@ -14,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from api.models import model_record
 from api.schemas import Seconds
-from instance_manager.errors import InvalidCatalog, WrongState
+from instance_manager.errors import InvalidCatalog, InvalidSpec, WrongState
 from instance_manager.fleet import Fleet
+from instance_manager.gpu import Gpu
 from instance_manager.model_removal import remove_model
+from instance_manager.models import Model
+from instance_manager.placement.local import choose_devices
 from instance_manager.profiles import ModelProfile, ModelSource
 from instance_manager.pull import Pulls
 
@@ -26,6 +29,8 @@ router = APIRouter(tags=["models"])
 
 _LOOK_INTERVAL_S = 2.0  # at models.yaml
 _DISCOVER_EVERY = 15  # looks, one at the folders
+
+_FLAGS = ("gpu_memory_utilization", "max_model_len", "params")  # what becomes flags of an engine
 
 
 class ProfileSource(Protocol):
@@ -44,9 +49,10 @@ class ProfileSource(Protocol):
 class ModelFiles:
     """Keeps the fleet's profiles as the source has them."""
 
-    def __init__(self, fleet: Fleet, source: ProfileSource) -> None:
+    def __init__(self, fleet: Fleet, source: ProfileSource, list_gpus: Callable[[], Sequence[Gpu]]) -> None:
         self._fleet = fleet
         self._source = source
+        self._list_gpus = list_gpus  # blocks for milliseconds
         fleet.set_profiles(source.profiles())
 
     async def refresh(self) -> frozenset[str]:
@@ -58,9 +64,20 @@ class ModelFiles:
         await asyncio.to_thread(self._source.reload, only_if_changed=False)
         return await self.refresh()
 
-    async def edit(self, name: str, changes: Mapping[str, Any]) -> None:
-        """Change models.yaml and follow it. Raises InvalidCatalog."""
-        await asyncio.to_thread(self._source.edit, name, changes)
+    async def edit(self, model: Model, changes: Mapping[str, Any]) -> None:
+        """Change the model's entry in models.yaml and follow it.
+
+        Raises InvalidCatalog; InvalidSpec for what its engine, and NoSuchDevice for what this machine doesn't
+        have. The file is as before then.
+        """
+        _check_flags(model, changes)
+        if changes.get("devices"):
+            # A file may be written for another machine; who asks this one means its GPUs.
+            gpus = await asyncio.to_thread(self._list_gpus)
+            choose_devices(gpus, 0, 0, changes["devices"])
+        if model.profile is not None and model.profile.source is ModelSource.DISCOVERED:
+            changes = {"path": model.profile.model, **changes}
+        await asyncio.to_thread(self._source.edit, model.name, changes)
         await self.reload()
 
     @asynccontextmanager
@@ -84,6 +101,19 @@ class ModelFiles:
                         logger.info("models have changed: %s", ", ".join(sorted(names)))
             except InvalidCatalog as error:
                 logger.error("%s; the catalog stays as it was", error)
+
+
+def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:
+    """Raise InvalidSpec for flags of a model that has none."""
+    if model.profile is None or model.profile.engine != "command":
+        return
+    for name in _FLAGS:
+        if changes.get(name):
+            raise InvalidSpec(
+                f"model {model.name!r} is run by a command of its own, which gets no flags from Berth: "
+                f"write what {name} is to say into its `command` in models.yaml",
+                param=name,
+            )
 
 
 class ModelPatch(BaseModel):
@@ -129,10 +159,7 @@ async def patch_model(
 ) -> dict[str, Any]:
     """Comments in the file stay; holds from the next start on."""
     model = fleet.find(name)
-    changes: Mapping[str, Any] = body.model_dump(exclude_unset=True)
-    if model.profile is not None and model.profile.source is ModelSource.DISCOVERED:
-        changes = {"path": model.profile.model, **changes}
-    await files.edit(model.name, changes)
+    await files.edit(model, body.model_dump(exclude_unset=True))
     if restart:
         live = model.live
         for one in live:

@@ -25,8 +25,7 @@ models:
     engine: command
     command: {quiet}
   changing:
-    engine: command
-    command: {quiet}
+    model: berth-demo
   broken:
     engine: command
     command: {broken}

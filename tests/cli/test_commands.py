@@ -70,6 +70,9 @@ def test_what_is_assigned_stands_in_the_file(url: str, catalog: Path) -> None:
     assert answer(url, "assign", "changing", "--no-pin")["pinned"] is False
     assert berth(url, "assign", "changing").returncode == 2
     assert berth(url, "assign", "changing", "--param", "x").returncode == 2
+    refused = berth(url, "assign", "talker", "--param", "max_num_seqs=4")
+    assert refused.returncode == 1
+    assert "its `command` in models.yaml" in refused.stderr
 
 
 def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
