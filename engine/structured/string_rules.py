@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from engine.structured.automaton import State, automaton
 from engine.structured.regex import Node, Ranges
 
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
+
 MAX_RULES = 1024  # of one grammar
 _MAX_BROAD_RULES = 256  # of those that take text: each takes 20 ms to compile for a vocabulary of 152k
 _BROAD = 1000  # characters
@@ -39,7 +41,8 @@ class StringRules:
     """Of the strings in one grammar. A string is left to the compiler where its rules would be too many."""
 
     def __init__(self) -> None:
-        self._mark = f"string-{uuid.uuid4().hex}-"  # not to be found in anybody's schema
+        # Not to be found in anybody's schema.
+        self._mark = f"string_{uuid.uuid4().hex}_"
         self._names: dict[Node, str] = {}  # of the rule at a string's first character
         self._rules: dict[str, Rule] = {}  # by name
         self._known: dict[Rule, str] = {}  # so that equal ones are one: those that lead to no circle
@@ -53,19 +56,23 @@ class StringRules:
             if first is None:
                 return None
             self._names[text] = first
-        return self._mark + self._names[text]
+        return self._names[text]
 
-    def insert(self, grammar: str) -> str:
-        """The grammar with its stand-ins replaced, and the rules they lead to."""
-        if not self._names:
-            return grammar
-        replaced = re.sub(rf'\\"{self._mark}(\w+)\\"', r'\\"" \1 "', grammar)
+    def __bool__(self) -> bool:
+        """Whether there are stand-ins."""
+        return bool(self._names)
+
+    def insert(self, printed: str) -> str:
+        """The grammar with its stand-ins replaced, and the rules they lead to; as the compiler printed it."""
+        # Printed with two digits, `\xdf` would take in digits that follow, when it is read again.
+        grammar = _ESCAPE.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], printed)
+        replaced = re.sub(rf'\\"({self._mark}\w+)\\"', r'\\"" \1 "', grammar)
         lines = [f"{name} ::= {rule}" for name, rule in self._rules.items()]
         return "\n".join((replaced, *lines, ""))
 
     def _add(self, states: Sequence[State]) -> str | None:
         """The name of the first state's rule; None where they are too many."""
-        prefix = f"string_{len(self._names)}_"
+        prefix = f"{self._mark}{len(self._names)}_"
         ordered = _from_the_end(states)
         names = {index: f"{prefix}{index}" for index in range(len(states)) if index not in ordered}
         rules = {}

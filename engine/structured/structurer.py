@@ -173,7 +173,7 @@ def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> Compil
             rules = StringRules()
             schema = follow_json_schema(_parse(wanted), wanted.param, rules)
             grammar = Grammar.from_json_schema(json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE)
-            return compiler.compile_grammar(rules.insert(str(grammar)))
+            return compiler.compile_grammar(rules.insert(str(grammar)) if rules else grammar)
         case StructuredKind.JSON_OBJECT:
             return compiler.compile_json_schema(
                 '{"type":"object"}', max_whitespace_cnt=_MAX_WHITESPACE, strict_mode=False
@@ -195,7 +195,7 @@ def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> Compil
             rules = StringRules()
             tag = follow_structural_tag(_parse(wanted), wanted.param, rules, max_whitespace=_MAX_WHITESPACE)
             grammar = Grammar.from_structural_tag(json.dumps(tag))
-            return compiler.compile_grammar(rules.insert(str(grammar)))
+            return compiler.compile_grammar(rules.insert(str(grammar)) if rules else grammar)
 
 
 def _told(error: Exception) -> str:

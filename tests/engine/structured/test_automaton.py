@@ -99,6 +99,16 @@ LONG = {"type": "string", "maxLength": 300}
         ({"type": "string", "pattern": "^a.*z$"}, ["az", 'a"\\z'], ["ab", "xaz", "a\nz"]),
         ({"type": "string", "pattern": "b"}, ["b", "abc"], ["", "ac"]),
         ({"type": "string", "format": "date"}, ["2024-02-29"], ["2023-02-29", "2024-2-9"]),
+        (
+            {
+                "type": "object",
+                "properties": {"größe": {"type": "string", "maxLength": 2}, "k": {"const": "ÿa\\xdfe日a"}},
+                "required": ["größe", "k"],
+                "additionalProperties": False,
+            },
+            [{"größe": "ab", "k": "ÿa\\xdfe日a"}],
+            [{"größe": "abc", "k": "ÿa\\xdfe日a"}, {"größe": "", "k": "ÿ"}],
+        ),
         (LONG, ["", "x" * 300], ["x" * 301]),
         (
             {
