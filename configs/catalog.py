@@ -60,7 +60,14 @@ class CatalogError(Exception):
 
     def without_line(self) -> CatalogError:
         """The same, about a text that stands in no file."""
-        return CatalogError(self.path, self.problem, keys=self.keys, value=self.value)
+        return self._at(None)
+
+    def found_in(self, text: str) -> CatalogError:
+        """The same, with the line where its keys stand in the file's text."""
+        return self._at(read_yaml(text).find(self.keys)[1]) if self.keys else self
+
+    def _at(self, line: int | None) -> CatalogError:
+        return CatalogError(self.path, self.problem, line=line, keys=self.keys, value=self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class CatalogFile:
         self.path = path
         self._check = check
         self._seen = _stamp(path)
-        self.current = self._load()
+        self.current = load_catalog(path, check)
 
     def reload_if_changed(self) -> frozenset[str] | None:
         """The names of models that are new, gone or changed; None where the file is as it was.
@@ -102,16 +109,10 @@ class CatalogFile:
     def reload(self) -> frozenset[str]:
         """The same, and a mistake is told each time."""
         self._seen = _stamp(self.path)  # before it is read: what changes meanwhile is seen next time
-        new, old = self._load(), self.current
+        new, old = load_catalog(self.path, self._check), self.current
         self.current = new
         names = new.models.keys() | old.models.keys()
         return frozenset(name for name in names if new.models.get(name) != old.models.get(name))
-
-    def _load(self) -> Catalog:
-        catalog = load_catalog(self.path)
-        if self._check is not None:
-            self._check(catalog)
-        return catalog
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -122,10 +123,18 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def load_catalog(path: Path) -> Catalog:
-    """Read and check models.yaml. Raises CatalogError for the first mistake."""
+def load_catalog(path: Path, check: Callable[[Catalog], None] | None = None) -> Catalog:
+    """Read and check models.yaml. Raises CatalogError for the first mistake, and what `check` raises."""
     text = read_text(path)
-    return Catalog(folder=folder_of(path)) if text is None else parse_catalog(text, path)
+    if text is None:
+        return Catalog(folder=folder_of(path))
+    catalog = parse_catalog(text, path)
+    if check is not None:
+        try:
+            check(catalog)
+        except CatalogError as error:
+            raise error.found_in(text) from None
+    return catalog
 
 
 def read_text(path: Path) -> str | None:

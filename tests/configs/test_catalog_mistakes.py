@@ -179,13 +179,13 @@ def test_a_mistake_is_told_again_when_asked_and_the_old_catalog_stays(tmp_path: 
 
     def check(catalog: Catalog) -> None:
         if any(entry.protocol == "none" for entry in catalog.models.values()):
-            raise CatalogError(path, "there is no such protocol")
+            raise CatalogError(path, "there is no such protocol", keys=("models", "a", "protocol"))
 
     file = CatalogFile(path, check)
     old = file.current
     path.write_text("models:\n  a: {protocol: none}\n")
     for _ in range(2):
-        with pytest.raises(CatalogError, match="no such protocol"):
+        with pytest.raises(CatalogError, match=r"models\.yaml:2: models\.a\.protocol: there is no such"):
             file.reload()
     assert file.reload_if_changed() is None and file.current is old
     os.replace(_written(tmp_path / "new", "models:\n  b: {}\n"), path)

@@ -1,0 +1,149 @@
+"""models.yaml over HTTP, through a real Berth: what can't be, is refused, and everything stays as it was.
+
+The GPUs are fake (tests/fake_nvml).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.berth_process import ROOT, running_berth
+from tests.fake_nvml import DIRECTORY, describe_gpus, uuid, write_gpus
+
+CATALOG = """\
+models:
+  own:
+    command: [some-server, --port, "{port}"]
+  demo:
+    model: berth-demo  # the small one
+"""
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("catalog") / "models.yaml"
+    path.write_text(CATALOG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Of a Berth that sees two GPUs."""
+    folder = tmp_path_factory.mktemp("berth")
+    write_gpus(folder / "gpus.json", describe_gpus(2))
+    settings = {
+        "PYTHONPATH": os.pathsep.join((str(DIRECTORY), str(ROOT))),
+        "FAKE_NVML": str(folder / "gpus.json"),
+        "MODELS_FILE": str(catalog),
+        "STATE_DIR": str(folder / "state"),
+    }
+    with running_berth(folder, **settings) as berth, berth.client() as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def unchanged(catalog: Path, client: httpx.Client) -> Iterator[None]:
+    yield
+    catalog.write_text(CATALOG)
+    client.post("/reload").raise_for_status()
+
+
+def refused(response: httpx.Response, status: int = 422) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("params", {"max_num_seqs": 4}), ("max_model_len", 512), ("gpu_memory_utilization", 0.5)],
+)
+def test_a_command_of_ones_own_gets_no_flags(
+    client: httpx.Client, catalog: Path, field: str, value: object
+) -> None:
+    error = refused(client.patch("/models/own", json={"timeout": 5, field: value}))
+    assert (error["param"], error["code"]) == (field, "invalid_spec")
+    assert "'own'" in error["message"]
+    assert "`command` in models.yaml" in error["message"]
+    assert catalog.read_text() == CATALOG
+
+
+def test_what_is_no_flag_may_be_changed_of_a_command(client: httpx.Client) -> None:
+    patched = client.patch("/models/own", json={"timeout": 5, "params": None, "devices": ["1"]})
+    assert patched.status_code == 200, patched.text
+    assert (patched.json()["timeout"], patched.json()["devices"]) == (5, ["1"])
+
+
+@pytest.mark.parametrize("device", ["2", "GPU-none"])
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(
+    client: httpx.Client, catalog: Path, device: str
+) -> None:
+    error = refused(client.patch("/models/demo", json={"devices": ["0", device]}))
+    assert (error["param"], error["code"]) == ("devices", "no_such_device")
+    assert f"no device {device!r}; there are 2 GPUs: 0 = {uuid(0)}" in error["message"]
+    assert catalog.read_text() == CATALOG
+
+
+def test_gpus_may_be_named_by_number_and_uuid_or_none_or_left_to_berth(
+    client: httpx.Client, catalog: Path
+) -> None:
+    for devices in (["1", uuid(0)], [], None):
+        patched = client.patch("/models/demo", json={"devices": devices})
+        assert patched.status_code == 200, patched.text
+        assert patched.json()["devices"] == devices
+    assert catalog.read_text() == CATALOG
+
+
+def test_the_same_gpu_twice_is_refused(client: httpx.Client) -> None:
+    error = refused(client.patch("/models/demo", json={"devices": ["0", uuid(0)]}))
+    assert "twice" in error["message"]
+
+
+def test_without_gpus_none_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(CATALOG)
+    settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), "CUDA_VISIBLE_DEVICES": ""}
+    with running_berth(tmp_path, **settings) as berth, berth.client() as client:
+        error = refused(client.patch("/models/demo", json={"devices": ["0"]}))
+        assert "no device '0'; there is no GPU that Berth can see" in error["message"]
+        assert client.get("/models/demo").json()["devices"] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("    max_model_len: many", "models.demo.max_model_len"),
+        ("    max_modellen: 512", "models.demo.max_modellen"),
+        ("    protocol: klingon", "models.demo.protocol"),
+    ],
+)
+def test_a_broken_catalog_is_told_with_line_and_key_and_the_old_one_goes_on(
+    client: httpx.Client, catalog: Path, line: str, place: str
+) -> None:
+    catalog.write_text(f"{CATALOG}{line}\n  fresh: {{}}\n")
+    for _ in range(2):  # it is told each time
+        error = refused(client.post("/reload"))
+        assert error["code"] == "invalid_catalog"
+        assert f"{catalog}:6: {place}" in error["message"]
+    assert client.get("/models/demo").json()["source"] == "catalog"
+    refused(client.get("/models/fresh"), 404)
+
+
+def test_a_catalog_that_is_no_yaml_is_told_with_its_line(client: httpx.Client, catalog: Path) -> None:
+    catalog.write_text(CATALOG + "  demo: [\n")
+    error = refused(client.post("/reload"))
+    assert f"{catalog}:" in error["message"]
+    assert client.get("/models/own").json()["engine"] == "command"
+
+
+def test_a_catalog_that_is_mended_counts_at_once(client: httpx.Client, catalog: Path) -> None:
+    catalog.write_text("models: 7\n")
+    refused(client.post("/reload"))
+    catalog.write_text(CATALOG + "    timeout: 44\n")
+    assert client.post("/reload").json()["changed"] == ["demo"]
+    assert client.get("/models/demo").json()["timeout"] == 44
