@@ -164,6 +164,7 @@ class Instance:
             "previous": None if previous is None else previous.value,
             "reason": self.status_reason,
             "model_name": self.spec.model_name,
+            "in_flight": self.gate.in_flight,
         }
         if self.state is InstanceState.FAILED and self.failure is not None:
             data["error"] = failure_record(self.failure)

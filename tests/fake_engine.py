@@ -145,9 +145,10 @@ class FakeEngine:
     def _complete(self, connection: socket.socket, request: dict[str, object]) -> None:
         count = int(request.get("max_tokens") or 16)  # type: ignore[call-overload]
         words = [f" token{i}" for i in range(count)]
+        time.sleep(float(request.get("delay") or 0))  # type: ignore[arg-type]
         if not request.get("stream"):
-            time.sleep(float(request.get("delay") or 0))  # type: ignore[arg-type]
-            _send(connection, 200, _completion("".join(words), "length", self._name))
+            usage = {"completion_tokens": count}
+            _send(connection, 200, _completion("".join(words), "length", self._name) | {"usage": usage})
             return
         connection.sendall(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -158,6 +159,9 @@ class FakeEngine:
                 connection, b"data: " + json.dumps(_completion(word, reason, self._name)).encode() + b"\n\n"
             )
             time.sleep(self._args.chunk_delay)
+        if (request.get("stream_options") or {}).get("include_usage"):  # type: ignore[attr-defined]
+            last = _completion("", None, self._name) | {"choices": [], "usage": {"completion_tokens": count}}
+            _send_chunk(connection, b"data: " + json.dumps(last).encode() + b"\n\n")
         _send_chunk(connection, b"data: [DONE]\n\n")
         connection.sendall(b"0\r\n\r\n")
 

@@ -1,0 +1,190 @@
+"""The scenario: memory for all models but one, all of them asked for, and what is to hold throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from instance_manager.memory import host_total_bytes
+from tests.berth_process import ROOT, BerthProcess, running_berth
+from tests.fake_engine import command
+from tests.soak.traffic import Traffic
+from tests.soak.watch import EventWatch, MemoryWatch
+
+_GIB = 1 << 30
+_START_TIMEOUT_S = 120.0
+_SLEEP_EVERY_S = 9.0
+_FAULTS_IN_LOG = re.compile(
+    r"^.*(?:stops with \d+ requests in flight|Traceback|the starter failed|Error in Berth).*$", re.MULTILINE
+)
+
+
+class Engine(StrEnum):
+    """What runs the models."""
+
+    REAL = "engine"  # the embedded engine, with the demo model
+    FAKE = "fake"  # starts in a moment and can't sleep: many more swaps
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One soak. `num_models - 1` of them fit."""
+
+    engine: Engine
+    seconds: float
+    num_clients: int = 16
+    num_models: int = 3
+    seed: int = 0
+    calibration_s: float = 6.0
+
+    @property
+    def models(self) -> list[str]:
+        return [f"model-{number}" for number in range(self.num_models)]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that was seen."""
+
+    plan: Plan
+    budget_bytes: int
+    traffic: Traffic
+    events: EventWatch
+    memory: MemoryWatch
+    faults_in_log: Sequence[str]
+    ends_clean: bool
+
+
+def catalog(plan: Plan) -> dict[str, Any]:
+    """The models differ in what happens to them when nobody asks for them for some seconds."""
+    if plan.engine is Engine.FAKE:
+        return {
+            name: {"command": command("--served-model-name", name, "--ballast-mb", "200"), "timeout": 2}
+            for name in plan.models
+        }
+    actions = ("stop", "sleep1", "sleep2")
+    return {
+        name: {
+            "path": str(ROOT / "models" / "berth-demo"),
+            # A cache large enough that engines differ from each other by more than libraries weigh.
+            "params": {"kv_cache_memory_bytes": "700M", "num_threads": 1},
+            "timeout": 4,
+            "expire_action": actions[number % len(actions)],
+        }
+        for number, name in enumerate(plan.models)
+    }
+
+
+def run(plan: Plan, folder: Path, tell: Callable[[str], None]) -> Run:
+    """Measure what models need, then soak. Raises AssertionError where Berth doesn't even start."""
+    models = catalog(plan)
+    _write_catalog(folder, {name: {**entry, "timeout": 0} for name, entry in models.items()})
+    budget = _find_budget(plan, folder)
+    _write_catalog(folder, models)
+    tell(f"budget {budget / _GIB:.2f} GiB, {plan.num_models} models, {plan.seconds:.0f} s")
+    residency, patience = ("0.3", "2") if plan.engine is Engine.FAKE else ("3", "8")
+    settings = {
+        "HOST_MEMORY": repr(budget / _GIB if budget > _GIB else budget / host_total_bytes()),
+        "MIN_RESIDENCY": residency,
+        "MAX_WAIT": patience,
+        "MAX_QUEUE": str(plan.num_clients),
+    }
+    traffic = Traffic("", plan.models, plan.num_clients, plan.seed)
+    events = EventWatch()
+    ends_clean = False
+    try:
+        with _berth(folder, settings) as berth:
+            traffic.base_url = berth.url
+            memory = MemoryWatch(berth.pid, budget)
+            with memory.running():
+                asyncio.run(_soak(plan, berth, traffic, events))
+        ends_clean = True
+    except AssertionError as error:  # it did not end, or has left something behind
+        events.problems.append(f"Berth did not end well: {str(error)[-2000:]}")
+    log = (folder / "berth.log").read_text(errors="replace")
+    faults = [match[0] for match in _FAULTS_IN_LOG.finditer(log)]
+    return Run(plan, budget, traffic, events, memory, faults, ends_clean)
+
+
+def _write_catalog(folder: Path, models: Mapping[str, Any]) -> None:
+    (folder / "models.yaml").write_text(json.dumps({"models": models}))  # JSON is YAML
+
+
+@contextmanager
+def _berth(folder: Path, settings: Mapping[str, str]) -> Iterator[BerthProcess]:
+    common = {"MODELS_FILE": str(folder / "models.yaml"), "STATE_DIR": str(folder / "state")}
+    with running_berth(folder, **common, **settings) as berth:
+        yield berth
+
+
+def _find_budget(plan: Plan, folder: Path) -> int:
+    """What is enough for all models but one under load, and half a model more.
+
+    Of a command nothing is known before its first run, so all are run once; of the embedded engine's
+    models the last is left to Berth's estimate.
+    """
+    with _berth(folder, {}) as berth:
+        memory = MemoryWatch(berth.pid, interval_s=0.1)
+        traffic = Traffic(berth.url, plan.models[:-1], plan.num_clients, plan.seed)
+        with berth.client(_START_TIMEOUT_S) as http:
+            if plan.engine is Engine.FAKE:
+                _start(http, plan.models[-1])
+                _wait_until_measured(http, plan.models[-1])
+                http.post(f"/models/{plan.models[-1]}/stop").raise_for_status()
+            for name in plan.models[:-1]:
+                _start(http, name)
+            with memory.running():
+                asyncio.run(traffic.run(plan.calibration_s))
+    num_resident = plan.num_models - 1
+    return int(memory.peak_bytes * (num_resident + 0.5) / num_resident)
+
+
+def _start(http: httpx.Client, name: str) -> None:
+    response = http.post(f"/models/{name}/start", params={"wait": _START_TIMEOUT_S})
+    assert response.json().get("status") == "running", response.text
+
+
+def _wait_until_measured(http: httpx.Client, name: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not http.get(f"/models/{name}").json()["memory_bytes"]:
+        assert time.monotonic() < deadline, f"{name} is never measured"
+        time.sleep(0.05)
+
+
+async def _soak(plan: Plan, berth: BerthProcess, traffic: Traffic, events: EventWatch) -> None:
+    async with berth.async_client() as http:
+        following = asyncio.create_task(events.follow(http))
+        await events.connected.wait()
+        jobs = [following]
+        if plan.engine is Engine.REAL:
+            jobs.append(asyncio.create_task(_put_to_sleep(http, plan)))
+        try:
+            await traffic.run(plan.seconds)
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.wait(jobs)
+        for job in jobs:
+            if not job.cancelled() and (error := job.exception()) is not None:
+                events.problems.append(f"watching failed: {error!r}")
+
+
+async def _put_to_sleep(http: httpx.AsyncClient, plan: Plan) -> None:
+    """Somebody puts models to sleep in the middle of it all."""
+    dice = random.Random(plan.seed)
+    while True:
+        await asyncio.sleep(_SLEEP_EVERY_S)
+        with suppress(httpx.TimeoutException):
+            level = dice.choice((1, 2))
+            await http.post(f"/models/{dice.choice(plan.models)}/sleep", params={"level": level}, timeout=30)

@@ -1,0 +1,118 @@
+"""What a Berth does, seen from outside: the memory of its engines' processes, and its events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import psutil
+
+_AT_REST = {"sleeping", "waking", "stopped"}
+
+
+class MemoryWatch:
+    """Samples what all processes below one hold together, in a thread.
+
+    Counted is what is a process's own (USS), as its end would give it back. Pages of libraries that several
+    engines map are there once, whoever leaves: they stand in no engine's account, in Berth's neither.
+    """
+
+    def __init__(self, pid: int, budget_bytes: int | None = None, interval_s: float = 0.15) -> None:
+        self.held_bytes: list[int] = []
+        self.pss_bytes: list[int] = []  # with the shared pages, each counted once
+        self.over: list[tuple[float, dict[int, int]]] = []  # monotonic seconds; pid -> bytes
+        self._budget_bytes = budget_bytes
+        self._root = psutil.Process(pid)
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.held_bytes, default=0)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._sample_until_stopped, name="memory watch")
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _sample_until_stopped(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            processes = self._root.children(recursive=True)
+            held, pss = _held(processes)
+            if self._budget_bytes is not None and sum(held.values()) > self._budget_bytes:
+                # One process was read after the other. What was there at one moment, is there still.
+                again, _ = _held(processes)
+                held = {pid: min(size, again.get(pid, 0)) for pid, size in held.items()}
+                if sum(held.values()) > self._budget_bytes:
+                    self.over.append((time.monotonic(), held))
+            self.held_bytes.append(sum(held.values()))
+            self.pss_bytes.append(pss)
+
+
+def _held(processes: Sequence[psutil.Process]) -> tuple[dict[int, int], int]:
+    """Bytes of each alone, and of all with what they share."""
+    held: dict[int, int] = {}
+    pss = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            memory = process.memory_full_info()
+            held[process.pid] = memory.uss
+            pss += memory.pss
+    return held, pss
+
+
+class EventWatch:
+    """Follows `GET /events`. Every faulty thing that is seen becomes one line of `problems`."""
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()  # how often an instance came to a state
+        self.evictions: Counter[str] = Counter()  # by action
+        self.expiries: Counter[str] = Counter()  # by action
+        self.problems: list[str] = []
+        self.events: list[tuple[float, str, Mapping[str, Any]]] = []  # monotonic seconds
+        self.connected = asyncio.Event()
+        self._last_id: int | None = None
+
+    async def follow(self, http: httpx.AsyncClient) -> None:
+        """Until cancelled, or the stream's end."""
+        async with http.stream("GET", "/events", timeout=None) as response:
+            response.raise_for_status()
+            self.connected.set()
+            fields: dict[str, str] = {}
+            async for line in response.aiter_lines():
+                if line:
+                    name, _, value = line.partition(":")
+                    fields[name] = value.strip()
+                elif "data" in fields:
+                    self._on_event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+                    fields = {}
+
+    def _on_event(self, number: int, kind: str, data: Mapping[str, Any]) -> None:
+        if self._last_id is not None and number != self._last_id + 1:
+            self.problems.append(f"event {self._last_id} is followed by {number}: some were lost")
+        self._last_id = number
+        self.events.append((time.monotonic(), kind, data))
+        if kind == "instance.state":
+            status = data["status"]
+            self.states[status] += 1
+            if status == "failed":
+                self.problems.append(f"an engine failed: {data}")
+            if status in _AT_REST and data["in_flight"]:
+                self.problems.append(f"an engine that was in use is {status}: {data}")
+        elif kind == "instance.evicted":
+            self.evictions[data["action"]] += 1
+        elif kind == "instance.expired":
+            self.expiries[data["action"]] += 1
