@@ -37,7 +37,11 @@ _ENGINE_CONTROL = frozenset(
         b"pause",
         b"resume",
         b"update_weights",
+        b"init_weight_transfer_engine",
+        b"abort_requests",
         b"memory",
+        b"slots",  # llama.cpp: shows everybody's prompts, and erases them
+        b"lora-adapters",
     }
 )
 
@@ -121,20 +125,21 @@ def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()
     if path == b"/health" or path.startswith(b"/health/"):
         return Access.OPEN
     if path.startswith(b"/proxy/"):
-        return Access.ADMIN if _is_engine_control(path) else Access.INFERENCE
-    if path.startswith(b"/v1/") or path in inference_paths:
-        return Access.INFERENCE
-    return Access.ADMIN
+        _, _, forwarded = path.removeprefix(b"/proxy/").partition(b"/")
+    elif path.startswith(b"/v1/"):
+        forwarded = path
+    else:
+        return Access.INFERENCE if path in inference_paths else Access.ADMIN
+    return Access.ADMIN if _is_engine_control(forwarded) else Access.INFERENCE
 
 
 @lru_cache(maxsize=4096)
 def _is_engine_control(path: bytes) -> bool:
-    """Whether an engine's route behind `/proxy/{id}/` acts on everybody's work, or on the engine itself.
+    """Whether an engine's route acts on everybody's work, or on the engine itself.
 
     Judged as an engine would read it: unescaped, and without doubled or dotted parts.
     """
-    _, _, rest = path.removeprefix(b"/proxy/").partition(b"/")
-    parts = [part for part in unquote_to_bytes(rest).lower().split(b"/") if part not in (b"", b".")]
+    parts = [part for part in unquote_to_bytes(path).lower().split(b"/") if part not in (b"", b".")]
     return b".." in parts or any(part in _ENGINE_CONTROL for part in parts[:2])
 
 

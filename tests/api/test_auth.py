@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.auth import Access, AccessControl, Keys, is_local, required_access
+from tests.berth_process import BerthProcess, running_berth
+from tests.fake_engine import command
 
 LOCAL = ("127.0.0.1", 50000)
 REMOTE = ("192.0.2.7", 50000)
@@ -141,3 +145,101 @@ def test_paths_that_look_like_another_one_do_not_open_it() -> None:
     assert required_access(b"/health/../instances") is Access.OPEN  # matches no route, as it stands
     assert required_access(b"//proxy/a") is Access.ADMIN
     assert required_access(b"/%70roxy/a") is Access.ADMIN
+
+
+CONTROL = [
+    "/proxy/a/sleep?level=2",
+    "/proxy/a/sleep/",
+    "/proxy/a/wake_up",
+    "/proxy/a/SLEEP",
+    "/proxy/a//sleep",
+    "/proxy/a/./sleep",
+    "/proxy/a/x/../sleep",
+    "/proxy/a/v1/completions/../../sleep",
+    "/proxy/a/%73leep",
+    "/proxy/a/%2Fsleep",
+    "/proxy/a/v1%2F..%2Fsleep",
+    "/proxy/a/x/%2e%2E/sleep",
+    "/proxy//sleep",
+    "/proxy/x/../a/sleep",
+    "/proxy/a/v1/load_lora_adapter",
+    "/proxy/a/v1//unload_lora_adapter",
+    "/proxy/a/reset_prefix_cache",
+    "/proxy/a/collective_rpc",
+    "/proxy/a/slots/0?action=erase",
+    "/v1/load_lora_adapter?model=a",
+    "/v1//load_lora_adapter",
+    "/v1/%6Coad_lora_adapter",
+    "/v1/../sleep",
+    "/v1/%2e%2e/sleep",
+]
+
+
+@pytest.mark.parametrize("path", CONTROL)
+async def test_what_steers_an_engine_is_for_admins_however_it_is_written(path: str) -> None:
+    asked = path.partition("?")[0]  # a scope's path has no query
+    status, body = await ask(BOTH, asked, headers=bearer("user-key"))
+    assert (status, body["error"]["code"]) == (403, "admin_key_required")
+    assert body["error"]["type"] == "permission_error"
+    assert (await ask(BOTH, asked, headers=bearer("user-ke")))[0] == 401
+    assert (await ask(BOTH, asked))[0] == 401
+    assert await ask(BOTH, asked, headers=bearer("admin-key")) == (200, {})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/proxy/sleep/v1/completions",  # an instance's name
+        "/proxy/a/v1/chat/completions",
+        "/proxy/a/v1/models/org/sleep",  # a model's
+        "/proxy/a/sleeping",
+        "/proxy/a",
+        "/v1/models/org/memory",
+        "/v1/completions",
+    ],
+)
+async def test_what_only_looks_like_it_is_for_everybody_with_a_key(path: str) -> None:
+    assert (await ask(BOTH, path, headers=bearer("user-key")))[0] == 200
+
+
+@pytest.fixture(scope="module")
+def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
+    """With keys, and an instance `a` that answers every path with what it was asked."""
+    folder = tmp_path_factory.mktemp("auth")
+    settings = {"API_KEYS": "user-key", "ADMIN_API_KEYS": "admin-key"}
+    with running_berth(folder, **settings) as berth, berth.client() as client:
+        spec = {"name": "a", "model_name": "a", "engine": "command", "command": command()}
+        headers = {"authorization": "Bearer admin-key"}
+        client.post("/instances?wait=60", json=spec, headers=headers).raise_for_status()
+        yield berth
+
+
+def post(berth: BerthProcess, target: str, key: str) -> tuple[int, dict[str, Any]]:
+    """The target goes over the wire as it is: clients would tidy it up."""
+    connection = http.client.HTTPConnection("127.0.0.1", berth.port, timeout=30)
+    try:
+        connection.request("POST", target, b'{"x": 1}', {"authorization": f"Bearer {key}"})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", [*CONTROL, "http://localhost/proxy/a/sleep"])
+def test_a_key_for_requests_steers_no_engine(berth: BerthProcess, path: str) -> None:
+    status, body = post(berth, path, "user-key")
+    assert (status, body["error"]["code"]) == (403, "admin_key_required")
+
+
+@pytest.mark.parametrize("target", ["/sleep?level=2", "//sleep", "/x/../sleep", "/%73leep"])
+def test_an_admin_does_and_the_path_arrives_as_it_was(berth: BerthProcess, target: str) -> None:
+    assert post(berth, f"/proxy/a{target}", "admin-key")[1]["target"] == target
+
+
+def test_an_escaped_slash_makes_no_path_of_an_instances_name(berth: BerthProcess) -> None:
+    status, body = post(berth, "/proxy/a%2Fsleep", "user-key")
+    assert (status, body["error"]["code"]) == (404, "instance_not_found")
+
+
+def test_a_key_for_requests_is_enough_for_requests(berth: BerthProcess) -> None:
+    assert post(berth, "/proxy/a/v1/embeddings", "user-key")[1]["target"] == "/v1/embeddings"
