@@ -5,10 +5,10 @@ Order, duplicates and values are kept; names arrive in lower case, as ASGI has t
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from itertools import count
+from uuid import uuid4
 
 from api.asgi import RawHeaders
 
@@ -44,13 +44,16 @@ _REQUEST_SPECIAL = HOP_BY_HOP | {
 _RESPONSE_SPECIAL = HOP_BY_HOP | {b"content-length", b"content-type", b"x-accel-buffering", b"x-request-id"}
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_ID_PREFIX = os.urandom(8).hex().encode()
+_ID_PREFIX = uuid4().hex[:20].encode()  # with the digits that tell the version
 _id_numbers = count(1)
 
 
 def new_request_id() -> bytes:
-    """A request id that is unique across Berths; cheap, and not a secret."""
-    return b"%b%08x" % (_ID_PREFIX, next(_id_numbers))
+    """A request id that is unique across Berths; cheap, and not a secret.
+
+    It has a UUID's form: llama-cpp-python's server, for one, refuses requests with any other.
+    """
+    return b"%b%012x" % (_ID_PREFIX, next(_id_numbers))
 
 
 @dataclass(slots=True)

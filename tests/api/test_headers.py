@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
 from api.asgi import RawHeaders
@@ -68,8 +70,11 @@ def test_a_request_id_that_is_not_sane_is_replaced(given: bytes) -> None:
     assert sane_request_id(b"x" * 128) == b"x" * 128
 
 
-def test_made_request_ids_differ() -> None:
-    assert len({new_request_id() for _ in range(1000)}) == 1000
+def test_made_request_ids_differ_and_are_uuids() -> None:
+    """Some engines refuse requests whose id is no UUID."""
+    made = {new_request_id().decode() for _ in range(1000)}
+    assert len(made) == 1000
+    assert {UUID(one).version for one in made} == {4}
 
 
 @pytest.mark.parametrize(
