@@ -211,7 +211,7 @@ class Exchange:
                     break
                 if self._is_uploading:
                     await self._upload(message)
-        except Exception:
+        except Exception:  # the task's root, which nobody awaits: the engine's request must end all the same
             logger.exception("reading from the client failed")
         if self._reader is not None:
             self._reader.stop(ClientGone())

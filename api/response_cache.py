@@ -7,13 +7,13 @@ from `X-Berth-Cache` that somebody has asked the same before.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import date
 
+from api.access_log import log_answered
 from api.asgi import App, Message, Receive, Scope, Send
 from api.body_peek import peek
 from api.cacheable import Question, is_good_answer, read_question
@@ -22,8 +22,6 @@ from api.headers import find_header, sane_request_id
 from api.leases import ClientGone
 from api.off_loop import off_loop
 from api.response_channel import channel_of, without_channel
-
-access_logger = logging.getLogger("berth.access")
 
 PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/chat/completions", b"/completions"})
 
@@ -81,8 +79,9 @@ class ResponseCache:
             await self._answer(question, key, identity, scope, peeked.replay, send)
         else:
             self.num_hits += 1
-            await _replay(entry, scope, send)
-            _log_hit(scope, time.perf_counter() - started)
+            request_id = _request_id(scope)
+            await _replay(entry, request_id, send)
+            log_answered(scope, 200, started, request_id, "remembered")
 
     def _find(self, key: bytes) -> _Entry | None:
         entry = self._entries.get(key)
@@ -205,28 +204,15 @@ def _cache_control(scope: Scope) -> frozenset[str]:
     return frozenset(part.strip().lower() for value in values for part in value.split(","))
 
 
-async def _replay(entry: _Entry, scope: Scope, send: Send) -> None:
+async def _replay(entry: _Entry, request_id: bytes, send: Send) -> None:
     headers = [
         (b"content-type", entry.content_type),
         (b"content-length", b"%d" % len(entry.body)),
-        (b"x-request-id", _request_id(scope)),
+        (b"x-request-id", request_id),
         (b"x-berth-cache", b"hit"),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": entry.body})
-
-
-def _log_hit(scope: Scope, seconds: float) -> None:
-    """The data plane, which logs what it forwards, has not seen the request."""
-    if access_logger.isEnabledFor(logging.INFO):
-        client = scope.get("client")
-        access_logger.info(
-            '%s "%s %s" 200 %.1f ms, remembered',
-            client[0] if client else "unknown",
-            scope["method"],
-            scope["path"],
-            seconds * 1000,
-        )
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -71,7 +71,6 @@ class Answer(Generic[RequestT]):
         self._collected = bytearray()
         self._stream: StreamTranslation | None = None
         self._is_complete = False
-        self.is_stopped = False  # whether it is our doing if the inner application fails
 
     async def send(self, message: Message) -> None:
         """ASGI's `send` for the inner application."""
@@ -158,7 +157,6 @@ class Answer(Generic[RequestT]):
     # Errors of the engine's are told, and it ends by itself; an error of ours ends the engine's work.
 
     async def _stop(self, error: ErrorDetail, before: list[bytes] | None = None) -> None:
-        self.is_stopped = True
         await self._tell(error, before or [])
         raise Stopped
 

@@ -6,6 +6,7 @@ which protocol one has chosen.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from api.access_log import log_answered
 from api.asgi import App, RawHeaders, Receive, Scope, Send
 from api.body_peek import Peeked, peek
 from api.dispatch import raw_path
 from api.headers import find_header, sane_request_id
 from api.leases import ClientGone
 from api.off_loop import off_loop
-from api.protocols.answer import Answer, send_json
+from api.protocols.answer import Answer, Stopped, send_json
 from api.protocols.base import (
     INVALID_REQUEST,
     ErrorDetail,
@@ -113,6 +115,7 @@ class ProtocolApp:
         if scope["method"] != "POST":
             await self._inner(scope, receive, send)
             return
+        started = time.perf_counter()
         peeked = await peek(receive, self._max_body_bytes)
         chosen = None
         if peeked.body is not None:
@@ -120,21 +123,22 @@ class ProtocolApp:
         if chosen is None:
             await self._inner(scope, peeked.replay, send)
         else:
-            await self._translate(chosen, peeked, scope, send)
+            await self._translate(chosen, peeked, scope, send, started)
 
     async def _serve(
         self, adapters: Mapping[str, Adapter], scope: Scope, receive: Receive, send: Send
     ) -> None:
         adapter = next(iter(adapters.values()))
+        started = time.perf_counter()
         if scope["method"] != "POST":
             error = ErrorDetail(405, f"{scope['method']}: {adapter.route} takes POST only", INVALID_REQUEST)
-            await _send_error(adapter, error, scope, send, (b"allow", b"POST"))
+            await _refuse(adapter, error, scope, send, started, (b"allow", b"POST"))
             return
         peeked = await peek(receive, self._max_body_bytes)
         if peeked.body is not None and len(adapters) > 1:
             chosen = self._protocol_of(self._model_in(peeked.body)) or ""
             adapter = adapters.get(chosen, adapter)
-        await self._translate(adapter, peeked, scope, send)
+        await self._translate(adapter, peeked, scope, send, started)
 
     def _model_in(self, body: bytes) -> str:
         """The model that a body names; the default one where it names none."""
@@ -145,12 +149,14 @@ class ProtocolApp:
         model = read.get("model") if isinstance(read, dict) else None
         return model if isinstance(model, str) else self._default_model
 
-    async def _translate(self, adapter: Adapter, peeked: Peeked, scope: Scope, send: Send) -> None:
+    async def _translate(
+        self, adapter: Adapter, peeked: Peeked, scope: Scope, send: Send, started: float
+    ) -> None:
         """Ask the inner application in OpenAI's words, and answer in the adapter's."""
         try:
             translated = await self._read(adapter, peeked.body)
         except _Refused as refused:
-            await _send_error(adapter, refused.error, scope, send)
+            await _refuse(adapter, refused.error, scope, send, started)
             return
         peeked.messages.clear()
         peeked.messages.append({"type": "http.request", "body": translated.body})
@@ -160,10 +166,8 @@ class ProtocolApp:
         inner_scope = _inner_scope(scope, translated, request_id)
         try:
             await self._inner(inner_scope, peeked.replay, answer.send)
-        except Exception:
-            # `send` has told it to stop; in whatever way it has, the client has got its answer.
-            if not answer.is_stopped:
-                raise
+        except* Stopped:
+            pass  # `send` has told it to stop, and the client why; what comes of a task of its own is a group
         if not await answer.finish() and channel is not None:
             channel.abort()
 
@@ -242,8 +246,16 @@ def _request_id(scope: Scope) -> bytes:
     return sane_request_id(find_header(scope["headers"], b"x-request-id"))
 
 
-async def _send_error(
-    adapter: Adapter, error: ErrorDetail, scope: Scope, send: Send, *headers: tuple[bytes, bytes]
+async def _refuse(
+    adapter: Adapter,
+    error: ErrorDetail,
+    scope: Scope,
+    send: Send,
+    started: float,
+    *headers: tuple[bytes, bytes],
 ) -> None:
+    """Answer here, in the adapter's words; nobody else hears of the request, so it is logged here too."""
     status, body = error_response(adapter, error)
-    await send_json(send, status, list(headers), to_json(body), _request_id(scope))
+    request_id = _request_id(scope)
+    await send_json(send, status, list(headers), to_json(body), request_id)
+    log_answered(scope, status, started, request_id, f"refused by {adapter.name}")

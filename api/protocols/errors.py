@@ -31,7 +31,7 @@ def ask_adapter(adapter: ProtocolAdapter[Any], call: Callable[[], T]) -> T:
         return call()
     except InvalidProtocolRequest:
         raise
-    except Exception as exc:
+    except Exception as exc:  # foreign code's root: whatever it is, its author finds it in the log
         logger.exception("the protocol %r failed", adapter.name)
         raise AdapterFailed(adapter.name) from exc
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import re
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
@@ -16,6 +17,8 @@ from typing import Any
 from api.protocols.app import OPENAI_ROUTES
 from api.protocols.base import ProtocolAdapter, ProtocolRequest
 from api.protocols.generate import GenerateProtocol
+
+logger = logging.getLogger("berth.protocols")
 
 ENTRY_POINT_GROUP = "berth.protocols"
 
@@ -92,6 +95,7 @@ def _load(plugin: str, load: Any) -> object:
     try:
         return load()
     except Exception as exc:  # importing foreign code may raise anything; the one line must say what it was
+        logger.debug("the plug-in %r can't be loaded", plugin, exc_info=True)
         reason = str(exc).splitlines()[0] if str(exc) else "no reason given"
         raise _error(plugin, f"can't be imported: {type(exc).__name__}: {reason}") from exc
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -408,3 +409,45 @@ async def test_what_the_inner_application_raises_is_raised() -> None:
 
     with pytest.raises(OSError, match="its own"):
         await ask(app_around(inner), "/generate", PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "body", "status", "who"),
+    [
+        ("/generate", "GET", b"", 405, "generate"),
+        ("/generate", "POST", b"{", 400, "generate"),
+        ("/generate", "POST", b"{}", 422, "generate"),
+        ("/chat/completions", "POST", b'{"model": "liner"}', 422, "lines"),
+    ],
+)
+async def test_what_is_refused_here_has_its_line_in_the_access_log(
+    caplog: pytest.LogCaptureFixture, path: str, method: str, body: bytes, status: int, who: str
+) -> None:
+    inner = Inner()
+    with caplog.at_level(logging.INFO, "berth.access"):
+        headers = [(b"x-request-id", b"mine")]
+        got = await ask(app_around(inner), path, body, method=method, headers=headers)
+    assert (got.status, inner.scopes) == (status, [])
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "berth.access"]
+    assert line.startswith(f'127.0.0.1 "{method} {path}" {status} ')
+    assert line.endswith(f" ms mine, refused by {who}")
+
+
+async def test_what_is_passed_on_is_logged_by_who_serves_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "berth.access"):
+        await ask(app_around(Inner([chat_answer()])), "/generate", PROMPT)
+        await ask(app_around(Inner([b"{}"])), "/v1/embeddings", b"{}")
+    assert caplog.records == []
+
+
+async def test_what_stops_an_inner_task_of_its_own_is_no_failure() -> None:
+    """The inner application may send from a task group, which wraps what `send` raises."""
+    inner = Inner([b"data: {broken\n\n"], headers=[SSE])
+
+    async def grouped(scope: Scope, receive: Receive, send: Send) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(inner(scope, receive, send))
+
+    got, is_cut = await ask_cut(app_around(grouped), "/generate", STREAMED)
+    assert is_cut and not got.is_whole
+    assert got.events[-1]["error"]["code"] == "upstream_garbled"

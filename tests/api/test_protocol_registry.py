@@ -120,6 +120,16 @@ def test_a_plugin_that_cannot_be_used_is_told_in_one_line(plugin: str, problem: 
     assert "\n" not in str(caught.value)
 
 
+def test_why_a_plugin_breaks_is_in_the_log_of_who_debugs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plugin_with_a_bug.py").write_text("def begin():\n    return 1 / 0\n\nbegin()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level("DEBUG", "berth.protocols"), pytest.raises(PluginError, match="ZeroDivisionError"):
+        load_protocols(["plugin_with_a_bug:Any"])
+    assert "return 1 / 0" in caplog.text
+
+
 def test_two_plugins_of_one_name_clash() -> None:
     with pytest.raises(PluginError, match="'alpaca' belongs to docs"):
         load_protocols([ALPACA, ALPACA])
