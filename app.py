@@ -78,7 +78,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
 
     manager.events.add_listener(let_go)
     control = create_control_app(manager, fleet, models, pulls, metrics, version=VERSION)
-    gateway: App = Gateway(fleet, data_plane)
+    gateway: App = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive)
     if settings.response_cache_mb:
         gateway = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
     protocols = ProtocolApp(

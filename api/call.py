@@ -34,12 +34,17 @@ class Call:
         self.metrics = metrics
         metrics.in_flight += 1
 
+    def leave(self) -> None:
+        """The instance won't serve it after all."""
+        if self.lease is not None:
+            self.lease.release()
+            self.lease = None
+            self.metrics.in_flight -= 1
+
     def finish(self, status: int) -> None:
         """It is over; `status` is the response's, or what there was to say instead of one."""
         seconds = time.perf_counter() - self.request.started
-        if self.lease is not None:
-            self.lease.release()
-            self.metrics.in_flight -= 1
+        self.leave()
         self.metrics.count(self.request.method, status)
         self.metrics.request_s.observe(seconds)
         if access_logger.isEnabledFor(logging.INFO):

@@ -6,9 +6,10 @@ then hands the request to the data plane, with a lease of whichever replica has 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -23,10 +24,12 @@ from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
 from api.leases import ClientGone, Lease
 from api.off_loop import off_loop
+from api.patient_stream import PatientStream
 from api.proxy import DataPlane
-from instance_manager.errors import ManagerError
+from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
+from instance_manager.types import InstanceState
 
 VERSIONED = b"/v1/"
 # Paths without a version: to what the engine knows them as.
@@ -46,8 +49,13 @@ UNVERSIONED: Mapping[bytes, bytes] = {
 }
 _MAX_BODY_BYTES = 256 * 2**20
 _MAX_UPLOAD_PEEK = 64 * 1024  # of a multipart body, within which the model's name has to come
+_MAX_KEPT = 4 * 2**20  # bytes of a body that is kept, to be sent a second time
+_NOTICE_S = 2.0  # within which the end of an engine is noticed
 _AFFINITY_CHARS = 512
 _MULTIPART_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
+
+
+_NO_CACHE = (b"cache-control", b"no-cache")
 
 
 class _Refused(Exception):
@@ -62,6 +70,8 @@ class _Asked:
     model: Model
     receive: Receive
     body: bytes | None  # None: as it comes
+    again: Callable[[], Receive] | None = None  # where the request may be sent a second time
+    is_stream: bool = False
     priority: int = 0
     affinity: bytes = b""
     idle_timeout_s: float | None = None
@@ -81,6 +91,24 @@ class _ModelLeases:
     async def wait_for_lease(self, _: str) -> Lease:
         return self._granted(await self._fleet.wait_for_lease(self._asked.model, self._asked.priority))
 
+    async def again(self, lease: Lease) -> Receive | None:
+        """Once more, once, if the engine has died; not where it was stopped and no other serves the model."""
+        asked = self._asked
+        again, asked.again = asked.again, None
+        if again is None:
+            return None
+        try:
+            instance = self._fleet.manager.get(lease.instance_id)
+            async with asyncio.timeout(_NOTICE_S):  # until the supervisor has seen the end too
+                while instance.gate.is_open and instance.spawns == lease.endpoint.generation:
+                    await instance.changed()
+        except InstanceNotFound:
+            return again() if asked.model.awake else None
+        except TimeoutError:
+            return None
+        has_died = instance.state is InstanceState.FAILED or instance.spawns != lease.endpoint.generation
+        return again() if has_died or asked.model.awake else None
+
     def _granted(self, lease: Lease) -> Lease:
         if self._asked.idle_timeout_s is not None:
             self._fleet.manager.patch(lease.instance_id, timeout_s=self._asked.idle_timeout_s)
@@ -90,9 +118,11 @@ class _ModelLeases:
 class Gateway:
     """An ASGI application for http scopes; `is_for` says which paths are its own."""
 
-    def __init__(self, fleet: Fleet, data_plane: DataPlane) -> None:
+    def __init__(self, fleet: Fleet, data_plane: DataPlane, *, comment_interval_s: float = 10.0) -> None:
+        """`comment_interval_s`: how long a stream may wait in silence; 0 = as long as it takes."""
         self._fleet = fleet
         self._data_plane = data_plane
+        self._comment_interval_s = comment_interval_s
 
     @staticmethod
     def is_for(scope: Scope) -> bool:
@@ -119,9 +149,25 @@ class Gateway:
         target = UNVERSIONED.get(path, path)
         if query := scope["query_string"]:
             target += b"?" + query
-        await self._data_plane.forward(
-            scope, asked.receive, send, asked.model.name, target, leases=_ModelLeases(self._fleet, asked)
-        )
+        leases = _ModelLeases(self._fleet, asked)
+        stream = None
+        if asked.is_stream and self._comment_interval_s:
+            request_id = (b"x-request-id", _request_id(scope))
+            scope = {**scope, "headers": [*scope["headers"], request_id]}
+            stream = PatientStream(send, self._comment_interval_s, [request_id, _NO_CACHE])
+        try:
+            await self._data_plane.forward(
+                scope,
+                asked.receive,
+                stream.send if stream else send,
+                asked.model.name,
+                target,
+                leases=leases,
+                again=leases.again,
+            )
+        finally:
+            if stream is not None:
+                await stream.close()
 
     async def _read(self, scope: Scope, receive: Receive) -> _Asked:
         """Find the model. Raises _Refused, ManagerError or ClientGone."""
@@ -154,6 +200,7 @@ class Gateway:
             model,
             peeked.replay,
             None,
+            is_stream=body.get("stream") is True,
             priority=priority if isinstance(priority, int) else 0,
             affinity=_affinity(body),
             idle_timeout_s=timeout_s,
@@ -162,6 +209,9 @@ class Gateway:
         if changed is not None:
             raw = await off_loop(len(peeked.body or b""), lambda: json.dumps(changed).encode())
             asked.body, asked.receive = raw, _replaying(raw, peeked.receive)
+        whole = asked.body or peeked.body
+        if whole is not None and len(whole) <= _MAX_KEPT:
+            asked.again = lambda: _replaying(whole, peeked.receive)
         return asked
 
     async def _read_upload(self, scope: Scope, receive: Receive) -> _Asked:
@@ -245,8 +295,11 @@ def _with_length(scope: Scope, length: int) -> Scope:
     return {**scope, "headers": [*kept, (b"content-length", b"%d" % length)]}
 
 
+def _request_id(scope: Scope) -> bytes:
+    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
+
+
 async def _send_error(scope: Scope, send: Send, error: ApiError) -> None:
-    request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
-    headers = [*error.headers, (b"x-request-id", request_id)]
+    headers = [*error.headers, (b"x-request-id", _request_id(scope))]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": error.body})

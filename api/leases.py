@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from api.asgi import Message, Receive
@@ -42,6 +43,10 @@ class Leases(Protocol):
         Raises QueueFull, InstanceFailedToStart, StartTooSlow and what `try_lease` raises.
         """
 
+
+# What a request does whose engine was gone before it answered: a `receive` that gives the client's messages
+# from the first one on, where another engine may serve it; None where it has failed.
+Again = Callable[[Lease], Awaitable[Receive | None]]
 
 # A client that waits is listened to for its leaving, and what it sends meanwhile is kept: up to this much,
 # then no more is read of it until its turn comes.

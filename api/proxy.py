@@ -17,9 +17,9 @@ from api.dispatch import raw_path
 from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import read_request_headers
-from api.leases import CLIENT_GONE, ClientGone, Leases, lease_while_connected
+from api.leases import CLIENT_GONE, Again, ClientGone, Leases, lease_while_connected
 from api.response_channel import HandOver, ResponseChannel, channel_of
-from api.upstream import UpstreamError
+from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.upstream_pool import UpstreamOptions, UpstreamPools
 from api.websocket import forward_websocket
 from instance_manager.errors import ManagerError
@@ -60,14 +60,16 @@ class DataPlane:
         target: bytes,
         *,
         leases: Leases | None = None,
+        again: Again | None = None,
     ) -> None:
         """Serve one HTTP request with `target` (path and query, raw) of an instance's engine.
 
         `leases` grants it in place of the usual ones: then what is asked for may be more than an instance.
+        `again` is asked where an engine was gone before it answered anything.
         """
         call = self._call(scope, instance_id, target)
         channel = channel_of(scope)
-        exchange = self._exchange(call, leases or self._leases, receive, send, channel)
+        exchange = self._exchange(call, leases or self._leases, again, receive, send, channel)
         await self._serve(call, send, channel, exchange)
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
@@ -117,15 +119,31 @@ class DataPlane:
         return Call(scope, request, client_host, instance_id, self._metrics.unserved)
 
     async def _exchange(
-        self, call: Call, leases: Leases, receive: Receive, send: Send, channel: ResponseChannel | None
+        self,
+        call: Call,
+        leases: Leases,
+        again: Again | None,
+        receive: Receive,
+        send: Send,
+        channel: ResponseChannel | None,
     ) -> int:
         """Take a lease, or wait for one, and forward; the response's status."""
-        lease = leases.try_lease(call.instance_id)
-        if lease is None:
-            lease, receive = await lease_while_connected(leases, call.instance_id, receive)
-        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
-        pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
-        return await Exchange(call.request, pool, lease, call.metrics, receive, send, channel).run()
+        while True:
+            lease = leases.try_lease(call.instance_id)
+            if lease is None:
+                lease, receive = await lease_while_connected(leases, call.instance_id, receive)
+            call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+            try:
+                pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
+                return await Exchange(call.request, pool, lease, call.metrics, receive, send, channel).run()
+            except (UpstreamRefused, UpstreamBroken) as error:
+                has_begun = isinstance(error, UpstreamBroken) and error.response_begun
+                more = None if again is None or has_begun else await again(lease)
+                if more is None:
+                    raise
+                _log_failure(call, error)
+                call.leave()
+                receive = more
 
     async def _serve(
         self, call: Call, send: Send, channel: ResponseChannel | None, forwarding: Awaitable[int]

@@ -7,7 +7,7 @@ import select
 import time
 from dataclasses import dataclass
 
-from api.upstream import UpstreamConnection, UpstreamError, UpstreamRefused, UpstreamTimeout
+from api.upstream import UpstreamConnection, UpstreamRefused, UpstreamTimeout
 from instance_manager.types import Endpoint
 
 # A connection that rested longer than this is looked at before use: its end may have come unnoticed.
@@ -159,7 +159,7 @@ class UpstreamPools:
                 return pool
             if pool.endpoint.generation > endpoint.generation:
                 # A lease from before a restart: its process is past, and so is whatever connects to it.
-                raise UpstreamError("the engine was restarted before the request could be sent")
+                raise UpstreamRefused("the engine was restarted before the request could be sent")
             pool.close()
         pool = self._pools[instance_id] = UpstreamPool(endpoint, self._options)
         return pool

@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(256, ge=0, description="Requests that may wait for one instance")
     autostart: bool = Field(True, description="Start or wake a model that is asked for by name")
+    stream_keepalive: float = Field(
+        10.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that a stream waits for its model before, and between, comments; 0 = none",
+    )
     expire_action: Literal["stop", "sleep1", "sleep2"] = Field(
         "stop", description="What expiry does: stop, or sleep (1: KV cache freed, 2: weights too)"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -180,7 +181,7 @@ def test_the_catalog_is_followed_and_written(client: httpx.Client, berth: BerthP
     patched = client.patch("/models/gone", json={"timeout": 7, "pinned": True})
     assert (patched.status_code, patched.json()["pinned"], patched.json()["timeout"]) == (200, True, 7)
     wrong = client.patch("/models/gone", json={"params": {"--": 1}})
-    assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "invalid_catalog")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "invalid_spec")
     assert client.post("/reload").json()["changed"] == []
 
 
@@ -261,6 +262,28 @@ def test_a_sleeping_model_is_woken_by_a_request(tmp_path: Path) -> None:
         assert (now["pid"], now["restarts"]) == (record["pid"], 0)
 
 
+def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(tmp_path: Path) -> None:
+    with (
+        berth_with(tmp_path, {}) as berth,
+        client_of(berth) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(client, "berth-demo").status_code == 200
+        (record,) = replicas(client, "berth-demo")
+        long = {"model": "berth-demo", "prompt": "a", "max_tokens": 800, "stream": True, "ignore_eos": True}
+        with client.stream("POST", "/v1/completions", json=long) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data:")
+            put_to_sleep = pool.submit(client.post, "/models/berth-demo/sleep")
+            while client.get("/models/berth-demo").json()["status"] == "running":
+                time.sleep(0.01)
+            assert client.get("/models/berth-demo").json()["in_flight"] == 1  # it waits for this stream
+            assert ask(client, "berth-demo").status_code == 200
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert put_to_sleep.result(timeout=30).status_code == 200
+        assert [one["pid"] for one in replicas(client, "berth-demo")] == [record["pid"]]
+
+
 def test_an_idle_instance_may_sleep_in_place_of_being_stopped(tmp_path: Path) -> None:
     settings = {"EXPIRE_ACTION": "sleep2", "VLLM_DEFAULT_TIMEOUT": "0.5"}
     with berth_with(tmp_path, {}, **settings) as berth, client_of(berth) as client:
@@ -280,3 +303,67 @@ def test_who_waits_for_a_model_is_told_of_a_shutdown_at_once(tmp_path: Path) -> 
             time.sleep(0.02)
         os.kill(berth.pid, signal.SIGTERM)
         assert asked.result(timeout=10).status_code == 503
+
+
+def lines_of(client: httpx.Client, model: str, **fields: Any) -> tuple[int, list[str]]:
+    body = {"model": model, "prompt": "a", "max_tokens": 2, "stream": True, **fields}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        return response.status_code, [line for line in response.iter_lines() if line]
+
+
+def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(tmp_path: Path) -> None:
+    doom = "import sys, time; time.sleep(1); sys.exit('CUDA out of memory')"
+    models = {
+        "slow": {"command": command("--slow-start", "1")},
+        "doomed": {"command": [sys.executable, "-c", doom, "{port}"]},
+        "quick": {"command": command()},
+    }
+    with berth_with(tmp_path, models, STREAM_KEEPALIVE="0.2") as berth, client_of(berth) as client:
+        status, lines = lines_of(client, "slow")
+        assert (status, lines[0], lines[-1]) == (200, ": waiting for the model", "data: [DONE]")
+        assert 2 <= lines.count(lines[0]) <= len(lines) - 3
+        status, lines = lines_of(client, "slow")
+        assert not lines[0].startswith(":")
+
+        status, lines = lines_of(client, "slow", delay=0.5)  # the engine itself takes its time
+        assert lines.count(": waiting for the model") >= 1
+        assert lines[-1] == "data: [DONE]"
+
+        status, lines = lines_of(client, "doomed")
+        assert (status, lines[0]) == (200, ": waiting for the model")
+        error = json.loads(lines[-1].removeprefix("data: "))["error"]
+        assert "out of memory" in error["message"]
+
+        ask(client, "quick")
+        with client.stream("POST", "/v1/completions", json={"model": "quick", "stream": True}) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+
+
+def test_what_an_engine_had_not_answered_when_it_died_is_asked_of_another(tmp_path: Path) -> None:
+    models = {"mortal": {"command": command()}}
+    with berth_with(tmp_path, models) as berth, client_of(berth) as client, ThreadPoolExecutor(4) as pool:
+        assert ask(client, "mortal").status_code == 200
+        (first,) = replicas(client, "mortal")
+        asked = [pool.submit(ask, client, "mortal", delay=0.5) for _ in range(4)]
+        while client.get(f"/instances/{first['instance_id']}").json()["in_flight"] < 4:
+            time.sleep(0.02)
+        os.kill(first["pid"], signal.SIGKILL)
+        answers = [one.result(timeout=30) for one in asked]
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert {answer.json()["choices"][0]["text"] for answer in answers} == {" token0 token1"}
+
+
+def test_what_was_stopped_on_purpose_is_not_asked_again(tmp_path: Path) -> None:
+    with (
+        berth_with(tmp_path, {"mortal": {"command": command()}}) as berth,
+        client_of(berth) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(client, "mortal").status_code == 200
+        (first,) = replicas(client, "mortal")
+        asked = pool.submit(ask, client, "mortal", delay=20)
+        while client.get(f"/instances/{first['instance_id']}").json()["in_flight"] < 1:
+            time.sleep(0.02)
+        client.post("/models/mortal/stop", params={"force": "true"}).raise_for_status()
+        assert asked.result(timeout=10).status_code == 502
+        assert client.get("/models/mortal").json()["status"] == "stopped"

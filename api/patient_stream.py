@@ -1,0 +1,79 @@
+"""A stream that waits for its model: comments keep the connection alive until the engine answers.
+
+Proxies and clients give up on a connection that is silent for a minute, and a model may take longer to start.
+What a comment costs is the status: once one is out it is 200, and an error comes as the stream's last event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from api.asgi import Message, RawHeaders, Send
+
+_COMMENT = b": waiting for the model\n\n"
+_MAX_ERROR_BYTES = 64 * 1024
+
+
+class PatientStream:
+    """Wraps the `send` of one request whose answer is to be server-sent events. `close` it in the end."""
+
+    def __init__(self, send: Send, interval_s: float, headers: RawHeaders) -> None:
+        """The first comment after `interval_s`; `headers` of the answer that it then begins."""
+        self._send = send
+        self._interval_s = interval_s
+        self._headers = [*headers, (b"content-type", b"text/event-stream; charset=utf-8")]
+        self._timer = asyncio.get_running_loop().call_later(interval_s, self._start)
+        self._commenting: asyncio.Task[None] | None = None
+        self._error: list[bytes] | None = None  # the body of an answer that is no stream, so far
+
+    async def send(self, message: Message) -> None:
+        """An ASGI `send`."""
+        if message["type"] == "http.response.start":
+            self._timer.cancel()
+            if self._commenting is None:
+                await self._send(message)
+                return
+            await self._quiet()
+            if not _is_events(message):
+                self._error = []
+        elif self._error is None:
+            await self._send(message)
+        else:
+            self._error.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                event = b"data: " + _one_line(b"".join(self._error)[:_MAX_ERROR_BYTES]) + b"\n\n"
+                await self._send({"type": "http.response.body", "body": event})
+
+    async def close(self) -> None:
+        """No more comments."""
+        self._timer.cancel()
+        await self._quiet()
+
+    def _start(self) -> None:
+        self._commenting = asyncio.get_running_loop().create_task(self._comment())
+
+    async def _comment(self) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        while True:
+            await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+            await asyncio.sleep(self._interval_s)
+
+    async def _quiet(self) -> None:
+        if self._commenting is not None:
+            self._commenting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):  # the client has left: others see it
+                await self._commenting
+
+
+def _is_events(start: Message) -> bool:
+    """Whether the answer can go on where comments have begun."""
+    headers = dict(start["headers"])
+    is_plain = headers.get(b"content-encoding", b"identity") == b"identity"
+    is_stream = headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+    return bool(start["status"] == 200) and is_plain and is_stream
+
+
+def _one_line(body: bytes) -> bytes:
+    """In JSON, line breaks stand between tokens only."""
+    return b" ".join(body.split(b"\n"))
