@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from instance_manager.environment import engine_environment
-from instance_manager.failures import LOG_TAIL_LINES, classify_exit
+from instance_manager.failures import classify_exit, telling_lines
 from instance_manager.health import Probe, WrongEngine, wait_until_ready
 from instance_manager.instance import Instance
 from instance_manager.logs import LogFile
@@ -179,4 +179,4 @@ class EngineRun:
         return EngineFailed(InstanceFailure(failure_class, message, log_tail=tuple(self._log_tail())))
 
     def _log_tail(self) -> list[str]:
-        return self._log.lines.since(self._log_mark)[-LOG_TAIL_LINES:]
+        return telling_lines(self._log.lines.since(self._log_mark))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from instance_manager.types import FailureClass, InstanceFailure
 
@@ -31,18 +31,33 @@ _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
         re.compile(
             r"model[_ ]not[_ ]found|RepositoryNotFound|LocalEntryNotFound|is not a valid model identifier"
             r"|not appear to have a file named config\.json|no such file or directory: .*config\.json"
-            r"|no config\.json|OfflineModeIsEnabled|HFValidationError",
+            r"|no config\.json|OfflineModeIsEnabled|HFValidationError"
+            r"|invalid repository ID or local directory|model path does not exist",
             re.I,
         ),
     ),
     (
         FailureClass.BAD_ARGUMENTS,
         re.compile(
-            r"error: unrecognized arguments|error: argument |error: the following arguments are required",
+            r"error: unrecognized arguments|error: argument |error: the following arguments are required"
+            r"|validation errors? for \w+(Config|Args|Settings)\b",
             re.I,
         ),
     ),
 )
+
+# What programs print on their way out whatever they died of; it would push the reason out of the tail.
+_PARTING_WORDS = re.compile(
+    r"^nanobind: | - (leaked (instance|type|function) |\.\.\. skipped remainder)"
+    r"|^See https://nanobind|^\s*For further information visit https://errors\.pydantic"
+    r"|^INFO: +(Shutting down|Waiting for application shutdown\.|Application shutdown complete\."
+    r"|Finished server process )"
+)
+
+
+def telling_lines(lines: Iterable[str]) -> list[str]:
+    """The last LOG_TAIL_LINES lines of a log that may tell why its engine ended."""
+    return [line for line in lines if not _PARTING_WORDS.search(line)][-LOG_TAIL_LINES:]
 
 
 def describe_exit(returncode: int) -> tuple[int | None, str | None]:

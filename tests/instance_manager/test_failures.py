@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instance_manager.failures import LOG_TAIL_LINES, classify_exit, describe_exit, explain
+from instance_manager.failures import LOG_TAIL_LINES, classify_exit, describe_exit, explain, telling_lines
 from instance_manager.types import FailureClass
 
 
@@ -25,6 +25,12 @@ from instance_manager.types import FailureClass
         ),
         ("model_not_found: no directory and no cached checkpoint", FailureClass.MODEL_NOT_FOUND),
         ("api_server.py: error: unrecognized arguments: --nope", FailureClass.BAD_ARGUMENTS),
+        (
+            "ValueError: Invalid repository ID or local directory specified",
+            FailureClass.MODEL_NOT_FOUND,
+        ),
+        ("ValueError: Model path does not exist: /x.gguf", FailureClass.MODEL_NOT_FOUND),
+        ("ValidationError: 1 validation error for ModelConfig", FailureClass.BAD_ARGUMENTS),
         ("something else entirely", FailureClass.CRASHED),
     ],
 )
@@ -66,3 +72,17 @@ def test_the_tail_is_bounded_and_the_message_short() -> None:
         explain(classify_exit(7, [], was_ready=False))
         == "crashed: the engine exited with code 7 before it was ready"
     )
+
+
+def test_parting_words_push_no_reason_out_of_the_tail() -> None:
+    reason = ["EngineDeadError: EngineCore encountered an issue.", " - a list's item"]
+    parting = [
+        "INFO:     Shutting down",
+        "INFO:     Finished server process [8468]",
+        "nanobind: leaked 514 functions!",
+        *(f' - leaked function "create_{i}"' for i in range(LOG_TAIL_LINES)),
+        " - ... skipped remainder",
+        "See https://nanobind.readthedocs.io/en/latest/refleaks.html",
+    ]
+    assert telling_lines([*reason, *parting]) == reason
+    assert telling_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
