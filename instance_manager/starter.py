@@ -96,7 +96,7 @@ class Starter:
 
     async def _try(self, model: Model, now: float) -> float | None:
         """0: something was done, look again; else seconds until it may be possible, None = until news."""
-        sleeper = next((one for one in model.live if one.state is InstanceState.SLEEPING), None)
+        sleeper = next((one for one in model.live if self._manager.is_asleep(one.instance_id)), None)
         spec = self._spec_of_next(model)
         try:
             placed = await self._room.plan(model, spec, sleeper, model.queue.since or now)
@@ -180,11 +180,18 @@ class Starter:
 
     def _is_wanted(self, model: Model) -> bool:
         """Whether a replica is to be started or woken for it now."""
-        if model.is_coming:
+        if model.is_coming or _is_full(model):
             return False
         if model.error is not None and self._clock() < model.retry_at:
             return False
         return model.wants_another or (len(model.queue) > 0 and not model.awake)
+
+
+def _is_full(model: Model) -> bool:
+    """Whether one that is stopping has to be gone before another may come."""
+    stopping = [one for one in model.live if one.state is InstanceState.STOPPING]
+    limit = max(model.profile.max_replicas, 1) if model.profile is not None else len(model.live) + 1
+    return bool(stopping) and len(model.live) >= limit
 
 
 def spec_of(profile: ModelProfile) -> InstanceSpec:

@@ -262,28 +262,6 @@ def test_a_sleeping_model_is_woken_by_a_request(tmp_path: Path) -> None:
         assert (now["pid"], now["restarts"]) == (record["pid"], 0)
 
 
-def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(tmp_path: Path) -> None:
-    with (
-        berth_with(tmp_path, {}) as berth,
-        client_of(berth) as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        assert ask(client, "berth-demo").status_code == 200
-        (record,) = replicas(client, "berth-demo")
-        long = {"model": "berth-demo", "prompt": "a", "max_tokens": 800, "stream": True, "ignore_eos": True}
-        with client.stream("POST", "/v1/completions", json=long) as response:
-            lines = response.iter_lines()
-            assert next(lines).startswith("data:")
-            put_to_sleep = pool.submit(client.post, "/models/berth-demo/sleep")
-            while client.get("/models/berth-demo").json()["status"] == "running":
-                time.sleep(0.01)
-            assert client.get("/models/berth-demo").json()["in_flight"] == 1  # it waits for this stream
-            assert ask(client, "berth-demo").status_code == 200
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert put_to_sleep.result(timeout=30).status_code == 200
-        assert [one["pid"] for one in replicas(client, "berth-demo")] == [record["pid"]]
-
-
 def test_an_idle_instance_may_sleep_in_place_of_being_stopped(tmp_path: Path) -> None:
     settings = {"EXPIRE_ACTION": "sleep2", "VLLM_DEFAULT_TIMEOUT": "0.5"}
     with berth_with(tmp_path, {}, **settings) as berth, client_of(berth) as client:
@@ -367,3 +345,19 @@ def test_what_was_stopped_on_purpose_is_not_asked_again(tmp_path: Path) -> None:
         client.post("/models/mortal/stop", params={"force": "true"}).raise_for_status()
         assert asked.result(timeout=10).status_code == 502
         assert client.get("/models/mortal").json()["status"] == "stopped"
+
+
+def test_a_request_while_its_model_stops_waits_and_starts_it_again(tmp_path: Path) -> None:
+    models = {"busy": {"command": command()}}
+    with berth_with(tmp_path, models) as berth, client_of(berth) as client, ThreadPoolExecutor(2) as pool:
+        assert ask(client, "busy").status_code == 200
+        (first,) = replicas(client, "busy")
+        asked = pool.submit(ask, client, "busy", delay=1)
+        while not client.get("/models/busy").json()["in_flight"]:
+            time.sleep(0.02)
+        stopping = pool.submit(client.post, "/models/busy/stop")
+        while client.get(f"/instances/{first['instance_id']}").json()["status"] != "stopping":
+            time.sleep(0.02)
+        assert ask(client, "busy").status_code == 200
+        assert (asked.result().status_code, stopping.result().status_code) == (200, 200)
+        assert [record["instance_id"] for record in replicas(client, "busy")] == [first["instance_id"]]
