@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import ExitCode
+from configs.catalog import load_catalog
 from tests.berth_process import ROOT, running_berth
 from tests.fake_hub import running_hub
 
@@ -67,6 +68,16 @@ def test_every_command_works_as_written(tmp_path: Path) -> None:
 def test_the_exit_statuses_are_all_told() -> None:
     told = re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert [int(status) for status in told] == list(ExitCode)
+
+
+def test_the_examples_of_catalogs_are_catalogs(tmp_path: Path) -> None:
+    engines: dict[str, str | None] = {}
+    for example in blocks("yaml"):
+        catalog = tmp_path / "models.yaml"
+        catalog.write_text(example)
+        engines |= {name: entry.engine for name, entry in load_catalog(catalog).models.items()}
+    expected = {"large": "vllm", "on-cpu": "vllm", "gguf": "command", "gguf-server": "command"}
+    assert expected.items() <= engines.items()
 
 
 def test_the_two_commands_are_make_targets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def entry(weights: Path) -> dict[str, Any]:
     return {"command": [*server, "--model", str(weights), *sizes], "health_path": "/v1/models"}
 
 
+def catalog_of(weights: Path) -> dict[str, Any]:
+    """It cuts a stream short when another request comes; so only one gets to it at a time."""
+    one_at_a_time = {**entry(weights), "aliases": ["gpt-llama"], "concurrency_limit": 1}
+    return {"llama": one_at_a_time, "no-file": entry(weights / "missing")}
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model's, as llama.cpp reads them."""
@@ -52,8 +59,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[Clients]:
-    catalog = {"llama": {**entry(weights), "aliases": ["gpt-llama"]}, "no-file": entry(weights / "missing")}
-    with berth_with(tmp_path_factory.mktemp("llama"), catalog, **SETTINGS) as berth, clients(berth) as pair:
+    folder = tmp_path_factory.mktemp("llama")
+    with berth_with(folder, catalog_of(weights), **SETTINGS) as berth, clients(berth) as pair:
         yield pair
 
 
@@ -75,6 +82,14 @@ def test_a_request_by_name_starts_it_and_streams(both: Clients, note: Note) -> N
     # The same model in the embedded engine: same template, same tokens, same greedy answer.
     own_text, own_usage = ask(chat, "berth-demo")
     assert (text, usage.prompt_tokens) == (own_text, own_usage.prompt_tokens)
+
+
+def test_streams_at_once_are_each_whole(both: Clients) -> None:
+    _, chat = both
+    alone, _ = ask(chat, "llama", tokens=64)
+    with ThreadPoolExecutor(8) as pool:
+        streams = list(pool.map(lambda _: stream(chat, "llama", tokens=64)[0], range(8)))
+    assert ["".join(pieces) for pieces in streams] == [alone] * 8
 
 
 def test_it_can_not_sleep_and_says_so(both: Clients) -> None:
