@@ -256,6 +256,11 @@ class InstanceManager:
             raise SleepFailed(f"instance {instance_id!r} didn't go to sleep: {supervisor.sleep_error}")
         return supervisor.instance
 
+    def is_asleep(self, instance_id: str) -> bool:
+        """Whether it sleeps, or is about to, and can be woken. Raises InstanceNotFound."""
+        supervisor = self._find(instance_id)
+        return supervisor.wants_running and supervisor.is_asleep
+
     async def wake(self, instance_id: str) -> Instance:
         """Serve again; returns when it does, or has failed. Raises WrongState."""
         self._open_for_business()

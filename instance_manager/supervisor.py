@@ -282,6 +282,7 @@ class Supervisor:
                 await self._fall_asleep(run, self._wanted_level)
             if self._wanted_level == self.instance.level == 0 and not self._is_over:
                 self._open_gate(run)  # somebody wants it awake before it slept, or it wouldn't sleep
+                self.instance.announce()  # whoever sent it to sleep need not wait any longer
         else:
             await self._wake_up(run)
 
