@@ -1,4 +1,4 @@
-"""What goes on beside all instances: idle ones expire, memory is measured, old records are forgotten."""
+"""What goes on beside all instances: idle ones expire, old records are forgotten."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from collections.abc import Callable, Mapping
 
 from instance_manager.events import EventLog
 from instance_manager.idle import is_expired, next_check_at
-from instance_manager.process import memory_of_groups
 from instance_manager.profiles import ExpireAction
 from instance_manager.supervisor import Supervisor
 from instance_manager.types import Event, InstanceState
 
 logger = logging.getLogger("berth.manager")
 
-_MEMORY_INTERVAL_S = 5.0
 _RETRY_AFTER_ERROR_S = 1.0
 _MAX_FINISHED = 100  # unnamed instances kept for their records after their end
 
 
 class Housekeeping:
-    """Two tasks and a listener over the manager's instances, which it reads and never changes itself."""
+    """A task and a listener over the manager's instances, which it reads and never changes itself."""
 
     def __init__(
         self,
@@ -40,15 +38,11 @@ class Housekeeping:
     def begin(self, tasks: asyncio.TaskGroup) -> Callable[[], None]:
         """Start in `tasks`; the function returned ends it all."""
         unsubscribe = self._events.add_listener(self._on_event)
-        jobs = [
-            tasks.create_task(self._expire_idle(), name="expiry"),
-            tasks.create_task(self._watch_memory(), name="memory"),
-        ]
+        job = tasks.create_task(self._expire_idle(), name="expiry")
 
         def end() -> None:
             unsubscribe()
-            for job in jobs:
-                job.cancel()
+            job.cancel()
 
         return end
 
@@ -96,16 +90,6 @@ class Housekeeping:
             return action
         supervisor.request_stop(reason, drain_timeout_s=0.0)
         return ExpireAction.STOP
-
-    async def _watch_memory(self) -> None:
-        while True:
-            await asyncio.sleep(_MEMORY_INTERVAL_S)
-            by_pid = {s.instance.pid: s.instance for s in self._supervisors.values()}
-            pids = [pid for pid in by_pid if pid is not None]
-            used = await asyncio.to_thread(memory_of_groups, pids) if pids else {}
-            for pid, num_bytes in used.items():
-                if by_pid[pid].pid == pid:
-                    by_pid[pid].memory_bytes = num_bytes
 
     def _forget_oldest_finished(self) -> None:
         """Keep the number of ended instances bounded; one with a name stays until it is deleted."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
 import psutil  # type: ignore[import-untyped]
@@ -127,17 +127,6 @@ def group_members(pgid: int) -> list[psutil.Process]:
 
 def _has_live_member(pgid: int) -> bool:
     return bool(group_members(pgid))
-
-
-def memory_of_groups(pgids: Iterable[int]) -> dict[int, int]:
-    """Resident bytes per process group, in one pass. Blocking."""
-    totals = dict.fromkeys(pgids, 0)
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            pgid = os.getpgid(process.pid)
-            if pgid in totals:
-                totals[pgid] += process.memory_info().rss
-    return totals
 
 
 def listener_of(pid: int, port: int) -> Listener:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,25 @@ class RoomConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class _Life:
+    """What an instance is while it holds what it holds. `spawn`: which of its processes."""
+
+    spawn: int
+    state: InstanceState
+    level: int
+
+    @classmethod
+    def of(cls, one: Instance) -> _Life:
+        return cls(one.spawns, one.state, one.level)
+
+
+@dataclass(frozen=True, slots=True)
 class _Look:
     """The devices and what our instances hold, at one moment."""
 
     gpus: tuple[Gpu, ...]
     held: Mapping[str, Mapping[Device, int]]  # by instance id
+    lives: Mapping[str, _Life]  # likewise; as they were before anything was measured
     budgets: Mapping[Device, int]
 
 
@@ -185,7 +200,9 @@ class RoomKeeper:
 
     def _look(self, instances: Iterable[Instance]) -> _Look:
         """Blocks for milliseconds."""
-        pids = {one.pid: one.instance_id for one in instances if one.pid is not None}
+        by_leader = {one.pid: one for one in instances if one.pid is not None}
+        lives = {one.instance_id: _Life.of(one) for one in by_leader.values()}
+        pids = {pid: one.instance_id for pid, one in by_leader.items()}
         by_pid = measure_groups(pids, self._driver)
         held = {pids[pid]: devices for pid, devices in by_pid.items()}
         ours: dict[Device, int] = {}
@@ -198,13 +215,16 @@ class RoomKeeper:
         )
         if self._config.host_bytes is not None:
             limits = {**limits, HOST: self._config.host_bytes}
-        return _Look(gpus, held, limits)
+        return _Look(gpus, held, lives, limits)
 
     def _record(self, look: _Look) -> None:
+        """What an instance held that has gone on to something else meanwhile is nobody's measure."""
         for one in self._live():
             held = look.held.get(one.instance_id)
-            if held and not one.state.is_pending:
-                one.memory_bytes = sum(held.values())
+            if not held or look.lives[one.instance_id] != _Life.of(one):
+                continue
+            one.memory_bytes = sum(held.values())
+            if not one.state.is_pending:
                 run = f"{one.instance_id}/{one.spawns}"
                 self._measurements.record(_kind(one.spec), run, one.level, Footprint.of(held))
 
@@ -244,15 +264,15 @@ class RoomKeeper:
         return Resident(
             instance_id=one.instance_id,
             model_name=one.spec.profile or one.model_name,
-            level=one.level,
+            level=0 if one.state.is_pending else one.level,  # what wakes is as good as awake
             held=held,
             held_asleep=self._held_asleep(one, gpus),
             in_flight=one.gate.in_flight,
             queued=one.gate.queued,
             pinned=one.pinned,
             last_used=one.gate.last_active,
-            # What starts isn't disturbed.
-            resident_since=self._clock() if one.state.is_pending else (one.awake_since or 0.0),
+            # What starts isn't disturbed, even where nothing has a minimum residency.
+            resident_since=math.inf if one.state.is_pending else (one.awake_since or 0.0),
             leaving=EvictionAction.STOP if is_stopping else None,
         )
 

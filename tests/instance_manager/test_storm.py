@@ -129,18 +129,6 @@ async def test_logs_can_be_read_and_followed_to_the_end(manager: InstanceManager
     assert len(manager.read_log(instance.instance_id, 5)) == 2  # both lives
 
 
-async def test_memory_is_measured(managing: ManagerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "_MEMORY_INTERVAL_S", 0.05)
-    async with managing() as manager:
-        instance = await running(manager, fake("--grandchild"))
-        async with asyncio.timeout(20):
-            while instance.memory_bytes is None:  # noqa: ASYNC110 - measuring is no event
-                await asyncio.sleep(0.05)
-        assert 2_000_000 < instance.memory_bytes < 500_000_000
-        await manager.stop(instance.instance_id, force=True)
-        assert instance.memory_bytes is None
-
-
 async def test_ended_instances_without_a_name_are_forgotten_in_the_end(
     manager: InstanceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
