@@ -17,6 +17,7 @@ _ANSWER_TIMEOUT_S = 180.0  # without a byte for so long, a request counts as los
 _MOOD_S = 7.0  # how long all ask for the same few models
 _MOODS_AT_LEAST = 5
 _MAX_TOKENS = 24
+LONG_PROMPT_WORDS = 600
 
 
 class Outcome(Enum):
@@ -35,6 +36,7 @@ class Ask:
     is_chat: bool
     is_stream: bool
     max_tokens: int
+    prompt: str = field(repr=False)
     leaves_after: int | None = None
     patience_s: float | None = None
 
@@ -50,9 +52,9 @@ class Ask:
             "stream": self.is_stream,
         }
         if self.is_chat:
-            body["messages"] = [{"role": "user", "content": f"Tell {random.randrange(1000)} things."}]
+            body["messages"] = [{"role": "user", "content": self.prompt}]
         else:
-            body["prompt"] = f"Tell {random.randrange(1000)} things."
+            body["prompt"] = self.prompt
         if self.is_stream:
             body["stream_options"] = {"include_usage": True}
         return body
@@ -97,6 +99,19 @@ class Traffic:
             for number in range(self.num_clients):
                 clients.create_task(self._client(http, random.Random(self.seed + number), moods, until))
 
+    async def fill(self, num_prompts: int) -> None:
+        """Ask each model for one token after each of so many long prompts. Raises WrongAnswer."""
+        dice = random.Random(self.seed)
+        async with httpx.AsyncClient(
+            base_url=self.base_url, timeout=_ANSWER_TIMEOUT_S, trust_env=False
+        ) as http:
+            for model in self.models:
+                for _ in range(num_prompts):
+                    prompt = random_prompt(dice, LONG_PROMPT_WORDS)
+                    answer = await send(http, Ask(model, False, False, 1, prompt))
+                    if answer.outcome is not Outcome.ANSWERED:
+                        raise WrongAnswer(answer.problem)
+
     async def _client(
         self, http: httpx.AsyncClient, dice: random.Random, moods: Callable[[], list[str]], until: float
     ) -> None:
@@ -119,6 +134,11 @@ class Traffic:
         return favourites
 
 
+def random_prompt(dice: random.Random, num_words: int) -> str:
+    """Words that no other prompt begins with, so that they fill an engine's cache."""
+    return " ".join(str(dice.randrange(100)) for _ in range(num_words))
+
+
 def draw(dice: random.Random, models: Sequence[str]) -> Ask:
     """A request at random."""
     is_stream = dice.random() < 0.5
@@ -128,6 +148,7 @@ def draw(dice: random.Random, models: Sequence[str]) -> Ask:
         is_chat=dice.random() < 0.5,
         is_stream=is_stream,
         max_tokens=max_tokens,
+        prompt=random_prompt(dice, LONG_PROMPT_WORDS if dice.random() < 0.1 else dice.randint(1, 20)),
         leaves_after=dice.randint(1, max_tokens) if is_stream and dice.random() < 0.15 else None,
         patience_s=dice.uniform(0.02, 1.0) if dice.random() < 0.05 else None,
     )
