@@ -47,7 +47,8 @@ def test_every_command_works_as_written(tmp_path: Path) -> None:
         with running_berth(tmp_path, **settings, HF_HUB_CACHE=cache) as berth:
             for language, code in found:
                 if language == "yaml":
-                    models_file.write_text(code)
+                    with models_file.open("a") as file:  # below the models that are there already
+                        file.write(code.removeprefix("models:\n") if file.tell() else code)
                     continue
                 argv = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
                 ran = subprocess.run(
