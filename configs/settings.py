@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         repr=False,
-        description="Keys for `/proxy/…`, separated by commas; without any: this machine's callers",
+        description="Keys for requests to models, separated by commas; without any: this machine's callers",
     )
     admin_api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), repr=False, description="Keys for everything; without any: this machine's callers"
