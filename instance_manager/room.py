@@ -100,6 +100,7 @@ class RoomKeeper:
         self._measurements = measurements
         self._driver = driver
         self._clock = clock
+        self._overdrawn_since: float | None = None
 
     async def plan(
         self, model: Model, spec: InstanceSpec | None, sleeper: Instance | None, waiting_since: float
@@ -130,7 +131,10 @@ class RoomKeeper:
         return Placed(plan, devices, frozenset(gpus or (HOST,)))
 
     async def overdrawn(self) -> tuple[EvictionStep, ...]:
-        """Measure; what is to go because engines hold more than all may together. Nothing that is in use."""
+        """Measure; what is to go because engines hold more than all may together.
+
+        Nothing that is in use, until that has lasted for the policy's longest wait.
+        """
         look = await asyncio.to_thread(self._look, self._live())
         self._record(look)
         try:
@@ -139,11 +143,13 @@ class RoomKeeper:
             logger.warning("what engines were measured to hold can't be kept: %s", error)
         ours = [sum(held.get(device, 0) for held in look.held.values()) for device in look.budgets]
         if all(size <= budget for size, budget in zip(ours, look.budgets.values(), strict=True)):
+            self._overdrawn_since = None
             return ()
         residents = [self._resident(one, look) for one in self._live()]
         now = self._clock()
+        since = self._overdrawn_since = now if self._overdrawn_since is None else self._overdrawn_since
         a_byte = dict.fromkeys(look.budgets, 1)  # of a device where nothing is needed, no debt is settled
-        plan = plan_room(a_byte, "", now, residents, look.budgets, now, self._config.policy)
+        plan = plan_room(a_byte, "", since, residents, look.budgets, now, self._config.policy)
         return plan.steps if isinstance(plan, Evict) else ()
 
     def place(self) -> EvictionStep | None:

@@ -311,6 +311,22 @@ async def test_who_holds_more_than_all_may_is_told_of_unless_in_use(world: World
     assert await keeper.overdrawn() == ()
 
 
+async def test_who_holds_too_much_and_is_always_in_use_is_drained_in_the_end(world: World) -> None:
+    keeper = world.keeper(host_gb=10, min_residency_s=0, max_wait_s=60)
+    leases = [world.add(name, 6, used=used).gate.try_acquire() for name, used in (("a", 10), ("b", 5))]
+    assert all(leases)
+    assert await keeper.overdrawn() == ()
+    world.now += 30
+    world.held["b"] = {HOST: 3 * GB}
+    assert await keeper.overdrawn() == ()  # it is not overdrawn: the time begins anew
+    world.held["b"] = {HOST: 6 * GB}
+    for _ in range(2):
+        world.now += 30
+        assert await keeper.overdrawn() == ()
+    world.now += 30
+    assert await keeper.overdrawn() == (EvictionStep("b", EvictionAction.STOP, must_drain=True),)
+
+
 async def test_steps_are_done_in_their_order_and_told(world: World) -> None:
     for name in ("a", "b", "c"):
         world.add(name, 1)
