@@ -30,6 +30,7 @@ from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
 from api.proxy import DataPlane
 from api.response_cache import ResponseCache
+from api.response_channel import HandOver, ResponseChannel
 from configs.catalog import Catalog, CatalogError, CatalogFile
 from configs.catalog_edit import edit_model
 from configs.discovery import discover_models
@@ -78,11 +79,12 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
 
     manager.events.add_listener(let_go)
     control = create_control_app(manager, fleet, models, pulls, metrics, version=VERSION)
-    gateway: App = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive)
+    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive)
+    inner: App = gateway
     if settings.response_cache_mb:
-        gateway = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+        inner = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
     protocols = ProtocolApp(
-        gateway, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
+        inner, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )
     keys = Keys(inference=settings.api_keys, admin=settings.admin_api_keys)
     inference_paths = frozenset(UNVERSIONED) | protocols.routes
@@ -90,7 +92,12 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     def is_for_gateway(scope: Scope) -> bool:
         return Gateway.is_for(scope) or raw_path(scope) in protocols.routes
 
-    dispatcher = Dispatcher(control, data_plane, protocols, is_for_gateway)
+    def begin(scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        if inner is not gateway or raw_path(scope) in protocols.routes:
+            return False  # others have a look at it first
+        return gateway.begin(scope, body, channel, hand_over)
+
+    dispatcher = Dispatcher(control, data_plane, protocols, is_for_gateway, begin)
     return AccessControl(dispatcher, keys, inference_paths=inference_paths), manager, pulls
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from api.asgi import App, Receive, Scope, Send
-from api.response_channel import DirectApp, HandOver, ResponseChannel
+from api.response_channel import Begin, DirectApp, HandOver, ResponseChannel
 
 _PREFIX = b"/proxy/"
 
@@ -19,11 +19,13 @@ class Dispatcher:
         data_plane: DirectApp,
         gateway: App | None = None,
         is_for_gateway: Callable[[Scope], bool] = lambda _: False,
+        begin_in_gateway: Begin | None = None,
     ) -> None:
         self._control = control
         self._data_plane = data_plane
         self._gateway = gateway or control
         self._is_for_gateway = is_for_gateway
+        self._begin_in_gateway = begin_in_gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and raw_path(scope).startswith(_PREFIX):
@@ -34,8 +36,12 @@ class Dispatcher:
             await self._control(scope, receive, send)
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
-        """The data plane's short way, see `DataPlane.begin`; False where it is not the data plane's."""
-        return raw_path(scope).startswith(_PREFIX) and self._data_plane.begin(scope, body, channel, hand_over)
+        """The data plane's or the gateway's short way, see `DataPlane.begin`; False for all other paths."""
+        if raw_path(scope).startswith(_PREFIX):
+            return self._data_plane.begin(scope, body, channel, hand_over)
+        if self._begin_in_gateway is None or not self._is_for_gateway(scope):
+            return False
+        return self._begin_in_gateway(scope, body, channel, hand_over)
 
 
 def raw_path(scope: Scope) -> bytes:

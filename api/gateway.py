@@ -6,30 +6,29 @@ then hands the request to the data plane, with a lease of whichever replica has 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from pydantic_core import from_json
 
 from api.asgi import Message, Receive, Scope, Send
-from api.body_peek import Peeked, peek
+from api.body_peek import Peeked, peek, replaying
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
-from api.leases import ClientGone, Lease
+from api.leases import ClientGone
+from api.model_leases import Asked, ModelLeases, affinity_of
 from api.off_loop import off_loop
 from api.patient_stream import PatientStream
 from api.proxy import DataPlane
-from instance_manager.errors import InstanceNotFound, ManagerError
+from api.response_channel import HandOver, ResponseChannel
+from instance_manager.errors import ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
-from instance_manager.types import InstanceState
 
 VERSIONED = b"/v1/"
 # Paths without a version: to what the engine knows them as.
@@ -49,9 +48,8 @@ UNVERSIONED: Mapping[bytes, bytes] = {
 }
 _MAX_BODY_BYTES = 256 * 2**20
 _MAX_UPLOAD_PEEK = 64 * 1024  # of a multipart body, within which the model's name has to come
+_MAX_SHORT = 64 * 1024  # bytes of a body that is read at once
 _MAX_KEPT = 4 * 2**20  # bytes of a body that is kept, to be sent a second time
-_NOTICE_S = 2.0  # within which the end of an engine is noticed
-_AFFINITY_CHARS = 512
 _MULTIPART_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 
 
@@ -61,58 +59,6 @@ _NO_CACHE = (b"cache-control", b"no-cache")
 class _Refused(Exception):
     def __init__(self, error: ApiError) -> None:
         self.error = error
-
-
-@dataclass(slots=True)
-class _Asked:
-    """What a request asks for."""
-
-    model: Model
-    receive: Receive
-    body: bytes | None  # None: as it comes
-    again: Callable[[], Receive] | None = None  # where the request may be sent a second time
-    is_stream: bool = False
-    priority: int = 0
-    affinity: bytes = b""
-    idle_timeout_s: float | None = None
-
-
-class _ModelLeases:
-    """The data plane's view of one request's model; where it asks for an instance it gets any replica."""
-
-    def __init__(self, fleet: Fleet, asked: _Asked) -> None:
-        self._fleet = fleet
-        self._asked = asked
-
-    def try_lease(self, _: str) -> Lease | None:
-        lease = self._fleet.try_lease(self._asked.model, self._asked.affinity)
-        return None if lease is None else self._granted(lease)
-
-    async def wait_for_lease(self, _: str) -> Lease:
-        return self._granted(await self._fleet.wait_for_lease(self._asked.model, self._asked.priority))
-
-    async def again(self, lease: Lease) -> Receive | None:
-        """Once more, once, if the engine has died; not where it was stopped and no other serves the model."""
-        asked = self._asked
-        again, asked.again = asked.again, None
-        if again is None:
-            return None
-        try:
-            instance = self._fleet.manager.get(lease.instance_id)
-            async with asyncio.timeout(_NOTICE_S):  # until the supervisor has seen the end too
-                while instance.gate.is_open and instance.spawns == lease.endpoint.generation:
-                    await instance.changed()
-        except InstanceNotFound:
-            return again() if asked.model.awake else None
-        except TimeoutError:
-            return None
-        has_died = instance.state is InstanceState.FAILED or instance.spawns != lease.endpoint.generation
-        return again() if has_died or asked.model.awake else None
-
-    def _granted(self, lease: Lease) -> Lease:
-        if self._asked.idle_timeout_s is not None:
-            self._fleet.manager.patch(lease.instance_id, timeout_s=self._asked.idle_timeout_s)
-        return lease
 
 
 class Gateway:
@@ -145,11 +91,7 @@ class Gateway:
             return
         if asked.body is not None:
             scope = _with_length(scope, len(asked.body))
-        path = raw_path(scope)
-        target = UNVERSIONED.get(path, path)
-        if query := scope["query_string"]:
-            target += b"?" + query
-        leases = _ModelLeases(self._fleet, asked)
+        leases = ModelLeases(self._fleet, asked)
         stream = None
         if asked.is_stream and self._comment_interval_s:
             request_id = (b"x-request-id", _request_id(scope))
@@ -161,7 +103,7 @@ class Gateway:
                 asked.receive,
                 stream.send if stream else send,
                 asked.model.name,
-                target,
+                _target(scope),
                 leases=leases,
                 again=leases.again,
             )
@@ -169,11 +111,29 @@ class Gateway:
             if stream is not None:
                 await stream.close()
 
-    async def _read(self, scope: Scope, receive: Receive) -> _Asked:
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """The short way, see `DataPlane.begin`, for what is short, no stream, and goes on as it came."""
+        if scope["method"] != "POST" or len(body) > _MAX_SHORT:
+            return False
+        try:
+            asked = from_json(body, allow_inf_nan=False)
+            name = asked["model"]
+            model = self._fleet.find(name)
+            if asked.get("stream") or "keep_alive" in asked or changed_body(model, asked) is not None:
+                return False
+            wanted = Asked(model, _never, None, whole=body, affinity=affinity_of(model, asked))
+        except (ValueError, TypeError, KeyError, AttributeError, ManagerError):
+            return False  # the other way says what is wrong
+        leases = ModelLeases(self._fleet, wanted)
+        return self._data_plane.begin_leased(
+            scope, body, channel, hand_over, model.name, _target(scope), leases, leases.again
+        )
+
+    async def _read(self, scope: Scope, receive: Receive) -> Asked:
         """Find the model. Raises _Refused, ManagerError or ClientGone."""
         content_type = find_header(scope["headers"], b"content-type").lower()
         if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
-            return _Asked(self._named_in_query(scope), receive, None)
+            return Asked(self._named_in_query(scope), receive, None)
         if content_type.startswith(b"multipart/"):
             return await self._read_upload(scope, receive)
         peeked = await peek(receive, _MAX_BODY_BYTES)
@@ -190,31 +150,31 @@ class Gateway:
             raise _Refused(_wrong_field("model", f"must be a string, not {name!r}"))
         return await self._asked(model, body, peeked)
 
-    async def _asked(self, model: Model, body: dict[str, Any], peeked: Peeked) -> _Asked:
+    async def _asked(self, model: Model, body: dict[str, Any], peeked: Peeked) -> Asked:
         priority = body.get("priority")
         try:
             timeout_s = idle_timeout_s(body["keep_alive"]) if "keep_alive" in body else None
         except ValueError as error:
             raise _Refused(_wrong_field("keep_alive", str(error))) from None
-        asked = _Asked(
+        asked = Asked(
             model,
             peeked.replay,
             None,
             is_stream=body.get("stream") is True,
             priority=priority if isinstance(priority, int) else 0,
-            affinity=_affinity(body),
+            affinity=affinity_of(model, body),
             idle_timeout_s=timeout_s,
         )
         changed = changed_body(model, body)
         if changed is not None:
             raw = await off_loop(len(peeked.body or b""), lambda: json.dumps(changed).encode())
-            asked.body, asked.receive = raw, _replaying(raw, peeked.receive)
+            asked.body, asked.receive = raw, replaying(raw, peeked.receive)
         whole = asked.body or peeked.body
         if whole is not None and len(whole) <= _MAX_KEPT:
-            asked.again = lambda: _replaying(whole, peeked.receive)
+            asked.whole = whole
         return asked
 
-    async def _read_upload(self, scope: Scope, receive: Receive) -> _Asked:
+    async def _read_upload(self, scope: Scope, receive: Receive) -> Asked:
         """Of a form only its beginning is looked at; it is forwarded as it comes."""
         peeked = await peek(receive, _MAX_UPLOAD_PEEK)
         begun = b"".join(message.get("body", b"") for message in peeked.messages)
@@ -222,7 +182,7 @@ class Gateway:
         model = (
             self._fleet.find(found[1].decode("utf-8", "replace")) if found else self._named_in_query(scope)
         )
-        return _Asked(model, peeked.replay, None)
+        return Asked(model, peeked.replay, None)
 
     def _named_in_query(self, scope: Scope) -> Model:
         """`?model=`; without it the only model that runs. Raises _Refused or ModelNotFound."""
@@ -235,6 +195,18 @@ class Gateway:
         raise _Refused(
             _wrong_field("model", "is missing: say which model is meant; GET /v1/models lists them")
         )
+
+
+def _target(scope: Scope) -> bytes:
+    """Path and query as the engine knows them."""
+    path = raw_path(scope)
+    target = UNVERSIONED.get(path, path)
+    return target + b"?" + scope["query_string"] if scope["query_string"] else target
+
+
+async def _never() -> Message:
+    """A `receive` for a request that has arrived whole, where the server tells of the client's leaving."""
+    raise AssertionError("nobody asks")
 
 
 def changed_body(model: Model, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -264,30 +236,8 @@ def _parse(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _affinity(body: dict[str, Any]) -> bytes:
-    """What requests share whose prompts begin alike."""
-    prompt = body.get("messages") or body.get("prompt") or body.get("input")
-    if isinstance(prompt, list):
-        prompt = prompt[:2]
-    return str(prompt)[:_AFFINITY_CHARS].encode("utf-8", "replace") if prompt else b""
-
-
 def _wrong_field(name: str, problem: str) -> ApiError:
     return api_error(400, f"{name} {problem}", "invalid_request_error", param=name)
-
-
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the new body once, then what the client still does (leave)."""
-    is_given = False
-
-    async def replay() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
 
 
 def _with_length(scope: Scope, length: int) -> Scope:

@@ -44,9 +44,9 @@ class Leases(Protocol):
         """
 
 
-# What a request does whose engine was gone before it answered: a `receive` that gives the client's messages
-# from the first one on, where another engine may serve it; None where it has failed.
-Again = Callable[[Lease], Awaitable[Receive | None]]
+# What a request does whose engine was gone before it answered: from the `receive` that it has used, one that
+# gives the client's messages from the first on, where another engine may serve it; None where it has failed.
+Again = Callable[[Lease, Receive], Awaitable[Receive | None]]
 
 # A client that waits is listened to for its leaving, and what it sends meanwhile is kept: up to this much,
 # then no more is read of it until its turn comes.

@@ -17,10 +17,10 @@ from api.dispatch import raw_path
 from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import read_request_headers
-from api.leases import CLIENT_GONE, Again, ClientGone, Leases, lease_while_connected
+from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, lease_while_connected
 from api.response_channel import HandOver, ResponseChannel, channel_of
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
-from api.upstream_pool import UpstreamOptions, UpstreamPools
+from api.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
 from api.websocket import forward_websocket
 from instance_manager.errors import ManagerError
 from instance_manager.metrics import ProxyMetrics
@@ -79,8 +79,22 @@ class DataPlane:
         `hand_over` gets an application that goes on with the request.
         """
         instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+        return self.begin_leased(scope, body, channel, hand_over, instance_id, target, self._leases)
+
+    def begin_leased(
+        self,
+        scope: Scope,
+        body: bytes,
+        channel: ResponseChannel,
+        hand_over: HandOver,
+        instance_id: str,
+        target: bytes,
+        leases: Leases,
+        again: Again | None = None,
+    ) -> bool:
+        """As `begin`, with what `forward` is told."""
         try:
-            lease = self._leases.try_lease(instance_id)
+            lease = leases.try_lease(instance_id)
         except ManagerError:
             return False
         if lease is None:
@@ -95,8 +109,9 @@ class DataPlane:
 
         def go_on(sent: DirectExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
-                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel)
-                await self._serve(call, send, channel, exchange.run(sent))
+                begun = (pool, lease, sent)
+                exchange = self._exchange(call, leases, again, receive, send, channel, begun)
+                await self._serve(call, send, channel, exchange)
 
             hand_over(application)
 
@@ -126,24 +141,36 @@ class DataPlane:
         receive: Receive,
         send: Send,
         channel: ResponseChannel | None,
+        begun: tuple[UpstreamPool, Lease, DirectExchange | None] | None = None,
     ) -> int:
-        """Take a lease, or wait for one, and forward; the response's status."""
+        """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
         while True:
-            lease = leases.try_lease(call.instance_id)
-            if lease is None:
-                lease, receive = await lease_while_connected(leases, call.instance_id, receive)
-            call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
             try:
-                pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
-                return await Exchange(call.request, pool, lease, call.metrics, receive, send, channel).run()
+                if begun is None:
+                    begun, receive = await self._enter(call, leases, receive)
+                (pool, lease, sent), begun = begun, None
+                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel)
+                return await exchange.run(sent)
             except (UpstreamRefused, UpstreamBroken) as error:
-                has_begun = isinstance(error, UpstreamBroken) and error.response_begun
-                more = None if again is None or has_begun else await again(lease)
+                is_answered = isinstance(error, UpstreamBroken) and error.response_begun
+                if again is None or call.lease is None or is_answered:
+                    raise
+                more = await again(call.lease, receive)
                 if more is None:
                     raise
                 _log_failure(call, error)
                 call.leave()
                 receive = more
+
+    async def _enter(
+        self, call: Call, leases: Leases, receive: Receive
+    ) -> tuple[tuple[UpstreamPool, Lease, None], Receive]:
+        """Take a lease, or wait for one; with it comes a `receive` that misses nothing."""
+        lease = leases.try_lease(call.instance_id)
+        if lease is None:
+            lease, receive = await lease_while_connected(leases, call.instance_id, receive)
+        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+        return (self.pools.pool_for(lease.instance_id, lease.endpoint), lease, None), receive
 
     async def _serve(
         self, call: Call, send: Send, channel: ResponseChannel | None, forwarding: Awaitable[int]

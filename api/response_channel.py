@@ -26,6 +26,10 @@ class ResponseChannel(Protocol):
         """Close the connection after what has been sent: the client sees that the body is cut."""
 
 
+# What a DirectApp's `begin` is.
+Begin = Callable[[Scope, bytes, ResponseChannel, HandOver], bool]
+
+
 class DirectApp(Protocol):
     """An ASGI application that can also begin requests without a task."""
 

@@ -123,6 +123,12 @@ def print_bars(table: dict[str, dict[str, Result]]) -> None:
         print("nginx is not installed: no ratios to it")
     httpx = berth["json32"].per_s / max(table["fastapi+httpx"]["json32"].per_s, 1e-9)
     bars.insert(1, ("JSON req/s over FastAPI + httpx's", httpx, ">=", 40.0))
+    by_name = table["berth by name"]
+    bars.append(
+        ("by name: JSON req/s over /proxy/'s", by_name["json32"].per_s / berth["json32"].per_s, ">=", 0.9)
+    )
+    latency = by_name["json1"].p50_us / berth["json1"].p50_us
+    bars.append(("by name: latency over /proxy/'s, p50", latency, "<=", 1.1))
     print()
     for what, value, sign, bar in bars:
         met = value >= bar if sign == ">=" else value <= bar

@@ -140,6 +140,7 @@ def contenders(upstream_port: int, folder: Path) -> list[Running]:
         lambda: Running("direct", upstream_port),
         lambda: start_nginx(upstream_port, folder),
         lambda: _module("berth", "serve_berth", upstream_port, prefix="/proxy/bench"),
+        lambda: _module("berth by name", "serve_berth", upstream_port, prefix="/v1"),
         lambda: _module("fastapi+aiohttp", "serve_aiohttp", upstream_port),
         lambda: _module("fastapi+httpx", "serve_httpx", upstream_port),
     ]

@@ -116,7 +116,7 @@ int main(int argc, char **argv) {
         request_len = snprintf(request, sizeof request,
                                "POST %s/v1/completions HTTP/1.1\r\nHost: localhost\r\nUser-Agent: load\r\n"
                                "Accept: */*\r\nAuthorization: Bearer client\r\nContent-Type: application/json\r\n"
-                               "Content-Length: 1024\r\n\r\n{\"prompt\":\"%.1011s\"}", argv[3], body);
+                               "Content-Length: 1024\r\n\r\n{\"model\":\"bench\",\"prompt\":\"%.995s\"}", argv[3], body);
     struct conn *conns = calloc(num_conns, sizeof *conns);
     struct epoll_event ready[256];
     poll_fd = epoll_create1(0);

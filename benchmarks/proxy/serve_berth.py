@@ -1,13 +1,14 @@
 """Berth's front door over one engine that is always up: `serve_berth PORT UPSTREAM_PORT`.
 
-All that stands before an engine in production stands here: access control, dispatcher, data plane, metrics,
-and the manager's own gate for leases. Only the supervisor is missing: nothing is started.
+All that stands before an engine in production stands here: access control, dispatcher, data plane, gateway,
+metrics, and the manager's own gate for leases. Only the supervisor is missing: nothing is started.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,40 +16,67 @@ from fastapi import FastAPI
 from api.auth import AccessControl, Keys
 from api.dispatch import Dispatcher
 from api.fast_http import FastHttpProtocol
+from api.gateway import Gateway
 from api.proxy import DataPlane
-from instance_manager.admission import Gate, Lease
+from instance_manager.admission import Lease
+from instance_manager.backends import plan_launch
 from instance_manager.errors import InstanceNotFound
+from instance_manager.fleet import Fleet, FleetConfig
+from instance_manager.gpu import GpuDriver
+from instance_manager.instance import Instance, new_instance
+from instance_manager.manager import InstanceManager
+from instance_manager.measurements import Measurements
 from instance_manager.metrics import ProxyMetrics
-from instance_manager.types import Endpoint
+from instance_manager.room import RoomConfig, RoomKeeper
+from instance_manager.types import Endpoint, InstanceSpec, ManagerConfig
+
+NAME = "bench"
 
 
 class Instances:
     """One running instance, named bench."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        gate = Gate("bench", "bench", max_in_flight=0, max_queue=256, clock=time.monotonic)
-        gate.open(endpoint)
-        self._gates = {"bench": gate}
+    def __init__(self, instance: Instance) -> None:
+        self._gates = {instance.instance_id: instance.gate}
 
     def try_lease(self, instance_id: str) -> Lease | None:
-        return self._gate(instance_id).try_acquire()
-
-    async def wait_for_lease(self, instance_id: str) -> Lease:
-        return await self._gate(instance_id).acquire()
-
-    def _gate(self, instance_id: str) -> Gate:
         gate = self._gates.get(instance_id)
         if gate is None:
             raise InstanceNotFound(f"there is no instance {instance_id!r}")
-        return gate
+        return gate.try_acquire()
+
+    async def wait_for_lease(self, instance_id: str) -> Lease:
+        return await self._gates[instance_id].acquire()
+
+
+def application(upstream_port: int) -> AccessControl:
+    config = ManagerConfig(max_queue=256)
+    manager = InstanceManager(config)
+    spec = InstanceSpec(NAME, engine="command", command=("engine", "{port}"), name=NAME)
+    instance = new_instance(
+        NAME,
+        spec,
+        plan_launch(spec, config),
+        config=config,
+        events=manager.events,
+        clock=time.monotonic,
+        port=upstream_port,
+        log_path=Path("engine.log"),
+    )
+    instance.gate.open(Endpoint("127.0.0.1", upstream_port, "engine-key", 1))
+    room = RoomKeeper(manager, RoomConfig(), Measurements(Path("state")), GpuDriver({}))
+    fleet = Fleet(manager, FleetConfig(), room)
+    fleet.adopt(instance)
+    data_plane = DataPlane(Instances(instance), ProxyMetrics())
+    gateway = Gateway(fleet, data_plane)
+    dispatcher = Dispatcher(FastAPI(), data_plane, gateway, Gateway.is_for, gateway.begin)
+    return AccessControl(dispatcher, Keys())
 
 
 def main() -> None:
     port, upstream_port = int(sys.argv[1]), int(sys.argv[2])
-    instances = Instances(Endpoint("127.0.0.1", upstream_port, "engine-key", 1))
-    data_plane = DataPlane(instances, ProxyMetrics())
     uvicorn.run(
-        AccessControl(Dispatcher(FastAPI(), data_plane), Keys()),
+        application(upstream_port),
         port=port,
         log_level="warning",
         http=FastHttpProtocol,

@@ -1,0 +1,82 @@
+"""What one request asks of a model, and the leases of whichever replica serves it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from api.asgi import Receive
+from api.body_peek import replaying
+from api.leases import Lease
+from instance_manager.errors import InstanceNotFound
+from instance_manager.fleet import Fleet
+from instance_manager.models import Model
+from instance_manager.types import InstanceState
+
+_NOTICE_S = 2.0  # within which the end of an engine is noticed
+_AFFINITY_CHARS = 512
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a request asks for."""
+
+    model: Model
+    receive: Receive
+    body: bytes | None  # None: as it comes
+    whole: bytes | None = None  # what is sent, kept where it may be sent a second time
+    is_stream: bool = False
+    priority: int = 0
+    affinity: bytes = b""
+    idle_timeout_s: float | None = None
+
+
+class ModelLeases:
+    """The data plane's view of one request's model; where it asks for an instance it gets any replica."""
+
+    def __init__(self, fleet: Fleet, asked: Asked) -> None:
+        self._fleet = fleet
+        self._asked = asked
+
+    def try_lease(self, _: str) -> Lease | None:
+        lease = self._fleet.try_lease(self._asked.model, self._asked.affinity)
+        return None if lease is None else self._granted(lease)
+
+    async def wait_for_lease(self, _: str) -> Lease:
+        return self._granted(await self._fleet.wait_for_lease(self._asked.model, self._asked.priority))
+
+    async def again(self, lease: Lease, receive: Receive) -> Receive | None:
+        """Once more, once, if the engine has died; not where it was stopped and no other serves the model."""
+        asked = self._asked
+        whole, asked.whole = asked.whole, None
+        if whole is None:
+            return None
+        try:
+            instance = self._fleet.manager.get(lease.instance_id)
+            async with asyncio.timeout(_NOTICE_S):  # until the supervisor has seen the end too
+                while instance.gate.is_open and instance.spawns == lease.endpoint.generation:
+                    await instance.changed()
+        except InstanceNotFound:
+            has_died = False
+        except TimeoutError:
+            return None
+        else:
+            is_another = instance.spawns != lease.endpoint.generation
+            has_died = is_another or instance.state is InstanceState.FAILED
+        return replaying(whole, receive) if has_died or asked.model.awake else None
+
+    def _granted(self, lease: Lease) -> Lease:
+        if self._asked.idle_timeout_s is not None:
+            self._fleet.manager.patch(lease.instance_id, timeout_s=self._asked.idle_timeout_s)
+        return lease
+
+
+def affinity_of(model: Model, body: dict[str, Any]) -> bytes:
+    """What requests share whose prompts begin alike; nothing where there is no choice."""
+    if len(model.awake) < 2:
+        return b""
+    prompt = body.get("messages") or body.get("prompt") or body.get("input")
+    if isinstance(prompt, list):
+        prompt = prompt[:2]
+    return str(prompt)[:_AFFINITY_CHARS].encode("utf-8", "replace") if prompt else b""
