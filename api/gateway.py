@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from pydantic_core import from_json
 
+from api.access_log import log_answered
 from api.asgi import Message, Receive, Scope, Send
 from api.body_peek import Peeked, peek, replaying
 from api.dispatch import raw_path
@@ -79,15 +81,16 @@ class Gateway:
         return path in UNVERSIONED
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
         try:
             asked = await self._read(scope, receive)
         except ClientGone:
             return
         except _Refused as refused:
-            await _send_error(scope, send, refused.error)
+            await _refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
-            await _send_error(scope, send, error_for(error))
+            await _refuse(scope, send, error_for(error), started)
             return
         if asked.body is not None:
             scope = _with_length(scope, len(asked.body))
@@ -249,7 +252,9 @@ def _request_id(scope: Scope) -> bytes:
     return sane_request_id(find_header(scope["headers"], b"x-request-id"))
 
 
-async def _send_error(scope: Scope, send: Send, error: ApiError) -> None:
-    headers = [*error.headers, (b"x-request-id", _request_id(scope))]
+async def _refuse(scope: Scope, send: Send, error: ApiError, started: float) -> None:
+    request_id = _request_id(scope)
+    log_answered(scope, error.status, started, request_id, "refused by the gateway")
+    headers = [*error.headers, (b"x-request-id", request_id)]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": error.body})

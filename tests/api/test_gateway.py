@@ -84,12 +84,16 @@ def test_a_model_is_started_when_it_is_asked_for_by_name_or_alias(client: httpx.
     assert streamed.text.endswith("data: [DONE]\n\n")
 
 
-def test_an_unknown_model_is_refused_and_what_is_alike_is_named(client: httpx.Client) -> None:
+def test_an_unknown_model_is_refused_and_what_is_alike_is_named(
+    client: httpx.Client, berth: BerthProcess
+) -> None:
     response = ask(client, "plian")
     assert response.status_code == 404
     error = response.json()["error"]
     assert (error["param"], error["code"]) == ("model", "model_not_found")
     assert "did you mean 'plain'" in error["message"]
+    request_id = response.headers["x-request-id"]
+    assert any("404" in line and request_id in line for line in berth.output().splitlines())
 
 
 @pytest.mark.parametrize(
