@@ -50,6 +50,7 @@ def table(run: Run) -> str:
         ("starts, stops", f"{states['health_checking']}, {states['stopped']}"),
         ("sleeps, wakes", f"{states['sleeping']}, {states['waking']}"),
         ("evictions", _counted(run.events.evictions)),
+        ("stops in use", f"{run.events.drains}, drained first"),
         ("expiries", _counted(run.events.expiries)),
         ("wait, median", f"{quantile(waits, 0.5):.3f} s"),
         ("wait, 99 %", f"{quantile(waits, 0.99):.2f} s"),

@@ -148,7 +148,7 @@ def draw(dice: random.Random, models: Sequence[str]) -> Ask:
         is_chat=dice.random() < 0.5,
         is_stream=is_stream,
         max_tokens=max_tokens,
-        prompt=random_prompt(dice, LONG_PROMPT_WORDS if dice.random() < 0.1 else dice.randint(1, 20)),
+        prompt=random_prompt(dice, LONG_PROMPT_WORDS if dice.random() < 0.05 else dice.randint(1, 20)),
         leaves_after=dice.randint(1, max_tokens) if is_stream and dice.random() < 0.15 else None,
         patience_s=dice.uniform(0.02, 1.0) if dice.random() < 0.05 else None,
     )

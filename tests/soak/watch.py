@@ -81,8 +81,8 @@ class EventWatch:
         self.states: Counter[str] = Counter()  # how often an instance came to a state
         self.evictions: Counter[str] = Counter()  # by action
         self.expiries: Counter[str] = Counter()  # by action
+        self.drains = 0  # engines that had to stop and were still in use: their requests are to end first
         self.problems: list[str] = []
-        self.events: list[tuple[float, str, Mapping[str, Any]]] = []  # monotonic seconds
         self.connected = asyncio.Event()
         self._last_id: int | None = None
 
@@ -104,12 +104,12 @@ class EventWatch:
         if self._last_id is not None and number != self._last_id + 1:
             self.problems.append(f"event {self._last_id} is followed by {number}: some were lost")
         self._last_id = number
-        self.events.append((time.monotonic(), kind, data))
         if kind == "instance.state":
             status = data["status"]
             self.states[status] += 1
             if status == "failed":
                 self.problems.append(f"an engine failed: {data}")
+            self.drains += status == "stopping" and data["in_flight"] > 0
             if status in _AT_REST and data["in_flight"]:
                 self.problems.append(f"an engine that was in use is {status}: {data}")
         elif kind == "instance.evicted":
