@@ -92,6 +92,22 @@ def test_a_request_by_name_starts_it_and_streams(both: Clients, note: Note) -> N
     assert (own_text, own_usage.prompt_tokens) == (text, plain_usage.prompt_tokens)
 
 
+def test_its_memory_is_measured_with_its_workers(both: Clients) -> None:
+    control, chat = both
+    ask(chat, "guest")
+    family = family_of(replica_of(control, "guest")["pid"])
+    held = [one.memory_full_info() for one in family]
+    least, most = (
+        sum(one.uss for one in held),
+        sum(one.rss for one in held),
+    )  # without and with what they share
+    deadline = time.monotonic() + 60
+    while (measured := control.get("/models/guest").json()["memory_bytes"] or 0) < 0.9 * least:
+        assert time.monotonic() < deadline, (measured, least)
+        time.sleep(0.5)
+    assert measured < 1.1 * most
+
+
 def test_what_vllm_refuses_comes_as_it_says(both: Clients) -> None:
     _, chat = both
     with pytest.raises(openai.BadRequestError, match="512"):
@@ -166,7 +182,7 @@ def test_deleting_it_ends_all_its_processes_and_frees_its_port(both: Clients, no
     assert control.get("/models/guest").json()["status"] == "stopped"
 
 
-def test_an_instance_by_hand_and_a_berth_that_ends_leave_nothing(
+def test_by_hand_it_is_created_lost_started_again_and_gone_with_berth(
     tmp_path_factory: pytest.TempPathFactory, note: Note
 ) -> None:
     with (
@@ -182,6 +198,18 @@ def test_an_instance_by_hand_and_a_berth_that_ends_leave_nothing(
             "/proxy/mine/v1/completions", json={"prompt": "once upon a time", "max_tokens": 4}
         )
         assert answer.json()["usage"]["completion_tokens"] == 4
+        family = family_of(record["pid"])
+        assert len(family) > 1
+        family[0].kill()  # the server; its worker must not stay behind
+        assert_gone(family, record["port"])
+        deadline = time.monotonic() + 30
+        while (lost := control.get("/instances/mine").json())["status"] != "failed":
+            assert time.monotonic() < deadline, lost
+            time.sleep(0.1)
+        assert lost["error"]["signal"] == "SIGKILL"
+
+        record = control.post("/instances/mine/start", params={"wait": START_TIMEOUT_S}).json()
+        assert record["status"] == "running", record
         family = family_of(record["pid"])
         assert len(family) > 1
         began = time.perf_counter()
