@@ -44,7 +44,9 @@ def berth_with(directory: Path, models: dict[str, Any], **settings: str) -> Iter
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    with berth_with(tmp_path_factory.mktemp("gateway"), CATALOG, VLLM_MAX_INSTANCES="9") as berth:
+    with berth_with(
+        tmp_path_factory.mktemp("gateway"), CATALOG, VLLM_MAX_INSTANCES="9", APP_DEBUG="true"
+    ) as berth:
         yield berth
 
 
