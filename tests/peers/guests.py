@@ -26,17 +26,13 @@ QUESTION = [{"role": "user", "content": "tell me a story about a fox"}]
 Note = Callable[[str, float], None]
 
 
-def interpreter(variable: str, package: str) -> str:
-    """The Python that an environment variable names; without one, the module's tests are skipped."""
+def needs(variable: str, package: str) -> pytest.MarkDecorator:
+    """Skips a test where this environment variable doesn't name a Python that has the package."""
     python = os.environ.get(variable, "")
-    if not python:
-        pytest.skip(
-            f"{variable} is not set: name the Python of an environment with {package}",
-            allow_module_level=True,
-        )
-    if shutil.which(python) is None:
+    if python and shutil.which(python) is None:
         raise pytest.UsageError(f"{variable}={python}: no such program")
-    return python
+    reason = f"{variable} is not set: name the Python of an environment with {package}"
+    return pytest.mark.skipif(not python, reason=reason)
 
 
 @contextmanager

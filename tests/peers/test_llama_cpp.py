@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,14 +23,14 @@ from tests.peers.guests import (
     berth_with,
     clients,
     family_of,
-    interpreter,
+    needs,
     replica_of,
     stream,
 )
 
-LLAMA_PYTHON = interpreter("LLAMA_PYTHON", "llama-cpp-python[server]")
+LLAMA_PYTHON = os.environ.get("LLAMA_PYTHON", "")
 
-pytestmark = pytest.mark.timeout(START_TIMEOUT_S)
+pytestmark = [pytest.mark.timeout(START_TIMEOUT_S), needs("LLAMA_PYTHON", "llama-cpp-python[server]")]
 
 SETTINGS = {"VLLM_DEFAULT_TIMEOUT": "0", "MIN_RESIDENCY": "0"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,14 +22,14 @@ from tests.peers.guests import (
     berth_with,
     clients,
     family_of,
-    interpreter,
+    needs,
     replica_of,
     stream,
 )
 
-VLLM_PYTHON = interpreter("VLLM_PYTHON", "vLLM")
+VLLM_PYTHON = os.environ.get("VLLM_PYTHON", "")
 
-pytestmark = pytest.mark.timeout(3 * START_TIMEOUT_S)
+pytestmark = [pytest.mark.timeout(3 * START_TIMEOUT_S), needs("VLLM_PYTHON", "vLLM")]
 
 DEMO_MODEL = str(ROOT / "models" / "berth-demo")
 ENGINE_CORE = "EngineCore"  # in the title of vLLM's worker
@@ -97,10 +98,7 @@ def test_its_memory_is_measured_with_its_workers(both: Clients) -> None:
     ask(chat, "guest")
     family = family_of(replica_of(control, "guest")["pid"])
     held = [one.memory_full_info() for one in family]
-    least, most = (
-        sum(one.uss for one in held),
-        sum(one.rss for one in held),
-    )  # without and with what they share
+    least, most = sum(one.uss for one in held), sum(one.rss for one in held)  # without and with shared
     deadline = time.monotonic() + 60
     while (measured := control.get("/models/guest").json()["memory_bytes"] or 0) < 0.9 * least:
         assert time.monotonic() < deadline, (measured, least)
