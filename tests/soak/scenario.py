@@ -24,7 +24,9 @@ from tests.soak.watch import EventWatch, MemoryWatch
 
 _GIB = 1 << 30
 _START_TIMEOUT_S = 120.0
-_SLEEP_EVERY_S = 9.0
+_MEDDLE_EVERY_S = 5.0
+_ACT_TIMEOUT_S = 30.0
+_ACTS = ("sleep?level=1", "sleep?level=2", "stop", "restart", "wake?wait=0", "start")
 _ROOM_LEFT = 0.7  # of a model, beside all but one
 _PROMPTS_THAT_FILL = 150
 _FAULTS_IN_LOG = re.compile(
@@ -170,9 +172,7 @@ async def _soak(plan: Plan, berth: BerthProcess, traffic: Traffic, events: Event
     async with berth.async_client() as http:
         following = asyncio.create_task(events.follow(http))
         await events.connected.wait()
-        jobs = [following]
-        if plan.engine is Engine.REAL:
-            jobs.append(asyncio.create_task(_put_to_sleep(http, plan)))
+        jobs = [following, asyncio.create_task(_meddle(http, plan, events.problems))]
         try:
             await traffic.run(plan.seconds)
         finally:
@@ -184,11 +184,14 @@ async def _soak(plan: Plan, berth: BerthProcess, traffic: Traffic, events: Event
                 events.problems.append(f"watching failed: {error!r}")
 
 
-async def _put_to_sleep(http: httpx.AsyncClient, plan: Plan) -> None:
-    """Somebody puts models to sleep in the middle of it all."""
+async def _meddle(http: httpx.AsyncClient, plan: Plan, problems: list[str]) -> None:
+    """Somebody puts models to sleep, stops and restarts them in the middle of it all."""
     dice = random.Random(plan.seed)
+    acts = _ACTS if plan.engine is Engine.REAL else [act for act in _ACTS if not act.startswith("sleep")]
     while True:
-        await asyncio.sleep(_SLEEP_EVERY_S)
+        await asyncio.sleep(min(_MEDDLE_EVERY_S, plan.seconds / 5) * dice.uniform(0.2, 1.8))
+        url = f"/models/{dice.choice(plan.models)}/{dice.choice(acts)}"
         with suppress(httpx.TimeoutException):
-            level = dice.choice((1, 2))
-            await http.post(f"/models/{dice.choice(plan.models)}/sleep", params={"level": level}, timeout=30)
+            response = await http.post(url, timeout=_ACT_TIMEOUT_S)
+            if response.status_code not in (200, 409):  # 409: what doesn't run can't sleep
+                problems.append(f"POST {url}: {response.status_code} {response.text[:500]}")
