@@ -41,11 +41,13 @@ from instance_manager.errors import InvalidCatalog
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
+from instance_manager.liveness import LivenessRules
 from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Measurements
 from instance_manager.metrics import ProxyMetrics
 from instance_manager.profiles import ExpireAction, ModelProfile, ModelSource
 from instance_manager.pull import Pulls
+from instance_manager.restarts import RestartPolicy, RestartRules
 from instance_manager.room import RoomConfig, RoomKeeper
 from instance_manager.types import Event, InstanceState, ManagerConfig
 
@@ -206,6 +208,8 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         start_timeout_cap_s=max(3600.0, settings.start_timeout),
         stop_grace_s=settings.stop_grace,
         drain_timeout_s=settings.drain_timeout,
+        restart=RestartRules(RestartPolicy(settings.restart_policy), limit=settings.restart_limit),
+        liveness=LivenessRules(settings.health_interval, settings.stall_timeout),
         max_queue=settings.max_queue,
         max_in_flight=settings.max_in_flight,
         log_dir=settings.log_dir,

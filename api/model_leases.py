@@ -14,7 +14,7 @@ from instance_manager.fleet import Fleet
 from instance_manager.models import Model
 from instance_manager.types import InstanceState
 
-_NOTICE_S = 2.0  # within which the end of an engine is noticed
+_NOTICE_S = 5.0  # within which the end of an engine is noticed
 _AFFINITY_CHARS = 512
 
 
@@ -62,8 +62,7 @@ class ModelLeases:
         except TimeoutError:
             return None
         else:
-            is_another = instance.spawns != lease.endpoint.generation
-            has_died = is_another or instance.state is InstanceState.FAILED
+            has_died = instance.state not in (InstanceState.STOPPING, InstanceState.STOPPED)
         return replaying(whole, receive) if has_died or asked.model.awake else None
 
     def _granted(self, lease: Lease) -> Lease:

@@ -38,7 +38,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    app_host: str = Field("0.0.0.0", description="Address that Berth listens on")
+    app_host: str = Field(
+        "0.0.0.0",  # noqa: S104 - without keys only this machine is answered, see api/auth.py
+        description="Address that Berth listens on",
+    )
     app_port: int = Field(5000, ge=0, le=65535, description="Port that Berth listens on")
     app_debug: bool = Field(False, description="Debug logging")
 
@@ -94,6 +97,21 @@ class Settings(BaseSettings):
         ge=0,
         allow_inf_nan=False,
         description="Seconds that requests in flight get before a stop",
+    )
+    restart_policy: Literal["never", "on-failure"] = Field(
+        "on-failure", description="Whether an instance that was running and failed starts again by itself"
+    )
+    restart_limit: int = Field(
+        5, ge=1, description="Restarts within ten minutes; then an instance stays failed until it is started"
+    )
+    health_interval: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="Seconds between health probes of what runs; 0 = none"
+    )
+    stall_timeout: float = Field(
+        300.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds without a step, with requests, after which an engine has failed; 0 = never",
     )
     max_queue: int = Field(256, ge=0, description="Requests that may wait for one instance")
     autostart: bool = Field(True, description="Start or wake a model that is asked for by name")

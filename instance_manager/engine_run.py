@@ -102,7 +102,7 @@ class EngineRun:
             while not probing.done() and not interrupted.done():
                 remaining_s = self._deadline(config) - time.monotonic()
                 if remaining_s <= 0:
-                    raise self._failed(FailureClass.START_TIMEOUT, self._timeout_message())
+                    raise self.failed(FailureClass.START_TIMEOUT, self._timeout_message())
                 await asyncio.wait(
                     (probing, self.exited, interrupted),
                     timeout=remaining_s,
@@ -115,7 +115,7 @@ class EngineRun:
             probing.result()
             return True
         except WrongEngine as error:
-            raise self._failed(FailureClass.UNHEALTHY, str(error)) from error
+            raise self.failed(FailureClass.UNHEALTHY, str(error)) from error
         finally:
             probing.cancel()
             await asyncio.wait((probing,))
@@ -175,7 +175,8 @@ class EngineRun:
             "without a word in its log; START_TIMEOUT sets how long an engine may be silent"
         )
 
-    def _failed(self, failure_class: FailureClass, message: str) -> EngineFailed:
+    def failed(self, failure_class: FailureClass, message: str) -> EngineFailed:
+        """The failure, with the end of the log."""
         return EngineFailed(InstanceFailure(failure_class, message, log_tail=tuple(self._log_tail())))
 
     def _log_tail(self) -> list[str]:

@@ -14,6 +14,7 @@ import math
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import httpx
 
@@ -28,8 +29,10 @@ from instance_manager.errors import (
 )
 from instance_manager.failures import explain
 from instance_manager.instance import Instance
+from instance_manager.liveness import Lifeless, Vitals, watch_liveness
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
+from instance_manager.restarts import Restarts
 from instance_manager.sleeping import Sleeper, SleepRefused
 from instance_manager.types import Endpoint, FailureClass, InstanceFailure, InstanceState, ManagerConfig
 
@@ -81,6 +84,8 @@ class Supervisor:
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._run: EngineRun | None = None
         self._wanted_level = 0  # of sleep; 0 = awake
+        self._restarts = Restarts(dock.config.restart)
+        self._resume_at = 0.0  # monotonic seconds; before, no life begins
 
     # What others may ask.
 
@@ -104,6 +109,11 @@ class Supervisor:
 
     def request_start(self) -> None:
         """Begin a new life, from a terminal state only. Raises WrongState or NoCapacity."""
+        self._restarts.forgive()
+        if self._is_backing_off:
+            self._resume_at = 0.0
+            self._announce()
+            return
         if self._desired is not Desired.STOPPED or not self.instance.state.is_terminal:
             raise self._wrong_state("be started")
         if self._port is None:
@@ -187,6 +197,7 @@ class Supervisor:
         try:
             while self._desired is not Desired.DELETED or self._wanted_life != self.ended_life:
                 if self._wanted_life != self.ended_life:
+                    await self._back_off()
                     self._begin_wanted_life()
                     await self._live()
                 else:
@@ -204,21 +215,28 @@ class Supervisor:
         self.ended_life = self._life - 1
         self.instance.announce()
 
+    async def _back_off(self) -> None:
+        """After a failure that a restart answers: wait, unless the goal changes or somebody is impatient."""
+        while (wait_s := self._resume_at - time.monotonic()) > 0 and self._desired is Desired.RUNNING:
+            await asyncio.wait((self._changed,), timeout=wait_s)
+
     async def _live(self) -> None:
         """One life, from a spawn to an empty process group."""
         instance = self.instance
-        if instance.state.is_terminal:
+        if instance.state.is_terminal and self._desired is Desired.RUNNING:
             instance.set_state(InstanceState.STARTING, self._stop_reason)
         stop_grace_s = self._dock.config.stop_grace_s
         grace_s = min(_STARTING_GRACE_S, stop_grace_s)
         failure: InstanceFailure | None = None
+        was_ready = False
         try:
             run = await self._start()
-            grace_s = stop_grace_s
+            grace_s, was_ready = stop_grace_s, True
             await self._watch(run)
             await self._drain(run)
         except _GoalChanged:
-            instance.set_state(InstanceState.STOPPING, self._stop_reason)
+            if not instance.state.is_terminal:
+                instance.set_state(InstanceState.STOPPING, self._stop_reason)
         except EngineFailed as error:
             failure = error.failure
         except Exception as error:
@@ -226,7 +244,7 @@ class Supervisor:
             failure = InstanceFailure(FailureClass.CRASHED, f"an error in Berth itself: {error!r}")
         instance.gate.close()
         failure = await self._end_run(grace_s) or failure
-        self._conclude(failure)
+        self._conclude(failure, was_ready=was_ready)
 
     async def _start(self) -> EngineRun:
         """Spawn and wait for health; again on another port if someone else took ours."""
@@ -273,7 +291,29 @@ class Supervisor:
             if self._wanted_level != self.instance.level:
                 await self._change_level(run)
                 continue
-            await asyncio.wait((run.exited, self._changed), return_when=asyncio.FIRST_COMPLETED)
+            await self._until_news(run)
+
+    async def _until_news(self, run: EngineRun) -> None:
+        """Return when the goal has changed or the engine has ended. Raises EngineFailed if it is lifeless."""
+        instance, rules = self.instance, self._dock.config.liveness
+        watching: list[asyncio.Task[None]] = []
+        if rules.interval_s and instance.level == 0:
+            vitals = Vitals(f"http://{instance.host}:{run.port}", run.api_key, instance.plan.health_path)
+            alive = watch_liveness(self._dock.client, vitals, rules, time.monotonic)
+            watching.append(asyncio.create_task(alive, name=f"liveness of {run.pid}"))
+        try:
+            news: list[asyncio.Future[Any]] = [run.exited, self._changed, *watching]
+            await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
+            for task in watching:
+                if task.done() and not run.exited.done():
+                    task.result()
+        except Lifeless as error:
+            instance.gate.close()
+            raise run.failed(FailureClass.UNHEALTHY, str(error)) from error
+        finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
 
     async def _change_level(self, run: EngineRun) -> None:
         """One step towards the wanted level, or none where the goal changes meanwhile."""
@@ -380,9 +420,17 @@ class Supervisor:
             self._hold_port(None)  # but it stays taken in the range: somebody may still listen there
         return stuck
 
-    def _conclude(self, failure: InstanceFailure | None) -> None:
+    def _conclude(self, failure: InstanceFailure | None, *, was_ready: bool) -> None:
         """The life is over: say how, and give the port back unless another life follows. No await in here."""
         instance = self.instance
+        delay_s = None
+        # The fleet starts a model's replicas, when it has room for them.
+        if failure is not None and not self._is_over and instance.spec.profile is None:
+            delay_s = self._restarts.next_delay_s(time.monotonic(), was_ready=was_ready)
+            if delay_s is not None:
+                self._resume_at = time.monotonic() + delay_s
+                self._stop_reason = f"restarted after {failure.failure_class}: {failure.message}"
+                self._wanted_life += 1
         another_follows = self._wanted_life != self._life
         if not another_follows and self._desired is Desired.RUNNING:
             self._desired = Desired.STOPPED  # a failed engine is started again on request only
@@ -391,9 +439,12 @@ class Supervisor:
             self._hold_port(None)
         self.ended_life = self._life
         if failure is not None:
-            instance.set_state(InstanceState.FAILED, explain(failure, num_lines=1), failure)
-        else:
+            again = "" if delay_s is None else f"; it is started again in {delay_s:g} s"
+            instance.set_state(InstanceState.FAILED, explain(failure, num_lines=1) + again, failure)
+        elif instance.state is not InstanceState.STOPPED:
             instance.set_state(InstanceState.STOPPED, self._stop_reason)
+        else:  # stopped before the next life began
+            instance.announce()
         if another_follows:
             return
         self.log.lines.close()
@@ -402,6 +453,12 @@ class Supervisor:
             instance.gate.reject(lambda: InstanceFailedToStart(message))
 
     # Small questions and acts.
+
+    @property
+    def _is_backing_off(self) -> bool:
+        """Whether it has failed and will start again by itself."""
+        is_failed = self.instance.state is InstanceState.FAILED
+        return is_failed and self._desired is Desired.RUNNING and self._wanted_life != self.ended_life
 
     @property
     def _is_over(self) -> bool:

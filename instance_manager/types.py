@@ -11,7 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from instance_manager.liveness import LivenessRules
 from instance_manager.profiles import ExpireAction
+from instance_manager.restarts import RestartRules
 
 
 class InstanceState(StrEnum):
@@ -121,6 +123,8 @@ class ManagerConfig:
     drain_timeout_s: float = 30.0
     max_queue: int = 256  # requests waiting for one instance
     max_in_flight: int = 0  # per instance; 0 = no limit
+    restart: RestartRules = field(default_factory=RestartRules)
+    liveness: LivenessRules = field(default_factory=LivenessRules)
     log_dir: Path = Path("logs")
     log_max_bytes: int = 10 * 1024 * 1024
     log_ring_lines: int = 1000

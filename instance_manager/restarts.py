@@ -1,0 +1,52 @@
+"""Whether and when an engine that has failed is started again. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class RestartPolicy(StrEnum):
+    """The setting's values."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRules:
+    """Durations in seconds. The back-off doubles with each restart within the window."""
+
+    policy: RestartPolicy = RestartPolicy.NEVER
+    limit: int = 5  # restarts within the window; then it stays failed until somebody starts it
+    window_s: float = 600.0
+    first_back_off_s: float = 1.0
+    longest_back_off_s: float = 60.0
+
+
+@dataclass(slots=True)
+class Restarts:
+    """Of one instance."""
+
+    rules: RestartRules
+    _times: list[float] = field(default_factory=list)  # of the failures in the window that were answered
+
+    def next_delay_s(self, now: float, *, was_ready: bool) -> float | None:
+        """Seconds until it is started again after a failure at `now`; None = not by itself.
+
+        One that has never been ready is not tried again: what keeps it from starting will do so again. Only
+        amid restarts a start that fails counts like any other failure.
+        """
+        rules = self.rules
+        self._times = [time for time in self._times if now - time < rules.window_s]
+        if rules.policy is RestartPolicy.NEVER or not (was_ready or self._times):
+            return None
+        if len(self._times) >= rules.limit:
+            return None
+        delay_s = min(rules.first_back_off_s * 2.0 ** len(self._times), rules.longest_back_off_s)
+        self._times.append(now)
+        return delay_s
+
+    def forgive(self) -> None:
+        """Somebody has started it: what was before doesn't count."""
+        self._times.clear()

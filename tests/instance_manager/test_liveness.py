@@ -1,0 +1,186 @@
+"""Engines that die, hang or stand still while they run: what is noticed, and what is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from instance_manager.health import probe_client
+from instance_manager.instance import Instance
+from instance_manager.liveness import Lifeless, LivenessRules, Vitals, watch_liveness
+from instance_manager.restarts import RestartPolicy, RestartRules, Restarts
+from instance_manager.types import FailureClass, InstanceSpec, InstanceState
+from tests.fake_engine import command
+from tests.instance_manager.conftest import ManagerFactory
+
+pytestmark = pytest.mark.timeout(120)
+
+QUICK = RestartRules(RestartPolicy.ON_FAILURE, limit=2, first_back_off_s=0.2)
+WATCHFUL = LivenessRules(interval_s=0.1, timeout_s=0.3)
+
+
+def spec(*flags: str) -> InstanceSpec:
+    return InstanceSpec("fake", engine="command", command=tuple(command(*flags)), name="one")
+
+
+async def until(instance: Instance, *states: InstanceState) -> None:
+    async with asyncio.timeout(60):
+        while instance.state not in states:
+            await instance.changed()
+
+
+async def until_ended(instance: Instance) -> None:
+    """Until it is down and no restart follows."""
+    async with asyncio.timeout(60):
+        while instance.state is not InstanceState.FAILED or "started again" in instance.status_reason:
+            await instance.changed()
+
+
+async def test_a_crashed_engine_is_started_again_and_who_waits_is_served(managing: ManagerFactory) -> None:
+    async with managing(restart=QUICK) as manager:
+        instance = manager.create(spec())
+        await manager.wait_ready("one", 60)
+        assert instance.pid is not None
+        os.kill(instance.pid, signal.SIGKILL)
+        await until(instance, InstanceState.FAILED)
+        assert "it is started again in 0.2 s" in instance.status_reason
+        async with asyncio.timeout(60), manager.lease("one") as lease:
+            assert lease.endpoint.generation == 2
+        assert instance.record()["restarts"] == 1
+
+
+async def test_after_too_many_restarts_it_stays_failed_until_it_is_started(managing: ManagerFactory) -> None:
+    async with managing(restart=QUICK) as manager:
+        instance = manager.create(spec("--die-after", "0.1", "--exit-code", "7"))
+        await until_ended(instance)
+        assert instance.spawns == 3
+        assert instance.failure is not None
+        assert (instance.failure.failure_class, instance.failure.exit_code) == (FailureClass.CRASHED, 7)
+        manager.start("one")
+        await until(instance, InstanceState.RUNNING)
+        await until_ended(instance)
+        assert instance.spawns == 6
+
+
+async def test_what_never_ran_is_not_started_again(managing: ManagerFactory) -> None:
+    async with managing(restart=QUICK) as manager:
+        instance = manager.create(spec("--fail-with", "bad luck"))
+        await until(instance, InstanceState.FAILED)
+        await manager.stop("one")
+        assert instance.spawns == 1
+
+
+@pytest.mark.parametrize("how", ["stop", "delete", "start", "shutdown"])
+async def test_a_wish_interrupts_the_wait_for_a_restart(managing: ManagerFactory, how: str) -> None:
+    rules = RestartRules(RestartPolicy.ON_FAILURE, first_back_off_s=300)
+    async with managing(restart=rules) as manager:
+        instance = manager.create(spec())
+        await manager.wait_ready("one", 60)
+        assert instance.pid is not None
+        os.kill(instance.pid, signal.SIGKILL)
+        await until(instance, InstanceState.FAILED)
+        waiting = asyncio.create_task(manager.wait_for_lease("one"))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            if how == "start":
+                manager.start("one")
+                (await waiting).release()
+            elif how == "stop":
+                await manager.stop("one")
+                assert instance.state is InstanceState.STOPPED
+            elif how == "delete":
+                await manager.delete("one")
+            else:
+                await manager.shutdown()
+        if how != "start":
+            with pytest.raises(Exception, match=r"not running any more|shutting down"):
+                await waiting
+
+
+async def test_an_engine_that_stands_still_is_ended_and_started_again(managing: ManagerFactory) -> None:
+    async with managing(restart=QUICK, liveness=WATCHFUL, stop_grace_s=0.2) as manager:
+        instance = manager.create(spec())
+        await manager.wait_ready("one", 60)
+        assert instance.pid is not None
+        os.kill(instance.pid, signal.SIGSTOP)
+        await until(instance, InstanceState.FAILED)
+        assert instance.failure is not None
+        assert instance.failure.failure_class is FailureClass.UNHEALTHY
+        assert "3 health probes in a row failed, the last: /health did not answer" in instance.failure.message
+        await until(instance, InstanceState.RUNNING)
+
+
+async def test_a_busy_moment_is_no_failure(managing: ManagerFactory) -> None:
+    async with managing(liveness=WATCHFUL) as manager:
+        instance = manager.create(spec())
+        await manager.wait_ready("one", 60)
+        assert instance.pid is not None
+        os.kill(instance.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.5)  # one probe, perhaps two
+        os.kill(instance.pid, signal.SIGCONT)
+        await asyncio.sleep(1.0)
+        assert instance.state is InstanceState.RUNNING
+
+
+class StillEngine:
+    """Answers /health, and /metrics with what it is told to: an engine of which only that is seen."""
+
+    def __init__(self) -> None:
+        self.metrics = b""
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        async with server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+        body = self.metrics if path == b"/metrics" else b"ok"
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "is_dead"),
+    [
+        (b'vllm:num_requests_running{model="m"} 2.0\nvllm:generation_tokens_total{model="m"} 77.0\n', True),
+        (b'vllm:num_requests_running{model="m"} 0.0\nvllm:generation_tokens_total{model="m"} 77.0\n', False),
+        (b"llamacpp:requests_processing 1\nllamacpp:tokens_predicted_total 5\n", True),
+        (b"some_other_engine 1\n", False),
+        (b"", False),
+    ],
+)
+async def test_an_engine_with_work_that_takes_no_step_has_failed(metrics: bytes, is_dead: bool) -> None:
+    engine = StillEngine()
+    engine.metrics = metrics
+    rules = LivenessRules(interval_s=0.02, stall_s=0.3, timeout_s=5)
+    async with engine.serving() as url, probe_client() as client:
+        watching = watch_liveness(client, Vitals(url, "key", "/health"), rules, time.monotonic)
+        if is_dead:
+            with pytest.raises(Lifeless, match="has taken no step for 0 s although it has requests"):
+                await asyncio.wait_for(watching, 30)
+        else:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(watching, 1)
+
+
+def test_the_back_off_doubles_and_the_window_forgets() -> None:
+    rules = RestartRules(
+        RestartPolicy.ON_FAILURE, limit=4, window_s=100, first_back_off_s=1, longest_back_off_s=3
+    )
+    restarts = Restarts(rules)
+    assert restarts.next_delay_s(0, was_ready=False) is None
+    assert [restarts.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
+    assert restarts.next_delay_s(50, was_ready=False) is None
+    assert restarts.next_delay_s(102.5, was_ready=False) == 2.0, "one of the last hundred seconds is left"
+    restarts.forgive()
+    assert restarts.next_delay_s(103, was_ready=False) is None
+    assert Restarts(RestartRules()).next_delay_s(0, was_ready=True) is None
