@@ -107,7 +107,7 @@ async def _unexpected(request: Request, exc: Exception) -> Response:
 
 async def _http_error(request: Request, exc: Exception) -> Response:
     """No such route, or not with this method."""
-    assert isinstance(exc, HTTPException)  # registered for it alone; narrows the type
+    assert isinstance(exc, HTTPException)  # noqa: S101 - registered for it alone; narrows the type
     kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
     message = f"{request.method} {request.url.path}: {exc.detail}; /docs lists the routes"
     response = _response(api_error(exc.status_code, message, kind))
@@ -129,7 +129,7 @@ def _methods_of(request: Request) -> set[str]:
 
 async def _validation_error(_: Request, exc: Exception) -> Response:
     """400 for a body that isn't JSON, 422 for a field that is wrong; the first mistake is named."""
-    assert isinstance(exc, RequestValidationError)
+    assert isinstance(exc, RequestValidationError)  # noqa: S101 - narrows the type
     first = exc.errors()[0]
     where, *path = first["loc"]
     if first["type"] == "json_invalid":

@@ -47,7 +47,7 @@ class HubProcess:
 
     async def lines(self) -> AsyncGenerator[Line]:
         """What the child says, to its last line. Raises HubProcessDied if that never comes."""
-        assert self._child.stdout is not None
+        assert self._child.stdout is not None  # noqa: S101 - spawned with a pipe; narrows the type
         async for raw in self._child.stdout:
             line: Line = json.loads(raw)
             yield line

@@ -142,7 +142,7 @@ class Pulls:
     def _join(self, key: _Key) -> _Download:
         download = self._downloads.get(key)
         if download is None or download.board.is_over:
-            assert self._tasks is not None  # `check` has seen it
+            assert self._tasks is not None  # noqa: S101 - `check` has seen it
             download = _Download(key, self._ending.get(key))
             self._downloads[key] = download
             download.task = self._tasks.create_task(self._run(download), name=f"pull of {key[0]}")

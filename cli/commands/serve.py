@@ -34,7 +34,7 @@ def serve(
     given = {"APP_HOST": host, "APP_PORT": port, "LOG_FORMAT": "json" if session.as_json else None}
     environment = os.environ | {key: str(value) for key, value in given.items() if value is not None}
     os.chdir(_ROOT)
-    os.execve(sys.executable, [sys.executable, str(main)], environment)
+    os.execve(sys.executable, [sys.executable, str(main)], environment)  # noqa: S606 - no shell is the point
 
 
 def register(app: typer.Typer) -> None:

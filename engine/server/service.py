@@ -40,7 +40,8 @@ class Service(ModelService):
 
     def __init__(self, engine: AsyncEngine, config: ServerConfig, *, max_num_seqs: int) -> None:
         super().__init__(engine, config, max_num_seqs=max_num_seqs)
-        self._random = random.Random(config.seed) if config.seed is not None else random.SystemRandom()
+        seed = config.seed  # with one, what requests draw is to be the same each time
+        self._random = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
         self.responses = ResponseStore()
 
     async def constraint_for(
