@@ -1,0 +1,74 @@
+"""STATE_URL to a store."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from instance_manager.stores.base import DEFAULT_HISTORY, StateStore
+from instance_manager.stores.errors import InvalidStateUrl, StoreUnavailable
+from instance_manager.stores.memory import MemoryStore
+from instance_manager.stores.sqlite import SqliteStore
+
+DEFAULT_URL = "sqlite:///berth.db"
+
+
+async def open_store(url: str, state_dir: Path, *, history: int = DEFAULT_HISTORY) -> StateStore:
+    """The store that `url` names, ready for use; `history` is how many events it keeps.
+
+    `memory://`; `sqlite:///berth.db` (a relative path counts from `state_dir`, `sqlite:////var/lib/x.db` is
+    absolute). Raises InvalidStateUrl, StoreInUse (another Berth works there), StoreUnavailable.
+    """
+    check_url(url)
+    scheme = urlsplit(url).scheme
+    if scheme == "memory":
+        return MemoryStore(history=history)
+    return await SqliteStore.open(_sqlite_path(url, state_dir), history=history)
+
+
+def check_url(url: str) -> None:
+    """Whether `open_store` knows what to do with it; for settings. Raises InvalidStateUrl."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as exc:
+        raise InvalidStateUrl(f"STATE_URL is no URL: {exc}") from None
+    if parts.scheme == "memory":
+        return
+    if parts.scheme == "sqlite":
+        if parts.netloc or not parts.path.strip("/"):
+            raise InvalidStateUrl(
+                f"STATE_URL={url!r} names no file: write sqlite:///berth.db (relative to STATE_DIR) "
+                "or sqlite:////absolute/path.db"
+            )
+        return
+    raise InvalidStateUrl(
+        f"STATE_URL begins with {parts.scheme or 'nothing'!r}: use sqlite:///…, memory:// or redis://…"
+    )
+
+
+def owner_id(state_dir: Path) -> str:
+    """The name of the Berth that works in this directory: made once, the same after every restart.
+
+    Blocks for one small file. Raises StoreUnavailable if it can be neither read nor written.
+    """
+    path = state_dir / "berth-id"
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with path.open("x", encoding="ascii") as file:
+                file.write(secrets.token_hex(8))
+        except FileExistsError:
+            pass
+        name = path.read_text(encoding="ascii").strip()
+        if not name:  # the disk was full when it was made
+            name = secrets.token_hex(8)
+            path.write_text(name, encoding="ascii")
+    except (OSError, UnicodeError) as exc:
+        raise StoreUnavailable(f"can't keep this Berth's name in {path}: {exc}") from exc
+    return name
+
+
+def _sqlite_path(url: str, state_dir: Path) -> Path:
+    return state_dir / unquote(urlsplit(url).path[1:])

@@ -1,0 +1,192 @@
+"""`sqlite:///berth.db`: one file, one Berth; the default.
+
+One thread owns the connection and does everything in order; the event loop never waits for the disk. Each
+write is one transaction, in the log file (WAL) before its caller goes on: it survives Berth's SIGKILL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from instance_manager.ring import BroadcastRing
+from instance_manager.stores import sqlite_tables as tables
+from instance_manager.stores.base import DEFAULT_HISTORY, StateStore
+from instance_manager.stores.errors import StoreUnavailable
+from instance_manager.stores.lock import FileLock
+from instance_manager.stores.memory import CHANGES_KEPT, change_of
+from instance_manager.stores.records import (
+    Change,
+    ChangeKind,
+    Claim,
+    Commit,
+    InstanceRecord,
+    Lease,
+    Owner,
+    PortHold,
+    Usage,
+    Write,
+)
+from instance_manager.stores.sqlite_file import is_corrupt, move_aside, open_database
+from instance_manager.types import Event
+
+logger = logging.getLogger("berth.state")
+
+BUSY_TIMEOUT_S = 5.0  # somebody reads the file with the sqlite3 tool
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class SqliteStore(StateStore):
+    """Made by `await SqliteStore.open(path)`. `clock` gives wall-clock seconds."""
+
+    def __init__(self, path: Path, *, history: int, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._history = history
+        self._clock = clock
+        self._lock = FileLock(path.with_name(path.name + ".lock"))
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="berth-state")
+        self._connection: sqlite3.Connection | None = None  # touched by the thread alone
+        self._lease: Lease | None = None
+        self._changes: BroadcastRing[Change] = BroadcastRing(CHANGES_KEPT)
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls, path: Path, *, history: int = DEFAULT_HISTORY, clock: Callable[[], float] = time.time
+    ) -> Self:
+        """Open or make the database. Raises StoreInUse and StoreUnavailable."""
+        store = cls(path, history=history, clock=clock)
+        try:
+            await store._in_thread(store._open)
+        except BaseException:
+            store._thread.shutdown(wait=False)
+            raise
+        return store
+
+    async def commit(self, write: Write) -> Commit:
+        commit = await self._run(tables.commit, write, self._history)
+        change = change_of(write, commit)
+        if change is not None:
+            self._changes.extend((change,))
+        return commit
+
+    async def get(self, instance_id: str) -> InstanceRecord | None:
+        return await self._run(tables.record, instance_id)
+
+    async def records(self) -> list[InstanceRecord]:
+        return await self._run(tables.records)
+
+    async def events_since(self, event_id: int, limit: int = 1000) -> list[Event]:
+        return await self._run(tables.events_since, event_id, limit)
+
+    async def last_event_id(self) -> int:
+        return await self._run(tables.last_event_id)
+
+    async def ports(self) -> list[PortHold]:
+        return await self._run(tables.ports)
+
+    async def usage(self) -> list[Usage]:
+        return await self._run(tables.usage)
+
+    async def claim_key(self, key: str, instance_id: str, *, fingerprint: str, ttl_s: float) -> Claim:
+        return await self._run(tables.claim, Claim(key, instance_id, fingerprint, True), self._clock(), ttl_s)
+
+    async def forget_key(self, key: str, instance_id: str) -> None:
+        await self._run(tables.forget_key, key, instance_id)
+
+    async def acquire_lease(self, owner: str, ttl_s: float, *, take_over: bool = False) -> Lease:
+        # The lock on the file has settled already that nobody else is here.
+        fence = await self._run(tables.next_fence)
+        self._lease = Lease(owner, secrets.token_hex(8), fence, math.inf)
+        self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
+        return self._lease
+
+    async def renew_lease(self) -> Lease:
+        if self._lease is None:
+            raise RuntimeError("there is no lease to renew")
+        return self._lease
+
+    async def release_lease(self) -> None:
+        if self._lease is not None:
+            self._changes.extend((Change(ChangeKind.OWNER_LOST, owner=self._lease.owner),))
+            self._lease = None
+
+    async def owners(self) -> list[Owner]:
+        lease = self._lease
+        return [] if lease is None else [Owner(lease.owner, lease.fence, lease.ttl_s)]
+
+    def watch(self) -> AsyncIterator[Change]:
+        return self._changes.follow(self._changes.last_number)
+
+    @property
+    def is_away(self) -> bool:
+        return False
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        await self.release_lease()
+        self._changes.close()
+        try:
+            await self._in_thread(self._close)
+        finally:
+            self._closed = True
+            self._thread.shutdown(wait=False)
+
+    async def _run(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Do `work` on the connection, in the thread, with SQLite's errors put into our words."""
+        return await self._in_thread(lambda: self._guarded(lambda db: work(db, *args, **kwargs)))
+
+    async def _in_thread(self, work: Callable[[], R]) -> R:
+        if self._closed:
+            raise StoreUnavailable(f"the state in {self._path} is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # What follows runs in the thread.
+
+    def _open(self) -> None:
+        self._lock.acquire()
+        try:
+            self._connection = open_database(self._path, busy_timeout_s=BUSY_TIMEOUT_S)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._lock.release()
+
+    def _guarded(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        if self._connection is None:
+            self._connection = open_database(self._path, busy_timeout_s=BUSY_TIMEOUT_S)
+        try:
+            return work(self._connection)
+        except sqlite3.Error as exc:
+            if is_corrupt(exc):
+                self._begin_anew(exc)
+            raise StoreUnavailable(f"the state in {self._path} can't be used now: {exc}") from exc
+
+    def _begin_anew(self, reason: sqlite3.Error) -> None:
+        """Part from a database that has turned out corrupt; the next call makes and finds an empty one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        try:
+            moved_to = move_aside(self._path)
+        except OSError as exc:
+            raise StoreUnavailable(f"the state in {self._path} is corrupt and can't be moved: {exc}") from exc
+        logger.error("the state in %s is corrupt (%s): kept as %s, begun anew", self._path, reason, moved_to)
