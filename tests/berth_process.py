@@ -49,8 +49,9 @@ def _is_free(port: int) -> bool:
 class BerthProcess:
     """`python app.py`, with settings from the environment. Everything it ever spawned carries `mark`."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *, root: Path = ROOT, **settings: str) -> None:
+        """`root`: where app.py and its packages are."""
+        self.port = int(settings.get("APP_PORT") or free_port())
         self.base_port = free_port_range(5)
         self.url = f"http://127.0.0.1:{self.port}"
         self.mark = f"BERTH_TEST_{secrets.token_hex(8)}"
@@ -63,9 +64,9 @@ class BerthProcess:
             "LOG_DIR": str(folder / "logs"),
             self.mark: "1",
         }
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **defaults, **settings}
+        environment = {**os.environ, "PYTHONPATH": str(root), **defaults, **settings}
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py")],
+            [sys.executable, str(root / "app.py")],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
