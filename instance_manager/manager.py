@@ -30,12 +30,13 @@ from instance_manager.failures import explain
 from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
 from instance_manager.instance import Instance, new_instance
+from instance_manager.life import Dock
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
 from instance_manager.shutdown import all_ended, request_end, to_its_end
 from instance_manager.sleeping import SLEEP_LEVELS
 from instance_manager.specs import check_spec, check_timeout, new_instance_id
-from instance_manager.supervisor import Dock, Supervisor
+from instance_manager.supervisor import Supervisor
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 
 logger = logging.getLogger("berth.manager")
