@@ -23,7 +23,7 @@ logger = logging.getLogger("berth.manager")
 _FILE = "memory.json"
 _FORMAT = 1
 _MAX_ENTRIES = 500  # models and their parameters; the ones measured longest ago are forgotten
-_MAX_RUNS = 4  # replicas, and the run before one that has just begun and hasn't had its peak yet
+_MAX_RUNS = 16  # where models take turns many are short, and end before they had their peak
 
 
 @dataclass(frozen=True, slots=True)

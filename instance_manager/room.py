@@ -264,8 +264,11 @@ class RoomKeeper:
         held = dict(look.held.get(one.instance_id, {}))
         gpus = self._gpus_of(one, look)
         is_untold = any(gpu not in held for gpu in gpus) and one.level == 0
-        if (one.state.is_pending or is_untold) and (expected := self._expected(one.spec)) is not None:
-            held = {device: max(size, held.get(device, 0)) for device, size in expected.on(gpus).items()}
+        # What starts, or isn't told of, holds what is expected; what runs may grow again to its peak.
+        to_come = one.state.is_pending or is_untold
+        known = self._expected(one.spec) if to_come else self._measurements.peak(_kind(one.spec), one.level)
+        if known is not None:
+            held = {device: max(size, held.get(device, 0)) for device, size in known.on(gpus).items()}
         is_stopping = one.state is InstanceState.STOPPING
         return Resident(
             instance_id=one.instance_id,

@@ -36,8 +36,8 @@ def test_a_run_that_begins_does_not_hide_the_last_ones_peak_and_old_ones_are_for
     tmp_path: Path,
 ) -> None:
     measurements = Measurements(tmp_path)
-    for run, host_bytes in (("run-1", 50), ("run-2", 40), ("run-3", 1), ("run-4", 1), ("run-5", 2)):
-        measurements.record(KIND, run, 0, Footprint(host_bytes))
+    for number, host_bytes in enumerate((50, 40, *[1] * 15)):
+        measurements.record(KIND, f"run-{number}", 0, Footprint(host_bytes))
     assert measurements.peak(KIND) == Footprint(40)
 
 

@@ -249,6 +249,17 @@ async def test_what_starts_counts_with_what_it_will_need_and_is_not_disturbed(wo
     assert step.instance_id == "starts"
 
 
+async def test_what_runs_counts_with_the_most_that_its_model_has_held(world: World) -> None:
+    """A cache that fills as it is used: what has just started holds little, and will hold more."""
+    keeper = world.keeper(min_residency_s=0)
+    spec = await learn(world, keeper, "new", 4)
+    await learn(world, keeper, "grows", 7)
+    world.add("grows", 1)
+    assert (await plan(world, keeper, spec)).plan == Evict(
+        (EvictionStep("grows", EvictionAction.STOP, must_drain=False),)
+    )
+
+
 async def test_what_wakes_is_not_disturbed_either(world: World) -> None:
     keeper = world.keeper(min_residency_s=0)
     spec = await learn(world, keeper, "new", 4)
