@@ -21,6 +21,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.WrongState: (409, "conflict_error", None),
     manager.SleepFailed: (502, "upstream_error", None),
     manager.InstanceNotRunning: (409, "conflict_error", None),
+    manager.IdempotencyKeyReused: (422, "invalid_request_error", None),
     manager.InvalidSpec: (422, "invalid_request_error", None),
     manager.InvalidCatalog: (422, "invalid_request_error", None),
     manager.QueueFull: (429, "rate_limit_error", 1.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from api.deps import Config, Manager
 from api.schemas import InstanceCreate, InstanceList, InstancePatch, Seconds
@@ -18,15 +18,24 @@ router = APIRouter(prefix="/instances", tags=["instances"])
 Wait = Annotated[
     float, Query(ge=0, le=3600, allow_inf_nan=False, description="Seconds to wait until it runs")
 ]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="The same key again gives the same instance, for a day"),
+]
 Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
 
 
 @router.post("", status_code=201, summary="Create an instance and start its engine")
 async def create_instance(
-    body: InstanceCreate, response: Response, manager: Manager, config: Config, wait: Wait = 0
+    body: InstanceCreate,
+    response: Response,
+    manager: Manager,
+    config: Config,
+    wait: Wait = 0,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
-    instance = manager.create(_spec(body, config))
+    instance = manager.create(_spec(body, config), idempotency_key=idempotency_key)
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)
 

@@ -27,6 +27,12 @@ class InstanceExists(ManagerError):
     code = "instance_exists"
 
 
+class IdempotencyKeyReused(ManagerError):
+    """The key belongs to another request."""
+
+    code = "idempotency_key_reused"
+
+
 class InvalidSpec(ManagerError):
     """A field of the instance request is wrong; `param` names it."""
 

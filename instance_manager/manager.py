@@ -29,6 +29,7 @@ from instance_manager.events import EventLog
 from instance_manager.failures import explain
 from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
+from instance_manager.idempotency import IdempotencyKeys
 from instance_manager.instance import Instance, new_instance
 from instance_manager.life import Dock
 from instance_manager.logs import LogFile
@@ -56,6 +57,7 @@ class InstanceManager:
         self.events = events or EventLog()
         self._clock = clock
         self._supervisors: dict[str, Supervisor] = {}
+        self._keys = IdempotencyKeys(clock)
         self._gates: dict[str, Gate] = {}  # the same instances, for the forwarding path
         self._tasks: asyncio.TaskGroup | None = None
         self._dock: Dock | None = None
@@ -120,12 +122,16 @@ class InstanceManager:
         """Whether another instance may have a process: there are as many ports as VLLM_MAX_INSTANCES."""
         return self._dock is not None and len(self._dock.ports.held) < self.config.max_instances
 
-    def create(self, spec: InstanceSpec) -> Instance:
-        """A new instance in `starting`; its start goes on by itself.
+    def create(self, spec: InstanceSpec, *, idempotency_key: str | None = None) -> Instance:
+        """A new instance in `starting`; its start goes on by itself. A key gives the same one again.
 
-        Raises InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
+        Raises IdempotencyKeyReused, InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
         """
         tasks, dock = self._open_for_business()
+        if idempotency_key is not None:
+            known = self._keys.find(idempotency_key, spec)
+            if known in self._supervisors:
+                return self._supervisors[known].instance
         check_spec(spec)
         if spec.name in self._supervisors:
             raise InstanceExists(
@@ -155,6 +161,8 @@ class InstanceManager:
         self._supervisors[instance_id] = supervisor
         self._gates[instance_id] = instance.gate
         tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance_id}")
+        if idempotency_key is not None:
+            self._keys.remember(idempotency_key, spec, instance_id)
         self.on_created(instance)
         return instance
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,23 @@ def test_every_route_is_in_the_readme(client: httpx.Client) -> None:
     for path in client.get("/openapi.json").json()["paths"]:
         tail = path.removeprefix("/instances/{instance_id}")
         assert path.replace("instance_id", "id") in readme or f"`{tail}`" in readme, path
+
+
+def test_the_same_idempotency_key_never_starts_two(client: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "one"}
+    body = fake("keyed")
+    del body["name"]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: client.post("/instances", json=body, headers=headers), range(8)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["instance_id"] for answer in answers}) == 1
+    assert len(client.get("/instances").json()["data"]) == 1
+
+    other = client.post("/instances", json=body | {"timeout": 5}, headers=headers)
+    assert (other.status_code, error_of(other)["code"]) == (422, "idempotency_key_reused")
+    again = client.post("/instances", json=body, headers={"Idempotency-Key": "two"})
+    assert again.json()["instance_id"] != answers[0].json()["instance_id"]
+
+    client.delete(f"/instances/{again.json()['instance_id']}", params={"force": "true"})
+    anew = client.post("/instances", json=body, headers={"Idempotency-Key": "two"})
+    assert anew.status_code == 201
