@@ -26,6 +26,7 @@ from api.control import create_control_app
 from api.dispatch import Dispatcher, raw_path
 from api.fast_http import FastHttpProtocol
 from api.gateway import UNVERSIONED, Gateway
+from api.metrics import MetricsPage
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
 from api.proxy import DataPlane
@@ -37,10 +38,11 @@ from configs.discovery import discover_models
 from configs.logging import configure_logging
 from configs.model_entry import ModelEntry
 from configs.settings import Settings, SettingsError, load_settings
-from instance_manager.errors import InvalidCatalog
+from instance_manager.errors import InstanceNotFound, InvalidCatalog
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
+from instance_manager.lifecycle_metrics import LifecycleMetrics
 from instance_manager.liveness import LivenessRules
 from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Measurements
@@ -49,6 +51,7 @@ from instance_manager.profiles import ExpireAction, ModelProfile, ModelSource
 from instance_manager.pull import Pulls
 from instance_manager.restarts import RestartPolicy, RestartRules
 from instance_manager.room import RoomConfig, RoomKeeper
+from instance_manager.state_metrics import model_label
 from instance_manager.types import Event, InstanceState, ManagerConfig
 
 VERSION = "0.1.0"
@@ -63,7 +66,6 @@ def create_app(settings: Settings, env_file: Path | None = None) -> AccessContro
 
 
 def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, InstanceManager, Pulls]:
-    metrics = ProxyMetrics()
     manager = InstanceManager(manager_config(settings, env_file))
     adapters = load_protocols(settings.protocol_plugins)
     driver = GpuDriver(os.environ)
@@ -71,6 +73,15 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     source = CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters))
     models = ModelFiles(fleet, source, driver.list_gpus)
     pulls = Pulls(manager.config.engine_env)
+
+    def model_of(instance_id: str) -> str | None:
+        try:
+            return model_label(manager.get(instance_id))
+        except InstanceNotFound:
+            return None
+
+    metrics, lifecycle = ProxyMetrics(model_of), LifecycleMetrics(model_of)
+    metrics_page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
     data_plane = DataPlane(manager, metrics)
 
     def let_go(event: Event) -> None:
@@ -80,7 +91,8 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
             data_plane.forget(event.instance_id)
 
     manager.events.add_listener(let_go)
-    control = create_control_app(manager, fleet, models, pulls, metrics, version=VERSION)
+    manager.events.add_listener(lifecycle.on_event)
+    control = create_control_app(manager, fleet, models, pulls, metrics_page, version=VERSION)
     gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive)
     inner: App = gateway
     if settings.response_cache_mb:

@@ -12,22 +12,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from api import catalog, instances, models, ops, pull, streams
+from api import catalog, instances, metrics, models, ops, pull, streams
 from api.asgi import App, Message, Receive, Scope, Send
 from api.catalog import ModelFiles
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
+from api.metrics import MetricsPage
 from api.schemas import ErrorEnvelope
 from instance_manager.errors import ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.manager import InstanceManager
-from instance_manager.metrics import ProxyMetrics
 from instance_manager.pull import Pulls
 
 logger = logging.getLogger("berth")
 
 # A model's name may be any path: what has a path of its own below /models comes first.
-ROUTERS = (instances.router, streams.router, ops.router, pull.router, catalog.router, models.router)
+ROUTERS = tuple(part.router for part in (instances, streams, ops, metrics, pull, catalog, models))
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
 
@@ -36,7 +36,7 @@ def create_control_app(
     fleet: Fleet,
     model_files: ModelFiles,
     pulls: Pulls,
-    metrics: ProxyMetrics,
+    metrics_page: MetricsPage,
     *,
     version: str,
 ) -> FastAPI:
@@ -59,7 +59,7 @@ def create_control_app(
     app.state.fleet = fleet
     app.state.model_files = model_files
     app.state.pulls = pulls
-    app.state.registry = metrics.registry()
+    app.state.metrics_page = metrics_page
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(RequestId)

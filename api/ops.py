@@ -1,4 +1,4 @@
-"""What operators ask of Berth itself: is it alive, is it ready, what is it, how is it doing."""
+"""What operators ask of Berth itself: is it alive, is it ready, what is it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import platform
 from collections import Counter
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from fastapi import APIRouter, Request
 
 from api.deps import Manager
 from instance_manager.errors import ShuttingDown
@@ -48,8 +46,3 @@ async def info(request: Request, manager: Manager) -> dict[str, Any]:
         "max_instances": config.max_instances,
         "instances": dict(states),
     }
-
-
-@router.get("/metrics", summary="Prometheus metrics")
-async def metrics(request: Request) -> Response:
-    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)

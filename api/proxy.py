@@ -167,9 +167,12 @@ class DataPlane:
     ) -> tuple[tuple[UpstreamPool, Lease, None], Receive]:
         """Take a lease, or wait for one; with it comes a `receive` that misses nothing."""
         lease = leases.try_lease(call.instance_id)
+        had_to_wait = lease is None
         if lease is None:
             lease, receive = await lease_while_connected(leases, call.instance_id, receive)
         call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+        if had_to_wait:
+            call.metrics.queue_wait_s.observe(time.perf_counter() - call.request.started)
         return (self.pools.pool_for(lease.instance_id, lease.endpoint), lease, None), receive
 
     async def _serve(

@@ -80,6 +80,11 @@ class Gate:
         return self._endpoint is not None
 
     @property
+    def endpoint(self) -> Endpoint | None:
+        """Where the engine listens, for who looks at it without a lease; None while the gate is closed."""
+        return self._endpoint
+
+    @property
     def queued(self) -> int:
         """Requests that wait for a lease."""
         return len(self._waiters)

@@ -7,9 +7,8 @@ One event loop writes and reads, so nothing here locks. Labels are bounded: inst
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -53,6 +52,7 @@ class InstanceMetrics:
         "in_flight",
         "instance_id",
         "model",
+        "queue_wait_s",
         "request_s",
         "requests",
     )
@@ -63,6 +63,7 @@ class InstanceMetrics:
         self.requests: dict[tuple[str, int], int] = {}  # by method and status; 499: the client left
         self.request_s = Histogram()
         self.first_byte_s = Histogram()
+        self.queue_wait_s = Histogram()  # of those that had to wait, the others are not in it
         self.in_flight = 0
         self.bytes_in = 0  # bodies, client to engine
         self.bytes_out = 0  # bodies, engine to client
@@ -75,7 +76,9 @@ class InstanceMetrics:
 class ProxyMetrics(Collector):
     """All instances' metrics, and the collector that renders them."""
 
-    def __init__(self) -> None:
+    def __init__(self, model_of: Callable[[str], str | None] = lambda _: None) -> None:
+        """`model_of`: the name that clients know an instance's model by, where there is one."""
+        self._model_of = model_of
         self._instances: dict[str, InstanceMetrics] = {}
         self.unserved = InstanceMetrics("", "")  # requests that got no lease
 
@@ -83,18 +86,13 @@ class ProxyMetrics(Collector):
         """The instance's metrics; the caller holds a lease, so the instance exists."""
         metrics = self._instances.get(instance_id)
         if metrics is None:
-            metrics = self._instances[instance_id] = InstanceMetrics(instance_id, model)
+            label = self._model_of(instance_id) or model
+            metrics = self._instances[instance_id] = InstanceMetrics(instance_id, label)
         return metrics
 
     def forget(self, instance_id: str) -> None:
         """The instance is gone; so are its series."""
         self._instances.pop(instance_id, None)
-
-    def registry(self) -> CollectorRegistry:
-        """A registry of its own with this collector in it."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return registry
 
     def _all(self) -> Iterator[tuple[list[str], InstanceMetrics]]:
         for metrics in (*self._instances.values(), self.unserved):
@@ -122,6 +120,11 @@ class ProxyMetrics(Collector):
             "From a request's arrival to its response's head.",
             labels=labels,
         )
+        queue_wait_s = HistogramMetricFamily(
+            "berth_queue_wait_seconds",
+            "From the arrival of a request that had to wait to its turn.",
+            labels=labels,
+        )
         for names, metrics in self._all():
             for (method, code), number in metrics.requests.items():
                 requests.add_metric([*names, method, str(code)], number)
@@ -130,4 +133,5 @@ class ProxyMetrics(Collector):
             bytes_out.add_metric(names, metrics.bytes_out)
             request_s.add_metric(names, metrics.request_s.cumulated(), metrics.request_s.total)
             first_byte_s.add_metric(names, metrics.first_byte_s.cumulated(), metrics.first_byte_s.total)
-        return (requests, in_flight, bytes_in, bytes_out, request_s, first_byte_s)
+            queue_wait_s.add_metric(names, metrics.queue_wait_s.cumulated(), metrics.queue_wait_s.total)
+        return (requests, in_flight, bytes_in, bytes_out, request_s, first_byte_s, queue_wait_s)

@@ -18,6 +18,27 @@ from pathlib import Path
 
 FAKE_ENGINE = str(Path(__file__).resolve())
 
+# Of vLLM's names some of each type; then what Berth has to cope with: our label, our name, no sample.
+METRICS = """\
+# HELP vllm:num_requests_running Requests that take part in steps.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{model_name="MODEL"} 0
+# HELP vllm:generation_tokens_total Tokens generated.
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{model_name="MODEL"} 42
+# HELP vllm:time_to_first_token_seconds From arrival to first token.
+# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{le="0.5",model_name="MODEL"} 1
+vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="MODEL"} 2
+vllm:time_to_first_token_seconds_sum{model_name="MODEL"} 1.25
+vllm:time_to_first_token_seconds_count{model_name="MODEL"} 2
+# TYPE process_resident_memory_bytes gauge
+process_resident_memory_bytes 1.5e+07
+fake_labelled{instance="its own"} 1
+berth_instances{state="running"} 1000000
+this is no sample
+"""
+
 
 def command(*flags: str) -> list[str]:
     """The argv template of a fake engine, for `InstanceSpec.command`."""
@@ -59,6 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--check-key", action="store_true", help="refuse keys other than VLLM_API_KEY on /v1")
     parser.add_argument("--port-in-use", action="store_true", help="fail as if the port were taken")
     parser.add_argument("--ballast-mb", type=int, default=0, metavar="N", help="hold N MB of memory")
+    parser.add_argument("--metrics-delay", type=float, default=0.0, metavar="S", help="before /metrics")
     parser.add_argument("--chunk-delay", type=float, default=0.01, metavar="S", help="between two SSE chunks")
     return parser.parse_args()
 
@@ -130,6 +152,9 @@ class FakeEngine:
             _send(connection, 200, {"object": "list", "data": [{"id": name, "object": "model"}]})
         elif path in ("/v1/completions", "/v1/chat/completions"):
             self._complete(connection, json.loads(body or b"{}"))
+        elif path == "/metrics":
+            time.sleep(self._args.metrics_delay)
+            _send(connection, 200, METRICS.replace("MODEL", self._name), "text/plain; version=0.0.4")
         elif path == "/env":
             _send(connection, 200, dict(os.environ))
         else:
@@ -171,9 +196,11 @@ def _completion(text: str, finish_reason: str | None, model: str) -> dict[str, o
     return {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": model, "choices": [choice]}
 
 
-def _send(connection: socket.socket, status: int, content: dict[str, object]) -> None:
-    body = json.dumps(content).encode()
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+def _send(
+    connection: socket.socket, status: int, content: dict[str, object] | str, kind: str = "application/json"
+) -> None:
+    body = (content if isinstance(content, str) else json.dumps(content)).encode()
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
 
 

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.api.upstreams import LOOPS, Head, StubLeases, Wire, berth, request, response, upstream
 
@@ -334,7 +335,8 @@ async def test_metrics_count_requests_bytes_and_statuses() -> None:
         await front.ask(request(method="POST", body=b"123"))
         await front.ask(request(method="PROPFIND"))
         await front.ask(request("/proxy/none/x"))
-        registry = front.metrics.registry()
+        registry = CollectorRegistry()
+        registry.register(front.metrics)
         label = {"instance": "one", "model": "stub-model"}
         value = registry.get_sample_value
         assert value("berth_requests_total", {**label, "method": "POST", "code": "200"}) == 1

@@ -1,0 +1,109 @@
+"""Fetches running engines' own metrics, all at once and within a time-out.
+
+Without a lease: to be looked at neither wakes an engine nor keeps it from expiring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import httpx
+
+from instance_manager.instance import Instance
+from instance_manager.state_metrics import model_label
+from instance_manager.types import Endpoint
+
+TIMEOUT_S = 1.0
+MAX_BYTES = 4 * 2**20  # a vLLM prints some 100 KB
+
+
+class ScrapeFailure(StrEnum):
+    """Why an engine's metrics are missing."""
+
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"  # no connection, or one that broke
+    STATUS = "status"  # not 200: many a server has no metrics
+    TOO_LARGE = "too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTarget:
+    """A running instance, and where its engine listens."""
+
+    instance_id: str
+    model: str
+    endpoint: Endpoint
+
+    @classmethod
+    def of(cls, instance: Instance) -> EngineTarget | None:
+        """None unless it takes requests."""
+        endpoint = instance.gate.endpoint
+        return None if endpoint is None else cls(instance.instance_id, model_label(instance), endpoint)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"instance": self.instance_id, "model": self.model}
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What came of one fetch: a page, or why there is none."""
+
+    target: EngineTarget
+    seconds: float
+    text: str = ""
+    failure: ScrapeFailure | None = None
+
+
+class _Failed(Exception):
+    def __init__(self, failure: ScrapeFailure) -> None:
+        self.failure = failure
+
+
+async def scrape_engines(
+    targets: Sequence[EngineTarget], *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES
+) -> list[Scrape]:
+    """Ask all of them for /metrics; takes as long as the slowest, and `timeout_s` at most."""
+    if not targets:
+        return []
+    async with httpx.AsyncClient(verify=False, trust_env=False, timeout=timeout_s) as client:  # noqa: S501 - plain HTTP on loopback
+        return await asyncio.gather(*(_scrape(client, one, timeout_s, max_bytes) for one in targets))
+
+
+async def _scrape(client: httpx.AsyncClient, target: EngineTarget, timeout_s: float, limit: int) -> Scrape:
+    started = time.perf_counter()
+    text, failure = "", None
+    try:
+        async with asyncio.timeout(timeout_s):
+            text = await _fetch(client, target.endpoint, limit)
+    except _Failed as failed:
+        failure = failed.failure
+    except (TimeoutError, httpx.TimeoutException):
+        failure = ScrapeFailure.TIMEOUT
+    except (httpx.HTTPError, httpx.InvalidURL):
+        failure = ScrapeFailure.UNREACHABLE
+    return Scrape(target, time.perf_counter() - started, text, failure)
+
+
+async def _fetch(client: httpx.AsyncClient, endpoint: Endpoint, limit: int) -> str:
+    """Raises _Failed, TimeoutError or httpx's errors."""
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    headers = {
+        "Authorization": f"Bearer {endpoint.api_key}",
+        "Accept": "text/plain;version=0.0.4",
+        "Accept-Encoding": "identity",
+    }
+    url = f"http://{host}:{endpoint.port}/metrics"
+    async with client.stream("GET", url, headers=headers) as response:
+        if response.status_code != 200:
+            raise _Failed(ScrapeFailure.STATUS)
+        body = bytearray()
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > limit:
+                raise _Failed(ScrapeFailure.TOO_LARGE)
+    return body.decode("utf-8", "replace")

@@ -1,0 +1,141 @@
+"""Many programs' metrics as one page: Prometheus's text format (0.0.4), read, relabelled and grouped.
+
+What comes in is whatever engines print. What goes out is valid: a line that isn't is left out and counted, a
+family comes once with one HELP and one TYPE, and no two samples have the same name and labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_TYPES = frozenset({"counter", "gauge", "histogram", "summary", "untyped"})
+_PARTS = {"_bucket": ("histogram",), "_sum": ("histogram", "summary"), "_count": ("histogram", "summary")}
+_OWN_PREFIX = "berth_"  # such a name is Berth's to give; an engine's would pass for it
+
+_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_LABEL = r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*(?:\\[\\"n][^"\\\n]*)*)"'
+_UNGROUPED = _LABEL.replace("([", "(?:[")
+_VALUE = r"[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[iI]nf|NaN)"
+_SAMPLE_LINE = re.compile(
+    rf"({_NAME})(?:\{{((?:{_UNGROUPED}(?:,[ \t]*{_UNGROUPED})*,?)?)\}})?[ \t]+({_VALUE})(?:[ \t]+-?\d+)?"
+)
+_COMMENT_LINE = re.compile(rf"#[ \t]+(HELP|TYPE)[ \t]+({_NAME})(?:[ \t]+(.*))?")
+_LABELS = re.compile(_LABEL)
+
+
+def escaped(value: str) -> str:
+    """A label's value as it stands between quotes."""
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+@dataclass(slots=True)
+class _Family:
+    type: str
+    help: str = ""
+    samples: dict[str, str] = field(default_factory=dict)  # value by name and labels
+
+
+class Exposition:
+    """Pages are added one by one and rendered together."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, _Family] = {}
+        self._owners: dict[str, str] = {}  # the family that a sample's name belongs to
+
+    def add_own(self, text: str) -> None:
+        """Berth's own page, as it is, with families that have no sample yet; it comes first."""
+        self._add(text, {}, is_own=True)
+
+    def add(self, text: str, labels: Mapping[str, str]) -> int:
+        """Another program's page, each sample with `labels`; the number of its lines that were left out.
+
+        Where a sample has such a label already, its own is renamed to `exported_…`, as Prometheus does.
+        """
+        return self._add(text, labels, is_own=False)
+
+    def render(self) -> str:
+        lines: list[str] = []
+        for name, family in self._families.items():
+            if family.samples or name.startswith(_OWN_PREFIX):
+                if family.help:
+                    lines.append(f"# HELP {name} {family.help}")
+                lines.append(f"# TYPE {name} {family.type}")
+                lines += [f"{sample} {value}" for sample, value in family.samples.items()]
+        return "".join(f"{line}\n" for line in lines)
+
+    def _add(self, text: str, labels: Mapping[str, str], *, is_own: bool) -> int:
+        added = [f'{name}="{escaped(value)}"' for name, value in labels.items()]
+        types: dict[str, str] = {}  # as this page has them
+        helps: dict[str, str] = {}
+        left_out = 0
+        for line in text.split("\n"):
+            line = line.strip(" \t\r")
+            if not line:
+                continue
+            if line[0] == "#":
+                _read_comment(line, types, helps)
+                continue
+            found = _SAMPLE_LINE.fullmatch(line)
+            if found is None:
+                left_out += 1
+                continue
+            name, block, value = found.groups()
+            family = None if name.startswith(_OWN_PREFIX) and not is_own else self._family(name, types, helps)
+            own = _relabelled(block, labels) if block else []
+            if family is None or own is None:
+                left_out += 1
+                continue
+            both = ",".join([*added, *own])
+            sample = f"{name}{{{both}}}" if both else name
+            if sample in family.samples:
+                left_out += 1
+                continue
+            family.samples[sample] = value
+        if is_own:
+            for name, kind in types.items():
+                self._families.setdefault(name, _Family(kind, helps.get(name, "")))
+        return left_out
+
+    def _family(self, sample: str, types: Mapping[str, str], helps: Mapping[str, str]) -> _Family | None:
+        """Where a sample belongs; None where others have used its name for something else."""
+        name = _family_name(sample, types)
+        kind = types.get(name, "untyped")
+        if self._owners.setdefault(sample, name) != name or (kind == "histogram" and sample == name):
+            return None
+        family = self._families.setdefault(name, _Family(kind, helps.get(name, "")))
+        return family if family.type == kind else None
+
+
+def _family_name(sample: str, types: Mapping[str, str]) -> str:
+    if sample in types:
+        return sample
+    for suffix, kinds in _PARTS.items():
+        base = sample.removesuffix(suffix)
+        if base != sample and types.get(base) in kinds:
+            return base
+    return sample
+
+
+def _read_comment(line: str, types: dict[str, str], helps: dict[str, str]) -> None:
+    """Of a name's several HELP or TYPE lines the first holds."""
+    found = _COMMENT_LINE.fullmatch(line)
+    if found is None:
+        return
+    what, name, rest = found.groups()
+    if what == "HELP":
+        helps.setdefault(name, rest or "")
+    else:
+        types.setdefault(name, rest if rest in _TYPES else "untyped")
+
+
+def _relabelled(block: str, taken: Mapping[str, str]) -> list[str] | None:
+    """A sample's own labels, out of the way of `taken`; None where a name is reserved or comes twice."""
+    pairs = [(f"exported_{k}" if k in taken else k, v) for k, v in _LABELS.findall(block)]
+    names = {name for name, _ in pairs}
+    if len(names) < len(pairs) or any(name.startswith("__") for name in names):
+        return None
+    return [f'{name}="{value}"' for name, value in pairs]
