@@ -26,6 +26,7 @@ from api.control import create_control_app
 from api.dispatch import Dispatcher, raw_path
 from api.fast_http import FastHttpProtocol
 from api.gateway import UNVERSIONED, Gateway
+from api.keys import Access, ApiKey, names_of
 from api.metrics import MetricsPage
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
@@ -100,7 +101,6 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     protocols = ProtocolApp(
         inner, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )
-    keys = Keys(inference=settings.api_keys, admin=settings.admin_api_keys)
     inference_paths = frozenset(UNVERSIONED) | protocols.routes
 
     def is_for_gateway(scope: Scope) -> bool:
@@ -112,7 +112,34 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
         return gateway.begin(scope, body, channel, hand_over)
 
     dispatcher = Dispatcher(control, data_plane, protocols, is_for_gateway, begin)
-    return AccessControl(dispatcher, keys, inference_paths=inference_paths), manager, pulls
+    access = AccessControl(
+        dispatcher,
+        api_keys(settings),
+        inference_paths=inference_paths,
+        names_served_by=partial(_names_served_by, fleet),
+    )
+    return access, manager, pulls
+
+
+def api_keys(settings: Settings) -> Keys:
+    """All keys that open Berth. Raises SettingsError."""
+    listed = (
+        ApiKey(
+            line.key,
+            Access.ADMIN if line.is_admin else Access.INFERENCE,
+            line.name,
+            line.models,
+            line.rate_per_s,
+            line.burst,
+        )
+        for line in settings.listed_keys()
+    )
+    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed))
+
+
+def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
+    """What an instance's model is called; nothing for an unknown one."""
+    return next((names_of(model) for model in fleet.models if instance_id in model.replicas), ())
 
 
 def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:

@@ -6,10 +6,9 @@ Stands in front of everything as a raw ASGI application. Keys reach no engine an
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -17,6 +16,8 @@ from api.asgi import RawHeaders, Receive, Scope, Send
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
 from api.headers import find_header, sane_request_id
+from api.keys import LOCAL, Access, ApiKey, Caller, KeyRing, caller_of, let_in, not_allowed, too_often
+from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 
 _ENGINE_CONTROL = frozenset(
@@ -46,33 +47,39 @@ _ENGINE_CONTROL = frozenset(
 )
 
 
-class Access(IntEnum):
-    """What a caller may do, or a path requires; higher includes lower."""
-
-    OPEN = 0  # is Berth alive
-    INFERENCE = 1  # send requests to engines
-    ADMIN = 2  # start and stop them, read logs
-
-
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The keys that open Berth. Without admin keys, callers on this machine are admins."""
 
     inference: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
+    listed: tuple[ApiKey, ...] = ()  # those with names and limits
+
+    def ring(self) -> KeyRing:
+        plain = [ApiKey(key, Access.INFERENCE) for key in self.inference]
+        plain += [ApiKey(key, Access.ADMIN) for key in self.admin]
+        return KeyRing([*plain, *self.listed])
 
 
 class AccessControl:
     """An ASGI application that lets through what its caller may do and answers the rest."""
 
     def __init__(
-        self, app: DirectApp, keys: Keys, *, inference_paths: frozenset[bytes] = frozenset()
+        self,
+        app: DirectApp,
+        keys: Keys,
+        *,
+        inference_paths: frozenset[bytes] = frozenset(),
+        names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
     ) -> None:
-        """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines."""
+        """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
+
+        `names_served_by`: what the model of an instance is called, for keys that are good for some models.
+        """
         self._app = app
         self._inference_paths = inference_paths
-        self._inference = tuple(key.encode() for key in keys.inference)
-        self._admin = tuple(key.encode() for key in keys.admin)
+        self._names_served_by = names_served_by
+        self._ring = keys.ring()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None if scope["type"] == "lifespan" else self._refusal(scope)
@@ -89,27 +96,36 @@ class AccessControl:
         required = required_access(raw_path(scope), self._inference_paths)
         if required is Access.OPEN:
             return None
+        if caller_of(scope).access >= required:
+            return None  # the short way has looked already
         headers: RawHeaders = scope["headers"]
         key = _bearer(headers)
-        granted = self._access_of(key)
-        if granted < required and not self._admin and is_local(scope.get("client"), headers):
-            granted = Access.ADMIN
-        if granted >= required:
-            return None
-        return self._explain(granted, key)
+        caller = self._ring.find(key)
+        if caller.access < required and not self._ring.has_admin and is_local(scope.get("client"), headers):
+            caller = LOCAL
+        if caller.access < required:
+            return self._explain(caller.access, key)
+        refusal = self._over_limits(scope, caller)
+        if refusal is None:
+            let_in(scope, caller)
+        return refusal
 
-    def _access_of(self, key: bytes) -> Access:
-        if _is_among(key, self._admin):
-            return Access.ADMIN
-        if _is_among(key, self._inference):
-            return Access.INFERENCE
-        return Access.OPEN
+    def _over_limits(self, scope: Scope, caller: Caller) -> ApiError | None:
+        """The gateway asks `api.keys` about models itself: the name is in the body."""
+        path = raw_path(scope)
+        if caller.models is not None and path.startswith(b"/proxy/"):
+            instance_id, _ = split_proxy_path(path, b"")
+            if not caller.may_use(self._names_served_by(instance_id)):
+                return not_allowed(instance_id)
+        if caller.rate is not None and (wait_s := caller.rate.take()):
+            return too_often(wait_s)
+        return None
 
     def _explain(self, granted: Access, key: bytes) -> ApiError:
         if granted is Access.INFERENCE:
             message = "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")
-        if not (self._admin or self._inference):
+        if self._ring.is_empty:
             message = (
                 "without API keys Berth answers only callers on its own machine that name it localhost; "
                 "set API_KEYS and ADMIN_API_KEYS (see env.example) to be reached from elsewhere"
@@ -184,11 +200,6 @@ def _is_loopback(name: str) -> bool:
 def _bearer(headers: RawHeaders) -> bytes:
     scheme, _, key = find_header(headers, b"authorization").partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
-
-
-def _is_among(key: bytes, keys: tuple[bytes, ...]) -> bool:
-    # Every key is compared, each in constant time: how long it takes tells nothing.
-    return bool(sum([hmac.compare_digest(key, known) for known in keys])) if key else False
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:

@@ -22,6 +22,7 @@ from api.dispatch import raw_path
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
+from api.keys import may_use, model_refusal
 from api.leases import ClientGone
 from api.model_leases import Asked, ModelLeases, affinity_of
 from api.off_loop import off_loop
@@ -84,6 +85,8 @@ class Gateway:
         started = time.perf_counter()
         try:
             asked = await self._read(scope, receive)
+            if (refusal := model_refusal(scope, asked.model)) is not None:
+                raise _Refused(refusal)
         except ClientGone:
             return
         except _Refused as refused:
@@ -122,7 +125,12 @@ class Gateway:
             asked = from_json(body, allow_inf_nan=False)
             name = asked["model"]
             model = self._fleet.find(name)
-            if asked.get("stream") or "keep_alive" in asked or changed_body(model, asked) is not None:
+            if (
+                not may_use(scope, model)
+                or asked.get("stream")
+                or "keep_alive" in asked
+                or changed_body(model, asked) is not None
+            ):
                 return False
             wanted = Asked(model, _never, None, whole=body, affinity=affinity_of(model, asked))
         except (ValueError, TypeError, KeyError, AttributeError, ManagerError):

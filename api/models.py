@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from api.deps import Manager
-from instance_manager.errors import InstanceFailedToStart, WrongState
+from api.keys import may_use
+from instance_manager.errors import InstanceFailedToStart, ModelNotFound, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
 from instance_manager.models import Model
@@ -27,13 +28,18 @@ Wait = Annotated[
 
 
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")
-async def list_openai_models(fleet: Models) -> dict[str, Any]:
-    return {"object": "list", "data": [openai_entry(model) for model in fleet.models]}
+async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
+    """Those that the caller's key is good for."""
+    allowed = [model for model in fleet.models if may_use(request.scope, model)]
+    return {"object": "list", "data": [openai_entry(model) for model in allowed]}
 
 
 @router.get("/v1/models/{name:path}", summary="One of them")
-async def get_openai_model(name: str, fleet: Models) -> dict[str, Any]:
-    return openai_entry(fleet.find(name))
+async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[str, Any]:
+    model = fleet.find(name)
+    if not may_use(request.scope, model):
+        raise ModelNotFound(f"model {name!r} is not among those that this key is good for", param="model")
+    return openai_entry(model)
 
 
 @router.get("/models", summary="Models, and what Berth knows of them")

@@ -1,8 +1,8 @@
 """Remembers answers that would come out the same again: those of requests at temperature 0, or with a seed.
 
 Stands around the gateway as a raw ASGI application. Whatever is not such a request passes untouched. What the
-client's key is makes no difference: who may ask for a model has been decided before. So a client can learn
-from `X-Berth-Cache` that somebody has asked the same before.
+client's key is makes no difference, but keys with a list of models pass by. So a client can learn from
+`X-Berth-Cache` that somebody has asked the same before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from api.body_peek import peek
 from api.cacheable import Question, is_good_answer, read_question
 from api.dispatch import raw_path
 from api.headers import find_header, sane_request_id
+from api.keys import is_limited_to_models
 from api.leases import ClientGone
 from api.off_loop import off_loop
 from api.response_channel import channel_of, without_channel
@@ -189,6 +190,8 @@ def _is_worth_a_look(scope: Scope) -> bool:
     """Whether the body may hold a question."""
     if scope["type"] != "http" or scope["method"] != "POST" or raw_path(scope) not in PATHS:
         return False
+    if is_limited_to_models(scope):
+        return False  # the gateway says which models this key is good for
     length = find_header(scope["headers"], b"content-length")
     is_long = length.isdigit() and int(length) > MAX_BODY_BYTES
     return not is_long and "no-store" not in _cache_control(scope)

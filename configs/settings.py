@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ from typing import Annotated, Any, Literal
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from configs.key_file import KeyFileError, KeyLine, read_key_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +30,9 @@ ENGINE_VARIABLE_PREFIXES = (
 ENGINE_VARIABLES = frozenset(
     {"NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "BERTH_NATIVE_KERNELS", "CXX", "XDG_CACHE_HOME"}
 )
+
+
+_SECRET_NAME = re.compile("KEYS?$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 class SettingsError(Exception):
@@ -52,6 +58,9 @@ class Settings(BaseSettings):
     )
     admin_api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), repr=False, description="Keys for everything; without any: this machine's callers"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of more keys, with names and limits, see SECURITY.md"
     )
 
     vllm_base_port: int = Field(9000, ge=1, le=65535, description="First port of engines; the next follow")
@@ -173,6 +182,15 @@ class Settings(BaseSettings):
         defaults = {"dtype": self.vllm_default_dtype, "kv_cache_dtype": self.vllm_default_kv_cache_dtype}
         return {**defaults, **read_parameters(self.vllm_config)}
 
+    def listed_keys(self) -> tuple[KeyLine, ...]:
+        """What API_KEYS_FILE holds. Raises SettingsError."""
+        if self.api_keys_file is None:
+            return ()
+        try:
+            return read_key_file(self.api_keys_file)
+        except KeyFileError as error:
+            raise SettingsError(f"API_KEYS_FILE={self.api_keys_file}: {error}") from None
+
     def engine_environment(self, env_file: Path | None = None) -> dict[str, str]:
         """Variables that engines get on top of Berth's own environment."""
         environment = {k: v for k, v in _dotenv(env_file).items() if is_engine_variable(k)}
@@ -237,10 +255,15 @@ def _refuse_unknown(env_file: Path | None) -> None:
             continue
         close = difflib.get_close_matches(name.upper(), known, n=1)
         hint = f"did you mean {close[0]}?" if close else "env.example lists every setting"
-        raise SettingsError(f"{name}={value}: no such setting ({hint}), in {env_file}")
+        raise SettingsError(f"{name}={_shown(name, value)}: no such setting ({hint}), in {env_file}")
 
 
 def _first_error(error: ValidationError) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]).upper()
-    return f"{name}={first['input']}: {first['msg']}"
+    return f"{name}={_shown(name, first['input'])}: {first['msg']}"
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value for a message; `***` where the name says that it is a secret."""
+    return "***" if _SECRET_NAME.search(name) else str(value)

@@ -1,0 +1,144 @@
+"""The file of keys that `API_KEYS_FILE` names: who may ask for what, and how often.
+
+One key a line, `name: key`, then what the key may do; `#` begins a comment:
+
+    alice: sk-4f1c…  models=small,qwen* rate=10/s
+    nightly: sk-77ab…  rate=1000/h burst=50
+    ops: sk-90de…  admin
+
+A key without `models` may ask for every model, one without `rate` as often as it likes. `burst` is how many
+requests may come at once; by default as many as `rate` says. No message here shows a key.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger("berth")
+
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_KEY = re.compile(r"[\x21-\x7e]{1,512}")
+_RATE = re.compile(r"(\d{1,9})/([smh])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class KeyFileError(Exception):
+    """The file can't be used; the message says which line and why, and shows no key."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLine:
+    """One key. `models` are names or patterns (`*`, `?`); None = all. `rate_per_s` None = no limit."""
+
+    name: str
+    key: str
+    is_admin: bool = False
+    models: tuple[str, ...] | None = None
+    rate_per_s: float | None = None
+    burst: int = 0
+
+    def __repr__(self) -> str:
+        return f"<KeyLine {self.name}>"
+
+
+def read_key_file(path: Path) -> tuple[KeyLine, ...]:
+    """All keys of the file, which may be none. Warns where others on this machine may read it.
+
+    Raises KeyFileError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise KeyFileError(error.strerror or str(error)) from None
+    except UnicodeDecodeError:
+        raise KeyFileError("is no text in UTF-8") from None
+    if mode & stat.S_IROTH:
+        logger.warning("%s can be read by everybody on this machine; chmod 600 ends that", path)
+    return _without_doubles(list(_lines(text)))
+
+
+def _lines(text: str) -> Iterator[tuple[int, KeyLine]]:
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if line and not line.startswith("#"):
+            try:
+                yield number, _parse(line)
+            except KeyFileError as error:
+                raise KeyFileError(f"line {number}: {error}") from None
+
+
+def _parse(line: str) -> KeyLine:
+    """Raises KeyFileError, without the line's number."""
+    name, colon, rest = line.partition(":")
+    words = rest.split()
+    if not colon or not _NAME.fullmatch(name.strip()):
+        raise KeyFileError(
+            "must begin with a name and a colon, as in 'alice: KEY'; a name has letters, digits and ._@-"
+        )
+    if not words or not _KEY.fullmatch(words[0]):
+        raise KeyFileError(f"the key of {name.strip()!r} must be 1 to 512 printable ASCII characters")
+    options: dict[str, str] = {}
+    for place, word in enumerate(words[1:], start=2):
+        if word.startswith("#"):
+            break
+        option, equals, value = word.partition("=")
+        if option not in ("admin", "models", "rate", "burst") or (option == "admin") == bool(equals):
+            # Not shown: it may be a piece of a key.
+            raise KeyFileError(f"word {place} after the colon must be admin, models=, rate= or burst=")
+        if option in options:
+            raise KeyFileError(f"{option} is there twice")
+        options[option] = value
+    if "admin" in options and len(options) > 1:
+        raise KeyFileError("an admin's key has no limits: leave out models, rate and burst")
+    rate_per_s, burst = _read_rate(options)
+    return KeyLine(
+        name=name.strip(),
+        key=words[0],
+        is_admin="admin" in options,
+        models=_read_models(options.get("models")),
+        rate_per_s=rate_per_s,
+        burst=burst,
+    )
+
+
+def _read_models(value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    models = tuple(filter(None, value.split(",")))
+    if not models:
+        raise KeyFileError("models= names none; leave it out to allow all")
+    return models
+
+
+def _read_rate(options: dict[str, str]) -> tuple[float | None, int]:
+    """Requests per second, and how many at once."""
+    if "rate" not in options:
+        if "burst" in options:
+            raise KeyFileError("burst needs a rate")
+        return None, 0
+    found = _RATE.fullmatch(options["rate"])
+    if not found or int(found[1]) == 0:
+        raise KeyFileError(f"rate={options['rate']} must be a number per s, m or h, as in rate=10/s")
+    number = int(found[1])
+    burst = options.get("burst", str(number))
+    if not re.fullmatch(r"[0-9]{1,9}", burst) or int(burst) == 0:
+        raise KeyFileError(f"burst={burst} must be a whole number, 1 or more")
+    return number / _SECONDS[found[2]], int(burst)
+
+
+def _without_doubles(lines: list[tuple[int, KeyLine]]) -> tuple[KeyLine, ...]:
+    """Raises KeyFileError where a key or a name is there twice: who a request is from must be certain."""
+    names: dict[str, int] = {}
+    keys: dict[str, int] = {}
+    for number, line in lines:
+        for seen, value, what in ((names, line.name, f"the name {line.name!r}"), (keys, line.key, "the key")):
+            if value in seen:
+                raise KeyFileError(f"line {number}: {what} is in line {seen[value]} already")
+            seen[value] = number
+    return tuple(line for _, line in lines)
