@@ -65,7 +65,7 @@ class Model:
             return "running"
         if self.is_coming:
             return "starting"
-        if InstanceState.SLEEPING in states:
+        if InstanceState.SLEEPING in states or InstanceState.RUNNING in states:  # or about to sleep
             return "sleeping"
         return "failed" if self.error is not None else "stopped"
 

@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from instance_manager.errors import InstanceFailedToStart, InstanceNotRunning, ManagerError, NoCapacity
+from instance_manager.errors import (
+    InstanceFailedToStart,
+    InstanceNotFound,
+    InstanceNotRunning,
+    ManagerError,
+    NoCapacity,
+    WrongState,
+)
 from instance_manager.eviction import Device, Fits, NeverFits, Wait, WaitingModel, next_to_start
 from instance_manager.failures import explain
 from instance_manager.instance import Instance
@@ -129,7 +136,11 @@ class Starter:
         """Wake the sleeper or start a replica, and see it through."""
         try:
             if sleeper is not None:
-                instance = await self._manager.wake(sleeper.instance_id)
+                try:
+                    instance = await self._manager.wake(sleeper.instance_id)
+                except (WrongState, InstanceNotFound):  # somebody has stopped it meanwhile
+                    model.wants_another = True
+                    return
             else:
                 instance = self._start_replica(model, spec)
                 while instance.state.is_pending:

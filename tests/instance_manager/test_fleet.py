@@ -13,6 +13,7 @@ import pytest
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
+from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Measurements
 from instance_manager.profiles import ModelProfile
@@ -101,3 +102,23 @@ async def test_a_slow_start_does_not_keep_others_from_failing_or_running(
         fleet.want(fleet.find("slow"))
         await bring_up(fleet, "quick")
         assert fleet.find("slow").status == "starting"
+
+
+async def test_a_sleeper_that_is_gone_when_it_is_to_be_woken_is_replaced(
+    managing: ManagerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if somebody had stopped it just then: what was asked for comes up all the same."""
+    async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
+        await bring_up(fleet, "a")
+        (instance,) = fleet.find("a").live
+        wake = manager.wake
+
+        async def stopped_first(instance_id: str) -> Instance:
+            await manager.stop(instance_id)
+            return await wake(instance_id)
+
+        monkeypatch.setattr(manager, "wake", stopped_first)
+        monkeypatch.setattr(manager, "is_asleep", lambda instance_id: not instance.state.is_terminal)
+        instance.gate.close()
+        await bring_up(fleet, "a")
+        assert fleet.find("a").error is None
