@@ -312,7 +312,7 @@ def main() -> int:
     """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
     try:
         settings = load_settings(ENV_FILE)
-        configure_logging(settings.log_format, debug=settings.app_debug)
+        configure_logging(settings.log_format, debug=settings.app_debug, access_log=settings.access_log)
         server = create_server(settings, ENV_FILE)
     except (SettingsError, CatalogError, PluginError) as error:
         sys.stderr.write(f"berth: {error}\n")

@@ -1,4 +1,7 @@
-"""The access log's lines of requests that never reach the data plane, which writes those of all others."""
+"""The access log: one line per request, for people or, with the same facts as fields, for machines.
+
+A line names a key by its id and never tells it; of a path it has no query, where prompts and keys may stand.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,54 @@ import logging
 import time
 
 from api.asgi import Scope
+from api.dispatch import raw_path
+from api.keys import NOBODY, caller_of
 
 access_logger = logging.getLogger("berth.access")
 
 
-def log_answered(scope: Scope, status: int, started: float, request_id: bytes, why: str) -> None:
-    """One line; `started` is time.perf_counter() when the request came, `why` it went no further."""
+def log_answered(scope: Scope, status: int, started: float, request_id: bytes, why: str = "") -> None:
+    """The line of a request that no engine has served; `why` it went no further.
+
+    `started` is time.perf_counter() when it came.
+    """
     if access_logger.isEnabledFor(logging.INFO):
-        client = scope.get("client")
-        access_logger.info(
-            '%s "%s %s" %d %.1f ms %s, %s',
-            client[0] if client else "unknown",
-            scope["method"],
-            scope["path"],
-            status,
-            (time.perf_counter() - started) * 1000,
-            request_id.decode(),
-            why,
-        )
+        write_line(scope, status, started, request_id, note=why)
+
+
+def write_line(
+    scope: Scope,
+    status: int,
+    started: float,
+    request_id: bytes,
+    *,
+    instance: str = "",
+    model: str = "",
+    first_byte_s: float | None = None,
+    note: str = "",
+) -> None:
+    """Write it; whoever calls has asked whether anybody reads it."""
+    client = scope.get("client")
+    caller = caller_of(scope)
+    fields = {
+        "client": client[0] if client else "unknown",
+        "method": scope.get("method", "WEBSOCKET"),
+        "path": raw_path(scope).decode("ascii", "backslashreplace"),
+        "status": status,
+        "seconds": round(time.perf_counter() - started, 6),
+        "request_id": request_id.decode(),
+    }
+    known = {"instance": instance, "model": model, "key": "" if caller is NOBODY else caller.key_id}
+    named = {name: value for name, value in known.items() if value}
+    more = {"first_byte_seconds": None if first_byte_s is None else round(first_byte_s, 6), "note": note}
+    access_logger.info(
+        '%s "%s %s" %d %.1f ms %s%s',
+        fields["client"],
+        fields["method"],
+        fields["path"],
+        status,
+        fields["seconds"] * 1000,
+        fields["request_id"],
+        "".join([f", {note}" if note else "", *(f", {name} {value}" for name, value in named.items())]),
+        extra=fields | named | {name: value for name, value in more.items() if value},
+    )

@@ -7,11 +7,13 @@ Stands in front of everything as a raw ASGI application. Keys reach no engine an
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from api.access_log import log_answered
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
@@ -204,6 +206,7 @@ def _bearer(headers: RawHeaders) -> bytes:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
     request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    log_answered(scope, error.status, time.perf_counter(), request_id, "not let in")
     headers = [*error.headers, (b"x-request-id", request_id)]
     if scope["type"] == "websocket":
         await receive()

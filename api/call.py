@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import time
 
+from api.access_log import access_logger, write_line
 from api.asgi import Scope
 from api.exchange import Request
 from api.leases import Lease
 from instance_manager.metrics import InstanceMetrics
 
-access_logger = logging.getLogger("berth.access")
-
 
 class Call:
     """Begins with no lease and no instance's metrics; ends with `finish`, whatever happens to it."""
 
-    __slots__ = ("client", "instance_id", "lease", "metrics", "request", "scope")
+    __slots__ = ("instance_id", "lease", "metrics", "request", "scope")
 
-    def __init__(
-        self, scope: Scope, request: Request, client: bytes, instance_id: str, unserved: InstanceMetrics
-    ) -> None:
+    def __init__(self, scope: Scope, request: Request, instance_id: str, unserved: InstanceMetrics) -> None:
         self.scope = scope
         self.request = request
-        self.client = client
         self.instance_id = instance_id
         self.metrics = unserved
         self.lease: Lease | None = None
@@ -48,12 +44,13 @@ class Call:
         self.metrics.count(self.request.method, status)
         self.metrics.request_s.observe(seconds)
         if access_logger.isEnabledFor(logging.INFO):
-            access_logger.info(
-                '%s "%s %s" %d %.1f ms %s',
-                self.client.decode(),
-                self.request.method,
-                self.scope["path"],
+            request, metrics = self.request, self.metrics
+            write_line(
+                self.scope,
                 status,
-                seconds * 1000,
-                self.request.headers.request_id.decode(),
+                request.started,
+                request.headers.request_id,
+                instance=metrics.instance_id,
+                model=metrics.model,
+                first_byte_s=request.first_byte_s,
             )

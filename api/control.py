@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from api import catalog, instances, metrics, models, ops, pull, streams
+from api.access_log import log_answered
 from api.asgi import App, Message, Receive, Scope, Send
 from api.catalog import ModelFiles
 from api.errors import ApiError, api_error, error_for
@@ -71,7 +73,10 @@ def create_control_app(
 
 
 class RequestId:
-    """Answers with the client's `X-Request-Id`, or one of ours; as everything is answered under `/proxy/`."""
+    """Answers with the client's `X-Request-Id`, or one of ours, and writes the line in the access log.
+
+    As everything that goes to engines does.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -80,14 +85,20 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started, status = time.perf_counter(), 500
         request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            log_answered(scope, status, started, request_id)
 
 
 def _response(error: ApiError) -> Response:

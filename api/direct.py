@@ -58,7 +58,8 @@ class DirectExchange(ResponseReader):
         call, status = self._call, self.head.status
         headers, _ = response_headers(self.head.headers, status, call.request.headers.request_id)
         body, _ = self.take()
-        call.metrics.first_byte_s.observe(time.perf_counter() - call.request.started)
+        call.request.first_byte_s = first_byte_s = time.perf_counter() - call.request.started
+        call.metrics.first_byte_s.observe(first_byte_s)
         call.metrics.bytes_out += len(body)
         call.finish(status)
         self._channel.send_whole(status, headers, body)

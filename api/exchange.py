@@ -52,6 +52,7 @@ class Request:
     target: bytes
     headers: RequestHeaders
     started: float  # time.perf_counter() when it arrived
+    first_byte_s: float | None = None  # from then to the response's head, once there is one
 
     @property
     def is_repeatable(self) -> bool:
@@ -125,7 +126,8 @@ class Exchange:
                 self._is_uploading = message.get("more_body", False)
                 data = self._framed(message)
             head, reader = await self._open(data, sent)
-            self._metrics.first_byte_s.observe(time.perf_counter() - self._request.started)
+            self._request.first_byte_s = first_byte_s = time.perf_counter() - self._request.started
+            self._metrics.first_byte_s.observe(first_byte_s)
             return await self._answer(head, reader)
         finally:
             self._end()

@@ -131,7 +131,7 @@ class DataPlane:
         client_host = client[0].encode() if client else b"unknown"
         headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
         request = Request(scope["method"], target, headers, started)
-        return Call(scope, request, client_host, instance_id, self._metrics.unserved)
+        return Call(scope, request, instance_id, self._metrics.unserved)
 
     async def _exchange(
         self,

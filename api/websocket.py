@@ -13,6 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
+from api.access_log import access_logger, write_line
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.errors import ApiError, error_for
 from api.headers import find_header, handshake_headers, handshake_response_headers, sane_request_id
@@ -76,6 +77,9 @@ async def forward_websocket(
             counted.in_flight -= 1
         counted.count("WEBSOCKET", status)
         counted.request_s.observe(time.perf_counter() - started)
+        if access_logger.isEnabledFor(logging.INFO):
+            instance, model = counted.instance_id, counted.model
+            write_line(scope, status, started, request_id, instance=instance, model=model)
 
 
 async def _open(scope: Scope, lease: Lease, target: bytes, request_id: bytes) -> ClientConnection:

@@ -26,8 +26,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str, ensure_ascii=False)
 
 
-def configure_logging(log_format: str, *, debug: bool) -> None:
-    """Send everything to stderr in the format asked for. Access lines are kept for debugging: they cost."""
+def configure_logging(log_format: str, *, debug: bool, access_log: bool = False) -> None:
+    """Send everything to stderr in the format asked for. Access lines cost: `debug` has them anyhow."""
     formatter = (
         {"()": JsonFormatter}
         if log_format == "json"
@@ -42,7 +42,7 @@ def configure_logging(log_format: str, *, debug: bool) -> None:
             "root": {"handlers": ["stderr"], "level": "WARNING"},
             "loggers": {
                 "berth": {"level": "DEBUG" if debug else "INFO"},
-                "berth.access": {"level": "INFO" if debug else "WARNING"},
+                "berth.access": {"level": "INFO" if debug or access_log else "WARNING"},
                 "uvicorn": {"level": "INFO" if debug else "WARNING"},
             },
         }

@@ -162,6 +162,7 @@ class Settings(BaseSettings):
 
     log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
     log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")
+    access_log: bool = Field(False, description="A log line per request; `APP_DEBUG` has them too")
 
     @field_validator("api_keys", "admin_api_keys", "protocol_plugins", mode="before")
     @classmethod

@@ -487,5 +487,6 @@ async def test_one_line_in_the_access_log_per_request(caplog: pytest.LogCaptureF
             await front.ask(request("/proxy/one/x?secret=1", "X-Request-Id: r-7"))
     lines = [record.getMessage() for record in caplog.records if record.name == "berth.access"]
     assert len(lines) == 1
-    assert '"GET /proxy/one/x" 200' in lines[0] and lines[0].endswith("r-7")
+    assert '"GET /proxy/one/x" 200' in lines[0]
+    assert lines[0].endswith(" ms r-7, instance one, model stub-model")
     assert "secret" not in lines[0]
