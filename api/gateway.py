@@ -97,6 +97,8 @@ class Gateway:
             return
         if asked.body is not None:
             scope = _with_length(scope, len(asked.body))
+        elif asked.num_added and (length := find_header(scope["headers"], b"content-length")):
+            scope = _with_length(scope, int(length) + asked.num_added)
         leases = ModelLeases(self._fleet, asked)
         stream = None
         if asked.is_stream and self._comment_interval_s:
@@ -186,14 +188,19 @@ class Gateway:
         return asked
 
     async def _read_upload(self, scope: Scope, receive: Receive) -> Asked:
-        """Of a form only its beginning is looked at; it is forwarded as it comes."""
+        """Of a form only the beginning is looked at; it goes on as it comes, but for the model's name."""
         peeked = await peek(receive, _MAX_UPLOAD_PEEK)
         begun = b"".join(message.get("body", b"") for message in peeked.messages)
         found = _MULTIPART_MODEL.search(begun)
-        model = (
-            self._fleet.find(found[1].decode("utf-8", "replace")) if found else self._named_in_query(scope)
-        )
-        return Asked(model, peeked.replay, None)
+        if found is None:
+            return Asked(self._named_in_query(scope), peeked.replay, None)
+        model = self._fleet.find(found[1].decode("utf-8", "replace"))
+        name = _served_name(model).encode()
+        if name != found[1]:
+            last = peeked.messages[-1]
+            peeked.messages.clear()
+            peeked.messages.append({**last, "body": begun[: found.start(1)] + name + begun[found.end(1) :]})
+        return Asked(model, peeked.replay, None, num_added=len(name) - len(found[1]))
 
     def _named_in_query(self, scope: Scope) -> Model:
         """`?model=`; without it the only model that runs. Raises _Refused or ModelNotFound."""
@@ -220,11 +227,15 @@ async def _never() -> Message:
     raise AssertionError("nobody asks")
 
 
+def _served_name(model: Model) -> str:
+    """What its engines know it as."""
+    return next((one.served_model_name for one in model.replicas.values()), model.name)
+
+
 def changed_body(model: Model, body: dict[str, Any]) -> dict[str, Any] | None:
     """The body as the engine is to have it; None where that is as it came."""
     profile = model.profile
-    served = next((one.served_model_name for one in model.replicas.values()), None)
-    wanted = served or model.name
+    wanted = _served_name(model)
     changes: dict[str, Any] = {} if body.get("model", wanted) == wanted else {"model": wanted}
     strip: frozenset[str] = frozenset()
     if profile is not None:

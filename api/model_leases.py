@@ -25,6 +25,7 @@ class Asked:
     model: Model
     receive: Receive
     body: bytes | None  # None: as it comes
+    num_added: int = 0  # bytes more than the client has announced
     whole: bytes | None = None  # what is sent, kept where it may be sent a second time
     is_stream: bool = False
     priority: int = 0

@@ -33,10 +33,11 @@ from instance_manager.profiles import ModelProfile
 from instance_manager.room import RoomKeeper
 from instance_manager.scaling import ScalePolicy, wanted_replicas
 from instance_manager.starter import Starter
-from instance_manager.types import Event
+from instance_manager.types import Event, InstanceState
 
 logger = logging.getLogger("berth.fleet")
 
+_ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 _SAMPLE_INTERVAL_S = 1.0  # between looks at how loaded models are
 _MEASURE_EVERY = 5  # looks, one measurement of memory
 
@@ -252,7 +253,15 @@ class Fleet:
             for model in list(self._models.values()):
                 if model.replicas.pop(event.instance_id, None) is not None:
                     self._forget_unused(model)
+        elif event.type == "instance.state" and event.data["previous"] in _ALIVE:
+            self._on_end(event)
         self._news.tell()
+
+    def _on_end(self, event: Event) -> None:
+        for model in self._models.values():
+            if event.data["status"] == InstanceState.FAILED and event.instance_id in model.replicas:
+                reason = event.data["reason"]
+                model.died(InstanceFailedToStart(f"model {model.name!r} died while it ran: {reason}"))
 
     def adopt(self, instance: Instance) -> None:
         """Take an instance into the books, under its profile's name or those it was created by."""

@@ -14,6 +14,7 @@ from instance_manager.types import InstanceState
 
 _FIRST_BACK_OFF_S = 10.0
 _LONGEST_BACK_OFF_S = 300.0
+_DEATHS_WINDOW_S = 600.0
 
 
 class Model:
@@ -33,6 +34,7 @@ class Model:
         self.error: ManagerError | None = None  # of the last start, until one succeeds
         self.retry_at = 0.0  # monotonic seconds; sooner, nothing is started
         self._failures = 0
+        self._deaths: list[float] = []  # of replicas that had been running, the latest last
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -90,12 +92,21 @@ class Model:
     def forgive(self) -> None:
         """Somebody asks for another try: it is not put off any longer."""
         self.retry_at = 0.0
+        self._deaths.clear()
 
     def failed(self, error: ManagerError) -> None:
         """Note it; the next start is put off, each time longer."""
         back_off_s = min(_FIRST_BACK_OFF_S * 2**self._failures, _LONGEST_BACK_OFF_S)
         self._failures += 1
         self.error, self.retry_at = error, self._clock() + back_off_s
+
+    def died(self, error: ManagerError) -> None:
+        """A replica that ran has failed: the first is replaced at once, more of them each time later."""
+        now = self._clock()
+        self._deaths = [time for time in self._deaths if now - time < _DEATHS_WINDOW_S] + [now]
+        if len(self._deaths) > 1:
+            back_off_s = min(_FIRST_BACK_OFF_S * 2 ** (len(self._deaths) - 2), _LONGEST_BACK_OFF_S)
+            self.error, self.retry_at = error, now + back_off_s
 
     def _by_load(self, affinity: bytes) -> Iterator[Instance]:
         awake = self.awake

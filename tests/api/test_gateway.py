@@ -133,6 +133,8 @@ def test_a_form_is_routed_by_its_model_field(client: httpx.Client) -> None:
     ).json()
     assert answer["target"] == "/v1/audio/transcriptions"
     assert answer["bytes"] > 300_000
+    served = client.get("/models/gpt-fake").json()["model"]
+    assert f'name="model"\r\n\r\n{served}\r\n' in answer["body"], "an alias is told by the name it stands for"
 
 
 def test_a_hundred_first_requests_cause_one_start(client: httpx.Client, berth: BerthProcess) -> None:

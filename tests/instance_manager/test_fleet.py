@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from instance_manager.errors import InstanceFailedToStart
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
@@ -122,3 +125,23 @@ async def test_a_sleeper_that_is_gone_when_it_is_to_be_woken_is_replaced(
         instance.gate.close()
         await bring_up(fleet, "a")
         assert fleet.find("a").error is None
+
+
+async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
+        model = fleet.find("a")
+        for deaths in range(3):
+            await bring_up(fleet, "a")
+            (instance,) = model.live
+            assert instance.pid is not None
+            os.kill(instance.pid, signal.SIGKILL)
+            while not instance.state.is_terminal:
+                await instance.changed()
+            if deaths == 0:
+                assert model.error is None  # the first is replaced at once
+            else:
+                with pytest.raises(InstanceFailedToStart, match=rf"died while it ran: .* in {deaths}0 s"):
+                    await fleet.wait_for_lease(model)
+            model.retry_at = 0.0
