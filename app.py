@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -23,9 +23,10 @@ from api.asgi import App, Scope
 from api.auth import AccessControl, Keys
 from api.catalog import ModelFiles
 from api.control import create_control_app
+from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
-from api.fast_http import FastHttpProtocol
 from api.gateway import UNVERSIONED, Gateway
+from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
 from api.keys import Access, ApiKey, names_of
 from api.metrics import MetricsPage
 from api.protocols.app import ProtocolApp
@@ -290,12 +291,16 @@ class BerthServer(uvicorn.Server):
 def create_server(settings: Settings, env_file: Path | None = None) -> BerthServer:
     """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
     app, manager, pulls = _compose(settings, env_file)
+    limits = ConnectionLimits(
+        max_connections=connections_within(raise_descriptor_limit(), settings.max_connections),
+        max_body_bytes=settings.max_body_mb * 2**20,
+    )
     config = uvicorn.Config(
         app,
         host=settings.app_host,
         port=settings.app_port,
         loop="auto",
-        http=FastHttpProtocol,
+        http=cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits)),
         ws="websockets-sansio",
         access_log=False,
         proxy_headers=False,  # who is in front of us is told by the peer's address alone

@@ -159,6 +159,8 @@ class Settings(BaseSettings):
     )
     state_dir: Path = Field(ROOT / "state", description="Folder for what Berth remembers")
     max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
+    max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
+    max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
 
     log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
     log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")

@@ -1,0 +1,244 @@
+"""The HTTP protocol's limits: what a client may send, how slowly, and how many may be connected at once.
+
+A request that breaks one is answered in the usual envelope and its connection closed, before any application
+has heard of it, or with the application told that the client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from api.errors import ApiError, api_error
+from api.fast_http import FastHttpProtocol
+
+_INVALID = "invalid_request_error"
+_LINGER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Times in seconds. `body_timeout_s` is for a body that stands still, not for all of it."""
+
+    max_connections: int = 4096
+    max_body_bytes: int = 256 * 2**20
+    max_head_bytes: int = 64 * 1024
+    max_headers: int = 128
+    head_timeout_s: float = 30.0
+    body_timeout_s: float = 60.0
+
+
+class _Refused(Exception):
+    """Stops the parser; what is to be answered stands in the protocol."""
+
+
+class GuardedHttpProtocol(FastHttpProtocol):
+    """For `uvicorn.Config(http=…)`, with the limits bound by `functools.partial`."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._is_head = True  # between requests, and until a head is whole
+        self._has_begun = False  # something of the head is there
+        self._head_fed = 0  # bytes of it that the parser has, and may not have told of
+        self._head_bytes = 0  # those it has told of
+        self._body_bytes = 0
+        self._heard_at = self.loop.time()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._refusal: ApiError | None = None
+        self._is_refused = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing has been asked that is not answered."""
+        return self._is_head and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def heard_at(self) -> float:
+        """When something last came, by the loop's clock."""
+        return self._heard_at
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections and not self._make_room():
+            message = "Berth has as many connections as it takes, and all are in use"
+            self._refuse(api_error(503, message, "service_unavailable_error", code="busy", retry_after_s=1.0))
+            return
+        self._deadline = self.loop.call_later(self._limits.head_timeout_s, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        self._stop_clock()
+        super().handle_websocket_upgrade()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused or self.transport.is_closing():
+            return
+        self._heard_at = self.loop.time()
+        if self._is_head:
+            self._head_fed += len(data)
+        super().data_received(data)
+        if self._is_refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return
+        if not self._is_head:
+            self._wait_for_body()
+        elif self._has_begun:
+            if self._head_fed > self._limits.max_head_bytes:
+                self._refuse(self._head_too_large())
+            elif self._deadline is None:
+                self._deadline = self.loop.call_later(self._limits.head_timeout_s, self._head_is_late)
+        elif self.cycle is not None:
+            self._stop_clock()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle longest; whether there was one."""
+        idle = [
+            one
+            for one in self.connections
+            if isinstance(one, GuardedHttpProtocol) and one is not self and one.is_idle
+        ]
+        if not idle:
+            return False
+        min(idle, key=lambda one: one.heard_at).transport.close()
+        return True
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._has_begun = True
+        self._head_bytes = self._body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._head_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + 4
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        limits = self._limits
+        if self._head_bytes > limits.max_head_bytes or len(self.headers) > limits.max_headers:
+            self._stop_parser(self._head_too_large())
+        for name, value in self.headers:
+            if name == b"content-length" and int(value) > limits.max_body_bytes:
+                self._stop_parser(self._body_too_large())
+        super().on_headers_complete()
+        self._is_head, self._has_begun = False, False
+        self._stop_clock()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self._limits.max_body_bytes:
+            self._stop_parser(self._body_too_large())
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._is_head, self._head_fed = True, 0
+
+    # Time.
+
+    def _wait_for_body(self) -> None:
+        """One timer for the whole body: it looks when something last came."""
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self._limits.body_timeout_s, self._body_is_late)
+
+    def _body_is_late(self) -> None:
+        self._deadline = None
+        if self._is_head:
+            return
+        if self.flow.read_paused:
+            self._heard_at = self.loop.time()  # it is us who don't listen
+        left_s = self._heard_at + self._limits.body_timeout_s - self.loop.time()
+        if left_s > 0:
+            self._deadline = self.loop.call_later(left_s, self._body_is_late)
+            return
+        message = f"nothing of the body has come for {self._limits.body_timeout_s:g} s"
+        self._refuse(api_error(408, message, _INVALID, code="body_timeout"))
+
+    def _head_is_late(self) -> None:
+        self._deadline = None
+        if not self._is_head or not self.is_idle:
+            return
+        if not self._has_begun:
+            self.transport.close()  # connected, and never said a word
+            return
+        message = f"the request's head took more than {self._limits.head_timeout_s:g} s"
+        self._refuse(api_error(408, message, _INVALID, code="head_timeout"))
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    # Refusals.
+
+    def _head_too_large(self) -> ApiError:
+        limits = self._limits
+        message = (
+            f"the request's head is longer than {limits.max_head_bytes >> 10} KiB, "
+            f"or has more than {limits.max_headers} headers"
+        )
+        return api_error(431, message, _INVALID, code="head_too_large")
+
+    def _body_too_large(self) -> ApiError:
+        message = f"the body is longer than the {self._limits.max_body_bytes >> 20} MiB of MAX_BODY_MB"
+        return api_error(413, message, _INVALID, code="body_too_large")
+
+    def _stop_parser(self, error: ApiError) -> None:
+        """Raises what the parser passes on as its own; uvicorn then calls `send_400_response`."""
+        self._refusal = error
+        raise _Refused
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser can't read, or was stopped at."""
+        self._refuse(self._refusal or api_error(400, "this is no valid HTTP/1.1", _INVALID, code="bad_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer and close; only close where the answer could be taken for another request's."""
+        self._stop_clock()
+        self._is_refused = True
+        cycle = self.cycle
+        is_pending = cycle is not None and not cycle.response_complete
+        is_own = not self._is_head  # the refused request is the one that the application works on
+        if not self.pipeline and (not is_pending or (is_own and not cycle.response_started)):
+            status = HTTPStatus(error.status)
+            lines = [b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode())]
+            lines += [name + b": " + value for name, value in error.headers]
+            lines += [b"connection: close", b"", error.body]
+            self.transport.write(b"\r\n".join(lines))
+            self._linger()
+        else:
+            self.transport.close()
+        if is_pending:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _linger(self) -> None:
+        """Close once the client has read the answer: at once, what it still sends would take that away."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.resume_reading()  # and what comes is dropped
+            self.loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()

@@ -1,0 +1,317 @@
+"""What one client may cost: long heads and bodies, slow ones, too many connections. By raw sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import pytest
+import uvicorn
+
+from api.asgi import Receive, Scope, Send
+from api.descriptors import connections_within
+from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+
+LIMITS = ConnectionLimits(
+    max_connections=4,
+    max_body_bytes=1000,
+    max_head_bytes=2048,
+    max_headers=20,
+    head_timeout_s=0.4,
+    body_timeout_s=0.4,
+)
+PATIENT = 20.0
+
+
+@dataclass
+class Echo:
+    """Answers with the length of the body, once all of it is there; remembers how requests ended."""
+
+    ended: list[str] = field(default_factory=list)
+    arrived: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        size, message = 0, await receive()
+        while message["type"] == "http.request":
+            size += len(message["body"])
+            if not message.get("more_body"):
+                break
+            message = await receive()
+        self.ended.append(message["type"])
+        self.arrived.put_nowait(None)
+        if scope["path"] == "/wait":
+            await self.go.wait()
+        body = b"%d" % size
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Served:
+    app: Echo
+    port: int
+
+    async def connect(self) -> Client:
+        return Client(*await asyncio.open_connection("127.0.0.1", self.port))
+
+
+@dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def write(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def ask(self, data: bytes) -> tuple[int, Any]:
+        self.write(data)
+        return await self.answer()
+
+    async def answer(self) -> tuple[int, Any]:
+        """Status, and the error's code or the body."""
+        async with asyncio.timeout(PATIENT):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            body = await self.reader.readexactly(int(length[1]) if length else 0)
+        status = int(head.split()[1])
+        return status, body if status == 200 else json.loads(body)["error"]["code"]
+
+    async def is_closed(self) -> bool:
+        """Whether the server ends the connection without another byte."""
+        async with asyncio.timeout(PATIENT):
+            with contextlib.suppress(ConnectionResetError):
+                return await self.reader.read() == b""
+        return True
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(limits: ConnectionLimits) -> AsyncIterator[Served]:
+    app = Echo()
+    protocol = cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits))
+    config = uvicorn.Config(cast(Any, app), http=protocol, lifespan="off", log_config=None, loop="asyncio")
+    server = uvicorn.Server(config)
+    server.config.load()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[listening])
+        try:
+            yield Served(app, listening.getsockname()[1])
+        finally:
+            app.go.set()
+            server.should_exit = server.force_exit = True
+            await server.shutdown(sockets=[listening])
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving(LIMITS) as served:
+        yield served
+
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
+
+
+async def test_what_keeps_to_the_limits_is_served(served: Served) -> None:
+    client = await served.connect()
+    assert await client.ask(GET + b"\r\n") == (200, b"0")
+    post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
+    assert await client.ask(post + b"x" * 1000) == (200, b"1000"), "the same connection"
+    chunked = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert await client.ask(chunked + b"3\r\nabc\r\n0\r\n\r\n") == (200, b"3")
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GET + b"a: " + b"x" * 3000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /" + b"x" * 3000,
+        GET + b"a: " + b"x" * 3000,
+        GET + b"a" * 3000,
+        GET + b"".join(b"h%d: 1\r\n" % number for number in range(30)) + b"\r\n",
+    ],
+)
+async def test_long_heads_are_refused_whole_or_not(served: Served, head: bytes) -> None:
+    client = await served.connect()
+    assert await client.ask(head) == (431, "head_too_large")
+    assert await client.is_closed()
+    assert served.app.ended == []
+    client.close()
+
+
+async def test_a_head_that_grows_slowly_is_counted_too(served: Served) -> None:
+    client = await served.connect()
+    for _ in range(30):
+        client.write(b"GET " if _ == 0 else b"/" * 100)
+        await client.writer.drain()
+    assert (await client.answer())[0] == 431
+    client.close()
+
+
+async def test_a_body_that_says_it_is_too_long_is_not_waited_for(served: Served) -> None:
+    client = await served.connect()
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n"
+    assert await client.ask(head) == (413, "body_too_large")
+    assert await client.is_closed()
+    assert served.app.ended == []
+    client.close()
+
+
+async def test_a_body_that_turns_out_too_long_is_cut(served: Served) -> None:
+    client = await served.connect()
+    client.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    assert await client.ask(b"200\r\n" + b"x" * 512 + b"\r\n200\r\n" + b"x" * 512) == (413, "body_too_large")
+    client.write(b"x" * 100_000)  # it goes on all the same
+    assert await client.is_closed()
+    assert served.app.ended == ["http.disconnect"]
+    client.close()
+
+
+async def test_who_says_nothing_is_let_go(served: Served) -> None:
+    client = await served.connect()
+    assert await client.is_closed()
+    client.close()
+
+
+async def test_a_head_has_its_time_however_much_trickles_in(served: Served) -> None:
+    client = await served.connect()
+
+    async def trickle() -> None:
+        client.write(GET)
+        while True:
+            client.write(b"a: b\r\n")
+            await asyncio.sleep(0.1)
+
+    trickling = asyncio.create_task(trickle())
+    assert await client.answer() == (408, "head_timeout")
+    trickling.cancel()
+    client.close()
+
+
+async def test_a_second_head_has_its_time_too(served: Served) -> None:
+    client = await served.connect()
+    assert await client.ask(GET + b"\r\n") == (200, b"0")
+    assert await client.ask(b"GET / HT") == (408, "head_timeout")
+    client.close()
+
+
+async def test_a_body_that_stands_still_is_given_up(served: Served) -> None:
+    client = await served.connect()
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n"
+    assert await client.ask(head + b"x") == (408, "body_timeout")
+    assert served.app.ended == ["http.disconnect"]
+    client.close()
+
+
+async def test_a_slow_body_that_goes_on_is_not() -> None:
+    async with serving(ConnectionLimits(body_timeout_s=2.0)) as served:
+        client = await served.connect()
+        client.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+        for _ in range(5):
+            await asyncio.sleep(0.5)
+            client.write(b"x")
+        assert await client.answer() == (200, b"5")
+        client.close()
+
+
+async def test_an_answer_may_take_its_time(served: Served) -> None:
+    client = await served.connect()
+    client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
+    await asyncio.sleep(3 * LIMITS.head_timeout_s)
+    served.app.go.set()
+    assert await client.answer() == (200, b"0")
+    client.close()
+
+
+async def test_where_all_places_are_taken_the_idle_give_way() -> None:
+    async with serving(ConnectionLimits(max_connections=4)) as served:
+        idle = [await served.connect() for _ in range(4)]
+        for _ in range(20):
+            client = await served.connect()
+            assert await client.ask(GET + b"\r\n") == (200, b"0")
+            idle.append(client)
+        assert await idle[0].is_closed()
+        for client in idle:
+            client.close()
+
+
+async def test_those_in_use_do_not() -> None:
+    async with serving(ConnectionLimits(max_connections=2)) as served:
+        busy = [await served.connect() for _ in range(2)]
+        for client in busy:
+            client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
+        async with asyncio.timeout(PATIENT):
+            for _ in busy:
+                await served.app.arrived.get()
+        third = await served.connect()
+        assert await third.answer() == (503, "busy")
+        served.app.go.set()
+        assert [await client.answer() for client in busy] == [(200, b"0")] * 2
+        for client in (*busy, third):
+            client.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3, 3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: +3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0x3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\nabc\n0\n\n",
+        b"GET / HTTP/1.1\nhost: x\n\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\n a: folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\na: b\x00c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\na: b\rc: d\r\n\r\n",
+        b"GET / HTTP/9.9\r\nhost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+    ],
+)
+async def test_what_two_servers_could_read_differently_is_refused(served: Served, request_: bytes) -> None:
+    """And whatever would follow on the connection with it: it is closed."""
+    client = await served.connect()
+    client.write(request_ + GET + b"\r\n")
+    assert await client.answer() == (400, "bad_http")
+    assert await client.is_closed()
+    assert "http.request" not in served.app.ended
+    client.close()
+
+
+async def test_a_refusal_is_never_taken_for_an_earlier_requests_answer(served: Served) -> None:
+    client = await served.connect()
+    client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
+    async with asyncio.timeout(PATIENT):
+        await served.app.arrived.get()
+    client.write(b"nonsense\r\n\r\n")
+    assert await client.is_closed()
+    client.close()
+
+
+def test_connections_are_as_many_as_descriptors_last_for() -> None:
+    assert connections_within(1024, 4096) == 384
+    assert connections_within(65536, 4096) == 4096
+    assert connections_within(100, 4096) == 1
