@@ -9,6 +9,7 @@ _WITHHELD = frozenset(
     {
         "API_KEYS",
         "ADMIN_API_KEYS",
+        "API_KEYS_FILE",
         "STATE_URL",
         "VLLM_API_KEY",
         "VLLM_BASE_PORT",
