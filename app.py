@@ -118,6 +118,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
         api_keys(settings),
         inference_paths=inference_paths,
         names_served_by=partial(_names_served_by, fleet),
+        on_refused=metrics.unserved.count,
     )
     return access, manager, pulls
 

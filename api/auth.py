@@ -73,14 +73,17 @@ class AccessControl:
         *,
         inference_paths: frozenset[bytes] = frozenset(),
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
+        on_refused: Callable[[str, int], None] = lambda _method, _status: None,
     ) -> None:
         """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
 
         `names_served_by`: what the model of an instance is called, for keys that are good for some models.
+        `on_refused` is told the method and status of who was not let in.
         """
         self._app = app
         self._inference_paths = inference_paths
         self._names_served_by = names_served_by
+        self._on_refused = on_refused
         self._ring = keys.ring()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,6 +91,7 @@ class AccessControl:
         if error is None:
             await self._app(scope, receive, send)
         else:
+            self._on_refused(scope.get("method", "WEBSOCKET"), error.status)
             await _refuse(scope, receive, send, error)
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:

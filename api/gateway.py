@@ -90,10 +90,10 @@ class Gateway:
         except ClientGone:
             return
         except _Refused as refused:
-            await _refuse(scope, send, refused.error, started)
+            await self._refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
-            await _refuse(scope, send, error_for(error), started)
+            await self._refuse(scope, send, error_for(error), started)
             return
         if asked.body is not None:
             scope = _with_length(scope, len(asked.body))
@@ -141,6 +141,11 @@ class Gateway:
         return self._data_plane.begin_leased(
             scope, body, channel, hand_over, model.name, _target(scope), leases, leases.again
         )
+
+    async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
+        """Answer here; nobody else hears of the request, so it is counted and logged here too."""
+        self._data_plane.count_refused(scope["method"], error.status)
+        await _refuse(scope, send, error, started)
 
     async def _read(self, scope: Scope, receive: Receive) -> Asked:
         """Find the model. Raises _Refused, ManagerError or ClientGone."""

@@ -47,6 +47,10 @@ class DataPlane:
         """The instance's engine process has ended: close the connections to it that are idle."""
         self.pools.forget(instance_id)
 
+    def count_refused(self, method: str, status: int) -> None:
+        """A request that didn't get as far as to `forward`."""
+        self._metrics.unserved.count(method, status)
+
     def close(self) -> None:
         """Close what is idle; requests in flight close theirs as they end."""
         self.pools.close()

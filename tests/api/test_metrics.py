@@ -172,3 +172,16 @@ def test_what_strangers_send_becomes_no_label(client: httpx.Client) -> None:
     assert "PROPFIND" not in text
     assert 'method="other"' in text
     scrape(client)
+
+
+def test_what_is_refused_is_counted_under_no_instance(client: httpx.Client) -> None:
+    before = scrape(client)
+    client.post("/v1/completions", json={"model": "none such", "prompt": "x"})
+    client.post("/v1/completions", content=b"{")
+    client.get("/instances", headers={"host": "elsewhere.example"})
+    page = scrape(client)
+    for method, code in (("POST", "404"), ("POST", "400"), ("GET", "403")):
+        labels = {"instance": "", "model": "", "method": method, "code": code}
+        assert (value(page, "berth_requests", **labels) or 0) - (
+            value(before, "berth_requests", **labels) or 0
+        ) == 1
