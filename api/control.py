@@ -25,12 +25,14 @@ from api.schemas import ErrorEnvelope
 from instance_manager.errors import ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.manager import InstanceManager
+from instance_manager.params import is_secret
 from instance_manager.pull import Pulls
 
 logger = logging.getLogger("berth")
 
 # A model's name may be any path: what has a path of its own below /models comes first.
 ROUTERS = tuple(part.router for part in (instances, streams, ops, metrics, pull, catalog, models))
+_MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values no error repeats
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
 
@@ -150,7 +152,9 @@ async def _validation_error(_: Request, exc: Exception) -> Response:
         message = f"the body is not valid JSON: {detail} (at byte {path[0] if path else 0})"
         return _response(api_error(400, message, "invalid_request_error", code="invalid_json"))
     param = ".".join(str(part) for part in path) or None
-    message = f"{param or where}: {first['msg']}{_shown(first.get('input'))}"
+    may_be_secret = not path or any(is_secret(str(one)) or one in _MAY_HOLD_SECRETS for one in path)
+    shown = "" if may_be_secret else _shown(first.get("input"))
+    message = f"{param or where}: {first['msg']}{shown}"
     return _response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
 
 

@@ -12,6 +12,7 @@ from instance_manager.errors import InstanceFailedToStart, ModelNotFound, WrongS
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
 from instance_manager.models import Model
+from instance_manager.params import mask_params
 
 router = APIRouter(tags=["models"])
 
@@ -144,7 +145,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "size_bytes": profile.size_bytes if profile else None,
         "modified": profile.modified if profile else None,
         "pinned": profile.pinned if profile else any(one.pinned for one in live),
-        "params": dict(profile.params) if profile else (dict(latest.plan.params) if latest else {}),
+        "params": mask_params(profile.params if profile else (latest.plan.params if latest else {})),
         "devices": list(profile.devices) if profile and profile.devices is not None else None,
         "timeout": profile.timeout_s if profile else (latest.timeout_s if latest else None),
         "replicas": [one.instance_id for one in live],

@@ -126,5 +126,11 @@ def mask_command(argv: Sequence[str]) -> list[str]:
 
 
 def mask_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with the values of secret ones replaced."""
-    return {name: MASK if is_secret(name) else value for name, value in params.items()}
+    """The parameters with the values of secret ones replaced, those within others too."""
+
+    def masked(name: str, value: Any) -> Any:
+        if is_secret(name):
+            return MASK
+        return mask_params(value) if isinstance(value, Mapping) else value
+
+    return {name: masked(name, value) for name, value in params.items()}

@@ -126,3 +126,4 @@ def test_a_command_is_shown_without_its_secrets() -> None:
     shown = f"serve --api-key {MASK} --hf-token={MASK} --port 1 HF_TOKEN={MASK} --token --flag"
     assert mask_command(argv.split()) == shown.split()
     assert mask_params({"hf_token": "s", "max_tokens": 1}) == {"hf_token": MASK, "max_tokens": 1}
+    assert mask_params({"a": {"b": {"api-key": "s", "c": 1}}}) == {"a": {"b": {"api-key": MASK, "c": 1}}}

@@ -1,0 +1,235 @@
+"""SECURITY.md holds: a Berth with keys, from outside, by those who have none, some, or all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.berth_process import ROOT, BerthProcess, running_berth
+from tests.fake_engine import command
+
+USER, ADMIN = "user-key-5d1c", "admin-key-90ab"
+# Each is given to Berth in another way; none may come out again.
+TOKEN, VARIABLE, FLAG, PARAMETER = "hf_secret_1", "env_secret_2", "flag_secret_3", "param_secret_4"
+SECRETS = (USER, ADMIN, TOKEN, VARIABLE, FLAG, PARAMETER)
+NUM_IDLE = 2000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a folder of models, a model beside it, and a link to that."""
+    folder = tmp_path_factory.mktemp("security")
+    for name in ("models", "outside"):
+        (folder / name).mkdir()
+    (folder / "models" / "inside").symlink_to(ROOT / "models" / "berth-demo")
+    (folder / "outside" / "model").symlink_to(ROOT / "models" / "berth-demo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def berth(folder: Path) -> Iterator[BerthProcess]:
+    """With an instance `a` that was given secrets."""
+    settings = {
+        "API_KEYS": USER,
+        "ADMIN_API_KEYS": ADMIN,
+        "HF_TOKEN": TOKEN,
+        "MODEL_DIRS": str(folder / "models"),
+        "MAX_CONNECTIONS": str(2 * NUM_IDLE),
+        "STATE_DIR": str(folder / "state"),
+    }
+    with running_berth(folder, **settings) as berth, client(berth, ADMIN) as admin:
+        admin.post("/instances?wait=60", json=spec("a")).raise_for_status()
+        yield berth
+
+
+def spec(name: str, *flags: str) -> dict[str, Any]:
+    secret = ["--api-key", FLAG, f"--hf-token={FLAG}"]  # which the shell throws away
+    argv = ["/bin/sh", "-c", 'shift 3; exec "$@"', "sh", *secret, *command(*flags)]
+    return {
+        "name": name,
+        "model_name": name,
+        "engine": "command",
+        "command": argv,
+        "env": {"MY_TOKEN": VARIABLE},
+    }
+
+
+def client(berth: BerthProcess, key: str = "") -> httpx.Client:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=berth.url, headers=headers, trust_env=False, timeout=60)
+
+
+def code_of(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def routes() -> list[tuple[str, str]]:
+    """Every control route, with something in place of its parameters."""
+    from api.control import ROUTERS
+
+    found = []
+    for router in ROUTERS:
+        for route in router.routes:
+            path = str(route.path).replace("{instance_id}", "a").replace("{name:path}", "a")  # type: ignore[attr-defined]
+            found += [(method, path) for method in route.methods]  # type: ignore[attr-defined]
+    return sorted(found)
+
+
+OPEN = {"/health", "/health/liveness", "/health/readiness"}
+
+
+@pytest.mark.parametrize(("method", "path"), routes())
+def test_every_route_is_an_admins_unless_said_otherwise(berth: BerthProcess, method: str, path: str) -> None:
+    """A route that is added tomorrow is tried here too."""
+    if path in OPEN:
+        return
+    with client(berth) as nobody, client(berth, USER) as user:
+        assert nobody.request(method, path).status_code == 401
+        if path.startswith("/v1/models"):
+            assert user.request(method, path).status_code == 200
+        else:
+            assert code_of(user.request(method, path)) == (403, "admin_key_required")
+
+
+def test_who_sends_requests_names_no_path(berth: BerthProcess, folder: Path) -> None:
+    """Not even that of a model which there is."""
+    outside = folder / "outside" / "model"
+    paths = [
+        str(outside),
+        "../outside/model",
+        "inside/../../outside/model",
+        "./inside",
+        str(folder / "models" / "inside"),
+        "~",
+        "/etc",
+        "/etc/passwd\0",
+        "..",
+        ".",
+        "",
+        "file://" + str(outside),
+        "Qwen/Qwen3-0.6B",
+    ]
+    with client(berth, USER) as user, client(berth, ADMIN) as admin:
+        before = admin.get("/instances?all=true").json()
+        for path in paths:
+            for route in ("/v1/completions", "/tokenize", "/generate"):
+                response = user.post(route, json={"model": path, "prompt": "x"})
+                if route == "/generate" and path == "":
+                    continue  # asks for the default model
+                assert code_of(response) == (404, "model_not_found"), (route, path)
+            if path:
+                asked = user.post("/v1/completions", params={"model": path}, json={})
+                assert code_of(asked) == (404, "model_not_found"), path
+        after = admin.get("/instances?all=true").json()
+    assert [one["instance_id"] for one in after["data"]] == [one["instance_id"] for one in before["data"]]
+
+
+def test_no_name_leads_an_admin_out_of_the_models_folders_by_accident(berth: BerthProcess) -> None:
+    with client(berth, ADMIN) as admin:
+        for name in ("inside/../../outside/model", "../outside/model", "~nobody/x"):
+            response = admin.post("/instances", json={"model_name": name})
+            assert code_of(response) == (404, "model_not_found"), name
+
+
+def test_secrets_are_in_no_answer_and_no_log(berth: BerthProcess) -> None:
+    with client(berth, ADMIN) as admin:
+        failing = admin.post("/instances?wait=60", json=spec("b", "--fail-with", "no luck"))
+        params = {"model_name": "inside", "name": "c", "params": {"hf_token": PARAMETER, "no_such_flag": 1}}
+        pages = [
+            failing.text,
+            admin.post("/instances?wait=60", json=params).text,
+            admin.post("/instances", json={"env": {"HF_TOKEN": [VARIABLE]}}).text,
+            admin.post("/instances", json={"model_name": "x", "env": {"VLLM_API_KEY": VARIABLE}}).text,
+            admin.post("/instances", json={"model_name": "x", "command": f"x --api-key {FLAG}"}).text,
+            admin.post("/instances", json={"model_name": "x", "api_key": FLAG}).text,
+            admin.post("/instances", content=f'{{"env": {{"TOKEN": "{VARIABLE}"').text,
+        ]
+        routes = ("/instances?all=true", "/instances/a", "/instances/b", "/models", "/models/a", "/info")
+        for path in (*routes, "/metrics", "/version", "/openapi.json", "/v1/models"):
+            pages.append(admin.get(path).text)
+        for name in ("a", "b", "c"):
+            pages.append(admin.get(f"/instances/{name}/logs").text)
+        with admin.stream("GET", "/events", headers={"last-event-id": "0"}) as events:
+            chunks = events.iter_text()
+            told = ""
+            while "failed" not in told:
+                told += next(chunks)
+            pages.append(told)
+        for name in ("b", "c"):
+            admin.delete(f"/instances/{name}?force=true")
+    with client(berth, "wrong-" + ADMIN) as stranger:
+        pages.append(stranger.get("/instances").text)
+    pages.append(berth.output())
+    pages += [path.read_text(errors="replace") for path in berth_files(berth)]
+    for page in pages:
+        found = [secret for secret in SECRETS if secret in page]
+        assert found == [], page[:2000]
+
+
+def berth_files(berth: BerthProcess) -> list[Path]:
+    """The logs that it has written."""
+    with client(berth, ADMIN) as admin:
+        log = Path(admin.get("/instances/a").json()["log_path"])
+    return [path for path in log.parent.rglob("*") if path.is_file()]
+
+
+def test_engines_hear_on_loopback_alone_and_know_no_key_of_ours(berth: BerthProcess) -> None:
+    with client(berth, ADMIN) as admin:
+        record = admin.get("/instances/a").json()
+    engine = psutil.Process(record["pid"])
+    tree = [engine, *engine.children(recursive=True)]
+    heard = [one.laddr.ip for process in tree for one in process.net_connections() if one.status == "LISTEN"]
+    assert heard and set(heard) == {"127.0.0.1"}
+    for process in tree:
+        told = json.dumps([process.environ(), process.cmdline()])
+        assert USER not in told and ADMIN not in told
+        assert process.environ()["VLLM_API_KEY"] not in json.dumps(process.cmdline())
+    other = httpx.get(f"http://127.0.0.1:{record['port']}/health", trust_env=False)
+    assert other.status_code in (200, 401)
+
+
+def test_control_routes_take_short_bodies(berth: BerthProcess) -> None:
+    long = b'{"model_name": "' + b"x" * 2**20 + b'"}'
+    with client(berth, ADMIN) as admin:
+        assert code_of(admin.post("/instances", content=long)) == (413, "body_too_large")
+        chunks = iter([long[:1000], long[1000:]])
+        assert code_of(admin.post("/instances", content=chunks)) == (413, "body_too_large")
+        assert code_of(admin.patch("/instances/a", content=long)) == (413, "body_too_large")
+        assert admin.get("/instances/a").status_code == 200
+
+
+@contextlib.contextmanager
+def idle_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] != resource.RLIM_INFINITY and limits[1] < 3 * count:
+        pytest.skip(f"this system gives {limits[1]} descriptors at most")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3 * count, limits[1]))
+    connections: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            connections.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_two_thousand_idle_connections_stop_nobody(berth: BerthProcess) -> None:
+    """Half of them silent, half in the middle of a head."""
+    with idle_connections(berth.port, NUM_IDLE) as idle, client(berth, USER) as user:
+        for connection in idle[::2]:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: ")
+        for _ in range(20):
+            response = user.post("/v1/completions", json={"model": "a", "prompt": "x"})
+            assert response.status_code == 200
+            assert response.elapsed.total_seconds() < 5
