@@ -98,7 +98,8 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive)
     inner: App = gateway
     if settings.response_cache_mb:
-        inner = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+        cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+        inner = metrics_page.cache = cache
     protocols = ProtocolApp(
         inner, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )

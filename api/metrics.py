@@ -16,6 +16,7 @@ from api.deps import Manager
 from api.engine_metrics import EngineTarget, Scrape, ScrapeFailure, scrape_engines
 from api.errors import ApiError, api_error
 from api.exposition import CONTENT_TYPE, Exposition
+from api.response_cache import ResponseCache
 from instance_manager.errors import InstanceNotRunning
 from instance_manager.fleet import Fleet
 from instance_manager.gpu import GpuDriver
@@ -45,6 +46,7 @@ class MetricsPage:
         self._version = version
         self._process = ProcessCollector(registry=None)
         self._failures: Counter[ScrapeFailure] = Counter()
+        self.cache: ResponseCache | None = None  # None = there is none, and its figures are 0
 
     async def render(self, *, with_engines: bool) -> str:
         """The whole page."""
@@ -56,13 +58,24 @@ class MetricsPage:
         self._state.memory = memory
         self._failures.update(scrape.failure for scrape in scrapes if scrape.failure is not None)
         families = [family for collector in self._collectors for family in collector.collect()]
-        families += self._about_engines(scrapes)
+        families += [*self._about_cache(), *self._about_engines(scrapes)]
         return await asyncio.to_thread(self._write, families, scrapes)
 
     def targets(self) -> list[EngineTarget]:
         """The instances that take requests."""
         found = (EngineTarget.of(one) for one in self._fleet.manager.list())
         return [target for target in found if target is not None]
+
+    def _about_cache(self) -> Iterable[Metric]:
+        cache = self.cache
+        hits, misses, size = (cache.num_hits, cache.num_misses, cache.num_bytes) if cache else (0, 0, 0)
+        return (
+            CounterMetricFamily("berth_response_cache_hits", "Requests answered from the cache.", hits),
+            CounterMetricFamily(
+                "berth_response_cache_misses", "Requests that might have been, and were not.", misses
+            ),
+            GaugeMetricFamily("berth_response_cache_bytes", "What the cache of answers holds.", size),
+        )
 
     def _about_engines(self, scrapes: Sequence[Scrape]) -> Iterable[Metric]:
         info = GaugeMetricFamily("berth_build_info", "1, with Berth's version.", labels=["version"])

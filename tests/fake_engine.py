@@ -155,6 +155,8 @@ class FakeEngine:
         elif path == "/metrics":
             time.sleep(self._args.metrics_delay)
             _send(connection, 200, METRICS.replace("MODEL", self._name), "text/plain; version=0.0.4")
+        elif path in ("/headers", "/v1/headers"):
+            _send(connection, 200, dict(headers))
         elif path == "/env":
             _send(connection, 200, dict(os.environ))
         else:

@@ -9,6 +9,8 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.exposition import Exposition
+from engine.server.metrics import Metrics
+from engine.types import EngineStats
 
 ONE = """\
 # HELP up Whether it is.
@@ -53,6 +55,14 @@ def test_families_of_many_pages_come_once() -> None:
     assert [sample.value for sample in merged["plain"].samples] == [7, 7]
     assert [sample.timestamp for sample in merged["plain"].samples] == [None, None]
     assert merged["up"].documentation == "Whether it is."
+
+
+def test_the_embedded_engine_s_page_is_taken_whole() -> None:
+    engine = Metrics("m", EngineStats)
+    engine.observe_end("length", end_to_end_s=1.0, decode_s=0.5)
+    page = Exposition()
+    assert page.add(engine.render().decode(), {"instance": "a", "model": "m"}) == 0
+    assert "vllm:generation_tokens" in families(page)
 
 
 def test_a_label_of_the_same_name_steps_aside() -> None:
