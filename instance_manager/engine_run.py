@@ -20,7 +20,8 @@ from instance_manager.failures import classify_exit, telling_lines
 from instance_manager.health import Probe, WrongEngine, wait_until_ready
 from instance_manager.instance import Instance
 from instance_manager.logs import LogFile
-from instance_manager.process import EngineProcess
+from instance_manager.process import EngineProcess, ProcessGroup
+from instance_manager.supervised import SupervisedProcess, can_supervise
 from instance_manager.types import FailureClass, InstanceFailure, ManagerConfig
 
 logger = logging.getLogger("berth.manager")
@@ -76,7 +77,12 @@ class EngineRun:
         log_mark = log.lines.last_number
         output = await log.open_for_engine()
         try:
-            process = await EngineProcess.spawn(argv, env, plan.cwd, output)
+            process: EngineProcess
+            if config.use_shim and can_supervise():
+                status_path = config.status_path(instance.instance_id)
+                process = await SupervisedProcess.spawn(argv, env, plan.cwd, output, status_path)
+            else:
+                process = await ProcessGroup.spawn(argv, env, plan.cwd, output)
         except OSError as error:
             message = f"{argv[0]!r} can't be run: {error.strerror or error}"
             raise EngineFailed(InstanceFailure(FailureClass.BAD_ARGUMENTS, message)) from error
@@ -138,14 +144,14 @@ class EngineRun:
                 calling.exception()  # taken note of
 
     async def post_mortem(self, *, was_ready: bool) -> EngineFailed:
-        """What the exited engine died of, asked when nobody of its group can write to the log any more."""
+        """What the exited engine died of, asked when nobody of its tree can write to the log any more."""
         stuck = await self.end(grace_s=0)
         return EngineFailed(
             stuck or classify_exit(self.exited.result(), self._log_tail(), was_ready=was_ready)
         )
 
     async def end(self, grace_s: float) -> InstanceFailure | None:
-        """End the group and read the log to its end. A failure only if the group outlives SIGKILL."""
+        """End the whole tree and read the log to its end. A failure only if it outlives SIGKILL."""
         gone = await self._process.end(grace_s)
         self._log.finish()
         await asyncio.wait((self._follower,))
@@ -153,10 +159,10 @@ class EngineRun:
             logger.error("the log %s is not followed any more: %r", self._log.path, error)
         if gone:
             return None
-        return InstanceFailure(FailureClass.UNHEALTHY, f"process group {self.pid} survived SIGKILL")
+        return InstanceFailure(FailureClass.UNHEALTHY, f"processes of engine {self.pid} survived SIGKILL")
 
     def abandon(self) -> None:
-        """Kill the group without waiting: for a moment when nothing can be awaited any more."""
+        """Kill the tree without waiting: for a moment when nothing can be awaited any more."""
         self._process.kill_now()
         self._follower.cancel()
 

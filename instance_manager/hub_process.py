@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from instance_manager.environment import child_environment
 from instance_manager.errors import ManagerError
-from instance_manager.process import EngineProcess
+from instance_manager.process import ProcessGroup
 from instance_manager.shutdown import to_its_end
 
 logger = logging.getLogger("berth.manager")
@@ -36,7 +36,7 @@ class HubProcessDied(ManagerError):
 class HubProcess:
     """A running child. Its lines end with one that has `error`, or `status` "success"."""
 
-    def __init__(self, child: asyncio.subprocess.Process, process: EngineProcess, stderr: IO[bytes]) -> None:
+    def __init__(self, child: asyncio.subprocess.Process, process: ProcessGroup, stderr: IO[bytes]) -> None:
         self._child = child
         self._process = process
         self._stderr = stderr
@@ -88,12 +88,12 @@ async def hub_process(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[
             )
         except OSError as exc:
             raise HubProcessDied(f"the process that talks to the hub can't be started: {exc}") from exc
-        process = EngineProcess(child)
+        process = ProcessGroup(child)
         try:
             yield HubProcess(child, process, stderr)
         finally:
             await to_its_end(asyncio.create_task(_end(process), name=f"end of {process.pid}"))
 
 
-async def _end(process: EngineProcess) -> None:
+async def _end(process: ProcessGroup) -> None:
     await process.end(_TERM_GRACE_S)

@@ -1,4 +1,7 @@
-"""One engine process and its whole group: spawn, watch, end, reap. Knows nothing of instances or states."""
+"""One engine process and what belongs to it: spawn, watch, end, reap. Knows nothing of instances or states.
+
+Here as a process group, which is all that there is without a shim; `supervised` has the whole tree.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
@@ -27,20 +31,38 @@ class Listener(Enum):
     UNKNOWN = auto()  # the platform doesn't let us see
 
 
-class EngineProcess:
-    """A child in a session and process group of its own. Made by `spawn`; ended by `end`."""
+class EngineProcess(ABC):
+    """A running engine: leader of a session and group of its own, so that its pid is its group's id too."""
+
+    def __init__(self, pid: int, exited: asyncio.Task[int]) -> None:
+        self.pid = pid
+        self.start_time = _start_time(pid)  # epoch seconds
+        self.exited = exited  # with the engine itself; its return code, negative for a signal
+
+    @abstractmethod
+    async def end(self, grace_s: float) -> bool:
+        """End the engine and all that belongs to it: SIGTERM, `grace_s` seconds, SIGKILL. Whether it is gone.
+
+        With no grace the SIGTERM is left out.
+        """
+
+    @abstractmethod
+    def kill_now(self) -> None:
+        """SIGKILL without waiting: for the moment when nothing can be awaited any more."""
+
+
+class ProcessGroup(EngineProcess):
+    """A child in a session and process group of its own; who leaves the group is lost sight of."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
+        super().__init__(child.pid, asyncio.create_task(child.wait(), name=f"exit of {child.pid}"))
         self._child = child
         self._group_gone = False
-        self.pid = child.pid
-        self.start_time = _start_time(child.pid)  # epoch seconds
-        self.exited: asyncio.Task[int] = asyncio.create_task(child.wait(), name=f"exit of {child.pid}")
 
     @classmethod
     async def spawn(
         cls, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, output: int
-    ) -> EngineProcess:
+    ) -> ProcessGroup:
         """Start `argv` with stdout and stderr going to the file descriptor `output`. Raises OSError."""
         child = await asyncio.create_subprocess_exec(
             *argv,
@@ -54,13 +76,10 @@ class EngineProcess:
         return cls(child)
 
     def __repr__(self) -> str:
-        return f"<EngineProcess {self.pid} returncode={self._child.returncode} gone={self._group_gone}>"
+        return f"<ProcessGroup {self.pid} returncode={self._child.returncode} gone={self._group_gone}>"
 
     async def end(self, grace_s: float) -> bool:
-        """End the whole group: SIGTERM, `grace_s` seconds, SIGKILL. Whether it is gone at last.
-
-        With no grace the SIGTERM is left out. The leader is always awaited.
-        """
+        """See EngineProcess; the leader is always awaited."""
         if grace_s > 0:
             self._signal_group(signal.SIGTERM)
             if await self._gone_within(grace_s):
@@ -73,7 +92,7 @@ class EngineProcess:
         return False
 
     def kill_now(self) -> None:
-        """SIGKILL to the group without waiting: for the moment when nothing can be awaited any more."""
+        """See EngineProcess."""
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, signum: signal.Signals) -> None:

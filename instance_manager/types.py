@@ -128,11 +128,17 @@ class ManagerConfig:
     log_dir: Path = Path("logs")
     log_max_bytes: int = 10 * 1024 * 1024
     log_ring_lines: int = 1000
+    run_dir: Path | None = None  # where shims note how their engines end; None = below log_dir
+    use_shim: bool = True  # where the platform has it; without one, an engine is its process group alone
     vllm_python: str | None = None  # the interpreter that has vLLM
     model_dirs: tuple[Path, ...] = ()
     default_params: Mapping[str, Any] = field(default_factory=dict)  # VLLM_DEFAULT_* and VLLM_CONFIG, merged
     vllm_params: Mapping[str, Any] = field(default_factory=dict)  # defaults for the vLLM back end alone
     engine_env: Mapping[str, str] = field(default_factory=dict)  # HF_HOME, proxies …: for engines only
+
+    def status_path(self, instance_id: str) -> Path:
+        """The file in which an instance's shim notes who runs and how the engine ended."""
+        return (self.run_dir or self.log_dir / "run") / f"{instance_id}.json"
 
 
 @dataclass(frozen=True, slots=True)

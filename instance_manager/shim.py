@@ -1,0 +1,401 @@
+"""Stands between Berth and one engine, and outlives Berth: knows the engine's whole process tree and ends it.
+
+Run as a script of its own, standard library only: `python -I -S shim.py [--OPTION=VALUE]… -- ENGINE ARG…`
+
+    --status=PATH          where to note, as JSON, who runs and how the engine ended
+    --report=FD            told "PID START_TICKS" once the engine is executed, or "error ERRNO"; then closed
+    --cgroup=DIR           a delegated cgroup (version 2): the tree gets a leaf of its own below it
+    --die-with-parent=PID  kill the tree when the parent, which must be PID, is gone
+
+As a subreaper it inherits whatever the engine forks, also what has left the engine's session, so that "no
+child left" means "the tree is empty". It exits only then, and the way the engine did. SIGTERM (also SIGINT,
+SIGHUP) is passed on to the engine's group; SIGUSR1 kills the tree. An engine that ends by itself takes its
+tree along; one that was asked to end leaves it some time. If the shim is killed, the kernel kills the engine.
+Linux only.
+
+Knows nothing of Berth: not its settings, its store or its protocol.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import time
+
+TOKEN_VARIABLE = "BERTH_INSTANCE_TOKEN"  # noqa: S105 - a name
+KILL_SIGNAL = signal.SIGUSR1
+
+_ASKED_TO_END = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_AWAITED = frozenset({*_ASKED_TO_END, KILL_SIGNAL, signal.SIGCHLD})
+_LINGER_S = 30.0  # for the rest of the tree when the engine has ended as asked; Berth is often less patient
+_KILL_AGAIN_MIN_S = 0.01
+_KILL_AGAIN_MAX_S = 0.5
+_FREEZE_ROUNDS = 50
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_NOT_EXECUTED = 127
+
+
+class ProcessStat:
+    """What /proc/PID/stat tells of a process."""
+
+    __slots__ = ("group", "parent", "session", "start_ticks", "state")
+
+    def __init__(self, line: bytes) -> None:
+        fields = line.rpartition(b")")[2].split()  # the name before may hold spaces and brackets
+        self.state = fields[0].decode()  # "Z" and "X" are dead
+        self.parent, self.group, self.session = (int(field) for field in fields[1:4])
+        self.start_ticks = int(fields[19])  # since boot; with the pid it names a process for good
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state not in "ZX"
+
+
+def read_stat(pid: int) -> ProcessStat | None:
+    """None where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return ProcessStat(file.read())
+    except OSError:
+        return None
+
+
+def read_boot_id() -> str:
+    """Differs from boot to boot: pids and ticks mean nothing across. Raises OSError."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def send(process: tuple[int, int], signum: int) -> bool:
+    """Signal the process (pid, start ticks), never another that has got its pid. Whether it was there."""
+    pid, start_ticks = process
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # an old kernel or C library: microseconds may pass after the look
+        descriptor = None
+    try:
+        stat = read_stat(pid)
+        if stat is None or stat.start_ticks != start_ticks:
+            return False
+        if descriptor is None:
+            os.kill(pid, signum)
+        else:
+            signal.pidfd_send_signal(descriptor, signum)
+    except OSError:  # gone, or another user's
+        return False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return True
+
+
+def descendants(root: int) -> set[tuple[int, int]]:
+    """(pid, start ticks) of all below `root`."""
+    children: dict[int, list[tuple[int, int]]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (stat := read_stat(int(name))) is not None:
+            children.setdefault(stat.parent, []).append((int(name), stat.start_ticks))
+    found: set[tuple[int, int]] = set()
+    parents = [root]
+    while parents:
+        new = [child for child in children.get(parents.pop(), ()) if child not in found]
+        found.update(new)
+        parents.extend(pid for pid, _ in new)
+    return found
+
+
+class Status:
+    """The status file: written whole or not at all, and never a reason to fail."""
+
+    def __init__(self, path: str | None, fields: dict[str, object]) -> None:
+        self._path = path
+        self._fields = fields
+
+    def write(self, **changes: object) -> None:
+        self._fields.update(changes)
+        if self._path is None:
+            return
+        draft = f"{self._path}.{os.getpid()}"
+        try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "w") as file:
+                json.dump(self._fields, file)
+            os.replace(draft, self._path)
+        except OSError as error:  # a full disk must not keep us from our work
+            _complain(f"can't write {self._path}: {error}")
+
+
+class Leaf:
+    """A cgroup for the engine's tree alone. The shim stays outside: `kill` takes everybody inside."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @classmethod
+    def make(cls, parent: str) -> Leaf | None:
+        """None where that isn't allowed, or the kernel can't kill a cgroup (before 5.14)."""
+        path = f"{parent}/berth-{os.getpid()}"
+        try:
+            os.mkdir(path)
+        except OSError as error:
+            _complain(f"no cgroup of its own for the engine: {error}")
+            return None
+        leaf = cls(path)
+        if not os.access(f"{path}/cgroup.kill", os.W_OK):
+            leaf.remove()
+            return None
+        return leaf
+
+    def enter(self) -> None:
+        """Put the calling process in; its children will be born there. Not being let in is no failure."""
+        _write(f"{self.path}/cgroup.procs", "0")
+
+    def kill(self) -> None:
+        _write(f"{self.path}/cgroup.kill", "1")
+
+    def remove(self) -> None:
+        try:
+            os.rmdir(self.path)
+        except OSError as error:
+            _complain(f"the cgroup {self.path} stays: {error}")
+
+
+class Shim:
+    """One engine's supervisor, from its birth to the last of its tree. Signals are awaited, not handled."""
+
+    def __init__(self, argv: list[str], status_path: str | None, leaf: Leaf | None) -> None:
+        self.returncode = 0  # of the engine; negative for a signal
+        self._leaf = leaf
+        self._began = time.monotonic()
+        self._began_at = time.time()
+        self._deadline: float | None = None  # when the tree is killed, monotonic seconds
+        self._was_asked = False
+        self._has_ended = False  # the engine; its pid is no longer ours then
+        self._engine = self._spawn(argv)
+        stat = read_stat(self._engine)
+        own = read_stat(os.getpid())
+        self.report = f"{self._engine} {stat.start_ticks if stat else 0}"
+        self._status = Status(
+            status_path,
+            {
+                "token": os.environ.get(TOKEN_VARIABLE, ""),
+                "boot_id": read_boot_id(),
+                "shim_pid": os.getpid(),
+                "shim_start_ticks": own.start_ticks if own else 0,
+                "engine_pid": self._engine,
+                "engine_start_ticks": stat.start_ticks if stat else 0,
+                "cgroup": leaf.path if leaf else None,
+                "started_at": self._began_at,  # wall clock, epoch seconds
+                "ended_at": None,  # when the engine ended
+                "ran_s": None,
+                "returncode": None,  # as Python tells it: negative for a signal
+                "emptied_at": None,  # when nobody of its tree was left
+            },
+        )
+        self._status.write()
+
+    def supervise(self) -> None:
+        """Return when the tree is empty."""
+        pause_s = _KILL_AGAIN_MIN_S
+        while self._reap():
+            if self._has_ended and self._deadline is None:
+                self._deadline = time.monotonic() + (_LINGER_S if self._was_asked else 0.0)
+            timeout_s = None if self._deadline is None else self._deadline - time.monotonic()
+            if timeout_s is not None and timeout_s <= 0:
+                self._kill_tree()
+                timeout_s = pause_s
+                pause_s = min(pause_s * 2, _KILL_AGAIN_MAX_S)
+            self._heed(_next_signal(timeout_s))
+        if self._leaf is not None:
+            self._leaf.remove()
+        self._status.write(emptied_at=time.time())
+
+    def _spawn(self, argv: list[str]) -> int:
+        """Fork and execute; return the pid. Raises OSError, the child's own, if it can't be executed."""
+        failure, to_us = os.pipe()  # closed by a successful exec
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become(argv, parent, self._leaf, to_us)
+        os.close(to_us)
+        with open(failure, "rb") as pipe:
+            said = pipe.read()
+        if said:
+            os.waitpid(pid, 0)
+            raise OSError(int(said), os.strerror(int(said)))
+        return pid
+
+    def _heed(self, signum: int | None) -> None:
+        if signum == KILL_SIGNAL:
+            self._deadline = 0.0
+        elif signum in _ASKED_TO_END:
+            self._was_asked = True
+            if self._has_ended:
+                self._ask_the_rest()
+            else:
+                _signal_group(self._engine, signal.SIGTERM)
+
+    def _ask_the_rest(self) -> None:
+        """SIGTERM for those that are not of the engine's group and have not heard of the end yet."""
+        for process in descendants(os.getpid()):
+            send(process, signal.SIGTERM)
+
+    def _reap(self) -> bool:
+        """Bury the dead; whether anybody is left. Orphans are our children, so no child means nobody."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._engine and not self._has_ended:
+                self._note_end(os.waitstatus_to_exitcode(status))
+
+    def _note_end(self, returncode: int) -> None:
+        self._has_ended = True
+        self.returncode = returncode
+        ran_s = round(time.monotonic() - self._began, 3)
+        self._status.write(ended_at=time.time(), ran_s=ran_s, returncode=returncode)
+        if self._was_asked:
+            self._ask_the_rest()
+
+    def _kill_tree(self) -> None:
+        """SIGKILL for everybody; frozen first, until nobody new is found: who forks can't get away."""
+        if self._leaf is not None:
+            self._leaf.kill()
+        frozen: set[tuple[int, int]] = set()
+        for _ in range(_FREEZE_ROUNDS):
+            new = descendants(os.getpid()) - frozen
+            if not new:
+                break
+            for process in new:
+                send(process, signal.SIGSTOP)
+            frozen |= new
+        for process in frozen:
+            send(process, signal.SIGKILL)
+
+
+def main() -> int:
+    """See the module."""
+    options, argv = _parse(sys.argv[1:])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # "ignored" may be inherited, and would reap for us
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if parent := options.get("die-with-parent"):
+        _prctl(_PR_SET_PDEATHSIG, KILL_SIGNAL)
+        if os.getppid() != int(parent):
+            return _NOT_EXECUTED  # it was gone before we asked
+    leaf = Leaf.make(options["cgroup"]) if "cgroup" in options else None
+    report = int(options["report"]) if "report" in options else None
+    if report is not None:
+        os.set_inheritable(report, False)
+    try:
+        shim = Shim(argv, options.get("status"), leaf)
+    except OSError as error:
+        _tell(report, f"error {error.errno or errno.EIO}")
+        if leaf is not None:
+            leaf.remove()
+        return _NOT_EXECUTED
+    _tell(report, shim.report)
+    shim.supervise()
+    return _end_as(shim.returncode)
+
+
+def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Options and the engine's argv; argparse would double the time to start."""
+    end = arguments.index("--")
+    pairs = (argument.removeprefix("--").partition("=") for argument in arguments[:end])
+    return {name: value for name, _, value in pairs}, arguments[end + 1 :]
+
+
+def _become(argv: list[str], parent: int, leaf: Leaf | None, failure: int) -> None:
+    """In the child: turn into the engine, leader of a session and group of its own. Never returns."""
+    try:
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(_NOT_EXECUTED)
+        if leaf is not None:
+            leaf.enter()
+        for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that is inherited
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+        os.execvp(argv[0], argv)  # noqa: S606 - no shell is the point
+    except OSError as error:
+        os.write(failure, str(error.errno or errno.EIO).encode())
+    finally:
+        os._exit(_NOT_EXECUTED)
+
+
+def _next_signal(timeout_s: float | None) -> int | None:
+    if timeout_s is None:
+        return signal.sigwait(_AWAITED)
+    info = signal.sigtimedwait(_AWAITED, timeout_s)
+    return info.si_signo if info is not None else None
+
+
+def _signal_group(leader: int, signum: int) -> None:
+    try:
+        os.killpg(leader, signum)
+    except OSError as error:
+        _complain(f"the group {leader} can't be signalled: {error}")
+
+
+def _end_as(returncode: int) -> int:
+    """Die of the signal the engine died of, without a core dump; else the exit code."""
+    if returncode >= 0:
+        return returncode
+    import resource  # here: most engines end with a code, and it costs a file
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if -returncode != signal.SIGKILL:
+        signal.signal(-returncode, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (-returncode,))
+    os.kill(os.getpid(), -returncode)
+    return 128 - returncode
+
+
+def _prctl(option: int, value: int) -> None:
+    """Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def _tell(report: int | None, line: str) -> None:
+    if report is None:
+        return
+    try:
+        os.write(report, f"{line}\n".encode())
+    except BrokenPipeError:
+        _complain("nobody listens any more")  # Berth died while we started; the status file tells the next
+    finally:
+        os.close(report)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(text)
+    except OSError as error:
+        _complain(f"can't write {path}: {error}")
+
+
+def _complain(message: str) -> None:
+    """A line in the engine's log: that is where our stderr goes."""
+    try:
+        os.write(2, f"shim {os.getpid()}: {message}\n".encode())
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main())
