@@ -36,8 +36,9 @@ test-llama-cpp: $(DEV) ## llama-cpp-python's server behind Berth: LLAMA_PYTHON=/
 conformance: $(DEV) ## Ask a server for what the API promises: BASE_URL=… [MODEL=…] [ARGS=…]
 	$(BIN)/python -m conformance --base-url $(BASE_URL) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-fuzz: $(DEV) ## Ask the engine thousands of things its OpenAPI document allows, and forbids
+fuzz: $(DEV) ## Ask engine and Berth thousands of things they allow, and forbid; thousands of settings and catalogs
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine -k nothing_that_may_be_asked
+	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/api/test_fuzzing.py tests/configs/test_fuzzing.py
 
 docs: $(DEV) ## Write docs/api.md again
 	$(BIN)/python -m docs.api_tables

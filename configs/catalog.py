@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
+from configs.one_line import one_line
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
 
 _SECTIONS = ("defaults", "models")
@@ -56,7 +57,8 @@ class CatalogError(Exception):
         place = str(path) if line is None else f"{path}:{line}"
         key = ".".join(map(str, keys))
         shown = "" if value is _NO_VALUE else f"={reprlib.repr(value)}"
-        super().__init__(f"{place}: {key}{shown}: {problem}" if key else f"{place}: {problem}")
+        message = f"{place}: {key}{shown}: {problem}" if key else f"{place}: {problem}"
+        super().__init__(one_line(message))
 
     def without_line(self) -> CatalogError:
         """The same, about a text that stands in no file."""

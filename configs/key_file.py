@@ -82,7 +82,7 @@ def _parse(line: str) -> KeyLine:
             "must begin with a name and a colon, as in 'alice: KEY'; a name has letters, digits and ._@-"
         )
     if not words or not _KEY.fullmatch(words[0]):
-        raise KeyFileError(f"the key of {name.strip()!r} must be 1 to 512 printable ASCII characters")
+        raise KeyFileError("the key after the name must be 1 to 512 printable ASCII characters")
     options: dict[str, str] = {}
     for place, word in enumerate(words[1:], start=2):
         if word.startswith("#"):
@@ -137,7 +137,7 @@ def _without_doubles(lines: list[tuple[int, KeyLine]]) -> tuple[KeyLine, ...]:
     names: dict[str, int] = {}
     keys: dict[str, int] = {}
     for number, line in lines:
-        for seen, value, what in ((names, line.name, f"the name {line.name!r}"), (keys, line.key, "the key")):
+        for seen, value, what in ((names, line.name, "the name"), (keys, line.key, "the key")):
             if value in seen:
                 raise KeyFileError(f"line {number}: {what} is in line {seen[value]} already")
             seen[value] = number

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from configs.key_file import KeyFileError, KeyLine, read_key_file
+from configs.one_line import one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +38,9 @@ _SECRET_NAME = re.compile("KEYS?$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECA
 
 class SettingsError(Exception):
     """A setting is wrong; the message is one line with its name, its value and what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class Settings(BaseSettings):
