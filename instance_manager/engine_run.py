@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from instance_manager.cgroups import delegated_cgroup
 from instance_manager.environment import engine_environment
 from instance_manager.failures import classify_exit, telling_lines
 from instance_manager.health import Probe, WrongEngine, wait_until_ready
@@ -80,7 +81,9 @@ class EngineRun:
             process: EngineProcess
             if config.use_shim and can_supervise():
                 status_path = config.status_path(instance.instance_id)
-                process = await SupervisedProcess.spawn(argv, env, plan.cwd, output, status_path)
+                process = await SupervisedProcess.spawn(
+                    argv, env, plan.cwd, output, status_path, cgroup=delegated_cgroup()
+                )
             else:
                 process = await ProcessGroup.spawn(argv, env, plan.cwd, output)
         except OSError as error:

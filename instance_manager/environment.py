@@ -48,4 +48,7 @@ def engine_environment(
     env["VLLM_API_KEY"] = api_key
     env["BERTH_INSTANCE_ID"] = instance_id
     env["BERTH_INSTANCE_TOKEN"] = token
+    env.setdefault(
+        "SPT_NOENV", "1"
+    )  # setproctitle, which vLLM uses, else writes over what others see of this
     return env

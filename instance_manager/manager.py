@@ -363,6 +363,7 @@ class InstanceManager:
             logger.exception("instance=%s: its supervisor broke down", instance_id)
         if not self.is_shutting_down:
             await supervisor.log.remove()
+            await asyncio.to_thread(self.config.status_path(instance_id).unlink, missing_ok=True)
             del self._supervisors[instance_id], self._gates[instance_id]
             self.events.publish("instance.deleted", instance_id)
         supervisor.is_forgotten = True

@@ -25,6 +25,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 TOKEN_VARIABLE = "BERTH_INSTANCE_TOKEN"  # noqa: S105 - a name
 KILL_SIGNAL = signal.SIGUSR1
@@ -97,18 +98,47 @@ def send(process: tuple[int, int], signum: int) -> bool:
 
 
 def descendants(root: int) -> set[tuple[int, int]]:
-    """(pid, start ticks) of all below `root`."""
-    children: dict[int, list[tuple[int, int]]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (stat := read_stat(int(name))) is not None:
-            children.setdefault(stat.parent, []).append((int(name), stat.start_ticks))
+    """(pid, start ticks) of all that live below `root`, by a look at every process."""
+    stats = {
+        int(name): stat for name in os.listdir("/proc") if name.isdigit() and (stat := read_stat(int(name)))
+    }
+    children: dict[int, list[int]] = {}
+    for pid, stat in stats.items():
+        children.setdefault(stat.parent, []).append(pid)
+    return _below(root, lambda pid: children.get(pid, []), stats.get)
+
+
+def near_descendants(root: int) -> set[tuple[int, int]]:
+    """The same by the kernel's lists of children: quick, but it may miss some while they come and go."""
+    return _below(root, _listed_children, read_stat)
+
+
+def _below(
+    root: int, children: Callable[[int], list[int]], stat_of: Callable[[int], ProcessStat | None]
+) -> set[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
+    seen = {root}
     parents = [root]
     while parents:
-        new = [child for child in children.get(parents.pop(), ()) if child not in found]
-        found.update(new)
-        parents.extend(pid for pid, _ in new)
+        for pid in children(parents.pop()):
+            stat = stat_of(pid)
+            if pid not in seen and stat is not None and stat.is_alive:
+                found.add((pid, stat.start_ticks))
+                seen.add(pid)
+                parents.append(pid)
     return found
+
+
+def _listed_children(pid: int) -> list[int]:
+    """None, too, where the kernel keeps no such lists."""
+    children: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                children.extend(int(child) for child in file.read().split())
+    except OSError:
+        return children
+    return children
 
 
 class Status:
@@ -273,7 +303,9 @@ class Shim:
             self._leaf.kill()
         frozen: set[tuple[int, int]] = set()
         for _ in range(_FREEZE_ROUNDS):
-            new = descendants(os.getpid()) - frozen
+            self._reap()
+            own = os.getpid()
+            new = near_descendants(own) - frozen or descendants(own) - frozen
             if not new:
                 break
             for process in new:

@@ -72,6 +72,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--unhealthy", action="store_true", help="/health answers 503 for ever")
     parser.add_argument("--grandchild", action="store_true", help="leave a child that ignores SIGTERM too")
     parser.add_argument(
+        "--daemonize", action="store_true", help="leave a daemon in a session of its own that ignores SIGTERM"
+    )
+    parser.add_argument(
         "--print-mb", type=float, default=0.0, metavar="N", help="print N MB of log when ready"
     )
     parser.add_argument("--fail-with", metavar="TEXT", help="print TEXT to stderr and exit")
@@ -91,6 +94,19 @@ def _fork_stubborn_child() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             time.sleep(3600)
+
+
+def _fork_stubborn_daemon() -> None:
+    """Forked twice and in a session of its own, as daemons do: nobody's child, nobody's group."""
+    if (pid := os.fork()) != 0:
+        os.waitpid(pid, 0)
+        return
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(3600)
+    os._exit(0)
 
 
 class FakeEngine:
@@ -228,6 +244,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if args.ignore_term else lambda *_: os._exit(0))
     if args.grandchild:
         _fork_stubborn_child()
+    if args.daemonize:
+        _fork_stubborn_daemon()
     if args.fail_with is not None:
         os.write(2, f"{args.fail_with}\n".encode())
         return int(args.exit_code)

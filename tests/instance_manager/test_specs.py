@@ -97,6 +97,7 @@ def test_berths_own_settings_and_secrets_stay_at_home() -> None:
         "VLLM_API_KEY": "k",
         "BERTH_INSTANCE_ID": "i",
         "BERTH_INSTANCE_TOKEN": "t",
+        "SPT_NOENV": "1",
     }
 
 

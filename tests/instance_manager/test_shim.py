@@ -1,0 +1,279 @@
+"""The shim alone, as a script with real trees of processes below it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from instance_manager import shim
+from tests.instance_manager.conftest import MARK
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim needs Linux")
+
+SHIM = [sys.executable, "-I", "-S", shim.__file__]
+PYTHON = [sys.executable, "-S", "-c"]
+
+# A tree in which nobody heeds SIGTERM: a leader, a child in another session, and a daemon (forked twice).
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+there, here = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    os.write(here, b"x")
+    time.sleep(600)
+os.read(there, 1)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+os.write(1, b"ready\\n")
+time.sleep(600)
+"""
+
+# Fifty processes of which each forks and exits, over and over: whoever is signalled may be gone already.
+RESTLESS = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+until = time.monotonic() + 30
+for _ in range(50):
+    if os.fork() == 0:
+        os.setsid()
+        while time.monotonic() < until:
+            if os.fork():
+                os._exit(0)
+            time.sleep(0.02)
+        os._exit(0)
+os.write(1, b"ready\\n")
+time.sleep(600)
+"""
+
+
+class Run:
+    """A shim that was started with `argv`, and what it notes."""
+
+    def __init__(self, status_path: Path, mark: str, argv: list[str], *options: str) -> None:
+        self.status_path = status_path
+        self.process = subprocess.Popen(
+            [*SHIM, f"--status={status_path}", *options, "--", *argv],
+            env={**os.environ, MARK: mark, shim.TOKEN_VARIABLE: mark},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def until_ready(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
+        while not self.status_path.exists():  # the engine may be quicker than its shim's pen
+            time.sleep(0.01)
+
+    def wait(self) -> int:
+        with self.process:
+            return self.process.wait(30)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.status_path.read_text())
+        return status
+
+
+@pytest.fixture
+def start(tmp_path: Path, mark: str) -> Iterator[Any]:
+    """`start(argv, *options)` gives a Run; `mark` sees to it that nobody of its tree is left."""
+    runs: list[Run] = []
+
+    def make(argv: list[str], *options: str, status_path: Path = tmp_path / "run.json") -> Run:
+        runs.append(Run(status_path, mark, argv, *options))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.process.send_signal(shim.KILL_SIGNAL)  # does nothing to those that have ended
+        run.wait()
+
+
+@pytest.mark.parametrize(
+    ("code", "returncode"), [("exit 0", 0), ("exit 3", 3), ("kill -SEGV $$", -11), ("kill -KILL $$", -9)]
+)
+def test_it_ends_as_the_engine_did_and_notes_how(start: Any, code: str, returncode: int) -> None:
+    began = time.time()
+    run = start(["/bin/sh", "-c", code])
+    assert run.wait() == returncode
+    status = run.status
+    assert status["returncode"] == returncode
+    assert began - 1 < status["started_at"] <= status["ended_at"] <= status["emptied_at"] < time.time() + 1
+    assert 0 <= status["ran_s"] < 30
+    assert status["shim_pid"] == run.process.pid != status["engine_pid"]
+    assert status["token"]
+    assert run.status_path.stat().st_mode & 0o777 == 0o600
+    assert list(run.status_path.parent.iterdir()) == [run.status_path]  # no draft is left
+
+
+def test_an_engine_that_ends_by_itself_takes_its_tree_along(start: Any) -> None:
+    run = start([*PYTHON, STUBBORN.replace('os.write(1, b"ready\\n")', "os._exit(7)")])
+    assert run.wait() == 7
+
+
+def test_told_to_kill_it_gets_daemons_and_other_sessions(start: Any) -> None:
+    run = start([*PYTHON, STUBBORN])
+    run.until_ready()
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    assert len(below) == 3
+    assert len({os.getsid(process.pid) for process in below}) == 3
+    run.process.send_signal(signal.SIGTERM)  # which nobody heeds
+    time.sleep(0.1)
+    assert all(process.is_running() for process in below)
+    run.process.send_signal(shim.KILL_SIGNAL)
+    assert run.wait() == -signal.SIGKILL
+    assert not any(process.is_running() for process in below)
+
+
+def test_processes_that_fork_all_the_time_do_not_get_away(start: Any) -> None:
+    run = start([*PYTHON, RESTLESS])
+    run.until_ready()
+    run.process.send_signal(shim.KILL_SIGNAL)
+    began = time.monotonic()
+    assert run.wait() == -signal.SIGKILL
+    assert time.monotonic() - began < 15
+
+
+def test_asked_to_end_it_leaves_the_rest_of_the_tree_time(start: Any, tmp_path: Path) -> None:
+    farewell = tmp_path / "farewell"
+    worker = f"trap 'sleep 0.3; touch {farewell}; exit' TERM; echo ready; while :; do sleep 0.05; done"
+    run = start(["/bin/sh", "-c", f'setsid /bin/sh -c "{worker}" & exec sleep 600'])
+    run.until_ready()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == -signal.SIGTERM
+    assert farewell.exists()
+
+
+def test_a_killed_shim_takes_the_engine_along(start: Any) -> None:
+    run = start(["/bin/sh", "-c", "echo ready; exec sleep 600"])
+    run.until_ready()
+    engine = psutil.Process(run.status["engine_pid"])
+    run.process.kill()
+    engine.wait(10)
+    assert run.wait() == -signal.SIGKILL
+    assert (run.status["ended_at"], run.status["emptied_at"]) == (None, None)
+
+
+def test_it_dies_with_its_parent_if_it_shall(tmp_path: Path, mark: str) -> None:
+    status = tmp_path / "run.json"
+    argv = [*SHIM, f"--status={status}", "--die-with-parent=PID", "--", *PYTHON, STUBBORN]
+    code = "import os, subprocess; argv = [arg.replace('PID', str(os.getpid())) for arg in ARGV]; "
+    code += "subprocess.Popen(argv, start_new_session=True).wait()"
+    parent = subprocess.Popen(
+        [*PYTHON, code.replace("ARGV", repr(argv))], env={**os.environ, MARK: mark}, stdout=subprocess.PIPE
+    )
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        processes = psutil.Process(parent.pid).children(recursive=True)
+        assert len(processes) == 4  # the shim and the three
+        parent.kill()
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert json.loads(status.read_text())["emptied_at"] is not None
+
+
+def test_a_parent_that_is_gone_already_is_noticed(start: Any) -> None:
+    run = start(["/bin/sh", "-c", "echo never"], f"--die-with-parent={os.getppid()}")
+    assert run.wait() == 127
+    assert not run.status_path.exists()
+
+
+def test_what_can_not_be_executed_is_reported(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("no program")
+    for program, number in ((str(tmp_path / "missing"), errno.ENOENT), (str(plain), errno.EACCES)):
+        read_end, write_end = os.pipe()
+        child = subprocess.Popen([*SHIM, f"--report={write_end}", "--", program], pass_fds=(write_end,))
+        os.close(write_end)
+        with open(read_end) as report:
+            assert report.read() == f"error {number}\n"
+        assert child.wait(10) == 127
+
+
+def test_a_status_that_can_not_be_written_stops_nothing(start: Any, tmp_path: Path) -> None:
+    run = start(["/bin/sh", "-c", "exit 5"], status_path=tmp_path / "no" / "such" / "folder.json")
+    assert run.wait() == 5
+
+
+def test_the_engine_leads_its_own_session_and_inherits_nothing_odd(start: Any) -> None:
+    script = "import os, signal, sys; print(os.getsid(0) == os.getpgid(0) == os.getpid(), "
+    script += "signal.pthread_sigmask(0, ()), os.listdir('/proc/self/fd'), open('/proc/self/status').read())"
+    run = start([*PYTHON, script])
+    assert run.process.stdout is not None
+    said = run.process.stdout.read().decode()
+    assert run.wait() == 0
+    assert said.startswith("True set() ['0', '1', '2', '3'] ")  # 3 is the folder itself
+    assert "SigBlk:\t0000000000000000" in said
+
+
+@pytest.fixture
+def cgroup() -> Iterator[str]:
+    """A control group (version 2) that we may do with as we like."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    points = [fields[1] for fields in mounts if fields[2] == "cgroup2"]
+    directory = Path(points[0] if points else "/nowhere") / f"test-{os.getpid()}"
+    try:
+        directory.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    if not (directory / "cgroup.kill").exists():
+        directory.rmdir()
+        pytest.skip("this kernel can't kill a control group")
+    yield str(directory)
+    directory.rmdir()
+
+
+def test_a_delegated_cgroup_holds_the_tree_and_is_given_back(start: Any, cgroup: str) -> None:
+    run = start([*PYTHON, STUBBORN], f"--cgroup={cgroup}")
+    run.until_ready()
+    leaf = Path(run.status["cgroup"])
+    assert leaf.parent == Path(cgroup)
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    assert {int(pid) for pid in (leaf / "cgroup.procs").read_text().split()} == {one.pid for one in below}
+    run.process.send_signal(shim.KILL_SIGNAL)
+    assert run.wait() == -signal.SIGKILL
+    assert not leaf.exists()
+
+
+def test_a_cgroup_that_can_not_be_used_stops_nothing(start: Any, tmp_path: Path) -> None:
+    for directory in (tmp_path, tmp_path / "missing"):
+        run = start(["/bin/sh", "-c", "exit 4"], f"--cgroup={directory}")
+        assert run.wait() == 4
+        assert run.status["cgroup"] is None
+    assert list(tmp_path.iterdir()) == [run.status_path]
+
+
+def test_it_is_small(start: Any) -> None:
+    run = start(["/bin/sh", "-c", "echo ready; exec sleep 600"])
+    run.until_ready()
+    assert psutil.Process(run.process.pid).memory_info().rss < 20 * 1024 * 1024
+    run.process.send_signal(shim.KILL_SIGNAL)
+    run.wait()
+
+
+def test_a_signal_never_reaches_another_with_the_same_pid(start: Any) -> None:
+    run = start(["/bin/sh", "-c", "echo ready; exec sleep 600"])
+    run.until_ready()
+    pid, ticks = run.status["engine_pid"], run.status["engine_start_ticks"]
+    assert not shim.send((pid, ticks - 1), signal.SIGKILL)
+    assert psutil.Process(pid).is_running()
+    assert shim.send((pid, ticks), signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not shim.send((pid, ticks), signal.SIGKILL)
