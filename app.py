@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import uvicorn
 
+from api import garbage
 from api.asgi import App, Scope
 from api.auth import AccessControl, Keys
 from api.catalog import ModelFiles
@@ -255,6 +256,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         max_queue=settings.max_queue,
         max_in_flight=settings.max_in_flight,
         log_dir=settings.log_dir,
+        run_dir=settings.state_dir / "run",
         vllm_python=settings.vllm_python,
         model_dirs=settings.model_dirs,
         default_params=settings.parameters(),
@@ -275,6 +277,7 @@ class BerthServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        garbage.settle()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Connections close once what they wait for or follow has ended, so that comes first.

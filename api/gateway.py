@@ -200,7 +200,7 @@ class Gateway:
         if found is None:
             return Asked(self._named_in_query(scope), peeked.replay, None)
         model = self._fleet.find(found[1].decode("utf-8", "replace"))
-        name = _served_name(model).encode()
+        name = model.served_name.encode()
         if name != found[1]:
             last = peeked.messages[-1]
             peeked.messages.clear()
@@ -232,15 +232,10 @@ async def _never() -> Message:
     raise AssertionError("nobody asks")
 
 
-def _served_name(model: Model) -> str:
-    """What its engines know it as."""
-    return next((one.served_model_name for one in model.replicas.values()), model.name)
-
-
 def changed_body(model: Model, body: dict[str, Any]) -> dict[str, Any] | None:
     """The body as the engine is to have it; None where that is as it came."""
     profile = model.profile
-    wanted = _served_name(model)
+    wanted = model.served_name
     changes: dict[str, Any] = {} if body.get("model", wanted) == wanted else {"model": wanted}
     strip: frozenset[str] = frozenset()
     if profile is not None:

@@ -74,7 +74,7 @@ class ModelLeases:
 
 def affinity_of(model: Model, body: dict[str, Any]) -> bytes:
     """What requests share whose prompts begin alike; nothing where there is no choice."""
-    if len(model.awake) < 2:
+    if len(model.replicas) < 2:
         return b""
     prompt = body.get("messages") or body.get("prompt") or body.get("input")
     if isinstance(prompt, list):

@@ -68,6 +68,7 @@ class Fleet:
         self._clock = clock
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}  # alias → model
+        self._num_waiting = 0  # requests, for any model
         self._news = News()
         self._starter = Starter(manager, room, self._models, self._news, clock)
         manager.events.add_listener(self._on_event)
@@ -138,6 +139,7 @@ class Fleet:
         Raises QueueFull, InstanceFailedToStart, NoCapacity, InstanceNotRunning, StartTooSlow or ShuttingDown.
         """
         self._check_may_wait(model)
+        self._num_waiting += 1
         try:
             async with asyncio.timeout(self.config.max_wait_s):
                 waiting = asyncio.ensure_future(model.queue.wait(priority))
@@ -155,6 +157,8 @@ class Fleet:
                 f"model {model.name!r} had no room for the request within {self.config.max_wait_s:.0f} s",
                 retry_after_s=5.0,
             ) from None
+        finally:
+            self._num_waiting -= 1
 
     def want(self, model: Model) -> None:
         """Bring a replica up unless one runs. Raises ManagerError where that can't be tried now."""
@@ -271,6 +275,9 @@ class Fleet:
         instance.gate.on_room = partial(self._on_room, instance)
 
     def _on_room(self, instance: Instance) -> None:
+        """With each request's end: so the usual case, that nobody waits, has to cost nothing."""
+        if not self._num_waiting:
+            return
         for name in names_of(instance):
             if (model := self._models.get(name)) is not None and model.queue:
                 model.grant()

@@ -51,6 +51,13 @@ class Model:
         return [one for one in self.replicas.values() if not one.state.is_terminal]
 
     @property
+    def served_name(self) -> str:
+        """What its engines know it as."""
+        for one in self.replicas.values():
+            return one.served_model_name
+        return self.name
+
+    @property
     def is_coming(self) -> bool:
         """Whether a replica is on its way to running, by itself."""
         return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
@@ -76,6 +83,9 @@ class Model:
 
         The same affinity prefers the same replica, whose cache may know the prompt's beginning.
         """
+        if len(self.replicas) == 1:
+            (only,) = self.replicas.values()
+            return only.gate.try_acquire()
         for instance in self._by_load(affinity):
             if (lease := instance.gate.try_acquire()) is not None:
                 return lease
@@ -110,9 +120,6 @@ class Model:
 
     def _by_load(self, affinity: bytes) -> Iterator[Instance]:
         awake = self.awake
-        if len(awake) < 2:
-            yield from awake
-            return
 
         def rank(one: Instance) -> tuple[int, bytes]:
             mixed = blake2b(affinity + one.instance_id.encode(), digest_size=8).digest() if affinity else b""

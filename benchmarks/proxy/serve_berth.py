@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from api import garbage
 from api.auth import AccessControl, Keys
 from api.dispatch import Dispatcher
 from api.fast_http import FastHttpProtocol
@@ -75,8 +76,10 @@ def application(upstream_port: int) -> AccessControl:
 
 def main() -> None:
     port, upstream_port = int(sys.argv[1]), int(sys.argv[2])
+    served = application(upstream_port)
+    garbage.settle()
     uvicorn.run(
-        application(upstream_port),
+        served,
         port=port,
         log_level="warning",
         http=FastHttpProtocol,
