@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from instance_manager.stores.base import DEFAULT_HISTORY, StateStore
 from instance_manager.stores.errors import InvalidStateUrl, StoreUnavailable
 from instance_manager.stores.memory import MemoryStore
 from instance_manager.stores.sqlite import SqliteStore
 
+REDIS_SCHEMES = ("redis", "rediss", "unix")
 DEFAULT_URL = "sqlite:///berth.db"
 
 
@@ -18,12 +19,20 @@ async def open_store(url: str, state_dir: Path, *, history: int = DEFAULT_HISTOR
     """The store that `url` names, ready for use; `history` is how many events it keeps.
 
     `memory://`; `sqlite:///berth.db` (a relative path counts from `state_dir`, `sqlite:////var/lib/x.db` is
-    absolute). Raises InvalidStateUrl, StoreInUse (another Berth works there), StoreUnavailable.
+    absolute); `redis://[user:password@]host:6379/0`, `rediss://…` (TLS), `unix:///path/of/socket`, each with
+    `?prefix=` for the keys of one of several groups of Berths. Raises InvalidStateUrl, StoreUnavailable, and
+    StoreInUse if another Berth works in that file.
     """
     check_url(url)
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         return MemoryStore(history=history)
+    if scheme in REDIS_SCHEMES:
+        # Imported here: whoever keeps the state in a file does not pay for Redis's client.
+        from instance_manager.stores.redis import RedisStore
+
+        address, prefix = _redis_url(url)
+        return await RedisStore.open(address, prefix=prefix, history=history)
     return await SqliteStore.open(_sqlite_path(url, state_dir), history=history)
 
 
@@ -42,6 +51,8 @@ def check_url(url: str) -> None:
                 f"STATE_URL={url!r} names no file: write sqlite:///berth.db (relative to STATE_DIR) "
                 "or sqlite:////absolute/path.db"
             )
+        return
+    if parts.scheme in REDIS_SCHEMES:
         return
     raise InvalidStateUrl(
         f"STATE_URL begins with {parts.scheme or 'nothing'!r}: use sqlite:///…, memory:// or redis://…"
@@ -72,3 +83,12 @@ def owner_id(state_dir: Path) -> str:
 
 def _sqlite_path(url: str, state_dir: Path) -> Path:
     return state_dir / unquote(urlsplit(url).path[1:])
+
+
+def _redis_url(url: str) -> tuple[str, str]:
+    """The URL as Redis's client knows it, and our own part of it: the prefix."""
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    prefix = next((value for name, value in query if name == "prefix"), "berth")
+    rest = urlencode([item for item in query if item[0] != "prefix"])
+    return urlunsplit(parts._replace(query=rest)), prefix

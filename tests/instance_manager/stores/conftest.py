@@ -14,7 +14,7 @@ from instance_manager.types import InstanceSpec, InstanceState
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 
 needs_redis = pytest.mark.skipif(REDIS_SERVER is None, reason="redis-server is not installed")
-STORES = ["memory", "sqlite"]
+STORES = ["memory", "sqlite", pytest.param("redis", marks=needs_redis)]
 
 
 @pytest.fixture(scope="session")

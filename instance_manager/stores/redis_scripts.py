@@ -1,0 +1,162 @@
+"""The Lua scripts that run inside Redis, each atomically, and the names of the keys they work on.
+
+All keys share one hash tag, so that a cluster keeps them on one node:
+- `records`, `versions`: hashes, instance id → JSON, number
+- `ports`: hash, [node, port] → instance id
+- `usage`: hash, [owner, key id, model, counter] → number
+- `events`: stream, its ids are our numbers with "-0"
+- `changes`: stream, what `watch` follows
+- `counters`: hash, the last `event`, `change` and `fence`
+- `leases`: hash, owner → JSON
+- `epoch`: a random name of this set of data; when it is another, Redis has lost what it knew
+- `done:ID`: answers to writes of late, so that one whose answer got lost can be sent again
+- `key:NAME`: idempotency keys
+
+Every script answers with JSON: {"ok": …} or {"error": code, …}.
+"""
+
+from __future__ import annotations
+
+# What both scripts that write begin with: `tell` adds to the stream of changes and returns its number.
+_TELL = """
+local function tell(...)
+  local n = redis.call('HINCRBY', KEYS[1], 'change', 1)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*', 'n', n, ...)
+  return n
+end
+if redis.call('GET', KEYS[3]) ~= ARGV[1] then return cjson.encode({error = 'epoch'}) end
+"""
+
+COMMIT_KEYS = ("counters", "changes", "epoch", "leases", "records", "versions", "ports", "usage", "events")
+
+# KEYS[10]: done:ID. ARGV: epoch, the write as JSON (see redis_wire.py), events to keep, seconds to remember.
+COMMIT = (
+    _TELL
+    + """
+local done = redis.call('GET', KEYS[10])
+if done then return done end
+local w = cjson.decode(ARGV[2])
+if w.owner then
+  local raw = redis.call('HGET', KEYS[4], w.owner)
+  if not raw or cjson.decode(raw).session ~= w.session then return cjson.encode({error = 'lease_lost'}) end
+end
+if w.instance then
+  local found = tonumber(redis.call('HGET', KEYS[6], w.instance) or '0')
+  if found ~= w.expected then return cjson.encode({error = 'conflict', found = found}) end
+end
+if w.hold then
+  local holder = redis.call('HGET', KEYS[7], w.hold.port)
+  if holder and holder ~= w.hold.instance then return cjson.encode({error = 'port_held', holder = holder}) end
+end
+if w.put then
+  redis.call('HSET', KEYS[5], w.instance, w.put)
+  redis.call('HSET', KEYS[6], w.instance, string.format('%d', w.expected + 1))
+elseif w.instance then
+  redis.call('HDEL', KEYS[5], w.instance)
+  redis.call('HDEL', KEYS[6], w.instance)
+  local ports = redis.call('HGETALL', KEYS[7])
+  for i = 1, #ports, 2 do
+    if ports[i + 1] == w.instance then redis.call('HDEL', KEYS[7], ports[i]) end
+  end
+end
+if w.release and redis.call('HGET', KEYS[7], w.release.port) == w.release.instance then
+  redis.call('HDEL', KEYS[7], w.release.port)
+end
+if w.hold then redis.call('HSET', KEYS[7], w.hold.port, w.hold.instance) end
+for _, used in ipairs(w.usage) do redis.call('HINCRBY', KEYS[8], used[1], used[2]) end
+local first = 0
+for i, body in ipairs(w.events) do
+  local id = redis.call('HINCRBY', KEYS[1], 'event', 1)
+  if i == 1 then first = id end
+  redis.call('XADD', KEYS[9], 'MAXLEN', ARGV[3], string.format('%d-0', id), 'b', body)
+end
+local n = 0
+if w.instance or w.hold or w.release or #w.events > 0 then n = tell('first', first, 'w', ARGV[2]) end
+local reply = cjson.encode({ok = true, n = n, first = first})
+redis.call('SET', KEYS[10], reply, 'EX', ARGV[4])
+return reply
+"""
+)
+
+LEASE_KEYS = ("counters", "changes", "epoch", "leases")
+
+# ARGV: epoch, "acquire" | "renew" | "release", owner, session, ttl in ms, "1" to take over.
+LEASE = (
+    _TELL
+    + """
+local verb, owner, session = ARGV[2], ARGV[3], ARGV[4]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local raw = redis.call('HGET', KEYS[4], owner)
+local lease = raw and cjson.decode(raw)
+local mine = lease and lease.session == session
+local alive = lease and lease.expires > now
+if verb == 'release' then
+  if mine then
+    redis.call('HDEL', KEYS[4], owner)
+    tell('lost', owner)
+  end
+  return cjson.encode({ok = true})
+end
+if verb == 'renew' and not mine then return cjson.encode({error = 'lease_lost'}) end
+if not mine and alive and ARGV[6] ~= '1' then
+  return cjson.encode({error = 'in_use', expires_in_ms = lease.expires - now})
+end
+local fence = mine and lease.fence or redis.call('HINCRBY', KEYS[1], 'fence', 1)
+redis.call('HSET', KEYS[4], owner,
+  cjson.encode({session = session, fence = fence, expires = now + tonumber(ARGV[5])}))
+if not (mine and alive) then tell('joined', owner) end
+return cjson.encode({ok = true, fence = fence})
+"""
+)
+
+RESTORE_KEYS = ("counters", "changes", "epoch", "records", "versions", "ports", "usage", "events")
+
+# Redis has come back without its memory: put in what one Berth still knows, wherever nothing is there yet.
+# ARGV: the epoch to begin if there is none, what is known as JSON, events to keep, the prefix of `key:`.
+RESTORE = """
+local known = cjson.decode(ARGV[2])
+redis.call('SET', KEYS[3], ARGV[1], 'NX')
+for _, item in ipairs(known.records) do
+  if redis.call('HSETNX', KEYS[4], item.id, item.body) == 1 then
+    redis.call('HSET', KEYS[5], item.id, string.format('%d', item.version))
+  end
+end
+for _, item in ipairs(known.ports) do redis.call('HSETNX', KEYS[6], item[1], item[2]) end
+for _, item in ipairs(known.usage) do redis.call('HSETNX', KEYS[7], item[1], item[2]) end
+for _, item in ipairs(known.keys) do
+  redis.call('SET', ARGV[4] .. item.key, item.value, 'NX', 'PX', item.ttl_ms)
+end
+for _, name in ipairs({'event', 'fence'}) do
+  local now = tonumber(redis.call('HGET', KEYS[1], name) or '0')
+  if name == 'event' then
+    for _, item in ipairs(known.events) do
+      if item.id > now then
+        redis.call('XADD', KEYS[8], 'MAXLEN', ARGV[3], string.format('%d-0', item.id), 'b', item.body)
+      end
+    end
+  end
+  if known[name] > now then redis.call('HSET', KEYS[1], name, string.format('%d', known[name])) end
+end
+redis.call('XADD', KEYS[2], '*', 'n', redis.call('HINCRBY', KEYS[1], 'change', 1), 'restored', '1')
+return redis.call('GET', KEYS[3])
+"""
+
+KEY_KEYS = ("epoch",)
+
+# KEYS[2]: key:NAME. ARGV: epoch, the claim as JSON, its life in ms.
+CLAIM = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return cjson.encode({error = 'epoch'}) end
+local held = redis.call('GET', KEYS[2])
+if held then return cjson.encode({ok = true, held = held}) end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+return cjson.encode({ok = true, held = ARGV[2]})
+"""
+
+# KEYS[2]: key:NAME. ARGV: epoch, the instance whose claim is to go.
+FORGET = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return cjson.encode({error = 'epoch'}) end
+local held = redis.call('GET', KEYS[2])
+if held and cjson.decode(held).instance == ARGV[2] then redis.call('DEL', KEYS[2]) end
+return cjson.encode({ok = true})
+"""
