@@ -48,7 +48,6 @@ def engine_environment(
     env["VLLM_API_KEY"] = api_key
     env["BERTH_INSTANCE_ID"] = instance_id
     env["BERTH_INSTANCE_TOKEN"] = token
-    env.setdefault(
-        "SPT_NOENV", "1"
-    )  # setproctitle, which vLLM uses, else writes over what others see of this
+    # setproctitle, which vLLM names its processes with, else writes over what others can read of this.
+    env.setdefault("SPT_NOENV", "1")
     return env

@@ -44,17 +44,19 @@ _NOT_EXECUTED = 127
 class ProcessStat:
     """What /proc/PID/stat tells of a process."""
 
-    __slots__ = ("group", "parent", "session", "start_ticks", "state")
+    __slots__ = ("num_threads", "parent", "start_ticks", "state")
 
     def __init__(self, line: bytes) -> None:
         fields = line.rpartition(b")")[2].split()  # the name before may hold spaces and brackets
-        self.state = fields[0].decode()  # "Z" and "X" are dead
-        self.parent, self.group, self.session = (int(field) for field in fields[1:4])
+        self.state = fields[0].decode()
+        self.parent = int(fields[1])
+        self.num_threads = int(fields[17])
         self.start_ticks = int(fields[19])  # since boot; with the pid it names a process for good
 
     @property
     def is_alive(self) -> bool:
-        return self.state not in "ZX"
+        """ "Z" is a zombie, or a process whose first thread has ended before the others."""
+        return self.state not in "ZX" or self.num_threads > 1
 
 
 def read_stat(pid: int) -> ProcessStat | None:

@@ -33,6 +33,7 @@ _SHIM = str(Path(__file__).with_name("shim.py"))
 _INTERPRETER = (sys.executable, "-I", "-S")
 _KILL_DEADLINE_S = 10.0  # for the shim to take its tree down (large GPU contexts need seconds)
 _SWEEP_DEADLINE_S = 5.0
+_LAST_BREATH_S = 1.0  # for the engine of a shim that was killed: the kernel kills it in microseconds
 _POLL_S = 0.005
 
 
@@ -166,6 +167,7 @@ class SupervisedProcess(EngineProcess):
         engine_exit = asyncio.create_task(until_exit(self._engine), name=f"end of {self._engine.pid}")
         try:
             await asyncio.wait((engine_exit, self._shim_exit), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((engine_exit,), timeout=_LAST_BREATH_S)
         finally:
             engine_exit.cancel()
         while not self._shim_exit.done():

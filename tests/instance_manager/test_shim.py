@@ -151,6 +151,22 @@ def test_processes_that_fork_all_the_time_do_not_get_away(start: Any) -> None:
     assert time.monotonic() - began < 15
 
 
+def test_a_process_whose_first_thread_has_ended_lives_and_is_killed(start: Any) -> None:
+    code = "import ctypes, os, threading, time; os.setsid(); "
+    code += "threading.Thread(target=time.sleep, args=(600,)).start(); "
+    code += "os.write(1, b'ready\\n'); ctypes.CDLL(None).pthread_exit(0)"
+    run = start(["/bin/sh", "-c", f'{sys.executable} -S -c "{code}" & exec sleep 600'])
+    run.until_ready()
+    (headless,) = psutil.Process(run.status["engine_pid"]).children()
+    while headless.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    stat = shim.read_stat(headless.pid)
+    assert stat is not None
+    assert stat.is_alive
+    run.process.send_signal(shim.KILL_SIGNAL)
+    assert run.wait() == -signal.SIGKILL
+
+
 def test_asked_to_end_it_leaves_the_rest_of_the_tree_time(start: Any, tmp_path: Path) -> None:
     farewell = tmp_path / "farewell"
     worker = f"trap 'sleep 0.3; touch {farewell}; exit' TERM; echo ready; while :; do sleep 0.05; done"
