@@ -187,9 +187,12 @@ class SupervisedProcess(EngineProcess):
 
 
 def _make_room(status_path: Path) -> None:
-    """No status of an earlier run may be taken for this one's."""
-    status_path.parent.mkdir(parents=True, exist_ok=True)
-    status_path.unlink(missing_ok=True)
+    """Take the status of an earlier run away. A full disk is no reason not to run: only adoption needs it."""
+    try:
+        status_path.parent.mkdir(parents=True, exist_ok=True)
+        status_path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("how the engine ends can't be noted: %s", error)
 
 
 def _engine_of(report: bytes, program: str) -> ProcessId:

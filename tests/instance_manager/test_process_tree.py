@@ -53,11 +53,11 @@ async def spawn(tmp_path: Path, mark: str, token: str) -> AsyncIterator[Spawn]:
     """`await spawn(argv)`: an engine whose output goes to tmp_path/log, and whose tree is ended at last."""
     spawned: list[SupervisedProcess] = []
 
-    async def make(argv: list[str], **options: Any) -> SupervisedProcess:
+    async def make(argv: list[str], path: Path | None = None, **options: Any) -> SupervisedProcess:
         env = {**os.environ, MARK: mark, "BERTH_INSTANCE_TOKEN": token}
         output = os.open(tmp_path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            path = tmp_path / "run" / "engine.json"
+            path = path or tmp_path / "run" / "engine.json"
             spawned.append(await SupervisedProcess.spawn(argv, env, None, output, path, **options))
         finally:
             os.close(output)
@@ -101,6 +101,19 @@ async def test_the_way_it_ended_by_itself(spawn: Spawn, tmp_path: Path, code: st
     assert await process.end(0)
     assert status_of(tmp_path).returncode == returncode
     assert not status_of(tmp_path).can_be_adopted
+
+
+async def test_where_nothing_can_be_noted_engines_run_all_the_same(
+    spawn: Spawn, tmp_path: Path, token: str
+) -> None:
+    (tmp_path / "file").touch()
+    process = await spawn(["/bin/sh", "-c", "exit 6"], path=tmp_path / "file" / "engine.json")
+    assert await process.exited == 6
+    assert await process.end(0)
+    process = await spawn([*PYTHON, STUBBORN], path=tmp_path / "file" / "engine.json")
+    await until_said(tmp_path / "log")
+    assert await process.end(0.1)
+    assert find_by_token([token]) == {}
 
 
 async def test_an_engine_that_obeys_ends_within_its_grace(spawn: Spawn, tmp_path: Path) -> None:
