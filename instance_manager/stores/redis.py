@@ -222,8 +222,10 @@ class RedisStore(StateStore):
             self._sync.closed = True
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # Its wait for changes: Redis's client may take the cancellation for an empty answer.
+            with suppress(Unreachable):
+                await self._sync.link.close()
+            await asyncio.wait((self._task,))
         if self._sync.mirror.queue:
             logger.error("Redis is away and Berth ends: %d changes are lost", len(self._sync.mirror.queue))
         self._sync.changes.close()
