@@ -7,14 +7,17 @@ All times are wall-clock seconds since the epoch, all durations seconds. Values 
 from __future__ import annotations
 
 import json
+import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from instance_manager.profiles import ExpireAction
 from instance_manager.types import Event, InstanceSpec, InstanceState
+
+logger = logging.getLogger("berth.state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,17 @@ class NewEvent:
 
     def numbered(self, event_id: int) -> Event:
         return Event(event_id, self.type, self.time, self.instance_id, self.data)
+
+
+def readable_records(rows: Iterable[tuple[str, str]]) -> list[InstanceRecord]:
+    """Records from pairs of instance id and JSON; one that can't be read is logged, and hides no other."""
+    found = []
+    for instance_id, body in rows:
+        try:
+            found.append(InstanceRecord.from_json(body))
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            logger.error("the record of instance=%s can't be read and is passed over: %r", instance_id, exc)
+    return found
 
 
 def event_to_json(event: Event) -> str:

@@ -37,6 +37,7 @@ from instance_manager.stores.redis_sync import BACKOFF_S, RedisSync
 from instance_manager.stores.redis_wire import (
     lease_lost,
     refusal,
+    write_to_json,
 )
 from instance_manager.stores.tables import Tables
 from instance_manager.types import Event
@@ -91,6 +92,7 @@ class RedisStore(StateStore):
             if self._sync.lease_lost:
                 raise lease_lost()
             if not self._sync.up:
+                write_to_json(write, "", None)  # what can't be sent must not come to stand in the queue
                 return self._sync.mirror.enqueue(write, in_doubt=False)
             try:
                 reply = await self._sync.send(write)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from instance_manager.stores.errors import Conflict, LeaseLost, PortHeld, StoreError
-from instance_manager.stores.records import InstanceRecord, NewEvent, Owner, PortHold, Write
+from instance_manager.stores.records import InstanceRecord, NewEvent, Owner, PortHold, Write, readable_records
 from instance_manager.stores.redis_mirror import KnownKey, Mirror, Snapshot, usage_fields
 from instance_manager.stores.tables import Tables
 from instance_manager.types import Event
@@ -78,7 +78,7 @@ def snapshot_from(
 ) -> Snapshot:
     """Replies to the commands of `RedisLink.snapshot`, in their order."""
     tables = Tables(history)
-    tables.records = {name: InstanceRecord.from_json(body) for name, body in records.items()}
+    tables.records = {each.instance_id: each for each in readable_records(records.items())}
     for where, holder in ports.items():
         node, port = json.loads(where)
         tables.ports[node, port] = holder

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable
 
 from instance_manager.stores.errors import Conflict, PortHeld
 from instance_manager.stores.records import (
@@ -20,6 +19,7 @@ from instance_manager.stores.records import (
     Write,
     event_from_json,
     event_to_json,
+    readable_records,
 )
 from instance_manager.types import Event
 
@@ -116,21 +116,11 @@ def _append(connection: sqlite3.Connection, new: tuple[NewEvent, ...], history: 
 
 def record(connection: sqlite3.Connection, instance_id: str) -> InstanceRecord | None:
     rows = connection.execute("SELECT instance_id, body FROM records WHERE instance_id = ?", (instance_id,))
-    return next(iter(_read_records(rows)), None)
+    return next(iter(readable_records(rows)), None)
 
 
 def records(connection: sqlite3.Connection) -> list[InstanceRecord]:
-    return _read_records(connection.execute("SELECT instance_id, body FROM records ORDER BY instance_id"))
-
-
-def _read_records(rows: Iterable[tuple[str, str]]) -> list[InstanceRecord]:
-    found = []
-    for instance_id, body in rows:
-        try:
-            found.append(InstanceRecord.from_json(body))
-        except (ValueError, TypeError, KeyError) as exc:  # one bad record must not hide the others
-            logger.error("the record of instance=%s can't be read and is passed over: %r", instance_id, exc)
-    return found
+    return readable_records(connection.execute("SELECT instance_id, body FROM records ORDER BY instance_id"))
 
 
 def events_since(connection: sqlite3.Connection, event_id: int, limit: int) -> list[Event]:

@@ -207,6 +207,8 @@ async def test_the_queue_is_bounded(relay: Relay) -> None:
     async with await RedisStore.open(relay.url, max_queued=2) as store:
         relay.cut()
         await until(lambda: store.is_away)
+        with pytest.raises(TypeError, match="can't be kept"):
+            await store.put(a_record(extra={"no": object()}), 0)  # it would block the queue for ever
         await store.append([EVENT])
         first = await store.put(a_record(), 0)
         with pytest.raises(StoreUnavailable, match="2 writes wait"):

@@ -196,3 +196,19 @@ def test_a_berth_keeps_its_name(tmp_path: Path) -> None:
     assert owner_id(tmp_path / "b") != name
     (tmp_path / "a" / "berth-id").write_text("")
     assert owner_id(tmp_path / "a") == owner_id(tmp_path / "a") != ""
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await open_store(URL, tmp_path) as store:
+        kept = await store.put(a_record("two"), 0)
+        await store.put(a_record("one"), 0)
+    connection = sqlite3.connect(tmp_path / "berth.db")
+    with connection:
+        connection.execute("UPDATE records SET body = '{}' WHERE instance_id = 'one'")
+    connection.close()
+    async with await open_store(URL, tmp_path) as store:
+        with caplog.at_level(logging.ERROR, "berth.state"):
+            assert await store.records() == [kept]
+    assert "instance=one" in caplog.text
