@@ -167,13 +167,13 @@ class CatalogProfiles:
         self._file = CatalogFile(settings.models_file, self._check)
 
     def profiles(self) -> list[ModelProfile]:
-        """The catalog's models, and those found on disk that it doesn't have."""
+        """The catalog's models, and those found on disk whose names it doesn't use."""
         catalog = self._file.current
         profiles = {name: self._profile(name, entry) for name, entry in catalog.models.items()}
-        listed = {profile.model for profile in profiles.values()} | profiles.keys()
+        taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
         hf_home = None if self._settings.hf_home is None else Path(self._settings.hf_home)
         for found in discover_models(self._settings.model_dirs, hf_home):
-            if found.name not in listed and str(found.path) not in listed:
+            if found.name not in taken:
                 profile = self._profile(found.name, catalog.found_entry(found.path))
                 profiles[found.name] = replace(
                     profile,

@@ -147,3 +147,8 @@ def test_a_catalog_that_is_mended_counts_at_once(client: httpx.Client, catalog: 
     catalog.write_text(CATALOG + "    timeout: 44\n")
     assert client.post("/reload").json()["changed"] == ["demo"]
     assert client.get("/models/demo").json()["timeout"] == 44
+
+
+def test_an_entry_does_not_hide_the_folder_that_it_names(client: httpx.Client) -> None:
+    found = {model["name"]: model["source"] for model in client.get("/models").json()["data"]}
+    assert (found["demo"], found["berth-demo"]) == ("catalog", "discovered")
