@@ -23,7 +23,7 @@ from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
 from api.keys import may_use, model_refusal
-from api.leases import ClientGone
+from api.leases import Again, ClientGone
 from api.model_leases import Asked, ModelLeases, affinity_of
 from api.off_loop import off_loop
 from api.patient_stream import PatientStream
@@ -134,12 +134,16 @@ class Gateway:
                 or changed_body(model, asked) is not None
             ):
                 return False
-            wanted = Asked(model, _never, None, whole=body, affinity=affinity_of(model, asked))
+            lease = self._fleet.try_lease(model, affinity_of(model, asked))
         except (ValueError, TypeError, KeyError, AttributeError, ManagerError):
             return False  # the other way says what is wrong
-        leases = ModelLeases(self._fleet, wanted)
+
+        def more() -> tuple[ModelLeases, Again]:
+            leases = ModelLeases(self._fleet, Asked(model, _never, None, whole=body))
+            return leases, leases.again
+
         return self._data_plane.begin_leased(
-            scope, body, channel, hand_over, model.name, _target(scope), leases, leases.again
+            scope, body, channel, hand_over, model.name, _target(scope), lease, more
         )
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
@@ -236,6 +240,8 @@ def changed_body(model: Model, body: dict[str, Any]) -> dict[str, Any] | None:
     """The body as the engine is to have it; None where that is as it came."""
     profile = model.profile
     wanted = model.served_name
+    if body.get("model") == wanted and (profile is None or not (profile.set_params or profile.strip_params)):
+        return None
     changes: dict[str, Any] = {} if body.get("model", wanted) == wanted else {"model": wanted}
     strip: frozenset[str] = frozenset()
     if profile is not None:

@@ -100,7 +100,7 @@ class KeyRing:
     def find(self, key: bytes) -> Caller:
         """Whose key it is; NOBODY for one that isn't known."""
         found = NOBODY
-        if key:
+        if key and self._callers:
             digest = _digest(key)
             for known, caller in self._callers:
                 # Every key is compared, each in constant time: how long it takes tells nothing.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from urllib.parse import unquote_to_bytes
 
 from api.asgi import Receive, Scope, Send
@@ -83,7 +83,11 @@ class DataPlane:
         `hand_over` gets an application that goes on with the request.
         """
         instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
-        return self.begin_leased(scope, body, channel, hand_over, instance_id, target, self._leases)
+        try:
+            lease = self._leases.try_lease(instance_id)
+        except ManagerError:
+            return False
+        return self.begin_leased(scope, body, channel, hand_over, instance_id, target, lease)
 
     def begin_leased(
         self,
@@ -91,16 +95,12 @@ class DataPlane:
         body: bytes,
         channel: ResponseChannel,
         hand_over: HandOver,
-        instance_id: str,
+        asked_for: str,
         target: bytes,
-        leases: Leases,
-        again: Again | None = None,
+        lease: Lease | None,
+        more: Callable[[], tuple[Leases, Again]] | None = None,
     ) -> bool:
-        """As `begin`, with what `forward` is told."""
-        try:
-            lease = leases.try_lease(instance_id)
-        except ManagerError:
-            return False
+        """As `begin`, with the lease there may be; `more` gives what `forward` is told, where it goes on."""
         if lease is None:
             return False
         pool = self.pools.current(lease.instance_id, lease.endpoint)
@@ -108,12 +108,13 @@ class DataPlane:
         if pool is None or connection is None:
             lease.release()
             return False
-        call = self._call(scope, instance_id, target)
+        call = self._call(scope, asked_for, target)
         call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
         def go_on(sent: DirectExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 begun = (pool, lease, sent)
+                leases, again = more() if more is not None else (self._leases, None)
                 exchange = self._exchange(call, leases, again, receive, send, channel, begun)
                 await self._serve(call, send, channel, exchange)
 
