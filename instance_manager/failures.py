@@ -55,9 +55,14 @@ _PARTING_WORDS = re.compile(
 )
 
 
+# A line for each request, as uvicorn writes them: clients that ask again push the reason out of sight.
+_ACCESS_LINE = re.compile(r'- "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}')
+
+
 def telling_lines(lines: Iterable[str]) -> list[str]:
     """The last LOG_TAIL_LINES lines of a log that may tell why its engine ended."""
-    return [line for line in lines if not _PARTING_WORDS.search(line)][-LOG_TAIL_LINES:]
+    telling = [line for line in lines if not (_PARTING_WORDS.search(line) or _ACCESS_LINE.search(line))]
+    return telling[-LOG_TAIL_LINES:]
 
 
 def describe_exit(returncode: int) -> tuple[int | None, str | None]:

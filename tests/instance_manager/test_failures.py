@@ -85,4 +85,6 @@ def test_parting_words_push_no_reason_out_of_the_tail() -> None:
         "See https://nanobind.readthedocs.io/en/latest/refleaks.html",
     ]
     assert telling_lines([*reason, *parting]) == reason
+    access = ['INFO:     127.0.0.1:0 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error'] * 30
+    assert telling_lines([*reason, *access]) == reason
     assert telling_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
