@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from instance_manager.ring import BroadcastRing
-from instance_manager.stores.base import DEFAULT_HISTORY, StateStore
+from instance_manager.stores.base import DEFAULT_HISTORY
 from instance_manager.stores.records import (
     Change,
     ChangeKind,
@@ -16,11 +16,11 @@ from instance_manager.stores.records import (
     Commit,
     InstanceRecord,
     Lease,
-    Owner,
     PortHold,
     Usage,
     Write,
 )
+from instance_manager.stores.sole_owner import SoleOwnerStore
 from instance_manager.stores.tables import Tables
 from instance_manager.types import Event
 
@@ -36,7 +36,7 @@ def change_of(write: Write, commit: Commit) -> Change | None:
     return Change(ChangeKind.EVENTS, events=commit.events) if commit.events else None
 
 
-class MemoryStore(StateStore):
+class MemoryStore(SoleOwnerStore):
     """All in this process. `clock` gives seconds, for the expiry of idempotency keys."""
 
     def __init__(
@@ -91,27 +91,6 @@ class MemoryStore(StateStore):
         self._lease = Lease(owner, secrets.token_hex(8), self._fence, math.inf)
         self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
         return self._lease
-
-    async def renew_lease(self) -> Lease:
-        if self._lease is None:
-            raise RuntimeError("there is no lease to renew")
-        return self._lease
-
-    async def release_lease(self) -> None:
-        if self._lease is not None:
-            self._changes.extend((Change(ChangeKind.OWNER_LOST, owner=self._lease.owner),))
-            self._lease = None
-
-    async def owners(self) -> list[Owner]:
-        lease = self._lease
-        return [] if lease is None else [Owner(lease.owner, lease.fence, lease.ttl_s)]
-
-    def watch(self) -> AsyncIterator[Change]:
-        return self._changes.follow(self._changes.last_number)
-
-    @property
-    def is_away(self) -> bool:
-        return False
 
     async def close(self) -> None:
         await self.release_lease()

@@ -12,14 +12,14 @@ import math
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from instance_manager.ring import BroadcastRing
 from instance_manager.stores import sqlite_tables as tables
-from instance_manager.stores.base import DEFAULT_HISTORY, StateStore
+from instance_manager.stores.base import DEFAULT_HISTORY
 from instance_manager.stores.errors import StoreUnavailable
 from instance_manager.stores.lock import FileLock
 from instance_manager.stores.memory import CHANGES_KEPT, change_of
@@ -30,11 +30,11 @@ from instance_manager.stores.records import (
     Commit,
     InstanceRecord,
     Lease,
-    Owner,
     PortHold,
     Usage,
     Write,
 )
+from instance_manager.stores.sole_owner import SoleOwnerStore
 from instance_manager.stores.sqlite_file import is_corrupt, move_aside, open_database
 from instance_manager.types import Event
 
@@ -46,7 +46,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class SqliteStore(StateStore):
+class SqliteStore(SoleOwnerStore):
     """Made by `await SqliteStore.open(path)`. `clock` gives wall-clock seconds."""
 
     def __init__(self, path: Path, *, history: int, clock: Callable[[], float]) -> None:
@@ -110,27 +110,6 @@ class SqliteStore(StateStore):
         self._lease = Lease(owner, secrets.token_hex(8), fence, math.inf)
         self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
         return self._lease
-
-    async def renew_lease(self) -> Lease:
-        if self._lease is None:
-            raise RuntimeError("there is no lease to renew")
-        return self._lease
-
-    async def release_lease(self) -> None:
-        if self._lease is not None:
-            self._changes.extend((Change(ChangeKind.OWNER_LOST, owner=self._lease.owner),))
-            self._lease = None
-
-    async def owners(self) -> list[Owner]:
-        lease = self._lease
-        return [] if lease is None else [Owner(lease.owner, lease.fence, lease.ttl_s)]
-
-    def watch(self) -> AsyncIterator[Change]:
-        return self._changes.follow(self._changes.last_number)
-
-    @property
-    def is_away(self) -> bool:
-        return False
 
     async def close(self) -> None:
         if self._closed:
