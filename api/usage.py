@@ -1,0 +1,102 @@
+"""How many tokens an answer took, read from what passes: the `usage` object that engines put at its end.
+
+An answer is not parsed for it. Its last bytes are searched for the name, and only the object that follows is
+decoded. What is compressed, or longer after its usage than `_WINDOW_BYTES`, tells nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+_NAME = b'"usage"'
+_WINDOW_BYTES = 4096  # of an answer's end in which its usage is looked for
+_MAX_OBJECT_BYTES = 2048
+_MAX_TOKENS = 2**40  # more than that is no count of tokens
+_COLON = re.compile(r"\s*:\s*")
+_DECODER = json.JSONDecoder()
+
+
+class TokenUsage(NamedTuple):
+    """Tokens of one request; prompt tokens count whether they were cached or not."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    is_estimated: bool = False  # counted by events, as the engine told nothing
+
+
+def usage_of(end: bytes) -> TokenUsage | None:
+    """What the last bytes of an answer say; None where they hold no usage.
+
+    The names are those of OpenAI's Completions, Chat, Embeddings and Responses and of Anthropic's Messages.
+    """
+    at = end.rfind(_NAME, -_WINDOW_BYTES)  # within a string it would be followed by a backslash
+    return None if at < 0 else _decode(end[at + len(_NAME) : at + len(_NAME) + _MAX_OBJECT_BYTES])
+
+
+def _decode(after_name: bytes) -> TokenUsage | None:
+    text = after_name.decode("utf-8", "replace")
+    colon = _COLON.match(text)
+    if colon is None:
+        return None
+    try:
+        usage, _ = _DECODER.raw_decode(text, colon.end())
+    except (ValueError, RecursionError):
+        return None
+    return _tokens(usage) if isinstance(usage, dict) else None
+
+
+def _tokens(usage: dict[str, Any]) -> TokenUsage | None:
+    completion = _count(usage, "completion_tokens", "output_tokens")
+    prompt = _count(usage, "prompt_tokens")
+    if prompt is None and (prompt := _count(usage, "input_tokens")) is not None:
+        # Messages leaves out what was cached and tells it beside.
+        prompt += _count(usage, "cache_read_input_tokens") or 0
+        prompt += _count(usage, "cache_creation_input_tokens") or 0
+    if prompt is None and (total := _count(usage, "total_tokens")) is not None:
+        prompt = max(0, total - (completion or 0))
+    if prompt is None and completion is None:
+        return None
+    return TokenUsage(prompt or 0, completion or 0)
+
+
+def _count(usage: dict[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = usage.get(name)
+        if type(value) is int and 0 <= value <= _MAX_TOKENS:
+            return value
+    return None
+
+
+class AnswerTail:
+    """Of an answer that passes in pieces, what its usage can be told from: its end, and how many events."""
+
+    __slots__ = ("_num_events", "_pieces", "_size")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._num_events = 0
+
+    def add(self, piece: bytes) -> None:
+        """The next piece, as it came over the wire."""
+        self._num_events += piece.count(b"\ndata:") + piece.startswith(b"data:")
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > 4 * _WINDOW_BYTES:  # cut now and then: a copy for each small piece would cost more
+            self._cut()
+
+    def usage(self) -> TokenUsage | None:
+        """What the engine says; else, of a stream, one token for each event but `[DONE]`."""
+        end = self._cut()
+        if (usage := usage_of(end)) is not None:
+            return usage
+        num_tokens = self._num_events - end.rstrip().endswith(b"data: [DONE]")
+        return TokenUsage(0, num_tokens, is_estimated=True) if num_tokens > 0 else None
+
+    def _cut(self) -> bytes:
+        end = b"".join(self._pieces)[-_WINDOW_BYTES:]
+        self._pieces = [end]
+        self._size = len(end)
+        return end

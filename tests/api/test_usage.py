@@ -1,0 +1,99 @@
+"""Tokens as they are read from the end of an answer, whoever wrote it, in whatever pieces it came."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.usage import AnswerTail, TokenUsage, usage_of
+
+CHAT = {"id": "c", "choices": [{"message": {"content": "x" * 9000}}]}
+DONE = b"data: [DONE]\n\n"
+
+
+def event(value: object) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}, (5, 7)),
+        ({"prompt_tokens": 5, "total_tokens": 5}, (5, 0)),  # embeddings
+        ({"total_tokens": 9}, (9, 0)),  # rerank
+        ({"completion_tokens": 7}, (0, 7)),
+        ({"input_tokens": 5, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 7}, (5, 7)),
+        ({"input_tokens": 1, "cache_read_input_tokens": 4, "output_tokens": 7}, (5, 7)),  # Messages
+    ],
+)
+def test_each_protocols_names_are_known(usage: dict[str, object], expected: tuple[int, int]) -> None:
+    for separators in ((",", ":"), (", ", ": ")):
+        body = json.dumps(CHAT | {"usage": usage, "prompt_logprobs": None}, separators=separators)
+        assert usage_of(body.encode()) == TokenUsage(*expected)
+    assert usage_of(json.dumps(CHAT | {"usage": usage}, indent=2).encode()) == TokenUsage(*expected)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"y" * 1024,
+        b'{"usage": null}',
+        b'{"usage"',
+        b'{"usage": ',
+        b'{"usage": {"prompt_tokens": 5',
+        b'{"usage": {"prompt_tokens": "5"}}',
+        b'{"usage": {"prompt_tokens": true, "completion_tokens": -1}}',
+        b'{"usage": {"prompt_tokens": 1e3}}',
+        b'{"usage": {"prompt_tokens": %d}}' % 10**30,
+        b'{"usage": [5, 7]}',
+        b'{"usage": ' + b"[" * 2000,
+        b'{"usage": {"\xff": 1}}',
+        json.dumps({"content": '"usage": {"prompt_tokens": 5}'}).encode(),  # somebody only speaks of it
+        json.dumps({"usage": {"prompt_tokens": 5}, "data": "x" * 5000}).encode(),  # out of sight
+        gzip.compress(b'{"usage": {"prompt_tokens": 5}}'),
+    ],
+)
+def test_what_is_no_usage_is_none(body: bytes) -> None:
+    assert usage_of(body) is None
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_it(noise: bytes) -> None:
+    usage_of(b'{"usage": ' + noise)
+    usage_of(noise)
+
+
+@given(st.integers(1, 400))
+def test_a_stream_may_come_in_any_pieces(size: int) -> None:
+    chunks = [event({"choices": [{"text": "t"}], "usage": None}) for _ in range(9)]
+    last = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 9}})
+    stream = b"".join([*chunks, last, DONE])
+    tail = AnswerTail()
+    for at in range(0, len(stream), size):
+        tail.add(stream[at : at + size])
+    assert tail.usage() == TokenUsage(3, 9)
+
+
+def test_a_stream_without_usage_is_counted_by_its_events() -> None:
+    tail = AnswerTail()
+    tail.add(b": comment\n\n")
+    for _ in range(5):
+        tail.add(event({"choices": [{"text": "data: \n\ndata: "}]}))
+    assert tail.usage() == TokenUsage(0, 5, is_estimated=True)  # cut before its end
+    tail.add(event({"choices": [{"text": "a"}]}) + event({"choices": [{"text": "b"}]}) + DONE)
+    assert tail.usage() == TokenUsage(0, 7, is_estimated=True)
+
+
+def test_what_is_no_stream_is_not_counted() -> None:
+    tail = AnswerTail()
+    assert tail.usage() is None
+    tail.add(b'{"text": "')
+    tail.add(b"x" * 100_000)
+    assert tail.usage() is None
+    tail.add(b'", "usage": {"prompt_tokens": 2}}')
+    assert tail.usage() == TokenUsage(2, 0)
