@@ -12,25 +12,22 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
-from instance_manager.admission import Gate, Lease
+from instance_manager.admission import Gate
 from instance_manager.backends import plan_launch
 from instance_manager.errors import (
     InstanceExists,
     InstanceNotFound,
-    InstanceNotRunning,
     InvalidSpec,
-    ShuttingDown,
     SleepFailed,
-    StartTooSlow,
 )
 from instance_manager.events import EventLog
-from instance_manager.failures import explain
 from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
 from instance_manager.idempotency import IdempotencyKeys
 from instance_manager.instance import Instance, new_instance
+from instance_manager.leasing import LeaseDesk, shutting_down
 from instance_manager.life import Dock
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
@@ -62,7 +59,12 @@ class InstanceManager:
         self._tasks: asyncio.TaskGroup | None = None
         self._dock: Dock | None = None
         self._shutdown: asyncio.Task[None] | None = None
-        self.is_shutting_down = False
+        self._desk = LeaseDesk(
+            self._gates, self._find, lambda one: self.on_wanted(one), config.start_timeout_cap_s
+        )
+        self.try_lease = self._desk.try_lease
+        self.wait_for_lease = self._desk.wait_for_lease
+        self.lease = self._desk.lease
         # Told when a request comes for an instance that sleeps. Whoever budgets memory takes its place.
         self.on_wanted: Callable[[Instance], None] = lambda one: self._find(one.instance_id).request_wake()
 
@@ -107,13 +109,17 @@ class InstanceManager:
         """
         if self._shutdown is None or drain_timeout_s is not None:
             drain_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-            self.is_shutting_down = True
+            self._desk.is_closed = True
             self.on_shutdown()
             ending = [(s, request_end(s, drain_s)) for s in self._supervisors.values()]
             self.events.close()
             if self._shutdown is None:
                 self._shutdown = asyncio.create_task(all_ended(ending), name="shutdown")
         return self._shutdown
+
+    @property
+    def is_shutting_down(self) -> bool:
+        return self._desk.is_closed
 
     # The set of instances.
 
@@ -289,60 +295,6 @@ class InstanceManager:
     def _drain_time(self, force: bool) -> float:
         return 0.0 if force else self.config.drain_timeout_s
 
-    # Leases: the forwarding path.
-
-    def try_lease(self, instance_id: str) -> Lease | None:
-        """A lease now, or None if the caller may `wait_for_lease`. Check and grant are one act.
-
-        Raises InstanceNotFound, InstanceNotRunning or ShuttingDown.
-        """
-        gate = self._gates.get(instance_id)
-        if gate is not None:
-            lease = gate.try_acquire()
-            if lease is not None:
-                return lease
-        self._check_may_wait(instance_id)
-        return None
-
-    async def wait_for_lease(self, instance_id: str) -> Lease:
-        """A lease, in order of arrival, once the instance is running and has room.
-
-        Raises QueueFull, StartTooSlow, InstanceFailedToStart, InstanceNotRunning, InstanceNotFound or
-        ShuttingDown. Leaving the queue by cancellation is safe at any moment.
-        """
-        self._check_may_wait(instance_id)
-        limit_s = self.config.start_timeout_cap_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await self._gates[instance_id].acquire()
-        except TimeoutError:
-            raise StartTooSlow(
-                f"instance {instance_id!r} did not take the request within {limit_s:.0f} s; try again later",
-                retry_after_s=5.0,
-            ) from None
-
-    def lease(self, instance_id: str) -> AbstractAsyncContextManager[Lease]:
-        """`async with manager.lease(id) as lease:` around a whole request."""
-        return self._lease(instance_id)
-
-    @asynccontextmanager
-    async def _lease(self, instance_id: str) -> AsyncIterator[Lease]:
-        lease = self.try_lease(instance_id) or await self.wait_for_lease(instance_id)
-        try:
-            yield lease
-        finally:
-            lease.release()
-
-    def _check_may_wait(self, instance_id: str) -> None:
-        """Raise unless the instance is running or will be without anybody's further doing."""
-        supervisor = self._find(instance_id)
-        if self.is_shutting_down:
-            raise _shutting_down()
-        if not supervisor.wants_running:
-            raise _not_running(supervisor.instance)
-        if supervisor.is_asleep:
-            self.on_wanted(supervisor.instance)
-
     # Logs.
 
     def read_log(self, instance_id: str, tail: int) -> builtins.list[str]:
@@ -373,7 +325,7 @@ class InstanceManager:
 
     def _open_for_business(self) -> tuple[asyncio.TaskGroup, Dock]:
         if self.is_shutting_down:
-            raise _shutting_down()
+            raise shutting_down()
         if self._tasks is None or self._dock is None:
             raise RuntimeError("the manager is used outside of `async with manager.run()`")
         return self._tasks, self._dock
@@ -388,14 +340,3 @@ class InstanceManager:
         while (instance_id := new_instance_id(model_name)) in self._supervisors:
             pass
         return instance_id
-
-
-def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("Berth is shutting down and takes nothing new", retry_after_s=5.0)
-
-
-def _not_running(instance: Instance) -> InstanceNotRunning:
-    why = explain(instance.failure) if instance.failure is not None else instance.status_reason
-    return InstanceNotRunning(
-        f"instance {instance.instance_id!r} is {instance.state} ({why}); start it or create another"
-    )
