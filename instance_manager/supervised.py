@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,25 +82,12 @@ class SupervisedProcess(EngineProcess):
         try:
             try:
                 await asyncio.to_thread(_make_room, status_path)
-                child = await asyncio.create_subprocess_exec(
-                    *_INTERPRETER,
-                    _SHIM,
-                    *options,
-                    f"--report={write_end}",
-                    "--",
-                    *argv,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=dict(env),
-                    cwd=cwd,
-                    pass_fds=(write_end,),
-                    start_new_session=True,
-                )
+                command = [*_INTERPRETER, _SHIM, *options, f"--report={write_end}", "--", *argv]
+                child = _start(command, env, cwd, output, write_end)
             finally:
                 os.close(write_end)
-            shim_exit = asyncio.create_task(child.wait(), name=f"exit of shim {child.pid}")
             shim = ProcessId.of(child.pid)
+            shim_exit = asyncio.create_task(_exit_of_child(child, shim), name=f"exit of shim {child.pid}")
             try:
                 engine = _engine_of(await _read_to_end(read_end), argv[0])
             except BaseException:
@@ -134,6 +122,11 @@ class SupervisedProcess(EngineProcess):
         if not await self._shim_ends_within(_KILL_DEADLINE_S):
             logger.error("the tree of engine %d outlives SIGKILL; killing its shim as well", self.pid)
         return await self._sweep()
+
+    def let_go(self) -> None:
+        """Watch it no longer and leave it alone: another Berth may adopt it."""
+        self.exited.cancel()
+        self._shim_exit.cancel()
 
     def kill_now(self) -> None:
         """Have the tree killed without waiting: for the moment when nothing can be awaited any more."""
@@ -214,6 +207,33 @@ async def _read_to_end(descriptor: int) -> bytes:
         if not chunk:
             return said
         said += chunk
+
+
+def _start(
+    command: Sequence[str], env: Mapping[str, str], cwd: str | None, output: int, inherited: int
+) -> subprocess.Popen[bytes]:
+    """The shim, as a child that nothing of asyncio's kills when the loop is closed: it may outlive us.
+
+    Takes a millisecond or two, and belongs to the thread that the tree may be bound to.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=dict(env),
+        cwd=cwd,
+        pass_fds=(inherited,),
+        start_new_session=True,
+    )
+
+
+async def _exit_of_child(child: subprocess.Popen[bytes], process: ProcessId) -> int:
+    """Its return code; it is reaped then."""
+    await until_exit(process)
+    while (returncode := child.poll()) is None:  # without descriptors left, it only seemed to have ended
+        await asyncio.sleep(_POLL_S)
+    return returncode
 
 
 async def _exit_of_stranger(process: ProcessId) -> int:
