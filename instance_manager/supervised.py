@@ -231,8 +231,8 @@ def _start(
 async def _exit_of_child(child: subprocess.Popen[bytes], process: ProcessId) -> int:
     """Its return code; it is reaped then."""
     await until_exit(process)
-    while (returncode := child.poll()) is None:  # without descriptors left, it only seemed to have ended
-        await asyncio.sleep(_POLL_S)
+    while (returncode := child.poll()) is None:  # noqa: ASYNC110 - nothing tells us
+        await asyncio.sleep(_POLL_S)  # without descriptors left, it only seemed to have ended
     return returncode
 
 
