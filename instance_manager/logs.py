@@ -7,13 +7,17 @@ kept small by copy-and-truncate, which asks nothing of the engine: it writes in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 from instance_manager.ring import BroadcastRing
+
+logger = logging.getLogger("berth.manager")
 
 _CHUNK_BYTES = 256 * 1024
 _MAX_BACKLOG_BYTES = 8 * 1024 * 1024  # further behind than this, reading along makes no sense
@@ -33,6 +37,7 @@ class LogFile:
         self._offset = 0
         self._partial = b""
         self._stop = asyncio.Event()
+        self._is_failing = False
 
     @property
     def backup_path(self) -> Path:
@@ -51,16 +56,14 @@ class LogFile:
         """Read along until `finish` is called, then once more to the end."""
         interval = _POLL_MIN_S
         while not self._stop.is_set():
-            grew = await self._read_to_end()
-            if self._offset > self._max_bytes:
-                await self._rotate()
+            grew = await self._look()
             interval = _POLL_MIN_S if grew else min(interval * 1.5, _POLL_MAX_S)
             try:
                 async with asyncio.timeout(interval):
                     await self._stop.wait()
             except TimeoutError:
                 continue
-        await self._read_to_end()
+        await self._look()
         if self._partial:
             self._take(b"\n")
 
@@ -76,6 +79,20 @@ class LogFile:
     async def remove(self) -> None:
         """Delete the file and its backup."""
         await asyncio.to_thread(_unlink, self.path, self.backup_path)
+
+    async def _look(self) -> bool:
+        """Read what is new, rotate what is too long; what fails for want of disk or descriptors, later."""
+        try:
+            grew = await self._read_to_end()
+            if self._offset > self._max_bytes:
+                await self._rotate()
+        except OSError as error:
+            if not self._is_failing:
+                logger.warning("the log %s can't be followed for now: %s", self.path, error)
+            self._is_failing = True
+            return False
+        self._is_failing = False
+        return grew
 
     async def _read_to_end(self) -> bool:
         """Take what has been appended; at most what was there on entry, so a flood can't hold us."""
@@ -110,7 +127,9 @@ class LogFile:
         self.lines.extend(_text(line) for line in complete[-self.lines.capacity :])
 
     async def _rotate(self) -> None:
-        copied_late = await asyncio.to_thread(_copy_and_truncate, self.path, self.backup_path, self._offset)
+        copied_late = await asyncio.to_thread(
+            _copy_and_truncate, self.path, self.backup_path, self._offset, self._max_bytes
+        )
         self._offset = 0
         if copied_late:
             self._take(copied_late)
@@ -138,23 +157,40 @@ def _read(path: Path, offset: int, count: int) -> bytes:
         return b""
 
 
-def _copy_and_truncate(path: Path, backup: Path, offset: int) -> bytes:
-    """Copy all to the backup, empty the file, and return what came after `offset`.
+def _copy_and_truncate(path: Path, backup: Path, offset: int, max_bytes: int) -> bytes:
+    """Copy the last 2 * `max_bytes` to the backup, empty the file, and return what came after `offset`.
 
-    Lines written between the last read and the truncation are lost: the price of needing no help.
+    Lines written between the last read and the truncation are lost: the price of needing no help. Where the
+    disk has no room for a copy there is none: the file is emptied all the same, which makes room.
     """
     try:
-        with path.open("rb") as source, backup.open("wb") as target:
-            shutil.copyfileobj(source, target, _CHUNK_BYTES)
-            late = source.read(_CHUNK_BYTES)  # what was appended while the bulk was copied
-            target.write(late)
-            end = source.tell()
+        with path.open("rb") as source:
+            try:
+                _copy_end(source, backup, 2 * max_bytes)
+            except OSError as error:
+                logger.warning("no backup of the log %s is kept: %s", path, error)
+                with contextlib.suppress(OSError):
+                    backup.unlink(missing_ok=True)
+            end = source.seek(0, os.SEEK_END)
+            begin = source.seek(min(end, max(offset, end - _MAX_BACKLOG_BYTES)))
+            late = source.read(end - begin)
             os.truncate(path, 0)
     except FileNotFoundError:
         return b""
-    with backup.open("rb") as copied:
-        copied.seek(max(offset, end - _MAX_BACKLOG_BYTES))
-        return copied.read()
+    return late
+
+
+def _copy_end(source: BinaryIO, backup: Path, num_bytes: int) -> None:
+    source.seek(max(0, source.seek(0, os.SEEK_END) - num_bytes))
+    with backup.open("wb") as target:
+        _copy(source, target, num_bytes)
+        target.write(source.read(_CHUNK_BYTES))  # what was appended while the bulk was copied
+
+
+def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
+    """Not all there is: of a flood, there is always more."""
+    while num_bytes > 0 and (chunk := source.read(min(num_bytes, _CHUNK_BYTES))):
+        num_bytes -= target.write(chunk)
 
 
 def _unlink(*paths: Path) -> None:

@@ -95,17 +95,55 @@ async def test_what_is_written_while_the_copy_runs_is_not_lost(
 ) -> None:
     from instance_manager import logs
 
-    copy = logs.shutil.copyfileobj
+    copy = logs._copy
     async with followed(path, max_bytes=100) as (log, descriptor):
 
         def slow_copy(*args: object) -> None:
             copy(*args)
             os.write(descriptor, b"late\n")
 
-        monkeypatch.setattr(logs.shutil, "copyfileobj", slow_copy)
+        monkeypatch.setattr(logs, "_copy", slow_copy)
         os.write(descriptor, b"q" * 200 + b"\n")
         assert (await next_lines(log, 0, 2))[1] == "late"
     assert log.backup_path.read_text().endswith("q\nlate\n")
+
+
+async def test_what_is_kept_of_a_flood_is_bounded(path: Path) -> None:
+    async with followed(path, max_bytes=1000) as (log, descriptor):
+        os.write(descriptor, b"first\n" + (b"f" * 99 + b"\n") * 1000 + b"last\n")
+        while path.stat().st_size:  # noqa: ASYNC110 - a file has no event to await
+            await asyncio.sleep(0.01)
+        assert log.backup_path.stat().st_size == 2000
+        assert log.backup_path.read_text().endswith("\nlast\n")
+
+
+async def test_where_no_backup_can_be_written_the_log_is_emptied_and_followed_all_the_same(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with followed(path, max_bytes=1000) as (log, descriptor):
+        log.backup_path.mkdir()
+        os.write(descriptor, b"g" * 2000 + b"\n")
+        while path.stat().st_size:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        os.write(descriptor, b"after\n")
+    assert log.lines.tail(9)[-1] == "after"
+    assert "no backup of the log" in caplog.text
+
+
+async def test_a_log_that_cannot_be_read_for_a_while_is_read_later(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with followed(path) as (log, descriptor):
+        os.write(descriptor, b"one\n")
+        assert await next_lines(log, 0, 1) == ["one"]
+        moved = path.rename(path.with_name("elsewhere"))
+        path.mkdir()  # what stands at its place can't be read as a file
+        while "can't be followed" not in caplog.text:
+            os.write(descriptor, b"two\n")
+            await asyncio.sleep(0.01)
+        path.rmdir()
+        moved.rename(path)
+        assert (await next_lines(log, 1, 1)) == ["two"]
 
 
 async def test_a_flood_is_skipped_over(path: Path) -> None:
