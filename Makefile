@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 
-.PHONY: help serve test test-vllm test-llama-cpp check format conformance fuzz docs bench bench-proxy bench-engine bench-structured bench-first-token soak demo-model clean
+.PHONY: help serve test test-vllm test-llama-cpp check format conformance fuzz docs bench bench-proxy bench-engine bench-structured bench-first-token soak faults demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -56,6 +56,9 @@ bench-structured: $(DEV) ## What a JSON schema costs the engine: ARGS="--model D
 
 soak: $(DEV) ## Three models, memory for two, 16 clients for minutes: ARGS="--seconds 600", --engine fake
 	$(BIN)/python -m tests.soak $(ARGS)
+
+faults: $(DEV) ## Engines, clients, disks and clocks that fail, for minutes: ARGS="--list", ARGS="NAME"
+	$(BIN)/python -m tests.faults $(ARGS)
 
 bench-first-token: $(DEV) ## From a request by name to its first token: running, asleep, stopped
 	$(BIN)/python -m benchmarks.first_token $(ARGS)

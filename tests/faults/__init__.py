@@ -1,0 +1,1 @@
+"""Faults, with the real thing: a real Berth, real sockets, real engines that misbehave. `make faults`."""
