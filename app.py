@@ -34,12 +34,15 @@ from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
 from api.proxy import DataPlane
 from api.response_cache import ResponseCache
-from api.response_channel import HandOver, ResponseChannel
+from api.response_channel import DirectApp, HandOver, ResponseChannel
+from api.trace_export import InstanceSpans, TraceExport
+from api.tracing import Tracing
 from configs.catalog import Catalog, CatalogError, CatalogFile
 from configs.catalog_edit import edit_model
 from configs.discovery import discover_models
-from configs.logging import configure_logging
+from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
+from configs.remote_logs import RemoteLogs
 from configs.settings import Settings, SettingsError, load_settings
 from instance_manager.errors import InstanceNotFound, InvalidCatalog
 from instance_manager.eviction import EvictionPolicy
@@ -293,9 +296,15 @@ class BerthServer(uvicorn.Server):
         self.should_exit = True
 
 
-def create_server(settings: Settings, env_file: Path | None = None) -> BerthServer:
+def create_server(
+    settings: Settings, env_file: Path | None = None, traces: TraceExport | None = None
+) -> BerthServer:
     """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
-    app, manager, pulls = _compose(settings, env_file)
+    access, manager, pulls = _compose(settings, env_file)
+    app: DirectApp = access
+    if traces is not None:
+        app = Tracing(access, traces.tracer)
+        manager.events.add_listener(InstanceSpans(traces.tracer).on_event)
     limits = ConnectionLimits(
         max_connections=connections_within(raise_descriptor_limit(), settings.max_connections),
         max_body_bytes=settings.max_body_mb * 2**20,
@@ -318,17 +327,52 @@ def create_server(settings: Settings, env_file: Path | None = None) -> BerthServ
     return BerthServer(config, manager, pulls)
 
 
+class Telemetry:
+    """What Berth sends elsewhere: traces and copies of log lines. None of it is needed to serve."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.traces: TraceExport | None = None
+        self._logs: list[RemoteLogs] = []
+        if settings.log_syslog is not None:
+            self._logs.append(send_to_syslog(settings.log_syslog))
+        if (endpoint := settings.otel_exporter_otlp_endpoint) is not None:
+            name = settings.otel_service_name
+            try:
+                if settings.log_otlp:
+                    self._logs.append(send_to_otlp(endpoint, name, VERSION))
+                self.traces = TraceExport(endpoint, name, VERSION)
+            except ImportError as error:
+                logger.error(
+                    "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there is no %s: nothing is sent there. "
+                    "Install it: pip install -r requirements.txt",
+                    error.name,
+                )
+
+    def close(self) -> None:
+        """Send what is left; takes some seconds where nobody answers."""
+        if self.traces is not None:
+            self.traces.close()
+        for handler in self._logs:
+            handler.finish()
+
+
 def main() -> int:
     """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
     try:
         settings = load_settings(ENV_FILE)
         configure_logging(settings.log_format, debug=settings.app_debug, access_log=settings.access_log)
-        server = create_server(settings, ENV_FILE)
+        for name, value in settings.sdk_environment(ENV_FILE).items():
+            os.environ.setdefault(name, value)
+        telemetry = Telemetry(settings)
+        server = create_server(settings, ENV_FILE, telemetry.traces)
     except (SettingsError, CatalogError, PluginError) as error:
         sys.stderr.write(f"berth: {error}\n")
         return 2
     logger.info("Berth %s on http://%s:%s", VERSION, settings.app_host, settings.app_port)
-    server.run()
+    try:
+        server.run()
+    finally:
+        telemetry.close()
     return 0
 
 

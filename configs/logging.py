@@ -6,6 +6,10 @@ import json
 import logging
 import logging.config
 from datetime import UTC, datetime
+from typing import Any
+
+from configs.remote_logs import RemoteLogs
+from configs.syslog import SyslogAddress, SyslogSink
 
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 
@@ -20,7 +24,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD_FIELDS}
+        fields |= extra_fields(record)
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, default=str, ensure_ascii=False)
@@ -47,3 +51,26 @@ def configure_logging(log_format: str, *, debug: bool, access_log: bool = False)
             },
         }
     )
+
+
+def send_to_syslog(address: str) -> RemoteLogs:
+    """Send everything to a syslog server as well, as JSON. Raises ValueError for what is no address."""
+    sink = SyslogSink(SyslogAddress.parse(address), JsonFormatter())
+    return _added(RemoteLogs(sink, f"LOG_SYSLOG={address}"))
+
+
+def send_to_otlp(endpoint: str, service_name: str, version: str) -> RemoteLogs:
+    """Send everything to an OpenTelemetry collector as well. Raises ImportError without its packages."""
+    from configs.otlp_logs import OtlpSink
+
+    return _added(RemoteLogs(OtlpSink(endpoint, service_name, version), f"LOG_OTLP to {endpoint}"))
+
+
+def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What a call gave as `extra`."""
+    return {name: value for name, value in record.__dict__.items() if name not in _STANDARD_FIELDS}
+
+
+def _added(handler: RemoteLogs) -> RemoteLogs:
+    logging.getLogger().addHandler(handler)
+    return handler

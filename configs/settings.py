@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
+from configs.syslog import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,7 @@ ENGINE_VARIABLE_PREFIXES = (
     "OMP_", "MKL_", "KMP_", "TORCH_", "PYTORCH_", "TRITON_", "VLLM_CPU_", "VLLM_LOGGING_", "VLLM_CACHE_",
     "VLLM_USE_", "VLLM_ATTENTION_", "VLLM_WORKER_", "LD_", "TOKENIZERS_",
 )  # fmt: skip
+SDK_VARIABLE_PREFIX = "OTEL_"  # read by OpenTelemetry's SDK itself, in Berth's own process
 ENGINE_VARIABLES = frozenset(
     {"NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "BERTH_NATIVE_KERNELS", "CXX", "XDG_CACHE_HOME"}
 )
@@ -169,12 +171,34 @@ class Settings(BaseSettings):
     log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
     log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")
     access_log: bool = Field(False, description="A log line per request; `APP_DEBUG` has them too")
+    log_syslog: str | None = Field(
+        None, description="Where log lines go as well: `udp://host:514`, `tcp://host:514`, `/dev/log`"
+    )
+    log_otlp: bool = Field(False, description="Send log lines to `OTEL_EXPORTER_OTLP_ENDPOINT` as well")
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that gets traces, `http://host:4318`"
+    )
+    otel_service_name: str = Field("berth", description="What Berth is called there")
 
     @field_validator("api_keys", "admin_api_keys", "protocol_plugins", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(filter(None, (key.strip() for key in value.split(","))))
+        return value
+
+    @field_validator("log_syslog")
+    @classmethod
+    def _check_syslog(cls, value: str | None) -> str | None:
+        if value is not None:
+            SyslogAddress.parse(value)
+        return value
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _check_otlp(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must be the URL of a collector that takes OTLP over HTTP, http://host:4318")
         return value
 
     @field_validator("model_dirs", mode="before")
@@ -197,6 +221,11 @@ class Settings(BaseSettings):
             return read_key_file(self.api_keys_file)
         except KeyFileError as error:
             raise SettingsError(f"API_KEYS_FILE={self.api_keys_file}: {error}") from None
+
+    @staticmethod
+    def sdk_environment(env_file: Path | None = None) -> dict[str, str]:
+        """Variables for OpenTelemetry's SDK that stand in `env_file`."""
+        return {k: v for k, v in _dotenv(env_file).items() if k.startswith(SDK_VARIABLE_PREFIX)}
 
     def engine_environment(self, env_file: Path | None = None) -> dict[str, str]:
         """Variables that engines get on top of Berth's own environment."""
@@ -222,6 +251,8 @@ def load_settings(env_file: Path | None = None) -> Settings:
     except ValidationError as error:
         raise SettingsError(_first_error(error)) from None
     settings.parameters()
+    if settings.log_otlp and settings.otel_exporter_otlp_endpoint is None:
+        raise SettingsError("LOG_OTLP=true: needs OTEL_EXPORTER_OTLP_ENDPOINT, the collector to send to")
     last_port = settings.vllm_base_port + settings.vllm_max_instances - 1
     if last_port > 65535:
         raise SettingsError(
@@ -258,7 +289,7 @@ def _dotenv(env_file: Path | None) -> Mapping[str, str]:
 def _refuse_unknown(env_file: Path | None) -> None:
     known = {name.upper() for name in Settings.model_fields}
     for name, value in _dotenv(env_file).items():
-        if name.upper() in known or is_engine_variable(name):
+        if name.upper() in known or is_engine_variable(name) or name.startswith(SDK_VARIABLE_PREFIX):
             continue
         close = difflib.get_close_matches(name.upper(), known, n=1)
         hint = f"did you mean {close[0]}?" if close else "env.example lists every setting"
