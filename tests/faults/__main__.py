@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import engines_starting
+from tests.faults import engines_dying, engines_starting
 from tests.faults.harbour import Harbour, Skipped
 from tests.faults.ledger import Fate, Ledger
 from tests.faults.scene import Scene
 
-SCENES: tuple[Scene, ...] = (engines_starting.SCENE,)
+SCENES: tuple[Scene, ...] = (engines_starting.SCENE, engines_dying.SCENE)
 _MAX_SHOWN = 1500
 
 
@@ -62,7 +62,9 @@ class Runner:
                     result.problems += harbour.settle()
 
     def _is_wanted(self, scene: Scene, name: str) -> bool:
-        return not self._wanted or any(one in f"{scene.name} {name}" for one in self._wanted)
+        return not self._wanted or any(
+            one in f"{scene.name} {name}".replace(" ", "_") for one in self._wanted
+        )
 
     @contextmanager
     def _noting(self, scene: str, name: str) -> Iterator[Result]:

@@ -236,7 +236,7 @@ class Harbour:
     def settle(self) -> list[str]:
         """What is not as it was before, once it has had time to become so."""
         problems = []
-        if left := _eventually(self._strangers):
+        if left := _eventually(self.strangers):
             problems.append(f"processes left: {left}")
         if excess := _eventually(lambda: max(0, self.process.num_fds() - self._descriptors)):
             problems.append(f"{excess} descriptors leaked of {self._descriptors}: {self._open_descriptors()}")
@@ -263,7 +263,8 @@ class Harbour:
     def grown_bytes(self) -> int:
         return int(self.process.memory_info().rss) - self._rss_bytes
 
-    def _strangers(self) -> list[str]:
+    def strangers(self) -> list[str]:
+        """Processes of this Berth, other than itself and those of the neighbour."""
         return [
             f"{process.pid} {' '.join(process.cmdline())[-120:]}"
             for process in self.berth.survivors()

@@ -294,10 +294,32 @@ def _answer(connection: socket.socket, wire: Wire, line: str, headers: dict[str,
     return True
 
 
+def _fork_daemon(live: Callable[[], None]) -> None:
+    """Twice, and in a session of its own: nobody's child."""
+    if (pid := os.fork()) != 0:
+        os.waitpid(pid, 0)
+        return
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        live()
+    os._exit(0)
+
+
+def _storm() -> None:
+    while True:
+        _fork_daemon(lambda: time.sleep(2))
+        time.sleep(0.01)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rogue_engine")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--fork-storm", action="store_true", help="fork daemons, and go on forking")
+    parser.add_argument(
+        "--hold-port", action="store_true", help="fork a daemon that listens on, deaf to SIGTERM"
+    )
     parser.add_argument("--record", type=Path, metavar="DIR")
     return parser.parse_args()
 
@@ -306,6 +328,10 @@ def main() -> int:
     args = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     listener = socket.create_server((args.host, args.port), backlog=512)
+    if args.hold_port:
+        _fork_daemon(lambda: time.sleep(3600))
+    if args.fork_storm:
+        threading.Thread(target=_storm, daemon=True).start()
     numbers = count(1)
     while True:
         connection, _ = listener.accept()
