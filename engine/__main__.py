@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.allocator import keep_freed_memory, use_huge_pages
+from engine.allocator import keep_few_kernels, keep_freed_memory, use_huge_pages
 from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -42,6 +42,7 @@ def main() -> NoReturn:
     """Never waits for the engine's thread: it may be inside a load or a step that won't end soon."""
     keep_freed_memory()
     use_huge_pages()
+    keep_few_kernels()
     code = _run(sys.argv[1:])
     logging.shutdown()
     sys.stdout.flush()
