@@ -54,7 +54,7 @@ def use_huge_pages() -> None:
 def keep_few_kernels() -> None:
     """Let oneDNN forget the kernels that were used longest ago, unless the operator has decided it.
 
-    It makes one for each shape of a product, half a MiB large, in a tenth of a millisecond, and each cache keeps
+    It makes one for each shape of a product, half a MiB large, in a tenth of a millisecond, and each keeps
     1024: every length of a prompt is a shape, and their kernels came to 700 MiB. A step of 2048 tokens uses
     about 70, in every layer again; where oneDNN keeps fewer than that, a prefill takes twice its time.
 

@@ -1,4 +1,4 @@
-"""What a process keeps for itself: measured in one of its own, where no other test has set the libraries up."""
+"""What a process keeps for itself: measured in one of its own, before a library has read its settings."""
 
 from __future__ import annotations
 
