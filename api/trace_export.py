@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
 from instance_manager.types import Event, InstanceState
 
-_CLOSE_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 3.0
 
 
 class TraceExport:
@@ -38,7 +38,7 @@ class TraceExport:
         self.tracer: Tracer = self._provider.get_tracer("berth", version)
 
     def close(self) -> None:
-        """Send what has not been sent, for at most five seconds."""
+        """Send what has not been sent, for at most three seconds."""
         thread = threading.Thread(target=self._provider.shutdown, name="berth-traces-close", daemon=True)
         thread.start()
         thread.join(_CLOSE_TIMEOUT_S)
