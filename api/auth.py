@@ -19,6 +19,7 @@ from api.dispatch import raw_path
 from api.errors import ApiError, api_error
 from api.headers import find_header, sane_request_id
 from api.keys import LOCAL, Access, ApiKey, Caller, KeyRing, caller_of, let_in, not_allowed, too_often
+from api.known_head import memo_of
 from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 
@@ -96,7 +97,20 @@ class AccessControl:
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
         """The application's short way, see `DataPlane.begin`; who may not pass is answered by ASGI."""
-        return self._refusal(scope) is None and self._app.begin(scope, body, channel, hand_over)
+        return self._lets_in(scope) and self._app.begin(scope, body, channel, hand_over)
+
+    def _lets_in(self, scope: Scope) -> bool:
+        """Whether there is no refusal. For a caller without limits the head tells, once and for all."""
+        memo = memo_of(scope)
+        if memo is not None and (known := memo.get("caller")) is not None:
+            let_in(scope, known)
+            return True
+        if self._refusal(scope) is not None:
+            return False
+        caller = caller_of(scope)
+        if memo is not None and caller.models is None and caller.rate is None:
+            memo["caller"] = caller
+        return True
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         required = required_access(raw_path(scope), self._inference_paths)

@@ -68,8 +68,21 @@ class Request:
 
     def encode(self, identity: bytes, body: bytes) -> bytes:
         """The head, with the engine's own `identity` lines, and what is at hand of the body (framed)."""
-        line = (self.method.encode(), b" ", self.target, b" HTTP/1.1\r\n", identity)
-        return b"".join((*line, *self.headers.lines, body))
+        headers = self.headers
+        pieces = (
+            self.method.encode(),
+            b" ",
+            self.target,
+            b" HTTP/1.1\r\n",
+            identity,
+            headers.passed,
+            headers.framing,
+            b"x-request-id: ",
+            headers.request_id,
+            headers.forwarded,
+            body,
+        )
+        return b"".join(pieces)
 
 
 class Exchange:

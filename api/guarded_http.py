@@ -51,6 +51,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self._max_known_body = min(self._max_known_body, limits.max_body_bytes)
         self._is_head = True  # between requests, and until a head is whole
         self._has_begun = False  # something of the head is there
         self._head_fed = 0  # bytes of it that the parser has, and may not have told of
@@ -64,7 +65,8 @@ class GuardedHttpProtocol(FastHttpProtocol):
     @property
     def is_idle(self) -> bool:
         """Whether nothing has been asked that is not answered."""
-        return self._is_head and (self.cycle is None or self.cycle.response_complete)
+        is_answered = self._short is None and (self.cycle is None or self.cycle.response_complete)
+        return self._is_head and is_answered
 
     @property
     def heard_at(self) -> float:
@@ -93,9 +95,11 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if self._is_refused or self.transport.is_closing():
             return
         self._heard_at = self.loop.time()
+        if self._take_known(data):
+            return
         if self._is_head:
             self._head_fed += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._is_refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
             return
         if not self._is_head:

@@ -60,34 +60,43 @@ def new_request_id() -> bytes:
 class RequestHeaders:
     """A client's request headers, sorted into what goes on as it is and what Berth has to know.
 
-    `lines` are encoded, down to the empty line that ends a head; `Host` and `Authorization` are the
-    engine's affair and not among them.
+    `passed`, `framing` and `forwarded` are encoded lines: those that go on as they came, the one that tells
+    how the body ends, and X-Forwarded-*, down to the empty line that ends a head. `Host` and `Authorization`
+    are the engine's affair and not among them.
     """
 
-    lines: list[bytes]
+    passed: bytes
+    framing: bytes
     request_id: bytes
+    forwarded: bytes
     has_body: bool
     is_chunked: bool
+
+    def again(self, length: int) -> RequestHeaders:
+        """The same of another request, whose body has so many bytes."""
+        framing = b"content-length: %d\r\n" % length if self.framing else b""
+        return RequestHeaders(self.passed, framing, new_request_id(), self.forwarded, length > 0, False)
 
 
 def read_request_headers(headers: RawHeaders, client: bytes, scheme: bytes) -> RequestHeaders:
     """Sort a request's headers. `client` is the peer's address, `scheme` http or https."""
-    lines: list[bytes] = []
-    request_id = host = forwarded_for = forwarded_host = forwarded_proto = b""
-    content_length: bytes | None = None
-    is_chunked = False
+    passed: list[bytes] = []
+    request_id = host = forwarded_for = forwarded_host = forwarded_proto = framing = b""
+    has_body = is_chunked = False
     for name, value in headers:
         if name not in _REQUEST_SPECIAL:
-            lines += (name, b": ", value, b"\r\n")
+            passed += (name, b": ", value, b"\r\n")
         elif name == b"host":
             host = value
         elif name == b"connection":
             if nominated_by(value):
                 return read_request_headers(without_nominated(headers), client, scheme)
         elif name == b"content-length":
-            content_length = value
+            framing = framing or b"content-length: %b\r\n" % value
+            has_body = has_body or value.strip(b"0") != b""
         elif name == b"transfer-encoding":
-            is_chunked = True
+            is_chunked = has_body = True
+            framing = b"transfer-encoding: chunked\r\n"
         elif name == b"x-request-id":
             request_id = value
         elif name == b"x-forwarded-for":
@@ -96,14 +105,7 @@ def read_request_headers(headers: RawHeaders, client: bytes, scheme: bytes) -> R
             forwarded_host = forwarded_host or value
         elif name == b"x-forwarded-proto":
             forwarded_proto = forwarded_proto or value
-    if is_chunked:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    elif content_length is not None:
-        lines += (b"content-length: ", content_length, b"\r\n")
-    request_id = sane_request_id(request_id)
-    lines += (
-        b"x-request-id: ",
-        request_id,
+    forwarded = (
         b"\r\nx-forwarded-for: ",
         forwarded_for + b", " + client if forwarded_for else client,
         b"\r\nx-forwarded-proto: ",
@@ -112,8 +114,9 @@ def read_request_headers(headers: RawHeaders, client: bytes, scheme: bytes) -> R
         forwarded_host or host,
         b"\r\n\r\n",
     )
-    has_body = is_chunked or (content_length is not None and content_length.strip(b"0") != b"")
-    return RequestHeaders(lines, request_id, has_body, is_chunked)
+    return RequestHeaders(
+        b"".join(passed), framing, sane_request_id(request_id), b"".join(forwarded), has_body, is_chunked
+    )
 
 
 def sane_request_id(given: bytes) -> bytes:

@@ -16,7 +16,8 @@ from api.direct import DirectExchange
 from api.dispatch import raw_path
 from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
-from api.headers import read_request_headers
+from api.headers import find_header, read_request_headers
+from api.known_head import memo_of
 from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, lease_while_connected
 from api.response_channel import HandOver, ResponseChannel, channel_of
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
@@ -82,7 +83,13 @@ class DataPlane:
         False: nothing has happened, call the application. True: the answer goes out by `channel`, or
         `hand_over` gets an application that goes on with the request.
         """
-        instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+        memo = memo_of(scope)
+        if memo is not None and "asked_for" in memo:
+            instance_id, target = memo["asked_for"]
+        else:
+            instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+            if memo is not None:
+                memo["asked_for"] = instance_id, target
         try:
             lease = self._leases.try_lease(instance_id)
         except ManagerError:
@@ -108,7 +115,7 @@ class DataPlane:
         if pool is None or connection is None:
             lease.release()
             return False
-        call = self._call(scope, asked_for, target)
+        call = self._call(scope, asked_for, target, len(body))
         call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
         def go_on(sent: DirectExchange) -> None:
@@ -130,11 +137,18 @@ class DataPlane:
         )
         return True
 
-    def _call(self, scope: Scope, instance_id: str, target: bytes) -> Call:
+    def _call(self, scope: Scope, instance_id: str, target: bytes, length: int = 0) -> Call:
+        """`length` is the body's, where it has arrived."""
         started = time.perf_counter()
-        client = scope.get("client")
-        client_host = client[0].encode() if client else b"unknown"
-        headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
+        memo = memo_of(scope)
+        if memo is not None and (known := memo.get("headers")) is not None:
+            headers = known.again(length)
+        else:
+            client = scope.get("client")
+            client_host = client[0].encode() if client else b"unknown"
+            headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
+            if memo is not None and not find_header(scope["headers"], b"x-request-id"):
+                memo["headers"] = headers
         request = Request(scope["method"], target, headers, started)
         return Call(scope, request, instance_id, self._metrics.unserved)
 

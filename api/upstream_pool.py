@@ -149,7 +149,9 @@ class UpstreamPools:
     def current(self, instance_id: str, endpoint: Endpoint) -> UpstreamPool | None:
         """The instance's pool if there is one for this very process of it."""
         pool = self._pools.get(instance_id)
-        return pool if pool is not None and pool.endpoint == endpoint else None
+        if pool is None or not (pool.endpoint is endpoint or pool.endpoint == endpoint):
+            return None
+        return pool
 
     def pool_for(self, instance_id: str, endpoint: Endpoint) -> UpstreamPool:
         """The instance's pool for this very process of it."""

@@ -6,9 +6,12 @@ metrics, and the manager's own gate for leases. Only the supervisor is missing: 
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,8 +19,8 @@ from fastapi import FastAPI
 from api import garbage
 from api.auth import AccessControl, Keys
 from api.dispatch import Dispatcher
-from api.fast_http import FastHttpProtocol
 from api.gateway import Gateway
+from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
 from api.proxy import DataPlane
 from instance_manager.admission import Lease
 from instance_manager.backends import plan_launch
@@ -82,7 +85,7 @@ def main() -> None:
         served,
         port=port,
         log_level="warning",
-        http=FastHttpProtocol,
+        http=cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=ConnectionLimits())),
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -12,7 +12,8 @@ from api.headers import new_request_id, nominated_by, read_request_headers, resp
 
 def sent(*headers: tuple[bytes, bytes]) -> dict[bytes, bytes]:
     """What goes on of a request's headers; the last of each name."""
-    lines = b"".join(read_request_headers(list(headers), b"9.9.9.9", b"http").lines)
+    read = read_request_headers(list(headers), b"9.9.9.9", b"http")
+    lines = b"".join((read.passed, read.framing, b"x-request-id: ", read.request_id, read.forwarded))
     assert lines.endswith(b"\r\n\r\n")
     return dict(line.split(b": ", 1) for line in lines[:-4].split(b"\r\n"))  # type: ignore[misc]
 

@@ -7,13 +7,14 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from api.asgi import Receive, Scope, Send
 from api.dispatch import Dispatcher
-from api.fast_http import FastHttpProtocol
+from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
 from api.proxy import DataPlane
 from api.upstream_pool import UpstreamOptions
 from instance_manager.errors import InstanceNotFound, ManagerError
@@ -25,9 +26,9 @@ LOOPS = [("asyncio", {"use_uvloop": True}), ("asyncio", {"use_uvloop": False})]
 
 
 def server_protocol() -> Any:
-    """uvicorn's HTTP protocol for the loop that runs the test."""
+    """The HTTP protocol for the loop that runs the test: Berth's own, or uvicorn's."""
     is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
-    return FastHttpProtocol if is_uvloop else "httptools"
+    return partial(GuardedHttpProtocol, limits=ConnectionLimits()) if is_uvloop else "httptools"
 
 
 Headers = list[tuple[bytes, bytes]]
@@ -220,6 +221,7 @@ class Front:
     plane: DataPlane
     metrics: ProxyMetrics
     leases: StubLeases
+    server: uvicorn.Server
 
     async def connect(self) -> Wire:
         return Wire(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**20))
@@ -242,7 +244,7 @@ async def control_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def berth(
-    engine: Upstream | StubLeases, options: UpstreamOptions | None = None
+    engine: Upstream | StubLeases, options: UpstreamOptions | None = None, *, keep_alive_s: int = 5
 ) -> AsyncIterator[Front]:
     """The data plane in front of `engine`, its instance "one". No request may leave a trace."""
     leases = engine if isinstance(engine, StubLeases) else StubLeases(one=engine.endpoint)
@@ -258,13 +260,14 @@ async def berth(
         access_log=False,
         proxy_headers=False,
         timeout_graceful_shutdown=2,
+        timeout_keep_alive=keep_alive_s,
     )
     server = uvicorn.Server(config)
     sock = socket.create_server(("127.0.0.1", 0))
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     await eventually(lambda: server.started)
     try:
-        yield Front(sock.getsockname()[1], plane, metrics, leases)
+        yield Front(sock.getsockname()[1], plane, metrics, leases, server)
         async with asyncio.timeout(2):
             await leases.until(lambda: leases.num_out == 0 and leases.num_waiting == 0)
             await eventually(lambda: num_busy(plane) == 0)
