@@ -35,7 +35,7 @@ async def create_instance(
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
-    instance = manager.create(_spec(body, config), idempotency_key=idempotency_key)
+    instance = await manager.create_once(_spec(body, config), idempotency_key)
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)
 

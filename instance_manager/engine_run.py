@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import time
 from collections.abc import Coroutine
 from typing import Any
 
 import httpx
 
+from instance_manager.adoption import FoundRun
 from instance_manager.cgroups import delegated_cgroup
 from instance_manager.environment import engine_environment
 from instance_manager.failures import classify_exit, telling_lines
@@ -27,6 +27,8 @@ from instance_manager.types import FailureClass, InstanceFailure, ManagerConfig
 
 logger = logging.getLogger("berth.manager")
 
+_ADOPTED_PATIENCE_S = 30.0  # a long prefill may keep an engine from answering for seconds
+
 
 class EngineFailed(Exception):
     """The engine ended, never got ready, or could not be started at all."""
@@ -37,13 +39,25 @@ class EngineFailed(Exception):
 
 
 class EngineRun:
-    """Made by `spawn`, over after `end`."""
+    """Made by `spawn` or `adopt`, over after `end` or `let_go`."""
 
-    def __init__(self, process: EngineProcess, log: LogFile, port: int, api_key: str, log_mark: int) -> None:
+    def __init__(
+        self,
+        process: EngineProcess,
+        log: LogFile,
+        port: int,
+        api_key: str,
+        log_mark: int,
+        *,
+        age_s: float = 0.0,
+        patience_s: float | None = None,
+    ) -> None:
+        """`patience_s`: how long it may take to answer, in place of the time for a start."""
         self._process = process
         self._log = log
         self._log_mark = log_mark  # number of the last line before this process
-        self._started = time.monotonic()
+        self._started = time.monotonic() - age_s
+        self._patience_s = patience_s
         self._follower = asyncio.create_task(log.follow(), name=f"log of {process.pid}")
         self.port = port
         self.api_key = api_key
@@ -60,17 +74,18 @@ class EngineRun:
 
     @classmethod
     async def spawn(cls, instance: Instance, log: LogFile, port: int, config: ManagerConfig) -> EngineRun:
-        """Start the instance's command on `port`. Raises EngineFailed if it can't be run."""
-        plan = instance.plan
-        api_key = secrets.token_urlsafe(24)
+        """Start the instance's command on `port`, with its secrets. Raises EngineFailed."""
+        plan, secrets = instance.plan, instance.secrets
+        if secrets is None:
+            raise RuntimeError("an engine is to be started without a token and a key")
         env = engine_environment(
             os.environ,
             config.engine_env,
             plan.env,
             instance.spec.env,
             instance_id=instance.instance_id,
-            token=secrets.token_hex(16),
-            api_key=api_key,
+            token=secrets.token,
+            api_key=secrets.api_key,
             devices=instance.spec.devices,
         )
         argv = plan.argv(instance.host, port)
@@ -91,7 +106,23 @@ class EngineRun:
             raise EngineFailed(InstanceFailure(FailureClass.BAD_ARGUMENTS, message)) from error
         finally:
             os.close(output)
-        return cls(process, log, port, api_key, log_mark)
+        return cls(process, log, port, secrets.api_key, log_mark)
+
+    @classmethod
+    def adopt(cls, instance: Instance, log: LogFile, port: int, found: FoundRun) -> EngineRun:
+        """Take over a process that an earlier Berth has started; one that has ended since has `exited`.
+
+        One that was ready has to answer soon; one that was loading has what is left of its time.
+        """
+        if found.status is None or found.secrets is None:
+            raise RuntimeError("there is nothing that could be adopted")
+        process = SupervisedProcess.adopt(found.status, found.status_path)
+        if found.was_ready:
+            return cls(
+                process, log, port, found.secrets.api_key, found.log_mark, patience_s=_ADOPTED_PATIENCE_S
+            )
+        age_s = max(0.0, time.time() - found.status.started_at)
+        return cls(process, log, port, found.secrets.api_key, found.log_mark, age_s=age_s)
 
     async def until_ready(
         self,
@@ -111,7 +142,7 @@ class EngineRun:
             while not probing.done() and not interrupted.done():
                 remaining_s = self._deadline(config) - time.monotonic()
                 if remaining_s <= 0:
-                    raise self.failed(FailureClass.START_TIMEOUT, self._timeout_message())
+                    raise self._too_late()
                 await asyncio.wait(
                     (probing, self.exited, interrupted),
                     timeout=remaining_s,
@@ -164,6 +195,18 @@ class EngineRun:
             return None
         return InstanceFailure(FailureClass.UNHEALTHY, f"processes of engine {self.pid} survived SIGKILL")
 
+    @property
+    def can_be_left(self) -> bool:
+        """Whether another Berth could take it over."""
+        return isinstance(self._process, SupervisedProcess)
+
+    async def let_go(self) -> None:
+        """Leave it alone: it goes on without us."""
+        if isinstance(self._process, SupervisedProcess):
+            self._process.let_go()
+        self._log.finish()
+        await asyncio.wait((self._follower,))
+
     def abandon(self) -> None:
         """Kill the tree without waiting: for a moment when nothing can be awaited any more."""
         self._process.kill_now()
@@ -171,11 +214,19 @@ class EngineRun:
 
     def _deadline(self, config: ManagerConfig) -> float:
         """A start that shows progress in its log gets more time, up to the cap. Monotonic seconds."""
+        if self._patience_s is not None:
+            return self._started + self._patience_s
         return min(self._last_sign + config.start_timeout_s, self._started + config.start_timeout_cap_s)
 
     @property
     def _last_sign(self) -> float:
         return max(self._started, self._log.grown_at)
+
+    def _too_late(self) -> EngineFailed:
+        if self._patience_s is None:
+            return self.failed(FailureClass.START_TIMEOUT, self._timeout_message())
+        message = f"it ran under an earlier Berth, and has not answered this one for {self._patience_s:.0f} s"
+        return self.failed(FailureClass.UNHEALTHY, message)
 
     def _timeout_message(self) -> str:
         now = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from instance_manager.ring import BroadcastRing
@@ -26,6 +26,19 @@ class EventLog:
     def last_event_id(self) -> int:
         """The id of the newest event; 0 before the first."""
         return self._ring.last_number
+
+    def seed(self, events: Sequence[Event], last_event_id: int) -> None:
+        """Go on where an earlier Berth has ended: with the id after `last_event_id`. Before the first event.
+
+        Of its events those are kept that end there without a gap.
+        """
+        kept: list[Event] = []
+        for event in reversed(events):
+            if event.event_id != last_event_id - len(kept):
+                break
+            kept.append(event)
+        self._ring.begin_at(last_event_id - len(kept) + 1)
+        self._ring.extend(reversed(kept))
 
     def publish(self, event_type: str, instance_id: str, data: Mapping[str, Any] | None = None) -> Event:
         """Record an event and call every listener, in this order and before returning."""

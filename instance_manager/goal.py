@@ -10,6 +10,7 @@ class Desired(Enum):
     RUNNING = auto()
     STOPPED = auto()
     DELETED = auto()
+    DETACHED = auto()  # left as it is, for the next Berth
 
 
 class Goal:

@@ -1,41 +1,42 @@
-"""Which instance a client has created under which key: asked again, it gets the same one."""
+"""Which instance a client has created under which key: asked again, it gets the same one, for a day."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from instance_manager.errors import IdempotencyKeyReused
+from instance_manager.stores.base import StateStore
 from instance_manager.types import InstanceSpec
 
 _KEPT_S = 24 * 3600.0
-_MAX_KEPT = 10_000
 
 
-class IdempotencyKeys:
-    """Kept for a day, the latest 10,000 of them."""
+async def claim(store: StateStore, key: str, spec: InstanceSpec, instance_id: str) -> tuple[str, bool]:
+    """The instance that the key belongs to, `instance_id` unless another has it; and whether that is new.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._known: OrderedDict[str, tuple[float, InstanceSpec, str]] = OrderedDict()
+    It is kept before this returns. Raises IdempotencyKeyReused for another request, and StoreUnavailable.
+    """
+    fingerprint = fingerprint_of(spec)
+    held = await store.claim_key(key, instance_id, fingerprint=fingerprint, ttl_s=_KEPT_S)
+    if held.fingerprint != fingerprint:
+        raise IdempotencyKeyReused(
+            f"the Idempotency-Key {key[:100]!r} has created instance {held.instance_id!r} from another "
+            "request; take a new key for a new request"
+        )
+    return held.instance_id, held.is_new
 
-    def find(self, key: str, spec: InstanceSpec) -> str | None:
-        """The instance that the key has created. Raises IdempotencyKeyReused for another request."""
-        self._forget_old()
-        if key not in self._known:
-            return None
-        _, known, instance_id = self._known[key]
-        if known != spec:
-            raise IdempotencyKeyReused(
-                f"the Idempotency-Key {key[:100]!r} has created instance {instance_id!r} from another "
-                "request; take a new key for a new request"
-            )
-        return instance_id
 
-    def remember(self, key: str, spec: InstanceSpec, instance_id: str) -> None:
-        self._known[key] = (self._clock(), spec, instance_id)
+def fingerprint_of(spec: InstanceSpec) -> str:
+    """Equal for equal requests alone; tells nothing of what is in them."""
+    content = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    text = json.dumps(content, sort_keys=True, default=_plain, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def _forget_old(self) -> None:
-        oldest = self._clock() - _KEPT_S
-        while self._known and (len(self._known) > _MAX_KEPT or next(iter(self._known.values()))[0] < oldest):
-            self._known.popitem(last=False)
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, Sequence) else str(value)

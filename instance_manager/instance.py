@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from instance_manager.backends import LaunchPlan
 from instance_manager.events import EventLog
 from instance_manager.idle import Idleness, expires_at
 from instance_manager.params import mask_command, mask_params
-from instance_manager.types import TRANSITIONS, InstanceFailure, InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import (
+    TRANSITIONS,
+    InstanceFailure,
+    InstanceSpec,
+    InstanceState,
+    ManagerConfig,
+    RunSecrets,
+)
 
 logger = logging.getLogger("berth.manager")
 
@@ -35,11 +42,12 @@ class Instance:
         gate: Gate,
         events: EventLog,
         host: str,
-        port: int,
+        port: int | None,
         timeout_s: float,
         log_path: Path,
         clock: Callable[[], float],
     ) -> None:
+        """Whoever makes it completes it, and then tells of it by `begin`."""
         self.instance_id = instance_id
         self.spec = spec
         self.plan = plan
@@ -52,9 +60,12 @@ class Instance:
         self.level = 0  # 1 and 2: how deep it sleeps
         self.awake_since: float | None = None  # monotonic seconds
         self.host = host
-        self.port: int | None = port
+        self.port = port
         self.pid: int | None = None
         self.pid_start_time: float | None = None
+        self.pid_start_ticks: int | None = None  # since boot
+        self.secrets: RunSecrets | None = None  # of the present process, or the last one
+        self.log_start = 0  # where in the log file the present process's lines begin, bytes
         self.command: list[str] = []
         self.memory_bytes: int | None = None
         self.created_at = time.time()
@@ -65,7 +76,6 @@ class Instance:
         self._events = events
         self._clock = clock
         self._news = asyncio.Event()  # replaced each time it is set
-        self._tell(None)
 
     @property
     def model_name(self) -> str:
@@ -79,6 +89,17 @@ class Instance:
     @property
     def idleness(self) -> Idleness:
         return Idleness(self.timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+
+    def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:
+        """The first state, told as any other; `previous`: the last one in an earlier Berth."""
+        self.state = state
+        self.status_reason = reason
+        self._tell(previous)
+
+    def updated(self, data: Mapping[str, Any]) -> None:
+        """Something besides the state has changed: emit `instance.updated`."""
+        self._events.publish("instance.updated", self.instance_id, data)
+        self.announce()
 
     def set_state(self, state: InstanceState, reason: str, failure: InstanceFailure | None = None) -> None:
         """Go to `state`, log it, emit `instance.state` and wake whoever waits. Raises IllegalTransition."""
@@ -180,10 +201,10 @@ def new_instance(
     config: ManagerConfig,
     events: EventLog,
     clock: Callable[[], float],
-    port: int,
+    port: int | None,
     log_path: Path,
 ) -> Instance:
-    """An instance in `starting` with a closed gate, by the manager's policy."""
+    """An instance in `starting` with a closed gate, by the manager's policy; nobody has been told yet."""
     gate = Gate(
         instance_id,
         spec.model_name,

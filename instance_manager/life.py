@@ -5,22 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from instance_manager.adoption import SWEEP_DEADLINE_S, Fate, FoundRun
 from instance_manager.engine_run import EngineFailed, EngineRun
-from instance_manager.errors import NoCapacity
+from instance_manager.errors import InstanceExists, NoCapacity
 from instance_manager.goal import Desired, Goal
 from instance_manager.instance import Instance
 from instance_manager.liveness import Lifeless, Vitals, watch_liveness
 from instance_manager.logs import LogFile
 from instance_manager.port_hold import PortHold
 from instance_manager.ports import PortRange
-from instance_manager.sleeping import Sleeper, SleepRefused
-from instance_manager.types import Endpoint, FailureClass, InstanceFailure, InstanceState, ManagerConfig
+from instance_manager.process_tree import ProcessId, until_tree_gone
+from instance_manager.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
+from instance_manager.state_keeper import StateKeeper
+from instance_manager.stores.errors import PortHeld
+from instance_manager.types import (
+    Endpoint,
+    FailureClass,
+    InstanceFailure,
+    InstanceState,
+    ManagerConfig,
+    RunSecrets,
+)
 
 logger = logging.getLogger("berth.manager")
 
@@ -37,6 +50,8 @@ class Dock:
     config: ManagerConfig
     ports: PortRange
     client: httpx.AsyncClient
+    keeper: StateKeeper
+    new_token: Callable[[], str]
 
 
 class _GoalChanged(Exception):
@@ -46,9 +61,19 @@ class _GoalChanged(Exception):
 class Life:
     """Lived once, by `run`. Over when the goal wants another life, or none, or when the engine has failed."""
 
-    def __init__(self, instance: Instance, log: LogFile, dock: Dock, goal: Goal, berth: PortHold) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        log: LogFile,
+        dock: Dock,
+        goal: Goal,
+        berth: PortHold,
+        found: FoundRun | None = None,
+    ) -> None:
+        """`found`: the process to go on with, instead of a new one."""
         self.number = goal.life
-        self.was_ready = False
+        self.was_ready = found is not None and found.was_ready
+        self._found = found
         self._instance = instance
         self._log = log
         self._dock = dock
@@ -67,16 +92,20 @@ class Life:
         if instance.state.is_terminal and not self.is_over:
             instance.set_state(InstanceState.STARTING, self._goal.reason)
         stop_grace_s = self._dock.config.stop_grace_s
-        grace_s = min(_STARTING_GRACE_S, stop_grace_s)
+        grace_s = stop_grace_s if self.was_ready else min(_STARTING_GRACE_S, stop_grace_s)
         failure: InstanceFailure | None = None
         try:
             run = await self._start()
             grace_s, self.was_ready = stop_grace_s, True
             await self._watch(run)
             await self._drain(run)
+            if await self._let_go():
+                return None
+            self._show_stopping()
         except _GoalChanged:
-            if not instance.state.is_terminal:
-                instance.set_state(InstanceState.STOPPING, self._goal.reason)
+            if await self._let_go():
+                return None
+            self._show_stopping()
         except EngineFailed as error:
             failure = error.failure
         except Exception as error:
@@ -92,6 +121,8 @@ class Life:
 
     async def _start(self) -> EngineRun:
         """Spawn and wait for health; again on another port if someone else took ours."""
+        if self._found is not None and (found_run := await self._take_over(self._found)) is not None:
+            return found_run
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             run = await self._spawn()
             try:
@@ -106,25 +137,89 @@ class Life:
             self._instance.set_state(InstanceState.STARTING, f"port {lost} was taken by another program")
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
+    async def _take_over(self, found: FoundRun) -> EngineRun | None:
+        """Go on with an earlier Berth's process; None = there is to be a new one. Raises EngineFailed."""
+        instance = self._instance
+        if found.fate is not Fate.ADOPT:
+            if found.secrets is not None:
+                await until_tree_gone(found.secrets.token, found.engine, SWEEP_DEADLINE_S)
+            if self.is_over:
+                raise _GoalChanged
+            if found.fate is Fate.BEGIN:
+                return None
+            message = "it ran when an earlier Berth ended, and can't be found any more"
+            raise EngineFailed(InstanceFailure(FailureClass.LOST, message))
+        run = self._run = EngineRun.adopt(instance, self._log, self._berth.held, found)
+        self._show_process(run)
+        await self._until_healthy(run)
+        if instance.plan.sleep_style is not None:
+            await self._see_whether_asleep(run)
+        self._is_ready(run, f"process {run.pid} taken over from an earlier Berth")
+        return run
+
+    async def _see_whether_asleep(self, run: EngineRun) -> None:
+        """It may have fallen asleep, or been woken, when nobody could write that down any more."""
+        try:
+            is_asleep = await self._sleeper(run).is_asleep()
+        except SleepRefused as error:
+            logger.warning("instance=%s: %s", self._instance.instance_id, error)
+            return
+        if is_asleep != bool(self._instance.level):
+            self._instance.level = max(SLEEP_LEVELS) if is_asleep else 0  # nobody knows how deep
+
     async def _spawn(self) -> EngineRun:
         instance, dock = self._instance, self._dock
-        if self.is_over:
-            raise _GoalChanged
-        if self._berth.port is None or not dock.ports.is_bindable(self._berth.port):
-            self._change_port()
+        await self._book()
         run = await EngineRun.spawn(instance, self._log, self._berth.held, dock.config)
         self._run = run
         instance.spawns += 1
-        instance.pid, instance.pid_start_time = run.pid, run.pid_start_time
+        self._show_process(run)
         instance.set_state(InstanceState.HEALTH_CHECKING, f"process {run.pid} spawned")
         return run
 
+    async def _book(self) -> None:
+        """A port, and secrets by which the process is known again: stored before there is a process."""
+        instance, dock = self._instance, self._dock
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            if self.is_over:
+                raise _GoalChanged
+            if self._berth.port is None or not dock.ports.is_bindable(self._berth.port):
+                self._change_port()
+            instance.secrets = RunSecrets(dock.new_token(), secrets.token_urlsafe(24))
+            instance.log_start = await self._log.size()
+            try:
+                await dock.keeper.written(instance.instance_id)
+            except InstanceExists as error:
+                failure = InstanceFailure(FailureClass.BAD_ARGUMENTS, error.message)
+                raise EngineFailed(failure) from error
+            except PortHeld as error:
+                if attempt == _PORT_ATTEMPTS:
+                    raise EngineFailed(InstanceFailure(FailureClass.PORT_IN_USE, error.message)) from error
+                self._change_port()
+                continue
+            if self.is_over:
+                raise _GoalChanged
+            return
+
+    def _show_process(self, run: EngineRun) -> None:
+        instance = self._instance
+        instance.pid, instance.pid_start_time = run.pid, run.pid_start_time
+        instance.pid_start_ticks = ProcessId.of(run.pid).start_ticks
+
     async def _until_ready(self, run: EngineRun) -> None:
+        await self._until_healthy(run)
+        self._is_ready(run, "healthy")
+
+    async def _until_healthy(self, run: EngineRun) -> None:
         instance, dock = self._instance, self._dock
         if self.is_over or not await run.until_ready(dock.client, instance, dock.config, self._goal.changed):
             raise _GoalChanged
-        instance.set_state(InstanceState.RUNNING, "healthy")
-        self._open_gate(run)
+
+    def _is_ready(self, run: EngineRun, reason: str) -> None:
+        is_awake = self._instance.level == 0
+        self._instance.set_state(InstanceState.RUNNING if is_awake else InstanceState.SLEEPING, reason)
+        if is_awake:
+            self._open_gate(run)
 
     async def _watch(self, run: EngineRun) -> None:
         """Return when the goal changes. Raises EngineFailed when the engine ends by itself."""
@@ -195,7 +290,7 @@ class Life:
         if self._instance.state is InstanceState.RUNNING:
             self._instance.set_state(InstanceState.SLEEPING, f"asleep at level {level}")
         else:
-            self._instance.announce()
+            self._instance.updated({"sleep_level": level})
 
     async def _wake_up(self, run: EngineRun) -> None:
         """An engine that can't be woken is replaced by a new process; who waits goes on waiting."""
@@ -238,7 +333,8 @@ class Life:
         """Wait for the leases that are out, as long as the drain time allows and the engine lives."""
         gate = self._instance.gate
         gate.close()
-        self._instance.set_state(InstanceState.STOPPING, self._goal.reason)
+        if self._goal.desired is not Desired.DETACHED:
+            self._show_stopping()
         began = time.monotonic()
         while gate.in_flight and not run.exited.done():
             remaining_s = began + self._goal.drain_timeout_s - time.monotonic()
@@ -253,6 +349,25 @@ class Life:
                 return_when=asyncio.FIRST_COMPLETED,
             )
 
+    def _show_stopping(self) -> None:
+        state = self._instance.state
+        if not state.is_terminal and state is not InstanceState.STOPPING:
+            self._instance.set_state(InstanceState.STOPPING, self._goal.reason)
+
+    async def _let_go(self) -> bool:
+        """Leave the process to the next Berth, if that is the goal; whether it was possible."""
+        if self._goal.desired is not Desired.DETACHED:
+            return False
+        if self._run is None or self._instance.state.is_terminal:
+            return True  # as it is, the next Berth begins
+        if not self._run.can_be_left:
+            self._goal.desired = Desired.DELETED  # from this Berth's books; its record stays
+            self._goal.reason = "Berth is shutting down, and no other could take it over: it has no shim"
+            return False
+        await self._run.let_go()
+        self._run = None
+        return True
+
     async def _end_run(self, grace_s: float) -> InstanceFailure | None:
         """End what runs, if anything does. A failure only if it could not be ended."""
         if self._run is None:
@@ -260,6 +375,7 @@ class Life:
         stuck = await self._run.end(grace_s)
         self._run = None
         self._instance.pid = self._instance.pid_start_time = self._instance.memory_bytes = None
+        self._instance.pid_start_ticks = None
         if stuck is not None:
             self._berth.keep_taken()  # but it stays taken in the range: somebody may still listen there
         return stuck

@@ -52,6 +52,26 @@ class LogFile:
         self.lines.reopen()
         return descriptor
 
+    async def size(self) -> int:
+        """Bytes that are in the file."""
+        return await asyncio.to_thread(_size, self.path)
+
+    async def resume(self, start: int) -> int:
+        """Take in the end of what was written before us; `follow` goes on from there.
+
+        Returns the number of the last line before the byte `start` (0 where all that is kept came later).
+        """
+        size = await asyncio.to_thread(_size, self.path)
+        start = start if start <= size else 0  # rotated since
+        begin = max(0, size - _CHUNK_BYTES)
+        mark = 0
+        for first, last in ((begin, start), (max(begin, start), size)):
+            if last > first:
+                self._take(await asyncio.to_thread(_read, self.path, first, last - first))
+            mark = self.lines.last_number if last == start else mark
+        self._offset = size
+        return mark
+
     async def follow(self) -> None:
         """Read along until `finish` is called, then once more to the end."""
         interval = _POLL_MIN_S

@@ -13,29 +13,36 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from instance_manager.admission import Gate
+from instance_manager.adoption import Fate, reap
 from instance_manager.backends import plan_launch
 from instance_manager.errors import (
     InstanceExists,
     InstanceNotFound,
     InvalidSpec,
+    ManagerError,
     SleepFailed,
 )
 from instance_manager.events import EventLog
 from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
-from instance_manager.idempotency import IdempotencyKeys
 from instance_manager.instance import Instance, new_instance
+from instance_manager.instance_record import instance_of, record_of
 from instance_manager.leasing import LeaseDesk, shutting_down
 from instance_manager.life import Dock
 from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
-from instance_manager.shutdown import all_ended, request_end, to_its_end
+from instance_manager.shutdown import all_ended, request_detach, request_end, to_its_end
 from instance_manager.sleeping import SLEEP_LEVELS
 from instance_manager.specs import check_spec, check_timeout, new_instance_id
+from instance_manager.state import State
+from instance_manager.state_session import StateSession
+from instance_manager.stores.records import InstanceRecord
 from instance_manager.supervisor import Supervisor
-from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig, OnShutdown
+from instance_manager.usage import UsageMeter
 
 logger = logging.getLogger("berth.manager")
 
@@ -54,10 +61,11 @@ class InstanceManager:
         self.events = events or EventLog()
         self._clock = clock
         self._supervisors: dict[str, Supervisor] = {}
-        self._keys = IdempotencyKeys(clock)
         self._gates: dict[str, Gate] = {}  # the same instances, for the forwarding path
         self._tasks: asyncio.TaskGroup | None = None
         self._dock: Dock | None = None
+        self._state: State | None = None
+        self.usage = UsageMeter()
         self._shutdown: asyncio.Task[None] | None = None
         self._desk = LeaseDesk(
             self._gates, self._find, lambda one: self.on_wanted(one), config.start_timeout_cap_s
@@ -73,18 +81,32 @@ class InstanceManager:
 
     # Lifetime.
 
+    async def prepare(self) -> None:
+        """Open the state, which `run` does otherwise: what is wrong with it is to be told before all else.
+
+        Raises StoreUnavailable, StoreInUse or InvalidStateUrl.
+        """
+        self._state = State(await StateSession.open(self.config), self._describe, self.usage)
+
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Own the supervisors and the housekeeping; on exit every engine's whole group is ended."""
+        """Own the supervisors and the housekeeping, and take over what an earlier Berth has left.
+
+        On exit every engine's whole tree is ended, or left to the next Berth. Raises what `prepare` does.
+        """
+        if self._state is None:
+            await self.prepare()
         ports = PortRange(self.config.host, self.config.base_port, self.config.max_instances)
         housekeeping = Housekeeping(
             self._supervisors, self.events, self._clock, expire_action=self.config.expire_action
         )
         error: BaseException | None = None
-        async with probe_client() as client, asyncio.TaskGroup() as tasks:
-            self._tasks, self._dock = tasks, Dock(self.config, ports, client)
+        async with self.state.running(), probe_client() as client, asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._dock = Dock(self.config, ports, client, self.state.keeper, self.state.session.new_token)
             end_housekeeping = housekeeping.begin(tasks)
             try:
+                await self._take_over(tasks, self._dock)
                 yield
             except BaseException as body_error:  # raised again below, so that no task group wraps it
                 error = body_error
@@ -92,6 +114,23 @@ class InstanceManager:
             end_housekeeping()
         if error is not None:
             raise error
+
+    async def _take_over(self, tasks: asyncio.TaskGroup, dock: Dock) -> None:
+        """Every instance of an earlier Berth, under its old id; what nobody knows any more is ended."""
+        leftovers = await self.state.take_in(self.events, self.config)
+        tasks.create_task(reap(leftovers.strays, leftovers.status_files), name="reaping")
+        for leftover in leftovers.instances:
+            instance = instance_of(leftover.record, self.config, self.events, self._clock)
+            log = self._log_of(instance)
+            log_mark = await log.resume(instance.log_start)
+            run = replace(leftover.run, log_mark=log_mark)
+            if run.fate is Fate.ADOPT and (port := leftover.record.port) is not None:
+                dock.ports.hold(port)
+                instance.port = port
+            self._register(Supervisor(instance, log, dock, instance.port, run))
+            if run.state is not leftover.record.state:
+                instance.begin(run.state, "left by an earlier Berth", previous=leftover.record.state)
+            self.on_created(instance)
 
     async def shutdown(self, *, drain_timeout_s: float | None = None) -> None:
         """Refuse everything new, drain, and end all engines in parallel; returns when they are gone.
@@ -111,7 +150,8 @@ class InstanceManager:
             drain_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
             self._desk.is_closed = True
             self.on_shutdown()
-            ending = [(s, request_end(s, drain_s)) for s in self._supervisors.values()]
+            end = request_detach if self.config.on_shutdown is OnShutdown.DETACH else request_end
+            ending = [(s, end(s, drain_s)) for s in self._supervisors.values()]
             self.events.close()
             if self._shutdown is None:
                 self._shutdown = asyncio.create_task(all_ended(ending), name="shutdown")
@@ -121,6 +161,13 @@ class InstanceManager:
     def is_shutting_down(self) -> bool:
         return self._desk.is_closed
 
+    @property
+    def state(self) -> State:
+        """What is kept; inside `run`."""
+        if self._state is None:
+            raise RuntimeError("the manager is used outside of `async with manager.run()`")
+        return self._state
+
     # The set of instances.
 
     @property
@@ -128,16 +175,35 @@ class InstanceManager:
         """Whether another instance may have a process: there are as many ports as VLLM_MAX_INSTANCES."""
         return self._dock is not None and len(self._dock.ports.held) < self.config.max_instances
 
-    def create(self, spec: InstanceSpec, *, idempotency_key: str | None = None) -> Instance:
-        """A new instance in `starting`; its start goes on by itself. A key gives the same one again.
+    async def create_once(self, spec: InstanceSpec, idempotency_key: str | None = None) -> Instance:
+        """As `create`, and kept when this returns. The same key gives the same instance, for a day.
 
-        Raises IdempotencyKeyReused, InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
+        Raises StoreUnavailable, too, where a key can't be kept.
         """
-        tasks, dock = self._open_for_business()
-        if idempotency_key is not None:
-            known = self._keys.find(idempotency_key, spec)
-            if known in self._supervisors:
-                return self._supervisors[known].instance
+        self._open_for_business()
+        state = self.state
+        if idempotency_key is None:
+            instance = self.create(spec)
+        else:
+            check_spec(spec)
+            wanted_id = spec.name or self._free_id(spec.model_name)
+            instance_id, is_new = await state.claim(idempotency_key, spec, wanted_id)
+            if not is_new and instance_id in self._supervisors:
+                return self._supervisors[instance_id].instance
+            try:
+                instance = self.create(spec, instance_id=instance_id)
+            except ManagerError:
+                await state.forget_claim(idempotency_key, instance_id)
+                raise
+        await state.keeper.written(instance.instance_id)
+        return instance
+
+    def create(self, spec: InstanceSpec, *, instance_id: str | None = None) -> Instance:
+        """A new instance in `starting`; its start goes on by itself. An id is made unless one is given.
+
+        Raises InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
+        """
+        _, dock = self._open_for_business()
         check_spec(spec)
         if spec.name in self._supervisors:
             raise InstanceExists(
@@ -146,13 +212,8 @@ class InstanceManager:
                 param="name",
             )
         plan = plan_launch(spec, self.config)
-        instance_id = spec.name or self._free_id(spec.model_name)
+        instance_id = instance_id or spec.name or self._free_id(spec.model_name)
         port = dock.ports.take()
-        log = LogFile(
-            self.config.log_dir / f"{instance_id}.log",
-            max_bytes=self.config.log_max_bytes,
-            ring_lines=self.config.log_ring_lines,
-        )
         instance = new_instance(
             instance_id,
             spec,
@@ -161,14 +222,10 @@ class InstanceManager:
             events=self.events,
             clock=self._clock,
             port=port,
-            log_path=log.path,
+            log_path=self.config.log_dir / f"{instance_id}.log",
         )
-        supervisor = Supervisor(instance, log, dock, port)
-        self._supervisors[instance_id] = supervisor
-        self._gates[instance_id] = instance.gate
-        tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance_id}")
-        if idempotency_key is not None:
-            self._keys.remember(idempotency_key, spec, instance_id)
+        self._register(Supervisor(instance, self._log_of(instance), dock, port))
+        instance.begin(InstanceState.STARTING, "created")
         self.on_created(instance)
         return instance
 
@@ -291,6 +348,7 @@ class InstanceManager:
         supervisor.request_stop("deleted by request", drain_timeout_s=self._drain_time(force), delete=True)
         while not supervisor.is_forgotten:
             await supervisor.instance.changed()
+        await self.state.keeper.written(instance_id)
 
     def _drain_time(self, force: bool) -> float:
         return 0.0 if force else self.config.drain_timeout_s
@@ -306,6 +364,23 @@ class InstanceManager:
         return self._find(instance_id).log.stream(tail)
 
     # Tasks.
+
+    def _register(self, supervisor: Supervisor) -> None:
+        tasks, _ = self._open_for_business()
+        instance = supervisor.instance
+        self._supervisors[instance.instance_id] = supervisor
+        self._gates[instance.instance_id] = instance.gate
+        tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance.instance_id}")
+
+    def _log_of(self, instance: Instance) -> LogFile:
+        config = self.config
+        return LogFile(instance.log_path, max_bytes=config.log_max_bytes, ring_lines=config.log_ring_lines)
+
+    def _describe(self, instance_id: str) -> InstanceRecord | None:
+        supervisor, session = self._supervisors.get(instance_id), self.state.session
+        if supervisor is None:
+            return None
+        return record_of(supervisor.instance, session.owner, session.boot_id, is_wanted=supervisor.is_to_run)
 
     async def _supervise(self, supervisor: Supervisor) -> None:
         instance_id = supervisor.instance.instance_id

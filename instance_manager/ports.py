@@ -49,6 +49,10 @@ class PortRange:
                 return port
         raise NoCapacity(self._refusal(free), retry_after_s=5.0)
 
+    def hold(self, port: int) -> None:
+        """Take this very port, where an engine listens that was found again; it may lie outside the range."""
+        self._held.add(port)
+
     def is_bindable(self, port: int) -> bool:
         """Whether nobody listens on this port, which the caller holds already."""
         return self._bind_test(self._host, port)

@@ -103,6 +103,17 @@ def find_by_token(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
     return found
 
 
+def find_by_prefix(prefix: str) -> dict[str, list[psutil.Process]]:
+    """The live processes whose token begins so, by token."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            token = process.environ().get(TOKEN_VARIABLE, "")
+            if token.startswith(prefix) and process.status() != psutil.STATUS_ZOMBIE:
+                found.setdefault(token, []).append(process)
+    return found
+
+
 def find_tree(token: str, engine: ProcessId | None) -> set[psutil.Process]:
     """The live processes of a run: who carries its token or is in the engine's session, and all below.
 

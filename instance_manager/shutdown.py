@@ -15,6 +15,12 @@ def request_end(supervisor: Supervisor, drain_timeout_s: float) -> int:
     )
 
 
+def request_detach(supervisor: Supervisor, drain_timeout_s: float) -> int:
+    """Let go who follows the log, and have the instance drained and left as it is; the life that ends so."""
+    supervisor.log.lines.close()
+    return supervisor.request_detach(drain_timeout_s)
+
+
 async def all_ended(ending: list[tuple[Supervisor, int]]) -> None:
     """Return when each of these lives is over."""
     await asyncio.gather(*(supervisor.ended(life) for supervisor, life in ending))

@@ -55,6 +55,14 @@ class Sleeper:
             probe = {"model": self._model, "prompt": "a", "max_tokens": 1, "temperature": 0}
             await self._post("/v1/completions", {}, _SLEEP_TIMEOUT_S, probe)
 
+    async def is_asleep(self) -> bool:
+        """What the engine says itself. Raises SleepRefused."""
+        try:
+            answer = await self._client.get(self._base_url + "/is_sleeping", headers=self._headers)
+            return bool(answer.raise_for_status().json()["is_sleeping"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise SleepRefused(f"/is_sleeping: {error!r}") from error
+
     async def _post(
         self, path: str, query: Mapping[str, str], timeout_s: float, body: Mapping[str, object] | None = None
     ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from instance_manager.adoption import Fate, FoundRun
 from instance_manager.errors import (
     InstanceFailedToStart,
     InstanceNotRunning,
@@ -27,11 +28,16 @@ from instance_manager.port_hold import PortHold
 from instance_manager.restarts import Restarts
 from instance_manager.types import InstanceFailure, InstanceState
 
+_FINAL = frozenset({Desired.DELETED, Desired.DETACHED})
+
 
 class Supervisor:
     """See the module. Made with the port taken and the instance in `starting`; then `run` as a task."""
 
-    def __init__(self, instance: Instance, log: LogFile, dock: Dock, port: int) -> None:
+    def __init__(
+        self, instance: Instance, log: LogFile, dock: Dock, port: int | None, found: FoundRun | None = None
+    ) -> None:
+        """`found`: what an earlier Berth has left of it; its first life goes on with that."""
         self.instance = instance
         self.log = log
         self.ended_life = 0  # number of the last life that is over
@@ -42,6 +48,18 @@ class Supervisor:
         self._life: Life | None = None  # the present or the last one
         self._restarts = Restarts(dock.config.restart)
         self._resume_at = 0.0  # monotonic seconds; before, no life begins
+        self._found = found
+        if found is not None:
+            self._goal.level = instance.level = found.level
+            if found.fate is Fate.ENDED:
+                self._goal.desired = Desired.STOPPED
+                self.ended_life = self._goal.life
+                log.lines.close()
+            elif instance.state is InstanceState.STOPPING:
+                self._goal.desired = Desired.STOPPED
+                self._goal.reason = instance.status_reason
+            elif found.fate is Fate.BEGIN:
+                self._goal.reason = "it was to run when an earlier Berth ended"
 
     # What others may ask.
 
@@ -49,6 +67,11 @@ class Supervisor:
     def wants_running(self) -> bool:
         """Whether a request may wait: the instance is running or will be."""
         return self._goal.desired is Desired.RUNNING
+
+    @property
+    def is_to_run(self) -> bool:
+        """Whether it runs, or will, be it under this Berth or the next: for its record."""
+        return self._goal.desired in (Desired.RUNNING, Desired.DETACHED)
 
     @property
     def is_settled(self) -> bool:
@@ -150,13 +173,30 @@ class Supervisor:
         goal.announce()
         return goal.life
 
+    def request_detach(self, drain_timeout_s: float) -> int:
+        """Accept nothing more, drain, and leave the process to the next Berth; the life that ends so.
+
+        What is being stopped is stopped.
+        """
+        instance, goal = self.instance, self._goal
+        if goal.desired is Desired.RUNNING:
+            goal.drain_timeout_s = drain_timeout_s
+            goal.desired = Desired.DETACHED
+        elif goal.desired is Desired.STOPPED:
+            goal.desired = Desired.DELETED  # from this Berth's books; its record stays
+        goal.drain_timeout_s = min(goal.drain_timeout_s, drain_timeout_s)
+        instance.gate.close()
+        instance.gate.reject(lambda: self._refusal(shutting_down=True))
+        goal.announce()
+        return goal.life
+
     # The task.
 
     async def run(self) -> None:
         """Pursue the goal until the instance is deleted or the task is cancelled."""
         goal = self._goal
         try:
-            while goal.desired is not Desired.DELETED or goal.life != self.ended_life:
+            while goal.desired not in _FINAL or goal.life != self.ended_life:
                 if goal.life != self.ended_life:
                     await self._back_off()
                     life = self._begin_wanted_life()
@@ -171,8 +211,10 @@ class Supervisor:
 
     def _begin_wanted_life(self) -> Life:
         """A life that was replaced before it began counts as ended: somebody may wait for that."""
-        self._goal.level = self.instance.level = 0
-        self._life = Life(self.instance, self.log, self._dock, self._goal, self._berth)
+        found, self._found = self._found, None
+        if found is None:
+            self._goal.level = self.instance.level = 0
+        self._life = Life(self.instance, self.log, self._dock, self._goal, self._berth, found)
         self.ended_life = self._life.number - 1
         self.instance.announce()
         return self._life
@@ -185,6 +227,10 @@ class Supervisor:
     def _conclude(self, life: Life, failure: InstanceFailure | None) -> None:
         """The life is over: say how, and give the port back unless another life follows. No await in here."""
         instance = self.instance
+        if self._goal.desired is Desired.DETACHED and failure is None:
+            self.ended_life = life.number
+            instance.announce()
+            return
         delay_s = None if failure is None else self._answer(life, failure)
         another_follows = self._goal.life != life.number
         if not another_follows and self._goal.desired is Desired.RUNNING:

@@ -44,7 +44,8 @@ _S = InstanceState
 TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
     _S.STARTING: frozenset({_S.HEALTH_CHECKING, _S.STOPPING, _S.FAILED}),
     # Back to starting: the engine lost the race for its port and is spawned again on the next.
-    _S.HEALTH_CHECKING: frozenset({_S.RUNNING, _S.STARTING, _S.STOPPING, _S.FAILED}),
+    # To sleeping: an engine that slept when an earlier Berth died was found again.
+    _S.HEALTH_CHECKING: frozenset({_S.RUNNING, _S.SLEEPING, _S.STARTING, _S.STOPPING, _S.FAILED}),
     _S.RUNNING: frozenset({_S.SLEEPING, _S.STOPPING, _S.FAILED}),
     _S.SLEEPING: frozenset({_S.WAKING, _S.STOPPING, _S.FAILED}),
     _S.WAKING: frozenset({_S.RUNNING, _S.STOPPING, _S.FAILED}),
@@ -64,6 +65,7 @@ class FailureClass(StrEnum):
     START_TIMEOUT = "start_timeout"
     CRASHED = "crashed"
     UNHEALTHY = "unhealthy"
+    LOST = "lost"  # it ran when an earlier Berth died, and can't be found any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,21 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class RunSecrets:
+    """What one process of an engine is told in its environment, and nobody else."""
+
+    token: str = field(repr=False)  # by which its whole tree is known again
+    api_key: str = field(repr=False)  # which it wants to see from who talks to it
+
+
+class OnShutdown(StrEnum):
+    """What Berth does with its engines when it ends in order; the setting's values."""
+
+    STOP = "stop"
+    DETACH = "detach"  # they go on, and the next Berth takes them over
+
+
+@dataclass(frozen=True, slots=True)
 class ManagerConfig:
     """The manager's policy, handed down by app.py. Durations in seconds."""
 
@@ -128,6 +145,9 @@ class ManagerConfig:
     log_dir: Path = Path("logs")
     log_max_bytes: int = 10 * 1024 * 1024
     log_ring_lines: int = 1000
+    state_url: str = "memory://"  # what outlives Berth is kept there, see stores/open.py
+    state_dir: Path | None = None  # this Berth's alone; None = nothing is kept, as in tests
+    on_shutdown: OnShutdown = OnShutdown.STOP
     run_dir: Path | None = None  # where shims note how their engines end; None = below log_dir
     use_shim: bool = True  # where the platform has it; without one, an engine is its process group alone
     vllm_python: str | None = None  # the interpreter that has vLLM

@@ -1,0 +1,107 @@
+"""An instance as it is stored, and back. Knows no store and no process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instance_manager.backends import LaunchPlan, plan_launch
+from instance_manager.engine_run import EngineFailed
+from instance_manager.errors import ManagerError
+from instance_manager.events import EventLog
+from instance_manager.instance import Instance, failure_record, new_instance
+from instance_manager.params import mask_command
+from instance_manager.stores.records import InstanceRecord
+from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, ManagerConfig, RunSecrets
+
+
+def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool) -> InstanceRecord:
+    """All that a later Berth needs. `is_wanted`: it runs, or is to run without anybody's further doing."""
+    secrets = one.secrets
+    return InstanceRecord(
+        instance_id=one.instance_id,
+        state=one.state,
+        owner=owner,
+        spec=one.spec,
+        model_name=one.model_name,
+        served_model_name=one.served_model_name,
+        params=one.plan.params,
+        command=mask_command(one.command),
+        host=one.host,
+        port=one.port,
+        pid=one.pid,
+        pid_start_ticks=one.pid_start_ticks,
+        boot_id=boot_id,
+        token=None if secrets is None else secrets.token,
+        api_key=None if secrets is None else secrets.api_key,
+        generation=one.spawns,
+        log_path=str(one.log_path),
+        status_reason=one.status_reason,
+        failure=None if one.failure is None else failure_record(one.failure),
+        timeout_s=one.timeout_s,
+        pinned=one.pinned,
+        sleep_level=one.level,
+        memory_bytes=one.memory_bytes,
+        created_at=one.created_at,
+        started_at=one.started_at,
+        ready_at=one.ready_at,
+        updated_at=time.time(),
+        extra={"is_wanted": is_wanted, "log_start": one.log_start},
+    )
+
+
+def instance_of(
+    record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
+) -> Instance:
+    """The instance, of which nobody has been told yet; it has no process and idles from now on."""
+    one = new_instance(
+        record.instance_id,
+        record.spec,
+        _plan(record.spec, config),
+        config=config,
+        events=events,
+        clock=clock,
+        port=None,
+        log_path=Path(record.log_path or config.log_dir / f"{record.instance_id}.log"),
+    )
+    one.state = record.state
+    one.status_reason = record.status_reason
+    one.failure = None if record.failure is None else _failure(dict(record.failure))
+    one.timeout_s = record.timeout_s
+    one.pinned = record.pinned
+    one.command = list(record.command)
+    one.created_at, one.started_at, one.ready_at = record.created_at, record.started_at, record.ready_at
+    one.spawns = record.generation
+    one.level = record.sleep_level
+    one.log_start = int(record.extra.get("log_start", 0))
+    if record.token and record.api_key:
+        one.secrets = RunSecrets(record.token, record.api_key)
+    return one
+
+
+def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
+    """How it is started again. Where that isn't possible any more, say so then: it may be running now."""
+    try:
+        return plan_launch(spec, config)
+    except ManagerError as error:
+        failure = InstanceFailure(FailureClass.BAD_ARGUMENTS, error.message)
+
+        def refuse(host: str, port: int) -> list[str]:
+            raise EngineFailed(failure)
+
+        return LaunchPlan(refuse, spec.params, spec.model_name, spec.health_path or "/health", False)
+
+
+def _failure(stored: dict[str, Any]) -> InstanceFailure:
+    """One of a class that this Berth doesn't know (a newer one wrote it) counts as a crash."""
+    name = stored.get("class")
+    known = FailureClass(name) if name in set(FailureClass) else FailureClass.CRASHED
+    return InstanceFailure(
+        known,
+        str(stored.get("message", "")),
+        stored.get("exit_code"),
+        stored.get("signal"),
+        tuple(stored.get("log_tail") or ()),
+    )

@@ -1,0 +1,70 @@
+"""The state as the manager uses it: opened once, written behind its back, closed at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from instance_manager.adoption import Leftovers, find_leftovers
+from instance_manager.events import EventLog
+from instance_manager.idempotency import claim
+from instance_manager.state_keeper import Describe, StateKeeper
+from instance_manager.state_session import StateSession
+from instance_manager.stores.base import StateStore
+from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.usage import UsageMeter
+
+_EVENTS_READ = 1000  # of an earlier Berth, for `GET /events` to go on with
+
+
+class State:
+    """Made of a session; use it inside `async with state.running()`."""
+
+    def __init__(self, session: StateSession, describe: Describe, usage: UsageMeter) -> None:
+        self.session = session
+        self.keeper = StateKeeper(session, describe)
+        self._usage = usage
+
+    @property
+    def store(self) -> StateStore:
+        return self.session.store
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Write what happens; at the end what is left, and then let the next Berth in."""
+        tasks = [
+            asyncio.create_task(self.keeper.run(), name="state"),
+            asyncio.create_task(self.keeper.watch(), name="changes of the state"),
+            asyncio.create_task(self._usage.run(self.store), name="usage"),
+        ]
+        try:
+            yield
+            await self.keeper.finish()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            try:
+                await self._usage.flush(self.store)
+            finally:
+                await self.session.close()
+
+    async def take_in(self, events: EventLog, config: ManagerConfig) -> Leftovers:
+        """What an earlier Berth has left; its events are gone on with. Before anything is started."""
+        last_event_id = await self.store.last_event_id()
+        events.seed(await self.store.events_since(last_event_id - _EVENTS_READ), last_event_id)
+        events.add_listener(self.keeper.on_event)
+        leftovers = await find_leftovers(self.session, await self.store.records(), config)
+        held = {hold.instance_id: hold.port for hold in await self.store.ports()}
+        for one in leftovers.instances:
+            self.keeper.know(one.record, held.get(one.record.instance_id))
+        return leftovers
+
+    async def claim(self, key: str, spec: InstanceSpec, instance_id: str) -> tuple[str, bool]:
+        """See `idempotency.claim`."""
+        return await claim(self.store, key, spec, instance_id)
+
+    async def forget_claim(self, key: str, instance_id: str) -> None:
+        """The key's request has come to nothing."""
+        await self.store.forget_key(key, instance_id)
