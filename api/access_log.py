@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from api.asgi import Scope
 from api.dispatch import raw_path
 from api.keys import NOBODY, caller_of
+from api.tracing import trace_id_of
+from api.usage import TokenUsage
 
 access_logger = logging.getLogger("berth.access")
 
@@ -33,6 +36,8 @@ def write_line(
     instance: str = "",
     model: str = "",
     first_byte_s: float | None = None,
+    queued_s: float | None = None,
+    usage: TokenUsage | None = None,
     note: str = "",
 ) -> None:
     """Write it; whoever calls has asked whether anybody reads it."""
@@ -48,7 +53,15 @@ def write_line(
     }
     known = {"instance": instance, "model": model, "key": "" if caller is NOBODY else caller.key_id}
     named = {name: value for name, value in known.items() if value}
-    more = {"first_byte_seconds": None if first_byte_s is None else round(first_byte_s, 6), "note": note}
+    more: dict[str, Any] = {
+        "queue_seconds": _rounded(queued_s),
+        "first_byte_seconds": _rounded(first_byte_s),
+        "trace_id": trace_id_of(scope),
+        "note": note,
+    }
+    if usage is not None:
+        more |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        more["tokens_estimated"] = usage.is_estimated or None
     access_logger.info(
         '%s "%s %s" %d %.1f ms %s%s',
         fields["client"],
@@ -58,5 +71,9 @@ def write_line(
         fields["seconds"] * 1000,
         fields["request_id"],
         "".join([f", {note}" if note else "", *(f", {name} {value}" for name, value in named.items())]),
-        extra=fields | named | {name: value for name, value in more.items() if value},
+        extra=fields | named | {name: value for name, value in more.items() if value not in (None, "")},
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

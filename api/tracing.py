@@ -70,10 +70,15 @@ class RequestSpan:
         self._has_ended = False
         self.status = 0  # the response's, once it has one
 
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self._span.get_span_context().trace_id:032x}"
+
     def headers_with_parent(self, headers: RawHeaders) -> RawHeaders:
         """The headers with this span as the parent of what the engine does; `tracestate` stays."""
         context = self._span.get_span_context()
-        parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}".encode()
+        parent = f"00-{self.trace_id}-{context.span_id:016x}-{context.trace_flags:02x}".encode()
         return [*(pair for pair in headers if pair[0] != _TRACEPARENT), (_TRACEPARENT, parent)]
 
     def served(
@@ -130,6 +135,12 @@ class RequestSpan:
 def span_of(scope: Scope) -> RequestSpan | None:
     """The request's span, where there are any."""
     return scope.get(_SCOPE_KEY)
+
+
+def trace_id_of(scope: Scope) -> str | None:
+    """The trace that the request belongs to, in hexadecimal, where there are traces."""
+    span = span_of(scope)
+    return None if span is None else span.trace_id
 
 
 class Tracing:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 _NAME = b'"usage"'
 _WINDOW_BYTES = 4096  # of an answer's end in which its usage is looked for
+_ENDS = (b"}", b"\n")  # of what may be a JSON object, or a stream of events
 _MAX_OBJECT_BYTES = 2048
 _MAX_TOKENS = 2**40  # more than that is no count of tokens
 _COLON = re.compile(r"\s*:\s*")
@@ -26,11 +27,15 @@ class TokenUsage(NamedTuple):
     is_estimated: bool = False  # counted by events, as the engine told nothing
 
 
-def usage_of(end: bytes) -> TokenUsage | None:
-    """What the last bytes of an answer say; None where they hold no usage.
+def usage_of(body: bytes) -> TokenUsage | None:
+    """What a whole answer says; None where it holds no usage.
 
     The names are those of OpenAI's Completions, Chat, Embeddings and Responses and of Anthropic's Messages.
     """
+    return _find(body) if body[-1:] in _ENDS else None
+
+
+def _find(end: bytes) -> TokenUsage | None:
     at = end.rfind(_NAME, -_WINDOW_BYTES)  # within a string it would be followed by a backslash
     return None if at < 0 else _decode(end[at + len(_NAME) : at + len(_NAME) + _MAX_OBJECT_BYTES])
 
@@ -90,7 +95,7 @@ class AnswerTail:
     def usage(self) -> TokenUsage | None:
         """What the engine says; else, of a stream, one token for each event but `[DONE]`."""
         end = self._cut()
-        if (usage := usage_of(end)) is not None:
+        if (usage := _find(end)) is not None:
             return usage
         num_tokens = self._num_events - end.rstrip().endswith(b"data: [DONE]")
         return TokenUsage(0, num_tokens, is_estimated=True) if num_tokens > 0 else None

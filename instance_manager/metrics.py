@@ -48,10 +48,12 @@ class InstanceMetrics:
     __slots__ = (
         "bytes_in",
         "bytes_out",
+        "completion_tokens",
         "first_byte_s",
         "in_flight",
         "instance_id",
         "model",
+        "prompt_tokens",
         "queue_wait_s",
         "request_s",
         "requests",
@@ -67,6 +69,8 @@ class InstanceMetrics:
         self.in_flight = 0
         self.bytes_in = 0  # bodies, client to engine
         self.bytes_out = 0  # bodies, engine to client
+        self.prompt_tokens = 0  # as engines' answers tell, see api/usage.py
+        self.completion_tokens = 0
 
     def count(self, method: str, status: int) -> None:
         key = (method if method in _METHODS else "other", status)
@@ -112,6 +116,14 @@ class ProxyMetrics(Collector):
         bytes_out = CounterMetricFamily(
             "berth_response_bytes", "Response body bytes from engines.", labels=labels
         )
+        prompt_tokens = CounterMetricFamily(
+            "berth_prompt_tokens", "Prompt tokens, as answers tell.", labels=labels
+        )
+        completion_tokens = CounterMetricFamily(
+            "berth_completion_tokens",
+            "Completion tokens, as answers tell; of a stream that doesn't, its events.",
+            labels=labels,
+        )
         request_s = HistogramMetricFamily(
             "berth_request_seconds", "From a request's arrival to its last byte.", labels=labels
         )
@@ -131,7 +143,10 @@ class ProxyMetrics(Collector):
             in_flight.add_metric(names, metrics.in_flight)
             bytes_in.add_metric(names, metrics.bytes_in)
             bytes_out.add_metric(names, metrics.bytes_out)
+            prompt_tokens.add_metric(names, metrics.prompt_tokens)
+            completion_tokens.add_metric(names, metrics.completion_tokens)
             request_s.add_metric(names, metrics.request_s.cumulated(), metrics.request_s.total)
             first_byte_s.add_metric(names, metrics.first_byte_s.cumulated(), metrics.first_byte_s.total)
             queue_wait_s.add_metric(names, metrics.queue_wait_s.cumulated(), metrics.queue_wait_s.total)
-        return (requests, in_flight, bytes_in, bytes_out, request_s, first_byte_s, queue_wait_s)
+        counters = (requests, in_flight, bytes_in, bytes_out, prompt_tokens, completion_tokens)
+        return (*counters, request_s, first_byte_s, queue_wait_s)

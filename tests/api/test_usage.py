@@ -34,7 +34,8 @@ def test_each_protocols_names_are_known(usage: dict[str, object], expected: tupl
     for separators in ((",", ":"), (", ", ": ")):
         body = json.dumps(CHAT | {"usage": usage, "prompt_logprobs": None}, separators=separators)
         assert usage_of(body.encode()) == TokenUsage(*expected)
-    assert usage_of(json.dumps(CHAT | {"usage": usage}, indent=2).encode()) == TokenUsage(*expected)
+    body = json.dumps(CHAT | {"usage": usage}, indent=2) + "\n"
+    assert usage_of(body.encode()) == TokenUsage(*expected)
 
 
 @pytest.mark.parametrize(
