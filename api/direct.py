@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from api.call import Call
@@ -23,7 +24,7 @@ from api.upstream import ResponseHead, UpstreamConnection
 class DirectExchange(ResponseReader):
     """The sink of a request that has no task yet. `go_on` is called once, unless the answer went out here."""
 
-    __slots__ = ("_call", "_channel", "_go_on", "_is_settled", "_timer")
+    __slots__ = ("_call", "_channel", "_go_on", "is_settled")
 
     def __init__(
         self,
@@ -36,22 +37,26 @@ class DirectExchange(ResponseReader):
         self._call = call
         self._channel = channel
         self._go_on = go_on
-        self._is_settled = False
-        self._timer = asyncio.get_running_loop().call_later(FOLLOW_AFTER_S, self._settle)
+        self.is_settled = False
 
     def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
         super().received(head, body, is_complete)
-        if not self._is_settled:
-            self._settle()
+        if not self.is_settled:
+            self.settle()
 
     def failed(self, error: Exception) -> None:
         super().failed(error)
-        if not self._is_settled:
-            self._settle()
+        if not self.is_settled:
+            self.settle()
 
-    def _settle(self) -> None:
-        self._is_settled = True
-        self._timer.cancel()
+    @property
+    def late_at(self) -> float:
+        """When it is to become a task, by time.perf_counter()."""
+        return self._call.request.started + FOLLOW_AFTER_S
+
+    def settle(self) -> None:
+        """Answer if the response is whole, become a task if not."""
+        self.is_settled = True
         if self.head is None or not self.is_complete or not self._channel.is_ready():
             self._go_on(self)
             return
@@ -63,3 +68,32 @@ class DirectExchange(ResponseReader):
         call.metrics.bytes_out += len(body)
         call.finish(status)
         self._channel.send_whole(status, headers, body)
+
+
+class Patience:
+    """Makes tasks of exchanges that have waited long enough: all equally long, so one timer serves them."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[DirectExchange] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, exchange: DirectExchange) -> None:
+        """Look after one that has just begun."""
+        waiting = self._waiting
+        while waiting and waiting[0].is_settled:
+            waiting.popleft()
+        waiting.append(exchange)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FOLLOW_AFTER_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        while self._waiting:
+            exchange = self._waiting[0]
+            if not exchange.is_settled:
+                left_s = exchange.late_at - time.perf_counter()
+                if left_s > 0:
+                    self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
+                    return
+                exchange.settle()
+            self._waiting.popleft()

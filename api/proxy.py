@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from api.asgi import Receive, Scope, Send
 from api.call import Call
-from api.direct import DirectExchange
+from api.direct import DirectExchange, Patience
 from api.dispatch import raw_path
 from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
@@ -35,6 +35,7 @@ class DataPlane:
     def __init__(self, leases: Leases, metrics: ProxyMetrics, options: UpstreamOptions | None = None) -> None:
         self._leases = leases
         self._metrics = metrics
+        self._patience = Patience()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,8 +130,10 @@ class DataPlane:
 
         request = call.request
         call.metrics.bytes_in += len(body)
+        exchange = DirectExchange(connection, call, channel, go_on)
+        self._patience.watch(exchange)
         connection.begin(
-            DirectExchange(connection, call, channel, go_on),
+            exchange,
             request.encode(pool.identity, request.framed(body, is_last=True)),
             is_head_request=request.method == "HEAD",
             request_done=True,
