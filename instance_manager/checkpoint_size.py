@@ -10,16 +10,26 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instance_manager.kv_cache_size import Machine, dtype_bytes, kv_cache_bytes
+from instance_manager.activation_size import activation_bytes
+from instance_manager.kv_cache_size import (
+    Machine,
+    decoder_config,
+    dtype_bytes,
+    generates,
+    is_cache_asked_for,
+    kv_cache_bytes,
+    quantity,
+)
 from instance_manager.measurements import Footprint
 
 _GIB = 1 << 30
 _MIB = 1 << 20
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # what is converted to the type the engine computes in
+_PACKED_BYTES = 2  # of a weight
 _MAX_HEADER_BYTES = 100 * _MIB  # as the format's own reader allows
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -30,20 +40,36 @@ class Estimate:
 
     weights_bytes: int
     kv_cache_bytes: int
-    host_overhead_bytes: int  # interpreter, libraries' own data, activations on a CPU
+    host_overhead_bytes: int  # interpreter, libraries' own data
     gpu_overhead_bytes: int  # of each GPU: CUDA context, activations
     num_gpus: int  # 0 = on the CPU
+    activation_bytes: int = 0  # on a CPU
+    least_kv_cache_bytes: int = 0  # of an engine that takes memory only as it uses it: what it was promised
+    grows: bool = False  # whether it does that, and what it was measured to hold isn't its most
 
     def footprint(self, level: int = 0) -> Footprint:
         """Awake (0), with the KV cache dropped and GPU weights on the host (1), with both dropped (2)."""
         weights = self.weights_bytes if level < 2 else 0
         kv_cache = self.kv_cache_bytes if level < 1 else 0
         if self.num_gpus == 0:
-            return Footprint(self.host_overhead_bytes + weights + kv_cache)
+            activations = self.activation_bytes if level < 1 else 0
+            return Footprint(self.host_overhead_bytes + weights + kv_cache + activations)
         if level == 0:
             each = math.ceil((weights + kv_cache) / self.num_gpus) + self.gpu_overhead_bytes
             return Footprint(self.host_overhead_bytes, each)
         return Footprint(self.host_overhead_bytes + weights, self.gpu_overhead_bytes)
+
+    def expected(self, measured: Footprint | None, level: int = 0) -> Footprint:
+        """What it will hold, now that some runs were `measured`: their peak, None if there were none.
+
+        One that grows may only not have grown yet. It counts with all it may take, but for a KV cache that
+        nobody has asked for in that size: of that it counts with what it has used.
+        """
+        if measured is None:
+            return self.footprint(level)
+        if level > 0 or not self.grows:
+            return measured
+        return measured.peak(replace(self, kv_cache_bytes=self.least_kv_cache_bytes).footprint())
 
 
 def estimate(
@@ -66,13 +92,26 @@ def estimate(
     cache_bytes = 0  # of a command's arguments nothing is known
     if engine != "command":
         cache_bytes = kv_cache_bytes(engine, params, config, environ, machine, fixed_bytes)
+    grows = engine == "engine" and not machine.num_gpus
     return Estimate(
-        weights_bytes=weights_bytes,
+        weights_bytes=weights_bytes + (_packed_head_bytes(params, config) if grows else 0),
         kv_cache_bytes=cache_bytes,
         host_overhead_bytes=overhead.host_bytes,
         gpu_overhead_bytes=gpu_overhead_bytes,
         num_gpus=machine.num_gpus,
+        activation_bytes=activation_bytes(params, config) if grows else 0,
+        least_kv_cache_bytes=cache_bytes if is_cache_asked_for(params) else 0,
+        grows=grows,
     )
+
+
+def _packed_head_bytes(params: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Of a head that shares the embedding's weights, but packed for the CPU, as 16-bit ones are there."""
+    text = decoder_config(config)
+    value_bytes = dtype_bytes(params.get("dtype", "auto"), text)
+    if value_bytes != _PACKED_BYTES or not text.get("tie_word_embeddings") or not generates(params, config):
+        return 0
+    return (quantity(text.get("vocab_size")) or 0) * (quantity(text.get("hidden_size")) or 0) * value_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +121,7 @@ class _Overhead:
 
 
 _OVERHEADS = {
+    # Of the embedded engine 300 MiB were measured once it is ready, 100 of kernels for many shapes.
     "engine": _Overhead(512 * _MIB, 1 * _GIB),
     "vllm": _Overhead(2 * _GIB, 2 * _GIB),  # two processes; CUDA graphs
 }

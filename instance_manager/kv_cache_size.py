@@ -42,14 +42,14 @@ def kv_cache_bytes(
 
     `fixed_bytes`: what else the engine takes of its GPUs, over all of them. 0 for a model that only encodes.
     """
-    if not _generates(params, config):
+    if not generates(params, config):
         return 0
-    asked = _quantity(params.get("kv_cache_memory_bytes"))
+    asked = quantity(params.get("kv_cache_memory_bytes"))
     if asked is not None:
         return asked * max(machine.num_gpus, 1)  # the flag is for each GPU
-    text = {**config, **(config.get("text_config") or {})}  # where models that see keep the decoder's part
+    text = decoder_config(config)
     block_bytes = _block_bytes(params, text)
-    blocks = _quantity(params.get("num_gpu_blocks_override"))
+    blocks = quantity(params.get("num_gpu_blocks_override"))
     if blocks is not None and block_bytes:
         return blocks * block_bytes
     if machine.num_gpus:
@@ -60,7 +60,20 @@ def kv_cache_bytes(
     return _embedded_cpu_cache(params, text, block_bytes, machine)
 
 
-def _generates(params: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def is_cache_asked_for(params: Mapping[str, Any]) -> bool:
+    """Whether somebody has said how large the KV cache is to be, and not the engine decides."""
+    return bool(
+        quantity(params.get("kv_cache_memory_bytes")) or quantity(params.get("num_gpu_blocks_override"))
+    )
+
+
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The decoder's part, which models that see keep by itself."""
+    return {**config, **(config.get("text_config") or {})}
+
+
+def generates(params: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether the engine makes text with it, and not vectors or scores."""
     if params.get("runner", "auto") != "auto":
         return bool(params["runner"] == "generate")
     if params.get("convert", "auto") not in ("auto", "none"):
@@ -75,26 +88,26 @@ def _embedded_cpu_cache(
     unasked = min(_CPU_CACHE_LIMIT_BYTES, int(machine.host_available_bytes * _CPU_CACHE_SHARE))
     if not block_bytes:
         return unasked
-    max_len = _quantity(params.get("max_model_len"))
-    longest = max_len or _quantity(text.get("max_position_embeddings")) or 1
+    max_len = quantity(params.get("max_model_len"))
+    longest = max_len or quantity(text.get("max_position_embeddings")) or 1
     sequence = math.ceil(longest / _block_size(params)) * block_bytes
     if max_len is not None:
         unasked = max(unasked, min(sequence, int(machine.host_available_bytes * _CPU_MEMORY_SHARE)))
-    return min(unasked, sequence * (_quantity(params.get("max_num_seqs")) or _DEFAULT_MAX_NUM_SEQS))
+    return min(unasked, sequence * (quantity(params.get("max_num_seqs")) or _DEFAULT_MAX_NUM_SEQS))
 
 
 def _block_size(params: Mapping[str, Any]) -> int:
-    return _quantity(params.get("block_size")) or _DEFAULT_BLOCK_SIZE
+    return quantity(params.get("block_size")) or _DEFAULT_BLOCK_SIZE
 
 
 def _block_bytes(params: Mapping[str, Any], text: Mapping[str, Any]) -> int:
     """Keys and values of one block in all layers; 0 if the configuration doesn't tell."""
-    layers, heads = _quantity(text.get("num_hidden_layers")), _quantity(text.get("num_attention_heads"))
-    hidden = _quantity(text.get("hidden_size"))
+    layers, heads = quantity(text.get("num_hidden_layers")), quantity(text.get("num_attention_heads"))
+    hidden = quantity(text.get("hidden_size"))
     if not (layers and heads and hidden):
         return 0
-    kv_heads = _quantity(text.get("num_key_value_heads")) or heads
-    head_dim = _quantity(text.get("head_dim")) or hidden // heads
+    kv_heads = quantity(text.get("num_key_value_heads")) or heads
+    head_dim = quantity(text.get("head_dim")) or hidden // heads
     value_bytes = dtype_bytes(params.get("dtype", "auto"), text) or 2
     return 2 * layers * kv_heads * head_dim * value_bytes * _block_size(params)
 
@@ -119,7 +132,7 @@ _UNITS = {
 }
 
 
-def _quantity(value: object) -> int | None:
+def quantity(value: object) -> int | None:
     """A whole number above 0 as the engines' flags read it (4096, "4k", "1.5G"); None if it is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", str(value))
     number = int(float(match[1]) * _UNITS[match[2]]) if match else 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from instance_manager.backends import plan_launch
-from instance_manager.checkpoint_size import estimate
+from instance_manager.checkpoint_size import Estimate, estimate
 from instance_manager.errors import ManagerError
 from instance_manager.eviction import (
     HOST,
@@ -101,6 +101,7 @@ class RoomKeeper:
         self._driver = driver
         self._clock = clock
         self._overdrawn_since: float | None = None
+        self._estimates: dict[tuple[MeasuredKind, bool], Estimate] = {}  # also by whether it is kept off GPUs
 
     async def plan(
         self, model: Model, spec: InstanceSpec | None, sleeper: Instance | None, waiting_since: float
@@ -235,9 +236,18 @@ class RoomKeeper:
                 self._measurements.record(_kind(one.spec), run, one.level, Footprint.of(held))
 
     def _expected(self, spec: InstanceSpec, level: int = 0) -> Footprint | None:
-        """The measured peak, else the checkpoint's estimate; None if neither is known."""
-        if (peak := self._measurements.peak(_kind(spec), level)) is not None:
-            return peak
+        """From what was measured and what the checkpoint tells; None if neither is known."""
+        peak = self._measurements.peak(_kind(spec), level)
+        if peak is not None and (level > 0 or spec.engine != "engine"):
+            return peak  # an estimate would not change it
+        known = (_kind(spec), spec.devices == ())
+        # Once there is a peak, nothing else in an estimate counts that another time would be different.
+        guess = self._estimates.get(known) if peak is not None else None
+        if guess is None and (guess := self._estimate(spec)) is not None:
+            self._estimates[known] = guess
+        return peak if guess is None else guess.expected(peak, level)
+
+    def _estimate(self, spec: InstanceSpec) -> Estimate | None:
         config = self._manager.config
         params = plan_launch(spec, config).params
         gpus = () if spec.devices == () else self._driver.list_gpus()
@@ -249,8 +259,7 @@ class RoomKeeper:
         )
         environ = {**config.engine_env, **spec.env}
         model = find_model(spec.model_name, config.model_dirs)
-        guess = estimate(model, spec.engine, params, environ, machine)
-        return None if guess is None else guess.footprint(level)
+        return estimate(model, spec.engine, params, environ, machine)
 
     def _choose(self, look: _Look, spec: InstanceSpec, expected: Footprint) -> tuple[str, ...] | None:
         if spec.devices is not None and not spec.devices:
@@ -264,9 +273,9 @@ class RoomKeeper:
         held = dict(look.held.get(one.instance_id, {}))
         gpus = self._gpus_of(one, look)
         is_untold = any(gpu not in held for gpu in gpus) and one.level == 0
-        # What starts, or isn't told of, holds what is expected; what runs may grow again to its peak.
-        to_come = one.state.is_pending or is_untold
-        known = self._expected(one.spec) if to_come else self._measurements.peak(_kind(one.spec), one.level)
+        # What starts, runs or isn't told of may come to hold what is expected; what sleeps, what it has held.
+        is_awake = one.state.is_pending or is_untold or one.level == 0
+        known = self._expected(one.spec) if is_awake else self._measurements.peak(_kind(one.spec), one.level)
         if known is not None:
             held = {device: max(size, held.get(device, 0)) for device, size in known.on(gpus).items()}
         is_stopping = one.state is InstanceState.STOPPING
