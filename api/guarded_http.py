@@ -57,6 +57,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         self._head_fed = 0  # bytes of it that the parser has, and may not have told of
         self._head_bytes = 0  # those it has told of
         self._body_bytes = 0
+        self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
         self._heard_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
@@ -99,11 +100,16 @@ class GuardedHttpProtocol(FastHttpProtocol):
             return
         if self._is_head:
             self._head_fed += len(data)
+        else:
+            self._framing_bytes += len(data)
         self._parse(data)
         if self._is_refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
             return
         if not self._is_head:
-            self._wait_for_body()
+            if self._framing_bytes > self._limits.max_head_bytes:
+                self._refuse(self._head_too_large())
+            else:
+                self._wait_for_body()
         elif self._has_begun:
             if self._head_fed > self._limits.max_head_bytes:
                 self._refuse(self._head_too_large())
@@ -129,13 +135,15 @@ class GuardedHttpProtocol(FastHttpProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._has_begun = True
-        self._head_bytes = self._body_bytes = 0
+        self._head_bytes = self._body_bytes = self._framing_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self._head_bytes += len(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_head:
+            return  # a trailer: taken for a header, it would say things that nobody has checked
         self._head_bytes += len(name) + len(value) + 4
         super().on_header(name, value)
 
@@ -152,6 +160,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        self._framing_bytes = 0
         if self._body_bytes > self._limits.max_body_bytes:
             self._stop_parser(self._body_too_large())
         super().on_body(body)

@@ -107,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._status = 0
         self._body: list[bytes] = []
         self._head_bytes = 0
+        self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
         self._head_done = False
         self._head_delivered = False
         self._is_interim = False
@@ -200,8 +201,13 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._is_complete:
             self._complete()
-        else:
-            self._deliver()
+            return
+        self._framing_bytes = 0 if self._body else self._framing_bytes + len(data)
+        self._deliver()
+        if self._framing_bytes > MAX_HEAD_BYTES:
+            self._fail(
+                UpstreamGarbled(f"the engine's response has {MAX_HEAD_BYTES} bytes between two of its body")
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

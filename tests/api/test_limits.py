@@ -37,6 +37,7 @@ class Echo:
     ended: list[str] = field(default_factory=list)
     arrived: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    header_names: list[bytes] = field(default_factory=list)  # of the last request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +49,7 @@ class Echo:
                 break
             message = await receive()
         self.ended.append(message["type"])
+        self.header_names = [name for name, _ in scope["headers"]]
         self.arrived.put_nowait(None)
         if scope["path"] == "/wait":
             await self.go.wait()
@@ -179,6 +181,28 @@ async def test_a_body_that_turns_out_too_long_is_cut(served: Served) -> None:
     client.write(b"x" * 100_000)  # it goes on all the same
     assert await client.is_closed()
     assert served.app.ended == ["http.disconnect"]
+    client.close()
+
+
+@pytest.mark.parametrize("more", [b"a: b\r\n" * 100, b"x" * 700], ids=["trailers", "one trailer"])
+async def test_trailers_without_end_are_refused(served: Served, more: bytes) -> None:
+    client = await served.connect()
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\na: "
+    client.write(head)
+    for _ in range(4):
+        await client.writer.drain()
+        await asyncio.sleep(0.02)  # so that it comes in pieces
+        client.write(more)
+    assert await client.answer() == (431, "head_too_large")
+    assert await client.is_closed()
+    client.close()
+
+
+async def test_a_trailer_is_no_header(served: Served) -> None:
+    client = await served.connect()
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    assert await client.ask(head + b"authorization: Bearer x\r\n\r\n") == (200, b"3")
+    assert served.app.header_names == [b"host", b"transfer-encoding"]
     client.close()
 
 

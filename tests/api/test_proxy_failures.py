@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -280,6 +281,29 @@ async def test_bad_responses_are_502_and_their_connection_is_not_used_again(raw:
     head, rest, statuses = await cut(request(method="POST", body=b"{}"), raw)
     assert (head.status, statuses) == (502, [502])
     assert json.loads(rest)["error"]["type"] == "upstream_error"
+
+
+@pytest.mark.parametrize("begin", [b"0\r\nX-Trailer: ", b"5;"], ids=["trailer", "chunk extension"])
+async def test_a_body_whose_framing_has_no_end_is_given_up(begin: bytes) -> None:
+    closed = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        await wire.read_message()
+        await wire.send(CHUNKED_HEAD + b"3\r\nabc\r\n" + begin)
+        with contextlib.suppress(ConnectionError):
+            while not wire.writer.is_closing():
+                await wire.send(b"x" * 10_000)
+        closed.set()
+
+    async with upstream(script) as engine, berth(engine) as front:
+        wire = await front.connect()
+        await wire.send(request())
+        await wire.read_head()
+        async with asyncio.timeout(20):
+            assert await wire.read_chunk() == b"abc"
+            assert await wire.reader.read() == b"", "no clean end"
+            await closed.wait()
+        await wire.close()
 
 
 async def test_more_bytes_than_announced_never_become_the_next_response() -> None:
