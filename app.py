@@ -59,7 +59,9 @@ from instance_manager.pull import Pulls
 from instance_manager.restarts import RestartPolicy, RestartRules
 from instance_manager.room import RoomConfig, RoomKeeper
 from instance_manager.state_metrics import model_label
-from instance_manager.types import Event, InstanceState, ManagerConfig
+from instance_manager.stores.errors import InvalidStateUrl, StoreError
+from instance_manager.stores.open import check_url
+from instance_manager.types import Event, InstanceState, ManagerConfig, OnShutdown
 
 VERSION = "0.1.0"
 ENV_FILE = Path(".env")
@@ -261,12 +263,24 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         max_in_flight=settings.max_in_flight,
         log_dir=settings.log_dir,
         run_dir=settings.state_dir / "run",
+        state_dir=settings.state_dir,
+        state_url=_state_url(settings),
+        on_shutdown=OnShutdown(settings.on_shutdown),
         vllm_python=settings.vllm_python,
         model_dirs=settings.model_dirs,
         default_params=settings.parameters(),
         vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
         engine_env=settings.engine_environment(env_file),
     )
+
+
+def _state_url(settings: Settings) -> str:
+    """Raises SettingsError."""
+    try:
+        check_url(settings.state_url)
+    except InvalidStateUrl as error:
+        raise SettingsError(str(error)) from None
+    return settings.state_url
 
 
 class BerthServer(uvicorn.Server):
@@ -277,6 +291,11 @@ class BerthServer(uvicorn.Server):
         self._manager = manager
         self._pulls = pulls
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises StoreError where the state can't be opened."""
+        await self._manager.prepare()
+        await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -376,6 +395,9 @@ def main() -> int:
     logger.info("Berth %s on http://%s:%s", VERSION, settings.app_host, settings.app_port)
     try:
         server.run()
+    except StoreError as error:
+        sys.stderr.write(f"berth: {error}\n")
+        return 1
     finally:
         telemetry.close()
     return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from api.asgi import RawHeaders
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from instance_manager import errors as manager
+from instance_manager.stores import errors as stores
 
 # Exception type -> status, OpenAI's error type, seconds for `Retry-After` (None: no such header).
 # The first match along an exception's ancestry decides.
@@ -29,6 +30,11 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.StartTooSlow: (503, "service_unavailable_error", 10.0),
     manager.NoCapacity: (503, "service_unavailable_error", 10.0),
     manager.ShuttingDown: (503, "service_unavailable_error", 5.0),
+    stores.StoreUnavailable: (503, "service_unavailable_error", 5.0),
+    stores.StoreInUse: (409, "conflict_error", None),
+    stores.Conflict: (409, "conflict_error", None),
+    stores.PortHeld: (409, "conflict_error", None),
+    stores.LeaseLost: (409, "conflict_error", None),
     manager.ManagerError: (500, "internal_error", None),
     UpstreamRefused: (502, "upstream_error", None),
     UpstreamBroken: (502, "upstream_error", None),

@@ -163,7 +163,18 @@ class Settings(BaseSettings):
     response_cache_mb: int = Field(
         0, ge=0, description="Size of the cache of deterministic answers; 0 = none"
     )
-    state_dir: Path = Field(ROOT / "state", description="Folder for what Berth remembers")
+    state_dir: Path = Field(
+        ROOT / "state", description="Folder for what Berth remembers; each Berth has one of its own"
+    )
+    state_url: str = Field(
+        "sqlite:///berth.db",
+        repr=False,
+        description="Where instances are kept: `sqlite:///FILE` (in STATE_DIR), `redis://HOST:6379/0`, "
+        "`memory://`",
+    )
+    on_shutdown: Literal["stop", "detach"] = Field(
+        "stop", description="What becomes of engines when Berth ends: they end, or the next Berth has them"
+    )
     max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
     max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
     max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
@@ -251,6 +262,11 @@ def load_settings(env_file: Path | None = None) -> Settings:
     except ValidationError as error:
         raise SettingsError(_first_error(error)) from None
     settings.parameters()
+    if settings.on_shutdown == "detach" and settings.state_url.startswith("memory:"):
+        raise SettingsError(
+            "ON_SHUTDOWN=detach: with STATE_URL=memory:// no Berth could find its engines again; "
+            "take another STATE_URL, or ON_SHUTDOWN=stop"
+        )
     if settings.log_otlp and settings.otel_exporter_otlp_endpoint is None:
         raise SettingsError("LOG_OTLP=true: needs OTEL_EXPORTER_OTLP_ENDPOINT, the collector to send to")
     last_port = settings.vllm_base_port + settings.vllm_max_instances - 1

@@ -88,7 +88,7 @@ def _find(session: StateSession, records: list[InstanceRecord], config: ManagerC
         by_token = find_by_prefix(session.token_prefix)
         carriers = {token: {one.pid for one in found} for token, found in by_token.items()}
     leftovers = []
-    for record in records:
+    for record in sorted(records, key=lambda one: one.created_at):
         path = config.status_path(record.instance_id)
         run = _look_for(record, path, session.boot_id, carriers.get(record.token or "", ()))
         leftovers.append(Leftover(record, run))

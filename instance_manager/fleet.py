@@ -246,7 +246,8 @@ class Fleet:
     def preload(self) -> None:
         """Ask for every model that is to be there from the start."""
         for model in self._models.values():
-            if model.profile is not None and (model.profile.preload or model.profile.min_replicas):
+            profile = model.profile
+            if profile is not None and (profile.preload or profile.min_replicas) and not model.live:
                 model.wants_another = True
         self._news.tell()
 

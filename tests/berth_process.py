@@ -62,6 +62,7 @@ class BerthProcess:
             "VLLM_BASE_PORT": str(self.base_port),
             "VLLM_MAX_INSTANCES": "5",
             "LOG_DIR": str(folder / "logs"),
+            "STATE_DIR": str(folder / "state"),
             self.mark: "1",
         }
         environment = {**os.environ, "PYTHONPATH": str(root), **defaults, **settings}
