@@ -149,6 +149,8 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def on_headers_complete(self) -> None:
         limits = self._limits
+        if self.parser.get_http_version() not in ("1.1", "1.0"):
+            raise _Refused
         if self._head_bytes > limits.max_head_bytes or len(self.headers) > limits.max_headers:
             self._stop_parser(self._head_too_large())
         for name, value in self.headers:

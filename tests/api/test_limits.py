@@ -311,6 +311,8 @@ async def test_those_in_use_do_not() -> None:
         b"GET / HTTP/1.1\r\nhost: x\r\na: b\x00c\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: x\r\na: b\rc: d\r\n\r\n",
         b"GET / HTTP/9.9\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/2.0\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/0.9\r\nhost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"hello\r\n\r\n",
     ],

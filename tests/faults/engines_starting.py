@@ -8,7 +8,7 @@ import threading
 import time
 
 from tests import fake_engine
-from tests.faults.harbour import Harbour, eventually, is_free
+from tests.faults.harbour import NUM_PORTS, Harbour, eventually, is_free
 from tests.faults.ledger import Fate
 from tests.faults.scene import Scene
 
@@ -111,7 +111,7 @@ def prints_megabytes_while_it_starts(harbour: Harbour) -> None:
 def finds_its_port_taken(harbour: Harbour) -> None:
     """By somebody who answers health probes in its place."""
     first = harbour.berth.base_port
-    wanted = next(port for port in range(first, first + 5) if is_free(port))
+    wanted = next(port for port in range(first, first + NUM_PORTS) if is_free(port))
     with _Squatter(wanted), harbour.instance("one", fake_engine.command()):
         record = harbour.until_status("one", "running")
         assert record["port"] != wanted
@@ -135,7 +135,7 @@ def has_its_port_stolen_while_it_starts(harbour: Harbour) -> None:
 
 def all_ports_are_taken(harbour: Harbour) -> None:
     first = harbour.berth.base_port
-    squatters = [_Squatter(port) for port in range(first, first + 5) if is_free(port)]
+    squatters = [_Squatter(port) for port in range(first, first + NUM_PORTS) if is_free(port)]
     try:
         made = harbour.create("one", fake_engine.command())
         assert made.fate is Fate.REFUSED, str(made)

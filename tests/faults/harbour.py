@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import socket
@@ -23,6 +24,7 @@ from tests.berth_process import BerthProcess
 from tests.faults.ledger import Fate, Ledger, Reply
 
 NEIGHBOUR = "neighbour"
+NUM_PORTS = 5
 PATIENCE_S = 30.0
 _MIB = 1 << 20
 _JSON = {"Content-Type": "application/json"}
@@ -47,15 +49,14 @@ class Harbour:
             "STATE_DIR": str(folder / "state"),
             "MODELS_FILE": str(folder / "models.yaml"),
             "MODEL_DIRS": str(folder / "no-models"),
-            "VLLM_BASE_PORT": "",
+            "VLLM_BASE_PORT": str(_free_ports()),
             "STOP_GRACE": "1",
             "DRAIN_TIMEOUT": "2",
             "HEALTH_INTERVAL": "0.5",
         }
         settings = {**defaults, **settings}
-        if not settings["VLLM_BASE_PORT"]:
-            del settings["VLLM_BASE_PORT"]
         self.berth = BerthProcess(folder, **settings)
+        self.berth.base_port = int(settings["VLLM_BASE_PORT"])
         self.process = psutil.Process(self.berth.pid)
         self.slowest_s = 0.0  # of the neighbour's answers, since the last case
         self.most_rss_bytes = 0
@@ -254,7 +255,7 @@ class Harbour:
         busy = [one for one in records if one["in_flight"] > 1]
         if busy:
             problems.append(f"leases left: {busy[0]['in_flight']}")
-        taken = range(self.berth.base_port, self.berth.base_port + 5)
+        taken = range(self.berth.base_port, self.berth.base_port + NUM_PORTS)
         used = {one["port"] for one in records}
         problems += [f"port {port} is not free" for port in taken if port not in used and not is_free(port)]
         return problems
@@ -305,6 +306,14 @@ def _request(http: httpx.Client, method: str, path: str, body: Any) -> Reply:
         reply.broken = repr(error)
     reply.seconds = time.monotonic() - began
     return reply
+
+
+def _free_ports() -> int:
+    """The first of some that are free, below those that the system gives to clients (from 32768 on)."""
+    while True:
+        first = random.randrange(15_000, 32_000)
+        if all(is_free(first + offset) for offset in range(NUM_PORTS)):
+            return first
 
 
 def is_free(port: int) -> bool:
