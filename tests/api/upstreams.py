@@ -28,7 +28,8 @@ LOOPS = [("asyncio", {"use_uvloop": True}), ("asyncio", {"use_uvloop": False})]
 def server_protocol() -> Any:
     """The HTTP protocol for the loop that runs the test: Berth's own, or uvicorn's."""
     is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
-    return partial(GuardedHttpProtocol, limits=ConnectionLimits()) if is_uvloop else "httptools"
+    limits = ConnectionLimits(max_body_bytes=2**31)  # what flows here is larger than most would let in
+    return partial(GuardedHttpProtocol, limits=limits) if is_uvloop else "httptools"
 
 
 Headers = list[tuple[bytes, bytes]]
