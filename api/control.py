@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from api import catalog, instances, metrics, models, ops, pull, streams
+from api import catalog, instances, metrics, models, ops, pull, streams, usage_report
 from api.access_log import log_answered
 from api.asgi import App, Message, Receive, Scope, Send
 from api.body_limit import BodyLimit
@@ -31,7 +31,9 @@ from instance_manager.pull import Pulls
 logger = logging.getLogger("berth")
 
 # A model's name may be any path: what has a path of its own below /models comes first.
-ROUTERS = tuple(part.router for part in (instances, streams, ops, metrics, pull, catalog, models))
+ROUTERS = tuple(
+    part.router for part in (instances, streams, ops, metrics, usage_report, pull, catalog, models)
+)
 _MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values no error repeats
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 

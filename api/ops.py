@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 
 from api.deps import Manager
 from instance_manager.errors import ShuttingDown
+from instance_manager.stores.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
 
@@ -22,9 +23,16 @@ async def liveness() -> dict[str, str]:
 
 @router.get("/health/readiness", summary="200 while new requests are taken, 503 once it shuts down")
 async def readiness(manager: Manager) -> dict[str, str]:
+    """With `"state": "behind"` while what happens can't be written (`/info` says why); all is served then.
+
+    Only where another process has taken over this Berth's name is it not ready.
+    """
     if manager.is_shutting_down:
         raise ShuttingDown("Berth is shutting down")
-    return {"status": "ok"}
+    status = manager.state.keeper.status
+    if status.is_deposed:
+        raise StoreUnavailable("another Berth works under this one's name: end one of them")
+    return {"status": "ok"} if status.trouble is None else {"status": "ok", "state": "behind"}
 
 
 @router.get("/version", summary="Berth's version")
@@ -34,7 +42,7 @@ async def version(request: Request) -> dict[str, str]:
 
 @router.get("/info", summary="Version, platform, limits and how many instances are in which state")
 async def info(request: Request, manager: Manager) -> dict[str, Any]:
-    config = manager.config
+    config, status = manager.config, manager.state.keeper.status
     states = Counter(instance.state.value for instance in manager.list(include_terminal=True))
     return {
         "version": request.app.version,
@@ -45,4 +53,10 @@ async def info(request: Request, manager: Manager) -> dict[str, Any]:
         "ports": {"first": config.base_port, "last": config.base_port + config.max_instances - 1},
         "max_instances": config.max_instances,
         "instances": dict(states),
+        "state": {
+            "store": config.state_url.partition(":")[0],
+            "owner": manager.state.session.owner,
+            "trouble": status.trouble,
+            "unwritten_instances": status.num_unwritten,
+        },
     }

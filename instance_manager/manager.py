@@ -178,10 +178,11 @@ class InstanceManager:
     async def create_once(self, spec: InstanceSpec, idempotency_key: str | None = None) -> Instance:
         """As `create`, and kept when this returns. The same key gives the same instance, for a day.
 
-        Raises StoreUnavailable, too, where a key can't be kept.
+        Raises StoreUnavailable, too, where a key can't be kept, and LeaseLost.
         """
         self._open_for_business()
         state = self.state
+        state.keeper.check_is_owner()
         if idempotency_key is None:
             instance = self.create(spec)
         else:

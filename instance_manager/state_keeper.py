@@ -67,6 +67,11 @@ class StateKeeper:
             trouble = "the store is away; changes are queued"
         return KeeperStatus(trouble, len(self._dirty), self._is_deposed)
 
+    def check_is_owner(self) -> None:
+        """Raises LeaseLost where nothing new may be begun."""
+        if self._is_deposed:
+            raise LeaseLost("another Berth works under this one's name: end one of them")
+
     def know(self, record: InstanceRecord, port: int | None) -> None:
         """A record that is stored already, and the port that is held for it there."""
         self._versions[record.instance_id] = record.version
