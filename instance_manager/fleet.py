@@ -39,7 +39,7 @@ logger = logging.getLogger("berth.fleet")
 
 _ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 _SAMPLE_INTERVAL_S = 1.0  # between looks at how loaded models are
-_MEASURE_EVERY = 5  # looks, one measurement of memory
+_MEASURE_EVERY = 5  # looks, one measurement of memory, unless little of it is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Fleet:
         self._names: dict[str, str] = {}  # alias → model
         self._num_waiting = 0  # requests, for any model
         self._news = News()
+        self._room = room
         self._starter = Starter(manager, room, self._models, self._news, clock)
         manager.events.add_listener(self._on_event)
         manager.on_wanted = self._want_awake
@@ -217,7 +218,7 @@ class Fleet:
     async def _watch_load(self) -> None:
         """Keep as many replicas as are asked for, by the profile and by how loaded they are."""
         for number in itertools.count(1):
-            if number % _MEASURE_EVERY == 0:
+            if number % _MEASURE_EVERY == 0 or self._room.is_tight:
                 self._starter.measure()
             for model in list(self._models.values()):
                 try:

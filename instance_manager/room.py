@@ -37,6 +37,7 @@ from instance_manager.types import InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.fleet")
 
+_TIGHT_FROM = 0.8  # of a budget
 _FREED_CAP_S = 5.0
 _FREED_PART = 0.9  # of what a victim held on a GPU; others may take some meanwhile
 
@@ -101,6 +102,9 @@ class RoomKeeper:
         self._driver = driver
         self._clock = clock
         self._overdrawn_since: float | None = None
+        self.is_tight = (
+            False  # whether engines held so much of main memory that they are to be watched closely
+        )
         self._estimates: dict[tuple[MeasuredKind, bool], Estimate] = {}  # also by whether it is kept off GPUs
 
     async def plan(
@@ -142,8 +146,9 @@ class RoomKeeper:
             await asyncio.to_thread(self._measurements.save)
         except OSError as error:
             logger.warning("what engines were measured to hold can't be kept: %s", error)
-        ours = [sum(held.get(device, 0) for held in look.held.values()) for device in look.budgets]
-        if all(size <= budget for size, budget in zip(ours, look.budgets.values(), strict=True)):
+        ours = {device: sum(held.get(device, 0) for held in look.held.values()) for device in look.budgets}
+        self.is_tight = ours[HOST] > _TIGHT_FROM * look.budgets[HOST]
+        if all(size <= look.budgets[device] for device, size in ours.items()):
             self._overdrawn_since = None
             return ()
         residents = [self._resident(one, look) for one in self._live()]

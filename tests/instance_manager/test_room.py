@@ -37,6 +37,7 @@ from instance_manager.types import Endpoint, Event, InstanceSpec, InstanceState,
 from tests.instance_manager.conftest import ManagerFactory, fake, running
 
 GB = 10**9
+DEMO = Path(__file__).resolve().parents[2] / "models" / "berth-demo"
 NOW = 1000.0
 SPEC = InstanceSpec("m", "command", command=("x",))
 
@@ -84,7 +85,7 @@ class World:
 
     def add(self, name: str, holds_gb: float, *, used: float = 100.0, **fields: Any) -> Instance:
         """A running instance of a model of its own, last used at `used`."""
-        spec = InstanceSpec(name, "command", command=("x",), **fields)
+        spec = InstanceSpec(name, **{"engine": "command", "command": ("x",), **fields})
         number = len(self.manager.instances)
         one = new_instance(
             name,
@@ -260,6 +261,22 @@ async def test_what_runs_counts_with_the_most_that_its_model_has_held(world: Wor
     )
 
 
+@pytest.mark.parametrize(
+    ("params", "fits"),
+    [({"kv_cache_memory_bytes": "600M"}, True), ({"kv_cache_memory_bytes": "1.1G"}, False), ({}, True)],
+)
+async def test_an_engine_that_grows_counts_with_what_it_was_promised(
+    world: World, params: dict[str, Any], fits: bool
+) -> None:
+    """It was measured when it had just started. Of a cache that nobody has asked for counts what is used."""
+    keeper = world.keeper(host_gb=2, min_residency_s=0)
+    spec = await learn(world, keeper, "new", 0.6)
+    world.add(str(DEMO), 0.3, engine="engine", command=None, params=params)
+    sleep = Evict((EvictionStep(str(DEMO), EvictionAction.SLEEP1, must_drain=False),))
+    for _ in range(2):  # the second time its estimate is known already
+        assert (await plan(world, keeper, spec)).plan == (Fits() if fits else sleep)
+
+
 async def test_what_wakes_is_not_disturbed_either(world: World) -> None:
     keeper = world.keeper(min_residency_s=0)
     spec = await learn(world, keeper, "new", 4)
@@ -320,6 +337,18 @@ async def test_who_holds_more_than_all_may_is_told_of_unless_in_use(world: World
     assert await keeper.overdrawn() == (EvictionStep("a", EvictionAction.STOP, must_drain=False),)
     world.held["a"] = {HOST: 4 * GB}
     assert await keeper.overdrawn() == ()
+
+
+async def test_where_little_is_left_is_watched_closely(world: World) -> None:
+    keeper = world.keeper(host_gb=10)
+    world.gpus = (gpu(0, free_gb=1),)
+    world.add("a", 7)
+    world.held["a"]["GPU-0"] = 75 * GB  # an engine takes of a GPU what it is given, and never more
+    await keeper.overdrawn()
+    assert not keeper.is_tight
+    world.held["a"][HOST] = 9 * GB
+    await keeper.overdrawn()
+    assert keeper.is_tight
 
 
 async def test_who_holds_too_much_and_is_always_in_use_is_drained_in_the_end(world: World) -> None:
