@@ -16,7 +16,8 @@ _PATH_PREFIXES = ("/", "./", "../", "~")
 def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
     """An absolute directory, or the name itself where it may be a hub id that the engine resolves.
 
-    Raises ModelNotFound for a path that is no directory and for what can't be a hub id.
+    Raises ModelNotFound for a path that is no directory, for what can't be a hub id, and for a name under
+    MODEL_DIRS that a link leads out of there: whoever means the folder behind it gives its path.
     """
     if not model_name.startswith(_PATH_PREFIXES):
         for root in model_dirs:
@@ -36,9 +37,16 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
 
 
 def _directory_below(root: Path, name: str) -> Path | None:
-    """`root/name`, unless the name leads out of the root ("a/../../b")."""
+    """`root/name`, unless the name leads out of the root ("a/../../b"). Raises ModelNotFound."""
     base = root.expanduser().resolve()
     candidate = base / name
-    if candidate.is_dir() and ".." not in Path(name).parts and candidate != base:
-        return candidate
-    return None
+    if not candidate.is_dir() or ".." in Path(name).parts or candidate == base:
+        return None
+    for path in (candidate, *candidate.iterdir()):
+        if not path.resolve().is_relative_to(base):
+            raise ModelNotFound(
+                f"model {name!r}: {path} is a link that leads out of {base}, to {path.resolve()}; give the path "
+                "of the folder with the files, or add the folder that holds it to MODEL_DIRS",
+                param="model_name",
+            )
+    return candidate

@@ -141,6 +141,21 @@ def test_what_is_neither_directory_nor_hub_id_is_not_found(
     assert refusal.value.param == "model_name"
 
 
+def test_no_link_leads_out_of_the_folders_of_models(tmp_path: Path) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "models"
+    for folder in (elsewhere, root / "inside", root / "loaded"):
+        folder.mkdir(parents=True)
+    (elsewhere / "model.safetensors").touch()
+    (root / "out").symlink_to(elsewhere)
+    (root / "in").symlink_to(root / "inside")
+    (root / "loaded" / "model.safetensors").symlink_to(elsewhere / "model.safetensors")
+    assert find_model("in", (root,)) == str(root / "in")
+    for name in ("out", "loaded"):
+        with pytest.raises(ModelNotFound, match=f"leads out of {root}, to {elsewhere}"):
+            find_model(name, (root,))
+    assert find_model(str(root / "out"), (root,)) == str(elsewhere)
+
+
 def test_a_name_does_not_lead_out_of_the_model_directories(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "secret").mkdir()
