@@ -45,8 +45,8 @@ def _directory_below(root: Path, name: str) -> Path | None:
     for path in (candidate, *candidate.iterdir()):
         if not path.resolve().is_relative_to(base):
             raise ModelNotFound(
-                f"model {name!r}: {path} is a link that leads out of {base}, to {path.resolve()}; give the path "
-                "of the folder with the files, or add the folder that holds it to MODEL_DIRS",
+                f"model {name!r}: {path} is a link that leads out of {base}, to {path.resolve()}; "
+                "give the path of the folder with the files, or add the folder that holds it to MODEL_DIRS",
                 param="model_name",
             )
     return candidate
