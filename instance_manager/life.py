@@ -164,8 +164,12 @@ class Life:
         except SleepRefused as error:
             logger.warning("instance=%s: %s", self._instance.instance_id, error)
             return
-        if is_asleep != bool(self._instance.level):
-            self._instance.level = max(SLEEP_LEVELS) if is_asleep else 0  # nobody knows how deep
+        instance = self._instance
+        if is_asleep and not instance.level:
+            instance.level = max(SLEEP_LEVELS)  # nobody knows how deep
+            self._goal.level = 0 if instance.gate.queued else instance.level
+        elif not is_asleep:
+            instance.level = 0
 
     async def _spawn(self) -> EngineRun:
         instance, dock = self._instance, self._dock

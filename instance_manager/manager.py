@@ -39,6 +39,7 @@ from instance_manager.sleeping import SLEEP_LEVELS
 from instance_manager.specs import check_spec, check_timeout, new_instance_id
 from instance_manager.state import State
 from instance_manager.state_session import StateSession
+from instance_manager.stores.errors import PortHeld
 from instance_manager.stores.records import InstanceRecord
 from instance_manager.supervisor import Supervisor
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig, OnShutdown
@@ -196,7 +197,13 @@ class InstanceManager:
             except ManagerError:
                 await state.forget_claim(idempotency_key, instance_id)
                 raise
-        await state.keeper.written(instance.instance_id)
+        try:
+            await state.keeper.written(instance.instance_id)
+        except InstanceExists:  # another Berth has it: there is nothing of it here then
+            await self.delete(instance.instance_id, force=True)
+            raise
+        except PortHeld:
+            logger.info("instance=%s takes another port", instance.instance_id)
         return instance
 
     def create(self, spec: InstanceSpec, *, instance_id: str | None = None) -> Instance:
@@ -291,6 +298,7 @@ class InstanceManager:
         supervisor = self._find(instance_id)
         drain_timeout_s = math.inf if patient else self._drain_time(force)
         await supervisor.ended(supervisor.request_stop(reason, drain_timeout_s=drain_timeout_s))
+        await self.state.keeper.settled(instance_id)
         return supervisor.instance
 
     def start(self, instance_id: str) -> Instance:
@@ -327,6 +335,7 @@ class InstanceManager:
             await supervisor.instance.changed()
         if supervisor.sleep_error is not None:
             raise SleepFailed(f"instance {instance_id!r} didn't go to sleep: {supervisor.sleep_error}")
+        await self.state.keeper.settled(instance_id)
         return supervisor.instance
 
     def is_asleep(self, instance_id: str) -> bool:
@@ -349,7 +358,7 @@ class InstanceManager:
         supervisor.request_stop("deleted by request", drain_timeout_s=self._drain_time(force), delete=True)
         while not supervisor.is_forgotten:
             await supervisor.instance.changed()
-        await self.state.keeper.written(instance_id)
+        await self.state.keeper.settled(instance_id)
 
     def _drain_time(self, force: bool) -> float:
         return 0.0 if force else self.config.drain_timeout_s

@@ -102,6 +102,11 @@ class StateKeeper:
         self._waiting.setdefault(instance_id, []).append(waiter)
         await waiter
 
+    async def settled(self, instance_id: str) -> None:
+        """The same, where it doesn't matter that another Berth has it."""
+        with suppress(InstanceExists, PortHeld):
+            await self.written(instance_id)
+
     # The tasks.
 
     async def run(self) -> None:
