@@ -7,6 +7,7 @@ itself and sets it aside.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from instance_manager.kv_cache_size import decoder_config, dtype_bytes, generates, quantity
@@ -26,28 +27,34 @@ _MASK_BYTES = 1 + 4  # of what a token may see of the longest context; only in f
 _FLOAT32_BYTES = 4
 
 
-def activation_bytes(params: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes. `layers`: what any long prompt takes; `rest`: what only some steps take besides."""
+
+    layers: int = 0
+    rest: int = 0
+
+
+def activations(params: Mapping[str, Any], config: Mapping[str, Any]) -> Activations:
     """Of a step of as many tokens as the flags allow; 0 where config.json tells nothing."""
     text = decoder_config(config)
     hidden, heads = quantity(text.get("hidden_size")), quantity(text.get("num_attention_heads"))
     if not (hidden and heads):
-        return 0
+        return Activations()
     value_bytes = dtype_bytes(params.get("dtype", "auto"), text) or 2
     tokens = quantity(params.get("max_num_batched_tokens")) or _MAX_NUM_BATCHED_TOKENS
     kv_heads = quantity(text.get("num_key_value_heads")) or heads
     head_dim = quantity(text.get("head_dim")) or hidden // heads
     attention_row = (2 * heads + 2 * kv_heads) * head_dim  # projections, and what is attended to
     mlp_row = _GATED * (quantity(text.get("intermediate_size")) or 4 * hidden)
-    layer_bytes = tokens * (_RESIDUALS * hidden + max(attention_row, mlp_row)) * value_bytes
+    layers_bytes = tokens * (_RESIDUALS * hidden + max(attention_row, mlp_row)) * value_bytes
     longest = quantity(params.get("max_model_len")) or quantity(text.get("max_position_embeddings")) or tokens
-    gathered_bytes = (
-        2 * longest * kv_heads * head_dim * value_bytes
-    )  # of a sequence whose blocks lie scattered
-    mask_bytes = tokens * longest * _MASK_BYTES if value_bytes == _FLOAT32_BYTES else 0
-    logits_bytes = 0
+    rest_bytes = 2 * longest * kv_heads * head_dim * value_bytes  # of a sequence whose blocks lie scattered
+    if value_bytes == _FLOAT32_BYTES:
+        rest_bytes += tokens * longest * _MASK_BYTES
     if generates(params, config):
-        logits_bytes = _logits_bytes(params, quantity(text.get("vocab_size")) or 0, tokens, value_bytes)
-    return layer_bytes + gathered_bytes + mask_bytes + logits_bytes
+        rest_bytes += _logits_bytes(params, quantity(text.get("vocab_size")) or 0, tokens, value_bytes)
+    return Activations(layers_bytes, rest_bytes)
 
 
 def _logits_bytes(params: Mapping[str, Any], vocab_size: int, tokens: int, value_bytes: int) -> int:

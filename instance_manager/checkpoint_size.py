@@ -10,11 +10,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from instance_manager.activation_size import activation_bytes
+from instance_manager.activation_size import Activations, activations
 from instance_manager.kv_cache_size import (
     Machine,
     decoder_config,
@@ -43,17 +43,16 @@ class Estimate:
     host_overhead_bytes: int  # interpreter, libraries' own data
     gpu_overhead_bytes: int  # of each GPU: CUDA context, activations
     num_gpus: int  # 0 = on the CPU
-    activation_bytes: int = 0  # on a CPU
-    least_kv_cache_bytes: int = 0  # of an engine that takes memory only as it uses it: what it was promised
-    grows: bool = False  # whether it does that, and what it was measured to hold isn't its most
+    activations: Activations = field(default_factory=Activations)  # on a CPU
+    grows_to_bytes: int = 0  # what an engine that takes memory only as it uses it soon holds, if it is used
 
     def footprint(self, level: int = 0) -> Footprint:
         """Awake (0), with the KV cache dropped and GPU weights on the host (1), with both dropped (2)."""
         weights = self.weights_bytes if level < 2 else 0
         kv_cache = self.kv_cache_bytes if level < 1 else 0
         if self.num_gpus == 0:
-            activations = self.activation_bytes if level < 1 else 0
-            return Footprint(self.host_overhead_bytes + weights + kv_cache + activations)
+            step = self.activations.layers + self.activations.rest if level < 1 else 0
+            return Footprint(self.host_overhead_bytes + weights + kv_cache + step)
         if level == 0:
             each = math.ceil((weights + kv_cache) / self.num_gpus) + self.gpu_overhead_bytes
             return Footprint(self.host_overhead_bytes, each)
@@ -62,14 +61,11 @@ class Estimate:
     def expected(self, measured: Footprint | None, level: int = 0) -> Footprint:
         """What it will hold, now that some runs were `measured`: their peak, None if there were none.
 
-        One that grows may only not have grown yet. It counts with all it may take, but for a KV cache that
-        nobody has asked for in that size: of that it counts with what it has used.
+        One that grows may only not have grown yet.
         """
         if measured is None:
             return self.footprint(level)
-        if level > 0 or not self.grows:
-            return measured
-        return measured.peak(replace(self, kv_cache_bytes=self.least_kv_cache_bytes).footprint())
+        return measured if level > 0 else measured.peak(Footprint(self.grows_to_bytes))
 
 
 def estimate(
@@ -92,16 +88,27 @@ def estimate(
     cache_bytes = 0  # of a command's arguments nothing is known
     if engine != "command":
         cache_bytes = kv_cache_bytes(engine, params, config, environ, machine, fixed_bytes)
-    grows = engine == "engine" and not machine.num_gpus
-    return Estimate(
-        weights_bytes=weights_bytes + (_packed_head_bytes(params, config) if grows else 0),
+    found = Estimate(
+        weights_bytes=weights_bytes,
         kv_cache_bytes=cache_bytes,
         host_overhead_bytes=overhead.host_bytes,
         gpu_overhead_bytes=gpu_overhead_bytes,
         num_gpus=machine.num_gpus,
-        activation_bytes=activation_bytes(params, config) if grows else 0,
-        least_kv_cache_bytes=cache_bytes if is_cache_asked_for(params) else 0,
-        grows=grows,
+    )
+    return _on_a_cpu(found, params, config) if engine == "engine" and not machine.num_gpus else found
+
+
+def _on_a_cpu(found: Estimate, params: Mapping[str, Any], config: Mapping[str, Any]) -> Estimate:
+    """Of the embedded engine, which takes main memory as it uses it."""
+    weights_bytes = found.weights_bytes + _packed_head_bytes(params, config)
+    steps = activations(params, config)
+    # A cache that nobody has asked for in this size isn't filled by everyone.
+    cache_bytes = found.kv_cache_bytes if is_cache_asked_for(params) else 0
+    return replace(
+        found,
+        weights_bytes=weights_bytes,
+        activations=steps,
+        grows_to_bytes=_USED_OVERHEAD_BYTES + weights_bytes + cache_bytes + steps.layers,
     )
 
 
@@ -121,10 +128,10 @@ class _Overhead:
 
 
 _OVERHEADS = {
-    # Of the embedded engine 300 MiB were measured once it is ready, 100 of kernels for many shapes.
-    "engine": _Overhead(512 * _MIB, 1 * _GIB),
+    "engine": _Overhead(448 * _MIB, 1 * _GIB),  # 300 MiB once it is ready, 90 of kernels for many shapes
     "vllm": _Overhead(2 * _GIB, 2 * _GIB),  # two processes; CUDA graphs
 }
+_USED_OVERHEAD_BYTES = 288 * _MIB  # of several embedded engines, which share the pages of their libraries
 _COMMAND_OVERHEAD = _Overhead(256 * _MIB, _GIB // 2)
 
 

@@ -246,7 +246,7 @@ class RoomKeeper:
         if peak is not None and (level > 0 or spec.engine != "engine"):
             return peak  # an estimate would not change it
         known = (_kind(spec), spec.devices == ())
-        # Once there is a peak, nothing else in an estimate counts that another time would be different.
+        # Once there is a peak, nothing of an estimate counts that would be different another time.
         guess = self._estimates.get(known) if peak is not None else None
         if guess is None and (guess := self._estimate(spec)) is not None:
             self._estimates[known] = guess

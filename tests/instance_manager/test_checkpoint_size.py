@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from instance_manager.activation_size import Activations
 from instance_manager.checkpoint_size import Estimate, estimate, locate, weights_size
 from instance_manager.kv_cache_size import Machine
 from instance_manager.measurements import Footprint
@@ -186,7 +187,7 @@ def test_what_sleep_leaves() -> None:
         weights_bytes=10, kv_cache_bytes=30, host_overhead_bytes=5, gpu_overhead_bytes=0, num_gpus=0
     )
     assert [on_host.footprint(level).host_bytes for level in (0, 1, 2)] == [45, 15, 5]
-    steps = replace(on_host, activation_bytes=100)
+    steps = replace(on_host, activations=Activations(60, 40))
     assert [steps.footprint(level).host_bytes for level in (0, 1, 2)] == [145, 15, 5]
 
 
@@ -212,8 +213,9 @@ def test_what_a_step_takes(
     checkpoint: Path, config: Mapping[str, Any], params: Mapping[str, Any], num_bytes: int
 ) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config))
-    assert estimated(checkpoint, **params).activation_bytes == num_bytes
-    assert estimated(checkpoint, engine="vllm", **params).activation_bytes == 0
+    found = estimated(checkpoint, **params).activations
+    assert found.layers + found.rest == num_bytes
+    assert estimated(checkpoint, engine="vllm", **params).activations == Activations()
 
 
 def test_a_head_that_is_tied_is_packed_besides(checkpoint: Path) -> None:
@@ -228,15 +230,16 @@ def test_a_head_that_is_tied_is_packed_besides(checkpoint: Path) -> None:
 
 
 def test_what_was_measured_counts_but_not_as_the_most_of_what_grows(checkpoint: Path) -> None:
-    grows = estimated(checkpoint, kv_cache_memory_bytes="1G")
-    asked = grows.footprint().host_bytes
-    unasked = estimated(checkpoint)
-    rest = unasked.footprint().host_bytes - unasked.kv_cache_bytes
-    assert grows.expected(None) == Footprint(asked)
-    assert grows.expected(Footprint(1)) == Footprint(asked)
-    assert grows.expected(Footprint(asked + 1)) == Footprint(asked + 1)
-    assert grows.expected(Footprint(1), level=1) == Footprint(1)
-    assert unasked.expected(Footprint(1)) == Footprint(rest)
+    (checkpoint / "config.json").write_text(json.dumps(BIG))
+    unasked, asked = estimated(checkpoint), estimated(checkpoint, kv_cache_memory_bytes="1G")
+    used = unasked.grows_to_bytes
+    assert 250 * MIB < used - unasked.activations.layers < unasked.host_overhead_bytes
+    assert asked.grows_to_bytes == used + GIB
+    for found in (unasked, asked):
+        assert found.expected(None) == found.footprint()
+        assert found.expected(Footprint(1)) == Footprint(found.grows_to_bytes)
+        assert found.expected(Footprint(5 * GIB)) == Footprint(5 * GIB)
+        assert found.expected(Footprint(1), level=1) == Footprint(1)
     machine = Machine(host_available_bytes=16 * GIB, num_gpus=1, gpu_total_bytes=80 * GIB)
     for found in (estimated(checkpoint, machine), estimated(checkpoint, engine="vllm")):
         assert found.expected(Footprint(1, 2)) == Footprint(1, 2)
