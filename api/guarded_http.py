@@ -7,11 +7,14 @@ has heard of it, or with the application told that the client has left.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from api.errors import ApiError, api_error
@@ -19,6 +22,7 @@ from api.fast_http import FastHttpProtocol
 
 _INVALID = "invalid_request_error"
 _LINGER_S = 2.0
+_MAX_WAITING = 16  # requests of one connection behind the one at work; what one read brings comes on top
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,18 @@ class ConnectionLimits:
 
 class _Refused(Exception):
     """Stops the parser; what is to be answered stands in the protocol."""
+
+
+class _PipelineFlow(FlowControl):
+    """Reads on only when few requests wait for an earlier one's answer: uvicorn's pipeline has no end."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if len(self._pipeline) <= _MAX_WAITING:
+            super().resume_reading()
 
 
 class GuardedHttpProtocol(FastHttpProtocol):
@@ -60,6 +76,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
         self._heard_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
+        self._at_work: RequestResponseCycle | None = None  # where others wait behind it
         self._refusal: ApiError | None = None
         self._is_refused = False
 
@@ -78,6 +95,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _PipelineFlow(transport, self.pipeline)
         if len(self.connections) > self._limits.max_connections and not self._make_room():
             message = "Berth has as many connections as it takes, and all are in use"
             self._refuse(api_error(503, message, "service_unavailable_error", code="busy", retry_after_s=1.0))
@@ -86,6 +104,11 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        # uvicorn tells only the request that came last.
+        for cycle in (self._at_work, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
@@ -156,7 +179,10 @@ class GuardedHttpProtocol(FastHttpProtocol):
         for name, value in self.headers:
             if name == b"content-length" and int(value) > limits.max_body_bytes:
                 self._stop_parser(self._body_too_large())
+        before = self.cycle
         super().on_headers_complete()
+        if self.pipeline and self._at_work is None:
+            self._at_work = before
         self._is_head, self._has_begun = False, False
         self._stop_clock()
 
@@ -170,6 +196,11 @@ class GuardedHttpProtocol(FastHttpProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._is_head, self._head_fed = True, 0
+
+    def on_response_complete(self) -> None:
+        self._at_work = self.pipeline[-1][0] if self.pipeline else None
+        super().on_response_complete()
+        self.flow.resume_reading()
 
     # Time.
 

@@ -51,21 +51,41 @@ class Echo:
         self.ended.append(message["type"])
         self.header_names = [name for name, _ in scope["headers"]]
         self.arrived.put_nowait(None)
-        if scope["path"] == "/wait":
-            await self.go.wait()
+        if scope["path"] == "/slow":
+            await asyncio.sleep(0.001)
+        if scope["path"] == "/wait" and await self._has_left(receive):
+            self.ended.append("left")
+            self.arrived.put_nowait(None)
+            return
         body = b"%d" % size
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _has_left(self, receive: Receive) -> bool:
+        """Whether the client does before `go` is set."""
+        going, leaving = asyncio.ensure_future(self.go.wait()), asyncio.ensure_future(receive())
+        await asyncio.wait((going, leaving), return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (going, leaving):
+            waiting.cancel()
+        return not self.go.is_set()
 
 
 @dataclass
 class Served:
     app: Echo
     port: int
+    server: uvicorn.Server
 
     async def connect(self) -> Client:
         return Client(*await asyncio.open_connection("127.0.0.1", self.port))
+
+    async def connected(self) -> list[GuardedHttpProtocol]:
+        """The server's side of all connections, once there are any."""
+        async with asyncio.timeout(PATIENT):
+            while not self.server.server_state.connections:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.01)
+        return cast(list[GuardedHttpProtocol], list(self.server.server_state.connections))
 
 
 @dataclass
@@ -111,7 +131,7 @@ async def serving(limits: ConnectionLimits) -> AsyncIterator[Served]:
         server.lifespan = config.lifespan_class(config)
         await server.startup(sockets=[listening])
         try:
-            yield Served(app, listening.getsockname()[1])
+            yield Served(app, listening.getsockname()[1], server)
         finally:
             app.go.set()
             server.should_exit = server.force_exit = True
@@ -335,6 +355,31 @@ async def test_a_refusal_is_never_taken_for_an_earlier_requests_answer(served: S
     client.write(b"nonsense\r\n\r\n")
     assert await client.is_closed()
     client.close()
+
+
+async def test_who_sends_request_upon_request_is_not_read_far_ahead_of_his_answers() -> None:
+    async with serving(ConnectionLimits()) as served:
+        client = await served.connect()
+        many, most = 5_000, 0
+        client.write((GET.replace(b"/", b"/slow", 1) + b"a: " + b"x" * 1500 + b"\r\n\r\n") * many)
+        (protocol,) = await served.connected()
+        for _ in range(500):
+            assert await client.answer() == (200, b"0")
+            most = max(most, len(protocol.pipeline))
+        assert most < 400, "one read brings some 170"
+        client.close()
+
+
+async def test_the_request_at_work_hears_that_a_client_of_several_has_left() -> None:
+    async with serving(ConnectionLimits()) as served:
+        client = await served.connect()
+        for _ in range(3):
+            client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
+        async with asyncio.timeout(PATIENT):
+            await served.app.arrived.get()
+            client.close()
+            await served.app.arrived.get()
+    assert served.app.ended == ["http.request", "left"]
 
 
 def test_connections_are_as_many_as_descriptors_last_for() -> None:

@@ -13,12 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import engines_dying, engines_starting, smuggling, wire
+from tests.faults import clients, engines_dying, engines_starting, smuggling, wire
 from tests.faults.harbour import Harbour, Skipped
 from tests.faults.ledger import Fate, Ledger
 from tests.faults.scene import Scene
 
-SCENES: tuple[Scene, ...] = (engines_starting.SCENE, engines_dying.SCENE, wire.SCENE, smuggling.SCENE)
+SCENES: tuple[Scene, ...] = (
+    engines_starting.SCENE,
+    engines_dying.SCENE,
+    wire.SCENE,
+    smuggling.SCENE,
+    clients.SCENE,
+)
 _MAX_SHOWN = 1500
 
 

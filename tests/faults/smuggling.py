@@ -270,7 +270,7 @@ def _send_many(harbour: Harbour, folder: Path, dice: random.Random, mark: str) -
         for head, body in zip(heads, bodies, strict=True):
             if not is_pipelined:
                 _send_in_pieces(client, head + body, dice)
-            status, answer = _read_answer(reader)
+            status, answer = read_answer(reader)
             assert status == 200, (status, answer)
             assert json.loads(answer)["bytes"] == len(body), answer
             harbour.ledger.count(Fate.ANSWERED)
@@ -286,7 +286,8 @@ def _send_in_pieces(client: socket.socket, data: bytes, dice: random.Random) -> 
         time.sleep(dice.choice((0, 0, 0.002)))
 
 
-def _read_answer(reader: BinaryIO) -> tuple[int, bytes]:
+def read_answer(reader: BinaryIO) -> tuple[int, bytes]:
+    """Status and body of an answer with a length. Raises IndexError where the connection has ended."""
     status = int(reader.readline().split()[1])
     length = 0
     while line := reader.readline().strip():
