@@ -306,7 +306,6 @@ SCENE = Scene(
         vanish_at_any_moment,
         leave_while_the_engine_starts,
         never_read,
-        never_read_,
         pipeline_and_read_nothing,
         pipeline,
         send_a_gigabyte,
