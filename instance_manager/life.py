@@ -5,35 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from instance_manager.adoption import SWEEP_DEADLINE_S, Fate, FoundRun
+from instance_manager.booking import book, change_port
+from instance_manager.dock import Dock
 from instance_manager.engine_run import EngineFailed, EngineRun
-from instance_manager.errors import InstanceExists, NoCapacity
 from instance_manager.goal import Desired, Goal
 from instance_manager.instance import Instance
 from instance_manager.liveness import Lifeless, Vitals, watch_liveness
 from instance_manager.logs import LogFile
 from instance_manager.port_hold import PortHold
-from instance_manager.ports import PortRange
 from instance_manager.process_tree import ProcessId, until_tree_gone
-from instance_manager.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
-from instance_manager.state_keeper import StateKeeper
-from instance_manager.stores.errors import PortHeld
-from instance_manager.types import (
-    Endpoint,
-    FailureClass,
-    InstanceFailure,
-    InstanceState,
-    ManagerConfig,
-    RunSecrets,
-)
+from instance_manager.sleep_levels import SleepLevels
+from instance_manager.types import Endpoint, FailureClass, InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
 
@@ -41,17 +27,6 @@ _PORT_ATTEMPTS = 3  # processes spawned per life because someone else took the p
 # An engine that is still starting serves nobody and may not handle SIGTERM yet, while its workers do not
 # know of it at all: it gets little time before the whole group is killed.
 _STARTING_GRACE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Dock:
-    """What all instances share."""
-
-    config: ManagerConfig
-    ports: PortRange
-    client: httpx.AsyncClient
-    keeper: StateKeeper
-    new_token: Callable[[], str]
 
 
 class _GoalChanged(Exception):
@@ -133,7 +108,7 @@ class Life:
                     raise
             await self._end_run(grace_s=0)
             lost = self._berth.port
-            self._change_port()
+            change_port(self._berth)
             self._instance.set_state(InstanceState.STARTING, f"port {lost} was taken by another program")
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
@@ -153,57 +128,23 @@ class Life:
         self._show_process(run)
         await self._until_healthy(run)
         if instance.plan.sleep_style is not None:
-            await self._see_whether_asleep(run)
+            await self._levels(run).find_out()
         self._is_ready(run, f"process {run.pid} taken over from an earlier Berth")
         return run
 
-    async def _see_whether_asleep(self, run: EngineRun) -> None:
-        """It may have fallen asleep, or been woken, when nobody could write that down any more."""
-        try:
-            is_asleep = await self._sleeper(run).is_asleep()
-        except SleepRefused as error:
-            logger.warning("instance=%s: %s", self._instance.instance_id, error)
-            return
-        instance = self._instance
-        if is_asleep and not instance.level:
-            instance.level = max(SLEEP_LEVELS)  # nobody knows how deep
-            self._goal.level = 0 if instance.gate.queued else instance.level
-        elif not is_asleep:
-            instance.level = 0
-
     async def _spawn(self) -> EngineRun:
         instance, dock = self._instance, self._dock
-        await self._book()
+        if self.is_over:
+            raise _GoalChanged
+        await book(instance, self._log, dock, self._berth)
+        if self.is_over:
+            raise _GoalChanged
         run = await EngineRun.spawn(instance, self._log, self._berth.held, dock.config)
         self._run = run
         instance.spawns += 1
         self._show_process(run)
         instance.set_state(InstanceState.HEALTH_CHECKING, f"process {run.pid} spawned")
         return run
-
-    async def _book(self) -> None:
-        """A port, and secrets by which the process is known again: stored before there is a process."""
-        instance, dock = self._instance, self._dock
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
-            if self.is_over:
-                raise _GoalChanged
-            if self._berth.port is None or not dock.ports.is_bindable(self._berth.port):
-                self._change_port()
-            instance.secrets = RunSecrets(dock.new_token(), secrets.token_urlsafe(24))
-            instance.log_start = await self._log.size()
-            try:
-                await dock.keeper.written(instance.instance_id)
-            except InstanceExists as error:
-                failure = InstanceFailure(FailureClass.BAD_ARGUMENTS, error.message)
-                raise EngineFailed(failure) from error
-            except PortHeld as error:
-                if attempt == _PORT_ATTEMPTS:
-                    raise EngineFailed(InstanceFailure(FailureClass.PORT_IN_USE, error.message)) from error
-                self._change_port()
-                continue
-            if self.is_over:
-                raise _GoalChanged
-            return
 
     def _show_process(self, run: EngineRun) -> None:
         instance = self._instance
@@ -232,7 +173,7 @@ class Life:
                 self._instance.gate.close()
                 raise await run.post_mortem(was_ready=True)
             if self._goal.level != self._instance.level:
-                await self._change_level(run)
+                await self._levels(run).change()
                 continue
             await self._until_news(run)
 
@@ -258,74 +199,9 @@ class Life:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
 
-    async def _change_level(self, run: EngineRun) -> None:
-        """One step towards the wanted level, or none where the goal changes meanwhile."""
-        if self._goal.level > self._instance.level:
-            if await self._empty(run):
-                await self._fall_asleep(run, self._goal.level)
-            if self._goal.level == self._instance.level == 0 and not self.is_over:
-                self._open_gate(run)  # somebody wants it awake before it slept, or it wouldn't sleep
-                self._instance.announce()  # whoever sent it to sleep need not wait any longer
-        else:
-            await self._wake_up(run)
-
-    async def _empty(self, run: EngineRun) -> bool:
-        """Wait for the leases that are out; False if the goal changes or the engine ends before."""
-        gate, wanted = self._instance.gate, self._goal.level
-        while gate.in_flight:
-            await asyncio.wait(
-                (gate.drained(), run.exited, self._goal.changed), return_when=asyncio.FIRST_COMPLETED
-            )
-            if run.exited.done() or self.is_over or self._goal.level != wanted:
-                return False
-        return True
-
-    async def _fall_asleep(self, run: EngineRun, level: int) -> None:
-        try:
-            if not await run.unless_exited(self._sleeper(run).sleep(level)):
-                return
-        except SleepRefused as error:
-            logger.warning("instance=%s doesn't sleep: %s", self._instance.instance_id, error)
-            self._goal.sleep_error = str(error)
-            self._goal.level = self._instance.level
-            self._instance.announce()
-            return
-        self._instance.level = level
-        if self._instance.state is InstanceState.RUNNING:
-            self._instance.set_state(InstanceState.SLEEPING, f"asleep at level {level}")
-        else:
-            self._instance.updated({"sleep_level": level})
-
-    async def _wake_up(self, run: EngineRun) -> None:
-        """An engine that can't be woken is replaced by a new process; who waits goes on waiting."""
-        instance = self._instance
-        level = instance.level
-        instance.set_state(InstanceState.WAKING, f"waking from level {level}")
-        try:
-            if not await run.unless_exited(self._sleeper(run).wake(level)):
-                return
-        except SleepRefused as error:
-            logger.warning("instance=%s is restarted: it can't be woken: %s", instance.instance_id, error)
-            if not self.is_over:
-                self._goal.reason = f"could not be woken: {error}"
-                self._goal.drain_timeout_s = 0.0
-                self._goal.want_new_life()
-            return
-        instance.level = 0
-        if not self.is_over:
-            instance.set_state(InstanceState.RUNNING, f"woken from level {level}")
-            self._open_gate(run)
-
-    def _sleeper(self, run: EngineRun) -> Sleeper:
-        instance = self._instance
-        if instance.plan.sleep_style is None:
-            raise RuntimeError("an engine that can't sleep was asked to")
-        return Sleeper(
-            self._dock.client,
-            f"http://{instance.host}:{run.port}",
-            run.api_key,
-            instance.plan.sleep_style,
-            instance.served_model_name,
+    def _levels(self, run: EngineRun) -> SleepLevels:
+        return SleepLevels(
+            run, self._instance, self._goal, self._dock.client, lambda: self.is_over, self._open_gate
         )
 
     def _open_gate(self, run: EngineRun) -> None:
@@ -383,11 +259,3 @@ class Life:
         if stuck is not None:
             self._berth.keep_taken()  # but it stays taken in the range: somebody may still listen there
         return stuck
-
-    def _change_port(self) -> None:
-        lost = self._berth.port
-        try:
-            self._berth.change()
-        except NoCapacity as error:
-            message = f"port {lost} is in use, and {error.message}"
-            raise EngineFailed(InstanceFailure(FailureClass.PORT_IN_USE, message)) from error

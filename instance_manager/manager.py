@@ -13,14 +13,12 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
-from instance_manager.admission import Gate
-from instance_manager.adoption import Fate, reap
+from instance_manager.adoption import reap
 from instance_manager.backends import plan_launch
+from instance_manager.dock import Dock
 from instance_manager.errors import (
     InstanceExists,
-    InstanceNotFound,
     InvalidSpec,
     ManagerError,
     SleepFailed,
@@ -29,19 +27,15 @@ from instance_manager.events import EventLog
 from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
 from instance_manager.instance import Instance, new_instance
-from instance_manager.instance_record import instance_of, record_of
 from instance_manager.leasing import LeaseDesk, shutting_down
-from instance_manager.life import Dock
-from instance_manager.logs import LogFile
 from instance_manager.ports import PortRange
+from instance_manager.register import Register
 from instance_manager.shutdown import all_ended, request_detach, request_end, to_its_end
 from instance_manager.sleeping import SLEEP_LEVELS
-from instance_manager.specs import check_spec, check_timeout, new_instance_id
+from instance_manager.specs import check_spec, check_timeout
 from instance_manager.state import State
 from instance_manager.state_session import StateSession
 from instance_manager.stores.errors import PortHeld
-from instance_manager.stores.records import InstanceRecord
-from instance_manager.supervisor import Supervisor
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig, OnShutdown
 from instance_manager.usage import UsageMeter
 
@@ -61,15 +55,17 @@ class InstanceManager:
         self.config = config
         self.events = events or EventLog()
         self._clock = clock
-        self._supervisors: dict[str, Supervisor] = {}
-        self._gates: dict[str, Gate] = {}  # the same instances, for the forwarding path
+        self._books = Register(config, self.events, clock)
+        self._supervisors = self._books.supervisors
+        self._find = self._books.find
         self._tasks: asyncio.TaskGroup | None = None
         self._dock: Dock | None = None
         self._state: State | None = None
+        self._claiming = asyncio.Lock()  # one key after the other: its instance is there when the next asks
         self.usage = UsageMeter()
         self._shutdown: asyncio.Task[None] | None = None
         self._desk = LeaseDesk(
-            self._gates, self._find, lambda one: self.on_wanted(one), config.start_timeout_cap_s
+            self._books.gates, self._find, lambda one: self.on_wanted(one), config.start_timeout_cap_s
         )
         self.try_lease = self._desk.try_lease
         self.wait_for_lease = self._desk.wait_for_lease
@@ -87,7 +83,7 @@ class InstanceManager:
 
         Raises StoreUnavailable, StoreInUse or InvalidStateUrl.
         """
-        self._state = State(await StateSession.open(self.config), self._describe, self.usage)
+        self._state = State(await StateSession.open(self.config), self._books.describe, self.usage)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -117,21 +113,11 @@ class InstanceManager:
             raise error
 
     async def _take_over(self, tasks: asyncio.TaskGroup, dock: Dock) -> None:
-        """Every instance of an earlier Berth, under its old id; what nobody knows any more is ended."""
+        """Every instance of an earlier Berth; what nobody knows any more is ended."""
         leftovers = await self.state.take_in(self.events, self.config)
         tasks.create_task(reap(leftovers.strays, leftovers.status_files), name="reaping")
         for leftover in leftovers.instances:
-            instance = instance_of(leftover.record, self.config, self.events, self._clock)
-            log = self._log_of(instance)
-            log_mark = await log.resume(instance.log_start)
-            run = replace(leftover.run, log_mark=log_mark)
-            if run.fate is Fate.ADOPT and (port := leftover.record.port) is not None:
-                dock.ports.hold(port)
-                instance.port = port
-            self._register(Supervisor(instance, log, dock, instance.port, run))
-            if run.state is not leftover.record.state:
-                instance.begin(run.state, "left by an earlier Berth", previous=leftover.record.state)
-            self.on_created(instance)
+            self.on_created(await self._books.enter_again(leftover, dock, tasks))
 
     async def shutdown(self, *, drain_timeout_s: float | None = None) -> None:
         """Refuse everything new, drain, and end all engines in parallel; returns when they are gone.
@@ -149,7 +135,7 @@ class InstanceManager:
         """
         if self._shutdown is None or drain_timeout_s is not None:
             drain_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-            self._desk.is_closed = True
+            self._desk.is_closed = self._books.is_closing = True
             self.on_shutdown()
             end = request_detach if self.config.on_shutdown is OnShutdown.DETACH else request_end
             ending = [(s, end(s, drain_s)) for s in self._supervisors.values()]
@@ -185,21 +171,24 @@ class InstanceManager:
         state = self.state
         state.keeper.check_is_owner()
         if idempotency_key is None:
-            instance = self.create(spec)
-        else:
-            check_spec(spec)
-            wanted_id = spec.name or self._free_id(spec.model_name)
+            return await self._kept(self.create(spec))
+        check_spec(spec)
+        async with self._claiming:
+            wanted_id = spec.name or self._books.free_id(spec.model_name)
             instance_id, is_new = await state.claim(idempotency_key, spec, wanted_id)
             if not is_new and instance_id in self._supervisors:
                 return self._supervisors[instance_id].instance
             try:
-                instance = self.create(spec, instance_id=instance_id)
+                return await self._kept(self.create(spec, instance_id=instance_id))
             except ManagerError:
                 await state.forget_claim(idempotency_key, instance_id)
                 raise
+
+    async def _kept(self, instance: Instance) -> Instance:
+        """Wait until the store has it. Raises InstanceExists if another Berth has one of this id."""
         try:
-            await state.keeper.written(instance.instance_id)
-        except InstanceExists:  # another Berth has it: there is nothing of it here then
+            await self.state.keeper.written(instance.instance_id)
+        except InstanceExists:
             await self.delete(instance.instance_id, force=True)
             raise
         except PortHeld:
@@ -211,7 +200,7 @@ class InstanceManager:
 
         Raises InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
         """
-        _, dock = self._open_for_business()
+        tasks, dock = self._open_for_business()
         check_spec(spec)
         if spec.name in self._supervisors:
             raise InstanceExists(
@@ -220,7 +209,7 @@ class InstanceManager:
                 param="name",
             )
         plan = plan_launch(spec, self.config)
-        instance_id = instance_id or spec.name or self._free_id(spec.model_name)
+        instance_id = instance_id or spec.name or self._books.free_id(spec.model_name)
         port = dock.ports.take()
         instance = new_instance(
             instance_id,
@@ -232,7 +221,7 @@ class InstanceManager:
             port=port,
             log_path=self.config.log_dir / f"{instance_id}.log",
         )
-        self._register(Supervisor(instance, self._log_of(instance), dock, port))
+        self._books.enter(instance, dock, port, tasks)
         instance.begin(InstanceState.STARTING, "created")
         self.on_created(instance)
         return instance
@@ -373,39 +362,6 @@ class InstanceManager:
         """The last `tail` lines, then new ones until the instance has stopped."""
         return self._find(instance_id).log.stream(tail)
 
-    # Tasks.
-
-    def _register(self, supervisor: Supervisor) -> None:
-        tasks, _ = self._open_for_business()
-        instance = supervisor.instance
-        self._supervisors[instance.instance_id] = supervisor
-        self._gates[instance.instance_id] = instance.gate
-        tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance.instance_id}")
-
-    def _log_of(self, instance: Instance) -> LogFile:
-        config = self.config
-        return LogFile(instance.log_path, max_bytes=config.log_max_bytes, ring_lines=config.log_ring_lines)
-
-    def _describe(self, instance_id: str) -> InstanceRecord | None:
-        supervisor, session = self._supervisors.get(instance_id), self.state.session
-        if supervisor is None:
-            return None
-        return record_of(supervisor.instance, session.owner, session.boot_id, is_wanted=supervisor.is_to_run)
-
-    async def _supervise(self, supervisor: Supervisor) -> None:
-        instance_id = supervisor.instance.instance_id
-        try:
-            await supervisor.run()
-        except Exception:
-            logger.exception("instance=%s: its supervisor broke down", instance_id)
-        if not self.is_shutting_down:
-            await supervisor.log.remove()
-            await asyncio.to_thread(self.config.status_path(instance_id).unlink, missing_ok=True)
-            del self._supervisors[instance_id], self._gates[instance_id]
-            self.events.publish("instance.deleted", instance_id)
-        supervisor.is_forgotten = True
-        supervisor.instance.announce()
-
     # Small things.
 
     def _open_for_business(self) -> tuple[asyncio.TaskGroup, Dock]:
@@ -414,14 +370,3 @@ class InstanceManager:
         if self._tasks is None or self._dock is None:
             raise RuntimeError("the manager is used outside of `async with manager.run()`")
         return self._tasks, self._dock
-
-    def _find(self, instance_id: str) -> Supervisor:
-        supervisor = self._supervisors.get(instance_id)
-        if supervisor is None:
-            raise InstanceNotFound(f"there is no instance {instance_id!r}", param="instance_id")
-        return supervisor
-
-    def _free_id(self, model_name: str) -> str:
-        while (instance_id := new_instance_id(model_name)) in self._supervisors:
-            pass
-        return instance_id

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from instance_manager.adoption import Leftovers, find_leftovers
 from instance_manager.events import EventLog
 from instance_manager.idempotency import claim
-from instance_manager.state_keeper import Describe, StateKeeper
+from instance_manager.state_keeper import StateKeeper
 from instance_manager.state_session import StateSession
 from instance_manager.stores.base import StateStore
+from instance_manager.stores.records import InstanceRecord
 from instance_manager.types import InstanceSpec, ManagerConfig
 from instance_manager.usage import UsageMeter
 
@@ -21,9 +22,15 @@ _EVENTS_READ = 1000  # of an earlier Berth, for `GET /events` to go on with
 class State:
     """Made of a session; use it inside `async with state.running()`."""
 
-    def __init__(self, session: StateSession, describe: Describe, usage: UsageMeter) -> None:
+    def __init__(
+        self,
+        session: StateSession,
+        describe: Callable[[str, StateSession], InstanceRecord | None],
+        usage: UsageMeter,
+    ) -> None:
+        """`describe` gives an instance's record as it is now, None once it is deleted."""
         self.session = session
-        self.keeper = StateKeeper(session, describe)
+        self.keeper = StateKeeper(session, lambda instance_id: describe(instance_id, session))
         self._usage = usage
 
     @property

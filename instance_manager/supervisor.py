@@ -12,6 +12,7 @@ import asyncio
 import time
 
 from instance_manager.adoption import Fate, FoundRun
+from instance_manager.dock import Dock
 from instance_manager.errors import (
     InstanceFailedToStart,
     InstanceNotRunning,
@@ -22,7 +23,7 @@ from instance_manager.errors import (
 from instance_manager.failures import explain
 from instance_manager.goal import Desired, Goal
 from instance_manager.instance import Instance
-from instance_manager.life import Dock, Life
+from instance_manager.life import Life
 from instance_manager.logs import LogFile
 from instance_manager.port_hold import PortHold
 from instance_manager.restarts import Restarts

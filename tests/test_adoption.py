@@ -39,6 +39,7 @@ class Berths:
         return berth
 
     def launch(self, **settings: str) -> BerthProcess:
+        settings["VLLM_MAX_INSTANCES"] = "20"  # some of the ports may be taken by the others on this machine
         if self._all:
             first = self._all[0]
             settings = {"APP_PORT": str(first.port), "VLLM_BASE_PORT": str(first.base_port), **settings}
@@ -160,7 +161,9 @@ def test_a_killed_berths_engines_are_taken_over(berths: Berths) -> None:
                 create(client, name)
             create(client, "loading", "--slow-start", "3", "--chatty-start", wait=0)
             key = {"Idempotency-Key": "the same"}
-            kept = client.post("/instances", json=keyed, headers=key, params={"wait": 30}).json()
+            answer = client.post("/instances", json=keyed, headers=key, params={"wait": 30})
+            assert answer.status_code == 201, answer.text
+            kept = answer.json()
             eventually(lambda: records(client)["loading"]["pid"] is not None, lambda: records(client))
             before, seen = records(client), last_event_id(client)
             with under_load(first, "/proxy/one/v1/completions") as ends:
