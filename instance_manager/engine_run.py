@@ -91,7 +91,13 @@ class EngineRun:
         argv = plan.argv(instance.host, port)
         instance.command = argv
         log_mark = log.lines.last_number
-        output = await log.open_for_engine()
+        try:
+            output = await log.open_for_engine()
+        except OSError as error:
+            message = (
+                f"its log {log.path} can't be written: {error.strerror or error}; LOG_DIR says where logs are"
+            )
+            raise EngineFailed(InstanceFailure(FailureClass.CRASHED, message)) from error
         try:
             process: EngineProcess
             if config.use_shim and can_supervise():

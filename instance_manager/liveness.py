@@ -7,6 +7,7 @@ stands still is found by its own metrics: it says that it has requests, and take
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ import httpx
 
 _STRIKES = 3
 _AGAIN_S = 1.0  # after a strike, or sooner where probes are more frequent
+# It is we who can't ask then: no sign against an engine.
+_WANTS_OF_OURS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN}
+)
 # Counters that grow with each step of an engine: what it has read, written, or iterated over.
 _WORK = re.compile(
     rb"^(?:vllm:num_requests_(?:running|waiting)|llamacpp:requests_processing)(?:\{[^}]*\})? (\S+)",
@@ -87,8 +92,20 @@ async def _probe(client: httpx.AsyncClient, vitals: Vitals, timeout_s: float) ->
     except httpx.TimeoutException:
         return f"{vitals.health_path} did not answer within {timeout_s:g} s"
     except httpx.HTTPError as error:
+        if _is_want_of_ours(error):
+            return None
         return f"{vitals.health_path}: {error or type(error).__name__}"
     return None if status == httpx.codes.OK else f"{vitals.health_path} answered {status}"
+
+
+def _is_want_of_ours(error: BaseException) -> bool:
+    """Whether, of what led to the error, something is no doing of the engine."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _WANTS_OF_OURS:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 async def _steps(client: httpx.AsyncClient, vitals: Vitals, timeout_s: float) -> bytes | None:

@@ -50,6 +50,9 @@ class LogFile:
         self._partial = b""
         self._stop = asyncio.Event()
         self.lines.reopen()
+        if await asyncio.to_thread(_is_full, self.path):
+            folder = self.path.parent
+            self.lines.extend([f"[Berth: the disk of {folder} is full, what the engine writes is lost]"])
         return descriptor
 
     async def size(self) -> int:
@@ -159,6 +162,10 @@ def _open_append(path: Path) -> tuple[int, int]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     return descriptor, os.fstat(descriptor).st_size
+
+
+def _is_full(path: Path) -> bool:
+    return os.statvfs(path).f_bavail == 0
 
 
 def _size(path: Path) -> int:

@@ -13,7 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import clients, engines_dying, engines_starting, smuggling, wire
+from tests.faults import (
+    clients,
+    disks,
+    engines_dying,
+    engines_starting,
+    scarcity,
+    smuggling,
+    streams,
+    wire,
+)
 from tests.faults.harbour import Harbour, Skipped
 from tests.faults.ledger import Fate, Ledger
 from tests.faults.scene import Scene
@@ -24,6 +33,9 @@ SCENES: tuple[Scene, ...] = (
     wire.SCENE,
     smuggling.SCENE,
     clients.SCENE,
+    disks.SCENE,
+    scarcity.SCENE,
+    streams.SCENE,
 )
 _MAX_SHOWN = 1500
 

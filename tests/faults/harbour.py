@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +40,14 @@ _FAULT_IN_LOG = re.compile(
 class Harbour:
     """A Berth, its neighbour and what there was before the first case."""
 
-    def __init__(self, folder: Path, ledger: Ledger, **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ledger: Ledger,
+        engine_env: Mapping[str, str] | None = None,
+        **settings: str,
+    ) -> None:
+        self._engine_env = dict(engine_env or {})
         self.folder = folder
         self.ledger = ledger
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +127,7 @@ class Harbour:
             "engine": "command",
             "command": command,
             "timeout": 0,
+            "env": self._engine_env,
             **fields,
         }
         return self.control("POST", f"/instances?wait={wait_s}" if wait_s else "/instances", body)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,6 +43,23 @@ async def until_ended(instance: Instance) -> None:
     async with asyncio.timeout(60):
         while instance.state is not InstanceState.FAILED or "started again" in instance.status_reason:
             await instance.changed()
+
+
+async def test_that_we_have_no_descriptors_left_is_not_held_against_an_engine() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens
+        vitals = Vitals(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health")
+        async with probe_client() as client:
+            watching = asyncio.create_task(watch_liveness(client, vitals, WATCHFUL, time.monotonic))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))  # those three are open
+            try:
+                await asyncio.wait((watching,), timeout=1.5)
+                assert not watching.done()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            with pytest.raises(Lifeless):
+                await watching
 
 
 async def test_a_crashed_engine_is_started_again_and_who_waits_is_served(managing: ManagerFactory) -> None:
