@@ -30,6 +30,25 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str, ensure_ascii=False)
 
 
+class FewRepeats(logging.Filter):
+    """Of what the libraries below these names say again and again, one line a minute."""
+
+    def __init__(self, names: tuple[str, ...] = ("opentelemetry.",), interval_s: float = 60.0) -> None:
+        super().__init__()
+        self._names = names
+        self._interval_s = interval_s
+        self._said: dict[tuple[str, str], float] = {}  # by logger and message before its arguments
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(self._names):
+            return True
+        key = (record.name, str(record.msg))
+        if record.created - self._said.get(key, -self._interval_s) < self._interval_s:
+            return False
+        self._said[key] = record.created
+        return True
+
+
 def configure_logging(log_format: str, *, debug: bool, access_log: bool = False) -> None:
     """Send everything to stderr in the format asked for. Access lines cost: `debug` has them anyhow."""
     formatter = (
@@ -42,7 +61,10 @@ def configure_logging(log_format: str, *, debug: bool, access_log: bool = False)
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"default": formatter},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "default"}},
+            "filters": {"few": {"()": FewRepeats}},
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "formatter": "default", "filters": ["few"]}
+            },
             "root": {"handlers": ["stderr"], "level": "WARNING"},
             "loggers": {
                 "berth": {"level": "DEBUG" if debug else "INFO"},

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from configs.logging import JsonFormatter
+from configs.logging import FewRepeats, JsonFormatter
 from configs.otlp_logs import OtlpSink
 from configs.remote_logs import LogSink, RemoteLogs
 from configs.syslog import SyslogAddress, SyslogSink
@@ -234,3 +234,18 @@ def wait_until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_library_that_repeats_itself_is_heard_once_a_minute() -> None:
+    few = FewRepeats()
+
+    def is_said(name: str, text: str, at: float) -> bool:
+        record = logging.LogRecord(name, logging.WARNING, __file__, 0, text, (at,), None)
+        record.created = at
+        return few.filter(record)
+
+    assert [is_said("opentelemetry.exporter", "away since %s", at) for at in (0, 1, 59, 60, 61)] == [
+        True, False, False, True, False,
+    ]  # fmt: skip
+    assert is_said("opentelemetry.exporter", "something else", 61)
+    assert is_said("berth", "away", 61) and is_said("berth", "away", 61)
