@@ -100,8 +100,11 @@ class LogFile:
             yield line
 
     async def remove(self) -> None:
-        """Delete the file and its backup."""
-        await asyncio.to_thread(_unlink, self.path, self.backup_path)
+        """Delete the file and its backup; a disk that doesn't let them go keeps them."""
+        try:
+            await asyncio.to_thread(_unlink, self.path, self.backup_path)
+        except OSError as error:
+            logger.warning("the log %s can't be deleted: %s", self.path, error)
 
     async def _look(self) -> bool:
         """Read what is new, rotate what is too long; what fails for want of disk or descriptors, later."""

@@ -146,6 +146,13 @@ async def test_a_log_that_cannot_be_read_for_a_while_is_read_later(
         assert (await next_lines(log, 1, 1)) == ["two"]
 
 
+async def test_a_log_that_cannot_be_deleted_stays(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = LogFile(path, max_bytes=1000, ring_lines=9)
+    path.mkdir(parents=True)  # what stands there is no file
+    await log.remove()
+    assert "can't be deleted" in caplog.text
+
+
 async def test_a_flood_is_skipped_over(path: Path) -> None:
     async with followed(path, max_bytes=1 << 40, lines=1000) as (log, descriptor):
         block = b"f" * 99 + b"\n"
