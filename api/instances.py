@@ -8,9 +8,10 @@ from fastapi import APIRouter, Header, Query, Response
 
 from api.deps import Config, Manager
 from api.schemas import InstanceCreate, InstanceList, InstancePatch, Seconds
-from instance_manager.errors import InstanceFailedToStart
+from instance_manager.errors import InstanceFailedToStart, InstanceNotFound
 from instance_manager.failures import explain
 from instance_manager.instance import Instance
+from instance_manager.instance_record import shown_elsewhere
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 
 router = APIRouter(prefix="/instances", tags=["instances"])
@@ -47,13 +48,27 @@ async def list_instances(
     model: str | None = None,
     include_ended: Annotated[bool, Query(alias="all", description="Stopped and failed ones too")] = False,
 ) -> InstanceList:
+    """Also those of other Berths that share the state, each with its `owner`."""
     found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
-    return InstanceList(data=[instance.record() for instance in found])
+    elsewhere = [
+        shown_elsewhere(one, is_alive=is_alive)
+        for one, is_alive in await manager.state.elsewhere()
+        if (status is None or one.state == status)
+        and (model is None or model in (one.model_name, one.served_model_name))
+        and (include_ended or status is not None or not one.state.is_terminal)
+    ]
+    return InstanceList(data=[*(instance.record() for instance in found), *elsewhere])
 
 
 @router.get("/{instance_id}", summary="Read an instance's record")
 async def get_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
-    return manager.get(instance_id).record()
+    try:
+        return manager.get(instance_id).record()
+    except InstanceNotFound:
+        for one, is_alive in await manager.state.elsewhere():
+            if one.instance_id == instance_id:
+                return shown_elsewhere(one, is_alive=is_alive)
+        raise
 
 
 @router.patch("/{instance_id}", summary="Change its time-out, pin or unpin it")

@@ -12,7 +12,7 @@ from instance_manager.engine_run import EngineFailed
 from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
 from instance_manager.instance import Instance, failure_record, new_instance
-from instance_manager.params import mask_command
+from instance_manager.params import mask_command, mask_params
 from instance_manager.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, ManagerConfig, RunSecrets
 
@@ -28,7 +28,7 @@ def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool
         model_name=one.model_name,
         served_model_name=one.served_model_name,
         params=one.plan.params,
-        command=mask_command(one.command),
+        command=tuple(mask_command(one.command)),
         host=one.host,
         port=one.port,
         pid=one.pid,
@@ -79,6 +79,46 @@ def instance_of(
     if record.token and record.api_key:
         one.secrets = RunSecrets(record.token, record.api_key)
     return one
+
+
+def shown_elsewhere(record: InstanceRecord, *, is_alive: bool) -> dict[str, Any]:
+    """Another Berth's instance as JSON: as `Instance.record`, with what only its own Berth knows left out.
+
+    `owner` is that Berth, and `owner_is_alive` whether it has been heard of lately.
+    """
+    spec = record.spec
+    ready_at = record.ready_at
+    return {
+        "instance_id": record.instance_id,
+        "model_name": record.model_name,
+        "served_model_name": record.served_model_name,
+        "engine": spec.engine,
+        "status": record.state.value,
+        "status_reason": record.status_reason,
+        "sleep_level": record.sleep_level or None,
+        "profile": spec.profile,
+        "pinned": record.pinned,
+        "host": record.host,
+        "port": record.port,
+        "pid": record.pid,
+        "pid_start_time": None,
+        "params": mask_params(record.params),
+        "command": list(record.command),
+        "timeout": record.timeout_s,
+        "expires_at": None,
+        "last_active": None,
+        "in_flight": None,
+        "devices": None if spec.devices is None else list(spec.devices),
+        "memory_bytes": record.memory_bytes,
+        "created_at": record.created_at,
+        "ready_at": ready_at,
+        "load_seconds": None if ready_at is None else ready_at - record.started_at,
+        "restarts": max(0, record.generation - 1),
+        "log_path": record.log_path,
+        "error": None if record.failure is None else dict(record.failure),
+        "owner": record.owner,
+        "owner_is_alive": is_alive,
+    }
 
 
 def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:

@@ -68,6 +68,14 @@ class State:
             self.keeper.know(one.record, held.get(one.record.instance_id))
         return leftovers
 
+    async def elsewhere(self) -> list[tuple[InstanceRecord, bool]]:
+        """Other Berths' instances, in the order of their creation, and whether each one's Berth is alive."""
+        records = [one for one in await self.store.records() if one.owner != self.session.owner]
+        if not records:
+            return []
+        alive = {one.owner for one in await self.store.owners() if one.is_alive}
+        return [(one, one.owner in alive) for one in sorted(records, key=lambda one: one.created_at)]
+
     async def claim(self, key: str, spec: InstanceSpec, instance_id: str) -> tuple[str, bool]:
         """See `idempotency.claim`."""
         return await claim(self.store, key, spec, instance_id)

@@ -25,6 +25,7 @@ logger = logging.getLogger("berth.state")
 _BACK_OFF_S = (0.1, 5.0)  # between attempts to write: the first, the longest
 _MAX_EVENTS = 10_000  # kept for a store that can't be written; the oldest go
 _EVENTS_PER_WRITE = 500
+_PATIENCE_S = 5.0  # of who waits for a write; then things go on, and it is written when it can be
 _LAST_WRITES_S = 5.0  # that Berth's end waits for
 
 Describe = Callable[[str], InstanceRecord | None]
@@ -85,7 +86,7 @@ class StateKeeper:
 
     def mark(self, instance_id: str) -> None:
         """It has changed."""
-        if not self._has_ended:
+        if not (self._has_ended or self._is_deposed):
             self._dirty.setdefault(instance_id)
             self._idle.clear()
             self._work.set()
@@ -100,7 +101,9 @@ class StateKeeper:
         self.mark(instance_id)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(instance_id, []).append(waiter)
-        await waiter
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await waiter
 
     async def settled(self, instance_id: str) -> None:
         """The same, where it doesn't matter that another Berth has it."""
@@ -142,7 +145,7 @@ class StateKeeper:
             async with asyncio.timeout(_LAST_WRITES_S):
                 await self._idle.wait()
         self._has_ended = True
-        if self._dirty and not self._is_deposed:
+        if self._dirty:
             logger.error("Berth ends, and the state of %d instances is not written", len(self._dirty))
         self._let_waiters_go()
 
@@ -244,6 +247,7 @@ class StateKeeper:
         if not self._is_deposed:
             logger.critical("another Berth works under the name of this one (%s): end one of them", reason)
         self._is_deposed = True
+        self._dirty.clear()
         self._trouble = "another Berth works under this one's name"
         self._let_waiters_go()
         self._idle.set()

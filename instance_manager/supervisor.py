@@ -49,18 +49,9 @@ class Supervisor:
         self._life: Life | None = None  # the present or the last one
         self._restarts = Restarts(dock.config.restart)
         self._resume_at = 0.0  # monotonic seconds; before, no life begins
-        self._found = found
+        self._found: FoundRun | None = None
         if found is not None:
-            self._goal.level = instance.level = found.level
-            if found.fate is Fate.ENDED:
-                self._goal.desired = Desired.STOPPED
-                self.ended_life = self._goal.life
-                log.lines.close()
-            elif instance.state is InstanceState.STOPPING:
-                self._goal.desired = Desired.STOPPED
-                self._goal.reason = instance.status_reason
-            elif found.fate is Fate.BEGIN:
-                self._goal.reason = "it was to run when an earlier Berth ended"
+            self._go_on(found)
 
     # What others may ask.
 
@@ -264,6 +255,23 @@ class Supervisor:
             self._goal.reason = f"restarted after {failure.failure_class}: {failure.message}"
             self._goal.life += 1
         return delay_s
+
+    def _go_on(self, found: FoundRun) -> None:
+        """From where an earlier Berth has left it."""
+        goal, instance = self._goal, self.instance
+        if found.fate is Fate.ENDED:
+            goal.desired = Desired.STOPPED
+            self.ended_life = goal.life
+            instance.level = 0
+            self.log.lines.close()
+            return
+        self._found = found
+        goal.level = instance.level = found.level
+        if instance.state is InstanceState.STOPPING:
+            goal.desired = Desired.STOPPED
+            goal.reason = instance.status_reason
+        elif found.fate is Fate.BEGIN:
+            goal.reason = "it was to run when an earlier Berth ended"
 
     # Small questions.
 

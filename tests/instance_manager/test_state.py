@@ -1,0 +1,300 @@
+"""What the manager keeps: written in order, in spite of trouble, and found again by the next manager."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instance_manager.errors import IdempotencyKeyReused, InstanceExists, NoCapacity
+from instance_manager.events import EventLog
+from instance_manager.manager import InstanceManager
+from instance_manager.state_keeper import StateKeeper
+from instance_manager.state_session import StateSession
+from instance_manager.stores.errors import LeaseLost, PortHeld, StoreError, StoreInUse, StoreUnavailable
+from instance_manager.stores.memory import MemoryStore
+from instance_manager.stores.records import Commit, InstanceRecord, PortHold, Usage, Write
+from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.usage import UsageMeter
+from tests.instance_manager.conftest import fake, running
+from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
+
+Keeping = Callable[..., AbstractAsyncContextManager[InstanceManager]]
+
+
+@pytest.fixture
+def keeping(config: ManagerConfig, tmp_path: Path) -> Keeping:
+    """`async with keeping("a", state_url=…) as manager`: a Berth whose STATE_DIR is the folder `a`."""
+
+    @asynccontextmanager
+    async def make(folder: str = "a", **changes: Any) -> AsyncIterator[InstanceManager]:
+        state_dir = tmp_path / folder
+        own = {"state_dir": state_dir, "run_dir": state_dir / "run", "state_url": "sqlite:///berth.db"}
+        manager = InstanceManager(replace(config, **{**own, **changes}))
+        async with manager.run():
+            yield manager
+
+    return make
+
+
+async def test_what_has_been_stopped_is_known_to_the_next(keeping: Keeping, tmp_path: Path) -> None:
+    async with keeping() as manager:
+        one = await running(manager, fake(name="one", timeout_s=50.0, env={"HF_TOKEN": "hidden"}))
+        await running(manager, fake(name="gone"))
+        await manager.delete("gone")
+        seen = manager.events.last_event_id
+        created_at = one.created_at
+        assert manager.state.keeper.status.trouble is None
+    async with keeping() as manager:
+        (one,) = manager.list(include_terminal=True)
+        assert (one.instance_id, one.state, one.created_at) == ("one", InstanceState.STOPPED, created_at)
+        assert (one.port, one.pid, one.timeout_s) == (None, None, 50.0)
+        assert await manager.state.store.ports() == []
+        assert manager.events.last_event_id >= seen
+        assert next(event.event_id for event in manager.events.since(seen - 1)) == seen
+        manager.start("one")
+        assert (await manager.wait_ready("one", 60)).state is InstanceState.RUNNING
+        (hold,) = await manager.state.store.ports()
+        assert (hold.port, hold.instance_id) == (one.port, "one")
+    for path in (tmp_path / "a").glob("berth.db*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.name.endswith(".lock"), path
+
+
+async def test_one_directory_is_one_berths(keeping: Keeping) -> None:
+    async with keeping():
+        with pytest.raises(StoreInUse, match="STATE_DIR"):
+            async with keeping(state_url="memory://"):
+                pass
+    async with keeping(state_url="memory://"):
+        pass
+
+
+async def test_a_key_is_good_for_one_instance(keeping: Keeping) -> None:
+    """Across restarts, too; and when the first try ended between the claim and the record."""
+    spec = fake()
+    async with keeping() as manager:
+        answers = await asyncio.gather(*(manager.create_once(spec, "key") for _ in range(5)))
+        assert len({one.instance_id for one in answers}) == 1 == len(manager.list())
+        with pytest.raises(IdempotencyKeyReused):
+            await manager.create_once(replace(spec, pinned=True), "key")
+        await manager.state.claim("claimed", spec, "fake-claimed")
+    async with keeping(max_instances=1) as manager:
+        assert (await manager.create_once(spec, "key")).instance_id == answers[0].instance_id
+        assert (await manager.create_once(spec, "claimed")).instance_id == "fake-claimed"
+        with pytest.raises(NoCapacity):
+            await manager.create_once(spec, "too much")
+        await manager.delete("fake-claimed", force=True)
+        assert (await manager.create_once(spec, "too much")).instance_id != "fake-claimed"
+
+
+async def test_usage_is_added_up_over_restarts(keeping: Keeping) -> None:
+    async with keeping() as manager:
+        manager.usage.add("alice", "demo", 1, 10, 5)
+        manager.usage.add("alice", "demo", 1, 1, 1)
+        manager.usage.add("bob", "demo", 1, 0, 2)
+        assert len(await manager.usage.totals(manager.state.store)) == 2
+    async with keeping() as manager:
+        manager.usage.add("alice", "demo", 1, 1, 1)
+        assert await manager.usage.totals(manager.state.store) == [
+            Usage("alice", "demo", 3, 12, 7),
+            Usage("bob", "demo", 1, 0, 2),
+        ]
+
+
+async def test_a_file_that_cannot_be_written_stops_nobody(
+    keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program holds the database: instances start and stop, and all is written when it lets go."""
+    monkeypatch.setattr("instance_manager.stores.sqlite.BUSY_TIMEOUT_S", 0.05)
+    async with keeping() as manager:
+        await running(manager, fake(name="one"))
+        keeper = manager.state.keeper
+        holder = sqlite3.connect(tmp_path / "a" / "berth.db", isolation_level=None)
+        try:
+            holder.execute("BEGIN IMMEDIATE")
+            two = await running(manager, fake(name="two"))
+            await until(lambda: keeper.status.trouble is not None)
+            assert two.gate.is_open
+        finally:
+            holder.close()
+        await until(lambda: keeper.status.trouble is None and keeper.status.num_unwritten == 0)
+        stored = await manager.state.store.get("two")
+        assert stored is not None and stored.state is InstanceState.RUNNING
+        events = await manager.state.store.events_since(0)
+        assert [event.event_id for event in events] == [one.event_id for one in manager.events.since(0)]
+
+
+@pytest.mark.skipif(REDIS_SERVER is None, reason="redis-server is not installed")
+async def test_berths_on_one_redis_see_each_other(keeping: Keeping, tmp_path: Path) -> None:
+    server = RedisProcess(tmp_path)
+    server.start()
+    try:
+        async with keeping("a", state_url=server.url) as one, keeping("b", state_url=server.url) as two:
+            mine = await running(one, fake(name="shared"))
+            with pytest.raises(InstanceExists, match="another Berth"):
+                await two.create_once(fake(name="shared"))
+            assert two.list(include_terminal=True) == []
+            other = await running(two, fake(name="other"))
+            assert other.port != mine.port  # both have the same range
+            await two.state.keeper.settled("other")
+            found = await until_some(one.state.elsewhere)
+            assert [(record.instance_id, is_alive) for record, is_alive in found] == [("other", True)]
+            assert mine.state is InstanceState.RUNNING
+    finally:
+        server.kill()
+
+
+# The keeper against a store that refuses: no real one can be made to at the right moment.
+
+
+class Refusing(MemoryStore):
+    """Refuses the next writes with these errors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[StoreError] = []
+
+    async def commit(self, write: Write) -> Commit:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().commit(write)
+
+
+class Books:
+    """Instances to be written: a state and a port each."""
+
+    def __init__(self) -> None:
+        self.store = Refusing()
+        self.events = EventLog()
+        self.records: dict[str, InstanceRecord] = {}
+        self.keeper = StateKeeper(StateSession(self.store, "me", None), self.records.get)
+        self.events.add_listener(self.keeper.on_event)
+
+    def put(self, name: str, owner: str = "me", **fields: Any) -> None:
+        record = InstanceRecord(name, InstanceState.RUNNING, owner, InstanceSpec("m", "command"), **fields)
+        self.records[name] = record
+        self.events.publish("instance.state", name, {"status": "running"})
+
+    def drop(self, name: str) -> None:
+        del self.records[name]
+        self.events.publish("instance.deleted", name)
+
+
+@pytest.fixture
+async def books() -> AsyncIterator[Books]:
+    books = Books()
+    task = asyncio.create_task(books.keeper.run())
+    try:
+        yield books
+        await books.keeper.finish()
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+async def test_many_changes_become_few_writes_in_order(books: Books) -> None:
+    for number in range(700):
+        books.put("one", port=9000 + number)
+    books.put("two")
+    books.drop("two")
+    await books.keeper.written("one")
+    (record,) = await books.store.records()
+    assert (record.port, record.version) == (9699, 2)
+    events = await books.store.events_since(0)
+    assert events == [replace(kept) for kept in books.events.since(0)]
+
+
+async def test_ports_follow_their_instances(books: Books) -> None:
+    node = StateSession(books.store, "me", None).node
+    books.put("one", port=9000)
+    await books.keeper.written("one")
+    books.put("one", port=None)
+    books.put("two", port=9000)
+    await books.keeper.written("two")
+    assert await books.store.ports() == [PortHold(node, 9000, "two")]
+    books.drop("two")
+    await books.keeper.written("two")
+    assert (await books.store.ports(), [one.instance_id for one in await books.store.records()]) == (
+        [],
+        ["one"],
+    )
+    await books.store.hold_port(PortHold(node, 9001, "stranger"))
+    books.put("one", port=9001)
+    with pytest.raises(PortHeld):
+        await books.keeper.written("one")
+
+
+async def test_who_waits_is_not_kept_by_a_full_disk(books: Books) -> None:
+    books.store.errors = [StoreUnavailable("the disk is full")]
+    books.put("one")
+    await books.keeper.written("one")
+    assert books.keeper.status.trouble == "the disk is full"
+    await until(lambda: books.keeper.status.num_unwritten == 0)
+    assert len(await books.store.records()) == 1
+    assert books.keeper.status.trouble is None
+
+
+async def test_a_record_that_another_has_changed(books: Books) -> None:
+    """A store that was emptied is given ours again; what another Berth owns is left alone."""
+    books.put("one")
+    await books.keeper.written("one")
+    await books.store.delete("one", 1)
+    books.put("one", port=9000)
+    await books.keeper.written("one")
+    (record,) = await books.store.records()
+    assert (record.port, record.version) == (9000, 1)
+
+    theirs = InstanceRecord("two", InstanceState.RUNNING, "them", InstanceSpec("m", "command"))
+    await books.store.put(theirs, 0)
+    books.put("two")
+    with pytest.raises(InstanceExists):
+        await books.keeper.written("two")
+    books.drop("two")
+    await books.keeper.written("two")
+    kept = await books.store.get("two")
+    assert kept is not None and kept.owner == "them"
+    books.put("three")
+    await books.keeper.written("three")
+
+
+async def test_who_has_lost_its_name_writes_no_more(books: Books) -> None:
+    books.store.errors = [LeaseLost("taken over")]
+    books.put("one")
+    await books.keeper.written("one")
+    assert books.keeper.status.is_deposed
+    with pytest.raises(LeaseLost):
+        books.keeper.check_is_owner()
+    books.put("one")
+    await books.keeper.written("one")
+    assert await books.store.records() == []
+
+
+async def test_usage_waits_for_a_store_that_is_away() -> None:
+    store, meter = Refusing(), UsageMeter()
+    store.errors = [StoreUnavailable("away")]
+    meter.add("alice", "demo", 1, 2, 3)
+    await meter.flush(store)
+    meter.add("alice", "demo", 1, 2, 3)
+    assert await meter.totals(store) == [Usage("alice", "demo", 2, 4, 6)]
+    await meter.flush(store)
+    assert await store.usage() == await meter.totals(store) == [Usage("alice", "demo", 2, 4, 6)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
+async def until_some(ask: Callable[[], Any]) -> Any:
+    async with asyncio.timeout(30):
+        while not (found := await ask()):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        return found
