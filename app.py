@@ -89,7 +89,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
         except InstanceNotFound:
             return None
 
-    metrics, lifecycle = ProxyMetrics(model_of), LifecycleMetrics(model_of)
+    metrics, lifecycle = ProxyMetrics(model_of, manager.usage.add), LifecycleMetrics(model_of)
     metrics_page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
     data_plane = DataPlane(manager, metrics)
 

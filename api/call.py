@@ -8,7 +8,9 @@ import time
 from api.access_log import access_logger, write_line
 from api.asgi import Scope
 from api.exchange import Request
+from api.keys import caller_of
 from api.leases import Lease
+from api.tracing import SPAN, RequestSpan
 from instance_manager.metrics import InstanceMetrics
 
 
@@ -39,12 +41,17 @@ class Call:
 
     def finish(self, status: int) -> None:
         """It is over; `status` is the response's, or what there was to say instead of one."""
-        seconds = time.perf_counter() - self.request.started
+        request, metrics = self.request, self.metrics
+        seconds = time.perf_counter() - request.started
         self.leave()
-        self.metrics.count(self.request.method, status)
-        self.metrics.request_s.observe(seconds)
+        metrics.count(request.method, status)
+        metrics.request_s.observe(seconds)
+        if (usage := request.usage) is not None:
+            key_id = caller_of(self.scope).key_id
+            metrics.count_tokens(key_id, usage.prompt_tokens, usage.completion_tokens)
+        if SPAN in self.scope:
+            self._describe(self.scope[SPAN])
         if access_logger.isEnabledFor(logging.INFO):
-            request, metrics = self.request, self.metrics
             write_line(
                 self.scope,
                 status,
@@ -53,4 +60,18 @@ class Call:
                 instance=metrics.instance_id,
                 model=metrics.model,
                 first_byte_s=request.first_byte_s,
+                queued_s=request.queued_s,
+                usage=usage,
             )
+
+    def _describe(self, span: RequestSpan) -> None:
+        request, metrics = self.request, self.metrics
+        span.served(
+            instance_id=metrics.instance_id,
+            model=metrics.model,
+            key_id=caller_of(self.scope).key_id,
+            request_id=request.headers.request_id,
+            queued_s=request.queued_s,
+            first_byte_s=request.first_byte_s,
+            usage=request.usage,
+        )

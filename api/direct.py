@@ -19,6 +19,7 @@ from api.headers import response_headers
 from api.response_channel import ResponseChannel
 from api.response_reader import ResponseReader
 from api.upstream import ResponseHead, UpstreamConnection
+from api.usage import usage_of
 
 
 class DirectExchange(ResponseReader):
@@ -66,6 +67,7 @@ class DirectExchange(ResponseReader):
         call.request.first_byte_s = first_byte_s = time.perf_counter() - call.request.started
         call.metrics.first_byte_s.observe(first_byte_s)
         call.metrics.bytes_out += len(body)
+        call.request.usage = usage_of(body)
         call.finish(status)
         self._channel.send_whole(status, headers, body)
 

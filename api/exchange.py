@@ -25,6 +25,7 @@ from api.upstream import (
     UpstreamTimeout,
 )
 from api.upstream_pool import UpstreamPool
+from api.usage import AnswerTail, TokenUsage, usage_of
 from instance_manager.metrics import InstanceMetrics
 
 logger = logging.getLogger("berth.proxy")
@@ -53,6 +54,8 @@ class Request:
     headers: RequestHeaders
     started: float  # time.perf_counter() when it arrived
     first_byte_s: float | None = None  # from then to the response's head, once there is one
+    queued_s: float | None = None  # from then to its lease, where it had to wait for one
+    usage: TokenUsage | None = None  # of its answer, once that has passed
 
     @property
     def is_repeatable(self) -> bool:
@@ -258,6 +261,7 @@ class Exchange:
         send = self._send
         body, is_complete = reader.take()
         if is_complete:
+            self._request.usage = usage_of(body)
             self._end()
             if self._channel is not None and self._channel.is_ready():
                 self._channel.send_whole(status, headers, body)
@@ -278,17 +282,22 @@ class Exchange:
         send, metrics = self._send, self._metrics
         is_complete = False
         last = b""
+        tail = AnswerTail(is_event_stream=is_event_stream and self._request.method == "POST")
         try:
             while not is_complete:
                 if body:
                     metrics.bytes_out += len(body)
+                    tail.add(body)
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     last = body
                 body, is_complete = await reader.read()
+            tail.add(body)
         except UpstreamError as exc:
             if is_event_stream:
                 whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
                 event = stream_error_event(exc) if whole else b"\n\n" + stream_error_event(exc)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             raise ResponseCut(exc) from exc
+        finally:
+            self._request.usage = tail.usage()
         return body

@@ -194,7 +194,8 @@ class DataPlane:
             lease, receive = await lease_while_connected(leases, call.instance_id, receive)
         call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
         if had_to_wait:
-            call.metrics.queue_wait_s.observe(time.perf_counter() - call.request.started)
+            call.request.queued_s = queued_s = time.perf_counter() - call.request.started
+            call.metrics.queue_wait_s.observe(queued_s)
         return (self.pools.pool_for(lease.instance_id, lease.endpoint), lease, None), receive
 
     async def _serve(

@@ -20,7 +20,7 @@ from api.headers import find_header
 from api.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
 from api.usage import TokenUsage
 
-_SCOPE_KEY = "berth.span"
+SPAN = "berth.span"  # where a scope has its RequestSpan
 _TRACEPARENT = b"traceparent"
 _PROPAGATOR = TraceContextTextMapPropagator()
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"})
@@ -134,7 +134,7 @@ class RequestSpan:
 
 def span_of(scope: Scope) -> RequestSpan | None:
     """The request's span, where there are any."""
-    return scope.get(_SCOPE_KEY)
+    return scope.get(SPAN)
 
 
 def trace_id_of(scope: Scope) -> str | None:
@@ -181,7 +181,7 @@ class Tracing:
             scope.pop("berth.memo", None)  # what is known of the head: from now on it is another
             span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
             scope["headers"] = span.headers_with_parent(scope["headers"])
-            scope[_SCOPE_KEY] = span
+            scope[SPAN] = span
         return span
 
 

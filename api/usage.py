@@ -11,9 +11,9 @@ import re
 from typing import Any, NamedTuple
 
 _NAME = b'"usage"'
-_WINDOW_BYTES = 4096  # of an answer's end in which its usage is looked for
+_WINDOW_BYTES = 2048  # of an answer's end in which its usage is looked for
 _ENDS = (b"}", b"\n")  # of what may be a JSON object, or a stream of events
-_MAX_OBJECT_BYTES = 2048
+_MAX_OBJECT_BYTES = 1024
 _MAX_TOKENS = 2**40  # more than that is no count of tokens
 _COLON = re.compile(r"\s*:\s*")
 _DECODER = json.JSONDecoder()
@@ -32,12 +32,10 @@ def usage_of(body: bytes) -> TokenUsage | None:
 
     The names are those of OpenAI's Completions, Chat, Embeddings and Responses and of Anthropic's Messages.
     """
-    return _find(body) if body[-1:] in _ENDS else None
-
-
-def _find(end: bytes) -> TokenUsage | None:
-    at = end.rfind(_NAME, -_WINDOW_BYTES)  # within a string it would be followed by a backslash
-    return None if at < 0 else _decode(end[at + len(_NAME) : at + len(_NAME) + _MAX_OBJECT_BYTES])
+    if not body.endswith(_ENDS):
+        return None
+    at = body.rfind(_NAME, -_WINDOW_BYTES)  # within a string it would be followed by a backslash
+    return None if at < 0 else _decode(body[at + len(_NAME) : at + len(_NAME) + _MAX_OBJECT_BYTES])
 
 
 def _decode(after_name: bytes) -> TokenUsage | None:
@@ -77,25 +75,27 @@ def _count(usage: dict[str, Any], *names: str) -> int | None:
 class AnswerTail:
     """Of an answer that passes in pieces, what its usage can be told from: its end, and how many events."""
 
-    __slots__ = ("_num_events", "_pieces", "_size")
+    __slots__ = ("_counts_events", "_num_events", "_pieces", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_event_stream: bool) -> None:
+        self._counts_events = is_event_stream
         self._pieces: list[bytes] = []
         self._size = 0
         self._num_events = 0
 
     def add(self, piece: bytes) -> None:
         """The next piece, as it came over the wire."""
-        self._num_events += piece.count(b"\ndata:") + piece.startswith(b"data:")
+        if self._counts_events:
+            self._num_events += piece.count(b"\ndata:") + piece.startswith(b"data:")
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size > 4 * _WINDOW_BYTES:  # cut now and then: a copy for each small piece would cost more
+        if self._size > 8 * _WINDOW_BYTES:  # cut now and then: a copy for each small piece would cost more
             self._cut()
 
     def usage(self) -> TokenUsage | None:
         """What the engine says; else, of a stream, one token for each event but `[DONE]`."""
         end = self._cut()
-        if (usage := _find(end)) is not None:
+        if (usage := usage_of(end + b"\n")) is not None:
             return usage
         num_tokens = self._num_events - end.rstrip().endswith(b"data: [DONE]")
         return TokenUsage(0, num_tokens, is_estimated=True) if num_tokens > 0 else None

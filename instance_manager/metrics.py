@@ -15,6 +15,8 @@ from prometheus_client.registry import Collector
 # Upper bounds in seconds: a request lasts from a millisecond (/health) to many minutes (long streams).
 _BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
+OnUsage = Callable[[str, str, int, int, int], None]
+
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "WEBSOCKET"})
 
 
@@ -46,6 +48,7 @@ class InstanceMetrics:
     """What one instance's requests add up to."""
 
     __slots__ = (
+        "_on_usage",
         "bytes_in",
         "bytes_out",
         "completion_tokens",
@@ -59,9 +62,10 @@ class InstanceMetrics:
         "requests",
     )
 
-    def __init__(self, instance_id: str, model: str) -> None:
+    def __init__(self, instance_id: str, model: str, on_usage: OnUsage) -> None:
         self.instance_id = instance_id
         self.model = model
+        self._on_usage = on_usage
         self.requests: dict[tuple[str, int], int] = {}  # by method and status; 499: the client left
         self.request_s = Histogram()
         self.first_byte_s = Histogram()
@@ -76,22 +80,34 @@ class InstanceMetrics:
         key = (method if method in _METHODS else "other", status)
         self.requests[key] = self.requests.get(key, 0) + 1
 
+    def count_tokens(self, key_id: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """What an answer has told of its tokens; `key_id` names the caller's key."""
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self._on_usage(key_id, self.model, 1, prompt_tokens, completion_tokens)
+
 
 class ProxyMetrics(Collector):
     """All instances' metrics, and the collector that renders them."""
 
-    def __init__(self, model_of: Callable[[str], str | None] = lambda _: None) -> None:
-        """`model_of`: the name that clients know an instance's model by, where there is one."""
+    def __init__(
+        self, model_of: Callable[[str], str | None] = lambda _: None, on_usage: OnUsage = lambda *_: None
+    ) -> None:
+        """`model_of`: the name that clients know an instance's model by, where there is one.
+
+        `on_usage` is told of each answer with tokens: key id, model, 1, prompt and completion tokens.
+        """
         self._model_of = model_of
+        self._on_usage = on_usage
         self._instances: dict[str, InstanceMetrics] = {}
-        self.unserved = InstanceMetrics("", "")  # requests that got no lease
+        self.unserved = InstanceMetrics("", "", on_usage)  # requests that got no lease
 
     def of(self, instance_id: str, model: str) -> InstanceMetrics:
         """The instance's metrics; the caller holds a lease, so the instance exists."""
         metrics = self._instances.get(instance_id)
         if metrics is None:
             label = self._model_of(instance_id) or model
-            metrics = self._instances[instance_id] = InstanceMetrics(instance_id, label)
+            metrics = self._instances[instance_id] = InstanceMetrics(instance_id, label, self._on_usage)
         return metrics
 
     def forget(self, instance_id: str) -> None:

@@ -58,7 +58,10 @@ def test_every_request_is_one_json_object_with_all_that_is_known(tmp_path: Path)
         assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/completions", 200)
         assert (line["instance"], line["model"], line["client"]) == ("one", "fake", "127.0.0.1")
         assert 0 < line["first_byte_seconds"] <= line["seconds"] < 30
+        assert (line["prompt_tokens"], line["completion_tokens"]) == (0, 1)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"])
+    assert "tokens_estimated" not in by_id["whole"]
+    assert by_id["streamed"]["tokens_estimated"] is True  # its client asked for no usage
     assert by_id["whole"]["key"] == by_id["odd"]["key"] != by_id["made"]["key"]
     assert by_id["odd"]["path"] == "/proxy/one/x%0Ay"
     assert (by_id["unknown"]["status"], by_id["unknown"]["note"]) == (404, "refused by the gateway")

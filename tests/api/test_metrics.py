@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,6 +144,28 @@ def test_what_happens_to_instances_is_counted(client: httpx.Client) -> None:
     assert held is not None and size is not None and free is not None
     assert 10**6 < held < size
     assert 0 < free < size
+
+
+@pytest.mark.parametrize("way", ["/proxy/one/v1/completions", "/v1/completions"])
+def test_tokens_are_counted_on_every_way(client: httpx.Client, way: str) -> None:
+    """Whole at once, late, in a stream that tells, in one that doesn't, and in one that is cut."""
+    start(client, "one")
+
+    def completion_tokens() -> float:
+        return value(scrape(client), "berth_completion_tokens", instance="one") or 0
+
+    telling = {"stream": True, "stream_options": {"include_usage": True}}
+    for number, more in ((1, {}), (20, {"delay": 0.1}), (30, telling), (40, {"stream": True})):
+        before = completion_tokens()
+        answer = client.post(way, json={"model": "fake", "max_tokens": number, **more})
+        assert answer.status_code == 200
+        assert completion_tokens() - before == number
+    with client.stream("POST", way, json={"model": "fake", "max_tokens": 10_000, **telling}) as answer:
+        next(answer.iter_raw())
+    deadline = time.monotonic() + 30
+    while completion_tokens() == 91:  # until Berth has seen that its client has left
+        assert time.monotonic() < deadline
+    assert value(scrape(client), "berth_prompt_tokens", instance="one") == 0
 
 
 def test_a_model_of_the_catalog_has_its_own_name_everywhere(client: httpx.Client) -> None:

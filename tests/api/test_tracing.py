@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from api.keys import key_id_of
 from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
 from tests.collector import Collector
 from tests.fake_engine import command
@@ -117,9 +120,39 @@ def test_every_request_has_one_span_however_it_ends(tmp_path: Path) -> None:
         "GET /proxy/{instance_id}/{path}",
     ]
     assert {one["kind"] for one in spans} == {SERVER}
+    for one in spans[:3]:
+        about, events = one["attributes"], one["events"]
+        assert (about["berth.instance.id"], about["gen_ai.request.model"]) == ("one", "fake")
+        assert (about["berth.key.id"], about["gen_ai.usage.output_tokens"]) == (key_id_of("a-user-key"), 3)
+        assert 0 < about["berth.first_byte.seconds"] == pytest.approx(events["berth.first_byte"], abs=1e-6)
+        assert events["berth.first_byte"] <= one["seconds"]
     assert spans[2]["seconds"] >= 0.2
     for secret in ("secret=1", "what-was-said", "a-user-key"):
         assert secret not in sent
+
+
+def test_a_wait_in_the_queue_is_told(tmp_path: Path) -> None:
+    """And a line of the access log names the trace that it belongs to."""
+    settings = {"MAX_IN_FLIGHT": "1", "ACCESS_LOG": "true", "LOG_FORMAT": "json"}
+    with (
+        Collector().running() as collector,
+        traced_berth(tmp_path, collector.url, **settings) as (berth, client),
+    ):
+        body = {"model": "fake", "delay": 0.3}
+        with ThreadPoolExecutor(2) as pool:
+            for name in ("first", "second"):
+                pool.submit(
+                    client.post, "/proxy/one/v1/completions", json=body, headers={"x-request-id": name}
+                )
+        spans = [collector.span("first"), collector.span("second")]
+        output = berth.output()
+    waited = [one for one in spans if "berth.queue.seconds" in one["attributes"]]
+    assert len(waited) == 1
+    assert 0 < waited[0]["attributes"]["berth.queue.seconds"] <= waited[0]["seconds"] - 0.3
+    assert waited[0]["events"]["berth.leased"] < waited[0]["events"]["berth.first_byte"]
+    lines = [json.loads(line) for line in output.splitlines()]
+    traces = {line.get("request_id"): line.get("trace_id") for line in lines}
+    assert [traces["first"], traces["second"]] == [one["trace_id"] for one in spans]
 
 
 def leave(berth: BerthProcess, client: httpx.Client, collector: Collector) -> None:
