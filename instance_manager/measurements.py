@@ -100,12 +100,6 @@ class Measurements:
             found = [levels[level] for levels in runs.values() if level in levels]
         return reduce(Footprint.peak, found) if found else None
 
-    def expected_bytes(
-        self, kind: MeasuredKind, estimate: Footprint | None, level: int = 0
-    ) -> Footprint | None:
-        """The measured peak; the estimate if there is none; None if neither is known."""
-        return self.peak(kind, level) or estimate
-
     def save(self) -> None:
         """Write what has changed since the last call, at one stroke. Raises OSError."""
         with self._lock:

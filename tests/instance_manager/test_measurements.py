@@ -10,16 +10,14 @@ import pytest
 from instance_manager.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
 
 KIND = MeasuredKind("org/model", "engine", "abc")
-ESTIMATE = Footprint(999, 999)
 
 
-def test_until_it_is_measured_the_estimate_counts(tmp_path: Path) -> None:
+def test_what_was_never_measured_has_no_peak(tmp_path: Path) -> None:
     measurements = Measurements(tmp_path)
-    assert measurements.expected_bytes(KIND, None) is None
-    assert measurements.expected_bytes(KIND, ESTIMATE) == ESTIMATE
+    assert measurements.peak(KIND) is None
     measurements.record(KIND, "run-1", 0, Footprint(10, 20))
-    assert measurements.expected_bytes(KIND, ESTIMATE) == Footprint(10, 20)
-    assert measurements.expected_bytes(KIND, ESTIMATE, level=1) == ESTIMATE
+    assert measurements.peak(KIND) == Footprint(10, 20)
+    assert measurements.peak(KIND, level=1) is None
     assert measurements.peak(MeasuredKind("org/other", "engine", "abc")) is None
 
 
