@@ -87,7 +87,10 @@ class Register:
             logger.exception("instance=%s: its supervisor broke down", instance_id)
         if not self.is_closing:
             await supervisor.log.remove()
-            await asyncio.to_thread(self._config.status_path(instance_id).unlink, missing_ok=True)
+            try:
+                await asyncio.to_thread(self._config.status_path(instance_id).unlink, missing_ok=True)
+            except OSError as error:
+                logger.warning("instance=%s: its status file can't be deleted: %s", instance_id, error)
             del self.supervisors[instance_id], self.gates[instance_id]
             self._events.publish("instance.deleted", instance_id)
         supervisor.is_forgotten = True

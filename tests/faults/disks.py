@@ -44,6 +44,7 @@ def full_for_state(folder: Path, ledger: Ledger, _seed: int) -> None:
 
 def read_only_for_logs(folder: Path, ledger: Ledger, _seed: int) -> None:
     with small_disk(folder / "logs", "4m") as disk, Harbour(folder, ledger) as harbour:
+        harbour.create("another", rogue_engine.command())
         with _read_only(disk):
             _serve(harbour)
             made = harbour.create("one", fake_engine.command())
@@ -51,6 +52,7 @@ def read_only_for_logs(folder: Path, ledger: Ledger, _seed: int) -> None:
             assert "Read-only" in made.message, made.message
             assert "an error in Berth" not in made.message, made.message
             harbour.control("DELETE", "/instances/one?force=true")
+            _delete_another(harbour)
             _serve(harbour)
         _serve_and_start(harbour)
         assert not (problems := harbour.settle()), problems
@@ -58,10 +60,12 @@ def read_only_for_logs(folder: Path, ledger: Ledger, _seed: int) -> None:
 
 def read_only_for_state(folder: Path, ledger: Ledger, _seed: int) -> None:
     with small_disk(folder / "state", "4m") as disk, Harbour(folder, ledger) as harbour:
+        harbour.create("another", rogue_engine.command())
         with _read_only(disk):
             _serve(harbour)
             with harbour.instance("one", fake_engine.command()):
                 _is_clear(harbour)
+            _delete_another(harbour)
             _serve(harbour)
         _serve_and_start(harbour)
         assert not (problems := harbour.settle()), problems
@@ -84,6 +88,12 @@ def _serve_and_start(harbour: Harbour) -> None:
         assert again.fate is Fate.ANSWERED, str(again)
         assert harbour.complete("one").fate is Fate.ANSWERED
     _serve(harbour)
+
+
+def _delete_another(harbour: Harbour) -> None:
+    """One that has files on the disk, which can't be deleted."""
+    gone = harbour.control("DELETE", "/instances/another")
+    assert gone.fate is Fate.ANSWERED, str(gone)
 
 
 def _is_clear(harbour: Harbour) -> None:
@@ -114,8 +124,9 @@ def _filled(disk: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _read_only(disk: Path) -> Iterator[None]:
-    """As after an error of the disk. By another mount on top, as open files would forbid it."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=4k", "tmpfs", str(disk)], check=True)  # noqa: S607
+    """As after an error of the disk: it can be read. By a mount on top, as open files forbid another."""
+    for options in (["--bind", str(disk)], ["-o", "remount,bind,ro"]):
+        subprocess.run(["mount", *options, str(disk)], check=True)  # noqa: S607
     try:
         yield
     finally:
