@@ -173,6 +173,9 @@ class FakeEngine:
             _send(connection, 200, METRICS.replace("MODEL", self._name), "text/plain; version=0.0.4")
         elif path in ("/headers", "/v1/headers"):
             _send(connection, 200, dict(headers))
+        elif path == "/grow":  # by as many MB as the body says
+            self._ballast += bytearray(os.urandom(1 << 20)) * int(body)
+            _send(connection, 200, {})
         elif path == "/env":
             _send(connection, 200, dict(os.environ))
         else:

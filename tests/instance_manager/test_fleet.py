@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from instance_manager.errors import InstanceFailedToStart
@@ -21,9 +22,12 @@ from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Measurements
 from instance_manager.profiles import ModelProfile
 from instance_manager.room import RoomConfig, RoomKeeper
+from instance_manager.types import InstanceState
 from tests.fake_engine import command
 from tests.fake_nvml import describe_gpus, pynvml, write_gpus
 from tests.instance_manager.conftest import ManagerFactory
+
+MIB = 1 << 20
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -38,11 +42,11 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def fleet_of(
-    manager: InstanceManager, directory: Path, *profiles: ModelProfile
+    manager: InstanceManager, directory: Path, *profiles: ModelProfile, host_bytes: int | None = None
 ) -> AsyncIterator[Fleet]:
     driver = GpuDriver({})
-    policy = EvictionPolicy(min_residency_s=0.0)
-    room = RoomKeeper(manager, RoomConfig(policy=policy), Measurements(directory / "state"), driver)
+    config = RoomConfig(host_bytes=host_bytes, policy=EvictionPolicy(min_residency_s=0.0))
+    room = RoomKeeper(manager, config, Measurements(directory / "state"), driver)
     fleet = Fleet(manager, FleetConfig(), room)
     fleet.set_profiles(profiles)
     async with fleet.run():
@@ -145,3 +149,21 @@ async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(
                 with pytest.raises(InstanceFailedToStart, match=rf"died while it ran: .* in {deaths}0 s"):
                     await fleet.wait_for_lease(model)
             model.retry_at = 0.0
+
+
+async def test_an_idle_engine_goes_at_once_when_another_outgrows_the_budget(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    """Nobody asks for anything: growth alone is what is noticed."""
+    models = [profile(name, "--ballast-mb", "100", devices=()) for name in ("idle", "grows")]
+    async with managing() as manager, fleet_of(manager, tmp_path, *models, host_bytes=500 * MIB) as fleet:
+        await bring_up(fleet, "idle")
+        await bring_up(fleet, "grows")
+        (idle,), (grows,) = fleet.find("idle").live, fleet.find("grows").live
+        async with asyncio.timeout(30), httpx.AsyncClient(trust_env=False) as http:
+            response = await http.post(f"http://127.0.0.1:{grows.port}/grow", content="300")
+            assert response.status_code == 200
+            while idle.state is not InstanceState.STOPPED:
+                await idle.changed()
+        assert idle.status_reason == "made room for what runs"
+        assert grows.state is InstanceState.RUNNING
