@@ -8,50 +8,29 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from tests.berth_process import BerthProcess
 from tests.fake_engine import command
+from tests.successive_berths import (
+    Berths,
+    are_running,
+    create,
+    end,
+    eventually,
+    is_alive,
+    kill,
+    last_event_id,
+    records,
+)
 
 ADOPTION_S = 2.0  # from a serving Berth to its engines' requests; what is promised
-PATIENCE_S = 30.0
-
-
-class Berths:
-    """One Berth after another, in one folder, on the same ports."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._all: list[BerthProcess] = []
-
-    def begin(self, **settings: str) -> BerthProcess:
-        """The next one, once it serves."""
-        berth = self.launch(**settings)
-        berth.wait_until_serving()
-        return berth
-
-    def launch(self, **settings: str) -> BerthProcess:
-        settings["VLLM_MAX_INSTANCES"] = "20"  # some of the ports may be taken by the others on this machine
-        if self._all:
-            first = self._all[0]
-            settings = {"APP_PORT": str(first.port), "VLLM_BASE_PORT": str(first.base_port), **settings}
-        self._all.append(BerthProcess(self.folder, **settings))
-        return self._all[-1]
-
-    def survivors(self) -> list[psutil.Process]:
-        return [process for berth in self._all for process in berth.survivors()]
-
-    def close(self) -> None:
-        for berth in reversed(self._all):
-            berth.close()
 
 
 @pytest.fixture
@@ -61,63 +40,6 @@ def berths(tmp_path: Path) -> Iterator[Berths]:
         yield berths
     finally:
         berths.close()
-
-
-def kill(berth: BerthProcess) -> None:
-    os.kill(berth.pid, signal.SIGKILL)
-    berth.wait()
-
-
-def end(berth: BerthProcess) -> None:
-    berth.terminate()
-    assert berth.wait() == 0, berth.output()
-
-
-def create(client: httpx.Client, name: str, *flags: str, wait: float = PATIENCE_S) -> dict[str, Any]:
-    body = {"name": name, "model_name": "fake", "engine": "command", "command": command(*flags)}
-    answer = client.post("/instances", json=body, params={"wait": wait})
-    assert answer.status_code == 201, answer.text
-    record: dict[str, Any] = answer.json()
-    return record
-
-
-def records(client: httpx.Client) -> dict[str, dict[str, Any]]:
-    listed = client.get("/instances", params={"all": "true"}).json()["data"]
-    return {one["instance_id"]: one for one in listed}
-
-
-def are_running(client: httpx.Client, *names: str) -> bool:
-    found = records(client)
-    return all(found[name]["status"] == "running" for name in names)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)  # nobody reaps in a bare container
-    except psutil.NoSuchProcess:
-        return False
-
-
-def eventually(condition: Callable[[], bool], message: Callable[[], object]) -> float:
-    """Seconds until it came true."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < PATIENCE_S, message()
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def last_event_id(client: httpx.Client, after: int = 0) -> int:
-    """Of all that is kept: the stream says what there is, and then waits."""
-    last = after
-    with client.stream("GET", "/events", headers={"Last-Event-ID": str(after)}, timeout=1.0) as stream:
-        try:
-            for line in stream.iter_lines():
-                if line.startswith("id: "):
-                    last = int(line.removeprefix("id: "))
-        except httpx.ReadTimeout:
-            return last
-    return last
 
 
 @contextmanager
@@ -159,7 +81,7 @@ def test_a_killed_berths_engines_are_taken_over(berths: Berths) -> None:
             eventually(lambda: records(client)["failing"]["status"] == "failed", lambda: records(client))
             for name in ("one", "dead", "recycled"):
                 create(client, name)
-            create(client, "loading", "--slow-start", "3", "--chatty-start", wait=0)
+            create(client, "loading", "--slow-start", "2", "--chatty-start", wait=0)
             key = {"Idempotency-Key": "the same"}
             answer = client.post("/instances", json=keyed, headers=key, params={"wait": 30})
             assert answer.status_code == 201, answer.text
@@ -200,14 +122,13 @@ def test_a_killed_berths_engines_are_taken_over(berths: Berths) -> None:
             assert "SIGKILL" in second.output()
             assert stranger.poll() is None
             assert not is_alive(before["recycled"]["pid"])
-            assert stray.wait(PATIENCE_S) == -signal.SIGKILL
+            assert stray.wait(30) == -signal.SIGKILL
 
             eventually(partial(are_running, client, "loading"), second.output)
             assert records(client)["loading"]["pid"] == before["loading"]["pid"]
             log = client.get("/instances/loading/logs").text
             assert "loading\n" in log and "listening on" in log.splitlines()[-1]
             assert last_event_id(client, after=seen) > seen
-            assert client.get("/usage").json() == {"object": "list", "data": []}
             end(second)
             assert berths.survivors() == []
         finally:
@@ -231,7 +152,7 @@ def _stray(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["/bin/sleep", "600"], env=environment)
 
 
-def test_detached_engines_run_on_and_stopped_ones_are_remembered(berths: Berths) -> None:
+def test_detached_engines_run_on(berths: Berths) -> None:
     first = berths.begin(ON_SHUTDOWN="detach")
     with first.client() as client:
         pid = create(client, "one")["pid"]
@@ -253,52 +174,8 @@ def test_detached_engines_run_on_and_stopped_ones_are_remembered(berths: Berths)
         eventually(partial(are_running, client, "one"), third.output)
         assert records(client)["one"]["pid"] == pid
         eventually(partial(are_running, client, "loading"), third.output)
+        (used,) = client.get("/usage", params={"model": "fake"}).json()["data"]
+        assert (used["key_id"], used["requests"]) == ("local", 1)
+        assert client.delete("/instances/loading").status_code == 204
         end(third)
         assert berths.survivors() == []
-
-        fourth = berths.begin()
-        stopped = records(client)["one"]
-        assert (stopped["status"], stopped["port"], stopped["pid"]) == ("stopped", None, None)
-        assert "listening on" in client.get("/instances/one/logs").text
-        assert client.post("/instances/one/start", params={"wait": 30}).json()["status"] == "running"
-        assert client.delete("/instances/one").status_code == 204
-        kill(fourth)
-        fifth = berths.begin()
-        assert list(records(client)) == ["loading"]
-        end(fifth)
-
-
-def test_the_embedded_engine_is_taken_over_awake_and_asleep(berths: Berths) -> None:
-    first = berths.begin()
-    model = {"name": "demo", "model_name": "berth-demo", "params": {"enable_sleep_mode": True}}
-    question = {"model": "berth-demo", "prompt": "a", "max_tokens": 4}
-    with first.client() as client:
-        pid = client.post("/instances", json=model, params={"wait": 60}).json()["pid"]
-        long = {**question, "max_tokens": 2000, "stream": True, "ignore_eos": True}
-        with client.stream("POST", "/v1/completions", json=long) as answer:
-            chunks = answer.iter_raw()
-            assert b"data: " in next(chunks)
-            kill(first)
-            with pytest.raises(httpx.RemoteProtocolError):
-                for _ in chunks:
-                    pass
-
-        second = berths.begin()
-        assert client.post("/v1/completions", json=question).status_code == 200
-        running = "vllm:num_requests_running"
-        eventually(lambda: _metric(client, running) == 0, second.output)  # what flowed was aborted
-        assert client.post("/instances/demo/sleep").json()["status"] == "sleeping"
-        kill(second)
-
-        third = berths.begin()
-        eventually(lambda: records(client)["demo"]["status"] == "sleeping", third.output)
-        assert records(client)["demo"]["sleep_level"] == 1
-        assert client.post("/v1/completions", json=question).status_code == 200
-        assert records(client)["demo"]["pid"] == pid
-        end(third)
-    assert berths.survivors() == []
-
-
-def _metric(client: httpx.Client, name: str) -> float:
-    lines = client.get("/proxy/demo/metrics").text.splitlines()
-    return float(next(line for line in lines if line.startswith(name)).rpartition(" ")[2])
