@@ -1,7 +1,7 @@
 """How many tokens an answer took, read from what passes: the `usage` object that engines put at its end.
 
 An answer is not parsed for it. Its last bytes are searched for the name, and only the object that follows is
-decoded. What is compressed, or longer after its usage than `_WINDOW_BYTES`, tells nothing.
+decoded. What is compressed, or goes on for long after its usage, tells nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import re
 from typing import Any, NamedTuple
 
 _NAME = b'"usage"'
-_WINDOW_BYTES = 2048  # of an answer's end in which its usage is looked for
+# How much of its end is searched: of a whole answer, where the search is all that it costs, little.
+_WINDOW_BYTES = 640
+_STREAM_WINDOW_BYTES = 2048
 _ENDS = (b"}", b"\n")  # of what may be a JSON object, or a stream of events
 _MAX_OBJECT_BYTES = 1024
 _MAX_TOKENS = 2**40  # more than that is no count of tokens
@@ -27,14 +29,14 @@ class TokenUsage(NamedTuple):
     is_estimated: bool = False  # counted by events, as the engine told nothing
 
 
-def usage_of(body: bytes) -> TokenUsage | None:
+def usage_of(body: bytes, window_bytes: int = _WINDOW_BYTES) -> TokenUsage | None:
     """What a whole answer says; None where it holds no usage.
 
     The names are those of OpenAI's Completions, Chat, Embeddings and Responses and of Anthropic's Messages.
     """
     if not body.endswith(_ENDS):
         return None
-    at = body.rfind(_NAME, -_WINDOW_BYTES)  # within a string it would be followed by a backslash
+    at = body.rfind(_NAME, -window_bytes)  # within a string it would be followed by a backslash
     return None if at < 0 else _decode(body[at + len(_NAME) : at + len(_NAME) + _MAX_OBJECT_BYTES])
 
 
@@ -89,19 +91,21 @@ class AnswerTail:
             self._num_events += piece.count(b"\ndata:") + piece.startswith(b"data:")
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size > 8 * _WINDOW_BYTES:  # cut now and then: a copy for each small piece would cost more
+        if (
+            self._size > 8 * _STREAM_WINDOW_BYTES
+        ):  # cut now and then: a copy for each small piece would cost more
             self._cut()
 
     def usage(self) -> TokenUsage | None:
         """What the engine says; else, of a stream, one token for each event but `[DONE]`."""
         end = self._cut()
-        if (usage := usage_of(end + b"\n")) is not None:
+        if (usage := usage_of(end + b"\n", _STREAM_WINDOW_BYTES)) is not None:
             return usage
         num_tokens = self._num_events - end.rstrip().endswith(b"data: [DONE]")
         return TokenUsage(0, num_tokens, is_estimated=True) if num_tokens > 0 else None
 
     def _cut(self) -> bytes:
-        end = b"".join(self._pieces)[-_WINDOW_BYTES:]
+        end = b"".join(self._pieces)[-_STREAM_WINDOW_BYTES:]
         self._pieces = [end]
         self._size = len(end)
         return end
