@@ -1,0 +1,166 @@
+"""Berth itself killed, at the worst moments, and begun again: nothing of its engines is lost or left."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from tests.faults.ledger import Ledger
+from tests.faults.scene import Scene
+from tests.successive_berths import (
+    Berths,
+    are_running,
+    create,
+    end,
+    eventually,
+    is_alive,
+    kill,
+    last_event_id,
+    records,
+)
+
+_ADOPTION_S = 2.0
+_KILLS = 30
+
+
+def killed_at_random_moments(folder: Path, _: Ledger, seed: int) -> None:
+    """While instances are made, deleted and asked without a pause: what was answered holds ever after."""
+    dice = random.Random(seed)
+    berths = _berths(folder)
+    books = _Books()
+    slowest_s, seen = 0.0, 0
+    try:
+        for _kill in range(_KILLS):
+            berth = berths.begin()
+            with berth.client() as client:
+                slowest_s = max(slowest_s, books.until_taken_over(client, berth.output))
+                last = last_event_id(client, after=seen)
+                assert last >= seen, (last, seen)
+                seen = last
+            with berth.client(timeout_s=20) as client:
+                busy = threading.Thread(target=books.keep_busy, args=(client, random.Random(dice.random())))
+                busy.start()
+                time.sleep(dice.uniform(0, 1.0))
+                kill(berth)
+                busy.join()
+        berth = berths.begin()
+        with berth.client() as client:
+            books.until_taken_over(client, berth.output)
+        end(berth)
+        assert berths.survivors() == []
+        assert slowest_s < _ADOPTION_S, slowest_s
+    finally:
+        berths.close()
+
+
+class _Books:
+    """What Berth has answered for."""
+
+    def __init__(self) -> None:
+        self.pids: dict[str, int | None] = {}  # of instances; None = it may not have had a process yet
+        self._doubtful: str | None = None  # its making, or its deletion, was never answered
+        self._count = 0
+
+    def until_taken_over(self, client: httpx.Client, output: Callable[[], str]) -> float:
+        """Seconds until all that is known runs, under the same pid where it ran; nothing else is there."""
+        took_s = eventually(
+            lambda: are_running(client, *self.pids), lambda: f"{self.pids} {output()[-3000:]}"
+        )
+        there = records(client)
+        for name, pid in self.pids.items():
+            assert pid in (None, there[name]["pid"]), f"{name} was {pid}: {there[name]} {output()[-3000:]}"
+        if self._doubtful is not None and client.delete(f"/instances/{self._doubtful}").status_code == 204:
+            del there[self._doubtful]
+        assert there.keys() == self.pids.keys(), (list(there), list(self.pids))
+        self._doubtful = None
+        self.pids = {name: there[name]["pid"] for name in self.pids}
+        return took_s
+
+    def keep_busy(self, client: httpx.Client, dice: random.Random) -> None:
+        """Until nobody answers any more."""
+        try:
+            while True:
+                if len(self.pids) > 3:
+                    self._doubtful = dice.choice(list(self.pids))
+                    pid = self.pids.pop(self._doubtful)
+                    assert client.delete(f"/instances/{self._doubtful}").status_code == 204, pid
+                self._count += 1
+                name = self._doubtful = f"e{self._count}"
+                create(client, name, wait=0)
+                self.pids[name], self._doubtful = None, None
+                if dice.random() < 0.5:
+                    client.post(f"/proxy/{name}/v1/completions", json={"prompt": "a"})
+                    self.pids[name] = records(client)[name]["pid"]
+        except httpx.TransportError:
+            return
+
+
+def killed_with_an_embedded_engine_awake_and_asleep(folder: Path, _: Ledger, __: int) -> None:
+    berths = _berths(folder)
+    model = {"name": "demo", "model_name": "berth-demo", "params": {"enable_sleep_mode": True}}
+    question = {"model": "berth-demo", "prompt": "a", "max_tokens": 4}
+    long = {**question, "max_tokens": 2000, "stream": True, "ignore_eos": True}
+    try:
+        first = berths.begin()
+        with first.client() as client:
+            pid = client.post("/instances", json=model, params={"wait": 60}).json()["pid"]
+            with client.stream("POST", "/v1/completions", json=long) as answer:
+                chunks = answer.iter_raw()
+                assert b"data: " in next(chunks)
+                kill(first)
+                assert _is_cut(chunks)
+
+            second = berths.begin()
+            assert client.post("/v1/completions", json=question).status_code == 200
+            running = partial(_metric, client, "vllm:num_requests_running")
+            eventually(lambda: running() == 0, second.output)  # what flowed was aborted
+            assert client.post("/instances/demo/sleep").json()["status"] == "sleeping"
+            kill(second)
+
+            third = berths.begin()
+            eventually(lambda: records(client)["demo"]["status"] == "sleeping", third.output)
+            assert records(client)["demo"]["sleep_level"] == 1
+            assert client.post("/v1/completions", json=question).status_code == 200
+            assert records(client)["demo"]["pid"] == pid
+            kill(third)
+
+            assert is_alive(pid)
+            fourth = berths.begin(ON_SHUTDOWN="detach")
+            eventually(partial(are_running, client, "demo"), fourth.output)
+            end(fourth)
+            assert is_alive(pid)
+            fifth = berths.begin()
+            eventually(partial(are_running, client, "demo"), fifth.output)
+            assert records(client)["demo"]["pid"] == pid
+            end(fifth)
+        assert berths.survivors() == []
+    finally:
+        berths.close()
+
+
+def _berths(folder: Path) -> Berths:
+    folder.mkdir(parents=True)
+    return Berths(folder)
+
+
+def _is_cut(chunks: Iterator[bytes]) -> bool:
+    try:
+        for _ in chunks:
+            pass
+    except httpx.RemoteProtocolError:
+        return True
+    return False
+
+
+def _metric(client: httpx.Client, name: str) -> float:
+    lines = client.get("/proxy/demo/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(name)).rpartition(" ")[2])
+
+
+SCENE = Scene("adoption", alone=(killed_at_random_moments, killed_with_an_embedded_engine_awake_and_asleep))
