@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults import (
+    adoption,
     clients,
     disks,
     engines_dying,
@@ -40,7 +41,8 @@ SCENES: tuple[Scene, ...] = (
 _MAX_SHOWN = 1500
 
 
-@dataclass(slots=True)
+@dataclass(slots=True    adoption.SCENE,
+)
 class Result:
     """Of one case. `problems` empty = survived."""
 
