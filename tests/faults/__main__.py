@@ -36,13 +36,13 @@ SCENES: tuple[Scene, ...] = (
     clients.SCENE,
     disks.SCENE,
     scarcity.SCENE,
+    adoption.SCENE,
     streams.SCENE,
 )
 _MAX_SHOWN = 1500
 
 
-@dataclass(slots=True    adoption.SCENE,
-)
+@dataclass(slots=True)
 class Result:
     """Of one case. `problems` empty = survived."""
 
