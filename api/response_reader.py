@@ -18,9 +18,9 @@ class ResponseReader:
         "_buffered",
         "_drained",
         "_error",
+        "_has_failed",
         "_is_paused",
         "_waiter",
-        "connection",
         "connection",
         "head",
         "is_complete",
@@ -33,7 +33,8 @@ class ResponseReader:
         self._buffered = 0
         self.is_complete = False
         self._is_paused = False
-        self._error: Exception | None = None
+        self._has_failed = False
+        self._error: Exception | None = None  # until somebody has been told
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
@@ -62,19 +63,25 @@ class ResponseReader:
 
     async def drain(self) -> None:
         """Wait until the request's bytes have left, or nobody wants them any more."""
-        if self.connection.write_paused and not self.is_complete and self._error is None:
+        if self.connection.write_paused and not self.is_complete and not self._has_failed:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
 
     def stop(self, error: Exception) -> None:
         """End an exchange that is still going on: the connection is closed, whoever reads gets `error`."""
-        if not self.is_complete and self._error is None:
+        if not self.is_complete and not self._has_failed:
             self.connection.abort()
             self.failed(error)
 
     async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self._has_failed:
+            # Kept here or by this frame, it would keep all frames that it passes, and with them all buffers,
+            # until the collector comes.
+            error, self._error = self._error, None
+            try:
+                raise error or RuntimeError("the reader has been told before why there is no more")
+            finally:
+                del error
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
@@ -100,6 +107,7 @@ class ResponseReader:
             self._waiter.set_result(None)
 
     def failed(self, error: Exception) -> None:
+        self._has_failed = True
         self._error = error
         self.resume_writing()
         if self._waiter is not None and not self._waiter.done():

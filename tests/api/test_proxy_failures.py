@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from api.exchange import Exchange
 from api.proxy import DataPlane
 from api.upstream_pool import UpstreamOptions
 from instance_manager.errors import (
@@ -86,6 +88,28 @@ async def test_trap_3_a_client_that_leaves_ends_the_engines_request(
         assert time.perf_counter() - left < NOTICED_S + SLACK_S
         await front.leases.until(lambda: front.leases.num_out == 0)
         assert front.metrics.of("one", "").requests == {(raw.split()[0].decode(), 499): 1}
+
+
+async def test_what_a_client_that_left_has_cost_is_not_left_to_the_collector() -> None:
+    """It comes seldom, and each such request may hold buffers of a megabyte."""
+
+    def num_exchanges() -> int:
+        return sum(isinstance(one, Exchange) for one in gc.get_objects())
+
+    silent = Silent(SSE_HEAD + EVENT)
+    async with upstream(silent) as engine, berth(engine) as front:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                wire = await front.connect()
+                await wire.send(request())
+                await wire.read_head()
+                await wire.close()
+            await front.leases.until(lambda: front.leases.num_out == 0)
+            await eventually(lambda: num_exchanges() == 0)
+        finally:
+            gc.enable()
 
 
 async def test_trap_3_a_client_that_leaves_in_the_middle_of_its_upload() -> None:
