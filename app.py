@@ -30,6 +30,7 @@ from api.dispatch import Dispatcher, raw_path
 from api.gateway import UNVERSIONED, Gateway
 from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
 from api.keys import Access, ApiKey, names_of
+from api.listening import bind
 from api.metrics import MetricsPage
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
@@ -293,8 +294,14 @@ class BerthServer(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Raises StoreError where the state can't be opened."""
-        await self._manager.prepare()
+        """Raises OSError where the port is taken, and StoreError where the state can't be opened."""
+        sockets = sockets or bind(self.config.host, self.config.port)
+        try:
+            await self._manager.prepare()
+        except BaseException:
+            for one in sockets:
+                one.close()
+            raise
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -397,6 +404,10 @@ def main() -> int:
         server.run()
     except StoreError as error:
         sys.stderr.write(f"berth: {error}\n")
+        return 1
+    except OSError as error:
+        address = f"APP_HOST={settings.app_host} APP_PORT={settings.app_port}"
+        sys.stderr.write(f"berth: {address}: can't listen there: {error.strerror or error}\n")
         return 1
     finally:
         telemetry.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 from instance_manager.adoption import Leftovers, find_leftovers
@@ -63,10 +63,20 @@ class State:
         events.seed(await self.store.events_since(last_event_id - _EVENTS_READ), last_event_id)
         events.add_listener(self.keeper.on_event)
         leftovers = await find_leftovers(self.session, await self.store.records(), config)
-        held = {hold.instance_id: hold.port for hold in await self.store.ports()}
+        held = await self._held_ports({one.record.instance_id for one in leftovers.instances})
         for one in leftovers.instances:
             self.keeper.know(one.record, held.get(one.record.instance_id))
         return leftovers
+
+    async def _held_ports(self, ours: Collection[str]) -> dict[str, int]:
+        """By instance; what we held under an earlier name of this machine, a container's, is given back."""
+        held = {}
+        for hold in await self.store.ports():
+            if hold.instance_id in ours and hold.node == self.session.node:
+                held[hold.instance_id] = hold.port
+            elif hold.instance_id in ours:
+                await self.store.release_port(hold)
+        return held
 
     async def elsewhere(self) -> list[tuple[InstanceRecord, bool]]:
         """Other Berths' instances, in the order of their creation, and whether each one's Berth is alive."""

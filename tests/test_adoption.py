@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.berth_process import BerthProcess
+from tests.berth_process import BerthProcess, free_port
 from tests.fake_engine import command
 from tests.successive_berths import (
     Berths,
@@ -158,7 +158,7 @@ def test_detached_engines_run_on(berths: Berths) -> None:
         pid = create(client, "one")["pid"]
         loading = create(client, "loading", "--slow-start", "2", wait=0)
         eventually(lambda: records(client)["loading"]["pid"] is not None, lambda: loading)
-        second = berths.launch()
+        second = berths.launch(APP_PORT=str(free_port()))
         assert second.wait() == 1, "one directory is one Berth's"
         assert "another Berth" in second.output()
 

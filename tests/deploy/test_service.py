@@ -53,8 +53,8 @@ def test_a_stop_leaves_time_to_drain() -> None:
     assert int(timeout) > fields["drain_timeout"].default + fields["stop_grace"].default
 
 
-def test_berth_alone_is_asked_to_end_and_nothing_outlives_it() -> None:
-    assert (values("KillMode"), values("OOMPolicy")) == (["mixed"], ["continue"])
+def test_berth_alone_is_asked_to_end() -> None:
+    assert (values("KillMode"), values("OOMPolicy")) == (["process"], ["continue"])
 
 
 def test_a_wrong_setting_is_not_tried_again() -> None:
