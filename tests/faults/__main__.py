@@ -19,6 +19,8 @@ from tests.faults import (
     disks,
     engines_dying,
     engines_starting,
+    kills,
+    redis_away,
     scarcity,
     smuggling,
     streams,
@@ -38,6 +40,8 @@ SCENES: tuple[Scene, ...] = (
     scarcity.SCENE,
     adoption.SCENE,
     streams.SCENE,
+    redis_away.SCENE,
+    kills.SCENE,
 )
 _MAX_SHOWN = 1500
 
@@ -83,7 +87,7 @@ class Runner:
 
     def _is_wanted(self, scene: Scene, name: str) -> bool:
         return not self._wanted or any(
-            one in f"{scene.name} {name}".replace(" ", "_") for one in self._wanted
+            one in f"{scene.name}: {name}".replace(" ", "_") for one in self._wanted
         )
 
     @contextmanager
@@ -128,6 +132,7 @@ def table(results: Sequence[Result], ledger: Ledger, seconds: float) -> str:
         *((f"  {fate}", f"{ledger.fates[fate]}") for fate in Fate),
         ("leaked processes", f"{sum('processes' in problem and 'left' in problem for problem in told)}"),
         ("leaked descriptors", f"{sum('descriptors leaked' in problem for problem in told)}"),
+        *(("measured", note) for note in ledger.notes),
         ("time", f"{seconds:.0f} s"),
     ]
     return "\n".join(f"{name:<20} {value}" for name, value in rows)

@@ -77,17 +77,20 @@ def leave_while_the_engine_starts(harbour: Harbour) -> None:
 
 
 def never_read(harbour: Harbour) -> None:
-    """60 of them ask for 192 MiB each: what they don't take stays with the engine."""
-    with (
-        harbour.memory_bounded(150),
-        harbour.instance("rogue", rogue_engine.command()),
-        contextlib.ExitStack() as clients,
-    ):
+    """60 of them ask for 192 MiB each: what they don't take stays with the engine. Twice: nothing adds up."""
+    with harbour.memory_bounded(150):
+        _read_nothing(harbour)
+    with harbour.memory_bounded(16):
+        _read_nothing(harbour)
+
+
+def _read_nothing(harbour: Harbour) -> None:
+    with harbour.instance("rogue", rogue_engine.command()), contextlib.ExitStack() as clients:
         for _ in range(60):
             client = clients.enter_context(harbour.connect())
             client.sendall(b"GET /proxy/rogue/rogue/endless-body HTTP/1.1\r\nHost: localhost\r\n\r\n")
             harbour.ledger.count(Fate.LEFT)
-        time.sleep(3)
+        time.sleep(2)
         assert harbour.ask("GET", "/proxy/rogue/echo").fate is Fate.ANSWERED
         clients.close()
         _no_lease_left(harbour, "rogue")

@@ -26,6 +26,7 @@ class Ledger:
     def __init__(self) -> None:
         self.fates: Counter[Fate] = Counter()
         self.losses: list[str] = []
+        self.notes: list[str] = []
         self._lock = threading.Lock()
 
     @property
@@ -39,6 +40,10 @@ class Ledger:
             self.fates[fate] += number
             if fate is Fate.LOST:
                 self.losses.append(what)
+
+    def note(self, text: str) -> None:
+        """Something that was measured, for the table."""
+        self.notes.append(text)
 
     def take_losses(self) -> list[str]:
         """What was lost since the last time."""
@@ -57,6 +62,11 @@ class Reply:
     broken: str = ""
     seconds: float = 0.0
     first_byte_s: float = 0.0
+
+    @property
+    def never_sent(self) -> bool:
+        """Whether nobody listened."""
+        return self.status == 0 and self.broken.startswith("ConnectError")
 
     @property
     def error(self) -> dict[str, Any]:

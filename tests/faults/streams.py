@@ -48,6 +48,10 @@ def five_hundred_at_once_for_a_minute(folder: Path, ledger: Ledger, seed: int) -
         assert not seen.problems, f"{len(seen.problems)} of them failed: {seen.problems[:3]}"
         assert seen.most_open == _NUM_CLIENTS, f"only {seen.most_open} were open at once"
         assert seen.slowest_s < _FIRST_PIECE_S, f"a first piece took {seen.slowest_s:.1f} s"
+        at_s = (10, 20, 30, 40, 50, 60)
+        sizes = [max((size for at, size in seen.rss if at <= limit), default=0) // _MIB for limit in at_s]
+        ledger.note(f"500 streams: {seen.num_done} done, first piece within {seen.slowest_s:.2f} s")
+        ledger.note(f"500 streams: MiB of Berth after {at_s} s: {sizes}")
         early = max(size for at, size in seen.rss if at < _WARM_S)
         late = max(size for at, size in seen.rss if at >= _WARM_S)
         assert (late - early) / _MIB < _FLAT_MIB, f"memory grows: {early / _MIB:.0f}, {late / _MIB:.0f} MiB"

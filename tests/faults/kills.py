@@ -1,0 +1,259 @@
+"""Berth killed at random moments under load, and started again: its engines run on, under their old ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests import fake_engine
+from tests.berth_process import BerthProcess, free_port
+from tests.faults.harbour import eventually, free_ports, is_free, request
+from tests.faults.ledger import Fate, Ledger, Reply
+from tests.faults.scene import Scene
+
+_NUM_KILLS = 30
+_NUM_CLIENTS = 10
+_NAMES = ("first", "second")
+_TOKENS = 15
+_PATIENCE_S = 30.0
+_ADOPTED_S = 2.0  # from the moment that a Berth serves
+_MARK = "BERTH_FAULTS_KILLS"
+
+
+class Succession:
+    """One Berth after the other, at the same place."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._folder = folder
+        self._number = 0
+        folder.mkdir(parents=True)
+        (folder / "models.yaml").write_text('{"models": {}}')
+        self._mark = os.urandom(6).hex()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.first_port = free_ports()
+        self._settings = {
+            "APP_PORT": str(self.port),
+            "VLLM_BASE_PORT": str(self.first_port),
+            "LOG_DIR": str(folder / "logs"),
+            "STATE_DIR": str(folder / "state"),
+            "MODELS_FILE": str(folder / "models.yaml"),
+            "MODEL_DIRS": str(folder / "no-models"),
+            "HEALTH_INTERVAL": "0.5",
+            _MARK: self._mark,
+            **(settings or {}),
+        }
+        self.berth = self._spawn()
+
+    def _spawn(self) -> BerthProcess:
+        self._number += 1
+        folder = self._folder / f"berth-{self._number}"
+        folder.mkdir()
+        return BerthProcess(folder, **self._settings)
+
+    def kill(self) -> None:
+        os.kill(self.berth.pid, signal.SIGKILL)
+        self.berth.wait()
+
+    def begin_next(self) -> None:
+        self.berth = self._spawn()
+
+    def ask(self, method: str, path: str, body: Any = None) -> Reply:
+        return request(self.url, method, path, body, _PATIENCE_S)
+
+    def create(self, name: str, *flags: str, wait_s: float = _PATIENCE_S) -> Reply:
+        command = fake_engine.command(*flags)
+        body = {"model_name": name, "name": name, "engine": "command", "command": command, "timeout": 0}
+        return self.ask("POST", f"/instances?wait={wait_s}" if wait_s else "/instances", body)
+
+    def record(self, name: str) -> dict[str, Any]:
+        reply = self.ask("GET", f"/instances/{name}")
+        assert reply.status == 200, str(reply)
+        record: dict[str, Any] = json.loads(reply.body)
+        return record
+
+    def engines(self) -> dict[int, str]:
+        """Engines' processes that are ours, whichever Berth has started them; without shims and Berths."""
+        found = {}
+        for process in psutil.process_iter():
+            try:
+                line = " ".join(process.cmdline())
+                is_ours = process.environ().get(_MARK) == self._mark
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE and process.pid != self.berth.pid:
+                    found[process.pid] = line
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def end(self) -> None:
+        """In order: nothing is left."""
+        self.berth.terminate()
+        assert self.berth.wait() == 0, self.berth.output()[-3000:]
+        assert not self.engines(), f"processes left: {self.engines()}"
+        assert is_free(self.port), "Berth's port is not free"
+        assert all(is_free(self.first_port + offset) for offset in range(5)), "a port is not free"
+
+    def close(self) -> None:
+        self.berth.close()
+        for pid in self.engines():
+            psutil.Process(pid).kill()
+
+
+class _Load:
+    """Clients that go on asking. What breaks while no Berth serves is told from what breaks otherwise."""
+
+    def __init__(self, succession: Succession, ledger: Ledger, seed: int) -> None:
+        self._succession = succession
+        self._ledger = ledger
+        self._seed = seed
+        self._stop = threading.Event()
+        self._deaths: list[tuple[float, float]] = []  # from a kill until the next Berth served
+        self._pending: list[tuple[float, float, Reply]] = []
+        self._pool = ThreadPoolExecutor(_NUM_CLIENTS)
+        self._jobs = [self._pool.submit(self._client, random.Random(seed + n)) for n in range(_NUM_CLIENTS)]
+
+    def was_away(self, since: float, until: float) -> None:
+        self._deaths.append((since, until))
+
+    def finish(self) -> None:
+        """Count everything. Raises what a client has raised."""
+        self._stop.set()
+        for job in self._jobs:
+            job.result()
+        self._pool.shutdown()
+        for began, ended, reply in self._pending:
+            self._ledger.count(self._fate(began, ended, reply), f"outside of any death: {reply}")
+
+    def _fate(self, began: float, ended: float, reply: Reply) -> Fate:
+        if reply.fate in (Fate.ANSWERED, Fate.REFUSED):
+            return reply.fate
+        met_death = any(began <= until and ended >= since for since, until in self._deaths)
+        return Fate.CUT if met_death else Fate.LOST
+
+    def _client(self, dice: random.Random) -> None:
+        while not self._stop.is_set():
+            is_stream = dice.random() < 0.6
+            body = {"stream": is_stream, "max_tokens": _TOKENS, "delay": dice.choice((0, 0, 0.1))}
+            began = time.monotonic()
+            reply = self._succession.ask("POST", f"/proxy/{dice.choice(_NAMES)}/v1/completions", body)
+            if reply.never_sent:
+                self._stop.wait(0.2)  # nobody listens
+                continue
+            self._pending.append((began, time.monotonic(), reply))
+            if reply.status == 200 and (reply.is_done or not (is_stream or reply.broken)):
+                assert reply.body.count(b"token") >= _TOKENS, f"a part was taken for all: {reply}"
+            if is_stream and reply.status == 200 and not reply.is_done:
+                assert reply.broken, f"a stream has ended cleanly, and not whole: {reply}"
+            self._stop.wait(dice.uniform(0, 0.05))
+
+
+def berth_killed_at_random_moments(folder: Path, ledger: Ledger, seed: int) -> None:
+    """Thirty times: while it serves, while it adopts, while an engine starts, dies or is deleted."""
+    dice = random.Random(seed)
+    succession = Succession(folder)
+    try:
+        succession.berth.wait_until_serving()
+        for name in _NAMES:
+            made = succession.create(name, "--chunk-delay", "0.02")
+            assert made.status == 201, str(made)
+        pids = {name: succession.record(name)["pid"] for name in _NAMES}
+        load = _Load(succession, ledger, seed)
+        slowest_s = 0.0
+        for number in range(_NUM_KILLS):
+            slowest_s = max(slowest_s, _kill_and_look(succession, load, dice, pids, number))
+        load.finish()
+        ledger.note(f"adoption: at most {slowest_s:.2f} s after Berth serves, {_NUM_KILLS} times")
+        succession.end()
+    finally:
+        succession.close()
+
+
+def _kill_and_look(
+    succession: Succession, load: _Load, dice: random.Random, pids: dict[str, int], number: int
+) -> float:
+    """Seconds until all is known again."""
+    time.sleep(dice.uniform(0, 0.8))
+    young = f"young-{number}" if number % 5 == 4 else None
+    if young is not None:
+        succession.create(young, "--slow-start", "0.7", wait_s=0)
+        time.sleep(dice.uniform(0, 0.5))
+    victim = _NAMES[0] if number % 7 == 6 else None
+    killed_at = time.monotonic()
+    succession.kill()
+    if victim is not None:
+        psutil.Process(pids[victim]).kill()
+    succession.begin_next()
+    if dice.random() < 0.3:  # amid its start, or amid the adoption
+        time.sleep(dice.uniform(0.1, 1.2))
+        succession.kill()
+        succession.begin_next()
+    succession.berth.wait_until_serving()
+    serves_at = time.monotonic()
+    load.was_away(killed_at - 0.05, serves_at + 0.05)
+    for name in _NAMES:
+        if name == victim:
+            continue
+        record = succession.record(name)
+        assert record["status"] == "running", f"{name}: {record}"
+        assert record["pid"] == pids[name], f"{name} has been started anew: {record}"
+        reply = succession.ask("POST", f"/proxy/{name}/v1/completions", {"stream": True, "max_tokens": 3})
+        assert reply.is_done, str(reply)
+    adopted_s = time.monotonic() - serves_at
+    if victim is not None:
+        _revive(succession, load, victim, pids)
+    if young is not None:
+        _follow_up(succession, young)
+    expected = {f"--model {name}" for name in _NAMES}
+    eventually(
+        "each engine runs once",
+        lambda: sorted(_models(succession)) == sorted(expected),
+    )
+    return adopted_s
+
+
+def _models(succession: Succession) -> list[str]:
+    """`--model NAME` of each engine's process."""
+    lines = [line for line in succession.engines().values() if "fake_engine" in line and "shim" not in line]
+    return [f"--model {line.split('--model ')[1].split()[0]}" for line in lines]
+
+
+def _revive(succession: Succession, load: _Load, victim: str, pids: dict[str, int]) -> None:
+    """It died while nobody watched: noticed, and started again by policy or by us."""
+    began = time.monotonic()
+    old = pids[victim]
+    eventually("its death is noticed", lambda: succession.record(victim)["pid"] != old)
+    eventually(
+        "it has come to something", lambda: succession.record(victim)["status"] in ("running", "failed")
+    )
+    if succession.record(victim)["status"] != "running":
+        succession.ask("POST", f"/instances/{victim}/start?wait=20")
+    eventually("it runs again", lambda: succession.record(victim)["status"] == "running")
+    pids[victim] = succession.record(victim)["pid"]
+    load.was_away(began - 5, time.monotonic())
+
+
+def _follow_up(succession: Succession, young: str) -> None:
+    """It was starting: it goes on, once, or has failed with a reason; it can be deleted."""
+    reply = succession.ask("GET", f"/instances/{young}")
+    if reply.status == 404:
+        return  # Berth was killed before it had answered that there is one
+    eventually(
+        "it has come to something", lambda: succession.record(young)["status"] in ("running", "failed")
+    )
+    record = succession.record(young)
+    assert record["status"] == "running", record
+    gone = succession.ask("DELETE", f"/instances/{young}?force=true")
+    assert gone.status == 204, str(gone)
+
+
+SCENE = Scene("kills", alone=(berth_killed_at_random_moments,))
