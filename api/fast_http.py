@@ -42,7 +42,8 @@ class FastHttpProtocol(HttpToolsProtocol):
         self._arriving: RequestResponseCycle | None = None
         self._direct = cast(DirectApp, self.app) if hasattr(self.app, "begin") else None
         self._known: KnownHead | None = None
-        self._known_scope: Scope = {}
+        self._known_scope: dict[str, Any] = {}
+        self._known_length = 0
         self._max_known_body = _MAX_KNOWN_BODY
         self._misses = 0
         self._short: _ShortRequest | None = None
@@ -99,9 +100,11 @@ class FastHttpProtocol(HttpToolsProtocol):
         self._known = None
         scope = cast(Scope, cycle.scope)
         if cycle.keep_alive and not cycle.waiting_for_100_continue and scope["http_version"] == "1.1":
-            self._known = learn(data, scope["headers"])
+            headers = scope["headers"].copy()
+            self._known = learn(data, headers)
         if self._known is not None:
-            self._known_scope = {**scope, MEMO: self._known.memo}
+            self._known_scope = {**scope, "headers": headers, MEMO: self._known.memo}
+            self._known_length = len(cycle.body)
 
     def _take_known(self, data: bytes) -> bool:
         """Whether this was a request with the last one's head, which is under way now."""
@@ -117,7 +120,10 @@ class FastHttpProtocol(HttpToolsProtocol):
         if body is None or len(body) > self._max_known_body:
             return False
         self._misses = 0
-        scope: Scope = {**self._known_scope, "headers": known.headers_for(body)}
+        if len(body) != self._known_length:
+            self._known_length = len(body)
+            self._known_scope["headers"] = known.headers_for(body)
+        scope = self._known_scope.copy()
         request = self._short = _ShortRequest(self, scope, body)
         if not self._direct.begin(scope, body, request, request.hand_over):
             self._run(self.app, request.become_cycle())
@@ -147,6 +153,7 @@ class FastHttpProtocol(HttpToolsProtocol):
         """What uvicorn makes of a request, for one that has been begun without."""
         self._short = None
         self._unset_keepalive_if_required()
+        scope["headers"] = scope["headers"].copy()
         scope["state"] = self.app_state.copy()
         self.cycle = RequestResponseCycle(
             scope=cast(Any, scope),
@@ -210,7 +217,8 @@ class _ShortRequest:
             self._channel.send_whole(status, headers, body)
             return
         protocol = self._protocol
-        headers = [*protocol.server_state.default_headers, *headers]
+        if protocol.server_state.default_headers:
+            headers = [*protocol.server_state.default_headers, *headers]
         is_head_request = self._scope["method"] == "HEAD"
         protocol.answer_short(_whole(status, headers, body, is_head_request, keep_alive=True))
 
