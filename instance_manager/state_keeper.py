@@ -134,10 +134,12 @@ class StateKeeper:
     async def watch(self) -> None:
         """Hear from the store what became of writes that it had queued, and of the lease."""
         async for change in self._store.watch():
+            if self._is_deposed:
+                return
             if change.kind is ChangeKind.REJECTED and change.instance_id is not None:
                 self.mark(change.instance_id)  # the next write finds out what is there instead
             elif change.kind is ChangeKind.OWNER_LOST and change.owner == self._owner:
-                self._depose(change.reason)
+                await self._hold_on()
 
     async def finish(self) -> None:
         """Write what is left, for a bounded time; after that nothing is written."""
@@ -236,6 +238,15 @@ class StateKeeper:
             self._ports.pop(instance_id, None)
 
     # Trouble.
+
+    async def _hold_on(self) -> None:
+        """Our lease has run out, as after a suspension, or somebody has taken it: only that is the end."""
+        try:
+            await self._store.renew_lease()
+        except LeaseLost as error:
+            self._depose(str(error))
+        except StoreUnavailable as error:
+            logger.warning("the lease is to be renewed when the store is back: %s", error)
 
     def _note_trouble(self, message: str) -> None:
         if self._trouble is None:

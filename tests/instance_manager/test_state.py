@@ -20,6 +20,7 @@ from instance_manager.state_keeper import StateKeeper
 from instance_manager.state_session import StateSession
 from instance_manager.stores.errors import LeaseLost, PortHeld, StoreError, StoreInUse, StoreUnavailable
 from instance_manager.stores.memory import MemoryStore
+from instance_manager.stores.open import open_store
 from instance_manager.stores.records import Commit, InstanceRecord, PortHold, Usage, Write
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 from instance_manager.usage import UsageMeter
@@ -132,7 +133,10 @@ async def test_a_file_that_cannot_be_written_stops_nobody(
 
 
 @pytest.mark.skipif(REDIS_SERVER is None, reason="redis-server is not installed")
-async def test_berths_on_one_redis_see_each_other(keeping: Keeping, tmp_path: Path) -> None:
+async def test_berths_on_one_redis_see_each_other(
+    keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instance_manager.state_session._LEASE_S", 1.0)
     server = RedisProcess(tmp_path)
     server.start()
     try:
@@ -147,6 +151,13 @@ async def test_berths_on_one_redis_see_each_other(keeping: Keeping, tmp_path: Pa
             found = await until_some(one.state.elsewhere)
             assert [(record.instance_id, is_alive) for record, is_alive in found] == [("other", True)]
             assert mine.state is InstanceState.RUNNING
+
+            async with await open_store(server.url, tmp_path) as usurper:
+                await usurper.acquire_lease(one.state.session.owner, 10.0, take_over=True)
+                await until(lambda: one.state.keeper.status.is_deposed)
+                with pytest.raises(LeaseLost):
+                    await one.create_once(fake())
+            assert mine.gate.is_open
     finally:
         server.kill()
 
