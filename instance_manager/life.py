@@ -117,7 +117,7 @@ class Life:
         instance = self._instance
         if found.fate is not Fate.ADOPT:
             if found.secrets is not None:
-                await until_tree_gone(found.secrets.token, found.engine, SWEEP_DEADLINE_S)
+                await self._sweep(found.secrets.token, found.engine)
             if self.is_over:
                 raise _GoalChanged
             if found.fate is Fate.BEGIN:
@@ -131,6 +131,11 @@ class Life:
             await self._levels(run).find_out()
         self._is_ready(run, f"process {run.pid} taken over from an earlier Berth")
         return run
+
+    async def _sweep(self, token: str, engine: ProcessId | None) -> None:
+        if not await until_tree_gone(token, engine, SWEEP_DEADLINE_S):
+            message = f"what an earlier Berth has left is still there {SWEEP_DEADLINE_S:.0f} s after SIGKILL"
+            raise EngineFailed(InstanceFailure(FailureClass.UNHEALTHY, message))
 
     async def _spawn(self) -> EngineRun:
         instance, dock = self._instance, self._dock
@@ -156,8 +161,11 @@ class Life:
         self._is_ready(run, "healthy")
 
     async def _until_healthy(self, run: EngineRun) -> None:
-        instance, dock = self._instance, self._dock
-        if self.is_over or not await run.until_ready(dock.client, instance, dock.config, self._goal.changed):
+        instance, dock, goal = self._instance, self._dock, self._goal
+        is_ready = False
+        while not (is_ready or self.is_over):  # another level of sleep is no reason to give up
+            is_ready = await run.until_ready(dock.client, instance, dock.config, goal.changed)
+        if not is_ready:
             raise _GoalChanged
 
     def _is_ready(self, run: EngineRun, reason: str) -> None:

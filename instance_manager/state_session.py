@@ -30,8 +30,9 @@ class StateSession:
     def __init__(self, store: StateStore, owner: str, lock: FileLock | None) -> None:
         self.store = store
         self.owner = owner  # the same after every restart in the same STATE_DIR
-        self.node = platform.node()  # whose ports are held
         self.boot_id = _boot_id()  # None = none is known here, and no pid is worth anything after a restart
+        # Whose ports are held. Machines may have the same name, containers of one machine have its boot id.
+        self.node = f"{platform.node()}/{(self.boot_id or '')[:8]}"
         self._lock = lock
 
     @classmethod
