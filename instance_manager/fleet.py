@@ -33,7 +33,7 @@ from instance_manager.profiles import ModelProfile
 from instance_manager.room import RoomKeeper
 from instance_manager.scaling import ScalePolicy, wanted_replicas
 from instance_manager.starter import Starter
-from instance_manager.types import Event, InstanceState
+from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")
 
@@ -245,12 +245,15 @@ class Fleet:
                 await self.manager.stop(least.instance_id, reason="scaled down", patient=True)
 
     def preload(self) -> None:
-        """Ask for every model that is to be there from the start."""
-        for model in self._models.values():
+        """Ask for every model that is to be there from the start, unless an earlier Berth has left it."""
+        self._preload(self._models.values())
+        self._news.tell()
+
+    def _preload(self, models: Iterable[Model]) -> None:
+        for model in models:
             profile = model.profile
             if profile is not None and (profile.preload or profile.min_replicas) and not model.live:
                 model.wants_another = True
-        self._news.tell()
 
     # Books.
 
@@ -261,6 +264,8 @@ class Fleet:
                     self._forget_unused(model)
         elif event.type == "instance.state" and event.data["previous"] in _ALIVE:
             self._on_end(event)
+        elif event.data.get("error", {}).get("class") == FailureClass.LOST:
+            self._preload([model for model in self._models.values() if event.instance_id in model.replicas])
         self._news.tell()
 
     def _on_end(self, event: Event) -> None:

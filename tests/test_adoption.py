@@ -70,8 +70,8 @@ def under_load(berth: BerthProcess, path: str) -> Iterator[list[str]]:
             thread.join()
 
 
-def test_a_killed_berths_engines_are_taken_over(berths: Berths) -> None:
-    """Those that run, that load, that have died meanwhile; strays are ended and strangers left alone."""
+def test_engines_outlive_berth(berths: Berths) -> None:
+    """Killed, and then detached. Engines that run, that load, that have died meanwhile; strays; strangers."""
     first = berths.begin()
     keyed = {"model_name": "fake", "engine": "command", "command": command()}
     with first.client() as client, subprocess.Popen(["/bin/sleep", "600"]) as stranger:
@@ -97,7 +97,7 @@ def test_a_killed_berths_engines_are_taken_over(berths: Berths) -> None:
             _give_away_its_pid(berths.folder, "recycled", stranger.pid)
             stray = _stray(berths.folder)
 
-            second = berths.begin()
+            second = berths.begin(ON_SHUTDOWN="detach")
             alive = ("one", kept["instance_id"])
             took_s = eventually(lambda: are_running(client, *alive), second.output)
             assert took_s < ADOPTION_S, took_s
@@ -129,8 +129,7 @@ def test_a_killed_berths_engines_are_taken_over(berths: Berths) -> None:
             log = client.get("/instances/loading/logs").text
             assert "loading\n" in log and "listening on" in log.splitlines()[-1]
             assert last_event_id(client, after=seen) > seen
-            end(second)
-            assert berths.survivors() == []
+            _check_detach(berths, client, second)
         finally:
             stranger.kill()
             if stray is not None:
@@ -152,30 +151,25 @@ def _stray(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["/bin/sleep", "600"], env=environment)
 
 
-def test_detached_engines_run_on(berths: Berths) -> None:
-    first = berths.begin(ON_SHUTDOWN="detach")
-    with first.client() as client:
-        pid = create(client, "one")["pid"]
-        loading = create(client, "loading", "--slow-start", "2", wait=0)
-        eventually(lambda: records(client)["loading"]["pid"] is not None, lambda: loading)
-        second = berths.launch(APP_PORT=str(free_port()))
-        assert second.wait() == 1, "one directory is one Berth's"
-        assert "another Berth" in second.output()
+def _check_detach(berths: Berths, client: httpx.Client, second: BerthProcess) -> None:
+    """A request in flight is answered, engines run on, and the next Berth has them and the usage so far."""
+    pid = records(client)["one"]["pid"]
+    refused = berths.launch(APP_PORT=str(free_port()))
+    assert refused.wait() == 1, "one directory is one Berth's"
+    assert "another Berth" in refused.output()
 
-        with client.stream(
-            "POST", "/proxy/one/v1/completions", json={"stream": True, "max_tokens": 50}
-        ) as one:
-            first.terminate()
-            assert one.read().endswith(b"data: [DONE]\n\n")
-        assert first.wait() == 0
-        assert is_alive(pid)
+    asked = {"stream": True, "max_tokens": 50}
+    with client.stream("POST", "/proxy/one/v1/completions", json=asked) as answer:
+        second.terminate()
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    assert second.wait() == 0
+    assert is_alive(pid)
 
-        third = berths.begin()
-        eventually(partial(are_running, client, "one"), third.output)
-        assert records(client)["one"]["pid"] == pid
-        eventually(partial(are_running, client, "loading"), third.output)
-        (used,) = client.get("/usage", params={"model": "fake"}).json()["data"]
-        assert (used["key_id"], used["requests"]) == ("local", 1)
-        assert client.delete("/instances/loading").status_code == 204
-        end(third)
-        assert berths.survivors() == []
+    third = berths.begin()
+    eventually(partial(are_running, client, "one", "loading"), third.output)
+    assert records(client)["one"]["pid"] == pid
+    (used,) = client.get("/usage", params={"model": "fake"}).json()["data"]
+    assert used["key_id"] == "local"
+    assert used["requests"] >= 2, used
+    end(third)
+    assert berths.survivors() == []

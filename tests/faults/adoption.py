@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.fake_engine import command
 from tests.faults.ledger import Ledger
 from tests.faults.scene import Scene
 from tests.successive_berths import (
@@ -104,6 +107,37 @@ class _Books:
             return
 
 
+def killed_and_all_notes_of_its_engines_lost(folder: Path, _: Ledger, __: int) -> None:
+    """As after a reboot: what ran is ended where something is left, and runs again, preloaded or not."""
+    berths = _berths(folder)
+    catalog = folder / "models.yaml"
+    models = {"ready": {"engine": "command", "command": command(), "preload": True}}
+    catalog.write_text(json.dumps({"models": models}))
+    try:
+        first = berths.begin(MODELS_FILE=str(catalog))
+        with first.client() as client:
+            create(client, "one")
+            eventually(lambda: _pids(client).keys() >= {"one", "ready"}, first.output)
+            before = _pids(client)
+            kill(first)
+            shutil.rmtree(folder / "state" / "run")
+            second = berths.begin(MODELS_FILE=str(catalog))
+            eventually(lambda: _pids(client).keys() == before.keys(), second.output)
+            assert not set(before.values()) & set(_pids(client).values()), second.output()
+            assert not any(is_alive(pid) for pid in before.values())
+            assert second.output().count('reason="lost: ') == 2, second.output()
+            end(second)
+        assert berths.survivors() == []
+    finally:
+        berths.close()
+
+
+def _pids(client: httpx.Client) -> dict[str, int]:
+    """Of what runs, by the name that its model or it was given."""
+    running = [one for one in records(client).values() if one["status"] == "running"]
+    return {one["profile"] or one["instance_id"]: one["pid"] for one in running}
+
+
 def killed_with_an_embedded_engine_awake_and_asleep(folder: Path, _: Ledger, __: int) -> None:
     berths = _berths(folder)
     model = {"name": "demo", "model_name": "berth-demo", "params": {"enable_sleep_mode": True}}
@@ -171,5 +205,10 @@ def _metric(client: httpx.Client, name: str) -> float:
 
 
 SCENE = Scene(
-    "adoption", alone=(killed_while_instances_come_and_go, killed_with_an_embedded_engine_awake_and_asleep)
+    "adoption",
+    alone=(
+        killed_while_instances_come_and_go,
+        killed_and_all_notes_of_its_engines_lost,
+        killed_with_an_embedded_engine_awake_and_asleep,
+    ),
 )
