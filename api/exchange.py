@@ -152,8 +152,10 @@ class Exchange:
         """Let go of everything; more than once does no harm."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         if self._follower is not None:
             self._follower.cancel()
+            self._follower = None  # it knows us: together they would stay until the collector comes
         if self._reader is not None:
             self._reader.stop(ClientGone())
         self._lease.release()

@@ -90,21 +90,30 @@ async def test_trap_3_a_client_that_leaves_ends_the_engines_request(
         assert front.metrics.of("one", "").requests == {(raw.split()[0].decode(), 499): 1}
 
 
-async def test_what_a_client_that_left_has_cost_is_not_left_to_the_collector() -> None:
+@pytest.mark.parametrize("leaves", [True, False], ids=["left", "ended"])
+async def test_what_a_stream_has_cost_is_not_left_to_the_collector(leaves: bool) -> None:
     """It comes seldom, and each such request may hold buffers of a megabyte."""
 
     def num_exchanges() -> int:
         return sum(isinstance(one, Exchange) for one in gc.get_objects())
 
-    silent = Silent(SSE_HEAD + EVENT)
-    async with upstream(silent) as engine, berth(engine) as front:
+    async def script(wire: Wire) -> None:
+        await wire.read_message()
+        await wire.send(SSE_HEAD + EVENT)
+        await asyncio.sleep(0.1)
+        if leaves:
+            await wire.wait_closed()
+        else:
+            await wire.send(b"0\r\n\r\n")
+
+    async with upstream(script) as engine, berth(engine) as front:
         gc.collect()
         gc.disable()
         try:
             for _ in range(3):
                 wire = await front.connect()
                 await wire.send(request())
-                await wire.read_head()
+                await (wire.read_head() if leaves else wire.read_message())
                 await wire.close()
             await front.leases.until(lambda: front.leases.num_out == 0)
             await eventually(lambda: num_exchanges() == 0)
