@@ -26,7 +26,7 @@ _NUM_CLIENTS = 10
 _NAMES = ("first", "second")
 _TOKENS = 15
 _PATIENCE_S = 30.0
-_ADOPTED_S = 2.0  # from the moment that a Berth serves
+_ADOPTED_S = 2.0  # from the moment that a Berth serves; twice that on a machine that others use too
 _MARK = "BERTH_FAULTS_KILLS"
 
 
@@ -172,6 +172,7 @@ def berth_killed_at_random_moments(folder: Path, ledger: Ledger, seed: int) -> N
         for number in range(_NUM_KILLS):
             slowest_s = max(slowest_s, _kill_and_look(succession, load, dice, pids, number))
         load.finish()
+        assert slowest_s < 2 * _ADOPTED_S, f"an adoption took {slowest_s:.1f} s"
         ledger.note(f"adoption: at most {slowest_s:.2f} s after Berth serves, {_NUM_KILLS} times")
         succession.end()
     finally:
@@ -203,8 +204,8 @@ def _kill_and_look(
     for name in _NAMES:
         if name == victim:
             continue
+        eventually(f"{name} is adopted", lambda name=name: succession.record(name)["status"] == "running", 10)
         record = succession.record(name)
-        assert record["status"] == "running", f"{name}: {record}"
         assert record["pid"] == pids[name], f"{name} has been started anew: {record}"
         reply = succession.ask("POST", f"/proxy/{name}/v1/completions", {"stream": True, "max_tokens": 3})
         assert reply.is_done, str(reply)

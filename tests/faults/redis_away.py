@@ -1,9 +1,10 @@
-"""State in Redis, and Redis is killed, restarted, frozen, or not there: serving goes on, all is remembered."""
+"""State in Redis, and Redis is killed, restarted, frozen, or not there: serving goes on, it is all kept."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,32 @@ def frozen(folder: Path, ledger: Ledger, _seed: int) -> None:
         _use_for(harbour, 1)
         with harbour.instance("one", fake_engine.command()):
             assert harbour.complete("one").fate is Fate.ANSWERED
+        harbour.forget_descriptors()
+        assert not (problems := harbour.settle()), problems
+
+
+def slow(folder: Path, ledger: Ledger, _seed: int) -> None:
+    """It answers in one of four tenths of a second."""
+    with _redis(folder) as redis, Harbour(folder, ledger, STATE_URL=redis.url) as harbour:
+        done = threading.Event()
+
+        def slow_down() -> None:
+            while not done.is_set():
+                redis.freeze()
+                time.sleep(0.3)
+                redis.thaw()
+                time.sleep(0.1)
+
+        thread = threading.Thread(target=slow_down)
+        thread.start()
+        try:
+            for _ in range(3):
+                with harbour.instance("one", fake_engine.command()):
+                    assert harbour.complete("one").fate is Fate.ANSWERED
+                _use_for(harbour, 1)
+        finally:
+            done.set()
+            thread.join()
         harbour.forget_descriptors()
         assert not (problems := harbour.settle()), problems
 
@@ -162,6 +189,7 @@ SCENE = Scene(
         killed_and_restarted,
         killed_again_and_again,
         frozen,
+        slow,
         berth_and_redis_killed_together,
         not_there_when_berth_starts,
     ),
