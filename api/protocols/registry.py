@@ -31,7 +31,7 @@ RESERVED = frozenset(
         "events", "favicon.ico", "health", "images", "info", "instances", "invocations", "is_sleeping",
         "load", "messages", "metrics", "models", "moderations", "openapi.json", "ping", "pooling", "proxy",
         "redoc", "reload", "rerank", "responses", "score", "server_info", "sleep", "static", "tokenize",
-        "tokenizer_info", "v1", "v2", "version", "wake_up", "web",
+        "tokenizer_info", "usage", "v1", "v2", "version", "wake_up", "web",
     }
 )  # fmt: skip
 
