@@ -99,6 +99,8 @@ class StateKeeper:
         if self._is_deposed or self._has_ended:
             return
         self.mark(instance_id)
+        if self._trouble is not None:
+            return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(instance_id, []).append(waiter)
         with suppress(TimeoutError):
@@ -163,6 +165,8 @@ class StateKeeper:
                 await self._write(instance_id)
             except (InstanceExists, PortHeld) as refusal:
                 error = refusal
+            except (TypeError, ValueError):  # a parameter that JSON doesn't know: no reason to keep nothing
+                logger.exception("the state of instance=%s can't be kept", instance_id)
             except BaseException:
                 self._dirty = {instance_id: None, **self._dirty}
                 self._waiting.setdefault(instance_id, []).extend(waiters)

@@ -275,6 +275,26 @@ async def test_a_record_that_another_has_changed(books: Books) -> None:
     await books.keeper.written("three")
 
 
+async def test_what_cannot_be_kept_keeps_nobody_from_it(tmp_path: Path) -> None:
+    """In a real file, which takes text alone."""
+    config = ManagerConfig(state_dir=tmp_path, state_url="sqlite:///berth.db")
+    session = await StateSession.open(config)
+    spec = InstanceSpec("m", "command", params={"odd": object()})
+    odd = InstanceRecord("odd", InstanceState.RUNNING, session.owner, spec)
+    plain = replace(odd, instance_id="plain", spec=replace(spec, params={}))
+    keeper = StateKeeper(session, {"odd": odd, "plain": plain}.get)
+    task = asyncio.create_task(keeper.run())
+    try:
+        keeper.mark("odd")
+        await keeper.written("plain")
+        assert [one.instance_id for one in await session.store.records()] == ["plain"]
+        assert keeper.status.num_unwritten == 0
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+        await session.close()
+
+
 async def test_who_has_lost_its_name_writes_no_more(books: Books) -> None:
     books.store.errors = [LeaseLost("taken over")]
     books.put("one")
