@@ -21,10 +21,11 @@ def main() -> int:
     )
     parser.add_argument("--engine", type=Engine, choices=list(Engine), default=Engine.REAL)
     parser.add_argument("--seed", type=int, default=0, help="of what is asked for (default: %(default)s)")
+    parser.add_argument("--faults", action="store_true", help="kill and freeze engines, send noise, leave")
     args = parser.parse_args()
     if args.models < 2 or args.clients < 1 or args.seconds <= 0:
         parser.error("it takes two models, a client and some time")
-    plan = Plan(args.engine, args.seconds, args.clients, args.models, args.seed)
+    plan = Plan(args.engine, args.seconds, args.clients, args.models, args.seed, with_faults=args.faults)
     folder = Path(tempfile.mkdtemp(prefix="berth-soak-"))
     result = run(plan, folder, _say)
     broken = broken_promises(result)

@@ -19,6 +19,7 @@ import httpx
 from instance_manager.memory import host_total_bytes
 from tests.berth_process import ROOT, BerthProcess, running_berth
 from tests.fake_engine import command
+from tests.soak.faults import wreak
 from tests.soak.traffic import Traffic
 from tests.soak.watch import EventWatch, MemoryWatch
 
@@ -51,6 +52,7 @@ class Plan:
     num_models: int = 3
     seed: int = 0
     calibration_s: float = 6.0
+    with_faults: bool = False
 
     @property
     def models(self) -> list[str]:
@@ -68,6 +70,7 @@ class Run:
     memory: MemoryWatch
     faults_in_log: Sequence[str]
     ends_clean: bool
+    faults_done: Sequence[str] = ()
 
 
 def catalog(plan: Plan) -> dict[str, Any]:
@@ -107,18 +110,19 @@ def run(plan: Plan, folder: Path, tell: Callable[[str], None]) -> Run:
     traffic = Traffic("", plan.models, plan.num_clients, plan.seed)
     events = EventWatch()
     ends_clean = False
+    faults_done: list[str] = []
     try:
         with _berth(folder, settings) as berth:
             traffic.base_url = berth.url
             memory = MemoryWatch(berth.pid, budget)
             with memory.running():
-                asyncio.run(_soak(plan, berth, traffic, events))
+                asyncio.run(_soak(plan, berth, traffic, events, faults_done))
         ends_clean = True
     except AssertionError as error:  # it did not end, or has left something behind
         events.problems.append(f"Berth did not end well: {str(error)[-2000:]}")
     log = (folder / "berth.log").read_text(errors="replace")
     faults = [match[0] for match in _FAULTS_IN_LOG.finditer(log)]
-    return Run(plan, budget, traffic, events, memory, faults, ends_clean)
+    return Run(plan, budget, traffic, events, memory, faults, ends_clean, faults_done)
 
 
 def _write_catalog(folder: Path, models: Mapping[str, Any]) -> None:
@@ -168,11 +172,15 @@ def _wait_until_measured(http: httpx.Client, name: str) -> None:
         time.sleep(0.05)
 
 
-async def _soak(plan: Plan, berth: BerthProcess, traffic: Traffic, events: EventWatch) -> None:
+async def _soak(
+    plan: Plan, berth: BerthProcess, traffic: Traffic, events: EventWatch, faults_done: list[str]
+) -> None:
     async with berth.async_client() as http:
         following = asyncio.create_task(events.follow(http))
         await events.connected.wait()
         jobs = [following, asyncio.create_task(_meddle(http, plan, events.problems))]
+        if plan.with_faults:
+            jobs.append(asyncio.create_task(wreak(http, plan.seed, faults_done, events.problems)))
         try:
             await traffic.run(plan.seconds)
         finally:
