@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from instance_manager.adoption import reap
-from instance_manager.backends import plan_launch
 from instance_manager.dock import Dock
 from instance_manager.errors import (
     InstanceExists,
@@ -26,7 +25,7 @@ from instance_manager.errors import (
 from instance_manager.events import EventLog
 from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
-from instance_manager.instance import Instance, new_instance
+from instance_manager.instance import Instance
 from instance_manager.leasing import LeaseDesk, shutting_down
 from instance_manager.ports import PortRange
 from instance_manager.register import Register
@@ -202,27 +201,7 @@ class InstanceManager:
         """
         tasks, dock = self._open_for_business()
         check_spec(spec)
-        if spec.name in self._supervisors:
-            raise InstanceExists(
-                f"an instance named {spec.name!r} exists already "
-                f"({self._supervisors[spec.name].instance.state}); start or delete it, or take another name",
-                param="name",
-            )
-        plan = plan_launch(spec, self.config)
-        instance_id = instance_id or spec.name or self._books.free_id(spec.model_name)
-        port = dock.ports.take()
-        instance = new_instance(
-            instance_id,
-            spec,
-            plan,
-            config=self.config,
-            events=self.events,
-            clock=self._clock,
-            port=port,
-            log_path=self.config.log_dir / f"{instance_id}.log",
-        )
-        self._books.enter(instance, dock, port, tasks)
-        instance.begin(InstanceState.STARTING, "created")
+        instance = self._books.enter(spec, instance_id or spec.name, dock, tasks)
         self.on_created(instance)
         return instance
 

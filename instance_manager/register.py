@@ -9,17 +9,18 @@ from dataclasses import replace
 
 from instance_manager.admission import Gate
 from instance_manager.adoption import Fate, Leftover
+from instance_manager.backends import plan_launch
 from instance_manager.dock import Dock
-from instance_manager.errors import InstanceNotFound
+from instance_manager.errors import InstanceExists, InstanceNotFound
 from instance_manager.events import EventLog
-from instance_manager.instance import Instance
+from instance_manager.instance import Instance, new_instance
 from instance_manager.instance_record import instance_of, record_of
 from instance_manager.logs import LogFile
 from instance_manager.specs import new_instance_id
 from instance_manager.state_session import StateSession
 from instance_manager.stores.records import InstanceRecord
 from instance_manager.supervisor import Supervisor
-from instance_manager.types import ManagerConfig
+from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 
 logger = logging.getLogger("berth.manager")
 
@@ -48,9 +49,32 @@ class Register:
             pass
         return instance_id
 
-    def enter(self, instance: Instance, dock: Dock, port: int, tasks: asyncio.TaskGroup) -> None:
-        """A new instance, for which the port has been taken; its supervisor begins."""
+    def enter(
+        self, spec: InstanceSpec, instance_id: str | None, dock: Dock, tasks: asyncio.TaskGroup
+    ) -> Instance:
+        """A new instance with a port; its supervisor begins. Raises what `InstanceManager.create` does."""
+        if instance_id in self.supervisors:
+            raise InstanceExists(
+                f"an instance named {instance_id!r} exists already "
+                f"({self.supervisors[instance_id].instance.state}); start or delete it, or take another name",
+                param="name",
+            )
+        plan = plan_launch(spec, self._config)
+        instance_id = instance_id or self.free_id(spec.model_name)
+        port = dock.ports.take()
+        instance = new_instance(
+            instance_id,
+            spec,
+            plan,
+            config=self._config,
+            events=self._events,
+            clock=self._clock,
+            port=port,
+            log_path=self._config.log_dir / f"{instance_id}.log",
+        )
         self._enter(Supervisor(instance, self._log_of(instance), dock, port), tasks)
+        instance.begin(InstanceState.STARTING, "created")
+        return instance
 
     async def enter_again(self, leftover: Leftover, dock: Dock, tasks: asyncio.TaskGroup) -> Instance:
         """One of an earlier Berth, under its old id; its supervisor goes on with what there is of it."""
