@@ -183,10 +183,11 @@ def test_keys(tmp_path: Path) -> None:
 def test_serve_is_the_server(tmp_path: Path) -> None:
     """With the address given; ended as the server is."""
     port, log = free_port(), tmp_path / "berth.log"
+    files = {"LOG_DIR": "logs", "STATE_DIR": "state", "MODELS_FILE": "models.yaml"}
     with log.open("w") as out:
         process = subprocess.Popen(
             [str(ROOT / "cli" / "berth"), "serve", "--host", "127.0.0.1", "--port", str(port), "--json"],
-            env=environment("", LOG_DIR=str(tmp_path), MODELS_FILE=str(tmp_path / "models.yaml")),
+            env=environment("", **{name: str(tmp_path / path) for name, path in files.items()}),
             stdout=out,
             stderr=out,
         )
