@@ -115,6 +115,12 @@ class GuardedHttpProtocol(FastHttpProtocol):
         self._stop_clock()
         super().handle_websocket_upgrade()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser has stopped, and drops whatever follows: no more requests can come on this connection."""
+        super()._unsupported_upgrade_warning()
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
     def data_received(self, data: bytes) -> None:
         if self._is_refused or self.transport.is_closing():
             return

@@ -347,6 +347,15 @@ async def test_what_two_servers_could_read_differently_is_refused(served: Served
     client.close()
 
 
+async def test_after_an_upgrade_that_is_not_made_the_connection_is_closed(served: Served) -> None:
+    """The parser has dropped what followed; who waits for its answer must not wait for ever."""
+    client = await served.connect()
+    upgrade = GET + b"upgrade: h2c\r\nconnection: upgrade\r\n\r\n"
+    assert await client.ask(upgrade + GET + b"\r\n") == (200, b"0")
+    assert await client.is_closed()
+    client.close()
+
+
 async def test_a_refusal_is_never_taken_for_an_earlier_requests_answer(served: Served) -> None:
     client = await served.connect()
     client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")

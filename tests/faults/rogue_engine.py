@@ -195,7 +195,7 @@ BEHAVIOURS: dict[str, Callable[[socket.socket], None]] = {
 }  # fmt: skip
 
 
-# Whoever hangs up after these, unannounced, meets the next request on its way: it is lost by HTTP's own rules.
+# Whoever hangs up after these, unannounced, meets the next request on its way, which is lost.
 KEEP_ALIVE = frozenset({"drip-body", "drip-head", "drip-events", "many-headers"})
 
 
