@@ -116,7 +116,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         super().handle_websocket_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """The parser has stopped, and drops whatever follows: no more requests can come on this connection."""
+        """The parser has stopped, and drops what follows: no more requests can come here."""
         super()._unsupported_upgrade_warning()
         if self.cycle is not None:
             self.cycle.keep_alive = False
