@@ -272,19 +272,32 @@ class Exchange:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if not is_complete:
             self._follow()
-            body = await self._stream(body, reader, is_event_stream)
+            body = await self._stream(body, reader, is_event_stream, status)
             # Before the last message: servers report a disconnect right after it, and the engine is free now.
             self._end()
         self._metrics.bytes_out += len(body)
         await send({"type": "http.response.body", "body": body})
         return status
 
-    async def _stream(self, body: bytes, reader: ResponseReader, is_event_stream: bool) -> bytes:
+    async def _stream(self, body: bytes, reader: ResponseReader, is_event_stream: bool, status: int) -> bytes:
         """Pass on the body but for its last piece, which is returned."""
-        send, metrics = self._send, self._metrics
+        send, metrics, channel = self._send, self._metrics, self._channel
         is_complete = False
         last = b""
         tail = AnswerTail(is_event_stream=is_event_stream and self._request.method == "POST")
+
+        def pass_on(piece: bytes) -> bool:
+            """Send an event without waking this task; where it would have to wait, the task sends it."""
+            nonlocal last
+            if channel is None or not channel.send_piece(piece):
+                return False
+            metrics.bytes_out += len(piece)
+            tail.add(piece)
+            last = piece
+            return True
+
+        if is_event_stream and status == 200:  # others may be made into something else on their way
+            reader.pass_on(pass_on)
         try:
             while not is_complete:
                 if body:
@@ -301,5 +314,6 @@ class Exchange:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             raise ResponseCut(exc) from exc
         finally:
+            reader.pass_on(None)
             self._request.usage = tail.usage()
         return body

@@ -222,6 +222,9 @@ class _ShortRequest:
         is_head_request = self._scope["method"] == "HEAD"
         protocol.answer_short(_whole(status, headers, body, is_head_request, keep_alive=True))
 
+    def send_piece(self, body: bytes) -> bool:
+        return self._channel is not None and self._channel.send_piece(body)
+
     def abort(self) -> None:
         if self._channel is not None:
             self._channel.abort()
@@ -253,6 +256,14 @@ class _CycleChannel:
         if not cycle.keep_alive:
             cycle.transport.close()
         cycle.on_response()
+
+    def send_piece(self, body: bytes) -> bool:
+        cycle = self.cycle
+        is_open = cycle.response_started and not cycle.response_complete and not cycle.disconnected
+        if cycle.flow.write_paused or not is_open or not cycle.chunked_encoding:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
     def abort(self) -> None:
         self.cycle.disconnected = True  # what uvicorn asks before it complains of a missing end

@@ -22,6 +22,9 @@ class ResponseChannel(Protocol):
     def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """Send all of a response in one piece."""
 
+    def send_piece(self, body: bytes) -> bool:
+        """Send more of a body whose head went by ASGI, at once. False: not now, it has to go there, too."""
+
     def abort(self) -> None:
         """Close the connection after what has been sent: the client sees that the body is cut."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from api.upstream import ResponseHead, UpstreamConnection
 
@@ -20,6 +21,7 @@ class ResponseReader:
         "_error",
         "_has_failed",
         "_is_paused",
+        "_pass_on",
         "_waiter",
         "connection",
         "head",
@@ -37,6 +39,14 @@ class ResponseReader:
         self._error: Exception | None = None  # until somebody has been told
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._pass_on: Callable[[bytes], bool] | None = None
+
+    def pass_on(self, pass_on: Callable[[bytes], bool] | None) -> None:
+        """While `read` waits, let pieces be sent from the connection's callback: those it returns True for.
+
+        It is offered neither the last piece nor one that another waits before.
+        """
+        self._pass_on = pass_on
 
     async def read_head(self) -> ResponseHead:
         """Wait for the head. Raises UpstreamError, ClientGone."""
@@ -93,6 +103,10 @@ class ResponseReader:
     def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
         if head is not None:
             self.head = head
+        if self._pass_on is not None and body and not is_complete:
+            is_waited_for = self._waiter is not None and not self._waiter.done()
+            if is_waited_for and self._pass_on(body):
+                return
         if body:
             self._body.append(body)
             self._buffered += len(body)

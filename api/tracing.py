@@ -17,6 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from api.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.dispatch import raw_path
 from api.headers import find_header
+from api.known_head import MEMO
 from api.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
 from api.usage import TokenUsage
 
@@ -178,7 +179,7 @@ class Tracing:
     def _begun(self, scope: Scope) -> RequestSpan:
         """The request's span; with a new one the scope's `traceparent` becomes ours."""
         if (span := span_of(scope)) is None:
-            scope.pop("berth.memo", None)  # what is known of the head: from now on it is another
+            scope.pop(MEMO, None)  # what is known of the head: from now on it is another
             span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
             scope["headers"] = span.headers_with_parent(scope["headers"])
             scope[SPAN] = span
@@ -221,6 +222,9 @@ class _WatchedChannel:
         self._span.status = status
         self._channel.send_whole(status, headers, body)
         self.on_sent()
+
+    def send_piece(self, body: bytes) -> bool:
+        return self._channel.send_piece(body)
 
     def abort(self) -> None:
         self._channel.abort()
