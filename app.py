@@ -27,6 +27,7 @@ from api.catalog import ModelFiles
 from api.control import create_control_app
 from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
+from api.elsewhere import Detours
 from api.gateway import UNVERSIONED, Gateway
 from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
 from api.keys import Access, ApiKey, names_of
@@ -92,7 +93,10 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
 
     metrics, lifecycle = ProxyMetrics(model_of, manager.usage.add), LifecycleMetrics(model_of)
     metrics_page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
-    data_plane = DataPlane(manager, metrics)
+    detours = Detours(
+        manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
+    )
+    data_plane = DataPlane(manager, metrics, detours=detours)
 
     def let_go(event: Event) -> None:
         if event.type == "instance.deleted":
@@ -103,7 +107,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     manager.events.add_listener(let_go)
     manager.events.add_listener(lifecycle.on_event)
     control = create_control_app(manager, fleet, models, pulls, metrics_page, version=VERSION)
-    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive)
+    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, detours=detours)
     inner: App = gateway
     if settings.response_cache_mb:
         cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
@@ -150,7 +154,8 @@ def api_keys(settings: Settings) -> Keys:
 
 def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
     """What an instance's model is called; nothing for an unknown one."""
-    return next((names_of(model) for model in fleet.models if instance_id in model.replicas), ())
+    here = next((names_of(model) for model in fleet.models if instance_id in model.replicas), ())
+    return here or fleet.manager.neighbours.names_of(instance_id)
 
 
 def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:
@@ -266,6 +271,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         run_dir=settings.state_dir / "run",
         state_dir=settings.state_dir,
         state_url=_state_url(settings),
+        advertise_url=_advertised(settings),
         on_shutdown=OnShutdown(settings.on_shutdown),
         vllm_python=settings.vllm_python,
         model_dirs=settings.model_dirs,
@@ -273,6 +279,16 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
         engine_env=settings.engine_environment(env_file),
     )
+
+
+def _advertised(settings: Settings) -> str:
+    """Where other Berths reach this one; empty where the port is the system's choice."""
+    if settings.advertise_url or not settings.app_port:
+        return settings.advertise_url
+    host = settings.app_host
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - every address is none to name
+        host = socket.gethostname()
+    return f"http://[{host}]:{settings.app_port}" if ":" in host else f"http://{host}:{settings.app_port}"
 
 
 def _state_url(settings: Settings) -> str:
@@ -292,6 +308,7 @@ class BerthServer(uvicorn.Server):
         self._manager = manager
         self._pulls = pulls
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.has_broken_down = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Raises OSError where the port is taken, and StoreError where the state can't be opened."""
@@ -308,6 +325,12 @@ class BerthServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         garbage.settle()
+
+    async def on_tick(self, counter: int) -> bool:
+        """A manager that has ended by itself takes the server with it: whoever runs Berth starts it anew."""
+        should_exit = await super().on_tick(counter)
+        self.has_broken_down = not should_exit and self._manager.is_shutting_down
+        return should_exit or self.has_broken_down
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Connections close once what they wait for or follow has ended, so that comes first.
@@ -411,7 +434,7 @@ def main() -> int:
         return 1
     finally:
         telemetry.close()
-    return 0
+    return 1 if server.has_broken_down else 0
 
 
 if __name__ == "__main__":

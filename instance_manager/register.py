@@ -110,7 +110,10 @@ class Register:
         except Exception:
             logger.exception("instance=%s: its supervisor broke down", instance_id)
         if not self.is_closing:
-            await supervisor.log.remove()
+            try:
+                await supervisor.log.remove()
+            except Exception:
+                logger.exception("instance=%s: its log can't be deleted", instance_id)
             try:
                 await asyncio.to_thread(self._config.status_path(instance_id).unlink, missing_ok=True)
             except OSError as error:
