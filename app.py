@@ -284,7 +284,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
 def _advertised(settings: Settings) -> str:
     """Where other Berths reach this one; empty where the port is the system's choice."""
     if settings.advertise_url or not settings.app_port:
-        return settings.advertise_url
+        return settings.advertise_url or ""
     host = settings.app_host
     if host in ("0.0.0.0", "::"):  # noqa: S104 - every address is none to name
         host = socket.gethostname()

@@ -19,6 +19,7 @@ from api.access_log import log_answered
 from api.asgi import Message, Receive, Scope, Send
 from api.body_peek import Peeked, peek, replaying
 from api.dispatch import raw_path
+from api.elsewhere import Detours, ModelElsewhere
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
@@ -29,7 +30,7 @@ from api.off_loop import off_loop
 from api.patient_stream import PatientStream
 from api.proxy import DataPlane
 from api.response_channel import HandOver, ResponseChannel
-from instance_manager.errors import ManagerError
+from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
 
@@ -67,11 +68,19 @@ class _Refused(Exception):
 class Gateway:
     """An ASGI application for http scopes; `is_for` says which paths are its own."""
 
-    def __init__(self, fleet: Fleet, data_plane: DataPlane, *, comment_interval_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        data_plane: DataPlane,
+        *,
+        comment_interval_s: float = 10.0,
+        detours: Detours | None = None,
+    ) -> None:
         """`comment_interval_s`: how long a stream may wait in silence; 0 = as long as it takes."""
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
+        self._detours = detours  # to models of other Berths
 
     @staticmethod
     def is_for(scope: Scope) -> bool:
@@ -99,7 +108,8 @@ class Gateway:
             scope = _with_length(scope, len(asked.body))
         elif asked.num_added and (length := find_header(scope["headers"], b"content-length")):
             scope = _with_length(scope, int(length) + asked.num_added)
-        leases = ModelLeases(self._fleet, asked)
+        detour = asked.model.detour if isinstance(asked.model, ModelElsewhere) else None
+        own = ModelLeases(self._fleet, asked)
         stream = None
         if asked.is_stream and self._comment_interval_s:
             request_id = (b"x-request-id", _request_id(scope))
@@ -111,9 +121,9 @@ class Gateway:
                 asked.receive,
                 stream.send if stream else send,
                 asked.model.name,
-                _target(scope),
-                leases=leases,
-                again=leases.again,
+                _target(scope) if detour is None else detour.target,
+                leases=detour or own,
+                again=own.again if detour is None else None,
             )
         finally:
             if stream is not None:
@@ -167,7 +177,7 @@ class Gateway:
         if name is None:
             model = self._named_in_query(scope)
         elif isinstance(name, str):
-            model = self._fleet.find(name)
+            model = self._find(scope, name)
         else:
             raise _Refused(_wrong_field("model", f"must be a string, not {name!r}"))
         return await self._asked(model, body, peeked)
@@ -203,7 +213,7 @@ class Gateway:
         found = _MULTIPART_MODEL.search(begun)
         if found is None:
             return Asked(self._named_in_query(scope), peeked.replay, None)
-        model = self._fleet.find(found[1].decode("utf-8", "replace"))
+        model = self._find(scope, found[1].decode("utf-8", "replace"))
         name = model.served_name.encode()
         if name != found[1]:
             last = peeked.messages[-1]
@@ -211,11 +221,22 @@ class Gateway:
             peeked.messages.append({**last, "body": begun[: found.start(1)] + name + begun[found.end(1) :]})
         return Asked(model, peeked.replay, None, num_added=len(name) - len(found[1]))
 
+    def _find(self, scope: Scope, name: str) -> Model:
+        """By name or alias: here, or where another Berth has it. Raises ModelNotFound."""
+        detours = self._detours
+        try:
+            model = self._fleet.find(name)
+        except ModelNotFound:
+            if detours is not None and (elsewhere := detours.to_unknown(scope, name)) is not None:
+                return elsewhere
+            raise
+        return model if detours is None else detours.to_running(scope, model) or model
+
     def _named_in_query(self, scope: Scope) -> Model:
         """`?model=`; without it the only model that runs. Raises _Refused or ModelNotFound."""
         named = parse_qs(scope["query_string"].decode("latin-1")).get("model")
         if named:
-            return self._fleet.find(named[0])
+            return self._find(scope, named[0])
         running = [model for model in self._fleet.models if model.awake]
         if len({one.instance_id for model in running for one in model.awake}) == 1:
             return running[0]

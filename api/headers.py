@@ -6,7 +6,7 @@ Order, duplicates and values are kept; names arrive in lower case, as ASGI has t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from uuid import uuid4
 
@@ -29,8 +29,12 @@ HOP_BY_HOP = frozenset(
 # What a `Connection` header may not take away: the body's length and whom the request is for.
 _NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"x-request-id"})
 
+# Through which Berth a request has come: it goes no further than to where that one has sent it.
+VIA = b"x-berth-via"
+
 # Headers of a request that are read, replaced or dropped; all others are copied as they are.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
+    VIA,
     b"authorization",  # the client's key is for Berth; the engine gets its own
     b"content-length",
     b"expect",  # answered by the server in front of us; forwarded, it makes clients and engines wait
@@ -76,6 +80,11 @@ class RequestHeaders:
         """The same of another request, whose body has so many bytes."""
         framing = b"content-length: %d\r\n" % length if self.framing else b""
         return RequestHeaders(self.passed, framing, new_request_id(), self.forwarded, length > 0, False)
+
+    def with_more(self, headers: RawHeaders) -> RequestHeaders:
+        """The same with these headers besides."""
+        lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return replace(self, passed=self.passed + lines)
 
 
 def read_request_headers(headers: RawHeaders, client: bytes, scheme: bytes) -> RequestHeaders:
@@ -182,7 +191,7 @@ _HANDSHAKE = frozenset(
     }
 )
 _HANDSHAKE_DROPPED = _HANDSHAKE | HOP_BY_HOP | {b"content-length", b"x-request-id"}
-_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {b"authorization", b"expect", b"host"}
+_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, b"authorization", b"expect", b"host"}
 _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 

@@ -14,6 +14,7 @@ from api.asgi import Receive, Scope, Send
 from api.call import Call
 from api.direct import DirectExchange, Patience
 from api.dispatch import raw_path
+from api.elsewhere import Detour, Detours
 from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
@@ -32,18 +33,30 @@ logger = logging.getLogger("berth.proxy")
 class DataPlane:
     """An ASGI application for http and websocket scopes whose path begins with /proxy/."""
 
-    def __init__(self, leases: Leases, metrics: ProxyMetrics, options: UpstreamOptions | None = None) -> None:
+    def __init__(
+        self,
+        leases: Leases,
+        metrics: ProxyMetrics,
+        options: UpstreamOptions | None = None,
+        *,
+        detours: Detours | None = None,
+    ) -> None:
         self._leases = leases
         self._metrics = metrics
+        self._detours = detours  # to instances of other Berths
         self._patience = Patience()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+        detour = self._detours.to_instance(scope, instance_id) if self._detours is not None else None
+        if detour is not None:
+            target = detour.target
         if scope["type"] == "websocket":
-            await forward_websocket(self._leases, self._metrics, scope, receive, send, instance_id, target)
+            leases, more = (detour, detour.headers) if detour is not None else (self._leases, ())
+            await forward_websocket(leases, self._metrics, scope, receive, send, instance_id, target, more)
         else:
-            await self.forward(scope, receive, send, instance_id, target)
+            await self.forward(scope, receive, send, instance_id, target, leases=detour)
 
     def forget(self, instance_id: str) -> None:
         """The instance's engine process has ended: close the connections to it that are idle."""
@@ -74,6 +87,8 @@ class DataPlane:
         `again` is asked where an engine was gone before it answered anything.
         """
         call = self._call(scope, instance_id, target)
+        if isinstance(leases, Detour):
+            call.request.headers = call.request.headers.with_more(leases.headers)
         channel = channel_of(scope)
         exchange = self._exchange(call, leases or self._leases, again, receive, send, channel)
         await self._serve(call, send, channel, exchange)

@@ -33,6 +33,7 @@ class UpstreamPool:
     def __init__(self, endpoint: Endpoint, options: UpstreamOptions) -> None:
         self.endpoint = endpoint
         self.options = options
+        self._whom = "Berth" if endpoint.is_berth else "the engine"
         # Host and Authorization, as every request to this engine carries them.
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         identity = f"host: {host}:{endpoint.port}\r\n"
@@ -79,14 +80,14 @@ class UpstreamPool:
         except TimeoutError as exc:
             timeout_s = self.options.connect_timeout_s
             raise UpstreamTimeout(
-                f"no connection to the engine at {host}:{port} within {timeout_s:g} s"
+                f"no connection to {self._whom} at {host}:{port} within {timeout_s:g} s"
             ) from exc
         except OSError as exc:
             raise UpstreamRefused(
-                f"cannot connect to the engine at {host}:{port}: {exc.strerror or exc}"
+                f"cannot connect to {self._whom} at {host}:{port}: {exc.strerror or exc}"
             ) from exc
         if connection.is_closed:  # lost again before we were told of it
-            raise UpstreamRefused(f"the engine at {host}:{port} closed a new connection at once")
+            raise UpstreamRefused(f"{self._whom} at {host}:{port} closed a new connection at once")
         return connection
 
     def close(self) -> None:

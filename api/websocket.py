@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -40,8 +41,9 @@ async def forward_websocket(
     send: Send,
     instance_id: str,
     target: bytes,
+    more_headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Serve one WebSocket; its lease lasts as long as it does."""
+    """Serve one WebSocket; its lease lasts as long as it does. `more_headers` go along with the handshake."""
     started = time.perf_counter()
     request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
     await receive()  # websocket.connect
@@ -54,7 +56,7 @@ async def forward_websocket(
             lease, receive = await lease_while_connected(leases, instance_id, receive)
         counted = metrics.of(lease.instance_id, lease.model_name)
         counted.in_flight += 1
-        async with await _open(scope, lease, target, request_id) as engine:
+        async with await _open(scope, lease, target, request_id, more_headers) as engine:
             await _accept(send, engine, request_id)
             await _pump(engine, receive, send)
     except InvalidStatus as exc:
@@ -82,14 +84,23 @@ async def forward_websocket(
             write_line(scope, status, started, request_id, instance=instance, model=model)
 
 
-async def _open(scope: Scope, lease: Lease, target: bytes, request_id: bytes) -> ClientConnection:
+async def _open(
+    scope: Scope,
+    lease: Lease,
+    target: bytes,
+    request_id: bytes,
+    more_headers: Sequence[tuple[bytes, bytes]],
+) -> ClientConnection:
     """The handshake with the engine. Raises InvalidStatus where it refuses, UpstreamError where it fails."""
     endpoint = lease.endpoint
-    headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id)]
+    headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *more_headers]
+    if endpoint.is_berth:  # to that one, we are nobody on its own machine
+        client = scope.get("client")
+        headers.append((b"x-forwarded-for", client[0].encode() if client else b"unknown"))
     if endpoint.api_key:
         headers.append((b"authorization", b"Bearer " + endpoint.api_key.encode()))
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    where = f"the engine at {host}:{endpoint.port}"
+    where = f"{'Berth' if endpoint.is_berth else 'the engine'} at {host}:{endpoint.port}"
     try:
         async with asyncio.timeout(_OPEN_TIMEOUT_S):
             return await connect(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
@@ -172,6 +173,11 @@ class Settings(BaseSettings):
         description="Where instances are kept: `sqlite:///FILE` (in STATE_DIR), `redis://HOST:6379/0`, "
         "`memory://`",
     )
+    advertise_url: str | None = Field(
+        None,
+        description="Where other Berths on the same `STATE_URL` reach this one, `http://HOST:PORT`; "
+        "empty = by `APP_HOST`, or this machine's name, and `APP_PORT`",
+    )
     on_shutdown: Literal["stop", "detach"] = Field(
         "stop", description="What becomes of engines when Berth ends: they end, or the next Berth has them"
     )
@@ -210,6 +216,14 @@ class Settings(BaseSettings):
     def _check_otlp(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must be the URL of a collector that takes OTLP over HTTP, http://host:4318")
+        return value
+
+    @field_validator("advertise_url")
+    @classmethod
+    def _check_advertise_url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://host")
+        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise ValueError("must be the URL of this Berth's front door, http://HOST:PORT, without a path")
         return value
 
     @field_validator("model_dirs", mode="before")

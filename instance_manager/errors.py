@@ -99,6 +99,12 @@ class QueueFull(ManagerError):
     code = "queue_full"
 
 
+class OwnerAway(ManagerError):
+    """What is asked for belongs to another Berth, which can't be reached now."""
+
+    code = "owner_away"
+
+
 class ShuttingDown(ManagerError):
     """Berth is on its way out and takes nothing new."""
 

@@ -27,6 +27,7 @@ from instance_manager.health import probe_client
 from instance_manager.housekeeping import Housekeeping
 from instance_manager.instance import Instance
 from instance_manager.leasing import LeaseDesk, shutting_down
+from instance_manager.neighbours import Neighbours
 from instance_manager.ports import PortRange
 from instance_manager.register import Register
 from instance_manager.shutdown import all_ended, request_detach, request_end, to_its_end
@@ -62,6 +63,7 @@ class InstanceManager:
         self._state: State | None = None
         self._claiming = asyncio.Lock()  # one key after the other: its instance is there when the next asks
         self.usage = UsageMeter()
+        self.neighbours = Neighbours()
         self._shutdown: asyncio.Task[None] | None = None
         self._desk = LeaseDesk(
             self._books.gates, self._find, lambda one: self.on_wanted(one), config.start_timeout_cap_s
@@ -82,7 +84,8 @@ class InstanceManager:
 
         Raises StoreUnavailable, StoreInUse or InvalidStateUrl.
         """
-        self._state = State(await StateSession.open(self.config), self._books.describe, self.usage)
+        session = await StateSession.open(self.config)
+        self._state = State(session, self._books.describe, self.usage, self.neighbours)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -146,6 +149,11 @@ class InstanceManager:
     @property
     def is_shutting_down(self) -> bool:
         return self._desk.is_closed
+
+    def check_takes_requests(self) -> None:
+        """Raises ShuttingDown."""
+        if self.is_shutting_down:
+            raise shutting_down()
 
     @property
     def state(self) -> State:
@@ -344,8 +352,7 @@ class InstanceManager:
     # Small things.
 
     def _open_for_business(self) -> tuple[asyncio.TaskGroup, Dock]:
-        if self.is_shutting_down:
-            raise shutting_down()
+        self.check_takes_requests()
         if self._tasks is None or self._dock is None:
             raise RuntimeError("the manager is used outside of `async with manager.run()`")
         return self._tasks, self._dock

@@ -87,6 +87,18 @@ class InstanceMetrics:
         self._on_usage(key_id, self.model, 1, prompt_tokens, completion_tokens)
 
 
+class BerthMetrics(InstanceMetrics):
+    """What the requests add up to that went on to another Berth, which counts their tokens itself."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "", lambda *_: None)
+
+    def count_tokens(self, key_id: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Counted twice, they would be the key's twice."""
+
+
 class ProxyMetrics(Collector):
     """All instances' metrics, and the collector that renders them."""
 
@@ -109,6 +121,10 @@ class ProxyMetrics(Collector):
             label = self._model_of(instance_id) or model
             metrics = self._instances[instance_id] = InstanceMetrics(instance_id, label, self._on_usage)
         return metrics
+
+    def of_berth(self, name: str) -> InstanceMetrics:
+        """Another Berth's, kept as an instance's of this name."""
+        return self._instances.get(name) or self._instances.setdefault(name, BerthMetrics(name))
 
     def forget(self, instance_id: str) -> None:
         """The instance is gone; so are its series."""

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from instance_manager.adoption import Leftovers, find_leftovers
 from instance_manager.events import EventLog
 from instance_manager.idempotency import claim
+from instance_manager.neighbours import Neighbours
 from instance_manager.state_keeper import StateKeeper
 from instance_manager.state_session import StateSession
 from instance_manager.stores.base import StateStore
@@ -27,11 +28,13 @@ class State:
         session: StateSession,
         describe: Callable[[str, StateSession], InstanceRecord | None],
         usage: UsageMeter,
+        neighbours: Neighbours,
     ) -> None:
         """`describe` gives an instance's record as it is now, None once it is deleted."""
         self.session = session
         self.keeper = StateKeeper(session, lambda instance_id: describe(instance_id, session))
         self._usage = usage
+        self._neighbours = neighbours
 
     @property
     def store(self) -> StateStore:
@@ -45,6 +48,9 @@ class State:
             asyncio.create_task(self.keeper.watch(), name="changes of the state"),
             asyncio.create_task(self._usage.run(self.store), name="usage"),
         ]
+        if self.store.is_shared:
+            looking = self._neighbours.run(self.store, self.session.owner)
+            tasks.append(asyncio.create_task(looking, name="other Berths"))
         try:
             yield
             await self.keeper.finish()

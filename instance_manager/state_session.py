@@ -51,7 +51,8 @@ class StateSession:
             session = cls(store, owner, lock)
         try:
             # The lock proves that who had the lease before us is dead.
-            await store.acquire_lease(session.owner, _LEASE_S, take_over=session._lock is not None)
+            is_proven = session._lock is not None
+            await store.acquire_lease(session.owner, _LEASE_S, take_over=is_proven, url=config.advertise_url)
         except BaseException:
             await session.close()
             raise

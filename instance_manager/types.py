@@ -106,6 +106,7 @@ class Endpoint:
     port: int
     api_key: str
     generation: int
+    is_berth: bool = False  # another Berth's front door, behind which the engine is
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ class ManagerConfig:
     log_max_bytes: int = 10 * 1024 * 1024
     log_ring_lines: int = 1000
     state_url: str = "memory://"  # what outlives Berth is kept there, see stores/open.py
+    advertise_url: str = ""  # where other Berths on the same state reach this one
     state_dir: Path | None = None  # this Berth's alone; None = nothing is kept, as in tests
     on_shutdown: OnShutdown = OnShutdown.STOP
     run_dir: Path | None = None  # where shims note how their engines end; None = below log_dir

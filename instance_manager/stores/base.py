@@ -31,6 +31,8 @@ DEFAULT_HISTORY = 10_000  # events kept
 class StateStore(ABC):
     """Records with versions, a numbered history, ports, idempotency keys, usage and leases."""
 
+    is_shared = False  # whether several Berths may have it open
+
     @abstractmethod
     async def commit(self, write: Write) -> Commit:
         """Make all of a write or nothing of it; when this returns it is kept (or queued, see Commit).
@@ -105,11 +107,14 @@ class StateStore(ABC):
         """Free a key whose request has failed, if this instance holds it."""
 
     @abstractmethod
-    async def acquire_lease(self, owner: str, ttl_s: float, *, take_over: bool = False) -> Lease:
+    async def acquire_lease(
+        self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
+    ) -> Lease:
         """Become `owner`; from then on this store's writes carry the lease's fence.
 
         `take_over`: the caller has proof (a lock on its STATE_DIR) that the process before it is dead, so a
-        lease that has not run out yet is no hindrance. Raises StoreInUse if another live process holds it.
+        lease that has not run out yet is no hindrance. `url`: where other Berths reach this one.
+        Raises StoreInUse if another live process holds it.
         """
 
     @abstractmethod

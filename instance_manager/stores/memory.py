@@ -86,9 +86,11 @@ class MemoryStore(SoleOwnerStore):
         if key in self._keys and self._keys[key][0].instance_id == instance_id:
             del self._keys[key]
 
-    async def acquire_lease(self, owner: str, ttl_s: float, *, take_over: bool = False) -> Lease:
+    async def acquire_lease(
+        self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
+    ) -> Lease:
         self._fence += 1
-        self._lease = Lease(owner, secrets.token_hex(8), self._fence, math.inf)
+        self._lease = Lease(owner, secrets.token_hex(8), self._fence, math.inf, url)
         self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
         return self._lease
 

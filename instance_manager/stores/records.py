@@ -178,6 +178,7 @@ class Lease:
     session: str  # the process that holds it
     fence: int
     ttl_s: float  # seconds from now; infinite where only one process can hold the store
+    url: str = ""  # where other Berths reach this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,7 @@ class Owner:
     owner: str
     fence: int
     expires_in_s: float
+    url: str = ""  # where it is reached; empty = it hasn't said
 
     @property
     def is_alive(self) -> bool:

@@ -51,6 +51,8 @@ MAX_QUEUED = 10_000  # writes kept while Redis is away
 class RedisStore(StateStore):
     """Made by `await RedisStore.open(url)`. A lease, once acquired, is renewed until `close`."""
 
+    is_shared = True
+
     def __init__(self, url: str, *, prefix: str, history: int, max_queued: int) -> None:
         mirror = Mirror(history, max_queued, Tables(history))
         self._sync = RedisSync(RedisLink(url, prefix, history), mirror)
@@ -158,10 +160,18 @@ class RedisStore(StateStore):
             except Unreachable as exc:
                 self._sync.go_away(exc)
 
-    async def acquire_lease(self, owner: str, ttl_s: float, *, take_over: bool = False) -> Lease:
+    async def acquire_lease(
+        self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
+    ) -> Lease:
         try:
             reply = await self._sync.link.lease(
-                self._sync.online_epoch(), "acquire", owner, self._sync.session, ttl_s, take_over=take_over
+                self._sync.online_epoch(),
+                "acquire",
+                owner,
+                self._sync.session,
+                ttl_s,
+                take_over=take_over,
+                url=url,
             )
         except Unreachable as exc:
             self._sync.go_away(exc)
@@ -172,7 +182,7 @@ class RedisStore(StateStore):
                 f"another Berth works as {owner!r} (its lease runs for another {left:.1f} s): "
                 "stop it, or give this one a STATE_DIR of its own"
             )
-        self._sync.lease = Lease(owner, self._sync.session, int(reply["fence"]), ttl_s)
+        self._sync.lease = Lease(owner, self._sync.session, int(reply["fence"]), ttl_s, url)
         self._sync.lease_lost = False
         self._sync.renewed_at = time.monotonic()
         self._sync.mirror.fence = max(self._sync.mirror.fence, self._sync.lease.fence)

@@ -78,10 +78,18 @@ class RedisLink:
         return await self._script(self._scripts.commit, keys, epoch, write, self._history, REMEMBER_S)
 
     async def lease(
-        self, epoch: str, verb: str, owner: str, session: str, ttl_s: float = 0.0, *, take_over: bool = False
+        self,
+        epoch: str,
+        verb: str,
+        owner: str,
+        session: str,
+        ttl_s: float = 0.0,
+        *,
+        take_over: bool = False,
+        url: str = "",
     ) -> dict[str, Any]:
         """`verb`: acquire, renew or release. The answer has `fence`, or `error`."""
-        arguments = (verb, owner, session, int(ttl_s * 1000), "1" if take_over else "0")
+        arguments = (verb, owner, session, int(ttl_s * 1000), "1" if take_over else "0", url)
         return await self._script(self._scripts.lease, self._keys(scripts.LEASE_KEYS), epoch, *arguments)
 
     async def claim(self, epoch: str, key: str, claim: str, ttl_s: float) -> str:

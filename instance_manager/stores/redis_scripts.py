@@ -80,7 +80,7 @@ return reply
 
 LEASE_KEYS = ("counters", "changes", "epoch", "leases")
 
-# ARGV: epoch, "acquire" | "renew" | "release", owner, session, ttl in ms, "1" to take over.
+# ARGV: epoch, "acquire" | "renew" | "release", owner, session, ttl in ms, "1" to take over, its URL.
 LEASE = (
     _TELL
     + """
@@ -104,7 +104,7 @@ if not mine and alive and ARGV[6] ~= '1' then
 end
 local fence = mine and lease.fence or redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HSET', KEYS[4], owner,
-  cjson.encode({session = session, fence = fence, expires = now + tonumber(ARGV[5])}))
+  cjson.encode({session = session, fence = fence, expires = now + tonumber(ARGV[5]), url = ARGV[7]}))
 if not (mine and alive) then tell('joined', owner) end
 return cjson.encode({ok = true, fence = fence})
 """

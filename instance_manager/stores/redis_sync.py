@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from instance_manager.ring import BroadcastRing
@@ -82,7 +83,9 @@ class RedisSync:
         return events
 
     async def renew(self, lease: Lease) -> None:
-        reply = await self.link.lease(self.known_epoch, "renew", lease.owner, self.session, lease.ttl_s)
+        reply = await self.link.lease(
+            self.known_epoch, "renew", lease.owner, self.session, lease.ttl_s, url=lease.url
+        )
         self.renewed_at = time.monotonic()
         if "error" in reply:
             self._lose_lease(lease)
@@ -157,12 +160,14 @@ class RedisSync:
         self._epoch = epoch
 
     async def _take_lease_again(self, lease: Lease) -> None:
-        reply = await self.link.lease(self.known_epoch, "acquire", lease.owner, self.session, lease.ttl_s)
+        reply = await self.link.lease(
+            self.known_epoch, "acquire", lease.owner, self.session, lease.ttl_s, url=lease.url
+        )
         self.renewed_at = time.monotonic()
         if "error" in reply:
             self._lose_lease(lease)
         elif self.lease is not None:
-            self.lease = Lease(lease.owner, self.session, int(reply["fence"]), lease.ttl_s)
+            self.lease = replace(lease, session=self.session, fence=int(reply["fence"]))
 
     async def _replay(self) -> None:
         queue = self.mirror.queue

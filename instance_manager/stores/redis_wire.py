@@ -101,7 +101,8 @@ def owners_from(leases: Mapping[str, str], time: tuple[int, int]) -> dict[str, O
     owners = {}
     for name, body in sorted(leases.items()):
         lease = json.loads(body)
-        owners[name] = Owner(name, int(lease["fence"]), (int(lease["expires"]) - now_ms) / 1000)
+        left_s = (int(lease["expires"]) - now_ms) / 1000
+        owners[name] = Owner(name, int(lease["fence"]), left_s, lease.get("url", ""))
     return owners
 
 

@@ -27,7 +27,7 @@ class SoleOwnerStore(StateStore):
 
     async def owners(self) -> list[Owner]:
         lease = self._lease
-        return [] if lease is None else [Owner(lease.owner, lease.fence, lease.ttl_s)]
+        return [] if lease is None else [Owner(lease.owner, lease.fence, lease.ttl_s, lease.url)]
 
     def watch(self) -> AsyncIterator[Change]:
         return self._changes.follow(self._changes.last_number)

@@ -104,10 +104,12 @@ class SqliteStore(SoleOwnerStore):
     async def forget_key(self, key: str, instance_id: str) -> None:
         await self._run(tables.forget_key, key, instance_id)
 
-    async def acquire_lease(self, owner: str, ttl_s: float, *, take_over: bool = False) -> Lease:
+    async def acquire_lease(
+        self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
+    ) -> Lease:
         # The lock on the file has settled already that nobody else is here.
         fence = await self._run(tables.next_fence)
-        self._lease = Lease(owner, secrets.token_hex(8), fence, math.inf)
+        self._lease = Lease(owner, secrets.token_hex(8), fence, math.inf, url)
         self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
         return self._lease
 
