@@ -24,6 +24,8 @@ from instance_manager.profiles import ModelProfile
 from instance_manager.stores.records import Owner
 from instance_manager.types import Endpoint
 
+_BERTH = "berth:"
+
 
 @dataclass(frozen=True, slots=True)
 class _Passage:
@@ -122,6 +124,10 @@ class Detours:
             return None
         return self._model(scope, owner, model.name, model.profile)
 
+    def failed(self, lease: Lease) -> None:
+        """Its Berth could not be reached."""
+        self._neighbours.avoid(lease.instance_id.removeprefix(_BERTH))
+
     def _model(
         self, scope: Scope, owner: Owner, name: str, profile: ModelProfile | None
     ) -> ModelElsewhere | None:
@@ -137,7 +143,7 @@ class Detours:
 
 def label(owner: Owner) -> str:
     """What stands for another Berth where an instance is named otherwise, as in metrics."""
-    return f"berth:{owner.owner}"
+    return _BERTH + owner.owner
 
 
 @lru_cache(maxsize=256)

@@ -7,14 +7,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from api.deps import Manager
-from api.keys import may_use
+from api.keys import caller_of, may_use
 from instance_manager.errors import InstanceFailedToStart, ModelNotFound, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
 from instance_manager.models import Model
 from instance_manager.params import mask_params
+from instance_manager.stores.records import InstanceRecord
+from instance_manager.types import InstanceState
 
 router = APIRouter(tags=["models"])
+
+_SETTLED = (InstanceState.RUNNING, InstanceState.SLEEPING)
 
 
 def _fleet(request: Request) -> Fleet:
@@ -30,14 +34,26 @@ Wait = Annotated[
 
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")
 async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
-    """Those that the caller's key is good for."""
+    """Those that the caller's key is good for; also those that other Berths on the same state serve."""
     allowed = [model for model in fleet.models if may_use(request.scope, model)]
-    return {"object": "list", "data": [openai_entry(model) for model in allowed]}
+    known, caller = {model.name for model in fleet.models}, caller_of(request.scope)
+    elsewhere = [
+        entry_elsewhere(name, record)
+        for name, record in sorted(fleet.manager.neighbours.models().items())
+        if name not in known and caller.may_use((name,))
+    ]
+    return {"object": "list", "data": [*map(openai_entry, allowed), *elsewhere]}
 
 
 @router.get("/v1/models/{name:path}", summary="One of them")
 async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[str, Any]:
-    model = fleet.find(name)
+    try:
+        model = fleet.find(name)
+    except ModelNotFound:
+        record = fleet.manager.neighbours.models().get(name)
+        if record is None or not caller_of(request.scope).may_use((name,)):
+            raise
+        return entry_elsewhere(name, record)
     if not may_use(request.scope, model):
         raise ModelNotFound(f"model {name!r} is not among those that this key is good for", param="model")
     return openai_entry(model)
@@ -119,6 +135,20 @@ def openai_entry(model: Model) -> dict[str, Any]:
         "parent": None,
         "max_model_len": limit,
         "status": model.status,
+    }
+
+
+def entry_elsewhere(name: str, record: InstanceRecord) -> dict[str, Any]:
+    """The same for a model that is not known here but to another Berth."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(record.created_at),
+        "owned_by": "berth",
+        "root": record.model_name,
+        "parent": None,
+        "max_model_len": record.params.get("max_model_len"),
+        "status": record.state.value if record.state in _SETTLED else "starting",
     }
 
 

@@ -225,6 +225,7 @@ class DataPlane:
             status = error.status
             if isinstance(exc, UpstreamError):
                 _log_failure(call, exc)
+                self._note_failure(call)
             await _send_error(send, error, call.request.headers.request_id)
         except ResponseCut as exc:
             # To return without the last message makes any server close the connection without a clean end.
@@ -236,6 +237,11 @@ class DataPlane:
             pass
         finally:
             call.finish(status)
+
+    def _note_failure(self, call: Call) -> None:
+        """Where another Berth has failed, requests to come take another way if there is one."""
+        if self._detours is not None and call.lease is not None and call.lease.endpoint.is_berth:
+            self._detours.failed(call.lease)
 
 
 def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:

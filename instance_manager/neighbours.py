@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -19,6 +20,7 @@ from instance_manager.types import InstanceState
 logger = logging.getLogger("berth.state")
 
 _LOOK_INTERVAL_S = 1.0
+_AVOID_S = 5.0
 
 
 class Neighbours:
@@ -28,6 +30,7 @@ class Neighbours:
         self._records: dict[str, InstanceRecord] = {}
         self._owners: dict[str, Owner] = {}
         self._by_name: dict[str, list[InstanceRecord]] = {}  # by what clients call the model; those with one
+        self._avoided: dict[str, float] = {}  # Berths that could not be reached, until when (monotonic)
         self._turn = itertools.count()
         self._news = asyncio.Event()
 
@@ -44,7 +47,14 @@ class Neighbours:
     def owner_running(self, model_name: str) -> Owner | None:
         """A living Berth where the model takes requests now; of several each in turn."""
         running = [one for one in self._by_name.get(model_name, ()) if one.state is InstanceState.RUNNING]
-        return self._one_of([owner for owner in map(self._owner, running) if owner.is_alive])
+        now = time.monotonic()
+        return self._one_of(
+            [
+                owner
+                for owner in map(self._owner, running)
+                if owner.is_alive and self._avoided.get(owner.owner, now) <= now
+            ]
+        )
 
     def owner_having(self, model_name: str) -> Owner | None:
         """As `owner_running`; else one where it sleeps or starts, and at last one that is away itself."""
@@ -53,10 +63,27 @@ class Neighbours:
         owners = [self._owner(one) for one in self._by_name.get(model_name, ())]
         return self._one_of([owner for owner in owners if owner.is_alive] or owners)
 
+    def models(self) -> dict[str, InstanceRecord]:
+        """What living Berths serve, or will once it has started or woken: by name, one of its instances.
+
+        One that runs is preferred.
+        """
+        found = {}
+        for name, records in self._by_name.items():
+            reachable = [one for one in records if self._owner(one).is_alive]
+            if reachable:
+                found[name] = max(reachable, key=lambda one: one.state is InstanceState.RUNNING)
+        return found
+
+    def avoid(self, owner: str) -> None:
+        """It could not be reached: for some seconds no model is looked for there if there is another way."""
+        self._avoided[owner] = time.monotonic() + _AVOID_S
+
     def take(self, records: Iterable[InstanceRecord], owners: Iterable[Owner]) -> None:
         """All instances of others, and all Berths, as they are now."""
         self._records = {one.instance_id: one for one in records}
         self._owners = {one.owner: one for one in owners}
+        self._avoided = {name: until for name, until in self._avoided.items() if name in self._owners}
         self._by_name = {}
         for one in self._records.values():
             if not one.state.is_terminal:

@@ -28,7 +28,7 @@ pytestmark = [
 ADMIN = {"Authorization": "Bearer admin-key"}
 USER = {"Authorization": "Bearer user-key"}
 
-# A catalog's model, by nobody started until a test does.
+# Models that nobody starts until a test does.
 CATALOG = f"""\
 models:
   common:
@@ -36,6 +36,10 @@ models:
     model: common
     aliases: [ordinary]
     command: [{sys.executable}, -S, {FAKE_ENGINE}, --host, "{{host}}", --port, "{{port}}", --model, common]
+  spare:
+    engine: command
+    model: spare
+    command: [{sys.executable}, -S, {FAKE_ENGINE}, --host, "{{host}}", --port, "{{port}}", --model, spare]
 """
 
 SOCKETS = """\
@@ -182,6 +186,18 @@ def test_by_name_it_arrives_where_the_model_is(harbour: Harbour) -> None:
         )
 
 
+def test_the_list_of_models_has_those_of_others(harbour: Harbour) -> None:
+    name = create(harbour.two, harbour.one)
+    with harbour.one.client() as client:
+        listed = client.get("/v1/models", headers=USER).json()["data"]
+        (entry,) = [one for one in listed if one["id"] == name]
+        assert entry["status"] == "running"
+        assert client.get(f"/v1/models/{name}", headers=USER).json() == entry
+        limited = {"Authorization": "Bearer limited-key"}
+        assert client.get("/v1/models", headers=limited).json()["data"] == []
+        assert client.get(f"/v1/models/{name}", headers=limited).status_code == 404
+
+
 def test_streams_flow_and_end_when_the_client_leaves(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one, "--chunk-delay", "0.1")
     body = {"model": name, "prompt": "x", "max_tokens": 6, "stream": True}
@@ -316,8 +332,17 @@ def test_an_owner_that_is_away_is_named_and_comes_back(harbour: Harbour) -> None
         with harbour.one.client() as client:
             ask = lambda: client.get(f"/proxy/{name}/x", headers=USER)  # noqa: E731
             assert ask().status_code == 200
+            spare = {"model": "spare", "prompt": "x"}
+            with three.client() as owner:
+                instance_id = start(owner, "spare")
+                eventually(lambda: status_there(client, instance_id) == "running", lambda: instance_id)
+            assert client.post("/v1/completions", json=spare, headers=USER).status_code == 200
+            assert client.get("/models/spare", headers=ADMIN).json()["replicas"] == []
             kill(three)
             assert ask().status_code in (502, 503)  # at once, whether or not it is known yet
+            # From then on what can be started here is.
+            assert client.post("/v1/completions", json=spare, headers=USER).status_code == 200
+            assert len(client.get("/models/spare", headers=ADMIN).json()["replicas"]) == 1
             eventually(lambda: error_of(ask()) == (503, "owner_away"), lambda: ask().text)
             assert int(ask().headers["retry-after"]) > 0
             assert "which is away" in ask().json()["error"]["message"]
@@ -327,6 +352,8 @@ def test_an_owner_that_is_away_is_named_and_comes_back(harbour: Harbour) -> None
             again = harbour.begin("three", VLLM_BASE_PORT=str(three.base_port))  # at another address
             again.wait_until_serving()
             eventually(lambda: ask().status_code == 200, lambda: ask().text)
+            by_name = client.post("/v1/completions", json={"model": name}, headers=USER)
+            assert by_name.status_code == 200
             end(again)
             eventually(lambda: error_of(ask()) == (503, "owner_away"), lambda: ask().text)
     finally:
