@@ -30,7 +30,7 @@ from api.off_loop import off_loop
 from api.patient_stream import PatientStream
 from api.proxy import DataPlane
 from api.response_channel import HandOver, ResponseChannel
-from instance_manager.errors import ManagerError, ModelNotFound
+from instance_manager.errors import ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
 
@@ -136,9 +136,10 @@ class Gateway:
         try:
             asked = from_json(body, allow_inf_nan=False)
             name = asked["model"]
-            model = self._fleet.find(name)
+            model = self._fleet.known(name)
             if (
-                not may_use(scope, model)
+                model is None
+                or not may_use(scope, model)
                 or asked.get("stream")
                 or "keep_alive" in asked
                 or changed_body(model, asked) is not None
@@ -223,14 +224,12 @@ class Gateway:
 
     def _find(self, scope: Scope, name: str) -> Model:
         """By name or alias: here, or where another Berth has it. Raises ModelNotFound."""
-        detours = self._detours
-        try:
-            model = self._fleet.find(name)
-        except ModelNotFound:
-            if detours is not None and (elsewhere := detours.to_unknown(scope, name)) is not None:
-                return elsewhere
-            raise
-        return model if detours is None else detours.to_running(scope, model) or model
+        model, detours = self._fleet.known(name), self._detours
+        if detours is None:
+            return model or self._fleet.find(name)
+        if model is None:
+            return detours.to_unknown(scope, name) or self._fleet.find(name)
+        return detours.to_running(scope, model) or model
 
     def _named_in_query(self, scope: Scope) -> Model:
         """`?model=`; without it the only model that runs. Raises _Refused or ModelNotFound."""

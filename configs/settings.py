@@ -221,8 +221,7 @@ class Settings(BaseSettings):
     @field_validator("advertise_url")
     @classmethod
     def _check_advertise_url(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "http://host")
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+        if value is not None and not _is_front_door(value):
             raise ValueError("must be the URL of this Berth's front door, http://HOST:PORT, without a path")
         return value
 
@@ -303,6 +302,16 @@ def read_parameters(path: Path) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")
     return parameters
+
+
+def _is_front_door(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        at = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        plain = at if parts.port is None else f"{at}:{parts.port}"
+    except ValueError:
+        return False
+    return at is not None and url.rstrip("/").lower() == f"http://{plain}"
 
 
 def is_engine_variable(name: str) -> bool:

@@ -97,9 +97,13 @@ class Fleet:
         self._news.tell()
         return frozenset(changed)
 
+    def known(self, name: str) -> Model | None:
+        """By name or alias."""
+        return self._models.get(self._names.get(name, name))
+
     def find(self, name: str) -> Model:
-        """By name or alias. Raises ModelNotFound, which names what is alike."""
-        model = self._models.get(self._names.get(name, name))
+        """By name or alias. Raises ModelNotFound, which names what is alike: that takes its time."""
+        model = self.known(name)
         if model is None:
             known = [*self._models, *self._names]
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
