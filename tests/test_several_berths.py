@@ -228,6 +228,7 @@ def test_websockets_pass(harbour: Harbour) -> None:
         path, headers = json.loads(socket.recv())
         assert path == "/v1/realtime?a=%3D"
         assert "x-berth-via" not in {each.lower() for each in headers}
+        assert headers["x-forwarded-for"] == "127.0.0.1"  # or the other would take it for its own machine's
         socket.send("hello")
         assert socket.recv() == "hello"
 
@@ -318,6 +319,25 @@ def test_what_the_owner_says_is_passed_on(harbour: Harbour) -> None:
         owner.delete(f"/instances/{name}", headers=ADMIN)
         gone = lambda: client.get(f"/proxy/{name}/x", headers=USER)  # noqa: E731
         eventually(lambda: error_of(gone()) == (404, "instance_not_found"), lambda: gone().text)
+
+
+def test_without_redis_they_go_on(harbour: Harbour) -> None:
+    name = create(harbour.two, harbour.one)
+    with harbour.one.client() as client:
+
+        def is_away() -> bool:
+            return bool(client.get("/info", headers=ADMIN).json()["state"]["trouble"])
+
+        harbour.redis.freeze()
+        try:
+            eventually(is_away, lambda: "Redis is not missed")
+            assert client.get(f"/proxy/{name}/x", headers=USER).status_code == 200
+            body = {"model": name, "prompt": "x"}
+            assert client.post("/v1/completions", json=body, headers=USER).status_code == 200
+        finally:
+            harbour.redis.thaw()
+        eventually(lambda: not is_away(), lambda: "Redis is still missed")
+        assert client.get(f"/proxy/{name}/x", headers=USER).status_code == 200
 
 
 def test_an_owner_that_is_away_is_named_and_comes_back(harbour: Harbour) -> None:
