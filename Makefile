@@ -15,7 +15,7 @@ serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.exampl
 	@exec $(BIN)/python app.py
 
 test: $(DEV) $(BIN)/berth ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(DEV) ## Lint, format, types, import boundaries
 	$(BIN)/ruff check .

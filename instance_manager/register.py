@@ -109,19 +109,25 @@ class Register:
             await supervisor.run()
         except Exception:
             logger.exception("instance=%s: its supervisor broke down", instance_id)
-        if not self.is_closing:
-            try:
-                await supervisor.log.remove()
-            except Exception:
-                logger.exception("instance=%s: its log can't be deleted", instance_id)
-            try:
-                await asyncio.to_thread(self._config.status_path(instance_id).unlink, missing_ok=True)
-            except OSError as error:
-                logger.warning("instance=%s: its status file can't be deleted: %s", instance_id, error)
-            del self.supervisors[instance_id], self.gates[instance_id]
-            self._events.publish("instance.deleted", instance_id)
-        supervisor.is_forgotten = True
-        supervisor.instance.announce()
+        try:
+            if not self.is_closing:
+                await self._strike_out(supervisor)
+        finally:  # whatever happens, nobody waits for ever
+            supervisor.is_forgotten = True
+            supervisor.instance.announce()
+
+    async def _strike_out(self, supervisor: Supervisor) -> None:
+        instance_id = supervisor.instance.instance_id
+        try:
+            await supervisor.log.remove()
+        except Exception:
+            logger.exception("instance=%s: its log can't be deleted", instance_id)
+        try:
+            await asyncio.to_thread(self._config.status_path(instance_id).unlink, missing_ok=True)
+        except OSError as error:
+            logger.warning("instance=%s: its status file can't be deleted: %s", instance_id, error)
+        del self.supervisors[instance_id], self.gates[instance_id]
+        self._events.publish("instance.deleted", instance_id)
 
     def _log_of(self, instance: Instance) -> LogFile:
         config = self._config
