@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from api.asgi import App, Receive, Scope, Send
+from api.known_head import memo_of
 from api.response_channel import Begin, DirectApp, HandOver, ResponseChannel
 
 _PREFIX = b"/proxy/"
@@ -37,11 +38,20 @@ class Dispatcher:
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
         """The data plane's or the gateway's short way, see `DataPlane.begin`; False for all other paths."""
+        memo = memo_of(scope)
+        begin: Begin | None
+        if memo is not None and "begin" in memo:
+            begin = memo["begin"]
+        else:
+            begin = self._begin_of(scope)
+            if memo is not None:
+                memo["begin"] = begin
+        return begin is not None and begin(scope, body, channel, hand_over)
+
+    def _begin_of(self, scope: Scope) -> Begin | None:
         if raw_path(scope).startswith(_PREFIX):
-            return self._data_plane.begin(scope, body, channel, hand_over)
-        if self._begin_in_gateway is None or not self._is_for_gateway(scope):
-            return False
-        return self._begin_in_gateway(scope, body, channel, hand_over)
+            return self._data_plane.begin
+        return self._begin_in_gateway if self._is_for_gateway(scope) else None
 
 
 def raw_path(scope: Scope) -> bytes:
