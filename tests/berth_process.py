@@ -32,11 +32,12 @@ def free_port_range(count: int) -> int:
     """The first of `count` consecutive ports that are free now."""
     while True:
         first = free_port()
-        if first + count < 65536 and all(_is_free(first + offset) for offset in range(count)):
+        if first + count < 65536 and all(is_free(first + offset) for offset in range(count)):
             return first
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether an engine could listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

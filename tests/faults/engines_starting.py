@@ -8,7 +8,8 @@ import threading
 import time
 
 from tests import fake_engine
-from tests.faults.harbour import NUM_PORTS, Harbour, eventually, is_free
+from tests.berth_process import is_free
+from tests.faults.harbour import NUM_PORTS, Harbour, eventually
 from tests.faults.ledger import Fate
 from tests.faults.scene import Scene
 

@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from tests import fake_engine
-from tests.berth_process import BerthProcess
+from tests.berth_process import BerthProcess, is_free
 from tests.faults.ledger import Fate, Ledger, Reply
 
 NEIGHBOUR = "neighbour"
@@ -326,17 +326,6 @@ def free_ports() -> int:
         first = random.randrange(15_000, 32_000)
         if all(is_free(first + offset) for offset in range(NUM_PORTS)):
             return first
-
-
-def is_free(port: int) -> bool:
-    """Whether an engine could listen there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _eventually(left: Callable[[], Any], timeout_s: float = 10.0) -> Any:

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 
 from tests import fake_engine
-from tests.berth_process import BerthProcess, free_port
-from tests.faults.harbour import eventually, free_ports, is_free, request
+from tests.berth_process import BerthProcess, free_port, is_free
+from tests.faults.harbour import eventually, free_ports, request
 from tests.faults.ledger import Fate, Ledger, Reply
 from tests.faults.scene import Scene
 

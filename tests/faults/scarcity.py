@@ -58,18 +58,7 @@ def few_descriptors_left(folder: Path, ledger: Ledger, _seed: int) -> None:
 
 def the_clock_jumps(folder: Path, ledger: Ledger, _seed: int) -> None:
     """The wall clock, by hours, forth and back: nothing expires, times out or waits for it."""
-    found = glob.glob(_FAKETIME)
-    if not found:
-        raise Skipped("libfaketime isn't installed")
-    folder.mkdir(parents=True)
-    clock = folder / "clock"
-    clock.write_text("+0")
-    settings = {
-        "LD_PRELOAD": found[0],
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    clock, settings = _fake_clock(folder)
     with (
         Harbour(folder, ledger, {"LD_PRELOAD": ""}, **settings) as harbour,
         harbour.instance("one", fake_engine.command("--chunk-delay", "0.05"), timeout=600),
@@ -93,18 +82,7 @@ def the_clock_jumps(folder: Path, ledger: Ledger, _seed: int) -> None:
 
 def expiry_keeps_to_its_own_clock(folder: Path, ledger: Ledger, _seed: int) -> None:
     """An idle instance goes after its seconds, whatever the wall clock says meanwhile."""
-    found = glob.glob(_FAKETIME)
-    if not found:
-        raise Skipped("libfaketime isn't installed")
-    folder.mkdir(parents=True)
-    clock = folder / "clock"
-    clock.write_text("+0")
-    settings = {
-        "LD_PRELOAD": found[0],
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    clock, settings = _fake_clock(folder)
     with Harbour(folder, ledger, {"LD_PRELOAD": ""}, **settings) as harbour:
         for hours in (24, -24):
             with harbour.instance("one", fake_engine.command(), timeout=4):
@@ -113,6 +91,22 @@ def expiry_keeps_to_its_own_clock(folder: Path, ledger: Ledger, _seed: int) -> N
                 assert harbour.record("one")["status"] == "running", "it has expired too early"
                 harbour.until_status("one", "stopped", timeout_s=8)
                 _set(clock, "+0")
+
+
+def _fake_clock(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The file that tells how far the wall clock is off, and what makes a process heed it. Raises Skipped."""
+    found = glob.glob(_FAKETIME)
+    if not found:
+        raise Skipped("libfaketime isn't installed")
+    folder.mkdir(parents=True)
+    clock = folder / "clock"
+    clock.write_text("+0")
+    return clock, {
+        "LD_PRELOAD": found[0],
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 def _set(clock: Path, offset: str) -> None:
