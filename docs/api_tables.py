@@ -11,9 +11,9 @@ from typing import Any
 from conformance.differences import VLLM
 from engine.server.absent import ABSENT
 from engine.server.errors import status_table
+from engine.server.field_rules import INSTEAD, FieldRules
 from engine.server.openapi import Kind, build_document, describe_type
 from engine.server.operations import GENERATING, OPERATIONS, PASSED_OVER, POOLING, Operation
-from engine.server.refused_fields import INSTEAD
 
 PAGE = Path(__file__).with_name("api.md")
 _SCHEMAS = "#/components/schemas/"
@@ -23,9 +23,11 @@ _INTRODUCTION = """\
 
 <!-- Written by `make docs`; don't edit. -->
 
-One model behind OpenAI's API, with vLLM's additions. Whatever a request holds either works or is refused with
-an error that names it: nothing is accepted and then ignored, but for the few fields marked below that ask for
-nothing.
+One model behind OpenAI's API, with vLLM's additions. A field that would change the answer works, or is
+refused with an error that names it. A field that can't change it (a hint, a billing or cache mark, a display
+wish) is accepted. A field that this server doesn't know, and a tool that it can't run, is ignored and named
+in the answer's `Warning` header, and once in the log: `299 berth "ignored: num_ctx (unknown field)"`. With
+`--unknown-fields refuse`, unknown fields are errors.
 
 The same as a document: `GET /openapi.json`; as a page: `GET /docs`.
 
@@ -103,9 +105,7 @@ def _bodies(schemas: Mapping[str, Any]) -> Iterator[str]:
             yield f"## {body.__name__}\n"
             yield f"Of {_routes_of(body.__name__)}.\n"
             yield _table(("field", "type", "default", ""), _fields(schemas[body.__name__]))
-            if operation.refused:
-                yield "Refused by name, but for the values that ask for nothing (null never does):\n"
-                yield _table(("field", "taken", "instead"), _refused(operation))
+            yield from _rules(operation.rules)
 
 
 def _routes_of(body: str) -> str:
@@ -136,8 +136,20 @@ def _fields(schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         yield f"`{name}`", _link_types(describe_type(field)), default, text.strip()
 
 
-def _refused(operation: Operation) -> Iterator[tuple[str, ...]]:
-    for name, neutral in sorted(operation.refused.items()):
+def _rules(rules: FieldRules) -> Iterator[str]:
+    if rules.refused:
+        yield "Refused by name, but for the values that ask for nothing (null never does):\n"
+        yield _table(("field", "taken", "instead"), _refused(rules))
+    if rules.without_effect:
+        names = ", ".join(f"`{name}`" for name in sorted(rules.without_effect))
+        yield f"Accepted without effect: {names}.\n"
+    if rules.left_out:
+        reasons = "; ".join(f"`{name}`: {reason}" for name, reason in sorted(rules.left_out.items()))
+        yield f"Ignored with a warning: {reasons}.\n"
+
+
+def _refused(rules: FieldRules) -> Iterator[tuple[str, ...]]:
+    for name, neutral in sorted(rules.refused.items()):
         yield f"`{name}`", ", ".join(_value(value) for value in neutral), INSTEAD.get(name, "")
 
 

@@ -7,7 +7,6 @@ import gc
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -16,8 +15,9 @@ from starlette.requests import Request
 
 from engine.errors import InvalidRequest
 from engine.server.errors import BodyTooLarge, WrongMediaType
+from engine.server.field_rules import NO_RULES, FieldRules, apply_rules
 from engine.server.generation_body import MAX_FIELDS, Strict
-from engine.server.refused_fields import drop_refused
+from engine.server.unknown_fields import drop_unknown, unknown_are_refused
 
 MAX_BODY_BYTES = 32 * 2**20
 LARGE_BYTES = 64 * 2**10  # from here on, work on a text goes to a thread: the loop has streams to serve
@@ -27,14 +27,12 @@ _SHOWN = 80  # characters of a wrong value
 Body = TypeVar("Body", bound=Strict)
 
 
-async def read_body(
-    request: Request, model: type[Body], refused: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
-) -> Body:
+async def read_body(request: Request, model: type[Body], rules: FieldRules = NO_RULES) -> Body:
     """The checked body; a large one is parsed and checked in a thread. Raises InvalidRequest and its like."""
     raw = await _read(request)
     if len(raw) <= LARGE_BYTES:
-        return check(_parse(raw), model, refused)
-    return await asyncio.to_thread(lambda: check(_parse(raw), model, refused))
+        return check(_parse(raw), model, rules)
+    return await asyncio.to_thread(lambda: check(_parse(raw), model, rules))
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
@@ -43,14 +41,27 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     return await asyncio.to_thread(_parse, raw) if len(raw) > LARGE_BYTES else _parse(raw)
 
 
-def check(body: Mapping[str, Any], model: type[Body], refused: Mapping[str, tuple[Any, ...]]) -> Body:
+def check(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
     """The checked body. Raises InvalidRequest that names the first wrong field."""
     if len(body) > MAX_FIELDS:
         raise InvalidRequest(f"The body has {len(body)} fields; no more than {MAX_FIELDS} are possible.")
+    known = apply_rules(body, rules)
     try:
-        return model.model_validate(drop_refused(body, refused))
+        return model.model_validate(known)
+    except ValidationError as error:
+        if unknown_are_refused():
+            raise _translate(error, body) from error
+    return _check_leniently(known, model)
+
+
+def _check_leniently(body: Mapping[str, Any], model: type[Body]) -> Body:
+    """A second look, at a body that isn't right: fields that no model declares are dropped and reported."""
+    try:
+        checked = model.model_validate(body, extra="allow")
     except ValidationError as error:
         raise _translate(error, body) from error
+    drop_unknown(checked)
+    return checked
 
 
 def _check_media_type(content_type: str | None) -> None:

@@ -20,9 +20,9 @@ from engine.server.chat_events import (
 )
 from engine.server.chat_run import prepare_chat
 from engine.server.extras import Extras
+from engine.server.field_rules import CHAT
 from engine.server.gate import request_id_of
 from engine.server.protocol import ChatBody
-from engine.server.refused_fields import CHAT
 from engine.server.service import Service
 from engine.server.stream import ChatChunks, ReadUsage, usage_object
 

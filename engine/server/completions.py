@@ -14,9 +14,9 @@ from engine.server.answer import FinishedChoice, StreamedAnswer, WholeAnswer
 from engine.server.body import read_body
 from engine.server.constraints import find_spec
 from engine.server.extras import Extras
+from engine.server.field_rules import COMPLETION
 from engine.server.gate import request_id_of
 from engine.server.protocol import CompletionBody
-from engine.server.refused_fields import COMPLETION
 from engine.server.sampling_params import TokenLimit
 from engine.server.service import Prompt, Service
 from engine.server.stream import CompletionChunks, ReadUsage, usage_object

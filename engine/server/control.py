@@ -70,7 +70,7 @@ async def reset_prefix_cache(request: Request) -> Response:
 async def abort_requests(request: Request) -> Response:
     """End requests by the ids that their answers carry. They get what there is, with reason `abort`."""
     service: Service = request.app.state.service
-    body = check(await read_json_object(request), AbortBody, {})
+    body = check(await read_json_object(request), AbortBody)
     ids = sequence_ids_of(body.request_ids, service.engine.request_ids)
     for one in ids:
         service.engine.abort(one)

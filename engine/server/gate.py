@@ -18,6 +18,7 @@ from engine.errors import EngineError
 from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, set_request_id
+from engine.server.unknown_fields import IgnoredFields, collect_ignored
 
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
 _UNGATED_PATHS = _OPEN_PATHS | {"/metrics", "/load", "/openapi.json", "/docs"}
@@ -31,6 +32,7 @@ class Gate:
         self.app = app
         self._service = service
         self._keys = [key.encode() for key in service.config.api_keys]
+        self._refuses_unknown = service.config.unknown_fields == "refuse"
         self._num_inside = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -39,7 +41,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = _name_request(scope, send)
+        send = _name_request(scope, send, collect_ignored(refuses_unknown=self._refuses_unknown))
         try:
             self._check(scope)
         except EngineError as error:
@@ -86,7 +88,8 @@ def request_id_of(request: Request, asked: str | None) -> str:
     return choose_request_id(asked)
 
 
-def _name_request(scope: Scope, send: Send) -> Send:
+def _name_request(scope: Scope, send: Send, ignored: IgnoredFields) -> Send:
+    """Give the answer the request's id, and a warning of what the request asked for in vain."""
     given = Headers(scope=scope).get("x-request-id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     scope.setdefault("state", {})["request_id"] = request_id
@@ -94,7 +97,10 @@ def _name_request(scope: Scope, send: Send) -> Send:
 
     async def send_named(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["x-request-id"] = request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = request_id
+            if ignored.header is not None:
+                headers["warning"] = ignored.header
         await send(message)
 
     return send_named

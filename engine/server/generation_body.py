@@ -19,7 +19,7 @@ _INT64 = 2**63
 
 
 class Strict(BaseModel):
-    """An unknown field is an error: a misspelt one must not be ignored."""
+    """An unknown field is an error, unless engine/server/body.py is told to drop it and say so."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -29,6 +29,10 @@ def none_as(default: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
 
+Ignored = Annotated[Any, Field(exclude=True, description="Accepted, without effect.")]
+"""Of a field that comes with what clients send back, and asks for nothing: `annotations: Ignored = None`."""
+
+
 class RequestBody(Strict):
     model: str | None = Field(default=None, description="The model; without it, the one that is served.")
 
@@ -36,6 +40,7 @@ class RequestBody(Strict):
 class StreamOptions(Strict):
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
+    include_obfuscation: Ignored = None
 
 
 class JsonSchema(Strict):

@@ -98,7 +98,7 @@ def build_document(kind: Kind) -> dict[str, Any]:
             "title": "Berth's engine",
             "version": __version__,
             "description": "One model behind OpenAI's API. Errors: `{error: {message, type, param, code}}`; "
-            "an unknown field is one.",
+            "an unknown field is ignored, and named in the header `Warning`.",
         },
         "paths": paths,
         "components": {

@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from engine.server.control import AbortBody
-from engine.server.messages.bodies import REFUSED as MESSAGES_REFUSED
+from engine.server.field_rules import CHAT, COMPLETION, NO_RULES, TOKENIZE, FieldRules
+from engine.server.messages.bodies import RULES as MESSAGES_RULES
 from engine.server.messages.bodies import CountBody, MessagesBody
 from engine.server.pooling.bodies import (
-    COHERE_REFUSED,
-    REFUSED,
+    COHERE_RULES,
+    RULES,
     CohereEmbedBody,
     ConversationInputBody,
     InputBody,
@@ -30,8 +31,7 @@ from engine.server.protocol import (
     TokenizeChatBody,
     TokenizePromptBody,
 )
-from engine.server.refused_fields import CHAT, COMPLETION, TOKENIZE
-from engine.server.responses.bodies import REFUSED as REFUSED_RESPONSES
+from engine.server.responses.bodies import RULES as RESPONSES_RULES
 from engine.server.responses.bodies import ResponsesBody
 
 # Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
@@ -60,7 +60,7 @@ class Operation:
     summary: str
     bodies: tuple[type[BaseModel], ...] = ()  # one of these
     answer: Answer = Answer.JSON
-    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # as engine/server/refused_fields.py
+    rules: FieldRules = NO_RULES
     streams: bool = False  # may answer with server-sent events instead
     query: Mapping[str, Any] = field(default_factory=dict)  # name → JSON schema
     sleep_mode: bool = False  # only with --enable-sleep-mode
@@ -76,7 +76,7 @@ _COMMON: dict[tuple[str, str], Operation] = {
     ("POST", "/tokenize"): Operation(
         "The tokens of a text or of a conversation.",
         (TokenizePromptBody, TokenizeChatBody),
-        refused=TOKENIZE,
+        rules=TOKENIZE,
     ),
     ("POST", "/detokenize"): Operation("The text of tokens.", (DetokenizeBody,)),
     ("GET", "/health"): Operation("200 while requests are taken, else 503.", answer=Answer.EMPTY),
@@ -108,22 +108,22 @@ _VECTORS = (InputBody, ConversationInputBody)
 # Of a server that generates.
 GENERATING: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/completions"): Operation(
-        "Continue a prompt.", (CompletionBody,), refused=COMPLETION, streams=True
+        "Continue a prompt.", (CompletionBody,), rules=COMPLETION, streams=True
     ),
     ("POST", "/v1/chat/completions"): Operation(
-        "Answer a conversation.", (ChatBody,), refused=CHAT, streams=True
+        "Answer a conversation.", (ChatBody,), rules=CHAT, streams=True
     ),
     ("POST", "/v1/responses"): Operation(
-        "Answer in the form of OpenAI's Responses.", (ResponsesBody,), refused=REFUSED_RESPONSES, streams=True
+        "Answer in the form of OpenAI's Responses.", (ResponsesBody,), rules=RESPONSES_RULES, streams=True
     ),
     ("GET", "/v1/responses/{name}"): Operation("A stored response."),
     ("DELETE", "/v1/responses/{name}"): Operation("Forget a stored response."),
     ("POST", "/v1/responses/{name}/cancel"): Operation("End a response made in the background."),
     ("POST", "/v1/messages"): Operation(
-        "Answer a conversation, as Anthropic has it.", (MessagesBody,), refused=MESSAGES_REFUSED, streams=True
+        "Answer a conversation, as Anthropic has it.", (MessagesBody,), rules=MESSAGES_RULES, streams=True
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
-        "How many tokens that would read.", (CountBody,), refused=MESSAGES_REFUSED
+        "How many tokens that would read.", (CountBody,), rules=MESSAGES_RULES
     ),
     **_COMMON,
     ("POST", "/reset_prefix_cache"): Operation("Forget the prefix cache.", sleep_mode=True),
@@ -131,23 +131,19 @@ GENERATING: dict[tuple[str, str], Operation] = {
 
 # Of one that runs with --runner pooling.
 POOLING: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/embeddings"): Operation("Vectors of texts.", _VECTORS, refused=REFUSED),
-    ("POST", "/v2/embed"): Operation(
-        "The same as Cohere has it.", (CohereEmbedBody,), refused=COHERE_REFUSED
-    ),
+    ("POST", "/v1/embeddings"): Operation("Vectors of texts.", _VECTORS, rules=RULES),
+    ("POST", "/v2/embed"): Operation("The same as Cohere has it.", (CohereEmbedBody,), rules=COHERE_RULES),
     ("POST", "/pooling"): Operation(
         "What the model's pooler gives, whatever it is for.",
         (PoolingBody, PoolingConversationBody),
-        refused=REFUSED,
+        rules=RULES,
     ),
     **{
-        ("POST", path): Operation("How well texts go together.", (ScoreBody,), refused=REFUSED)
+        ("POST", path): Operation("How well texts go together.", (ScoreBody,), rules=RULES)
         for path in ("/v1/score", "/score")
     },
     **{
-        ("POST", path): Operation(
-            "Documents by how well they answer a query.", (RerankBody,), refused=REFUSED
-        )
+        ("POST", path): Operation("Documents by how well they answer a query.", (RerankBody,), rules=RULES)
         for path in ("/v1/rerank", "/v2/rerank", "/rerank")
     },
     **_COMMON,

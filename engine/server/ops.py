@@ -9,9 +9,9 @@ from engine import __version__
 from engine.server.body import check, read_json_object
 from engine.server.chat_run import encode_conversation
 from engine.server.errors import NotReady, error_response
+from engine.server.field_rules import TOKENIZE
 from engine.server.model_service import ModelService
 from engine.server.protocol import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
-from engine.server.refused_fields import TOKENIZE
 
 
 async def health(request: Request) -> Response:
@@ -76,7 +76,7 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     service = _service(request)
-    body = check(await read_json_object(request), DetokenizeBody, {})
+    body = check(await read_json_object(request), DetokenizeBody)
     service.model.check_name(body.model)
     service.model.check_token_ids(body.tokens, "tokens")
     return JSONResponse({"prompt": service.model.tokenizer.decode(body.tokens, skip_special_tokens=False)})

@@ -1,6 +1,7 @@
 """Request bodies: what we take, checked as OpenAI and vLLM document it. Knows nothing of tokens.
 
-Fields that they know and we don't are listed in engine/server/refused_fields.py.
+Fields that they know and we don't are listed in engine/server/field_rules.py. A history may come from another
+server, or as an SDK dumps it: it is read for what it says.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server.foreign_tools import runnable_tools
 from engine.server.generation_body import (
     MAX_FIELDS,
     GenerationBody,
+    Ignored,
     RequestBody,
     Strict,
     TokenId,
@@ -69,40 +72,76 @@ class CompletionBody(GenerationBody):
 
 class FunctionCall(Strict):
     name: str
-    arguments: str | dict[str, Any] = ""
+    arguments: Annotated[str | dict[str, Any], none_as("")] = ""
+    parsed_arguments: Ignored = None
+    provider_specific_fields: Ignored = None
+
+
+def _as_function(call: Any) -> Any:
+    """A call of a custom tool as one of a function: its free text is the one argument."""
+    custom = call.get("custom") if isinstance(call, dict) and call.get("type") == "custom" else None
+    if not isinstance(custom, dict):
+        return call
+    function = {"name": custom.get("name"), "arguments": {"input": custom.get("input", "")}}
+    rest = {name: value for name, value in call.items() if name not in ("custom", "type")}
+    return {**rest, "type": "function", "function": function}
 
 
 class ToolCall(Strict):
     id: str | None = None
-    index: int | None = Field(default=None, exclude=True)  # some clients send back what a stream gave them
+    index: Ignored = None  # some clients send back what a stream gave them
     type: Literal["function"] = "function"
     function: FunctionCall
+    extra_content: Ignored = None
+    provider_specific_fields: Ignored = None
 
 
 class TextPart(Strict):
     type: Literal["text"]
     text: str
+    cache_control: Ignored = None
+    annotations: Ignored = None
+
+
+def _read_part(part: Any) -> Any:
+    """What an assistant has refused in another server's words is text like any other."""
+    if isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": "text", "text": part["refusal"]}
+    return part
 
 
 class ChatMessage(Strict):
     """One turn. Clients send assistants' messages back as they got them, nulls and all."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    content: (
+        str | Annotated[list[Annotated[TextPart, BeforeValidator(_read_part)]], Field(fail_fast=True)] | None
+    ) = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    tool_calls: (
+        Annotated[list[Annotated[ToolCall, BeforeValidator(_as_function)]], Field(fail_fast=True)] | None
+    ) = None
     tool_call_id: str | None = None
-    refusal: None = Field(default=None, exclude=True)
-    annotations: None = Field(default=None, exclude=True)
-    audio: None = Field(default=None, exclude=True)
-    function_call: None = Field(default=None, exclude=True)
+    id: Ignored = None
+    annotations: Ignored = None
+    audio: Ignored = None
+    cache_control: Ignored = None
+    metadata: Ignored = None
+    parsed: Ignored = None
+    provider_specific_fields: Ignored = None
+    reasoning_details: Ignored = None
+    thinking_blocks: Ignored = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_words(cls, message: Any) -> Any:
+        return _read_older_words(message) if isinstance(message, dict) else message
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
-        thought = self.reasoning or self.reasoning_content
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or thought)):
+        if self.content is None and self.role not in ("assistant", "tool"):
             raise ValueError(f"a message of role {self.role} needs content")
         return self
 
@@ -119,6 +158,20 @@ class ChatMessage(Strict):
         return calls + len(self.text) + len(self.reasoning or self.reasoning_content or "")
 
 
+def _read_older_words(message: dict[str, Any]) -> dict[str, Any]:
+    """`refusal` and `function_call` of an assistant, and the role `function`, as today's fields say it."""
+    if message.get("role") == "function":
+        message = {**message, "role": "tool"}
+    if message.keys().isdisjoint({"refusal", "function_call"}):
+        return message
+    kept = {name: value for name, value in message.items() if name not in ("refusal", "function_call")}
+    if kept.get("content") is None:
+        kept["content"] = message.get("refusal")
+    if message.get("function_call") is not None and not kept.get("tool_calls"):
+        kept["tool_calls"] = [{"type": "function", "function": message["function_call"]}]
+    return kept
+
+
 class FunctionDefinition(Strict):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
@@ -129,6 +182,7 @@ class FunctionDefinition(Strict):
 class Tool(Strict):
     type: Literal["function"]
     function: FunctionDefinition
+    cache_control: Ignored = None
 
 
 class NamedFunction(Strict):
@@ -151,7 +205,7 @@ class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)]
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), runnable_tools({"function"})] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."
     )

@@ -9,23 +9,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from engine.server.field_rules import FieldRules
 from engine.server.generation_body import MAX_STOPS, RequestBody, Strict, none_as
 
 MAX_TOOLS = 512
 
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "betas": ([],),
-    "container": (),
-    "context_management": (),
-    "inference_geo": (),
-    "kv_transfer_params": (),
-    "mcp_servers": ([],),
-    "output_config": (),
-    "output_format": (),
-    "service_tier": ("auto", "standard_only"),
-    "speed": ("standard",),
-}
-"""Fields that are known and not supported, each with the values that ask for nothing."""
+RULES = FieldRules(
+    refused={
+        "betas": ([],),
+        "container": (),
+        "context_management": (),
+        "inference_geo": (),
+        "kv_transfer_params": (),
+        "mcp_servers": ([],),
+        "output_config": (),
+        "output_format": (),
+        "service_tier": ("auto", "standard_only"),
+        "speed": ("standard",),
+    }
+)
 
 
 class CacheControl(Strict):

@@ -16,7 +16,7 @@ from engine.server.body import read_body
 from engine.server.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.errors import anthropic_envelope, error_response
 from engine.server.gate import request_id_of
-from engine.server.messages.bodies import REFUSED, CountBody, MessagesBody
+from engine.server.messages.bodies import RULES, CountBody, MessagesBody
 from engine.server.messages.events import MessageWriter
 from engine.server.messages.translate import renamed, to_chat
 from engine.server.service import Service
@@ -28,7 +28,7 @@ PATH = "/v1/messages"
 
 async def create_message(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
-    body = await read_body(request, MessagesBody, REFUSED)
+    body = await read_body(request, MessagesBody, RULES)
     service.model.check_name(body.model)
     try:
         run = await start_chat(service, to_chat(body))
@@ -40,7 +40,7 @@ async def create_message(request: Request) -> ASGIApp:
 
 async def count_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_body(request, CountBody, REFUSED)
+    body = await read_body(request, CountBody, RULES)
     service.model.check_name(body.model)
     return JSONResponse({"input_tokens": len(await encode_conversation(service, to_chat(body)))})
 

@@ -8,17 +8,21 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
+from engine.server.field_rules import FieldRules
 from engine.server.generation_body import RequestBody, Strict, none_as
 from engine.server.protocol import ConversationBody, TextPart, TokenIds
 
 MAX_INPUTS = 4096  # of one request
 _INT64 = 2**63
 
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "media_io_kwargs": ({},),
-    "mm_processor_kwargs": ({},),
-    "padding": ("do_not_pad",),
-}
+RULES = FieldRules(
+    refused={
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+        "normalize": (),
+        "padding": ("do_not_pad",),
+    }
+)
 
 
 class PoolingOptions(RequestBody):
@@ -130,7 +134,7 @@ class CohereEmbedBody(RequestBody):
         return ["".join(part.text for part in one.content) for one in self.inputs or []]
 
 
-COHERE_REFUSED: dict[str, tuple[Any, ...]] = {"images": ([],)}
+COHERE_RULES = FieldRules(refused={"images": ([],)})
 
 
 def _text_of(value: Any) -> Any:

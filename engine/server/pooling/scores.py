@@ -22,7 +22,7 @@ from engine.errors import InvalidRequest
 from engine.server.body import check, read_json_object
 from engine.server.errors import UnknownRoute
 from engine.server.pooling.answer import Answer, json_response, usage_of
-from engine.server.pooling.bodies import REFUSED, SCORE_NAMES, PairOptions, RerankBody, ScoreBody
+from engine.server.pooling.bodies import RULES, SCORE_NAMES, PairOptions, RerankBody, ScoreBody
 from engine.server.pooling.encode import Encoded, Text, cut_text
 from engine.server.pooling.score_template import score_template
 from engine.server.pooling.service import PoolingService
@@ -37,13 +37,13 @@ class Scored:
 
 async def create_score(request: Request) -> Answer:
     service = _scoring_service(request)
-    body = check(_with_our_names(await read_json_object(request)), ScoreBody, REFUSED)
+    body = check(_with_our_names(await read_json_object(request)), ScoreBody, RULES)
     return Answer(partial(_answer_score, service, body))
 
 
 async def create_rerank(request: Request) -> Answer:
     service = _scoring_service(request)
-    body = check(await read_json_object(request), RerankBody, REFUSED)
+    body = check(await read_json_object(request), RerankBody, RULES)
     return Answer(partial(_answer_rerank, service, body))
 
 

@@ -25,8 +25,8 @@ from engine.server.pooling.answer import (
     written,
 )
 from engine.server.pooling.bodies import (
-    COHERE_REFUSED,
-    REFUSED,
+    COHERE_RULES,
+    RULES,
     CohereEmbedBody,
     ConversationInputBody,
     InputBody,
@@ -43,7 +43,7 @@ async def create_embedding(request: Request) -> Answer:
     _require_vectors(service, request.url.path)
     raw = _with_messages(await read_json_object(request))
     has_messages = "messages" in raw
-    body = check(raw, ConversationInputBody, REFUSED) if has_messages else check(raw, InputBody, REFUSED)
+    body = check(raw, ConversationInputBody, RULES) if has_messages else check(raw, InputBody, RULES)
     return Answer(partial(_answer, service, body, kind="embedding", prefix="embd"))
 
 
@@ -52,10 +52,8 @@ async def create_pooling(request: Request) -> Answer:
     service: PoolingService = request.app.state.service
     raw = _with_messages(await read_json_object(request))
     body: PoolingBody | PoolingConversationBody
-    if "messages" in raw:
-        body = check(raw, PoolingConversationBody, REFUSED)
-    else:
-        body = check(raw, PoolingBody, REFUSED)
+    has_messages = "messages" in raw
+    body = check(raw, PoolingConversationBody, RULES) if has_messages else check(raw, PoolingBody, RULES)
     if body.task not in (None, service.plan.task):
         raise InvalidRequest(
             f"task {str(body.task)!r} isn't this model's, which is {str(service.plan.task)!r}.", param="task"
@@ -66,7 +64,7 @@ async def create_pooling(request: Request) -> Answer:
 async def create_cohere_embedding(request: Request) -> Answer:
     service: PoolingService = request.app.state.service
     _require_vectors(service, request.url.path)
-    body = check(await read_json_object(request), CohereEmbedBody, COHERE_REFUSED)
+    body = check(await read_json_object(request), CohereEmbedBody, COHERE_RULES)
     return Answer(partial(_answer_cohere, service, body))
 
 

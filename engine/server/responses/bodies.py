@@ -7,37 +7,39 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server.field_rules import FieldRules
 from engine.server.generation_body import RequestBody, Strict, none_as
 
 MAX_TOOLS = 512
 
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "cache_salt": (),
-    "context_management": (),
-    "conversation": (),
-    "ec_transfer_params": (),
-    "enable_response_messages": (False,),
-    "include": ([],),
-    "kv_transfer_params": (),
-    "max_tool_calls": (),
-    "media_io_kwargs": ({},),
-    "mm_payload": ("tensors",),
-    "mm_processor_kwargs": ({},),
-    "moderation": (),
-    "previous_input_messages": (),
-    "prompt": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": (),
-    "return_mm_kwargs": (False,),
-    "service_tier": ("auto", "default"),
-    "session_id": (),
-    "stream_options": ({}, {"include_obfuscation": False}),
-    "top_logprobs": (0,),
-    "truncation": ("disabled",),
-    "vllm_xargs": ({},),
-    "watermarking": (False,),
-}
-"""Fields that are known and not supported, each with the values that ask for nothing."""
+RULES = FieldRules(
+    refused={
+        "cache_salt": (),
+        "context_management": (),
+        "conversation": (),
+        "ec_transfer_params": (),
+        "enable_response_messages": (False,),
+        "include": ([],),
+        "kv_transfer_params": (),
+        "max_tool_calls": (),
+        "media_io_kwargs": ({},),
+        "mm_payload": ("tensors",),
+        "mm_processor_kwargs": ({},),
+        "moderation": (),
+        "previous_input_messages": (),
+        "prompt": (),
+        "prompt_cache_options": (),
+        "prompt_cache_retention": (),
+        "return_mm_kwargs": (False,),
+        "service_tier": ("auto", "default"),
+        "session_id": (),
+        "stream_options": ({}, {"include_obfuscation": False}),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+        "vllm_xargs": ({},),
+        "watermarking": (False,),
+    }
+)
 
 
 class InputText(Strict):

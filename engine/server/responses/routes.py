@@ -18,7 +18,7 @@ from engine.server.body import read_body
 from engine.server.chat_run import ChatRun, start_chat
 from engine.server.errors import error_response
 from engine.server.gate import request_id_of
-from engine.server.responses.bodies import REFUSED, ResponsesBody
+from engine.server.responses.bodies import RULES, ResponsesBody
 from engine.server.responses.store import ResponseStore, StoredResponse
 from engine.server.responses.translate import input_messages, merge, renamed, to_chat
 from engine.server.responses.writer import ResponseWriter
@@ -31,7 +31,7 @@ async def create_response(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     history: list[dict[str, Any]] = []
     try:
-        body = await read_body(request, ResponsesBody, REFUSED)
+        body = await read_body(request, ResponsesBody, RULES)
         service.model.check_name(body.model)
         if body.previous_response_id is not None:
             history = service.responses.get(body.previous_response_id, "previous_response_id").messages

@@ -56,7 +56,7 @@ def to_chat(body: ResponsesBody, history: Sequence[Mapping[str, Any]]) -> ChatBo
     elif choice is not None:
         fields["tool_choice"] = choice
     try:
-        return check(fields, ChatBody, {})
+        return check(fields, ChatBody)
     except InvalidRequest as error:
         raise renamed(error) from error
 

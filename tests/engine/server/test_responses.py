@@ -128,7 +128,6 @@ def test_the_background(client: openai.OpenAI, demo_server: Running) -> None:
         ({"background": True, "store": False}, "background"),
         ({"background": True, "stream": True}, "background"),
         ({"conversation": "c"}, "conversation"),
-        ({"nonsense": 1}, "nonsense"),
     ],
 )
 def test_a_wrong_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
