@@ -58,7 +58,6 @@ _IN_COMPLETION: dict[str, tuple[dict[str, Any], str]] = {
     "beam-search": ({"use_beam_search": True}, "use_beam_search"),
     "truncate-prompt-tokens-negative": ({"truncate_prompt_tokens": -5}, "truncate_prompt_tokens"),
     "stream-options-of-a-whole-answer": ({"stream_options": {"include_usage": True}}, "stream_options"),
-    "unknown-field": ({"temperatur": 1}, "temperatur"),
 }
 _IN_CHAT: dict[str, tuple[dict[str, Any], str]] = {
     "no-messages": ({"messages": OMIT}, "messages"),
@@ -91,8 +90,6 @@ _IN_CHAT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "modalities": ({"modalities": ["audio"]}, "modalities"),
     "audio": ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
-    "web-search": ({"web_search_options": {}}, "web_search_options"),
-    "unknown-field": ({"temperatur": 1}, "temperatur"),
 }
 
 
@@ -115,6 +112,31 @@ async def a_completion_is_refused(api: Api, wrong: tuple[dict[str, Any], str]) -
 async def a_completions_error_names(api: Api, wrong: tuple[dict[str, Any], str]) -> None:
     error = await _error(api, COMPLETIONS, wrong[0])
     check(_names(error["param"], wrong[1]), f"param {error['param']!r}, expected {wrong[1]!r}")
+
+
+_ASKS_NOTHING: dict[str, dict[str, Any]] = {
+    "unknown-field": {"temperatur": 1},
+    "of-another-server": {"num_ctx": 4096, "cache_prompt": True},
+    "metadata": {"metadata": {"trace": "1"}},
+    "store": {"store": True},
+    "service-tier": {"service_tier": "flex"},
+    "verbosity": {"verbosity": "low"},
+    "prediction": {"prediction": {"type": "content", "content": "Hi"}},
+    "web-search": {"web_search_options": {}},
+    "user": {"user": "someone"},
+}
+
+
+@group.each(_ASKS_NOTHING, Need.CHAT)
+async def what_asks_nothing_of_the_answer_is_accepted(api: Api, fields: dict[str, Any]) -> None:
+    (await api.post(CHAT, _body(api, CHAT, fields))).ok()
+
+
+@group.each({"completion": COMPLETIONS, "chat": CHAT}, Need.CHAT)
+async def an_unknown_field_is_named_in_a_warning(api: Api, path: str) -> None:
+    answer = await api.post(path, _body(api, path, {"temperatur": 1}))
+    warning = answer.headers.get("warning", "")
+    check("temperatur" in warning, f"header Warning: {warning!r}")
 
 
 @group.each(_IN_CHAT, Need.CHAT)

@@ -131,8 +131,19 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an-unknown-encoding": ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
     "dimensions-0": ({"input": "a", "dimensions": 0}, "dimensions"),
     "too-long": ({"input": "word " * 100_000}, "input"),
-    "unknown-field": ({"input": "a", "inputs": "b"}, "inputs"),
 }
+
+
+_ASKS_NOTHING: dict[str, dict[str, Any]] = {
+    "unknown-field": {"inputs": "b"},
+    "user": {"user": "someone"},
+    "metadata": {"metadata": {"trace": "1"}},
+}
+
+
+@group.each(_ASKS_NOTHING, Need.EMBED)
+async def accepts_what_asks_nothing_of_the_answer(api: Api, fields: dict[str, Any]) -> None:
+    (await api.post("/v1/embeddings", {"model": api.facts.model, "input": "a", **fields})).ok()
 
 
 @group.each(_WRONG, Need.EMBED)

@@ -227,7 +227,6 @@ async def each_of_n_choices_has_its_calls(api: Api) -> None:
         "named-without-tools": {"tool_choice": _NAMED},
         "required-of-no-tools": {"tools": [], "tool_choice": "required"},
         "a-tool-without-a-name": {"tools": [{"type": "function", "function": {}}]},
-        "a-tool-of-another-type": {"tools": [{"type": "hammer", "function": {"name": "hit"}}]},
         "parameters-that-are-text": {
             "tools": [{"type": "function", "function": {"name": "a", "parameters": "b"}}]
         },
