@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
+CLIENTS := .clients
 
-.PHONY: help serve test test-vllm test-llama-cpp check format conformance fuzz docs bench bench-proxy bench-engine bench-structured bench-first-token soak faults demo-model clean
+.PHONY: help serve test test-clients test-vllm test-llama-cpp check format conformance fuzz docs bench bench-proxy bench-engine bench-structured bench-first-token soak faults demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -26,6 +27,9 @@ check: $(DEV) ## Lint, format, types, import boundaries
 format: $(DEV) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-clients: $(DEV) $(CLIENTS)/.installed ## Clients that people use, unmodified: AI SDK, LiteLLM, agents (needs npm)
+	$(BIN)/python -m pytest -rs -o 'norecursedirs=.*' tests/clients
 
 test-vllm: $(DEV) ## A real vLLM behind Berth: VLLM_PYTHON=/path/to/its/bin/python (minutes)
 	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -rs -o 'norecursedirs=.*' tests/peers/test_vllm.py
@@ -67,7 +71,7 @@ demo-model: $(DEV) ## Train models/berth-demo again
 	$(BIN)/python -m training.train --out models/berth-demo
 
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Berth needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
@@ -79,6 +83,15 @@ $(RUN): requirements.txt | $(BIN)/python
 
 $(BIN)/berth: cli/berth | $(BIN)/python
 	@ln -sf ../../cli/berth $@
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/requirements-old.txt tests/clients/package.json
+	$(PYTHON) -m venv $(CLIENTS)/python
+	$(CLIENTS)/python/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)/old
+	$(CLIENTS)/old/bin/pip install --quiet --requirement tests/clients/requirements-old.txt
+	mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node/
+	cd $(CLIENTS)/node && npm install --silent --no-audit --no-fund --no-package-lock
+	@touch $@
 
 $(DEV): requirements-dev.txt requirements-models.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
