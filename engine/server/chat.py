@@ -29,7 +29,7 @@ from engine.server.stream import ChatChunks, ReadUsage, usage_object
 
 async def create_chat_completion(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
-    body = await read_body(request, ChatBody, CHAT)
+    body = (await read_body(request, ChatBody, CHAT)).with_allowed_tools()
     prepared = await prepare_chat(service, body)
     prompt_text = prepared.prompt_text if body.return_prompt_text else None
     extras = Extras(body, service.model.tokenizer, prompt_text=prompt_text)

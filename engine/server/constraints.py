@@ -55,12 +55,11 @@ def _is_forced(body: GenerationBody) -> bool:
 
 def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
-    wanted = body.tool_choice or "auto"
-    choice: str = wanted.function.name if isinstance(wanted, NamedTool) else wanted
+    choice = body.chosen_tool
     if choice == "auto" and not any(tool.function.strict for tool in body.tools or []):
         return None  # nothing is promised, so the model's own way is left to it
     # Who names a function means one call of it.
-    parallel = body.parallel_tool_calls and not isinstance(wanted, NamedTool)
+    parallel = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedTool)
     tag = call_constraint(tool_parser, tools, choice, parallel=parallel)
     return None if tag is None else StructuredOutput(StructuredKind.STRUCTURAL_TAG, tag, "tools")
 

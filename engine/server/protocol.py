@@ -194,6 +194,22 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
+class AllowedTools(Strict):
+    """Of the tools given, those that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+    @property
+    def names(self) -> set[str]:
+        return {tool.function.name for tool in self.tools}
+
+
+class AllowedToolsChoice(Strict):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 def _check_sizes(messages: Any) -> Any:
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and len(message) > MAX_FIELDS:
@@ -250,7 +266,11 @@ class ChatBody(GenerationBody, ConversationBody):
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: Annotated[bool, none_as(False)] = False
     top_logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedTool | AllowedToolsChoice, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: Annotated[bool, none_as(True)] = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="none = the template's enable_thinking is false, otherwise true."
@@ -269,12 +289,30 @@ class ChatBody(GenerationBody, ConversationBody):
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) < len(names):
             raise InvalidRequest("Two tools have the same name.", param="tools")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise InvalidRequest(
-                f"There is no tool {self.tool_choice.function.name!r} among the tools given.",
-                param="tool_choice.function.name",
-            )
+        if isinstance(self.tool_choice, NamedTool):
+            _check_named({self.tool_choice.function.name}, names, "tool_choice.function.name")
+        if isinstance(self.tool_choice, AllowedToolsChoice):
+            _check_named(self.tool_choice.allowed_tools.names, names, "tool_choice.allowed_tools.tools")
         return self
+
+    @property
+    def chosen_tool(self) -> str:
+        """none, auto, required, or the name of the tool that is to be called."""
+        match self.tool_choice:
+            case NamedTool():
+                return self.tool_choice.function.name
+            case AllowedToolsChoice():
+                return self.tool_choice.allowed_tools.mode
+            case _:
+                return self.tool_choice or "auto"
+
+    def with_allowed_tools(self) -> ChatBody:
+        """The same request, whose tools are only those that `tool_choice` allows."""
+        if not isinstance(self.tool_choice, AllowedToolsChoice):
+            return self
+        allowed = self.tool_choice.allowed_tools
+        tools = [tool for tool in self.tools or [] if tool.function.name in allowed.names]
+        return self.model_copy(update={"tools": tools, "tool_choice": allowed.mode})
 
     @property
     def echoed(self) -> str:
@@ -290,6 +328,12 @@ class ChatBody(GenerationBody, ConversationBody):
     @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def _check_named(wanted: set[str], given: list[str], param: str) -> None:
+    missing = sorted(wanted.difference(given))
+    if missing:
+        raise InvalidRequest(f"There is no tool {missing[0]!r} among the tools given.", param=param)
 
 
 class TokenizePromptBody(RequestBody):

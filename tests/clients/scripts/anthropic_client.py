@@ -1,4 +1,4 @@
-"""The anthropic client, which sends its key as x-api-key: whole and streamed, a tool's round trip, an error."""
+"""The anthropic client: whole and streamed answers, a tool's round trip, an error."""
 
 from __future__ import annotations
 

@@ -213,6 +213,22 @@ async def test_a_tool_that_cannot_run_here_cannot_be_forced(app: App) -> None:
     assert (status, answer["error"]["param"]) == (400, "tool_choice.function.name")
 
 
+async def test_only_allowed_tools_are_offered(app: App) -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    named = [{"type": "function", "function": {"name": "g"}}]
+
+    async def prompt_of(tools: list[Any], choice: Any = "auto") -> str:
+        answer = await app.ask(
+            CHAT, messages=HI, tools=tools, tool_choice=choice, return_prompt_text=True, max_tokens=1
+        )
+        return str(answer["prompt_text"])
+
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": named}}
+    assert await prompt_of([FUNCTION, other], choice) == await prompt_of([other])
+    status, answer = await app.post(CHAT, messages=HI, tools=[FUNCTION], tool_choice=choice)
+    assert (status, answer["error"]["param"]) == (400, "tool_choice.allowed_tools.tools")
+
+
 async def test_what_a_model_cannot_read_is_refused(app: App) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     status, answer = await app.post(CHAT, messages=[{"role": "user", "content": [image]}])
