@@ -15,6 +15,7 @@ from engine.attention.paged import PagedKVCache
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.device import resolve_device, resolve_dtype, translated_out_of_memory
+from engine.end_tokens import with_main
 from engine.errors import ConfigError
 from engine.memory import CacheSize, cpu_budget, cuda_budget, size_cache
 from engine.model_path import resolve_model
@@ -52,7 +53,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         model = load()
         size = _size_cache(config, model)
         cache = _build_cache(config, model, size.num_blocks)
-        eos_token_ids = _eos_token_ids(model_config, eos_token_id)
+        eos_token_ids = with_main(model_config.eos_token_ids, eos_token_id)
         runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load)
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
@@ -110,11 +111,6 @@ def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
         bytes_per_token=model.attention_shape.bytes_per_token(model.dtype),
         model_limit=model.config.max_position_embeddings,
     )
-
-
-def _eos_token_ids(model_config: ModelConfig, main: int | None) -> tuple[int, ...]:
-    named = model_config.eos_token_ids
-    return named if main is None else (main, *(token for token in named if token != main))
 
 
 @contextmanager

@@ -85,11 +85,13 @@ class EngineCore:
             raise
         except Exception as error:  # whatever it is, the clients must hear of it
             log.exception("A step of %d sequences failed.", len(batch.sequences))
-            if len(batch.sequences) == 1:
-                failure = f"This request failed in the engine: {type(error).__name__}: {error}"
-                return StepResult([None], failures={0: failure})
-            return _merged([self._execute(Batch((sequence,))) for sequence in batch.sequences])
-        return result
+            failure = f"This request failed in the engine: {type(error).__name__}: {error}"
+        else:
+            return result
+        # The error is gone by here, and with its traceback the failed step's tensors: there is room again.
+        if len(batch.sequences) == 1:
+            return StepResult([None], failures={0: failure})
+        return _merged([self._execute(Batch((sequence,))) for sequence in batch.sequences])
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of requests that have ended."""

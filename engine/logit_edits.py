@@ -47,7 +47,15 @@ class LogitEdits:
         self.counts: TokenCounts | None = None
         if _has_penalty(params):
             self.counts = TokenCounts(prompt_token_ids if params.repetition_penalty != 1.0 else ())
-        self._bad_words = params.bad_words
+        # Words of one token are forbidden at every step. Of the others a step looks only at those whose last
+        # token but one was just said: thousands of words must not be walked per sequence and step.
+        self._always_forbidden = array(
+            "q", dict.fromkeys(word[0] for word in params.bad_words if len(word) == 1)
+        )
+        self._words_after: dict[int, list[tuple[int, ...]]] = {}
+        for word in params.bad_words:
+            if len(word) > 1:
+                self._words_after.setdefault(word[-2], []).append(word)
         # The last tokens of the output, as many as a bad word has before its own last one.
         self._num_recent = max((len(word) - 1 for word in params.bad_words), default=0)
         self._recent: tuple[int, ...] = ()
@@ -70,9 +78,11 @@ class LogitEdits:
         if self._num_recent:
             self._recent = (*self._recent, token_id)[-self._num_recent :]
 
-    def forbidden_token_ids(self) -> list[int]:
-        """The tokens that would complete a bad word now."""
-        return [word[-1] for word in self._bad_words if _ends_with(self._recent, word[:-1])]
+    def forbidden_token_ids(self) -> array[int]:
+        """The tokens that would complete a bad word now, int64."""
+        begun = self._words_after.get(self._recent[-1], ()) if self._recent else ()
+        completing = [word[-1] for word in begun if _ends_with(self._recent, word[:-1])]
+        return self._always_forbidden + array("q", completing) if completing else self._always_forbidden
 
 
 def _has_penalty(params: SamplingParams) -> bool:
@@ -82,4 +92,4 @@ def _has_penalty(params: SamplingParams) -> bool:
 
 
 def _ends_with(tokens: tuple[int, ...], end: tuple[int, ...]) -> bool:
-    return not end or tokens[-len(end) :] == end
+    return tokens[-len(end) :] == end

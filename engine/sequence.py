@@ -26,6 +26,7 @@ class Finish:
     reason: FinishReason
     stop_reason: int | None = None
     error: str | None = None
+    by_stop_token: bool = False  # the last token is one that ends sequences, not part of the text
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +115,7 @@ class SequenceState:
             token_ids=() if token is None else (token,),
             finish_reason=finish.reason,
             stop_reason=finish.stop_reason,
+            ends_with_stop_token=finish.by_stop_token,
             num_cached_tokens=self.num_cached_tokens or 0,
             logprobs=() if logprobs is None else (logprobs,),
             prompt_logprobs=self._told_prompt_logprobs() if is_first and is_whole else None,
@@ -165,7 +167,7 @@ class StopRule:
             return None
         constraint.accept(token)
         is_end = constraint.is_finished and not self._may_end_next(sequence)
-        return Finish(FinishReason.STOP) if is_end else None
+        return Finish(FinishReason.STOP, by_stop_token=token in self.eos_token_ids) if is_end else None
 
     def _may_end_next(self, sequence: SequenceState) -> bool:
         """Whether an end-of-sequence token may come next, and would end it."""
@@ -179,9 +181,10 @@ class StopRule:
         token = sequence.token_ids[-1]
         if sequence.num_output_tokens > params.min_tokens:
             if token in self.eos_token_ids and not params.ignore_eos:
-                return Finish(FinishReason.STOP, None if token == self.eos_token_ids[0] else token)
+                stop_reason = None if token == self.eos_token_ids[0] else token
+                return Finish(FinishReason.STOP, stop_reason, by_stop_token=True)
             if token in params.stop_token_ids:
-                return Finish(FinishReason.STOP, token)
+                return Finish(FinishReason.STOP, token, by_stop_token=True)
         if sequence.num_output_tokens >= params.max_tokens or len(sequence.token_ids) >= self.max_model_len:
             return Finish(FinishReason.LENGTH)
         return None

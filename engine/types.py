@@ -147,13 +147,15 @@ class TokenDelta:
     """What one step brought one request. The last delta of a request has a `finish_reason`.
 
     The stop or end-of-sequence token that ended a request is the last of `token_ids`: it counts as
-    generated; whether its text is shown is the server's business.
+    generated; whether its text is shown is the server's business. A finished grammar may end a request with
+    a token of the output itself.
     """
 
     request_id: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None  # the stop token that ended it; None for the main end-of-sequence token
+    ends_with_stop_token: bool = False  # the last of `token_ids` is not part of the text
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     logprobs: tuple[PositionLogprobs, ...] = ()  # parallel to `token_ids` if they were asked for
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None  # on the first delta; None for token 0

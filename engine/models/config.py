@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.end_tokens import named_end_tokens
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.layers.rope import Llama3Scaling, RopeConfig
-from engine.raw_config import architecture_of, read_json, read_raw_config
+from engine.raw_config import architecture_of, read_raw_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = Non
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         attention_bias=bool(raw.get("attention_bias", False)),
         dtype=raw.get("dtype") or raw.get("torch_dtype"),
-        eos_token_ids=_eos_token_ids(directory, raw),
+        eos_token_ids=named_end_tokens(directory, raw),
     )
 
 
@@ -134,12 +135,3 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         raise UnsupportedModel("Biases in the MLP (mlp_bias) aren't supported.")
     if (raw.get("partial_rotary_factor") or 1.0) != 1.0:
         raise UnsupportedModel("Partly rotated heads (partial_rotary_factor) aren't supported.")
-
-
-def _eos_token_ids(directory: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
-    generation_config = directory / "generation_config.json"
-    generation = read_json(generation_config) if generation_config.exists() else {}
-    value = generation.get("eos_token_id")
-    value = raw.get("eos_token_id") if value is None else value
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(int(token) for token in values)

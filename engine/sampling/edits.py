@@ -32,7 +32,7 @@ def apply_edits(logits: torch.Tensor, edits: Mapping[int, LogitEdits]) -> None:
 
 def forbid(logits: torch.Tensor, token_ids: Mapping[int, Sequence[int]]) -> None:
     """Make tokens impossible, by row."""
-    rows = {row: array("q", tokens) for row, tokens in token_ids.items() if tokens}
+    rows = {row: array("q", tokens) for row, tokens in token_ids.items() if len(tokens)}
     if rows:
         logits[_places(rows, logits.device)] = -torch.inf
 

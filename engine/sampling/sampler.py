@@ -86,7 +86,13 @@ class Sampler:
             apply_edits(scores, edits)
         early = [i for i, row in enumerate(rows) if row.output_position < row.params.min_tokens]
         if early:
-            forbid(scores, {i: self._stop_token_ids(rows[i].params, scores.shape[-1]) for i in early})
+            stops = {i: self._stop_token_ids(rows[i].params, scores.shape[-1]) for i in early}
+            constrained = [] if masks is None else [i for i in early if i in masks.rows and stops[i]]
+            before = {i: scores[i, stops[i]] for i in constrained}
+            forbid(scores, stops)
+            for i in constrained:  # a complete output can only end: that wins over min_tokens
+                if scores[i].max() == -math.inf:
+                    scores[i, stops[i]] = before[i]
         return scores
 
     def _stop_token_ids(self, params: SamplingParams, vocab_size: int) -> list[int]:

@@ -83,7 +83,7 @@ class Choice:
 
     def _to_text(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
         reason, stop_reason = delta.finish_reason, delta.stop_reason
-        hide_last = reason is FinishReason.STOP and not self._show_stop
+        hide_last = delta.ends_with_stop_token and not self._show_stop
         piece = self._detokenizer.push(delta.token_ids[:-1] if hide_last else delta.token_ids)
         text, stop = self._take_prefix() + piece.text, piece.stop
         token_ids, logprobs = delta.token_ids, delta.logprobs

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ServerConfig
+from engine.end_tokens import named_end_tokens, with_main
 from engine.errors import ConfigError, InvalidRequest
 from engine.parsers.reasoning import REASONING_PARSERS, detect_reasoning_parser
 from engine.parsers.tools import TOOL_PARSERS, detect_tool_parser
@@ -98,7 +99,9 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
         ),
         vocab_size=vocab_size,
         structurer=Structurer(
-            tokenizer, vocab_size=vocab_size, eos_token_ids=_eos_token_ids(directory, model_config, tokenizer)
+            tokenizer,
+            vocab_size=vocab_size,
+            eos_token_ids=with_main(named_end_tokens(directory, model_config), tokenizer.eos_token_id),
         ),
         tool_parser=_parser(config.tool_call_parser, TOOL_PARSERS, detect_tool_parser, sources, "tool-call"),
         reasoning_parser=_parser(
@@ -122,15 +125,6 @@ def _parser(
     if wanted is not None and wanted not in known:
         raise ConfigError(f"--{kind}-parser {wanted}: known are {', '.join(sorted(known))} and none.")
     return wanted or next(filter(None, map(detect, templates.values())), None)
-
-
-def _eos_token_ids(directory: Path, model_config: Mapping[str, Any], tokenizer: Tokenizer) -> list[int]:
-    """Every token that ends a sequence, by any of the files that name some."""
-    generation = read_json(directory / "generation_config.json")
-    named: list[int] = []
-    for value in (tokenizer.eos_token_id, generation.get("eos_token_id"), model_config.get("eos_token_id")):
-        named += value if isinstance(value, list) else [] if value is None else [value]
-    return list(dict.fromkeys(named))
 
 
 def _sampling_defaults(directory: Path, config: ServerConfig) -> dict[str, Any]:

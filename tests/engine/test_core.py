@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,30 @@ def test_an_abort_between_steps_gives_the_last_delta() -> None:
         repr(core)
         == "<EngineCore <Scheduler 0 running, 0 waiting, <KVCache 64 x 4: 0 held, 0 cached, 64 blank>>>"
     )
+
+
+def test_a_failed_step_is_let_go_before_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback would keep its tensors, and the second try would run out of memory as well."""
+
+    class Tensor:
+        pass
+
+    monkeypatch.setattr(logging.getLogger("engine.core"), "disabled", True)  # pytest keeps records whole
+    alive: list[weakref.ref[Tensor]] = []
+    seen: list[bool] = []
+
+    def before(batch: Batch) -> None:
+        seen.extend(one() is not None for one in alive)
+        if len(batch.sequences) > 1:
+            tensor = Tensor()
+            alive.append(weakref.ref(tensor))
+            raise MemoryError("no room")
+
+    core = make_core(FakeRunner(before=before))
+    for name in "ab":
+        core.add(make_request(name, [1], max_tokens=1))
+    run_to_the_end(core)
+    assert seen and not any(seen)
 
 
 def test_a_failed_step_costs_its_own_requests_only(caplog: pytest.LogCaptureFixture) -> None:

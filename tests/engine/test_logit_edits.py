@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,24 @@ def test_a_bad_word_may_not_be_finished_but_its_parts_may_stand() -> None:
     for output, forbidden in expected.items():
         edits = edits_of(params, [1, 2], output)  # a word doesn't reach back into the prompt
         assert edits is not None and set(edits.forbidden_token_ids()) == forbidden
+
+
+def test_a_step_looks_only_at_bad_words_that_have_begun() -> None:
+    """Thousands of words cost a step no more than the one whose beginning was said."""
+
+    class Counted(tuple[int, ...]):
+        looked_at = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Counted.looked_at += 1
+            return super().__getitem__(index)
+
+    words = tuple(Counted((number, number + 1)) for number in range(4000))
+    edits = edits_of(replace(GREEDY, bad_words=words), [1], [17])
+    assert edits is not None
+    Counted.looked_at = 0
+    assert list(edits.forbidden_token_ids()) == [18]
+    assert Counted.looked_at <= 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
