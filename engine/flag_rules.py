@@ -60,8 +60,8 @@ RULES: dict[str, Rule] = {
     "diffusion-config": _only(_NOT_YET),
     "kv-transfer-config": _only(_NOT_YET),
     # what the server says
-    "tool-parser-plugin": _only("tool calls are not parsed yet", ""),
-    "reasoning-parser-plugin": _only("reasoning is not parsed yet", ""),
+    "tool-parser-plugin": _only("parsers are built in: --tool-call-parser", ""),
+    "reasoning-parser-plugin": _only("parsers are built in: --reasoning-parser", ""),
     "response-role": _only("answers have the role assistant", "assistant"),
     "return-tokens-as-token-ids": _only(_NOT_YET, "false"),
     "enable-force-include-usage": _only("clients ask with stream_options.include_usage", "false"),

@@ -17,7 +17,7 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
 
     Looks in the file system, then in the local hub cache, then asks the hub. Raises ModelNotFound.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # unlike Path's own, it leaves a `~` alone that nobody has
     if path.is_dir():
         return path.resolve()
     name = os.fspath(model)

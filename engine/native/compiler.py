@@ -102,13 +102,13 @@ def _machine() -> bytes:
 
 def _cache_directory() -> Path:
     """In the user's cache; for this process alone where that can't be written or others could write to it."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = base / "berth"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = base / "berth"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
         if status.st_uid == os.geteuid() and not status.st_mode & 0o022 and os.access(directory, os.W_OK):
             return directory
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home directory
         pass
     return Path(tempfile.mkdtemp(prefix="berth-"))

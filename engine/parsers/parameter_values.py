@@ -1,9 +1,11 @@
-"""Values that a model wrote as bare text, turned into the JSON that a tool's schema asks for."""
+"""Values that a model wrote as bare text, turned into the JSON that a tool's schema asks for.
+
+A client's regular expressions are not run here: this is the event loop, and `^(a+)+$` would stop it for long.
+"""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,12 +28,7 @@ class ParameterSchemas:
         """The schemas that a parameter's value may follow, taken apart; empty = nothing is said."""
         parts = self._parts(self._root)
         found = [schemas[name] for part in parts if name in (schemas := _mapping(part, "properties"))]
-        found = found or [
-            schema
-            for part in parts
-            for pattern, schema in _mapping(part, "patternProperties").items()
-            if _matches(pattern, name)
-        ]
+        found = found or [schema for part in parts for schema in _mapping(part, "patternProperties").values()]
         found = found or [part["additionalProperties"] for part in parts if "additionalProperties" in part]
         return [part for schema in found for part in self._parts(schema)]
 
@@ -118,7 +115,6 @@ def _fits(text: str, schema: Mapping[str, Any]) -> bool:
         ("enum" not in schema or text in _listed(schema["enum"]))
         and text == schema.get("const", text)
         and _limit(schema, "minLength", 0) <= len(text) <= _limit(schema, "maxLength", len(text))
-        and ("pattern" not in schema or _matches(schema["pattern"], text))
         and ("format" not in schema or text == text.strip())
     )
 
@@ -126,14 +122,6 @@ def _fits(text: str, schema: Mapping[str, Any]) -> bool:
 def _limit(schema: Mapping[str, Any], word: str, default: int) -> float:
     said = schema.get(word)
     return said if isinstance(said, int | float) else default
-
-
-def _matches(pattern: Any, text: str) -> bool:
-    """As far as Python's expressions are JavaScript's; what isn't one here is let pass."""
-    try:
-        return re.search(pattern, text) is not None
-    except (re.error, TypeError):
-        return True
 
 
 def _mapping(schema: Mapping[str, Any], word: str) -> Mapping[str, Any]:

@@ -239,3 +239,17 @@ def test_a_directory_that_others_write_to_is_not_used(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compiler.load_library.__wrapped__() is not None
     assert not list((tmp_path / "berth").iterdir())
+
+
+def test_a_user_without_a_home_directory_has_a_cache_for_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    directory = compiler._cache_directory()
+    assert directory.is_dir()
+    directory.rmdir()
