@@ -1,0 +1,200 @@
+"""From Anthropic's messages to those of a chat: turns, tool calls and their results. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import InvalidRequest
+from engine.server.messages.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
+from engine.server.messages.bodies import AnthropicMessage, CountBody
+from engine.server.messages.foreign_blocks import (
+    SILENT,
+    is_call,
+    is_result,
+    is_unknown,
+    kind_of,
+    summary_of,
+    what_cannot_be_read,
+    words_of,
+)
+from engine.server.unknown_fields import report_ignored
+
+# A mark for the bill that Claude Code puts before its prompt, with a hash that differs in every request: it
+# says nothing to a model, and no prefix would ever be found in the cache.
+_BILLING_MARK = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
+
+
+class ChatHistory:
+    """Chat messages as they come. Neighbours of one role are one turn, as Anthropic has it."""
+
+    def __init__(self, *, folds_system: bool) -> None:
+        """`folds_system`: what the system says later on is put into the user's turn, for templates that
+        take it nowhere else."""
+        self.messages: list[dict[str, Any]] = []
+        self._folds_system = folds_system
+
+    def system(self, text: str) -> None:
+        is_first = all(message["role"] == "system" for message in self.messages)
+        if self._folds_system and not is_first:
+            self.user(f"<system-reminder>\n{text}\n</system-reminder>")
+        else:
+            self._add_text("system", text)
+
+    def user(self, text: str) -> None:
+        self._add_text("user", text)
+
+    def assistant(self, text: str, *, goes_on: bool = False) -> None:
+        """`goes_on`: the text before it was cut in the middle of a sentence, to cite something."""
+        self._add_text("assistant", text, "" if goes_on else "\n")
+
+    def thought(self, text: str) -> None:
+        turn = self._turn("assistant")
+        turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+
+    def call(self, call_id: Any, name: str, arguments: Mapping[str, Any]) -> None:
+        function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+        call = {"id": call_id if isinstance(call_id, str) else None, "type": "function", "function": function}
+        self._turn("assistant").setdefault("tool_calls", []).append(call)
+
+    def result(self, call_id: str, text: str) -> None:
+        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+
+    def begin_anew(self, summary: str) -> None:
+        """Forget all but the first system turn: the summary stands for it."""
+        first = self.messages[:1]
+        self.messages = first if first and first[0]["role"] == "system" else []
+        self.user(f"Summary of the conversation so far:\n{summary}")
+
+    def _add_text(self, role: str, text: str, between: str = "\n") -> None:
+        turn = self._turn(role)
+        turn["content"] = f"{turn['content']}{between}{text}" if turn.get("content") else text
+
+    def _turn(self, role: str) -> dict[str, Any]:
+        if not self.messages or self.messages[-1]["role"] != role:
+            self.messages.append({"role": role})
+        return self.messages[-1]
+
+
+def chat_messages(body: CountBody, *, folds_system: bool) -> list[dict[str, Any]]:
+    """Raises InvalidRequest for what can't be left out: a picture that the question is about."""
+    history = ChatHistory(folds_system=folds_system)
+    if body.system:
+        blocks = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system
+        _add_system(history, blocks)
+    asked = _first_asked(body.messages)
+    for number, message in enumerate(body.messages):
+        if message.role == "system":
+            if not _is_cleared(body.messages, number):
+                _add_system(history, message.blocks)
+        elif message.role == "assistant":
+            for block in message.blocks:
+                _add_assistant(history, block)
+        else:
+            _add_user(history, message, f"messages[{number}]", is_asked=number >= asked)
+    if not history.messages:
+        raise InvalidRequest("There is nothing in these messages for a model to read.", param="messages")
+    return history.messages
+
+
+def _first_asked(messages: list[AnthropicMessage]) -> int:
+    """From which message on the user asks what is to be answered: after the assistant's last turn.
+
+    Where that turn has called tools, none: what a client sends with their results is its own doing.
+    """
+    last = max((number for number, one in enumerate(messages) if one.role == "assistant"), default=-1)
+    results = any(isinstance(block, ToolResultBlock) for one in messages[last + 1 :] for block in one.blocks)
+    return len(messages) if results else last + 1
+
+
+def _is_cleared(messages: list[AnthropicMessage], number: int) -> bool:
+    is_brief = messages[number].clear_at == "next_user_message"
+    return is_brief and any(message.role == "user" for message in messages[number + 1 :])
+
+
+def _add_system(history: ChatHistory, blocks: list[Any]) -> None:
+    texts = [
+        _BILLING_MARK.sub("", block.text, count=1) if isinstance(block, TextBlock) else _words(block)
+        for block in blocks
+    ]
+    said = "\n".join(text for text in texts if text)
+    if said:
+        history.system(said)
+
+
+def _add_assistant(history: ChatHistory, block: Any) -> None:
+    match block:
+        case TextBlock():
+            if block.text.strip():
+                history.assistant(block.text, goes_on=bool(block.citations))
+        case ThinkingBlock():
+            if block.thinking.strip():
+                history.thought(block.thinking)
+        case ToolUseBlock():
+            history.call(block.id, block.name, block.input)
+        case ToolResultBlock():
+            history.result(block.tool_use_id, _result_text(block))
+        case _ if is_call(block):
+            arguments = block.get("input")
+            name = str(block.get("name") or kind_of(block))
+            history.call(block.get("id"), name, arguments if isinstance(arguments, dict) else {})
+        case _:
+            _add_foreign(history, block, history.assistant)
+
+
+def _add_user(history: ChatHistory, message: AnthropicMessage, path: str, *, is_asked: bool) -> None:
+    """Results of tools are messages of their own, and come first."""
+    num_before = len(history.messages)
+    results = [block for block in message.blocks if isinstance(block, ToolResultBlock)]
+    for result in results:
+        history.result(result.tool_use_id, _result_text(result))
+    for number, block in enumerate(message.blocks):
+        if isinstance(block, TextBlock):
+            if block.text:
+                history.user(block.text)
+        elif not isinstance(block, ToolResultBlock):
+            _check_users(block, f"{path}.content[{number}].type", is_asked=is_asked)
+            _add_foreign(history, block, history.user)
+    if len(history.messages) == num_before:
+        history.user("")
+
+
+def _check_users(block: Any, param: str, *, is_asked: bool) -> None:
+    is_foreign = isinstance(block, dict)
+    kind = kind_of(block) if is_foreign else block.type
+    if not is_foreign or is_call(block) or kind == "redacted_thinking":
+        raise InvalidRequest(f"A message of role user can't hold a block of type {kind}.", param=param)
+    unreadable = what_cannot_be_read(block)
+    if is_asked and (unreadable in ("image", "document") or is_unknown(block)):
+        what = f"the model reads text only, no {unreadable}s" if unreadable else "nothing here can read it"
+        raise InvalidRequest(f"A block of type {kind[:40]} is not supported: {what}.", param=param)
+
+
+def _add_foreign(history: ChatHistory, block: Any, say: Any) -> None:
+    summary = summary_of(block)
+    if summary is not None:
+        history.begin_anew(summary)
+    elif is_result(block):
+        history.result(block["tool_use_id"], words_of(block))
+    else:
+        words = _words(block)
+        if words:
+            say(words)
+
+
+def _words(block: Mapping[str, Any]) -> str:
+    if is_unknown(block):
+        report_ignored(f"messages[].content[type={kind_of(block)}]", "unknown: read for its words alone")
+    return "" if kind_of(block) in SILENT else words_of(block)
+
+
+def _result_text(block: ToolResultBlock) -> str:
+    content = block.content or ""
+    if not isinstance(content, str):
+        words = [piece.text if isinstance(piece, TextBlock) else words_of(piece) for piece in content]
+        content = "\n".join(text for text in words if text)
+    if block.is_error and "error" not in content.lower():
+        return f"Error: {content}" if content else "Error"
+    return content
