@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -35,6 +35,7 @@ class ChatHistory:
         take it nowhere else."""
         self.messages: list[dict[str, Any]] = []
         self._folds_system = folds_system
+        self._is_cut = False
 
     def system(self, text: str) -> None:
         is_first = all(message["role"] == "system" for message in self.messages)
@@ -46,9 +47,10 @@ class ChatHistory:
     def user(self, text: str) -> None:
         self._add_text("user", text)
 
-    def assistant(self, text: str, *, goes_on: bool = False) -> None:
-        """`goes_on`: the text before it was cut in the middle of a sentence, to cite something."""
-        self._add_text("assistant", text, "" if goes_on else "\n")
+    def assistant(self, text: str, *, is_cited: bool = False) -> None:
+        """`is_cited`: a piece of a sentence, which was cut out to say where it comes from."""
+        self._add_text("assistant", text, "" if is_cited or self._is_cut else "\n")
+        self._is_cut = is_cited
 
     def thought(self, text: str) -> None:
         turn = self._turn("assistant")
@@ -70,7 +72,8 @@ class ChatHistory:
 
     def _add_text(self, role: str, text: str, between: str = "\n") -> None:
         turn = self._turn(role)
-        turn["content"] = f"{turn['content']}{between}{text}" if turn.get("content") else text
+        before = turn.get("content")
+        turn["content"] = f"{before}{between}{text}" if before and text else before or text
 
     def _turn(self, role: str) -> dict[str, Any]:
         if not self.messages or self.messages[-1]["role"] != role:
@@ -128,7 +131,7 @@ def _add_assistant(history: ChatHistory, block: Any) -> None:
     match block:
         case TextBlock():
             if block.text.strip():
-                history.assistant(block.text, goes_on=bool(block.citations))
+                history.assistant(block.text, is_cited=bool(block.citations))
         case ThinkingBlock():
             if block.thinking.strip():
                 history.thought(block.thinking)
@@ -146,7 +149,6 @@ def _add_assistant(history: ChatHistory, block: Any) -> None:
 
 def _add_user(history: ChatHistory, message: AnthropicMessage, path: str, *, is_asked: bool) -> None:
     """Results of tools are messages of their own, and come first."""
-    num_before = len(history.messages)
     results = [block for block in message.blocks if isinstance(block, ToolResultBlock)]
     for result in results:
         history.result(result.tool_use_id, _result_text(result))
@@ -157,7 +159,7 @@ def _add_user(history: ChatHistory, message: AnthropicMessage, path: str, *, is_
         elif not isinstance(block, ToolResultBlock):
             _check_users(block, f"{path}.content[{number}].type", is_asked=is_asked)
             _add_foreign(history, block, history.user)
-    if len(history.messages) == num_before:
+    if not history.messages or history.messages[-1]["role"] not in ("user", "tool"):
         history.user("")
 
 
@@ -172,7 +174,7 @@ def _check_users(block: Any, param: str, *, is_asked: bool) -> None:
         raise InvalidRequest(f"A block of type {kind[:40]} is not supported: {what}.", param=param)
 
 
-def _add_foreign(history: ChatHistory, block: Any, say: Any) -> None:
+def _add_foreign(history: ChatHistory, block: Mapping[str, Any], say: Callable[[str], None]) -> None:
     summary = summary_of(block)
     if summary is not None:
         history.begin_anew(summary)
