@@ -12,6 +12,7 @@ from engine.server.messages.blocks import Block, TextBlock
 from engine.server.protocol import check_sizes
 
 MAX_TOOLS = 512
+MAX_BLOCKS = 20_000
 MAX_STOP_SEQUENCES = 256
 
 COUNT_RULES = FieldRules(
@@ -172,11 +173,20 @@ class OutputConfig(Strict):
     task_budget: dict[str, Any] | None = Field(default=None, description="The model isn't told of it.")
 
 
+def _check_sizes(messages: Any) -> Any:
+    listed = check_sizes(messages) if isinstance(messages, list) else ()
+    contents = [message.get("content") for message in listed if isinstance(message, dict)]
+    num_blocks = sum(len(content) for content in contents if isinstance(content, list))
+    if num_blocks > MAX_BLOCKS:
+        raise ValueError(f"at most {MAX_BLOCKS} content blocks, not {num_blocks}")
+    return messages
+
+
 class CountBody(RequestBody):
     """What a conversation consists of."""
 
     messages: Annotated[
-        list[AnthropicMessage], Field(min_length=1, fail_fast=True), BeforeValidator(check_sizes)
+        list[AnthropicMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)
     ]
     system: str | list[TextBlock] | None = None
     tools: Annotated[list[OfferedTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None

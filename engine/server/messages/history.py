@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -27,58 +28,88 @@ from engine.server.unknown_fields import report_ignored
 _BILLING_MARK = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
 
 
+@dataclass(slots=True)
+class _Turn:
+    """Pieces until it is complete: of a million, joined one by one, all would be copied a million times."""
+
+    role: str
+    pieces: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    call_id: str | None = None
+
+    def add(self, text: str, between: str = "\n") -> None:
+        if text:
+            self.pieces += [between, text] if self.pieces else [text]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        said = "".join(self.pieces)
+        message: dict[str, Any] = {"role": self.role}
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
+        if said or not self.calls:
+            message["content"] = said
+        if self.calls:
+            message["tool_calls"] = self.calls
+        if self.call_id is not None:
+            message["tool_call_id"] = self.call_id
+        return message
+
+
 class ChatHistory:
     """Chat messages as they come. Neighbours of one role are one turn, as Anthropic has it."""
 
     def __init__(self, *, folds_system: bool) -> None:
         """`folds_system`: what the system says later on is put into the user's turn, for templates that
         take it nowhere else."""
-        self.messages: list[dict[str, Any]] = []
+        self._turns: list[_Turn] = []
         self._folds_system = folds_system
         self._is_cut = False
 
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [turn.message for turn in self._turns]
+
+    @property
+    def last_role(self) -> str | None:
+        return self._turns[-1].role if self._turns else None
+
     def system(self, text: str) -> None:
-        is_first = all(message["role"] == "system" for message in self.messages)
+        is_first = self.last_role in (None, "system") and len(self._turns) <= 1
         if self._folds_system and not is_first:
             self.user(f"<system-reminder>\n{text}\n</system-reminder>")
         else:
-            self._add_text("system", text)
+            self._turn("system").add(text)
 
     def user(self, text: str) -> None:
-        self._add_text("user", text)
+        self._turn("user").add(text)
 
     def assistant(self, text: str, *, is_cited: bool = False) -> None:
         """`is_cited`: a piece of a sentence, which was cut out to say where it comes from."""
-        self._add_text("assistant", text, "" if is_cited or self._is_cut else "\n")
+        self._turn("assistant").add(text, "" if is_cited or self._is_cut else "\n")
         self._is_cut = is_cited
 
     def thought(self, text: str) -> None:
-        turn = self._turn("assistant")
-        turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+        self._turn("assistant").thoughts.append(text)
 
     def call(self, call_id: Any, name: str, arguments: Mapping[str, Any]) -> None:
         function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
         call = {"id": call_id if isinstance(call_id, str) else None, "type": "function", "function": function}
-        self._turn("assistant").setdefault("tool_calls", []).append(call)
+        self._turn("assistant").calls.append(call)
 
     def result(self, call_id: str, text: str) -> None:
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+        self._turns.append(_Turn("tool", [text], call_id=call_id))
 
     def begin_anew(self, summary: str) -> None:
         """Forget all but the first system turn: the summary stands for it."""
-        first = self.messages[:1]
-        self.messages = first if first and first[0]["role"] == "system" else []
+        self._turns = [turn for turn in self._turns[:1] if turn.role == "system"]
         self.user(f"Summary of the conversation so far:\n{summary}")
 
-    def _add_text(self, role: str, text: str, between: str = "\n") -> None:
-        turn = self._turn(role)
-        before = turn.get("content")
-        turn["content"] = f"{before}{between}{text}" if before and text else before or text
-
-    def _turn(self, role: str) -> dict[str, Any]:
-        if not self.messages or self.messages[-1]["role"] != role:
-            self.messages.append({"role": role})
-        return self.messages[-1]
+    def _turn(self, role: str) -> _Turn:
+        if self.last_role != role:
+            self._turns.append(_Turn(role))
+        return self._turns[-1]
 
 
 def chat_messages(body: CountBody, *, folds_system: bool) -> list[dict[str, Any]]:
@@ -88,16 +119,17 @@ def chat_messages(body: CountBody, *, folds_system: bool) -> list[dict[str, Any]
         blocks = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system
         _add_system(history, blocks)
     asked = _first_asked(body.messages)
+    last_users = _last_index(body.messages, "user")
     for number, message in enumerate(body.messages):
         if message.role == "system":
-            if not _is_cleared(body.messages, number):
+            if message.clear_at != "next_user_message" or number > last_users:
                 _add_system(history, message.blocks)
         elif message.role == "assistant":
             for block in message.blocks:
                 _add_assistant(history, block)
         else:
             _add_user(history, message, f"messages[{number}]", is_asked=number >= asked)
-    if not history.messages:
+    if history.last_role is None:
         raise InvalidRequest("There is nothing in these messages for a model to read.", param="messages")
     return history.messages
 
@@ -107,14 +139,13 @@ def _first_asked(messages: list[AnthropicMessage]) -> int:
 
     Where that turn has called tools, none: what a client sends with their results is its own doing.
     """
-    last = max((number for number, one in enumerate(messages) if one.role == "assistant"), default=-1)
+    last = _last_index(messages, "assistant")
     results = any(isinstance(block, ToolResultBlock) for one in messages[last + 1 :] for block in one.blocks)
     return len(messages) if results else last + 1
 
 
-def _is_cleared(messages: list[AnthropicMessage], number: int) -> bool:
-    is_brief = messages[number].clear_at == "next_user_message"
-    return is_brief and any(message.role == "user" for message in messages[number + 1 :])
+def _last_index(messages: list[AnthropicMessage], role: str) -> int:
+    return max((number for number, message in enumerate(messages) if message.role == role), default=-1)
 
 
 def _add_system(history: ChatHistory, blocks: list[Any]) -> None:
@@ -159,7 +190,7 @@ def _add_user(history: ChatHistory, message: AnthropicMessage, path: str, *, is_
         elif not isinstance(block, ToolResultBlock):
             _check_users(block, f"{path}.content[{number}].type", is_asked=is_asked)
             _add_foreign(history, block, history.user)
-    if not history.messages or history.messages[-1]["role"] not in ("user", "tool"):
+    if history.last_role not in ("user", "tool"):
         history.user("")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import EngineError, InvalidRequest
 from engine.server.answer import STREAM_HEADERS, unless_client_leaves
-from engine.server.body import read_body
+from engine.server.body import LARGE_BYTES, read_body
 from engine.server.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.chat_template import TemplateRefuses
 from engine.server.errors import anthropic_envelope, error_response
@@ -37,7 +38,7 @@ async def create_message(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     body = await read_body(request, MessagesBody, RULES)
     service.model.check_name(body.model)
-    run = await _told(service, body, lambda chat: start_chat(service, chat))
+    run = await _told(request, body, lambda chat: start_chat(service, chat))
     message_id = f"msg_{request_id_of(request, None)}"
     writer = MessageWriter(message_id, body.model or service.model.name, max_tokens=body.max_tokens)
     return MessageStream(run, writer) if body.stream else WholeMessage(run, writer)
@@ -47,20 +48,23 @@ async def count_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_body(request, CountBody, COUNT_RULES)
     service.model.check_name(body.model)
-    tokens = await _told(service, body, lambda chat: encode_conversation(service, chat))
+    tokens = await _told(request, body, lambda chat: encode_conversation(service, chat))
     return JSONResponse({"input_tokens": len(tokens)})
 
 
-async def _told(service: Service, body: CountBody, use: Callable[[ChatBody], Awaitable[T]]) -> T:
+async def _told(request: Request, body: CountBody, use: Callable[[ChatBody], Awaitable[T]]) -> T:
     """What `use` gives for the body as a chat: if its template refuses that, for one in plainer words.
 
     Clients send efforts and system turns wherever they are without asking whether a template knows them.
     """
+    service: Service = request.app.state.service
     told = Telling(budget=service.model.reasoning_parser is not None)
+    is_large = int(request.headers.get("content-length", LARGE_BYTES)) >= LARGE_BYTES
 
     async def tell(telling: Telling) -> T:
         try:
-            return await use(to_chat(body, telling))
+            chat = await asyncio.to_thread(to_chat, body, telling) if is_large else to_chat(body, telling)
+            return await use(chat)
         except InvalidRequest as error:
             raise renamed(error, body) from error
 

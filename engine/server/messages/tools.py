@@ -33,27 +33,29 @@ class Offered:
 
 def offered_tools(body: CountBody) -> list[Offered]:
     """Raises InvalidRequest for a tool that a turn defines wrongly."""
-    offered = [
-        Offered(tool, f"tools[{number}]")
-        for number, tool in enumerate(body.tools or [])
-        if _can_run(tool, f"tools[{number}]") and isinstance(tool, AnthropicTool)
-    ]
-    known = {one.tool.name: one for one in offered}
+    known: dict[str, Offered] = {}
+    for number, tool in enumerate(body.tools or []):
+        if _can_run(tool, f"tools[{number}]") and isinstance(tool, AnthropicTool):
+            if tool.name in known:
+                raise InvalidRequest(f"Two tools have the name {tool.name!r}.", param=f"tools[{number}].name")
+            known[tool.name] = Offered(tool, f"tools[{number}]")
+    offered = dict(known)
     for path, change in _changes(body):
-        tool = change.get("tool")
-        if not isinstance(tool, dict):
+        meant = change.get("tool")
+        if not isinstance(meant, dict):
             continue
-        if change["type"] == "tool_addition" and tool.get("type") == "tool_definition":
-            added = _defined(tool.get("definition"), f"{path}.tool.definition")
-            if added is not None:
-                known[added.tool.name] = added
-                offered = [*_without(offered, added.tool.name), added]
-        elif isinstance(tool.get("name"), str):
-            name = tool["name"]
-            offered = _without(offered, name)
+        name = meant.get("name")
+        if meant.get("type") == "tool_definition":
+            defined = _defined(meant.get("definition"), f"{path}.tool.definition")
+            if defined is None:
+                continue
+            name = defined.tool.name
+            known[name] = defined
+        if isinstance(name, str):
+            offered.pop(name, None)
             if change["type"] == "tool_addition" and name in known:
-                offered.append(known[name])
-    return offered
+                offered[name] = known[name]
+    return list(offered.values())
 
 
 def check_choice(body: CountBody, offered: list[Offered]) -> None:
@@ -103,10 +105,6 @@ def _can_run(tool: AnthropicTool | Mapping[str, Any], path: str) -> bool:
         report_ignored(path, f"a tool of type {str(kind)[:40]} can't run here")
         return False
     return True
-
-
-def _without(offered: list[Offered], name: str) -> list[Offered]:
-    return [one for one in offered if one.tool.name != name]
 
 
 def _description(tool: AnthropicTool) -> str | None:
