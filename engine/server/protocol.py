@@ -194,8 +194,7 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
-def check_sizes(messages: Any) -> Any:
-    """Before its fields are looked at: an error for each of a million would take long."""
+def _check_sizes(messages: Any) -> Any:
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and len(message) > MAX_FIELDS:
             raise ValueError(f"a message with {len(message)} fields is none")
@@ -205,7 +204,7 @@ def check_sizes(messages: Any) -> Any:
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(check_sizes)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), runnable_tools({"function"})] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import Ignored, RequestBody, Strict, none_as
+from engine.server.generation_body import MAX_FIELDS, Ignored, RequestBody, Strict, none_as
 from engine.server.messages.blocks import Block, TextBlock
-from engine.server.protocol import check_sizes
 
 MAX_TOOLS = 512
 MAX_BLOCKS = 20_000
@@ -174,9 +173,11 @@ class OutputConfig(Strict):
 
 
 def _check_sizes(messages: Any) -> Any:
-    listed = check_sizes(messages) if isinstance(messages, list) else ()
-    contents = [message.get("content") for message in listed if isinstance(message, dict)]
-    num_blocks = sum(len(content) for content in contents if isinstance(content, list))
+    """Before they are looked at: an error for each of a million fields would take long."""
+    turns = [one for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+    if any(len(turn) > MAX_FIELDS for turn in turns):
+        raise ValueError(f"a message has at most {MAX_FIELDS} fields")
+    num_blocks = sum(len(turn["content"]) for turn in turns if isinstance(turn.get("content"), list))
     if num_blocks > MAX_BLOCKS:
         raise ValueError(f"at most {MAX_BLOCKS} content blocks, not {num_blocks}")
     return messages
