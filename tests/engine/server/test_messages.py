@@ -66,7 +66,11 @@ def test_a_stream_adds_up_to_the_message(client: anthropic.Anthropic) -> None:
 
 def test_a_stop_sequence_is_told(client: anthropic.Anthropic) -> None:
     message = client.messages.create(
-        model=MODEL, max_tokens=80, messages=asked("What is Berth?"), stop_sequences=["port"], **GREEDY
+        model=MODEL,
+        max_tokens=80,
+        messages=asked("What is Berth?"),
+        stop_sequences=[*(f"\n\nSpeaker {number}:" for number in range(20)), "port"],
+        **GREEDY,
     )
     assert message.stop_reason == "stop_sequence" and message.stop_sequence == "port"
 
