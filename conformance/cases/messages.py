@@ -161,6 +161,70 @@ async def tokens_are_counted(api: Api) -> None:
     equal(count, usage["input_tokens"] + (usage.get("cache_read_input_tokens") or 0), "input tokens")
 
 
+_MARK = {"type": "ephemeral", "ttl": "1h", "scope": "global"}
+
+
+@group.each(
+    {
+        "adaptive-thinking": {"thinking": {"type": "adaptive"}, "output_config": {"effort": "medium"}},
+        "billing": {"service_tier": "standard_only", "speed": "fast", "inference_geo": "us"},
+        "cache-control": {"system": [{"type": "text", "text": "Be brief.", "cache_control": _MARK}]},
+        "context-management": {
+            "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+        },
+        "diagnostics": {"diagnostics": {"previous_message_id": None}},
+        "mcp-servers": {"mcp_servers": [{"type": "url", "name": "x", "url": "https://x.invalid"}]},
+        "metadata": {"metadata": {"user_id": "u"}},
+        "unknown-field": {"temperatur": 1},
+    }
+)
+async def answers_what_asks_nothing_of_it(api: Api, fields: dict[str, Any]) -> None:
+    check((await _create(api, **fields)).ok()["usage"]["output_tokens"] > 0, "output_tokens")
+
+
+_SEARCH = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "x"}}
+_FOUND = {"type": "web_search_result", "title": "T", "url": "https://x.invalid", "encrypted_content": "x"}
+
+
+@group.each(
+    {
+        "redacted-thinking": [{"type": "redacted_thinking", "data": "x"}],
+        "thinking": [{"type": "thinking", "thinking": "Hm.", "signature": "EqoBCkgI"}],
+        "web-search": [_SEARCH, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [_FOUND]}],
+        "citations": [{"type": "text", "text": "So", "citations": [{"type": "char_location"}]}],
+    }
+)
+async def goes_on_with_another_providers(api: Api, blocks: list[Any]) -> None:
+    said = {"role": "assistant", "content": [*blocks, {"type": "text", "text": "So."}]}
+    (await _create(api, messages=[*_USER, said, *_USER])).ok()
+
+
+@group.each({"text": "Be brief.", "blocks": [{"type": "text", "text": "Be brief."}]})
+async def takes_a_system_turn_at_its_place(api: Api, content: Any) -> None:
+    (await _create(api, messages=[*_USER, {"role": "system", "content": content}, *_USER])).ok()
+
+
+@group.case(Need.TOOLS)
+async def a_tool_that_cannot_run_is_left_out(api: Api) -> None:
+    tools = [{"type": "web_search_20250305", "name": "web_search"}, {**_TOOL, "defer_loading": True}]
+    message = (await _create(api, tools=tools, tool_choice={"type": "any"}, max_tokens=300)).ok()
+    [use] = [block for block in message["content"] if block["type"] == "tool_use"]
+    equal(use["name"], "turn", "name")
+
+
+@group.case()
+async def a_format_is_followed(api: Api) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"side": {"enum": ["left", "right"]}},
+        "required": ["side"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "schema": schema}
+    message = (await _create(api, output_config={"format": form}, max_tokens=300)).ok()
+    check(json.loads(_text(message))["side"] in ("left", "right"), f"text {_text(message)}")
+
+
 @group.each(
     {
         "no-messages": {"messages": None},
@@ -169,7 +233,8 @@ async def tokens_are_counted(api: Api) -> None:
         "max-tokens-0": {"max_tokens": 0},
         "temperature-3": {"temperature": 3},
         "an-unknown-role": {"messages": [{"role": "wizard", "content": "Hi"}]},
-        "unknown-field": {"temperatur": 1},
+        "a-picture": {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+        "a-forced-tool-that-is-not-there": {"tool_choice": {"type": "tool", "name": "turn"}},
     }
 )
 async def refuses(api: Api, fields: dict[str, Any]) -> None:

@@ -25,6 +25,10 @@ Message = Mapping[str, Any]
 _OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
+class TemplateRefuses(InvalidRequest):
+    """The template can't take the conversation, or not as it is."""
+
+
 class ChatTemplate:
     """One checkpoint's templates: "default", and "tool_use" where there is one for requests with tools."""
 
@@ -104,7 +108,7 @@ class ChatTemplate:
                 messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **known
             )
         except Exception as error:  # a template is a program: anything may come out of it
-            raise InvalidRequest(
+            raise TemplateRefuses(
                 f"The model's chat template refuses this conversation: {error}", param="messages"
             ) from error
 

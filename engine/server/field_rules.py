@@ -114,7 +114,7 @@ def apply_rules(body: Mapping[str, Any], rules: FieldRules) -> dict[str, Any]:
         if name in rules.refused:
             _check_refused(name, value, rules.refused[name])
         elif name in rules.left_out:
-            if value is not None:
+            if value is not None and value != []:
                 report_ignored(name, rules.left_out[name])
         elif name not in rules.without_effect:
             kept[name] = value

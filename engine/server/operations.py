@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from engine.server.control import AbortBody
 from engine.server.field_rules import CHAT, COMPLETION, NO_RULES, TOKENIZE, FieldRules
+from engine.server.messages.bodies import COUNT_RULES, CountBody, MessagesBody
 from engine.server.messages.bodies import RULES as MESSAGES_RULES
-from engine.server.messages.bodies import CountBody, MessagesBody
 from engine.server.pooling.bodies import (
     COHERE_RULES,
     RULES,
@@ -123,7 +123,7 @@ GENERATING: dict[tuple[str, str], Operation] = {
         "Answer a conversation, as Anthropic has it.", (MessagesBody,), rules=MESSAGES_RULES, streams=True
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
-        "How many tokens that would read.", (CountBody,), rules=MESSAGES_RULES
+        "How many tokens that would read.", (CountBody,), rules=COUNT_RULES
     ),
     **_COMMON,
     ("POST", "/reset_prefix_cache"): Operation("Forget the prefix cache.", sleep_mode=True),

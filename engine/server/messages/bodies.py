@@ -1,84 +1,124 @@
-"""Bodies of /v1/messages, as Anthropic documents them. Types are strict, unknown fields an error.
-
-`cache_control` is taken anywhere Anthropic has it and changes nothing: prefixes are always shared.
-"""
+"""Bodies of /v1/messages, as Anthropic documents them. Types are strict, unknown fields an error."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import MAX_STOPS, RequestBody, Strict, none_as
+from engine.server.generation_body import MAX_FIELDS, Ignored, RequestBody, Strict, none_as
+from engine.server.messages.blocks import Block, TextBlock
 
 MAX_TOOLS = 512
+MAX_BLOCKS = 20_000
+MAX_STOP_SEQUENCES = 256
 
-RULES = FieldRules(
-    refused={
-        "betas": ([],),
-        "container": (),
-        "context_management": (),
-        "inference_geo": (),
-        "kv_transfer_params": (),
-        "mcp_servers": ([],),
-        "output_config": (),
-        "output_format": (),
-        "service_tier": ("auto", "standard_only"),
-        "speed": ("standard",),
-    }
+COUNT_RULES = FieldRules(
+    refused={"cache_salt": (), "kv_transfer_params": (), "thread": ({"type": "create"},)},
+    without_effect=frozenset(
+        {
+            "betas",
+            "billing_policy",
+            "compaction",
+            "context_hint",
+            "diagnostics",
+            "fallback_credit_token",
+            "fallbacks",  # for answers that are refused, and none is
+            "inference_geo",
+            "max_tokens",
+            "metadata",
+            "service_tier",
+            "speed",
+            "stop_sequences",
+            "stream",
+            "temperature",
+            "top_k",
+            "top_p",
+            "user_profile_id",
+            "workspace_id",
+        }
+    ),
+    left_out={
+        "container": "there is no container to run code in",
+        "mcp_servers": "this server can't reach MCP servers",
+        "safeguards": "there is no classifier here",
+    },
 )
+"""Of /v1/messages/count_tokens, which is given what /v1/messages will be given."""
 
 
-class CacheControl(Strict):
-    type: Literal["ephemeral"]
-    ttl: str | None = None
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class _Block(Strict):
-    cache_control: CacheControl | None = None
-
-
-class TextBlock(_Block):
-    type: Literal["text"]
-    text: str
-    citations: None = None
-
-
-class ThinkingBlock(_Block):
-    type: Literal["thinking"]
-    thinking: str
-    signature: str | None = None
-
-
-class ToolUseBlock(_Block):
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any]
-
-
-class ToolResultBlock(_Block):
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[TextBlock] | None = None
-    is_error: bool | None = None
-
-
-Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
+class TurnConfig(Strict):
+    effort: Effort | None = None
 
 
 class AnthropicMessage(Strict):
-    role: Literal["user", "assistant"]
-    content: str | Annotated[list[Block], Field(min_length=1)]
+    """One turn, as a client wrote it or as an SDK dumps the message that it got."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
+    clear_at: Literal["next_user_message", "never"] | None = Field(
+        default=None, description="Of a system turn: until when the model is shown it."
+    )
+    output_config: TurnConfig | None = None
+    id: Ignored = None
+    type: Ignored = None
+    model: Ignored = None
+    stop_reason: Ignored = None
+    stop_sequence: Ignored = None
+    stop_details: Ignored = None
+    usage: Ignored = None
+    container: Ignored = None
+    context_management: Ignored = None
+    diagnostics: Ignored = None
+    input_transformations: Ignored = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> AnthropicMessage:
+        if self.content is None and self.role != "system":
+            raise ValueError(f"a message of role {self.role} needs content")
+        return self
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The content, as blocks whichever way it was given."""
+        if isinstance(self.content, str):
+            return [TextBlock(type="text", text=self.content)]
+        return self.content or []
 
 
-class AnthropicTool(_Block):
-    type: Literal["custom"] | None = None
+class AnthropicTool(Strict):
+    type: str | None = None
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
+    input_examples: list[dict[str, Any]] | None = Field(
+        default=None, description="The model is shown them with the description."
+    )
+    allowed_callers: list[str] | None = Field(
+        default=None, description="Code can't run here: every tool is called directly."
+    )
+    cache_control: Ignored = None
+    defer_loading: Ignored = None
+    eager_input_streaming: Ignored = None
+
+
+def _tool_tag(tool: Any) -> str:
+    """Bash, an editor and the like are tools by their type alone: their schema is known to other models."""
+    if not isinstance(tool, dict) or "input_schema" in tool or not isinstance(tool.get("type"), str):
+        return "a tool"
+    return "a tool" if tool["type"] in ("custom", "function") else "another"
+
+
+OfferedTool = Annotated[
+    Annotated[AnthropicTool, Tag("a tool")]
+    | Annotated[dict[str, Any], Tag("another"), Field(description="A tool that can't run here.")],
+    Discriminator(_tool_tag),
+]
 
 
 class AnyChoice(Strict):
@@ -88,6 +128,7 @@ class AnyChoice(Strict):
 
 class NoneChoice(Strict):
     type: Literal["none"]
+    disable_parallel_tool_use: Ignored = None
 
 
 class ToolChoice(Strict):
@@ -96,39 +137,91 @@ class ToolChoice(Strict):
     disable_parallel_tool_use: Annotated[bool, none_as(False)] = False
 
 
-class ThinkingOn(Strict):
+class _Thinking(Strict):
+    display: Ignored = None
+    block_binding: Ignored = None
+
+
+class ThinkingOn(_Thinking):
     type: Literal["enabled"]
     budget_tokens: int = Field(ge=1, description="At most this many tokens of thought.")
 
 
-class ThinkingOff(Strict):
-    type: Literal["disabled"]
+class ThinkingAdaptive(_Thinking):
+    type: Literal["adaptive"]
+    budget_tokens: Ignored = None
+
+
+class ThinkingOff(_Thinking):
+    type: Literal["disabled", "between_tools"]
+    budget_tokens: Ignored = None
+
+
+class JsonFormat(Strict):
+    """The answer follows the schema."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+    name: Ignored = None
+    strict: Ignored = None
+
+
+class OutputConfig(Strict):
+    effort: Effort | None = Field(default=None, description="Told to templates that know reasoning_effort.")
+    format: JsonFormat | None = None
+    task_budget: dict[str, Any] | None = Field(default=None, description="The model isn't told of it.")
+
+
+def _check_sizes(messages: Any) -> Any:
+    """Before they are looked at: an error for each of a million fields would take long."""
+    turns = [one for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+    if any(len(turn) > MAX_FIELDS for turn in turns):
+        raise ValueError(f"a message has at most {MAX_FIELDS} fields")
+    num_blocks = sum(len(turn["content"]) for turn in turns if isinstance(turn.get("content"), list))
+    if num_blocks > MAX_BLOCKS:
+        raise ValueError(f"at most {MAX_BLOCKS} content blocks, not {num_blocks}")
+    return messages
 
 
 class CountBody(RequestBody):
     """What a conversation consists of."""
 
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
+    messages: Annotated[
+        list[AnthropicMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)
+    ]
     system: str | list[TextBlock] | None = None
-    tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[OfferedTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Annotated[AnyChoice | NoneChoice | ToolChoice, Field(discriminator="type")] | None = None
-    thinking: Annotated[ThinkingOn | ThinkingOff, Field(discriminator="type")] | None = Field(
-        default=None, description="Without it, a model that can be told not to think is told so."
+    thinking: Annotated[ThinkingOn | ThinkingAdaptive | ThinkingOff, Field(discriminator="type")] | None = (
+        Field(default=None, description="Without it, a model that can be told not to think is told so.")
     )
-    cache_control: CacheControl | None = None
+    output_config: OutputConfig | None = None
+    output_format: JsonFormat | None = Field(default=None, description="The older output_config.format.")
+    chat_template_kwargs: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = Field(
+        default=None, description="Accepted: nothing is cleared from the context."
+    )
+    cache_control: Ignored = None
 
-
-class Metadata(Strict):
-    user_id: str | None = None
+    @property
+    def format(self) -> JsonFormat | None:
+        in_config = self.output_config.format if self.output_config else None
+        return in_config or self.output_format
 
 
 class MessagesBody(CountBody):
     max_tokens: int = Field(ge=1)
     stop_sequences: Annotated[
-        list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_STOPS)
+        list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_STOP_SEQUENCES)
     ] = Field(default=[])
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
-    metadata: Metadata | None = Field(default=None, description="Says who asks; nothing here depends on it.")
     stream: Annotated[bool, none_as(False)] = False
+
+
+RULES = FieldRules(
+    {**COUNT_RULES.refused, "compaction": ()},
+    COUNT_RULES.without_effect - {"compaction"} - MessagesBody.model_fields.keys(),
+    COUNT_RULES.left_out,
+)

@@ -15,13 +15,16 @@ from engine.server.chat_events import (
 )
 from engine.server.generation import Usage
 
+# Clients send back only thoughts that are signed, and nothing here depends on whose signature it is.
+_SIGNATURE = "berth"
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn", "abort": "refusal"}
 
 
 class MessageWriter:
     """Writes one message down. `feed` gives the stream's events; `message` is the whole so far."""
 
-    def __init__(self, message_id: str, model: str) -> None:
+    def __init__(self, message_id: str, model: str, *, max_tokens: int) -> None:
+        """`max_tokens`: as asked for, which may be more than the context has room for."""
         self._message: dict[str, Any] = {
             "id": message_id,
             "type": "message",
@@ -31,6 +34,7 @@ class MessageWriter:
             "stop_reason": None,
             "stop_sequence": None,
         }
+        self._max_tokens = max_tokens
         self._open: str | None = None  # the kind of the block that is being written
         self._json = ""  # of an open tool_use
 
@@ -64,6 +68,7 @@ class MessageWriter:
         return told
 
     def end(self, usage: Usage) -> list[dict[str, Any]]:
+        self._tell_limit(usage)
         delta = {name: self._message[name] for name in ("stop_reason", "stop_sequence")}
         return [
             {"type": "message_delta", "delta": delta, "usage": usage_object(usage)},
@@ -71,6 +76,7 @@ class MessageWriter:
         ]
 
     def message(self, usage: Usage) -> dict[str, Any]:
+        self._tell_limit(usage)
         return {**self._message, "usage": usage_object(usage)}
 
     @property
@@ -96,8 +102,12 @@ class MessageWriter:
         if self._open == "tool_use":
             self._blocks[-1]["input"] = _whole_object(self._json)
             self._json = ""
+        signed = []
+        if self._open == "thinking":
+            self._blocks[-1]["signature"] = _SIGNATURE
+            signed = [self._delta({"type": "signature_delta", "signature": _SIGNATURE})]
         self._open = None
-        return [{"type": "content_block_stop", "index": len(self._blocks) - 1}]
+        return [*signed, {"type": "content_block_stop", "index": len(self._blocks) - 1}]
 
     def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta}
@@ -106,6 +116,10 @@ class MessageWriter:
         self._message["stop_reason"] = _STOP_REASONS.get(finish_reason, "end_turn")
         if finish_reason == "stop" and isinstance(stop_reason, str):
             self._message |= {"stop_reason": "stop_sequence", "stop_sequence": stop_reason}
+
+    def _tell_limit(self, usage: Usage) -> None:
+        if self._message["stop_reason"] == "max_tokens" and usage.completion_tokens < self._max_tokens:
+            self._message["stop_reason"] = "model_context_window_exceeded"
 
 
 def _whole_object(text: str) -> dict[str, Any]:
@@ -119,9 +133,12 @@ def _whole_object(text: str) -> dict[str, Any]:
 
 def usage_object(usage: Usage) -> dict[str, Any]:
     """Anthropic counts what came from the cache apart."""
-    return {
+    told: dict[str, Any] = {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "output_tokens": usage.completion_tokens,
     }
+    if usage.reasoning_tokens is not None:
+        told["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    return told

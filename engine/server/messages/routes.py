@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,37 +16,76 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import EngineError, InvalidRequest
 from engine.server.answer import STREAM_HEADERS, unless_client_leaves
-from engine.server.body import read_body
+from engine.server.body import LARGE_BYTES, read_body
 from engine.server.chat_run import ChatRun, encode_conversation, start_chat
+from engine.server.chat_template import TemplateRefuses
 from engine.server.errors import anthropic_envelope, error_response
 from engine.server.gate import request_id_of
-from engine.server.messages.bodies import RULES, CountBody, MessagesBody
+from engine.server.messages.bodies import COUNT_RULES, RULES, CountBody, MessagesBody
 from engine.server.messages.events import MessageWriter
-from engine.server.messages.translate import renamed, to_chat
+from engine.server.messages.translate import Telling, effort_of, renamed, to_chat
+from engine.server.protocol import ChatBody
 from engine.server.service import Service
 
 log = logging.getLogger(__name__)
 
 PATH = "/v1/messages"
 
+T = TypeVar("T")
+
 
 async def create_message(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     body = await read_body(request, MessagesBody, RULES)
     service.model.check_name(body.model)
-    try:
-        run = await start_chat(service, to_chat(body))
-    except InvalidRequest as error:
-        raise renamed(error) from error
-    writer = MessageWriter(f"msg_{request_id_of(request, None)}", body.model or service.model.name)
+    run = await _told(request, body, lambda chat: start_chat(service, chat))
+    message_id = f"msg_{request_id_of(request, None)}"
+    writer = MessageWriter(message_id, body.model or service.model.name, max_tokens=body.max_tokens)
     return MessageStream(run, writer) if body.stream else WholeMessage(run, writer)
 
 
 async def count_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_body(request, CountBody, RULES)
+    body = await read_body(request, CountBody, COUNT_RULES)
     service.model.check_name(body.model)
-    return JSONResponse({"input_tokens": len(await encode_conversation(service, to_chat(body)))})
+    tokens = await _told(request, body, lambda chat: encode_conversation(service, chat))
+    return JSONResponse({"input_tokens": len(tokens)})
+
+
+async def _told(request: Request, body: CountBody, use: Callable[[ChatBody], Awaitable[T]]) -> T:
+    """What `use` gives for the body as a chat: if its template refuses that, for one in plainer words.
+
+    Clients send efforts and system turns wherever they are without asking whether a template knows them.
+    """
+    service: Service = request.app.state.service
+    told = Telling(budget=service.model.reasoning_parser is not None)
+    is_large = int(request.headers.get("content-length", LARGE_BYTES)) >= LARGE_BYTES
+
+    async def tell(telling: Telling) -> T:
+        try:
+            chat = await asyncio.to_thread(to_chat, body, telling) if is_large else to_chat(body, telling)
+            return await use(chat)
+        except InvalidRequest as error:
+            raise renamed(error, body) from error
+
+    try:
+        return await tell(told)
+    except TemplateRefuses:
+        for plainer in _plainer(told, body):
+            with suppress(TemplateRefuses):
+                return await tell(plainer)
+        raise
+
+
+def _plainer(told: Telling, body: CountBody) -> list[Telling]:
+    """What may be given up of it, the least first."""
+    no_effort = replace(told, effort=False)
+    folded = replace(told, system_in_place=False)
+    has_effort = effort_of(body) is not None
+    has_system = any(message.role == "system" for message in body.messages)
+    ways = [(has_effort, no_effort), (has_system, folded)]
+    ways.append((has_effort and has_system, replace(folded, effort=False)))
+    return [way for is_other, way in ways if is_other]
 
 
 class WholeMessage:

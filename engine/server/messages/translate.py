@@ -2,70 +2,94 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from engine.errors import InvalidRequest
+from engine.server.body import check
 from engine.server.messages.bodies import (
-    AnthropicMessage,
-    Block,
     CountBody,
     MessagesBody,
-    TextBlock,
-    ThinkingBlock,
+    ThinkingAdaptive,
     ThinkingOn,
     ToolChoice,
-    ToolResultBlock,
-    ToolUseBlock,
 )
+from engine.server.messages.history import chat_messages
+from engine.server.messages.tools import Offered, check_choice, offered_tools
 from engine.server.protocol import ChatBody
+from engine.server.unknown_fields import report_ignored
 
 _OUR_PARAMS = {
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "reasoning_effort": "output_config.effort",
     "stop": "stop_sequences",
     "thinking_token_budget": "thinking.budget_tokens",
     "tool_choice.function.name": "tool_choice.name",
 }
+_IN_TOOL = re.compile(r"tools\[(\d+)\]\.function\.(parameters)?")
+_IN_FORMAT = re.compile(r"response_format(\.json_schema)?")
 
 
-def to_chat(body: CountBody) -> ChatBody:
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """How a request is told to the model: in full, or as far as the model and its template know the words."""
+
+    effort: bool = True
+    system_in_place: bool = True
+    budget: bool = True
+
+
+class MessagesChat(ChatBody):
+    """A chat with as many stop strings as this protocol allows."""
+
+    stop: list[str] = Field(default=[])
+
+
+def to_chat(body: CountBody, telling: Telling) -> ChatBody:
     """The same request as a chat. Raises InvalidRequest, with `param` as Anthropic calls it."""
+    offered = offered_tools(body)
+    check_choice(body, offered)
+    messages = chat_messages(body, folds_system=not telling.system_in_place)
     fields: dict[str, Any] = {
         "model": body.model,
-        "messages": _messages(body),
-        "chat_template_kwargs": {"enable_thinking": isinstance(body.thinking, ThinkingOn)},
+        "messages": messages,
+        "tools": [one.function for one in offered] or None,
+        **_tool_choice(body),
+        **_thinking(body, telling),
+        **_format(body),
     }
-    if body.messages[-1].role == "assistant":  # the answer's beginning, to be gone on with
+    last = messages[-1]
+    if last["role"] == "assistant" and last.get("content") and not last.get("tool_calls"):
+        # The answer's beginning, to be gone on with.
         fields |= {"continue_final_message": True, "add_generation_prompt": False}
-    if body.tools:
-        fields["tools"] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": tool.input_schema,
-                    "strict": tool.strict,
-                },
-            }
-            for tool in body.tools
-        ]
-    fields |= _tool_choice(body)
     if isinstance(body, MessagesBody):
         fields |= _sampling(body)
-    if isinstance(body.thinking, ThinkingOn):
-        fields["thinking_token_budget"] = body.thinking.budget_tokens
+    _report_wishes(body)
     try:
-        return ChatBody.model_validate(fields)
+        return check(fields, MessagesChat)
     except InvalidRequest as error:
-        raise renamed(error) from error
+        raise renamed(error, body, offered) from error
 
 
-def renamed(error: InvalidRequest) -> InvalidRequest:
+def renamed(error: InvalidRequest, body: CountBody, offered: list[Offered] | None = None) -> InvalidRequest:
     """The same complaint, its field as Anthropic calls it."""
-    if error.param not in _OUR_PARAMS:
-        return error
-    return type(error)(error.message, param=_OUR_PARAMS[error.param])
+    tools = offered_tools(body) if offered is None else offered
+    is_old = body.output_config is None or body.output_config.format is None
+    form = "output_format" if is_old else "output_config.format"
+
+    def in_tool(found: re.Match[str]) -> str:
+        number = int(found[1])
+        path = tools[number].path if number < len(tools) else f"tools[{number}]"
+        return f"{path}.input_schema" if found[2] else f"{path}."
+
+    def rename(text: str) -> str:
+        return _IN_FORMAT.sub(form, _IN_TOOL.sub(in_tool, text))
+
+    param = None if error.param is None else _OUR_PARAMS.get(error.param, rename(error.param))
+    return type(error)(rename(error.message), param=param)
 
 
 def _sampling(body: MessagesBody) -> dict[str, Any]:
@@ -77,6 +101,32 @@ def _sampling(body: MessagesBody) -> dict[str, Any]:
         "top_k": body.top_k,
         "stream": body.stream,
     }
+
+
+def _thinking(body: CountBody, telling: Telling) -> dict[str, Any]:
+    thinks = isinstance(body.thinking, ThinkingOn | ThinkingAdaptive)
+    fields: dict[str, Any] = {
+        "chat_template_kwargs": {"enable_thinking": thinks, **(body.chat_template_kwargs or {})}
+    }
+    if telling.effort:
+        fields["reasoning_effort"] = effort_of(body)
+    if telling.budget and isinstance(body.thinking, ThinkingOn):
+        fields["thinking_token_budget"] = body.thinking.budget_tokens
+    return fields
+
+
+def effort_of(body: CountBody) -> str | None:
+    """That of the last turn which sets one."""
+    set_later = [one.output_config.effort for one in body.messages if one.output_config]
+    at_first = body.output_config.effort if body.output_config else None
+    return next((effort for effort in reversed(set_later) if effort), at_first)
+
+
+def _format(body: CountBody) -> dict[str, Any]:
+    if body.format is None:
+        return {}
+    schema = {"name": "answer", "schema": body.format.schema_}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _tool_choice(body: CountBody) -> dict[str, Any]:
@@ -91,60 +141,11 @@ def _tool_choice(body: CountBody) -> dict[str, Any]:
     return {"tool_choice": words[choice.type], "parallel_tool_calls": parallel}
 
 
-def _messages(body: CountBody) -> list[dict[str, Any]]:
-    messages = [{"role": "system", "content": _text(body.system)}] if body.system else []
-    for number, message in enumerate(body.messages):
-        messages += _user(message, number) if message.role == "user" else [_assistant(message, number)]
-    return messages
-
-
-def _user(message: AnthropicMessage, number: int) -> list[dict[str, Any]]:
-    """Results of tools are messages of their own, and come first."""
-    if isinstance(message.content, str):
-        return [{"role": "user", "content": message.content}]
-    results = [
-        {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content or "")}
-        for block in message.content
-        if isinstance(block, ToolResultBlock)
-    ]
-    _refuse(message.content, (ThinkingBlock, ToolUseBlock), "user", number)
-    texts = [block for block in message.content if isinstance(block, TextBlock)]
-    return [*results, {"role": "user", "content": _text(texts)}] if texts else results
-
-
-def _assistant(message: AnthropicMessage, number: int) -> dict[str, Any]:
-    if isinstance(message.content, str):
-        return {"role": "assistant", "content": message.content}
-    _refuse(message.content, (ToolResultBlock,), "assistant", number)
-    adapted: dict[str, Any] = {"role": "assistant"}
-    thoughts = [block.thinking for block in message.content if isinstance(block, ThinkingBlock)]
-    texts = [block for block in message.content if isinstance(block, TextBlock)]
-    calls = [
-        {
-            "id": block.id,
-            "type": "function",
-            "function": {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)},
-        }
-        for block in message.content
-        if isinstance(block, ToolUseBlock)
-    ]
-    if thoughts:
-        adapted["reasoning_content"] = "".join(thoughts)
-    if texts or not calls:
-        adapted["content"] = _text(texts)
-    if calls:
-        adapted["tool_calls"] = calls
-    return adapted
-
-
-def _refuse(blocks: Sequence[Block], kinds: tuple[type, ...], role: str, number: int) -> None:
-    for index, block in enumerate(blocks):
-        if isinstance(block, kinds):
-            raise InvalidRequest(
-                f"A message of role {role} can't hold a block of type {block.type}.",
-                param=f"messages[{number}].content[{index}].type",
-            )
-
-
-def _text(content: str | Sequence[TextBlock]) -> str:
-    return content if isinstance(content, str) else "\n".join(block.text for block in content)
+def _report_wishes(body: CountBody) -> None:
+    """Say what is accepted and can't be done, where that isn't clear from the field's name alone."""
+    edits = (body.context_management or {}).get("edits")
+    kinds = [edit.get("type") for edit in edits if isinstance(edit, dict)] if isinstance(edits, list) else []
+    if any(kind != "clear_thinking_20251015" for kind in kinds):  # most templates clear that by themselves
+        report_ignored("context_management", "nothing is cleared from the context")
+    if body.output_config and body.output_config.task_budget is not None:
+        report_ignored("output_config.task_budget", "the model isn't told of it")

@@ -50,6 +50,7 @@ class ScriptedRunner(FakeRunner):
 
 @dataclass
 class App:
+    asgi: Any
     http: httpx.AsyncClient
     service: Service
     runner: ScriptedRunner
@@ -77,20 +78,23 @@ class App:
 
 
 @asynccontextmanager
-async def app_in_process(directory: Path, **options: Any) -> AsyncIterator[App]:
+async def app_in_process(directory: Path, *, max_model_len: int = 2000, **options: Any) -> AsyncIterator[App]:
     runner = ScriptedRunner()
     engine_config = EngineConfig(model=directory, max_num_seqs=8, max_num_batched_tokens=512)
     engine = AsyncEngine(
-        lambda: EngineCore.from_config(engine_config, runner, max_model_len=2000, eos_token_ids=[EOS])
+        lambda: EngineCore.from_config(
+            engine_config, runner, max_model_len=max_model_len, eos_token_ids=[EOS]
+        )
     )
     config = ServerConfig(**{"port": 0, "served_model_names": ("fake",), **options})
     tokenizer = load_tokenizer(directory)
     await engine.start()
     service = Service(engine, config, max_num_seqs=8)
     service.serve(load_served_model(directory, config, tokenizer))
-    transport = httpx.ASGITransport(app=create_app(service))
+    asgi = create_app(service)
+    transport = httpx.ASGITransport(app=asgi)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=WAIT_S) as http:
-            yield App(http, service, runner, tokenizer)
+            yield App(asgi, http, service, runner, tokenizer)
     finally:
         assert await asyncio.wait_for(engine.shutdown(WAIT_S), WAIT_S)

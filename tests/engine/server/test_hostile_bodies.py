@@ -13,6 +13,8 @@ import pytest
 from engine.server.body import MAX_BODY_BYTES
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
+MESSAGES = "/v1/messages"
+
 # Much more than it takes here, as test machines may be busy; the loop's share is watched apart.
 ANSWER_S = 5.0
 STALL_S = 2.0
@@ -43,6 +45,13 @@ OBJECTS = b"[" + b"{}," * (TEN_MB // 3) + b"{}]"
 KEYS = b",".join(b'"k%d": 1' % number for number in range(TEN_MB // 12))
 DEEP = b"[" * 100_000 + b"]" * 100_000
 DEEP_OBJECT = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
+
+TEXTS = b"[" + b'{"type":"text","text":"a"},' * (TEN_MB // 27) + b'{"type":"text"}]'
+
+
+def turns(fields: bytes) -> bytes:
+    return b'{"max_tokens": 1, "messages": [{"role": "user", "content": ' + fields + b"}]}"
+
 
 # name → body, what `param` must name (None = nothing), path
 BODIES: dict[str, tuple[bytes, str | None, str]] = {
@@ -97,6 +106,8 @@ BODIES: dict[str, tuple[bytes, str | None, str]] = {
     ),
     "many fields of a message": (message(b'"role": "user", "content": "a", ' + KEYS), "messages", CHAT),
     "many tools": (chat(b'"tools": ' + OBJECTS), "tools", CHAT),
+    "a block that is none": (turns(b"[{}]"), "messages[0].content[0].type", MESSAGES),
+    "many blocks": (turns(TEXTS), "messages", MESSAGES),
     "a long name of a model": (chat(b'"model": ' + TEXT), "model", CHAT),
 }
 

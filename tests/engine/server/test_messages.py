@@ -22,6 +22,10 @@ WEATHER: Any = {
         "additionalProperties": False,
     },
 }
+SEARCH: Any = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
+CHOOSE_SEARCH: Any = {"type": "tool", "name": "web_search"}
+TEXT_OF_FIRST = "messages[0].content[0].text"
+WRONG_FORMAT: Any = {"type": "json_schema", "schema": {"type": "no such type"}}
 
 
 def asked(text: str) -> Any:
@@ -62,7 +66,11 @@ def test_a_stream_adds_up_to_the_message(client: anthropic.Anthropic) -> None:
 
 def test_a_stop_sequence_is_told(client: anthropic.Anthropic) -> None:
     message = client.messages.create(
-        model=MODEL, max_tokens=80, messages=asked("What is Berth?"), stop_sequences=["port"], **GREEDY
+        model=MODEL,
+        max_tokens=80,
+        messages=asked("What is Berth?"),
+        stop_sequences=[*(f"\n\nSpeaker {number}:" for number in range(20)), "port"],
+        **GREEDY,
     )
     assert message.stop_reason == "stop_sequence" and message.stop_sequence == "port"
 
@@ -110,7 +118,11 @@ def test_an_answer_that_was_begun_goes_on(client: anthropic.Anthropic) -> None:
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, TEXT_OF_FIRST),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
+        ({"system": [{"type": "text"}]}, "system[0].text"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             "messages[0].content[0].type",
@@ -120,11 +132,22 @@ def test_an_answer_that_was_begun_goes_on(client: anthropic.Anthropic) -> None:
             "messages[0].content[0].type",
         ),
         ({"temperature": 1.5}, "temperature"),
-        ({"stop_sequences": ["a"] * 5}, "stop_sequences"),
+        ({"stop_sequences": ["a"] * 257}, "stop_sequences"),
+        ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice.name"),
-        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
+        ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [WEATHER, SEARCH], "tool_choice": CHOOSE_SEARCH}, "tool_choice.name"),
+        ({"tools": [SEARCH, {"name": "f"}]}, "tools[1].input_schema"),
+        ({"tools": [SEARCH, {**WEATHER, "input_schema": 5}]}, "tools[1].input_schema"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name"),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
-        ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"thinking": {"type": "sometimes"}}, "thinking.type"),
+        ({"output_config": {"effort": "huge"}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        ({"output_config": {"format": WRONG_FORMAT}}, "output_config.format.schema.type"),
+        ({"output_format": WRONG_FORMAT}, "output_format.schema.type"),
+        ({"compaction": {"type": "summarize"}}, "compaction"),
+        ({"thread": {"type": "continue", "previous_message_id": "m"}}, "thread"),
     ],
 )
 def test_a_wrong_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:

@@ -1,0 +1,73 @@
+"""Content blocks of /v1/messages: the four that a conversation here consists of, and all others as they come.
+
+What another provider's tools have left in a history, documents and images are taken as objects, and read in
+engine/server/messages/foreign_blocks.py. `cache_control` is taken anywhere: prefixes are always shared.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from engine.server.generation_body import Ignored, Strict, none_as
+
+
+class _Block(Strict):
+    cache_control: Ignored = None
+
+
+class TextBlock(_Block):
+    type: Literal["text"]
+    text: Annotated[str, none_as("")]
+    citations: list[Any] | None = Field(default=None, description="Accepted: what was cited is not shown.")
+    parsed_output: Ignored = None
+
+
+class ThinkingBlock(_Block):
+    type: Literal["thinking"]
+    thinking: Annotated[str, none_as("")] = ""
+    signature: Ignored = None
+
+
+class ToolUseBlock(_Block):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: Annotated[dict[str, Any], none_as({})] = Field(default={})
+    caller: Ignored = None
+    toolset_name: Ignored = None
+
+
+def _tag(block: Any) -> str | None:
+    """Tags are no names of fields, so that an error's path is that of the body."""
+    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+    if not isinstance(kind, str):
+        return None
+    return f"a {kind}" if kind in ("text", "thinking", "tool_use", "tool_result") else "another"
+
+
+_Foreign = Annotated[dict[str, Any], Field(description="A block of another type.")]
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("a text")] | Annotated[_Foreign, Tag("another")],
+    Discriminator(lambda block: "a text" if _tag(block) == "a text" else _tag(block) and "another"),
+]
+
+
+class ToolResultBlock(_Block):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | Annotated[list[ResultBlock], Field(fail_fast=True)] | None = None
+    is_error: bool | None = Field(default=None, description="The model is told so.")
+    toolset_name: Ignored = None
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("a text")]
+    | Annotated[ThinkingBlock, Tag("a thinking")]
+    | Annotated[ToolUseBlock, Tag("a tool_use")]
+    | Annotated[ToolResultBlock, Tag("a tool_result")]
+    | Annotated[_Foreign, Tag("another")],
+    Discriminator(_tag),
+]

@@ -1,0 +1,233 @@
+"""From Anthropic's messages to those of a chat: turns, tool calls and their results. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.errors import InvalidRequest
+from engine.server.messages.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
+from engine.server.messages.bodies import AnthropicMessage, CountBody
+from engine.server.messages.foreign_blocks import (
+    SILENT,
+    is_call,
+    is_result,
+    is_unknown,
+    kind_of,
+    summary_of,
+    what_cannot_be_read,
+    words_of,
+)
+from engine.server.unknown_fields import report_ignored
+
+# A mark for the bill that Claude Code puts before its prompt, with a hash that differs in every request: it
+# says nothing to a model, and no prefix would ever be found in the cache.
+_BILLING_MARK = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Pieces until it is complete: of a million, joined one by one, all would be copied a million times."""
+
+    role: str
+    pieces: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    call_id: str | None = None
+
+    def add(self, text: str, between: str = "\n") -> None:
+        if text:
+            self.pieces += [between, text] if self.pieces else [text]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        said = "".join(self.pieces)
+        message: dict[str, Any] = {"role": self.role}
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
+        if said or not self.calls:
+            message["content"] = said
+        if self.calls:
+            message["tool_calls"] = self.calls
+        if self.call_id is not None:
+            message["tool_call_id"] = self.call_id
+        return message
+
+
+class ChatHistory:
+    """Chat messages as they come. Neighbours of one role are one turn, as Anthropic has it."""
+
+    def __init__(self, *, folds_system: bool) -> None:
+        """`folds_system`: what the system says later on is put into the user's turn, for templates that
+        take it nowhere else."""
+        self._turns: list[_Turn] = []
+        self._folds_system = folds_system
+        self._is_cut = False
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [turn.message for turn in self._turns]
+
+    @property
+    def last_role(self) -> str | None:
+        return self._turns[-1].role if self._turns else None
+
+    def system(self, text: str) -> None:
+        is_first = self.last_role in (None, "system") and len(self._turns) <= 1
+        if self._folds_system and not is_first:
+            self.user(f"<system-reminder>\n{text}\n</system-reminder>")
+        else:
+            self._turn("system").add(text)
+
+    def user(self, text: str) -> None:
+        self._turn("user").add(text)
+
+    def assistant(self, text: str, *, is_cited: bool = False) -> None:
+        """`is_cited`: a piece of a sentence, which was cut out to say where it comes from."""
+        self._turn("assistant").add(text, "" if is_cited or self._is_cut else "\n")
+        self._is_cut = is_cited
+
+    def thought(self, text: str) -> None:
+        self._turn("assistant").thoughts.append(text)
+
+    def call(self, call_id: Any, name: str, arguments: Mapping[str, Any]) -> None:
+        function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+        call = {"id": call_id if isinstance(call_id, str) else None, "type": "function", "function": function}
+        self._turn("assistant").calls.append(call)
+
+    def result(self, call_id: str, text: str) -> None:
+        self._turns.append(_Turn("tool", [text], call_id=call_id))
+
+    def begin_anew(self, summary: str) -> None:
+        """Forget all but the first system turn: the summary stands for it."""
+        self._turns = [turn for turn in self._turns[:1] if turn.role == "system"]
+        self.user(f"Summary of the conversation so far:\n{summary}")
+
+    def _turn(self, role: str) -> _Turn:
+        if self.last_role != role:
+            self._turns.append(_Turn(role))
+        return self._turns[-1]
+
+
+def chat_messages(body: CountBody, *, folds_system: bool) -> list[dict[str, Any]]:
+    """Raises InvalidRequest for what can't be left out: a picture that the question is about."""
+    history = ChatHistory(folds_system=folds_system)
+    if body.system:
+        blocks = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system
+        _add_system(history, blocks)
+    asked = _first_asked(body.messages)
+    last_users = _last_index(body.messages, "user")
+    for number, message in enumerate(body.messages):
+        if message.role == "system":
+            if message.clear_at != "next_user_message" or number > last_users:
+                _add_system(history, message.blocks)
+        elif message.role == "assistant":
+            for block in message.blocks:
+                _add_assistant(history, block)
+        else:
+            _add_user(history, message, f"messages[{number}]", is_asked=number >= asked)
+    if history.last_role is None:
+        raise InvalidRequest("There is nothing in these messages for a model to read.", param="messages")
+    return history.messages
+
+
+def _first_asked(messages: list[AnthropicMessage]) -> int:
+    """From which message on the user asks what is to be answered: after the assistant's last turn.
+
+    Where that turn has called tools, none: what a client sends with their results is its own doing.
+    """
+    last = _last_index(messages, "assistant")
+    results = any(isinstance(block, ToolResultBlock) for one in messages[last + 1 :] for block in one.blocks)
+    return len(messages) if results else last + 1
+
+
+def _last_index(messages: list[AnthropicMessage], role: str) -> int:
+    return max((number for number, message in enumerate(messages) if message.role == role), default=-1)
+
+
+def _add_system(history: ChatHistory, blocks: list[Any]) -> None:
+    texts = [
+        _BILLING_MARK.sub("", block.text, count=1) if isinstance(block, TextBlock) else _words(block)
+        for block in blocks
+    ]
+    said = "\n".join(text for text in texts if text)
+    if said:
+        history.system(said)
+
+
+def _add_assistant(history: ChatHistory, block: Any) -> None:
+    match block:
+        case TextBlock():
+            if block.text.strip():
+                history.assistant(block.text, is_cited=bool(block.citations))
+        case ThinkingBlock():
+            if block.thinking.strip():
+                history.thought(block.thinking)
+        case ToolUseBlock():
+            history.call(block.id, block.name, block.input)
+        case ToolResultBlock():
+            history.result(block.tool_use_id, _result_text(block))
+        case _ if is_call(block):
+            arguments = block.get("input")
+            name = str(block.get("name") or kind_of(block))
+            history.call(block.get("id"), name, arguments if isinstance(arguments, dict) else {})
+        case _:
+            _add_foreign(history, block, history.assistant)
+
+
+def _add_user(history: ChatHistory, message: AnthropicMessage, path: str, *, is_asked: bool) -> None:
+    """Results of tools are messages of their own, and come first."""
+    results = [block for block in message.blocks if isinstance(block, ToolResultBlock)]
+    for result in results:
+        history.result(result.tool_use_id, _result_text(result))
+    for number, block in enumerate(message.blocks):
+        if isinstance(block, TextBlock):
+            if block.text:
+                history.user(block.text)
+        elif not isinstance(block, ToolResultBlock):
+            _check_users(block, f"{path}.content[{number}].type", is_asked=is_asked)
+            _add_foreign(history, block, history.user)
+    if history.last_role not in ("user", "tool"):
+        history.user("")
+
+
+def _check_users(block: Any, param: str, *, is_asked: bool) -> None:
+    is_foreign = isinstance(block, dict)
+    kind = kind_of(block) if is_foreign else block.type
+    if not is_foreign or is_call(block) or kind == "redacted_thinking":
+        raise InvalidRequest(f"A message of role user can't hold a block of type {kind}.", param=param)
+    unreadable = what_cannot_be_read(block)
+    if is_asked and (unreadable in ("image", "document") or is_unknown(block)):
+        what = f"the model reads text only, no {unreadable}s" if unreadable else "nothing here can read it"
+        raise InvalidRequest(f"A block of type {kind[:40]} is not supported: {what}.", param=param)
+
+
+def _add_foreign(history: ChatHistory, block: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    summary = summary_of(block)
+    if summary is not None:
+        history.begin_anew(summary)
+    elif is_result(block):
+        history.result(block["tool_use_id"], words_of(block))
+    else:
+        words = _words(block)
+        if words:
+            say(words)
+
+
+def _words(block: Mapping[str, Any]) -> str:
+    if is_unknown(block):
+        report_ignored(f"messages[].content[type={kind_of(block)}]", "unknown: read for its words alone")
+    return "" if kind_of(block) in SILENT else words_of(block)
+
+
+def _result_text(block: ToolResultBlock) -> str:
+    content = block.content or ""
+    if not isinstance(content, str):
+        words = [piece.text if isinstance(piece, TextBlock) else words_of(piece) for piece in content]
+        content = "\n".join(text for text in words if text)
+    if block.is_error and "error" not in content.lower():
+        return f"Error: {content}" if content else "Error"
+    return content

@@ -1,0 +1,383 @@
+"""What a model is shown of a history that Anthropic's clients send, whoever has made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidRequest
+from engine.server.body import check
+from engine.server.messages.bodies import MessagesBody
+from engine.server.messages.history import chat_messages
+from engine.server.messages.translate import Telling, to_chat
+
+HI: Any = {"role": "user", "content": "Hi"}
+SO: Any = {"type": "text", "text": "so"}
+IMAGE: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+PDF: Any = {
+    "type": "document",
+    "title": "Plan",
+    "source": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"},
+}
+USE: Any = {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": 1}}
+CALL: Any = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+NO_IMAGE = "[An image was here, which this model can't read.]"
+
+
+def body_of(*messages: Any, **fields: Any) -> MessagesBody:
+    return check({"max_tokens": 5, "messages": list(messages), **fields}, MessagesBody)
+
+
+def shown(*messages: Any, folds_system: bool = False, **fields: Any) -> list[dict[str, Any]]:
+    return chat_messages(body_of(*messages, **fields), folds_system=folds_system)
+
+
+def user(*content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(content)}
+
+
+def assistant(*content: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": list(content)}
+
+
+def system(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": "system", "content": content, **fields}
+
+
+def result(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": "t1", "content": content, **fields}
+
+
+def result_text(content: Any, **fields: Any) -> str:
+    [_, _, told] = shown(HI, assistant(USE), user(result(content, **fields)))
+    assert (told["role"], told["tool_call_id"]) == ("tool", "t1")
+    return str(told["content"])
+
+
+def assistant_text(*content: Any) -> Any:
+    [_, said, _] = shown(HI, assistant(*content), HI)
+    return said["content"]
+
+
+# System turns
+
+
+def test_a_system_turn_stands_at_its_place() -> None:
+    turns = [HI, {"role": "assistant", "content": "a"}, system("now"), HI, system([SO, SO])]
+    told = shown(*turns, system="first")
+    assert [(one["role"], one["content"]) for one in told] == [
+        ("system", "first"),
+        ("user", "Hi"),
+        ("assistant", "a"),
+        ("system", "now"),
+        ("user", "Hi"),
+        ("system", "so\nso"),
+    ]
+
+
+def test_system_turns_in_a_row_are_one() -> None:
+    assert shown(system("a"), system([SO]), HI, system="first")[0] == {
+        "role": "system",
+        "content": "first\na\nso",
+    }
+
+
+def test_a_system_turn_may_be_cleared_by_the_next_question() -> None:
+    brief = system("now", clear_at="next_user_message")
+    assert shown(HI, brief) == [HI, system("now")]
+    assert shown(HI, brief, HI) == [user_text("Hi\nHi")]
+    assert shown(HI, system("now", clear_at="never"), HI) == [HI, system("now"), HI]
+
+
+def user_text(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def test_a_system_turn_can_be_put_into_the_users() -> None:
+    told = shown(HI, {"role": "assistant", "content": "a"}, system("now"), HI, system="s", folds_system=True)
+    assert told[0] == system("s")
+    assert told[3] == user_text("<system-reminder>\nnow\n</system-reminder>\nHi")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x-anthropic-billing-header: cc_version=2.1.37.0d9; cch=fa690;\nBe brief.",
+        [
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.37.0d9; cch=fa690;"},
+            {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "scope": "global"}},
+        ],
+    ],
+)
+def test_a_mark_for_the_bill_is_not_shown(content: Any) -> None:
+    """It differs in every request, and would keep the prompt from being found in the cache."""
+    assert shown(HI, system=content) == [system("Be brief."), HI]
+    assert shown(system(content), HI) == [system("Be brief."), HI]
+
+
+# Turns
+
+
+def test_neighbours_of_one_role_are_one_turn() -> None:
+    told = shown(
+        HI, user(SO), {"role": "assistant", "content": "a"}, assistant(SO, USE), user(result("5")), HI
+    )
+    assert told == [
+        user_text("Hi\nso"),
+        {"role": "assistant", "content": "a\nso", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "t1", "content": "5"},
+        HI,
+    ]
+
+
+def test_results_come_before_what_the_user_says_beside_them() -> None:
+    told = shown(HI, assistant(USE), user(SO, result("5")))
+    assert [one["role"] for one in told] == ["user", "assistant", "tool", "user"]
+
+
+@pytest.mark.parametrize("empty", [[], "", [{"type": "text", "text": ""}]])
+def test_an_empty_turn_is_taken(empty: Any) -> None:
+    assert shown({"role": "user", "content": empty}) == [user_text("")]
+    assert shown(HI, {"role": "assistant", "content": empty}, HI) == [user_text("Hi\nHi")]
+
+
+def test_empty_texts_add_nothing() -> None:
+    nothing = {"type": "text", "text": ""}
+    assert shown(user(nothing, SO, nothing)) == [user_text("so")]
+    assert assistant_text(nothing, SO, {"type": "text", "text": " \n"}) == "so"
+
+
+@pytest.mark.parametrize("last", ["It is ", [{"type": "text", "text": "It is "}]])
+def test_an_answer_that_was_begun_goes_on(last: Any) -> None:
+    chat = to_chat(body_of(HI, {"role": "assistant", "content": last}), Telling())
+    assert chat.continue_final_message
+    assert not chat.add_generation_prompt
+
+
+@pytest.mark.parametrize(
+    "last", [assistant(USE), assistant(), assistant({"type": "thinking", "thinking": "x"})]
+)
+def test_what_is_no_beginning_of_an_answer_is_answered(last: Any) -> None:
+    chat = to_chat(body_of(HI, last), Telling())
+    assert chat.add_generation_prompt
+
+
+def test_messages_that_say_nothing_are_refused() -> None:
+    with pytest.raises(InvalidRequest) as error:
+        shown(assistant({"type": "redacted_thinking", "data": "x"}))
+    assert error.value.param == "messages"
+
+
+# What an assistant has said elsewhere
+
+
+@pytest.mark.parametrize("signature", [None, "", "EqoBCkgI", "a foreign one", 5])
+def test_thoughts_are_told_whoever_signed_them(signature: Any) -> None:
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": signature}
+    assert shown(HI, assistant(thought, SO))[1] == {
+        "role": "assistant",
+        "reasoning_content": "Hm.",
+        "content": "so",
+    }
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "thinking", "thinking": "", "signature": "x"},
+        {"type": "thinking", "thinking": None, "signature": "x"},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "fallback", "from": {"model": "a"}, "to": {"model": "b"}},
+        {"type": "mcp_tool_listing", "mcp_server_name": "m", "tools": []},
+        {"type": "compaction", "content": None},
+    ],
+)
+def test_what_says_nothing_is_passed_over(block: Any) -> None:
+    assert shown(HI, assistant(block, SO))[1] == {"role": "assistant", "content": "so"}
+
+
+def test_a_search_elsewhere_is_a_call_and_its_result() -> None:
+    use = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "Berth"}}
+    found = {
+        "type": "web_search_result",
+        "title": "A berth",
+        "url": "http://a.b",
+        "encrypted_content": "x" * 50,
+        "page_age": "2 days",
+    }
+    told = shown(
+        HI,
+        assistant(SO, use, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [found]}, SO),
+    )
+    function = {"name": "web_search", "arguments": '{"query": "Berth"}'}
+    assert told[1:] == [
+        {
+            "role": "assistant",
+            "content": "so",
+            "tool_calls": [{"id": "s1", "type": "function", "function": function}],
+        },
+        {
+            "role": "tool",
+            "tool_call_id": "s1",
+            "content": "title: A berth\nurl: http://a.b\npage_age: 2 days",
+        },
+        {"role": "assistant", "content": "so"},
+    ]
+
+
+DOCUMENT: Any = {
+    "type": "document",
+    "source": {"type": "text", "media_type": "text/plain", "data": "Words"},
+    "title": "T",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "text"),
+    [
+        (
+            "web_search_tool_result",
+            {"type": "web_search_tool_result_error", "error_code": "unavailable"},
+            "error_code: unavailable",
+        ),
+        (
+            "web_fetch_tool_result",
+            {"type": "web_fetch_result", "url": "http://a.b", "content": DOCUMENT},
+            "url: http://a.b\nWords\ntitle: T",
+        ),
+        (
+            "code_execution_tool_result",
+            {
+                "type": "code_execution_result",
+                "stdout": "5\n",
+                "stderr": "",
+                "return_code": 0,
+                "content": [{"type": "code_execution_output", "file_id": "f"}],
+            },
+            "stdout: 5\n\nreturn_code: 0",
+        ),
+        (
+            "bash_code_execution_tool_result",
+            {
+                "type": "bash_code_execution_result",
+                "stdout": "",
+                "stderr": "no",
+                "return_code": 1,
+                "content": [],
+            },
+            "stderr: no\nreturn_code: 1",
+        ),
+        (
+            "text_editor_code_execution_tool_result",
+            {"type": "text_editor_code_execution_str_replace_result", "lines": ["-a", "+b"]},
+            "-a\n+b",
+        ),
+        ("mcp_tool_result", [{"type": "text", "text": "5"}], "5"),
+        ("mcp_tool_result", "5", "5"),
+        ("advisor_tool_result", {"type": "advisor_result", "text": "Do"}, "Do"),
+        ("advisor_tool_result", {"type": "advisor_redacted_result", "encrypted_content": "x"}, ""),
+        (
+            "tool_search_tool_result",
+            {
+                "type": "tool_search_tool_search_result",
+                "tool_references": [{"type": "tool_reference", "tool_name": "look"}],
+            },
+            "tool_name: look",
+        ),
+        ("some_later_tool_result", {"type": "some_later_result", "text": "5"}, "5"),
+    ],
+)
+def test_results_of_tools_elsewhere_are_read(kind: str, content: Any, text: str) -> None:
+    block = {"type": kind, "tool_use_id": "s1", "content": content}
+    told = shown(HI, assistant(SO, block))
+    assert told[-1] == {"role": "tool", "tool_call_id": "s1", "content": text}
+
+
+def test_cited_text_is_joined_as_it_was_cut() -> None:
+    cited = {"type": "text", "text": "12 degrees", "citations": [{"type": "char_location"}]}
+    after = {"type": "text", "text": " today.", "citations": []}
+    assert assistant_text({"type": "text", "text": "It is "}, cited, after) == "It is 12 degrees today."
+
+
+def test_a_summary_stands_for_all_before_it() -> None:
+    compacted = assistant({"type": "compaction", "content": "They met.", "encrypted_content": "x"}, SO)
+    assert shown(HI, assistant(SO), HI, compacted, HI, system="s") == [
+        system("s"),
+        user_text("Summary of the conversation so far:\nThey met."),
+        {"role": "assistant", "content": "so"},
+        HI,
+    ]
+
+
+# Results of the client's tools
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, ""),
+        ("", ""),
+        ([], ""),
+        ("5", "5"),
+        ([SO, {"type": "text", "text": ""}, SO], "so\nso"),
+        ([IMAGE], NO_IMAGE),
+        ([SO, PDF], "so\n[A document (Plan) was here, which this model can't read.]"),
+        ([DOCUMENT], "Words\ntitle: T"),
+        (
+            [{"type": "search_result", "source": "http://a.b", "title": "T", "content": [SO]}],
+            "source: http://a.b\ntitle: T\nso",
+        ),
+        ([{"type": "tool_reference", "tool_name": "look"}], "tool_name: look"),
+        (
+            [{"type": "browser_state", "tabs": [{"tab_id": "1", "title": "T", "url": "u", "active": True}]}],
+            "tab_id: 1\ntitle: T\nurl: u\nactive: true",
+        ),
+    ],
+)
+def test_a_result_is_told_as_text(content: Any, text: str) -> None:
+    assert result_text(content) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("no such file", "Error: no such file"),
+        ("<tool_use_error>No such file</tool_use_error>", "<tool_use_error>No such file</tool_use_error>"),
+        (None, "Error"),
+    ],
+)
+def test_a_failed_call_is_told_as_one(content: Any, text: str) -> None:
+    assert result_text(content, is_error=True) == text
+    assert not result_text(content, is_error=False).startswith("Error")
+
+
+def test_a_result_of_an_unknown_call_is_told() -> None:
+    assert shown(HI, user(result("5")))[-1]["content"] == "5"
+
+
+# Pictures and papers
+
+
+@pytest.mark.parametrize("block", [IMAGE, PDF, {"type": "document", "source": {"type": "url", "url": "u"}}])
+def test_a_picture_that_is_asked_about_is_refused_one_of_before_is_marked(block: Any) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        shown(HI, assistant(SO), user(SO, block))
+    assert error.value.param == "messages[2].content[1].type"
+    told = shown(user(SO, block), assistant(SO), HI)
+    assert told[0]["content"].startswith("so\n[A")
+    assert "can't read" in told[0]["content"]
+
+
+def test_a_picture_beside_results_of_tools_is_marked() -> None:
+    """A client's tools have put it there, and would do so again."""
+    told = shown(HI, assistant(USE), user(result([SO])), user(PDF))
+    assert "can't read" in told[-1]["content"]
+
+
+def test_a_block_that_nobody_knows_is_refused_where_it_is_asked_about() -> None:
+    block = {"type": "hologram", "text": "see"}
+    with pytest.raises(InvalidRequest) as error:
+        shown(user(block))
+    assert error.value.param == "messages[0].content[0].type"
+    assert assistant_text(block) == "see"
