@@ -1,7 +1,7 @@
 """Who may ask for what: keys, and without keys the callers on this machine alone.
 
 Stands in front of everything as a raw ASGI application. Keys reach no engine and no log: the proxy replaces
-`Authorization`, and nothing here is printed.
+the headers they come in, and nothing here is printed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,19 @@ from api.access_log import log_answered
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
-from api.headers import find_header, sane_request_id
-from api.keys import LOCAL, Access, ApiKey, Caller, KeyRing, caller_of, let_in, not_allowed, too_often
+from api.headers import KEY_HEADERS, find_header, sane_request_id
+from api.keys import (
+    LOCAL,
+    NOBODY,
+    Access,
+    ApiKey,
+    Caller,
+    KeyRing,
+    caller_of,
+    let_in,
+    not_allowed,
+    too_often,
+)
 from api.known_head import memo_of
 from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
@@ -119,12 +130,12 @@ class AccessControl:
         if caller_of(scope).access >= required:
             return None  # the short way has looked already
         headers: RawHeaders = scope["headers"]
-        key = b"" if self._ring.is_empty else _bearer(headers)
-        caller = self._ring.find(key)
+        keys = [] if self._ring.is_empty else _keys_in(headers)
+        caller = max(map(self._ring.find, keys), key=lambda one: one.access, default=NOBODY)
         if caller.access < required and not self._ring.has_admin and is_local(scope.get("client"), headers):
             caller = LOCAL
         if caller.access < required:
-            return self._explain(caller.access, key)
+            return self._explain(caller.access, bool(keys))
         refusal = self._over_limits(scope, caller)
         if refusal is None:
             let_in(scope, caller)
@@ -141,7 +152,7 @@ class AccessControl:
             return too_often(wait_s)
         return None
 
-    def _explain(self, granted: Access, key: bytes) -> ApiError:
+    def _explain(self, granted: Access, has_key: bool) -> ApiError:
         if granted is Access.INFERENCE:
             message = "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")
@@ -151,9 +162,11 @@ class AccessControl:
                 "set API_KEYS and ADMIN_API_KEYS (see env.example) to be reached from elsewhere"
             )
             return api_error(403, message, "permission_error", code="no_api_keys_set")
-        problem = "this API key is not known" if key else "no API key given"
-        message = f"{problem}; send one as 'Authorization: Bearer KEY'"
-        return api_error(401, message, "authentication_error", code="invalid_api_key")
+        problem = "this API key is not known" if has_key else "no API key given"
+        message = f"{problem}; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+        error = api_error(401, message, "authentication_error", code="invalid_api_key")
+        error.headers.append((b"www-authenticate", b"Bearer"))
+        return error
 
 
 def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()) -> Access:
@@ -217,9 +230,12 @@ def _is_loopback(name: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _bearer(headers: RawHeaders) -> bytes:
-    scheme, _, key = find_header(headers, b"authorization").partition(b" ")
-    return key.strip() if scheme.lower() == b"bearer" else b""
+def _keys_in(headers: RawHeaders) -> list[bytes]:
+    """Every key that a request brings: some clients send one that they were given, and one that means nothing."""
+    given = {name: value for name, value in reversed(headers) if name in KEY_HEADERS}  # of each the first
+    scheme, _, bearer = given.pop(b"authorization", b"").partition(b" ")
+    keys = [bearer.strip() if scheme.lower() == b"bearer" else b"", *map(bytes.strip, given.values())]
+    return [key for key in keys if key]
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:

@@ -32,10 +32,13 @@ _NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"
 # Through which Berth a request has come: it goes no further than to where that one has sent it.
 VIA = b"x-berth-via"
 
+# Where clients put their key: OpenAI's, Anthropic's, Azure's. It is for Berth; the engine gets its own.
+KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+
 # Headers of a request that are read, replaced or dropped; all others are copied as they are.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
     VIA,
-    b"authorization",  # the client's key is for Berth; the engine gets its own
+    *KEY_HEADERS,
     b"content-length",
     b"expect",  # answered by the server in front of us; forwarded, it makes clients and engines wait
     b"host",
@@ -191,7 +194,7 @@ _HANDSHAKE = frozenset(
     }
 )
 _HANDSHAKE_DROPPED = _HANDSHAKE | HOP_BY_HOP | {b"content-length", b"x-request-id"}
-_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, b"authorization", b"expect", b"host"}
+_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, *KEY_HEADERS, b"expect", b"host"}
 _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 
