@@ -57,9 +57,6 @@ _MAX_KEPT = 4 * 2**20  # bytes of a body that is kept, to be sent a second time
 _MULTIPART_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 
 
-_NO_CACHE = (b"cache-control", b"no-cache")
-
-
 class _Refused(Exception):
     def __init__(self, error: ApiError) -> None:
         self.error = error
@@ -114,7 +111,7 @@ class Gateway:
         if asked.is_stream and self._comment_interval_s:
             request_id = (b"x-request-id", _request_id(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
-            stream = PatientStream(send, self._comment_interval_s, [request_id, _NO_CACHE])
+            stream = PatientStream(send, self._comment_interval_s, [request_id])
         try:
             await self._data_plane.forward(
                 scope,

@@ -11,6 +11,11 @@ import contextlib
 
 from api.asgi import Message, RawHeaders, Send
 
+_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy in front would keep the comments to itself
+)
 _COMMENT = b": waiting for the model\n\n"
 _MAX_ERROR_BYTES = 64 * 1024
 
@@ -22,7 +27,7 @@ class PatientStream:
         """The first comment after `interval_s`; `headers` of the answer that it then begins."""
         self._send = send
         self._interval_s = interval_s
-        self._headers = [*headers, (b"content-type", b"text/event-stream; charset=utf-8")]
+        self._headers = [*headers, *_STREAM_HEADERS]
         self._timer = asyncio.get_running_loop().call_later(interval_s, self._start)
         self._commenting: asyncio.Task[None] | None = None
         self._error: list[bytes] | None = None  # the body of an answer that is no stream, so far
