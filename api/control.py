@@ -19,6 +19,7 @@ from api.asgi import App, Message, Receive, Scope, Send
 from api.body_limit import BodyLimit
 from api.catalog import ModelFiles
 from api.errors import ApiError, api_error, error_for
+from api.head_requests import HeadRequests
 from api.headers import find_header, sane_request_id
 from api.metrics import MetricsPage
 from api.schemas import ErrorEnvelope
@@ -69,6 +70,7 @@ def create_control_app(
     app.state.metrics_page = metrics_page
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
     app.add_exception_handler(ManagerError, _manager_error)
@@ -136,12 +138,13 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 def _methods_of(request: Request) -> set[str]:
     """All methods of a path; the exception knows only those of the first route that has it."""
     routes = (route for router in ROUTERS for route in router.routes if isinstance(route, Route))
-    return {
+    methods = {
         method
         for route in routes
         if route.matches(request.scope)[0] is not Match.NONE
         for method in route.methods or ()
     }
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 async def _validation_error(_: Request, exc: Exception) -> Response:
