@@ -231,7 +231,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def _keys_in(headers: RawHeaders) -> list[bytes]:
-    """Every key that a request brings: some clients send one that they were given, and one that means nothing."""
+    """Every key that a request brings: some clients send a dummy besides the one they were given."""
     given = {name: value for name, value in reversed(headers) if name in KEY_HEADERS}  # of each the first
     scheme, _, bearer = given.pop(b"authorization", b"").partition(b" ")
     keys = [bearer.strip() if scheme.lower() == b"bearer" else b"", *map(bytes.strip, given.values())]

@@ -61,7 +61,9 @@ def test_head_is_get_without_its_body(client: httpx.Client, path: str) -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/instances/none", "/models/none", "/proxy/none/x", "/v1/models/none"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/instances/none", "/models/none", "/proxy/none/x", "/v1/models/none"]
+)
 def test_head_of_what_is_not_there_is_404_without_a_body(client: httpx.Client, path: str) -> None:
     answer = client.head(path)
     assert (answer.status_code, answer.content) == (404, b"")
