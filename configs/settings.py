@@ -53,7 +53,7 @@ class Settings(BaseSettings):
 
     app_host: str = Field(
         "0.0.0.0",  # noqa: S104 - without keys only this machine is answered, see api/auth.py
-        description="Address that Berth listens on",
+        description="Address that Berth listens on; `0.0.0.0`: all there are, of IPv6 too",
     )
     app_port: int = Field(5000, ge=0, le=65535, description="Port that Berth listens on")
     app_debug: bool = Field(False, description="Debug logging")
