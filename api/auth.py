@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from api.access_log import log_answered
 from api.asgi import RawHeaders, Receive, Scope, Send
+from api.dialects import send_error
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
 from api.headers import KEY_HEADERS, find_header, sane_request_id
@@ -241,14 +242,13 @@ def _keys_in(headers: RawHeaders) -> list[bytes]:
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
     request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
     log_answered(scope, error.status, time.perf_counter(), request_id, "not let in")
-    headers = [*error.headers, (b"x-request-id", request_id)]
     if scope["type"] == "websocket":
         await receive()
         if "websocket.http.response" not in scope.get("extensions", {}):
             await send({"type": "websocket.close", "code": 1008})
             return
+        headers = [*error.headers, (b"x-request-id", request_id)]
         await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": error.body})
         return
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
+    await send_error(send, error, raw_path(scope), request_id)

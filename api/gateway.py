@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from api.access_log import log_answered
 from api.asgi import Message, Receive, Scope, Send
 from api.body_peek import Peeked, peek, replaying
+from api.dialects import send_error
 from api.dispatch import raw_path
 from api.elsewhere import Detours, ModelElsewhere
 from api.errors import ApiError, api_error, error_for
@@ -111,7 +112,7 @@ class Gateway:
         if asked.is_stream and self._comment_interval_s:
             request_id = (b"x-request-id", _request_id(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
-            stream = PatientStream(send, self._comment_interval_s, [request_id])
+            stream = PatientStream(send, self._comment_interval_s, [request_id], raw_path(scope))
         try:
             await self._data_plane.forward(
                 scope,
@@ -297,6 +298,4 @@ def _request_id(scope: Scope) -> bytes:
 async def _refuse(scope: Scope, send: Send, error: ApiError, started: float) -> None:
     request_id = _request_id(scope)
     log_answered(scope, error.status, started, request_id, "refused by the gateway")
-    headers = [*error.headers, (b"x-request-id", request_id)]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
+    await send_error(send, error, raw_path(scope), request_id)

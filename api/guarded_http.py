@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +17,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from api.dialects import in_dialect
 from api.errors import ApiError, api_error
 from api.fast_http import FastHttpProtocol
+from api.headers import find_header, sane_request_id
 
 _INVALID = "invalid_request_error"
 _LINGER_S = 2.0
@@ -74,6 +76,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         self._head_bytes = 0  # those it has told of
         self._body_bytes = 0
         self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
+        self.url = b""  # until there is one
         self._heard_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
         self._at_work: RequestResponseCycle | None = None  # where others wait behind it
@@ -268,6 +271,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answer and close; only close where the answer could be taken for another request's."""
+        error = self._told(error)
         self._stop_clock()
         self._is_refused = True
         cycle = self.cycle
@@ -285,6 +289,12 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if is_pending:
             cycle.disconnected = True
             cycle.message_event.set()
+
+    def _told(self, error: ApiError) -> ApiError:
+        """The error as the client reads it, by what is known of the request."""
+        request_id = sane_request_id(find_header(self.headers or [], b"x-request-id"))
+        error = in_dialect(error, self.url, request_id)
+        return replace(error, headers=[*error.headers, (b"x-request-id", request_id)])
 
     def _linger(self) -> None:
         """Close once the client has read the answer: at once, what it still sends would take that away."""
