@@ -24,6 +24,7 @@ from api import garbage
 from api.asgi import App, Scope
 from api.auth import AccessControl, Keys
 from api.catalog import ModelFiles
+from api.content_coding import DecodingApp
 from api.control import create_control_app
 from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
@@ -125,7 +126,8 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
             return False  # others have a look at it first
         return gateway.begin(scope, body, channel, hand_over)
 
-    dispatcher = Dispatcher(control, data_plane, protocols, is_for_gateway, begin)
+    door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
+    dispatcher = Dispatcher(control, data_plane, door, is_for_gateway, begin)
     access = AccessControl(
         dispatcher,
         api_keys(settings),
