@@ -26,6 +26,7 @@ from api.auth import AccessControl, Keys
 from api.catalog import ModelFiles
 from api.content_coding import DecodingApp
 from api.control import create_control_app
+from api.cors import Cors, Origins
 from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
@@ -72,12 +73,12 @@ ENV_FILE = Path(".env")
 logger = logging.getLogger("berth")
 
 
-def create_app(settings: Settings, env_file: Path | None = None) -> AccessControl:
+def create_app(settings: Settings, env_file: Path | None = None) -> DirectApp:
     """The whole of Berth as one ASGI application; its lifespan owns the engines."""
     return _compose(settings, env_file)[0]
 
 
-def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, InstanceManager, Pulls]:
+def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, InstanceManager, Pulls]:
     manager = InstanceManager(manager_config(settings, env_file))
     adapters = load_protocols(settings.protocol_plugins)
     driver = GpuDriver(os.environ)
@@ -134,8 +135,14 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
         inference_paths=inference_paths,
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
+        origins=(origins := _origins(settings)),
     )
-    return access, manager, pulls
+    return Cors(access, origins) if origins else access, manager, pulls
+
+
+def _origins(settings: Settings) -> Origins | None:
+    """Whose pages may use Berth; None = nobody's, and nothing is looked at for it."""
+    return Origins(settings.allowed_origins) if settings.allowed_origins else None
 
 
 def api_keys(settings: Settings) -> Keys:
@@ -352,10 +359,9 @@ def create_server(
     settings: Settings, env_file: Path | None = None, traces: TraceExport | None = None
 ) -> BerthServer:
     """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
-    access, manager, pulls = _compose(settings, env_file)
-    app: DirectApp = access
+    app, manager, pulls = _compose(settings, env_file)
     if traces is not None:
-        app = Tracing(access, traces.tracer)
+        app = Tracing(app, traces.tracer)
         manager.events.add_listener(InstanceSpans(traces.tracer).on_event)
     limits = ConnectionLimits(
         max_connections=connections_within(raise_descriptor_limit(), settings.max_connections),
@@ -366,7 +372,9 @@ def create_server(
         host=settings.app_host,
         port=settings.app_port,
         loop="auto",
-        http=cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits)),
+        http=cast(
+            type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits, origins=_origins(settings))
+        ),
         ws="websockets-sansio",
         access_log=False,
         proxy_headers=False,  # who is in front of us is told by the peer's address alone

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from api.access_log import log_answered
 from api.asgi import RawHeaders, Receive, Scope, Send
+from api.cors import Origins
 from api.dialects import send_error
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
@@ -22,6 +23,7 @@ from api.headers import KEY_HEADERS, find_header, sane_request_id
 from api.keys import (
     LOCAL,
     NOBODY,
+    PAGE,
     Access,
     ApiKey,
     Caller,
@@ -87,16 +89,19 @@ class AccessControl:
         inference_paths: frozenset[bytes] = frozenset(),
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
         on_refused: Callable[[str, int], None] = lambda _method, _status: None,
+        origins: Origins | None = None,
     ) -> None:
         """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
 
         `names_served_by`: what the model of an instance is called, for keys that are good for some models.
         `on_refused` is told the method and status of who was not let in.
+        `origins`: whose pages, in a browser on this machine, may send requests to engines without a key.
         """
         self._app = app
         self._inference_paths = inference_paths
         self._names_served_by = names_served_by
         self._on_refused = on_refused
+        self._origins = origins
         self._ring = keys.ring()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,12 +140,25 @@ class AccessControl:
         caller = max(map(self._ring.find, keys), key=lambda one: one.access, default=NOBODY)
         if caller.access < required and not self._ring.has_admin and is_local(scope.get("client"), headers):
             caller = LOCAL
+        elif self._is_allowed_page(scope):
+            caller = PAGE
         if caller.access < required:
             return self._explain(caller.access, bool(keys))
         refusal = self._over_limits(scope, caller)
         if refusal is None:
             let_in(scope, caller)
         return refusal
+
+    def _is_allowed_page(self, scope: Scope) -> bool:
+        """Whether a browser on this machine asks for a page that the settings name, where there are no keys.
+
+        An admin it is never: whoever may put something on such a page could run commands here.
+        """
+        if self._origins is None or not self._ring.is_empty:
+            return False
+        allow, headers = self._origins.allow, scope["headers"]
+        rest = [pair for pair in headers if pair[0] != b"origin" or not allow(pair[1])]
+        return len(rest) < len(headers) and is_local(scope.get("client"), rest)
 
     def _over_limits(self, scope: Scope, caller: Caller) -> ApiError | None:
         """The gateway asks `api.keys` about models itself: the name is in the body."""
@@ -154,6 +172,9 @@ class AccessControl:
         return None
 
     def _explain(self, granted: Access, has_key: bool) -> ApiError:
+        if granted is Access.INFERENCE and self._ring.is_empty:
+            message = "pages of other origins may send requests to engines, nothing else; set ADMIN_API_KEYS"
+            return api_error(403, message, "permission_error", code="admin_key_required")
         if granted is Access.INFERENCE:
             message = "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")

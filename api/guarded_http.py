@@ -17,6 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from api.cors import Origins
 from api.dialects import in_dialect
 from api.errors import ApiError, api_error
 from api.fast_http import FastHttpProtocol
@@ -66,9 +67,12 @@ class GuardedHttpProtocol(FastHttpProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: ConnectionLimits,
+        origins: Origins | None = None,
     ) -> None:
+        """`origins`: whose pages can read what is refused here."""
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self._origins = origins
         self._max_known_body = min(self._max_known_body, limits.max_body_bytes)
         self._is_head = True  # between requests, and until a head is whole
         self._has_begun = False  # something of the head is there
@@ -294,7 +298,10 @@ class GuardedHttpProtocol(FastHttpProtocol):
         """The error as the client reads it, by what is known of the request."""
         request_id = sane_request_id(find_header(self.headers or [], b"x-request-id"))
         error = in_dialect(error, self.url, request_id)
-        return replace(error, headers=[*error.headers, (b"x-request-id", request_id)])
+        headers = [*error.headers, (b"x-request-id", request_id)]
+        if self._origins is not None and (origin := find_header(self.headers or [], b"origin")):
+            headers = self._origins.answer(headers, origin)
+        return replace(error, headers=headers)
 
     def _linger(self) -> None:
         """Close once the client has read the answer: at once, what it still sends would take that away."""
