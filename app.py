@@ -108,7 +108,10 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
 
     manager.events.add_listener(let_go)
     manager.events.add_listener(lifecycle.on_event)
-    control = create_control_app(manager, fleet, models, pulls, metrics_page, version=VERSION)
+    routes = sorted({adapter.route for adapter in adapters})
+    control = create_control_app(
+        manager, fleet, models, pulls, metrics_page, version=VERSION, translated=routes
+    )
     gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, detours=detours)
     inner: App = gateway
     if settings.response_cache_mb:
