@@ -46,6 +46,9 @@ class DecodingApp:
         self._on_refused = on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not find_header(scope["headers"], b"content-encoding"):
+            await self._inner(scope, receive, send)
+            return
         started = time.perf_counter()
         try:
             scope, receive = await decoded(scope, receive, self._max_bytes)

@@ -1,6 +1,6 @@
 """Errors in the words of the API that was asked: OpenAI's envelope, and Anthropic's below /v1/messages.
 
-An SDK reads its own API's errors only. Knows no exceptions: api/errors.py has made them statuses.
+An SDK reads its own API's errors only. What each exception is, api/errors.py says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import re
 
 from api.asgi import RawHeaders, Send
-from api.errors import ApiError
+from api.errors import ApiError, error_for
 
 _MESSAGES = re.compile(rb"(?:/proxy/[^/?]+)?/v1/messages(?:[/?]|$)")
 
@@ -52,6 +52,11 @@ def error_event(body: bytes, target: bytes) -> bytes:
     return (
         name + b"data: " + b" ".join(body.splitlines()) + b"\n\n"
     )  # in JSON, lines break between tokens only
+
+
+def stream_error_event(exc: Exception, target: bytes, request_id: bytes) -> bytes:
+    """What a stream that has begun ended in, as its last server-sent event."""
+    return error_event(in_dialect(error_for(exc), target, request_id).body, target)
 
 
 async def send_error(send: Send, error: ApiError, target: bytes, request_id: bytes) -> None:

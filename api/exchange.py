@@ -12,8 +12,7 @@ import time
 from dataclasses import dataclass
 
 from api.asgi import Message, Receive, Send
-from api.dialects import error_event, in_dialect
-from api.errors import error_for
+from api.dialects import stream_error_event
 from api.headers import RequestHeaders, response_headers
 from api.leases import ClientGone, Lease
 from api.response_channel import ResponseChannel
@@ -311,16 +310,11 @@ class Exchange:
         except UpstreamError as exc:
             if is_event_stream:
                 whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
-                event = self._error_event(exc) if whole else b"\n\n" + self._error_event(exc)
+                event = stream_error_event(exc, self._request.target, self._request.headers.request_id)
+                event = event if whole else b"\n\n" + event
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             raise ResponseCut(exc) from exc
         finally:
             reader.pass_on(None)
             self._request.usage = tail.usage()
         return body
-
-    def _error_event(self, exc: UpstreamError) -> bytes:
-        """The last event of a stream that has begun."""
-        target = self._request.target
-        error = in_dialect(error_for(exc), target, self._request.headers.request_id)
-        return error_event(error.body, target)
