@@ -24,7 +24,9 @@ from api import garbage
 from api.asgi import App, Scope
 from api.auth import AccessControl, Keys
 from api.catalog import ModelFiles
+from api.content_coding import DecodingApp
 from api.control import create_control_app
+from api.cors import Cors, Origins
 from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
@@ -71,12 +73,12 @@ ENV_FILE = Path(".env")
 logger = logging.getLogger("berth")
 
 
-def create_app(settings: Settings, env_file: Path | None = None) -> AccessControl:
+def create_app(settings: Settings, env_file: Path | None = None) -> DirectApp:
     """The whole of Berth as one ASGI application; its lifespan owns the engines."""
     return _compose(settings, env_file)[0]
 
 
-def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, InstanceManager, Pulls]:
+def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, InstanceManager, Pulls]:
     manager = InstanceManager(manager_config(settings, env_file))
     adapters = load_protocols(settings.protocol_plugins)
     driver = GpuDriver(os.environ)
@@ -106,7 +108,10 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
 
     manager.events.add_listener(let_go)
     manager.events.add_listener(lifecycle.on_event)
-    control = create_control_app(manager, fleet, models, pulls, metrics_page, version=VERSION)
+    routes = sorted({adapter.route for adapter in adapters})
+    control = create_control_app(
+        manager, fleet, models, pulls, metrics_page, version=VERSION, translated=routes
+    )
     gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, detours=detours)
     inner: App = gateway
     if settings.response_cache_mb:
@@ -125,15 +130,22 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
             return False  # others have a look at it first
         return gateway.begin(scope, body, channel, hand_over)
 
-    dispatcher = Dispatcher(control, data_plane, protocols, is_for_gateway, begin)
+    door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
+    dispatcher = Dispatcher(control, data_plane, door, is_for_gateway, begin)
     access = AccessControl(
         dispatcher,
         api_keys(settings),
         inference_paths=inference_paths,
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
+        origins=(origins := _origins(settings)),
     )
-    return access, manager, pulls
+    return Cors(access, origins) if origins else access, manager, pulls
+
+
+def _origins(settings: Settings) -> Origins | None:
+    """Whose pages may use Berth; None = nobody's, and nothing is looked at for it."""
+    return Origins(settings.allowed_origins) if settings.allowed_origins else None
 
 
 def api_keys(settings: Settings) -> Keys:
@@ -350,10 +362,9 @@ def create_server(
     settings: Settings, env_file: Path | None = None, traces: TraceExport | None = None
 ) -> BerthServer:
     """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
-    access, manager, pulls = _compose(settings, env_file)
-    app: DirectApp = access
+    app, manager, pulls = _compose(settings, env_file)
     if traces is not None:
-        app = Tracing(access, traces.tracer)
+        app = Tracing(app, traces.tracer)
         manager.events.add_listener(InstanceSpans(traces.tracer).on_event)
     limits = ConnectionLimits(
         max_connections=connections_within(raise_descriptor_limit(), settings.max_connections),
@@ -364,7 +375,9 @@ def create_server(
         host=settings.app_host,
         port=settings.app_port,
         loop="auto",
-        http=cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits)),
+        http=cast(
+            type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits, origins=_origins(settings))
+        ),
         ws="websockets-sansio",
         access_log=False,
         proxy_headers=False,  # who is in front of us is told by the peer's address alone

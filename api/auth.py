@@ -1,7 +1,7 @@
 """Who may ask for what: keys, and without keys the callers on this machine alone.
 
 Stands in front of everything as a raw ASGI application. Keys reach no engine and no log: the proxy replaces
-`Authorization`, and nothing here is printed.
+the headers they come in, and nothing here is printed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,24 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from api.access_log import log_answered
 from api.asgi import RawHeaders, Receive, Scope, Send
+from api.cors import Origins
+from api.dialects import send_error
 from api.dispatch import raw_path
 from api.errors import ApiError, api_error
-from api.headers import find_header, sane_request_id
-from api.keys import LOCAL, Access, ApiKey, Caller, KeyRing, caller_of, let_in, not_allowed, too_often
+from api.headers import KEY_HEADERS, find_header, sane_request_id
+from api.keys import (
+    LOCAL,
+    NOBODY,
+    PAGE,
+    Access,
+    ApiKey,
+    Caller,
+    KeyRing,
+    caller_of,
+    let_in,
+    not_allowed,
+    too_often,
+)
 from api.known_head import memo_of
 from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
@@ -75,16 +89,19 @@ class AccessControl:
         inference_paths: frozenset[bytes] = frozenset(),
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
         on_refused: Callable[[str, int], None] = lambda _method, _status: None,
+        origins: Origins | None = None,
     ) -> None:
         """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
 
         `names_served_by`: what the model of an instance is called, for keys that are good for some models.
         `on_refused` is told the method and status of who was not let in.
+        `origins`: whose pages, in a browser on this machine, may send requests to engines without a key.
         """
         self._app = app
         self._inference_paths = inference_paths
         self._names_served_by = names_served_by
         self._on_refused = on_refused
+        self._origins = origins
         self._ring = keys.ring()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,16 +136,29 @@ class AccessControl:
         if caller_of(scope).access >= required:
             return None  # the short way has looked already
         headers: RawHeaders = scope["headers"]
-        key = b"" if self._ring.is_empty else _bearer(headers)
-        caller = self._ring.find(key)
+        keys = [] if self._ring.is_empty else _keys_in(headers)
+        caller = max(map(self._ring.find, keys), key=lambda one: one.access, default=NOBODY)
         if caller.access < required and not self._ring.has_admin and is_local(scope.get("client"), headers):
             caller = LOCAL
+        elif self._is_allowed_page(scope):
+            caller = PAGE
         if caller.access < required:
-            return self._explain(caller.access, key)
+            return self._explain(caller.access, bool(keys))
         refusal = self._over_limits(scope, caller)
         if refusal is None:
             let_in(scope, caller)
         return refusal
+
+    def _is_allowed_page(self, scope: Scope) -> bool:
+        """Whether a browser on this machine asks for a page that the settings name, where there are no keys.
+
+        An admin it is never: whoever may put something on such a page could run commands here.
+        """
+        if self._origins is None or not self._ring.is_empty:
+            return False
+        allow, headers = self._origins.allow, scope["headers"]
+        rest = [pair for pair in headers if pair[0] != b"origin" or not allow(pair[1])]
+        return len(rest) < len(headers) and is_local(scope.get("client"), rest)
 
     def _over_limits(self, scope: Scope, caller: Caller) -> ApiError | None:
         """The gateway asks `api.keys` about models itself: the name is in the body."""
@@ -141,7 +171,10 @@ class AccessControl:
             return too_often(wait_s)
         return None
 
-    def _explain(self, granted: Access, key: bytes) -> ApiError:
+    def _explain(self, granted: Access, has_key: bool) -> ApiError:
+        if granted is Access.INFERENCE and self._ring.is_empty:
+            message = "pages of other origins may send requests to engines, nothing else; set ADMIN_API_KEYS"
+            return api_error(403, message, "permission_error", code="admin_key_required")
         if granted is Access.INFERENCE:
             message = "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")
@@ -151,9 +184,11 @@ class AccessControl:
                 "set API_KEYS and ADMIN_API_KEYS (see env.example) to be reached from elsewhere"
             )
             return api_error(403, message, "permission_error", code="no_api_keys_set")
-        problem = "this API key is not known" if key else "no API key given"
-        message = f"{problem}; send one as 'Authorization: Bearer KEY'"
-        return api_error(401, message, "authentication_error", code="invalid_api_key")
+        problem = "this API key is not known" if has_key else "no API key given"
+        message = f"{problem}; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+        error = api_error(401, message, "authentication_error", code="invalid_api_key")
+        error.headers.append((b"www-authenticate", b"Bearer"))
+        return error
 
 
 def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()) -> Access:
@@ -217,22 +252,24 @@ def _is_loopback(name: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _bearer(headers: RawHeaders) -> bytes:
-    scheme, _, key = find_header(headers, b"authorization").partition(b" ")
-    return key.strip() if scheme.lower() == b"bearer" else b""
+def _keys_in(headers: RawHeaders) -> list[bytes]:
+    """Every key that a request brings: some clients send a dummy besides the one they were given."""
+    given = {name: value for name, value in reversed(headers) if name in KEY_HEADERS}  # of each the first
+    scheme, _, bearer = given.pop(b"authorization", b"").partition(b" ")
+    keys = [bearer.strip() if scheme.lower() == b"bearer" else b"", *map(bytes.strip, given.values())]
+    return [key for key in keys if key]
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
     request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
     log_answered(scope, error.status, time.perf_counter(), request_id, "not let in")
-    headers = [*error.headers, (b"x-request-id", request_id)]
     if scope["type"] == "websocket":
         await receive()
         if "websocket.http.response" not in scope.get("extensions", {}):
             await send({"type": "websocket.close", "code": 1008})
             return
+        headers = [*error.headers, (b"x-request-id", request_id)]
         await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": error.body})
         return
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
+    await send_error(send, error, raw_path(scope), request_id)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from api.asgi import App, Receive, Scope, Send
 from api.body_peek import peek
-from api.errors import api_error
+from api.content_coding import BodyRefused, decoded
+from api.errors import ApiError, api_error
 from api.leases import ClientGone
 
 MAX_BYTES = 2**20
 
 
 class BodyLimit:
-    """An ASGI middleware that answers 413 to a body of more than `max_bytes`."""
+    """An ASGI middleware that decodes bodies, and answers 413 to one of more than `max_bytes`."""
 
     def __init__(self, app: App, max_bytes: int = MAX_BYTES) -> None:
         self._app = app
@@ -24,14 +25,20 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
+            scope, receive = await decoded(scope, receive, self._max_bytes)
             peeked = await peek(receive, self._max_bytes)
         except ClientGone:
+            return
+        except BodyRefused as refused:
+            await self._refuse(send, refused.error)
             return
         if peeked.body is not None:
             await self._app(scope, peeked.replay, send)
             return
         message = f"the body is longer than the {self._max_bytes >> 10} KiB that this route takes"
-        error = api_error(413, message, "invalid_request_error", code="body_too_large")
+        await self._refuse(send, api_error(413, message, "invalid_request_error", code="body_too_large"))
+
+    async def _refuse(self, send: Send, error: ApiError) -> None:
         headers = [*error.headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": error.body})

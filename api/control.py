@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match, Route
 
-from api import catalog, instances, metrics, models, ops, pull, streams, usage_report
+from api import catalog, docs_page, instances, metrics, models, ops, pull, streams, usage_report
 from api.access_log import log_answered
 from api.asgi import App, Message, Receive, Scope, Send
 from api.body_limit import BodyLimit
 from api.catalog import ModelFiles
 from api.errors import ApiError, api_error, error_for
+from api.forwarded import with_forwarded
+from api.head_requests import HeadRequests
 from api.headers import find_header, sane_request_id
 from api.metrics import MetricsPage
 from api.schemas import ErrorEnvelope
@@ -46,8 +49,12 @@ def create_control_app(
     metrics_page: MetricsPage,
     *,
     version: str,
+    translated: Iterable[str] = (),
 ) -> FastAPI:
-    """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all children."""
+    """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all children.
+
+    `translated`: the routes of protocol adapters, which it describes as well.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -55,11 +62,13 @@ def create_control_app(
             fleet.preload()
             yield
 
-    app = FastAPI(
+    app = ControlApp(
         title="Berth",
         version=version,
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # they load what they are made of from another host
+        redoc_url=None,
         responses={"default": {"model": ErrorEnvelope, "description": "OpenAI's error envelope"}},
     )
     app.state.manager = manager
@@ -67,8 +76,11 @@ def create_control_app(
     app.state.model_files = model_files
     app.state.pulls = pulls
     app.state.metrics_page = metrics_page
+    app.state.translated = tuple(translated)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_route("/docs", _docs, include_in_schema=False)
+    app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
     app.add_exception_handler(ManagerError, _manager_error)
@@ -76,6 +88,19 @@ def create_control_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+class ControlApp(FastAPI):
+    """FastAPI, except that its description of itself has the forwarded routes too."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = with_forwarded(super().openapi(), self.state.translated)
+        return self.openapi_schema
+
+
+async def _docs(request: Request) -> Response:
+    return HTMLResponse(docs_page.render(request.app.openapi()), headers=docs_page.HEADERS)
 
 
 class RequestId:
@@ -136,12 +161,13 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 def _methods_of(request: Request) -> set[str]:
     """All methods of a path; the exception knows only those of the first route that has it."""
     routes = (route for router in ROUTERS for route in router.routes if isinstance(route, Route))
-    return {
+    methods = {
         method
         for route in routes
         if route.matches(request.scope)[0] is not Match.NONE
         for method in route.methods or ()
     }
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 async def _validation_error(_: Request, exc: Exception) -> Response:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from api.asgi import RawHeaders, Scope
 from api.dispatch import raw_path
-from api.headers import VIA, find_header
+from api.headers import KEY_HEADERS, VIA, find_header
 from api.leases import Lease
 from instance_manager.errors import OwnerAway
 from instance_manager.metrics import ProxyMetrics
@@ -51,8 +51,7 @@ class Detour:
         self._what = what
         self._check = check
         self.headers: RawHeaders = [(VIA, own_name.encode())]
-        if key := find_header(scope["headers"], b"authorization"):
-            self.headers.append((b"authorization", key))
+        self.headers += [pair for pair in scope["headers"] if pair[0] in KEY_HEADERS]
 
     @property
     def target(self) -> bytes:

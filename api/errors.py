@@ -1,4 +1,7 @@
-"""Exceptions to HTTP: one table, one envelope (OpenAI's). Knows no web framework; both planes use it."""
+"""Exceptions to HTTP: one table, one envelope (OpenAI's). Knows no web framework; both planes use it.
+
+Where another API than OpenAI's was asked, api/dialects.py says it in that one's words.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,7 @@ class ApiError:
     status: int
     body: bytes
     headers: RawHeaders
+    message: str  # which the body has too
 
 
 def envelope(message: str, error_type: str, *, param: str | None = None, code: str | None = None) -> bytes:
@@ -74,7 +78,7 @@ def api_error(
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
-    return ApiError(status, body, headers)
+    return ApiError(status, body, headers, message)
 
 
 def error_for(exc: Exception) -> ApiError:
@@ -97,8 +101,3 @@ def error_for(exc: Exception) -> ApiError:
         code=code,
         retry_after_s=retry_after_s if given is None else given,
     )
-
-
-def stream_error_event(exc: Exception) -> bytes:
-    """The same error as the last server-sent event of a stream that has begun."""
-    return b"data: " + error_for(exc).body + b"\n\n"

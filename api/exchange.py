@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from api.asgi import Message, Receive, Send
-from api.errors import stream_error_event
+from api.dialects import stream_error_event
 from api.headers import RequestHeaders, response_headers
 from api.leases import ClientGone, Lease
 from api.response_channel import ResponseChannel
@@ -310,7 +310,8 @@ class Exchange:
         except UpstreamError as exc:
             if is_event_stream:
                 whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
-                event = stream_error_event(exc) if whole else b"\n\n" + stream_error_event(exc)
+                event = stream_error_event(exc, self._request.target, self._request.headers.request_id)
+                event = event if whole else b"\n\n" + event
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             raise ResponseCut(exc) from exc
         finally:

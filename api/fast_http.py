@@ -18,6 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from api import http_1_0
 from api.asgi import App, RawHeaders, Scope
 from api.known_head import MEMO, KnownHead, learn
 from api.response_channel import EXTENSION, DirectApp
@@ -70,6 +71,12 @@ class FastHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_between = False
 
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope and http_1_0.is_for(cycle):
+            http_1_0.prepare(cycle)
+
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._is_between = True
@@ -83,12 +90,17 @@ class FastHttpProtocol(HttpToolsProtocol):
 
     def _run(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
         cast(Scope, cycle.scope)["extensions"] = {EXTENSION: _CycleChannel(cycle)}
+        self._start(cycle, app)
+
+    def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if http_1_0.is_for(cycle):
+            app = http_1_0.unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _begin(self, cycle: RequestResponseCycle) -> bool:
         if self._direct is None or cycle.more_body or self.transport.is_closing():
             return False
-        hand_over = cast(Any, partial(super()._start_asgi_task, cycle))
+        hand_over = partial(self._start, cycle)
         return self._direct.begin(
             cast(Scope, cycle.scope), bytes(cycle.body), _CycleChannel(cycle), hand_over
         )
@@ -248,6 +260,8 @@ class _CycleChannel:
         if cycle.disconnected:
             return
         headers = [*cycle.default_headers, *headers]
+        if cycle.keep_alive and http_1_0.is_for(cycle):
+            headers.append(http_1_0.KEEP_ALIVE)
         is_head_request = cycle.scope["method"] == "HEAD"
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False

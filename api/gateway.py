@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from api.access_log import log_answered
 from api.asgi import Message, Receive, Scope, Send
 from api.body_peek import Peeked, peek, replaying
+from api.dialects import send_error
 from api.dispatch import raw_path
 from api.elsewhere import Detours, ModelElsewhere
 from api.errors import ApiError, api_error, error_for
@@ -55,9 +56,6 @@ _MAX_UPLOAD_PEEK = 64 * 1024  # of a multipart body, within which the model's na
 _MAX_SHORT = 64 * 1024  # bytes of a body that is read at once
 _MAX_KEPT = 4 * 2**20  # bytes of a body that is kept, to be sent a second time
 _MULTIPART_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
-
-
-_NO_CACHE = (b"cache-control", b"no-cache")
 
 
 class _Refused(Exception):
@@ -114,7 +112,7 @@ class Gateway:
         if asked.is_stream and self._comment_interval_s:
             request_id = (b"x-request-id", _request_id(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
-            stream = PatientStream(send, self._comment_interval_s, [request_id, _NO_CACHE])
+            stream = PatientStream(send, self._comment_interval_s, [request_id], raw_path(scope))
         try:
             await self._data_plane.forward(
                 scope,
@@ -300,6 +298,4 @@ def _request_id(scope: Scope) -> bytes:
 async def _refuse(scope: Scope, send: Send, error: ApiError, started: float) -> None:
     request_id = _request_id(scope)
     log_answered(scope, error.status, started, request_id, "refused by the gateway")
-    headers = [*error.headers, (b"x-request-id", request_id)]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
+    await send_error(send, error, raw_path(scope), request_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +17,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from api.cors import Origins
+from api.dialects import in_dialect
 from api.errors import ApiError, api_error
 from api.fast_http import FastHttpProtocol
+from api.headers import find_header, sane_request_id
 
 _INVALID = "invalid_request_error"
 _LINGER_S = 2.0
@@ -64,9 +67,12 @@ class GuardedHttpProtocol(FastHttpProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: ConnectionLimits,
+        origins: Origins | None = None,
     ) -> None:
+        """`origins`: whose pages can read what is refused here."""
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self._origins = origins
         self._max_known_body = min(self._max_known_body, limits.max_body_bytes)
         self._is_head = True  # between requests, and until a head is whole
         self._has_begun = False  # something of the head is there
@@ -74,6 +80,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         self._head_bytes = 0  # those it has told of
         self._body_bytes = 0
         self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
+        self.url = b""  # until there is one
         self._heard_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
         self._at_work: RequestResponseCycle | None = None  # where others wait behind it
@@ -268,6 +275,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answer and close; only close where the answer could be taken for another request's."""
+        error = self._told(error)
         self._stop_clock()
         self._is_refused = True
         cycle = self.cycle
@@ -285,6 +293,15 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if is_pending:
             cycle.disconnected = True
             cycle.message_event.set()
+
+    def _told(self, error: ApiError) -> ApiError:
+        """The error as the client reads it, by what is known of the request."""
+        request_id = sane_request_id(find_header(self.headers or [], b"x-request-id"))
+        error = in_dialect(error, self.url, request_id)
+        headers = [*error.headers, (b"x-request-id", request_id)]
+        if self._origins is not None and (origin := find_header(self.headers or [], b"origin")):
+            headers = self._origins.answer(headers, origin)
+        return replace(error, headers=headers)
 
     def _linger(self) -> None:
         """Close once the client has read the answer: at once, what it still sends would take that away."""

@@ -32,10 +32,13 @@ _NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"
 # Through which Berth a request has come: it goes no further than to where that one has sent it.
 VIA = b"x-berth-via"
 
+# Where clients put their key: OpenAI's, Anthropic's, Azure's. It is for Berth; the engine gets its own.
+KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+
 # Headers of a request that are read, replaced or dropped; all others are copied as they are.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
     VIA,
-    b"authorization",  # the client's key is for Berth; the engine gets its own
+    *KEY_HEADERS,
     b"content-length",
     b"expect",  # answered by the server in front of us; forwarded, it makes clients and engines wait
     b"host",
@@ -46,6 +49,10 @@ _REQUEST_SPECIAL = HOP_BY_HOP | {
 }
 
 _RESPONSE_SPECIAL = HOP_BY_HOP | {b"content-length", b"content-type", b"x-accel-buffering", b"x-request-id"}
+
+_EVENTS = b"text/event-stream"
+_LINES = (b"application/x-ndjson", b"application/jsonl", b"application/stream+json")
+_UNBUFFERED = (b"x-accel-buffering", b"no")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _ID_PREFIX = uuid4().hex[:20].encode()  # with the digits that tell the version
@@ -155,7 +162,7 @@ def response_headers(headers: RawHeaders, status: int, request_id: bytes) -> tup
     A 204 and a 304 lose their `Content-Length`: they have no body, and servers refuse to announce one.
     """
     kept: RawHeaders = []
-    is_event_stream = is_encoded = has_accel = False
+    is_event_stream = is_encoded = has_accel = has_lines = False
     for pair in headers:
         name = pair[0]
         if name not in _RESPONSE_SPECIAL:
@@ -164,7 +171,9 @@ def response_headers(headers: RawHeaders, status: int, request_id: bytes) -> tup
             if status != 304 and status != 204:
                 kept.append(pair)
         elif name == b"content-type":
-            is_event_stream = pair[1].lower().startswith(b"text/event-stream")
+            content_type = pair[1].lower()
+            is_event_stream = content_type.startswith(_EVENTS)
+            has_lines = content_type.startswith(_LINES)
             kept.append(pair)
         elif name == b"connection":
             if nominated_by(pair[1]):
@@ -173,9 +182,9 @@ def response_headers(headers: RawHeaders, status: int, request_id: bytes) -> tup
             has_accel = True
             kept.append(pair)
     kept.append((b"x-request-id", request_id))
+    if (is_event_stream or has_lines) and not has_accel:
+        kept.append(_UNBUFFERED)
     if is_event_stream:
-        if not has_accel:
-            kept.append((b"x-accel-buffering", b"no"))
         is_encoded = any(name in (b"content-encoding", b"content-length") for name, _ in kept)
     return kept, is_event_stream and not is_encoded
 
@@ -191,7 +200,7 @@ _HANDSHAKE = frozenset(
     }
 )
 _HANDSHAKE_DROPPED = _HANDSHAKE | HOP_BY_HOP | {b"content-length", b"x-request-id"}
-_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, b"authorization", b"expect", b"host"}
+_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, *KEY_HEADERS, b"expect", b"host"}
 _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 

@@ -84,6 +84,7 @@ class Caller:
 
 
 LOCAL = Caller("local", Access.ADMIN)  # without a key, on this machine
+PAGE = Caller("page", Access.INFERENCE)  # the same, by a browser for a page of another origin
 NOBODY = Caller("none", Access.OPEN)
 
 

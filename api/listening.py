@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+from typing import Any
+
+_ANY = {"0.0.0.0", "::", ""}  # noqa: S104 - that is what `APP_HOST` says
+_ABSENT = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
+_MAX_TRIES = 10  # for a port of the system's choice that is free in both families
+
+_Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """One for each address that `host` names; who connects is refused until they listen. Raises OSError."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = dict.fromkeys((family, address) for family, _, _, _, address in found)
+    """One for each address that `host` names, on one port; who connects is refused until they listen.
+
+    "0.0.0.0" and "::" mean every address of this machine, of both families: clients are told `localhost`, and
+    whether that is 127.0.0.1 or ::1 is their resolver's to say. Of several addresses, those that this machine
+    doesn't have are left out, as where IPv6 is turned off. Raises OSError.
+    """
+    addresses = _addresses(host)
+    for _ in range(_MAX_TRIES - 1):
+        try:
+            return _bind_all(addresses, port)
+        except OSError as error:
+            if port or error.errno != errno.EADDRINUSE:
+                raise
+    return _bind_all(addresses, port)
+
+
+def _addresses(host: str) -> list[_Address]:
+    if host in _ANY:
+        return [(socket.AF_INET, ("0.0.0.0", 0)), (socket.AF_INET6, ("::", 0))]  # noqa: S104
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _bind_all(addresses: list[_Address], port: int) -> list[socket.socket]:
     bound: list[socket.socket] = []
+    absent = OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
     try:
-        for family, address in addresses:
-            one = socket.socket(family, socket.SOCK_STREAM)
-            bound.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.setblocking(False)
-            one.bind(address)
+        for family, (host, _, *scope) in addresses:
+            try:
+                bound.append(_bind_one(family, (host, port, *scope)))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                absent = error
+            else:
+                port = bound[0].getsockname()[1]  # where it was the system's choice, the others share it
+        if not bound:
+            raise absent
     except OSError:
         for one in bound:
             one.close()
         raise
     return bound
+
+
+def _bind_one(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.setblocking(False)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one

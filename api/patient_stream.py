@@ -9,22 +9,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from api.asgi import Message, RawHeaders, Send
+from pydantic_core import from_json
 
+from api.asgi import Message, RawHeaders, Send
+from api.dialects import error_event, in_dialect
+from api.errors import api_error
+from api.headers import find_header
+
+_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy in front would keep the comments to itself
+)
 _COMMENT = b": waiting for the model\n\n"
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_QUOTED = 500
 
 
 class PatientStream:
     """Wraps the `send` of one request whose answer is to be server-sent events. `close` it in the end."""
 
-    def __init__(self, send: Send, interval_s: float, headers: RawHeaders) -> None:
-        """The first comment after `interval_s`; `headers` of the answer that it then begins."""
+    def __init__(self, send: Send, interval_s: float, headers: RawHeaders, target: bytes) -> None:
+        """The first comment after `interval_s`; `headers` of the answer to `target` that it then begins."""
         self._send = send
+        self._target = target
         self._interval_s = interval_s
-        self._headers = [*headers, (b"content-type", b"text/event-stream; charset=utf-8")]
+        self._headers = [*headers, *_STREAM_HEADERS]
         self._timer = asyncio.get_running_loop().call_later(interval_s, self._start)
         self._commenting: asyncio.Task[None] | None = None
+        self._status = 0
         self._error: list[bytes] | None = None  # the body of an answer that is no stream, so far
 
     async def send(self, message: Message) -> None:
@@ -36,19 +49,30 @@ class PatientStream:
                 return
             await self._quiet()
             if not _is_events(message):
-                self._error = []
+                self._status, self._error = message["status"], []
         elif self._error is None:
             await self._send(message)
         else:
             self._error.append(message.get("body", b""))
             if not message.get("more_body", False):
-                event = b"data: " + _one_line(b"".join(self._error)[:_MAX_ERROR_BYTES]) + b"\n\n"
+                event = self._last_event(b"".join(self._error)[:_MAX_ERROR_BYTES])
                 await self._send({"type": "http.response.body", "body": event})
 
     async def close(self) -> None:
         """No more comments."""
         self._timer.cancel()
         await self._quiet()
+
+    def _last_event(self, body: bytes) -> bytes:
+        """What is no stream, as an event; an error that no client would know for one is said anew."""
+        if self._status < 400:
+            return error_event(body, b"")
+        if not _is_error(body):
+            text = body[:_MAX_QUOTED].decode("utf-8", "replace")
+            error = api_error(self._status, f"the engine answered {self._status}: {text}", "upstream_error")
+            request_id = find_header(self._headers, b"x-request-id")
+            body = in_dialect(error, self._target, request_id).body
+        return error_event(body, self._target)
 
     def _start(self) -> None:
         self._commenting = asyncio.get_running_loop().create_task(self._comment())
@@ -66,14 +90,18 @@ class PatientStream:
                 await self._commenting
 
 
+def _is_error(body: bytes) -> bool:
+    """Whether it has the shape of OpenAI's errors, or of Anthropic's."""
+    try:
+        told = from_json(body)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and isinstance(told.get("error"), dict)
+
+
 def _is_events(start: Message) -> bool:
     """Whether the answer can go on where comments have begun."""
     headers = dict(start["headers"])
     is_plain = headers.get(b"content-encoding", b"identity") == b"identity"
     is_stream = headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
     return bool(start["status"] == 200) and is_plain and is_stream
-
-
-def _one_line(body: bytes) -> bytes:
-    """In JSON, line breaks stand between tokens only."""
-    return b" ".join(body.split(b"\n"))

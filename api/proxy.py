@@ -12,10 +12,11 @@ from urllib.parse import unquote_to_bytes
 
 from api.asgi import Receive, Scope, Send
 from api.call import Call
+from api.dialects import send_error
 from api.direct import DirectExchange, Patience
 from api.dispatch import raw_path
 from api.elsewhere import Detour, Detours
-from api.errors import ApiError, error_for
+from api.errors import error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.known_head import memo_of
@@ -226,7 +227,7 @@ class DataPlane:
             if isinstance(exc, UpstreamError):
                 _log_failure(call, exc)
                 self._note_failure(call)
-            await _send_error(send, error, call.request.headers.request_id)
+            await send_error(send, error, call.request.target, call.request.headers.request_id)
         except ResponseCut as exc:
             # To return without the last message makes any server close the connection without a clean end.
             if channel is not None:
@@ -253,12 +254,6 @@ def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
     if b"%" in instance:
         instance = unquote_to_bytes(instance)
     return instance.decode("utf-8", "replace"), target
-
-
-async def _send_error(send: Send, error: ApiError, request_id: bytes) -> None:
-    headers = [*error.headers, (b"x-request-id", request_id)]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
 
 
 def _log_failure(call: Call, error: UpstreamError) -> None:

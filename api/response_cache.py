@@ -214,6 +214,8 @@ async def _replay(entry: _Entry, request_id: bytes, send: Send) -> None:
         (b"x-request-id", request_id),
         (b"x-berth-cache", b"hit"),
     ]
+    if entry.content_type.lower().startswith(b"text/event-stream"):
+        headers.append((b"x-accel-buffering", b"no"))
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": entry.body})
 

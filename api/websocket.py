@@ -64,7 +64,7 @@ async def forward_websocket(
         headers = handshake_response_headers(_encoded(exc.response.headers.raw_items()))
         body = exc.response.body or b""
         headers.append((b"content-length", b"%d" % len(body)))
-        await _deny(scope, send, ApiError(status, bytes(body), headers), request_id)
+        await _deny(scope, send, ApiError(status, bytes(body), headers, ""), request_id)
     except ClientGone:
         status = CLIENT_GONE
     except (ManagerError, UpstreamError) as exc:

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
+from configs.origins import normalized_origin
 from configs.syslog import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,7 @@ class Settings(BaseSettings):
 
     app_host: str = Field(
         "0.0.0.0",  # noqa: S104 - without keys only this machine is answered, see api/auth.py
-        description="Address that Berth listens on",
+        description="Address that Berth listens on; `0.0.0.0`: all there are, of IPv6 too",
     )
     app_port: int = Field(5000, ge=0, le=65535, description="Port that Berth listens on")
     app_debug: bool = Field(False, description="Debug logging")
@@ -68,6 +69,12 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None, description="File of more keys, with names and limits, see SECURITY.md"
+    )
+
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Web pages that may use Berth from a browser, `https://app.example.com`, separated by "
+        "commas; `*`: all",
     )
 
     vllm_base_port: int = Field(9000, ge=1, le=65535, description="First port of engines; the next follow")
@@ -197,12 +204,17 @@ class Settings(BaseSettings):
     )
     otel_service_name: str = Field("berth", description="What Berth is called there")
 
-    @field_validator("api_keys", "admin_api_keys", "protocol_plugins", mode="before")
+    @field_validator("api_keys", "admin_api_keys", "allowed_origins", "protocol_plugins", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(filter(None, (key.strip() for key in value.split(","))))
         return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(normalized_origin(one) for one in value)
 
     @field_validator("log_syslog")
     @classmethod

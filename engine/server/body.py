@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.requests import Request
 
 from engine.errors import InvalidRequest
+from engine.server.content_coding import decoded
 from engine.server.errors import BodyTooLarge, WrongMediaType
 from engine.server.field_rules import NO_RULES, FieldRules, apply_rules
 from engine.server.generation_body import MAX_FIELDS, Strict
@@ -79,7 +80,7 @@ async def _read(request: Request) -> bytes:
         if size > MAX_BODY_BYTES:
             raise BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes.")
         pieces.append(piece)
-    return b"".join(pieces)
+    return await decoded(b"".join(pieces), request.headers.get("content-encoding"), MAX_BODY_BYTES)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from engine.config import ServerConfig
 from engine.pooling.engine import PoolingEngine
 from engine.server.app import create_app
 from engine.server.gate import Gate
+from engine.server.http_1_0 import OldClientsToo
 from engine.server.listener import BACKLOG
 from engine.server.model import ServedModel, load_served_model
 from engine.server.model_service import ModelService
@@ -135,7 +136,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(app: Gate, config: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=OldClientsToo,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -87,6 +87,21 @@ def test_the_short_way_has_the_same_door() -> None:
         ("/instances", bearer("other-admin"), 200),
         ("/metrics", bearer("user-key"), 403),
         ("/instances", bearer("kl\u00fc"), 401),
+        ("/v1/messages", [(b"x-api-key", b"user-key")], 200),
+        ("/v1/messages", [(b"x-api-key", b" user-key ")], 200),
+        ("/v1/messages", [(b"x-api-key", b"user-ke")], 401),
+        ("/v1/messages", [(b"x-api-key", b"Bearer user-key")], 401),
+        ("/v1/messages", [(b"x-api-key", b"")], 401),
+        ("/instances", [(b"x-api-key", b"user-key")], 403),
+        ("/instances", [(b"x-api-key", b"admin-key")], 200),
+        ("/v1/models", [(b"api-key", b"user-key")], 200),  # Azure's clients
+        ("/v1/models", [(b"api-key", b"user-ke")], 401),
+        # Clients that were given one key and send a dummy, too, or two that differ.
+        ("/v1/models", [*bearer("unused"), (b"x-api-key", b"user-key")], 200),
+        ("/v1/models", [*bearer("user-key"), (b"x-api-key", b"unused")], 200),
+        ("/v1/models", [*bearer("unused"), (b"x-api-key", b"unused")], 401),
+        ("/instances", [*bearer("user-key"), (b"x-api-key", b"admin-key")], 200),
+        ("/v1/models", [(b"x-api-key", b"unused"), (b"x-api-key", b"user-key")], 401),  # the first counts
     ],
 )
 async def test_keys_open_what_they_are_for(path: str, headers: RawHeaders, status: int) -> None:
@@ -118,6 +133,18 @@ async def test_a_websocket_without_a_key_is_refused() -> None:
     assert status == 1008
 
 
+async def test_a_websocket_brings_its_key_in_any_of_the_headers() -> None:
+    for headers in (bearer("user-key"), [(b"x-api-key", b"user-key")], [(b"api-key", b"user-key")]):
+        assert await ask(BOTH, "/proxy/a/ws", kind="websocket", headers=headers) == (200, {})
+
+
+async def test_a_401_says_how_a_key_is_sent() -> None:
+    _, body = await ask(BOTH, "/v1/models", headers=[(b"x-api-key", b"user-ke")])
+    assert "not known" in body["error"]["message"] and "x-api-key" in body["error"]["message"]
+    _, body = await ask(BOTH, "/v1/models")
+    assert "no API key given" in body["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("client", "headers", "local"),
     [
@@ -125,6 +152,12 @@ async def test_a_websocket_without_a_key_is_refused() -> None:
         (("127.8.8.8", 1), [(b"host", b"127.8.8.8")], True),
         (("::1", 1), [(b"host", b"[::1]:5000")], True),
         (("::ffff:127.0.0.1", 1), [HOST], True),
+        (("::1", 1), [HOST], True),
+        (("::ffff:192.0.2.7", 1), [HOST], False),
+        (("::127.0.0.1", 1), [HOST], False),
+        (("fe80::1%lo", 1), [HOST], False),
+        (("fd00::2", 1), [HOST], False),
+        (("64:ff9b::7f00:1", 1), [HOST], False),
         (("127.0.0.1", 1), [(b"host", b"rebound.example")], False),
         (("127.0.0.1", 1), [(b"host", b"localhost.example")], False),
         (("127.0.0.1", 1), [HOST, (b"origin", b"https://example.com")], False),

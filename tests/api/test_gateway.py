@@ -321,8 +321,24 @@ def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(tmp_path: P
         assert "out of memory" in error["message"]
 
         ask(client, "quick")
-        with client.stream("POST", "/v1/completions", json={"model": "quick", "stream": True}) as response:
-            assert response.headers["content-type"].startswith("text/event-stream")
+        assert_unbuffered(client, "quick")
+
+
+def test_no_proxy_is_to_buffer_a_stream_that_waits_for_its_model(tmp_path: Path) -> None:
+    models = {"slow": {"command": command("--slow-start", "1")}}
+    with berth_with(tmp_path, models, STREAM_KEEPALIVE="0.1") as berth, client_of(berth) as client:
+        assert_unbuffered(client, "slow")
+        for path in ("/events", "/instances/slow/logs?follow=true"):
+            name = client.get("/instances").json()["data"][0]["instance_id"]
+            with client.stream("GET", path.replace("slow", name), headers={"last-event-id": "0"}) as response:
+                assert response.headers["x-accel-buffering"] == "no", path
+
+
+def assert_unbuffered(client: httpx.Client, model: str) -> None:
+    with client.stream("POST", "/v1/completions", json={"model": model, "stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers.get_list("x-accel-buffering") == ["no"]
+        assert response.read().endswith(b"data: [DONE]\n\n")
 
 
 def test_what_an_engine_had_not_answered_when_it_died_is_asked_of_another(tmp_path: Path) -> None:

@@ -93,6 +93,20 @@ def test_where_an_error_event_may_be_added(headers: RawHeaders, can_add_events: 
     assert response_headers(headers, 200, b"r")[1] == can_add_events
 
 
+@pytest.mark.parametrize(
+    ("content_type", "is_streamed"),
+    [
+        (b"text/event-stream", True),
+        (b"application/x-ndjson", True),
+        (b"Application/JSONL; charset=utf-8", True),
+        (b"application/json", False),
+    ],
+)
+def test_no_proxy_in_front_is_to_collect_what_is_streamed(content_type: bytes, is_streamed: bool) -> None:
+    headers, _ = response_headers([(b"content-type", content_type)], 200, b"r")
+    assert ((b"x-accel-buffering", b"no") in headers) is is_streamed
+
+
 def test_an_engines_own_word_on_buffering_is_kept() -> None:
     headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"yes")]
     assert response_headers(headers, 200, b"r")[0] == [*headers, (b"x-request-id", b"r")]

@@ -264,6 +264,18 @@ def scope_of(memo: dict[str, Any], key: bytes) -> Scope:
     }
 
 
+def test_a_key_in_another_header_is_known_with_its_head() -> None:
+    app = Passed()
+    access = AccessControl(app, Keys(inference=("right",)))
+    memos: dict[bytes, dict[str, Any]] = {b"right": {}, b"wrong": {}}
+    for _ in range(3):
+        for key, memo in memos.items():
+            scope = scope_of(memo, b"unused")
+            scope["headers"] += [(b"x-api-key", key)]
+            assert begin(access, scope) is (key == b"right")
+    assert app.num == 3
+
+
 def begin(access: AccessControl, scope: Scope) -> bool:
     return access.begin(scope, b"", None, None)  # type: ignore[arg-type]
 

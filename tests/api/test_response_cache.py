@@ -56,6 +56,7 @@ async def test_streams_are_remembered_whole() -> None:
     first, second = [await ask(cache, CHAT, {**GREEDY, "stream": True}) for _ in range(2)]
     assert (told(first), told(second)) == ("miss", "hit")
     assert (second.events, second.header(b"content-type")) == (first.events, SSE[1])
+    assert second.header(b"x-accel-buffering") == b"no"
     assert first.pieces[:2] == [b": waiting\n\n", chat_stream("a")[0]]  # as they came, not when all was there
 
 

@@ -59,7 +59,8 @@ async def test_the_handshake_carries_path_headers_key_and_subprotocol() -> None:
         await socket.wait_closed()
 
     async with engine_with(keep, subprotocols=["realtime"]) as engine, berth(engine) as front:
-        headers = [("Authorization", "Bearer mine"), ("X-Own", "1"), ("X-Own", "2"), ("X-Request-Id", "r1")]
+        headers = [("Authorization", "Bearer mine"), ("X-Api-Key", "mine"), ("Api-Key", "mine")]
+        headers += [("X-Own", "1"), ("X-Own", "2"), ("X-Request-Id", "r1")]
         options = {
             "additional_headers": headers,
             "subprotocols": ["other", "realtime"],
@@ -71,6 +72,7 @@ async def test_the_handshake_carries_path_headers_key_and_subprotocol() -> None:
         sent = seen[0]
         assert sent.path == "/v1/a%2Fb?q=%3D&q"
         assert sent.headers.get_all("Authorization") == ["Bearer engine-key"]
+        assert sent.headers.get_all("X-Api-Key") == sent.headers.get_all("Api-Key") == []
         assert sent.headers.get_all("X-Own") == ["1", "2"]
         assert sent.headers.get_all("X-Request-Id") == ["r1"]
         assert sent.headers.get_all("User-Agent") == ["me"]

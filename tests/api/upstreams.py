@@ -16,6 +16,7 @@ from api.asgi import Receive, Scope, Send
 from api.dispatch import Dispatcher
 from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
 from api.proxy import DataPlane
+from api.response_channel import DirectApp
 from api.upstream_pool import UpstreamOptions
 from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.metrics import ProxyMetrics
@@ -245,14 +246,21 @@ async def control_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def berth(
-    engine: Upstream | StubLeases, options: UpstreamOptions | None = None, *, keep_alive_s: int = 5
+    engine: Upstream | StubLeases,
+    options: UpstreamOptions | None = None,
+    *,
+    keep_alive_s: int = 5,
+    behind: Callable[[DirectApp], DirectApp] = lambda app: app,
 ) -> AsyncIterator[Front]:
-    """The data plane in front of `engine`, its instance "one". No request may leave a trace."""
+    """The data plane in front of `engine`, its instance "one". No request may leave a trace.
+
+    `behind` puts something in front of it all.
+    """
     leases = engine if isinstance(engine, StubLeases) else StubLeases(one=engine.endpoint)
     metrics = ProxyMetrics()
     plane = DataPlane(leases, metrics, options)
     config = uvicorn.Config(
-        Dispatcher(control_app, plane),
+        behind(Dispatcher(control_app, plane)),
         http=server_protocol(),
         lifespan="off",
         log_config=None,

@@ -1,0 +1,178 @@
+"""Pages of other origins: which may use Berth from a browser, and what the browser has to be told for it.
+
+Stands in front of everything, only where ALLOWED_ORIGINS names any. What engines say about origins is dropped
+then: Berth's list is what counts. It opens nothing that a key would have to: api/auth.py comes after it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from functools import lru_cache
+
+from api.access_log import log_answered
+from api.asgi import App, Message, RawHeaders, Receive, Scope, Send
+from api.headers import find_header, sane_request_id
+from api.known_head import memo_of
+from api.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
+
+_ANY = "*"
+_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+# Named where `*` is not understood; an engine's own are covered by that.
+_EXPOSED = (
+    b"*, x-request-id, request-id, retry-after, location, warning, www-authenticate, x-berth-cache, "
+    b"content-encoding, traceparent"
+)
+_MAX_AGE_S = b"7200"  # the longest that browsers remember it, all but one
+_PREFIX = b"access-control-"
+_NAME = re.compile(r"([^:]*)://(.*?)(?::([0-9]+|\*))?")
+_HOST = r"(?:\[[0-9a-f:.]+\]|[^/@:\[\]]+)"
+_BELOW = r"[^/@:\[\]]+\."
+
+
+class Origins:
+    """The origins that are allowed: exact ones, and patterns as configs/origins.py describes them."""
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        """`allowed`: normalized."""
+        names = tuple(allowed)
+        self.is_any = _ANY in names
+        pattern = re.compile("|".join(_as_regex(name) for name in names if name != _ANY) or r"(?!)")
+        self._matches = lru_cache(maxsize=1024)(lambda origin: pattern.fullmatch(origin) is not None)
+
+    def allow(self, origin: bytes) -> bool:
+        """Whether a page of this origin may use Berth."""
+        return bool(origin) and (self.is_any or self._matches(origin.decode("latin-1").lower()))
+
+    def answer(self, headers: RawHeaders, origin: bytes) -> RawHeaders:
+        """An answer's headers as the browser of a page of this origin needs them."""
+        kept = [pair for pair in headers if not pair[0].startswith(_PREFIX)]
+        if self.allow(origin):
+            kept += (
+                (b"access-control-allow-origin", self._told(origin)),
+                (b"access-control-expose-headers", _EXPOSED),
+            )
+        if not self.is_any:
+            kept.append((b"vary", b"origin"))
+        return kept
+
+    def preflight(self, headers: RawHeaders, origin: bytes) -> RawHeaders:
+        """What answers an allowed origin's preflight. Headers are echoed: `*` would not have keys in it."""
+        answer = [
+            (b"access-control-allow-origin", self._told(origin)),
+            (b"access-control-allow-methods", _METHODS),
+            (b"access-control-max-age", _MAX_AGE_S),
+            (b"vary", b"origin, access-control-request-method, access-control-request-headers"),
+        ]
+        if asked := find_header(headers, b"access-control-request-headers"):
+            answer.append((b"access-control-allow-headers", asked))
+        if find_header(headers, b"access-control-request-private-network") == b"true":
+            answer.append((b"access-control-allow-private-network", b"true"))
+        return answer
+
+    def _told(self, origin: bytes) -> bytes:
+        return b"*" if self.is_any else origin
+
+
+class Cors:
+    """A DirectApp around another one, whose answers it makes readable to pages of allowed origins."""
+
+    def __init__(self, app: DirectApp, origins: Origins) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = find_header(scope["headers"], b"origin") if scope["type"] == "http" else b""
+        if not origin:
+            await self._app(scope, receive, send)
+        elif _is_preflight(scope) and self._origins.allow(origin):
+            await self._answer_preflight(scope, send, origin)
+        else:
+            extensions = scope.get("extensions")
+            if extensions and EXTENSION in extensions:
+                extensions[EXTENSION] = _Channel(extensions[EXTENSION], self._origins, origin)
+            await self._app(scope, receive, self._sending(send, origin))
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """The short way, see `DataPlane.begin`."""
+        origin = _origin_of(scope)
+        if not origin:
+            return self._app.begin(scope, body, channel, hand_over)
+        if scope["method"] == "OPTIONS":
+            return False
+
+        def go_on(app: App) -> None:
+            async def application(scope: Scope, receive: Receive, send: Send) -> None:
+                await app(scope, receive, self._sending(send, origin))
+
+            hand_over(application)
+
+        return self._app.begin(scope, body, _Channel(channel, self._origins, origin), go_on)
+
+    def _sending(self, send: Send, origin: bytes) -> Send:
+        async def send_answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": self._origins.answer(message.get("headers", []), origin)}
+            await send(message)
+
+        return send_answer
+
+    async def _answer_preflight(self, scope: Scope, send: Send, origin: bytes) -> None:
+        """Without a key: browsers send none with it."""
+        request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+        log_answered(scope, 204, time.perf_counter(), request_id, "preflight")
+        headers = [*self._origins.preflight(scope["headers"], origin), (b"x-request-id", request_id)]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
+class _Channel:
+    """A ResponseChannel whose answers are a page's of this origin."""
+
+    __slots__ = ("_channel", "_origin", "_origins")
+
+    def __init__(self, channel: ResponseChannel, origins: Origins, origin: bytes) -> None:
+        self._channel = channel
+        self._origins = origins
+        self._origin = origin
+
+    def is_ready(self) -> bool:
+        return self._channel.is_ready()
+
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        self._channel.send_whole(status, self._origins.answer(headers, self._origin), body)
+
+    def send_piece(self, body: bytes) -> bool:
+        return self._channel.send_piece(body)
+
+    def abort(self) -> None:
+        self._channel.abort()
+
+
+def _origin_of(scope: Scope) -> bytes:
+    """The page's origin, which its head tells once and for all."""
+    memo = memo_of(scope)
+    if memo is None:
+        return find_header(scope["headers"], b"origin")
+    if (known := memo.get("origin")) is None:
+        known = memo["origin"] = find_header(scope["headers"], b"origin")
+    origin: bytes = known
+    return origin
+
+
+def _is_preflight(scope: Scope) -> bool:
+    asked = find_header(scope["headers"], b"access-control-request-method")
+    return scope["method"] == "OPTIONS" and asked != b""
+
+
+def _as_regex(name: str) -> str:
+    found = _NAME.fullmatch(name)
+    assert found is not None  # noqa: S101 - every text has this shape; narrows the type
+    scheme, host, port = found.groups()
+    if host == "*":
+        pattern = ".*" if port is None else _HOST
+    else:
+        pattern = (_BELOW if host.startswith("*.") else "") + re.escape(host.removeprefix("*."))
+    end = "" if port is None else "(?::[0-9]+)?" if port == "*" else f":{port}"
+    return f"{re.escape(scheme)}://{pattern}{end}"
