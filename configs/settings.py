@@ -318,6 +318,12 @@ def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | Non
     mistakes = [*file.mistakes, *mistakes, *_contradictions(settings)]
     remarks = [
         *(f"{one.name}={one.value} is taken as {field.upper()}" for field, one in former.items()),
+        *(
+            f"{one.name}: everybody on this machine can read it in the list of processes; .env and "
+            "API_KEYS_FILE are for keys"
+            for field, one in (flags or {}).items()
+            if field in ("api_keys", "admin_api_keys")
+        ),
         *file.remarks,
         *nearly_settings(os.environ, NAMES),
     ]
@@ -326,7 +332,10 @@ def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | Non
 
 def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, list[str]]:
     """The settings, with defaults for those that are wrong; a line for each of these."""
-    values: dict[str, Any] = {field: one.value for field, one in given.items()}
+    values: dict[str, Any] = {  # empty: as if nothing were said, in the environment as well
+        field: one.value if one.value else Settings.model_fields[field].default
+        for field, one in given.items()
+    }
     mistakes: list[str] = []
     while True:
         try:

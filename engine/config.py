@@ -57,5 +57,6 @@ class ServerConfig:
     max_waiting: int = 1024  # requests in the engine before new ones get 429
     shutdown_timeout_s: float = 5.0  # running requests may take this long to end after SIGTERM
     enable_sleep_mode: bool = False  # the routes that act on the engine: /sleep, /reset_prefix_cache …
+    unknown_fields: str = "warn"  # warn | refuse: fields of a body that no model of it declares
     access_log: bool = False
     log_level: str = "info"

@@ -117,6 +117,12 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         help="routes /sleep, /wake_up and their like",
     )
+    add(
+        "--unknown-fields",
+        default=default.unknown_fields,
+        choices=["warn", "refuse"],
+        help="of a request: warn = accepted, and named in a Warning header",
+    )
     add("--disable-uvicorn-access-log", action=argparse.BooleanOptionalAction, default=not default.access_log)
     add("--uvicorn-log-level", "--log-level", type=str.lower, default=default.log_level, choices=_LOG_LEVELS)
 
@@ -227,6 +233,7 @@ def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> Ser
         max_waiting=values["max_num_queued_reqs"],
         shutdown_timeout_s=values["shutdown_timeout"],
         enable_sleep_mode=_sleep_mode(values["enable_sleep_mode"], environ),
+        unknown_fields=values["unknown_fields"],
         access_log=not values["disable_uvicorn_access_log"],
         log_level=values["uvicorn_log_level"],
     )

@@ -15,6 +15,7 @@ from instance_manager.types import InstanceSpec, ManagerConfig
 OWNED_PARAMS = frozenset(
     {
         "model",
+        "model_path",
         "model_tag",
         "host",
         "port",
