@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.deps import Config, Manager
 from api.schemas import InstanceCreate, InstanceList, InstancePatch, Seconds
@@ -12,6 +13,7 @@ from instance_manager.errors import InstanceFailedToStart, InstanceNotFound
 from instance_manager.failures import explain
 from instance_manager.instance import Instance
 from instance_manager.instance_record import shown_elsewhere
+from instance_manager.placement.local import choose_devices
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 
 router = APIRouter(prefix="/instances", tags=["instances"])
@@ -29,6 +31,7 @@ Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
 @router.post("", status_code=201, summary="Create an instance and start its engine")
 async def create_instance(
     body: InstanceCreate,
+    request: Request,
     response: Response,
     manager: Manager,
     config: Config,
@@ -36,6 +39,8 @@ async def create_instance(
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
+    if body.devices:  # without the GPU that it names it would run on the CPU, and nobody would know
+        choose_devices(await asyncio.to_thread(request.app.state.model_files.list_gpus), 0, 0, body.devices)
     instance = await manager.create_once(_spec(body, config), idempotency_key)
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from configs.near_names import nearest
@@ -23,6 +25,11 @@ SHORT_NAMES: Mapping[str, str] = {
     "--model-name": "default_model",
     "--limit-concurrency": "max_in_flight",
 }
+
+
+_PATHS = frozenset(
+    {"api_keys_file", "vllm_config", "hf_home", "models_file", "state_dir", "log_dir", "log_file"}
+)
 
 
 class FlagError(Exception):
@@ -46,7 +53,10 @@ def parse_flags(argv: Sequence[str], version: str) -> ServiceFlags:
         raise FlagError(_describe_unknown(unknown[0], parser))
     if namespace.json and not namespace.check:
         raise FlagError("--json goes with --check; for logs in JSON: --log-format json")
-    return ServiceFlags(namespace.given, namespace.check, namespace.json)
+    given: dict[str, Given] = namespace.given
+    if namespace.relative_to is not None:
+        given = {field: _located(field, one, Path(namespace.relative_to)) for field, one in given.items()}
+    return ServiceFlags(given, namespace.check, namespace.json)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,6 +94,11 @@ def _build_parser(version: str) -> argparse.ArgumentParser:
         "--check", action="store_true", help="tell what is wrong with all of it; serve nothing"
     )
     parser.add_argument("--json", action="store_true", help="with --check: answer in JSON")
+    parser.add_argument(
+        "--relative-to",
+        metavar="DIR",
+        help="where relative paths in flags begin; without: in the present folder",
+    )
     short: dict[str, list[str]] = {}
     for name, field in SHORT_NAMES.items():
         short.setdefault(field, []).append(name)
@@ -105,6 +120,17 @@ def _build_parser(version: str) -> argparse.ArgumentParser:
 
 def _flag_of(field: str) -> str:
     return f"--{field.replace('_', '-')}"
+
+
+def _located(field: str, given: Given, folder: Path) -> Given:
+    """A path as seen from `folder`."""
+    if field == "model_dirs":
+        parts = (str(folder / Path(part).expanduser()) for part in given.value.split(os.pathsep) if part)
+        return Given(given.name, os.pathsep.join(parts))
+    is_path = field in _PATHS or (field == "vllm_python" and "/" in given.value)
+    return (
+        Given(given.name, str(folder / Path(given.value).expanduser())) if is_path and given.value else given
+    )
 
 
 def _normalised(word: str) -> str:
