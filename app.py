@@ -229,7 +229,7 @@ class CatalogProfiles:
                 return self._file.reload_if_changed() is not None
             self._file.reload()
         except CatalogError as error:
-            raise InvalidCatalog(str(error)) from error
+            raise InvalidCatalog("; ".join(error.lines)) from error
         return True
 
     def edit(self, name: str, changes: Mapping[str, Any]) -> None:
@@ -515,7 +515,9 @@ def all_mistakes(loaded: Loaded) -> list[str]:
     ):
         try:
             attempt()
-        except (SettingsError, CatalogError, PluginError) as error:
+        except CatalogError as error:
+            mistakes += error.lines
+        except (SettingsError, PluginError) as error:
             mistakes += str(error).splitlines()
     return list(dict.fromkeys(mistakes))  # the last of the attempts takes the two before it up again
 

@@ -249,14 +249,14 @@ def test_a_check_that_finds_nothing_ends_with_status_0(tmp_path: Path) -> None:
 
 
 def test_a_check_tells_wrong_settings_too(tmp_path: Path) -> None:
-    (tmp_path / "models.yaml").write_text("models: {a: {max_model_len: x}}\n")
+    (tmp_path / "models.yaml").write_text("models: {a: {max_model_len: x}, b: {pinned: 7}}\n")
     ran = berth(
         *("config", "check", "--port", "none", "--models-file", "models.yaml"),
         cwd=tmp_path,
         STOP_GRACE="soon",
     )
     assert ran.returncode == 1
-    for part in ("--port=none", "STOP_GRACE=soon", "models.a.max_model_len"):
+    for part in ("--port=none", "STOP_GRACE=soon", "models.a.max_model_len", "models.b.pinned"):
         assert part in ran.stdout
     assert berth("config", "check", "--prot", "1", cwd=tmp_path).returncode == 2
 

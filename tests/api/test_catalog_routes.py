@@ -165,6 +165,15 @@ def test_the_same_gpu_twice_is_refused(client: httpx.Client) -> None:
     assert "twice" in error["message"]
 
 
+def test_without_a_file_berth_starts_and_the_first_change_makes_one(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    with running_berth(tmp_path, MODELS_FILE=str(file)) as berth, berth.client() as client:
+        assert "there is no such file yet" in berth.output()
+        client.patch("/models/berth-demo", json={"timeout": 77}).raise_for_status()
+        assert "timeout: 77" in file.read_text()
+        assert client.get("/models/berth-demo").json()["source"] == "catalog"
+
+
 def test_without_gpus_none_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text(CATALOG)
     settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), "CUDA_VISIBLE_DEVICES": ""}
