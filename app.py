@@ -183,6 +183,7 @@ class CatalogProfiles:
         self._protocols = protocols
         self._file = CatalogFile(settings.models_file, self._check)
         self._discovery = Discovery([], [])
+        self._names: frozenset[str] = frozenset()  # and aliases, of all models
 
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and those found on disk whose names it doesn't use."""
@@ -200,16 +201,24 @@ class CatalogProfiles:
                     size_bytes=found.size_bytes,
                     modified=found.modified,
                 )
+        self._names = frozenset(taken | profiles.keys())
         return list(profiles.values())
 
     def found(self) -> Iterator[Remark]:
         """What the operator should know of settings, folders and the catalog's paths, as last looked at."""
-        yield from remarks_on(self._settings)
+        settings = self._settings
+        yield from remarks_on(settings)
         yield from self._discovery.remarks
+        default = settings.default_model
+        if "default_model" in settings.model_fields_set and not self._is_here(default):
+            yield Remark(f"DEFAULT_MODEL={default}: no model here has this name; it would be the hub's")
         for name, entry in self._file.current.models.items():
             folder = None if entry.engine == "command" else entry.path
             if folder is not None and folder.is_dir() and (problem := config_problem(folder)) is not None:
                 yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
+
+    def _is_here(self, name: str) -> bool:
+        return name in self._names or Path(name).expanduser().is_dir()
 
     def remarks(self) -> list[str]:
         return [one_line(remark.text) for remark in self.found()]
@@ -494,6 +503,8 @@ def _begin_logging(loaded: Loaded) -> None:
         os.environ.setdefault(name, value)
     for remark in loaded.remarks:
         logger.warning("%s", remark)
+    for note in loaded.notes:
+        logger.info("%s", note)
 
 
 def _refuse(mistakes: Sequence[str]) -> int:
@@ -524,7 +535,7 @@ def all_mistakes(loaded: Loaded) -> list[str]:
 
 def check(loaded: Loaded) -> Report:
     """All that a start would refuse or tell of, without one."""
-    report, settings = Report(all_mistakes(loaded), list(loaded.remarks)), loaded.settings
+    report, settings = Report(all_mistakes(loaded), [*loaded.remarks, *loaded.notes]), loaded.settings
     try:
         source = _catalog_profiles(settings)
         config = manager_config(settings, ENV_FILE)

@@ -109,6 +109,7 @@ class EnvFile:
     variables: Mapping[str, str]
     mistakes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()  # names that are none of Berth's business
 
     def for_engines(self, settings: Collection[str]) -> dict[str, str]:
         return {
@@ -139,9 +140,8 @@ def read_env_file(path: Path | None, settings: Collection[str]) -> EnvFile:
         *_doubles(bindings, path, settings),
         *(f"{name} in {path}: has no effect: {_DECIDED[name]}" for name in variables if name in _DECIDED),
     ]
-    if others := [name for name in variables if owner_of(name, settings) is Owner.OTHER]:
-        remarks.append(f"{path}: no settings of Berth's, left alone: {', '.join(others)}")
-    return EnvFile(path, variables, tuple(mistakes), tuple(remarks))
+    others = [name for name in variables if owner_of(name, settings) is Owner.OTHER]
+    return EnvFile(path, variables, tuple(mistakes), tuple(remarks), tuple(others))
 
 
 def nearly_settings(environ: Mapping[str, str], settings: Collection[str]) -> Iterator[str]:

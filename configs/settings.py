@@ -297,6 +297,7 @@ class Loaded:
     settings: Settings
     mistakes: tuple[str, ...]
     remarks: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # nothing is wrong, but it should be known
 
 
 def load_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Settings:
@@ -316,8 +317,10 @@ def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | Non
     given = {**former, **(flags or {})}
     settings, mistakes = _validated(file, given)
     mistakes = [*file.mistakes, *mistakes, *_contradictions(settings)]
+    notes = [f"{one.name}={one.value} is taken as {field.upper()}" for field, one in former.items()]
+    if file.others:
+        notes.append(f"{file.path}: no settings of Berth's, left alone: {', '.join(file.others)}")
     remarks = [
-        *(f"{one.name}={one.value} is taken as {field.upper()}" for field, one in former.items()),
         *(
             f"{one.name}: everybody on this machine can read it in the list of processes; .env and "
             "API_KEYS_FILE are for keys"
@@ -327,7 +330,8 @@ def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | Non
         *file.remarks,
         *nearly_settings(os.environ, NAMES),
     ]
-    return Loaded(settings, tuple(map(one_line, mistakes)), tuple(map(one_line, remarks)))
+    told = [tuple(map(one_line, lines)) for lines in (mistakes, remarks, notes)]
+    return Loaded(settings, *told)
 
 
 def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, list[str]]:

@@ -22,7 +22,7 @@ class EngineBackend:
     name = "engine"
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-        check_vllm_like(spec)
+        check_vllm_like(spec, config)
         defaults = {"enable_sleep_mode": True, **config.engine_params}
         params = merge_params(defaults, config.default_params, spec.params)
         check_engine_flags(params, spec.params, _ROOT)

@@ -36,7 +36,7 @@ class VllmBackend:
                 "that has vLLM installed",
                 param="engine",
             )
-        check_vllm_like(spec)
+        check_vllm_like(spec, config)
         python = config.vllm_python
         params = merge_params(config.default_params, config.vllm_params, spec.params)
         check_vllm_flags(params, spec.params, python)

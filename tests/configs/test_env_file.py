@@ -99,8 +99,9 @@ def test_what_is_for_engines_reaches_them_and_nothing_else_does(tmp_path: Path) 
 
 def test_what_is_left_alone_is_said_once_and_what_has_no_effect_too(tmp_path: Path) -> None:
     path = env_file(tmp_path, "TZ=UTC\nLANG=C\nVLLM_API_KEY=k\nHF_TOKEN=t\nthis is no line\n")
-    remarks = read_settings(path).remarks
-    assert [line for line in remarks if "left alone: TZ, LANG" in line]
+    loaded = read_settings(path)
+    assert loaded.notes == (f"{path}: no settings of Berth's, left alone: TZ, LANG",)
+    remarks = loaded.remarks
     assert [line for line in remarks if line.startswith("VLLM_API_KEY") and "API_KEYS" in line]
     assert [line for line in remarks if f"{path}:5: this: sets nothing" in line]
     assert not [line for line in remarks if "HF_TOKEN" in line]

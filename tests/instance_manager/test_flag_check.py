@@ -141,6 +141,12 @@ def test_what_comes_from_settings_is_said_to() -> None:
     assert error is not None and "VLLM_CONFIG" not in str(error)
 
 
+@pytest.mark.parametrize("name", ["port", "model", "api_key"])
+def test_what_berth_decides_can_not_be_set_for_all_engines_either(name: str) -> None:
+    error = refusal({}, default_params={name: "x"})
+    assert error is not None and "Berth decides" in str(error) and "VLLM_CONFIG" in str(error)
+
+
 def vllm(folder: Path, version: str | None) -> str:
     """An interpreter in an environment that has this vLLM."""
     python = folder / "bin" / "python"
