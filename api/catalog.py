@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from api.models import model_record
-from api.schemas import Seconds
+from api.schemas import Device, Seconds
 from instance_manager.errors import InvalidCatalog, InvalidSpec, ManagerError, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.gpu import Gpu
@@ -182,7 +182,7 @@ class ModelPatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    devices: list[StrictStr] | None = Field(None, description="GPUs by number or UUID")
+    devices: list[Device] | None = Field(None, description="GPUs by number or UUID")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     max_model_len: StrictInt | None = Field(None, ge=1)
     timeout: Seconds | None = Field(None, description="Seconds of idleness; 0 = never")

@@ -39,9 +39,11 @@ async def create_instance(
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
-    if body.devices:  # without the GPU that it names it would run on the CPU, and nobody would know
-        choose_devices(await asyncio.to_thread(request.app.state.model_files.list_gpus), 0, 0, body.devices)
-    instance = await manager.create_once(_spec(body, config), idempotency_key)
+    devices = body.devices
+    if devices:  # an engine that doesn't find its GPU would run on the CPU, and nobody would know
+        gpus = await asyncio.to_thread(request.app.state.model_files.list_gpus)
+        devices = list(choose_devices(gpus, 0, 0, devices))  # numbers are within CUDA_VISIBLE_DEVICES
+    instance = await manager.create_once(_spec(body, config, devices), idempotency_key)
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)
 
@@ -129,7 +131,7 @@ async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dic
     return instance.record()
 
 
-def _spec(body: InstanceCreate, config: ManagerConfig) -> InstanceSpec:
+def _spec(body: InstanceCreate, config: ManagerConfig, devices: list[str] | None) -> InstanceSpec:
     return InstanceSpec(
         model_name=body.model_name or config.default_model,
         engine=body.engine or config.default_engine,
@@ -137,7 +139,7 @@ def _spec(body: InstanceCreate, config: ManagerConfig) -> InstanceSpec:
         timeout_s=body.timeout,
         name=body.name,
         env=body.env,
-        devices=body.devices,
+        devices=devices,
         command=body.command,
         health_path=body.health_path,
     )

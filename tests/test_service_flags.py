@@ -158,6 +158,13 @@ def test_it_serves_where_and_as_the_flags_say(tmp_path: Path) -> None:
         berth.close()
 
 
+def test_berth_serve_refuses_what_the_service_does_not_know(tmp_path: Path) -> None:
+    ran = berth("serve", "--log-fiel", "x", cwd=tmp_path)
+    assert (ran.returncode, "did you mean --log-file?" in ran.stderr) == (2, True)
+    ran = berth("serve", "--log-file", "nowhere/x.log", cwd=tmp_path)
+    assert (ran.returncode, f"there is no folder {tmp_path}/nowhere" in ran.stderr) == (2, True)
+
+
 def checked(*argv: str, cwd: Path, **environment: str) -> tuple[int, dict[str, Any]]:
     ran = berth("config", "check", "--json", *argv, cwd=cwd, **environment)
     assert ran.stderr == "", ran.stderr

@@ -127,11 +127,32 @@ def test_what_is_wrong_elsewhere_keeps_nobody_from_changing_a_model(
     assert "no such directory" in patched.json()["problem"]
 
 
-@pytest.mark.parametrize("devices", [["2"], ["0", "GPU-none"]])
-def test_an_instance_on_a_gpu_that_is_not_there_is_refused(client: httpx.Client, devices: list[str]) -> None:
+@pytest.mark.parametrize("devices", [["2"], [2], ["0", "GPU-none"]])
+def test_an_instance_on_a_gpu_that_is_not_there_is_refused(
+    client: httpx.Client, devices: list[object]
+) -> None:
     error = refused(client.post("/instances", json={"model_name": "berth-demo", "devices": devices}))
     assert (error["param"], error["code"]) == ("devices", "no_such_device")
     assert "there are 2 GPUs" in error["message"]
+
+
+def test_the_gpu_of_an_instance_is_the_one_that_berth_counts_by_that_number(tmp_path: Path) -> None:
+    """Within CUDA_VISIBLE_DEVICES, which the engine's own doesn't stand in any more."""
+    write_gpus(tmp_path / "gpus.json", describe_gpus(3))
+    settings = {
+        "PYTHONPATH": os.pathsep.join((str(DIRECTORY), str(ROOT))),
+        "FAKE_NVML": str(tmp_path / "gpus.json"),
+        "CUDA_VISIBLE_DEVICES": "2,1",
+        "MODELS_FILE": str(tmp_path / "models.yaml"),
+    }
+    body = {"model_name": "x", "engine": "command", "command": ["sleep", "60"], "devices": [0]}
+    with running_berth(tmp_path, **settings) as berth, berth.client() as client:
+        made = client.post("/instances", json=body)
+        assert made.status_code == 201, made.text
+        assert made.json()["devices"] == [uuid(2)]
+        client.delete(f"/instances/{made.json()['instance_id']}?force=true").raise_for_status()
+        error = refused(client.post("/instances", json={**body, "devices": [2]}))
+        assert "there are 2 GPUs" in error["message"]
 
 
 def test_what_is_no_flag_may_be_changed_of_a_command(client: httpx.Client) -> None:
@@ -153,10 +174,10 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(
 def test_gpus_may_be_named_by_number_and_uuid_or_none_or_left_to_berth(
     client: httpx.Client, catalog: Path
 ) -> None:
-    for devices in (["1", uuid(0)], [], None):
+    for devices in (["1", uuid(0)], [1], [], None):
         patched = client.patch("/models/demo", json={"devices": devices})
         assert patched.status_code == 200, patched.text
-        assert patched.json()["devices"] == devices
+        assert patched.json()["devices"] == (["1"] if devices == [1] else devices)
     assert catalog.read_text() == CATALOG
 
 
