@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,13 +42,17 @@ from api.response_cache import ResponseCache
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 from api.trace_export import InstanceSpans, TraceExport
 from api.tracing import Tracing
-from configs.catalog import Catalog, CatalogError, CatalogFile
-from configs.catalog_edit import edit_model
-from configs.discovery import discover_models
+from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog
+from configs.catalog_edit import edit_model, preview_edit
+from configs.discovery import Discovery, config_problem, look_for_models
 from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
+from configs.one_line import one_line
+from configs.remarks import Remark, Report
 from configs.remote_logs import RemoteLogs
-from configs.settings import Settings, SettingsError, load_settings
+from configs.service_flags import FlagError, parse_flags
+from configs.settings import Loaded, Settings, SettingsError, read_settings
+from configs.settings_remarks import remarks_on
 from instance_manager.errors import InstanceNotFound, InvalidCatalog
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
@@ -62,6 +66,7 @@ from instance_manager.profiles import ExpireAction, ModelProfile, ModelSource
 from instance_manager.pull import Pulls
 from instance_manager.restarts import RestartPolicy, RestartRules
 from instance_manager.room import RoomConfig, RoomKeeper
+from instance_manager.startable import problem_of, told_together
 from instance_manager.state_metrics import model_label
 from instance_manager.stores.errors import InvalidStateUrl, StoreError
 from instance_manager.stores.open import check_url
@@ -189,6 +194,8 @@ class CatalogProfiles:
         self._settings = settings
         self._protocols = protocols
         self._file = CatalogFile(settings.models_file, self._check)
+        self._discovery = Discovery([], [])
+        self._names: frozenset[str] = frozenset()  # and aliases, of all models
 
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and those found on disk whose names it doesn't use."""
@@ -196,7 +203,8 @@ class CatalogProfiles:
         profiles = {name: self._profile(name, entry) for name, entry in catalog.models.items()}
         taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
         hf_home = None if self._settings.hf_home is None else Path(self._settings.hf_home)
-        for found in discover_models(self._settings.model_dirs, hf_home):
+        self._discovery = look_for_models(self._settings.model_dirs, hf_home)
+        for found in self._discovery.models:
             if found.name not in taken:
                 profile = self._profile(found.name, catalog.found_entry(found.path))
                 profiles[found.name] = replace(
@@ -205,7 +213,35 @@ class CatalogProfiles:
                     size_bytes=found.size_bytes,
                     modified=found.modified,
                 )
+        self._names = frozenset(taken | profiles.keys())
         return list(profiles.values())
+
+    def found(self) -> Iterator[Remark]:
+        """What the operator should know of settings, folders and the catalog's paths, as last looked at."""
+        settings = self._settings
+        yield from remarks_on(settings)
+        yield from self._discovery.remarks
+        default = settings.default_model
+        if "default_model" in settings.model_fields_set and not self._is_here(default):
+            yield Remark(f"DEFAULT_MODEL={default}: no model here has this name; it would be the hub's")
+        for name, entry in self._file.current.models.items():
+            folder = None if entry.engine == "command" else entry.path
+            if folder is not None and folder.is_dir() and (problem := config_problem(folder)) is not None:
+                yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
+
+    def _is_here(self, name: str) -> bool:
+        return name in self._names or Path(name).expanduser().is_dir()
+
+    def remarks(self) -> list[str]:
+        return [one_line(remark.text) for remark in self.found()]
+
+    def preview(self, name: str, changes: Mapping[str, Any]) -> ModelProfile:
+        """Raises InvalidCatalog."""
+        try:
+            catalog = preview_edit(self._settings.models_file, name, changes)
+        except CatalogError as error:
+            raise InvalidCatalog(str(error)) from error
+        return self._profile(name, catalog.models[name])
 
     def reload(self, *, only_if_changed: bool) -> bool:
         """Raises InvalidCatalog, and then the old one stays."""
@@ -214,7 +250,7 @@ class CatalogProfiles:
                 return self._file.reload_if_changed() is not None
             self._file.reload()
         except CatalogError as error:
-            raise InvalidCatalog(str(error)) from error
+            raise InvalidCatalog("; ".join(error.lines)) from error
         return True
 
     def edit(self, name: str, changes: Mapping[str, Any]) -> None:
@@ -288,6 +324,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         vllm_python=settings.vllm_python,
         model_dirs=settings.model_dirs,
         default_params=settings.parameters(),
+        engine_params={"unknown_fields": settings.unknown_fields},
         vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
         engine_env=settings.engine_environment(env_file),
     )
@@ -423,18 +460,30 @@ class Telemetry:
             thread.join()
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # what it warns of is told by its line
     try:
-        settings = load_settings(ENV_FILE)
-        configure_logging(settings.log_format, debug=settings.app_debug, access_log=settings.access_log)
-        for name, value in settings.sdk_environment(ENV_FILE).items():
-            os.environ.setdefault(name, value)
-        telemetry = Telemetry(settings)
-        server = create_server(settings, ENV_FILE, telemetry.traces)
+        flags = parse_flags(argv, VERSION)
+    except FlagError as error:
+        return _refuse([str(error)])
+    loaded = read_settings(ENV_FILE, flags.given)
+    if flags.check:
+        report = check(loaded)
+        sys.stdout.write((report.as_json() if flags.as_json else report.as_text()) + "\n")
+        return report.exit_status
+    if loaded.mistakes:
+        return _refuse(all_mistakes(loaded))
+    try:
+        _begin_logging(loaded)
+        telemetry = Telemetry(loaded.settings)
+        server = create_server(loaded.settings, ENV_FILE, telemetry.traces)
     except (SettingsError, CatalogError, PluginError) as error:
-        sys.stderr.write(f"berth: {error}\n")
-        return 2
+        return _refuse(all_mistakes(loaded) or [str(error)])  # with whatever else is wrong
+    return _serve(loaded.settings, server, telemetry)
+
+
+def _serve(settings: Settings, server: BerthServer, telemetry: Telemetry) -> int:
     logger.info("Berth %s on http://%s:%s", VERSION, settings.app_host, settings.app_port)
     try:
         server.run()
@@ -450,5 +499,75 @@ def main() -> int:
     return 1 if server.has_broken_down else 0
 
 
+def _begin_logging(loaded: Loaded) -> None:
+    """Raises SettingsError."""
+    settings = loaded.settings
+    try:
+        configure_logging(
+            settings.log_format,
+            level=settings.log_level,
+            debug=settings.app_debug,
+            access_log=settings.access_log,
+            file=settings.log_file,
+        )
+    except OSError as error:
+        raise SettingsError(f"LOG_FILE={settings.log_file}: {error.strerror or error}") from None
+    for name, value in settings.sdk_environment(ENV_FILE).items():
+        os.environ.setdefault(name, value)
+    for remark in loaded.remarks:
+        logger.warning("%s", remark)
+    for note in loaded.notes:
+        logger.info("%s", note)
+
+
+def _refuse(mistakes: Sequence[str]) -> int:
+    for line in mistakes:
+        sys.stderr.write(f"berth: {line}\n")
+    return 2
+
+
+def all_mistakes(loaded: Loaded) -> list[str]:
+    """Everything that keeps Berth from starting."""
+    settings = loaded.settings
+    mistakes = list(loaded.mistakes)
+    for attempt in (
+        lambda: api_keys(settings),
+        lambda: _state_url(settings),
+        lambda: load_protocols(settings.protocol_plugins),
+        lambda: load_catalog(settings.models_file),
+        lambda: _catalog_profiles(settings),
+    ):
+        try:
+            attempt()
+        except CatalogError as error:
+            mistakes += error.lines
+        except (SettingsError, PluginError) as error:
+            mistakes += str(error).splitlines()
+    return list(dict.fromkeys(mistakes))  # the last of the attempts takes the two before it up again
+
+
+def check(loaded: Loaded) -> Report:
+    """All that a start would refuse or tell of, without one."""
+    report, settings = Report(all_mistakes(loaded), [*loaded.remarks, *loaded.notes]), loaded.settings
+    try:
+        source = _catalog_profiles(settings)
+        config = manager_config(settings, ENV_FILE)
+    except (SettingsError, CatalogError, PluginError):
+        return report  # what would follow from it is no news
+    profiles = source.profiles()
+    gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
+    problems = {one.name: problem_of(one, config, gpus) for one in profiles}
+    told = told_together({name: problem for name, problem in problems.items() if problem is not None})
+    report.add([*source.found(), *(Remark(line, is_mistake=True) for line in told)])
+    report.num_models = len(profiles)
+    return report
+
+
+def _catalog_profiles(settings: Settings) -> CatalogProfiles:
+    """Raises PluginError and CatalogError."""
+    adapters = load_protocols(settings.protocol_plugins)
+    return CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

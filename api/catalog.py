@@ -7,14 +7,14 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from api.models import model_record
-from api.schemas import Seconds
-from instance_manager.errors import InvalidCatalog, InvalidSpec, WrongState
+from api.schemas import Device, Seconds
+from instance_manager.errors import InvalidCatalog, InvalidSpec, ManagerError, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.gpu import Gpu
 from instance_manager.model_removal import remove_model
@@ -22,6 +22,7 @@ from instance_manager.models import Model
 from instance_manager.placement.local import choose_devices
 from instance_manager.profiles import ModelProfile, ModelSource
 from instance_manager.pull import Pulls
+from instance_manager.startable import check_startable, problem_of, told_together
 
 logger = logging.getLogger("berth")
 
@@ -42,8 +43,22 @@ class ProfileSource(Protocol):
     def reload(self, *, only_if_changed: bool) -> bool:
         """Read models.yaml again; whether it had changed. Raises InvalidCatalog; the old one stays then."""
 
+    def remarks(self) -> list[str]:
+        """What the operator should know of the settings and of the folders as last looked at."""
+
+    def preview(self, name: str, changes: Mapping[str, Any]) -> ModelProfile:
+        """What `edit` would make of the model. Raises InvalidCatalog."""
+
     def edit(self, name: str, changes: Mapping[str, Any]) -> None:
         """Change a model's entry; None takes a key out. Raises InvalidCatalog."""
+
+
+class _Look(NamedTuple):
+    """What the catalog and the folders hold at one moment."""
+
+    profiles: list[ModelProfile]
+    problems: dict[str, str]  # by model
+    warnings: list[str]
 
 
 class ModelFiles:
@@ -52,17 +67,24 @@ class ModelFiles:
     def __init__(self, fleet: Fleet, source: ProfileSource, list_gpus: Callable[[], Sequence[Gpu]]) -> None:
         self._fleet = fleet
         self._source = source
-        self._list_gpus = list_gpus  # blocks for milliseconds
-        fleet.set_profiles(source.profiles())
+        self.list_gpus = list_gpus  # blocks for milliseconds
+        self.warnings: list[str] = []  # as last found
+        self._take(self._look())
 
     async def refresh(self) -> frozenset[str]:
         """Look at the folders again; the names of models that changed."""
-        return self._fleet.set_profiles(await asyncio.to_thread(self._source.profiles))
+        return self._take(await asyncio.to_thread(self._look))
 
     async def reload(self) -> frozenset[str]:
         """Read everything again. Raises InvalidCatalog, and then the old catalog stays."""
         await asyncio.to_thread(self._source.reload, only_if_changed=False)
+        self.warnings = []  # who asks is told everything once more
         return await self.refresh()
+
+    async def check_startable(self, model: Model) -> None:
+        """Raises ManagerError for what no start of the model could get over."""
+        if model.profile is not None:
+            await asyncio.to_thread(self._check_startable, model.profile)
 
     async def edit(self, model: Model, changes: Mapping[str, Any]) -> None:
         """Change the model's entry in models.yaml and follow it.
@@ -73,12 +95,51 @@ class ModelFiles:
         _check_flags(model, changes)
         if changes.get("devices"):
             # A file may be written for another machine; who asks this one means its GPUs.
-            gpus = await asyncio.to_thread(self._list_gpus)
+            gpus = await asyncio.to_thread(self.list_gpus)
             choose_devices(gpus, 0, 0, changes["devices"])
         if model.profile is not None and model.profile.source is ModelSource.DISCOVERED:
             changes = {"path": model.profile.model, **changes}
-        await asyncio.to_thread(self._source.edit, model.name, changes)
-        await self.reload()
+        await asyncio.to_thread(self._edit, model.name, changes)
+        await self.refresh()
+
+    def _edit(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Write it, unless the engine would refuse a flag that the entry would then have."""
+        profile = self._source.preview(name, changes)
+        try:
+            self._check_startable(profile)
+        except InvalidSpec as error:
+            where, _, flag = (error.param or "").partition(".")
+            if where == "params" and flag in profile.params:
+                raise
+        except ManagerError:
+            pass  # not for these changes to mend
+        self._source.edit(name, changes)
+        self._source.reload(only_if_changed=False)
+
+    def _look(self) -> _Look:
+        profiles, config = self._source.profiles(), self._fleet.manager.config
+        gpus = self.list_gpus() if any(profile.devices for profile in profiles) else ()
+        problems = {
+            profile.name: problem
+            for profile in profiles
+            if (problem := problem_of(profile, config, gpus)) is not None
+        }
+        return _Look(profiles, problems, [*self._source.remarks(), *told_together(problems)])
+
+    def _take(self, look: _Look) -> frozenset[str]:
+        """Hand on what was found; what wasn't said before is said now."""
+        for line in look.warnings:
+            if line not in self.warnings:
+                logger.warning("%s", line)
+        self.warnings = look.warnings
+        changed = self._fleet.set_profiles(look.profiles)
+        for model in self._fleet.models:
+            model.problem = look.problems.get(model.name)
+        return changed
+
+    def _check_startable(self, profile: ModelProfile) -> None:
+        gpus = self.list_gpus() if profile.devices else ()
+        check_startable(profile, self._fleet.manager.config, gpus)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -121,7 +182,7 @@ class ModelPatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    devices: list[StrictStr] | None = Field(None, description="GPUs by number or UUID")
+    devices: list[Device] | None = Field(None, description="GPUs by number or UUID")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     max_model_len: StrictInt | None = Field(None, ge=1)
     timeout: Seconds | None = Field(None, description="Seconds of idleness; 0 = never")
@@ -144,9 +205,9 @@ Files = Annotated[ModelFiles, Depends(_files)]
 
 @router.post("/reload", summary="Read models.yaml and the models' folders again")
 async def reload_catalog(files: Files, fleet: Annotated[Fleet, Depends(_fleet)]) -> dict[str, Any]:
-    """What runs goes on as it was started."""
+    """What runs goes on as it was started. `warnings`: what can't be started, or was looked for in vain."""
     changed = await files.reload()
-    return {"models": len(fleet.models), "changed": sorted(changed)}
+    return {"models": len(fleet.models), "changed": sorted(changed), "warnings": files.warnings}
 
 
 @router.patch("/models/{name:path}", summary="Change a model's entry in models.yaml")
@@ -161,6 +222,7 @@ async def patch_model(
     model = fleet.find(name)
     await files.edit(model, body.model_dump(exclude_unset=True))
     if restart:
+        await files.check_startable(model)
         live = model.live
         for one in live:
             await fleet.manager.stop(one.instance_id)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.deps import Config, Manager
 from api.schemas import InstanceCreate, InstanceList, InstancePatch, Seconds
@@ -12,6 +13,7 @@ from instance_manager.errors import InstanceFailedToStart, InstanceNotFound
 from instance_manager.failures import explain
 from instance_manager.instance import Instance
 from instance_manager.instance_record import shown_elsewhere
+from instance_manager.placement.local import choose_devices
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 
 router = APIRouter(prefix="/instances", tags=["instances"])
@@ -29,6 +31,7 @@ Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
 @router.post("", status_code=201, summary="Create an instance and start its engine")
 async def create_instance(
     body: InstanceCreate,
+    request: Request,
     response: Response,
     manager: Manager,
     config: Config,
@@ -36,7 +39,11 @@ async def create_instance(
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
-    instance = await manager.create_once(_spec(body, config), idempotency_key)
+    devices = body.devices
+    if devices:  # an engine that doesn't find its GPU would run on the CPU, and nobody would know
+        gpus = await asyncio.to_thread(request.app.state.model_files.list_gpus)
+        devices = list(choose_devices(gpus, 0, 0, devices))  # numbers are within CUDA_VISIBLE_DEVICES
+    instance = await manager.create_once(_spec(body, config, devices), idempotency_key)
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)
 
@@ -124,7 +131,7 @@ async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dic
     return instance.record()
 
 
-def _spec(body: InstanceCreate, config: ManagerConfig) -> InstanceSpec:
+def _spec(body: InstanceCreate, config: ManagerConfig, devices: list[str] | None) -> InstanceSpec:
     return InstanceSpec(
         model_name=body.model_name or config.default_model,
         engine=body.engine or config.default_engine,
@@ -132,7 +139,7 @@ def _spec(body: InstanceCreate, config: ManagerConfig) -> InstanceSpec:
         timeout_s=body.timeout,
         name=body.name,
         env=body.env,
-        devices=body.devices,
+        devices=devices,
         command=body.command,
         health_path=body.health_path,
     )

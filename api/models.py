@@ -102,9 +102,12 @@ async def stop_model(name: str, fleet: Models, manager: Manager, force: bool = F
 
 
 @router.post("/models/{name:path}/restart", summary="End its replicas and start them again")
-async def restart_model(name: str, fleet: Models, manager: Manager, wait: Wait = 0) -> dict[str, Any]:
-    """With the catalog's present profile."""
+async def restart_model(
+    name: str, fleet: Models, manager: Manager, request: Request, wait: Wait = 0
+) -> dict[str, Any]:
+    """With the catalog's present profile; where that can't be started, what runs goes on."""
     model = fleet.find(name)
+    await request.app.state.model_files.check_startable(model)
     for one in model.live:
         await manager.stop(one.instance_id)
     model.forgive()
@@ -181,6 +184,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "replicas": [one.instance_id for one in live],
         "in_flight": model.in_flight,
         "queued": len(model.queue),
+        "problem": model.problem,
         "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
         "last_used": max((record["last_active"] for record in records), default=None),
         "error": error,

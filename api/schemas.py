@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+# A GPU's number may be one, as models.yaml has it.
+Device = Annotated[StrictStr, BeforeValidator(lambda one: str(one) if type(one) is int else one)]
 
 
 class InstanceCreate(BaseModel):
@@ -25,7 +28,7 @@ class InstanceCreate(BaseModel):
     engine: StrictStr | None = Field(None, description="`engine` (embedded), `vllm` or `command`")
     name: StrictStr | None = Field(None, description="Becomes the instance's id; one is made otherwise")
     env: dict[StrictStr, StrictStr] = Field(default_factory=dict, description="More environment variables")
-    devices: list[StrictStr] | None = Field(None, description="GPUs by index or UUID; [] = none")
+    devices: list[Device] | None = Field(None, description="GPUs by index or UUID; [] = none")
     command: list[StrictStr] | None = Field(
         None, description="For `engine: command`: argv, with {port}, {model} and {host} filled in"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -54,11 +54,17 @@ class CatalogError(Exception):
         self.line = line  # from 1; None: about the file as a whole
         self.keys = keys
         self.value = value
+        self.more: tuple[CatalogError, ...] = ()  # what else is wrong in the same file
         place = str(path) if line is None else f"{path}:{line}"
         key = ".".join(map(str, keys))
         shown = "" if value is _NO_VALUE else f"={reprlib.repr(value)}"
         message = f"{place}: {key}{shown}: {problem}" if key else f"{place}: {problem}"
         super().__init__(one_line(message))
+
+    @property
+    def lines(self) -> list[str]:
+        """This and what else is wrong, a line each."""
+        return [str(self), *map(str, self.more)]
 
     def without_line(self) -> CatalogError:
         """The same, about a text that stands in no file."""
@@ -126,7 +132,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def load_catalog(path: Path, check: Callable[[Catalog], None] | None = None) -> Catalog:
-    """Read and check models.yaml. Raises CatalogError for the first mistake, and what `check` raises."""
+    """Read and check models.yaml. Raises CatalogError for what is wrong, and what `check` raises."""
     text = read_text(path)
     if text is None:
         return Catalog(folder=folder_of(path))
@@ -206,10 +212,15 @@ class _Reader:
         written = self._mapping(data.get("defaults"), ("defaults",))
         defaults = merge_defaults({}, written)
         self._validated(ModelDefaults, defaults, ("defaults",))
-        models = {
-            name: self._entry(name, fields, defaults)
-            for name, fields in self._mapping(data.get("models"), ("models",)).items()
-        }
+        models: dict[str, ModelEntry] = {}
+        mistakes: list[CatalogError] = []
+        for name, fields in self._mapping(data.get("models"), ("models",)).items():
+            try:
+                models[name] = self._entry(name, fields, defaults)
+            except CatalogError as error:
+                mistakes += [error, *error.more]
+        if mistakes:
+            raise _with(mistakes)
         self._check_aliases(models)
         return Catalog(MappingProxyType(models), MappingProxyType(defaults), self._folder)
 
@@ -227,13 +238,15 @@ class _Reader:
         try:
             return kind.model_validate(fields)
         except ValidationError as error:
-            details = error.errors(include_url=False)[0]
+            raise _with([self._mistake(one, keys) for one in error.errors(include_url=False)]) from None
+
+    def _mistake(self, details: ErrorDetails, keys: KeyPath) -> CatalogError:
         loc = tuple(details["loc"])
         at, _ = self._document.find((*keys, *loc))
         if len(at) <= len(keys) and loc:
             inherited, _ = self._document.find(("defaults", *loc))
             at = inherited if len(inherited) > 1 else (*keys, loc[0])
-        raise self._error(at, _problem(details), _shown_value(details))
+        return self._error(at, _problem(details), _shown_value(details))
 
     def _check_aliases(self, models: Mapping[str, ModelEntry]) -> None:
         owners = {name: name for name in models}
@@ -257,6 +270,13 @@ class _Reader:
     def _error(self, keys: KeyPath, problem: str, value: Any = _NO_VALUE) -> CatalogError:
         _, line = self._document.find(keys)
         return CatalogError(self._path, problem, line=line, keys=keys, value=value)
+
+
+def _with(mistakes: Sequence[CatalogError]) -> CatalogError:
+    """The first, which tells of the others."""
+    first, *more = mistakes
+    first.more = tuple(more)
+    return first
 
 
 def is_model_name(name: str) -> bool:

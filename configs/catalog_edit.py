@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.catalog import CatalogError, parse_catalog, read_text
+from configs.catalog import Catalog, CatalogError, parse_catalog, read_text
 from configs.yaml_document import YamlMistake, read_yaml
 from configs.yaml_edit import rewrite
 
@@ -58,6 +58,12 @@ def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> s
     except CatalogError as error:
         raise error.without_line() from None
     return edited
+
+
+def preview_edit(path: Path, name: str, changes: Mapping[str, Any]) -> Catalog:
+    """The catalog that `edit_model` would make; nothing is written. Raises CatalogError."""
+    text = read_text(path)
+    return parse_catalog(edit_text(NEW_FILE if text is None else text, path, name, changes), path)
 
 
 @contextlib.contextmanager

@@ -1,20 +1,25 @@
-"""Models that lie on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, not contents.
+"""Models that lie on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, and config.json.
 
 Only whole models are found: each shard that the others' names tell of is there, and no link leads nowhere.
+What looks like a model under MODEL_DIRS and isn't found is told of.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from configs.remarks import Remark
 
 _WEIGHTS = (".safetensors", ".bin")
 _NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin"})  # what training leaves
 _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.\w+)")
+_Files = Mapping[str, os.stat_result | None]  # by name; None: a link to nothing, or that isn't followed
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
@@ -28,32 +33,152 @@ class FoundModel:
     modified: float  # when the youngest of them was written, in seconds since the epoch
 
 
-def discover_models(model_dirs: Sequence[Path], hf_home: Path | None) -> list[FoundModel]:
-    """All of them, the first of each name; what can't be read is passed over. Blocks for milliseconds.
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """All models, the first of each name; and what was passed over that somebody may look for."""
 
-    Without `hf_home` the hub's cache is where engines, too, look for it.
-    """
+    models: list[FoundModel]
+    remarks: list[Remark]
+
+
+def discover_models(model_dirs: Sequence[Path], hf_home: Path | None) -> list[FoundModel]:
+    """The models that `look_for_models` finds."""
+    return look_for_models(model_dirs, hf_home).models
+
+
+def look_for_models(model_dirs: Sequence[Path], hf_home: Path | None) -> Discovery:
+    """Blocks for milliseconds. Without `hf_home` the hub's cache is where engines, too, look for it."""
     found: dict[str, FoundModel] = {}
+    remarks: list[Remark] = []
     for root in model_dirs:
-        for model in _in_folder(os.path.realpath(root.expanduser())):
-            found.setdefault(model.name, model)
+        walk = _Walk(os.path.realpath(root.expanduser()))
+        models = list(walk.models())
+        remarks += walk.remarks
+        if not models and not walk.remarks:
+            remarks.append(Remark(f"MODEL_DIRS: {walk.root}: no folder in it is a model"))
+        for model in models:
+            if (first := found.setdefault(model.name, model)) is not model:
+                remarks.append(Remark(f"MODEL_DIRS: {model.path}: {model.name} is {first.path} already"))
     home = hf_home or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     for model in _in_hub_cache(Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()):
         found.setdefault(model.name, model)
-    return list(found.values())
+    return Discovery(list(found.values()), remarks)
 
 
-def _in_folder(root: str) -> Iterator[FoundModel]:
-    """`model` or `owner/model`."""
-    for first, path in _folders(root, root):
-        files, below = _look(path, root)
-        if (model := _model(first, path, files)) is not None:
-            yield model
-            continue
-        for second in below:
-            files, _ = _look(f"{path}/{second}", root)
-            if (model := _model(f"{first}/{second}", f"{path}/{second}", files)) is not None:
+@dataclass(slots=True)
+class _Walk:
+    """One folder of MODEL_DIRS, links followed; what is passed over is noted on the way."""
+
+    root: str
+    remarks: list[Remark] = field(default_factory=list)
+
+    def models(self) -> Iterator[FoundModel]:
+        """`model` or `owner/model`."""
+        if (problem := _unreadable(self.root)) is not None:
+            self._note(self.root, problem, is_mistake=True)
+            return
+        files, folders = _look(self.root, self.root)
+        self._look_at_root(files, folders)
+        self._note_links(self.root, files)
+        for first in folders:
+            if first.startswith("models--"):
+                continue
+            files, below = _look(f"{self.root}/{first}", self.root)
+            if (model := self._model(first, files)) is not None:
                 yield model
+                continue
+            if not _looks_like_a_model(files):
+                self._note_links(f"{self.root}/{first}", files)
+            for second in below:
+                files, _ = _look(f"{self.root}/{first}/{second}", self.root)
+                if (model := self._model(f"{first}/{second}", files)) is not None:
+                    yield model
+
+    def _model(self, name: str, files: _Files) -> FoundModel | None:
+        path = f"{self.root}/{name}"
+        model = _model(name, path, files)
+        if model is None and (problem := _unreadable(path)) is not None:
+            self._note(path, problem)
+        elif model is None and _looks_like_a_model(files):
+            self._note(path, f"looks like a model, but {_what_is_missing(path, files, self.root)}")
+        elif model is not None and (problem := config_problem(Path(path))) is not None:
+            self._note(path, problem, is_mistake=True)
+        return model
+
+    def _look_at_root(self, files: _Files, folders: Sequence[str]) -> None:
+        if _looks_like_a_model(files):
+            what = "a model itself" if "config.json" in files else "a file of a model in it"
+            self._note(self.root, f"has {what}; MODEL_DIRS names folders whose subfolders are models", True)
+        if any(folder.startswith("models--") for folder in folders):
+            self._note(self.root, "is a cache of the hub; HF_HOME or HF_HUB_CACHE names those", True)
+
+    def _note_links(self, path: str, files: _Files) -> None:
+        """Those to folders that are not followed."""
+        for name, found in files.items():
+            link = f"{path}/{name}"
+            if found is None and os.path.isdir(link):
+                self._note(link, f"{_leads_out(link, self.root)}, so it isn't followed; {_ADVICE}")
+            elif found is None and path == self.root:
+                self._note(link, "is a link to nothing")
+
+    def _note(self, path: str, problem: str, is_mistake: bool = False) -> None:
+        self.remarks.append(Remark(f"MODEL_DIRS: {path}: {problem}", is_mistake))
+
+
+_ADVICE = "name the folder that it leads to in MODEL_DIRS, or as `path:` in models.yaml"
+
+
+def config_problem(folder: Path) -> str | None:
+    """What is wrong with a model's config.json; None: nothing, as far as its form goes."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        return "has no config.json"
+    except OSError as error:
+        return f"its config.json can't be read: {error.strerror or error}"
+    except ValueError as error:
+        return f"its config.json is no JSON: {error}"
+    return None if isinstance(config, dict) else "its config.json holds no object"
+
+
+def _unreadable(path: str) -> str | None:
+    try:
+        os.scandir(path).close()
+    except FileNotFoundError:
+        return "there is no such folder"
+    except NotADirectoryError:
+        return "is no folder"
+    except OSError as error:
+        return f"can't be read: {error.strerror or error}"
+    return None
+
+
+def _looks_like_a_model(files: _Files) -> bool:
+    return any(_is_weights(name) or name == "config.json" or name.endswith(".gguf") for name in files)
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((*_WEIGHTS, ".safetensors.index.json")) and name not in _NO_WEIGHTS
+
+
+def _what_is_missing(path: str, files: _Files, root: str) -> str:
+    """Why a folder with a model's files is none."""
+    for name, found in files.items():
+        if found is None and (name == "config.json" or name.endswith(_WEIGHTS)):
+            link = f"{path}/{name}"
+            why = _leads_out(link, root) if os.path.exists(link) else "is a link to nothing"
+            return f"{name} {why}"
+    if any(name.endswith(".gguf") for name in files):
+        return "has GGUF files, which llama.cpp runs: give it a `command` in models.yaml"
+    if "config.json" not in files:
+        return "has no config.json"
+    if not any(name.endswith(_WEIGHTS) and name not in _NO_WEIGHTS for name in files):
+        return "has no weights (*.safetensors, *.bin)"
+    return "not all shards of its weights are there"
+
+
+def _leads_out(link: str, root: str) -> str:
+    return f"is a link that leads out of {root}, to {os.path.realpath(link)}"
 
 
 def _in_hub_cache(cache: Path) -> Iterator[FoundModel]:
@@ -82,7 +207,7 @@ def _folders(path: str, root: str) -> list[tuple[str, str]]:
     return [(name, f"{path}/{name}") for name in _look(path, root)[1]]
 
 
-def _look(path: str, root: str) -> tuple[Mapping[str, os.stat_result | None], Sequence[str]]:
+def _look(path: str, root: str) -> tuple[_Files, Sequence[str]]:
     """A folder's files (None: a link to nothing or out of `root`), and the names of the folders in it.
 
     Hidden ones, and those whose names no request could hold, are left out.
@@ -114,7 +239,7 @@ def _stat_inside(entry: os.DirEntry[str], root: str) -> os.stat_result | None:
         return None
 
 
-def _model(name: str, path: str, files: Mapping[str, os.stat_result | None]) -> FoundModel | None:
+def _model(name: str, path: str, files: _Files) -> FoundModel | None:
     """None where it is none, or not all of one."""
     there = {file: found for file, found in files.items() if found is not None}
     weights = [file for file in there if file.endswith(_WEIGHTS) and file not in _NO_WEIGHTS]

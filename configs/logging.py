@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import logging.handlers
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from configs.remote_logs import RemoteLogs
@@ -49,25 +52,69 @@ class FewRepeats(logging.Filter):
         return True
 
 
-def configure_logging(log_format: str, *, debug: bool, access_log: bool = False) -> None:
-    """Send everything to stderr in the format asked for. Access lines cost: `debug` has them anyhow."""
+class RotatedFile(logging.handlers.WatchedFileHandler):
+    """A log file that may be moved away or cut at any time: the next line goes to a file of the old name.
+
+    Where that can't be written, lines are lost here; stderr tells so once, and who logged is not disturbed.
+    """
+
+    _has_failed = False
+    _was_told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._has_failed = False
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+        if not self._has_failed:
+            self._was_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where the error is being handled."""
+        self._has_failed = True
+        if not self._was_told:
+            self._was_told = True
+            error = sys.exc_info()[1]
+            problem = error.strerror if isinstance(error, OSError) else repr(error)
+            sys.stderr.write(f"berth: LOG_FILE={self.baseFilename}: {problem}; lines are missing there\n")
+
+
+def configure_logging(
+    log_format: str,
+    *,
+    level: str = "info",
+    debug: bool = False,
+    access_log: bool = False,
+    file: Path | None = None,
+) -> None:
+    """Send everything to stderr, and to `file` where one is named, in the format asked for.
+
+    Access lines cost: `debug` has them anyhow. Raises OSError where the file can't be opened.
+    """
+    level = "DEBUG" if debug else level.upper()
+    debug = level == "DEBUG"
     formatter = (
         {"()": JsonFormatter}
         if log_format == "json"
         else {"format": "%(asctime)s %(levelname)-7s %(message)s"}
     )
+    handlers: dict[str, dict[str, Any]] = {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "default", "filters": ["few"]}
+    }
+    if file is not None:
+        opened = RotatedFile(file, encoding="utf-8")
+        handlers["file"] = {"()": lambda: opened, "formatter": "default", "filters": ["few"]}
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"default": formatter},
             "filters": {"few": {"()": FewRepeats}},
-            "handlers": {
-                "stderr": {"class": "logging.StreamHandler", "formatter": "default", "filters": ["few"]}
-            },
-            "root": {"handlers": ["stderr"], "level": "WARNING"},
+            "handlers": handlers,
+            "root": {"handlers": list(handlers), "level": "WARNING"},
             "loggers": {
-                "berth": {"level": "DEBUG" if debug else "INFO"},
+                "berth": {"level": level},
                 "berth.access": {"level": "INFO" if debug or access_log else "WARNING"},
                 "uvicorn": {"level": "INFO" if debug else "WARNING"},
             },

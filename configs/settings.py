@@ -5,19 +5,27 @@ Knows nothing of what the settings are for; app.py hands them down as each part'
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from configs.env_file import (
+    ENCODING,
+    SDK_PREFIX,
+    EnvFile,
+    former_names,
+    nearly_settings,
+    read_env_file,
+    shown,
+)
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
 from configs.origins import normalized_origin
@@ -25,26 +33,13 @@ from configs.syslog import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Variables that may stand in .env although they are no settings of ours: engines read them.
-ENGINE_VARIABLE_PREFIXES = (
-    "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "CUDA_", "HIP_", "ROCR_", "NVIDIA_", "NCCL_", "GLOO_",
-    "OMP_", "MKL_", "KMP_", "TORCH_", "PYTORCH_", "TRITON_", "VLLM_CPU_", "VLLM_LOGGING_", "VLLM_CACHE_",
-    "VLLM_USE_", "VLLM_ATTENTION_", "VLLM_WORKER_", "LD_", "TOKENIZERS_",
-)  # fmt: skip
-SDK_VARIABLE_PREFIX = "OTEL_"  # read by OpenTelemetry's SDK itself, in Berth's own process
-ENGINE_VARIABLES = frozenset(
-    {"NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "BERTH_NATIVE_KERNELS", "CXX", "XDG_CACHE_HOME"}
-)
-
-
-_SECRET_NAME = re.compile("KEYS?$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-
 
 class SettingsError(Exception):
-    """A setting is wrong; the message is one line with its name, its value and what is allowed."""
+    """Settings are wrong; of each the message has a line with its name, its value and what is allowed."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+    def __init__(self, *mistakes: str) -> None:
+        self.mistakes = tuple(map(one_line, mistakes))
+        super().__init__("\n".join(self.mistakes))
 
 
 class Settings(BaseSettings):
@@ -57,7 +52,7 @@ class Settings(BaseSettings):
         description="Address that Berth listens on; `0.0.0.0`: all there are, of IPv6 too",
     )
     app_port: int = Field(5000, ge=0, le=65535, description="Port that Berth listens on")
-    app_debug: bool = Field(False, description="Debug logging")
+    app_debug: bool = Field(False, description="Debug logging, whatever `LOG_LEVEL` says")
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -188,11 +183,21 @@ class Settings(BaseSettings):
     on_shutdown: Literal["stop", "detach"] = Field(
         "stop", description="What becomes of engines when Berth ends: they end, or the next Berth has them"
     )
+    unknown_fields: Literal["warn", "refuse"] = Field(
+        "warn",
+        description="Fields of requests that the embedded engine doesn't know: warned of, or refused",
+    )
     max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
     max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
     max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
 
     log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
+    log_file: Path | None = Field(
+        None, description="File that Berth's own log lines go to as well; may be rotated"
+    )
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
+        "info", description="What Berth says of itself: debug, info, warning, error or critical"
+    )
     log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")
     access_log: bool = Field(False, description="A log line per request; `APP_DEBUG` has them too")
     log_syslog: str | None = Field(
@@ -215,6 +220,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(normalized_origin(one) for one in value)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _read_level(cls, value: Any) -> Any:
+        level = value.strip().lower() if isinstance(value, str) else value
+        return {"trace": "debug", "warn": "warning", "fatal": "critical"}.get(level, level)
 
     @field_validator("log_syslog")
     @classmethod
@@ -261,11 +272,12 @@ class Settings(BaseSettings):
     @staticmethod
     def sdk_environment(env_file: Path | None = None) -> dict[str, str]:
         """Variables for OpenTelemetry's SDK that stand in `env_file`."""
-        return {k: v for k, v in _dotenv(env_file).items() if k.startswith(SDK_VARIABLE_PREFIX)}
+        variables = read_env_file(env_file, NAMES).variables
+        return {k: v for k, v in variables.items() if k.startswith(SDK_PREFIX)}
 
     def engine_environment(self, env_file: Path | None = None) -> dict[str, str]:
         """Variables that engines get on top of Berth's own environment."""
-        environment = {k: v for k, v in _dotenv(env_file).items() if is_engine_variable(k)}
+        environment = read_env_file(env_file, NAMES).for_engines(NAMES)
         for name in ("hf_endpoint", "hf_home", "http_proxy", "https_proxy"):
             if value := getattr(self, name):
                 environment[name.upper()] = value
@@ -276,31 +288,113 @@ class Settings(BaseSettings):
         return environment
 
 
-def load_settings(env_file: Path | None = None) -> Settings:
-    """Read the environment and, below it, `env_file` (skipped where it doesn't exist).
+NAMES = frozenset(name.upper() for name in Settings.model_fields)
 
-    Raises SettingsError with one line for the first thing that is wrong.
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A setting's value from elsewhere than the environment, and what it was called there."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and all that was found to be wrong with what they were read from.
+
+    Where there are mistakes, what is wrong has its default in `settings`: good for further checks.
     """
-    _refuse_unknown(env_file)
+
+    settings: Settings
+    mistakes: tuple[str, ...]
+    remarks: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # nothing is wrong, but it should be known
+
+
+def load_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Settings:
+    """As `read_settings`. Raises SettingsError with a line for each thing that is wrong."""
+    loaded = read_settings(env_file, flags)
+    if loaded.mistakes:
+        raise SettingsError(*loaded.mistakes)
+    return loaded.settings
+
+
+def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Loaded:
+    """Read `flags` (by field), below them the environment, below that `env_file`, where there is one."""
+    file = read_env_file(env_file, NAMES)
+    former = {
+        field: Given(name, value) for field, (name, value) in former_names(file.variables, os.environ).items()
+    }
+    given = {**former, **(flags or {})}
+    settings, mistakes = _validated(file, given)
+    mistakes = [*file.mistakes, *mistakes, *_contradictions(settings)]
+    notes = [f"{one.name}={one.value} is taken as {field.upper()}" for field, one in former.items()]
+    if file.others:
+        notes.append(f"{file.path}: no settings of Berth's, left alone: {', '.join(file.others)}")
+    remarks = [
+        *(
+            f"{one.name}: everybody on this machine can read it in the list of processes; .env and "
+            "API_KEYS_FILE are for keys"
+            for field, one in (flags or {}).items()
+            if field in ("api_keys", "admin_api_keys")
+        ),
+        *file.remarks,
+        *nearly_settings(os.environ, NAMES),
+    ]
+    told = [tuple(map(one_line, lines)) for lines in (mistakes, remarks, notes)]
+    return Loaded(settings, *told)
+
+
+def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, list[str]]:
+    """The settings, with defaults for those that are wrong; a line for each of these."""
+    values: dict[str, Any] = {  # empty: as if nothing were said, in the environment as well
+        field: one.value if one.value else Settings.model_fields[field].default
+        for field, one in given.items()
+    }
+    mistakes: list[str] = []
+    while True:
+        try:
+            sources: Any = {"_env_file": file.path, "_env_file_encoding": ENCODING}
+            return Settings(**sources, **values), mistakes
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                field = str(details["loc"][0]).lower()
+                mistakes.append(_mistake(given[field].name if field in given else field.upper(), details))
+                values[field] = Settings.model_fields[field].default
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """What is wrong with settings that are right one by one."""
     try:
-        settings = Settings(_env_file=env_file)  # type: ignore[call-arg]
-    except ValidationError as error:
-        raise SettingsError(_first_error(error)) from None
-    settings.parameters()
+        settings.parameters()
+    except SettingsError as error:
+        yield str(error)
     if settings.on_shutdown == "detach" and settings.state_url.startswith("memory:"):
-        raise SettingsError(
+        yield (
             "ON_SHUTDOWN=detach: with STATE_URL=memory:// no Berth could find its engines again; "
             "take another STATE_URL, or ON_SHUTDOWN=stop"
         )
     if settings.log_otlp and settings.otel_exporter_otlp_endpoint is None:
-        raise SettingsError("LOG_OTLP=true: needs OTEL_EXPORTER_OTLP_ENDPOINT, the collector to send to")
+        yield "LOG_OTLP=true: needs OTEL_EXPORTER_OTLP_ENDPOINT, the collector to send to"
     last_port = settings.vllm_base_port + settings.vllm_max_instances - 1
     if last_port > 65535:
-        raise SettingsError(
+        yield (
             f"VLLM_MAX_INSTANCES={settings.vllm_max_instances}: needs ports {settings.vllm_base_port} to "
             f"{last_port}, but ports end at 65535; lower it or VLLM_BASE_PORT"
         )
-    return settings
+    if settings.log_file is not None and (problem := _unwritable(settings.log_file)):
+        yield f"LOG_FILE={settings.log_file}: {problem}"
+
+
+def _unwritable(path: Path) -> str | None:
+    """Why no log can be written to a file; None where it can."""
+    if path.is_dir():
+        return "is a folder; name a file in it"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    target = path if path.exists() else path.parent
+    return None if os.access(target, os.W_OK) else "Permission denied"
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
@@ -326,33 +420,5 @@ def _is_front_door(url: str) -> bool:
     return at is not None and url.rstrip("/").lower() == f"http://{plain}"
 
 
-def is_engine_variable(name: str) -> bool:
-    """Whether a variable in .env is meant for engines."""
-    return name in ENGINE_VARIABLES or name.startswith(ENGINE_VARIABLE_PREFIXES)
-
-
-def _dotenv(env_file: Path | None) -> Mapping[str, str]:
-    if env_file is None or not env_file.is_file():
-        return {}
-    return {name: value for name, value in dotenv_values(env_file).items() if value is not None}
-
-
-def _refuse_unknown(env_file: Path | None) -> None:
-    known = {name.upper() for name in Settings.model_fields}
-    for name, value in _dotenv(env_file).items():
-        if name.upper() in known or is_engine_variable(name) or name.startswith(SDK_VARIABLE_PREFIX):
-            continue
-        close = difflib.get_close_matches(name.upper(), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "env.example lists every setting"
-        raise SettingsError(f"{name}={_shown(name, value)}: no such setting ({hint}), in {env_file}")
-
-
-def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0]).upper()
-    return f"{name}={_shown(name, first['input'])}: {first['msg']}"
-
-
-def _shown(name: str, value: Any) -> str:
-    """A value for a message; `***` where the name says that it is a secret."""
-    return "***" if _SECRET_NAME.search(name) else str(value)
+def _mistake(name: str, details: ErrorDetails) -> str:
+    return f"{name}={shown(name, details['input'])}: {details['msg'].removeprefix('Value error, ')}"

@@ -18,10 +18,10 @@ from instance_manager.adoption import FoundRun
 from instance_manager.cgroups import delegated_cgroup
 from instance_manager.environment import engine_environment
 from instance_manager.failures import classify_exit, telling_lines
-from instance_manager.health import Probe, WrongEngine, wait_until_ready
+from instance_manager.health import LastProbe, Probe, WrongEngine, wait_until_ready
 from instance_manager.instance import Instance
 from instance_manager.logs import LogFile
-from instance_manager.process import EngineProcess, ProcessGroup
+from instance_manager.process import EngineProcess, ProcessGroup, listening_ports
 from instance_manager.supervised import SupervisedProcess, can_supervise
 from instance_manager.types import FailureClass, InstanceFailure, ManagerConfig
 
@@ -143,12 +143,13 @@ class EngineRun:
         """
         model = instance.served_model_name if instance.plan.must_name_model else None
         probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, model)
-        probing = asyncio.create_task(wait_until_ready(client, probe), name=f"health of {self.pid}")
+        last = LastProbe()
+        probing = asyncio.create_task(wait_until_ready(client, probe, last), name=f"health of {self.pid}")
         try:
             while not probing.done() and not interrupted.done():
                 remaining_s = self._deadline(config) - time.monotonic()
                 if remaining_s <= 0:
-                    raise self._too_late()
+                    raise await self._too_late(last)
                 await asyncio.wait(
                     (probing, self.exited, interrupted),
                     timeout=remaining_s,
@@ -228,17 +229,26 @@ class EngineRun:
     def _last_sign(self) -> float:
         return max(self._started, self._log.grown_at)
 
-    def _too_late(self) -> EngineFailed:
+    async def _too_late(self, last: LastProbe) -> EngineFailed:
+        met = f"{last.met}{await self._elsewhere()}"
         if self._patience_s is None:
-            return self.failed(FailureClass.START_TIMEOUT, self._timeout_message())
-        message = f"it ran under an earlier Berth, and has not answered this one for {self._patience_s:.0f} s"
+            return self.failed(FailureClass.START_TIMEOUT, self._timeout_message(met))
+        waited = f"has not answered this one for {self._patience_s:.0f} s: {met}"
+        message = f"it ran under an earlier Berth, and {waited}"
         return self.failed(FailureClass.UNHEALTHY, message)
 
-    def _timeout_message(self) -> str:
+    async def _elsewhere(self) -> str:
+        """Where it listens instead: its command may not say {port}."""
+        ports = await asyncio.to_thread(listening_ports, self.pid)
+        if not ports or self.port in ports:
+            return ""
+        return f"; its process listens on port {' and '.join(map(str, ports))} instead"
+
+    def _timeout_message(self, met: str) -> str:
         now = time.monotonic()
         return (
             f"not ready after {now - self._started:.1f} s, the last {now - self._last_sign:.1f} s of them "
-            "without a word in its log; START_TIMEOUT sets how long an engine may be silent"
+            f"without a word in its log; {met}; START_TIMEOUT sets how long an engine may be silent"
         )
 
     def failed(self, failure_class: FailureClass, message: str) -> EngineFailed:

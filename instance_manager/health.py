@@ -40,6 +40,13 @@ class Probe:
         return f"http://{host}:{self.port}{path}"
 
 
+@dataclass(slots=True)
+class LastProbe:
+    """What the latest probe met, for the message when time is up."""
+
+    met: str = "nothing was asked yet"
+
+
 def probe_client() -> httpx.AsyncClient:
     """The client for all probes: it minds no proxy variables and keeps no connections."""
     return httpx.AsyncClient(
@@ -50,27 +57,35 @@ def probe_client() -> httpx.AsyncClient:
     )
 
 
-async def wait_until_ready(client: httpx.AsyncClient, probe: Probe) -> None:
+async def wait_until_ready(client: httpx.AsyncClient, probe: Probe, last: LastProbe) -> None:
     """Return when the engine is ready. Waits for ever: the caller sets the deadline. Raises WrongEngine."""
     interval = _POLL_MIN_S
-    while not await _is_ready(client, probe):
+    while (met := await _why_not_ready(client, probe)) is not None:
+        last.met = met
         await asyncio.sleep(interval)
         interval = min(interval * _POLL_GROWTH, _POLL_MAX_S)
 
 
-async def _is_ready(client: httpx.AsyncClient, probe: Probe) -> bool:
+async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
+    path = probe.health_path
     if not await _accepts_connections(probe.host, probe.port):
-        return False
+        return f"nothing listens for {probe.url(path)}"
     try:
-        if (await _get(client, probe, probe.health_path)).status_code != httpx.codes.OK:
-            return False
+        if (status := (await _get(client, probe, path)).status_code) != httpx.codes.OK:
+            return f"{probe.url(path)} answered {status}"
         if probe.model is None:
-            return True
+            return None
         if await asyncio.to_thread(listener_of, probe.pid, probe.port) is Listener.FOREIGN:
-            return False  # someone else was faster; our child will say so and exit
-        return _names_model(await _get(client, probe, "/v1/models"), probe.model)
-    except httpx.HTTPError:
-        return False
+            # Someone else was faster; our child will say so and exit.
+            return f"{probe.url('')} is another program's"
+        path = "/v1/models"
+        response = await _get(client, probe, path)
+        is_named = _names_model(response, probe.model)
+        return None if is_named else f"{probe.url(path)} answered {response.status_code}"
+    except httpx.TimeoutException:
+        return f"{probe.url(path)} did not answer within {_PROBE_TIMEOUT_S:g} s"
+    except httpx.HTTPError as error:
+        return f"{probe.url(path)}: {error or type(error).__name__}"
 
 
 async def _get(client: httpx.AsyncClient, probe: Probe, path: str) -> httpx.Response:

@@ -80,22 +80,23 @@ async def watch_liveness(
             moved_at = clock()
         elif clock() - moved_at >= rules.stall_s:
             raise Lifeless(
-                f"it answers {vitals.health_path}, but has taken no step for {clock() - moved_at:.0f} s "
-                "although it has requests"
+                f"it answers {vitals.url}{vitals.health_path}, but has taken no step for "
+                f"{clock() - moved_at:.0f} s although it has requests"
             )
 
 
 async def _probe(client: httpx.AsyncClient, vitals: Vitals, timeout_s: float) -> str | None:
     """What is wrong; None = it is well."""
+    asked = f"{vitals.url}{vitals.health_path}"
     try:
         status = (await _get(client, vitals, vitals.health_path, timeout_s)).status_code
     except httpx.TimeoutException:
-        return f"{vitals.health_path} did not answer within {timeout_s:g} s"
+        return f"{asked} did not answer within {timeout_s:g} s"
     except httpx.HTTPError as error:
         if _is_want_of_ours(error):
             return None
-        return f"{vitals.health_path}: {error or type(error).__name__}"
-    return None if status == httpx.codes.OK else f"{vitals.health_path} answered {status}"
+        return f"{asked}: {error or type(error).__name__}"
+    return None if status == httpx.codes.OK else f"{asked} answered {status}"
 
 
 def _is_want_of_ours(error: BaseException) -> bool:

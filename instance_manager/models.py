@@ -26,6 +26,7 @@ class Model:
         """`profile`: None where instances were created by hand and nothing else is known."""
         self.name = name
         self.profile = profile
+        self.problem: str | None = None  # why it can't be started, as far as that shows beforehand
         self.replicas: dict[str, Instance] = {}  # by id, ended ones included
         self.queue = ModelQueue(name, max_queue, clock)
         self.is_loading = False  # a replica is being started or woken

@@ -90,13 +90,14 @@ def _flag(name: str, value: Any, has_negation: Callable[[str], bool]) -> list[st
     if value is False:
         return [f"--no-{name}"] if has_negation(name) else []
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [flag, *(_argument(item) for item in value)] if value else []
-    argument = _argument(value)
+        return [flag, *(as_argument(item) for item in value)] if value else []
+    argument = as_argument(value)
     # A value that begins with a dash would be taken for a flag if it stood by itself.
     return [f"{flag}={argument}"] if argument.startswith("-") else [flag, argument]
 
 
-def _argument(value: Any) -> str:
+def as_argument(value: Any) -> str:
+    """A value as it stands on a command line."""
     if isinstance(value, Mapping):
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     if isinstance(value, bool):

@@ -163,6 +163,17 @@ def listener_of(pid: int, port: int) -> Listener:
     return Listener.FOREIGN
 
 
+def listening_ports(pid: int) -> list[int]:
+    """The TCP ports that a process or a descendant of it listens on, as far as we may see. Blocking."""
+    ports: set[int] = set()
+    with contextlib.suppress(psutil.Error, OSError, NotImplementedError):
+        leader = psutil.Process(pid)
+        for process in (leader, *leader.children(recursive=True)):
+            connections = process.net_connections(kind="tcp")
+            ports |= {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
+    return sorted(ports)
+
+
 def _listens(process: psutil.Process, port: int) -> bool:
     return any(
         connection.status == psutil.CONN_LISTEN and connection.laddr.port == port

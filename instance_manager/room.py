@@ -125,7 +125,7 @@ class RoomKeeper:
             need = {device: max(0, size - now_held.get(device, 0)) for device, size in whole.items()}
         else:
             expected = (None if spec is None else self._expected(spec)) or Footprint(0, 0)
-            if spec is not None and look.gpus:
+            if spec is not None and (look.gpus or spec.devices):
                 devices = self._choose(look, spec, expected)
             gpus = devices or ()
             need = expected.on(gpus)

@@ -155,6 +155,7 @@ class ManagerConfig:
     vllm_python: str | None = None  # the interpreter that has vLLM
     model_dirs: tuple[Path, ...] = ()
     default_params: Mapping[str, Any] = field(default_factory=dict)  # VLLM_DEFAULT_* and VLLM_CONFIG, merged
+    engine_params: Mapping[str, Any] = field(default_factory=dict)  # weakest, for the embedded engine alone
     vllm_params: Mapping[str, Any] = field(default_factory=dict)  # defaults for the vLLM back end alone
     engine_env: Mapping[str, str] = field(default_factory=dict)  # HF_HOME, proxies …: for engines only
 

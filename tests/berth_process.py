@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,8 +50,8 @@ def is_free(port: int) -> bool:
 class BerthProcess:
     """`python app.py`, with settings from the environment. Everything it ever spawned carries `mark`."""
 
-    def __init__(self, folder: Path, *, root: Path = ROOT, **settings: str) -> None:
-        """`root`: where app.py and its packages are."""
+    def __init__(self, folder: Path, *, root: Path = ROOT, argv: Sequence[str] = (), **settings: str) -> None:
+        """`root`: where app.py and its packages are; `argv`: its flags."""
         self.port = int(settings.get("APP_PORT") or free_port())
         self.base_port = free_port_range(5)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -68,7 +68,7 @@ class BerthProcess:
         }
         environment = {**os.environ, "PYTHONPATH": str(root), **defaults, **settings}
         self._process = subprocess.Popen(
-            [sys.executable, str(root / "app.py")],
+            [sys.executable, str(root / "app.py"), *argv],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

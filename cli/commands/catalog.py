@@ -105,6 +105,8 @@ def reload(session: Session) -> None:
     else:
         changed = ", ".join(answer["changed"]) or "nothing"
         session.out.print(f"{answer['models']} models; changed: {changed}")
+        for line in answer.get("warnings", ()):
+            session.err.print(f"berth: {line}")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,41 +1,52 @@
-"""`berth serve`: become the server."""
+"""`berth serve` and `berth config check`: become the server, or only what looks at its settings."""
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.errors import wrong_use
-from cli.session import Session, with_session
+from cli.service import become_service
+from cli.session import Json
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
+_PASS_ON = {"ignore_unknown_options": True}  # app.py knows its flags, and says what it doesn't know
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="--SETTING VALUE",
+        help="Settings, as in --port 5001 --log-file berth.log",
+        show_default=False,
+    ),
+]
 
 
-@with_session
-def serve(
-    session: Session,
-    host: Annotated[str | None, typer.Option(help="Address to listen on, in place of APP_HOST")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port to listen on, in place of APP_PORT")
-    ] = None,
-) -> None:
+def serve(ctx: typer.Context, settings: Settings = None, as_json: Json = False) -> None:
     """Serve, as `make serve` does.
 
-    Until Ctrl-C; a second one waits for no request. --json: logs in JSON. Runs in Berth's own folder,
-    so settings come from the .env there.
+    Until Ctrl-C; a second one waits for no request. Each setting is a flag (--host, --port, --models-file …)
+    and wins over the environment and .env; README.md lists them. --json: logs in JSON. Runs in Berth's own
+    folder, so settings come from the .env there.
     """
-    main = _ROOT / "app.py"
-    if not main.is_file():
-        raise wrong_use(f"there is no {main}", "run `berth serve` from a checkout of Berth")
-    given = {"APP_HOST": host, "APP_PORT": port, "LOG_FORMAT": "json" if session.as_json else None}
-    environment = os.environ | {key: str(value) for key, value in given.items() if value is not None}
-    os.chdir(_ROOT)
-    os.execve(sys.executable, [sys.executable, str(main)], environment)  # noqa: S606 - no shell is the point
+    become_service([*(["--log-format", "json"] if _is_json(ctx, as_json) else []), *(settings or ())])
+
+
+def check(ctx: typer.Context, settings: Settings = None, as_json: Json = False) -> None:
+    """Tell what is wrong with the settings and models.yaml; serve nothing.
+
+    Exit status: 0 where nothing is wrong, else 1. Takes the settings that `berth serve` takes.
+    """
+    become_service(["--check", *(["--json"] if _is_json(ctx, as_json) else []), *(settings or ())])
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(serve)
+    app.command(context_settings=_PASS_ON)(serve)
+    config = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_markup_mode=None)
+    config.command(context_settings=_PASS_ON)(check)
+    config.callback()(lambda: None)  # a group, although it has one command
+    app.add_typer(config, name="config")
+
+
+def _is_json(ctx: typer.Context, as_json: bool) -> bool:
+    """--json may stand before the command, too."""
+    return as_json or bool(ctx.find_root().params.get("as_json"))

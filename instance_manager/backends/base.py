@@ -15,6 +15,7 @@ from instance_manager.types import InstanceSpec, ManagerConfig
 OWNED_PARAMS = frozenset(
     {
         "model",
+        "model_path",
         "model_tag",
         "host",
         "port",
@@ -53,13 +54,17 @@ class Backend(Protocol):
         ...
 
 
-def check_vllm_like(spec: InstanceSpec) -> None:
+def check_vllm_like(spec: InstanceSpec, config: ManagerConfig) -> None:
     """Raise InvalidSpec for what engines with vLLM's command line can't be asked for."""
     if spec.command is not None:
         raise InvalidSpec(
             f"command is for engine 'command' only; engine {spec.engine!r} makes its own", param="command"
         )
     check_params(spec.params, OWNED_PARAMS)
+    try:
+        check_params(config.default_params, OWNED_PARAMS)
+    except InvalidSpec as error:
+        raise InvalidSpec(f"{error.message} (it stands in the file VLLM_CONFIG)", param=error.param) from None
 
 
 def served_name(params: Mapping[str, Any], model_name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, served_name
+from instance_manager.backends.flag_check import check_engine_flags
 from instance_manager.model_paths import find_model
 from instance_manager.params import merge_params, to_flags
 from instance_manager.sleeping import SleepStyle
@@ -21,8 +22,10 @@ class EngineBackend:
     name = "engine"
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-        check_vllm_like(spec)
-        params = merge_params({"enable_sleep_mode": True}, config.default_params, spec.params)
+        check_vllm_like(spec, config)
+        defaults = {"enable_sleep_mode": True, **config.engine_params}
+        params = merge_params(defaults, config.default_params, spec.params)
+        check_engine_flags(params, spec.params, _ROOT)
         name = served_name(params, spec.model_name)
         model = find_model(spec.model_name, config.model_dirs)
         flags = to_flags(

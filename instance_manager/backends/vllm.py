@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, served_name
+from instance_manager.backends.flag_check import check_vllm_flags
 from instance_manager.errors import InvalidSpec
 from instance_manager.model_paths import find_model
 from instance_manager.params import merge_params, to_flags
@@ -35,9 +36,10 @@ class VllmBackend:
                 "that has vLLM installed",
                 param="engine",
             )
-        check_vllm_like(spec)
+        check_vllm_like(spec, config)
         python = config.vllm_python
         params = merge_params(config.default_params, config.vllm_params, spec.params)
+        check_vllm_flags(params, spec.params, python)
         name = served_name(params, spec.model_name)
         model = find_model(spec.model_name, config.model_dirs)
         flags = to_flags(

@@ -74,6 +74,87 @@ def test_a_command_of_ones_own_gets_no_flags(
     assert catalog.read_text() == CATALOG
 
 
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"no_such_flag": 3}, "params.no_such_flag=3: the engine has no such flag"),
+        ({"max_num_seq": 3}, "did you mean max_num_seqs?"),
+        ({"max_model_len": "abc"}, "params.max_model_len=abc: must be a whole number"),
+        ({"enable_prefix_caching": "yes"}, "must be true or false"),
+        ({"model": "x"}, "Berth decides it"),
+    ],
+)
+def test_flags_that_the_engine_would_refuse_are_refused_before_anything_is_stopped(
+    client: httpx.Client, catalog: Path, params: dict[str, Any], told: str
+) -> None:
+    started = client.post("/models/demo/start?wait=60").json()
+    assert started["status"] == "running", started
+    for path in ("/models/demo", "/models/demo?restart=true"):
+        error = refused(client.patch(path, json={"timeout": 700, "params": params}))
+        assert error["param"] == f"params.{next(iter(params))}"
+        assert told in error["message"]
+    assert catalog.read_text() == CATALOG
+    assert client.get("/models/demo").json()["replicas"] == started["replicas"]
+    assert client.get("/models/demo").json()["status"] == "running"
+    error = refused(client.post("/instances", json={"model_name": "berth-demo", "params": params}))
+    assert told in error["message"]
+
+
+def test_a_restart_with_flags_that_stand_wrong_in_the_file_stops_nothing(
+    client: httpx.Client, catalog: Path
+) -> None:
+    started = client.post("/models/demo/start?wait=60").json()
+    catalog.write_text(f"{CATALOG}    params: {{max_model_len: abc}}\n")
+    [warning] = client.post("/reload").json()["warnings"][-1:]
+    assert warning.startswith("model demo can't be started: params.max_model_len=abc")
+    for restart in (
+        client.post("/models/demo/restart"),
+        client.patch("/models/demo?restart=true", json={"timeout": 5}),
+    ):
+        assert "max_model_len=abc" in refused(restart)["message"]
+    record = client.get("/models/demo").json()
+    assert (record["replicas"], record["status"]) == (started["replicas"], "running")
+    assert "max_model_len=abc" in record["problem"]
+
+
+def test_what_is_wrong_elsewhere_keeps_nobody_from_changing_a_model(
+    client: httpx.Client, catalog: Path
+) -> None:
+    catalog.write_text("models:\n  demo:\n    path: not-there-yet\n")
+    client.post("/reload").raise_for_status()
+    patched = client.patch("/models/demo", json={"timeout": 5})
+    assert patched.status_code == 200, patched.text
+    assert "no such directory" in patched.json()["problem"]
+
+
+@pytest.mark.parametrize("devices", [["2"], [2], ["0", "GPU-none"]])
+def test_an_instance_on_a_gpu_that_is_not_there_is_refused(
+    client: httpx.Client, devices: list[object]
+) -> None:
+    error = refused(client.post("/instances", json={"model_name": "berth-demo", "devices": devices}))
+    assert (error["param"], error["code"]) == ("devices", "no_such_device")
+    assert "there are 2 GPUs" in error["message"]
+
+
+def test_the_gpu_of_an_instance_is_the_one_that_berth_counts_by_that_number(tmp_path: Path) -> None:
+    """Within CUDA_VISIBLE_DEVICES, which the engine's own doesn't stand in any more."""
+    write_gpus(tmp_path / "gpus.json", describe_gpus(3))
+    settings = {
+        "PYTHONPATH": os.pathsep.join((str(DIRECTORY), str(ROOT))),
+        "FAKE_NVML": str(tmp_path / "gpus.json"),
+        "CUDA_VISIBLE_DEVICES": "2,1",
+        "MODELS_FILE": str(tmp_path / "models.yaml"),
+    }
+    body = {"model_name": "x", "engine": "command", "command": ["sleep", "60"], "devices": [0]}
+    with running_berth(tmp_path, **settings) as berth, berth.client() as client:
+        made = client.post("/instances", json=body)
+        assert made.status_code == 201, made.text
+        assert made.json()["devices"] == [uuid(2)]
+        client.delete(f"/instances/{made.json()['instance_id']}?force=true").raise_for_status()
+        error = refused(client.post("/instances", json={**body, "devices": [2]}))
+        assert "there are 2 GPUs" in error["message"]
+
+
 def test_what_is_no_flag_may_be_changed_of_a_command(client: httpx.Client) -> None:
     patched = client.patch("/models/own", json={"timeout": 5, "params": None, "devices": ["1"]})
     assert patched.status_code == 200, patched.text
@@ -93,16 +174,25 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(
 def test_gpus_may_be_named_by_number_and_uuid_or_none_or_left_to_berth(
     client: httpx.Client, catalog: Path
 ) -> None:
-    for devices in (["1", uuid(0)], [], None):
+    for devices in (["1", uuid(0)], [1], [], None):
         patched = client.patch("/models/demo", json={"devices": devices})
         assert patched.status_code == 200, patched.text
-        assert patched.json()["devices"] == devices
+        assert patched.json()["devices"] == (["1"] if devices == [1] else devices)
     assert catalog.read_text() == CATALOG
 
 
 def test_the_same_gpu_twice_is_refused(client: httpx.Client) -> None:
     error = refused(client.patch("/models/demo", json={"devices": ["0", uuid(0)]}))
     assert "twice" in error["message"]
+
+
+def test_without_a_file_berth_starts_and_the_first_change_makes_one(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    with running_berth(tmp_path, MODELS_FILE=str(file)) as berth, berth.client() as client:
+        assert "there is no such file yet" in berth.output()
+        client.patch("/models/berth-demo", json={"timeout": 77}).raise_for_status()
+        assert "timeout: 77" in file.read_text()
+        assert client.get("/models/berth-demo").json()["source"] == "catalog"
 
 
 def test_without_gpus_none_can_be_named(tmp_path: Path) -> None:
@@ -112,6 +202,24 @@ def test_without_gpus_none_can_be_named(tmp_path: Path) -> None:
         error = refused(client.patch("/models/demo", json={"devices": ["0"]}))
         assert "no device '0'; there is no GPU that Berth can see" in error["message"]
         assert client.get("/models/demo").json()["devices"] is None
+        error = refused(client.post("/instances", json={"model_name": "berth-demo", "devices": ["0"]}))
+        assert "no device '0'; there is no GPU that Berth can see" in error["message"]
+        assert client.get("/instances?all=true").json()["data"] == []
+
+
+def test_a_model_of_the_file_with_a_gpu_that_is_not_there_is_listed_with_it_and_never_runs_elsewhere(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "models.yaml").write_text("models: {demo: {model: berth-demo, devices: [0]}}\n")
+    settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), "CUDA_VISIBLE_DEVICES": ""}
+    with running_berth(tmp_path, **settings) as berth, berth.client() as client:
+        assert "model demo can't be started: there is no device '0'" in berth.output()
+        assert "no GPU" in client.get("/models/demo").json()["problem"]
+        asked = {"model": "demo", "prompt": "x", "max_tokens": 1}
+        error = refused(client.post("/v1/completions", json=asked))
+        assert "no device '0'; there is no GPU" in error["message"]
+        assert "no device '0'" in refused(client.post("/models/demo/restart"))["message"]
+        assert client.get("/instances?all=true").json()["data"] == []
 
 
 @pytest.mark.parametrize(

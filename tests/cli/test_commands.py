@@ -201,7 +201,8 @@ def test_serve_is_the_server(tmp_path: Path) -> None:
         process.terminate()
         status = process.wait(60)
     assert status == 0
-    assert f"127.0.0.1:{port}" in json.dumps(json.loads(log.read_text().splitlines()[0]))
+    lines = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+    assert [line for line in lines if f"127.0.0.1:{port}" in line]
 
 
 def test_names_complete(server: BerthProcess) -> None:

@@ -78,16 +78,15 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, t
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_and_the_shipped_one_are_empty_catalogs(tmp_path: Path) -> None:
+def test_no_file_is_an_empty_catalog(tmp_path: Path) -> None:
     assert load_catalog(tmp_path / "none.yaml").models == {}
-    assert load_catalog(ROOT / "configs" / "models.yaml").models == {}
 
 
-def test_the_shipped_example_is_valid_once_its_marks_are_gone(tmp_path: Path) -> None:
-    lines = (ROOT / "configs" / "models.yaml").read_text().splitlines()
-    start = lines.index("# defaults:                      # of all models below")
-    catalog = read(tmp_path, "\n".join(line.removeprefix("# ").removeprefix("#") for line in lines[start:]))
-    assert set(catalog.models) == {"small", "llama"}
+def test_the_example_is_a_catalog_and_the_file_that_commands_write_is_not_tracked() -> None:
+    assert set(load_catalog(ROOT / "configs" / "models.example.yaml").models) == {"small", "llama"}
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/configs/models.yaml", "/state/", "/logs/", ".env", "/berth.key"} <= set(ignored)
+    assert "configs/models.yaml" in (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
 
 
 def test_the_schema_for_editors_is_current() -> None:

@@ -20,6 +20,15 @@ def mistake(text: str) -> str:
     return str(raised.value).removeprefix("/somewhere/models.yaml:")
 
 
+def test_all_mistakes_are_told_with_the_first() -> None:
+    text = "models:\n  a:\n    timeout: -1\n    max_modellen: 5\n  b: {pinned: maybe}\n  c: {}\n  d: []\n"
+    with pytest.raises(CatalogError) as raised:
+        parse_catalog(text, PATH)
+    places = [line.split(": ")[0].removeprefix("/somewhere/models.yaml:") for line in raised.value.lines]
+    assert sorted(places) == ["3", "4", "5", "7"]
+    assert raised.value.lines[0] == str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.discovery import FoundModel, discover_models
+from configs.discovery import FoundModel, discover_models, look_for_models
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +143,103 @@ def test_what_can_not_be_read_is_passed_over(tmp_path: Path) -> None:
     finally:
         closed.chmod(0o700)
     assert sorted(found) == (["closed", "one"] if may_read else ["one"])
+
+
+def remarks(*model_dirs: Path) -> list[str]:
+    return [remark.text.removeprefix("MODEL_DIRS: ") for remark in look_for_models(model_dirs, None).remarks]
+
+
+def whole(folder: Path) -> Path:
+    """A model of which nothing is to be said."""
+    put(folder, "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    file = whole(tmp_path / "real" / "one") / "config.json"
+    assert remarks(tmp_path / "nowhere", file, tmp_path / "real") == [
+        f"{tmp_path}/nowhere: there is no such folder",
+        f"{file}: is no folder",
+    ]
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "notes", "readme.txt")
+    assert remarks(tmp_path) == [f"{tmp_path}: no folder in it is a model"]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (("model.safetensors",), "has no config.json"),
+        (("config.json",), "has no weights"),
+        (("config.json", "training_args.bin"), "has no weights"),
+        (("config.json", "model-00001-of-00002.safetensors"), "not all shards"),
+        (("config.json", "x.Q4_K_M.gguf"), "llama.cpp"),
+        (("x.gguf",), "llama.cpp"),
+    ],
+)
+@pytest.mark.parametrize("name", ["one", "owner/one"])
+def test_what_looks_like_a_model_and_is_none_is_told(
+    tmp_path: Path, name: str, files: tuple[str, ...], told: str
+) -> None:
+    put(tmp_path / name, *files)
+    [line] = remarks(tmp_path)
+    assert line.startswith(f"{tmp_path}/{name}: looks like a model, but ")
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("config", "told"), [("{", "is no JSON"), ("[]", "holds no object"), ("", "is no JSON")]
+)
+def test_a_broken_config_is_told(tmp_path: Path, config: str, told: str) -> None:
+    (whole(tmp_path / "one") / "config.json").write_text(config)
+    [line] = remarks(tmp_path)
+    assert line.startswith(f"{tmp_path}/one: its config.json {told}")
+    assert list(find(tmp_path)) == ["one"]  # whoever starts it is told so by the engine
+
+
+def test_links_that_lead_out_or_nowhere_are_told_with_where_they_lead(tmp_path: Path) -> None:
+    root, outside = tmp_path / "models", whole(tmp_path / "elsewhere" / "big")
+    whole(root / "inside")
+    (root / "out").symlink_to(outside)
+    (root / "team").mkdir()
+    (root / "team" / "big").symlink_to(outside)
+    (root / "gone").symlink_to(root / "nothing")
+    put(root / "weights-out", "config.json")
+    (root / "weights-out" / "model.safetensors").symlink_to(outside / "model.safetensors")
+    put(root / "weights-gone", "config.json")
+    (root / "weights-gone" / "model.safetensors").symlink_to("nothing")
+    leads_out = f"is a link that leads out of {root}, to {outside}"
+    told = remarks(root)
+    assert len(told) == 5
+    for line in (
+        f"{root}/out: {leads_out}, so it isn't followed",
+        f"{root}/team/big: {leads_out}, so it isn't followed",
+        f"{root}/gone: is a link to nothing",
+        f"{root}/weights-out: looks like a model, but model.safetensors {leads_out}/model.safetensors",
+        f"{root}/weights-gone: looks like a model, but model.safetensors is a link to nothing",
+    ):
+        assert [one for one in told if one.startswith(line)], (line, told)
+
+
+def test_a_folder_that_is_itself_a_model_or_a_cache_is_told(tmp_path: Path) -> None:
+    assert "has a model itself" in remarks(whole(tmp_path / "one"))[0]
+    assert "a file of a model" in remarks(put(tmp_path / "files", "x.gguf"))[0]
+    put_cached(tmp_path, "o/m", "config.json", "model.safetensors")
+    [line] = remarks(tmp_path / "hub")
+    assert "HF_HOME" in line
+
+
+def test_a_name_that_stands_in_two_folders_is_told(tmp_path: Path) -> None:
+    first, second = whole(tmp_path / "a" / "m"), whole(tmp_path / "b" / "m")
+    assert remarks(tmp_path / "a", tmp_path / "b") == [f"{second}: m is {first} already"]
+
+
+def test_of_whole_models_nothing_is_said(tmp_path: Path) -> None:
+    whole(tmp_path / "one")
+    whole(tmp_path / "owner" / "two")
+    put(tmp_path / "owner", "README.md")
+    put(tmp_path / "one", "tokenizer.json", "training_args.bin")
+    assert remarks(tmp_path) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.settings import ROOT, Settings, SettingsError, load_settings
+from configs.settings import ROOT, Given, Settings, SettingsError, load_settings, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,13 @@ def test_model_dirs_are_separated_as_in_path(tmp_path: Path) -> None:
         ("VLLM_DEFAULT_TIMEOUT=-1", ["VLLM_DEFAULT_TIMEOUT=-1", "0"]),
         ("STOP_GRACE=inf", ["STOP_GRACE=inf", "finite"]),
         ("VLLM_BASE_PROT=9000", ["VLLM_BASE_PROT=9000", "VLLM_BASE_PORT"]),
-        ("WHATEVER=1", ["WHATEVER=1", "env.example"]),
+        ("APP_COLOUR=1", ["APP_COLOUR=1", "env.example"]),
+        ("API_KEY=sk-1", ["API_KEY=***", "API_KEYS"]),
+        ("VLLM_MAX_MODEL_LEN=4096", ["VLLM_MAX_MODEL_LEN=4096", "VLLM_CONFIG"]),
+        ("LOG_LEVEL=loud", ["LOG_LEVEL=loud", "'debug'", "'critical'"]),
+        ("LOG_FILE=/nowhere/berth.log", ["LOG_FILE=/nowhere/berth.log", "no folder /nowhere"]),
+        ("LOG_FILE=/", ["LOG_FILE=/", "folder"]),
+        ("UNKNOWN_FIELDS=drop", ["UNKNOWN_FIELDS=drop", "'warn'", "'refuse'"]),
         ("VLLM_CONFIG=/nowhere.json", ["VLLM_CONFIG=/nowhere.json", "No such file"]),
         ("VLLM_BASE_PORT=65530", ["VLLM_MAX_INSTANCES=20", "65535"]),
     ],
@@ -75,6 +81,56 @@ def test_a_wrong_setting_is_one_line_that_names_it(tmp_path: Path, text: str, pa
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOP_GRACE", "soon")
+    lines = [
+        "APP_PORT=none",
+        "APP_PROT=1",
+        "ON_SHUTDOWN=detach",
+        "STATE_URL=memory://",
+        "VLLM_BASE_PORT=65530",
+    ]
+    path = env_file(tmp_path, "\n".join([*lines, "MAX_QUEUE: 5", "VLLM_CONFIG=/nowhere.json"]))
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, {"log_format": Given("--log-format", "xml")})
+    told = str(caught.value).splitlines()
+    names = ["APP_PORT", "APP_PROT", "ON_SHUTDOWN", "VLLM_MAX_INSTANCES", "STOP_GRACE", "VLLM_CONFIG"]
+    found = sorted(line.partition(":")[0].partition("=")[0] for line in told)
+    assert found == sorted([*names, "--log-format", str(path)])
+    assert f"{path}:6: MAX_QUEUE" in str(caught.value)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = env_file(tmp_path, "APP_PORT=5001\nMAX_QUEUE=1\nMAX_IN_FLIGHT=1\n")
+    monkeypatch.setenv("APP_PORT", "5002")
+    monkeypatch.setenv("MAX_QUEUE", "2")
+    settings = load_settings(path, {"app_port": Given("--port", "5003")})
+    assert (settings.app_port, settings.max_queue, settings.max_in_flight) == (5003, 2, 1)
+
+
+def test_a_former_name_counts_where_the_present_one_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = env_file(tmp_path, "SERVICE_PORT=5001\nMODEL_NAME=small\n")
+    loaded = read_settings(path)
+    assert (loaded.settings.app_port, loaded.settings.default_model) == (5001, "small")
+    assert "SERVICE_PORT=5001 is taken as APP_PORT" in loaded.notes
+    monkeypatch.setenv("APP_PORT", "5002")
+    assert load_settings(path).app_port == 5002
+    with pytest.raises(SettingsError, match="SERVICE_PORT=much"):
+        monkeypatch.delenv("APP_PORT")
+        load_settings(env_file(tmp_path, "SERVICE_PORT=much"))
+
+
+@pytest.mark.parametrize(
+    ("given", "level"), [("INFO", "info"), ("Warn", "warning"), ("trace", "debug"), ("FATAL", "critical")]
+)
+def test_levels_are_taken_as_others_write_them(tmp_path: Path, given: str, level: str) -> None:
+    assert load_settings(env_file(tmp_path, f"LOG_LEVEL={given}")).log_level == level
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])

@@ -78,7 +78,9 @@ def test_what_berth_owns_is_refused(engine: str, name: str) -> None:
 
 def test_an_abbreviated_flag_does_not_win_over_berths_own() -> None:
     """argparse takes `--por` for `--port`; the last one wins."""
-    argv = plan("engine", params={"por": 1}).argv("h", 9000)
+    with pytest.raises(InvalidSpec, match="no such flag"):
+        plan("engine", params={"por": 1})
+    argv = plan("vllm", params={"por": 1}).argv("h", 9000)  # of a version whose flags are not known
     assert argv.index("--por") < argv.index("--port")
 
 

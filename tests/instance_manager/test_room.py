@@ -263,7 +263,7 @@ async def test_what_runs_counts_with_the_most_that_its_model_has_held(world: Wor
 
 @pytest.mark.parametrize(
     ("params", "fits"),
-    [({"kv_cache_memory_bytes": "1G"}, True), ({"kv_cache_memory_bytes": "1.2G"}, False), ({}, True)],
+    [({"kv_cache_memory_bytes": "1G"}, True), ({"kv_cache_memory_bytes": "1.25G"}, False), ({}, True)],
 )
 async def test_an_engine_that_grows_counts_with_what_it_was_promised(
     world: World, params: dict[str, Any], fits: bool

@@ -16,7 +16,7 @@ from instance_manager.errors import InstanceFailedToStart, InstanceNotRunning
 from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, InstanceState
-from tests.fake_engine import FAKE_ENGINE
+from tests.fake_engine import FAKE_ENGINE, command
 from tests.instance_manager.conftest import ManagerFactory, fake, fake_vllm, running, until_state
 
 
@@ -73,6 +73,31 @@ async def test_silence_ends_in_a_start_timeout(managing: ManagerFactory, flags: 
         failure = await failing(manager, fake(*flags, "--ignore-term", "--grandchild"))
     assert failure.failure_class is FailureClass.START_TIMEOUT
     assert "START_TIMEOUT" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("flags", "met"),
+    [
+        (("--slow-start", "60"), "nothing listens for {url}"),
+        (("--unhealthy",), "{url} answered 503"),
+    ],
+)
+async def test_a_start_timeout_says_which_address_was_asked_and_what_it_met(
+    managing: ManagerFactory, flags: tuple[str, ...], met: str
+) -> None:
+    async with managing(start_timeout_s=1.0) as manager:
+        failure = await failing(manager, fake(*flags, health_path="/health"))
+        expected = met.format(url=f"http://127.0.0.1:{manager.config.base_port}/health")
+    assert expected in failure.message
+
+
+async def test_an_engine_that_listens_elsewhere_is_told_where(managing: ManagerFactory) -> None:
+    async with managing(start_timeout_s=2.0) as manager:
+        elsewhere = manager.config.base_port + manager.config.max_instances - 1
+        argv = [str(elsewhere) if part == "{port}" else part for part in command()]
+        failure = await failing(manager, InstanceSpec("fake-model", "command", command=argv))
+    asked = f"http://127.0.0.1:{manager.config.base_port}/health"
+    assert f"nothing listens for {asked}; its process listens on port {elsewhere} instead" in failure.message
 
 
 async def test_a_start_that_shows_progress_gets_more_time(managing: ManagerFactory) -> None:

@@ -1,0 +1,187 @@
+"""Whether an engine takes its parameters, told before anything is started or stopped for them.
+
+What the embedded engine takes is read from engine_flags.json, which is written from its parser; values are
+judged here as they are there. Of vLLM's flags the names are known where it is the version of that table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from instance_manager.errors import InvalidSpec
+from instance_manager.params import MASK, as_argument, is_secret
+
+_TABLE = Path(__file__).with_name("engine_flags.json")
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)")
+_UNITS = {
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
+}  # fmt: skip
+_NUMBERS = frozenset({"count", "length", "fraction"})  # kinds that vLLM reads as the embedded engine does
+
+
+def check_engine_flags(params: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
+    """Raise InvalidSpec for the first parameter that the embedded engine would refuse.
+
+    `own`: those of the request or of the model's entry; the others come from settings. `folder`: where the
+    engine runs.
+    """
+    flags = _table()["flags"]
+    for name, value in params.items():
+        entry = flags.get(_flag(name))
+        problem = _unknown(name, flags) if entry is None else _problem(value, entry, folder)
+        if problem is not None:
+            raise _refusal(name, value, problem, own)
+
+
+def check_vllm_flags(params: Mapping[str, Any], own: Mapping[str, Any], python: str) -> None:
+    """Raise InvalidSpec for a number that is none, and for a name that this vLLM is known not to have."""
+    table = _table()
+    theirs = {name: entry for name, entry in table["flags"].items() if not entry.get("is_ours")}
+    is_known = (vllm_version(python) or "").startswith(f"{table['vllm_version']}.")
+    for name, value in params.items():
+        entry = theirs.get(_flag(name).removeprefix("no-") if value is True else _flag(name))
+        problem = None
+        if entry is None:
+            problem = _unknown(name, theirs) if is_known else None
+        elif entry["kind"] in _NUMBERS:
+            problem = _problem(value, entry, Path())
+        if problem is not None:
+            raise _refusal(name, value, problem, own)
+
+
+def vllm_version(python: str) -> str | None:
+    """Of the vLLM in an interpreter's environment, where that has the usual layout. Nothing is run for it."""
+    found = shutil.which(python)
+    root = None if found is None else Path(found).absolute().parent.parent
+    folders = [] if root is None else sorted(root.glob("lib/python3.*/site-packages/vllm-*.dist-info"))
+    return folders[-1].name.split("-")[1].removesuffix(".dist") if folders else None
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return table
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _refusal(name: str, value: Any, problem: str, own: Mapping[str, Any]) -> InvalidSpec:
+    shown = MASK if is_secret(name) else value if isinstance(value, str) else json.dumps(value, default=str)
+    spelt = {key.replace("-", "_") for key in own}
+    origin = "" if name.replace("-", "_") in spelt else ", which VLLM_CONFIG or a VLLM_DEFAULT_… setting says"
+    return InvalidSpec(f"params.{name}={shown}{origin}: {problem}", param=f"params.{name}")
+
+
+def _unknown(name: str, flags: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(_flag(name), flags, n=1, cutoff=0.7)
+    meant = f"; did you mean {close[0].replace('-', '_')}?" if close else ""
+    return f"the engine has no such flag{meant}"
+
+
+def _problem(value: Any, entry: Mapping[str, Any], folder: Path) -> str | None:
+    """Why the engine wouldn't take the value; None where it would."""
+    if value == [] or value == ():
+        return None  # no flag is made of it
+    is_list = entry.get("is_list", False)
+    if (entry["kind"] == "switch") != isinstance(value, bool):
+        if entry["kind"] == "switch":
+            return "must be true or false"
+        if not (value is True and entry.get("may_be_bare")):
+            return "needs a value, which true and false are not"
+    if value is True and is_list:
+        texts = []
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) > 1 and not is_list:
+            return "must be one value, not a list"
+        texts = [as_argument(item) for item in value]
+    else:
+        texts = [as_argument(value)]
+    problems = (_read(text, entry, folder) for text in texts)
+    if (problem := next((one for one in problems if one is not None), None)) is not None:
+        return problem
+    allowed = entry.get("allowed")
+    if allowed is None or " ".join(texts) in allowed:
+        return None
+    possible = f" (possible: {', '.join(allowed)})" if any(allowed) else ""
+    return f"can't be honoured: {entry['why']}{possible}"
+
+
+def _read(text: str, entry: Mapping[str, Any], folder: Path) -> str | None:
+    """What is wrong with one value, as it stands on a command line."""
+    kind, choices = entry["kind"], entry.get("choices")
+    if choices is not None:
+        word = text.lower() if kind == "word" else text
+        return None if word in choices else f"must be one of {', '.join(choices)}"
+    if kind == "template":
+        return _check_template(text, folder)
+    return _READERS[kind](text) if kind in _READERS else None
+
+
+def _check_count(text: str) -> str | None:
+    match = _COUNT.fullmatch(text)
+    value = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    good = value >= 1 and value == int(value)
+    return None if good else "must be a whole number above 0, such as 4096, 4k or 4K"
+
+
+def _check_length(text: str) -> str | None:
+    problem = None if text in ("auto", "-1") else _check_count(text)
+    return None if problem is None else f"{problem}, or auto"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _check_fraction(text: str) -> str | None:
+    return None if 0 < _number(text) <= 1 else "must be a number above 0 and at most 1"
+
+
+def _check_seconds(text: str) -> str | None:
+    return None if 0 <= _number(text) < math.inf else "must be a number of seconds, 0 or more"
+
+
+def _check_integer(text: str) -> str | None:
+    try:
+        int(text)
+    except ValueError:
+        return "must be a whole number"
+    return None
+
+
+def _check_object(text: str) -> str | None:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return f"must be a JSON object: {error}"
+    return None if isinstance(value, dict) else "must be a JSON object"
+
+
+def _check_template(text: str, folder: Path) -> str | None:
+    """Text with braces or line ends is the template itself."""
+    if re.search(r"[{}\n]", text) or Path(folder, text).is_file():
+        return None
+    return "there is no such file, and a template itself would have braces"
+
+
+_READERS: Mapping[str, Callable[[str], str | None]] = {
+    "count": _check_count,
+    "length": _check_length,
+    "fraction": _check_fraction,
+    "seconds": _check_seconds,
+    "integer": _check_integer,
+    "object": _check_object,
+}

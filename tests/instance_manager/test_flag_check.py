@@ -1,0 +1,196 @@
+"""Flags are judged by the manager as the engine judges them, before anything is started for them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.engine_flags import FILE, render
+from engine import flags
+from engine.errors import ConfigError
+from engine.flags import parse_flags
+from instance_manager.backends import plan_launch
+from instance_manager.backends.base import OWNED_PARAMS
+from instance_manager.backends.flag_check import vllm_version
+from instance_manager.errors import InvalidSpec
+from instance_manager.params import to_flags
+from instance_manager.types import InstanceSpec, ManagerConfig
+
+PARSER = cache(flags._build_parser)
+FLAGS: dict[str, Any] = json.loads(FILE.read_text())["flags"]
+ROOT = FILE.parents[2]
+VALUES: list[Any] = [
+    *(True, False, 0, 1, -1, 4096, 0.5, 1.0, 1.5, 2**40, "", "abc", "auto", "none", "4k", "4K", "1.5K", "-1"),
+    *(
+        "float16",
+        "FLOAT16",
+        "INFO",
+        "info",
+        "generate",
+        "classify",
+        "string",
+        "warn",
+        "vllm",
+        "true",
+        "false",
+    ),
+    *(
+        "{}",
+        "[]",
+        '{"a": 1}',
+        "{{ x }}",
+        "env.example",
+        "/no/such/file",
+        "a b",
+        "1e3",
+        "inf",
+        "nan",
+        "safetensors",
+    ),
+    *(
+        {},
+        {"a": 1},
+        [],
+        ["a"],
+        ["a", "b"],
+        [1],
+        [1, 2],
+        [{"a": 1}],
+        "fcfs",
+        "assistant",
+        "hf",
+        "0.0",
+        0.0,
+        [True],
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags, "_build_parser", PARSER)
+
+
+def refusal(params: dict[str, Any], engine: str = "engine", **config: Any) -> InvalidSpec | None:
+    try:
+        plan_launch(InstanceSpec("acme/model", engine, params=params), ManagerConfig(**config))
+    except InvalidSpec as error:
+        return error
+    return None
+
+
+def engine_takes(params: dict[str, Any]) -> bool:
+    argv = to_flags(params, lambda _: True)
+    try:
+        parse_flags([*argv, "--model", "m"], {})
+    except ConfigError:
+        return False
+    return True
+
+
+def test_the_table_is_the_engines_own() -> None:
+    assert render() == FILE.read_text(), "engine_flags.json is old: run `make docs`"
+
+
+def test_what_the_engine_refuses_is_refused_here_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where the engine runs
+    # What Berth asks of a name that is served is more.
+    names = FLAGS.keys() - {one.replace("_", "-") for one in OWNED_PARAMS} - {"served-model-name"}
+    for name, value in product(sorted(names), VALUES):
+        params = {name.replace("-", "_"): value}
+        assert (refusal(params) is None) == engine_takes(params), f"{params}: {refusal(params)}"
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"no_such_flag": 3}, ["params.no_such_flag=3", "no such flag"]),
+        ({"max_model_length": 3}, ["params.max_model_length=3", "did you mean max_model_len?"]),
+        ({"max-model-len": "abc"}, ["params.max_model_len=abc", "whole number", "4k"]),
+        ({"dtype": "float17"}, ["params.dtype=float17", "bfloat16"]),
+        ({"gpu_memory_utilization": 1.5}, ["params.gpu_memory_utilization=1.5", "at most 1"]),
+        ({"enable_prefix_caching": "yes"}, ["params.enable_prefix_caching=yes", "true or false"]),
+        ({"tensor_parallel_size": 2}, ["params.tensor_parallel_size=2", "one device", "possible: 1"]),
+        ({"chat_template": "/nowhere.jinja"}, ["params.chat_template=/nowhere.jinja", "no such file"]),
+        ({"hf_overrides": [1]}, ["params.hf_overrides=[1]", "JSON object"]),
+    ],
+)
+def test_a_refusal_names_the_parameter_its_value_and_what_is_allowed(
+    params: dict[str, Any], told: list[str]
+) -> None:
+    error = refusal(params)
+    assert error is not None and error.param == "params." + next(iter(params)).replace("-", "_")
+    for part in told:
+        assert part in str(error)
+
+
+def test_a_secret_is_not_shown() -> None:
+    error = refusal({"secret_tokn_key": "sk-1"})
+    assert error is not None and "sk-1" not in str(error)
+
+
+def test_what_comes_from_settings_is_said_to() -> None:
+    error = refusal({}, default_params={"max_model_len": "abc"})
+    assert error is not None and "VLLM_CONFIG" in str(error)
+    error = refusal({"max_model_len": "abc"}, default_params={"max_model_len": 1})
+    assert error is not None and "VLLM_CONFIG" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["port", "model", "api_key"])
+def test_what_berth_decides_can_not_be_set_for_all_engines_either(name: str) -> None:
+    error = refusal({}, default_params={name: "x"})
+    assert error is not None and "Berth decides" in str(error) and "VLLM_CONFIG" in str(error)
+
+
+def vllm(folder: Path, version: str | None) -> str:
+    """An interpreter in an environment that has this vLLM."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    if version is not None:
+        (folder / f"lib/python3.12/site-packages/vllm-{version}.dist-info").mkdir(parents=True)
+    return str(python)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1.dev3+gabc", "0.31.0", None])
+def test_names_are_checked_where_the_vllm_is_one_whose_flags_are_known(
+    tmp_path: Path, version: str | None
+) -> None:
+    python = vllm(tmp_path, version)
+    assert vllm_version(python) == version
+    good = {
+        "max_num_seqs": 8,
+        "no_enable_prefix_caching": True,
+        "swa_bounded_replay": False,
+        "lora_modules": ["a"],
+    }
+    assert refusal(good, "vllm", vllm_python=python) is None
+    error = refusal({"max_num_seq": 8}, "vllm", vllm_python=python)
+    assert (error is not None) == bool(version and version.startswith("0.32."))
+    assert error is None or "did you mean max_num_seqs?" in str(error)
+
+
+def test_a_number_for_vllm_is_one_whatever_its_version(tmp_path: Path) -> None:
+    error = refusal({"max_model_len": "abc"}, "vllm", vllm_python=vllm(tmp_path, None))
+    assert error is not None and "max_model_len=abc" in str(error)
+
+
+def test_the_embedded_engines_own_flags_are_none_of_vllms(tmp_path: Path) -> None:
+    assert refusal({"num_threads": 2}) is None
+    assert refusal({"num_threads": 2}, "vllm", vllm_python=vllm(tmp_path, "0.32.0")) is not None
+
+
+def test_how_unknown_fields_are_met_is_told_to_the_embedded_engine_alone(tmp_path: Path) -> None:
+    config = ManagerConfig(engine_params={"unknown_fields": "refuse"}, vllm_python=vllm(tmp_path, None))
+    for engine in ("engine", "vllm"):
+        argv = plan_launch(InstanceSpec("acme/model", engine), config).argv("h", 1)
+        assert ("--unknown-fields" in argv) == (engine == "engine")
+    own = InstanceSpec("acme/model", "engine", params={"unknown_fields": "warn"})
+    argv = plan_launch(own, config).argv("h", 1)
+    assert argv[argv.index("--unknown-fields") + 1] == "warn"
