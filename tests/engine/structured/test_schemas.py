@@ -102,7 +102,7 @@ async def test_every_walk_ends_in_what_the_schema_allows(
 @pytest.mark.parametrize(
     ("schema", "word"),
     [
-        ({"type": "object", "if": {}, "then": {}}, "if"),
+        ({"type": "object", "if": {"contains": {}}, "then": {"required": ["a"]}}, "if"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "string", "pattern": "(?=a)"}, "pattern"),
         ({"type": "string", "pattern": "("}, "pattern"),

@@ -1,0 +1,462 @@
+"""From a JSON schema as clients write it to one that says the same with few words, each of which is followed.
+
+References are followed, `allOf` and what stands beside a combination is merged, conditions become
+alternatives. What comes out has `type`, `anyOf`, `enum`, `const`, `$ref` into its `$defs`, and for each type
+its own words; the compiler (xgrammar 0.2.8) passes over much else in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engine.errors import InvalidRequest
+from engine.structured.json_arrays import follow_arrays
+from engine.structured.json_branches import listed_values, overlapping
+from engine.structured.json_negation import NOT_PATTERN, NOT_VALUES, CannotNegate, alternatives, negation
+from engine.structured.json_numbers import follow_numbers
+from engine.structured.json_objects import follow_objects
+from engine.structured.json_parts import (
+    ASSERTIONS,
+    COMBINERS,
+    TYPES,
+    Complaints,
+    Part,
+    are_equal,
+    canonical,
+    common_types,
+    distinct,
+    implied_types,
+    mapping,
+    schema_error,
+    sequence,
+)
+from engine.structured.json_references import NoTarget, References, references_of
+from engine.structured.json_strings import TEXT
+from engine.structured.json_texts import read_text
+from engine.structured.json_values import fits, is_writable
+
+MAX_DEPTH = 64
+_MAX_PARTS = 20_000  # that are looked at, of one schema with all its combinations
+_MAX_NEGATED = 16  # alternatives that keep two branches of a oneOf apart
+_CONDITIONS = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies")
+_SIMPLE = frozenset(("boolean", "null"))
+
+
+class Follower:
+    """Of one schema."""
+
+    def __init__(self, root: Any, param: str, complaints: Complaints) -> None:
+        self._param = param
+        self._complaints = complaints
+        self._references = References(root)
+        self._names: dict[
+            tuple[str, ...], str
+        ] = {}  # in `_definitions`, by the parts that are followed there
+        self._definitions: dict[str, Any] = {}
+        self._waiting: list[tuple[str, list[Part], int]] = []
+        self._num_parts = 0
+        self._root = Part.at(root, param)
+
+    def follow(self) -> Any:
+        """A schema, or True for anything. Raises InvalidRequest."""
+        followed = self._follow([self._root], 0, is_apart=True)
+        while self._waiting:
+            name, parts, depth = self._waiting.pop()
+            self._define(name, parts, depth)
+        if followed is False:
+            raise schema_error(*self._ruled_out([self._root]))
+        if isinstance(followed, dict):
+            followed = dict(followed)
+        if self._definitions and isinstance(followed, dict):
+            followed["$defs"] = self._definitions
+        return followed
+
+    def _ruled_out(self, parts: Sequence[Part]) -> tuple[str, str, str]:
+        for part in parts:
+            if isinstance(part.schema, dict) and "not" in part.schema:
+                return part.path, "not", "leaves no value that satisfies the schema"
+        path = parts[0].path if parts else self._param
+        return path, "", "no value satisfies the schema: what it asks for excludes each other"
+
+    def _follow(self, parts: Sequence[Part], depth: int, *, is_apart: bool = False) -> Any:
+        """What all of them say; False if that is never so. `is_apart`: not behind a name of its own."""
+        if self._complaints.is_strict:
+            return self._follow_strictly(parts, depth, is_apart)
+        try:
+            return self._follow_strictly(parts, depth, is_apart)
+        except InvalidRequest:  # too deep, too many, or a reference to nothing: nobody demands it
+            return True
+
+    def _follow_strictly(self, parts: Sequence[Part], depth: int, is_apart: bool) -> Any:
+        if depth > MAX_DEPTH:
+            path = parts[0].path
+            raise InvalidRequest(f"{path:.200}: the schema is nested more than {MAX_DEPTH} deep.", param=path)
+        opened = list(self._open(parts))
+        if any(part.schema is False for part in opened):
+            return False
+        opened = [part for part in opened if not part.is_empty]
+        if not opened:
+            return True
+        key = tuple(sorted({part.key for part in opened}))
+        if key in self._names:
+            return {"$ref": f"#/$defs/{self._names[key]}"}
+        is_shared = any(isinstance(part.schema, dict) and references_of(part.schema) for part in parts)
+        if is_apart or not is_shared:
+            return self._combine(opened, depth)
+        name = self._names[key] = f"d{len(self._names)}"
+        self._waiting.append((name, opened, 0))
+        return {"$ref": f"#/$defs/{name}"}
+
+    def _define(self, name: str, parts: list[Part], depth: int) -> Any:
+        self._definitions[name] = {}
+        followed = self._combine(parts, depth)
+        if followed is False:
+            self._complaints.refuse(*self._ruled_out(parts))
+            followed = True
+        self._definitions[name] = followed
+        return followed
+
+    def _target(self, followed: Any) -> Any:
+        """What a reference leads to, at once if it still waits."""
+        seen = set()
+        while isinstance(followed, dict) and "$ref" in followed:
+            name = followed["$ref"].rpartition("/")[2]
+            if name in seen:
+                return {}
+            seen.add(name)
+            for index, (waiting, parts, depth) in enumerate(self._waiting):
+                if waiting == name:
+                    del self._waiting[index]
+                    self._define(name, parts, depth)
+                    break
+            followed = self._definitions.get(name, {})
+        return followed
+
+    def _open(self, parts: Sequence[Part], around: tuple[str, ...] = ()) -> Iterator[Part]:
+        """Without references and `allOf`s: what they hold beside what they stand beside."""
+        if len(around) > MAX_DEPTH:
+            raise InvalidRequest(f"{parts[0].path:.200}: more than {MAX_DEPTH} deep.", param=parts[0].path)
+        for given in parts:
+            self._num_parts += 1
+            if self._num_parts > _MAX_PARTS:
+                raise schema_error(self._param, "", f"the schema combines to more than {_MAX_PARTS} parts")
+            part = self._checked(given)
+            schema = part.schema
+            if not isinstance(schema, dict):
+                yield part
+                continue
+            words = references_of(schema)
+            if words or "allOf" in schema:
+                yield part.without(*words, "allOf")
+            else:
+                yield part
+            for word in words:
+                target = self._resolve(part, word)
+                if target.path in around:
+                    raise schema_error(part.path, word, "leads back to itself, with nothing between")
+                yield from self._open([target], (*around, target.path))
+            if "allOf" in schema:
+                yield from self._open(self._branches(part, "allOf"), (*around, ""))
+
+    def _checked(self, part: Part) -> Part:
+        """With its place as the client knows it, and a null that OpenAPI 3.0 allows as a branch."""
+        if isinstance(part.schema, dict):
+            place = self._references.path_of(part.schema)
+            part = part if place is None else replace(part, path=self._param + place)
+            self._check_shape(part)
+            return self._with_null(part)
+        if isinstance(part.schema, bool):
+            return part
+        self._complaints.malformed(
+            part.path, "", f"a schema is an object, true or false, not {part.schema!r:.40}"
+        )
+        return part.made(True, "any")
+
+    def _check_shape(self, part: Part) -> None:
+        for word in ("properties", "patternProperties", "$defs", "definitions", "dependentRequired"):
+            if word in part.schema and not isinstance(part.schema[word], dict):
+                self._complaints.malformed(part.path, word, "must be an object")
+
+    def _with_null(self, part: Part) -> Part:
+        schema = part.schema
+        if schema.get("nullable") is not True or "enum" in schema or "const" in schema:
+            return part
+        if "type" in schema and not any(word in schema for word in COMBINERS):
+            return part
+        other = {word: value for word, value in schema.items() if word != "nullable"}
+        self._references.note_copy(schema, other)
+        return part.made({"anyOf": [other, {"type": "null"}]}, "nullable")
+
+    def _resolve(self, part: Part, word: str) -> Part:
+        try:
+            path = self._references.resolve(part.schema, word)
+        except NoTarget as error:
+            raise schema_error(part.path, word, str(error)) from error
+        target = self._references.get(path)
+        place = self._references.path_of(target)
+        return Part.at(
+            target, self._param + (place if place is not None else "".join(f".{name}" for name in path))
+        )
+
+    def _branches(self, part: Part, word: str) -> list[Part]:
+        if not sequence(part.schema, word):
+            self._complaints.malformed(part.path, word, "must be a list with something in it")
+        return [part.child(word, index) for index in range(len(sequence(part.schema, word)))]
+
+    def _combine(self, parts: list[Part], depth: int) -> Any:
+        values = self._enumerate(parts)
+        if values is not None:
+            return self._listed(values, parts)
+        for index, part in enumerate(parts):
+            rest = [*parts[:index], *parts[index + 1 :]]
+            if part.schema.get("nullable") is True and "type" in part.schema:
+                return self._nullable(part, rest, depth)
+            if any(word in part.schema for word in _CONDITIONS):
+                return self._conditions(part, rest, depth)
+        for index, part in enumerate(parts):
+            for word in ("anyOf", "oneOf"):
+                if word in part.schema:
+                    rest = [*parts[:index], part.without(word), *parts[index + 1 :]]
+                    return self._any(part, word, rest, depth)
+        return self._leaves(parts, depth)
+
+    def _nullable(self, part: Part, rest: list[Part], depth: int) -> Any:
+        """OpenAPI 3.0's way to allow null beside a type."""
+        said = part.schema["type"]
+        types = [*(said if isinstance(said, list) else [said]), "null"]
+        wider = part.made({**part.without("nullable").schema, "type": list(dict.fromkeys(types))}, "nullable")
+        return self._combine([wider, *rest], depth)
+
+    def _enumerate(self, parts: Sequence[Part]) -> list[Any] | None:
+        """The values that are left of those that `enum` and `const` list; None if none do."""
+        opened = [part for part in self._open(parts) if isinstance(part.schema, dict)]
+        lists: list[list[Any]] = []
+        for part in opened:
+            if "const" in part.schema:
+                lists.append([part.schema["const"]])
+            elif "enum" in part.schema and sequence(part.schema, "enum"):
+                null = [None] if part.schema.get("nullable") is True else []
+                lists.append([*part.schema["enum"], *null])
+            elif "enum" in part.schema:
+                self._complaints.malformed(part.path, "enum", "must be a list with something in it")
+        if not lists:
+            return None
+        common = set.intersection(*({canonical(one) for one in values} for values in lists))
+        left = [one for one in distinct(min(lists, key=len)) if canonical(one) in common]
+        others = [part.without("const", "enum") for part in opened]
+        return [one for one in left if all(fits(one, part, self._open_one) for part in others)]
+
+    def _open_one(self, part: Part) -> list[Part]:
+        return list(self._open([part]))
+
+    def _listed(self, values: list[Any], parts: Sequence[Part]) -> Any:
+        if not values:
+            return False
+        if not all(map(is_writable, values)):
+            path, word = next((p.path, w) for p in parts for w in ("const", "enum") if w in p.schema)
+            self._complaints.refuse(path, word, "has an integer beyond 64 bits, or is nested too deep")
+            return True
+        return {"const": values[0]} if len(values) == 1 else {"enum": values}
+
+    def _conditions(self, part: Part, rest: list[Part], depth: int) -> Any:
+        """`not`, `if` and properties that ask for others, as alternatives beside all else."""
+        bare = part.without(*_CONDITIONS)
+        found: list[Part] = [bare, *rest]
+        try:
+            for number, (word, branches) in enumerate(alternatives(part.schema)):
+                what = f"{word}{number}"
+                if len(branches) == 1:
+                    found.append(part.made(branches[0], what))
+                else:
+                    found.append(part.made({"anyOf": branches} if branches else False, what))
+        except CannotNegate as error:
+            word = next(word for word in _CONDITIONS if word in part.schema)
+            self._complaints.refuse(part.path, word, f"with {error} in it is not supported")
+        return self._again(found, depth)
+
+    def _again(self, parts: Sequence[Part], depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(
+                f"{parts[0].path:.200}: more than {MAX_DEPTH} conditions.", param=parts[0].path
+            )
+        opened = list(self._open(parts))
+        if any(part.schema is False for part in opened):
+            return False
+        opened = [part for part in opened if not part.is_empty]
+        return self._combine(opened, depth + 1) if opened else True
+
+    def _any(self, part: Part, word: str, rest: list[Part], depth: int) -> Any:
+        branches = self._branches(part, word)
+        if not branches:
+            return self._again(rest, depth)
+        rest = [one for one in rest if not one.is_empty]
+        known = mapping(part.schema, "discriminator")
+        followed = [self._branch(branch, rest, known, depth) for branch in branches]
+        kept = [(branch, one) for branch, one in zip(branches, followed, strict=True) if one is not False]
+        if word == "oneOf" and len(kept) > 1:
+            kept = self._keep_apart(part, kept, rest, depth)
+        left = _merged([one for _, one in kept])
+        if not left:
+            return False
+        if True in left:
+            return True
+        return left[0] if len(left) == 1 else {"anyOf": left}
+
+    def _branch(self, branch: Part, rest: list[Part], known: Any, depth: int) -> Any:
+        name = known.get("propertyName")
+        if isinstance(name, str):
+            tagged = branch.made({"required": [name], "properties": {name: self._tag(branch, known)}}, "tag")
+            followed = self._follow([branch, tagged, *rest], depth + 1)
+            if followed is not False:
+                return followed
+        return self._follow([branch, *rest], depth + 1)
+
+    def _tag(self, branch: Part, known: Any) -> Any:
+        """What a discriminator says of the property that tells this branch from others."""
+        name = known["propertyName"]
+        own = [one.child("properties", name) for one in self._open_one(branch) if name in _properties(one)]
+        words = references_of(branch.schema) if isinstance(branch.schema, dict) else []
+        if (own and self._enumerate(own) is not None) or not words:
+            return True
+        target = self._resolve(branch, words[0])
+        schema_name = target.path.rpartition(".")[2]
+        names = [
+            value
+            for value, reference in mapping(known, "mapping").items()
+            if isinstance(reference, str) and reference.replace("~1", "/").rpartition("/")[2] == schema_name
+        ]
+        return {"enum": names or [schema_name]}
+
+    def _keep_apart(self, part: Part, kept: list[tuple[Part, Any]], rest: list[Part], depth: int) -> Any:
+        """What is one branch of a oneOf must be no other; told apart by what they say, or by `not`."""
+        doubtful = overlapping([one for _, one in kept], self._target)
+        apart = list(kept)
+        for index in sorted({one for pair in doubtful for one in pair}):
+            others = [a + b - index for a, b in doubtful if index in (a, b)]
+            try:
+                nots = [negation(kept[other][0].schema) for other in others]
+            except CannotNegate:
+                nots = [[]]
+            if not all(0 < len(one) <= _MAX_NEGATED for one in nots):
+                self._complaints.refuse(
+                    part.path,
+                    "oneOf",
+                    "has branches that one value could satisfy together; use anyOf, or give each branch "
+                    "a type of its own or a required property with its own const",
+                )
+                return kept
+            branch = kept[index][0]
+            without = [
+                branch.made({"anyOf": one}, f"not{other}") for one, other in zip(nots, others, strict=True)
+            ]
+            apart[index] = (branch, self._follow([branch, *without, *rest], depth + 1))
+        return [one for one in apart if one[1] is not False]
+
+    def _leaves(self, parts: list[Part], depth: int) -> Any:
+        types: frozenset[str] | None = None
+        for part in parts:
+            if "type" in part.schema:
+                types = common_types(types, self._types(part))
+        if types is None:
+            types = implied_types(parts)
+        if types is None:
+            if any(NOT_VALUES in part.schema for part in parts):
+                self._complaints.refuse(parts[0].path, "not", "needs a type beside it")
+            return True
+        kinds = [name for name in TYPES if name in types and not (name == "integer" and "number" in types)]
+        found = [self._leaf(kind, parts, depth) for kind in kinds]
+        left = _merged([one for one in found if one is not None])
+        if not left:
+            return False
+        if len(left) > 1 and all(one.keys() == {"type"} for one in left):
+            return {"type": [one["type"] for one in left]}
+        return left[0] if len(left) == 1 else {"anyOf": left}
+
+    def _types(self, part: Part) -> frozenset[str] | None:
+        said = part.schema["type"]
+        names = said if isinstance(said, list) else [said]
+        found = {name.lower() for name in names if isinstance(name, str)}
+        wrong = [name for name in names if not isinstance(name, str) or name.lower() not in TYPES]
+        if wrong:
+            known = ", ".join(TYPES)
+            self._complaints.malformed(
+                part.path, "type", f"{wrong[0]!r:.40} is no JSON type; those are {known}"
+            )
+            return None
+        if not names:
+            self._complaints.malformed(part.path, "type", "must name a type")
+            return None
+        return frozenset(found)
+
+    def _leaf(self, kind: str, parts: list[Part], depth: int) -> dict[str, Any] | None:
+        """What is said of one type; None if no value of it is possible."""
+        words = ASSERTIONS.get("number" if kind == "integer" else kind, ())
+        own = [part for part in parts if part.schema.keys() & {*words, NOT_PATTERN, NOT_VALUES}]
+        excluded = [value for part in own for value in part.schema.get(NOT_VALUES, ())]
+
+        def follow(inner: Sequence[Part]) -> Any:
+            return self._follow(inner, depth + 1)
+
+        if kind in _SIMPLE:
+            return self._simple(kind, excluded)
+        if kind == "string":
+            text = read_text(own, self._complaints)
+            if text is None:
+                return None
+            is_said = text.wanted or text.unwanted or text.length or text.format
+            return {TEXT: text} if is_said else {"type": "string"}
+        if any(_is_of(kind, value) for value in excluded):
+            self._complaints.refuse(own[0].path, "not", f"with a value of type {kind!r} is not supported")
+        if kind in ("integer", "number"):
+            return follow_numbers(kind, own, self._complaints) if own else {"type": kind}
+        own = [part for part in own if part.schema.keys() & set(words)]
+        if not own:
+            return {"type": kind}
+        if kind == "array":
+            return follow_arrays(own, follow, self._complaints)
+        return follow_objects(own, follow, self._enumerate, self._complaints)
+
+    def _simple(self, kind: str, excluded: Sequence[Any]) -> dict[str, Any] | None:
+        values: Sequence[Any] = [None] if kind == "null" else [False, True]
+        left = [value for value in values if not _is_among(value, excluded)]
+        if len(left) == len(values):
+            return {"type": kind}
+        return {"const": left[0]} if left else None
+
+
+def _properties(part: Part) -> Any:
+    return mapping(part.schema, "properties") if isinstance(part.schema, dict) else {}
+
+
+def _is_among(value: Any, others: Sequence[Any]) -> bool:
+    return any(are_equal(value, other) for other in others)
+
+
+def _merged(branches: Sequence[Any]) -> list[Any]:
+    """Each once, and the values that they list as one of them."""
+    values: list[Any] = []
+    left: list[Any] = []
+    for branch in branches:
+        listed = listed_values(branch)
+        if listed is None:
+            left.append(branch)
+        else:
+            if not values:
+                left.append(None)  # its place
+            values += listed
+    values = distinct(values)
+    merged = {"const": values[0]} if len(values) == 1 else {"enum": values}
+    found = [merged if branch is None else branch for branch in left]
+    return [branch for index, branch in enumerate(found) if branch not in found[:index]]
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "integer": lambda one: isinstance(one, int) and not isinstance(one, bool),
+        "number": lambda one: isinstance(one, int | float) and not isinstance(one, bool),
+        "array": lambda one: isinstance(one, list),
+        "object": lambda one: isinstance(one, dict),
+    }
+    return kinds[kind](value)
