@@ -63,7 +63,7 @@ def combined(
 def _product(
     machines: Sequence[tuple[State, ...]], num_wanted: int, max_states: int
 ) -> tuple[State, ...] | None:
-    """Each state is one of every machine; an unwanted one may have come to where it goes on no more (None)."""
+    """Each state is one of every machine; None for an unwanted one that goes on no more."""
     first: tuple[int | None, ...] = (0,) * len(machines)
     numbers, found, states = {first: 0}, [first], list[State]()
     for here in found:  # grows

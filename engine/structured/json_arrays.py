@@ -13,16 +13,19 @@ _MAX_LISTED = 512  # arrays without a repetition, which are listed
 
 Follow = Callable[[Sequence[Part]], Any]
 """What several schemas become together; False where no value satisfies them."""
+Enumerate = Callable[[Sequence[Part]], Sequence[Any] | None]
+"""The values that schemas list together; None where they list none."""
 
 
-def follow_arrays(parts: Sequence[Part], follow: Follow, complaints: Complaints) -> dict[str, Any] | None:
+def follow_arrays(
+    parts: Sequence[Part], follow: Follow, enumerate_values: Enumerate, complaints: Complaints
+) -> dict[str, Any] | None:
     """None if no array is possible."""
-    least = max((read_count(part, "minItems", 0, complaints) for part in parts), default=0)
     counts = [
         read_count(part, "maxItems", MAX_COUNT, complaints) for part in parts if "maxItems" in part.schema
     ]
     most = min(counts, default=None)
-    firsts, rest = _first_and_rest(parts, complaints)
+    firsts, rest, least = _first_and_rest(parts, complaints)
     followed = [follow(one) for one in firsts]
     if False in followed:  # none can stand there, nor behind it
         firsts, followed = firsts[: followed.index(False)], followed[: followed.index(False)]
@@ -44,12 +47,16 @@ def follow_arrays(parts: Sequence[Part], follow: Follow, complaints: Complaints)
     said |= {"minItems": least} if least else {}
     said |= {} if most is None else {"maxItems": most}
     if any(part.schema.get("uniqueItems") for part in parts) and most != 1:
-        return _unique(parts, said, after if not followed else None, complaints)
+        values = None if followed else _few_values(rest, after, enumerate_values)
+        return _unique(parts, said, values, complaints)
     return said
 
 
-def _first_and_rest(parts: Sequence[Part], complaints: Complaints) -> tuple[list[list[Part]], list[Part]]:
-    """The schemas at each of the first places, and those behind them."""
+def _first_and_rest(
+    parts: Sequence[Part], complaints: Complaints
+) -> tuple[list[list[Part]], list[Part], int]:
+    """The schemas at each of the first places, those behind them, and how many items there are at least."""
+    least = max((read_count(part, "minItems", 0, complaints) for part in parts), default=0)
     lists = [list(_places(part)) for part in parts]
     rests = [_rest(part) for part in parts]
     wanted = [(part, _num_contained(part, complaints)) for part in parts if "contains" in part.schema]
@@ -62,11 +69,12 @@ def _first_and_rest(parts: Sequence[Part], complaints: Complaints) -> tuple[list
     if len(wanted) > 1:
         complaints.refuse(wanted[1][0].path, "contains", "beside another one is not supported")
     for part, number in wanted[:1]:  # the first ones are what it contains
+        least = max(least, number)
         firsts += [list(rest) for _ in range(number - len(firsts))]
         firsts = [[*one, part.child("contains")] if at < number else one for at, one in enumerate(firsts)]
         if "maxContains" in part.schema:
             complaints.refuse(part.path, "maxContains", "is not supported")
-    return firsts, rest
+    return firsts, rest, least
 
 
 def _num_contained(part: Part, complaints: Complaints) -> int:
@@ -93,15 +101,14 @@ def _rest(part: Part) -> list[Part]:
     return [part.child(word) for word in words if word in part.schema]
 
 
+def _few_values(rest: Sequence[Part], after: Any, enumerate_values: Enumerate) -> Sequence[Any] | None:
+    return [False, True] if after == {"type": "boolean"} else enumerate_values(rest)
+
+
 def _unique(
-    parts: Sequence[Part], said: dict[str, Any], items: Any, complaints: Complaints
+    parts: Sequence[Part], said: dict[str, Any], values: Sequence[Any] | None, complaints: Complaints
 ) -> dict[str, Any]:
-    """Each array of listed values is written out, in the order of the list if there are too many otherwise."""
-    values = (
-        items.get("enum", [items["const"]] if "const" in items else None) if isinstance(items, dict) else None
-    )
-    if isinstance(items, dict) and items.get("type") == "boolean":
-        values = [False, True]
+    """Arrays of few values are written out; if all are too many, those in the order of the list."""
     if values is not None:
         sizes = range(said.get("minItems", 0), min(said.get("maxItems", len(values)), len(values)) + 1)
         for choose in (itertools.permutations, itertools.combinations):

@@ -74,7 +74,7 @@ def _is_closed(schema: Mapping[str, Any]) -> bool:
 
 
 def _texts_exclude(a: Text, b: Text) -> bool:
-    if a.most is not None and b.least > a.most or b.most is not None and a.least > b.most:
+    if (a.most is not None and b.least > a.most) or (b.most is not None and a.least > b.most):
         return True
     wanted = (*a.wanted, *b.wanted)
     return bool(wanted) and combined(wanted, max_states=_MAX_STATES) == (State(False, ()),)
@@ -89,14 +89,10 @@ def listed_values(schema: Any) -> list[Any] | None:
 def _types(schema: Mapping[str, Any]) -> set[str] | None:
     values = listed_values(schema)
     if values is not None:
-        return {_name(value) for value in values}
+        kinds = {type_of(value) for value in values}
+        return {"number" if kind == "integer" else kind for kind in kinds}
     if TEXT in schema:
         return {"string"}
     said = schema.get("type")
     listed = said if isinstance(said, list) else [said]
-    return None if said is None else {"number" if name == "integer" else name for name in listed}
-
-
-def _name(value: Any) -> str:
-    kind = type_of(value)
-    return "number" if kind == "integer" else kind
+    return None if said is None else {"number" if name == "integer" else str(name) for name in listed}

@@ -14,12 +14,14 @@ from typing import Any
 from engine.errors import InvalidRequest
 from engine.structured.json_arrays import follow_arrays
 from engine.structured.json_branches import listed_values, overlapping
-from engine.structured.json_negation import NOT_PATTERN, NOT_VALUES, CannotNegate, alternatives, negation
+from engine.structured.json_negation import CannotNegate, alternatives, negation
 from engine.structured.json_numbers import follow_numbers
 from engine.structured.json_objects import follow_objects
 from engine.structured.json_parts import (
     ASSERTIONS,
     COMBINERS,
+    NOT_PATTERN,
+    NOT_VALUES,
     TYPES,
     Complaints,
     Part,
@@ -244,7 +246,7 @@ class Follower:
         if not lists:
             return None
         common = set.intersection(*({canonical(one) for one in values} for values in lists))
-        left = [one for one in distinct(min(lists, key=len)) if canonical(one) in common]
+        left = [one for one in distinct(lists[0]) if canonical(one) in common]
         others = [part.without("const", "enum") for part in opened]
         return [one for one in left if all(fits(one, part, self._open_one) for part in others)]
 
@@ -308,10 +310,10 @@ class Follower:
         name = known.get("propertyName")
         if isinstance(name, str):
             tagged = branch.made({"required": [name], "properties": {name: self._tag(branch, known)}}, "tag")
-            followed = self._follow([branch, tagged, *rest], depth + 1)
+            followed = self._follow([*rest, branch, tagged], depth + 1)
             if followed is not False:
                 return followed
-        return self._follow([branch, *rest], depth + 1)
+        return self._follow([*rest, branch], depth + 1)
 
     def _tag(self, branch: Part, known: Any) -> Any:
         """What a discriminator says of the property that tells this branch from others."""
@@ -351,7 +353,7 @@ class Follower:
             without = [
                 branch.made({"anyOf": one}, f"not{other}") for one, other in zip(nots, others, strict=True)
             ]
-            apart[index] = (branch, self._follow([branch, *without, *rest], depth + 1))
+            apart[index] = (branch, self._follow([*rest, branch, *without], depth + 1))
         return [one for one in apart if one[1] is not False]
 
     def _leaves(self, parts: list[Part], depth: int) -> Any:
@@ -415,7 +417,7 @@ class Follower:
         if not own:
             return {"type": kind}
         if kind == "array":
-            return follow_arrays(own, follow, self._complaints)
+            return follow_arrays(own, follow, self._enumerate, self._complaints)
         return follow_objects(own, follow, self._enumerate, self._complaints)
 
     def _simple(self, kind: str, excluded: Sequence[Any]) -> dict[str, Any] | None:

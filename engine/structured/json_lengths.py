@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, isqrt
 
-from engine.structured.regex import Chars, Choice, Node, Repeat, Run
+from engine.structured.regex import ANY_TEXT, Chars, Choice, Node, Repeat, Run
 
 
 def lengths(node: Node) -> tuple[int, int | None]:
@@ -36,13 +37,10 @@ def bounded(node: Node, least: int, most: int | None) -> Node | None:
     exact = _adjusted(node, least, most)
     if exact is not None:
         return exact
-    if most is None or low < least or low > most:
+    if most is None or low > most:
         return None
-    for size in range(8, -1, -1):
-        smaller = _shrunk(node, most * size // 8, size)
-        if (lengths(smaller)[1] or 0) <= most:
-            return smaller
-    return None
+    grown = _grown(node, least - low)
+    return None if grown is None or (lengths(grown)[0] > most) else _fitted(grown, most)
 
 
 def _adjusted(node: Node, least: int, most: int | None) -> Node | None:
@@ -77,14 +75,56 @@ def _adjusted_inner(
     return _adjusted(part, max(0, least - rest), None if most is None else most - rest)
 
 
-def _shrunk(node: Node, most: int, size: int) -> Node:
-    """With counts that leave less: `size` eighths of what may repeat, and `most` times what may without end."""
+def _grown(node: Node, more: int) -> Node | None:
+    """With so many characters more at least, all in one part, whichever; None if none has the room."""
+    if more <= 0:
+        return node
+    if isinstance(node, Repeat):
+        size = lengths(node.part)[0]
+        times = -(-more // size) if size else 0
+        if size and (node.most is None or node.least + times <= node.most):
+            return Repeat(node.part, node.least + times, node.most)
+    if not isinstance(node, Run):
+        return None
+    ways = [
+        (index, grown) for index, one in enumerate(node.parts) if (grown := _grown(one, more)) is not None
+    ]
+    if not ways:
+        return None
+    return Choice(tuple(Run((*node.parts[:index], one, *node.parts[index + 1 :])) for index, one in ways))
+
+
+def _fitted(node: Node, most: int) -> Node:
+    """Of at most so many characters, no fewer than it must have; not all that would be possible."""
     match node:
         case Run(parts):
-            return Run(tuple(_shrunk(part, most, size) for part in parts))
+            return Run(_fitted_parts(parts, most))
         case Choice(branches):
-            return Choice(tuple(_shrunk(branch, most, size) for branch in branches))
+            return Choice(tuple(_fitted(one, most) for one in branches if lengths(one)[0] <= most))
         case Repeat(part, least, top):
-            more = max(0, most - least) if top is None else (top - least) * size // 8
-            return Repeat(_shrunk(part, most, size), least, least + more)
+            low, high = lengths(part)
+            size = max(low, 1) if low == high else max(low, isqrt(most), 1)
+            count = max(least, most // size)
+            count = count if top is None else min(count, top)
+            return Repeat(_fitted(part, most // count) if count else part, least, count)
     return node
+
+
+def _fitted_parts(parts: Sequence[Node], most: int) -> tuple[Node, ...]:
+    """What is left beside all that must be is shared out."""
+    if len(parts) > 1 and parts[0] == parts[-1] == ANY_TEXT:
+        parts = parts[1:]  # two texts with a length together can be read in many ways, which takes long
+    bounds = [lengths(part) for part in parts]
+    spare = most - sum(low for low, _ in bounds)
+    waiting = sorted(
+        (index for index, (low, high) in enumerate(bounds) if low != high),
+        key=lambda index: inf if bounds[index][1] is None else bounds[index][1] or 0,
+    )
+    fitted = list(parts)
+    for number, index in enumerate(waiting):
+        low, high = bounds[index]
+        share = spare // (len(waiting) - number)
+        share = share if high is None else min(share, high - low)
+        fitted[index] = _fitted(parts[index], low + share)
+        spare -= share
+    return tuple(fitted)

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from engine.structured.json_parts import CONSTRAINING, TYPES, are_equal, is_number, mapping, sequence
+from engine.structured.json_parts import (
+    CONSTRAINING,
+    NOT_PATTERN,
+    NOT_VALUES,
+    TYPES,
+    are_equal,
+    is_number,
+    mapping,
+    sequence,
+)
 
-NOT_VALUES = "~not values"  # a word of ours: none of these
-NOT_PATTERN = "~not pattern"  # a word of ours: a string that doesn't match
 _MAX_ALTERNATIVES = 32
 
 
@@ -33,7 +40,7 @@ def negation(schema: Any) -> list[Any]:
 
 
 def alternatives(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Each word that sets a condition, and schemas of which one must hold. Raises CannotNegate in its turn."""
+    """Each word that sets a condition, and schemas of which one must hold. Raises CannotNegate."""
     if "not" in schema:
         yield "not", negation(schema["not"])
     if "if" in schema and ("then" in schema or "else" in schema):

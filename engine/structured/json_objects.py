@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.structured.automaton import State, combined
-from engine.structured.json_arrays import Follow
-from engine.structured.json_parts import MAX_COUNT, Complaints, Part, mapping, sequence
+from engine.structured.json_arrays import Enumerate, Follow
+from engine.structured.json_parts import MAX_COUNT, Complaints, Part, mapping
 from engine.structured.json_strings import say_name
-from engine.structured.json_texts import matches, read_count, read_text
+from engine.structured.json_texts import Text, matches, read_count, read_text
 from engine.structured.json_values import children_of
-from engine.structured.regex import ANY_TEXT, Node, UnsupportedPattern, search
+from engine.structured.regex import Node, UnsupportedPattern, search
 from engine.structured.regex_parser import parse
 
 _MAX_COUNTED_PROPERTIES = 64  # beside minProperties or maxProperties, which take a state per pair of numbers
 _MAX_COMPARED_STATES = 1024
-
-Enumerate = Callable[[Sequence[Part]], Sequence[Any] | None]
-"""The values that schemas list together; None where they list none."""
 
 
 @dataclass(slots=True)
@@ -59,7 +56,7 @@ def follow_objects(
 
 
 def _required(part: Part, complaints: Complaints) -> list[str]:
-    """As a list of names, and as draft 3 has it and many tools still do: `true` in a property's own schema."""
+    """As a list of names, and as draft 3 has it and some tools still do: `true` in a property's schema."""
     said = part.schema.get("required", [])
     if not isinstance(said, bool | list) or (
         isinstance(said, list) and any(not isinstance(n, str) for n in said)
@@ -85,11 +82,20 @@ def _name_properties(
     else:
         named |= said.required
     for name in named:
-        followed = follow([child for part in parts for child in children_of(part, name)])
+        followed = follow([child for part in parts for child in _children(part, name, parts)])
         if followed is not False:
             said.properties[name] = {} if followed is True else followed
     if listed is None and (is_open or is_bare):
         said.others = follow([one for part in parts for one in _others(part)])
+
+
+def _children(part: Part, name: str, parts: Sequence[Part]) -> list[Part]:
+    """Of one schema; what nobody has evaluated, others beside it may have: only if none is beside it is it
+    the same as an additional property."""
+    is_known = any(name in mapping(one.schema, "properties") for one in parts)
+    if part.is_derived and is_known and "unevaluatedProperties" in part.schema:
+        part = part.without("unevaluatedProperties")
+    return children_of(part, name)
 
 
 def _others(part: Part) -> list[Part]:
@@ -155,8 +161,6 @@ def _say_patterns(said: _Object, parts: Sequence[Part], follow: Follow, complain
 
 
 def _name_pattern(node: Node) -> str:
-    from engine.structured.json_texts import Text
-
     return say_name(Text("", (node,)), Complaints(is_strict=False))
 
 

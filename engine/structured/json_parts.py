@@ -41,16 +41,12 @@ ASSERTIONS: Mapping[str, tuple[str, ...]] = {
         "unevaluatedProperties",
     ),
 }
+# Words of ours, which `not` becomes: none of these values, and no string that matches this pattern.
+NOT_VALUES = "~not values"
+NOT_PATTERN = "~not pattern"
 COMBINERS = ("$ref", "allOf", "anyOf", "else", "if", "not", "oneOf", "then")
-CONSTRAINING = frozenset(
-    (
-        *COMBINERS,
-        "const",
-        "enum",
-        "nullable",
-        "type",
-        *(word for words in ASSERTIONS.values() for word in words),
-    )
+CONSTRAINING = frozenset(("const", "enum", "nullable", "type", NOT_VALUES, NOT_PATTERN, *COMBINERS)).union(
+    *ASSERTIONS.values()
 )
 
 
@@ -79,6 +75,11 @@ class Part:
     def without(self, *words: str) -> Part:
         left = {word: value for word, value in self.schema.items() if word not in words}
         return replace(self, schema=left, key=f"{self.key}~-{','.join(words)}")
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether it was made of a schema, and isn't all of that."""
+        return self.key != self.path
 
     @property
     def is_empty(self) -> bool:

@@ -27,9 +27,9 @@ def follow_json_schema(
 
     Its strings may become stand-ins, whose `rules` are to be inserted in the grammar that the schema becomes.
     `is_json`: whether its strings are written as JSON has them, in quotes and with escapes.
-    Raises InvalidRequest for one that can't be followed, and says where and by which keyword; if it isn't
-    `is_strict`, what can't be enforced is left out: all that the schema allows is possible, and more. `advice`:
-    what to do about an error besides.
+    Raises InvalidRequest for one that can't be followed, and says where and by which keyword, with `advice`.
+    If it isn't `is_strict`, what can't be enforced is left out: more is possible then than the schema allows,
+    and never less.
     """
     complaints = Complaints(is_strict=is_strict, advice=advice)
     followed = Follower(schema, param, complaints).follow()

@@ -11,11 +11,13 @@ from typing import Any
 
 from engine.structured.json_lengths import bounded
 from engine.structured.json_parts import Complaints
-from engine.structured.json_texts import Text
+from engine.structured.json_texts import FORMATS, Text
 from engine.structured.regex import (
     ANY_CHARACTER,
     ANY_TEXT,
+    Chars,
     Node,
+    Repeat,
     UnsupportedPattern,
     check_counts,
     confined,
@@ -35,7 +37,7 @@ _AS_IT_STANDS = "\x01{0,0}"
 
 
 def say_strings(schema: Any, rules: StringRules | None, complaints: Complaints) -> None:
-    """In place, in all of a followed schema. `rules` takes what it can; None: strings stand without quotes."""
+    """In place, in a followed schema. `rules` takes what it can; None: strings stand without quotes."""
     waiting = [schema]
     while waiting:
         part = waiting.pop()
@@ -69,16 +71,21 @@ def _said(text: Text, rules: StringRules | None, complaints: Complaints) -> dict
 
 def _stand_in(text: Text, rules: StringRules) -> str | None:
     length = text.length
-    wanted = [in_json(node) for node in ([*text.wanted, length] if length else text.wanted)]
-    if not wanted:
-        wanted = [in_json(ANY_TEXT)]
-    unwanted = [in_json(node) for node in text.unwanted]
-    if None in wanted:
+    constant = _rule(rules, [*text.wanted, *([length] if length else [])], text.unwanted)
+    if constant or len(text.wanted) != 1 or not text.least or text.most is None:
+        return constant
+    shorter = bounded(text.wanted[0], 0, text.most)  # then the least length alone is to be counted
+    at_least = Repeat(Chars(ANY_CHARACTER), text.least, None)
+    return None if shorter is None else _rule(rules, [shorter, at_least], text.unwanted)
+
+
+def _rule(rules: StringRules, wanted: Sequence[Node], unwanted: Sequence[Node]) -> str | None:
+    said = [in_json(node) for node in wanted or [ANY_TEXT]]
+    unsaid = [in_json(node) for node in unwanted]
+    left = [node for node in said if node is not None]
+    if len(left) < len(said):
         return None
-    return rules.stand_in(
-        *(node for node in wanted if node is not None),
-        unwanted=[node for node in unwanted if node is not None],
-    )
+    return rules.stand_in(*left, unwanted=[node for node in unsaid if node is not None])
 
 
 def say_name(text: Text, complaints: Complaints) -> str:
@@ -108,7 +115,8 @@ def _as_one(text: Text, complaints: Complaints) -> Node:
             "pattern",
             "beside another pattern or a format is too large to be followed: use one of them",
         )
-    node = text.wanted[0] if text.wanted else ANY_TEXT
+    known = [whole(parse(FORMATS[text.format]))] if text.format else []
+    node = [*text.wanted, *known, ANY_TEXT][0]
     one = bounded(node, text.least, text.most)
     if one is None:
         word = "minLength" if text.least else "maxLength"

@@ -12,8 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from engine.structured.automaton import State, combined
-from engine.structured.json_negation import NOT_PATTERN, NOT_VALUES
-from engine.structured.json_parts import MAX_COUNT, Complaints, Part, is_number
+from engine.structured.json_parts import MAX_COUNT, NOT_PATTERN, NOT_VALUES, Complaints, Part, is_number
 from engine.structured.regex import ANY_CHARACTER, Chars, Node, Repeat, Run, UnsupportedPattern, search, whole
 from engine.structured.regex_parser import parse
 
@@ -25,6 +24,8 @@ _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+\-]([01]\d|2[0-3]):[0-
 _OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _LABEL = r"[A-Za-z0-9](-?[A-Za-z0-9]){0,22}"
 _HOSTNAME = rf"{_LABEL}(\.{_LABEL}){{0,4}}"  # at most 229 characters, of 253 possible
+_SHORT_LABEL = r"[A-Za-z0-9](-?[A-Za-z0-9])*"
+_SHORT_HOSTNAME = rf"{_SHORT_LABEL}(\.{_SHORT_LABEL})*"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]{1,20}"
 _POINTER = r"(/([^/~]|~[01])*)*"
 _HEX = "[0-9A-Fa-f]"
@@ -34,7 +35,7 @@ _TAIL = rf"(/{_SEGMENT}*)*(\?({_SEGMENT}|[/?])*)?(#({_SEGMENT}|[/?])*)?"
 # The compiler knows these itself; the expressions here, which say less than all that is possible, are for
 # where something else is said of the string besides.
 _COMPILERS = {
-    "duration": r"P(\d{1,4}W|\d{1,4}D(T\d{1,4}H(\d{1,4}M(\d{1,4}S)?)?)?|T(\d{1,4}H(\d{1,4}M(\d{1,4}S)?)?|\d{1,4}M(\d{1,4}S)?|\d{1,4}S))",
+    "duration": r"P(\d{1,4}W|\d{1,4}D(T\d{1,4}H(\d{1,4}M(\d{1,4}S)?)?)?|T(\d{1,4}H|\d{1,4}M|\d{1,4}S))",
     "ipv6": rf"(({_H16}:){{7}}{_H16}|({_H16}:){{1,3}}(:{_H16}){{1,4}}|::({_H16}(:{_H16}){{0,6}})?)",
     "uri": rf"[A-Za-z][A-Za-z0-9+.\-]{{0,15}}://{_HOSTNAME}(:\d{{1,4}})?{_TAIL}",
     "uri-reference": rf"([A-Za-z][A-Za-z0-9+.\-]{{0,15}}://{_HOSTNAME}(:\d{{1,4}})?)?/{_TAIL}",
@@ -52,6 +53,13 @@ _OURS = {
     "relative-json-pointer": rf"(0|[1-9]\d{{0,8}})(#|{_POINTER})",
 }
 FORMATS = {**_OURS, **_COMPILERS}
+# Without counts, which a length that is asked for does without: no part is too long then.
+_SHORT = {
+    "email": r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+)*@" + _SHORT_HOSTNAME,
+    "hostname": _SHORT_HOSTNAME,
+    "uri": rf"https?://{_SHORT_HOSTNAME}(:\d{{1,4}})?{_TAIL}",
+}
+_SHORT_CHARS = 63
 _MAX_STATES = 1024  # of an automaton that a text is compared with
 
 
@@ -91,7 +99,8 @@ def read_text(parts: Sequence[Part], complaints: Complaints) -> Text | None:
         return None
     is_bare = len(formats) == 1 and not wanted and not unwanted and not least and most > MAX_COUNT
     only = next(iter(formats), None) if is_bare else None
-    wanted += [whole(parse(FORMATS[name])) for name in formats if not (only in _COMPILERS)]
+    known = FORMATS | (_SHORT if most <= _SHORT_CHARS else {})
+    wanted += [whole(parse(known[name])) for name in formats if only not in _COMPILERS]
     path = next((part.path for part in parts), "")
     bound = None if all("maxLength" not in part.schema for part in parts) else most
     return Text(path, tuple(wanted), tuple(unwanted), least, bound, only)

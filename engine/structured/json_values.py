@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from engine.structured.json_negation import NOT_VALUES
 from engine.structured.json_numbers import fits_numbers
-from engine.structured.json_parts import Part, are_equal, is_number, mapping, sequence, type_of
+from engine.structured.json_parts import NOT_VALUES, Part, are_equal, is_number, mapping, sequence, type_of
 from engine.structured.json_texts import fits_text, name_matches
 from engine.structured.regex import UnsupportedPattern
 
@@ -65,7 +64,7 @@ def _fits_one(value: Any, part: Part, opened: Open, depth: int) -> bool:
     return not isinstance(value, dict) or _fits_properties(value, part, holds)
 
 
-def _exactly_one(found: Any) -> bool:
+def _exactly_one(found: Iterable[bool]) -> bool:
     return sum(found) == 1
 
 
