@@ -29,6 +29,13 @@ def none_as(default: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
 
+# Of a tool, in chats and in Responses.
+STRICT_TOOL = (
+    "If true, or where a call is forced, calls follow the schema of `parameters`, and what of it can't be "
+    "enforced is refused; with false, forced calls follow the rest."
+)
+
+
 class RequestBody(Strict):
     model: str | None = Field(default=None, description="The model; without it, the one that is served.")
 
@@ -39,12 +46,16 @@ class StreamOptions(Strict):
 
 
 class JsonSchema(Strict):
-    """`json_schema` of OpenAI's response format. Output follows the schema always, `strict` or not."""
+    """`json_schema` of OpenAI's response format. Output follows the schema always."""
 
     name: str
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
-    strict: bool | None = None
+    strict: bool | None = Field(
+        default=None,
+        description="What the schema demands and can't be enforced is refused; with false, "
+        "the answer follows the rest.",
+    )
 
 
 class TextFormat(Strict):

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from engine.errors import InvalidRequest
 from engine.server.generation_body import (
     MAX_FIELDS,
+    STRICT_TOOL,
     GenerationBody,
     RequestBody,
     Strict,
@@ -123,7 +124,7 @@ class FunctionDefinition(Strict):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(default=None, description="Forced calls follow their schema either way.")
+    strict: bool | None = Field(default=None, description=STRICT_TOOL)
 
 
 class Tool(Strict):

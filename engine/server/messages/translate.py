@@ -20,6 +20,7 @@ from engine.server.messages.bodies import (
     ToolUseBlock,
 )
 from engine.server.protocol import ChatBody
+from engine.server.tool_paths import without_function
 
 _OUR_PARAMS = {
     "stop": "stop_sequences",
@@ -63,6 +64,7 @@ def to_chat(body: CountBody) -> ChatBody:
 
 def renamed(error: InvalidRequest) -> InvalidRequest:
     """The same complaint, its field as Anthropic calls it."""
+    error = without_function(error, parameters="input_schema")
     if error.param not in _OUR_PARAMS:
         return error
     return type(error)(error.message, param=_OUR_PARAMS[error.param])
