@@ -7,41 +7,34 @@ its own words; the compiler (xgrammar 0.2.8) passes over much else in silence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.structured.json_arrays import follow_arrays
-from engine.structured.json_branches import listed_values, overlapping
-from engine.structured.json_negation import CannotNegate, alternatives, negation
+from engine.structured.json_negation import CannotNegate, alternatives
 from engine.structured.json_numbers import follow_numbers
 from engine.structured.json_objects import follow_objects
+from engine.structured.json_open import Opener
 from engine.structured.json_parts import (
     ASSERTIONS,
-    COMBINERS,
+    MAX_DEPTH,
     NOT_PATTERN,
     NOT_VALUES,
     TYPES,
     Complaints,
     Part,
     are_equal,
-    canonical,
     common_types,
-    distinct,
     implied_types,
-    mapping,
     schema_error,
-    sequence,
 )
-from engine.structured.json_references import NoTarget, References, references_of
+from engine.structured.json_references import references_of
 from engine.structured.json_strings import TEXT
 from engine.structured.json_texts import read_text
-from engine.structured.json_values import fits, is_writable
+from engine.structured.json_union import Unions, merged
+from engine.structured.json_values import is_writable
 
-MAX_DEPTH = 64
-_MAX_PARTS = 20_000  # that are looked at, of one schema with all its combinations
-_MAX_NEGATED = 16  # alternatives that keep two branches of a oneOf apart
 _CONDITIONS = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies")
 _SIMPLE = frozenset(("boolean", "null"))
 
@@ -52,13 +45,11 @@ class Follower:
     def __init__(self, root: Any, param: str, complaints: Complaints) -> None:
         self._param = param
         self._complaints = complaints
-        self._references = References(root)
-        self._names: dict[
-            tuple[str, ...], str
-        ] = {}  # in `_definitions`, by the parts that are followed there
+        self._opener = Opener(root, param, complaints)
+        self._unions = Unions(self._opener, complaints, self._follow, self._target)
+        self._names: dict[tuple[str, ...], str] = {}  # in `_definitions`, by the parts followed there
         self._definitions: dict[str, Any] = {}
         self._waiting: list[tuple[str, list[Part], int]] = []
-        self._num_parts = 0
         self._root = Part.at(root, param)
 
     def follow(self) -> Any:
@@ -95,7 +86,7 @@ class Follower:
         if depth > MAX_DEPTH:
             path = parts[0].path
             raise InvalidRequest(f"{path:.200}: the schema is nested more than {MAX_DEPTH} deep.", param=path)
-        opened = list(self._open(parts))
+        opened = self._opener.open(parts)
         if any(part.schema is False for part in opened):
             return False
         opened = [part for part in opened if not part.is_empty]
@@ -111,14 +102,13 @@ class Follower:
         self._waiting.append((name, opened, 0))
         return {"$ref": f"#/$defs/{name}"}
 
-    def _define(self, name: str, parts: list[Part], depth: int) -> Any:
+    def _define(self, name: str, parts: list[Part], depth: int) -> None:
         self._definitions[name] = {}
         followed = self._combine(parts, depth)
         if followed is False:
             self._complaints.refuse(*self._ruled_out(parts))
             followed = True
-        self._definitions[name] = followed
-        return followed
+        self._definitions[name] = {} if followed is True else followed
 
     def _target(self, followed: Any) -> Any:
         """What a reference leads to, at once if it still waits."""
@@ -136,79 +126,8 @@ class Follower:
             followed = self._definitions.get(name, {})
         return followed
 
-    def _open(self, parts: Sequence[Part], around: tuple[str, ...] = ()) -> Iterator[Part]:
-        """Without references and `allOf`s: what they hold beside what they stand beside."""
-        if len(around) > MAX_DEPTH:
-            raise InvalidRequest(f"{parts[0].path:.200}: more than {MAX_DEPTH} deep.", param=parts[0].path)
-        for given in parts:
-            self._num_parts += 1
-            if self._num_parts > _MAX_PARTS:
-                raise schema_error(self._param, "", f"the schema combines to more than {_MAX_PARTS} parts")
-            part = self._checked(given)
-            schema = part.schema
-            if not isinstance(schema, dict):
-                yield part
-                continue
-            words = references_of(schema)
-            if words or "allOf" in schema:
-                yield part.without(*words, "allOf")
-            else:
-                yield part
-            for word in words:
-                target = self._resolve(part, word)
-                if target.path in around:
-                    raise schema_error(part.path, word, "leads back to itself, with nothing between")
-                yield from self._open([target], (*around, target.path))
-            if "allOf" in schema:
-                yield from self._open(self._branches(part, "allOf"), (*around, ""))
-
-    def _checked(self, part: Part) -> Part:
-        """With its place as the client knows it, and a null that OpenAPI 3.0 allows as a branch."""
-        if isinstance(part.schema, dict):
-            place = self._references.path_of(part.schema)
-            part = part if place is None else replace(part, path=self._param + place)
-            self._check_shape(part)
-            return self._with_null(part)
-        if isinstance(part.schema, bool):
-            return part
-        self._complaints.malformed(
-            part.path, "", f"a schema is an object, true or false, not {part.schema!r:.40}"
-        )
-        return part.made(True, "any")
-
-    def _check_shape(self, part: Part) -> None:
-        for word in ("properties", "patternProperties", "$defs", "definitions", "dependentRequired"):
-            if word in part.schema and not isinstance(part.schema[word], dict):
-                self._complaints.malformed(part.path, word, "must be an object")
-
-    def _with_null(self, part: Part) -> Part:
-        schema = part.schema
-        if schema.get("nullable") is not True or "enum" in schema or "const" in schema:
-            return part
-        if "type" in schema and not any(word in schema for word in COMBINERS):
-            return part
-        other = {word: value for word, value in schema.items() if word != "nullable"}
-        self._references.note_copy(schema, other)
-        return part.made({"anyOf": [other, {"type": "null"}]}, "nullable")
-
-    def _resolve(self, part: Part, word: str) -> Part:
-        try:
-            path = self._references.resolve(part.schema, word)
-        except NoTarget as error:
-            raise schema_error(part.path, word, str(error)) from error
-        target = self._references.get(path)
-        place = self._references.path_of(target)
-        return Part.at(
-            target, self._param + (place if place is not None else "".join(f".{name}" for name in path))
-        )
-
-    def _branches(self, part: Part, word: str) -> list[Part]:
-        if not sequence(part.schema, word):
-            self._complaints.malformed(part.path, word, "must be a list with something in it")
-        return [part.child(word, index) for index in range(len(sequence(part.schema, word)))]
-
     def _combine(self, parts: list[Part], depth: int) -> Any:
-        values = self._enumerate(parts)
+        values = self._opener.enumerate_values(parts)
         if values is not None:
             return self._listed(values, parts)
         for index, part in enumerate(parts):
@@ -221,7 +140,7 @@ class Follower:
             for word in ("anyOf", "oneOf"):
                 if word in part.schema:
                     rest = [*parts[:index], part.without(word), *parts[index + 1 :]]
-                    return self._any(part, word, rest, depth)
+                    return self._unions.follow_any(part, word, rest, depth)
         return self._leaves(parts, depth)
 
     def _nullable(self, part: Part, rest: list[Part], depth: int) -> Any:
@@ -230,28 +149,6 @@ class Follower:
         types = [*(said if isinstance(said, list) else [said]), "null"]
         wider = part.made({**part.without("nullable").schema, "type": list(dict.fromkeys(types))}, "nullable")
         return self._combine([wider, *rest], depth)
-
-    def _enumerate(self, parts: Sequence[Part]) -> list[Any] | None:
-        """The values that are left of those that `enum` and `const` list; None if none do."""
-        opened = [part for part in self._open(parts) if isinstance(part.schema, dict)]
-        lists: list[list[Any]] = []
-        for part in opened:
-            if "const" in part.schema:
-                lists.append([part.schema["const"]])
-            elif "enum" in part.schema and sequence(part.schema, "enum"):
-                null = [None] if part.schema.get("nullable") is True else []
-                lists.append([*part.schema["enum"], *null])
-            elif "enum" in part.schema:
-                self._complaints.malformed(part.path, "enum", "must be a list with something in it")
-        if not lists:
-            return None
-        common = set.intersection(*({canonical(one) for one in values} for values in lists))
-        left = [one for one in distinct(lists[0]) if canonical(one) in common]
-        others = [part.without("const", "enum") for part in opened]
-        return [one for one in left if all(fits(one, part, self._open_one) for part in others)]
-
-    def _open_one(self, part: Part) -> list[Part]:
-        return list(self._open([part]))
 
     def _listed(self, values: list[Any], parts: Sequence[Part]) -> Any:
         if not values:
@@ -283,78 +180,11 @@ class Follower:
             raise InvalidRequest(
                 f"{parts[0].path:.200}: more than {MAX_DEPTH} conditions.", param=parts[0].path
             )
-        opened = list(self._open(parts))
+        opened = self._opener.open(parts)
         if any(part.schema is False for part in opened):
             return False
         opened = [part for part in opened if not part.is_empty]
         return self._combine(opened, depth + 1) if opened else True
-
-    def _any(self, part: Part, word: str, rest: list[Part], depth: int) -> Any:
-        branches = self._branches(part, word)
-        if not branches:
-            return self._again(rest, depth)
-        rest = [one for one in rest if not one.is_empty]
-        known = mapping(part.schema, "discriminator")
-        followed = [self._branch(branch, rest, known, depth) for branch in branches]
-        kept = [(branch, one) for branch, one in zip(branches, followed, strict=True) if one is not False]
-        if word == "oneOf" and len(kept) > 1:
-            kept = self._keep_apart(part, kept, rest, depth)
-        left = _merged([one for _, one in kept])
-        if not left:
-            return False
-        if True in left:
-            return True
-        return left[0] if len(left) == 1 else {"anyOf": left}
-
-    def _branch(self, branch: Part, rest: list[Part], known: Any, depth: int) -> Any:
-        name = known.get("propertyName")
-        if isinstance(name, str):
-            tagged = branch.made({"required": [name], "properties": {name: self._tag(branch, known)}}, "tag")
-            followed = self._follow([*rest, branch, tagged], depth + 1)
-            if followed is not False:
-                return followed
-        return self._follow([*rest, branch], depth + 1)
-
-    def _tag(self, branch: Part, known: Any) -> Any:
-        """What a discriminator says of the property that tells this branch from others."""
-        name = known["propertyName"]
-        own = [one.child("properties", name) for one in self._open_one(branch) if name in _properties(one)]
-        words = references_of(branch.schema) if isinstance(branch.schema, dict) else []
-        if (own and self._enumerate(own) is not None) or not words:
-            return True
-        target = self._resolve(branch, words[0])
-        schema_name = target.path.rpartition(".")[2]
-        names = [
-            value
-            for value, reference in mapping(known, "mapping").items()
-            if isinstance(reference, str) and reference.replace("~1", "/").rpartition("/")[2] == schema_name
-        ]
-        return {"enum": names or [schema_name]}
-
-    def _keep_apart(self, part: Part, kept: list[tuple[Part, Any]], rest: list[Part], depth: int) -> Any:
-        """What is one branch of a oneOf must be no other; told apart by what they say, or by `not`."""
-        doubtful = overlapping([one for _, one in kept], self._target)
-        apart = list(kept)
-        for index in sorted({one for pair in doubtful for one in pair}):
-            others = [a + b - index for a, b in doubtful if index in (a, b)]
-            try:
-                nots = [negation(kept[other][0].schema) for other in others]
-            except CannotNegate:
-                nots = [[]]
-            if not all(0 < len(one) <= _MAX_NEGATED for one in nots):
-                self._complaints.refuse(
-                    part.path,
-                    "oneOf",
-                    "has branches that one value could satisfy together; use anyOf, or give each branch "
-                    "a type of its own or a required property with its own const",
-                )
-                return kept
-            branch = kept[index][0]
-            without = [
-                branch.made({"anyOf": one}, f"not{other}") for one, other in zip(nots, others, strict=True)
-            ]
-            apart[index] = (branch, self._follow([*rest, branch, *without], depth + 1))
-        return [one for one in apart if one[1] is not False]
 
     def _leaves(self, parts: list[Part], depth: int) -> Any:
         types: frozenset[str] | None = None
@@ -369,7 +199,7 @@ class Follower:
             return True
         kinds = [name for name in TYPES if name in types and not (name == "integer" and "number" in types)]
         found = [self._leaf(kind, parts, depth) for kind in kinds]
-        left = _merged([one for one in found if one is not None])
+        left = merged([one for one in found if one is not None])
         if not left:
             return False
         if len(left) > 1 and all(one.keys() == {"type"} for one in left):
@@ -417,8 +247,8 @@ class Follower:
         if not own:
             return {"type": kind}
         if kind == "array":
-            return follow_arrays(own, follow, self._enumerate, self._complaints)
-        return follow_objects(own, follow, self._enumerate, self._complaints)
+            return follow_arrays(own, follow, self._opener.enumerate_values, self._complaints)
+        return follow_objects(own, follow, self._opener.enumerate_values, self._complaints)
 
     def _simple(self, kind: str, excluded: Sequence[Any]) -> dict[str, Any] | None:
         values: Sequence[Any] = [None] if kind == "null" else [False, True]
@@ -428,30 +258,8 @@ class Follower:
         return {"const": left[0]} if left else None
 
 
-def _properties(part: Part) -> Any:
-    return mapping(part.schema, "properties") if isinstance(part.schema, dict) else {}
-
-
 def _is_among(value: Any, others: Sequence[Any]) -> bool:
     return any(are_equal(value, other) for other in others)
-
-
-def _merged(branches: Sequence[Any]) -> list[Any]:
-    """Each once, and the values that they list as one of them."""
-    values: list[Any] = []
-    left: list[Any] = []
-    for branch in branches:
-        listed = listed_values(branch)
-        if listed is None:
-            left.append(branch)
-        else:
-            if not values:
-                left.append(None)  # its place
-            values += listed
-    values = distinct(values)
-    merged = {"const": values[0]} if len(values) == 1 else {"enum": values}
-    found = [merged if branch is None else branch for branch in left]
-    return [branch for index, branch in enumerate(found) if branch not in found[:index]]
 
 
 def _is_of(kind: str, value: Any) -> bool:

@@ -24,7 +24,7 @@ class CannotNegate(ValueError):
 
 
 def negation(schema: Any) -> list[Any]:
-    """Schemas of which one holds exactly where this one doesn't. Raises CannotNegate."""
+    """Schemas of which one holds where this one doesn't. Raises CannotNegate."""
     if isinstance(schema, bool):
         return [] if schema else [True]
     if not isinstance(schema, dict):
@@ -56,9 +56,8 @@ def alternatives(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
 
 def _not_type(schema: Mapping[str, Any]) -> list[Any]:
     said = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    if "integer" in said and "number" not in said:
-        raise CannotNegate("type 'integer'")
-    gone = {*said, "integer"} if "number" in said else set(said)
+    # Of numbers, what is left beside integers can't be said: they go as well.
+    gone = {*said, "integer", "number"} if {"integer", "number"} & set(said) else set(said)
     return [{"type": [name for name in TYPES if name not in gone]}]
 
 

@@ -10,6 +10,7 @@ from engine.errors import InvalidRequest
 
 TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 MAX_COUNT = 100_000
+MAX_DEPTH = 64
 
 # Which words say something of which type; all others are annotations, or combine schemas.
 ASSERTIONS: Mapping[str, tuple[str, ...]] = {
