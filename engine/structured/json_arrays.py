@@ -37,7 +37,7 @@ def follow_arrays(
         return None
     said: dict[str, Any] = {"type": "array"}
     if followed and most != 0:
-        said["prefixItems"] = followed[:most]
+        said["prefixItems"] = [{} if one is True else one for one in followed[:most]]
     if most is None or most > len(followed):
         said["items"] = {} if after is True else after
     elif not followed or most == 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.structured.automaton import State, combined
 from engine.structured.json_parts import are_equal, canonical, type_of
-from engine.structured.json_strings import TEXT
+from engine.structured.json_strings import IMPLIED, TEXT
 from engine.structured.json_texts import Text
 
 _MAX_STATES = 256
@@ -43,8 +43,10 @@ def _exclude_each_other(a: Any, b: Any, target: Target, depth: int = 0) -> bool:
     if a_values is not None and b_values is not None:
         return not any(are_equal(one, other) for one in a_values for other in b_values)
     a_types, b_types = _types(a), _types(b)
+    # Of a schema without a type, any value of another type than its words are of is one as well.
+    is_typed = not a.get(IMPLIED) and not b.get(IMPLIED)
     if a_types is not None and b_types is not None and not a_types & b_types:
-        return True
+        return is_typed
     if isinstance(a.get(TEXT), Text) and isinstance(b.get(TEXT), Text):
         return _texts_exclude(a[TEXT], b[TEXT])
     return _properties_exclude(a, b, target, depth)

@@ -30,7 +30,7 @@ from engine.structured.json_parts import (
     schema_error,
 )
 from engine.structured.json_references import references_of
-from engine.structured.json_strings import TEXT
+from engine.structured.json_strings import IMPLIED, TEXT
 from engine.structured.json_texts import read_text
 from engine.structured.json_union import Unions, merged
 from engine.structured.json_values import is_writable
@@ -191,15 +191,16 @@ class Follower:
         for part in parts:
             if "type" in part.schema:
                 types = common_types(types, self._types(part))
-        if types is None:
-            types = implied_types(parts)
+        is_implied = types is None
+        types = implied_types(parts) if types is None else types
         if types is None:
             if any(NOT_VALUES in part.schema for part in parts):
                 self._complaints.refuse(parts[0].path, "not", "needs a type beside it")
             return True
         kinds = [name for name in TYPES if name in types and not (name == "integer" and "number" in types)]
         found = [self._leaf(kind, parts, depth) for kind in kinds]
-        left = merged([one for one in found if one is not None])
+        marks = {IMPLIED: True} if is_implied else {}
+        left = merged([one | marks for one in found if one is not None])
         if not left:
             return False
         if len(left) > 1 and all(one.keys() == {"type"} for one in left):

@@ -50,8 +50,11 @@ def follow_objects(
         _keep_names(said, names, complaints)
     if any(name not in said.properties for name in said.required):
         return None
-    if said.patterns or mapping_of_patterns(parts):
+    if not names:
         _say_patterns(said, parts, follow, complaints)
+    elif listed is None and _patterns_of(parts):
+        complaints.refuse(names[0].path, "", "propertyNames beside patternProperties is not supported")
+        said.patterns, said.others = {}, True
     return _written(said, parts, complaints)
 
 
@@ -110,7 +113,7 @@ def _keep_names(said: _Object, names: Sequence[Part], complaints: Complaints) ->
         if text is None:
             said.properties, said.others = {}, False
             return
-        nodes = [*text.wanted, *([text.length] if text.length else [])]
+        nodes = [*text.known, *([text.length] if text.length else [])]
         said.properties = {
             name: one
             for name, one in said.properties.items()
@@ -123,7 +126,7 @@ def _keep_names(said: _Object, names: Sequence[Part], complaints: Complaints) ->
         complaints.refuse(names[0].path, "pattern", f"can't be followed: {error}")
 
 
-def mapping_of_patterns(parts: Sequence[Part]) -> dict[str, list[Part]]:
+def _patterns_of(parts: Sequence[Part]) -> dict[str, list[Part]]:
     """Each pattern of names, with its schemas."""
     found: dict[str, list[Part]] = {}
     for part in parts:
@@ -134,7 +137,9 @@ def mapping_of_patterns(parts: Sequence[Part]) -> dict[str, list[Part]]:
 
 def _say_patterns(said: _Object, parts: Sequence[Part], follow: Follow, complaints: Complaints) -> None:
     """Names by pattern: where a name could be two things at once, some are left out, or it is refused."""
-    given = mapping_of_patterns(parts)
+    given = _patterns_of(parts)
+    if not given:
+        return
     path = next((part.path for part in parts if "patternProperties" in part.schema), "")
     nodes: dict[str, Node] = {}
     for pattern in given:
@@ -142,9 +147,6 @@ def _say_patterns(said: _Object, parts: Sequence[Part], follow: Follow, complain
             nodes[pattern] = search(parse(pattern))
         except UnsupportedPattern as error:
             complaints.refuse(path, "patternProperties", f"can't be followed: {error}")
-    if given and said.patterns:
-        complaints.refuse(path, "patternProperties", "beside propertyNames is not supported")
-        return
     for pattern, node in nodes.items():
         followed = follow(given[pattern])
         # A property that is named, too, would come twice; so the object has the named ones alone.

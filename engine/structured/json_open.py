@@ -113,7 +113,7 @@ class Opener:
         for part in opened:
             if "const" in part.schema:
                 lists.append([part.schema["const"]])
-            elif "enum" in part.schema and sequence(part.schema, "enum"):
+            if "enum" in part.schema and sequence(part.schema, "enum"):
                 null = [None] if part.schema.get("nullable") is True else []
                 lists.append([*part.schema["enum"], *null])
             elif "enum" in part.schema:

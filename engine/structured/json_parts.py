@@ -170,10 +170,10 @@ def common_types(one: frozenset[str] | None, other: frozenset[str] | None) -> fr
     """Of values that are of both; None = any. An integer is a number too."""
     if one is None or other is None:
         return other if one is None else one
-    common = one & other
-    if "integer" in one | other and "number" in one | other and not common & {"integer", "number"}:
-        common |= {"integer"}
-    return common
+    numbers = frozenset(("integer", "number"))
+    if one & numbers and other & numbers and not one & other & numbers:
+        return one & other | {"integer"}
+    return one & other
 
 
 def implied_types(parts: Sequence[Part]) -> frozenset[str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.structured.json_lengths import bounded
 from engine.structured.json_parts import Complaints
-from engine.structured.json_texts import FORMATS, Text
+from engine.structured.json_texts import Text
 from engine.structured.regex import (
     ANY_CHARACTER,
     ANY_TEXT,
@@ -29,7 +29,9 @@ from engine.structured.regex import (
 from engine.structured.regex_parser import parse
 from engine.structured.string_rules import StringRules
 
-TEXT = "~text"  # a word of ours, in what is followed: a Text, until the strings are said
+# Words of ours in what is followed, until the strings are said: a Text; and that no type was named.
+TEXT = "~text"
+IMPLIED = "~implied"
 
 # Before a pattern, a control character that never comes: with it, the compiler writes the pattern into the
 # string as it stands. Its other way leaves escapes out and mixes up alternatives such as a{1,2}|[ab].
@@ -43,6 +45,7 @@ def say_strings(schema: Any, rules: StringRules | None, complaints: Complaints) 
         part = waiting.pop()
         if not isinstance(part, dict):
             continue
+        part.pop(IMPLIED, None)
         if isinstance(part.get(TEXT), Text):
             text = part.pop(TEXT)
             part |= _said(text, rules, complaints)
@@ -115,8 +118,7 @@ def _as_one(text: Text, complaints: Complaints) -> Node:
             "pattern",
             "beside another pattern or a format is too large to be followed: use one of them",
         )
-    known = [whole(parse(FORMATS[text.format]))] if text.format else []
-    node = [*text.wanted, *known, ANY_TEXT][0]
+    node = [*text.known, ANY_TEXT][0]
     one = bounded(node, text.least, text.most)
     if one is None:
         word = "minLength" if text.least else "maxLength"

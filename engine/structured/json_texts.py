@@ -75,6 +75,11 @@ class Text:
     format: str | None = None  # if nothing else is said, so that the compiler's own will do
 
     @property
+    def known(self) -> tuple[Node, ...]:
+        """What matches it, formats of the compiler's own among it."""
+        return self.wanted or ((whole(parse(FORMATS[self.format])),) if self.format else ())
+
+    @property
     def length(self) -> Node | None:
         if not self.least and self.most is None:
             return None
@@ -120,8 +125,7 @@ def fits_text(value: str, schema: dict[str, Any]) -> bool:
         return True
     if said is None or not said.least <= len(value) <= (said.most if said.most is not None else len(value)):
         return False
-    wanted = said.wanted or ((whole(parse(FORMATS[said.format])),) if said.format else ())
-    return all(matches(value, node) is not False for node in wanted) and not any(
+    return all(matches(value, node) is not False for node in said.known) and not any(
         matches(value, node) for node in said.unwanted
     )
 

@@ -107,10 +107,35 @@ async def test_every_walk_ends_in_what_the_schema_allows(
         ({"type": "string", "pattern": "(?=a)"}, "pattern"),
         ({"type": "string", "pattern": "("}, "pattern"),
         ({"type": "wat"}, "type"),
+        ({"const": "c", "enum": ["a"]}, "no value satisfies"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "no value satisfies"),
+        ({"type": "integer", "allOf": [{"type": "string"}]}, "no value satisfies"),
+        ({"type": "object", "required": ["a"], "properties": {}, "additionalProperties": False}, "no value"),
+        (False, "no value satisfies"),
+        ({"not": {}}, "not"),
+        ({"type": "array", "contains": {"type": "null"}, "maxContains": 1}, "maxContains"),
+        ({"type": "number", "multipleOf": 0.5}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 7, "minimum": 0}, "multipleOf"),
+        ({"type": "object", "additionalProperties": True, "minProperties": 2}, "minProperties"),
+        ({"type": "object", "patternProperties": {"a": {"const": 1}, "b": {"const": 2}}}, "patternProperties"),
+        ({"type": "object", "patternProperties": {"a": {}}, "propertyNames": {"maxLength": 2}}, "propertyNames"),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
+        ({"oneOf": [{"type": "boolean"}, {"items": {"type": "string"}}]}, "oneOf"),
+        ({"$ref": "#"}, r"\$ref leads back to itself"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, r"\$ref leads back to itself"),
+        ({"$ref": "#/$defs/a"}, r"\$ref '#/\$defs/a' points to nothing"),
+        ({"$ref": "#anchor"}, "no \\$anchor has that name"),
+        ({"$ref": "https://example.com/schema"}, r"must point into the schema itself"),
+        ({"type": "object", "not": {"additionalProperties": False}}, "not with additionalProperties"),
+        ({"enum": [2**63]}, "64 bits"),
+        ({"anyOf": []}, "anyOf must be a list"),
+        ({"minLength": "3"}, "minLength must be a whole number"),
+        ({"properties": []}, "properties must be an object"),
+        ({"items": 3}, "a schema is an object"),
     ],
 )
 async def test_what_cannot_be_followed_is_named(
-    structurer: Structurer, schema: dict[str, Any], word: str
+    structurer: Structurer, schema: Any, word: str
 ) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
 
