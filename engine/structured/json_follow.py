@@ -27,7 +27,6 @@ from engine.structured.json_parts import (
     are_equal,
     common_types,
     implied_types,
-    schema_error,
 )
 from engine.structured.json_references import references_of
 from engine.structured.json_strings import IMPLIED, TEXT
@@ -59,7 +58,8 @@ class Follower:
             name, parts, depth = self._waiting.pop()
             self._define(name, parts, depth)
         if followed is False:
-            raise schema_error(*self._ruled_out([self._root]))
+            self._complaints.malformed(*self._ruled_out([self._root]))
+            return True
         if isinstance(followed, dict):
             followed = dict(followed)
         if self._definitions and isinstance(followed, dict):
@@ -75,14 +75,17 @@ class Follower:
 
     def _follow(self, parts: Sequence[Part], depth: int, *, is_apart: bool = False) -> Any:
         """What all of them say; False if that is never so. `is_apart`: not behind a name of its own."""
-        if self._complaints.is_strict:
-            return self._follow_strictly(parts, depth, is_apart)
-        try:
-            return self._follow_strictly(parts, depth, is_apart)
-        except InvalidRequest:  # too deep, too many, or a reference to nothing: nobody demands it
-            return True
+        return self._leniently(lambda: self._follow_opened(parts, depth, is_apart))
 
-    def _follow_strictly(self, parts: Sequence[Part], depth: int, is_apart: bool) -> Any:
+    def _leniently(self, follow: Callable[[], Any]) -> Any:
+        try:
+            return follow()
+        except InvalidRequest:
+            if self._complaints.is_strict:
+                raise
+            return True  # too deep, too many, or a reference to nothing: nobody demands it
+
+    def _follow_opened(self, parts: Sequence[Part], depth: int, is_apart: bool) -> Any:
         if depth > MAX_DEPTH:
             path = parts[0].path
             raise InvalidRequest(f"{path:.200}: the schema is nested more than {MAX_DEPTH} deep.", param=path)
@@ -104,9 +107,9 @@ class Follower:
 
     def _define(self, name: str, parts: list[Part], depth: int) -> None:
         self._definitions[name] = {}
-        followed = self._combine(parts, depth)
+        followed = self._leniently(lambda: self._combine(parts, depth))
         if followed is False:
-            self._complaints.refuse(*self._ruled_out(parts))
+            self._complaints.malformed(*self._ruled_out(parts))
             followed = True
         self._definitions[name] = {} if followed is True else followed
 

@@ -96,7 +96,7 @@ def _children(part: Part, name: str, parts: Sequence[Part]) -> list[Part]:
     """Of one schema; what nobody has evaluated, others beside it may have: only if none is beside it is it
     the same as an additional property."""
     is_known = any(name in mapping(one.schema, "properties") for one in parts)
-    if part.is_derived and is_known and "unevaluatedProperties" in part.schema:
+    if part.is_around and is_known and "unevaluatedProperties" in part.schema:
         part = part.without("unevaluatedProperties")
     return children_of(part, name)
 
@@ -148,7 +148,8 @@ def _say_patterns(said: _Object, parts: Sequence[Part], follow: Follow, complain
         except UnsupportedPattern as error:
             complaints.refuse(path, "patternProperties", f"can't be followed: {error}")
     for pattern, node in nodes.items():
-        followed = follow(given[pattern])
+        elsewhere = [one for part in parts if pattern not in _patterns_of([part]) for one in _others(part)]
+        followed = follow([*given[pattern], *elsewhere])
         # A property that is named, too, would come twice; so the object has the named ones alone.
         is_named = any(matches(name, node) is not False for name in said.properties)
         if followed is not False and not is_named:

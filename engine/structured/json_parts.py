@@ -51,6 +51,9 @@ CONSTRAINING = frozenset(("const", "enum", "nullable", "type", NOT_VALUES, NOT_P
 )
 
 
+_AROUND = ("allOf", "anyOf", "oneOf")  # `allOf` also of a reference
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A schema that must hold at a place, beside others perhaps."""
@@ -78,9 +81,10 @@ class Part:
         return replace(self, schema=left, key=f"{self.key}~-{','.join(words)}")
 
     @property
-    def is_derived(self) -> bool:
-        """Whether it was made of a schema, and isn't all of that."""
-        return self.key != self.path
+    def is_around(self) -> bool:
+        """Whether it is what stood beside a combination, whose schemas are now beside it."""
+        left = self.key.split("~-")[1:]
+        return any(word in left_words.split(",") for left_words in left for word in _AROUND)
 
     @property
     def is_empty(self) -> bool:
