@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from engine.parsers.json_call import read_json
 
@@ -49,8 +50,9 @@ class ParameterSchemas:
 
     def _resolve(self, reference: str) -> Any:
         target: Any = self._root
-        for word in reference.removeprefix("#").split("/")[1:]:
-            target = target.get(word) if isinstance(target, dict) else None
+        for word in unquote(reference.removeprefix("#")).split("/")[1:]:
+            name = word.replace("~1", "/").replace("~0", "~")
+            target = target.get(name) if isinstance(target, dict) else None
         return target if reference.startswith("#") else None
 
 
@@ -67,6 +69,7 @@ def types_of(schemas: list[Mapping[str, Any]]) -> frozenset[str]:
         types |= {
             word for word in ([said] if isinstance(said, str) else _listed(said)) if isinstance(word, str)
         }
+        types |= {"null"} if part.get("nullable") is True else set()
         types |= {_type_of(value) for value in _listed(part.get("enum"))}
         if "const" in part:
             types.add(_type_of(part["const"]))

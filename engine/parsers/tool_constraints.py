@@ -6,7 +6,6 @@ have no text that a grammar could ask for, so what is asked for is the form that
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from engine.errors import InvalidRequest
 from engine.parsers.events import Tool
 
 _Format: TypeAlias = dict[str, Any]
-_COMBINERS = frozenset(("anyOf", "oneOf", "allOf", "$ref"))
+_ADVICE = "with strict: false, a call follows all else that the schema says"
 
 
 def call_constraint(name: str, tools: Sequence[Tool], choice: str, *, parallel: bool) -> str | None:
@@ -29,7 +28,7 @@ def call_constraint(name: str, tools: Sequence[Tool], choice: str, *, parallel: 
     if build is None:
         return None
     wanted = [
-        _Wanted.of(tool, f"tools[{index}].function")
+        _Wanted.of(tool, f"tools[{index}].function", is_forced=choice != "auto")
         for index, tool in enumerate(tools)
         if choice in ("required", "auto", tool["function"]["name"])
     ]
@@ -44,20 +43,28 @@ class _Wanted:
     name: str
     schema: dict[str, Any]  # of its arguments: an object's
     param: str  # the field that it is from
+    is_strict: bool  # whether what of the schema can't be enforced is an error
 
     @staticmethod
-    def of(tool: Tool, param: str) -> _Wanted:
+    def of(tool: Tool, param: str, *, is_forced: bool) -> _Wanted:
+        """A forced call follows its schema to the letter, unless its tool says `strict: false`; and a strict
+        tool's call always. Of all others, a schema describes more than it demands."""
         function = tool["function"]
-        schema = copy.deepcopy(function.get("parameters") or {})
-        said = schema.get("type", "object")
-        if said != "object" and not (isinstance(said, list) and "object" in said):
+        said_strict = function.get("strict")
+        is_strict = is_forced if said_strict is None else said_strict
+        parameters = function.get("parameters") or {"properties": {}}  # none: a function of no arguments
+        said = parameters.get("type", "object")
+        types = [str(one).lower() for one in (said if isinstance(said, list) else [said])]
+        if "object" not in types and is_strict:
             raise InvalidRequest(
                 f"{param}.parameters.type is {said!r}: a tool's parameters are an object.",
                 param=f"{param}.parameters.type",
             )
-        if not _COMBINERS & schema.keys():
-            schema["type"] = "object"
-        return _Wanted(function["name"], schema, param)
+        return _Wanted(function["name"], {**parameters, "type": "object"}, param, is_strict)
+
+    def content(self, **more: Any) -> _Format:
+        about = {"param": f"{self.param}.parameters", "is_strict": self.is_strict, "advice": _ADVICE}
+        return {"type": "json_schema", "json_schema": self.schema, "tool": about, **more}
 
 
 def _hermes(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format:
@@ -128,11 +135,11 @@ def _triggered(triggers: list[str], tags: list[_Format], parallel: bool) -> _For
 
 
 def _json(tool: _Wanted) -> _Format:
-    return {"type": "json_schema", "json_schema": tool.schema}
+    return tool.content()
 
 
 def _xml(tool: _Wanted) -> _Format:
-    return {"type": "json_schema", "json_schema": tool.schema, "style": "qwen_xml"}
+    return tool.content(style="qwen_xml")
 
 
 def _quoted(name: str) -> str:

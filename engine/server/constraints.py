@@ -61,7 +61,7 @@ def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
     # Who names a function means one call of it.
     parallel = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedTool)
     tag = call_constraint(tool_parser, tools, choice, parallel=parallel)
-    return None if tag is None else StructuredOutput(StructuredKind.STRUCTURAL_TAG, tag, "tools")
+    return None if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools")
 
 
 def _from_format(body: GenerationBody) -> StructuredOutput | None:
@@ -76,7 +76,13 @@ def _from_format(body: GenerationBody) -> StructuredOutput | None:
     schema = form.json_schema.schema_
     if schema is None:
         raise InvalidRequest(f"{param} is required.", param=param)
-    return StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), param)
+    return StructuredOutput(
+        StructuredKind.JSON_SCHEMA,
+        json.dumps(schema),
+        param,
+        is_strict=form.json_schema.strict is not False,
+        advice="with strict: false, the answer follows all else that the schema says",
+    )
 
 
 def _from_structured_outputs(given: StructuredOutputs) -> StructuredOutput:

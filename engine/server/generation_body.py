@@ -32,6 +32,12 @@ def none_as(default: Any) -> BeforeValidator:
 Ignored = Annotated[Any, Field(exclude=True, description="Accepted, without effect.")]
 """Of a field that comes with what clients send back, and asks for nothing: `annotations: Ignored = None`."""
 
+# Of a tool, in chats and in Responses.
+STRICT_TOOL = (
+    "If true, or where a call is forced, calls follow the schema of `parameters`, and what of it can't be "
+    "enforced is refused; with false, forced calls follow the rest."
+)
+
 
 class RequestBody(Strict):
     model: str | None = Field(default=None, description="The model; without it, the one that is served.")
@@ -44,12 +50,16 @@ class StreamOptions(Strict):
 
 
 class JsonSchema(Strict):
-    """`json_schema` of OpenAI's response format. Output follows the schema always, `strict` or not."""
+    """`json_schema` of OpenAI's response format. Output follows the schema always."""
 
     name: str
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
-    strict: bool | None = None
+    strict: bool | None = Field(
+        default=None,
+        description="What the schema demands and can't be enforced is refused; with false, "
+        "the answer follows the rest.",
+    )
 
 
 class TextFormat(Strict):

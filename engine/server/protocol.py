@@ -14,6 +14,7 @@ from engine.errors import InvalidRequest
 from engine.server.foreign_tools import runnable_tools
 from engine.server.generation_body import (
     MAX_FIELDS,
+    STRICT_TOOL,
     GenerationBody,
     Ignored,
     RequestBody,
@@ -176,7 +177,7 @@ class FunctionDefinition(Strict):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(default=None, description="Forced calls follow their schema either way.")
+    strict: bool | None = Field(default=None, description=STRICT_TOOL)
 
 
 class Tool(Strict):

@@ -41,6 +41,92 @@ def automaton(node: Node, *, max_states: int) -> tuple[State, ...] | None:
     return tuple(states)
 
 
+def combined(
+    wanted: Sequence[Node], unwanted: Sequence[Node] = (), *, max_states: int
+) -> tuple[State, ...] | None:
+    """Of the texts that all the wanted expressions match and no unwanted one; None if it is too large.
+
+    A text that none of the states leads to is left out, so that no state is without an end; if there is no
+    text at all, the only state is none either.
+    """
+    machines: list[tuple[State, ...]] = []
+    for node in (*wanted, *unwanted):
+        states = automaton(node, max_states=max_states)
+        if states is None:
+            return None
+        machines.append(states)
+    if len(machines) == 1 and not unwanted:
+        return machines[0]
+    return _product(machines, len(wanted), max_states)
+
+
+def _product(
+    machines: Sequence[tuple[State, ...]], num_wanted: int, max_states: int
+) -> tuple[State, ...] | None:
+    """Each state is one of every machine; None for an unwanted one that goes on no more."""
+    first: tuple[int | None, ...] = (0,) * len(machines)
+    numbers, found, states = {first: 0}, [first], list[State]()
+    for here in found:  # grows
+        at = [None if one is None else machine[one] for machine, one in zip(machines, here, strict=True)]
+        ways: dict[tuple[int | None, ...], list[tuple[int, int]]] = {}
+        for span, there in _common_ways(at):
+            if None not in there[:num_wanted]:
+                ways.setdefault(there, []).append(span)
+        for there in ways:
+            if there not in numbers:
+                numbers[there] = len(found)
+                found.append(there)
+        if len(found) > max_states:
+            return None
+        is_end = all(one is not None and one.is_end for one in at[:num_wanted])
+        is_end = is_end and not any(one is not None and one.is_end for one in at[num_wanted:])
+        states.append(State(is_end, tuple((merged(c), numbers[there]) for there, c in ways.items())))
+    return _with_ends(states)
+
+
+def _common_ways(at: Sequence[State | None]) -> list[tuple[tuple[int, int], tuple[int | None, ...]]]:
+    """Ranges of characters that don't overlap, each with the state that every machine comes to."""
+    edges = [
+        (start, end, index, to)
+        for index, state in enumerate(at)
+        if state is not None
+        for ranges, to in state.ways
+        for start, end in ranges
+    ]
+    borders = sorted({border for start, end, _, _ in edges for border in (start, end + 1)})
+    ways = []
+    for start, after in pairwise(borders):
+        reached = {index: to for a, b, index, to in edges if a <= start <= b}
+        if reached:
+            ways.append(((start, after - 1), tuple(reached.get(index) for index in range(len(at)))))
+    return ways
+
+
+def _with_ends(states: Sequence[State]) -> tuple[State, ...]:
+    """Those from which an end can be reached."""
+    before: dict[int, list[int]] = {}
+    for index, state in enumerate(states):
+        for _, to in state.ways:
+            before.setdefault(to, []).append(index)
+    alive = {index for index, state in enumerate(states) if state.is_end}
+    todo = list(alive)
+    while todo:
+        for index in before.get(todo.pop(), ()):
+            if index not in alive:
+                alive.add(index)
+                todo.append(index)
+    if 0 not in alive:
+        return (State(False, ()),)
+    numbers = {old: new for new, old in enumerate(sorted(alive))}
+    return tuple(
+        State(
+            states[old].is_end,
+            tuple((ranges, numbers[to]) for ranges, to in states[old].ways if to in numbers),
+        )
+        for old in sorted(alive)
+    )
+
+
 class _TooLarge(Exception):
     pass
 

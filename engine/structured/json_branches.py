@@ -2,43 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from engine.structured.automaton import State, combined
+from engine.structured.json_parts import are_equal, canonical, type_of
+from engine.structured.json_strings import IMPLIED, TEXT
+from engine.structured.json_texts import Text
 
-def types_of(schema: Mapping[str, Any]) -> list[str] | None:
-    value = schema.get("type")
-    return None if value is None else value if isinstance(value, list) else [value]
+_MAX_STATES = 256
+
+Target = Callable[[Any], Any]
+"""A followed schema, or that which it refers to."""
 
 
-def are_disjoint(branches: Sequence[Any]) -> bool:
-    """Whether no instance can satisfy two of them, as far as can be seen at once."""
-    seen = [branch for branch in branches if isinstance(branch, dict)]
-    if len(seen) < len(branches):
+def overlapping(branches: Sequence[Any], target: Target) -> list[tuple[int, int]]:
+    """Pairs of which one value could be both, as far as can be seen."""
+    seen = [target(branch) for branch in branches]
+    values = [listed_values(branch) for branch in seen]
+    if None not in values:
+        every = [canonical(one) for listed in values for one in listed or ()]
+        if len(set(every)) == len(every):
+            return []
+    return [
+        (i, j)
+        for i, one in enumerate(seen)
+        for j, other in enumerate(seen)
+        if i < j and not _exclude_each_other(one, other, target)
+    ]
+
+
+def _exclude_each_other(a: Any, b: Any, target: Target, depth: int = 0) -> bool:
+    a, b = target(a), target(b)
+    if not isinstance(a, dict) or not isinstance(b, dict) or depth > 8:
         return False
-    pairs = [(a, b) for index, a in enumerate(seen) for b in seen[index + 1 :]]
-    return all(_exclude_each_other(a, b) for a, b in pairs)
-
-
-def _exclude_each_other(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    a_types, b_types = types_of(a), types_of(b)
-    if a_types is not None and b_types is not None and not _widen(a_types) & _widen(b_types):
-        return True
-    a_values, b_values = _values(a), _values(b)
+    for one, other in ((a, b), (b, a)):
+        if "anyOf" in one:
+            return all(_exclude_each_other(branch, other, target, depth + 1) for branch in one["anyOf"])
+    a_values, b_values = listed_values(a), listed_values(b)
     if a_values is not None and b_values is not None:
-        return not any(value in b_values for value in a_values)
-    shared = set(a.get("required", [])) & set(b.get("required", []))
-    return any(
-        _exclude_each_other(a["properties"][name], b["properties"][name])
-        for name in shared
-        if isinstance(a.get("properties", {}).get(name), dict)
-        and isinstance(b.get("properties", {}).get(name), dict)
+        return not any(are_equal(one, other) for one in a_values for other in b_values)
+    a_types, b_types = _types(a), _types(b)
+    # Of a schema without a type, any value of another type than its words are of is one as well.
+    is_typed = not a.get(IMPLIED) and not b.get(IMPLIED)
+    if a_types is not None and b_types is not None and not a_types & b_types:
+        return is_typed
+    if isinstance(a.get(TEXT), Text) and isinstance(b.get(TEXT), Text):
+        return _texts_exclude(a[TEXT], b[TEXT])
+    return _properties_exclude(a, b, target, depth)
+
+
+def _properties_exclude(a: Mapping[str, Any], b: Mapping[str, Any], target: Target, depth: int) -> bool:
+    """By a required property that can't be both, or that the other one never has."""
+    a_names, b_names = a.get("properties", {}), b.get("properties", {})
+    a_needs, b_needs = set(a.get("required", ())), set(b.get("required", ()))
+    if any(
+        _exclude_each_other(a_names[name], b_names[name], target, depth + 1)
+        for name in a_needs & b_needs
+        if name in a_names and name in b_names
+    ):
+        return True
+    return (
+        _is_closed(a) and _is_closed(b) and bool(a_needs - b_names.keys()) and bool(b_needs - a_names.keys())
     )
 
 
-def _widen(types: Sequence[str]) -> set[str]:
-    return {"number" if name == "integer" else name for name in types}
+def _is_closed(schema: Mapping[str, Any]) -> bool:
+    return (
+        "properties" in schema
+        and not schema.get("additionalProperties")
+        and "patternProperties" not in schema
+    )
 
 
-def _values(schema: Mapping[str, Any]) -> list[Any] | None:
+def _texts_exclude(a: Text, b: Text) -> bool:
+    if (a.most is not None and b.least > a.most) or (b.most is not None and a.least > b.most):
+        return True
+    wanted = (*a.wanted, *b.wanted)
+    return bool(wanted) and combined(wanted, max_states=_MAX_STATES) == (State(False, ()),)
+
+
+def listed_values(schema: Any) -> list[Any] | None:
+    if not isinstance(schema, dict):
+        return None
     return [schema["const"]] if "const" in schema else schema.get("enum")
+
+
+def _types(schema: Mapping[str, Any]) -> set[str] | None:
+    values = listed_values(schema)
+    if values is not None:
+        kinds = {type_of(value) for value in values}
+        return {"number" if kind == "integer" else kind for kind in kinds}
+    if TEXT in schema:
+        return {"string"}
+    said = schema.get("type")
+    listed = said if isinstance(said, list) else [said]
+    return None if said is None else {"number" if name == "integer" else str(name) for name in listed}

@@ -13,6 +13,9 @@ class StructuredKind(StrEnum):
     CHOICE = "choice"
     GRAMMAR = "grammar"  # EBNF as xgrammar reads it
     STRUCTURAL_TAG = "structural_tag"  # xgrammar's: text with parts that follow grammars
+    TOOL_CALLS = (
+        "tool_calls"  # one of those, of ours: each schema says where it is from, and if it is demanded
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class StructuredOutput:
     kind: StructuredKind
     source: str  # JSON for schemas, choices (a list of strings) and tags
     param: str  # the request's field that it comes from, for errors
+    is_strict: bool = True  # of a schema: what can't be enforced is an error, and not left to the model
+    advice: str = ""  # beside such an error
 
 
 @dataclass(frozen=True, slots=True)

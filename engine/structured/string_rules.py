@@ -13,8 +13,8 @@ from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.structured.automaton import State, automaton
-from engine.structured.regex import Node, Ranges
+from engine.structured.automaton import State, combined
+from engine.structured.regex import Node, Ranges, UnsupportedPattern
 
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
 
@@ -43,15 +43,23 @@ class StringRules:
     def __init__(self) -> None:
         # Not to be found in anybody's schema.
         self._mark = f"string_{uuid.uuid4().hex}_"
-        self._names: dict[Node, str] = {}  # of the rule at a string's first character
+        # Of the rule at a string's first character, by what matches the string, and what doesn't.
+        self._names: dict[tuple[tuple[Node, ...], tuple[Node, ...]], str] = {}
         self._rules: dict[str, Rule] = {}  # by name
         self._known: dict[Rule, str] = {}  # so that equal ones are one: those that lead to no circle
         self._num_broad = 0
 
-    def stand_in(self, text: Node) -> str | None:
-        """A constant string for the schema, which `insert` replaces by `text` in quotes; None = too large."""
+    def stand_in(self, *wanted: Node, unwanted: Sequence[Node] = ()) -> str | None:
+        """A constant string for the schema, which `insert` replaces by text in quotes; None = too large.
+
+        The text is one that all the wanted expressions match, and no unwanted one. Raises UnsupportedPattern
+        if there is none.
+        """
+        text = wanted, tuple(unwanted)
         if text not in self._names:
-            states = automaton(text, max_states=MAX_RULES)
+            states = combined(wanted, unwanted, max_states=MAX_RULES)
+            if states == (State(False, ()),):
+                raise UnsupportedPattern("no string is all that is asked for")
             first = None if states is None else self._add(states)
             if first is None:
                 return None

@@ -13,11 +13,17 @@ from engine.structured.string_rules import StringRules
 MAX_DEPTH = 64
 
 
-def follow_structural_tag(tag: Any, param: str, rules: StringRules, *, max_whitespace: int) -> Any:
-    """The tag, its schemas and expressions as the compiler follows them. Raises InvalidRequest."""
+def follow_structural_tag(
+    tag: Any, param: str, rules: StringRules, *, max_whitespace: int, is_ours: bool = False
+) -> Any:
+    """The tag, its schemas and expressions as the compiler follows them. Raises InvalidRequest.
+
+    `is_ours`: it was made of tools, and each schema has a word `tool` beside it: where it is from (`param`),
+    if it is to be followed to the letter (`is_strict`), and what is advised if it can't be (`advice`).
+    """
     if not isinstance(tag, dict):
         raise InvalidRequest(f"{param} must be an object, not {tag!r:.40}.", param=param)
-    return _follow(_modern(tag, param), param, rules, max_whitespace, 0)
+    return _Walk(rules, max_whitespace, is_ours).follow(_modern(tag, param), param)
 
 
 def _modern(tag: dict[str, Any], param: str) -> dict[str, Any]:
@@ -42,26 +48,38 @@ def _modern(tag: dict[str, Any], param: str) -> dict[str, Any]:
     return {"type": "structural_tag", "format": form}
 
 
-def _follow(part: Any, path: str, rules: StringRules, max_whitespace: int, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise InvalidRequest(f"{path:.200}: nested more than {MAX_DEPTH} deep.", param=path)
-    if isinstance(part, list):
-        return [
-            _follow(one, f"{path}[{index}]", rules, max_whitespace, depth + 1)
-            for index, one in enumerate(part)
-        ]
-    if not isinstance(part, dict):
-        return part
-    if part.get("type") == "json_schema" and "json_schema" in part:
-        # In other styles than JSON a string stands without quotes and escapes, so its pattern stays.
-        is_json = part.get("style", "json") == "json"
-        schema = follow_json_schema(part["json_schema"], f"{path}.json_schema", rules, is_json=is_json)
-        return {"max_whitespace_cnt": max_whitespace, **part, "json_schema": schema}
-    if part.get("type") == "regex" and isinstance(part.get("pattern"), str):
-        try:
-            return {**part, "pattern": plain_pattern(part["pattern"])}
-        except UnsupportedPattern as error:
-            raise InvalidRequest(f"{path}.pattern: {error}.", param=f"{path}.pattern") from error
-    return {
-        name: _follow(one, f"{path}.{name}", rules, max_whitespace, depth + 1) for name, one in part.items()
-    }
+class _Walk:
+    def __init__(self, rules: StringRules, max_whitespace: int, is_ours: bool) -> None:
+        self._rules = rules
+        self._max_whitespace = max_whitespace
+        self._is_ours = is_ours
+
+    def follow(self, part: Any, path: str, depth: int = 0) -> Any:
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(f"{path:.200}: nested more than {MAX_DEPTH} deep.", param=path)
+        if isinstance(part, list):
+            return [self.follow(one, f"{path}[{index}]", depth + 1) for index, one in enumerate(part)]
+        if not isinstance(part, dict):
+            return part
+        if part.get("type") == "json_schema" and "json_schema" in part:
+            return self._schema(part, path)
+        if part.get("type") == "regex" and isinstance(part.get("pattern"), str):
+            try:
+                return {**part, "pattern": plain_pattern(part["pattern"])}
+            except UnsupportedPattern as error:
+                raise InvalidRequest(f"{path}.pattern: {error}.", param=f"{path}.pattern") from error
+        return {name: self.follow(one, f"{path}.{name}", depth + 1) for name, one in part.items()}
+
+    def _schema(self, part: dict[str, Any], path: str) -> dict[str, Any]:
+        tool = part.get("tool", {}) if self._is_ours else {}
+        left = {name: value for name, value in part.items() if not (self._is_ours and name == "tool")}
+        schema = follow_json_schema(
+            part["json_schema"],
+            tool.get("param", f"{path}.json_schema"),
+            self._rules,
+            # In other styles than JSON a string stands without quotes and escapes, so its pattern stays.
+            is_json=part.get("style", "json") == "json",
+            is_strict=tool.get("is_strict", True),
+            advice=tool.get("advice", ""),
+        )
+        return {"max_whitespace_cnt": self._max_whitespace, **left, "json_schema": schema}

@@ -171,7 +171,9 @@ def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> Compil
     match wanted.kind:
         case StructuredKind.JSON_SCHEMA:
             rules = StringRules()
-            schema = follow_json_schema(_parse(wanted), wanted.param, rules)
+            schema = follow_json_schema(
+                _parse(wanted), wanted.param, rules, is_strict=wanted.is_strict, advice=wanted.advice
+            )
             grammar = Grammar.from_json_schema(json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE)
             return compiler.compile_grammar(rules.insert(str(grammar)) if rules else grammar)
         case StructuredKind.JSON_OBJECT:
@@ -191,9 +193,15 @@ def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> Compil
         case StructuredKind.GRAMMAR:
             is_ebnf = "::=" in wanted.source
             return (compiler.compile_grammar if is_ebnf else compiler.compile_lark)(wanted.source)
-        case StructuredKind.STRUCTURAL_TAG:
+        case StructuredKind.STRUCTURAL_TAG | StructuredKind.TOOL_CALLS:
             rules = StringRules()
-            tag = follow_structural_tag(_parse(wanted), wanted.param, rules, max_whitespace=_MAX_WHITESPACE)
+            tag = follow_structural_tag(
+                _parse(wanted),
+                wanted.param,
+                rules,
+                max_whitespace=_MAX_WHITESPACE,
+                is_ours=wanted.kind is StructuredKind.TOOL_CALLS,
+            )
             grammar = Grammar.from_structural_tag(json.dumps(tag))
             return compiler.compile_grammar(rules.insert(str(grammar)) if rules else grammar)
 

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import RequestBody, Strict, none_as
+from engine.server.generation_body import STRICT_TOOL, RequestBody, Strict, none_as
 
 MAX_TOOLS = 512
 
@@ -119,7 +119,7 @@ class FunctionTool(Strict):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(default=None, description="Forced calls follow their schema either way.")
+    strict: bool | None = Field(default=None, description=STRICT_TOOL)
 
 
 class FunctionChoice(Strict):

@@ -21,6 +21,7 @@ from engine.server.responses.bodies import (
     ReasoningItem,
     ResponsesBody,
 )
+from engine.server.tool_paths import without_function
 
 _OUR_PARAMS = {
     "max_tokens": "max_output_tokens",
@@ -63,11 +64,15 @@ def to_chat(body: ResponsesBody, history: Sequence[Mapping[str, Any]]) -> ChatBo
 
 def renamed(error: InvalidRequest) -> InvalidRequest:
     """The same complaint, its field as Responses call it."""
+    error = without_function(error, parameters="parameters")
     param = error.param or ""
     for ours, theirs in sorted(_OUR_PARAMS.items(), key=lambda one: -len(one[0])):
         if param == ours or param.startswith((f"{ours}.", f"{ours}[")):
             name = theirs + param[len(ours) :]
-            return type(error)(error.message.replace(param, name), param=name)
+            said = error.message.replace(param, name)
+            if ours.endswith(".schema"):  # a schema's errors say the place, and then the word there
+                said = said.replace(ours, theirs)
+            return type(error)(said, param=name)
     return error
 
 

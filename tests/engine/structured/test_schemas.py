@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
-import torch
 
 from engine.errors import InvalidRequest
 from engine.structured.spec import StructuredKind, StructuredOutput
-from engine.structured.structurer import Structurer
-from engine.tokenizer import Tokenizer, load_tokenizer
+from tests.engine.structured.walking import Walker
 
-DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
 _WALKS = 6
-_MAX_TOKENS = 1500
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer(DEMO)
-
-
-@pytest.fixture(scope="module")
-def structurer(tokenizer: Tokenizer) -> Structurer:
-    eos = tokenizer.eos_token_id
-    assert eos is not None
-    return Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
-
-
-def _walk(structurer: Structurer, tokenizer: Tokenizer, compiled: Any, seed: int) -> str | None:
-    """A random output, short texts preferred; None where it was given up after many tokens."""
-    chance = random.Random(seed)
-    constraint = structurer.constraint(compiled)
-    words = -(-tokenizer.vocab_size // 32)
-    output: list[int] = []
-    while len(output) < _MAX_TOKENS:
-        mask = torch.full((1, words), -1, dtype=torch.int32)
-        constraint.fill_mask(mask, 0)
-        bits = (mask[0][:, None] >> torch.arange(32)) & 1
-        allowed: list[int] = bits.flatten()[: tokenizer.vocab_size].nonzero().flatten().tolist()
-        closing = [
-            token
-            for token in allowed
-            if set(tokenizer.decode([token], skip_special_tokens=True)) & set('"}]')
-        ]
-        token = chance.choice(closing if closing and chance.random() < 0.15 else allowed)
-        constraint.accept(token)  # raises if the mask has allowed what can't go on
-        if token == tokenizer.eos_token_id:
-            return tokenizer.decode(output, skip_special_tokens=True)
-        output.append(token)
-    return None
+def walker() -> Walker:
+    return Walker()
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -85,13 +48,11 @@ SCHEMAS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema["properties"])[:60])
-async def test_every_walk_ends_in_what_the_schema_allows(
-    structurer: Structurer, tokenizer: Tokenizer, schema: dict[str, Any]
-) -> None:
+async def test_every_walk_ends_in_what_the_schema_allows(walker: Walker, schema: dict[str, Any]) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
-    compiled = await structurer.compile(wanted)
+    compiled = await walker.structurer.compile(wanted)
 
-    outputs = [_walk(structurer, tokenizer, compiled, seed) for seed in range(_WALKS)]
+    outputs = [walker.walk(compiled, seed) for seed in range(_WALKS)]
 
     whole = [output for output in outputs if output is not None]
     assert whole
@@ -102,17 +63,46 @@ async def test_every_walk_ends_in_what_the_schema_allows(
 @pytest.mark.parametrize(
     ("schema", "word"),
     [
-        ({"type": "object", "if": {}, "then": {}}, "if"),
+        ({"type": "object", "if": {"contains": {}}, "then": {"required": ["a"]}}, "if"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "string", "pattern": "(?=a)"}, "pattern"),
         ({"type": "string", "pattern": "("}, "pattern"),
         ({"type": "wat"}, "type"),
+        ({"const": "c", "enum": ["a"]}, "no value satisfies"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "no value satisfies"),
+        ({"type": "integer", "allOf": [{"type": "string"}]}, "no value satisfies"),
+        ({"type": "object", "required": ["a"], "properties": {}, "additionalProperties": False}, "no value"),
+        (False, "no value satisfies"),
+        ({"not": {}}, "not"),
+        ({"type": "array", "contains": {"type": "null"}, "maxContains": 1}, "maxContains"),
+        ({"type": "number", "multipleOf": 0.5}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 7, "minimum": 0}, "multipleOf"),
+        ({"type": "object", "additionalProperties": True, "minProperties": 2}, "minProperties"),
+        (
+            {"type": "object", "patternProperties": {"a": {"const": 1}, "b": {"const": 2}}},
+            "patternProperties",
+        ),
+        (
+            {"type": "object", "patternProperties": {"a": {}}, "propertyNames": {"maxLength": 2}},
+            "propertyNames",
+        ),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
+        ({"oneOf": [{"type": "boolean"}, {"items": {"type": "string"}}]}, "oneOf"),
+        ({"$ref": "#"}, r"\$ref leads back to itself"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, r"\$ref leads back to itself"),
+        ({"$ref": "#/$defs/a"}, r"\$ref '#/\$defs/a' points to nothing"),
+        ({"$ref": "#anchor"}, "no \\$anchor has that name"),
+        ({"$ref": "https://example.com/schema"}, r"must point into the schema itself"),
+        ({"type": "object", "not": {"additionalProperties": False}}, "not with additionalProperties"),
+        ({"enum": [2**63]}, "64 bits"),
+        ({"anyOf": []}, "anyOf must be a list"),
+        ({"minLength": "3"}, "minLength must be a whole number"),
+        ({"properties": []}, "properties must be an object"),
+        ({"items": 3}, "a schema is an object"),
     ],
 )
-async def test_what_cannot_be_followed_is_named(
-    structurer: Structurer, schema: dict[str, Any], word: str
-) -> None:
+async def test_what_cannot_be_followed_is_named(walker: Walker, schema: Any, word: str) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
 
     with pytest.raises(InvalidRequest, match=word):
-        await structurer.compile(wanted)
+        await walker.structurer.compile(wanted)

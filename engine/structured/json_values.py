@@ -1,0 +1,137 @@
+"""Whether a value that a schema lists is one that the rest of the schema allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from engine.structured.json_numbers import fits_numbers
+from engine.structured.json_parts import NOT_VALUES, Part, are_equal, is_number, mapping, sequence, type_of
+from engine.structured.json_texts import fits_text, name_matches
+from engine.structured.regex import UnsupportedPattern
+
+_MAX_INTEGER = 2**63 - 1
+_MAX_DEPTH = 20
+
+Open = Callable[[Part], Sequence[Part]]
+"""A part without its references and `allOf`s: several parts."""
+
+
+def is_writable(value: Any, depth: int = 0) -> bool:
+    """Whether the compiler can: it has integers of 64 bits."""
+    if isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth < _MAX_DEPTH and all(is_writable(part, depth + 1) for part in inner)
+    return not isinstance(value, int) or abs(value) <= _MAX_INTEGER
+
+
+def fits(value: Any, part: Part, opened: Open, depth: int = 0) -> bool:
+    """Whether the value is allowed; what can't be told is taken for allowed."""
+    if depth > _MAX_DEPTH:
+        return True
+    try:
+        return all(_fits_one(value, one, opened, depth) for one in opened(part))
+    except TypeError:  # a word of the schema's isn't what it should be: it is told elsewhere
+        return True
+
+
+def _fits_one(value: Any, part: Part, opened: Open, depth: int) -> bool:
+    schema = part.schema
+    if isinstance(schema, bool):
+        return schema
+    if not _fits_values(value, schema):
+        return False
+
+    def holds(inner: Part, of: Any = value) -> bool:
+        return fits(of, inner, opened, depth + 1)
+
+    for word, number in (("anyOf", any), ("oneOf", _exactly_one)):
+        branches = [part.child(word, index) for index in range(len(sequence(schema, word)))]
+        if branches and not number(holds(branch) for branch in branches):
+            return False
+    if "not" in schema and holds(part.child("not")):
+        return False
+    if "if" in schema:
+        then = "then" if holds(part.child("if")) else "else"
+        if then in schema and not holds(part.child(then)):
+            return False
+    if isinstance(value, str):
+        return fits_text(value, schema)
+    if is_number(value):
+        return fits_numbers(value, schema)
+    if isinstance(value, list):
+        return _fits_items(value, part, holds)
+    return not isinstance(value, dict) or _fits_properties(value, part, holds)
+
+
+def _exactly_one(found: Iterable[bool]) -> bool:
+    return sum(found) == 1
+
+
+def _fits_values(value: Any, schema: dict[str, Any]) -> bool:
+    said = schema.get("type")
+    if said is not None:
+        types = {str(one).lower() for one in (said if isinstance(said, list) else [said])}
+        types |= {"null"} if schema.get("nullable") is True else set()
+        kind = type_of(value)
+        if kind not in types and not (kind == "integer" and "number" in types):
+            return False
+    listed = sequence(schema, "enum")
+    if listed and not any(are_equal(value, one) for one in listed):
+        return value is None and schema.get("nullable") is True
+    if "const" in schema and not are_equal(value, schema["const"]):
+        return False
+    return not any(are_equal(value, one) for one in schema.get(NOT_VALUES, ()))
+
+
+def _fits_items(value: list[Any], part: Part, holds: Callable[..., bool]) -> bool:
+    schema = part.schema
+    word = "items" if isinstance(schema.get("items"), list) else "prefixItems"
+    first = sequence(schema, word)
+    after = "additionalItems" if word == "items" else "items"
+    if schema.get("uniqueItems") and any(
+        are_equal(a, b) for i, a in enumerate(value) for b in value[i + 1 :]
+    ):
+        return False
+    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+        return False
+    for index, item in enumerate(value):
+        if index < len(first):
+            if not holds(part.child(word, index), item):
+                return False
+        elif after in schema and not holds(part.child(after), item):
+            return False
+    return "contains" not in schema or any(holds(part.child("contains"), item) for item in value)
+
+
+def _fits_properties(value: dict[str, Any], part: Part, holds: Callable[..., bool]) -> bool:
+    schema = part.schema
+    if any(name not in value for name in sequence(schema, "required")):
+        return False
+    if not schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value)):
+        return False
+    for name, inner in value.items():
+        if "propertyNames" in schema and not holds(part.child("propertyNames"), name):
+            return False
+        if not all(holds(child, inner) for child in children_of(part, name)):
+            return False
+    return all(
+        name not in value or all(one in value for one in wanted)
+        for name, wanted in mapping(schema, "dependentRequired").items()
+    )
+
+
+def children_of(part: Part, name: str) -> list[Part]:
+    """The schemas that one schema has for a property of this name."""
+    schema = part.schema
+    found = [part.child("properties", name)] if name in mapping(schema, "properties") else []
+    for pattern in mapping(schema, "patternProperties"):
+        try:
+            is_one = name_matches(pattern, name)
+        except UnsupportedPattern:
+            is_one = False
+        found += [part.child("patternProperties", pattern)] if is_one else []
+    for word in ("additionalProperties", "unevaluatedProperties"):
+        if not found and word in schema:
+            found.append(part.child(word))
+    return found
