@@ -67,7 +67,7 @@ def _messages(item: Any) -> list[_Message]:
             arguments = item.arguments if isinstance(item.arguments, str) else _json(item.arguments)
             return [_call(item.call_id or item.id, "tool_search", arguments)]
         case ToolSearchOutputItem():
-            found = ", ".join(tool.name for tool in item.tools if hasattr(tool, "name"))
+            found = ", ".join(str(tool.name) for tool in item.tools if hasattr(tool, "name"))
             text = f"Found: {found}" if found else "Found no tools."
             return [{"role": "tool", "tool_call_id": item.call_id, "content": text}]
         case ReasoningItem():

@@ -22,6 +22,7 @@ from engine.server.responses.bodies import RULES, InputTokensBody, ResponsesBody
 from engine.server.responses.items import read_items
 from engine.server.responses.listing import list_items
 from engine.server.responses.store import ResponseStore, StoredResponse
+from engine.server.responses.tools import runnable
 from engine.server.responses.translate import Asked, fitting_cut
 from engine.server.responses.writer import ResponseWriter
 from engine.server.service import Service
@@ -246,7 +247,7 @@ def _new_response(name: str, body: ResponsesBody, model: str) -> dict[str, Any]:
         "temperature": body.temperature,
         "text": {"format": {"type": "text"}, **asked.get("text", {})},
         "tool_choice": asked.get("tool_choice", "auto"),
-        "tools": asked.get("tools", []),
+        "tools": runnable(asked.get("tools", [])),
         "top_p": body.top_p,
         "truncation": body.truncation,
         "usage": None,

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from engine.errors import InvalidRequest
-from engine.server.foreign_tools import runnable_tools
 from engine.server.generation_body import Ignored, Strict
 from engine.server.unknown_fields import report_ignored
 
@@ -63,14 +62,39 @@ class CustomTool(_CallableTool):
     )
 
 
+class ForeignTool(Strict):
+    """One that only its vendor's servers can run, such as a web search: left out, and named in a warning."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
+def _kind_of_tool(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    known = ("function", "custom", "namespace", "tool_search")
+    return kind if kind in known or not isinstance(kind, str) else "foreign"
+
+
+def _kind_within(value: Any) -> str | None:
+    kind = _kind_of_tool(value)
+    return "foreign" if kind in ("namespace", "tool_search") else kind
+
+
 class NamespaceTool(Strict):
     type: Literal["namespace"]
     name: _Name
     description: str | None = None
     tools: Annotated[
-        list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]],
+        list[
+            Annotated[
+                Annotated[FunctionTool, Tag("function")]
+                | Annotated[CustomTool, Tag("custom")]
+                | Annotated[ForeignTool, Tag("foreign")],
+                Discriminator(_kind_within),
+            ]
+        ],
         Field(max_length=MAX_TOOLS),
-        runnable_tools({"function", "custom"}, "tools[].tools"),
     ]
 
 
@@ -82,9 +106,17 @@ class ToolSearchTool(Strict):
 
 
 Tools = Annotated[
-    list[Annotated[FunctionTool | CustomTool | NamespaceTool | ToolSearchTool, Field(discriminator="type")]],
+    list[
+        Annotated[
+            Annotated[FunctionTool, Tag("function")]
+            | Annotated[CustomTool, Tag("custom")]
+            | Annotated[NamespaceTool, Tag("namespace")]
+            | Annotated[ToolSearchTool, Tag("tool_search")]
+            | Annotated[ForeignTool, Tag("foreign")],
+            Discriminator(_kind_of_tool),
+        ]
+    ],
     Field(max_length=MAX_TOOLS),
-    runnable_tools({"function", "custom", "namespace", "tool_search"}),
 ]
 
 
@@ -206,6 +238,15 @@ class Toolbox:
         self._offered = {name: one for name, one in self._offered.items() if name in allowed}
 
 
+def runnable(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools as a response repeats them, without those that are left out."""
+    return [
+        {**tool, "tools": runnable(tool["tools"])} if tool["type"] == "namespace" else dict(tool)
+        for tool in tools
+        if _kind_of_tool(tool) != "foreign"
+    ]
+
+
 def function_name(name: str, namespace: Any = None) -> str:
     """What the model calls a tool: as MCP's clients write it, `server__tool`."""
     if not isinstance(namespace, str) or namespace in ("", BARE_NAMESPACE):
@@ -226,11 +267,14 @@ def _offer(tool: Any, path: str) -> list[Offered]:
                 for one in _offer(child, f"{path}.tools[{number}]")
             ]
             return [_in_namespace(one, tool.name) for one in within]
+        case ForeignTool():
+            report_ignored(path, f"a tool of type {tool.type[:40]} can't run here")
+            return []
         case CustomTool():
             return [Offered("custom", tool.name, None, _custom_function(tool, path), path)]
         case ToolSearchTool():
             if tool.execution != "client":
-                report_ignored("tools[]", "only the client could run a tool search here: all tools are shown")
+                report_ignored(path, "only the client could run a tool search here: all tools are shown")
                 return []
             function = tool.model_dump(include={"description", "parameters"}, exclude_none=True)
             return [Offered("tool_search", tool.type, None, {"name": tool.type, **function}, path)]
@@ -254,7 +298,7 @@ def _custom_function(tool: CustomTool, path: str) -> dict[str, Any]:
             text["pattern"] = f"^(?:{tool.format.definition})$"
             strict = {"strict": True}
         else:
-            report_ignored("tools[].format", "a Lark grammar is shown to the model, not enforced")
+            report_ignored(f"{path}.format", "a Lark grammar is shown to the model, not enforced")
             about.append(f"The text follows this Lark grammar:\n{tool.format.definition}")
     return {
         "name": tool.name,

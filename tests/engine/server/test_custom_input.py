@@ -1,4 +1,4 @@
-"""A custom tool's text comes out of the model's JSON whole, however that is split and whatever it looks like."""
+"""A custom tool's text comes out of the model's JSON whole, however that is split and written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from engine.server.responses.custom_input import CustomInput
 
-PATCH = '*** Begin Patch\n*** Update File: a.py\n-x = "é\\n"\n+x = \'🙂\'\t\u2028\n*** End Patch\n'
+PATCH = "*** Begin Patch\n*** Update File: a.py\n-x = \"é\\n\"\n+x = '🙂'\t\u2028\n*** End Patch\n"
 
 
 def read(raw: str, size: int) -> tuple[str, str]:
@@ -50,4 +50,10 @@ def test_what_is_written_otherwise_is_the_text_too(raw: str, text: str, size: in
 
 def test_it_is_told_as_it_comes() -> None:
     reader = CustomInput()
-    assert [reader.feed(piece) for piece in ('{"inp', 'ut": "a', "b\\", 'nc"', "}")] == ["", "a", "b", "\nc", ""]
+    assert [reader.feed(piece) for piece in ('{"inp', 'ut": "a', "b\\", 'nc"', "}")] == [
+        "",
+        "a",
+        "b",
+        "\nc",
+        "",
+    ]

@@ -114,7 +114,10 @@ def test_the_background(client: openai.OpenAI, demo_server: Running) -> None:
     [
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{"type": "input_text", "text": "Hi"}]}, "input[0].type"),
-        ({"input": [{"role": "user", "content": "a"}, {"type": "reasoning", "summary": 1}]}, "input[1].summary"),
+        (
+            {"input": [{"role": "user", "content": "a"}, {"type": "reasoning", "summary": 1}]},
+            "input[1].summary",
+        ),
         ({"input": []}, "input"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": {"type": "function", "name": "f"}, "tools": [WEATHER]}, "tool_choice.name"),

@@ -46,6 +46,8 @@ def result(text: str, call_id: str | None = "c1") -> dict[str, Any]:
     return {"role": "tool", "content": text, **({"tool_call_id": call_id} if call_id else {})}
 
 
+SUMMARY = {"type": "summary_text", "text": "in short"}
+IMAGE = {"type": "input_image", "image_url": "d"}
 SHELL = {"type": "exec", "command": ["ls"], "env": {}}
 
 
@@ -61,7 +63,13 @@ SHELL = {"type": "exec", "command": ["ls"], "env": {}}
         ),
         (
             [
-                {"type": "local_shell_call", "id": "l", "call_id": "c1", "status": "completed", "action": SHELL},
+                {
+                    "type": "local_shell_call",
+                    "id": "l",
+                    "call_id": "c1",
+                    "status": "completed",
+                    "action": SHELL,
+                },
                 {"type": "local_shell_call_output", "call_id": "c1", "output": '{"output": "a.py"}'},
             ],
             [call("local_shell", SHELL), result('{"output": "a.py"}')],
@@ -82,7 +90,11 @@ SHELL = {"type": "exec", "command": ["ls"], "env": {}}
         ),
         (
             [
-                {"type": "apply_patch_call", "call_id": "c1", "operation": {"type": "delete_file", "path": "a"}},
+                {
+                    "type": "apply_patch_call",
+                    "call_id": "c1",
+                    "operation": {"type": "delete_file", "path": "a"},
+                },
                 {"type": "apply_patch_call_output", "call_id": "c1", "status": "failed"},
             ],
             [call("apply_patch", {"type": "delete_file", "path": "a"}), result("failed")],
@@ -123,14 +135,30 @@ SHELL = {"type": "exec", "command": ["ls"], "env": {}}
                 {"type": "mcp_list_tools", "id": "m", "server_label": "s", "tools": []},
                 {"type": "mcp_call", "id": "mc", "server_label": "s", "name": "f", "arguments": '{"a": 1}'}
                 | {"output": "42"},
-                {"type": "mcp_approval_request", "id": "ar", "name": "g", "arguments": "{}", "server_label": "s"},
-                {"type": "mcp_approval_response", "approval_request_id": "ar", "approve": False, "reason": "no"},
+                {
+                    "type": "mcp_approval_request",
+                    "id": "ar",
+                    "name": "g",
+                    "arguments": "{}",
+                    "server_label": "s",
+                },
+                {
+                    "type": "mcp_approval_response",
+                    "approval_request_id": "ar",
+                    "approve": False,
+                    "reason": "no",
+                },
             ],
             [call("f", {"a": 1}, "mc"), result("42", "mc"), call("g", {}, "ar"), result("denied: no", "ar")],
         ),
         (
             [
-                {"type": "tool_search_call", "call_id": "c1", "execution": "client", "arguments": {"goal": "x"}},
+                {
+                    "type": "tool_search_call",
+                    "call_id": "c1",
+                    "execution": "client",
+                    "arguments": {"goal": "x"},
+                },
                 {
                     "type": "tool_search_output",
                     "call_id": "c1",
@@ -148,8 +176,18 @@ SHELL = {"type": "exec", "command": ["ls"], "env": {}}
         ),
         (
             [
-                {"type": "function_call", "call_id": "c1", "name": "g", "namespace": "mcp__x", "arguments": "{}"},
-                {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "a"}]},
+                {
+                    "type": "function_call",
+                    "call_id": "c1",
+                    "name": "g",
+                    "namespace": "mcp__x",
+                    "arguments": "{}",
+                },
+                {
+                    "type": "function_call_output",
+                    "call_id": "c1",
+                    "output": [{"type": "input_text", "text": "a"}],
+                },
             ],
             [call("mcp__x__g", {}), result("a")],
         ),
@@ -168,8 +206,8 @@ def test_a_call_of_another_provider_is_a_turn_like_others(items: list[Any], mess
     [
         ({"summary": []}, None),
         ({"summary": [], "content": None, "encrypted_content": "gAAAAA"}, None),
-        ({"id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}]}, "hm"),
-        ({"summary": [{"type": "summary_text", "text": "no"}], "content": [{"type": "reasoning_text", "text": "hm"}]}, "hm"),
+        ({"id": "rs_1", "summary": [SUMMARY]}, "in short"),
+        ({"summary": [SUMMARY], "content": [{"type": "reasoning_text", "text": "hm"}]}, "hm"),
         ({"content": [{"type": "text", "text": "hm"}], "status": "whatever"}, "hm"),
         ({"summary": None, "id": None}, None),
     ],
@@ -182,9 +220,7 @@ def test_a_thought_is_read_where_it_says_something(item: dict[str, Any], thought
 
 def test_a_turn_of_several_items_is_one_message() -> None:
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}
-    calls = [
-        {"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"} for n in (1, 2)
-    ]
+    calls = [{"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"} for n in (1, 2)]
     outputs = [{"type": "function_call_output", "call_id": f"c{n}", "output": str(n)} for n in (1, 2)]
     messages = said(HI, thought, {"role": "assistant", "content": "Look:"}, *calls, *outputs, thought)
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "assistant"]
@@ -203,7 +239,13 @@ def test_a_turn_of_several_items_is_one_message() -> None:
     ],
 )
 def test_text_is_text_whatever_its_part_is_called(part: dict[str, Any]) -> None:
-    message = {"type": "message", "id": "msg_1", "role": "assistant", "content": [part], "phase": "commentary"}
+    message = {
+        "type": "message",
+        "id": "msg_1",
+        "role": "assistant",
+        "content": [part],
+        "phase": "commentary",
+    }
     assert said(HI, {**message, "status": "odd"}) == [HI, {"role": "assistant", "content": "a"}]
 
 
@@ -219,11 +261,19 @@ def warnings_of(items: Iterable[Any], **fields: Any) -> str:
         ({"type": "compaction", "id": "cmp", "encrypted_content": "gAAA"}, "encrypted_content"),
         ({"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}, "encrypted_content"),
         (
-            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": "d"}]},
+            {
+                "type": "function_call_output",
+                "call_id": "c",
+                "output": [{"type": "input_image", "image_url": "d"}],
+            },
             "input[].output",
         ),
         (
-            {"type": "custom_tool_call_output", "call_id": "c", "output": [{"type": "input_file", "file_id": "f"}]},
+            {
+                "type": "custom_tool_call_output",
+                "call_id": "c",
+                "output": [{"type": "input_file", "file_id": "f"}],
+            },
             "input[].output",
         ),
     ],
@@ -244,8 +294,8 @@ def test_a_foreign_item_keeps_its_fields_beside_unknown_ones() -> None:
 @pytest.mark.parametrize(
     ("items", "param"),
     [
-        ([HI, {"role": "user", "content": [{"type": "input_image", "image_url": "d"}]}], "input[1].content[0].type"),
-        ([HI, {"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}], "input[1].content[0].type"),
+        ([HI, {"role": "user", "content": [IMAGE]}], "input[1].content[0].type"),
+        ([HI, {"role": "user", "content": [{"type": "input_file"}]}], "input[1].content[0].type"),
         ([HI, {"type": "compaction_trigger"}], "input[1].type"),
         ([HI, {"type": "configuration_update", "reasoning": {"effort": "low"}}], "input[1].type"),
         ([HI, {"type": "reasoning", "summary": [{"type": "summary_text"}]}], "input[1].summary[0].text"),
@@ -272,7 +322,11 @@ def stored(*items: dict[str, Any], name: str = "resp_1") -> StoredResponse:
 def test_a_reference_stands_for_a_stored_item() -> None:
     store = ResponseStore()
     store.put(stored({"id": "msg_1", "role": "assistant", "content": "a"}))
-    for reference in ({"type": "item_reference", "id": "msg_1"}, {"id": "msg_1"}, {"type": None, "id": "msg_1"}):
+    for reference in (
+        {"type": "item_reference", "id": "msg_1"},
+        {"id": "msg_1"},
+        {"type": None, "id": "msg_1"},
+    ):
         assert said(HI, reference, store=store) == [HI, {"role": "assistant", "content": "a"}]
     store.delete("resp_1")
     with pytest.raises(InvalidRequest) as caught:
