@@ -6,7 +6,7 @@ import json
 from typing import Any, Protocol
 
 from engine.server.responses.custom_input import CustomInput
-from engine.server.responses.tools import Offered
+from engine.server.responses.toolbox import Offered
 
 
 class Call(Protocol):

@@ -19,7 +19,7 @@ from engine.server.responses.items import (
     ToolSearchOutputItem,
 )
 from engine.server.responses.sealed import unseal
-from engine.server.responses.tools import custom_arguments, function_name
+from engine.server.responses.toolbox import custom_arguments, function_name
 from engine.server.unknown_fields import report_ignored
 
 _Message = dict[str, Any]

@@ -26,7 +26,7 @@ from engine.server.responses.items import (
     id_prefix,
 )
 from engine.server.responses.store import ResponseStore
-from engine.server.responses.tools import Toolbox
+from engine.server.responses.toolbox import Toolbox
 
 _OUR_PARAMS = {
     "max_tokens": "max_output_tokens",

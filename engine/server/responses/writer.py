@@ -18,7 +18,7 @@ from engine.server.generation import Usage
 from engine.server.responses.calls import Call, begin_call
 from engine.server.responses.items import id_prefix
 from engine.server.responses.sealed import seal
-from engine.server.responses.tools import Toolbox
+from engine.server.responses.toolbox import Toolbox
 
 _Event = dict[str, Any]
 
