@@ -117,7 +117,7 @@ class ResponseStreamOptions(Strict):
 class InputTokensBody(RequestBody):
     """What the model reads."""
 
-    input: str | list[Item] | None = None
+    input: str | Annotated[list[Item], Field(fail_fast=True)] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Tools | None = None

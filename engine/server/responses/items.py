@@ -70,7 +70,7 @@ class _Item(Strict):
 class MessageItem(_Item):
     type: Annotated[Literal["message"], none_as("message")] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(fail_fast=True)]
     phase: str | None = None
 
 
@@ -97,7 +97,7 @@ class CallOutputItem(_Item):
     call_id: str | None = None
     name: str | None = None
     namespace: str | None = None
-    output: str | list[OutputPart] | dict[str, Any] | None
+    output: str | Annotated[list[OutputPart], Field(fail_fast=True)] | dict[str, Any] | None
 
 
 class ToolSearchCallItem(_Item):

@@ -18,6 +18,7 @@ from engine.server.body import read_body
 from engine.server.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.errors import PromptTooLong, error_response
 from engine.server.gate import request_id_of
+from engine.server.protocol import ChatBody
 from engine.server.responses.bodies import RULES, InputTokensBody, ResponsesBody
 from engine.server.responses.items import read_items
 from engine.server.responses.listing import list_items
@@ -29,12 +30,14 @@ from engine.server.service import Service
 
 log = logging.getLogger(__name__)
 
+_MANY_ITEMS = 500  # from here on, reading them takes milliseconds, and the loop has streams to serve
+
 
 async def create_response(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     body = await read_body(request, ResponsesBody, RULES)
     service.model.check_name(body.model)
-    asked = Asked(body, service.responses)
+    asked = await _read(body, service.responses)
     run = await _start(service, asked, cuts=body.truncation == "auto")
     name = f"resp_{request_id_of(request, body.request_id)}"
     response = _new_response(name, body, body.model or service.model.name)
@@ -49,19 +52,32 @@ async def count_input_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_body(request, InputTokensBody, RULES)
     service.model.check_name(body.model)
-    asked = Asked(body, service.responses)
+    asked = await _read(body, service.responses)
     try:
-        num_tokens = len(await encode_conversation(service, asked.chat()))
+        num_tokens = len(await encode_conversation(service, await _chat_of(asked)))
     except InvalidRequest as error:
         raise asked.renamed(error) from error
     return JSONResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
+
+
+async def _read(body: InputTokensBody, store: ResponseStore) -> Asked:
+    """Long conversations in a thread, as all work on long texts."""
+    if isinstance(body.input, list) and len(body.input) > _MANY_ITEMS:
+        return await asyncio.to_thread(Asked, body, store)
+    return Asked(body, store)
+
+
+async def _chat_of(asked: Asked, num_left_out: int = 0) -> ChatBody:
+    if len(asked.items) > _MANY_ITEMS:
+        return await asyncio.to_thread(asked.chat, num_left_out=num_left_out)
+    return asked.chat(num_left_out=num_left_out)
 
 
 async def _start(service: Service, asked: Asked, *, cuts: bool) -> ChatRun:
     """`cuts`: what doesn't fit the context loses its oldest turns, as few as may be."""
     try:
         try:
-            return await start_chat(service, asked.chat())
+            return await start_chat(service, await _chat_of(asked))
         except PromptTooLong:
             if not cuts:
                 raise
@@ -75,10 +91,10 @@ async def _start_cut(service: Service, asked: Asked) -> ChatRun:
     turns, fits = asked.turns, dict[int, bool]()
     max_model_len = service.engine.max_model_len
     while (cut := fitting_cut(turns, fits)) is not None:
-        num_tokens = len(await encode_conversation(service, asked.chat(num_left_out=cut)))
+        num_tokens = len(await encode_conversation(service, await _chat_of(asked, cut)))
         fits[cut] = num_tokens < max_model_len
     least = min((cut for cut, is_fitting in fits.items() if is_fitting), default=turns[-1] if turns else 0)
-    return await start_chat(service, asked.chat(num_left_out=least))
+    return await start_chat(service, await _chat_of(asked, least))
 
 
 async def get_response(request: Request) -> Response:

@@ -57,7 +57,7 @@ class ResponseStore:
 
     def get_item(self, item_id: str, param: str) -> Any:
         """An item of a stored response, of its input or its output. Raises UnknownItem."""
-        for name in reversed(self._stored):
+        for name in reversed(list(self._stored)):  # other threads may look, too
             item = self._stored[name].by_id.get(item_id)
             if item is not None:
                 self._stored.move_to_end(name)
