@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from engine.server.generation_body import Ignored, Strict, none_as
-from engine.server.responses.tools import Tools
+from engine.server.responses.tools import Tools, known_types
 
 _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
@@ -177,8 +177,8 @@ _FOREIGN = frozenset(
 _FOREIGN_ENDINGS = ("_call", "_output")
 
 
-def _kind_of(value: Any) -> str:
-    """A message and a reference may leave their types out."""
+def kind_of(value: Any) -> str | None:
+    """None for one that nobody here knows. A message and a reference may leave their types out."""
     is_dict = isinstance(value, dict)
     kind = value.get("type") if is_dict else getattr(value, "type", None)
     if kind is None:
@@ -186,7 +186,7 @@ def _kind_of(value: Any) -> str:
         return "item_reference" if is_reference else "message"
     kind = str(kind)
     is_foreign = kind in _FOREIGN or kind.endswith(_FOREIGN_ENDINGS)
-    return _KINDS.get(kind, "foreign" if is_foreign else kind)
+    return _KINDS.get(kind, "foreign" if is_foreign else None)
 
 
 Item = Annotated[
@@ -200,7 +200,7 @@ Item = Annotated[
     | Annotated[ReasoningItem, Tag("reasoning")]
     | Annotated[ReferenceItem, Tag("item_reference")]
     | Annotated[ForeignItem, Tag("foreign")],
-    Discriminator(_kind_of),
+    known_types(kind_of, "an item"),
 ]
 
 _PREFIXES = {

@@ -5,7 +5,7 @@ What the model is offered of them: engine/server/responses/toolbox.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -14,6 +14,15 @@ from engine.server.generation_body import Ignored, Strict
 
 MAX_TOOLS = 512
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def known_types(kind_of: Callable[[Any], str | None], what: str) -> Discriminator:
+    """A discriminator whose complaint names `type`, as clients know it (engine/server/body.py)."""
+    return Discriminator(
+        kind_of,
+        custom_error_type="union_tag_unknown",
+        custom_error_message=f"Input should be {what} of a known type",
+    )
 
 
 class _CallableTool(Strict):
@@ -81,7 +90,7 @@ class NamespaceTool(Strict):
                 Annotated[FunctionTool, Tag("function")]
                 | Annotated[CustomTool, Tag("custom")]
                 | Annotated[ForeignTool, Tag("foreign")],
-                Discriminator(_kind_within),
+                known_types(_kind_within, "a tool"),
             ]
         ],
         Field(max_length=MAX_TOOLS),
@@ -103,7 +112,7 @@ Tools = Annotated[
             | Annotated[NamespaceTool, Tag("namespace")]
             | Annotated[ToolSearchTool, Tag("tool_search")]
             | Annotated[ForeignTool, Tag("foreign")],
-            Discriminator(_kind_of_tool),
+            known_types(_kind_of_tool, "a tool"),
         ]
     ],
     Field(max_length=MAX_TOOLS),
