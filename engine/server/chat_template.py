@@ -75,7 +75,13 @@ class ChatTemplate:
             )
         given = [self._adapt(message) for message in messages]
         known = {**self._defaults, **(variables or {})}
-        text = self._render(given, tools, documents, add_generation_prompt, known)
+        try:
+            text = self._render(given, tools, documents, add_generation_prompt, known)
+        except InvalidRequest:
+            plainer = _with_one_system_turn(given)
+            if plainer == given:
+                raise
+            text = self._render(plainer, tools, documents, add_generation_prompt, known)
         return _cut_after(text, given[-1].get("content")) if continue_final_message else text
 
     def replaced(self, source: str) -> ChatTemplate:
@@ -145,6 +151,26 @@ class ChatTemplate:
         except InvalidRequest:
             return False
         return probe in rendered and "'type'" not in rendered and '"type"' not in rendered
+
+
+def _with_one_system_turn(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For templates that take one system turn, at the beginning: agents give several, and later ones, too.
+
+    Those at the beginning become one; a later one is said by the user, at its place.
+    """
+    begin = next((n for n, one in enumerate(messages) if one["role"] != "system"), len(messages))
+    leading = messages[:begin]
+    if len(leading) > 1:
+        leading = [{**leading[0], "content": _join([one.get("content") for one in leading])}]
+    later = [{**one, "role": "user"} if one["role"] == "system" else one for one in messages[begin:]]
+    return [*leading, *later]
+
+
+def _join(contents: list[Any]) -> Any:
+    """Texts as one text, lists of parts as one list: a template takes the one or the other."""
+    if all(isinstance(content, list) for content in contents):
+        return [part for content in contents for part in content]
+    return "\n\n".join(content for content in contents if isinstance(content, str))
 
 
 def _cut_after(text: str, content: Any) -> str:

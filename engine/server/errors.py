@@ -22,6 +22,10 @@ class UnknownResponse(InvalidRequest):
     code = "response_not_found"
 
 
+class UnknownItem(InvalidRequest):
+    code = "item_not_found"
+
+
 class WrongMethod(InvalidRequest):
     code = "method_not_allowed"
 
@@ -72,6 +76,7 @@ _STATUS = {
     UnknownModel.code: HTTPStatus.NOT_FOUND,
     UnknownRoute.code: HTTPStatus.NOT_FOUND,
     UnknownResponse.code: HTTPStatus.NOT_FOUND,
+    UnknownItem.code: HTTPStatus.NOT_FOUND,
     WrongMethod.code: HTTPStatus.METHOD_NOT_ALLOWED,
     WrongMediaType.code: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge.code: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

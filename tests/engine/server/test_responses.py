@@ -113,8 +113,13 @@ def test_the_background(client: openai.OpenAI, demo_server: Running) -> None:
     ("fields", "param"),
     [
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": [{"type": "input_text", "text": "Hi"}]}, "input[0].type"),
+        (
+            {"input": [{"role": "user", "content": "a"}, {"type": "reasoning", "summary": 1}]},
+            "input[1].summary",
+        ),
+        ({"input": []}, "input"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": {"type": "function", "name": "f"}, "tools": [WEATHER]}, "tool_choice.name"),
         (
             {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}},
@@ -123,8 +128,8 @@ def test_the_background(client: openai.OpenAI, demo_server: Running) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 10**6}, "max_output_tokens"),
         ({"top_k": -2}, "top_k"),
-        ({"truncation": "auto"}, "truncation"),
-        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"truncation": "middle"}, "truncation"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"background": True, "store": False}, "background"),
         ({"background": True, "stream": True}, "background"),
         ({"conversation": "c"}, "conversation"),
