@@ -75,6 +75,38 @@ def test_what_is_assigned_stands_in_the_file(url: str, catalog: Path) -> None:
     assert "its `command` in models.yaml" in refused.stderr
 
 
+def test_parameters_are_merged_and_keep_their_types(url: str, catalog: Path) -> None:
+    def assigned(*args: str) -> dict[str, Any]:
+        params: dict[str, Any] = answer(url, "assign", "typed", *args)["params"]
+        return params
+
+    catalog.write_text(catalog.read_text() + "  typed:\n    engine: vllm\n    model: org/any\n")
+    answer(url, "reload")
+    given = (
+        "a=8",
+        "b=1e3",
+        "c=true",
+        "d=text",
+        'e={"x": [1]}',
+        "f=0.50",
+        "g=True",
+        "h=NaN",
+        'i="8"',
+        "k=007",
+    )
+    values = {"a": 8, "b": 1000, "c": True, "d": "text", "e": {"x": [1]}, "f": 0.5, "g": True, "h": "NaN"}
+    values |= {"i": "8", "k": "007"}
+    found = assigned(*(word for pair in given for word in ("--param", pair)))
+    assert (found, repr(found)) == (values, repr(values))  # to Python alone, 1 equals 1.0
+    assert assigned("--param", "a=9", "--timeout", "1200") == values | {"a": 9}
+    assert "timeout: 1200\n" in catalog.read_text()
+    assert assigned("--unset", "b", "--param", "i=null").keys() == values.keys() - {"b", "i"}
+    assert answer(url, "assign", "typed", "--unset", "timeout")["timeout"] is None
+    typo = berth(url, "assign", "typed", "--unset", "aa")
+    assert (typo.returncode, "its parameters: a, c, d" in typo.stderr) == (1, True)
+    assert berth(url, "assign", "typed", "--param", "a=1", "--unset", "a").returncode == 2
+
+
 def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
     before = catalog.read_text()
     catalog.write_text(before + "  fresh:\n    engine: command\n    command: [cat]\n")
