@@ -117,7 +117,7 @@ def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:
 
 
 class ModelPatch(BaseModel):
-    """The body of `PATCH /models/{name}`, merged into its entry in models.yaml; null takes a key out of it."""
+    """The body of `PATCH /models/{name}`, merged into the entry in models.yaml; null removes a key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -128,7 +128,7 @@ class ModelPatch(BaseModel):
     pinned: StrictBool | None = None
     params: dict[str, Any] | None = Field(
         None,
-        description="Merged into those it has: null takes one out of models.yaml, null in place of all, all",
+        description="Merged into those it has; null removes one, null in place of the object all",
     )
 
 
@@ -165,7 +165,7 @@ async def patch_model(
     fleet: Annotated[Fleet, Depends(_fleet)],
     restart: Annotated[bool, Query(description="Start what runs again, as it is now")] = False,
 ) -> dict[str, Any]:
-    """Comments in the file stay; holds from the next start on."""
+    """What isn't named stays, of `params` too; comments in the file stay. Holds from the next start on."""
     model = fleet.find(name)
     changes = body.model_dump(exclude_unset=True)
     await files.edit(model, {key: _as_written(value) for key, value in changes.items()})

@@ -65,10 +65,10 @@ def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> s
 
 
 def _merged(have: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` over `have`, without those that are None. A flag may be spelled with dashes on either side."""
+    """`changes` over `have`, without those that are None. Dashes and underscores are the same."""
     spelled = {key.replace("-", "_"): key for key in have}
     named = {spelled.get(key.replace("-", "_"), key): value for key, value in changes.items()}
-    return {key: value for key, value in (have | named).items() if key not in named or value is not None}
+    return {key: value for key, value in {**have, **named}.items() if key not in named or value is not None}
 
 
 @contextlib.contextmanager
