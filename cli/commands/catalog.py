@@ -80,7 +80,7 @@ def assign(
         session.print_json(record)
         return
     later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
-    session.out.print(f"model {record['name']} is changed{later}")
+    session.say(f"model {record['name']} is changed{later}")
 
 
 @with_session
@@ -106,7 +106,7 @@ def rm(
             {"object": target.kind.value.removesuffix("s"), "name": target.name, "deleted": True}
         )
     else:
-        session.out.print(f"{target} is deleted")
+        session.say(f"{target} is deleted")
 
 
 @with_session
@@ -118,7 +118,7 @@ def reload(session: Session) -> None:
         session.print_json(answer)
     else:
         changed = ", ".join(answer["changed"]) or "nothing"
-        session.out.print(f"{answer['models']} models; changed: {changed}")
+        session.say(f"{answer['models']} models; changed: {changed}")
 
 
 def register(app: typer.Typer) -> None:
