@@ -85,7 +85,8 @@ def model_row(record: Record, now: float) -> Row:
 
 def entry_row(entry: Record) -> Row:
     """One line of `berth list` for a key that may only send requests: OpenAI's entry says less."""
-    return entry["id"], _shown(entry.get("status")), _shown(entry.get("max_model_len"))
+    status = _model_status(entry) if "status" in entry else NOTHING
+    return entry["id"], status, _shown(entry.get("max_model_len"))
 
 
 def problem_of(record: Record) -> str | None:

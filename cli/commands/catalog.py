@@ -65,22 +65,7 @@ def assign(
     _remove(changes, removed)
     if not changes and not restart:
         raise wrong_use("nothing to assign", "see `berth assign --help`")
-    with session.server() as server:
-        if removed:
-            _check_is_set(server.get(path_of(Kind.MODEL, model)), removed)
-        record = server.request(
-            "PATCH",
-            path_of(Kind.MODEL, model),
-            params={"restart": "true" if restart else None},
-            body=changes,
-            timeout_s=_DRAIN_S,
-        )
-    _check_is_gone(record, removed)
-    if session.as_json:
-        session.print_json(record)
-        return
-    later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
-    session.say(f"model {record['name']} is changed{later}")
+    _patch(session, model, changes, removed, restart)
 
 
 @with_session
@@ -124,6 +109,26 @@ def reload(session: Session) -> None:
 def register(app: typer.Typer) -> None:
     for command in (assign, rm, reload):
         app.command()(command)
+
+
+def _patch(session: Session, model: str, changes: dict[str, Any], removed: list[str], restart: bool) -> None:
+    """Have models.yaml changed, and say so. Raises CliError."""
+    with session.server() as server:
+        if removed:
+            _check_is_set(server.get(path_of(Kind.MODEL, model)), removed)
+        record = server.request(
+            "PATCH",
+            path_of(Kind.MODEL, model),
+            params={"restart": "true" if restart else None},
+            body=changes,
+            timeout_s=_DRAIN_S,
+        )
+    _check_is_gone(record, removed)
+    if session.as_json:
+        session.print_json(record)
+        return
+    later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
+    session.say(f"model {record['name']} is changed{later}")
 
 
 def _devices(text: str) -> list[str] | None:
