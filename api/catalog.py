@@ -178,7 +178,7 @@ def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:
 
 
 class ModelPatch(BaseModel):
-    """The body of `PATCH /models/{name}`; null takes a key out of models.yaml."""
+    """The body of `PATCH /models/{name}`, merged into the entry in models.yaml; null removes a key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -187,7 +187,15 @@ class ModelPatch(BaseModel):
     max_model_len: StrictInt | None = Field(None, ge=1)
     timeout: Seconds | None = Field(None, description="Seconds of idleness; 0 = never")
     pinned: StrictBool | None = None
-    params: dict[str, Any] | None = None
+    params: dict[str, Any] | None = Field(
+        None,
+        description="Merged into those it has; null removes one, null in place of the object all",
+    )
+
+
+def _as_written(value: Any) -> Any:
+    """600, not 600.0: as somebody would write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _files(request: Request) -> ModelFiles:
@@ -218,9 +226,10 @@ async def patch_model(
     fleet: Annotated[Fleet, Depends(_fleet)],
     restart: Annotated[bool, Query(description="Start what runs again, as it is now")] = False,
 ) -> dict[str, Any]:
-    """Comments in the file stay; holds from the next start on."""
+    """What isn't named stays, of `params` too; comments in the file stay. Holds from the next start on."""
     model = fleet.find(name)
-    await files.edit(model, body.model_dump(exclude_unset=True))
+    changes = body.model_dump(exclude_unset=True)
+    await files.edit(model, {key: _as_written(value) for key, value in changes.items()})
     if restart:
         await files.check_startable(model)
         live = model.live

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from api.deps import Manager
 from api.keys import caller_of, may_use
+from api.schemas import STOP_LEVEL, SleepLevel
 from instance_manager.errors import InstanceFailedToStart, ModelNotFound, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
@@ -82,10 +83,11 @@ async def wake_model(name: str, fleet: Models, wait: Wait = 600) -> dict[str, An
 
 
 @router.post("/models/{name:path}/sleep", summary="Put its replicas to sleep; a request wakes one")
-async def sleep_model(
-    name: str, fleet: Models, manager: Manager, level: Annotated[int, Query(ge=1, le=2)] = 1
-) -> dict[str, Any]:
+async def sleep_model(name: str, fleet: Models, manager: Manager, level: SleepLevel = 1) -> dict[str, Any]:
     model = fleet.find(name)
+    if level == STOP_LEVEL:
+        await fleet.stop(model)
+        return model_record(model)
     if not model.live:
         raise WrongState(f"model {name!r} can't be put to sleep: it doesn't run")
     for one in model.live:
@@ -94,10 +96,10 @@ async def sleep_model(
 
 
 @router.post("/models/{name:path}/stop", summary="Stop its replicas; a request starts one again")
-async def stop_model(name: str, fleet: Models, manager: Manager, force: bool = False) -> dict[str, Any]:
+async def stop_model(name: str, fleet: Models, force: bool = False) -> dict[str, Any]:
+    """A model that has failed is stopped then, and its next start isn't put off any more."""
     model = fleet.find(name)
-    for one in model.live:
-        await manager.stop(one.instance_id, force=force)
+    await fleet.stop(model, force=force)
     return model_record(model)
 
 
@@ -161,7 +163,6 @@ def model_record(model: Model) -> dict[str, Any]:
     replicas = list(model.replicas.values())
     live = model.live
     latest = replicas[-1] if replicas else None
-    records = [one.record() for one in live]
     failure = next((one.failure for one in reversed(replicas) if one.failure is not None), None)
     error: dict[str, Any] | None = None
     if model.error is not None:
@@ -186,6 +187,6 @@ def model_record(model: Model) -> dict[str, Any]:
         "queued": len(model.queue),
         "problem": model.problem,
         "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
-        "last_used": max((record["last_active"] for record in records), default=None),
+        "last_used": max((one.record()["last_active"] for one in replicas if one.ready_at), default=None),
         "error": error,
     }

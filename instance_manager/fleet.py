@@ -172,6 +172,14 @@ class Fleet:
             model.wants_another = True
             self._news.tell()
 
+    async def stop(self, model: Model, *, force: bool = False) -> None:
+        """Stop all replicas; one that has failed is stopped from then on, and so is the model."""
+        model.wants_another = False
+        for one in list(model.replicas.values()):
+            if one.state is not InstanceState.STOPPED:
+                await self.manager.stop(one.instance_id, force=force)
+        model.clear_failure()
+
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or when the time is out."""
         try:
@@ -268,6 +276,8 @@ class Fleet:
                     self._forget_unused(model)
         elif event.type == "instance.state" and event.data["previous"] in _ALIVE:
             self._on_end(event)
+        elif event.type == "instance.state" and event.data["status"] == InstanceState.STOPPED:
+            self._clear_failure(event)
         elif event.data.get("error", {}).get("class") == FailureClass.LOST:
             self._preload([model for model in self._models.values() if event.instance_id in model.replicas])
         self._news.tell()
@@ -277,6 +287,13 @@ class Fleet:
             if event.data["status"] == InstanceState.FAILED and event.instance_id in model.replicas:
                 reason = event.data["reason"]
                 model.died(InstanceFailedToStart(f"model {model.name!r} died while it ran: {reason}"))
+
+    def _clear_failure(self, event: Event) -> None:
+        """A replica that had failed was stopped by request."""
+        if event.data["previous"] == InstanceState.FAILED:
+            for model in self._models.values():
+                if event.instance_id in model.replicas:
+                    model.clear_failure()
 
     def adopt(self, instance: Instance) -> None:
         """Take an instance into the books, under its profile's name or those it was created by."""

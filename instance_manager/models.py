@@ -105,6 +105,11 @@ class Model:
         self.retry_at = 0.0
         self._deaths.clear()
 
+    def clear_failure(self) -> None:
+        """Somebody has stopped it: it is stopped, not failed, and its next start is a first one."""
+        self.started()
+        self._deaths.clear()
+
     def failed(self, error: ManagerError) -> None:
         """Note it; the next start is put off, each time longer."""
         back_off_s = min(_FIRST_BACK_OFF_S * 2**self._failures, _LONGEST_BACK_OFF_S)

@@ -161,6 +161,7 @@ class Supervisor:
         instance.gate.close()
         instance.gate.reject(lambda: self._refusal(shutting_down))
         if instance.state is InstanceState.FAILED and not delete:
+            instance.failure = None  # events have told of it
             instance.set_state(InstanceState.STOPPED, reason)
         goal.announce()
         return goal.life
