@@ -101,7 +101,7 @@ def test_a_template_that_takes_one_system_turn_gets_one() -> None:
         {"role": "system", "content": "C."},
     ]
     refusing = ChatTemplate({"default": ONE_SYSTEM_TURN}, special_tokens=SPECIAL)
-    assert refusing.render(turns) == "<system>A.\n\nB.<user>Hi<user>C."
+    assert refusing.render(turns) == ("<system>A.\n\nB.<user>Hi\n<system-reminder>\nC.\n</system-reminder>")
     taking = ONE_SYSTEM_TURN.replace("system first", "").replace("not loop.first", "false")
     template = ChatTemplate({"default": taking}, special_tokens=SPECIAL)
     assert template.render(turns) == "<system>A.<system>B.<user>Hi<system>C."
