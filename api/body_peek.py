@@ -37,17 +37,3 @@ async def peek(receive: Receive, max_bytes: int) -> Peeked:
                 peeked.body = b"".join(part.get("body", b"") for part in peeked.messages)
             break
     return peeked
-
-
-def replaying(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the new body once, then what the client still does (leave)."""
-    is_given = False
-
-    async def replay() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

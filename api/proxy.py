@@ -19,7 +19,7 @@ from api.errors import ApiError, error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.known_head import memo_of
-from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, lease_while_connected
+from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
 from api.response_channel import HandOver, ResponseChannel, channel_of
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
@@ -80,17 +80,21 @@ class DataPlane:
         *,
         leases: Leases | None = None,
         again: Again | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         """Serve one HTTP request with `target` (path and query, raw) of an instance's engine.
 
         `leases` grants it in place of the usual ones: then what is asked for may be more than an instance.
-        `again` is asked where an engine was gone before it answered anything.
+        `again` is asked where an engine was gone before it answered anything. `prepare` finishes the request
+        for the engine that a lease was granted of.
         """
         call = self._call(scope, instance_id, target)
         if isinstance(leases, Detour):
             call.request.headers = call.request.headers.with_more(leases.headers)
         channel = channel_of(scope)
-        exchange = self._exchange(call, leases or self._leases, again, receive, send, channel)
+        exchange = self._exchange(
+            call, leases or self._leases, again, receive, send, channel, prepare=prepare
+        )
         await self._serve(call, send, channel, exchange)
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
@@ -121,7 +125,7 @@ class DataPlane:
         asked_for: str,
         target: bytes,
         lease: Lease | None,
-        more: Callable[[], tuple[Leases, Again]] | None = None,
+        more: Callable[[], tuple[Leases, Again, Prepare]] | None = None,
     ) -> bool:
         """As `begin`, with the lease there may be; `more` gives what `forward` is told, where it goes on."""
         if lease is None:
@@ -137,8 +141,8 @@ class DataPlane:
         def go_on(sent: DirectExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 begun = (pool, lease, sent)
-                leases, again = more() if more is not None else (self._leases, None)
-                exchange = self._exchange(call, leases, again, receive, send, channel, begun)
+                leases, again, prepare = more() if more is not None else (self._leases, None, None)
+                exchange = self._exchange(call, leases, again, receive, send, channel, begun, prepare)
                 await self._serve(call, send, channel, exchange)
 
             hand_over(application)
@@ -179,12 +183,15 @@ class DataPlane:
         send: Send,
         channel: ResponseChannel | None,
         begun: tuple[UpstreamPool, Lease, DirectExchange | None] | None = None,
+        prepare: Prepare | None = None,
     ) -> int:
         """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
         while True:
             try:
                 if begun is None:
                     begun, receive = await self._enter(call, leases, receive)
+                    if prepare is not None:
+                        receive = await prepare(begun[1], call.request, receive)
                 (pool, lease, sent), begun = begun, None
                 exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel)
                 return await exchange.run(sent)

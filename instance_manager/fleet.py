@@ -24,6 +24,7 @@ from instance_manager.errors import (
     ModelNotFound,
     ShuttingDown,
     StartTooSlow,
+    WrongRunner,
 )
 from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
@@ -31,6 +32,7 @@ from instance_manager.models import Model
 from instance_manager.news import News
 from instance_manager.profiles import ModelProfile
 from instance_manager.room import RoomKeeper
+from instance_manager.runner_kind import RunnerKind
 from instance_manager.scaling import ScalePolicy, wanted_replicas
 from instance_manager.starter import Starter
 from instance_manager.types import Event, FailureClass, InstanceState
@@ -131,23 +133,27 @@ class Fleet:
 
     # Leases.
 
-    def try_lease(self, model: Model, affinity: bytes = b"") -> Lease | None:
-        """A lease at once; None if one may `wait_for_lease`. Raises what waiting would raise at once."""
-        if not model.queue and (lease := model.take(affinity)) is not None:
+    def try_lease(self, model: Model, affinity: bytes = b"", need: RunnerKind | None = None) -> Lease | None:
+        """A lease at once; None if one may `wait_for_lease`. Raises what waiting would raise at once.
+
+        `need`: what the replica has to serve.
+        """
+        if not model.queue.is_waited_for(need) and (lease := model.take(affinity, need)) is not None:
             return lease
-        self._check_may_wait(model)
+        self._check_may_wait(model, need)
         return None
 
-    async def wait_for_lease(self, model: Model, priority: int = 0) -> Lease:
+    async def wait_for_lease(self, model: Model, priority: int = 0, need: RunnerKind | None = None) -> Lease:
         """A lease once a replica has room; starts or wakes one if none does.
 
-        Raises QueueFull, InstanceFailedToStart, NoCapacity, InstanceNotRunning, StartTooSlow or ShuttingDown.
+        Raises WrongRunner, QueueFull, InstanceFailedToStart, NoCapacity, InstanceNotRunning, StartTooSlow or
+        ShuttingDown.
         """
-        self._check_may_wait(model)
+        self._check_may_wait(model, need)
         self._num_waiting += 1
         try:
             async with asyncio.timeout(self.config.max_wait_s):
-                waiting = asyncio.ensure_future(model.queue.wait(priority))
+                waiting = asyncio.ensure_future(model.queue.wait(priority, need))
                 await asyncio.sleep(0)  # now it stands in the queue
                 model.grant()
                 self._news.tell()
@@ -167,26 +173,29 @@ class Fleet:
 
     def want(self, model: Model) -> None:
         """Bring a replica up unless one runs. Raises ManagerError where that can't be tried now."""
-        if not model.awake and not model.is_coming:
+        if not model.is_up_for(self._starter.own_runner(model)):
             self._check_may_start(model)
             model.wants_another = True
             self._news.tell()
 
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or when the time is out."""
+        runner = self._starter.own_runner(model)
         try:
             async with asyncio.timeout(timeout_s):
-                while not model.awake and (model.wants_another or model.is_coming):
+                while not model.is_awake_for(runner) and (model.wants_another or model.is_coming):
                     await self._news.wait(0.5)
         except TimeoutError:
             return
 
-    def _check_may_wait(self, model: Model) -> None:
+    def _check_may_wait(self, model: Model, need: RunnerKind | None) -> None:
         if self.manager.is_shutting_down:
             raise ShuttingDown("Berth is shutting down and takes nothing new", retry_after_s=5.0)
         model.queue.check_room()
-        if model.awake or model.is_coming:
+        if model.is_up_for(need):
             return
+        if need is not None and not self._starter.can_bring_up(model, need):
+            raise _wrong_runner(model, need)
         if not self.config.autostart:
             raise InstanceNotRunning(
                 f"model {model.name!r} doesn't run, and AUTOSTART is off; start it first"
@@ -238,7 +247,7 @@ class Fleet:
         samples = model.load_samples
         samples.append(model.in_flight + len(model.queue))
         del samples[: -self.config.scale.window_samples]
-        awake = model.awake
+        awake = [one for one in model.awake if one.spec.profile is not None]  # others aren't the catalog's
         wanted = wanted_replicas(profile, samples, len(awake), self.config.scale)
         if wanted > len(awake) and not model.is_coming and self._clock() >= model.retry_at:
             model.wants_another = True
@@ -256,7 +265,8 @@ class Fleet:
     def _preload(self, models: Iterable[Model]) -> None:
         for model in models:
             profile = model.profile
-            if profile is not None and (profile.preload or profile.min_replicas) and not model.live:
+            is_there = any(one.spec.profile is not None for one in model.live)
+            if profile is not None and (profile.preload or profile.min_replicas) and not is_there:
                 model.wants_another = True
 
     # Books.
@@ -316,6 +326,15 @@ def names_of(instance: Instance) -> tuple[str, ...]:
     if instance.spec.profile is not None:
         return (instance.spec.profile,)
     return tuple(dict.fromkeys((instance.served_model_name, instance.model_name)))
+
+
+def _wrong_runner(model: Model, need: RunnerKind) -> WrongRunner:
+    has, wants = ("pools", "generates") if need is RunnerKind.GENERATE else ("generates", "pools")
+    return WrongRunner(
+        f"this request needs an engine that {wants}, and model {model.name!r} {has}: ask another model, or "
+        f"create an instance of it with `runner: {need}` if its checkpoint can do both",
+        param="model",
+    )
 
 
 def _release_unwanted(waiting: asyncio.Future[Lease]) -> None:

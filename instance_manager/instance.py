@@ -14,6 +14,7 @@ from instance_manager.backends import LaunchPlan
 from instance_manager.events import EventLog
 from instance_manager.idle import Idleness, expires_at
 from instance_manager.params import mask_command, mask_params
+from instance_manager.runner_kind import RunnerKind
 from instance_manager.types import (
     TRANSITIONS,
     InstanceFailure,
@@ -57,6 +58,7 @@ class Instance:
         self.failure: InstanceFailure | None = None
         self.timeout_s = timeout_s
         self.pinned = spec.pinned
+        self.told_name: str | None = None  # by its engine, where that need not have the name it was given
         self.level = 0  # 1 and 2: how deep it sleeps
         self.awake_since: float | None = None  # monotonic seconds
         self.host = host
@@ -83,8 +85,13 @@ class Instance:
 
     @property
     def served_model_name(self) -> str:
-        """The name the engine itself answers to."""
-        return self.plan.served_model_name
+        """The name the engine itself answers to: what it has said, else what it was started with."""
+        return self.told_name or self.plan.served_model_name
+
+    @property
+    def runner(self) -> RunnerKind | None:
+        """What its engine can serve; None = nobody knows."""
+        return self.plan.runner
 
     @property
     def idleness(self) -> Idleness:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from instance_manager.backends import plan_launch
 from instance_manager.checkpoint_size import Estimate, estimate
-from instance_manager.errors import ManagerError
+from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.eviction import (
     HOST,
     Device,
@@ -263,7 +263,12 @@ class RoomKeeper:
             gpu_total_bytes=gpus[0].total_bytes if gpus else 0,
         )
         environ = {**config.engine_env, **spec.env}
-        model = find_model(spec.model_name, config.model_dirs)
+        try:
+            model = find_model(spec.model_name, config.model_dirs)
+        except ModelNotFound:
+            if spec.engine != "command":
+                raise
+            return None  # a command's model may be called anything
         return estimate(model, spec.engine, params, environ, machine)
 
     def _choose(self, look: _Look, spec: InstanceSpec, expected: Footprint) -> tuple[str, ...] | None:

@@ -107,6 +107,7 @@ class Endpoint:
     api_key: str
     generation: int
     is_berth: bool = False  # another Berth's front door, behind which the engine is
+    served_name: str = ""  # what the engine calls its model; empty = as it was asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class FakeEngine:
         while line := reader.readline().strip():  # type: ignore[attr-defined]
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
-        body = reader.read(int(headers.get("content-length", 0)))  # type: ignore[attr-defined]
+        body = _read_body(reader, headers)
         if self._args.wedge:
             time.sleep(3600)
         path = target.partition("?")[0]
@@ -210,6 +210,16 @@ class FakeEngine:
             _send_chunk(connection, b"data: " + json.dumps(last).encode() + b"\n\n")
         _send_chunk(connection, b"data: [DONE]\n\n")
         connection.sendall(b"0\r\n\r\n")
+
+
+def _read_body(reader: object, headers: dict[str, str]) -> bytes:
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        return bytes(reader.read(int(headers.get("content-length", 0))))  # type: ignore[attr-defined]
+    chunks = []
+    while size := int(reader.readline(), 16):  # type: ignore[attr-defined]
+        chunks.append(reader.read(size + 2)[:-2])  # type: ignore[attr-defined]
+    reader.readline()  # type: ignore[attr-defined]
+    return b"".join(chunks)
 
 
 def _completion(text: str, finish_reason: str | None, model: str) -> dict[str, object]:
