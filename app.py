@@ -30,7 +30,7 @@ from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
 from api.gateway import UNVERSIONED, Gateway
 from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
-from api.keys import Access, ApiKey, names_of
+from api.keys import Access, ApiKey
 from api.listening import bind
 from api.metrics import MetricsPage
 from api.protocols.app import ProtocolApp
@@ -154,8 +154,7 @@ def api_keys(settings: Settings) -> Keys:
 
 def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
     """What an instance's model is called; nothing for an unknown one."""
-    here = next((names_of(model) for model in fleet.models if instance_id in model.replicas), ())
-    return here or fleet.manager.neighbours.names_of(instance_id)
+    return fleet.names_of_instance(instance_id) or fleet.manager.neighbours.names_of(instance_id)
 
 
 def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:

@@ -31,6 +31,7 @@ from api.response_channel import HandOver, ResponseChannel
 from instance_manager.errors import ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
+from instance_manager.runner_kind import RunnerKind
 
 VERSIONED = b"/v1/"
 # Paths without a version: to what the engine knows them as.
@@ -113,7 +114,7 @@ class Gateway:
                 _target(scope) if detour is None else detour.target,
                 leases=detour or own,
                 again=own.again if detour is None else None,
-                prepare=own.prepare if detour is None else None,
+                prepare=own.prepare,
             )
         finally:
             if stream is not None:
@@ -123,8 +124,6 @@ class Gateway:
         """The short way, see `DataPlane.begin`, for what is short, no stream, and goes on as it came."""
         if scope["method"] != "POST" or len(body) > _MAX_SHORT:
             return False
-        target = _target(scope)
-        need = need_of(target.partition(b"?")[0])
         try:
             asked = from_json(body, allow_inf_nan=False)
             name = asked["model"]
@@ -139,7 +138,7 @@ class Gateway:
                 or model_in_query(scope["query_string"]) is not None
             ):
                 return False
-            lease = self._fleet.try_lease(model, affinity_of(model, asked), need)
+            lease = self._fleet.try_lease(model, affinity_of(model, asked), need := _need(scope))
         except (ValueError, TypeError, KeyError, AttributeError, ManagerError, UnclearModel):
             return False  # the other way says what is wrong
         if lease is not None and lease.endpoint.served_name not in (name, ""):
@@ -148,10 +147,12 @@ class Gateway:
 
         def more() -> tuple[ModelLeases, Again, Prepare]:
             sending = Sending(JsonBody(body, None, model.profile), len(body))
-            leases = ModelLeases(self._fleet, Asked(model, _never, sending, need))
+            leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
             return leases, leases.again, leases.prepare
 
-        return self._data_plane.begin_leased(scope, body, channel, hand_over, model.name, target, lease, more)
+        return self._data_plane.begin_leased(
+            scope, body, channel, hand_over, model.name, _target(scope), lease, more
+        )
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
         """Answer here; nobody else hears of the request, so it is counted and logged here too."""
@@ -174,11 +175,8 @@ class Gateway:
         return self._asked(scope, model, read)
 
     def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> Asked:
-        is_elsewhere = isinstance(model, ModelElsewhere)
-        asked = Asked(model, read.replay() if is_elsewhere else read.receive)
-        asked.need = need_of(_target(scope).partition(b"?")[0])
-        if not is_elsewhere:
-            asked.sending = read.sending(model.profile)
+        sending = read.sending(model.profile, is_for_berth=isinstance(model, ModelElsewhere))
+        asked = Asked(model, read.receive, sending, _need(scope), read.name)
         if (fields := read.fields) is not None:
             try:
                 asked.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))
@@ -210,8 +208,8 @@ class Gateway:
         if detours is None:
             return model or self._fleet.find(name)
         if model is None:
-            return detours.to_unknown(scope, name) or self._fleet.find(name)
-        return detours.to_running(scope, model) or model
+            return detours.to_unknown(scope, name, _need(scope)) or self._fleet.find(name)
+        return detours.to_running(scope, model, _need(scope)) or model
 
     def _only_model(self) -> Model:
         """For a request that certainly names none. Raises _Refused."""
@@ -228,6 +226,11 @@ def _target(scope: Scope) -> bytes:
     path = raw_path(scope)
     target = UNVERSIONED.get(path, path)
     return target + b"?" + scope["query_string"] if scope["query_string"] else target
+
+
+def _need(scope: Scope) -> RunnerKind | None:
+    path = raw_path(scope)
+    return need_of(UNVERSIONED.get(path, path))
 
 
 async def _never() -> Message:

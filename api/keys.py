@@ -142,7 +142,7 @@ def model_refusal(scope: Scope, model: Model) -> ApiError | None:
 
 
 def names_of(model: Model) -> tuple[str, ...]:
-    return (model.name, *(model.profile.aliases if model.profile is not None else ()))
+    return (model.name, *(model.profile.other_names if model.profile is not None else ()))
 
 
 def not_allowed(what: str) -> ApiError:

@@ -13,6 +13,7 @@ from api.request_body import Sending
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
+from instance_manager.params import adapter_names
 from instance_manager.runner_kind import RunnerKind
 from instance_manager.types import InstanceState
 
@@ -28,6 +29,7 @@ class Asked:
     receive: Receive  # what the client still sends or does, once `sending` has given its part
     sending: Sending | None = None  # None: there is no body, or it goes on as it comes
     need: RunnerKind | None = None  # what its replica has to serve
+    name: str | None = None  # the model's, as the body has it
     is_stream: bool = False
     priority: int = 0
     affinity: bytes = b""
@@ -55,7 +57,12 @@ class ModelLeases:
         sending = self._asked.sending
         if sending is None:
             return receive
-        return await sending.begin(lease.endpoint.served_name or self._asked.model.name, request, receive)
+        endpoint, asked = lease.endpoint, self._asked
+        adapters = endpoint.adapters
+        if endpoint.is_berth and asked.model.profile is not None:
+            adapters = adapter_names(asked.model.profile.params)
+        name = asked.name if asked.name in adapters else endpoint.served_name
+        return await sending.begin(name or asked.model.name, request, receive)
 
     async def again(self, lease: Lease, receive: Receive) -> Receive | None:
         """Once more, once, if the engine has died; not where it was stopped and no other serves the model."""

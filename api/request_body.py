@@ -47,8 +47,13 @@ class JsonBody:
         profile: ModelProfile | None,
         *,
         num_bytes: int | None = None,
+        is_for_berth: bool = False,
     ) -> None:
-        """`fields`: what `raw` says, if that has been read. `num_bytes`: of the body as it came."""
+        """`fields`: what `raw` says, if that has been read. `num_bytes`: of the body as it came.
+
+        `is_for_berth`: it goes to another Berth, so what is Berth's stays in it.
+        """
+        self._own_fields = frozenset[str]() if is_for_berth else OWN_FIELDS
         self._raw = raw
         self._fields = fields
         self._profile = profile
@@ -62,9 +67,8 @@ class JsonBody:
             self._raw = b""
 
         def make() -> bytes:
-            changed = changed_fields(
-                self._profile, read_object(raw) if fields is None else fields, served_name
-            )
+            read = read_object(raw) if fields is None else fields
+            changed = changed_fields(self._profile, read, served_name, self._own_fields)
             return raw if changed is None else json.dumps(changed).encode()
 
         return await off_loop(len(raw), make)
@@ -146,10 +150,13 @@ def has_filters(profile: ModelProfile | None) -> bool:
 
 
 def changed_fields(
-    profile: ModelProfile | None, fields: Mapping[str, Any], served_name: str
+    profile: ModelProfile | None,
+    fields: Mapping[str, Any],
+    served_name: str,
+    own_fields: frozenset[str] = OWN_FIELDS,
 ) -> dict[str, Any] | None:
     """The body as an engine is to have it; None where that is as it came."""
-    strip = OWN_FIELDS & fields.keys()
+    strip = own_fields & fields.keys()
     changes: dict[str, Any] = {}
     if fields.get("model", served_name) != served_name:
         changes["model"] = served_name

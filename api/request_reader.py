@@ -16,7 +16,7 @@ from api.headers import find_header
 from api.leases import ClientGone
 from api.named_model import InvalidBody, model_in_fields, model_in_object, read_object, without_bom
 from api.off_loop import off_loop
-from api.request_body import FormBody, JsonBody, RequestBody, Sending, giving
+from api.request_body import FormBody, JsonBody, RequestBody, Sending
 from instance_manager.profiles import ModelProfile
 
 MAX_BODY_BYTES = 256 * 2**20
@@ -39,18 +39,12 @@ class ReadRequest:
     form: FormBody | None = None
     length: int | None = None  # as announced; None = in chunks
 
-    def replay(self) -> Receive:
-        """A `receive` for whom the request is meant as it came."""
-        if self.raw is None:
-            return self.receive
-        return giving(self.raw, self.receive, has_more=self.form is not None and self.form.has_more)
-
-    def sending(self, profile: ModelProfile | None) -> Sending | None:
-        """The body, to be finished for an engine; `profile` is the model's."""
+    def sending(self, profile: ModelProfile | None, *, is_for_berth: bool = False) -> Sending | None:
+        """The body, to be finished for an engine, or for another Berth; `profile` is the model's."""
         body: RequestBody | None = self.form
         if self.fields is not None and self.raw is not None:
             text = without_bom(self.raw)
-            body = JsonBody(text, self.fields, profile, num_bytes=len(self.raw))
+            body = JsonBody(text, self.fields, profile, num_bytes=len(self.raw), is_for_berth=is_for_berth)
         return None if body is None else Sending(body, self.length)
 
 

@@ -12,13 +12,14 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from instance_manager.admission import Lease
 from instance_manager.errors import (
     InstanceFailedToStart,
+    InstanceNotFound,
     InstanceNotRunning,
     ManagerError,
     ModelNotFound,
@@ -91,11 +92,14 @@ class Fleet:
         changed = {name for name in wanted.keys() | old.keys() if wanted.get(name) != old.get(name)}
         for name in changed:
             if name in wanted:
-                self._model(name).profile = wanted[name]
+                model = self._model(name)
+                model.profile = wanted[name]
             else:
-                self._models[name].profile = None
-                self._forget_unused(self._models[name])
-        self._names = {alias: name for name, profile in wanted.items() for alias in profile.aliases}
+                model = self._models[name]
+                model.profile = None
+                self._forget_unused(model)
+            self._tell_names(model)
+        self._names = {other: name for name, profile in wanted.items() for other in profile.other_names}
         self._news.tell()
         return frozenset(changed)
 
@@ -107,7 +111,7 @@ class Fleet:
         """By name or alias. Raises ModelNotFound, which names what is alike: that takes its time."""
         model = self.known(name)
         if model is None:
-            known = [*self._models, *self._names]
+            known = [*(model.name for model in self.models), *self._names]
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "GET /v1/models lists all"
             raise ModelNotFound(f"there is no model {name!r}; {hint}", param="model")
@@ -129,7 +133,12 @@ class Fleet:
     @property
     def models(self) -> list[Model]:
         """All that can be asked for, by name."""
-        return [self._models[name] for name in sorted(self._models)]
+        return [model for name, model in sorted(self._models.items()) if model.is_listed]
+
+    def names_of_instance(self, instance_id: str) -> tuple[str, ...]:
+        """What an instance of this Berth is called; nothing for an unknown one."""
+        found = (one for model in self._models.values() for one in model.replicas.values())
+        return next((one.names for one in found if one.instance_id == instance_id), ())
 
     # Leases.
 
@@ -276,30 +285,49 @@ class Fleet:
             for model in list(self._models.values()):
                 if model.replicas.pop(event.instance_id, None) is not None:
                     self._forget_unused(model)
-        elif event.type == "instance.state" and event.data["previous"] in _ALIVE:
-            self._on_end(event)
-        elif event.data.get("error", {}).get("class") == FailureClass.LOST:
+        elif event.type == "instance.state":
+            self._on_state(event)
+        if event.data.get("error", {}).get("class") == FailureClass.LOST:
             self._preload([model for model in self._models.values() if event.instance_id in model.replicas])
         self._news.tell()
 
-    def _on_end(self, event: Event) -> None:
-        for model in self._models.values():
-            if event.data["status"] == InstanceState.FAILED and event.instance_id in model.replicas:
+    def _on_state(self, event: Event) -> None:
+        status = InstanceState(event.data["status"])
+        if not status.is_terminal:
+            with suppress(InstanceNotFound):  # by now it may have told a name that it hadn't when it began
+                self.adopt(self.manager.get(event.instance_id))
+            return
+        for model in [one for one in self._models.values() if event.instance_id in one.replicas]:
+            if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
                 reason = event.data["reason"]
                 model.died(InstanceFailedToStart(f"model {model.name!r} died while it ran: {reason}"))
+            self._forget_unused(model)
 
     def adopt(self, instance: Instance) -> None:
         """Take an instance into the books, under its profile's name or those it was created by."""
-        for name in names_of(instance):
+        name = instance.spec.profile
+        if name is not None and instance.state.is_terminal and name not in self._models:
+            return  # it has ended, and its model has left the catalog
+        for name in _models_of(instance):
             model = self._model(name)
             model.replicas[instance.instance_id] = instance
+            if model.profile is not None and instance.spec.profile is not None:
+                instance.other_names = model.profile.other_names
         instance.gate.on_room = partial(self._on_room, instance)
+
+    def _tell_names(self, model: Model) -> None:
+        """Let other Berths know what the catalog calls what runs here."""
+        names = () if model.profile is None else model.profile.other_names
+        for one in model.replicas.values():
+            if one.spec.profile is not None and one.other_names != names:
+                one.other_names = names
+                one.updated({"names": list(one.names)})
 
     def _on_room(self, instance: Instance) -> None:
         """With each request's end: so the usual case, that nobody waits, has to cost nothing."""
         if not self._num_waiting:
             return
-        for name in names_of(instance):
+        for name in _models_of(instance):
             if (model := self._models.get(name)) is not None and model.queue:
                 model.grant()
         if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
@@ -307,7 +335,7 @@ class Fleet:
 
     def _want_awake(self, instance: Instance) -> None:
         """A request waits at a sleeper's own gate: it is woken when there is room."""
-        model = next(self._models[name] for name in names_of(instance) if name in self._models)
+        model = next(self._models[name] for name in _models_of(instance) if name in self._models)
         model.wants_another = True
         self._news.tell()
 
@@ -317,15 +345,16 @@ class Fleet:
         return self._models[name]
 
     def _forget_unused(self, model: Model) -> None:
-        if model.profile is None and not model.replicas and not model.queue:
+        """What was created by hand may be started again by its name; what the catalog has dropped, not."""
+        replicas = model.replicas.values()
+        is_used = any(one.spec.profile is None or not one.state.is_terminal for one in replicas)
+        if model.profile is None and not is_used and not model.queue:
             self._models.pop(model.name, None)
 
 
-def names_of(instance: Instance) -> tuple[str, ...]:
-    """What clients may call it."""
-    if instance.spec.profile is not None:
-        return (instance.spec.profile,)
-    return tuple(dict.fromkeys((instance.served_model_name, instance.model_name)))
+def _models_of(instance: Instance) -> tuple[str, ...]:
+    """The models whose replica it is."""
+    return instance.names if instance.spec.profile is None else (instance.spec.profile,)
 
 
 def _wrong_runner(model: Model, need: RunnerKind) -> WrongRunner:

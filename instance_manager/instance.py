@@ -13,7 +13,7 @@ from instance_manager.admission import Gate
 from instance_manager.backends import LaunchPlan
 from instance_manager.events import EventLog
 from instance_manager.idle import Idleness, expires_at
-from instance_manager.params import mask_command, mask_params
+from instance_manager.params import adapter_names, mask_command, mask_params
 from instance_manager.runner_kind import RunnerKind
 from instance_manager.types import (
     TRANSITIONS,
@@ -58,6 +58,7 @@ class Instance:
         self.failure: InstanceFailure | None = None
         self.timeout_s = timeout_s
         self.pinned = spec.pinned
+        self.other_names: tuple[str, ...] = ()  # of its model in the catalog, written by the fleet
         self.told_name: str | None = None  # by its engine, where that need not have the name it was given
         self.level = 0  # 1 and 2: how deep it sleeps
         self.awake_since: float | None = None  # monotonic seconds
@@ -87,6 +88,16 @@ class Instance:
     def served_model_name(self) -> str:
         """The name the engine itself answers to: what it has said, else what it was started with."""
         return self.told_name or self.plan.served_model_name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call it."""
+        if self.spec.profile is not None:
+            return (self.spec.profile, *self.other_names)
+        served = self.plan.params.get("served_model_name") or ()
+        all_served = (served,) if isinstance(served, str) else tuple(served)
+        own = (self.served_model_name, *all_served, self.model_name, *adapter_names(self.plan.params))
+        return tuple(dict.fromkeys(own))
 
     @property
     def runner(self) -> RunnerKind | None:

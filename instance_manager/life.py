@@ -16,6 +16,7 @@ from instance_manager.goal import Desired, Goal
 from instance_manager.instance import Instance
 from instance_manager.liveness import Lifeless, Vitals, watch_liveness
 from instance_manager.logs import LogFile
+from instance_manager.params import adapter_names
 from instance_manager.port_hold import PortHold
 from instance_manager.process_tree import ProcessId, until_tree_gone
 from instance_manager.sleep_levels import SleepLevels
@@ -217,9 +218,15 @@ class Life:
     def _open_gate(self, run: EngineRun) -> None:
         instance = self._instance
         if not self._goal.level:
-            name = instance.served_model_name
             instance.gate.open(
-                Endpoint(instance.host, run.port, run.api_key, instance.spawns, served_name=name)
+                Endpoint(
+                    instance.host,
+                    run.port,
+                    run.api_key,
+                    instance.spawns,
+                    served_name=instance.served_model_name,
+                    adapters=adapter_names(instance.plan.params),
+                )
             )
 
     async def _drain(self, run: EngineRun) -> None:

@@ -48,7 +48,7 @@ def command(*flags: str) -> list[str]:
 
 def write_fake_python(path: Path) -> str:
     """Write an "interpreter" for VLLM_PYTHON: `path -m any.module FLAGS` runs a fake engine with FLAGS."""
-    path.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -S "{FAKE_ENGINE}" "$@"\n')
+    path.write_text(f'#!/bin/sh\nshift 2\nFAKE_VLLM=1 exec "{sys.executable}" -S "{FAKE_ENGINE}" "$@"\n')
     path.chmod(0o755)
     return str(path)
 
@@ -85,7 +85,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ballast-mb", type=int, default=0, metavar="N", help="hold N MB of memory")
     parser.add_argument("--metrics-delay", type=float, default=0.0, metavar="S", help="before /metrics")
     parser.add_argument("--chunk-delay", type=float, default=0.01, metavar="S", help="between two SSE chunks")
-    return parser.parse_args()
+    arguments, unknown = parser.parse_known_args()
+    if unknown and "FAKE_VLLM" not in os.environ:  # vLLM has more flags
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _fork_stubborn_child() -> None:

@@ -71,7 +71,9 @@ def test_what_nothing_serves_is_refused_with_what_would(tmp_path: Path) -> None:
             error = refused.json()["error"]
             assert (refused.status_code, error["code"], error["param"]) == (404, "wrong_runner", "model")
             assert name in error["message"]
-            has, wants = ("generates", "pools") if name in ("generates", "says-so") else ("pools", "generates")
+            has, wants = (
+                ("generates", "pools") if name in ("generates", "says-so") else ("pools", "generates")
+            )
             assert f"needs an engine that {wants}" in error["message"]
             assert f"{has}:" in error["message"]
         assert client.get("/instances", params={"all": "true"}).json()["data"] == []
