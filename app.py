@@ -96,7 +96,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     detours = Detours(
         manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
     )
-    data_plane = DataPlane(manager, metrics, detours=detours)
+    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager)
 
     def let_go(event: Event) -> None:
         if event.type == "instance.deleted":

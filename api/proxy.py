@@ -20,7 +20,8 @@ from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.known_head import memo_of
 from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
-from api.response_channel import HandOver, ResponseChannel, channel_of
+from api.response_channel import HandOver, ResponseChannel, channel_of, without_channel
+from api.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
 from api.websocket import forward_websocket
@@ -28,6 +29,8 @@ from instance_manager.errors import ManagerError
 from instance_manager.metrics import ProxyMetrics
 
 logger = logging.getLogger("berth.proxy")
+
+_UNAVAILABLE = 503  # what an engine answers that sleeps
 
 
 class DataPlane:
@@ -40,8 +43,10 @@ class DataPlane:
         options: UpstreamOptions | None = None,
         *,
         detours: Detours | None = None,
+        sleep: SleepNotices | None = None,
     ) -> None:
         self._leases = leases
+        self._sleep = sleep  # is told of engines that were put to sleep by their own routes
         self._metrics = metrics
         self._detours = detours  # to instances of other Berths
         self._patience = Patience()
@@ -55,8 +60,27 @@ class DataPlane:
         if scope["type"] == "websocket":
             leases, more = (detour, detour.headers) if detour is not None else (self._leases, ())
             await forward_websocket(leases, self._metrics, scope, receive, send, instance_id, target, more)
+        elif self._sleep is not None and detour is None and is_sleep_route(target):
+            await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
         else:
             await self.forward(scope, receive, send, instance_id, target, leases=detour)
+
+    async def _forward_sleep(
+        self,
+        notices: SleepNotices,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        instance_id: str,
+        target: bytes,
+    ) -> None:
+        """One of an engine's sleep routes. Its answer goes out by `send` alone, where it is noticed."""
+        call = SleepCall(notices, instance_id, target, send)
+        leases = SleepLeases(notices, self._leases)
+        try:
+            await self.forward(without_channel(scope), receive, call.send, instance_id, target, leases=leases)
+        finally:
+            call.end()
 
     def forget(self, instance_id: str) -> None:
         """The instance's engine process has ended: close the connections to it that are idle."""
@@ -108,6 +132,8 @@ class DataPlane:
             instance_id, target = memo["asked_for"]
         else:
             instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+            if is_sleep_route(target):
+                return False
             if memo is not None:
                 memo["asked_for"] = instance_id, target
         try:
@@ -227,6 +253,8 @@ class DataPlane:
         status = CLIENT_GONE
         try:
             status = await forwarding
+            if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
+                self._sleep.look_at_sleep(call.lease.instance_id)
         except (ManagerError, UpstreamError) as exc:
             error = error_for(exc)
             status = error.status

@@ -17,6 +17,7 @@ from instance_manager.params import adapter_names, mask_command, mask_params
 from instance_manager.runner_kind import RunnerKind
 from instance_manager.types import (
     TRANSITIONS,
+    Endpoint,
     InstanceFailure,
     InstanceSpec,
     InstanceState,
@@ -107,6 +108,17 @@ class Instance:
     @property
     def idleness(self) -> Idleness:
         return Idleness(self.timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+
+    def endpoint(self, port: int, api_key: str) -> Endpoint:
+        """Where its present process listens."""
+        return Endpoint(
+            self.host,
+            port,
+            api_key,
+            self.spawns,
+            served_name=self.served_model_name,
+            adapters=adapter_names(self.plan.params),
+        )
 
     def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:
         """The first state, told as any other; `previous`: the last one in an earlier Berth."""

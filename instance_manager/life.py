@@ -16,11 +16,10 @@ from instance_manager.goal import Desired, Goal
 from instance_manager.instance import Instance
 from instance_manager.liveness import Lifeless, Vitals, watch_liveness
 from instance_manager.logs import LogFile
-from instance_manager.params import adapter_names
 from instance_manager.port_hold import PortHold
 from instance_manager.process_tree import ProcessId, until_tree_gone
 from instance_manager.sleep_levels import SleepLevels
-from instance_manager.types import Endpoint, FailureClass, InstanceFailure, InstanceState
+from instance_manager.types import FailureClass, InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
 
@@ -218,16 +217,7 @@ class Life:
     def _open_gate(self, run: EngineRun) -> None:
         instance = self._instance
         if not self._goal.level:
-            instance.gate.open(
-                Endpoint(
-                    instance.host,
-                    run.port,
-                    run.api_key,
-                    instance.spawns,
-                    served_name=instance.served_model_name,
-                    adapters=adapter_names(instance.plan.params),
-                )
-            )
+            instance.gate.open(instance.endpoint(run.port, run.api_key))
 
     async def _drain(self, run: EngineRun) -> None:
         """Wait for the leases that are out, as long as the drain time allows and the engine lives."""
