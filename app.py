@@ -22,7 +22,7 @@ import uvicorn
 
 from api import garbage
 from api.asgi import App, Scope
-from api.auth import AccessControl, Keys
+from api.auth import AccessControl
 from api.catalog import ModelFiles
 from api.control import create_control_app
 from api.descriptors import connections_within, raise_descriptor_limit
@@ -30,6 +30,7 @@ from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
 from api.gateway import UNVERSIONED, Gateway
 from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+from api.key_book import KeyBook, Keys
 from api.keys import Access, ApiKey
 from api.listening import bind
 from api.metrics import MetricsPage
@@ -47,7 +48,7 @@ from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
 from configs.remote_logs import RemoteLogs
 from configs.settings import Settings, SettingsError, load_settings
-from instance_manager.errors import InstanceNotFound, InvalidCatalog
+from instance_manager.errors import InstanceNotFound, InvalidCatalog, InvalidKeyFile
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
@@ -82,7 +83,8 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     driver = GpuDriver(os.environ)
     fleet = _fleet(settings, manager, driver)
     source = CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters))
-    models = ModelFiles(fleet, source, driver.list_gpus)
+    keys = KeyBook(api_keys(settings), settings.api_keys_file, partial(_read_keys, settings))
+    models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
 
     def model_of(instance_id: str) -> str | None:
@@ -128,7 +130,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[AccessControl, 
     dispatcher = Dispatcher(control, data_plane, protocols, is_for_gateway, begin)
     access = AccessControl(
         dispatcher,
-        api_keys(settings),
+        keys,
         inference_paths=inference_paths,
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
@@ -150,6 +152,14 @@ def api_keys(settings: Settings) -> Keys:
         for line in settings.listed_keys()
     )
     return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed))
+
+
+def _read_keys(settings: Settings) -> Keys:
+    """The same while Berth runs. Raises InvalidKeyFile."""
+    try:
+        return api_keys(settings)
+    except SettingsError as error:
+        raise InvalidKeyFile(str(error)) from error
 
 
 def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:

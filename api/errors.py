@@ -26,6 +26,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.IdempotencyKeyReused: (422, "invalid_request_error", None),
     manager.InvalidSpec: (422, "invalid_request_error", None),
     manager.InvalidCatalog: (422, "invalid_request_error", None),
+    manager.InvalidKeyFile: (422, "invalid_request_error", None),
     manager.QueueFull: (429, "rate_limit_error", 1.0),
     manager.InstanceFailedToStart: (503, "service_unavailable_error", None),
     manager.StartTooSlow: (503, "service_unavailable_error", 10.0),

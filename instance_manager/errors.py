@@ -87,6 +87,12 @@ class InvalidCatalog(ManagerError):
     code = "invalid_catalog"
 
 
+class InvalidKeyFile(ManagerError):
+    """The file of keys is wrong; the message says where and what, and shows no key."""
+
+    code = "invalid_key_file"
+
+
 class NoCapacity(ManagerError):
     """All ports or all places for instances are taken."""
 
