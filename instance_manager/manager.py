@@ -167,8 +167,14 @@ class InstanceManager:
 
     @property
     def has_place(self) -> bool:
-        """Whether another instance may have a process: there are as many ports as VLLM_MAX_INSTANCES."""
-        return self._dock is not None and len(self._dock.ports.held) < self.config.max_instances
+        """Whether another instance may have a process: a port is free, of as many as VLLM_MAX_INSTANCES."""
+        ports = None if self._dock is None else self._dock.ports
+        return ports is not None and len(ports.held) < self.config.max_instances and ports.has_free
+
+    @property
+    def why_no_place(self) -> str:
+        """For the person who reads it."""
+        return "" if self._dock is None else self._dock.ports.refusal
 
     async def create_once(self, spec: InstanceSpec, idempotency_key: str | None = None) -> Instance:
         """As `create`, and kept when this returns. The same key gives the same instance, for a day.

@@ -117,9 +117,6 @@ class Starter:
             return None
         match placed.plan:
             case Fits():
-                if sleeper is None and (step := self._room.place()) is not None:
-                    await self._room.make([step], for_whom=model.name)
-                    return 0
                 if spec is not None and placed.devices is not None:
                     spec = replace(spec, devices=placed.devices)
                 model.is_loading, model.wants_another = True, False
@@ -151,6 +148,9 @@ class Starter:
                     await instance.changed()
         except ManagerError as error:
             model.is_loading = False
+            if isinstance(error, NoCapacity) and not self._manager.has_place:
+                model.wants_another = True  # somebody was faster: it waits for a place as others do
+                return
             self._fail(model, error)
             return
         finally:
