@@ -463,7 +463,8 @@ async def test_where_no_place_can_be_made_it_is_told_why(world: World) -> None:
     world.add("pinned", 1, pinned=True)
     never = (await plan(world, world.keeper())).plan
     assert never == NeverFits(
-        "m needs one more place for an instance, of which there are 1; pinned (pinned) keeps one: all are taken"
+        "m needs one more place for an instance, of which there are 1; pinned (pinned) keeps one: "
+        "all are taken"
     )
 
 
