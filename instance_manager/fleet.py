@@ -32,6 +32,7 @@ from instance_manager.manager import InstanceManager
 from instance_manager.models import Model
 from instance_manager.news import News
 from instance_manager.profiles import ModelProfile
+from instance_manager.replicas import is_replica_of, models_of
 from instance_manager.room import RoomKeeper
 from instance_manager.runner_kind import RunnerKind
 from instance_manager.scaling import ScalePolicy, wanted_replicas
@@ -94,6 +95,7 @@ class Fleet:
             if name in wanted:
                 model = self._model(name)
                 model.profile = wanted[name]
+                model.replicas = {k: one for k, one in model.replicas.items() if self._belongs_to(one, model)}
             else:
                 model = self._models[name]
                 model.profile = None
@@ -308,12 +310,28 @@ class Fleet:
         name = instance.spec.profile
         if name is not None and instance.state.is_terminal and name not in self._models:
             return  # it has ended, and its model has left the catalog
-        for name in _models_of(instance):
+        for name in models_of(instance):
             model = self._model(name)
+            if not self._belongs_to(instance, model):
+                continue
             model.replicas[instance.instance_id] = instance
             if model.profile is not None and instance.spec.profile is not None:
                 instance.other_names = model.profile.other_names
         instance.gate.on_room = partial(self._on_room, instance)
+
+    def _belongs_to(self, instance: Instance, model: Model) -> bool:
+        """Another model that was given a catalog's name by hand is reached by its id and its other names."""
+        profile = model.profile
+        if profile is None or is_replica_of(instance, profile, self.manager.config.model_dirs):
+            return True
+        logger.warning(
+            "instance=%s is called %s and loads %s, not the catalog's %s: requests by this name pass it by",
+            instance.instance_id,
+            model.name,
+            instance.model_name,
+            profile.model,
+        )
+        return False
 
     def _tell_names(self, model: Model) -> None:
         """Let other Berths know what the catalog calls what runs here."""
@@ -327,7 +345,7 @@ class Fleet:
         """With each request's end: so the usual case, that nobody waits, has to cost nothing."""
         if not self._num_waiting:
             return
-        for name in _models_of(instance):
+        for name in models_of(instance):
             if (model := self._models.get(name)) is not None and model.queue:
                 model.grant()
         if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
@@ -335,7 +353,7 @@ class Fleet:
 
     def _want_awake(self, instance: Instance) -> None:
         """A request waits at a sleeper's own gate: it is woken when there is room."""
-        model = next(self._models[name] for name in _models_of(instance) if name in self._models)
+        model = next(self._models[name] for name in models_of(instance) if name in self._models)
         model.wants_another = True
         self._news.tell()
 
@@ -350,11 +368,6 @@ class Fleet:
         is_used = any(one.spec.profile is None or not one.state.is_terminal for one in replicas)
         if model.profile is None and not is_used and not model.queue:
             self._models.pop(model.name, None)
-
-
-def _models_of(instance: Instance) -> tuple[str, ...]:
-    """The models whose replica it is."""
-    return instance.names if instance.spec.profile is None else (instance.spec.profile,)
 
 
 def _wrong_runner(model: Model, need: RunnerKind) -> WrongRunner:

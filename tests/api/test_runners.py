@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,3 +78,23 @@ def test_what_nothing_serves_is_refused_with_what_would(tmp_path: Path) -> None:
             assert f"needs an engine that {wants}" in error["message"]
             assert f"{has}:" in error["message"]
         assert client.get("/instances", params={"all": "true"}).json()["data"] == []
+
+
+def test_another_model_that_is_given_a_catalogs_name_is_no_replica_of_it(tmp_path: Path) -> None:
+    """By hand, before or after the catalog has the name."""
+    shutil.copytree(DEMO, tmp_path / "models" / "foreign")
+    foreign = str(tmp_path / "models" / "foreign")
+    models = {"mine": {"path": str(DEMO)}}
+    with berth_with(tmp_path, models) as berth, client_of(berth) as client:
+        for name in ("mine", "later"):
+            create(client, foreign, name=f"foreign-{name}", params={"served_model_name": [name, f"x-{name}"]})
+        assert ask(client, "later").status_code == 200
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": {**models, "later": models["mine"]}}))
+        client.post("/reload").raise_for_status()
+        for name in ("mine", "later"):
+            assert client.get(f"/models/{name}").json()["replicas"] == []
+            assert ask(client, f"x-{name}").status_code == 200, "by its other name it is reached"
+        same = create(client, str(DEMO), name="same", params={"served_model_name": "mine"})
+        assert client.get("/models/mine").json()["replicas"] == [same["instance_id"]]
+        assert ask(client, "mine").status_code == 200
+        assert client.get("/instances/foreign-mine").json()["status"] == "running"
