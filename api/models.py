@@ -13,6 +13,7 @@ from instance_manager.errors import InstanceFailedToStart, ModelNotFound, WrongS
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
 from instance_manager.models import Model
+from instance_manager.neighbours import names_of
 from instance_manager.params import mask_params
 from instance_manager.stores.records import InstanceRecord
 from instance_manager.types import InstanceState
@@ -36,28 +37,26 @@ Wait = Annotated[
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")
 async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
     """Those that the caller's key is good for; also those that other Berths on the same state serve."""
-    allowed = [model for model in fleet.models if may_use(request.scope, model)]
-    known, caller = {model.name for model in fleet.models}, caller_of(request.scope)
+    caller = caller_of(request.scope)
+    here = [entry for one in fleet.models if may_use(request.scope, one) for entry in openai_entries(one)]
     elsewhere = [
         entry_elsewhere(name, record)
         for name, record in sorted(fleet.manager.neighbours.models().items())
-        if name not in known and caller.may_use((name,))
+        if not is_listed(fleet, name) and caller.may_use((name, *names_of(record)))
     ]
-    return {"object": "list", "data": [*map(openai_entry, allowed), *elsewhere]}
+    return {"object": "list", "data": [*here, *elsewhere]}
 
 
 @router.get("/v1/models/{name:path}", summary="One of them")
 async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[str, Any]:
-    try:
-        model = fleet.find(name)
-    except ModelNotFound:
+    if not is_listed(fleet, name):
         record = fleet.manager.neighbours.models().get(name)
-        if record is None or not caller_of(request.scope).may_use((name,)):
-            raise
-        return entry_elsewhere(name, record)
+        if record is not None and caller_of(request.scope).may_use((name, *names_of(record))):
+            return entry_elsewhere(name, record)
+    model = fleet.find(name)
     if not may_use(request.scope, model):
         raise ModelNotFound(f"model {name!r} is not among those that this key is good for", param="model")
-    return openai_entry(model)
+    return next(entry for entry in openai_entries(model, name) if entry["id"] == name)
 
 
 @router.get("/models", summary="Models, and what Berth knows of them")
@@ -125,6 +124,20 @@ async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
     return model_record(model)
 
 
+def is_listed(fleet: Fleet, name: str) -> bool:
+    """Whether a name is among those that this Berth itself lists."""
+    model = fleet.known(name)
+    return model is not None and model.is_listed
+
+
+def openai_entries(model: Model, *names: str) -> list[dict[str, Any]]:
+    """A model under each of its names, and these besides: an alias's root and parent are the model."""
+    entry = openai_entry(model)
+    others = dict.fromkeys((*(model.profile.other_names if model.profile else ()), *names))
+    others.pop(model.name, None)
+    return [entry, *({**entry, "id": name, "root": model.name, "parent": model.name} for name in others)]
+
+
 def openai_entry(model: Model) -> dict[str, Any]:
     """As OpenAI and vLLM list a model."""
     profile = model.profile
@@ -144,14 +157,16 @@ def openai_entry(model: Model) -> dict[str, Any]:
 
 
 def entry_elsewhere(name: str, record: InstanceRecord) -> dict[str, Any]:
-    """The same for a model that is not known here but to another Berth."""
+    """The same for a model that is not known here but to another Berth, by one of its names."""
+    model = names_of(record)[0]
+    is_alias = record.spec.profile is not None and name != model
     return {
         "id": name,
         "object": "model",
         "created": int(record.created_at),
         "owned_by": "berth",
-        "root": record.model_name,
-        "parent": None,
+        "root": model if is_alias else record.model_name,
+        "parent": model if is_alias else None,
         "max_model_len": record.params.get("max_model_len"),
         "status": record.state.value if record.state in _SETTLED else "starting",
     }

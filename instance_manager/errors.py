@@ -51,6 +51,12 @@ class WrongState(ManagerError):
     code = "wrong_state"
 
 
+class WrongRunner(ManagerError):
+    """The model is there, and its engines make something else of their input than the request needs."""
+
+    code = "wrong_runner"
+
+
 class InstanceNotRunning(ManagerError):
     """A request came for an instance that is stopped, stopping or failed and won't run by itself."""
 
@@ -79,6 +85,12 @@ class InvalidCatalog(ManagerError):
     """models.yaml is wrong; the message says where and what."""
 
     code = "invalid_catalog"
+
+
+class InvalidKeyFile(ManagerError):
+    """The file of keys is wrong; the message says where and what, and shows no key."""
+
+    code = "invalid_key_file"
 
 
 class NoCapacity(ManagerError):

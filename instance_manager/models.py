@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import blake2b
 
 from instance_manager.admission import Lease
@@ -10,6 +11,7 @@ from instance_manager.errors import ManagerError
 from instance_manager.instance import Instance
 from instance_manager.model_queue import ModelQueue
 from instance_manager.profiles import ModelProfile
+from instance_manager.runner_kind import RunnerKind, can_serve
 from instance_manager.types import InstanceState
 
 _FIRST_BACK_OFF_S = 10.0
@@ -30,6 +32,7 @@ class Model:
         self.replicas: dict[str, Instance] = {}  # by id, ended ones included
         self.queue = ModelQueue(name, max_queue, clock)
         self.is_loading = False  # a replica is being started or woken
+        self.loading_runner: RunnerKind | None = None  # what that one will serve
         self.wants_another = False  # one more than are awake
         self.load_samples: list[int] = []  # requests in flight and waiting, the latest last
         self.error: ManagerError | None = None  # of the last start, until one succeeds
@@ -52,16 +55,27 @@ class Model:
         return [one for one in self.replicas.values() if not one.state.is_terminal]
 
     @property
-    def served_name(self) -> str:
-        """What its engines know it as."""
-        for one in self.replicas.values():
-            return one.served_model_name
-        return self.name
-
-    @property
     def is_coming(self) -> bool:
         """Whether a replica is on its way to running, by itself."""
         return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
+
+    def is_up_for(self, need: RunnerKind | None) -> bool:
+        """Whether a replica takes requests that need this, or will by itself."""
+        if self.is_loading and can_serve(self.loading_runner, need):
+            return True
+        return any(
+            can_serve(one.runner, need) and (one.gate.is_open or one.state.is_pending)
+            for one in self.replicas.values()
+        )
+
+    def is_awake_for(self, need: RunnerKind | None) -> bool:
+        """Whether a replica takes requests that need this."""
+        return any(one.gate.is_open and can_serve(one.runner, need) for one in self.replicas.values())
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether it can be asked for: the catalog or a disk has it, or an instance is there to answer."""
+        return self.profile is not None or bool(self.live) or bool(self.queue)
 
     @property
     def in_flight(self) -> int:
@@ -79,15 +93,15 @@ class Model:
             return "sleeping"
         return "failed" if self.error is not None else "stopped"
 
-    def take(self, affinity: bytes = b"") -> Lease | None:
+    def take(self, affinity: bytes = b"", need: RunnerKind | None = None) -> Lease | None:
         """A lease of the replica with the fewest requests in flight; equals are told apart by `affinity`.
 
         The same affinity prefers the same replica, whose cache may know the prompt's beginning.
         """
         if len(self.replicas) == 1:
             (only,) = self.replicas.values()
-            return only.gate.try_acquire()
-        for instance in self._by_load(affinity):
+            return only.gate.try_acquire() if can_serve(only.runner, need) else None
+        for instance in self._by_load(affinity, need):
             if (lease := instance.gate.try_acquire()) is not None:
                 return lease
         return None
@@ -95,7 +109,8 @@ class Model:
     def grant(self) -> None:
         """Serve those who wait, as far as there is room."""
         if self.queue:
-            self.queue.grant(self.take)
+            for need in self.queue.needs:
+                self.queue.grant(partial(self.take, need=need), need)
 
     def started(self) -> None:
         self.error, self._failures, self.retry_at = None, 0, 0.0
@@ -124,8 +139,8 @@ class Model:
             back_off_s = min(_FIRST_BACK_OFF_S * 2 ** (len(self._deaths) - 2), _LONGEST_BACK_OFF_S)
             self.error, self.retry_at = error, now + back_off_s
 
-    def _by_load(self, affinity: bytes) -> Iterator[Instance]:
-        awake = self.awake
+    def _by_load(self, affinity: bytes, need: RunnerKind | None) -> Iterator[Instance]:
+        awake = [one for one in self.awake if can_serve(one.runner, need)]
 
         def rank(one: Instance) -> tuple[int, bytes]:
             mixed = blake2b(affinity + one.instance_id.encode(), digest_size=8).digest() if affinity else b""

@@ -7,18 +7,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from instance_manager.backends import plan_launch
 from instance_manager.checkpoint_size import Estimate, estimate
-from instance_manager.errors import ManagerError
+from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.eviction import (
     HOST,
+    PLACE,
     Device,
     Evict,
     EvictionAction,
     EvictionPolicy,
     EvictionStep,
+    NeverFits,
     Resident,
     RoomPlan,
     plan_room,
@@ -128,11 +130,15 @@ class RoomKeeper:
             if spec is not None and (look.gpus or spec.devices):
                 devices = self._choose(look, spec, expected)
             gpus = devices or ()
-            need = expected.on(gpus)
-        residents = [self._resident(one, look) for one in self._live()]
+            need = {**expected.on(gpus), PLACE: 1}
+        residents = [_with_place(one, self._resident(one, look)) for one in self._live()]
+        has_place = self._manager.has_place
+        limits = {**look.budgets, PLACE: sum(one.held.get(PLACE, 0) for one in residents) + has_place}
         plan = plan_room(
-            need, model.name, waiting_since, residents, look.budgets, self._clock(), self._config.policy
+            need, model.name, waiting_since, residents, limits, self._clock(), self._config.policy
         )
+        if isinstance(plan, NeverFits) and PLACE in need and not has_place:
+            plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
         return Placed(plan, devices, frozenset(gpus or (HOST,)))
 
     async def overdrawn(self) -> tuple[EvictionStep, ...]:
@@ -157,25 +163,6 @@ class RoomKeeper:
         a_byte = dict.fromkeys(look.budgets, 1)  # of a device where nothing is needed, no debt is settled
         plan = plan_room(a_byte, "", since, residents, look.budgets, now, self._config.policy)
         return plan.steps if isinstance(plan, Evict) else ()
-
-    def place(self) -> EvictionStep | None:
-        """The instance that is to end so that another may have its port: the idle one used longest ago.
-
-        None where there is a free one, or nobody can be sent away.
-        """
-        if self._manager.has_place:
-            return None
-        long_enough = self._clock() - self._config.policy.min_residency_s
-        idle = [
-            one
-            for one in self._live()
-            if not (one.pinned or one.state.is_pending or one.gate.in_flight or one.gate.queued)
-            and (one.level > 0 or (one.awake_since or 0.0) <= long_enough)
-        ]
-        if not idle:
-            return None
-        victim = min(idle, key=lambda one: one.gate.last_active)
-        return EvictionStep(victim.instance_id, EvictionAction.STOP, must_drain=False)
 
     async def make(self, steps: Sequence[EvictionStep], *, for_whom: str) -> None:
         """Put to sleep or stop, in this order, each once its leases have ended; then plan again."""
@@ -263,7 +250,12 @@ class RoomKeeper:
             gpu_total_bytes=gpus[0].total_bytes if gpus else 0,
         )
         environ = {**config.engine_env, **spec.env}
-        model = find_model(spec.model_name, config.model_dirs)
+        try:
+            model = find_model(spec.model_name, config.model_dirs)
+        except ModelNotFound:
+            if spec.engine != "command":
+                raise
+            return None  # a command's model may be called anything
         return estimate(model, spec.engine, params, environ, machine)
 
     def _choose(self, look: _Look, spec: InstanceSpec, expected: Footprint) -> tuple[str, ...] | None:
@@ -311,6 +303,14 @@ class RoomKeeper:
         given = [find_gpu(look.gpus, name) for name in one.spec.devices or ()]
         seen = (device for device in look.held.get(one.instance_id, {}) if device != HOST)
         return tuple(dict.fromkeys([*(gpu.uuid for gpu in given if gpu is not None), *seen]))
+
+
+def _with_place(one: Instance, resident: Resident) -> Resident:
+    """It holds a place for as long as it has a port, however deep it sleeps."""
+    if one.port is None:
+        return resident
+    asleep = {level: {**held, PLACE: 1} for level, held in resident.held_asleep.items()}
+    return replace(resident, held={**resident.held, PLACE: 1}, held_asleep=asleep)
 
 
 def _kind(spec: InstanceSpec) -> MeasuredKind:

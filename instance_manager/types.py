@@ -107,6 +107,8 @@ class Endpoint:
     api_key: str
     generation: int
     is_berth: bool = False  # another Berth's front door, behind which the engine is
+    served_name: str = ""  # what the engine calls its model; empty = as it was asked for
+    adapters: tuple[str, ...] = ()  # names that it knows besides, of LoRA adapters
 
 
 @dataclass(frozen=True, slots=True)
