@@ -53,6 +53,47 @@ class InvalidRequest(EngineError):
         self.param = param
 
 
+class PromptTooLong(InvalidRequest):
+    """The context doesn't hold what a request asks for.
+
+    Clients know it by words: `message` has OpenAI's and vLLM's, `anthropic` those of Anthropic's besides.
+    """
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, anthropic: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.anthropic = message if anthropic is None else f"{anthropic}. {message}"
+
+    @classmethod
+    def of(
+        cls,
+        limit: int,
+        num_prompt_tokens: int,
+        num_output_tokens: int,
+        *,
+        part: str,
+        is_exact: bool = True,
+        param: str | None = None,
+    ) -> PromptTooLong:
+        """`part`: what holds the prompt, "messages"; not `is_exact`: the prompt has at least so many.
+
+        It is blamed on the prompt unless `param` names another field.
+        """
+        least = "" if is_exact else "at least "
+        total = num_prompt_tokens + num_output_tokens
+        too_much = part if param is None else f"{part} or {param}"
+        # A prompt that fills the context to the brim lacks the place for one token of an answer.
+        most = limit - 1 if num_prompt_tokens == limit else limit
+        return cls(
+            f"This model's maximum context length is {limit} tokens. However, you requested {least}{total} "
+            f"tokens ({least}{num_prompt_tokens} in the {part}, {num_output_tokens} in the completion). "
+            f"Please reduce the length of the {too_much}.",
+            param=part if param is None else param,
+            anthropic=f"prompt is too long: {least}{num_prompt_tokens} tokens > {most} maximum",
+        )
+
+
 class RequestFailed(EngineError):
     """The model failed on this request, through no fault that its sender could mend."""
 

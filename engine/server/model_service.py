@@ -6,8 +6,9 @@ import asyncio
 from typing import Protocol
 
 from engine.config import ServerConfig
+from engine.errors import PromptTooLong
 from engine.server.body import LARGE_BYTES
-from engine.server.errors import NotReady, PromptTooLong, TooManyWaiting
+from engine.server.errors import NotReady, TooManyWaiting
 from engine.server.metrics import Metrics
 from engine.server.model import ServedModel
 from engine.server.truncation import Truncation
@@ -73,21 +74,19 @@ class ModelService:
         add_special_tokens: bool,
         truncation: Truncation | None = None,
         param: str = "prompt",
+        output: int | None = 1,
     ) -> list[int]:
         """Tokens of a text; a long one is encoded in a thread, as the loop has streams to serve.
 
-        Raises PromptTooLong, before that work, for what can't fit however it is split into tokens.
+        Raises PromptTooLong, before that work, for what can't fit however it is split into tokens. `output`:
+        how many more were asked for; None = they are only to be counted, and needn't fit.
         """
         tokenizer = self.model.tokenizer
         if truncation is not None:
             text = truncation.cut_text(text, tokenizer.longest_token_bytes)
         least = len(text.encode(errors="replace")) // tokenizer.longest_token_bytes
-        if least > self.engine.max_model_len and truncation is None:
-            raise PromptTooLong(
-                f"The prompt has {len(text)} characters, at least {least} tokens; the model's context is "
-                f"{self.engine.max_model_len} tokens, of prompt and output together.",
-                param=param,
-            )
+        if output is not None and least > self.engine.max_model_len and truncation is None:
+            raise PromptTooLong.of(self.engine.max_model_len, least, output, part=param, is_exact=False)
         if len(text) * 4 < LARGE_BYTES:
             token_ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
         else:

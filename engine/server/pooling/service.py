@@ -8,12 +8,11 @@ from array import array
 from collections.abc import Sequence
 
 from engine.config import ServerConfig
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, Task
 from engine.pooling.types import PoolingRequest
 from engine.server.body import LARGE_BYTES
-from engine.server.errors import PromptTooLong
 from engine.server.model_service import ModelService
 from engine.server.pooling.bodies import PoolingOptions
 from engine.server.pooling.encode import Cut, Encoded, Text, cut_tokens, encode_texts
@@ -23,6 +22,8 @@ from engine.types import FinishReason
 # No language comes near so many characters per token; runs of spaces may, and have some beside.
 _CHARACTERS_PER_TOKEN = 64
 _CHARACTERS_BESIDE = 4096
+
+_REMEDY = "Please reduce the length of the input, or cut it with truncate_prompt_tokens: -1."
 
 
 class PoolingService(ModelService):
@@ -151,8 +152,9 @@ class PoolingService(ModelService):
             return texts
         if cut is None:
             raise PromptTooLong(
-                f"{param} has a text of {longest} characters; at most {most} are read for the "
-                f"{self.plan.max_model_len} tokens that the model takes.",
+                f"This model's maximum context length is {self.plan.max_model_len} tokens. However, {param} "
+                f"has a text of {longest} characters, of which at most {most} are read for so many tokens. "
+                f"{_REMEDY}",
                 param=param,
             )
         part = slice(most) if cut.side == "right" else slice(-most, None)
@@ -166,7 +168,7 @@ class PoolingService(ModelService):
                 raise InvalidRequest(f"{where} is empty: it has to hold at least one token.", param=where)
             if len(one.token_ids) > limit:
                 raise PromptTooLong(
-                    f"{where} has {len(one.token_ids)} tokens; the model takes at most {limit}. "
-                    "truncate_prompt_tokens: -1 cuts what is longer.",
+                    f"This model's maximum context length is {limit} tokens. However, you requested "
+                    f"{len(one.token_ids)} tokens in {where}. {_REMEDY}",
                     param=where,
                 )
