@@ -31,10 +31,17 @@ class ModelNotFound(CheckpointError):
     code = "model_not_found"
 
 
+MAY_RUN_ON_VLLM = "vLLM may run it (`engine: vllm`)"
+
+
 class UnsupportedModel(CheckpointError):
-    """An architecture or a feature of its configuration that we don't implement."""
+    """A kind of checkpoint, an architecture or a feature of its configuration that we don't implement."""
 
     code = "unsupported_model"
+
+    def __init__(self, message: str, *, advice: str | None = MAY_RUN_ON_VLLM) -> None:
+        """`advice`: what can run it, where the message doesn't say so."""
+        super().__init__(message if advice is None else f"{message.removesuffix('.')}: {advice}.")
 
 
 class OutOfMemory(EngineError):

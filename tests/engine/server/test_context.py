@@ -1,4 +1,4 @@
-"""What doesn't fit the model's context: a prompt is refused in words that clients look for, a cap is a cap."""
+"""What doesn't fit the context: a prompt is refused in words that clients look for, a cap is a cap."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RESPONSES = "/v1/responses"
 ANTHROPIC = "/v1/messages"
 
 OPENAI_WORDS = re.compile(
-    r"This model's maximum context length is (\d+) tokens\. However, you requested (?:at least )?(\d+) tokens "
-    r"\((?:at least )?(\d+) in the (?:prompt|messages|input), (\d+) in the completion\)\. "
+    r"This model's maximum context length is (\d+) tokens\. However, you requested (?:at least )?(\d+) "
+    r"tokens \((?:at least )?(\d+) in the (?:prompt|messages|input), (\d+) in the completion\)\. "
     r"Please reduce the length of the"
 )
 ANTHROPIC_WORDS = re.compile(r"^prompt is too long: (\d+) tokens > (\d+) maximum")

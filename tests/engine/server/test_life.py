@@ -177,8 +177,12 @@ def test_a_signal_while_loading_ends_it_at_once(tiny_model: Path, tmp_path: Path
     ("words", "code", "message"),
     [
         (["--model", "/no/such/model"], 1, "model not found: There is no directory /no/such/model"),
-        (["--model", "{empty}"], 1, "model not found: {empty} is no model: it has no config.json"),
-        (["--model", "{weightless}"], 1, "bad checkpoint: "),
+        (["--model", "{empty}"], 65, "unsupported model: {empty} has no config.json"),
+        (
+            ["--model", "{weightless}"],
+            65,
+            "unsupported model: {weightless}/config.json: architectures is None",
+        ),
         (["--model", "{tiny}", "--max-model-len", "9k"], 2, "bad arguments: --max-model-len 9000"),
         (["--model", "{tiny}", "--max-model-length", "9"], 2, "did you mean --max-model-len"),
         (["--model", "{tiny}", "--chat-template", "{% for %}"], 2, "bad arguments: The chat template"),
