@@ -1,6 +1,7 @@
 """Models that lie on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, not contents.
 
 Only whole models are found: each shard that the others' names tell of is there, and no link leads nowhere.
+In MODEL_DIRS also GGUF, adapters and diffusion pipelines, so that nobody wonders where they are.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from pathlib import Path
 
 _WEIGHTS = (".safetensors", ".bin")
 _NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin"})  # what training leaves
+_OTHER_KINDS = frozenset({"adapter_config.json", "model_index.json"})  # adapters; diffusion pipelines
 _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.\w+)")
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A folder with a config.json and weights."""
+    """A folder with a config.json and weights, or of another kind that is listed all the same."""
 
     name: str
     path: Path
@@ -47,12 +49,13 @@ def _in_folder(root: str) -> Iterator[FoundModel]:
     """`model` or `owner/model`."""
     for first, path in _folders(root, root):
         files, below = _look(path, root)
-        if (model := _model(first, path, files)) is not None:
+        if (model := _model(first, path, files) or _other_kind(first, path, files)) is not None:
             yield model
             continue
         for second in below:
-            files, _ = _look(f"{path}/{second}", root)
-            if (model := _model(f"{first}/{second}", f"{path}/{second}", files)) is not None:
+            name, where = f"{first}/{second}", f"{path}/{second}"
+            files, _ = _look(where, root)
+            if (model := _model(name, where, files) or _other_kind(name, where, files)) is not None:
                 yield model
 
 
@@ -116,16 +119,28 @@ def _stat_inside(entry: os.DirEntry[str], root: str) -> os.stat_result | None:
 
 def _model(name: str, path: str, files: Mapping[str, os.stat_result | None]) -> FoundModel | None:
     """None where it is none, or not all of one."""
-    there = {file: found for file, found in files.items() if found is not None}
+    there = _there(files)
     weights = [file for file in there if file.endswith(_WEIGHTS) and file not in _NO_WEIGHTS]
     if "config.json" not in there or not weights or not _all_shards(weights):
         return None
-    return FoundModel(
-        name,
-        Path(path),
-        sum(found.st_size for found in there.values()),
-        max(found.st_mtime for found in there.values()),
-    )
+    return _found(name, path, there)
+
+
+def _other_kind(name: str, path: str, files: Mapping[str, os.stat_result | None]) -> FoundModel | None:
+    """What somebody has put among the models, and only some engines run: who lists it can say why."""
+    there = _there(files)
+    if any(file in _OTHER_KINDS or file.endswith(".gguf") for file in there):
+        return _found(name, path, there)
+    return None
+
+
+def _there(files: Mapping[str, os.stat_result | None]) -> dict[str, os.stat_result]:
+    return {file: found for file, found in files.items() if found is not None}
+
+
+def _found(name: str, path: str, there: Mapping[str, os.stat_result]) -> FoundModel:
+    size_bytes = sum(found.st_size for found in there.values())
+    return FoundModel(name, Path(path), size_bytes, max(found.st_mtime for found in there.values()))
 
 
 def _all_shards(weights: Sequence[str]) -> bool:

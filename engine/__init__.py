@@ -1,20 +1,21 @@
 """The embedded engine: an OpenAI-compatible inference server on PyTorch.
 
-`python -m engine MODEL` on a command line, `run_server("MODEL", port=8000)` in a program.
+`python -m engine MODEL` on a command line, `from engine import run_server` in a program.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
-
-__all__ = ["__version__", "run_server"]
 
 __version__ = "0.1.0"
 
 
 def run_server(model: str | os.PathLike[str], **flags: Any) -> None:
-    """Serve one model until SIGTERM or SIGINT; engine/launch.py says more."""
-    from engine.launch import run_server as run  # what is only asked for its version imports no server
+    """Serve one model until SIGTERM or SIGINT: run_server("PATH", port=8000, max_model_len=4096).
 
-    run(model, **flags)
+    `flags` are those of `python -m engine` with underscores; engine/launch.py says more.
+    """
+    # Here all of the engine comes together, and every part of it imports this package.
+    importlib.import_module("engine.launch").run_server(model, **flags)

@@ -6,13 +6,27 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 
+from instance_manager.errors import InstanceFailedToStart, ManagerError, UnsupportedModel
 from instance_manager.types import FailureClass, InstanceFailure
 
 LOG_TAIL_LINES = 20
 
 _EXIT_USAGE = 2  # what argparse and most command-line programs exit with on wrong arguments
 
+# The embedded engine's last line where a checkpoint can't be run: all that is to be said of it.
+_REFUSED_CHECKPOINT = re.compile(r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<said>.+)")
+
 _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
+    (
+        FailureClass.UNSUPPORTED_MODEL,
+        re.compile(
+            _REFUSED_CHECKPOINT.pattern
+            + r"|Model architectures .* (are not supported for now|failed to be inspected)"
+            r"|has no vLLM implementation|Transformers does not recognize this architecture"
+            r"|unknown model architecture",
+            re.I,
+        ),
+    ),
     (
         FailureClass.PORT_IN_USE,
         re.compile(r"address already in use|\bport in use\b|EADDRINUSE|only one usage of each socket", re.I),
@@ -92,6 +106,8 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
     else:
         if returncode == _EXIT_USAGE and not was_ready:
             failure_class = FailureClass.BAD_ARGUMENTS
+    if failure_class is FailureClass.UNSUPPORTED_MODEL and (said := _refused_checkpoint(log_tail)):
+        return InstanceFailure(failure_class, said, exit_code, signal_name)
     ended = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
     if signal_name == "SIGKILL":
         ended += " (by the kernel for want of memory, unless somebody sent it)"
@@ -103,6 +119,18 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
         signal_name,
         tuple(log_tail[-LOG_TAIL_LINES:]),
     )
+
+
+def _refused_checkpoint(log_tail: Sequence[str]) -> str | None:
+    return next((match["said"] for line in log_tail if (match := _REFUSED_CHECKPOINT.search(line))), None)
+
+
+def start_error(what: str, failure: InstanceFailure) -> ManagerError:
+    """What somebody is told who waited for a start; `what`: of which instance or model."""
+    message = f"{what}: {explain(failure)}"
+    if failure.failure_class is FailureClass.UNSUPPORTED_MODEL:
+        return UnsupportedModel(message)
+    return InstanceFailedToStart(message)
 
 
 def explain(failure: InstanceFailure, *, num_lines: int = 5) -> str:

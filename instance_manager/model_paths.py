@@ -16,8 +16,9 @@ _PATH_PREFIXES = ("/", "./", "../", "~")
 def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
     """An absolute directory, or the name itself where it may be a hub id that the engine resolves.
 
-    Raises ModelNotFound for a path that is no directory, for what can't be a hub id, and for a name under
-    MODEL_DIRS that a link leads out of there: whoever means the folder behind it gives its path.
+    A file of GGUF is a model for some engines. Raises ModelNotFound for a path that is no directory, for what
+    can't be a hub id, and for a name under MODEL_DIRS that a link leads out of there: whoever means the
+    folder behind it gives its path.
     """
     if not model_name.startswith(_PATH_PREFIXES):
         for root in model_dirs:
@@ -25,7 +26,7 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
             if found is not None:
                 return str(found)
     directory = Path(model_name).expanduser()
-    if directory.is_dir():
+    if directory.is_dir() or (directory.suffix == ".gguf" and directory.is_file()):
         return str(directory.resolve())
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(model_name):
         raise ModelNotFound(

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotFound,
     InstanceNotRunning,
     ManagerError,
@@ -21,7 +20,7 @@ from instance_manager.errors import (
     WrongState,
 )
 from instance_manager.eviction import Device, Fits, NeverFits, Wait, WaitingModel, next_to_start
-from instance_manager.failures import explain
+from instance_manager.failures import start_error
 from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.models import Model
@@ -156,7 +155,7 @@ class Starter:
             model.grant()
             self._measure_due = True
         elif instance.failure is not None:
-            self._fail(model, InstanceFailedToStart(f"model {model.name!r}: {explain(instance.failure)}"))
+            self._fail(model, start_error(f"model {model.name!r}", instance.failure))
 
     def _came(self, task: asyncio.Task[None]) -> None:
         del self._coming[task]

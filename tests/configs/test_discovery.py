@@ -67,6 +67,21 @@ def test_whole_models_are_found_and_parts_are_not(tmp_path: Path, cached: bool) 
     assert found["o/m0"].size_bytes == 20
 
 
+def test_other_kinds_are_found_in_folders_but_not_in_the_cache(tmp_path: Path) -> None:
+    kinds = {
+        "gguf": ("model.gguf",),
+        "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+        "diffusion": ("model_index.json",),
+    }
+    for name, files in kinds.items():
+        put(tmp_path / "one" / name, *files)
+        put(tmp_path / "two" / "o" / name, *files)
+        put_cached(tmp_path, f"c/{name}", *files)
+    put(tmp_path / "one" / "diffusion" / "unet", "config.json", "model.safetensors")  # a part of it
+    found = find(tmp_path / "one", tmp_path / "two", home=tmp_path)
+    assert sorted(found) == sorted([*kinds, *(f"o/{name}" for name in kinds)])
+
+
 def test_names_are_folders_or_owner_and_folder_and_no_deeper(tmp_path: Path) -> None:
     for name in ("one", "org/two", "a/b/three", ".hidden", "org/.hidden", "one/inner"):
         put(tmp_path / name, "config.json", "model.safetensors")
