@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -21,7 +22,7 @@ from engine.model_path import resolve_model
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import CausalLM
 from engine.models.registry import model_class
-from engine.models.weights import Checkpoint, load_weights
+from engine.models.weights import Checkpoint, has_own_head, load_weights
 from engine.runner import ModelRunner
 from engine.threads import num_compute_threads
 
@@ -39,7 +40,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
-    model_config = read_model_config(config.model, config.hf_overrides)
+    model_config = _with_own_head(config.model, read_model_config(config.model, config.hf_overrides))
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -68,6 +69,20 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         max_model_len=size.max_model_len,
         eos_token_ids=eos_token_ids,
     )
+
+
+def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
+    """A head that the checkpoint has of its own is used, whatever config.json says: so does transformers."""
+    if not model_config.tie_word_embeddings:
+        return model_config
+    with Checkpoint(directory) as checkpoint:
+        if not has_own_head(checkpoint):
+            return model_config
+    log.info(
+        "config.json says tie_word_embeddings, but the checkpoint has an lm_head.weight that differs from "
+        "the embedding: it is used."
+    )
+    return replace(model_config, tie_word_embeddings=False)
 
 
 def load_model(

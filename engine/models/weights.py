@@ -18,6 +18,10 @@ from engine.layers.weights import WeightedLayer
 from engine.mapped_files import forget_pages
 
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROWS = 4096  # compared at a time: what differs does so in the first, and the rest needn't be read
+
+
 class Loadable(Protocol):
     """A model that is filled from a checkpoint; its WeightedLayers have the checkpoint's names."""
 
@@ -107,6 +111,17 @@ def load_weights(model: Loadable, checkpoint: Checkpoint) -> None:
             parts.append(part)
         target.layer.load(target.tensor_name, parts)
     checkpoint.forget_pages()  # most layers have made copies: both would count as this process's memory
+
+
+def has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether there is an lm_head.weight that isn't a copy of the embedding."""
+    if not {_HEAD, _EMBEDDING} <= checkpoint.names:
+        return False
+    head, embedding = checkpoint.tensor(_HEAD), checkpoint.tensor(_EMBEDDING)
+    if head.shape != embedding.shape:
+        return True
+    starts = range(0, len(head), _ROWS)
+    return not all(torch.equal(head[at : at + _ROWS], embedding[at : at + _ROWS]) for at in starts)
 
 
 def _targets(model: Loadable) -> Iterator[_Target]:
