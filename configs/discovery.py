@@ -1,7 +1,8 @@
 """Models that lie on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, not contents.
 
 Only whole models are found: each shard that the others' names tell of is there, and no link leads nowhere.
-In MODEL_DIRS also GGUF, adapters and diffusion pipelines, so that nobody wonders where they are.
+In MODEL_DIRS also GGUF, adapters and diffusion pipelines, so that nobody wonders where they are; a folder
+that is named there may have the layout of the hub's cache, too.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def discover_models(model_dirs: Sequence[Path], hf_home: Path | None) -> list[Fo
     Without `hf_home` the hub's cache is where engines, too, look for it.
     """
     found: dict[str, FoundModel] = {}
-    for root in model_dirs:
-        for model in _in_folder(os.path.realpath(root.expanduser())):
+    for root in map(Path.expanduser, model_dirs):
+        for model in (*_in_folder(os.path.realpath(root)), *_in_hub_cache(root)):
             found.setdefault(model.name, model)
     home = hf_home or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     for model in _in_hub_cache(Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()):

@@ -58,4 +58,6 @@ class ServerConfig:
     shutdown_timeout_s: float = 5.0  # running requests may take this long to end after SIGTERM
     enable_sleep_mode: bool = False  # the routes that act on the engine: /sleep, /reset_prefix_cache …
     access_log: bool = False
+    log_requests: bool = True  # a line for each, with its tokens and times
+    log_stats: bool = True  # a line of throughput every ten seconds in which there is work
     log_level: str = "info"

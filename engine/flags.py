@@ -142,6 +142,19 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
         help="routes /sleep, /wake_up and their like",
     )
     add("--disable-uvicorn-access-log", action=argparse.BooleanOptionalAction, default=not default.access_log)
+    add(
+        "--enable-log-requests",
+        action=argparse.BooleanOptionalAction,
+        default=default.log_requests,
+        help="a line in the log for each request, without its text",
+    )
+    add("--disable-log-requests", action=argparse.BooleanOptionalAction, default=False, help="the opposite")
+    add(
+        "--disable-log-stats",
+        action=argparse.BooleanOptionalAction,
+        default=not default.log_stats,
+        help="no line of throughput every ten seconds in which there is work",
+    )
     add("--uvicorn-log-level", "--log-level", type=str.lower, default=default.log_level, choices=_LOG_LEVELS)
 
 
@@ -263,6 +276,8 @@ def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> Ser
         shutdown_timeout_s=values["shutdown_timeout"],
         enable_sleep_mode=_sleep_mode(values["enable_sleep_mode"], environ),
         access_log=not values["disable_uvicorn_access_log"],
+        log_requests=values["enable_log_requests"] and not values["disable_log_requests"],
+        log_stats=not values["disable_log_stats"],
         log_level=values["uvicorn_log_level"],
     )
 

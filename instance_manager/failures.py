@@ -69,8 +69,11 @@ _PARTING_WORDS = re.compile(
 )
 
 
-# A line for each request, as uvicorn writes them: clients that ask again push the reason out of sight.
-_ACCESS_LINE = re.compile(r'- "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}')
+# A line for each request, as uvicorn and the embedded engine write them, and those of throughput: clients
+# that ask again push the reason out of sight.
+_ACCESS_LINE = re.compile(
+    r'- "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}| INFO engine\.(requests|stats): |Avg prompt throughput: '
+)
 
 
 def telling_lines(lines: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ from instance_manager.errors import ModelNotFound
 
 # What the hub calls a repository: "name" or "owner/name".
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _PATH_PREFIXES = ("/", "./", "../", "~")
 
 
@@ -22,7 +23,7 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
     """
     if not model_name.startswith(_PATH_PREFIXES):
         for root in model_dirs:
-            found = _directory_below(root, model_name)
+            found = _directory_below(root, model_name) or _snapshot_below(root, model_name)
             if found is not None:
                 return str(found)
     directory = Path(model_name).expanduser()
@@ -51,3 +52,16 @@ def _directory_below(root: Path, name: str) -> Path | None:
                 param="model_name",
             )
     return candidate
+
+
+def _snapshot_below(root: Path, name: str) -> Path | None:
+    """The main branch of `name`, where `root` has the layout of the hub's cache."""
+    if not _HUB_ID.fullmatch(name):
+        return None
+    repository = root.expanduser().resolve() / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    snapshot = repository / "snapshots" / commit
+    return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None

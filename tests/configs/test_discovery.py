@@ -140,6 +140,16 @@ def test_the_cache_is_read_at_the_main_branch(tmp_path: Path) -> None:
     assert {name: model.path for name, model in find(home=tmp_path).items()} == {"o/old": new}
 
 
+def test_a_folder_of_models_may_be_a_hub_cache(tmp_path: Path) -> None:
+    snapshot = put_cached(tmp_path, "o/cached", "config.json", "model.safetensors")
+    put(tmp_path / "hub" / "beside", "config.json", "model.safetensors")
+    found = find(tmp_path / "hub")
+    assert {name: model.path for name, model in found.items()} == {
+        "beside": tmp_path / "hub" / "beside",
+        "o/cached": snapshot,
+    }
+
+
 def test_the_cache_is_where_engines_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_cached(tmp_path / "cache" / "huggingface", "o/usual", "config.json", "model.safetensors")
     put_cached(tmp_path / "other", "o/other", "config.json", "model.safetensors")

@@ -231,3 +231,20 @@ def test_a_programs_keywords_are_the_flags() -> None:
     assert (flags.engine.enable_prefix_caching, flags.server.enable_sleep_mode) == (False, True)
     assert flags.server.served_model_names == ("x", "y")
     assert flags.server.override_generation_config == {"top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "requests", "stats"),
+    [
+        ("", True, True),
+        ("--disable-log-requests", False, True),
+        ("--no-enable-log-requests", False, True),
+        ("--enable-log-requests", True, True),
+        ("--disable-log-stats", True, False),
+        ("--no-disable-log-requests --no-disable-log-stats", True, True),
+    ],
+)
+def test_what_the_log_tells_is_chosen_as_with_vllm(words: str, requests: bool, stats: bool) -> None:
+    flags = parse(*words.split())
+    assert (flags.server.log_requests, flags.server.log_stats) == (requests, stats)
+    assert flags.warnings == ()

@@ -101,6 +101,12 @@ def test_parting_words_push_no_reason_out_of_the_tail() -> None:
     assert telling_lines([*reason, *parting]) == reason
     access = ['INFO:     127.0.0.1:0 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error'] * 30
     assert telling_lines([*reason, *access]) == reason
+    ours = [
+        '2026 INFO engine.requests: "POST /v1/completions" 500 id=x prompt=3 cached=0 output=0 finish=error',
+        "2026 INFO engine.stats: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
+        "INFO 01-01 loggers.py:116] Engine 000: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
+    ]
+    assert telling_lines([*reason, *ours * 10]) == reason
     assert telling_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
 
 

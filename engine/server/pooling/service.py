@@ -17,6 +17,7 @@ from engine.server.model_service import ModelService
 from engine.server.pooling.bodies import PoolingOptions
 from engine.server.pooling.encode import Cut, Encoded, Text, cut_tokens, encode_texts
 from engine.server.request_ids import choose_request_id, new_sequence_id
+from engine.server.request_log import current_record
 from engine.types import FinishReason
 
 # No language comes near so many characters per token; runs of spaces may, and have some beside.
@@ -143,6 +144,9 @@ class PoolingService(ModelService):
             seconds = time.monotonic() - arrival_time
             for _ in requests:
                 self.metrics.observe_end(reason.value, end_to_end_s=seconds, decode_s=None)
+            if (record := current_record()) is not None:
+                num_tokens = sum(len(request.token_ids) for request in requests)
+                record.add(prompt_tokens=num_tokens, reasons=[reason])
 
     def _within_reason(self, texts: Sequence[Text], param: str, cut: Cut | None) -> Sequence[Text]:
         """Texts of so many characters that they can't fit are refused, or cut, without a look at each."""
