@@ -111,8 +111,8 @@ def test_a_client_that_leaves_is_told_of(fake_model: Path, lines: list[str]) -> 
             valve.let_pass(3)
             with client.stream("POST", "/v1/completions", json=body) as response:
                 next(response.iter_lines())
-        valve.open()
         assert parts_of(lines, 0)["finish"] == "abort"
+        valve.open()
 
 
 def test_what_is_made_in_the_background_is_told_when_it_is_done(
