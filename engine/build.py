@@ -17,7 +17,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.errors import ConfigError
-from engine.memory import CacheSize, cpu_budget, cuda_budget, size_cache
+from engine.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
 from engine.model_path import resolve_model
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import CausalLM
@@ -117,6 +117,8 @@ def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
             cache = _build_cache(config, model, -(-num_tokens // config.block_size))
             ModelRunner(model, cache, eos_token_ids=()).warm_up(num_tokens)
         budget = cuda_budget(model.device, config.gpu_memory_utilization)
+    elif model.device.type == "cuda":  # the number of blocks is given
+        budget = MemoryBudget(unasked_bytes=0, limit_bytes=0)
     else:
         budget = cpu_budget()
     return size_cache(

@@ -13,8 +13,9 @@ LOG_TAIL_LINES = 20
 
 _EXIT_USAGE = 2  # what argparse and most command-line programs exit with on wrong arguments
 
-# The embedded engine's last line where a checkpoint can't be run: all that is to be said of it.
+# The embedded engine's last line where it can't serve a model here: all that is to be said of it.
 _REFUSED_CHECKPOINT = re.compile(r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<said>.+)")
+_REFUSED_FOR_MEMORY = re.compile(r" ERROR engine: out of memory: (?P<said>.+)")
 
 _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
     (
@@ -59,6 +60,11 @@ _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
         ),
     ),
 )
+
+_LAST_WORDS = {
+    FailureClass.UNSUPPORTED_MODEL: _REFUSED_CHECKPOINT,
+    FailureClass.OUT_OF_MEMORY: _REFUSED_FOR_MEMORY,
+}
 
 # What programs print on their way out whatever they died of; it would push the reason out of the tail.
 _PARTING_WORDS = re.compile(
@@ -109,7 +115,7 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
     else:
         if returncode == _EXIT_USAGE and not was_ready:
             failure_class = FailureClass.BAD_ARGUMENTS
-    if failure_class is FailureClass.UNSUPPORTED_MODEL and (said := _refused_checkpoint(log_tail)):
+    if not was_ready and (said := _last_word(log_tail, _LAST_WORDS.get(failure_class))):
         return InstanceFailure(failure_class, said, exit_code, signal_name)
     ended = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
     if signal_name == "SIGKILL":
@@ -124,8 +130,10 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
     )
 
 
-def _refused_checkpoint(log_tail: Sequence[str]) -> str | None:
-    return next((match["said"] for line in log_tail if (match := _REFUSED_CHECKPOINT.search(line))), None)
+def _last_word(log_tail: Sequence[str], pattern: re.Pattern[str] | None) -> str | None:
+    if pattern is None:
+        return None
+    return next((match["said"] for line in reversed(log_tail) if (match := pattern.search(line))), None)
 
 
 def start_error(what: str, failure: InstanceFailure) -> ManagerError:

@@ -117,3 +117,13 @@ def test_a_checkpoint_that_can_not_be_run_is_explained_by_one_line() -> None:
     told = start_error("model 'x'", failure)
     assert (told.code, str(told)) == ("unsupported_model", f"model 'x': {explain(failure)}")
     assert start_error("x", classify_exit(1, [], was_ready=False)).code == "instance_failed"
+
+
+def test_the_engines_own_word_on_memory_is_the_explanation() -> None:
+    lines = [
+        "INFO engine: Listening",
+        "2026 ERROR engine: out of memory: One sequence needs 5 GiB. Lower it.",
+    ]
+    failure = classify_exit(1, lines, was_ready=False)
+    assert explain(failure) == "out_of_memory: One sequence needs 5 GiB. Lower it."
+    assert "while it was running" in classify_exit(1, lines, was_ready=True).message
