@@ -34,7 +34,7 @@ _QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq
 
 def check_layout(directory: Path) -> None:
     """Raise UnsupportedModel unless there is a config.json of a model of its own."""
-    names = {path.name for path in directory.iterdir()}
+    names = _names_in(directory)
     if "adapter_config.json" in names and not _models_own(directory):
         base = _read_quietly(directory / "adapter_config.json").get("base_model_name_or_path")
         raise UnsupportedModel(
@@ -119,19 +119,25 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_whole(path: Path) -> None:
-    """Raise UnsupportedModel for a stand-in of a file of weights, or for its beginning alone."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if size <= _POINTER_BYTES and _LFS_POINTER.startswith(start) and len(start) == 8:
-            raise UnsupportedModel(
-                f"{path.parent} has a Git LFS pointer in place of {path.name}: `git lfs pull` fetches it.",
-                advice=None,
-            )
-        if length > _MAX_HEADER_BYTES:
-            return  # whatever it is, its reader will say
-        header = file.read(length)
+    """Raise UnsupportedModel for a stand-in of a file of weights, or for its beginning alone.
+
+    CheckpointError where it can't be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            header = file.read(length) if length <= _MAX_HEADER_BYTES else None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
+    if size <= _POINTER_BYTES and len(start) == 8 and _LFS_POINTER.startswith(start):
+        raise UnsupportedModel(
+            f"{path.parent} has a Git LFS pointer in place of {path.name}: `git lfs pull` fetches it.",
+            advice=None,
+        )
+    if header is None:
+        return  # whatever it is, its reader will say
     if len(header) < length or size < 8 + length + _tensor_bytes(header):
         raise UnsupportedModel(
             f"{path.parent} has only the beginning of {path.name}: its download isn't finished.", advice=None
@@ -140,7 +146,7 @@ def check_whole(path: Path) -> None:
 
 def check_tokenizer(directory: Path) -> None:
     """Raise UnsupportedModel unless there is a file that may be one."""
-    names = {path.name for path in directory.iterdir()}
+    names = _names_in(directory)
     if not names & _TOKENIZERS and not any(name.endswith((".model", ".tiktoken")) for name in names):
         raise UnsupportedModel(
             f"{directory} has no tokenizer: neither tokenizer.json nor another known file.", advice=None
@@ -150,6 +156,14 @@ def check_tokenizer(directory: Path) -> None:
 def enumerate_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def _names_in(directory: Path) -> frozenset[str]:
+    """Raises CheckpointError."""
+    try:
+        return frozenset(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory} can't be read: {error.strerror or error}.") from error
 
 
 def _models_own(directory: Path) -> list[Path]:
@@ -172,7 +186,7 @@ def _fellows(paths: list[Path]) -> list[Path]:
 
 
 def _weightless(directory: Path) -> UnsupportedModel:
-    names = sorted(path.name for path in directory.iterdir())
+    names = sorted(_names_in(directory))
     pickled = [name for name in names if name.endswith(_PICKLED) and name not in _NO_WEIGHTS]
     if pickled:
         return UnsupportedModel(

@@ -41,7 +41,8 @@ class Checkpoint:
             return None
         seen = (path, _changed_at(path), _changed_at(path / "config.json"))
         if seen != self._seen:
-            self._seen, self._problem = seen, problem_of(path, self._params)
+            is_hub_id = not Path(self._model).is_absolute()
+            self._seen, self._problem = seen, problem_of(path, self._params, may_download=is_hub_id)
         return self._problem
 
 

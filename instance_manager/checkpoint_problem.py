@@ -37,10 +37,11 @@ _POINTER_BYTES = 1024
 _SHOWN = 5
 
 
-def problem_of(path: Path, params: Mapping[str, Any]) -> str | None:
+def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = False) -> str | None:
     """Why the embedded engine won't run the checkpoint at `path`; None where nothing is known against it.
 
-    `params`: its flags as merged, with underscores. Blocks for a moment.
+    `params`: its flags as merged, with underscores. `may_download`: what isn't there the engine will fetch.
+    Blocks for a moment.
     """
     if path.suffix == ".gguf" and path.is_file():
         return _GGUF
@@ -48,15 +49,19 @@ def problem_of(path: Path, params: Mapping[str, Any]) -> str | None:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:
         return None
-    if problem := _layout(path, names):
+    if may_download:
+        if "config.json" not in names:
+            return None
+    elif problem := _layout(path, names):
         return problem
-    raw = _merged(_read_json(path / "config.json"), params.get("hf_overrides"))
-    return (
-        _quantised(names, raw)
-        or _architecture(path, raw, params)
-        or _weights(path, names)
-        or _tokenizer(names, params)
-    )
+    config = _read_json(path / "config.json")
+    if not config:
+        return None  # what is wrong with it the engine will say
+    raw = _merged(config, params.get("hf_overrides"))
+    problem = _quantised(names, raw) or _architecture(path, raw, params)
+    if problem is not None or may_download:
+        return problem
+    return _weights(path, names) or _tokenizer(names, params)
 
 
 _GGUF = "it holds GGUF weights only: llama.cpp runs them (`engine: command` with llama-server)."

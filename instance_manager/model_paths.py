@@ -27,8 +27,10 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
             if found is not None:
                 return str(found)
     directory = Path(model_name).expanduser()
-    if directory.is_dir() or (directory.suffix == ".gguf" and directory.is_file()):
+    if directory.is_dir():
         return str(directory.resolve())
+    if directory.suffix == ".gguf" and directory.is_file():
+        return str(directory.absolute())  # in the hub's cache, it is a link to a file of another name
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(model_name):
         raise ModelNotFound(
             f"model {model_name!r}: there is no such directory, neither by itself nor under MODEL_DIRS "

@@ -17,6 +17,7 @@ from instance_manager.errors import (
     InstanceNotRunning,
     ManagerError,
     NoCapacity,
+    UnsupportedModel,
     WrongState,
 )
 from instance_manager.eviction import Device, Fits, NeverFits, Wait, WaitingModel, next_to_start
@@ -184,7 +185,8 @@ class Starter:
         model.failed(error)
         if model.awake:  # one more would have been welcome; who waits is served by those there are
             return
-        message, kind, retry_after_s = str(error), type(error), model.retry_at - self._clock()
+        message, kind = str(error), type(error)
+        retry_after_s = None if isinstance(error, UnsupportedModel) else model.retry_at - self._clock()
         model.queue.reject(lambda: kind(message, retry_after_s=retry_after_s))
         self._news.tell()
 

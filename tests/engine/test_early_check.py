@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.early_check import check_checkpoint
-from engine.errors import UnsupportedModel
+from engine.errors import CheckpointError, UnsupportedModel
 from engine.model_path import resolve_model
 from engine.models.architectures import GENERATING
 from engine.models.registry import ARCHITECTURES
@@ -71,3 +71,13 @@ def test_the_index_is_believed_over_names(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     check_checkpoint(EngineConfig(model=directory))
+
+
+def test_what_can_not_be_read_is_told(tmp_path: Path) -> None:
+    config = EngineConfig(model=DEMO)
+    with pytest.raises(CheckpointError, match="gone can't be read: No such file"):
+        check_checkpoint(config, tokenizer=tmp_path / "gone")
+    directory = make_broken("cut-short", tmp_path)
+    (directory / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json can't be read"):
+        check_checkpoint(EngineConfig(model=directory))

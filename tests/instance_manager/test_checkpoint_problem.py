@@ -13,6 +13,7 @@ from engine.errors import EngineError
 from engine.models.architectures import GENERATING
 from engine.pooling import plan
 from instance_manager import checkpoint_problem
+from instance_manager.checkpoint import Checkpoint
 from instance_manager.checkpoint_problem import problem_of
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 
@@ -77,3 +78,24 @@ def test_what_runs_has_none(tmp_path: Path) -> None:
 def test_a_file_of_gguf_has_one(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert "llama.cpp" in (problem_of(tmp_path / "m.gguf", {}) or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_known"),
+    [("qwen2", True), ("awq", True), ("no-weights", False), ("no-tokenizer", False), ("nothing", False)],
+)
+def test_what_the_engine_will_download_is_not_missed(kind: str, is_known: bool, tmp_path: Path) -> None:
+    """A snapshot of the hub's cache may hold no more than somebody has looked at so far."""
+    found = problem_of(make_broken(kind, tmp_path), {}, may_download=True)
+    assert (found is not None) == is_known
+
+
+def test_a_hub_id_is_looked_at_in_the_cache_as_far_as_it_is_there(tmp_path: Path) -> None:
+    snapshots = tmp_path / "models--o--n" / "snapshots"
+    snapshot = make_broken("no-weights", snapshots)
+    (tmp_path / "models--o--n" / "refs").mkdir()
+    (tmp_path / "models--o--n" / "refs" / "main").write_text(snapshot.name)
+    checkpoint = Checkpoint("o/n", {}, {"HF_HUB_CACHE": str(tmp_path)})
+    assert checkpoint.problem is None
+    changed(architectures=["Qwen2ForCausalLM"])(snapshot)
+    assert "'Qwen2ForCausalLM'" in (checkpoint.problem or "")
