@@ -38,9 +38,9 @@ one of the keys, as `Authorization: Bearer KEY` or as `x-api-key: KEY`.
 
 **The context.** A prompt that leaves no room for a token is refused with the code `context_length_exceeded`,
 by Anthropic's routes as `prompt is too long: X tokens > Y maximum`. The limit of a chat's answer
-(`max_tokens`, `max_completion_tokens`, `max_output_tokens`) is a cap and may be more than the context: what fits is what you
-get. So is that of a completion, but for one above the whole context: that is 400, as vLLM has it. `/tokenize`
-and `count_tokens` count any length.
+(`max_tokens`, `max_completion_tokens`, `max_output_tokens`) is a cap and may be more than the context: what
+fits is what you get. So is that of a completion, but one above the whole context is 400, as vLLM has it.
+`/tokenize` and `count_tokens` count any length.
 
 **The log** has a line for each request – status, id, tokens, times, why it ended, nothing of its text – and,
 every ten seconds in which there is work, one of throughput. `--disable-log-requests` and
