@@ -156,7 +156,7 @@ class ModelFiles:
         self.warnings = look.warnings
         changed = self._fleet.set_profiles(look.profiles)
         for model in self._fleet.models:
-            model.problem = look.problems.get(model.name)
+            model.start_problem = look.problems.get(model.name)
         return changed
 
     def _check_startable(self, profile: ModelProfile) -> None:

@@ -22,6 +22,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.InstanceNotFound: (404, "not_found_error", None),
     manager.ModelNotFound: (404, "not_found_error", None),
     manager.WrongRunner: (404, "not_found_error", None),
+    manager.UnsupportedModel: (422, "invalid_request_error", None),
     manager.InstanceExists: (409, "conflict_error", None),
     manager.WrongState: (409, "conflict_error", None),
     manager.SleepFailed: (502, "upstream_error", None),

@@ -16,8 +16,8 @@ from api.schemas import (
     Seconds,
     SleepLevel,
 )
-from instance_manager.errors import InstanceFailedToStart, InstanceNotFound
-from instance_manager.failures import explain
+from instance_manager.errors import InstanceNotFound
+from instance_manager.failures import start_error
 from instance_manager.instance import Instance
 from instance_manager.instance_record import shown_elsewhere
 from instance_manager.placement.local import choose_devices
@@ -124,16 +124,16 @@ async def sleep_instance(instance_id: str, manager: Manager, level: SleepLevel =
 async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     instance = await manager.wake(instance_id)
     if instance.failure is not None:
-        raise InstanceFailedToStart(f"instance {instance_id!r}: {explain(instance.failure)}")
+        raise start_error(f"instance {instance_id!r}", instance.failure)
     return instance.record()
 
 
 async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dict[str, Any]:
-    """The record, after waiting up to `wait_s` for the start. Raises InstanceFailedToStart."""
+    """The record, after waiting up to `wait_s` for the start. Raises what the start has failed of."""
     if wait_s > 0:
         instance = await manager.wait_ready(instance.instance_id, wait_s)
         if instance.failure is not None:
-            raise InstanceFailedToStart(f"instance {instance.instance_id!r}: {explain(instance.failure)}")
+            raise start_error(f"instance {instance.instance_id!r}", instance.failure)
     return instance.record()
 
 

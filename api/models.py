@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from api.deps import Manager
 from api.keys import caller_of, may_use
 from api.schemas import STOP_LEVEL, SleepLevel
-from instance_manager.errors import InstanceFailedToStart, ModelNotFound, WrongState
+from instance_manager.errors import InstanceFailedToStart, ModelNotFound, UnsupportedModel, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
 from instance_manager.models import Model
@@ -120,7 +120,8 @@ async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
     if wait_s > 0:
         await fleet.wait_until_up(model, wait_s)
         if model.error is not None and not model.awake:
-            raise InstanceFailedToStart(str(model.error))
+            kind = UnsupportedModel if isinstance(model.error, UnsupportedModel) else InstanceFailedToStart
+            raise kind(str(model.error))
     return model_record(model)
 
 
@@ -153,6 +154,7 @@ def openai_entry(model: Model) -> dict[str, Any]:
         "parent": None,
         "max_model_len": limit,
         "status": model.status,
+        "problem": model.problem,
     }
 
 
@@ -169,6 +171,7 @@ def entry_elsewhere(name: str, record: InstanceRecord) -> dict[str, Any]:
         "parent": model if is_alias else None,
         "max_model_len": record.params.get("max_model_len"),
         "status": record.state.value if record.state in _SETTLED else "starting",
+        "problem": None,
     }
 
 
@@ -189,6 +192,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "model": profile.model if profile else (latest.model_name if latest else model.name),
         "engine": profile.engine if profile else (latest.spec.engine if latest else None),
         "status": model.status,
+        "problem": model.problem,
         "source": profile.source.value if profile else "instance",
         "aliases": list(profile.aliases) if profile else [],
         "size_bytes": profile.size_bytes if profile else None,
@@ -200,7 +204,6 @@ def model_record(model: Model) -> dict[str, Any]:
         "replicas": [one.instance_id for one in live],
         "in_flight": model.in_flight,
         "queued": len(model.queue),
-        "problem": model.problem,
         "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
         "last_used": max((one.record()["last_active"] for one in replicas if one.ready_at), default=None),
         "error": error,

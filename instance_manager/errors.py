@@ -45,6 +45,12 @@ class ModelNotFound(ManagerError):
     code = "model_not_found"
 
 
+class UnsupportedModel(ManagerError):
+    """The model's files are here, and of a kind that its engine doesn't run."""
+
+    code = "unsupported_model"
+
+
 class WrongState(ManagerError):
     """The instance is in a state that does not allow what was asked."""
 

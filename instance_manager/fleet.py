@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from instance_manager.admission import Lease
+from instance_manager.checkpoint import Checkpoint, unsupported
 from instance_manager.errors import (
     InstanceFailedToStart,
     InstanceNotFound,
@@ -25,6 +26,7 @@ from instance_manager.errors import (
     ModelNotFound,
     ShuttingDown,
     StartTooSlow,
+    UnsupportedModel,
     WrongRunner,
 )
 from instance_manager.instance import Instance
@@ -36,7 +38,7 @@ from instance_manager.replicas import is_replica_of, models_of
 from instance_manager.room import RoomKeeper
 from instance_manager.runner_kind import RunnerKind
 from instance_manager.scaling import ScalePolicy, wanted_replicas
-from instance_manager.starter import Starter
+from instance_manager.starter import Starter, spec_of
 from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")
@@ -222,7 +224,11 @@ class Fleet:
         self._check_may_start(model)
 
     def _check_may_start(self, model: Model) -> None:
+        if (problem := model.checkpoint_problem) is not None:
+            raise unsupported(model.name, problem)
         wait_s = model.retry_at - self._clock()
+        if isinstance(model.error, UnsupportedModel) and wait_s > 0:
+            raise UnsupportedModel(str(model.error), param="model")
         if model.error is not None and wait_s > 0:
             message = f"{model.error}; the next start is tried in {wait_s:.0f} s at the soonest"
             raise InstanceFailedToStart(message, retry_after_s=wait_s)
@@ -261,7 +267,11 @@ class Fleet:
 
     async def _scale(self, model: Model) -> None:
         profile = model.profile
-        if profile is None or (profile.max_replicas <= 1 and not profile.min_replicas):
+        if (
+            profile is None
+            or (profile.max_replicas <= 1 and not profile.min_replicas)
+            or model.checkpoint_problem
+        ):
             return
         samples = model.load_samples
         samples.append(model.in_flight + len(model.queue))
@@ -369,8 +379,17 @@ class Fleet:
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
-            self._models[name] = Model(name, None, self.config.max_queue, self._clock)
+            self._models[name] = Model(
+                name, None, self.config.max_queue, self._clock, find_checkpoint=self._checkpoint_of
+            )
         return self._models[name]
+
+    def _checkpoint_of(self, profile: ModelProfile) -> Checkpoint | None:
+        """None also where it can't be found: the start will say so."""
+        try:
+            return Checkpoint.of(spec_of(profile), self.manager.config)
+        except ManagerError:
+            return None
 
     def _forget_unused(self, model: Model) -> None:
         """What was created by hand may be started again by its name; what the catalog has dropped, not."""

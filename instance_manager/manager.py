@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from instance_manager.adoption import reap
+from instance_manager.checkpoint import check_can_run
 from instance_manager.dock import Dock
 from instance_manager.errors import (
     InstanceExists,
@@ -212,10 +213,11 @@ class InstanceManager:
     def create(self, spec: InstanceSpec, *, instance_id: str | None = None) -> Instance:
         """A new instance in `starting`; its start goes on by itself. An id is made unless one is given.
 
-        Raises InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
+        Raises InstanceExists, InvalidSpec, ModelNotFound, UnsupportedModel, NoCapacity or ShuttingDown.
         """
         tasks, dock = self._open_for_business()
         check_spec(spec)
+        check_can_run(spec, self.config)
         instance = self._books.enter(spec, instance_id or spec.name, dock, tasks)
         self.on_created(instance)
         return instance

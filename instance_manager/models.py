@@ -7,6 +7,7 @@ from functools import partial
 from hashlib import blake2b
 
 from instance_manager.admission import Lease
+from instance_manager.checkpoint import Checkpoint
 from instance_manager.errors import ManagerError
 from instance_manager.instance import Instance
 from instance_manager.model_queue import ModelQueue
@@ -23,12 +24,18 @@ class Model:
     """Read by everyone, written by the fleet alone."""
 
     def __init__(
-        self, name: str, profile: ModelProfile | None, max_queue: int, clock: Callable[[], float]
+        self,
+        name: str,
+        profile: ModelProfile | None,
+        max_queue: int,
+        clock: Callable[[], float],
+        *,
+        find_checkpoint: Callable[[ModelProfile], Checkpoint | None] = lambda profile: None,
     ) -> None:
         """`profile`: None where instances were created by hand and nothing else is known."""
         self.name = name
         self.profile = profile
-        self.problem: str | None = None  # why it can't be started, as far as that shows beforehand
+        self.start_problem: str | None = None  # of its entry: flags, folders, programs, GPUs
         self.replicas: dict[str, Instance] = {}  # by id, ended ones included
         self.queue = ModelQueue(name, max_queue, clock)
         self.is_loading = False  # a replica is being started or woken
@@ -40,9 +47,26 @@ class Model:
         self._failures = 0
         self._deaths: list[float] = []  # of replicas that had been running, the latest last
         self._clock = clock
+        self._find_checkpoint = find_checkpoint
+        self._checkpoint: tuple[ModelProfile, Checkpoint | None] | None = None
 
     def __repr__(self) -> str:
         return f"<Model {self.name} {len(self.replicas)} replicas, {len(self.queue)} waiting>"
+
+    @property
+    def problem(self) -> str | None:
+        """Why it can't be started, as far as that shows beforehand. Blocks for a moment."""
+        return self.checkpoint_problem or self.start_problem
+
+    @property
+    def checkpoint_problem(self) -> str | None:
+        """Why its files can't be run by its engine. Blocks for a moment."""
+        if self.profile is None:
+            return None
+        if self._checkpoint is None or self._checkpoint[0] is not self.profile:
+            self._checkpoint = (self.profile, self._find_checkpoint(self.profile))
+        checkpoint = self._checkpoint[1]
+        return None if checkpoint is None else checkpoint.problem
 
     @property
     def awake(self) -> list[Instance]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from instance_manager.backends import plan_launch
 from instance_manager.checkpoint_size import Estimate, estimate
@@ -30,7 +31,14 @@ from instance_manager.instance import Instance
 from instance_manager.kv_cache_size import Machine
 from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
-from instance_manager.memory import budgets, host_available_bytes, measure_groups, wait_until_freed
+from instance_manager.memory import (
+    budgets,
+    host_available_bytes,
+    host_total_bytes,
+    measure_groups,
+    wait_until_freed,
+)
+from instance_manager.memory_advice import Limits, advise
 from instance_manager.model_paths import find_model
 from instance_manager.models import Model
 from instance_manager.placement.local import choose_devices
@@ -139,7 +147,40 @@ class RoomKeeper:
         )
         if isinstance(plan, NeverFits) and PLACE in need and not has_place:
             plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
+        elif isinstance(plan, NeverFits):
+            plan = NeverFits(f"{plan.message}. {self._advice(model, spec, sleeper, need, residents, look)}")
         return Placed(plan, devices, frozenset(gpus or (HOST,)))
+
+    def _advice(
+        self,
+        model: Model,
+        spec: InstanceSpec | None,
+        sleeper: Instance | None,
+        need: Mapping[Device, int],
+        residents: Sequence[Resident],
+        look: _Look,
+    ) -> str:
+        """What would help the model. Blocks for a moment: opens files."""
+        wanted = spec if sleeper is None else sleeper.spec
+        gpus = tuple(device for device in need if device != HOST)
+
+        def needs_with(change: Mapping[str, Any]) -> Mapping[Device, int] | None:
+            if wanted is None or wanted.engine == "command":
+                return None
+            guess = self._estimate(replace(wanted, params={**wanted.params, **change}))
+            return None if guess is None else guess.footprint().on(gpus)
+
+        return advise(need, model.name, residents, self._limits(look), needs_with)
+
+    def _limits(self, look: _Look) -> dict[Device, Limits]:
+        total = host_total_bytes()
+        host = self._config.host_bytes
+        set_to = int(total * self._config.host_fraction) if host is None else host
+        limits = {HOST: Limits(look.budgets[HOST], set_to, total)}
+        for gpu in look.gpus:
+            allowed = int(gpu.total_bytes * self._config.gpu_fraction)
+            limits[gpu.uuid] = Limits(look.budgets[gpu.uuid], allowed, gpu.total_bytes)
+        return limits
 
     async def overdrawn(self) -> tuple[EvictionStep, ...]:
         """Measure; what is to go because engines hold more than all may together.

@@ -14,15 +14,15 @@ from dataclasses import replace
 
 from instance_manager.backends import plan_launch
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotFound,
     InstanceNotRunning,
     ManagerError,
     NoCapacity,
+    UnsupportedModel,
     WrongState,
 )
 from instance_manager.eviction import Device, Fits, NeverFits, Wait, WaitingModel, next_to_start
-from instance_manager.failures import explain
+from instance_manager.failures import start_error
 from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.models import Model
@@ -160,7 +160,7 @@ class Starter:
             model.grant()
             self._measure_due = True
         elif instance.failure is not None:
-            self._fail(model, InstanceFailedToStart(f"model {model.name!r}: {explain(instance.failure)}"))
+            self._fail(model, start_error(f"model {model.name!r}", instance.failure))
 
     def _came(self, task: asyncio.Task[None]) -> None:
         del self._coming[task]
@@ -221,7 +221,8 @@ class Starter:
         model.wants_another = False
         model.failed(error)
         # Where one more would have been welcome, those who wait are served by those there are.
-        message, kind, retry_after_s = str(error), type(error), model.retry_at - self._clock()
+        message, kind = str(error), type(error)
+        retry_after_s = None if isinstance(error, UnsupportedModel) else model.retry_at - self._clock()
         model.queue.reject(
             lambda: kind(message, retry_after_s=retry_after_s), lambda need: not model.is_awake_for(need)
         )

@@ -15,13 +15,12 @@ import time
 from instance_manager.adoption import Fate, FoundRun
 from instance_manager.dock import Dock
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotRunning,
     ManagerError,
     ShuttingDown,
     WrongState,
 )
-from instance_manager.failures import explain
+from instance_manager.failures import explain, start_error
 from instance_manager.goal import Desired, Goal
 from instance_manager.instance import Instance
 from instance_manager.life import Life
@@ -279,8 +278,8 @@ class Supervisor:
             return
         self.log.lines.close()
         if failure is not None:
-            message = f"instance {instance.instance_id!r} failed: {explain(failure)}"
-            instance.gate.reject(lambda: InstanceFailedToStart(message))
+            what = f"instance {instance.instance_id!r} failed"
+            instance.gate.reject(lambda: start_error(what, failure))
 
     def _answer(self, life: Life, failure: InstanceFailure) -> float | None:
         """Want another life after a failure, if the policy does; seconds until it begins, None = no other."""

@@ -62,6 +62,7 @@ class FailureClass(StrEnum):
     PORT_IN_USE = "port_in_use"
     BAD_ARGUMENTS = "bad_arguments"
     MODEL_NOT_FOUND = "model_not_found"
+    UNSUPPORTED_MODEL = "unsupported_model"  # its files are here, and of a kind that the engine doesn't run
     START_TIMEOUT = "start_timeout"
     CRASHED = "crashed"
     UNHEALTHY = "unhealthy"

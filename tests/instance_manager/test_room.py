@@ -239,6 +239,18 @@ async def test_the_pinned_stay_and_who_is_in_use_has_its_time(world: World) -> N
     assert "pinned" in placed.plan.message
 
 
+async def test_a_refusal_names_what_helps(world: World) -> None:
+    spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())
+    placed = await plan(world, world.keeper(host_gb=1), spec)
+    assert isinstance(placed.plan, NeverFits)
+    assert "GiB of host memory, whose budget is 0.93 GiB. What helps: " in placed.plan.message
+    assert "a smaller KV cache (kv_cache_memory_bytes)" in placed.plan.message
+    assert "raise HOST_MEMORY (it allows 0.93 GiB of" in placed.plan.message
+    placed = await plan(world, world.keeper(host_gb=0.1), spec)
+    assert isinstance(placed.plan, NeverFits)
+    assert "kv_cache_memory_bytes" not in placed.plan.message, "even without a cache it is too large"
+
+
 async def test_what_starts_counts_with_what_it_will_need_and_is_not_disturbed(world: World) -> None:
     keeper = world.keeper(min_residency_s=0)
     spec = await learn(world, keeper, "new", 4)

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.server.answer import STREAM_HEADERS, unless_client_leaves
 from engine.server.body import read_body
 from engine.server.chat_run import ChatRun, encode_conversation, start_chat
-from engine.server.errors import PromptTooLong, error_response
+from engine.server.errors import error_response
 from engine.server.gate import request_id_of
 from engine.server.protocol import ChatBody
 from engine.server.responses.bodies import RULES, InputTokensBody, ResponsesBody
