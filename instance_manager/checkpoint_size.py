@@ -180,6 +180,8 @@ def weights_size(path: Path, float_bytes: int | None) -> int | None:
         sizes = [_safetensors_size(file, float_bytes) for file in files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
     others = [*path.glob("*.gguf")] or [*path.glob("pytorch_model*.bin")]
+    if not all(file.exists() for file in others):
+        return None  # a link to nothing: the hub's cache was cleaned
     return sum(file.stat().st_size for file in others) or None
 
 

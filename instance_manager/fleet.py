@@ -97,6 +97,7 @@ class Fleet:
             if name in wanted:
                 model = self._model(name)
                 model.profile = wanted[name]
+                model.clear_failure()  # it may have been corrected
                 model.replicas = {k: one for k, one in model.replicas.items() if self._belongs_to(one, model)}
             else:
                 model = self._models[name]
@@ -227,11 +228,12 @@ class Fleet:
         if (problem := model.checkpoint_problem) is not None:
             raise unsupported(model.name, problem)
         wait_s = model.retry_at - self._clock()
-        if isinstance(model.error, UnsupportedModel) and wait_s > 0:
-            raise UnsupportedModel(str(model.error), param="model")
-        if model.error is not None and wait_s > 0:
-            message = f"{model.error}; the next start is tried in {wait_s:.0f} s at the soonest"
-            raise InstanceFailedToStart(message, retry_after_s=wait_s)
+        if (error := model.error) is None or wait_s <= 0:
+            return
+        if isinstance(error, UnsupportedModel):
+            raise UnsupportedModel(str(error), param="model")
+        message = f"{error}; the next start is tried in {wait_s:.0f} s at the soonest"
+        raise type(error)(message, retry_after_s=None if error.is_lasting else wait_s)
 
     # The tasks.
 
