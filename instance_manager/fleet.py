@@ -216,6 +216,7 @@ class Fleet:
         model.queue.check_room()
         if model.is_up_for(need):
             return
+        self._check_can_run(model)  # before what its engine would serve: it serves nothing
         if need is not None and not self._starter.can_bring_up(model, need):
             raise _wrong_runner(model, need)
         if not self.config.autostart:
@@ -225,8 +226,7 @@ class Fleet:
         self._check_may_start(model)
 
     def _check_may_start(self, model: Model) -> None:
-        if (problem := model.checkpoint_problem) is not None:
-            raise unsupported(model.name, problem)
+        self._check_can_run(model)
         wait_s = model.retry_at - self._clock()
         if (error := model.error) is None or wait_s <= 0:
             return
@@ -234,6 +234,10 @@ class Fleet:
             raise UnsupportedModel(str(error), param="model")
         message = f"{error}; the next start is tried in {wait_s:.0f} s at the soonest"
         raise type(error)(message, retry_after_s=None if error.is_lasting else wait_s)
+
+    def _check_can_run(self, model: Model) -> None:
+        if (problem := model.checkpoint_problem) is not None:
+            raise unsupported(model.name, problem)
 
     # The tasks.
 

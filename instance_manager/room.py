@@ -160,7 +160,8 @@ class RoomKeeper:
         residents: Sequence[Resident],
         look: _Look,
     ) -> str:
-        """What would help the model. Blocks for a moment: opens files."""
+        """What would help the model, whose place is not in question. Blocks for a moment: opens files."""
+        need = {device: size for device, size in need.items() if device != PLACE}
         wanted = spec if sleeper is None else sleeper.spec
         gpus = tuple(device for device in need if device != HOST)
 
