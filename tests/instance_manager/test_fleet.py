@@ -177,7 +177,7 @@ def refused(name: str, tmp_path: Path) -> tuple[ModelProfile, type[ManagerError]
 async def test_a_refused_start_is_refused_for_the_same_reason_until_it_is_tried_again(
     managing: ManagerFactory, tmp_path: Path, name: str
 ) -> None:
-    """The first request and those in the back-off hear of one error; who is to wait is told so, nobody else."""
+    """The first request and those in the back-off hear of one error; only who is to wait is told so."""
     wrong, kind = refused(name, tmp_path)
     async with managing() as manager, fleet_of(manager, tmp_path, wrong, host_bytes=1000 * MIB) as fleet:
         model = fleet.find(name)
