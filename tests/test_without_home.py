@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
-
 from tests.berth_process import ROOT, running_berth
 
 # Read by every Python process as it starts, Berth's engines and downloads included.
@@ -44,9 +42,3 @@ def test_berth_and_its_engines_do_without_a_home_directory(tmp_path: Path) -> No
         )
         assert code_of(client.delete("/models/a/b")) == "model_not_found"
         assert list((tmp_path / "state" / "run").glob("*.json")), "the next Berth couldn't find the engine"
-
-
-def code_of(response: httpx.Response) -> str | None:
-    error = response.json()["error"]
-    code: str | None = error["code"]
-    return code
