@@ -46,6 +46,7 @@ from api.tracing import Tracing
 from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model, preview_edit
 from configs.discovery import Discovery, config_problem, look_for_models
+from configs.home import expand_home
 from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
 from configs.one_line import one_line
@@ -239,7 +240,7 @@ class CatalogProfiles:
                 yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
 
     def _is_here(self, name: str) -> bool:
-        return name in self._names or Path(name).expanduser().is_dir()
+        return name in self._names or expand_home(name).is_dir()
 
     def remarks(self) -> list[str]:
         return [one_line(remark.text) for remark in self.found()]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.home import expand_home
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
 from configs.one_line import one_line
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
@@ -160,7 +161,7 @@ def read_text(path: Path) -> str | None:
 
 def folder_of(path: Path) -> Path:
     """Where the relative paths in the file begin."""
-    return path.expanduser().absolute().parent
+    return expand_home(path).absolute().parent
 
 
 def parse_catalog(text: str, path: Path) -> Catalog:

@@ -26,12 +26,17 @@ from configs.env_file import (
     read_env_file,
     shown,
 )
+from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
 from configs.origins import normalized_origin
 from configs.syslog import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
+_PATHS = (
+    "api_keys_file", "hf_home", "log_dir", "log_file",
+    "model_dirs", "models_file", "state_dir", "vllm_config",
+)  # fmt: skip
 
 
 class SettingsError(Exception):
@@ -253,8 +258,22 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
+
+    @field_validator(*_PATHS)
+    @classmethod
+    def _locate(cls, value: Any) -> Any:
+        """Engines run in another folder than Berth, and what is said of a path is read in a third."""
+        if isinstance(value, tuple):
+            return tuple(expand_home(one).absolute() for one in value)
+        return value if value is None else type(value)(expand_home(value).absolute())
+
+    @field_validator("vllm_python")
+    @classmethod
+    def _locate_program(cls, value: str | None) -> str | None:
+        is_name = value is None or not ("/" in value or value.startswith("~"))
+        return value if is_name else str(expand_home(value or "").absolute())
 
     def parameters(self) -> dict[str, Any]:
         """Parameters for every engine that takes vLLM's flags: VLLM_DEFAULT_*, then the file VLLM_CONFIG."""

@@ -7,6 +7,7 @@ class ManagerError(Exception):
     """Base of all; the message is written for the person who reads it."""
 
     code = "manager_error"
+    is_lasting = False  # whether the same is to be said until somebody changes something
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -37,18 +38,21 @@ class InvalidSpec(ManagerError):
     """A field of the instance request is wrong; `param` names it."""
 
     code = "invalid_spec"
+    is_lasting = True
 
 
 class ModelNotFound(ManagerError):
     """The model named is neither a directory nor known anywhere we may look."""
 
     code = "model_not_found"
+    is_lasting = True
 
 
 class UnsupportedModel(ManagerError):
     """The model's files are here, and of a kind that its engine doesn't run."""
 
     code = "unsupported_model"
+    is_lasting = True
 
 
 class WrongState(ManagerError):

@@ -97,6 +97,7 @@ class Fleet:
             if name in wanted:
                 model = self._model(name)
                 model.profile = wanted[name]
+                model.clear_failure()  # it may have been corrected
                 model.replicas = {k: one for k, one in model.replicas.items() if self._belongs_to(one, model)}
             else:
                 model = self._models[name]
@@ -215,6 +216,7 @@ class Fleet:
         model.queue.check_room()
         if model.is_up_for(need):
             return
+        self._check_can_run(model)  # before what its engine would serve: it serves nothing
         if need is not None and not self._starter.can_bring_up(model, need):
             raise _wrong_runner(model, need)
         if not self.config.autostart:
@@ -224,14 +226,18 @@ class Fleet:
         self._check_may_start(model)
 
     def _check_may_start(self, model: Model) -> None:
+        self._check_can_run(model)
+        wait_s = model.retry_at - self._clock()
+        if (error := model.error) is None or wait_s <= 0:
+            return
+        if isinstance(error, UnsupportedModel):
+            raise UnsupportedModel(str(error), param="model")
+        message = f"{error}; the next start is tried in {wait_s:.0f} s at the soonest"
+        raise type(error)(message, retry_after_s=None if error.is_lasting else wait_s)
+
+    def _check_can_run(self, model: Model) -> None:
         if (problem := model.checkpoint_problem) is not None:
             raise unsupported(model.name, problem)
-        wait_s = model.retry_at - self._clock()
-        if isinstance(model.error, UnsupportedModel) and wait_s > 0:
-            raise UnsupportedModel(str(model.error), param="model")
-        if model.error is not None and wait_s > 0:
-            message = f"{model.error}; the next start is tried in {wait_s:.0f} s at the soonest"
-            raise InstanceFailedToStart(message, retry_after_s=wait_s)
 
     # The tasks.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,11 @@ from instance_manager.errors import ModelNotFound
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _PATH_PREFIXES = ("/", "./", "../", "~")
+
+
+def expand_home(path: str | Path) -> Path:
+    """Unlike Path's own, it leaves a `~` alone that nobody has: not every user has a home directory."""
+    return Path(os.path.expanduser(path))
 
 
 def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
@@ -26,7 +32,7 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
             found = _directory_below(root, model_name) or _snapshot_below(root, model_name)
             if found is not None:
                 return str(found)
-    directory = Path(model_name).expanduser()
+    directory = expand_home(model_name)
     if directory.is_dir():
         return str(directory.resolve())
     if directory.suffix == ".gguf" and directory.is_file():
@@ -42,7 +48,7 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
 
 def _directory_below(root: Path, name: str) -> Path | None:
     """`root/name`, unless the name leads out of the root ("a/../../b"). Raises ModelNotFound."""
-    base = root.expanduser().resolve()
+    base = expand_home(root).resolve()
     candidate = base / name
     if not candidate.is_dir() or ".." in Path(name).parts or candidate == base:
         return None
@@ -60,7 +66,7 @@ def _snapshot_below(root: Path, name: str) -> Path | None:
     """The main branch of `name`, where `root` has the layout of the hub's cache."""
     if not _HUB_ID.fullmatch(name):
         return None
-    repository = root.expanduser().resolve() / f"models--{name.replace('/', '--')}"
+    repository = expand_home(root).resolve() / f"models--{name.replace('/', '--')}"
     try:
         commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
