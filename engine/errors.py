@@ -59,6 +59,10 @@ class InvalidRequest(EngineError):
         super().__init__(message)
         self.param = param
 
+    def renamed(self, message: str, param: str | None) -> InvalidRequest:
+        """The same complaint in another protocol's words."""
+        return type(self)(message, param=param)
+
 
 class PromptTooLong(InvalidRequest):
     """The context doesn't hold what a request asks for.
@@ -71,6 +75,10 @@ class PromptTooLong(InvalidRequest):
     def __init__(self, message: str, *, param: str | None = None, anthropic: str | None = None) -> None:
         super().__init__(message, param=param)
         self.anthropic = message if anthropic is None else f"{anthropic}. {message}"
+
+    def renamed(self, message: str, param: str | None) -> InvalidRequest:
+        words = self.anthropic.removesuffix(self.message).removesuffix(". ")
+        return type(self)(message, param=param, anthropic=words or None)
 
     @classmethod
     def of(
