@@ -11,10 +11,10 @@ from pathlib import Path
 
 from instance_manager.shim import read_boot_id
 from instance_manager.stores.base import StateStore
-from instance_manager.stores.errors import StoreUnavailable
+from instance_manager.stores.errors import LeaseLost, StoreInUse, StoreUnavailable
 from instance_manager.stores.lock import FileLock
 from instance_manager.stores.memory import MemoryStore
-from instance_manager.stores.open import open_store, owner_id
+from instance_manager.stores.open import open_store, owner_id, set_owner_id
 from instance_manager.types import ManagerConfig
 
 logger = logging.getLogger("berth.state")
@@ -27,13 +27,16 @@ _LEASE_S = (
 class StateSession:
     """Made by `open`, given back by `close`."""
 
-    def __init__(self, store: StateStore, owner: str, lock: FileLock | None) -> None:
+    def __init__(
+        self, store: StateStore, owner: str, lock: FileLock | None, config: ManagerConfig | None = None
+    ) -> None:
         self.store = store
         self.owner = owner  # the same after every restart in the same STATE_DIR
         self.boot_id = _boot_id()  # None = none is known here, and no pid is worth anything after a restart
         # Whose ports are held. Machines may have the same name, containers of one machine have its boot id.
         self.node = f"{platform.node()}/{(self.boot_id or '')[:8]}"
         self._lock = lock
+        self._config = config
 
     @classmethod
     async def open(cls, config: ManagerConfig) -> StateSession:
@@ -48,7 +51,7 @@ class StateSession:
             except BaseException:
                 _release(lock)
                 raise
-            session = cls(store, owner, lock)
+            session = cls(store, owner, lock, config)
         try:
             # The lock proves that who had the lease before us is dead.
             is_proven = session._lock is not None
@@ -70,6 +73,30 @@ class StateSession:
     @property
     def token_prefix(self) -> str:
         return f"{self.owner}."
+
+    async def tend(self) -> None:
+        """Put back what somebody has removed: the lock, our name, the folder of status files, the store.
+
+        Raises LeaseLost where another Berth has taken the place, StoreUnavailable where it can't be put back.
+        """
+        if self._lock is not None:
+            await asyncio.to_thread(self._put_back)
+        await self.store.tend()
+
+    def _put_back(self) -> None:
+        if self._lock is None or self._config is None or self._config.state_dir is None:
+            return
+        state_dir = self._config.state_dir
+        try:
+            if not self._lock.is_in_place:
+                self._lock.take_again()
+                logger.error("the files of this Berth in %s were removed while it runs: put back", state_dir)
+            set_owner_id(state_dir, self.owner)
+            self._config.status_path("any").parent.mkdir(parents=True, exist_ok=True)
+        except StoreInUse as error:
+            raise LeaseLost(str(error)) from error
+        except OSError as error:
+            raise StoreUnavailable(f"can't write to the state directory {state_dir}: {error}") from error
 
     async def close(self) -> None:
         """Let the next one in."""
