@@ -91,6 +91,5 @@ def _status_path_of(process: psutil.Process) -> Path | None:
         if argument == "--":
             return None
         if argument.startswith(_OPTION):
-            folder: str = process.cwd()
-            return (Path(folder) / argument.removeprefix(_OPTION)).resolve()
+            return Path(process.cwd(), argument.removeprefix(_OPTION)).resolve()
     return None
