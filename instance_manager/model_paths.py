@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from instance_manager.errors import ModelNotFound
 
-# What the hub calls a repository: "name" or "owner/name".
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+# What the hub calls a repository: "name" or "owner/name", of no more than 96 characters each.
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,95}(/[A-Za-z0-9][A-Za-z0-9._-]{,95})?")
 _PATH_PREFIXES = ("/", "./", "../", "~")
 
 
@@ -24,9 +25,9 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
             found = _directory_below(root, model_name)
             if found is not None:
                 return str(found)
-    directory = Path(model_name).expanduser()
-    if directory.is_dir():
-        return str(directory.resolve())
+    directory = os.path.expanduser(model_name)
+    if os.path.isdir(directory):  # False, too, for what no file can be called
+        return str(Path(directory).resolve())
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(model_name):
         raise ModelNotFound(
             f"model {model_name!r}: there is no such directory, neither by itself nor under MODEL_DIRS "
@@ -40,9 +41,15 @@ def _directory_below(root: Path, name: str) -> Path | None:
     """`root/name`, unless the name leads out of the root ("a/../../b"). Raises ModelNotFound."""
     base = root.expanduser().resolve()
     candidate = base / name
-    if not candidate.is_dir() or ".." in Path(name).parts or candidate == base:
+    if not os.path.isdir(candidate) or ".." in Path(name).parts or candidate == base:
         return None
-    for path in (candidate, *candidate.iterdir()):
+    try:
+        inside = list(candidate.iterdir())
+    except OSError as error:
+        raise ModelNotFound(
+            f"model {name!r}: {candidate} can't be read: {error.strerror or error}", param="model_name"
+        ) from None
+    for path in (candidate, *inside):
         if not path.resolve().is_relative_to(base):
             raise ModelNotFound(
                 f"model {name!r}: {path} is a link that leads out of {base}, to {path.resolve()}; "
