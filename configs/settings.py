@@ -18,6 +18,7 @@ from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from configs.bounded_file import read_bounded
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
 from configs.syslog import SyslogAddress
@@ -294,10 +295,10 @@ def load_settings(env_file: Path | None = None) -> Settings:
 def read_parameters(path: Path) -> dict[str, Any]:
     """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
     try:
-        parameters = json.loads(path.read_text(encoding="utf-8"))
+        parameters = json.loads(read_bounded(path))
     except OSError as error:
         raise SettingsError(f"VLLM_CONFIG={path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
     if not isinstance(parameters, dict):
         raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")
