@@ -1,19 +1,17 @@
-"""The control routes take short bodies, which are read whole: no longer ones, and none that nobody means."""
+"""The control routes take short bodies, which are read whole: longer ones are refused before."""
 
 from __future__ import annotations
 
 from api.asgi import App, Receive, Scope, Send
-from api.body_check import find_fault
 from api.body_peek import peek
-from api.errors import ApiError, api_error
+from api.errors import api_error
 from api.leases import ClientGone
-from api.off_loop import off_loop
 
 MAX_BYTES = 2**20
 
 
 class BodyLimit:
-    """An ASGI middleware: 413 for a body of more than `max_bytes`, 422 for one that nobody could mean."""
+    """An ASGI middleware that answers 413 to a body of more than `max_bytes`."""
 
     def __init__(self, app: App, max_bytes: int = MAX_BYTES) -> None:
         self._app = app
@@ -29,20 +27,11 @@ class BodyLimit:
             peeked = await peek(receive, self._max_bytes)
         except ClientGone:
             return
-        body = peeked.body
-        if body is None:
-            message = f"the body is longer than the {self._max_bytes >> 10} KiB that this route takes"
-            error = api_error(413, message, "invalid_request_error", code="body_too_large")
-            await _refuse(send, error, (b"connection", b"close"))
-        elif body and (fault := await off_loop(len(body), lambda: find_fault(body))) is not None:
-            message = f"{fault.field or 'the body'} {fault.problem}"
-            param = fault.field or None
-            await _refuse(send, api_error(422, message, "invalid_request_error", param=param))
-        else:
+        if peeked.body is not None:
             await self._app(scope, peeked.replay, send)
-
-
-async def _refuse(send: Send, error: ApiError, *more_headers: tuple[bytes, bytes]) -> None:
-    headers = [*error.headers, *more_headers]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
+            return
+        message = f"the body is longer than the {self._max_bytes >> 10} KiB that this route takes"
+        error = api_error(413, message, "invalid_request_error", code="body_too_large")
+        headers = [*error.headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": error.body})

@@ -16,6 +16,7 @@ from starlette.routing import Match, Route
 from api import catalog, instances, metrics, models, ops, pull, streams, usage_report
 from api.access_log import log_answered
 from api.asgi import App, Message, Receive, Scope, Send
+from api.body_check import BodyCheck
 from api.body_limit import BodyLimit
 from api.catalog import ModelFiles
 from api.errors import ApiError, api_error, error_for
@@ -69,6 +70,7 @@ def create_control_app(
     app.state.metrics_page = metrics_page
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(BodyCheck)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
     app.add_exception_handler(ManagerError, _manager_error)

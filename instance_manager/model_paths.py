@@ -25,9 +25,9 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
             found = _directory_below(root, model_name)
             if found is not None:
                 return str(found)
-    directory = os.path.expanduser(model_name)
+    directory = Path(os.path.expanduser(model_name))
     if os.path.isdir(directory):  # False, too, for what no file can be called
-        return str(Path(directory).resolve())
+        return str(directory.resolve())
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(model_name):
         raise ModelNotFound(
             f"model {model_name!r}: there is no such directory, neither by itself nor under MODEL_DIRS "
