@@ -30,17 +30,6 @@ def empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def zero_the_header(folder: Path) -> None:
-    with (folder / "berth.db").open("r+b") as file:
-        file.write(bytes(4096))
-    (folder / "berth.db-wal").unlink(missing_ok=True)
-
-
-def drop_usage(folder: Path) -> None:
-    with closing(sqlite3.connect(folder / "berth.db")) as database:
-        database.execute("DROP TABLE usage")
-
-
 def spoil_the_record(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "berth.db")) as database, database:
         database.execute("UPDATE records SET body = '{' WHERE instance_id = 'one'")
@@ -49,11 +38,8 @@ def spoil_the_record(folder: Path) -> None:
 # What is done to STATE_DIR while no Berth lives, and whether the engine is known again.
 LOSSES: dict[str, tuple[Callable[[Path], None], bool]] = {
     "all": (empty, False),
-    "the name": (lambda folder: (folder / "berth-id").unlink(), True),
     "the name damaged": (lambda folder: (folder / "berth-id").write_bytes(b"\xff" * 5000), True),
     "status files": (lambda folder: shutil.rmtree(folder / "run"), True),
-    "the header": (zero_the_header, False),
-    "a table": (drop_usage, True),
     "a record": (spoil_the_record, False),
     "the database cut off": (lambda folder: os.truncate(folder / "berth.db", 10), True),  # its log has all
 }
