@@ -113,8 +113,12 @@ class SqliteStore(SoleOwnerStore):
     async def acquire_lease(
         self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
     ) -> Lease:
-        # The lock on the file has settled already that nobody else is here.
-        fence = await self._run(tables.next_fence)
+        # The lock on the file has settled already that nobody else is here. So a full disk is no reason not to
+        # begin: what was written before can be read, and engines that run be found.
+        try:
+            fence = await self._run(tables.next_fence)
+        except StoreUnavailable:
+            fence = await self._run(tables.last_fence) + 1
         self._lease = Lease(owner, secrets.token_hex(8), fence, math.inf, url)
         self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
         return self._lease

@@ -165,6 +165,10 @@ def next_fence(connection: sqlite3.Connection) -> int:
     return fence
 
 
+def last_fence(connection: sqlite3.Connection) -> int:
+    return _read_counter(connection, "fence")
+
+
 def last_event_id(connection: sqlite3.Connection) -> int:
     return _read_counter(connection, "event_id")
 

@@ -135,6 +135,24 @@ async def test_a_full_disk_is_survived(tmp_path: Path) -> None:
         assert await store.last_event_id() == written
 
 
+async def test_one_begins_on_a_full_disk_with_what_can_be_read(tmp_path: Path) -> None:
+    """So that engines of a Berth that was killed are found, and not orphaned until somebody clears up."""
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    async with await open_store(URL, tmp_path) as store:
+        record = await store.put(a_record(), 0)
+        for path in tmp_path.glob("berth.db*"):
+            (killed / path.name).write_bytes(path.read_bytes())
+    size = (killed / "berth.db-wal").stat().st_size
+    with files_no_larger_than(max(size, 32_768)):
+        async with await open_store(URL, killed) as store:
+            assert (await store.acquire_lease("a", 30)).fence == 1
+            assert await store.records() == [record]
+            with pytest.raises(StoreUnavailable):
+                for number in range(1000):
+                    await store.put(a_record(f"i{number}"), 0)
+
+
 async def test_a_directory_that_cannot_be_written() -> None:
     with pytest.raises(StoreUnavailable, match="/proc/berth"):
         await open_store(URL, Path("/proc/berth"))
