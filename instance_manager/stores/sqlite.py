@@ -113,8 +113,8 @@ class SqliteStore(SoleOwnerStore):
     async def acquire_lease(
         self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
     ) -> Lease:
-        # The lock on the file has settled already that nobody else is here. So a full disk is no reason not to
-        # begin: what was written before can be read, and engines that run be found.
+        # The lock on the file has settled already that nobody else is here. So a full disk need not keep us
+        # from the start: what was written before can be read, and engines that run be found.
         try:
             fence = await self._run(tables.next_fence)
         except StoreUnavailable:
