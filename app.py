@@ -499,7 +499,7 @@ def _serve(settings: Settings, server: BerthServer, telemetry: Telemetry) -> int
         server.run()
     except StoreError as error:
         sys.stderr.write(f"berth: {error}\n")
-        return 1
+        return 2 if isinstance(error, InvalidStateUrl) else 1
     except OSError as error:
         address = f"APP_HOST={settings.app_host} APP_PORT={settings.app_port}"
         sys.stderr.write(f"berth: {address}: can't listen there: {error.strerror or error}\n")

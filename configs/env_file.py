@@ -15,6 +15,7 @@ from typing import Any
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
+from configs.bounded_file import read_bounded
 from configs.near_names import nearest
 
 ENCODING = "utf-8-sig"  # some editors begin a file with a mark that would else be part of the first name
@@ -126,7 +127,7 @@ def read_env_file(path: Path | None, settings: Collection[str]) -> EnvFile:
     if not path.is_file():
         return EnvFile(None, {}, remarks=(f"{path}: is no file, so no setting comes from it",))
     try:
-        text = path.read_text(encoding=ENCODING)
+        text = read_bounded(path).decode(ENCODING)
     except UnicodeDecodeError:
         return EnvFile(None, {}, mistakes=(f"{path}: is no text in UTF-8",))
     except OSError as error:

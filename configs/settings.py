@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from configs.bounded_file import read_bounded
 from configs.env_file import (
     ENCODING,
     SDK_PREFIX,
@@ -420,10 +421,10 @@ def _unwritable(path: Path) -> str | None:
 def read_parameters(path: Path) -> dict[str, Any]:
     """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
     try:
-        parameters = json.loads(path.read_text(encoding="utf-8"))
+        parameters = json.loads(read_bounded(path))
     except OSError as error:
         raise SettingsError(f"VLLM_CONFIG={path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
     if not isinstance(parameters, dict):
         raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")
