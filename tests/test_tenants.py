@@ -90,8 +90,15 @@ def serving(folder: Path, **settings: str) -> Iterator[BerthProcess]:
 
 
 @pytest.fixture(scope="module")
-def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    with serving(tmp_path_factory.mktemp("tenants")) as berth:
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.touch(mode=0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def berth(tmp_path_factory: pytest.TempPathFactory, key_file: Path) -> Iterator[BerthProcess]:
+    with serving(tmp_path_factory.mktemp("tenants"), API_KEYS_FILE=str(key_file)) as berth:
         yield berth
 
 
@@ -211,6 +218,29 @@ def test_ids_are_random_and_overwritten_by_nobody(client: httpx.Client, way: str
             assert ask(client, key, "POST", url_of(RESPONSES, way), body, **headers).json()["id"] != first
     listed = use(client, ONE, way, ("GET", "/v1/responses/{name}/input_items"), first).json()["data"]
     assert listed[0]["content"][0]["text"] == "first"
+
+
+def test_a_renewed_key_keeps_its_responses_and_a_key_given_to_another_does_not(
+    client: httpx.Client, key_file: Path
+) -> None:
+    """On one connection, so that heads and what was derived of them are known."""
+
+    def know(line: str) -> None:
+        key_file.write_text(line)
+        ask(client, ADMIN, "POST", "/reload").raise_for_status()
+
+    def reads(key: str) -> list[int]:
+        read = ("GET", "/v1/responses/{name}")
+        return [use(client, key, "by instance", read, name).status_code for _ in range(3)]
+
+    know("alice: key-a")
+    name = make(client, "key-a", "by instance")["id"]
+    assert reads("key-a") == [200] * 3
+    know("bob: key-a")
+    assert reads("key-a") == [404] * 3
+    know("alice: key-b")
+    assert (reads("key-a"), reads("key-b")) == ([401] * 3, [200] * 3)
+    know("")
 
 
 def test_ids_of_requests_cannot_be_guessed(client: httpx.Client) -> None:
