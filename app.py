@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import uvicorn
 
-from api import garbage
+from api import garbage, usage_report
 from api.asgi import App, Scope
 from api.auth import AccessControl
 from api.catalog import ModelFiles
@@ -128,7 +128,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     protocols = ProtocolApp(
         inner, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )
-    inference_paths = frozenset(UNVERSIONED) | protocols.routes
+    inference_paths = frozenset(UNVERSIONED) | protocols.routes | {usage_report.PATH}
 
     def is_for_gateway(scope: Scope) -> bool:
         return Gateway.is_for(scope) or raw_path(scope) in protocols.routes
@@ -169,7 +169,7 @@ def api_keys(settings: Settings) -> Keys:
         )
         for line in settings.listed_keys()
     )
-    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed))
+    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed), settings.share_caches)
 
 
 def _read_keys(settings: Settings) -> Keys:

@@ -65,7 +65,7 @@ class AccessControl:
         on_refused: Callable[[str, int], None] = lambda _method, _status: None,
         origins: Origins | None = None,
     ) -> None:
-        """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
+        """`inference_paths`: what keys for requests may ask for besides `/v1/…` and `/proxy/…`.
 
         `names_served_by`: what the model of an instance is called, for keys that are good for some models.
         `on_refused` is told the method and status of who was not let in.

@@ -173,6 +173,9 @@ class Settings(BaseSettings):
     response_cache_mb: int = Field(
         0, ge=0, description="Size of the cache of deterministic answers; 0 = none"
     )
+    share_caches: bool = Field(
+        False, description="Whether keys find cached prefixes and answers of each other's requests"
+    )
     state_dir: Path = Field(
         ROOT / "state", description="Folder for what Berth remembers; each Berth has one of its own"
     )

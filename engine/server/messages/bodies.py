@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import MAX_FIELDS, Ignored, RequestBody, Strict, none_as
+from engine.server.generation_body import MAX_FIELDS, CacheSalt, Ignored, RequestBody, Strict, none_as
 from engine.server.messages.blocks import Block, TextBlock
 
 MAX_TOOLS = 512
@@ -15,11 +15,12 @@ MAX_BLOCKS = 20_000
 MAX_STOP_SEQUENCES = 256
 
 COUNT_RULES = FieldRules(
-    refused={"cache_salt": (), "kv_transfer_params": (), "thread": ({"type": "create"},)},
+    refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},
     without_effect=frozenset(
         {
             "betas",
             "billing_policy",
+            "cache_salt",
             "compaction",
             "context_hint",
             "diagnostics",
@@ -218,6 +219,7 @@ class MessagesBody(CountBody):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     stream: Annotated[bool, none_as(False)] = False
+    cache_salt: CacheSalt = None
 
 
 RULES = FieldRules(

@@ -99,6 +99,7 @@ def _sampling(body: MessagesBody) -> dict[str, Any]:
         "top_p": body.top_p,
         "top_k": body.top_k,
         "stream": body.stream,
+        "cache_salt": body.cache_salt,
     }
 
 
