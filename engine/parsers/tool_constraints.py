@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from engine.errors import InvalidRequest
@@ -32,8 +32,38 @@ def call_constraint(name: str, tools: Sequence[Tool], choice: str, *, parallel: 
         for index, tool in enumerate(tools)
         if choice in ("required", "auto", tool["function"]["name"])
     ]
-    form = build(wanted, choice == "auto", parallel)
+    return _as_tag(build(wanted, choice == "auto", parallel))
+
+
+def answer_or_calls(name: str, tools: Sequence[Tool], answer: Answer, *, parallel: bool) -> str | None:
+    """The same for an answer that follows a schema, where the model may call tools instead."""
+    build = _FORMATS.get(name)
+    if build is None:
+        return None
+    wanted = [
+        _Wanted.of(tool, f"tools[{index}].function", is_forced=False) for index, tool in enumerate(tools)
+    ]
+    calls = build([tool.as_promised for tool in wanted], False, parallel)
+    return _as_tag(calls and {"type": "or", "elements": [answer.content, calls]})
+
+
+def _as_tag(form: _Format | None) -> str | None:
     return None if form is None else json.dumps({"type": "structural_tag", "format": form})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an answer in words must be."""
+
+    schema: Any
+    param: str  # the field that it is from
+    is_strict: bool
+    advice: str
+
+    @property
+    def content(self) -> _Format:
+        about = {"param": self.param, "is_strict": self.is_strict, "advice": self.advice}
+        return {"type": "json_schema", "json_schema": self.schema, "tool": about}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +91,11 @@ class _Wanted:
                 param=f"{param}.parameters.type",
             )
         return _Wanted(function["name"], {**parameters, "type": "object"}, param, is_strict)
+
+    @property
+    def as_promised(self) -> _Wanted:
+        """Where nothing is promised of its calls, the model's own way is left to it."""
+        return self if self.is_strict else replace(self, schema={"type": "object"})
 
     def content(self, **more: Any) -> _Format:
         about = {"param": f"{self.param}.parameters", "is_strict": self.is_strict, "advice": _ADVICE}
