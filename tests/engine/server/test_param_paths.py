@@ -51,7 +51,10 @@ def _tools(*tools: Any) -> tuple[type[Strict], dict[str, Any]]:
         (_output({"type": "text"}), "input[0].output[0].text"),
         (_tools({"type": "function", "function": {"name": "x"}}), "tools[0].name"),
         (
-            (MessagesBody, {"max_tokens": 1, "messages": [HI], "system": [{"type": "text", "text": "", "a": 1}]}),
+            (
+                MessagesBody,
+                {"max_tokens": 1, "messages": [HI], "system": [{"type": "text", "text": "", "a": 1}]},
+            ),
             "system[0].a",
         ),
     ],

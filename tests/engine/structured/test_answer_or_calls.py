@@ -18,7 +18,9 @@ ANSWER = {"type": "object", "properties": {"degrees": {"type": "integer"}}, "req
 FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ANSWER}}
 CALLS = {
     "hermes": '<tool_call>\n{"name": "f", "arguments": {"city": "Oslo"}}\n</tool_call>',
-    "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>",
+    "qwen3_coder": (
+        "<tool_call>\n<function=f>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>"
+    ),
     "llama3_json": '{"name": "f", "parameters": {"city": "Oslo"}}',
     "mistral": '[{"name": "f", "arguments": {"city": "Oslo"}}]',
 }
