@@ -66,9 +66,13 @@ def _check_leniently(body: Mapping[str, Any], model: type[Body]) -> Body:
 
 
 def _check_media_type(content_type: str | None) -> None:
+    """A page of any origin may send a form or plain text without asking first, so JSON must be called so."""
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        raise WrongMediaType(f"The body must be application/json, not {media_type}.")
+        raise WrongMediaType(
+            f"The body must be application/json, not {media_type}: send the header "
+            "`Content-Type: application/json` (curl -H 'Content-Type: application/json' …)."
+        )
 
 
 async def _read(request: Request) -> bytes:
