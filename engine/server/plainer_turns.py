@@ -2,12 +2,13 @@
 
 Agents give several system turns, several turns of the user in a row, and histories that another model's calls
 are in. Many templates take one system turn or none, users and assistants in alternation, one call at a time,
-ids of nine letters. Nothing is left out: what such a template has no place for is said elsewhere.
+ids of nine letters, no tools. Nothing is left out: what such a template has no place for is said elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ def plainer_readings(turns: list[Turn]) -> Iterator[list[Turn]]:
         _with_one_system_turn,
         _with_alternating_turns,
         _without_system_turn,
+        _with_calls_in_words,
     ):
         plainer = make_plainer(turns)
         if plainer != turns:
@@ -152,6 +154,32 @@ def _without_system_turn(turns: list[Turn]) -> list[Turn]:
     return [{**first, "content": _join([system.get("content"), first.get("content")], "\n\n")}, *rest[1:]]
 
 
+def _with_calls_in_words(turns: list[Turn]) -> list[Turn]:
+    """For templates that know users and assistants alone: calls and results are said."""
+    as_parts = any(isinstance(turn.get("content"), list) for turn in turns)
+    said = [_in_words(turn) for turn in turns]
+    if as_parts:
+        said = [{**turn, "content": _parts(turn.get("content") or "")} for turn in said]
+    return _with_alternating_turns(said)
+
+
+def _in_words(turn: Turn) -> Turn:
+    if turn["role"] == "tool":
+        return {"role": "user", "content": f"Result of the tool: {_text(turn.get('content'))}"}
+    if "tool_calls" not in turn:
+        return turn
+    called = [_call_in_words(call["function"]) for call in turn["tool_calls"]]
+    said = {name: value for name, value in turn.items() if name != "tool_calls"}
+    words = [text for text in (_text(turn.get("content")), *called) if text]
+    return {**said, "content": "\n".join(words)}
+
+
+def _call_in_words(function: Turn) -> str:
+    arguments = function.get("arguments")
+    given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f"Call of the tool {function['name']}: {given}"
+
+
 def _without_system(turn: Turn) -> Turn:
     return _as_reminder(turn) if turn["role"] == "system" else turn
 
@@ -167,11 +195,15 @@ def _as_reminder(turn: Turn) -> Turn:
 
 
 def _join(contents: Sequence[Any], between: str) -> Any:
-    """Texts as one text, lists of parts as one list: a template takes the one or the other."""
-    given = [content for content in contents if content is not None]
-    if given and all(isinstance(content, list) for content in given):
-        return [part for content in given for part in content]
+    """Texts as one text; as a list of parts where one is a list, as a template takes the one or the other."""
+    given = [content for content in contents if content]
+    if any(isinstance(content, list) for content in given):
+        return [part for content in given for part in _parts(content)]
     return between.join(given) if given else None
+
+
+def _parts(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _text(content: Any) -> str:

@@ -104,11 +104,25 @@ def test_a_template_without_a_system_hears_it_from_the_user() -> None:
     assert render(NO_SYSTEM, USER, system, USER).count("system-reminder") == 2
 
 
+def test_a_template_without_tools_hears_of_them_in_words() -> None:
+    template = NO_SYSTEM.replace("m.role == 'system'", "m.role not in ('user', 'assistant')")
+    turns = [USER, {**calls("f"), "content": "I look."}, result("f"), USER]
+    assert render(template, *turns) == (
+        "<user>Hi<assistant>I look.\nCall of the tool f: {}<user>Result of the tool: 12\n\nHi"
+    )
+
+
 def test_parts_stay_parts() -> None:
     template = NO_SYSTEM.replace("{{ m.content or '' }}", "{% for p in m.content %}{{ p.text }}{% endfor %}")
     parts = [{"type": "text", "text": "Hi"}]
     system = {"role": "system", "content": "S"}
     assert render(template, system, {"role": "user", "content": parts}) == "<user>SHi"
+    template = template.replace("m.role == 'system'", "m.role not in ('user', 'assistant')")
+    turns = [{"role": "user", "content": parts}, calls("f"), result("f"), USER]
+    assert (
+        render(template, *turns)
+        == "<user>Hi<assistant>Call of the tool f: {}<user>Result of the tool: 12\n\nHi"
+    )
 
 
 def test_what_is_taken_stays_as_it_is() -> None:
