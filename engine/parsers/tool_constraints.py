@@ -7,7 +7,7 @@ have no text that a grammar could ask for, so what is asked for is the form that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,31 +18,30 @@ _Format: TypeAlias = dict[str, Any]
 _ADVICE = "with strict: false, a call follows all else that the schema says"
 
 
-def call_constraint(name: str, tools: Sequence[Tool], choice: str, *, parallel: bool) -> str | None:
+def call_constraint(name: str, tools: Mapping[str, Tool], choice: str, *, parallel: bool) -> str | None:
     """The structural tag, as JSON, for a tool parser's format; None if that format can't be asked for.
 
-    `choice`: "required" (one call at least), "auto" (text, and calls that are proper ones), or a tool's name.
+    `tools`: by their paths, for errors. `choice`: "required" (one call at least), "auto" (text, and calls that
+    are proper ones), or a tool's name.
     Raises InvalidRequest for a tool that can't be written in this format.
     """
     build = _FORMATS.get(name)
     if build is None:
         return None
     wanted = [
-        _Wanted.of(tool, f"tools[{index}].function", is_forced=choice != "auto")
-        for index, tool in enumerate(tools)
+        _Wanted.of(tool, f"{path}.function", is_forced=choice != "auto")
+        for path, tool in tools.items()
         if choice in ("required", "auto", tool["function"]["name"])
     ]
     return _as_tag(build(wanted, choice == "auto", parallel))
 
 
-def answer_or_calls(name: str, tools: Sequence[Tool], answer: Answer, *, parallel: bool) -> str | None:
+def answer_or_calls(name: str, tools: Mapping[str, Tool], answer: Answer, *, parallel: bool) -> str | None:
     """The same for an answer that follows a schema, where the model may call tools instead."""
     build = _FORMATS.get(name)
     if build is None:
         return None
-    wanted = [
-        _Wanted.of(tool, f"tools[{index}].function", is_forced=False) for index, tool in enumerate(tools)
-    ]
+    wanted = [_Wanted.of(tool, f"{path}.function", is_forced=False) for path, tool in tools.items()]
     calls = build([tool.as_promised for tool in wanted], False, parallel)
     return _as_tag(calls and {"type": "or", "elements": [answer.content, calls]})
 

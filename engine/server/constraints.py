@@ -74,8 +74,9 @@ def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
     return None if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools")
 
 
-def _tools(body: ChatBody) -> list[dict[str, Any]]:
-    return [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+def _tools(body: ChatBody) -> dict[str, dict[str, Any]]:
+    """By the client's own path."""
+    return {f"tools[{tool.place}]": tool.model_dump(exclude_none=True) for tool in body.tools or []}
 
 
 def _from_format(body: GenerationBody) -> StructuredOutput | None:

@@ -6,9 +6,9 @@ server, or as an SDK dumps it: it is read for what it says.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.foreign_parts import mark_unreadable, read_assistants, read_part
@@ -178,6 +178,16 @@ class Tool(Strict):
     type: Literal["function"] = "function"
     function: FunctionDefinition
     cache_control: Ignored = None
+    _place: int = PrivateAttr(default=0)
+
+    @property
+    def place(self) -> int:
+        """Where it stands among the tools given, of which some may be left out."""
+        return self._place
+
+    def placed(self, place: int) -> Self:
+        self._place = place
+        return self
 
 
 class NamedFunction(Strict):

@@ -88,7 +88,7 @@ def renamed(error: InvalidRequest, body: CountBody, offered: list[Offered] | Non
         return _IN_FORMAT.sub(form, _IN_TOOL.sub(in_tool, text))
 
     param = None if error.param is None else _OUR_PARAMS.get(error.param, rename(error.param))
-    return type(error)(rename(error.message), param=param)
+    return error.renamed(rename(error.message), param)
 
 
 def _sampling(body: MessagesBody) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Asked:
         place, own_place = param.rpartition(".")[0], name.rpartition(".")[0]
         if "." in place:  # a schema's errors say the place, and then the word there
             said = said.replace(place, own_place)
-        return type(error)(said, param=name)
+        return error.renamed(said, name)
 
     def _own_name(self, param: str) -> str:
         for pattern, paths in ((_MESSAGE, self._origins), (_TOOL, self._tool_paths)):
