@@ -21,8 +21,8 @@ _ADVICE = "with strict: false, a call follows all else that the schema says"
 def call_constraint(name: str, tools: Mapping[str, Tool], choice: str, *, parallel: bool) -> str | None:
     """The structural tag, as JSON, for a tool parser's format; None if that format can't be asked for.
 
-    `tools`: by their paths, for errors. `choice`: "required" (one call at least), "auto" (text, and calls that
-    are proper ones), or a tool's name.
+    `tools`: by their paths, for errors. `choice`: "required" (one call at least), "auto" (text, and proper
+    calls), or a tool's name.
     Raises InvalidRequest for a tool that can't be written in this format.
     """
     build = _FORMATS.get(name)
