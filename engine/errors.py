@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Self
+
 
 class EngineError(Exception):
     """Base of all; the message is written for the person who reads it."""
@@ -59,9 +62,11 @@ class InvalidRequest(EngineError):
         super().__init__(message)
         self.param = param
 
-    def renamed(self, message: str, param: str | None) -> InvalidRequest:
-        """The same complaint in another protocol's words."""
-        return type(self)(message, param=param)
+    def renamed(self, message: str, param: str | None) -> Self:
+        """The same complaint, its field in the words of the API that was asked."""
+        same = copy(self)
+        same.message, same.args, same.param = message, (message,), param
+        return same
 
 
 class PromptTooLong(InvalidRequest):
@@ -74,11 +79,11 @@ class PromptTooLong(InvalidRequest):
 
     def __init__(self, message: str, *, param: str | None = None, anthropic: str | None = None) -> None:
         super().__init__(message, param=param)
-        self.anthropic = message if anthropic is None else f"{anthropic}. {message}"
+        self._anthropic = anthropic
 
-    def renamed(self, message: str, param: str | None) -> InvalidRequest:
-        words = self.anthropic.removesuffix(self.message).removesuffix(". ")
-        return type(self)(message, param=param, anthropic=words or None)
+    @property
+    def anthropic(self) -> str:
+        return self.message if self._anthropic is None else f"{self._anthropic}. {self.message}"
 
     @classmethod
     def of(

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import EngineError
-from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response
+from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response, speaks_anthropic
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, set_request_id
 from engine.server.request_log import RequestRecord, begin_record
@@ -137,6 +137,8 @@ def _name_request(scope: Scope, send: Send, ignored: IgnoredFields, record: Requ
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = request_id
+            if speaks_anthropic(scope["path"]):
+                headers["request-id"] = request_id  # what Anthropic's SDKs read
             if ignored.header is not None:
                 headers["warning"] = ignored.header
             if record is not None:

@@ -93,7 +93,7 @@ def renamed(error: InvalidRequest, body: CountBody, offered: list[Offered] | Non
 
 def _sampling(body: MessagesBody) -> dict[str, Any]:
     return {
-        "max_tokens": body.max_tokens,
+        "max_tokens": max(body.max_tokens, 1),  # 0 reads the prompt into the cache, which takes one
         "stop": body.stop_sequences,
         "temperature": body.temperature,
         "top_p": body.top_p,

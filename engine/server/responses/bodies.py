@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.field_rules import FieldRules
+from engine.server.foreign_parts import mark_unreadable
 from engine.server.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
 from engine.server.responses.items import Item
 from engine.server.responses.tools import ToolChoice, Tools
@@ -116,7 +117,9 @@ class ResponseStreamOptions(Strict):
 class InputTokensBody(RequestBody):
     """What the model reads."""
 
-    input: str | Annotated[list[Item], Field(fail_fast=True)] | None = None
+    input: Annotated[
+        str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unreadable)
+    ] = None
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Tools | None = None
