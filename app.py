@@ -43,8 +43,9 @@ from api.response_cache import ResponseCache
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 from api.trace_export import InstanceSpans, TraceExport
 from api.tracing import Tracing
-from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog
+from configs.catalog import Catalog, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model, preview_edit
+from configs.catalog_error import CatalogError
 from configs.discovery import Discovery, config_problem, look_for_models
 from configs.home import expand_home
 from configs.logging import configure_logging, send_to_otlp, send_to_syslog
