@@ -118,6 +118,10 @@ BROKEN: dict[str, Broken] = {
     ),
     "nothing": Broken(only(), "has no config.json: it is no model"),
     "no-config": Broken(without("config.json"), "has no config.json: its download isn't finished"),
+    "no-json": Broken(beside(config__json="{nope"), "config.json can't be read: Expecting property name"),
+    "no-object": Broken(beside(config__json="[]"), "config.json"),
+    "no-values": Broken(beside(config__json="{}"), "architectures is None", "engine: vllm"),
+    "empty-config": Broken(beside(config__json=""), "config.json can't be read: Expecting value"),
     "makers-format": Broken(only(params__json={"dim": 4096}), "its maker's own format", "engine: vllm"),
     "adapter": Broken(
         only(adapter_config__json={"base_model_name_or_path": "o/base"}, adapter_model__safetensors="x"),
