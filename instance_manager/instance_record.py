@@ -61,7 +61,7 @@ def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool
 def instance_of(
     record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
 ) -> Instance:
-    """The instance, of which nobody has been told yet; without a process. What hasn't ended idles from now on."""
+    """The instance, of which nobody has been told yet; without a process. What has not ended idles anew."""
     one = new_instance(
         record.instance_id,
         record.spec,
