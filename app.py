@@ -43,9 +43,10 @@ from api.response_cache import ResponseCache
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 from api.trace_export import InstanceSpans, TraceExport
 from api.tracing import Tracing
-from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog
+from configs.catalog import Catalog, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model, preview_edit
-from configs.discovery import Discovery, config_problem, look_for_models
+from configs.catalog_error import CatalogError
+from configs.discovery import Discovery, FoundModel, config_problem, files_at, look_for_models
 from configs.home import expand_home
 from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
@@ -210,19 +211,18 @@ class CatalogProfiles:
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and those found on disk whose names it doesn't use."""
         catalog = self._file.current
-        profiles = {name: self._profile(name, entry) for name, entry in catalog.models.items()}
-        taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
         hf_home = None if self._settings.hf_home is None else Path(self._settings.hf_home)
         self._discovery = look_for_models(self._settings.model_dirs, hf_home)
+        on_disk = {found.name: found for found in self._discovery.models}
+        profiles = {
+            name: _with_files(self._profile(name, entry), _files_of(entry, on_disk))
+            for name, entry in catalog.models.items()
+        }
+        taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
         for found in self._discovery.models:
             if found.name not in taken:
                 profile = self._profile(found.name, catalog.found_entry(found.path))
-                profiles[found.name] = replace(
-                    profile,
-                    source=ModelSource.DISCOVERED,
-                    size_bytes=found.size_bytes,
-                    modified=found.modified,
-                )
+                profiles[found.name] = replace(_with_files(profile, found), source=ModelSource.DISCOVERED)
         self._names = frozenset(taken | profiles.keys())
         return list(profiles.values())
 
@@ -306,6 +306,19 @@ class CatalogProfiles:
                     keys=("models", name, "protocol"),
                     value=entry.protocol,
                 )
+
+
+def _files_of(entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
+    """What an entry's engine would load, where it lies here already; `on_disk` by name."""
+    if entry.path is not None:
+        return files_at(entry.path)
+    return None if entry.engine == "command" else on_disk.get(entry.target)
+
+
+def _with_files(profile: ModelProfile, found: FoundModel | None) -> ModelProfile:
+    return (
+        profile if found is None else replace(profile, size_bytes=found.size_bytes, modified=found.modified)
+    )
 
 
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:

@@ -68,6 +68,19 @@ def look_for_models(model_dirs: Sequence[Path], hf_home: Path | None) -> Discove
     return Discovery(list(found.values()), remarks)
 
 
+def files_at(path: Path) -> FoundModel | None:
+    """What lies at a model's path, wherever that is; None: nothing, or nothing that is whole."""
+    where = os.path.realpath(path)
+    try:
+        found = os.stat(where)
+    except OSError:
+        return None
+    if stat.S_ISREG(found.st_mode):
+        return FoundModel(path.name, path, found.st_size, found.st_mtime)
+    files, _ = _look(where, "/")
+    return _model(path.name, where, files) or _other_kind(path.name, where, files)
+
+
 @dataclass(slots=True)
 class _Walk:
     """One folder of MODEL_DIRS, links followed; what is passed over is noted on the way."""

@@ -142,13 +142,20 @@ class RoomKeeper:
         residents = [_with_place(one, self._resident(one, look)) for one in self._live()]
         has_place = self._manager.has_place
         limits = {**look.budgets, PLACE: sum(one.held.get(PLACE, 0) for one in residents) + has_place}
-        plan = plan_room(
-            need, model.name, waiting_since, residents, limits, self._clock(), self._config.policy
-        )
-        if isinstance(plan, NeverFits) and PLACE in need and not has_place:
-            plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
-        elif isinstance(plan, NeverFits):
-            plan = NeverFits(f"{plan.message}. {self._advice(model, spec, sleeper, need, residents, look)}")
+
+        def planned(need: Mapping[Device, int]) -> RoomPlan:
+            now, policy = self._clock(), self._config.policy
+            return plan_room(need, model.name, waiting_since, residents, limits, now, policy)
+
+        plan = planned(need)
+        if isinstance(plan, NeverFits):
+            # A place would be of no use to what has no room; nor room to what has no place.
+            without_place = planned({**need, PLACE: 0})
+            if isinstance(without_place, NeverFits):
+                advice = self._advice(model, spec, sleeper, need, residents, look)
+                plan = NeverFits(f"{without_place.message}. {advice}")
+            else:
+                plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
         return Placed(plan, devices, frozenset(gpus or (HOST,)))
 
     def _advice(

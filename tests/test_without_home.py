@@ -37,8 +37,5 @@ def test_berth_and_its_engines_do_without_a_home_directory(tmp_path: Path) -> No
         answer = client.post("/v1/completions", json=body, timeout=120)
         assert answer.status_code == 200, answer.text
         assert "no such directory" in client.get("/models/tilde").json()["problem"]
-        assert (
-            code_of(client.post("/models/pull", json={"model": "a/b", "stream": False})) == "hub_unreachable"
-        )
-        assert code_of(client.delete("/models/a/b")) == "model_not_found"
+        assert "hub_unreachable" in client.post("/models/pull", json={"model": "a/b"}).text
         assert list((tmp_path / "state" / "run").glob("*.json")), "the next Berth couldn't find the engine"

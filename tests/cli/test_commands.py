@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
+from tests.broken_checkpoints import DEMO, make_broken
 from tests.cli.command import berth, environment
 from tests.fake_hub import FakeHub, Refusal
 
@@ -316,3 +318,30 @@ sys.exit(f"help loads {heavy}" if heavy else status)
     ran = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "Exit status:" in ran.stdout
+
+
+def test_what_can_not_be_started_is_told_with_a_step_that_helps(tmp_path: Path) -> None:
+    models = make_broken("qwen2", tmp_path / "models").parent
+    shutil.copytree(DEMO, models / "large")
+    (tmp_path / "models.yaml").write_text(f"models: {{gone: {{path: {tmp_path}/none}}}}")
+    settings = {"MODEL_DIRS": str(models), "MODELS_FILE": str(tmp_path / "models.yaml")}
+    with running_berth(
+        tmp_path, **settings, HOST_MEMORY="0.0001", API_KEYS="r", ADMIN_API_KEYS="a"
+    ) as server:
+        steps = {
+            "qwen2": "`engine` in models.yaml",
+            "large": "`berth ps` shows",
+            "gone": "`berth list` shows",
+        }
+        for name, step in steps.items():
+            for command in (["start", name], ["run", name, "hi"], ["restart", name]):
+                refused = berth(server.url, *command, "--api-key", "a")
+                assert refused.returncode == (4 if name == "gone" else 1)
+                assert step in refused.stderr
+                assert "berth stop" not in refused.stderr and "berth logs" not in refused.stderr
+        for key in ("a", "r"):
+            assert "unsupported" in berth(server.url, "show", "qwen2", "--api-key", key).stdout
+            [row] = [
+                r for r in berth(server.url, "list", "--api-key", key).stdout.splitlines() if "qwen2" in r
+            ]
+            assert "unsupported" in row and "vLLM may run it" in row

@@ -502,6 +502,16 @@ async def test_where_no_place_can_be_made_it_is_told_why(world: World) -> None:
     )
 
 
+async def test_what_is_too_large_is_not_told_that_a_place_would_help(world: World) -> None:
+    world.manager.has_place = False
+    world.add("other", 0.1)
+    spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())
+    never = (await plan(world, world.keeper(host_gb=1), spec)).plan
+    assert isinstance(never, NeverFits)
+    assert "all are taken" not in never.message and "place" not in never.message
+    assert "What helps: " in never.message
+
+
 # With a real engine
 
 
