@@ -30,6 +30,7 @@ from api.cors import Cors, Origins
 from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
+from api.engine_routes import RequestRoutes
 from api.gateway import UNVERSIONED, Gateway
 from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
 from api.keys import Access, ApiKey, names_of
@@ -144,6 +145,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
         origins=(origins := _origins(settings)),
+        request_routes=RequestRoutes(settings.request_paths),
     )
     return Cors(access, origins) if origins else access, manager, pulls
 

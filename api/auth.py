@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 from api.access_log import log_answered
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.cors import Origins
 from api.dialects import send_error
 from api.dispatch import raw_path
+from api.engine_routes import RequestRoutes
 from api.errors import ApiError, api_error
 from api.headers import KEY_HEADERS, find_header, sane_request_id
 from api.keys import (
@@ -37,31 +38,7 @@ from api.known_head import memo_of
 from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 
-_ENGINE_CONTROL = frozenset(
-    {
-        b"sleep",
-        b"wake_up",
-        b"is_sleeping",
-        b"collective_rpc",
-        b"reset_prefix_cache",
-        b"reset_mm_cache",
-        b"reset_encoder_cache",
-        b"start_profile",
-        b"stop_profile",
-        b"load_lora_adapter",
-        b"unload_lora_adapter",
-        b"server_info",
-        b"scale_elastic_ep",
-        b"pause",
-        b"resume",
-        b"update_weights",
-        b"init_weight_transfer_engine",
-        b"abort_requests",
-        b"memory",
-        b"slots",  # llama.cpp: shows everybody's prompts, and erases them
-        b"lora-adapters",
-    }
-)
+_ENGINES = RequestRoutes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +67,14 @@ class AccessControl:
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
         on_refused: Callable[[str, int], None] = lambda _method, _status: None,
         origins: Origins | None = None,
+        request_routes: RequestRoutes = _ENGINES,
     ) -> None:
         """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
 
         `names_served_by`: what the model of an instance is called, for keys that are good for some models.
         `on_refused` is told the method and status of who was not let in.
         `origins`: whose pages, in a browser on this machine, may send requests to engines without a key.
+        `request_routes`: those of engines that a key for requests is good for.
         """
         self._app = app
         self._inference_paths = inference_paths
@@ -103,6 +82,7 @@ class AccessControl:
         self._on_refused = on_refused
         self._origins = origins
         self._ring = keys.ring()
+        self._request_routes = request_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None if scope["type"] == "lifespan" else self._refusal(scope)
@@ -130,7 +110,12 @@ class AccessControl:
         return True
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        required = required_access(raw_path(scope), self._inference_paths)
+        required = required_access(
+            raw_path(scope),
+            self._inference_paths,
+            method=scope.get("method", "POST"),  # a WebSocket has none, and may carry anything
+            routes=self._request_routes,
+        )
         if required is Access.OPEN:
             return None
         if caller_of(scope).access >= required:
@@ -176,7 +161,10 @@ class AccessControl:
             message = "pages of other origins may send requests to engines, nothing else; set ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")
         if granted is Access.INFERENCE:
-            message = "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS"
+            message = (
+                "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS, "
+                "or name the engine's route in REQUEST_PATHS"
+            )
             return api_error(403, message, "permission_error", code="admin_key_required")
         if self._ring.is_empty:
             message = (
@@ -191,8 +179,17 @@ class AccessControl:
         return error
 
 
-def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()) -> Access:
-    """What one must be allowed to do to ask for a path (as it came over the wire)."""
+def required_access(
+    path: bytes,
+    inference_paths: frozenset[bytes] = frozenset(),
+    *,
+    method: str = "POST",
+    routes: RequestRoutes = _ENGINES,
+) -> Access:
+    """What one must be allowed to do to ask for a path (as it came over the wire).
+
+    `routes`: those of engines that answer one client's own request.
+    """
     if path == b"/health" or path.startswith(b"/health/"):
         return Access.OPEN
     if path.startswith(b"/proxy/"):
@@ -201,17 +198,7 @@ def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()
         forwarded = path
     else:
         return Access.INFERENCE if path in inference_paths else Access.ADMIN
-    return Access.ADMIN if _is_engine_control(forwarded) else Access.INFERENCE
-
-
-@lru_cache(maxsize=4096)
-def _is_engine_control(path: bytes) -> bool:
-    """Whether an engine's route acts on everybody's work, or on the engine itself.
-
-    Judged as an engine would read it: unescaped, and without doubled or dotted parts.
-    """
-    parts = [part for part in unquote_to_bytes(path).lower().split(b"/") if part not in (b"", b".")]
-    return b".." in parts or any(part in _ENGINE_CONTROL for part in parts[:2])
+    return Access.INFERENCE if routes.has(forwarded, method) else Access.ADMIN
 
 
 def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ class Settings(BaseSettings):
         None, description="File of more keys, with names and limits, see SECURITY.md"
     )
 
+    request_paths: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="More routes of engines that keys for requests are good for, `/predict`, `/custom/*`, "
+        "`/all/below/**`, separated by commas; SECURITY.md",
+    )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Web pages that may use Berth from a browser, `https://app.example.com`, separated by "
@@ -209,11 +215,21 @@ class Settings(BaseSettings):
     )
     otel_service_name: str = Field("berth", description="What Berth is called there")
 
-    @field_validator("api_keys", "admin_api_keys", "allowed_origins", "protocol_plugins", mode="before")
+    @field_validator(
+        "api_keys", "admin_api_keys", "request_paths", "allowed_origins", "protocol_plugins", mode="before"
+    )
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(filter(None, (key.strip() for key in value.split(","))))
+        return value
+
+    @field_validator("request_paths")
+    @classmethod
+    def _check_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not re.fullmatch(r"(/(?!\*\*/)(\*\*?|[A-Za-z0-9._~-]+))+", one) or "/.." in one:
+                raise ValueError("must be paths of engines, /predict or /custom/*, and ** only at the end")
         return value
 
     @field_validator("allowed_origins")

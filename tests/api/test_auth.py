@@ -11,6 +11,7 @@ import pytest
 
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.auth import Access, AccessControl, Keys, is_local, required_access
+from api.engine_routes import RequestRoutes
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 
@@ -37,6 +38,8 @@ async def ask(
     client: tuple[str, int] | None = LOCAL,
     headers: RawHeaders | None = None,
     kind: str = "http",
+    method: str = "POST",
+    more: tuple[str, ...] = (),
 ) -> tuple[int, dict[str, Any]]:
     """Status and body of the answer; 200 and {} where the request got through."""
 
@@ -48,8 +51,10 @@ async def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": kind, "path": path, "headers": [HOST, *(headers or [])], "client": client}
-    await AccessControl(Yes(), keys)(scope, receive, send)
+    scope: Scope = {"type": kind, "path": path, "headers": [HOST, *(headers or [])], "client": client}
+    if kind == "http":
+        scope["method"] = method
+    await AccessControl(Yes(), keys, request_routes=RequestRoutes(more))(scope, receive, send)
     return sent[0].get("status", sent[0].get("code")), json.loads(sent[-1].get("body", b"{}") or b"{}")
 
 
@@ -62,7 +67,7 @@ BOTH = Keys(inference=("user-key",), admin=("admin-key", "other-admin"))
 
 def test_the_short_way_has_the_same_door() -> None:
     def may_begin(headers: RawHeaders) -> bool:
-        scope = {"type": "http", "path": "/proxy/a/x", "headers": [HOST, *headers], "client": LOCAL}
+        scope = {"type": "http", "path": "/proxy/a/score", "headers": [HOST, *headers], "client": LOCAL}
         channel: Any = None
         return AccessControl(Yes(), BOTH).begin(scope, b"", channel, lambda _app: None)
 
@@ -77,12 +82,12 @@ def test_the_short_way_has_the_same_door() -> None:
         ("/health", [], 200),
         ("/health/readiness", [], 200),
         ("/healthy", [], 401),
-        ("/proxy/a/v1/models", [], 401),
-        ("/proxy/a/v1/models", bearer("user-key"), 200),
-        ("/proxy/a/v1/models", bearer("admin-key"), 200),
-        ("/proxy/a/v1/models", bearer("user-ke"), 401),
-        ("/proxy/a/v1/models", bearer(""), 401),
-        ("/proxy/a/v1/models", [(b"authorization", b"Basic user-key")], 401),
+        ("/proxy/a/v1/chat/completions", [], 401),
+        ("/proxy/a/v1/chat/completions", bearer("user-key"), 200),
+        ("/proxy/a/v1/chat/completions", bearer("admin-key"), 200),
+        ("/proxy/a/v1/chat/completions", bearer("user-ke"), 401),
+        ("/proxy/a/v1/chat/completions", bearer(""), 401),
+        ("/proxy/a/v1/chat/completions", [(b"authorization", b"Basic user-key")], 401),
         ("/instances", bearer("user-key"), 403),
         ("/instances", bearer("other-admin"), 200),
         ("/metrics", bearer("user-key"), 403),
@@ -94,14 +99,14 @@ def test_the_short_way_has_the_same_door() -> None:
         ("/v1/messages", [(b"x-api-key", b"")], 401),
         ("/instances", [(b"x-api-key", b"user-key")], 403),
         ("/instances", [(b"x-api-key", b"admin-key")], 200),
-        ("/v1/models", [(b"api-key", b"user-key")], 200),  # Azure's clients
-        ("/v1/models", [(b"api-key", b"user-ke")], 401),
+        ("/v1/responses", [(b"api-key", b"user-key")], 200),  # Azure's clients
+        ("/v1/responses", [(b"api-key", b"user-ke")], 401),
         # Clients that were given one key and send a dummy, too, or two that differ.
-        ("/v1/models", [*bearer("unused"), (b"x-api-key", b"user-key")], 200),
-        ("/v1/models", [*bearer("user-key"), (b"x-api-key", b"unused")], 200),
-        ("/v1/models", [*bearer("unused"), (b"x-api-key", b"unused")], 401),
+        ("/v1/responses", [*bearer("unused"), (b"x-api-key", b"user-key")], 200),
+        ("/v1/responses", [*bearer("user-key"), (b"x-api-key", b"unused")], 200),
+        ("/v1/responses", [*bearer("unused"), (b"x-api-key", b"unused")], 401),
         ("/instances", [*bearer("user-key"), (b"x-api-key", b"admin-key")], 200),
-        ("/v1/models", [(b"x-api-key", b"unused"), (b"x-api-key", b"user-key")], 401),  # the first counts
+        ("/v1/responses", [(b"x-api-key", b"unused"), (b"x-api-key", b"user-key")], 401),  # the first counts
     ],
 )
 async def test_keys_open_what_they_are_for(path: str, headers: RawHeaders, status: int) -> None:
@@ -121,7 +126,7 @@ async def test_without_admin_keys_this_machine_administers() -> None:
     assert (await ask(keys, "/instances"))[0] == 200
     assert (await ask(keys, "/instances", client=REMOTE))[0] == 401
     assert (await ask(keys, "/instances", client=REMOTE, headers=bearer("user-key")))[0] == 403
-    assert (await ask(keys, "/proxy/a/x", client=REMOTE, headers=bearer("user-key")))[0] == 200
+    assert (await ask(keys, "/proxy/a/score", client=REMOTE, headers=bearer("user-key")))[0] == 200
 
 
 async def test_with_admin_keys_this_machine_needs_one_too() -> None:
@@ -129,13 +134,13 @@ async def test_with_admin_keys_this_machine_needs_one_too() -> None:
 
 
 async def test_a_websocket_without_a_key_is_refused() -> None:
-    status, _ = await ask(BOTH, "/proxy/a/ws", kind="websocket")
+    status, _ = await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket")
     assert status == 1008
 
 
 async def test_a_websocket_brings_its_key_in_any_of_the_headers() -> None:
     for headers in (bearer("user-key"), [(b"x-api-key", b"user-key")], [(b"api-key", b"user-key")]):
-        assert await ask(BOTH, "/proxy/a/ws", kind="websocket", headers=headers) == (200, {})
+        assert await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", headers=headers) == (200, {})
 
 
 async def test_a_401_says_how_a_key_is_sent() -> None:
@@ -205,6 +210,39 @@ CONTROL = [
     "/v1/%6Coad_lora_adapter",
     "/v1/../sleep",
     "/v1/%2e%2e/sleep",
+    # However deep it is.
+    "/proxy/a/inference/v1/abort_requests",
+    "/proxy/a/INFERENCE//v1/./abort_requests/",
+    "/proxy/a/inference/v1/abort_requests;x=1",
+    "/proxy/a/inference;x/v1/abort%5Frequests",
+    "/proxy/a/inference/v1/abort%255Frequests",
+    "/proxy/a/inference%252Fv1/abort_requests",
+    "/proxy/a/inference\\v1\\abort_requests",
+    "/proxy/a/inference%5Cv1/abort_requests",
+    "/proxy/a/v1/chat/completions/abort_requests",
+    "/proxy/a/v1/chat/completions/..;/../sleep",
+    "/proxy/a/v1/chat/completions%3F/x",
+    "/proxy/a/v1/chat/completions%00",
+    "/proxy/a/v1/chat/completions%0A",
+    "/proxy/a/v1/responses/r1/cancel/all",
+    "/v1/inference/v1/abort_requests",
+    "/v1/chat/abort",
+    # Of engines that aren't ours.
+    "/proxy/a/abort_request",
+    "/proxy/a/flush_cache",
+    "/proxy/a/models/load",
+    "/proxy/a/models/unload",
+    "/proxy/a/props",
+    "/proxy/a/api/pull",
+    "/proxy/a/api/delete",
+    "/proxy/a/v1/files",
+    "/proxy/a/metrics",
+    "/proxy/a/admin",
+    "/proxy/a/x",
+    # What may be read may not be written.
+    "/proxy/a/v1/models/org/sleep",
+    "/proxy/a/models",
+    "/proxy/a",
 ]
 
 
@@ -220,19 +258,48 @@ async def test_what_steers_an_engine_is_for_admins_however_it_is_written(path: s
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("method", "path"),
     [
-        "/proxy/sleep/v1/completions",  # an instance's name
-        "/proxy/a/v1/chat/completions",
-        "/proxy/a/v1/models/org/sleep",  # a model's
-        "/proxy/a/sleeping",
-        "/proxy/a",
-        "/v1/models/org/memory",
-        "/v1/completions",
+        ("POST", "/proxy/sleep/v1/completions"),  # an instance's name
+        ("POST", "/proxy/a/v1/chat/completions"),
+        ("POST", "/proxy/a/v1/chat/completions/batch"),
+        ("POST", "/proxy/a//v1/./Completions/"),
+        ("POST", "/proxy/a/v1/%63ompletions"),
+        ("POST", "/proxy/a/inference/v1/generate"),
+        ("DELETE", "/proxy/a/v1/responses/sleep"),
+        ("POST", "/proxy/a/v1/responses/abort_requests/cancel"),  # a response's id
+        ("GET", "/proxy/a/v1/models/org/sleep"),  # a model's name
+        ("GET", "/proxy/a/v1/models/org%2Fm%C3%BCll"),
+        ("HEAD", "/proxy/a/health"),
+        ("GET", "/proxy/a"),
+        ("GET", "/v1/models/org/memory"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/audio/transcriptions"),
     ],
 )
-async def test_what_only_looks_like_it_is_for_everybody_with_a_key(path: str) -> None:
-    assert (await ask(BOTH, path, headers=bearer("user-key")))[0] == 200
+async def test_what_only_looks_like_it_is_for_everybody_with_a_key(method: str, path: str) -> None:
+    assert (await ask(BOTH, path, headers=bearer("user-key"), method=method))[0] == 200
+
+
+async def test_an_operator_can_name_more_routes_for_requests() -> None:
+    async def status(path: str) -> int:
+        more = ("/predict", "/custom/*", "/mine/**")
+        return (await ask(BOTH, path, headers=bearer("user-key"), more=more))[0]
+
+    for path in ("/proxy/a/predict", "/v1/../x", "/proxy/a/custom/b", "/proxy/a/mine/b/c", "/proxy/a/MINE"):
+        assert (await status(path) == 200) is (".." not in path), path
+    for path in ("/proxy/a/predict/b", "/proxy/a/custom", "/proxy/a/custom/b/c", "/proxy/a/mine/../sleep"):
+        assert await status(path) == 403, path
+
+
+async def test_a_websocket_to_what_steers_an_engine_takes_an_admins_key_too() -> None:
+    for path, key, answer in [
+        ("/proxy/a/v1/realtime", "user-key", 200),
+        ("/proxy/a/queue/join", "user-key", 1008),
+        ("/proxy/a/queue/join", "admin-key", 200),
+        ("/proxy/a/v1/models", "user-key", 1008),
+    ]:
+        assert (await ask(BOTH, path, kind="websocket", headers=bearer(key)))[0] == answer, path
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +337,7 @@ def test_an_admin_does_and_the_path_arrives_as_it_was(berth: BerthProcess, targe
 
 
 def test_an_escaped_slash_makes_no_path_of_an_instances_name(berth: BerthProcess) -> None:
-    status, body = post(berth, "/proxy/a%2Fsleep", "user-key")
+    status, body = post(berth, "/proxy/a%2Fsleep", "admin-key")
     assert (status, body["error"]["code"]) == (404, "instance_not_found")
 
 
