@@ -24,6 +24,7 @@ from api import garbage
 from api.asgi import App, Scope
 from api.auth import AccessControl, Keys
 from api.catalog import ModelFiles
+from api.connection_limits import ConnectionLimits
 from api.content_coding import DecodingApp
 from api.control import create_control_app
 from api.cors import Cors, Origins
@@ -32,7 +33,7 @@ from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
 from api.engine_routes import RequestRoutes
 from api.gateway import UNVERSIONED, Gateway
-from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+from api.guarded_http import GuardedHttpProtocol
 from api.keys import Access, ApiKey, names_of
 from api.listening import bind
 from api.metrics import MetricsPage

@@ -13,8 +13,9 @@ from typing import Any
 import uvicorn
 
 from api.asgi import Receive, Scope, Send
+from api.connection_limits import ConnectionLimits
 from api.dispatch import Dispatcher
-from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+from api.guarded_http import GuardedHttpProtocol
 from api.proxy import DataPlane
 from api.response_channel import DirectApp
 from api.upstream_pool import UpstreamOptions
