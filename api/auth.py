@@ -20,7 +20,7 @@ from api.dialects import send_error
 from api.dispatch import raw_path
 from api.engine_routes import RequestRoutes
 from api.errors import ApiError, api_error
-from api.headers import KEY_HEADERS, find_header, sane_request_id
+from api.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
 from api.keys import (
     LOCAL,
     NOBODY,
@@ -121,7 +121,7 @@ class AccessControl:
         if caller_of(scope).access >= required:
             return None  # the short way has looked already
         headers: RawHeaders = scope["headers"]
-        keys = [] if self._ring.is_empty else _keys_in(headers)
+        keys = [] if self._ring.is_empty else _keys_in(scope)
         caller = max(map(self._ring.find, keys), key=lambda one: one.access, default=NOBODY)
         if caller.access < required and not self._ring.has_admin and is_local(scope.get("client"), headers):
             caller = LOCAL
@@ -239,11 +239,13 @@ def _is_loopback(name: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _keys_in(headers: RawHeaders) -> list[bytes]:
+def _keys_in(scope: Scope) -> list[bytes]:
     """Every key that a request brings: some clients send a dummy besides the one they were given."""
-    given = {name: value for name, value in reversed(headers) if name in KEY_HEADERS}  # of each the first
+    # Of each header the first.
+    given = {name: value for name, value in reversed(scope["headers"]) if name in KEY_HEADERS}
     scheme, _, bearer = given.pop(b"authorization", b"").partition(b" ")
     keys = [bearer.strip() if scheme.lower() == b"bearer" else b"", *map(bytes.strip, given.values())]
+    keys.append(key_in_subprotocols(scope.get("subprotocols", ())))
     return [key for key in keys if key]
 
 

@@ -21,6 +21,7 @@ from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.known_head import memo_of
 from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, lease_while_connected
+from api.log_paths import loggable
 from api.response_channel import HandOver, ResponseChannel, channel_of
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
@@ -262,6 +263,6 @@ def _log_failure(call: Call, error: UpstreamError) -> None:
         call.instance_id,
         call.request.headers.request_id.decode(),
         call.request.method,
-        call.request.target.decode("latin-1"),
+        loggable(call.request.target),
         error.message,
     )

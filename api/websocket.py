@@ -17,7 +17,13 @@ from websockets.typing import Subprotocol
 from api.access_log import access_logger, write_line
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.errors import ApiError, error_for
-from api.headers import find_header, handshake_headers, handshake_response_headers, sane_request_id
+from api.headers import (
+    find_header,
+    handshake_headers,
+    handshake_response_headers,
+    sane_request_id,
+    without_key,
+)
 from api.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
 from api.upstream import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from instance_manager.errors import ManagerError
@@ -93,6 +99,9 @@ async def _open(
 ) -> ClientConnection:
     """The handshake with the engine. Raises InvalidStatus where it refuses, UpstreamError where it fails."""
     endpoint = lease.endpoint
+    offered = scope.get("subprotocols", ())
+    if not endpoint.is_berth:
+        offered = without_key(offered)
     headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *more_headers]
     if endpoint.is_berth:  # to that one, we are nobody on its own machine
         client = scope.get("client")
@@ -103,9 +112,9 @@ async def _open(
     where = f"{'Berth' if endpoint.is_berth else 'the engine'} at {host}:{endpoint.port}"
     try:
         async with asyncio.timeout(_OPEN_TIMEOUT_S):
-            return await connect(
+            return await _Connect(
                 f"ws://{host}:{endpoint.port}{target.decode('latin-1')}",
-                subprotocols=[Subprotocol(name) for name in scope.get("subprotocols", ())] or None,
+                subprotocols=[Subprotocol(name) for name in offered] or None,
                 additional_headers=[
                     (name.decode("latin-1"), value.decode("latin-1")) for name, value in headers
                 ],
@@ -116,6 +125,7 @@ async def _open(
                 close_timeout=_CLOSE_TIMEOUT_S,
                 ping_interval=None,
                 max_size=_MAX_MESSAGE_BYTES,
+                max_queue=2,
                 process_exception=lambda exc: exc,
             )
     except TimeoutError as exc:
@@ -128,6 +138,13 @@ async def _open(
         raise UpstreamGarbled(f"{where} gave no valid WebSocket handshake: {exc}") from exc
     except OSError as exc:
         raise UpstreamRefused(f"cannot connect to {where}: {exc.strerror or exc}") from exc
+
+
+class _Connect(connect):
+    """`connect` follows redirects, with all headers: whoever answers for an engine could name any address."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
 
 
 async def _accept(send: Send, engine: ClientConnection, request_id: bytes) -> None:

@@ -40,6 +40,7 @@ async def ask(
     kind: str = "http",
     method: str = "POST",
     more: tuple[str, ...] = (),
+    subprotocols: tuple[str, ...] = (),
 ) -> tuple[int, dict[str, Any]]:
     """Status and body of the answer; 200 and {} where the request got through."""
 
@@ -54,6 +55,8 @@ async def ask(
     scope: Scope = {"type": kind, "path": path, "headers": [HOST, *(headers or [])], "client": client}
     if kind == "http":
         scope["method"] = method
+    else:
+        scope["subprotocols"] = list(subprotocols)
     await AccessControl(Yes(), keys, request_routes=RequestRoutes(more))(scope, receive, send)
     return sent[0].get("status", sent[0].get("code")), json.loads(sent[-1].get("body", b"{}") or b"{}")
 
@@ -141,6 +144,17 @@ async def test_a_websocket_without_a_key_is_refused() -> None:
 async def test_a_websocket_brings_its_key_in_any_of_the_headers() -> None:
     for headers in (bearer("user-key"), [(b"x-api-key", b"user-key")], [(b"api-key", b"user-key")]):
         assert await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", headers=headers) == (200, {})
+
+
+async def test_a_websocket_brings_its_key_among_its_subprotocols() -> None:
+    """As browsers do, which can set no header."""
+
+    async def status(*offered: str) -> int:
+        return (await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", subprotocols=offered))[0]
+
+    assert await status("realtime", "openai-insecure-api-key.user-key", "openai-beta.realtime-v1") == 200
+    assert await status("realtime", "openai-insecure-api-key.user-ke") == 1008
+    assert await status("user-key") == 1008
 
 
 async def test_a_401_says_how_a_key_is_sent() -> None:
