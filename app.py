@@ -22,7 +22,7 @@ import uvicorn
 
 from api import garbage
 from api.asgi import App, Scope
-from api.auth import AccessControl, Keys
+from api.auth import AccessControl
 from api.catalog import ModelFiles
 from api.connection_limits import ConnectionLimits
 from api.content_coding import DecodingApp
@@ -34,7 +34,8 @@ from api.elsewhere import Detours
 from api.engine_routes import RequestRoutes
 from api.gateway import UNVERSIONED, Gateway
 from api.guarded_http import GuardedHttpProtocol
-from api.keys import Access, ApiKey, names_of
+from api.key_book import KeyBook, Keys
+from api.keys import Access, ApiKey
 from api.listening import bind
 from api.metrics import MetricsPage
 from api.protocols.app import ProtocolApp
@@ -55,7 +56,7 @@ from configs.remote_logs import RemoteLogs
 from configs.service_flags import FlagError, parse_flags
 from configs.settings import Loaded, Settings, SettingsError, read_settings
 from configs.settings_remarks import remarks_on
-from instance_manager.errors import InstanceNotFound, InvalidCatalog
+from instance_manager.errors import InstanceNotFound, InvalidCatalog, InvalidKeyFile
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
@@ -91,7 +92,8 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     driver = GpuDriver(os.environ)
     fleet = _fleet(settings, manager, driver)
     source = CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters))
-    models = ModelFiles(fleet, source, driver.list_gpus)
+    keys = KeyBook(api_keys(settings), settings.api_keys_file, partial(_read_keys, settings))
+    models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
 
     def model_of(instance_id: str) -> str | None:
@@ -105,7 +107,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     detours = Detours(
         manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
     )
-    data_plane = DataPlane(manager, metrics, detours=detours)
+    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager)
 
     def let_go(event: Event) -> None:
         if event.type == "instance.deleted":
@@ -141,7 +143,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     dispatcher = Dispatcher(control, data_plane, door, is_for_gateway, begin)
     access = AccessControl(
         dispatcher,
-        api_keys(settings),
+        keys,
         inference_paths=inference_paths,
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
@@ -172,10 +174,17 @@ def api_keys(settings: Settings) -> Keys:
     return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed))
 
 
+def _read_keys(settings: Settings) -> Keys:
+    """The same while Berth runs. Raises InvalidKeyFile."""
+    try:
+        return api_keys(settings)
+    except SettingsError as error:
+        raise InvalidKeyFile(str(error)) from error
+
+
 def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
     """What an instance's model is called; nothing for an unknown one."""
-    here = next((names_of(model) for model in fleet.models if instance_id in model.replicas), ())
-    return here or fleet.manager.neighbours.names_of(instance_id)
+    return fleet.names_of_instance(instance_id) or fleet.manager.neighbours.names_of(instance_id)
 
 
 def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:

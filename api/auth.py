@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -21,38 +20,13 @@ from api.dispatch import raw_path
 from api.engine_routes import RequestRoutes
 from api.errors import ApiError, api_error
 from api.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
-from api.keys import (
-    LOCAL,
-    NOBODY,
-    PAGE,
-    Access,
-    ApiKey,
-    Caller,
-    KeyRing,
-    caller_of,
-    let_in,
-    not_allowed,
-    too_often,
-)
+from api.key_book import KeyBook, Keys
+from api.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
 from api.known_head import memo_of
 from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 
 _ENGINES = RequestRoutes()
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """The keys that open Berth. Without admin keys, callers on this machine are admins."""
-
-    inference: tuple[str, ...] = ()
-    admin: tuple[str, ...] = ()
-    listed: tuple[ApiKey, ...] = ()  # those with names and limits
-
-    def ring(self) -> KeyRing:
-        plain = [ApiKey(key, Access.INFERENCE) for key in self.inference]
-        plain += [ApiKey(key, Access.ADMIN) for key in self.admin]
-        return KeyRing([*plain, *self.listed])
 
 
 class AccessControl:
@@ -61,7 +35,7 @@ class AccessControl:
     def __init__(
         self,
         app: DirectApp,
-        keys: Keys,
+        keys: Keys | KeyBook,
         *,
         inference_paths: frozenset[bytes] = frozenset(),
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
@@ -81,8 +55,8 @@ class AccessControl:
         self._names_served_by = names_served_by
         self._on_refused = on_refused
         self._origins = origins
-        self._ring = keys.ring()
         self._request_routes = request_routes
+        self._book = keys if isinstance(keys, KeyBook) else KeyBook(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None if scope["type"] == "lifespan" else self._refusal(scope)
@@ -99,14 +73,15 @@ class AccessControl:
     def _lets_in(self, scope: Scope) -> bool:
         """Whether there is no refusal. For a caller without limits the head tells, once and for all."""
         memo = memo_of(scope)
-        if memo is not None and (known := memo.get("caller")) is not None:
-            let_in(scope, known)
+        ring = self._book.ring
+        if memo is not None and (known := memo.get("caller")) is not None and known[0] is ring:
+            let_in(scope, known[1])
             return True
         if self._refusal(scope) is not None:
             return False
         caller = caller_of(scope)
         if memo is not None and caller.models is None and caller.rate is None:
-            memo["caller"] = caller
+            memo["caller"] = ring, caller
         return True
 
     def _refusal(self, scope: Scope) -> ApiError | None:
@@ -121,9 +96,10 @@ class AccessControl:
         if caller_of(scope).access >= required:
             return None  # the short way has looked already
         headers: RawHeaders = scope["headers"]
-        keys = [] if self._ring.is_empty else _keys_in(scope)
-        caller = max(map(self._ring.find, keys), key=lambda one: one.access, default=NOBODY)
-        if caller.access < required and not self._ring.has_admin and is_local(scope.get("client"), headers):
+        ring = self._book.ring
+        keys = [] if ring.is_empty else _keys_in(scope)
+        caller = max(map(ring.find, keys), key=lambda one: one.access, default=NOBODY)
+        if caller.access < required and not ring.has_admin and is_local(scope.get("client"), headers):
             caller = LOCAL
         elif self._is_allowed_page(scope):
             caller = PAGE
@@ -139,7 +115,7 @@ class AccessControl:
 
         An admin it is never: whoever may put something on such a page could run commands here.
         """
-        if self._origins is None or not self._ring.is_empty:
+        if self._origins is None or not self._book.ring.is_empty:
             return False
         allow, headers = self._origins.allow, scope["headers"]
         rest = [pair for pair in headers if pair[0] != b"origin" or not allow(pair[1])]
@@ -157,7 +133,7 @@ class AccessControl:
         return None
 
     def _explain(self, granted: Access, has_key: bool) -> ApiError:
-        if granted is Access.INFERENCE and self._ring.is_empty:
+        if granted is Access.INFERENCE and self._book.ring.is_empty:
             message = "pages of other origins may send requests to engines, nothing else; set ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")
         if granted is Access.INFERENCE:
@@ -166,7 +142,7 @@ class AccessControl:
                 "or name the engine's route in REQUEST_PATHS"
             )
             return api_error(403, message, "permission_error", code="admin_key_required")
-        if self._ring.is_empty:
+        if self._book.ring.is_empty:
             message = (
                 "without API keys Berth answers only callers on its own machine that name it localhost; "
                 "set API_KEYS and ADMIN_API_KEYS (see env.example) to be reached from elsewhere"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from api.named_model import UnclearModel, model_in_object
 from api.protocols.errors import Garbled, read_object
 from api.protocols.sse import Event, EventReader, EventTooLong
 
@@ -47,7 +48,10 @@ def read_question(body: bytes) -> Question | None:
     # A request that also changes how long a model stays, or what is kept of a chat, does more than ask.
     if asked.get("keep_alive") is not None or asked.get("store"):
         return None
-    model = asked.get("model")
+    try:
+        model = model_in_object(body, asked)
+    except UnclearModel:
+        return None  # the gateway says what is wrong
     if not isinstance(model, str):
         return None
     # Order matters within fields: a chat template writes a tool's schema out as it stands. Between the

@@ -12,9 +12,10 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
+from api.key_book import KeyBook, Keys
 from api.models import model_record
 from api.schemas import Device, Seconds
-from instance_manager.errors import InvalidCatalog, InvalidSpec, ManagerError, WrongState
+from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.gpu import Gpu
 from instance_manager.model_removal import remove_model
@@ -64,8 +65,16 @@ class _Look(NamedTuple):
 class ModelFiles:
     """Keeps the fleet's profiles as the source has them."""
 
-    def __init__(self, fleet: Fleet, source: ProfileSource, list_gpus: Callable[[], Sequence[Gpu]]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        source: ProfileSource,
+        list_gpus: Callable[[], Sequence[Gpu]],
+        keys: KeyBook | None = None,
+    ) -> None:
+        """`keys` are read again with the catalog."""
         self._fleet = fleet
+        self._keys = keys or KeyBook(Keys())
         self._source = source
         self.list_gpus = list_gpus  # blocks for milliseconds
         self.warnings: list[str] = []  # as last found
@@ -85,6 +94,19 @@ class ModelFiles:
         """Raises ManagerError for what no start of the model could get over."""
         if model.profile is not None:
             await asyncio.to_thread(self._check_startable, model.profile)
+
+    async def reload_all(self) -> frozenset[str]:
+        """The same, and the keys. What of both is right holds. Raises InvalidCatalog or InvalidKeyFile."""
+        try:
+            changed = await self.reload()
+        except InvalidCatalog as error:
+            try:
+                await asyncio.to_thread(self._keys.reload)
+            except InvalidKeyFile as other:
+                raise InvalidCatalog(f"{error}; and {other}") from None
+            raise
+        await asyncio.to_thread(self._keys.reload)
+        return changed
 
     async def edit(self, model: Model, changes: Mapping[str, Any]) -> None:
         """Change the model's entry in models.yaml and follow it.
@@ -134,7 +156,7 @@ class ModelFiles:
         self.warnings = look.warnings
         changed = self._fleet.set_profiles(look.profiles)
         for model in self._fleet.models:
-            model.problem = look.problems.get(model.name)
+            model.start_problem = look.problems.get(model.name)
         return changed
 
     def _check_startable(self, profile: ModelProfile) -> None:
@@ -162,6 +184,14 @@ class ModelFiles:
                         logger.info("models have changed: %s", ", ".join(sorted(names)))
             except InvalidCatalog as error:
                 logger.error("%s; the catalog stays as it was", error)
+            await self._look_at_keys()
+
+    async def _look_at_keys(self) -> None:
+        try:
+            if await asyncio.to_thread(self._keys.reload_if_changed):
+                logger.info("the keys have changed")
+        except InvalidKeyFile as error:
+            logger.error("%s; the keys stay as they were", error)
 
 
 def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:
@@ -178,7 +208,7 @@ def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:
 
 
 class ModelPatch(BaseModel):
-    """The body of `PATCH /models/{name}`; null takes a key out of models.yaml."""
+    """The body of `PATCH /models/{name}`, merged into the entry in models.yaml; null removes a key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -187,7 +217,15 @@ class ModelPatch(BaseModel):
     max_model_len: StrictInt | None = Field(None, ge=1)
     timeout: Seconds | None = Field(None, description="Seconds of idleness; 0 = never")
     pinned: StrictBool | None = None
-    params: dict[str, Any] | None = None
+    params: dict[str, Any] | None = Field(
+        None,
+        description="Merged into those it has; null removes one, null in place of the object all",
+    )
+
+
+def _as_written(value: Any) -> Any:
+    """600, not 600.0: as somebody would write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _files(request: Request) -> ModelFiles:
@@ -203,10 +241,10 @@ def _fleet(request: Request) -> Fleet:
 Files = Annotated[ModelFiles, Depends(_files)]
 
 
-@router.post("/reload", summary="Read models.yaml and the models' folders again")
+@router.post("/reload", summary="Read models.yaml, the models' folders and the file of keys again")
 async def reload_catalog(files: Files, fleet: Annotated[Fleet, Depends(_fleet)]) -> dict[str, Any]:
     """What runs goes on as it was started. `warnings`: what can't be started, or was looked for in vain."""
-    changed = await files.reload()
+    changed = await files.reload_all()
     return {"models": len(fleet.models), "changed": sorted(changed), "warnings": files.warnings}
 
 
@@ -218,9 +256,10 @@ async def patch_model(
     fleet: Annotated[Fleet, Depends(_fleet)],
     restart: Annotated[bool, Query(description="Start what runs again, as it is now")] = False,
 ) -> dict[str, Any]:
-    """Comments in the file stay; holds from the next start on."""
+    """What isn't named stays, of `params` too; comments in the file stay. Holds from the next start on."""
     model = fleet.find(name)
-    await files.edit(model, body.model_dump(exclude_unset=True))
+    changes = body.model_dump(exclude_unset=True)
+    await files.edit(model, {key: _as_written(value) for key, value in changes.items()})
     if restart:
         await files.check_startable(model)
         live = model.live

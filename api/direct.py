@@ -21,6 +21,8 @@ from api.response_reader import ResponseReader
 from api.upstream import ResponseHead, UpstreamConnection
 from api.usage import usage_of
 
+_UNAVAILABLE = 503
+
 
 class DirectExchange(ResponseReader):
     """The sink of a request that has no task yet. `go_on` is called once, unless the answer went out here."""
@@ -58,7 +60,12 @@ class DirectExchange(ResponseReader):
     def settle(self) -> None:
         """Answer if the response is whole, become a task if not."""
         self.is_settled = True
-        if self.head is None or not self.is_complete or not self._channel.is_ready():
+        if (
+            self.head is None
+            or self.head.status == _UNAVAILABLE  # the engine may sleep: that is looked into
+            or not self.is_complete
+            or not self._channel.is_ready()
+        ):
             self._go_on(self)
             return
         call, status = self._call, self.head.status

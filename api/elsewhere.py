@@ -21,6 +21,7 @@ from instance_manager.metrics import ProxyMetrics
 from instance_manager.models import Model
 from instance_manager.neighbours import Neighbours
 from instance_manager.profiles import ModelProfile
+from instance_manager.runner_kind import RunnerKind, can_serve
 from instance_manager.stores.records import Owner
 from instance_manager.types import Endpoint
 
@@ -111,15 +112,19 @@ class Detours:
         owner = self._neighbours.owner_of(instance_id)
         return None if owner is None else self._detour(scope, owner, f"instance {instance_id!r}")
 
-    def to_unknown(self, scope: Scope, name: str) -> ModelElsewhere | None:
+    def to_unknown(self, scope: Scope, name: str, need: RunnerKind | None = None) -> ModelElsewhere | None:
         """A model of which nothing is known here, where another Berth has it in whatever state."""
-        owner = self._neighbours.owner_having(name)
+        owner = self._neighbours.owner_having(name, need)
         return None if owner is None else self._model(scope, owner, name, None)
 
-    def to_running(self, scope: Scope, model: Model) -> ModelElsewhere | None:
-        """A model that is known here, where it runs on another Berth and has no process on this one."""
-        owner = self._neighbours.owner_running(model.name)
-        if owner is None or model.live or model.is_loading:
+    def to_running(self, scope: Scope, model: Model, need: RunnerKind | None = None) -> ModelElsewhere | None:
+        """A model that is known here, where it runs on another Berth and has no process on this one.
+
+        `need`: what the engine has to serve; others don't count.
+        """
+        owner = self._neighbours.owner_running(model.name, need)
+        is_here = model.is_loading or any(can_serve(one.runner, need) for one in model.live)
+        if owner is None or is_here:
             return None
         return self._model(scope, owner, model.name, model.profile)
 

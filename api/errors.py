@@ -21,6 +21,8 @@ from instance_manager.stores import errors as stores
 _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.InstanceNotFound: (404, "not_found_error", None),
     manager.ModelNotFound: (404, "not_found_error", None),
+    manager.WrongRunner: (404, "not_found_error", None),
+    manager.UnsupportedModel: (422, "invalid_request_error", None),
     manager.InstanceExists: (409, "conflict_error", None),
     manager.WrongState: (409, "conflict_error", None),
     manager.SleepFailed: (502, "upstream_error", None),
@@ -28,6 +30,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.IdempotencyKeyReused: (422, "invalid_request_error", None),
     manager.InvalidSpec: (422, "invalid_request_error", None),
     manager.InvalidCatalog: (422, "invalid_request_error", None),
+    manager.InvalidKeyFile: (422, "invalid_request_error", None),
     manager.QueueFull: (429, "rate_limit_error", 1.0),
     manager.InstanceFailedToStart: (503, "service_unavailable_error", None),
     manager.StartTooSlow: (503, "service_unavailable_error", 10.0),

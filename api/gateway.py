@@ -6,18 +6,13 @@ then hands the request to the data plane, with a lease of whichever replica has 
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import parse_qs
 
 from pydantic_core import from_json
 
 from api.access_log import log_answered
 from api.asgi import Message, Receive, Scope, Send
-from api.body_peek import Peeked, peek, replaying
 from api.dialects import send_error
 from api.dispatch import raw_path
 from api.elsewhere import Detours, ModelElsewhere
@@ -25,15 +20,19 @@ from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
 from api.keys import may_use, model_refusal
-from api.leases import Again, ClientGone
+from api.leases import Again, ClientGone, Prepare
 from api.model_leases import Asked, ModelLeases, affinity_of
-from api.off_loop import off_loop
+from api.named_model import UnclearModel, has_one_model, model_in_query
+from api.needs import need_of
 from api.patient_stream import PatientStream
 from api.proxy import DataPlane
+from api.request_body import OWN_FIELDS, JsonBody, Sending, has_filters
+from api.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.response_channel import HandOver, ResponseChannel
 from instance_manager.errors import ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
+from instance_manager.runner_kind import RunnerKind
 
 VERSIONED = b"/v1/"
 # Paths without a version: to what the engine knows them as.
@@ -51,11 +50,7 @@ UNVERSIONED: Mapping[bytes, bytes] = {
     b"/tokenize": b"/tokenize",
     b"/detokenize": b"/detokenize",
 }
-_MAX_BODY_BYTES = 256 * 2**20
-_MAX_UPLOAD_PEEK = 64 * 1024  # of a multipart body, within which the model's name has to come
 _MAX_SHORT = 64 * 1024  # bytes of a body that is read at once
-_MAX_KEPT = 4 * 2**20  # bytes of a body that is kept, to be sent a second time
-_MULTIPART_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 
 
 class _Refused(Exception):
@@ -102,10 +97,6 @@ class Gateway:
         except ManagerError as error:
             await self._refuse(scope, send, error_for(error), started)
             return
-        if asked.body is not None:
-            scope = _with_length(scope, len(asked.body))
-        elif asked.num_added and (length := find_header(scope["headers"], b"content-length")):
-            scope = _with_length(scope, int(length) + asked.num_added)
         detour = asked.model.detour if isinstance(asked.model, ModelElsewhere) else None
         own = ModelLeases(self._fleet, asked)
         stream = None
@@ -122,6 +113,7 @@ class Gateway:
                 _target(scope) if detour is None else detour.target,
                 leases=detour or own,
                 again=own.again if detour is None else None,
+                prepare=own.prepare,
             )
         finally:
             if stream is not None:
@@ -139,17 +131,23 @@ class Gateway:
                 model is None
                 or not may_use(scope, model)
                 or asked.get("stream")
-                or "keep_alive" in asked
-                or changed_body(model, asked) is not None
+                or not OWN_FIELDS.isdisjoint(asked)
+                or has_filters(model.profile)
+                or not has_one_model(body)
+                or model_in_query(scope["query_string"]) is not None
             ):
                 return False
-            lease = self._fleet.try_lease(model, affinity_of(model, asked))
-        except (ValueError, TypeError, KeyError, AttributeError, ManagerError):
+            lease = self._fleet.try_lease(model, affinity_of(model, asked), need := _need(scope))
+        except (ValueError, TypeError, KeyError, AttributeError, ManagerError, UnclearModel):
             return False  # the other way says what is wrong
+        if lease is not None and lease.endpoint.served_name not in (name, ""):
+            lease.release()  # its engine knows the model by another name
+            return False
 
-        def more() -> tuple[ModelLeases, Again]:
-            leases = ModelLeases(self._fleet, Asked(model, _never, None, whole=body))
-            return leases, leases.again
+        def more() -> tuple[ModelLeases, Again, Prepare]:
+            sending = Sending(JsonBody(body, None, model.profile), len(body))
+            leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
+            return leases, leases.again, leases.prepare
 
         return self._data_plane.begin_leased(
             scope, body, channel, hand_over, model.name, _target(scope), lease, more
@@ -162,63 +160,46 @@ class Gateway:
 
     async def _read(self, scope: Scope, receive: Receive) -> Asked:
         """Find the model. Raises _Refused, ManagerError or ClientGone."""
-        content_type = find_header(scope["headers"], b"content-type").lower()
-        if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
-            return Asked(self._named_in_query(scope), receive, None)
-        if content_type.startswith(b"multipart/"):
-            return await self._read_upload(scope, receive)
-        peeked = await peek(receive, _MAX_BODY_BYTES)
-        if peeked.body is None:
-            message = f"the body is longer than the {_MAX_BODY_BYTES >> 20} MiB that are taken"
-            raise _Refused(api_error(413, message, "invalid_request_error", code="body_too_large"))
-        body = await off_loop(len(peeked.body), lambda: _parse(peeked.body or b""))
-        name = body.get("model")
-        if name is None:
-            model = self._named_in_query(scope)
-        elif isinstance(name, str):
-            model = self._find(scope, name)
-        else:
-            raise _Refused(_wrong_field("model", f"must be a string, not {name!r}"))
-        return await self._asked(model, body, peeked)
-
-    async def _asked(self, model: Model, body: dict[str, Any], peeked: Peeked) -> Asked:
-        priority = body.get("priority")
         try:
-            timeout_s = idle_timeout_s(body["keep_alive"]) if "keep_alive" in body else None
-        except ValueError as error:
-            raise _Refused(_wrong_field("keep_alive", str(error))) from None
-        asked = Asked(
-            model,
-            peeked.replay,
-            None,
-            is_stream=body.get("stream") is True,
-            priority=priority if isinstance(priority, int) else 0,
-            affinity=affinity_of(model, body),
-            idle_timeout_s=timeout_s,
-        )
-        changed = changed_body(model, body)
-        if changed is not None:
-            raw = await off_loop(len(peeked.body or b""), lambda: json.dumps(changed).encode())
-            asked.body, asked.receive = raw, replaying(raw, peeked.receive)
-        whole = asked.body or peeked.body
-        if whole is not None and len(whole) <= _MAX_KEPT:
-            asked.whole = whole
+            read = await read_request(scope, receive)
+            model = self._model(scope, read.name)
+        except UnclearModel as error:
+            raise _Refused(_wrong_field("model", str(error))) from None
+        except InvalidForm as error:
+            raise _Refused(_bad_body(f"the form can't be read: {error}", "invalid_form")) from None
+        except InvalidBody as error:
+            raise _Refused(_bad_body(str(error), "invalid_json")) from None
+        except BodyTooLong as error:
+            raise _Refused(_bad_body(str(error), "body_too_large", 413)) from None
+        return self._asked(scope, model, read)
+
+    def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> Asked:
+        sending = read.sending(model.profile, is_for_berth=isinstance(model, ModelElsewhere))
+        asked = Asked(model, read.receive, sending, _need(scope), read.name)
+        if (fields := read.fields) is not None:
+            try:
+                asked.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))
+            except ValueError as error:
+                raise _Refused(_wrong_field("keep_alive", str(error))) from None
+            priority = fields.get("priority")
+            asked.priority = priority if isinstance(priority, int) else 0
+            asked.is_stream = fields.get("stream") is True
+            asked.affinity = affinity_of(model, fields)
         return asked
 
-    async def _read_upload(self, scope: Scope, receive: Receive) -> Asked:
-        """Of a form only the beginning is looked at; it goes on as it comes, but for the model's name."""
-        peeked = await peek(receive, _MAX_UPLOAD_PEEK)
-        begun = b"".join(message.get("body", b"") for message in peeked.messages)
-        found = _MULTIPART_MODEL.search(begun)
-        if found is None:
-            return Asked(self._named_in_query(scope), peeked.replay, None)
-        model = self._find(scope, found[1].decode("utf-8", "replace"))
-        name = model.served_name.encode()
-        if name != found[1]:
-            last = peeked.messages[-1]
-            peeked.messages.clear()
-            peeked.messages.append({**last, "body": begun[: found.start(1)] + name + begun[found.end(1) :]})
-        return Asked(model, peeked.replay, None, num_added=len(name) - len(found[1]))
+    def _model(self, scope: Scope, in_body: str | None) -> Model:
+        """The one model that a request names, in its body or its query; without a name the only running one.
+
+        Raises UnclearModel, _Refused or ModelNotFound.
+        """
+        in_query = model_in_query(scope["query_string"])
+        name = in_query if in_body is None else in_body
+        if name is None:
+            return self._only_model()
+        model = self._find(scope, name)
+        if in_query not in (None, name) and self._find(scope, in_query or "").name != model.name:
+            raise UnclearModel(f"is {in_body!r} in the body and {in_query!r} in the query; name one")
+        return model
 
     def _find(self, scope: Scope, name: str) -> Model:
         """By name or alias: here, or where another Berth has it. Raises ModelNotFound."""
@@ -226,14 +207,11 @@ class Gateway:
         if detours is None:
             return model or self._fleet.find(name)
         if model is None:
-            return detours.to_unknown(scope, name) or self._fleet.find(name)
-        return detours.to_running(scope, model) or model
+            return detours.to_unknown(scope, name, _need(scope)) or self._fleet.find(name)
+        return detours.to_running(scope, model, _need(scope)) or model
 
-    def _named_in_query(self, scope: Scope) -> Model:
-        """`?model=`; without it the only model that runs. Raises _Refused or ModelNotFound."""
-        named = parse_qs(scope["query_string"].decode("latin-1")).get("model")
-        if named:
-            return self._find(scope, named[0])
+    def _only_model(self) -> Model:
+        """For a request that certainly names none. Raises _Refused."""
         running = [model for model in self._fleet.models if model.awake]
         if len({one.instance_id for model in running for one in model.awake}) == 1:
             return running[0]
@@ -249,46 +227,22 @@ def _target(scope: Scope) -> bytes:
     return target + b"?" + scope["query_string"] if scope["query_string"] else target
 
 
+def _need(scope: Scope) -> RunnerKind | None:
+    path = raw_path(scope)
+    return need_of(UNVERSIONED.get(path, path))
+
+
 async def _never() -> Message:
     """A `receive` for a request that has arrived whole, where the server tells of the client's leaving."""
     raise AssertionError("nobody asks")
-
-
-def changed_body(model: Model, body: dict[str, Any]) -> dict[str, Any] | None:
-    """The body as the engine is to have it; None where that is as it came."""
-    profile = model.profile
-    wanted = model.served_name
-    if body.get("model") == wanted and (profile is None or not (profile.set_params or profile.strip_params)):
-        return None
-    changes: dict[str, Any] = {} if body.get("model", wanted) == wanted else {"model": wanted}
-    strip: frozenset[str] = frozenset()
-    if profile is not None:
-        changes |= profile.set_params
-        strip = profile.strip_params & body.keys()
-    if not changes and not strip:
-        return None
-    return {name: value for name, value in body.items() if name not in strip} | changes
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        message = f"the body is not valid JSON: {error}"
-        raise _Refused(api_error(400, message, "invalid_request_error", code="invalid_json")) from None
-    if not isinstance(value, dict):
-        message = "the body must be a JSON object"
-        raise _Refused(api_error(400, message, "invalid_request_error", code="invalid_json"))
-    return value
 
 
 def _wrong_field(name: str, problem: str) -> ApiError:
     return api_error(400, f"{name} {problem}", "invalid_request_error", param=name)
 
 
-def _with_length(scope: Scope, length: int) -> Scope:
-    kept = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"transfer-encoding")]
-    return {**scope, "headers": [*kept, (b"content-length", b"%d" % length)]}
+def _bad_body(problem: str, code: str, status: int = 400) -> ApiError:
+    return api_error(status, problem, "invalid_request_error", code=code)
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -92,6 +92,11 @@ class RequestHeaders:
         framing = b"content-length: %d\r\n" % length if self.framing else b""
         return RequestHeaders(self.passed, framing, new_request_id(), self.forwarded, length > 0, False)
 
+    def with_length(self, length: int) -> RequestHeaders:
+        """The same with a body of so many bytes."""
+        framing = b"content-length: %d\r\n" % length
+        return replace(self, framing=framing, has_body=length > 0, is_chunked=False)
+
     def with_more(self, headers: RawHeaders) -> RequestHeaders:
         """The same with these headers besides."""
         lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)

@@ -8,9 +8,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.deps import Config, Manager
-from api.schemas import InstanceCreate, InstanceList, InstancePatch, Seconds
-from instance_manager.errors import InstanceFailedToStart, InstanceNotFound
-from instance_manager.failures import explain
+from api.schemas import (
+    STOP_LEVEL,
+    InstanceCreate,
+    InstanceList,
+    InstancePatch,
+    Seconds,
+    SleepLevel,
+)
+from instance_manager.errors import InstanceNotFound
+from instance_manager.failures import start_error
 from instance_manager.instance import Instance
 from instance_manager.instance_record import shown_elsewhere
 from instance_manager.placement.local import choose_devices
@@ -91,6 +98,7 @@ async def delete_instance(instance_id: str, manager: Manager, force: Force = Fal
 
 @router.post("/{instance_id}/stop", summary="Stop the engine, keep the instance")
 async def stop_instance(instance_id: str, manager: Manager, force: Force = False) -> dict[str, Any]:
+    """One that has failed is stopped then; events still tell of the failure."""
     return (await manager.stop(instance_id, force=force)).record()
 
 
@@ -105,12 +113,10 @@ async def restart_instance(instance_id: str, manager: Manager, wait: Wait = 0) -
 
 
 @router.post("/{instance_id}/sleep", summary="Give memory back; a request wakes it again")
-async def sleep_instance(
-    instance_id: str,
-    manager: Manager,
-    level: Annotated[int, Query(ge=1, le=2, description="1: the KV cache's, 2: the weights' too")] = 1,
-) -> dict[str, Any]:
-    """Drains first; answers when the engine sleeps."""
+async def sleep_instance(instance_id: str, manager: Manager, level: SleepLevel = 1) -> dict[str, Any]:
+    """Drains first; answers when the engine sleeps, or at level 3 has ended."""
+    if level == STOP_LEVEL:
+        return (await manager.stop(instance_id)).record()
     return (await manager.sleep(instance_id, level)).record()
 
 
@@ -118,16 +124,16 @@ async def sleep_instance(
 async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     instance = await manager.wake(instance_id)
     if instance.failure is not None:
-        raise InstanceFailedToStart(f"instance {instance_id!r}: {explain(instance.failure)}")
+        raise start_error(f"instance {instance_id!r}", instance.failure)
     return instance.record()
 
 
 async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dict[str, Any]:
-    """The record, after waiting up to `wait_s` for the start. Raises InstanceFailedToStart."""
+    """The record, after waiting up to `wait_s` for the start. Raises what the start has failed of."""
     if wait_s > 0:
         instance = await manager.wait_ready(instance.instance_id, wait_s)
         if instance.failure is not None:
-            raise InstanceFailedToStart(f"instance {instance.instance_id!r}: {explain(instance.failure)}")
+            raise start_error(f"instance {instance.instance_id!r}", instance.failure)
     return instance.record()
 
 

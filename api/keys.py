@@ -56,6 +56,11 @@ class Rate:
         self._tokens = float(burst)
         self._seen = clock()
 
+    @property
+    def limits(self) -> tuple[float, int]:
+        """Per second, and at once."""
+        return self._per_s, self._burst
+
     def take(self) -> float:
         """0 for a request that may go on; else nothing is taken, and in so many seconds one may."""
         now = self._clock()
@@ -91,10 +96,15 @@ NOBODY = Caller("none", Access.OPEN)
 class KeyRing:
     """All keys that open Berth."""
 
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
+    def __init__(self, keys: Iterable[ApiKey], earlier: KeyRing | None = None) -> None:
+        """`earlier`: keys that had the same limits there have used what they have used."""
+        rates = {} if earlier is None else {digest: one.rate for digest, one in earlier._callers}
         # An admin's key that is a user's too is an admin's: the last that fits is found.
         ordered = sorted(keys, key=lambda key: key.access)
-        self._callers = [(_digest(key.secret.encode()), _caller(key)) for key in ordered]
+        digests = [(_digest(key.secret.encode()), key) for key in ordered]
+        self._callers: list[tuple[bytes, Caller]] = [
+            (digest, _caller(key, rates.get(digest))) for digest, key in digests
+        ]
         self.has_admin = any(caller.access is Access.ADMIN for _, caller in self._callers)
         self.is_empty = not self._callers
 
@@ -143,7 +153,7 @@ def model_refusal(scope: Scope, model: Model) -> ApiError | None:
 
 
 def names_of(model: Model) -> tuple[str, ...]:
-    return (model.name, *(model.profile.aliases if model.profile is not None else ()))
+    return (model.name, *(model.profile.other_names if model.profile is not None else ()))
 
 
 def not_allowed(what: str) -> ApiError:
@@ -162,6 +172,11 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _caller(key: ApiKey) -> Caller:
-    rate = None if key.rate_per_s is None else Rate(key.rate_per_s, key.burst)
+def _caller(key: ApiKey, used: Rate | None) -> Caller:
+    if key.rate_per_s is None:
+        rate = None
+    elif used is not None and used.limits == (key.rate_per_s, key.burst):
+        rate = used
+    else:
+        rate = Rate(key.rate_per_s, key.burst)
     return Caller(key.name or key_id_of(key.secret), key.access, key.models, rate)

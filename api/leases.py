@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from api.asgi import Message, Receive
 from instance_manager.types import Endpoint
@@ -47,6 +47,10 @@ class Leases(Protocol):
 # What a request does whose engine was gone before it answered: from the `receive` that it has used, one that
 # gives the client's messages from the first on, where another engine may serve it; None where it has failed.
 Again = Callable[[Lease, Receive], Awaitable[Receive | None]]
+
+# Finishes a request for the engine that it has a lease of: a `receive` that gives the body as that is to have
+# it.
+Prepare = Callable[[Lease, Any, Receive], Awaitable[Receive]]
 
 # A client that waits is listened to for its leaving, and what it sends meanwhile is kept: up to this much,
 # then no more is read of it until its turn comes.

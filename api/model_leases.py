@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.asgi import Receive
-from api.body_peek import replaying
+from api.exchange import Request
 from api.leases import Lease
+from api.request_body import Sending
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
+from instance_manager.params import adapter_names
+from instance_manager.runner_kind import RunnerKind
 from instance_manager.types import InstanceState
 
 _NOTICE_S = 5.0  # within which the end of an engine is noticed
@@ -23,10 +26,10 @@ class Asked:
     """What a request asks for."""
 
     model: Model
-    receive: Receive
-    body: bytes | None  # None: as it comes
-    num_added: int = 0  # bytes more than the client has announced
-    whole: bytes | None = None  # what is sent, kept where it may be sent a second time
+    receive: Receive  # what the client still sends or does, once `sending` has given its part
+    sending: Sending | None = None  # None: there is no body, or it goes on as it comes
+    need: RunnerKind | None = None  # what its replica has to serve
+    name: str | None = None  # the model's, as the body has it
     is_stream: bool = False
     priority: int = 0
     affinity: bytes = b""
@@ -39,20 +42,34 @@ class ModelLeases:
     def __init__(self, fleet: Fleet, asked: Asked) -> None:
         self._fleet = fleet
         self._asked = asked
+        self._is_repeated = False
 
     def try_lease(self, _: str) -> Lease | None:
-        lease = self._fleet.try_lease(self._asked.model, self._asked.affinity)
+        lease = self._fleet.try_lease(self._asked.model, self._asked.affinity, self._asked.need)
         return None if lease is None else self._granted(lease)
 
     async def wait_for_lease(self, _: str) -> Lease:
-        return self._granted(await self._fleet.wait_for_lease(self._asked.model, self._asked.priority))
+        asked = self._asked
+        return self._granted(await self._fleet.wait_for_lease(asked.model, asked.priority, asked.need))
+
+    async def prepare(self, lease: Lease, request: Request, receive: Receive) -> Receive:
+        """Finish the request for the engine of `lease`, which may know the model by another name."""
+        sending = self._asked.sending
+        if sending is None:
+            return receive
+        endpoint, asked = lease.endpoint, self._asked
+        adapters = endpoint.adapters
+        if endpoint.is_berth and asked.model.profile is not None:
+            adapters = adapter_names(asked.model.profile.params)
+        name = asked.name if asked.name in adapters else endpoint.served_name
+        return await sending.begin(name or asked.model.name, request, receive)
 
     async def again(self, lease: Lease, receive: Receive) -> Receive | None:
         """Once more, once, if the engine has died; not where it was stopped and no other serves the model."""
         asked = self._asked
-        whole, asked.whole = asked.whole, None
-        if whole is None:
+        if self._is_repeated or asked.sending is None or not asked.sending.body.can_repeat:
             return None
+        self._is_repeated = True
         try:
             instance = self._fleet.manager.get(lease.instance_id)
             async with asyncio.timeout(_NOTICE_S):  # until the supervisor has seen the end too
@@ -64,7 +81,7 @@ class ModelLeases:
             return None
         else:
             has_died = instance.state not in (InstanceState.STOPPING, InstanceState.STOPPED)
-        return replaying(whole, receive) if has_died or asked.model.awake else None
+        return receive if has_died or asked.model.is_awake_for(asked.need) else None
 
     def _granted(self, lease: Lease) -> Lease:
         if self._asked.idle_timeout_s is not None:

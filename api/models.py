@@ -8,10 +8,12 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from api.deps import Manager
 from api.keys import caller_of, may_use
-from instance_manager.errors import InstanceFailedToStart, ModelNotFound, WrongState
+from api.schemas import STOP_LEVEL, SleepLevel
+from instance_manager.errors import InstanceFailedToStart, ModelNotFound, UnsupportedModel, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
 from instance_manager.models import Model
+from instance_manager.neighbours import names_of
 from instance_manager.params import mask_params
 from instance_manager.stores.records import InstanceRecord
 from instance_manager.types import InstanceState
@@ -35,28 +37,26 @@ Wait = Annotated[
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")
 async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
     """Those that the caller's key is good for; also those that other Berths on the same state serve."""
-    allowed = [model for model in fleet.models if may_use(request.scope, model)]
-    known, caller = {model.name for model in fleet.models}, caller_of(request.scope)
+    caller = caller_of(request.scope)
+    here = [entry for one in fleet.models if may_use(request.scope, one) for entry in openai_entries(one)]
     elsewhere = [
         entry_elsewhere(name, record)
         for name, record in sorted(fleet.manager.neighbours.models().items())
-        if name not in known and caller.may_use((name,))
+        if not is_listed(fleet, name) and caller.may_use((name, *names_of(record)))
     ]
-    return {"object": "list", "data": [*map(openai_entry, allowed), *elsewhere]}
+    return {"object": "list", "data": [*here, *elsewhere]}
 
 
 @router.get("/v1/models/{name:path}", summary="One of them")
 async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[str, Any]:
-    try:
-        model = fleet.find(name)
-    except ModelNotFound:
+    if not is_listed(fleet, name):
         record = fleet.manager.neighbours.models().get(name)
-        if record is None or not caller_of(request.scope).may_use((name,)):
-            raise
-        return entry_elsewhere(name, record)
+        if record is not None and caller_of(request.scope).may_use((name, *names_of(record))):
+            return entry_elsewhere(name, record)
+    model = fleet.find(name)
     if not may_use(request.scope, model):
         raise ModelNotFound(f"model {name!r} is not among those that this key is good for", param="model")
-    return openai_entry(model)
+    return next(entry for entry in openai_entries(model, name) if entry["id"] == name)
 
 
 @router.get("/models", summary="Models, and what Berth knows of them")
@@ -82,10 +82,11 @@ async def wake_model(name: str, fleet: Models, wait: Wait = 600) -> dict[str, An
 
 
 @router.post("/models/{name:path}/sleep", summary="Put its replicas to sleep; a request wakes one")
-async def sleep_model(
-    name: str, fleet: Models, manager: Manager, level: Annotated[int, Query(ge=1, le=2)] = 1
-) -> dict[str, Any]:
+async def sleep_model(name: str, fleet: Models, manager: Manager, level: SleepLevel = 1) -> dict[str, Any]:
     model = fleet.find(name)
+    if level == STOP_LEVEL:
+        await fleet.stop(model)
+        return model_record(model)
     if not model.live:
         raise WrongState(f"model {name!r} can't be put to sleep: it doesn't run")
     for one in model.live:
@@ -94,10 +95,10 @@ async def sleep_model(
 
 
 @router.post("/models/{name:path}/stop", summary="Stop its replicas; a request starts one again")
-async def stop_model(name: str, fleet: Models, manager: Manager, force: bool = False) -> dict[str, Any]:
+async def stop_model(name: str, fleet: Models, force: bool = False) -> dict[str, Any]:
+    """A model that has failed is stopped then, and its next start isn't put off any more."""
     model = fleet.find(name)
-    for one in model.live:
-        await manager.stop(one.instance_id, force=force)
+    await fleet.stop(model, force=force)
     return model_record(model)
 
 
@@ -119,8 +120,23 @@ async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
     if wait_s > 0:
         await fleet.wait_until_up(model, wait_s)
         if model.error is not None and not model.awake:
-            raise InstanceFailedToStart(str(model.error))
+            kind = UnsupportedModel if isinstance(model.error, UnsupportedModel) else InstanceFailedToStart
+            raise kind(str(model.error))
     return model_record(model)
+
+
+def is_listed(fleet: Fleet, name: str) -> bool:
+    """Whether a name is among those that this Berth itself lists."""
+    model = fleet.known(name)
+    return model is not None and model.is_listed
+
+
+def openai_entries(model: Model, *names: str) -> list[dict[str, Any]]:
+    """A model under each of its names, and these besides: an alias's root and parent are the model."""
+    entry = openai_entry(model)
+    others = dict.fromkeys((*(model.profile.other_names if model.profile else ()), *names))
+    others.pop(model.name, None)
+    return [entry, *({**entry, "id": name, "root": model.name, "parent": model.name} for name in others)]
 
 
 def openai_entry(model: Model) -> dict[str, Any]:
@@ -138,20 +154,24 @@ def openai_entry(model: Model) -> dict[str, Any]:
         "parent": None,
         "max_model_len": limit,
         "status": model.status,
+        "problem": model.problem,
     }
 
 
 def entry_elsewhere(name: str, record: InstanceRecord) -> dict[str, Any]:
-    """The same for a model that is not known here but to another Berth."""
+    """The same for a model that is not known here but to another Berth, by one of its names."""
+    model = names_of(record)[0]
+    is_alias = record.spec.profile is not None and name != model
     return {
         "id": name,
         "object": "model",
         "created": int(record.created_at),
         "owned_by": "berth",
-        "root": record.model_name,
-        "parent": None,
+        "root": model if is_alias else record.model_name,
+        "parent": model if is_alias else None,
         "max_model_len": record.params.get("max_model_len"),
         "status": record.state.value if record.state in _SETTLED else "starting",
+        "problem": None,
     }
 
 
@@ -161,7 +181,6 @@ def model_record(model: Model) -> dict[str, Any]:
     replicas = list(model.replicas.values())
     live = model.live
     latest = replicas[-1] if replicas else None
-    records = [one.record() for one in live]
     failure = next((one.failure for one in reversed(replicas) if one.failure is not None), None)
     error: dict[str, Any] | None = None
     if model.error is not None:
@@ -173,6 +192,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "model": profile.model if profile else (latest.model_name if latest else model.name),
         "engine": profile.engine if profile else (latest.spec.engine if latest else None),
         "status": model.status,
+        "problem": model.problem,
         "source": profile.source.value if profile else "instance",
         "aliases": list(profile.aliases) if profile else [],
         "size_bytes": profile.size_bytes if profile else None,
@@ -184,8 +204,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "replicas": [one.instance_id for one in live],
         "in_flight": model.in_flight,
         "queued": len(model.queue),
-        "problem": model.problem,
         "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
-        "last_used": max((record["last_active"] for record in records), default=None),
+        "last_used": max((one.record()["last_active"] for one in replicas if one.ready_at), default=None),
         "error": error,
     }

@@ -20,9 +20,10 @@ from api.errors import error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.known_head import memo_of
-from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, lease_while_connected
+from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
 from api.log_paths import loggable
-from api.response_channel import HandOver, ResponseChannel, channel_of
+from api.response_channel import HandOver, ResponseChannel, channel_of, without_channel
+from api.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
 from api.websocket import forward_websocket
@@ -30,6 +31,8 @@ from instance_manager.errors import ManagerError
 from instance_manager.metrics import ProxyMetrics
 
 logger = logging.getLogger("berth.proxy")
+
+_UNAVAILABLE = 503  # what an engine answers that sleeps
 
 
 class DataPlane:
@@ -42,8 +45,10 @@ class DataPlane:
         options: UpstreamOptions | None = None,
         *,
         detours: Detours | None = None,
+        sleep: SleepNotices | None = None,
     ) -> None:
         self._leases = leases
+        self._sleep = sleep  # is told of engines that were put to sleep by their own routes
         self._metrics = metrics
         self._detours = detours  # to instances of other Berths
         self._patience = Patience()
@@ -57,8 +62,27 @@ class DataPlane:
         if scope["type"] == "websocket":
             leases, more = (detour, detour.headers) if detour is not None else (self._leases, ())
             await forward_websocket(leases, self._metrics, scope, receive, send, instance_id, target, more)
+        elif self._sleep is not None and detour is None and is_sleep_route(target):
+            await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
         else:
             await self.forward(scope, receive, send, instance_id, target, leases=detour)
+
+    async def _forward_sleep(
+        self,
+        notices: SleepNotices,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        instance_id: str,
+        target: bytes,
+    ) -> None:
+        """One of an engine's sleep routes. Its answer goes out by `send` alone, where it is noticed."""
+        call = SleepCall(notices, instance_id, target, send)
+        leases = SleepLeases(notices, self._leases)
+        try:
+            await self.forward(without_channel(scope), receive, call.send, instance_id, target, leases=leases)
+        finally:
+            call.end()
 
     def forget(self, instance_id: str) -> None:
         """The instance's engine process has ended: close the connections to it that are idle."""
@@ -82,17 +106,21 @@ class DataPlane:
         *,
         leases: Leases | None = None,
         again: Again | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         """Serve one HTTP request with `target` (path and query, raw) of an instance's engine.
 
         `leases` grants it in place of the usual ones: then what is asked for may be more than an instance.
-        `again` is asked where an engine was gone before it answered anything.
+        `again` is asked where an engine was gone before it answered anything. `prepare` finishes the request
+        for the engine that a lease was granted of.
         """
         call = self._call(scope, instance_id, target)
         if isinstance(leases, Detour):
             call.request.headers = call.request.headers.with_more(leases.headers)
         channel = channel_of(scope)
-        exchange = self._exchange(call, leases or self._leases, again, receive, send, channel)
+        exchange = self._exchange(
+            call, leases or self._leases, again, receive, send, channel, prepare=prepare
+        )
         await self._serve(call, send, channel, exchange)
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
@@ -106,6 +134,8 @@ class DataPlane:
             instance_id, target = memo["asked_for"]
         else:
             instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+            if is_sleep_route(target):
+                return False
             if memo is not None:
                 memo["asked_for"] = instance_id, target
         try:
@@ -123,7 +153,7 @@ class DataPlane:
         asked_for: str,
         target: bytes,
         lease: Lease | None,
-        more: Callable[[], tuple[Leases, Again]] | None = None,
+        more: Callable[[], tuple[Leases, Again, Prepare]] | None = None,
     ) -> bool:
         """As `begin`, with the lease there may be; `more` gives what `forward` is told, where it goes on."""
         if lease is None:
@@ -139,8 +169,8 @@ class DataPlane:
         def go_on(sent: DirectExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 begun = (pool, lease, sent)
-                leases, again = more() if more is not None else (self._leases, None)
-                exchange = self._exchange(call, leases, again, receive, send, channel, begun)
+                leases, again, prepare = more() if more is not None else (self._leases, None, None)
+                exchange = self._exchange(call, leases, again, receive, send, channel, begun, prepare)
                 await self._serve(call, send, channel, exchange)
 
             hand_over(application)
@@ -181,12 +211,15 @@ class DataPlane:
         send: Send,
         channel: ResponseChannel | None,
         begun: tuple[UpstreamPool, Lease, DirectExchange | None] | None = None,
+        prepare: Prepare | None = None,
     ) -> int:
         """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
         while True:
             try:
                 if begun is None:
                     begun, receive = await self._enter(call, leases, receive)
+                    if prepare is not None:
+                        receive = await prepare(begun[1], call.request, receive)
                 (pool, lease, sent), begun = begun, None
                 exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel)
                 return await exchange.run(sent)
@@ -222,6 +255,8 @@ class DataPlane:
         status = CLIENT_GONE
         try:
             status = await forwarding
+            if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
+                self._sleep.look_at_sleep(call.lease.instance_id)
         except (ManagerError, UpstreamError) as exc:
             error = error_for(exc)
             status = error.status

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+STOP_LEVEL = 3
+SleepLevel = Annotated[
+    int,
+    Query(ge=1, le=STOP_LEVEL, description="1: the KV cache's, 2: the weights' too, 3: all, it is stopped"),
+]
 
 # A GPU's number may be one, as models.yaml has it.
 Device = Annotated[StrictStr, BeforeValidator(lambda one: str(one) if type(one) is int else one)]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from typing import Annotated
 
 import typer
 
-from cli.commands import catalog, chat, lifecycle, logs, look, pull, serve
+from cli import VERSION
+from cli.commands import bench, catalog, chat, help, lifecycle, logs, look, pull, serve
 from cli.errors import CliError, ExitCode
+from cli.names import Commands
 from cli.session import DEFAULT_URL, Json
+from cli.tables import printable
 
 _EXIT_CODES = """\b
 Exit status:
   0    fine
   1    the server said no; the message says why and what to do
   2    wrong use
-  3    Berth can't be reached
+  3    Berth can't be reached, or something else answers there
   4    no such model or instance
   5    the API key is missing, unknown, or not allowed to do this
   130  interrupted with Ctrl-C
@@ -28,14 +32,21 @@ Environment: BERTH_URL, BERTH_API_KEY, NO_COLOR."""
 # Plain help: Rich would more than double the time to show it.
 app = typer.Typer(
     name="berth",
+    cls=Commands,
     help="Run models with Berth: start them, talk to them, look after them.",
     epilog=_EXIT_CODES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, look, chat, lifecycle, catalog, pull, logs):
+for module in (serve, look, chat, lifecycle, catalog, pull, logs, bench, help):
     module.register(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"berth {VERSION}")
+        raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)
@@ -48,6 +59,10 @@ def berth(
         str | None, typer.Option(envvar="BERTH_API_KEY", help="One of Berth's API keys")
     ] = None,
     as_json: Json = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="The version"),
+    ] = False,
 ) -> None:
     """Without a command: the help. What is given here is read by `cli.session`."""
     if ctx.invoked_subcommand is None:
@@ -57,13 +72,17 @@ def berth(
 
 def main() -> int:
     """Run one command; the exit status is an `ExitCode`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that can't show a letter shows a `?`
     try:
         status = app(prog_name="berth", standalone_mode=False)
     except CliError as exc:
         return _tell(exc)
     except typer.TyperException as exc:  # the arguments are wrong
         line = " ".join(exc.format_message().split())
-        return _tell(CliError(line.rstrip("."), ExitCode.USAGE, next_step="see `berth --help`"))
+        where = getattr(getattr(exc, "ctx", None), "command_path", "berth")
+        return _tell(CliError(line.rstrip("."), ExitCode.USAGE, next_step=f"see `{where} --help`"))
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except BrokenPipeError:  # who reads us has seen enough
@@ -77,5 +96,6 @@ def _tell(exc: CliError) -> ExitCode:
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps(exc.envelope, ensure_ascii=False) + "\n")
     else:
-        sys.stderr.write(f"berth: {exc.line}\n")
+        lines = [f"berth: {exc.line}", *(f"  {printable(line)}" for line in exc.details)]
+        sys.stderr.write("\n".join(lines) + "\n")
     return exc.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from cli.errors import CliError
 from cli.server import Server
 from cli.session import DEFAULT_URL
+from cli.target import MODELS_PATH, unless_not_admin
 
 _TIMEOUT_S = 0.8
 
@@ -29,7 +31,10 @@ def _matching(ctx: typer.Context, incomplete: str, paths: tuple[str, ...]) -> li
     try:
         with _server(ctx) as server:
             for path in paths:
-                for record in server.get(path, timeout_s=_TIMEOUT_S)["data"]:
+                answer = unless_not_admin(partial(server.get, path, timeout_s=_TIMEOUT_S))
+                if answer is None:
+                    answer = server.get(MODELS_PATH, timeout_s=_TIMEOUT_S)
+                for record in answer["data"]:
                     found.update(_names(record))
     except (CliError, LookupError, TypeError):
         pass  # what was found until then is of use
@@ -43,4 +48,5 @@ def _server(ctx: typer.Context) -> Server:
 
 
 def _names(record: dict[str, Any]) -> list[str]:
-    return [record.get("name") or record["instance_id"], *record.get("aliases", [])]
+    name = record.get("name") or record.get("instance_id") or record["id"]
+    return [name, *record.get("aliases", [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -28,12 +29,21 @@ class CliError(Exception):
         *,
         next_step: str | None = None,
         error: dict[str, Any] | None = None,
+        details: Sequence[str] = (),
     ) -> None:
+        """`details`: lines shown below the message, such as a log's last ones."""
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
         self.next_step = next_step
+        self.details = details
         self._error = error
+
+    @property
+    def code(self) -> str | None:
+        """Of the server's error."""
+        code = (self._error or {}).get("code")
+        return None if code is None else str(code)
 
     @property
     def line(self) -> str:

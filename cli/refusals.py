@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cli.errors import CliError, ExitCode
+from cli.reach import WHERE
 
 _NEXT_STEPS: Mapping[str, str] = {
     "invalid_api_key": "set BERTH_API_KEY, or give --api-key",
@@ -33,10 +34,11 @@ _STATUSES: Mapping[int, ExitCode] = {
 
 def refusal(status: int, body: Any, *, url: str, retry_after: str | None = None) -> CliError:
     """The error that an answer with this status and body is."""
-    error = _error_in(body)
+    error = error_in(body)
     exit_code = _STATUSES.get(status, ExitCode.REFUSED)
     if error is None:
-        return CliError(f"{url} answered {status}, and not as Berth does; is it Berth's URL?", exit_code)
+        message = f"{url} answered {status}, and not as Berth does"
+        return CliError(message, ExitCode.UNREACHABLE, next_step=WHERE)
     code = str(error.get("code"))
     next_step = _NEXT_STEPS.get(code) or (f"try again in {retry_after} s" if retry_after else None)
     return CliError(str(error["message"]), exit_code, next_step=next_step, error=error)
@@ -44,14 +46,14 @@ def refusal(status: int, body: Any, *, url: str, retry_after: str | None = None)
 
 def refusal_in_stream(body: Any) -> CliError | None:
     """The error that a line of a stream tells; None where it tells none."""
-    error = _error_in(body)
+    error = error_in(body)
     if error is None:
         return None
     exit_code = _TYPES.get(str(error.get("type")), ExitCode.REFUSED)
     return CliError(str(error["message"]), exit_code, error=error)
 
 
-def _error_in(body: Any) -> dict[str, Any] | None:
+def error_in(body: Any) -> dict[str, Any] | None:
     error = body.get("error") if isinstance(body, dict) else None
     if isinstance(error, str):  # some engines' servers
         return {"message": error, "type": None, "param": None, "code": None}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from cli.errors import CliError, ExitCode, wrong_use
+from cli.reach import WHERE, not_http, unreachable
 from cli.refusals import refusal
 
 if TYPE_CHECKING:
@@ -36,12 +37,10 @@ class Server:
         import httpx
 
         self.url = checked_url(url)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # A proxy is for servers elsewhere; the one on this machine is never behind it.
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            trust_env=urlsplit(self.url).hostname not in _LOOPBACK,
-        )
+        self._trust_env = urlsplit(self.url).hostname not in _LOOPBACK
+        self._http = httpx.Client(base_url=self.url, headers=self._headers, trust_env=self._trust_env)
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +49,18 @@ class Server:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+
+    def async_client(self, limits: httpx.Limits, timeout: httpx.Timeout) -> httpx.AsyncClient:
+        """For many requests at a time; its errors are httpx's own."""
+        import httpx
+
+        return httpx.AsyncClient(
+            base_url=self.url,
+            headers=self._headers,
+            trust_env=self._trust_env,
+            limits=limits,
+            timeout=timeout,
+        )
 
     def get(self, path: str, *, timeout_s: float | None = READ_TIMEOUT_S, **params: Any) -> Any:
         return self.request("GET", path, params=params, timeout_s=timeout_s)
@@ -93,7 +104,12 @@ class Server:
 
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         with self._reaching(timeout_s):
-            request = self._http.build_request(method, path, params=_said(params), json=body, timeout=timeout)
+            try:
+                request = self._http.build_request(
+                    method, path, params=_said(params), json=body, timeout=timeout
+                )
+            except ValueError as exc:  # an argument in another encoding than UTF-8
+                raise wrong_use(f"this can't be sent: {exc}") from None
             response = self._http.send(request, stream=True)
         try:
             if not response.is_success:
@@ -140,8 +156,8 @@ class Server:
         try:
             return json.loads(content)
         except ValueError:
-            message = f"{self.url} answered with something that isn't JSON; is it Berth's URL?"
-            raise CliError(message, ExitCode.REFUSED) from None
+            message = f"{self.url} answered with something that isn't JSON"
+            raise CliError(message, ExitCode.UNREACHABLE, next_step=WHERE) from None
 
     def _refused(self, response: httpx.Response, content: bytes) -> CliError:
         try:
@@ -159,17 +175,15 @@ class Server:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-            raise CliError(
-                f"Berth can't be reached at {self.url} ({exc})",
-                ExitCode.UNREACHABLE,
-                next_step="start it with `berth serve`, or say where it is with --url or BERTH_URL",
-            ) from None
+            raise unreachable(self.url, exc) from None
         except httpx.TimeoutException:
             raise CliError(
                 f"{self.url} has not answered within {timeout_s:g} s",
                 ExitCode.UNREACHABLE,
                 next_step="`berth info` tells whether it still serves",
             ) from None
+        except httpx.RemoteProtocolError as exc:
+            raise not_http(self.url, exc) from None
         except httpx.TransportError as exc:
             raise CliError(
                 f"the connection to {self.url} broke ({exc or type(exc).__name__})",
@@ -180,7 +194,7 @@ class Server:
 
 def checked_url(url: str) -> str:
     """A server's URL in full; `host:port` will do. Raises CliError."""
-    full = (url if "://" in url else f"http://{url}").rstrip("/")
+    full = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
     try:
         parts = urlsplit(full)
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0

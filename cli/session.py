@@ -5,17 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import VERSION
+from cli.errors import CliError, ExitCode
+from cli.reach import WHERE
 from cli.server import Server
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 DEFAULT_URL = "http://127.0.0.1:5000"
 _WIDE = 10_000  # columns where no terminal limits them, so that nothing is cut
@@ -38,14 +43,34 @@ class Session:
         """Standard output; without colours where it isn't a terminal or NO_COLOR is set."""
         from rich.console import Console
 
-        return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
+        width = None if sys.stdout.isatty() else _WIDE
+        return Console(highlight=False, markup=False, emoji=False, width=width)
 
     @cached_property
     def err(self) -> Console:
         """Standard error: progress and remarks."""
         from rich.console import Console
 
-        return Console(stderr=True, highlight=False, markup=False)
+        return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def say(self, text: str | Text) -> None:
+        """Lines on standard output; those that are too long are left to the terminal."""
+        self.out.print(text, soft_wrap=True)
+
+    def remark(self, text: str, style: str = "dim") -> None:
+        """The same on standard error, for what isn't the answer itself."""
+        self.err.print(text, style=style, soft_wrap=True)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
+        """A sign of life on standard error, where somebody looks; the function given changes its text."""
+        from rich.text import Text
+
+        if self.as_json or not self.err.is_terminal:
+            yield lambda _text: None
+            return
+        with self.err.status(Text(f"{what} …")) as status:
+            yield lambda text: status.update(Text(text))
 
     def print_json(self, value: Any, *, indent: int | None = 2) -> None:
         """One JSON document on standard output, at once."""
@@ -79,7 +104,13 @@ def with_session(function: Callable[..., None]) -> Callable[..., None]:
             api_key=api_key or before.get("api_key"),
             as_json=as_json or bool(before.get("as_json")),
         )
-        function(session, **given)
+        try:
+            function(session, **given)
+        except (LookupError, TypeError, AttributeError) as exc:  # a field is missing, or is something else
+            message = (
+                f"{session.url} answered otherwise than Berth {VERSION} does ({type(exc).__name__}: {exc})"
+            )
+            raise CliError(message, ExitCode.UNREACHABLE, next_step=WHERE) from exc
 
     shared = [
         inspect.Parameter(name, keyword, default=False if name == "as_json" else None, annotation=annotation)

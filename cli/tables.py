@@ -1,91 +1,153 @@
-"""Records as tables: rows decided here, drawn by Rich."""
+"""Records as rows of tables, and as pages. Where they fit is cli/layout.py's business."""
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cli.layout import Column, drawn, fitting
 from cli.units import NOTHING, ago, ahead, duration, size
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
 Record = Mapping[str, Any]
+Row = tuple[str, ...]
 
-INSTANCE_COLUMNS = ("NAME", "MODEL", "STATUS", "PORT", "PID", "MEMORY", "IN FLIGHT", "IDLE UNTIL", "AGE")
-MODEL_COLUMNS = ("NAME", "STATUS", "SIZE", "MEMORY", "ENGINE", "SOURCE", "LAST USED", "ALIASES")
-_RIGHT = frozenset({"PORT", "PID", "MEMORY", "IN FLIGHT", "SIZE"})
-_STYLES = {"running": "green", "sleeping": "blue", "failed": "red", "stopped": "dim"}
+INSTANCE_COLUMNS = (
+    Column("NAME"),
+    Column("ID"),
+    Column("STATUS"),
+    Column("PORT", is_right=True),
+    Column("LAST USED"),
+    Column("IDLE UNTIL", rank=1),
+    Column("OWNER", rank=1, only_if_any=True),
+    Column("MEMORY", rank=2, is_right=True),
+    Column("IN FLIGHT", rank=3, is_right=True),
+    Column("AGE", rank=4),
+    Column("PID", rank=5, is_right=True),
+    Column("MODEL", rank=6),
+)
+PROBLEM = "PROBLEM"
+MODEL_COLUMNS = (
+    Column("NAME"),
+    Column("STATUS"),
+    Column("SIZE", rank=3, is_right=True),
+    Column("LAST USED", rank=1),
+    Column("MEMORY", rank=4, is_right=True),
+    Column("ENGINE", rank=5),
+    Column("SOURCE", rank=6),
+    Column("ALIASES", rank=2, only_if_any=True),
+    Column(PROBLEM, rank=7, only_if_any=True),
+)
+ENTRY_COLUMNS = (Column("NAME"), Column("STATUS"), Column("CONTEXT", rank=1, is_right=True))
+_STYLES = {"running": "green", "sleeping": "blue", "failed": "red", "stopped": "dim", "unsupported": "red"}
 _ON_ITS_WAY = "yellow"
+_STEERS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # categories: control characters, surrogates, line separators
+_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of the text's direction
 
 
-def instance_row(record: Record, now: float) -> tuple[str, ...]:
+def instance_row(record: Record, now: float) -> Row:
     """One line of `berth ps`; `now` is in seconds since the epoch."""
     return (
+        record.get("profile") or record["served_model_name"],
         record["instance_id"],
-        record["model_name"],
         _instance_status(record),
         _shown(record["port"]),
-        _shown(record["pid"]),
+        ago(record["last_active"], now),
+        _idle_until(record, now),
+        _shown(record.get("owner")),
         size(record["memory_bytes"]),
         _shown(record["in_flight"]),
-        _idle_until(record, now),
         duration(now - record["created_at"]),
+        _shown(record["pid"]),
+        record["model_name"],
     )
 
 
-def model_row(record: Record, now: float) -> tuple[str, ...]:
+def model_row(record: Record, now: float) -> Row:
     """One line of `berth list`."""
     marks = " (pinned)" if record["pinned"] else ""
     return (
         record["name"],
-        record["status"] + marks,
+        _model_status(record) + marks,
         size(record["size_bytes"]),
+        ago(record["last_used"], now),
         size(record["memory_bytes"]),
         _shown(record["engine"]),
         record["source"],
-        ago(record["last_used"], now),
         ", ".join(record["aliases"]) or NOTHING,
+        problem_of(record) or NOTHING,
     )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table without lines, its states coloured; what is too long is cut, never wrapped."""
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        justify = "right" if column in _RIGHT else "left"
-        drawn.add_column(column, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
-    status = columns.index("STATUS")
-    for row in rows:
-        cells = [Text(printable(cell)) for cell in row]
-        cells[status].stylize(_STYLES.get(row[status].split()[0], _ON_ITS_WAY))
-        drawn.add_row(*cells)
-    return drawn
+def entry_row(entry: Record) -> Row:
+    """One line of `berth list` for a key that may only send requests: OpenAI's entry says less."""
+    status = _model_status(entry) if "status" in entry else NOTHING
+    return entry["id"], status, _shown(entry.get("max_model_len"))
 
 
-def details(record: Record) -> Table:
+def problem_of(record: Record) -> str | None:
+    """Why a model can't run, or why its last start failed."""
+    if problem := record.get("problem"):
+        return str(problem)
+    error = record.get("error")
+    if not error or record["status"] != "failed":
+        return None
+    return str(error["message"]).removeprefix(f"model {record['name']!r}: ")
+
+
+def table(columns: Sequence[Column], rows: Iterable[Row], width: int) -> Text:
+    """A table without lines, its states coloured."""
+    clean = [tuple(_one_line(cell) for cell in row) for row in rows]
+    status = [column.title for column in columns].index("STATUS")
+    styles = [_STYLES.get(row[status].split(" ")[0], _ON_ITS_WAY) for row in clean]
+    return drawn(columns, clean, styles, width)
+
+
+def model_table(records: Sequence[Record], now: float, width: int) -> Text:
+    """The models; a problem that has no room in its line stands below all."""
+    rows = [model_row(record, now) for record in records]
+    text = table(MODEL_COLUMNS, rows, width)
+    kept = fitting(MODEL_COLUMNS, [tuple(_one_line(cell) for cell in row) for row in rows], width)
+    if kept is not None and len(MODEL_COLUMNS) - 1 not in kept:
+        for record in records:
+            if problem := problem_of(record):
+                text.append(f"\n\n{_one_line(record['name'])}: ", "bold")
+                text.append(_one_line(problem))
+    return text
+
+
+def details(record: Record) -> Text:
     """Every field of a record, one a line; what is empty is left out."""
-    from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    drawn.add_column(style="bold", no_wrap=True)
-    drawn.add_column(overflow="fold")
-    for key, value in record.items():
-        if value not in (None, [], {}):
-            drawn.add_row(key, Text(printable(_field(key, value))))
-    return drawn
+    shown = {key: _field(key, value) for key, value in record.items() if value not in (None, [], {}, "")}
+    widest = max((len(key) for key in shown), default=0) + 2
+    text = Text()
+    for key, value in shown.items():
+        text.append(key.ljust(widest), "bold")
+        text.append(printable(value).replace("\n", "\n" + " " * widest) + "\n")
+    text.rstrip()
+    return text
 
 
 def printable(text: str) -> str:
-    """Without what would steer the terminal; new lines and tabs stay."""
+    """Without what would steer the terminal; new lines and tabs stay, and all letters and signs."""
+    if text.isprintable():
+        return text
     return "".join(
-        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+        "\N{REPLACEMENT CHARACTER}"
+        if char not in "\n\t" and (char in _OVERRIDES or unicodedata.category(char) in _STEERS)
+        else char
+        for char in text
     )
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.splitlines()).replace("\t", " "))
 
 
 def _field(key: str, value: Any) -> str:
@@ -94,9 +156,12 @@ def _field(key: str, value: Any) -> str:
     if key in _MOMENTS:
         return _moment(value)
     if key == "error":
-        return f"{value.get('class')}: {value.get('message')}"
+        tail = value.get("log_tail") or []
+        return "\n".join([f"{value.get('class')}: {value.get('message')}", *tail])
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return " ".join(value)
     return json.dumps(value, ensure_ascii=False)
@@ -116,6 +181,12 @@ def _moment(seconds: float) -> str:
 def _instance_status(record: Record) -> str:
     level = record.get("sleep_level")
     return f"{record['status']} {level}" if level else str(record["status"])
+
+
+def _model_status(record: Record) -> str:
+    """A model that no engine here can run is not merely stopped."""
+    is_down = record["status"] in ("stopped", "failed")
+    return "unsupported" if is_down and record.get("problem") else str(record["status"])
 
 
 def _idle_until(record: Record, now: float) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from cli.errors import CliError, ExitCode, wrong_use
 from cli.server import Server
+
+T = TypeVar("T")
+MODELS_PATH = "/v1/models"  # all that a key for requests may see
+_ADMINS_ONLY = "admin_key_required"  # the code of errors
 
 
 class Kind(StrEnum):
@@ -39,6 +44,25 @@ def path_of(kind: Kind, name: str) -> str:
     if not name:
         raise wrong_use("an empty name names nothing", "`berth list` shows the models")
     return f"/{kind}/{quote(name, safe='/' if kind is Kind.MODEL else '')}"
+
+
+def unless_not_admin(ask: Callable[[], T]) -> T | None:
+    """The answer; None where the key may only send requests. Raises CliError."""
+    try:
+        return ask()
+    except CliError as exc:
+        if exc.code != _ADMINS_ONLY:
+            raise
+        return None
+
+
+def record_for(server: Server, name: str) -> dict[str, Any]:
+    """All that the key may know of an instance or a model. Raises CliError."""
+    target = unless_not_admin(lambda: find(server, name))
+    if target is not None:
+        return target.record
+    entry: dict[str, Any] = server.get(f"{MODELS_PATH}/{quote(name)}")
+    return entry
 
 
 def find(server: Server, name: str) -> Target:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 from cli.errors import wrong_use
+
+_PYTHON_BOOLEANS = {"True": True, "False": False}
+_EXPONENT = re.compile(r"-?\d+(\.\d+)?[eE][+-]?\d+")
 
 
 def key_values(pairs: list[str]) -> dict[str, Any]:
@@ -20,8 +24,25 @@ def key_values(pairs: list[str]) -> dict[str, Any]:
 
 
 def json_or_text(value: str) -> Any:
-    """`0.2`, `true`, `[1]` as what they are; anything else is text."""
+    """`0.2`, `true`, `[1]` as what they are; anything else is text.
+
+    `1e3` is a whole number, for flags that take nothing else; True and False are how Python writes booleans;
+    NaN and Infinity are text, as JSON has no such numbers.
+    """
+    if value in _PYTHON_BOOLEANS:
+        return _PYTHON_BOOLEANS[value]
     try:
-        return json.loads(value)
-    except ValueError:
+        read = json.loads(value, parse_constant=_no_json, parse_float=_number)
+        json.dumps(read, allow_nan=False)  # 1e999 reads as infinite
+    except (ValueError, OverflowError, RecursionError):
         return value
+    return read
+
+
+def _number(text: str) -> float | int:
+    number = float(text)
+    return int(number) if _EXPONENT.fullmatch(text) and number.is_integer() else number
+
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(name)

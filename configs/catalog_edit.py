@@ -22,6 +22,8 @@ NEW_FILE = "# yaml-language-server: $schema=models.schema.json\n"
 def edit_model(path: Path, name: str, changes: Mapping[str, Any]) -> None:
     """Change fields of a model's entry, or add the model; None takes a field out. Blocks for milliseconds.
 
+    `params` are merged: those that aren't named stay, None takes one out.
+
     A field's new value takes the whole of the old one's place; comments beside what stays are kept. The file
     changes at one stroke, and edits by several callers come one after the other.
 
@@ -47,8 +49,10 @@ def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> s
         raise CatalogError(path, f"no file can hold these changes: {error}", keys=keys) from None
     wanted = dict(read_yaml(text).data or {})
     wanted["models"] = models = dict(wanted.get("models") or {})
-    entry = dict(models.get(name) or {}) | fields
-    models[name] = {key: value for key, value in entry.items() if key not in fields or value is not None}
+    entry = dict(models.get(name) or {})
+    if fields.get("params"):
+        fields["params"] = _merged(entry.get("params") or {}, fields["params"]) or None
+    models[name] = _merged(entry, fields)
     try:
         edited = rewrite(text, wanted)
     except YamlMistake as error:
@@ -64,6 +68,13 @@ def preview_edit(path: Path, name: str, changes: Mapping[str, Any]) -> Catalog:
     """The catalog that `edit_model` would make; nothing is written. Raises CatalogError."""
     text = read_text(path)
     return parse_catalog(edit_text(NEW_FILE if text is None else text, path, name, changes), path)
+
+
+def _merged(have: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` over `have`, without those that are None. Dashes and underscores are the same."""
+    spelled = {key.replace("-", "_"): key for key in have}
+    named = {spelled.get(key.replace("-", "_"), key): value for key, value in changes.items()}
+    return {key: value for key, value in {**have, **named}.items() if key not in named or value is not None}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Models that lie on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, and config.json.
 
 Only whole models are found: each shard that the others' names tell of is there, and no link leads nowhere.
-What looks like a model under MODEL_DIRS and isn't found is told of.
+In MODEL_DIRS also GGUF, adapters and diffusion pipelines are found, so that nobody wonders where they are; a
+folder named there may have the layout of the hub's cache. What looks like a model and isn't found is told of.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from configs.remarks import Remark
 
 _WEIGHTS = (".safetensors", ".bin")
 _NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin"})  # what training leaves
+_OTHER_KINDS = frozenset({"adapter_config.json", "model_index.json"})  # adapters; diffusion pipelines
 _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.\w+)")
 _Files = Mapping[str, os.stat_result | None]  # by name; None: a link to nothing, or that isn't followed
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -25,7 +27,7 @@ _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A folder with a config.json and weights."""
+    """A folder with a config.json and weights, or of another kind that is listed all the same."""
 
     name: str
     path: Path
@@ -52,7 +54,7 @@ def look_for_models(model_dirs: Sequence[Path], hf_home: Path | None) -> Discove
     remarks: list[Remark] = []
     for root in model_dirs:
         walk = _Walk(os.path.realpath(root.expanduser()))
-        models = list(walk.models())
+        models = [*walk.models(), *_in_hub_cache(Path(walk.root))]
         remarks += walk.remarks
         if not models and not walk.remarks:
             remarks.append(Remark(f"MODEL_DIRS: {walk.root}: no folder in it is a model"))
@@ -96,12 +98,12 @@ class _Walk:
 
     def _model(self, name: str, files: _Files) -> FoundModel | None:
         path = f"{self.root}/{name}"
-        model = _model(name, path, files)
+        model = _model(name, path, files) or _other_kind(name, path, files)
         if model is None and (problem := _unreadable(path)) is not None:
             self._note(path, problem)
         elif model is None and _looks_like_a_model(files):
             self._note(path, f"looks like a model, but {_what_is_missing(path, files, self.root)}")
-        elif model is not None and (problem := config_problem(Path(path))) is not None:
+        elif model is not None and "config.json" in files and (problem := config_problem(Path(path))):
             self._note(path, problem, is_mistake=True)
         return model
 
@@ -109,8 +111,6 @@ class _Walk:
         if _looks_like_a_model(files):
             what = "a model itself" if "config.json" in files else "a file of a model in it"
             self._note(self.root, f"has {what}; MODEL_DIRS names folders whose subfolders are models", True)
-        if any(folder.startswith("models--") for folder in folders):
-            self._note(self.root, "is a cache of the hub; HF_HOME or HF_HUB_CACHE names those", True)
 
     def _note_links(self, path: str, files: _Files) -> None:
         """Those to folders that are not followed."""
@@ -168,8 +168,6 @@ def _what_is_missing(path: str, files: _Files, root: str) -> str:
             link = f"{path}/{name}"
             why = _leads_out(link, root) if os.path.exists(link) else "is a link to nothing"
             return f"{name} {why}"
-    if any(name.endswith(".gguf") for name in files):
-        return "has GGUF files, which llama.cpp runs: give it a `command` in models.yaml"
     if "config.json" not in files:
         return "has no config.json"
     if not any(name.endswith(_WEIGHTS) and name not in _NO_WEIGHTS for name in files):
@@ -241,16 +239,28 @@ def _stat_inside(entry: os.DirEntry[str], root: str) -> os.stat_result | None:
 
 def _model(name: str, path: str, files: _Files) -> FoundModel | None:
     """None where it is none, or not all of one."""
-    there = {file: found for file, found in files.items() if found is not None}
+    there = _there(files)
     weights = [file for file in there if file.endswith(_WEIGHTS) and file not in _NO_WEIGHTS]
     if "config.json" not in there or not weights or not _all_shards(weights):
         return None
-    return FoundModel(
-        name,
-        Path(path),
-        sum(found.st_size for found in there.values()),
-        max(found.st_mtime for found in there.values()),
-    )
+    return _found(name, path, there)
+
+
+def _other_kind(name: str, path: str, files: Mapping[str, os.stat_result | None]) -> FoundModel | None:
+    """What somebody has put among the models, and only some engines run: who lists it can say why."""
+    there = _there(files)
+    if any(file in _OTHER_KINDS or file.endswith(".gguf") for file in there):
+        return _found(name, path, there)
+    return None
+
+
+def _there(files: Mapping[str, os.stat_result | None]) -> dict[str, os.stat_result]:
+    return {file: found for file, found in files.items() if found is not None}
+
+
+def _found(name: str, path: str, there: Mapping[str, os.stat_result]) -> FoundModel:
+    size_bytes = sum(found.st_size for found in there.values())
+    return FoundModel(name, Path(path), size_bytes, max(found.st_mtime for found in there.values()))
 
 
 def _all_shards(weights: Sequence[str]) -> bool:

@@ -104,7 +104,8 @@ class Settings(BaseSettings):
     )
     default_model: str = Field("berth-demo", description="Model for requests that name none")
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (ROOT / "models",), description="Folders whose subfolders are models, separated as in PATH"
+        (ROOT / "models",),
+        description="Folders whose subfolders are models, or hub caches, separated as in PATH",
     )
 
     start_timeout: float = Field(

@@ -51,6 +51,21 @@ VLLM: tuple[Difference, ...] = (
         ),
     ),
     Difference(
+        "`max_tokens` of a chat beyond the context is a cap: what fits is what you get",
+        "400",
+        "agents ask for 32000 tokens without knowing the context",
+        ("chat/a-limit-beyond-the-context-is-a-cap[*", "messages/max-tokens-beyond-the-context-are-a-cap"),
+    ),
+    Difference(
+        "A prompt that doesn't fit is refused in the words that clients look for, with a code",
+        "other words by release and by route, and no code",
+        "agents that read `prompt is too long` or `context_length_exceeded` shorten the conversation",
+        (
+            "chat/a-conversation-longer-than-the-context-is-400",
+            "messages/a-conversation-longer-than-the-context-is-400",
+        ),
+    ),
+    Difference(
         "An unknown field is ignored and named in the header `Warning`",
         "ignored",
         "a misspelt field must not go unnoticed",

@@ -38,6 +38,19 @@ one of the keys, as `Authorization: Bearer KEY` or as `x-api-key: KEY`.
 `request_id`; either names the request for `/inference/v1/abort_requests`. What is aborted ends with
 `finish_reason: "abort"` and the text there is.
 
+**The context.** A prompt that leaves no room for a token is refused with the code `context_length_exceeded`,
+by Anthropic's routes as `prompt is too long: X tokens > Y maximum`. The limit of a chat's answer
+(`max_tokens`, `max_completion_tokens`, `max_output_tokens`) is a cap and may be more than the context: what
+fits is what you get. So is that of a completion, but one above the whole context is 400, as vLLM has it.
+`/tokenize` and `count_tokens` count any length.
+
+**The log** has a line for each request – status, id, tokens, times, why it ended, nothing of its text – and,
+every ten seconds in which there is work, one of throughput. `--disable-log-requests` and
+`--disable-log-stats` take them away.
+
+**From Python.** `from engine import run_server; run_server("PATH", port=8000, max_model_len=4096)` serves as
+`python -m engine PATH --port 8000 --max-model-len 4096` does, until SIGTERM or SIGINT.
+
 **Stopping.** After SIGTERM, new requests get 503 with `Retry-After`; those that run may end within
 `--shutdown-timeout` seconds, then they get an error (in a stream: an event, and a connection that breaks).
 """

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -17,12 +18,12 @@ from engine.core import EngineCore
 from engine.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.end_tokens import with_main
 from engine.errors import ConfigError
-from engine.memory import CacheSize, cpu_budget, cuda_budget, size_cache
+from engine.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
 from engine.model_path import resolve_model
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import CausalLM
 from engine.models.registry import model_class
-from engine.models.weights import Checkpoint, load_weights
+from engine.models.weights import Checkpoint, has_own_head, load_weights
 from engine.runner import ModelRunner
 from engine.threads import num_compute_threads
 
@@ -40,7 +41,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
-    model_config = read_model_config(config.model, config.hf_overrides)
+    model_config = _with_own_head(config.model, read_model_config(config.model, config.hf_overrides))
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -69,6 +70,20 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         max_model_len=size.max_model_len,
         eos_token_ids=eos_token_ids,
     )
+
+
+def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
+    """A head that the checkpoint has of its own is used, whatever config.json says: so does transformers."""
+    if not model_config.tie_word_embeddings:
+        return model_config
+    with Checkpoint(directory) as checkpoint:
+        if not has_own_head(checkpoint):
+            return model_config
+    log.info(
+        "config.json says tie_word_embeddings, but the checkpoint has an lm_head.weight that differs from "
+        "the embedding: it is used."
+    )
+    return replace(model_config, tie_word_embeddings=False)
 
 
 def load_model(
@@ -103,6 +118,8 @@ def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
             cache = _build_cache(config, model, -(-num_tokens // config.block_size))
             ModelRunner(model, cache, eos_token_ids=()).warm_up(num_tokens)
         budget = cuda_budget(model.device, config.gpu_memory_utilization)
+    elif model.device.type == "cuda":  # the number of blocks is given
+        budget = MemoryBudget(unasked_bytes=0, limit_bytes=0)
     else:
         budget = cpu_budget()
     return size_cache(

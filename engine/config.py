@@ -59,4 +59,6 @@ class ServerConfig:
     enable_sleep_mode: bool = False  # the routes that act on the engine: /sleep, /reset_prefix_cache …
     unknown_fields: str = "warn"  # warn | refuse: fields of a body that no model of it declares
     access_log: bool = False
+    log_requests: bool = True  # a line for each, with its tokens and times
+    log_stats: bool = True  # a line of throughput every ten seconds in which there is work
     log_level: str = "info"

@@ -42,4 +42,18 @@ def translated_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(f"The model doesn't fit into memory: {error}") from error
+        raise OutOfMemory(_described(error)) from error
+    except RuntimeError as error:  # the CPU's allocator has no class of its own
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise OutOfMemory(_described(error)) from error
+
+
+def _described(error: Exception) -> str:
+    """What was asked for and who holds the rest, without the library's advice on its own allocator."""
+    said = str(error).split(" Of the allocated memory")[0].split(" If reserved but")[0].strip().rstrip(".")
+    return (
+        f"The model doesn't fit into memory: {said or type(error).__name__}. Free memory that other programs "
+        "and models hold there, use a 16-bit --dtype if the weights are wider, or a smaller model; a shorter "
+        "context doesn't make weights smaller."
+    )

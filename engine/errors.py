@@ -31,10 +31,17 @@ class ModelNotFound(CheckpointError):
     code = "model_not_found"
 
 
+MAY_RUN_ON_VLLM = "vLLM may run it (`engine: vllm`)"
+
+
 class UnsupportedModel(CheckpointError):
-    """An architecture or a feature of its configuration that we don't implement."""
+    """A kind of checkpoint, an architecture or a feature of its configuration that we don't implement."""
 
     code = "unsupported_model"
+
+    def __init__(self, message: str, *, advice: str | None = MAY_RUN_ON_VLLM) -> None:
+        """`advice`: what can run it, where the message doesn't say so."""
+        super().__init__(message if advice is None else f"{message.removesuffix('.')}: {advice}.")
 
 
 class OutOfMemory(EngineError):
@@ -51,6 +58,47 @@ class InvalidRequest(EngineError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class PromptTooLong(InvalidRequest):
+    """The context doesn't hold what a request asks for.
+
+    Clients know it by words: `message` has OpenAI's and vLLM's, `anthropic` those of Anthropic's besides.
+    """
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, anthropic: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.anthropic = message if anthropic is None else f"{anthropic}. {message}"
+
+    @classmethod
+    def of(
+        cls,
+        limit: int,
+        num_prompt_tokens: int,
+        num_output_tokens: int,
+        *,
+        part: str,
+        is_exact: bool = True,
+        param: str | None = None,
+    ) -> PromptTooLong:
+        """`part`: what holds the prompt, "messages"; not `is_exact`: the prompt has at least so many.
+
+        It is blamed on the prompt unless `param` names another field.
+        """
+        least = "" if is_exact else "at least "
+        total = num_prompt_tokens + num_output_tokens
+        too_much = part if param is None else f"{part} or {param}"
+        # A prompt that fills the context to the brim lacks the place for one token of an answer.
+        most = limit - 1 if num_prompt_tokens == limit else limit
+        return cls(
+            f"This model's maximum context length is {limit} tokens. However, you requested {least}{total} "
+            f"tokens ({least}{num_prompt_tokens} in the {part}, {num_output_tokens} in the completion). "
+            f"Please reduce the length of the {too_much}.",
+            param=part if param is None else param,
+            anthropic=f"prompt is too long: {least}{num_prompt_tokens} tokens > {most} maximum",
+        )
 
 
 class RequestFailed(EngineError):

@@ -38,12 +38,29 @@ def parse_flags(argv: Sequence[str], environ: Mapping[str, str]) -> Flags:
     if unknown:
         raise ConfigError(_describe_unknown(unknown[0], parser))
     values = vars(namespace)
+    values["model"] = _model_of(values, environ)
     foreign = {name.removeprefix(_FOREIGN): values[name] for name in values if name.startswith(_FOREIGN)}
     warnings = _judge_foreign(foreign)
     try:
         return Flags(engine=_engine_config(values), server=_server_config(values, environ), warnings=warnings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def to_argv(flags: Mapping[str, Any]) -> list[str]:
+    """A program's keywords as a command line's words."""
+    argv: list[str] = []
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            argv.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list | tuple):
+            argv += [flag, *map(str, value)]
+        else:
+            argv.append(f"{flag}={json.dumps(value) if isinstance(value, Mapping) else value}")
+    return argv
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +82,8 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_engine_flags(group: argparse._ArgumentGroup) -> None:
     default = EngineConfig(model=Path())
     add = group.add_argument
-    add("--model", required=True, help="directory in Hugging Face layout, or a name in the local hub cache")
+    add("--model", "--model-path", help="directory in Hugging Face layout, or a name of the hub")
+    add("model_tag", nargs="?", metavar="MODEL", help="the same without its flag's name")
     add("--dtype", default=default.dtype, choices=["auto", *_DTYPES], help="of weights and KV cache")
     add("--device", default=default.device, choices=["auto", "cpu", "cuda"])
     add(
@@ -97,7 +115,13 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     add("--host", default=default.host)
     add("--port", type=_port, default=default.port)
     add("--served-model-name", nargs="+", default=[], help="the first is reported, all are accepted")
-    add("--api-key", nargs="+", default=[], help="better in the environment: VLLM_API_KEY")
+    add(
+        "--api-key",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="one or more; may be repeated; better in the environment: VLLM_API_KEY",
+    )
     add("--tokenizer", type=Path, help="directory to read the tokenizer from; default: the model's")
     add("--chat-template", help="a file, or the Jinja source itself")
     add("--chat-template-content-format", default="auto", choices=["auto", "string", "openai"])
@@ -124,6 +148,19 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
         help="of a request: warn = accepted, and named in a Warning header",
     )
     add("--disable-uvicorn-access-log", action=argparse.BooleanOptionalAction, default=not default.access_log)
+    add(
+        "--enable-log-requests",
+        action=argparse.BooleanOptionalAction,
+        default=default.log_requests,
+        help="a line in the log for each request, without its text",
+    )
+    add("--disable-log-requests", action=argparse.BooleanOptionalAction, default=False, help="the opposite")
+    add(
+        "--disable-log-stats",
+        action=argparse.BooleanOptionalAction,
+        default=not default.log_stats,
+        help="no line of throughput every ten seconds in which there is work",
+    )
     add("--uvicorn-log-level", "--log-level", type=str.lower, default=default.log_level, choices=_LOG_LEVELS)
 
 
@@ -190,6 +227,17 @@ def _as_text(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
+def _model_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """By its flag, without one, or by the variable that other servers have for it. Raises ConfigError."""
+    flag, word = values["model"], values["model_tag"]
+    if flag is not None and word is not None and flag != word:
+        raise ConfigError(f"Unknown argument {word!r}: the model is given already, by --model {flag}.")
+    model = flag or word or environ.get("NANOVLLM_MODEL_PATH")
+    if not model:
+        raise ConfigError("No model is given: name one with --model.")
+    return str(model)
+
+
 def _engine_config(values: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig(
         model=Path(values["model"]),
@@ -235,6 +283,8 @@ def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> Ser
         enable_sleep_mode=_sleep_mode(values["enable_sleep_mode"], environ),
         unknown_fields=values["unknown_fields"],
         access_log=not values["disable_uvicorn_access_log"],
+        log_requests=values["enable_log_requests"] and not values["disable_log_requests"],
+        log_stats=not values["disable_log_stats"],
         log_level=values["uvicorn_log_level"],
     )
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError, OutOfMemory
+from engine.errors import ConfigError, EngineError, OutOfMemory
 
 _GIB = 1 << 30
+_CGROUP = Path("/sys/fs/cgroup")
+_OF_NO_ACCOUNT_BYTES = _GIB // 4  # of a GPU: what an idle driver or a desktop may hold
+_MOST_UTILIZATION = 0.95
 CPU_CACHE_LIMIT_BYTES = 4 * _GIB  # unless asked for more
 CPU_CACHE_SHARE = 0.25  # of the memory that is available when the engine starts
 CPU_MEMORY_SHARE = 0.8  # of the same, where --max-model-len needs that much
@@ -23,6 +26,9 @@ class MemoryBudget:
 
     unasked_bytes: int
     limit_bytes: int
+    told: str = ""  # what there is and who has it, for errors
+    remedy: str = ""  # what gives more
+    total_bytes: int | None = None  # more than can ever be had
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,8 @@ def size_cache(
 ) -> CacheSize:
     """How many blocks, and the longest sequence. `model_limit` is the checkpoint's longest, in tokens.
 
-    Raises ConfigError where one sequence of the length asked for wouldn't fit: it could never finish.
+    One sequence of the length asked for has to fit, as it could never finish: raises OutOfMemory where memory
+    is short, ConfigError where other flags leave too little of it.
     """
     max_model_len = model_limit if config.max_model_len is None else config.max_model_len
     block_bytes = config.block_size * bytes_per_token
@@ -53,13 +60,53 @@ def size_cache(
     if config.max_model_len is None and num_blocks:
         max_model_len = min(model_limit, num_blocks * config.block_size)
     elif num_blocks < per_sequence:
-        raise ConfigError(
-            f"One sequence of {max_model_len} tokens needs {per_sequence} KV-cache blocks "
-            f"({per_sequence * block_bytes / _GIB:.3f} GiB), but {source} gives {num_blocks} "
-            f"({num_blocks * block_bytes / _GIB:.3f} GiB). Lower --max-model-len to "
-            f"{num_blocks * config.block_size} or less, or raise --kv-cache-memory-bytes."
+        raise _too_small(config, budget, num_blocks, per_sequence, block_bytes, max_model_len, source)
+    if budget.total_bytes is not None and num_blocks * block_bytes > budget.total_bytes:
+        raise OutOfMemory(
+            f"{source} asks for a KV cache of {_gib(num_blocks * block_bytes)}, and there are "
+            f"{_gib(budget.total_bytes)} of memory in all. Lower it."
         )
     return CacheSize(num_blocks=num_blocks, max_model_len=max_model_len)
+
+
+def _too_small(
+    config: EngineConfig,
+    budget: MemoryBudget,
+    num_blocks: int,
+    per_sequence: int,
+    block_bytes: int,
+    max_model_len: int,
+    source: str,
+) -> EngineError:
+    """With the numbers, and what helps: flags that don't are not named."""
+    text = (
+        f"One sequence of {max_model_len} tokens needs {per_sequence} KV-cache blocks "
+        f"({_gib(per_sequence * block_bytes)}), but {source} gives {num_blocks} "
+        f"({_gib(num_blocks * block_bytes)})."
+    )
+    levers = []
+    if num_blocks:
+        levers.append(f"lower --max-model-len to {num_blocks * config.block_size} or less")
+    if config.num_gpu_blocks_override is not None:
+        levers.append(f"raise --num-gpu-blocks-override to {per_sequence}")
+    elif config.kv_cache_memory_bytes is not None:
+        levers.append(f"raise --kv-cache-memory-bytes to {per_sequence * block_bytes}")
+    else:
+        if config.dtype == "float32":
+            levers.append("halve it with --dtype bfloat16")
+        levers.append(budget.remedy or "free memory")
+        told = f" {budget.told}" if budget.told else ""
+        return OutOfMemory(f"{text}{told} {_sentence(levers)}")
+    return ConfigError(f"{text} {_sentence(levers)}")
+
+
+def _sentence(levers: list[str]) -> str:
+    text = ", or ".join(levers)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.3f} GiB"
 
 
 def cpu_budget() -> MemoryBudget:
@@ -67,6 +114,10 @@ def cpu_budget() -> MemoryBudget:
     return MemoryBudget(
         unasked_bytes=min(CPU_CACHE_LIMIT_BYTES, int(available_bytes * CPU_CACHE_SHARE)),
         limit_bytes=int(available_bytes * CPU_MEMORY_SHARE),
+        told=f"Of main memory {_gib(available_bytes)} are available, and a cache may take "
+        f"{CPU_MEMORY_SHARE:.0%} of that.",
+        remedy="free main memory that other programs and models hold",
+        total_bytes=total_host_bytes(),
     )
 
 
@@ -80,13 +131,30 @@ def cuda_budget(device: torch.device, utilization: float) -> MemoryBudget:
     others_bytes = total_bytes - free_bytes - torch.cuda.memory_reserved(device)
     peak_bytes = torch.cuda.max_memory_allocated(device)
     left = int(total_bytes * utilization) - others_bytes - peak_bytes
+    told = (
+        f"The weights and one pass take {peak_bytes / _GIB:.2f} GiB and other processes "
+        f"{others_bytes / _GIB:.2f} GiB of the GPU's {total_bytes / _GIB:.2f} GiB"
+    )
+    levers = ["stop what else holds the GPU's memory"] if others_bytes > _OF_NO_ACCOUNT_BYTES else []
+    if peak_bytes + others_bytes < total_bytes and utilization < _MOST_UTILIZATION:
+        levers.append("raise --gpu-memory-utilization")
+    remedy = ", or ".join([*levers, "lower --max-num-batched-tokens"])
     if left <= 0:
         raise OutOfMemory(
-            f"The weights and one pass take {peak_bytes / _GIB:.2f} GiB and other processes "
-            f"{others_bytes / _GIB:.2f} GiB of the GPU's {total_bytes / _GIB:.2f} GiB: within "
-            f"--gpu-memory-utilization {utilization} nothing is left for the KV cache."
+            f"{told}: within --gpu-memory-utilization {utilization} nothing is left for the KV cache. "
+            f"{_sentence([remedy])}"
         )
-    return MemoryBudget(unasked_bytes=left, limit_bytes=left)
+    return MemoryBudget(unasked_bytes=left, limit_bytes=left, told=f"{told}.", remedy=remedy)
+
+
+def total_host_bytes() -> int:
+    """All main memory, or what the control group allows of it."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
 
 
 def available_host_bytes() -> int:
@@ -105,10 +173,9 @@ def _machine_available_bytes() -> int:
 
 def _cgroup_available_bytes() -> int:
     """Of a version 2 control group, as containers have it; page cache counts as used: cautious."""
-    root = Path("/sys/fs/cgroup")
     try:
-        limit = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
     except (OSError, ValueError):
         return 1 << 62
     return 1 << 62 if limit == "max" else max(int(limit) - used, 0)

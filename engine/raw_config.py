@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, UnsupportedModel
 
 
 def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -16,11 +16,12 @@ def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None)
 
 
 def architecture_of(directory: Path, raw: Mapping[str, Any]) -> str:
-    """Raises CheckpointError unless there is exactly one."""
+    """Raises UnsupportedModel unless there is exactly one."""
     architectures = raw.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1:
-        raise CheckpointError(
-            f"{directory / 'config.json'}: architectures is {architectures!r}, not one name."
+        raise UnsupportedModel(
+            f"{directory / 'config.json'}: architectures is {architectures!r}, not one name that says what "
+            "the model is."
         )
     return str(architectures[0])
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, PromptTooLong
 from engine.types import EngineRequest
 
 _MOST_PRIORITY = 1 << 31  # either way: what vLLM's own field holds
@@ -51,12 +51,7 @@ class RequestCheck:
         if max_tokens < 0:
             raise InvalidRequest(f"max_tokens is {max_tokens}, it has to be at least 0.", param="max_tokens")
         if num_tokens + min(max_tokens, 1) > self.max_model_len:
-            allowed = self.max_model_len - min(max_tokens, 1)
-            raise InvalidRequest(
-                f"The prompt has {num_tokens} tokens; with at least {min(max_tokens, 1)} to generate, this "
-                f"model's context of {self.max_model_len} tokens allows {allowed}. Shorten the prompt.",
-                param="prompt",
-            )
+            raise PromptTooLong.of(self.max_model_len, num_tokens, min(max_tokens, 1), part="prompt")
 
     def _check_ids(self, token_ids: Collection[int], param: str) -> None:
         if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):

@@ -120,4 +120,5 @@ ALIASES: dict[str, str] = {
     "-r": "node-rank",
     "-sc": "speculative-config",
     "-tp": "tensor-parallel-size",
+    "--tp": "tensor-parallel-size",  # not vLLM's own, but much typed
 }

@@ -18,7 +18,7 @@ from instance_manager.adoption import FoundRun
 from instance_manager.cgroups import delegated_cgroup
 from instance_manager.environment import engine_environment
 from instance_manager.failures import classify_exit, telling_lines
-from instance_manager.health import LastProbe, Probe, WrongEngine, wait_until_ready
+from instance_manager.health import LastProbe, Probe, WrongEngine, name_to_send, told_names, wait_until_ready
 from instance_manager.instance import Instance
 from instance_manager.logs import LogFile
 from instance_manager.process import EngineProcess, ProcessGroup, listening_ports
@@ -168,6 +168,17 @@ class EngineRun:
             await asyncio.wait((probing,))
             if not probing.cancelled():
                 probing.exception()  # taken note of, also when something else was noticed first
+
+    async def told_name(self, client: httpx.AsyncClient, instance: Instance) -> str | None:
+        """What the engine calls its model, where it says so and need not have the name it was given."""
+        probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, None)
+        names: list[str] = []
+
+        async def ask() -> None:
+            names.extend(await told_names(client, probe))
+
+        await self.unless_exited(ask())
+        return name_to_send(names, [instance.model_name, instance.spec.profile or ""])
 
     async def unless_exited(self, call: Coroutine[Any, Any, None]) -> bool:
         """Await a call to the engine; False if it has ended instead."""

@@ -45,10 +45,22 @@ class ModelNotFound(ManagerError):
     code = "model_not_found"
 
 
+class UnsupportedModel(ManagerError):
+    """The model's files are here, and of a kind that its engine doesn't run."""
+
+    code = "unsupported_model"
+
+
 class WrongState(ManagerError):
     """The instance is in a state that does not allow what was asked."""
 
     code = "wrong_state"
+
+
+class WrongRunner(ManagerError):
+    """The model is there, and its engines make something else of their input than the request needs."""
+
+    code = "wrong_runner"
 
 
 class InstanceNotRunning(ManagerError):
@@ -79,6 +91,12 @@ class InvalidCatalog(ManagerError):
     """models.yaml is wrong; the message says where and what."""
 
     code = "invalid_catalog"
+
+
+class InvalidKeyFile(ManagerError):
+    """The file of keys is wrong; the message says where and what, and shows no key."""
+
+    code = "invalid_key_file"
 
 
 class NoCapacity(ManagerError):

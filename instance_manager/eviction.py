@@ -1,7 +1,7 @@
 """Whom to put to sleep or to stop so that a model fits, and whose start comes next.
 
 Pure: bytes and monotonic seconds are handed in, nothing is measured or ended here. Knows nothing of how a
-sleep or a stop is done.
+sleep or a stop is done. Places for instances are one more device, of which each process holds one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from enum import IntEnum
 
 Device = str  # "cpu" = host memory; else a GPU's UUID
 HOST: Device = "cpu"
+PLACE: Device = "place"  # a port: each instance with a process holds one, asleep too; not in bytes
 
 
 class EvictionAction(IntEnum):
@@ -186,6 +187,15 @@ class _Room:
     def leaving(self) -> list[Resident]:
         return [r for r in self.residents if r.leaving is not None]
 
+    @property
+    def lacking(self) -> list[Device]:
+        """Devices that don't have what is needed, even once those that leave have left."""
+        return [
+            device
+            for device, need in self.need.items()
+            if need and self._settled.get(device, 0) + need > self.budgets.get(device, 0)
+        ]
+
     def fits_now(self) -> bool:
         return self._within(self._now)
 
@@ -249,10 +259,11 @@ class _Room:
         candidates = [r for r in self.residents if self._may_ever_go(r)]
         busy = [r for r in candidates if r.is_busy]
         young = [r for r in candidates if r.level == 0 and r.resident_since + policy.min_residency_s > now]
+        what = "a place" if PLACE in self.lacking else "memory"
         reasons = [f"{_names(busy)} in use"] if busy else []
         if young:
             reasons.append(f"{_names(young)} awake for less than {policy.min_residency_s:g} s")
-        return f"{self.model_name} waits for memory: {'; '.join(reasons)}"
+        return f"{self.model_name} waits for {what}: {'; '.join(reasons)}"
 
     def why_never(self) -> str:
         """For each device that stays too small: the budget, and who keeps how much of it."""
@@ -265,9 +276,13 @@ class _Room:
             keeps = [(r, num_bytes) for r in staying if (num_bytes := r.held_after(r.leaving).get(device, 0))]
             if need == 0 or need + sum(num_bytes for _, num_bytes in keeps) <= budget:
                 continue
-            text = f"{_gib(need)} of {_device_name(device)}, whose budget is {_gib(budget)}"
-            if need <= budget:
-                text += "; of that " + ", ".join(f"{_whose(r)} keeps {_gib(n)}" for r, n in keeps)
+            if device == PLACE:
+                text = f"one more place for an instance, of which there are {budget}"
+                text += "".join(f"; {_whose(r)} keeps one" for r, _ in keeps)
+            else:
+                text = f"{_gib(need)} of {_device_name(device)}, whose budget is {_gib(budget)}"
+                if need <= budget:
+                    text += "; of that " + ", ".join(f"{_whose(r)} keeps {_gib(n)}" for r, n in keeps)
             parts.append(text)
         return f"{self.model_name} needs {' and '.join(parts)}"
 

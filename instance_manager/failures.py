@@ -6,13 +6,28 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 
+from instance_manager.errors import InstanceFailedToStart, ManagerError, UnsupportedModel
 from instance_manager.types import FailureClass, InstanceFailure
 
 LOG_TAIL_LINES = 20
 
 _EXIT_USAGE = 2  # what argparse and most command-line programs exit with on wrong arguments
 
+# The embedded engine's last line where it can't serve a model here: all that is to be said of it.
+_REFUSED_CHECKPOINT = re.compile(r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<said>.+)")
+_REFUSED_FOR_MEMORY = re.compile(r" ERROR engine: out of memory: (?P<said>.+)")
+
 _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
+    (
+        FailureClass.UNSUPPORTED_MODEL,
+        re.compile(
+            _REFUSED_CHECKPOINT.pattern
+            + r"|Model architectures .* (are not supported for now|failed to be inspected)"
+            r"|has no vLLM implementation|Transformers does not recognize this architecture"
+            r"|unknown model architecture",
+            re.I,
+        ),
+    ),
     (
         FailureClass.PORT_IN_USE,
         re.compile(r"address already in use|\bport in use\b|EADDRINUSE|only one usage of each socket", re.I),
@@ -46,6 +61,11 @@ _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
     ),
 )
 
+_LAST_WORDS = {
+    FailureClass.UNSUPPORTED_MODEL: _REFUSED_CHECKPOINT,
+    FailureClass.OUT_OF_MEMORY: _REFUSED_FOR_MEMORY,
+}
+
 # What programs print on their way out whatever they died of; it would push the reason out of the tail.
 _PARTING_WORDS = re.compile(
     r"^nanobind: | - (leaked (instance|type|function) |\.\.\. skipped remainder)"
@@ -55,8 +75,11 @@ _PARTING_WORDS = re.compile(
 )
 
 
-# A line for each request, as uvicorn writes them: clients that ask again push the reason out of sight.
-_ACCESS_LINE = re.compile(r'- "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}')
+# A line for each request, as uvicorn and the embedded engine write them, and those of throughput: clients
+# that ask again push the reason out of sight.
+_ACCESS_LINE = re.compile(
+    r'- "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}| INFO engine\.(requests|stats): |Avg prompt throughput: '
+)
 
 
 def telling_lines(lines: Iterable[str]) -> list[str]:
@@ -92,6 +115,8 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
     else:
         if returncode == _EXIT_USAGE and not was_ready:
             failure_class = FailureClass.BAD_ARGUMENTS
+    if not was_ready and (said := _last_word(log_tail, _LAST_WORDS.get(failure_class))):
+        return InstanceFailure(failure_class, said, exit_code, signal_name)
     ended = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
     if signal_name == "SIGKILL":
         ended += " (by the kernel for want of memory, unless somebody sent it)"
@@ -103,6 +128,20 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
         signal_name,
         tuple(log_tail[-LOG_TAIL_LINES:]),
     )
+
+
+def _last_word(log_tail: Sequence[str], pattern: re.Pattern[str] | None) -> str | None:
+    if pattern is None:
+        return None
+    return next((match["said"] for line in reversed(log_tail) if (match := pattern.search(line))), None)
+
+
+def start_error(what: str, failure: InstanceFailure) -> ManagerError:
+    """What somebody is told who waited for a start; `what`: of which instance or model."""
+    message = f"{what}: {explain(failure)}"
+    if failure.failure_class is FailureClass.UNSUPPORTED_MODEL:
+        return UnsupportedModel(message)
+    return InstanceFailedToStart(message)
 
 
 def explain(failure: InstanceFailure, *, num_lines: int = 5) -> str:

@@ -12,27 +12,33 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from instance_manager.admission import Lease
+from instance_manager.checkpoint import Checkpoint, unsupported
 from instance_manager.errors import (
     InstanceFailedToStart,
+    InstanceNotFound,
     InstanceNotRunning,
     ManagerError,
     ModelNotFound,
     ShuttingDown,
     StartTooSlow,
+    UnsupportedModel,
+    WrongRunner,
 )
 from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.models import Model
 from instance_manager.news import News
 from instance_manager.profiles import ModelProfile
+from instance_manager.replicas import is_replica_of, models_of
 from instance_manager.room import RoomKeeper
+from instance_manager.runner_kind import RunnerKind
 from instance_manager.scaling import ScalePolicy, wanted_replicas
-from instance_manager.starter import Starter
+from instance_manager.starter import Starter, spec_of
 from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")
@@ -89,11 +95,15 @@ class Fleet:
         changed = {name for name in wanted.keys() | old.keys() if wanted.get(name) != old.get(name)}
         for name in changed:
             if name in wanted:
-                self._model(name).profile = wanted[name]
+                model = self._model(name)
+                model.profile = wanted[name]
+                model.replicas = {k: one for k, one in model.replicas.items() if self._belongs_to(one, model)}
             else:
-                self._models[name].profile = None
-                self._forget_unused(self._models[name])
-        self._names = {alias: name for name, profile in wanted.items() for alias in profile.aliases}
+                model = self._models[name]
+                model.profile = None
+                self._forget_unused(model)
+            self._tell_names(model)
+        self._names = {other: name for name, profile in wanted.items() for other in profile.other_names}
         self._news.tell()
         return frozenset(changed)
 
@@ -105,7 +115,7 @@ class Fleet:
         """By name or alias. Raises ModelNotFound, which names what is alike: that takes its time."""
         model = self.known(name)
         if model is None:
-            known = [*self._models, *self._names]
+            known = [*(model.name for model in self.models), *self._names]
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "GET /v1/models lists all"
             raise ModelNotFound(f"there is no model {name!r}; {hint}", param="model")
@@ -127,27 +137,36 @@ class Fleet:
     @property
     def models(self) -> list[Model]:
         """All that can be asked for, by name."""
-        return [self._models[name] for name in sorted(self._models)]
+        return [model for name, model in sorted(self._models.items()) if model.is_listed]
+
+    def names_of_instance(self, instance_id: str) -> tuple[str, ...]:
+        """What an instance of this Berth is called; nothing for an unknown one."""
+        found = (one for model in self._models.values() for one in model.replicas.values())
+        return next((one.names for one in found if one.instance_id == instance_id), ())
 
     # Leases.
 
-    def try_lease(self, model: Model, affinity: bytes = b"") -> Lease | None:
-        """A lease at once; None if one may `wait_for_lease`. Raises what waiting would raise at once."""
-        if not model.queue and (lease := model.take(affinity)) is not None:
+    def try_lease(self, model: Model, affinity: bytes = b"", need: RunnerKind | None = None) -> Lease | None:
+        """A lease at once; None if one may `wait_for_lease`. Raises what waiting would raise at once.
+
+        `need`: what the replica has to serve.
+        """
+        if not model.queue.is_waited_for(need) and (lease := model.take(affinity, need)) is not None:
             return lease
-        self._check_may_wait(model)
+        self._check_may_wait(model, need)
         return None
 
-    async def wait_for_lease(self, model: Model, priority: int = 0) -> Lease:
+    async def wait_for_lease(self, model: Model, priority: int = 0, need: RunnerKind | None = None) -> Lease:
         """A lease once a replica has room; starts or wakes one if none does.
 
-        Raises QueueFull, InstanceFailedToStart, NoCapacity, InstanceNotRunning, StartTooSlow or ShuttingDown.
+        Raises WrongRunner, QueueFull, InstanceFailedToStart, NoCapacity, InstanceNotRunning, StartTooSlow or
+        ShuttingDown.
         """
-        self._check_may_wait(model)
+        self._check_may_wait(model, need)
         self._num_waiting += 1
         try:
             async with asyncio.timeout(self.config.max_wait_s):
-                waiting = asyncio.ensure_future(model.queue.wait(priority))
+                waiting = asyncio.ensure_future(model.queue.wait(priority, need))
                 await asyncio.sleep(0)  # now it stands in the queue
                 model.grant()
                 self._news.tell()
@@ -167,26 +186,37 @@ class Fleet:
 
     def want(self, model: Model) -> None:
         """Bring a replica up unless one runs. Raises ManagerError where that can't be tried now."""
-        if not model.awake and not model.is_coming:
+        if not model.is_up_for(self._starter.own_runner(model)):
             self._check_may_start(model)
             model.wants_another = True
             self._news.tell()
 
+    async def stop(self, model: Model, *, force: bool = False) -> None:
+        """Stop all replicas; one that has failed is stopped from then on, and so is the model."""
+        model.wants_another = False
+        for one in list(model.replicas.values()):
+            if one.state is not InstanceState.STOPPED:
+                await self.manager.stop(one.instance_id, force=force)
+        model.clear_failure()
+
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or when the time is out."""
+        runner = self._starter.own_runner(model)
         try:
             async with asyncio.timeout(timeout_s):
-                while not model.awake and (model.wants_another or model.is_coming):
+                while not model.is_awake_for(runner) and (model.wants_another or model.is_coming):
                     await self._news.wait(0.5)
         except TimeoutError:
             return
 
-    def _check_may_wait(self, model: Model) -> None:
+    def _check_may_wait(self, model: Model, need: RunnerKind | None) -> None:
         if self.manager.is_shutting_down:
             raise ShuttingDown("Berth is shutting down and takes nothing new", retry_after_s=5.0)
         model.queue.check_room()
-        if model.awake or model.is_coming:
+        if model.is_up_for(need):
             return
+        if need is not None and not self._starter.can_bring_up(model, need):
+            raise _wrong_runner(model, need)
         if not self.config.autostart:
             raise InstanceNotRunning(
                 f"model {model.name!r} doesn't run, and AUTOSTART is off; start it first"
@@ -194,7 +224,11 @@ class Fleet:
         self._check_may_start(model)
 
     def _check_may_start(self, model: Model) -> None:
+        if (problem := model.checkpoint_problem) is not None:
+            raise unsupported(model.name, problem)
         wait_s = model.retry_at - self._clock()
+        if isinstance(model.error, UnsupportedModel) and wait_s > 0:
+            raise UnsupportedModel(str(model.error), param="model")
         if model.error is not None and wait_s > 0:
             message = f"{model.error}; the next start is tried in {wait_s:.0f} s at the soonest"
             raise InstanceFailedToStart(message, retry_after_s=wait_s)
@@ -233,12 +267,16 @@ class Fleet:
 
     async def _scale(self, model: Model) -> None:
         profile = model.profile
-        if profile is None or (profile.max_replicas <= 1 and not profile.min_replicas):
+        if (
+            profile is None
+            or (profile.max_replicas <= 1 and not profile.min_replicas)
+            or model.checkpoint_problem
+        ):
             return
         samples = model.load_samples
         samples.append(model.in_flight + len(model.queue))
         del samples[: -self.config.scale.window_samples]
-        awake = model.awake
+        awake = [one for one in model.awake if one.spec.profile is not None]  # others aren't the catalog's
         wanted = wanted_replicas(profile, samples, len(awake), self.config.scale)
         if wanted > len(awake) and not model.is_coming and self._clock() >= model.retry_at:
             model.wants_another = True
@@ -256,7 +294,8 @@ class Fleet:
     def _preload(self, models: Iterable[Model]) -> None:
         for model in models:
             profile = model.profile
-            if profile is not None and (profile.preload or profile.min_replicas) and not model.live:
+            is_there = any(one.spec.profile is not None for one in model.live)
+            if profile is not None and (profile.preload or profile.min_replicas) and not is_there:
                 model.wants_another = True
 
     # Books.
@@ -266,30 +305,67 @@ class Fleet:
             for model in list(self._models.values()):
                 if model.replicas.pop(event.instance_id, None) is not None:
                     self._forget_unused(model)
-        elif event.type == "instance.state" and event.data["previous"] in _ALIVE:
-            self._on_end(event)
-        elif event.data.get("error", {}).get("class") == FailureClass.LOST:
+        elif event.type == "instance.state":
+            self._on_state(event)
+        if event.data.get("error", {}).get("class") == FailureClass.LOST:
             self._preload([model for model in self._models.values() if event.instance_id in model.replicas])
         self._news.tell()
 
-    def _on_end(self, event: Event) -> None:
-        for model in self._models.values():
-            if event.data["status"] == InstanceState.FAILED and event.instance_id in model.replicas:
+    def _on_state(self, event: Event) -> None:
+        status = InstanceState(event.data["status"])
+        if not status.is_terminal:
+            with suppress(InstanceNotFound):  # by now it may have told a name that it hadn't when it began
+                self.adopt(self.manager.get(event.instance_id))
+            return
+        for model in [one for one in self._models.values() if event.instance_id in one.replicas]:
+            if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
                 reason = event.data["reason"]
                 model.died(InstanceFailedToStart(f"model {model.name!r} died while it ran: {reason}"))
+            elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
+                model.clear_failure()  # a replica that had failed was stopped by request
+            self._forget_unused(model)
 
     def adopt(self, instance: Instance) -> None:
         """Take an instance into the books, under its profile's name or those it was created by."""
-        for name in names_of(instance):
+        name = instance.spec.profile
+        if name is not None and instance.state.is_terminal and name not in self._models:
+            return  # it has ended, and its model has left the catalog
+        for name in models_of(instance):
             model = self._model(name)
+            if not self._belongs_to(instance, model):
+                continue
             model.replicas[instance.instance_id] = instance
+            if model.profile is not None and instance.spec.profile is not None:
+                instance.other_names = model.profile.other_names
         instance.gate.on_room = partial(self._on_room, instance)
+
+    def _belongs_to(self, instance: Instance, model: Model) -> bool:
+        """Another model that was given a catalog's name by hand is reached by its id and its other names."""
+        profile = model.profile
+        if profile is None or is_replica_of(instance, profile, self.manager.config.model_dirs):
+            return True
+        logger.warning(
+            "instance=%s is called %s and loads %s, not the catalog's %s: requests by this name pass it by",
+            instance.instance_id,
+            model.name,
+            instance.model_name,
+            profile.model,
+        )
+        return False
+
+    def _tell_names(self, model: Model) -> None:
+        """Let other Berths know what the catalog calls what runs here."""
+        names = () if model.profile is None else model.profile.other_names
+        for one in model.replicas.values():
+            if one.spec.profile is not None and one.other_names != names:
+                one.other_names = names
+                one.updated({"names": list(one.names)})
 
     def _on_room(self, instance: Instance) -> None:
         """With each request's end: so the usual case, that nobody waits, has to cost nothing."""
         if not self._num_waiting:
             return
-        for name in names_of(instance):
+        for name in models_of(instance):
             if (model := self._models.get(name)) is not None and model.queue:
                 model.grant()
         if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
@@ -297,25 +373,39 @@ class Fleet:
 
     def _want_awake(self, instance: Instance) -> None:
         """A request waits at a sleeper's own gate: it is woken when there is room."""
-        model = next(self._models[name] for name in names_of(instance) if name in self._models)
+        model = next(self._models[name] for name in models_of(instance) if name in self._models)
         model.wants_another = True
         self._news.tell()
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
-            self._models[name] = Model(name, None, self.config.max_queue, self._clock)
+            self._models[name] = Model(
+                name, None, self.config.max_queue, self._clock, find_checkpoint=self._checkpoint_of
+            )
         return self._models[name]
 
+    def _checkpoint_of(self, profile: ModelProfile) -> Checkpoint | None:
+        """None also where it can't be found: the start will say so."""
+        try:
+            return Checkpoint.of(spec_of(profile), self.manager.config)
+        except ManagerError:
+            return None
+
     def _forget_unused(self, model: Model) -> None:
-        if model.profile is None and not model.replicas and not model.queue:
+        """What was created by hand may be started again by its name; what the catalog has dropped, not."""
+        replicas = model.replicas.values()
+        is_used = any(one.spec.profile is None or not one.state.is_terminal for one in replicas)
+        if model.profile is None and not is_used and not model.queue:
             self._models.pop(model.name, None)
 
 
-def names_of(instance: Instance) -> tuple[str, ...]:
-    """What clients may call it."""
-    if instance.spec.profile is not None:
-        return (instance.spec.profile,)
-    return tuple(dict.fromkeys((instance.served_model_name, instance.model_name)))
+def _wrong_runner(model: Model, need: RunnerKind) -> WrongRunner:
+    has, wants = ("pools", "generates") if need is RunnerKind.GENERATE else ("generates", "pools")
+    return WrongRunner(
+        f"this request needs an engine that {wants}, and model {model.name!r} {has}: ask another model, or "
+        f"create an instance of it with `runner: {need}` if its checkpoint can do both",
+        param="model",
+    )
 
 
 def _release_unwanted(waiting: asyncio.Future[Lease]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -18,6 +19,7 @@ _POLL_MIN_S = 0.02
 _POLL_MAX_S = 0.1
 _POLL_GROWTH = 1.05  # quick for the first seconds, when a small engine comes up
 _PROBE_TIMEOUT_S = 5.0
+_NAMES_TIMEOUT_S = 2.0
 
 
 class WrongEngine(Exception):
@@ -108,6 +110,25 @@ def _model_names(response: httpx.Response) -> list[str]:
         return [str(entry["id"]) for entry in response.json()["data"]]
     except (ValueError, KeyError, TypeError):
         raise WrongEngine("/v1/models does not answer with a list of models") from None
+
+
+async def told_names(client: httpx.AsyncClient, probe: Probe) -> list[str]:
+    """What an engine that need not name its model says it serves; nothing where it has no such list."""
+    try:
+        async with asyncio.timeout(_NAMES_TIMEOUT_S):
+            response = await _get(client, probe, "/v1/models")
+            return _model_names(response) if response.status_code == httpx.codes.OK else []
+    except (httpx.HTTPError, TimeoutError, WrongEngine):
+        return []
+
+
+def name_to_send(told: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """What an engine is to be asked for, of the names it has told; None = as it was started.
+
+    A name that is wanted, if it has it, the first best; else its only one. Of several none is guessed.
+    """
+    known = [name for name in wanted if name in told]
+    return next(iter(known), told[0] if len(told) == 1 else None)
 
 
 async def _accepts_connections(host: str, port: int) -> bool:

@@ -13,9 +13,11 @@ from instance_manager.admission import Gate
 from instance_manager.backends import LaunchPlan
 from instance_manager.events import EventLog
 from instance_manager.idle import Idleness, expires_at
-from instance_manager.params import mask_command, mask_params
+from instance_manager.params import adapter_names, mask_command, mask_params
+from instance_manager.runner_kind import RunnerKind
 from instance_manager.types import (
     TRANSITIONS,
+    Endpoint,
     InstanceFailure,
     InstanceSpec,
     InstanceState,
@@ -57,6 +59,8 @@ class Instance:
         self.failure: InstanceFailure | None = None
         self.timeout_s = timeout_s
         self.pinned = spec.pinned
+        self.other_names: tuple[str, ...] = ()  # of its model in the catalog, written by the fleet
+        self.told_name: str | None = None  # by its engine, where that need not have the name it was given
         self.level = 0  # 1 and 2: how deep it sleeps
         self.awake_since: float | None = None  # monotonic seconds
         self.host = host
@@ -83,12 +87,38 @@ class Instance:
 
     @property
     def served_model_name(self) -> str:
-        """The name the engine itself answers to."""
-        return self.plan.served_model_name
+        """The name the engine itself answers to: what it has said, else what it was started with."""
+        return self.told_name or self.plan.served_model_name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call it."""
+        if self.spec.profile is not None:
+            return (self.spec.profile, *self.other_names)
+        served = self.plan.params.get("served_model_name") or ()
+        all_served = (served,) if isinstance(served, str) else tuple(served)
+        own = (self.served_model_name, *all_served, self.model_name, *adapter_names(self.plan.params))
+        return tuple(dict.fromkeys(own))
+
+    @property
+    def runner(self) -> RunnerKind | None:
+        """What its engine can serve; None = nobody knows."""
+        return self.plan.runner
 
     @property
     def idleness(self) -> Idleness:
         return Idleness(self.timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+
+    def endpoint(self, port: int, api_key: str) -> Endpoint:
+        """Where its present process listens."""
+        return Endpoint(
+            self.host,
+            port,
+            api_key,
+            self.spawns,
+            served_name=self.served_model_name,
+            adapters=adapter_names(self.plan.params),
+        )
 
     def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:
         """The first state, told as any other; `previous`: the last one in an earlier Berth."""

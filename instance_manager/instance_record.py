@@ -48,7 +48,12 @@ def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool
         started_at=one.started_at,
         ready_at=one.ready_at,
         updated_at=time.time(),
-        extra={"is_wanted": is_wanted, "log_start": one.log_start},
+        extra={
+            "is_wanted": is_wanted,
+            "log_start": one.log_start,
+            "names": list(one.names),
+            "runner": one.runner,
+        },
     )
 
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 from instance_manager.admission import Gate, Lease
 from instance_manager.errors import InstanceNotRunning, ShuttingDown, StartTooSlow
 from instance_manager.failures import explain
 from instance_manager.instance import Instance
 from instance_manager.supervisor import Supervisor
+from instance_manager.types import Endpoint, InstanceState
+
+
+@dataclass(frozen=True, slots=True)
+class AsleepLease:
+    """Stands for no room in an engine: it may be woken or ended meanwhile."""
+
+    endpoint: Endpoint
+    instance_id: str
+    model_name: str
+
+    def release(self) -> None:
+        """There is nothing to give back."""
 
 
 class LeaseDesk:
@@ -44,6 +58,20 @@ class LeaseDesk:
                 return lease
         self._check_may_wait(instance_id)
         return None
+
+    def lease_asleep(self, instance_id: str) -> AsleepLease | None:
+        """The way to an engine that sleeps, without waking it; None where it doesn't.
+
+        Raises InstanceNotFound.
+        """
+        supervisor = self._find(instance_id)
+        instance = supervisor.instance
+        if instance.state is not InstanceState.SLEEPING or not supervisor.is_asleep:
+            return None
+        if self.is_closed or instance.port is None or instance.secrets is None:
+            return None
+        endpoint = instance.endpoint(instance.port, instance.secrets.api_key)
+        return AsleepLease(endpoint, instance_id, instance.model_name)
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
         """A lease, in order of arrival, once the instance is running and has room.

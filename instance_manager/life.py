@@ -19,7 +19,7 @@ from instance_manager.logs import LogFile
 from instance_manager.port_hold import PortHold
 from instance_manager.process_tree import ProcessId, until_tree_gone
 from instance_manager.sleep_levels import SleepLevels
-from instance_manager.types import Endpoint, FailureClass, InstanceFailure, InstanceState
+from instance_manager.types import FailureClass, InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
 
@@ -167,6 +167,8 @@ class Life:
             is_ready = await run.until_ready(dock.client, instance, dock.config, goal.changed)
         if not is_ready:
             raise _GoalChanged
+        if not instance.plan.must_name_model:
+            instance.told_name = await run.told_name(dock.client, instance)
 
     def _is_ready(self, run: EngineRun, reason: str) -> None:
         is_awake = self._instance.level == 0
@@ -215,7 +217,7 @@ class Life:
     def _open_gate(self, run: EngineRun) -> None:
         instance = self._instance
         if not self._goal.level:
-            instance.gate.open(Endpoint(instance.host, run.port, run.api_key, instance.spawns))
+            instance.gate.open(instance.endpoint(run.port, run.api_key))
 
     async def _drain(self, run: EngineRun) -> None:
         """Wait for the leases that are out, as long as the drain time allows and the engine lives."""

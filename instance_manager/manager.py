@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from instance_manager.adoption import reap
+from instance_manager.checkpoint import check_can_run
 from instance_manager.dock import Dock
 from instance_manager.errors import (
     InstanceExists,
@@ -71,6 +72,7 @@ class InstanceManager:
         self.try_lease = self._desk.try_lease
         self.wait_for_lease = self._desk.wait_for_lease
         self.lease = self._desk.lease
+        self.lease_asleep = self._desk.lease_asleep
         # Told when a request comes for an instance that sleeps. Whoever budgets memory takes its place.
         self.on_wanted: Callable[[Instance], None] = lambda one: self._find(one.instance_id).request_wake()
 
@@ -166,8 +168,14 @@ class InstanceManager:
 
     @property
     def has_place(self) -> bool:
-        """Whether another instance may have a process: there are as many ports as VLLM_MAX_INSTANCES."""
-        return self._dock is not None and len(self._dock.ports.held) < self.config.max_instances
+        """Whether another instance may have a process: a port is free, of as many as VLLM_MAX_INSTANCES."""
+        ports = None if self._dock is None else self._dock.ports
+        return ports is not None and len(ports.held) < self.config.max_instances and ports.has_free
+
+    @property
+    def why_no_place(self) -> str:
+        """For the person who reads it."""
+        return "" if self._dock is None else self._dock.ports.refusal
 
     async def create_once(self, spec: InstanceSpec, idempotency_key: str | None = None) -> Instance:
         """As `create`, and kept when this returns. The same key gives the same instance, for a day.
@@ -205,10 +213,11 @@ class InstanceManager:
     def create(self, spec: InstanceSpec, *, instance_id: str | None = None) -> Instance:
         """A new instance in `starting`; its start goes on by itself. An id is made unless one is given.
 
-        Raises InstanceExists, InvalidSpec, ModelNotFound, NoCapacity or ShuttingDown.
+        Raises InstanceExists, InvalidSpec, ModelNotFound, UnsupportedModel, NoCapacity or ShuttingDown.
         """
         tasks, dock = self._open_for_business()
         check_spec(spec)
+        check_can_run(spec, self.config)
         instance = self._books.enter(spec, instance_id or spec.name, dock, tasks)
         self.on_created(instance)
         return instance
@@ -327,6 +336,17 @@ class InstanceManager:
         while supervisor.wants_running and not supervisor.is_settled:
             await supervisor.instance.changed()
         return supervisor.instance
+
+    def note_asleep(self, instance_id: str, level: int) -> None:
+        """Its engine was put to sleep by its own route. Nothing for an instance that isn't there any more."""
+        if (supervisor := self._supervisors.get(instance_id)) is not None:
+            supervisor.note_asleep(level)
+
+    def look_at_sleep(self, instance_id: str) -> None:
+        """Its engine may have been: it is asked."""
+        supervisor = self._supervisors.get(instance_id)
+        if supervisor is not None and self._tasks is not None and not self.is_shutting_down:
+            self._tasks.create_task(supervisor.look_at_sleep(), name=f"look at sleep of {instance_id}")
 
     async def delete(self, instance_id: str, *, force: bool = False) -> None:
         """Stop, then forget the instance and its log."""

@@ -1,14 +1,22 @@
-"""Who waits for a model, whichever of its replicas comes free: by priority, then by arrival."""
+"""Who waits for a model, whichever of its replicas comes free: by priority, then by arrival.
+
+Requests that need an engine which generates and those that need one which pools wait side by side: neither
+holds the other up.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from instance_manager.admission import Lease
 from instance_manager.errors import ManagerError, QueueFull
+from instance_manager.runner_kind import RunnerKind
+
+_Waiter = asyncio.Future[Lease]
+_Entry = tuple[int, int, float, _Waiter]  # priority, number, since, waiter
 
 
 class ModelQueue:
@@ -19,7 +27,7 @@ class ModelQueue:
         self._max_queue = max_queue
         self._clock = clock
         self._numbers = itertools.count()
-        self._heap: list[tuple[int, int, float, asyncio.Future[Lease]]] = []
+        self._heaps: dict[RunnerKind | None, list[_Entry]] = {}  # by what is needed
         self._size = 0
 
     def __len__(self) -> int:
@@ -28,12 +36,22 @@ class ModelQueue:
     @property
     def since(self) -> float | None:
         """When the one who waits longest came, in the clock's seconds; None = nobody waits."""
-        return min((since for _, _, since, waiter in self._heap if not waiter.done()), default=None)
+        return min((since for _, _, since, _ in self._waiting()), default=None)
 
     @property
     def priority(self) -> int:
         """The most urgent one's; lower is sooner."""
-        return min((priority for priority, _, _, waiter in self._heap if not waiter.done()), default=0)
+        return min((priority for priority, *_ in self._waiting()), default=0)
+
+    @property
+    def needs(self) -> list[RunnerKind | None]:
+        """What those who wait need, the most urgent first."""
+        heads = [(heap[0][:2], need) for need, heap in self._heaps.items() if _drop_those_who_left(heap)]
+        return [need for _, need in sorted(heads, key=lambda head: head[0])]
+
+    def is_waited_for(self, need: RunnerKind | None) -> bool:
+        """Whether somebody who waits would be served before one who comes now and needs this."""
+        return self._size > 0 and (need is None or any(one in (None, need) for one in self.needs))
 
     def check_room(self) -> None:
         """Raise QueueFull where as many wait as may."""
@@ -44,11 +62,12 @@ class ModelQueue:
                 retry_after_s=1.0,
             )
 
-    async def wait(self, priority: int) -> Lease:
+    async def wait(self, priority: int, need: RunnerKind | None = None) -> Lease:
         """A lease, when it is this one's turn. Raises QueueFull, or what `reject` was given."""
         self.check_room()
-        waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._heap, (priority, next(self._numbers), self._clock(), waiter))
+        waiter: _Waiter = asyncio.get_running_loop().create_future()
+        heap = self._heaps.setdefault(need, [])
+        heapq.heappush(heap, (priority, next(self._numbers), self._clock(), waiter))
         self._size += 1
         try:
             return await waiter
@@ -62,23 +81,35 @@ class ModelQueue:
         finally:
             self._size -= 1
 
-    def grant(self, take: Callable[[], Lease | None]) -> None:
-        """Give those who wait leases, as long as `take` has any."""
-        while self._drop_those_who_left():
+    def grant(self, take: Callable[[], Lease | None], need: RunnerKind | None = None) -> None:
+        """Give those who wait for this need leases, as long as `take` has any."""
+        heap = self._heaps.get(need, [])
+        while _drop_those_who_left(heap):
             lease = take()
             if lease is None:
                 return
-            heapq.heappop(self._heap)[-1].set_result(lease)
+            heapq.heappop(heap)[-1].set_result(lease)
 
-    def reject(self, make_error: Callable[[], ManagerError]) -> None:
-        """Send everyone who waits away, each with an error of its own."""
-        for *_, waiter in self._heap:
-            if not waiter.done():
-                waiter.set_exception(make_error())
-        self._heap.clear()
+    def reject(
+        self,
+        make_error: Callable[[], ManagerError],
+        is_meant: Callable[[RunnerKind | None], bool] = lambda _: True,
+    ) -> None:
+        """Send those who wait away, each with an error of its own; `is_meant` says whom, by their needs."""
+        for need, heap in self._heaps.items():
+            if not is_meant(need):
+                continue
+            for *_, waiter in heap:
+                if not waiter.done():
+                    waiter.set_exception(make_error())
+            heap.clear()
 
-    def _drop_those_who_left(self) -> bool:
-        """Whether somebody is left."""
-        while self._heap and self._heap[0][-1].done():
-            heapq.heappop(self._heap)
-        return bool(self._heap)
+    def _waiting(self) -> Iterator[_Entry]:
+        return (entry for heap in self._heaps.values() for entry in heap if not entry[-1].done())
+
+
+def _drop_those_who_left(heap: list[_Entry]) -> bool:
+    """Whether somebody is left."""
+    while heap and heap[0][-1].done():
+        heapq.heappop(heap)
+    return bool(heap)

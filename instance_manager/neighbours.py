@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
+from instance_manager.runner_kind import RunnerKind, can_serve
 from instance_manager.stores.base import StateStore
 from instance_manager.stores.errors import StoreUnavailable
 from instance_manager.stores.records import Change, ChangeKind, InstanceRecord, Owner
@@ -42,11 +43,15 @@ class Neighbours:
     def names_of(self, instance_id: str) -> tuple[str, ...]:
         """What an instance's model is called; nothing for an unknown one."""
         record = self._records.get(instance_id)
-        return () if record is None else _names_of(record)
+        return () if record is None else names_of(record)
 
-    def owner_running(self, model_name: str) -> Owner | None:
-        """A living Berth where the model takes requests now; of several each in turn."""
-        running = [one for one in self._by_name.get(model_name, ()) if one.state is InstanceState.RUNNING]
+    def owner_running(self, model_name: str, need: RunnerKind | None = None) -> Owner | None:
+        """A living Berth where the model takes requests now, such as need this; of several each in turn."""
+        running = [
+            one
+            for one in self._by_name.get(model_name, ())
+            if one.state is InstanceState.RUNNING and can_serve(_runner_of(one), need)
+        ]
         now = time.monotonic()
         return self._one_of(
             [
@@ -56,9 +61,9 @@ class Neighbours:
             ]
         )
 
-    def owner_having(self, model_name: str) -> Owner | None:
+    def owner_having(self, model_name: str, need: RunnerKind | None = None) -> Owner | None:
         """As `owner_running`; else one where it sleeps or starts, and at last one that is away itself."""
-        if (found := self.owner_running(model_name)) is not None:
+        if (found := self.owner_running(model_name, need)) is not None:
             return found
         owners = [self._owner(one) for one in self._by_name.get(model_name, ())]
         return self._one_of([owner for owner in owners if owner.is_alive] or owners)
@@ -87,7 +92,7 @@ class Neighbours:
         self._by_name = {}
         for one in self._records.values():
             if not one.state.is_terminal:
-                for name in _names_of(one):
+                for name in names_of(one):
                     self._by_name.setdefault(name, []).append(one)
 
     async def run(self, store: StateStore, own_name: str) -> None:
@@ -133,7 +138,16 @@ class Neighbours:
         return owners[next(self._turn) % len(owners)] if owners else None
 
 
-def _names_of(record: InstanceRecord) -> tuple[str, ...]:
+def names_of(record: InstanceRecord) -> tuple[str, ...]:
+    """What clients may call an instance's model, the model's own name first."""
+    told = record.extra.get("names")
+    if isinstance(told, list) and told:
+        return tuple(map(str, told))
     if record.spec.profile is not None:
         return (record.spec.profile,)
     return tuple(dict.fromkeys((record.served_model_name, record.model_name)))
+
+
+def _runner_of(record: InstanceRecord) -> RunnerKind | None:
+    runner = record.extra.get("runner")
+    return RunnerKind(runner) if runner in tuple(RunnerKind) else None

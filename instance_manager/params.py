@@ -33,6 +33,22 @@ def merge_params(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def adapter_names(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The LoRA adapters that an engine is started with, by the names that requests use (--lora-modules)."""
+    given = params.get("lora_modules") or ()
+    names = []
+    for one in [given] if isinstance(given, str | Mapping) else given:
+        if isinstance(one, str) and one.lstrip().startswith("{"):
+            try:
+                one = json.loads(one)
+            except ValueError:
+                continue  # the engine will say what is wrong with it
+        name = one.get("name") if isinstance(one, Mapping) else str(one).partition("=")[0]
+        if isinstance(name, str) and name:
+            names.append(name)
+    return tuple(names)
+
+
 def check_params(params: Mapping[str, Any], owned: frozenset[str]) -> None:
     """Raise InvalidSpec (`param` = `params.<name>`) for a name or value no flag can be made of."""
     for name, value in params.items():

@@ -49,6 +49,16 @@ class PortRange:
                 return port
         raise NoCapacity(self._refusal(free), retry_after_s=5.0)
 
+    @property
+    def has_free(self) -> bool:
+        """Whether `take` would give one."""
+        return any(self._bind_test(self._host, port) for port in self._ports if port not in self._held)
+
+    @property
+    def refusal(self) -> str:
+        """Why there is none."""
+        return self._refusal([port for port in self._ports if port not in self._held])
+
     def hold(self, port: int) -> None:
         """Take this very port, where an engine listens that was found again; it may lie outside the range."""
         self._held.add(port)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from instance_manager.params import adapter_names
+
 
 class ExpireAction(StrEnum):
     """What happens to an idle instance when its time is out."""
@@ -49,3 +51,8 @@ class ModelProfile:
     preload: bool = False  # start with Berth
     size_bytes: int | None = None  # of the files, where they were found on disk
     modified: float | None = None  # seconds since the epoch, likewise
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What clients may say as well: aliases, and the adapters that its engines are started with."""
+        return tuple(dict.fromkeys((*self.aliases, *adapter_names(self.params))))

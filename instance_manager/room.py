@@ -7,18 +7,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from instance_manager.backends import plan_launch
 from instance_manager.checkpoint_size import Estimate, estimate
-from instance_manager.errors import ManagerError
+from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.eviction import (
     HOST,
+    PLACE,
     Device,
     Evict,
     EvictionAction,
     EvictionPolicy,
     EvictionStep,
+    NeverFits,
     Resident,
     RoomPlan,
     plan_room,
@@ -28,7 +31,14 @@ from instance_manager.instance import Instance
 from instance_manager.kv_cache_size import Machine
 from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
-from instance_manager.memory import budgets, host_available_bytes, measure_groups, wait_until_freed
+from instance_manager.memory import (
+    budgets,
+    host_available_bytes,
+    host_total_bytes,
+    measure_groups,
+    wait_until_freed,
+)
+from instance_manager.memory_advice import Limits, advise
 from instance_manager.model_paths import find_model
 from instance_manager.models import Model
 from instance_manager.placement.local import choose_devices
@@ -128,12 +138,49 @@ class RoomKeeper:
             if spec is not None and (look.gpus or spec.devices):
                 devices = self._choose(look, spec, expected)
             gpus = devices or ()
-            need = expected.on(gpus)
-        residents = [self._resident(one, look) for one in self._live()]
+            need = {**expected.on(gpus), PLACE: 1}
+        residents = [_with_place(one, self._resident(one, look)) for one in self._live()]
+        has_place = self._manager.has_place
+        limits = {**look.budgets, PLACE: sum(one.held.get(PLACE, 0) for one in residents) + has_place}
         plan = plan_room(
-            need, model.name, waiting_since, residents, look.budgets, self._clock(), self._config.policy
+            need, model.name, waiting_since, residents, limits, self._clock(), self._config.policy
         )
+        if isinstance(plan, NeverFits) and PLACE in need and not has_place:
+            plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
+        elif isinstance(plan, NeverFits):
+            plan = NeverFits(f"{plan.message}. {self._advice(model, spec, sleeper, need, residents, look)}")
         return Placed(plan, devices, frozenset(gpus or (HOST,)))
+
+    def _advice(
+        self,
+        model: Model,
+        spec: InstanceSpec | None,
+        sleeper: Instance | None,
+        need: Mapping[Device, int],
+        residents: Sequence[Resident],
+        look: _Look,
+    ) -> str:
+        """What would help the model. Blocks for a moment: opens files."""
+        wanted = spec if sleeper is None else sleeper.spec
+        gpus = tuple(device for device in need if device != HOST)
+
+        def needs_with(change: Mapping[str, Any]) -> Mapping[Device, int] | None:
+            if wanted is None or wanted.engine == "command":
+                return None
+            guess = self._estimate(replace(wanted, params={**wanted.params, **change}))
+            return None if guess is None else guess.footprint().on(gpus)
+
+        return advise(need, model.name, residents, self._limits(look), needs_with)
+
+    def _limits(self, look: _Look) -> dict[Device, Limits]:
+        total = host_total_bytes()
+        host = self._config.host_bytes
+        set_to = int(total * self._config.host_fraction) if host is None else host
+        limits = {HOST: Limits(look.budgets[HOST], set_to, total)}
+        for gpu in look.gpus:
+            allowed = int(gpu.total_bytes * self._config.gpu_fraction)
+            limits[gpu.uuid] = Limits(look.budgets[gpu.uuid], allowed, gpu.total_bytes)
+        return limits
 
     async def overdrawn(self) -> tuple[EvictionStep, ...]:
         """Measure; what is to go because engines hold more than all may together.
@@ -157,25 +204,6 @@ class RoomKeeper:
         a_byte = dict.fromkeys(look.budgets, 1)  # of a device where nothing is needed, no debt is settled
         plan = plan_room(a_byte, "", since, residents, look.budgets, now, self._config.policy)
         return plan.steps if isinstance(plan, Evict) else ()
-
-    def place(self) -> EvictionStep | None:
-        """The instance that is to end so that another may have its port: the idle one used longest ago.
-
-        None where there is a free one, or nobody can be sent away.
-        """
-        if self._manager.has_place:
-            return None
-        long_enough = self._clock() - self._config.policy.min_residency_s
-        idle = [
-            one
-            for one in self._live()
-            if not (one.pinned or one.state.is_pending or one.gate.in_flight or one.gate.queued)
-            and (one.level > 0 or (one.awake_since or 0.0) <= long_enough)
-        ]
-        if not idle:
-            return None
-        victim = min(idle, key=lambda one: one.gate.last_active)
-        return EvictionStep(victim.instance_id, EvictionAction.STOP, must_drain=False)
 
     async def make(self, steps: Sequence[EvictionStep], *, for_whom: str) -> None:
         """Put to sleep or stop, in this order, each once its leases have ended; then plan again."""
@@ -263,7 +291,12 @@ class RoomKeeper:
             gpu_total_bytes=gpus[0].total_bytes if gpus else 0,
         )
         environ = {**config.engine_env, **spec.env}
-        model = find_model(spec.model_name, config.model_dirs)
+        try:
+            model = find_model(spec.model_name, config.model_dirs)
+        except ModelNotFound:
+            if spec.engine != "command":
+                raise
+            return None  # a command's model may be called anything
         return estimate(model, spec.engine, params, environ, machine)
 
     def _choose(self, look: _Look, spec: InstanceSpec, expected: Footprint) -> tuple[str, ...] | None:
@@ -311,6 +344,14 @@ class RoomKeeper:
         given = [find_gpu(look.gpus, name) for name in one.spec.devices or ()]
         seen = (device for device in look.held.get(one.instance_id, {}) if device != HOST)
         return tuple(dict.fromkeys([*(gpu.uuid for gpu in given if gpu is not None), *seen]))
+
+
+def _with_place(one: Instance, resident: Resident) -> Resident:
+    """It holds a place for as long as it has a port, however deep it sleeps."""
+    if one.port is None:
+        return resident
+    asleep = {level: {**held, PLACE: 1} for level, held in resident.held_asleep.items()}
+    return replace(resident, held={**resident.held, PLACE: 1}, held_asleep=asleep)
 
 
 def _kind(spec: InstanceSpec) -> MeasuredKind:

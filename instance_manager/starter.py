@@ -12,22 +12,24 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from instance_manager.backends import plan_launch
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotFound,
     InstanceNotRunning,
     ManagerError,
     NoCapacity,
+    UnsupportedModel,
     WrongState,
 )
 from instance_manager.eviction import Device, Fits, NeverFits, Wait, WaitingModel, next_to_start
-from instance_manager.failures import explain
+from instance_manager.failures import start_error
 from instance_manager.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.models import Model
 from instance_manager.news import News
 from instance_manager.profiles import ModelProfile
 from instance_manager.room import RoomKeeper
+from instance_manager.runner_kind import RunnerKind, can_serve
 from instance_manager.types import InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.fleet")
@@ -103,8 +105,9 @@ class Starter:
 
     async def _try(self, model: Model, now: float) -> float | None:
         """0: something was done, look again; else seconds until it may be possible, None = until news."""
-        sleeper = next((one for one in model.live if self._manager.is_asleep(one.instance_id)), None)
-        spec = self._spec_of_next(model)
+        need = self._need(model)
+        sleeper = self._sleeper(model, need)
+        spec = self.spec_of_next(model, need)
         try:
             placed = await self._room.plan(model, spec, sleeper, model.queue.since or now)
         except ManagerError as error:
@@ -114,12 +117,10 @@ class Starter:
             return None
         match placed.plan:
             case Fits():
-                if sleeper is None and (step := self._room.place()) is not None:
-                    await self._room.make([step], for_whom=model.name)
-                    return 0
                 if spec is not None and placed.devices is not None:
                     spec = replace(spec, devices=placed.devices)
                 model.is_loading, model.wants_another = True, False
+                model.loading_runner = self._runner_of(sleeper, spec)
                 task = asyncio.create_task(self._bring_up(model, sleeper, spec), name=f"start {model.name}")
                 self._coming[task] = placed.fills
                 task.add_done_callback(self._came)
@@ -147,6 +148,9 @@ class Starter:
                     await instance.changed()
         except ManagerError as error:
             model.is_loading = False
+            if isinstance(error, NoCapacity) and not self._manager.has_place:
+                model.wants_another = True  # somebody was faster: it waits for a place as others do
+                return
             self._fail(model, error)
             return
         finally:
@@ -156,7 +160,7 @@ class Starter:
             model.grant()
             self._measure_due = True
         elif instance.failure is not None:
-            self._fail(model, InstanceFailedToStart(f"model {model.name!r}: {explain(instance.failure)}"))
+            self._fail(model, start_error(f"model {model.name!r}", instance.failure))
 
     def _came(self, task: asyncio.Task[None]) -> None:
         del self._coming[task]
@@ -164,12 +168,45 @@ class Starter:
             logger.error("%s went wrong", task.get_name(), exc_info=error)
         self._news.tell()
 
-    def _spec_of_next(self, model: Model) -> InstanceSpec | None:
+    def own_runner(self, model: Model) -> RunnerKind | None:
+        """What the catalog, or the checkpoint, makes of the model; None = nobody knows."""
+        return None if model.profile is None else self._runner_of(None, spec_of(model.profile))
+
+    def can_bring_up(self, model: Model, need: RunnerKind | None) -> bool:
+        """Whether a replica could be started or woken that serves this; how is another question."""
+        if any(can_serve(one.runner, need) for one in model.live):
+            return True
+        spec = self.spec_of_next(model, need)
+        return spec is None or can_serve(self._runner_of(None, spec), need)
+
+    def spec_of_next(self, model: Model, need: RunnerKind | None) -> InstanceSpec | None:
         """What the next replica is started as; None where none is left that could be."""
         if model.profile is not None:
             return spec_of(model.profile)
         ended = [one for one in model.replicas.values() if one.state.is_terminal]
-        return ended[-1].spec if ended else None
+        fitting = [one for one in ended if can_serve(one.runner, need)]
+        return (fitting or ended)[-1].spec if ended else None
+
+    def _runner_of(self, sleeper: Instance | None, spec: InstanceSpec | None) -> RunnerKind | None:
+        if sleeper is not None:
+            return sleeper.runner
+        try:
+            return None if spec is None else plan_launch(spec, self._manager.config).runner
+        except ManagerError:  # the start will say why it can't be
+            return None
+
+    def _need(self, model: Model) -> RunnerKind | None:
+        """What the replica that is wanted next has to serve."""
+        for need in model.queue.needs:
+            if not model.is_up_for(need):
+                return need
+        return self.own_runner(model)
+
+    def _sleeper(self, model: Model, need: RunnerKind | None) -> Instance | None:
+        """The one to wake: first one that is asked for itself."""
+        asleep = [one for one in model.live if self._manager.is_asleep(one.instance_id)]
+        asked_for = [one for one in asleep if one.gate.queued]
+        return next(iter(asked_for + [one for one in asleep if can_serve(one.runner, need)]), None)
 
     def _start_replica(self, model: Model, spec: InstanceSpec | None) -> Instance:
         """One that has ended is started again, else there is a new one. Raises ManagerError."""
@@ -183,19 +220,23 @@ class Starter:
         logger.warning("model=%s could not be started: %s", model.name, error)
         model.wants_another = False
         model.failed(error)
-        if model.awake:  # one more would have been welcome; who waits is served by those there are
-            return
-        message, kind, retry_after_s = str(error), type(error), model.retry_at - self._clock()
-        model.queue.reject(lambda: kind(message, retry_after_s=retry_after_s))
+        # Where one more would have been welcome, those who wait are served by those there are.
+        message, kind = str(error), type(error)
+        retry_after_s = None if isinstance(error, UnsupportedModel) else model.retry_at - self._clock()
+        model.queue.reject(
+            lambda: kind(message, retry_after_s=retry_after_s), lambda need: not model.is_awake_for(need)
+        )
         self._news.tell()
 
     def _is_wanted(self, model: Model) -> bool:
         """Whether a replica is to be started or woken for it now."""
-        if model.is_coming or _is_full(model):
+        if model.is_loading or _is_full(model):
             return False
         if model.error is not None and self._clock() < model.retry_at:
             return False
-        return model.wants_another or (len(model.queue) > 0 and not model.awake)
+        if model.wants_another and not model.is_coming:
+            return True
+        return any(not model.is_up_for(need) for need in model.queue.needs)
 
 
 def _is_full(model: Model) -> bool:

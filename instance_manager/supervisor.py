@@ -9,25 +9,28 @@ life is over" stays true whatever is asked for next.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from instance_manager.adoption import Fate, FoundRun
 from instance_manager.dock import Dock
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotRunning,
     ManagerError,
     ShuttingDown,
     WrongState,
 )
-from instance_manager.failures import explain
+from instance_manager.failures import explain, start_error
 from instance_manager.goal import Desired, Goal
 from instance_manager.instance import Instance
 from instance_manager.life import Life
 from instance_manager.logs import LogFile
 from instance_manager.port_hold import PortHold
 from instance_manager.restarts import Restarts
+from instance_manager.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
 from instance_manager.types import InstanceFailure, InstanceState
+
+logger = logging.getLogger("berth.manager")
 
 _FINAL = frozenset({Desired.DELETED, Desired.DETACHED})
 
@@ -48,6 +51,7 @@ class Supervisor:
         self._berth = PortHold(dock.ports, instance, port)
         self._life: Life | None = None  # the present or the last one
         self._restarts = Restarts(dock.config.restart)
+        self._is_looking = False  # whether the engine sleeps
         self._resume_at = 0.0  # monotonic seconds; before, no life begins
         self._found: FoundRun | None = None
         if found is not None:
@@ -121,6 +125,38 @@ class Supervisor:
         instance.gate.close()
         self._goal.announce()
 
+    def note_asleep(self, level: int) -> None:
+        """Its engine was put to sleep behind our back, so deep: nothing is sent to it until it is woken."""
+        instance, goal = self.instance, self._goal
+        if goal.desired is not Desired.RUNNING or self._is_ending or instance.plan.sleep_style is None:
+            return
+        if instance.state is InstanceState.RUNNING and goal.level == 0:
+            instance.gate.close()
+            goal.level = instance.level = level
+            instance.set_state(InstanceState.SLEEPING, f"put to sleep by its own route at level {level}")
+            goal.announce()
+        elif instance.state is InstanceState.SLEEPING and level > instance.level:
+            goal.level = instance.level = level
+            instance.updated({"sleep_level": level})
+            goal.announce()
+
+    async def look_at_sleep(self) -> None:
+        """Ask its engine whether it sleeps although nobody here has asked it to."""
+        instance = self.instance
+        endpoint, style = instance.gate.endpoint, instance.plan.sleep_style
+        if endpoint is None or style is None or self._is_looking:
+            return
+        url = f"http://{endpoint.host}:{endpoint.port}"
+        sleeper = Sleeper(self._dock.client, url, endpoint.api_key, style, endpoint.served_name)
+        self._is_looking = True
+        try:
+            if await sleeper.is_asleep() and instance.gate.endpoint is endpoint:
+                self.note_asleep(max(SLEEP_LEVELS))  # nobody knows how deep
+        except SleepRefused as error:
+            logger.info("instance=%s: %s", instance.instance_id, error)
+        finally:
+            self._is_looking = False
+
     def request_wake(self) -> None:
         """Serve again. Raises WrongState where there is nothing to wake."""
         if self._goal.desired is not Desired.RUNNING or self.instance.state.is_terminal:
@@ -161,6 +197,7 @@ class Supervisor:
         instance.gate.close()
         instance.gate.reject(lambda: self._refusal(shutting_down))
         if instance.state is InstanceState.FAILED and not delete:
+            instance.failure = None  # events have told of it
             instance.set_state(InstanceState.STOPPED, reason)
         goal.announce()
         return goal.life
@@ -241,8 +278,8 @@ class Supervisor:
             return
         self.log.lines.close()
         if failure is not None:
-            message = f"instance {instance.instance_id!r} failed: {explain(failure)}"
-            instance.gate.reject(lambda: InstanceFailedToStart(message))
+            what = f"instance {instance.instance_id!r} failed"
+            instance.gate.reject(lambda: start_error(what, failure))
 
     def _answer(self, life: Life, failure: InstanceFailure) -> float | None:
         """Want another life after a failure, if the policy does; seconds until it begins, None = no other."""

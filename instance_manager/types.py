@@ -62,6 +62,7 @@ class FailureClass(StrEnum):
     PORT_IN_USE = "port_in_use"
     BAD_ARGUMENTS = "bad_arguments"
     MODEL_NOT_FOUND = "model_not_found"
+    UNSUPPORTED_MODEL = "unsupported_model"  # its files are here, and of a kind that the engine doesn't run
     START_TIMEOUT = "start_timeout"
     CRASHED = "crashed"
     UNHEALTHY = "unhealthy"
@@ -107,6 +108,8 @@ class Endpoint:
     api_key: str
     generation: int
     is_berth: bool = False  # another Berth's front door, behind which the engine is
+    served_name: str = ""  # what the engine calls its model; empty = as it was asked for
+    adapters: tuple[str, ...] = ()  # names that it knows besides, of LoRA adapters
 
 
 @dataclass(frozen=True, slots=True)

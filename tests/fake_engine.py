@@ -48,7 +48,7 @@ def command(*flags: str) -> list[str]:
 
 def write_fake_python(path: Path) -> str:
     """Write an "interpreter" for VLLM_PYTHON: `path -m any.module FLAGS` runs a fake engine with FLAGS."""
-    path.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -S "{FAKE_ENGINE}" "$@"\n')
+    path.write_text(f'#!/bin/sh\nshift 2\nFAKE_VLLM=1 exec "{sys.executable}" -S "{FAKE_ENGINE}" "$@"\n')
     path.chmod(0o755)
     return str(path)
 
@@ -85,7 +85,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ballast-mb", type=int, default=0, metavar="N", help="hold N MB of memory")
     parser.add_argument("--metrics-delay", type=float, default=0.0, metavar="S", help="before /metrics")
     parser.add_argument("--chunk-delay", type=float, default=0.01, metavar="S", help="between two SSE chunks")
-    return parser.parse_args()
+    arguments, unknown = parser.parse_known_args()
+    if unknown and "FAKE_VLLM" not in os.environ:  # vLLM has more flags
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _fork_stubborn_child() -> None:
@@ -154,7 +157,7 @@ class FakeEngine:
         while line := reader.readline().strip():  # type: ignore[attr-defined]
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
-        body = reader.read(int(headers.get("content-length", 0)))  # type: ignore[attr-defined]
+        body = _read_body(reader, headers)
         if self._args.wedge:
             time.sleep(3600)
         path = target.partition("?")[0]
@@ -210,6 +213,16 @@ class FakeEngine:
             _send_chunk(connection, b"data: " + json.dumps(last).encode() + b"\n\n")
         _send_chunk(connection, b"data: [DONE]\n\n")
         connection.sendall(b"0\r\n\r\n")
+
+
+def _read_body(reader: object, headers: dict[str, str]) -> bytes:
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        return bytes(reader.read(int(headers.get("content-length", 0))))  # type: ignore[attr-defined]
+    chunks = []
+    while size := int(reader.readline(), 16):  # type: ignore[attr-defined]
+        chunks.append(reader.read(size + 2)[:-2])  # type: ignore[attr-defined]
+    reader.readline()  # type: ignore[attr-defined]
+    return b"".join(chunks)
 
 
 def _completion(text: str, finish_reason: str | None, model: str) -> dict[str, object]:

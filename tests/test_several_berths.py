@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,57 @@ def test_what_runs_goes_before_what_could_be_started(harbour: Harbour) -> None:
         start(one, "common")
         assert port_asked(one, "common") != at_two
         assert port_asked(two, "common") == at_two
+
+
+@contextmanager
+def catalog(harbour: Harbour, name: str, models: dict[str, Any]) -> Iterator[None]:
+    """One Berth's models.yaml, for the time being."""
+    path = harbour.folder / name / "models.yaml"
+    berth = harbour.one if name == "one" else harbour.two
+    with berth.client() as client:
+        try:
+            path.write_text(json.dumps({"models": models}))
+            client.post("/reload", headers=ADMIN).raise_for_status()
+            yield
+        finally:
+            path.write_text(CATALOG)
+            client.post("/reload", headers=ADMIN).raise_for_status()
+
+
+def test_an_alias_is_known_everywhere_that_its_model_is(harbour: Harbour) -> None:
+    """In whichever catalog it stands: that of the Berth that is asked, or of the one where the model runs."""
+    ones = {"both": {"command": command(), "aliases": ["of-one"]}}
+    twos = {
+        "both": {"command": command(), "aliases": ["of-two"]},
+        "single": {"command": command(), "aliases": ["nick"]},
+    }
+    with (
+        catalog(harbour, "one", ones),
+        catalog(harbour, "two", twos),
+        harbour.one.client() as one,
+        harbour.two.client() as two,
+    ):
+        for model in ("both", "single"):
+            there = start(two, model)
+            eventually(lambda there=there: status_there(one, there) == "running", lambda there=there: there)
+        listed = {entry["id"]: entry for entry in one.get("/v1/models", headers=USER).json()["data"]}
+        parents = {"of-one": "both", "of-two": "both", "nick": "single", "single": None}
+        assert {name: listed[name]["parent"] for name in parents} == parents
+        for name, parent in parents.items():
+            assert one.get(f"/v1/models/{name}", headers=USER).json() == listed[name]
+            body = {"model": name, "keep_alive": "1h"}
+            answer = one.post("/v1/echo", json=body, headers=USER)
+            assert json.loads(answer.json()["body"]) == {"model": parent or name}
+        (record,) = (
+            x for x in two.get("/instances", headers=ADMIN).json()["data"] if x["profile"] == "single"
+        )
+        assert record["timeout"] == 3600, "keep_alive goes with the request to where the model is"
+        assert one.get("/models/both", headers=ADMIN).json()["replicas"] == []
+        for model in ("both", "single"):
+            two.post(f"/models/{model}/stop", headers=ADMIN).raise_for_status()
+        eventually(
+            lambda: "nick" not in str(one.get("/v1/models", headers=USER).json()), lambda: "still listed"
+        )
 
 
 def start(client: httpx.Client, model: str) -> str:

@@ -20,6 +20,7 @@ from api.body_peek import Peeked, peek
 from api.dispatch import raw_path
 from api.headers import find_header, sane_request_id
 from api.leases import ClientGone
+from api.named_model import InvalidBody, UnclearModel, has_one_model, model_in_object, read_object
 from api.off_loop import off_loop
 from api.protocols.answer import Answer, Stopped, send_json
 from api.protocols.base import (
@@ -189,6 +190,8 @@ class ProtocolApp:
 
     def _read_body(self, adapter: Adapter, body: bytes) -> _Translated:
         request = adapter.request_schema.model_validate_json(body)
+        if not has_one_model(body):
+            _check_model(body)
 
         def translate() -> _Translated:
             asked = adapter.to_openai(request)
@@ -197,6 +200,14 @@ class ProtocolApp:
             return _Translated(request, asked.path, to_json(fields), translator)
 
         return ask_adapter(adapter, translate)
+
+
+def _check_model(body: bytes) -> None:
+    """Raises InvalidProtocolRequest where it isn't certain which model is meant."""
+    try:
+        model_in_object(body, read_object(body))
+    except (UnclearModel, InvalidBody) as exc:
+        raise InvalidProtocolRequest(f"model {exc}", param="model") from None
 
 
 def _inner_scope(scope: Scope, translated: _Translated, request_id: bytes) -> Scope:

@@ -10,11 +10,14 @@ import typer
 from cli.completion import complete_models, complete_names
 from cli.errors import CliError, ExitCode, wrong_use
 from cli.session import Session, with_session
+from cli.tables import Record
 from cli.target import Kind, Target, find, path_of
 from cli.units import size
 from cli.values import key_values
 
 _DRAIN_S = 3600.0  # that a stop may take at most
+_NO_FLAGS = frozenset({"devices", "pinned", "timeout"})
+_SETTINGS = _NO_FLAGS | {"gpu_memory_utilization", "max_model_len"}
 
 
 @with_session
@@ -36,11 +39,17 @@ def assign(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A parameter of the engine; may be repeated"),
     ] = None,
+    unset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Remove a parameter or a setting; may be repeated"),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Start again what runs")] = False,
 ) -> None:
-    """Change how a model is run.
+    """Change how a model is run; what isn't named stays.
 
-    Written to models.yaml, whose comments stay.
+    Written to models.yaml, whose comments stay. A parameter's value is JSON if it reads as such (8, 0.5,
+    true, [1, 2]), else text. --unset takes parameters' names, and devices, gpu_memory_utilization,
+    max_model_len, pinned and timeout.
     """
     changes: dict[str, Any] = {
         "gpu_memory_utilization": gpu_memory,
@@ -52,21 +61,11 @@ def assign(
     changes = {key: value for key, value in changes.items() if value is not None}
     if devices is not None:
         changes["devices"] = _devices(devices)
+    removed = [key.replace("-", "_") for key in unset or []]
+    _remove(changes, removed)
     if not changes and not restart:
         raise wrong_use("nothing to assign", "see `berth assign --help`")
-    with session.server() as server:
-        record = server.request(
-            "PATCH",
-            path_of(Kind.MODEL, model),
-            params={"restart": "true" if restart else None},
-            body=changes,
-            timeout_s=_DRAIN_S,
-        )
-    if session.as_json:
-        session.print_json(record)
-        return
-    later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
-    session.out.print(f"model {record['name']} is changed{later}")
+    _patch(session, model, changes, removed, restart)
 
 
 @with_session
@@ -92,7 +91,7 @@ def rm(
             {"object": target.kind.value.removesuffix("s"), "name": target.name, "deleted": True}
         )
     else:
-        session.out.print(f"{target} is deleted")
+        session.say(f"{target} is deleted")
 
 
 @with_session
@@ -104,7 +103,7 @@ def reload(session: Session) -> None:
         session.print_json(answer)
     else:
         changed = ", ".join(answer["changed"]) or "nothing"
-        session.out.print(f"{answer['models']} models; changed: {changed}")
+        session.say(f"{answer['models']} models; changed: {changed}")
         for line in answer.get("warnings", ()):
             session.err.print(f"berth: {line}")
 
@@ -114,10 +113,68 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def _patch(session: Session, model: str, changes: dict[str, Any], removed: list[str], restart: bool) -> None:
+    """Have models.yaml changed, and say so. Raises CliError."""
+    with session.server() as server:
+        if removed:
+            _check_is_set(server.get(path_of(Kind.MODEL, model)), removed)
+        record = server.request(
+            "PATCH",
+            path_of(Kind.MODEL, model),
+            params={"restart": "true" if restart else None},
+            body=changes,
+            timeout_s=_DRAIN_S,
+        )
+    _check_is_gone(record, removed)
+    if session.as_json:
+        session.print_json(record)
+        return
+    later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
+    session.say(f"model {record['name']} is changed{later}")
+
+
 def _devices(text: str) -> list[str] | None:
     if text == "auto":
         return None
     return [] if text == "none" else [one.strip() for one in text.split(",") if one.strip()]
+
+
+def _remove(changes: dict[str, Any], keys: list[str]) -> None:
+    """Have keys removed wherever each may stand. Raises CliError where one is given a value as well."""
+    for key in keys:
+        params = changes.setdefault("params", {})
+        if not key or changes.get(key) is not None or params.get(key) is not None:
+            raise wrong_use(f"--unset {key!r} contradicts its value", "see `berth assign --help`")
+        if key in _SETTINGS:
+            changes[key] = None
+        if key not in _NO_FLAGS:
+            params[key] = None
+        elif not params:
+            del changes["params"]
+
+
+def _check_is_set(record: Record, keys: list[str]) -> None:
+    """Raises CliError for a parameter that the model doesn't have: the name may be mistyped."""
+    for key in keys:
+        if key not in _SETTINGS and key not in _flags(record):
+            known = ", ".join(sorted(_flags(record))) or "none"
+            message = f"model {record['name']} has no parameter {key!r}; its parameters: {known}"
+            raise CliError(message, ExitCode.REFUSED)
+
+
+def _check_is_gone(record: Record, keys: list[str]) -> None:
+    """Raises CliError where a parameter comes from elsewhere than `params`."""
+    for key in keys:
+        if key in _flags(record):
+            raise CliError(
+                f"model {record['name']} still has the parameter {key!r}",
+                ExitCode.REFUSED,
+                next_step="it stands in `extra_args` or `defaults` of models.yaml: remove it there",
+            )
+
+
+def _flags(record: Record) -> set[str]:
+    return {key.replace("-", "_") for key in record["params"]}
 
 
 def _confirm(target: Target) -> None:

@@ -17,6 +17,9 @@ from cli.conversation import Conversation, Verb, command_in
 from cli.errors import CliError, ExitCode, wrong_use
 from cli.server import Server
 from cli.session import Session, with_session
+from cli.speed import Stopwatch
+from cli.tables import details
+from cli.target import record_for
 from cli.terminal import AnswerWriter, read_message
 from cli.values import key_values
 
@@ -33,12 +36,16 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the request, as in temperature=0.2"),
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Tell tokens per second")] = False,
+    nowordwrap: Annotated[
+        bool, typer.Option("--nowordwrap", help="Let the terminal break lines, not only between words")
+    ] = False,
 ) -> None:
     """Ask a model; it is started if need be.
 
     What is piped in is the prompt, or comes after the PROMPT given: git diff | berth run MODEL "Explain".
     """
-    conversation = Conversation(model, system, key_values(fields or []))
+    conversation = Conversation(model, system, key_values(fields or []), verbose, not nowordwrap)
     question = _question(prompt)
     with session.server() as server:
         if question is None:
@@ -51,8 +58,7 @@ def run(
             body = conversation.body(stream=False)
             session.print_json(server.request("POST", PATH, body=body, timeout_s=None))
         else:
-            with closing(_pieces(session, server, conversation)) as pieces:
-                AnswerWriter(sys.stdout).write(pieces)
+            _answer(session, server, conversation, AnswerWriter(sys.stdout, word_wrap=conversation.word_wrap))
 
 
 def register(app: typer.Typer) -> None:
@@ -82,7 +88,7 @@ def _is_piped() -> bool:
 
 def _chat(session: Session, server: Server, conversation: Conversation) -> None:
     """Until Ctrl-D or /exit. What goes wrong with one answer doesn't end it."""
-    session.err.print(f"{conversation.model}: /help lists the commands, Ctrl-D leaves", style="dim")
+    session.remark(f"{conversation.model}: /? lists the commands, Ctrl-D leaves")
     while True:
         try:
             message = read_message()
@@ -90,7 +96,7 @@ def _chat(session: Session, server: Server, conversation: Conversation) -> None:
             session.err.print()
             return
         except KeyboardInterrupt:
-            session.err.print("\nCtrl-D or /exit leaves", style="dim")
+            session.remark("\nCtrl-D or /bye leaves")
             continue
         try:
             command = command_in(message)
@@ -99,10 +105,12 @@ def _chat(session: Session, server: Server, conversation: Conversation) -> None:
                     _exchange(session, server, conversation, message)
             elif command[0] is Verb.EXIT:
                 return
+            elif command[0] is Verb.SHOW and command[1] in ("", "info"):
+                session.err.print(details(record_for(server, conversation.model)), soft_wrap=True)
             else:
-                session.err.print(conversation.obey(*command), style="dim")
+                session.remark(conversation.obey(*command))
         except CliError as exc:
-            session.err.print(f"berth: {exc.line}", style="red")
+            session.remark(f"berth: {exc.line}", style="red")
             if exc.exit_code is ExitCode.NOT_ALLOWED:
                 raise
 
@@ -110,23 +118,27 @@ def _chat(session: Session, server: Server, conversation: Conversation) -> None:
 def _exchange(session: Session, server: Server, conversation: Conversation, message: str) -> None:
     """One question and its answer; Ctrl-C ends the answer, and what came of it stays."""
     conversation.ask(message)
-    writer = AnswerWriter(sys.stdout)
+    writer = AnswerWriter(sys.stdout, word_wrap=conversation.word_wrap)
     try:
-        with closing(_pieces(session, server, conversation)) as pieces:
-            writer.write(pieces)
+        _answer(session, server, conversation, writer)
     except KeyboardInterrupt:
-        session.err.print("(stopped)", style="dim")
+        session.remark("(stopped)")
     finally:
         conversation.answered(writer.text)
+
+
+def _answer(session: Session, server: Server, conversation: Conversation, writer: AnswerWriter) -> None:
+    watch = Stopwatch()
+    with closing(_pieces(session, server, conversation)) as pieces:
+        writer.write(watch.watching(pieces))
+    if conversation.verbose:
+        session.remark(watch.report())
 
 
 def _pieces(session: Session, server: Server, conversation: Conversation) -> Generator[Piece]:
     """The next answer; until it begins, a sign of life where somebody looks at it."""
     with closing(stream_answer(server, conversation.body(stream=True))) as pieces:
-        if session.err.is_terminal:
-            with session.err.status(f"waiting for {conversation.model} …"):
-                first = next(pieces, None)
-        else:
+        with session.waiting(f"waiting for {conversation.model}"):
             first = next(pieces, None)
         if first is not None:
             yield first

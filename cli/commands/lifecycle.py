@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from cli.completion import complete_names
+from cli.errors import CliError, ExitCode
+from cli.replicas import latest
+from cli.server import Server
 from cli.session import Session, with_session
+from cli.startup import following
 from cli.tables import Record
-from cli.target import Kind, Target, find
+from cli.target import Target, find
 
 _LONGEST_S = 3600.0  # that the server waits for a start
 _GRACE_S = 30.0  # for its answer after that
 _UP = frozenset({"running"})
+_COMING = frozenset({"starting", "health_checking", "waking"})
+_LOG_LINES = 10
+_FAILED = "instance_failed"  # the code of errors
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names)
@@ -29,13 +34,13 @@ Wait = Annotated[
 @with_session
 def start(session: Session, name: Name, wait: Wait = 600) -> None:
     """Start a model, or an instance that has ended."""
-    _act(session, name, "start", timeout_s=wait + _GRACE_S, wait=wait)
+    _bring_up(session, name, "start", timeout_s=wait + _GRACE_S, wait=wait)
 
 
 @with_session
 def restart(session: Session, name: Name, wait: Wait = 600) -> None:
     """Stop and start again."""
-    _act(session, name, "restart", timeout_s=wait + _LONGEST_S, wait=wait)
+    _bring_up(session, name, "restart", timeout_s=wait + _LONGEST_S, wait=wait)
 
 
 @with_session
@@ -46,9 +51,10 @@ def stop(
 ) -> None:
     """Stop a model or an instance.
 
-    Requests in flight are answered first. The next request for a model starts it again.
+    Requests in flight are answered first. The next request for a model starts it again. What has failed is
+    stopped then, and its next start isn't put off any more.
     """
-    _act(session, name, "stop", timeout_s=_LONGEST_S, force=force or None)
+    _act(session, name, "stop", force=force or None)
 
 
 @with_session
@@ -56,17 +62,17 @@ def sleep(
     session: Session,
     name: Name,
     level: Annotated[
-        int, typer.Option(min=1, max=2, help="1 gives the KV cache's memory back, 2 the weights' too")
+        int, typer.Option(min=1, max=3, help="1 frees the KV cache's memory, 2 the weights' too, 3 stops it")
     ] = 1,
 ) -> None:
     """Give memory back; the next request wakes it."""
-    _act(session, name, "sleep", timeout_s=_LONGEST_S, level=level)
+    _act(session, name, "sleep", level=level)
 
 
 @with_session
 def wake(session: Session, name: Name) -> None:
     """Take the memory back and serve."""
-    _act(session, name, "wake", timeout_s=_LONGEST_S)
+    _bring_up(session, name, "wake", timeout_s=_LONGEST_S)
 
 
 def register(app: typer.Typer) -> None:
@@ -74,34 +80,59 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _act(session: Session, name: str, verb: str, *, timeout_s: float, **params: Any) -> None:
+def _act(session: Session, name: str, verb: str, **params: Any) -> None:
     with session.server() as server:
         target = find(server, name)
-        began = time.monotonic()
-        with _waiting(session, f"{verb} {target.name}"):
-            record = server.request("POST", f"{target.path}/{verb}", params=params, timeout_s=timeout_s)
+        with session.waiting(f"{verb} {target.name}"):
+            record = server.request("POST", f"{target.path}/{verb}", params=params, timeout_s=_LONGEST_S)
     if session.as_json:
         session.print_json(record)
     else:
-        session.out.print(_outcome(target, record, time.monotonic() - began))
+        session.say(f"{target} is {record['status']}")
 
 
-def _outcome(target: Target, record: Record, took_s: float) -> str:
+def _bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **params: Any) -> None:
+    """Wait until it runs, and say how it went and where its log is."""
+    with session.server() as server:
+        target = find(server, name)
+        began = time.monotonic()
+        try:
+            with following(session, target, verb) as seen:
+                record = server.request("POST", f"{target.path}/{verb}", params=params, timeout_s=timeout_s)
+        except CliError as exc:
+            raise (_explained(server, target, exc) if exc.code == _FAILED else exc) from None
+        if session.as_json:
+            session.print_json(record)
+            return
+        instance = latest(server, target)
+        session.say(_outcome(target, record, instance, time.monotonic() - began))
+        if instance is not None and not seen.log_path:
+            session.say(f"log: {instance['log_path']}")
+
+
+def _outcome(target: Target, record: Record, instance: Record | None, took_s: float) -> str:
     """What it has come to, in a line."""
     line = f"{target} is {record['status']}"
     if record["status"] in _UP:
-        where = f" on port {record['port']}" if target.kind is Kind.INSTANCE else ""
+        where = f" on port {instance['port']}" if instance is not None else ""
         return f"{line}{where} ({took_s:.1f} s)"
-    if record["status"] in ("starting", "health_checking", "waking"):
+    if record["status"] in _COMING:
         return f"{line}; `berth ps --watch` follows it"
     return line
 
 
-@contextmanager
-def _waiting(session: Session, what: str) -> Iterator[None]:
-    """A sign of life on standard error, where somebody looks at it."""
-    if session.as_json or not session.err.is_terminal:
-        yield
-        return
-    with session.err.status(f"{what} …"):
-        yield
+def _explained(server: Server, target: Target, exc: CliError) -> CliError:
+    """The same with the class of the failure, its reason and the log's last lines, where there are any."""
+    try:
+        instance = latest(server, target)
+    except CliError:
+        return exc
+    error = None if instance is None else instance["error"]
+    if instance is None or not error or not error["log_tail"]:
+        return exc
+    return CliError(
+        f"{target} failed to start: {error['class']}: {error['message']}",
+        ExitCode.REFUSED,
+        error=exc.envelope["error"],
+        details=[*error["log_tail"][-_LOG_LINES:], f"log: {instance['log_path']}"],
+    )

@@ -9,6 +9,7 @@ import typer
 
 from cli.completion import complete_names
 from cli.errors import CliError, ExitCode, wrong_use
+from cli.replicas import ended
 from cli.server import Server
 from cli.session import Session, with_session
 from cli.target import Kind, Target, find, path_of
@@ -57,7 +58,7 @@ def _instance(server: Server, target: Target) -> str:
     """The one instance whose log is meant; of a model that has ended, the last. Raises CliError."""
     if target.kind is Kind.INSTANCE:
         return target.name
-    replicas: list[str] = target.record["replicas"] or _ended(server, target)[-1:]
+    replicas: list[str] = target.record["replicas"] or ended(server, target)[-1:]
     if not replicas:
         raise CliError(
             f"{target} has no log, as it has not been started",
@@ -67,10 +68,3 @@ def _instance(server: Server, target: Target) -> str:
     if len(replicas) > 1:
         raise wrong_use(f"{target} has {len(replicas)} replicas: {', '.join(replicas)}", "name one of them")
     return replicas[0]
-
-
-def _ended(server: Server, target: Target) -> list[str]:
-    """The model's instances that have stopped or failed, oldest first."""
-    records = server.get("/instances", all="true")["data"]
-    ours = [one for one in records if target.name in (one.get("profile"), one["model_name"])]
-    return [one["instance_id"] for one in sorted(ours, key=lambda one: one["created_at"])]

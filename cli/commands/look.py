@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,13 +13,23 @@ from cli.completion import complete_names
 from cli.errors import CliError
 from cli.server import Server
 from cli.session import Session, with_session
-from cli.tables import INSTANCE_COLUMNS, MODEL_COLUMNS, Record, details, instance_row, model_row, table
-from cli.target import find
+from cli.tables import (
+    ENTRY_COLUMNS,
+    INSTANCE_COLUMNS,
+    Record,
+    details,
+    entry_row,
+    instance_row,
+    model_table,
+    table,
+)
+from cli.target import MODELS_PATH, record_for, unless_not_admin
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
 _EVENTS_AGAIN_S = 2.0
+_UP = frozenset({"running", "starting", "sleeping"})
 
 
 @with_session
@@ -31,26 +41,40 @@ def ps(
         float, typer.Option(min=0.1, help="Seconds between looks with --watch; changes show at once")
     ] = 2.0,
 ) -> None:
-    """What runs: the instances."""
+    """What runs: the instances.
+
+    With a key that may only send requests: the models that run.
+    """
     with session.server() as server:
         if watch:
             _watch(session, server, include_ended, interval)
+            return
+        answer = unless_not_admin(lambda: _instances(server, include_ended))
+        if answer is None:
+            _print_entries(session, server, is_shown=lambda one: include_ended or one["status"] in _UP)
         elif session.as_json:
-            session.print_json(_instances(server, include_ended))
+            session.print_json(answer)
         else:
-            session.out.print(_instance_table(_instances(server, include_ended)["data"]))
+            session.say(_instance_table(session, answer["data"]))
 
 
 @with_session
 def list_models(session: Session) -> None:
-    """The models that can be asked for."""
+    """The models that can be asked for.
+
+    With a key that may only send requests: those that it is good for.
+    """
     with session.server() as server:
-        answer = server.get("/models")
+        answer = unless_not_admin(lambda: server.get("/models"))
+        if answer is None:
+            _print_entries(session, server)
+            return
     if session.as_json:
         session.print_json(answer)
+    elif answer["data"] and "pinned" not in answer["data"][0]:  # not Berth: OpenAI's list
+        session.say(table(ENTRY_COLUMNS, map(entry_row, answer["data"]), session.out.width))
     else:
-        now = time.time()
-        session.out.print(table(MODEL_COLUMNS, (model_row(one, now) for one in answer["data"])))
+        session.say(model_table(answer["data"], time.time(), session.out.width))
 
 
 @with_session
@@ -63,7 +87,7 @@ def show(
 ) -> None:
     """All that is known of a model or an instance."""
     with session.server() as server:
-        _print_record(session, find(server, name).record)
+        _print_record(session, record_for(server, name))
 
 
 @with_session
@@ -84,7 +108,19 @@ def _print_record(session: Session, record: Record) -> None:
     if session.as_json:
         session.print_json(record)
     else:
-        session.out.print(details(record))
+        session.say(details(record))
+
+
+def _print_entries(
+    session: Session, server: Server, is_shown: Callable[[Record], bool] = lambda _: True
+) -> None:
+    """What `/v1/models` has, which is all that a key for requests may see."""
+    answer = server.get(MODELS_PATH)
+    answer["data"] = [one for one in answer["data"] if is_shown(one)]
+    if session.as_json:
+        session.print_json(answer)
+    else:
+        session.say(table(ENTRY_COLUMNS, map(entry_row, answer["data"]), session.out.width))
 
 
 def _instances(server: Server, include_ended: bool) -> dict[str, Any]:
@@ -92,9 +128,9 @@ def _instances(server: Server, include_ended: bool) -> dict[str, Any]:
     return answer
 
 
-def _instance_table(records: list[Record]) -> Table:
+def _instance_table(session: Session, records: list[Record]) -> Text:
     now = time.time()
-    return table(INSTANCE_COLUMNS, (instance_row(one, now) for one in records))
+    return table(INSTANCE_COLUMNS, (instance_row(one, now) for one in records), session.out.width)
 
 
 def _watch(session: Session, server: Server, include_ended: bool, interval_s: float) -> None:
@@ -106,13 +142,13 @@ def _watch(session: Session, server: Server, include_ended: bool, interval_s: fl
         return
     if not session.out.is_terminal:
         for answer in looks:
-            session.out.print(_instance_table(answer["data"]))
+            session.say(_instance_table(session, answer["data"]))
         return
     from rich.live import Live
 
     with Live(console=session.out, auto_refresh=False, vertical_overflow="crop") as live:
         for answer in looks:
-            live.update(_instance_table(answer["data"]), refresh=True)
+            live.update(_instance_table(session, answer["data"]), refresh=True)
 
 
 def _looks(

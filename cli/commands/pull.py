@@ -41,7 +41,7 @@ def pull(
             f"the download of {model} broke off", ExitCode.UNREACHABLE, next_step="pull it again to go on"
         )
     if not session.as_json:
-        session.out.print(f"{done['model']}: {size(done['size_bytes'])} in {done['path']}")
+        session.say(f"{done['model']}: {size(done['size_bytes'])} in {done['path']}")
 
 
 def register(app: typer.Typer) -> None:

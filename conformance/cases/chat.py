@@ -271,3 +271,12 @@ async def a_conversation_longer_than_the_context_is_400(api: Api) -> None:
     messages = [{"role": "user", "content": "word " * api.facts.max_model_len * 2}]
     error = await api.refused(await api.post(CHAT, api.chat_body(messages)))
     check(str(api.facts.max_model_len) in error["message"], f"the limit isn't told: {error['message']}")
+    check("maximum context length is" in error["message"], f"clients look for it: {error['message']}")
+    equal(error["code"], "context_length_exceeded", "code")
+
+
+@group.each({name: name for name in ("max_tokens", "max_completion_tokens")})
+async def a_limit_beyond_the_context_is_a_cap(api: Api, name: str) -> None:
+    limit = {"max_tokens": OMIT, name: api.facts.max_model_len * 16}
+    answer = await api.chat(**limit, ignore_eos=False, stop=[" ", "e", "\n"])
+    check(answer["choices"][0]["finish_reason"] in ("stop", "length"), "finish_reason")

@@ -154,6 +154,20 @@ async def a_result_in_the_history(api: Api) -> None:
 
 
 @group.case()
+async def max_tokens_beyond_the_context_are_a_cap(api: Api) -> None:
+    limit = api.facts.max_model_len * 16
+    message = (await _create(api, max_tokens=limit, stop_sequences=[" ", "e", "\n"])).ok()
+    check(message["stop_reason"] in ("stop_sequence", "end_turn", "max_tokens"), "stop_reason")
+
+
+@group.case()
+async def a_conversation_longer_than_the_context_is_400(api: Api) -> None:
+    messages = [{"role": "user", "content": "word " * api.facts.max_model_len * 2}]
+    message = _error(await _create(api, messages=messages), 400)["message"]
+    check(message.startswith("prompt is too long: "), f"clients look for it: {message}")
+
+
+@group.case()
 async def tokens_are_counted(api: Api) -> None:
     body = {"model": api.facts.model, "messages": _USER}
     count = (await api.post(f"{_PATH}/count_tokens", body)).ok()["input_tokens"]

@@ -180,11 +180,81 @@ async def continuing_an_unknown_one_is_404(api: Api) -> None:
         "max-output-tokens-0": {"max_output_tokens": 0},
         "top-p-0": {"top_p": 0},
         "an-unknown-role": {"input": [{"role": "wizard", "content": "Hi"}]},
-        "unknown-field": {"temperatur": 1},
     }
 )
 async def refuses(api: Api, fields: dict[str, Any]) -> None:
     await api.refused(await _create(api, **{"given": fields.pop("input", "Hello"), **fields}))
+
+
+@group.each(
+    {
+        "include": {"include": ["reasoning.encrypted_content"]},
+        "reasoning-summary": {"reasoning": {"summary": "auto"}},
+        "verbosity": {"text": {"verbosity": "low"}},
+        "service-tier": {"service_tier": "flex"},
+        "cache-key": {"prompt_cache_key": "k"},
+        "no-obfuscation": {"stream_options": {"include_obfuscation": False}},
+        "metadata": {"metadata": {"a": "b"}},
+        "max-tool-calls": {"max_tool_calls": 1},
+        "client-metadata": {"client_metadata": {"a": "b"}},
+        "unknown-field": {"temperatur": 1},
+    }
+)
+async def answers_in_spite_of(api: Api, fields: dict[str, Any]) -> None:
+    equal(_text((await _create(api, **fields)).ok()), _text((await _create(api)).ok()), "text")
+
+
+@group.each(
+    {
+        kind: {"type": kind}
+        for kind in ("web_search", "local_shell", "image_generation", "programmatic_tool_calling")
+    },
+    Need.TOOLS,
+)
+async def functions_work_beside(api: Api, tool: dict[str, Any]) -> None:
+    answer = await _create(api, tools=[tool, _TOOL], tool_choice="required", max_output_tokens=300)
+    calls = [item["name"] for item in answer.ok()["output"] if item["type"] == "function_call"]
+    check("turn" in calls, f"no call: {calls}")
+
+
+@group.case(Need.TOOLS)
+async def a_custom_tool_is_called(api: Api) -> None:
+    tool = {"type": "custom", "name": "note", "description": "Keeps a note."}
+    response = (await _create(api, tools=[tool], tool_choice={"type": "custom", "name": "note"})).ok()
+    [call] = [item for item in response["output"] if item["type"] == "custom_tool_call"]
+    equal(call["name"], "note", "name")
+    check(isinstance(call["input"], str), f"input {call['input']}")
+
+
+@group.each(
+    {
+        "an-empty-thought": [{"type": "reasoning", "id": "rs_1", "summary": []}],
+        "an-encrypted-thought": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}],
+        "a-web-search": [{"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {}}],
+        "a-custom-call": [
+            {"type": "custom_tool_call", "call_id": "c", "name": "patch", "input": "x"},
+            {"type": "custom_tool_call_output", "call_id": "c", "output": "done"},
+        ],
+        "a-shell-call": [
+            {"type": "local_shell_call", "id": "l", "call_id": "c", "status": "completed", "action": {}},
+            {"type": "local_shell_call_output", "call_id": "c", "output": "done"},
+        ],
+        "a-refusal": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}],
+    }
+)
+async def goes_on_after(api: Api, items: list[dict[str, Any]]) -> None:
+    user = {"role": "user", "content": "Hello"}
+    equal((await _create(api, [user, *items, user])).ok()["object"], "response", "object")
+
+
+@group.case()
+async def a_stored_item_may_be_referred_to(api: Api) -> None:
+    first = (await _create(api)).ok()
+    user = {"role": "user", "content": "Hello"}
+    spelt = (await _create(api, [user, *first["output"], user])).ok()
+    references = [{"type": "item_reference", "id": item["id"]} for item in first["output"]]
+    referred = (await _create(api, [user, *references, user])).ok()
+    equal(referred["usage"]["input_tokens"], spelt["usage"]["input_tokens"], "input_tokens")
 
 
 @group.case()

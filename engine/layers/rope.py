@@ -10,21 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Llama3Scaling:
-    """Long wavelengths are stretched by `factor`, short ones stay, those between are blended."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RopeConfig:
-    theta: float
-    scaling: Llama3Scaling | None = None
+from engine.rope_config import Llama3Scaling, RopeConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint_kind import check_not_quantised
 from engine.end_tokens import named_end_tokens
 from engine.errors import CheckpointError, UnsupportedModel
-from engine.layers.rope import Llama3Scaling, RopeConfig
 from engine.raw_config import architecture_of, read_raw_config
+from engine.rope_config import Llama3Scaling, RopeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = Non
     raw = read_raw_config(directory, overrides)
     architecture = architecture_of(directory, raw)
     reader = ConfigReader(directory / "config.json", raw)
+    check_not_quantised(directory, raw)
     _refuse_unsupported(raw)
     num_heads = reader.integer("num_attention_heads")
     hidden_size = reader.integer("hidden_size")
@@ -128,9 +130,6 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     slides = raw.get("use_sliding_window", False) and raw.get("sliding_window")
     if slides or layer_types - {"full_attention"}:
         raise UnsupportedModel("Sliding-window attention isn't supported; set use_sliding_window to false.")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModel(f"Quantised checkpoints aren't supported (quant_method {method!r}).")
     if raw.get("mlp_bias"):
         raise UnsupportedModel("Biases in the MLP (mlp_bias) aren't supported.")
     if (raw.get("partial_rotary_factor") or 1.0) != 1.0:

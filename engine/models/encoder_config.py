@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint_kind import check_not_quantised
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.config import ConfigReader
 from engine.raw_config import architecture_of
@@ -63,6 +64,7 @@ def read_encoder_config(directory: Path, raw: Mapping[str, Any]) -> EncoderConfi
     reader = ConfigReader(directory / "config.json", raw)
     architecture = architecture_of(directory, raw)
     family = EncoderFamily.BERT if architecture.startswith("Bert") else EncoderFamily.ROBERTA
+    check_not_quantised(directory, raw)
     _refuse_unsupported(raw)
     num_heads, hidden_size = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     if hidden_size % num_heads:
@@ -98,5 +100,3 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         )
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UnsupportedModel("An encoder that is used as a decoder (is_decoder) isn't supported.")
-    if raw.get("quantization_config"):
-        raise UnsupportedModel("Quantised encoders aren't supported.")

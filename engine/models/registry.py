@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import UnsupportedModel
+from engine.models.architectures import check_generates
 from engine.models.decoder import CausalLM
 from engine.models.llama import LlamaForCausalLM
 from engine.models.qwen3 import Qwen3ForCausalLM
@@ -15,9 +15,5 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
 
 def model_class(architecture: str) -> type[CausalLM]:
     """Raises UnsupportedModel, which names those that are supported."""
-    if architecture not in ARCHITECTURES:
-        raise UnsupportedModel(
-            f"Architecture {architecture!r} isn't supported by the embedded engine; "
-            f"supported are {', '.join(sorted(ARCHITECTURES))}."
-        )
+    check_generates(architecture)
     return ARCHITECTURES[architecture]

@@ -12,13 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from engine.checkpoint_kind import enumerate_names, weight_files
 from engine.errors import CheckpointError
 from engine.layers.weights import WeightedLayer
 from engine.mapped_files import forget_pages
-from engine.raw_config import read_json
 
-INDEX_NAME = "model.safetensors.index.json"
-_SHOWN = 5  # names in an error message
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROWS = 4096  # compared at a time: what differs does so in the first, and the rest needn't be read
 
 
 class Loadable(Protocol):
@@ -42,12 +43,12 @@ class Checkpoint:
     def __init__(self, directory: Path, *, rename: Callable[[str], str] = str) -> None:
         """`rename` gives a stored name its place in the model, where savers differ in that.
 
-        Raises CheckpointError where there are no safetensors, or a shard of the index is missing.
+        Raises CheckpointError where there are no safetensors, or a shard of them is missing.
         """
         self._directory = directory
         self._exit_stack = ExitStack()
         self._stored: dict[str, tuple[Any, str]] = {}  # tensor's name → its open file, its name there
-        self._files = _files(directory)
+        self._files = weight_files(directory)
         for path in self._files:
             handle = self._open(path)
             self._stored.update({rename(name): (handle, name) for name in handle.keys()})  # noqa: SIM118
@@ -112,6 +113,17 @@ def load_weights(model: Loadable, checkpoint: Checkpoint) -> None:
     checkpoint.forget_pages()  # most layers have made copies: both would count as this process's memory
 
 
+def has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether there is an lm_head.weight that isn't a copy of the embedding."""
+    if not {_HEAD, _EMBEDDING} <= checkpoint.names:
+        return False
+    head, embedding = checkpoint.tensor(_HEAD), checkpoint.tensor(_EMBEDDING)
+    if head.shape != embedding.shape:
+        return True
+    starts = range(0, len(head), _ROWS)
+    return not all(torch.equal(head[at : at + _ROWS], embedding[at : at + _ROWS]) for at in starts)
+
+
 def _targets(model: Loadable) -> Iterator[_Target]:
     for path, layer in model.named_modules():
         if isinstance(layer, WeightedLayer):
@@ -140,38 +152,15 @@ def _check(
 ) -> None:
     problems = []
     if missing := sorted(expected.keys() - checkpoint.names):
-        problems.append(f"lacks {_enumerate(missing)}")
+        problems.append(f"lacks {enumerate_names(missing)}")
     if extra := sorted(checkpoint.names - expected.keys() - ignored):
-        problems.append(f"has {_enumerate(extra)}, which the model doesn't use")
+        problems.append(f"has {enumerate_names(extra)}, which the model doesn't use")
     misshapen = [
         f"{name} {list(checkpoint.shape(name))} instead of {list(shape)}"
         for name, shape in sorted(expected.items())
         if name in checkpoint.names and checkpoint.shape(name) != shape
     ]
     if misshapen:
-        problems.append(f"has wrong shapes: {_enumerate(misshapen)}")
+        problems.append(f"has wrong shapes: {enumerate_names(misshapen)}")
     if problems:
         raise CheckpointError(f"The checkpoint doesn't fit its config.json: it {'; it '.join(problems)}.")
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _files(directory: Path) -> list[Path]:
-    if (directory / INDEX_NAME).exists():
-        weight_map = read_json(directory / INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{directory / INDEX_NAME} has no weight_map.")
-        paths = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
-        if absent := [path.name for path in paths if not path.exists()]:
-            raise CheckpointError(f"{directory} lacks {_enumerate(absent)}, which its index names.")
-        return paths
-    whole = directory / "model.safetensors"
-    paths = [whole] if whole.exists() else sorted(directory.glob("*.safetensors"))
-    if not paths:
-        raise CheckpointError(
-            f"{directory} holds no .safetensors file; checkpoints in other formats aren't supported."
-        )
-    return paths

@@ -1,4 +1,4 @@
-"""What vLLM has a path for and this engine hasn't: each answers 501, with the reason.
+"""What vLLM or OpenAI have a path for and this engine hasn't: each answers 501, with the reason.
 
 A bare 404 would leave a caller to wonder whether the path is misspelt.
 """
@@ -27,6 +27,7 @@ ABSENT: dict[tuple[str, str], str] = {
     ("POST", "/v1/chat/completions/render"): _NO_SCALE_OUT,
     ("POST", "/v1/completions/render"): _NO_SCALE_OUT,
     ("POST", "/v1/messages/render"): _NO_SCALE_OUT,
+    ("POST", "/v1/responses/compact"): "shorten the conversation yourself, or ask for truncation: auto",
     ("POST", "/v1/responses/render"): _NO_SCALE_OUT,
     ("POST", "/v1/chat/completions/derender"): _NO_SCALE_OUT,
     ("POST", "/v1/completions/derender"): _NO_SCALE_OUT,
@@ -51,5 +52,5 @@ async def not_here(request: Request) -> Response:
     """Raises NotImplementedHere, whatever is asked."""
     path = request.url.path
     raise NotImplementedHere(
-        f"{path} is a path of vLLM's that this engine doesn't have: {ABSENT[request.method, path]}."
+        f"{path} is a path that others have and this engine doesn't: {ABSENT[request.method, path]}."
     )

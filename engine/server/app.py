@@ -25,9 +25,11 @@ from engine.server.openapi import docs_page, openapi_document
 from engine.server.pooling.elsewhere import POOLING_PATHS, needs_pooling
 from engine.server.responses.routes import (
     cancel_response,
+    count_input_tokens,
     create_response,
     delete_response,
     get_response,
+    list_input_items,
 )
 from engine.server.service import Service
 
@@ -37,7 +39,9 @@ _ROUTES = (
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
     ("POST", "/v1/responses", create_response),
+    ("POST", "/v1/responses/input_tokens", count_input_tokens),
     ("GET", "/v1/responses/{name}", get_response),
+    ("GET", "/v1/responses/{name}/input_items", list_input_items),
     ("DELETE", "/v1/responses/{name}", delete_response),
     ("POST", "/v1/responses/{name}/cancel", cancel_response),
     ("POST", "/v1/messages", create_message),

@@ -151,6 +151,6 @@ def _param(details: ErrorDetails, body: Mapping[str, Any]) -> str:
             path += f".{part}" if path else part
             value = value.get(part)
     if details["type"].startswith("union_tag"):  # which of several objects is meant can't be told
-        discriminator = details["ctx"]["discriminator"].strip("'")
+        discriminator = details.get("ctx", {}).get("discriminator", "()").strip("'")
         path += ".type" if discriminator.endswith("()") else f".{discriminator}"
     return path

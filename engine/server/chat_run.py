@@ -90,15 +90,15 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
         )
     text = await render_conversation(service, body, with_tools=has_tools)
     max_model_len = service.engine.max_model_len
+    limit = _token_limit(service, body)
     token_ids = await service.encode(
         text,
         add_special_tokens=body.add_special_tokens,
         truncation=Truncation.of(body, max_model_len, needs_output=True),
         param="messages",
+        output=limit.asked or 1,
     )
-    max_tokens = _token_limit(service, body).within(
-        max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
-    )
+    max_tokens = limit.within(max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens)
     thinking = Thinking.of(model, text)
     spec = find_spec(body, tool_parser)
     if spec is not None and thinking is not None and thinking.state is ThinkingState.POSSIBLE:
@@ -157,9 +157,9 @@ def _reader_factory(
 
 
 async def encode_conversation(service: ModelService, body: ConversationBody) -> list[int]:
-    """The prompt's tokens, by the chat template."""
+    """The prompt's tokens, by the chat template, for who counts them: they needn't fit."""
     text = await render_conversation(service, body, with_tools=True)
-    return await service.encode(text, add_special_tokens=body.add_special_tokens, param="messages")
+    return await service.encode(text, add_special_tokens=body.add_special_tokens, output=None)
 
 
 async def render_conversation(
@@ -196,9 +196,9 @@ def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:
 
 def _token_limit(service: Service, body: ChatBody) -> TokenLimit:
     if body.max_completion_tokens is not None:
-        return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages")
+        return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages", is_cap=True)
     asked = body.max_tokens
     default = service.model.defaults.get("max_new_tokens")
     if asked is None and default is not None:
         asked = max(body.min_tokens, min(int(default), service.engine.max_model_len))
-    return TokenLimit(asked, "max_tokens", "messages")
+    return TokenLimit(asked, "max_tokens", "messages", is_cap=True)

@@ -54,7 +54,7 @@ async def _to_prompt(service: Service, prompt: str | list[int], body: Completion
     truncation = Truncation.of(body, max_model_len, needs_output=asked > 0)
     if isinstance(prompt, str):
         token_ids = await service.encode(
-            prompt, add_special_tokens=body.add_special_tokens, truncation=truncation
+            prompt, add_special_tokens=body.add_special_tokens, truncation=truncation, output=asked
         )
     else:
         service.model.check_token_ids(prompt, "prompt")

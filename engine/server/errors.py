@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from engine.errors import EngineAsleep, EngineDead, EngineError, InvalidRequest, OutOfMemory
+from engine.errors import EngineAsleep, EngineDead, EngineError, InvalidRequest, OutOfMemory, PromptTooLong
 
 
 class UnknownModel(InvalidRequest):
@@ -22,6 +22,10 @@ class UnknownResponse(InvalidRequest):
     code = "response_not_found"
 
 
+class UnknownItem(InvalidRequest):
+    code = "item_not_found"
+
+
 class WrongMethod(InvalidRequest):
     code = "method_not_allowed"
 
@@ -32,10 +36,6 @@ class WrongMediaType(InvalidRequest):
 
 class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
-
-
-class PromptTooLong(InvalidRequest):
-    code = "context_length_exceeded"
 
 
 class WrongKey(EngineError):
@@ -72,6 +72,7 @@ _STATUS = {
     UnknownModel.code: HTTPStatus.NOT_FOUND,
     UnknownRoute.code: HTTPStatus.NOT_FOUND,
     UnknownResponse.code: HTTPStatus.NOT_FOUND,
+    UnknownItem.code: HTTPStatus.NOT_FOUND,
     WrongMethod.code: HTTPStatus.METHOD_NOT_ALLOWED,
     WrongMediaType.code: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge.code: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -130,7 +131,7 @@ def anthropic_envelope(error: EngineError) -> bytes:
     """`{"type": "error", "error": {type, message}}`, and the field's name beside them."""
     body = {
         "type": _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error"),
-        "message": error.message,
+        "message": error.anthropic if isinstance(error, PromptTooLong) else error.message,
         "param": getattr(error, "param", None),
     }
     return json.dumps({"type": "error", "error": body}).encode()

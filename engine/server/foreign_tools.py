@@ -1,32 +1,35 @@
 """Tools that only their vendor's servers can run, such as a web search: left out, and named in a warning.
 
-The tools beside them go on working. Knows nothing of how a protocol writes its tools but their `type`.
+The tools beside them go on working.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import Any
 
-from pydantic import BeforeValidator
+from pydantic import ValidatorFunctionWrapHandler, WrapValidator
 
 from engine.server.unknown_fields import report_ignored
 
-
-def runnable_tools(types: Set[str | None]) -> BeforeValidator:
-    """For a field `tools`: only those whose `type` is one of these remain; None: those without a type.
-
-    What isn't an object with a type stays, for the checks that follow.
-    """
-    return BeforeValidator(lambda tools: _keep(tools, types) if isinstance(tools, list) else tools)
+_STAND_IN = {"type": "function", "function": {"name": "left-out"}}
 
 
-def _keep(tools: list[Any], types: Set[str | None]) -> list[Any]:
-    kept = []
-    for number, tool in enumerate(tools):
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if not isinstance(tool, dict) or kind in types or not isinstance(kind, str):
-            kept.append(tool)
-        else:
-            report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run here")
-    return kept
+def _keep_functions(tools: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Check all tools at their places, so that errors name the client's own index; then drop the foreign."""
+    if not isinstance(tools, list):
+        return check(tools)
+    foreign = {number: tool["type"] for number, tool in enumerate(tools) if _is_foreign(tool)}
+    if not foreign:
+        return check(tools)
+    checked = check([_STAND_IN if number in foreign else tool for number, tool in enumerate(tools)])
+    for number, kind in foreign.items():
+        report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run here")
+    return [tool for number, tool in enumerate(checked) if number not in foreign]
+
+
+def _is_foreign(tool: Any) -> bool:
+    return isinstance(tool, dict) and isinstance(tool.get("type"), str) and tool["type"] != "function"
+
+
+FUNCTIONS_ONLY = WrapValidator(_keep_functions)
+"""For a chat's `tools`: those of other types are left out with a warning."""

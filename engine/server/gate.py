@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import re
 import uuid
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -18,10 +19,12 @@ from engine.errors import EngineError
 from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, set_request_id
+from engine.server.request_log import RequestRecord, begin_record
 from engine.server.unknown_fields import IgnoredFields, collect_ignored
 
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
 _UNGATED_PATHS = _OPEN_PATHS | {"/metrics", "/load", "/openapi.json", "/docs"}
+_SHOWN_CHARS = 200  # of a path in the log
 _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 
 
@@ -41,11 +44,15 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = _name_request(scope, send, collect_ignored(refuses_unknown=self._refuses_unknown))
+        record = self._begin_record(scope)
+        ignored = collect_ignored(refuses_unknown=self._refuses_unknown)
+        send = _name_request(scope, send, ignored, record)
         try:
             self._check(scope)
         except EngineError as error:
             await error_response(error, scope["path"])(scope, receive, send)
+            if record is not None:
+                record.tell()
             return
         self._num_inside += 1
         self._empty.clear()
@@ -55,6 +62,8 @@ class Gate:
             self._num_inside -= 1
             if not self._num_inside:
                 self._empty.set()
+            if record is not None:
+                record.tell()
 
     @property
     def is_empty(self) -> bool:
@@ -62,6 +71,14 @@ class Gate:
 
     async def wait_empty(self) -> None:
         await self._empty.wait()
+
+    def _begin_record(self, scope: Scope) -> RequestRecord | None:
+        """None for what only looks: probes and scrapes come every few seconds."""
+        wanted = self._service.config.log_requests
+        if not wanted or scope["method"] == "GET" or scope["path"] in _UNGATED_PATHS:
+            return None
+        path = scope.get("raw_path") or scope["path"].encode()
+        return begin_record(f"{scope['method']} {quote(path, safe='/%:')[:_SHOWN_CHARS]}")
 
     def _check(self, scope: Scope) -> None:
         path = scope["path"]
@@ -88,7 +105,7 @@ def request_id_of(request: Request, asked: str | None) -> str:
     return choose_request_id(asked)
 
 
-def _name_request(scope: Scope, send: Send, ignored: IgnoredFields) -> Send:
+def _name_request(scope: Scope, send: Send, ignored: IgnoredFields, record: RequestRecord | None) -> Send:
     """Give the answer the request's id, and a warning of what the request asked for in vain."""
     given = Headers(scope=scope).get("x-request-id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -101,6 +118,8 @@ def _name_request(scope: Scope, send: Send, ignored: IgnoredFields) -> Send:
             headers["x-request-id"] = request_id
             if ignored.header is not None:
                 headers["warning"] = ignored.header
+            if record is not None:
+                record.status = message["status"]
         await send(message)
 
     return send_named

@@ -17,6 +17,7 @@ from engine.detokenizer import Detokenizer
 from engine.errors import EngineError
 from engine.server.errors import GenerationFailed, ShuttingDown
 from engine.server.metrics import Metrics
+from engine.server.request_log import RequestRecord, current_record
 from engine.types import EngineRequest, FinishReason, PositionLogprobs, TokenDelta
 
 
@@ -57,6 +58,7 @@ class Choice:
         self.num_cached_tokens = 0
         self.num_reasoning_tokens: int | None = None  # kept by who reads the text
         self.is_ended = False
+        self.finish_reason: FinishReason | None = None
         self._detokenizer = detokenizer
         self._prefix = prefix
         self._show_stop = show_stop
@@ -68,7 +70,7 @@ class Choice:
 
     def end_at_once(self) -> ChoiceDelta:
         """For a choice that may not generate anything."""
-        self.is_ended = True
+        self.is_ended, self.finish_reason = True, FinishReason.LENGTH
         return ChoiceDelta(self, self._take_prefix(), FinishReason.LENGTH)
 
     def apply(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
@@ -107,6 +109,12 @@ class Choice:
             delta.prompt_logprobs,
         )
 
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from its arrival to its first token."""
+        first = self._first_token_time
+        return None if first is None else first - self.request.arrival_time
+
     def _take_prefix(self) -> str:
         prefix, self._prefix = self._prefix, ""
         return prefix
@@ -129,7 +137,7 @@ class Choice:
         """Count its end, once."""
         if self.is_ended:
             return
-        self.is_ended = True
+        self.is_ended, self.finish_reason = True, reason
         now = time.monotonic()
         first = self._first_token_time
         metrics.observe_end(
@@ -173,6 +181,19 @@ class Generation:
             choice.end(FinishReason.ABORT, self._metrics)
         for pump in self._pumps:
             pump.cancel()
+        if (record := current_record()) is not None:
+            self._record(record)
+
+    def _record(self, record: RequestRecord) -> None:
+        usage = self.read_usage()
+        firsts = [first for choice in self._choices if (first := choice.first_token_s) is not None]
+        record.add(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.completion_tokens,
+            first_token_s=min(firsts, default=None),
+            reasons=[choice.finish_reason for choice in self._choices if choice.finish_reason is not None],
+        )
 
     def read_usage(self) -> Usage:
         """A prompt counts once, however many choices it has: what its first has found in the cache counts."""

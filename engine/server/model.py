@@ -34,6 +34,7 @@ class ServedModel:
     structurer: Structurer
     tool_parser: str | None = None  # their names, None = there is none
     reasoning_parser: str | None = None
+    other_names: tuple[str, ...] = ()  # taken in requests, and not listed
     takes_templates: bool = False  # whether requests may bring a chat template of their own
     defaults: Mapping[str, Any] = field(default_factory=dict)  # sampling, as the checkpoint recommends it
     created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
@@ -44,7 +45,7 @@ class ServedModel:
 
     def check_name(self, name: str | None) -> None:
         """Raise UnknownModel unless `name` is one of ours; no name means the one model there is."""
-        if name is not None and name not in self.names:
+        if name is not None and name not in self.names and name not in self.other_names:
             raise UnknownModel(f"The model {name!r} is not served here; {self.name!r} is.", param="model")
 
     def template_for(self, source: str | None) -> ChatTemplate:
@@ -89,6 +90,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
     vocab_size = int(model_config.get("vocab_size") or tokenizer.vocab_size)
     return ServedModel(
         names=config.served_model_names,
+        other_names=_names_on_disk(directory),
         root=str(directory),
         tokenizer=tokenizer,
         template=ChatTemplate(
@@ -110,6 +112,13 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
         takes_templates=config.trust_request_chat_template,
         defaults=_sampling_defaults(directory, config),
     )
+
+
+def _names_on_disk(directory: Path) -> tuple[str, ...]:
+    """What people call a model who have its folder before them; in the hub's cache, its id."""
+    if directory.parent.name == "snapshots":
+        return (directory.parents[1].name.removeprefix("models--").replace("--", "/"),)
+    return (directory.name, str(directory))
 
 
 def _parser(

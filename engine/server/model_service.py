@@ -6,14 +6,17 @@ import asyncio
 from typing import Protocol
 
 from engine.config import ServerConfig
+from engine.errors import PromptTooLong
 from engine.server.body import LARGE_BYTES
-from engine.server.errors import NotReady, PromptTooLong, TooManyWaiting
+from engine.server.errors import NotReady, TooManyWaiting
 from engine.server.metrics import Metrics
 from engine.server.model import ServedModel
 from engine.server.truncation import Truncation
 from engine.sleep import HeldMemory
 from engine.sleeper import Sleeper
 from engine.types import EngineStats
+
+_COUNTED_BYTES = 1 << 20  # a prompt that doesn't fit is told with its exact length up to here
 
 
 class ServedEngine(Protocol):
@@ -73,21 +76,21 @@ class ModelService:
         add_special_tokens: bool,
         truncation: Truncation | None = None,
         param: str = "prompt",
+        output: int | None = 1,
     ) -> list[int]:
         """Tokens of a text; a long one is encoded in a thread, as the loop has streams to serve.
 
-        Raises PromptTooLong, before that work, for what can't fit however it is split into tokens.
+        Raises PromptTooLong for a large text, before that work, if it can't fit however it is split into
+        tokens. `output`: how many more were asked for; None = they are only to be counted, and needn't fit.
         """
         tokenizer = self.model.tokenizer
         if truncation is not None:
             text = truncation.cut_text(text, tokenizer.longest_token_bytes)
-        least = len(text.encode(errors="replace")) // tokenizer.longest_token_bytes
-        if least > self.engine.max_model_len and truncation is None:
-            raise PromptTooLong(
-                f"The prompt has {len(text)} characters, at least {least} tokens; the model's context is "
-                f"{self.engine.max_model_len} tokens, of prompt and output together.",
-                param=param,
-            )
+        num_bytes = len(text.encode(errors="replace"))
+        least = num_bytes // tokenizer.longest_token_bytes
+        is_hopeless = num_bytes > _COUNTED_BYTES and least > self.engine.max_model_len
+        if is_hopeless and output is not None and truncation is None:
+            raise PromptTooLong.of(self.engine.max_model_len, least, output, part=param, is_exact=False)
         if len(text) * 4 < LARGE_BYTES:
             token_ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
         else:

@@ -32,7 +32,7 @@ from engine.server.protocol import (
     TokenizePromptBody,
 )
 from engine.server.responses.bodies import RULES as RESPONSES_RULES
-from engine.server.responses.bodies import ResponsesBody
+from engine.server.responses.bodies import InputTokensBody, ResponsesBody
 
 # Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
 PASSED_OVER = frozenset(
@@ -116,7 +116,18 @@ GENERATING: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/responses"): Operation(
         "Answer in the form of OpenAI's Responses.", (ResponsesBody,), rules=RESPONSES_RULES, streams=True
     ),
+    ("POST", "/v1/responses/input_tokens"): Operation(
+        "How many tokens that would read.", (InputTokensBody,), rules=RESPONSES_RULES
+    ),
     ("GET", "/v1/responses/{name}"): Operation("A stored response."),
+    ("GET", "/v1/responses/{name}/input_items"): Operation(
+        "What it was made from, earlier turns included.",
+        query={
+            "after": {"type": "string"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
+            "order": {"enum": ["asc", "desc"], "default": "desc"},
+        },
+    ),
     ("DELETE", "/v1/responses/{name}"): Operation("Forget a stored response."),
     ("POST", "/v1/responses/{name}/cancel"): Operation("End a response made in the background."),
     ("POST", "/v1/messages"): Operation(

@@ -62,7 +62,7 @@ async def tokenize(request: Request) -> Response:
     else:
         body = check(raw, TokenizePromptBody, TOKENIZE)
         service.model.check_name(body.model)
-        token_ids = await service.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+        token_ids = await service.encode(body.prompt, add_special_tokens=body.add_special_tokens, output=None)
     strings = service.model.tokenizer.token_strings(token_ids) if body.return_token_strs else None
     return JSONResponse(
         {

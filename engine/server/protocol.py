@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.foreign_tools import runnable_tools
+from engine.server.foreign_tools import FUNCTIONS_ONLY
 from engine.server.generation_body import (
     MAX_FIELDS,
     STRICT_TOOL,
@@ -222,7 +222,7 @@ class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)]
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), runnable_tools({"function"})] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."
     )

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import InvalidRequest
-from engine.server.errors import PromptTooLong
+from engine.errors import InvalidRequest, PromptTooLong
 from engine.server.generation_body import GenerationBody
 from engine.tokenizer import Tokenizer
 from engine.types import SamplingParams
@@ -22,27 +21,24 @@ class TokenLimit:
     asked: int | None  # None = all that there is room for
     param: str
     prompt_param: str
+    is_cap: bool = False  # chats' clients ask for more than there can be, as they don't know the context
 
     def within(self, max_model_len: int, *, num_prompt_tokens: int, min_tokens: int) -> int:
         """How many tokens may be generated.
 
         Raises PromptTooLong if the prompt leaves no room, InvalidRequest if the numbers can't be meant.
         """
-        if self.asked is not None and self.asked > max_model_len:
-            raise InvalidRequest(
-                f"{self.param} {self.asked} is more than the model's context of {max_model_len} tokens.",
-                param=self.param,
-            )
         if self.asked is not None and min_tokens > self.asked:
             raise InvalidRequest(
                 f"min_tokens {min_tokens} is more than {self.param} {self.asked}.", param="min_tokens"
             )
         needed = 0 if self.asked == 0 else 1
+        wanted = needed if self.asked is None else self.asked
         if num_prompt_tokens + needed > max_model_len:
-            raise PromptTooLong(
-                f"The prompt has {num_prompt_tokens} tokens, the model's context is {max_model_len} tokens, "
-                "of prompt and output together.",
-                param=self.prompt_param,
+            raise PromptTooLong.of(max_model_len, num_prompt_tokens, wanted, part=self.prompt_param)
+        if wanted > max_model_len and not self.is_cap:
+            raise PromptTooLong.of(
+                max_model_len, num_prompt_tokens, wanted, part=self.prompt_param, param=self.param
             )
         room = max_model_len - num_prompt_tokens
         return room if self.asked is None else min(self.asked, room)

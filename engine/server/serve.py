@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from engine.server.model import ServedModel, load_served_model
 from engine.server.model_service import ModelService
 from engine.server.pooling.app import create_pooling_app
 from engine.server.pooling.service import PoolingService
+from engine.server.request_log import log_throughput
 from engine.server.service import Service
 from engine.tokenizer import Tokenizer
 
@@ -95,7 +96,21 @@ async def _load_and_watch(service: ModelService, loading: Loading, on_ready: Cal
     _, model = await asyncio.gather(loading.started, _load_model(service.config, loading))
     service.serve(model)
     on_ready()
-    await service.engine.wait_ended()
+    async with _telling_of_throughput(service):
+        await service.engine.wait_ended()
+
+
+@contextlib.asynccontextmanager
+async def _telling_of_throughput(service: ModelService) -> AsyncIterator[None]:
+    if not service.config.log_stats:
+        yield
+        return
+    generates = not isinstance(service.engine, PoolingEngine)
+    telling = asyncio.create_task(log_throughput(service.engine.stats, generates=generates))
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 async def _load_model(config: ServerConfig, loading: Loading) -> ServedModel:

@@ -80,10 +80,11 @@ def drop_unknown(checked: BaseModel) -> None:
 def _take_extras(value: Any, path: str) -> Iterator[str]:
     """Paths of unknown fields, without positions in lists: `messages[].mood` is one, however many have it."""
     if isinstance(value, BaseModel):
-        extras = value.__pydantic_extra__ or {}
         prefix = f"{path}." if path else ""
-        yield from [f"{prefix}{name}" for name in extras]
-        extras.clear()
+        if type(value).model_config.get("extra") != "allow":  # such a model is there to keep them
+            extras = value.__pydantic_extra__ or {}
+            yield from [f"{prefix}{name}" for name in extras]
+            extras.clear()
         for name, field in type(value).model_fields.items():
             yield from _take_extras(getattr(value, name), f"{prefix}{field.alias or name}")
     elif isinstance(value, list):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from instance_manager.errors import InvalidSpec
 from instance_manager.params import check_params
+from instance_manager.runner_kind import RunnerKind, runner_of_checkpoint, runner_of_params
 from instance_manager.sleeping import SleepStyle
 from instance_manager.types import InstanceSpec, ManagerConfig
 
@@ -42,6 +44,7 @@ class LaunchPlan:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
     sleep_style: SleepStyle | None = None  # None = it can't sleep
+    runner: RunnerKind | None = None  # what it can serve; None = nobody knows
 
 
 class Backend(Protocol):
@@ -76,6 +79,12 @@ def served_name(params: Mapping[str, Any], model_name: str) -> str:
             "params.served_model_name must be a name or a list of names", param="params.served_model_name"
         )
     return str(names[0])
+
+
+def runner_of(params: Mapping[str, Any], model: str) -> RunnerKind | None:
+    """What an engine with vLLM's flags serves. `model`: a folder, or a hub id, of which nothing is known."""
+    found = runner_of_params(params)
+    return runner_of_checkpoint(Path(model)) if found is None and model.startswith("/") else found
 
 
 def owned_flags(model: str, host: str, port: int) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.errors import InvalidSpec
+from instance_manager.runner_kind import runner_of_command
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 _PLACEHOLDER = re.compile(r"\{(port|host|model)\}")
@@ -26,7 +27,12 @@ class CommandBackend:
             return [_PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in command]
 
         return LaunchPlan(
-            argv, {}, spec.model_name, health_path=spec.health_path or "/health", must_name_model=False
+            argv,
+            {},
+            spec.model_name,
+            health_path=spec.health_path or "/health",
+            must_name_model=False,
+            runner=runner_of_command(command),
         )
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, served_name
+from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, runner_of, served_name
 from instance_manager.backends.flag_check import check_engine_flags
 from instance_manager.model_paths import find_model
 from instance_manager.params import merge_params, to_flags
@@ -43,5 +43,6 @@ class EngineBackend:
             health_path=spec.health_path or "/health",
             env={"PYTHONPATH": search_path},
             sleep_style=SleepStyle.ENGINE if params.get("enable_sleep_mode") else None,
+            runner=runner_of(params, model),
             cwd=str(_ROOT),  # `-m` looks in the working directory first: no stranger named "engine" there
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, served_name
+from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, runner_of, served_name
 from instance_manager.backends.flag_check import check_vllm_flags
 from instance_manager.errors import InvalidSpec
 from instance_manager.model_paths import find_model
@@ -59,4 +59,5 @@ class VllmBackend:
             health_path=spec.health_path or "/health",
             env={"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {},  # without, it has no sleep routes
             sleep_style=SleepStyle.VLLM if can_sleep else None,
+            runner=runner_of(params, model),
         )

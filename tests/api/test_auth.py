@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from api.asgi import RawHeaders, Receive, Scope, Send
-from api.auth import Access, AccessControl, Keys, is_local, required_access
+from api.auth import AccessControl, is_local, required_access
 from api.engine_routes import RequestRoutes
+from api.key_book import Keys
+from api.keys import Access
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 

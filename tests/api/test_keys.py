@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -165,3 +167,51 @@ def test_no_key_is_written_anywhere(berth: BerthProcess) -> None:
     pages.append(berth.output())
     for name in ("anna", "berta", "carla", "ops"):
         assert not any(f"key-{name}" in page for page in pages)
+
+
+def write(keys: Path, *lines: str) -> None:
+    keys.write_text("\n".join(lines))
+    keys.chmod(0o600)
+
+
+def test_the_file_is_followed_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+    """By `POST /reload` at once. What is known of a connection's head doesn't outlast its key."""
+    keys = tmp_path / "keys"
+    write(keys, "ops: key-ops admin", "old: key-old", "slow: key-slow rate=2/h")
+    with (
+        running_berth(tmp_path, API_KEYS_FILE=str(keys)) as berth,
+        client(berth, "ops") as ops,
+        client(berth, "old") as old,
+        client(berth, "new") as new,
+        client(berth, "slow") as slow,
+    ):
+        spec = {"name": "it", "model_name": "m", "engine": "command", "command": command()}
+        ops.post("/instances?wait=60", json=spec).raise_for_status()
+
+        def statuses(*asked: httpx.Client) -> list[int]:
+            return [complete(one, "m").status_code for one in asked]
+
+        assert statuses(old, old, new, slow, slow, slow) == [200, 200, 401, 200, 200, 429]
+        write(keys, "ops: key-ops admin", "new: key-new", "slow: key-slow rate=2/h")
+        ops.post("/reload").raise_for_status()
+        assert statuses(old, old, new, new, slow) == [401, 401, 200, 200, 429]
+
+        write(keys, "ops: key-ops admin", "new: key-new models=other", "slow: key-slow rate=3/h", "oops")
+        refused = ops.post("/reload")
+        assert error_of(refused) == (422, "invalid_key_file")
+        assert "line 4" in refused.json()["error"]["message"]
+        assert "key-new" not in refused.text
+        assert statuses(old, new, slow) == [401, 200, 429]
+        keys.unlink()
+        assert error_of(ops.post("/reload")) == (422, "invalid_key_file")
+
+        write(keys, "ops: key-ops admin", "new: key-new models=other", "slow: key-slow rate=3/h")
+        ops.post("/reload").raise_for_status()
+        assert statuses(new, slow) == [403, 200]
+
+        write(keys, "ops: key-ops admin", "old: key-old")
+        deadline = time.monotonic() + 20
+        while statuses(old, new) != [200, 401]:  # nobody has asked for it
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "the keys have changed" in berth.output()

@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.asgi import RawHeaders, Receive, Scope, Send
-from api.auth import AccessControl, Keys
+from api.auth import AccessControl
 from api.fast_http import FastHttpProtocol
+from api.key_book import Keys
 from api.keys import Access, ApiKey
 from api.known_head import MEMO, learn
 from api.response_channel import HandOver, ResponseChannel

@@ -7,13 +7,14 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tests.berth_process import ROOT
 
@@ -83,6 +84,17 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C until it ends, as in `press_until`; the exit status."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._process.poll() is None:
+            assert time.monotonic() < deadline, f"it doesn't end; what came:\n{self.screen}"
+            with suppress(OSError):
+                self.type(CTRL_C)
+            self._read(time.monotonic() + 0.5)
+        status = self.wait()
+        return 130 if status == -signal.SIGINT else status  # a shell makes the same of both
 
     def wait(self) -> int:
         """The exit status, once all has been read."""

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FOREVER = "go on for ever"
 BREAK = "break"
+REFUSED, STALLED = "refused", "stalled"  # as `user` of a completion
 
 
 class Handler(BaseHTTPRequestHandler):
+    answers = 0  # streamed ones of completions
+
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing of the server's own."""
 
@@ -24,6 +28,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/v1/completions":
+            self._complete(asked)
+            return
         *before, last = asked["messages"]
         system = next((one["content"] for one in before if one["role"] == "system"), None)
         said = sum(one["role"] != "system" for one in before)
@@ -49,6 +56,30 @@ class Handler(BaseHTTPRequestHandler):
         for word in text.split(" "):
             self._delta(content=word + " ")
         self._delta(content="\x1b[31mesc\u2028")
+        if asked.get("stream_options"):
+            self._event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _complete(self, asked: dict[str, Any]) -> None:
+        """For benchmarks: two tokens for each word asked, and in each piece of the answer."""
+        if asked.get("user") == REFUSED:
+            self._send(b'{"error": {"message": "not to you", "code": null}}', 400)
+            return
+        count = asked["max_tokens"]
+        usage = {"prompt_tokens": 2 * len(asked["prompt"].split()), "completion_tokens": count}
+        if not asked.get("stream"):
+            self._send(json.dumps({"choices": [{"text": "a"}], "usage": usage}).encode())
+            return
+        Handler.answers += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for _ in range(count // 2):
+            self._event({"choices": [{"index": 0, "text": "a b", "finish_reason": None}]})
+            time.sleep(0.001)
+        if asked.get("user") == STALLED and Handler.answers > 2:
+            threading.Event().wait(60)
+        self._event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _go_on(self) -> None:
@@ -66,8 +97,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode())
         self.wfile.flush()
 
-    def _send(self, body: bytes) -> None:
-        self.send_response(200)
+    def _send(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

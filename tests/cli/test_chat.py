@@ -55,6 +55,12 @@ def test_a_chat(url: str) -> None:
         chat.type("/set temperature 0.2\r")
         chat.expect("temperature=0.2")
         chat.expect(">>> ")
+        chat.type("/?\r")
+        chat.expect("/bye")
+        chat.expect(">>> ")
+        chat.type("/show\r")
+        chat.expect("chatty")  # an alias
+        chat.expect(">>> ")
         chat.type("/system Be kind\r")
         chat.expect("so be it")
         chat.expect(">>> ")
@@ -91,7 +97,7 @@ def test_ctrl_c_stops_an_answer_and_no_more(url: str) -> None:
         chat.type("and now\r")
         chat.expect("[and now] after 2")  # what came of the answer is kept
         chat.expect(">>> ")
-        chat.press_until(CTRL_C, "Ctrl-D or /exit leaves")
+        chat.press_until(CTRL_C, "Ctrl-D or /bye leaves")
         chat.expect(">>> ")
         chat.type("/exit\r")
         assert chat.wait() == 0
@@ -107,3 +113,20 @@ def test_ctrl_c_ends_a_single_question(url: str) -> None:
         asked.type(CTRL_C)
         assert asked.wait() == 130
         assert "Traceback" not in asked.screen
+
+
+def test_verbose_tells_tokens_as_the_engine_counts_them(url: str) -> None:
+    ran = berth(url, "run", "talker", "Hello", "--verbose")
+    assert ran.returncode == 0
+    told = dict(line.split(":", 1) for line in ran.stderr.splitlines())
+    assert (told["prompt tokens"].strip(), told["answer tokens"].strip()) == ("7", "5")
+    assert told["answer rate"].endswith("tokens/s")
+
+
+def test_lines_end_between_words(url: str) -> None:
+    with terminal(url, "run", "talker", "word " * 60) as asked:  # 200 columns
+        assert asked.wait() == 0
+        lines = asked.screen.splitlines()
+    assert max(map(len, lines)) <= 200
+    assert not any(line.strip() in ("w", "wo", "wor", "ord", "rd", "d") for line in lines)
+    assert all(line.rstrip().endswith("word") for line in lines if line.count("word") > 20)

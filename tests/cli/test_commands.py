@@ -28,14 +28,15 @@ def answer(url: str, *args: str) -> Any:
 def test_the_life_of_a_model(url: str) -> None:
     started = berth(url, "start", "team/quiet")
     assert started.returncode == 0, started.stderr
-    assert started.stdout.startswith("model team/quiet is running")
+    assert started.stdout.startswith("model team/quiet is running on port ")
+    assert Path(started.stdout.splitlines()[1].removeprefix("log: ")).is_file()
     assert answer(url, "show", "team/quiet")["status"] == "running"
 
     header, *rows = berth(url, "ps").stdout.splitlines()
-    assert header.split()[:5] == ["NAME", "MODEL", "STATUS", "PORT", "PID"]
+    assert header.split()[:6] == ["NAME", "ID", "STATUS", "PORT", "LAST", "USED"]
     [replica] = answer(url, "show", "team/quiet")["replicas"]
-    [row] = [row for row in rows if row.startswith(replica)]
-    assert "running" in row
+    [row] = [row for row in rows if row.startswith("team/quiet ")]
+    assert row.split()[1:3] == [replica, "running"]
 
     assert "listening on" in berth(url, "logs", "team/quiet").stdout
     assert answer(url, "logs", replica, "--tail", "1")["lines"][-1].startswith("listening on")
@@ -75,6 +76,27 @@ def test_what_is_assigned_stands_in_the_file(url: str, catalog: Path) -> None:
     assert "its `command` in models.yaml" in refused.stderr
 
 
+def test_parameters_are_merged_and_keep_their_types(url: str, catalog: Path) -> None:
+    def assigned(*args: str) -> dict[str, Any]:
+        params: dict[str, Any] = answer(url, "assign", "typed", *args)["params"]
+        return params
+
+    catalog.write_text(catalog.read_text() + "  typed:\n    engine: vllm\n    model: org/any\n")
+    answer(url, "reload")
+    given = ["a=8", "b=1e3", "c=true", "d=text", 'e={"x":[1]}', "f=0.50", "g=True", "h=NaN", 'i="8"', "k=007"]
+    values = {"a": 8, "b": 1000, "c": True, "d": "text", "e": {"x": [1]}, "f": 0.5, "g": True, "h": "NaN"}
+    values |= {"i": "8", "k": "007"}
+    found = assigned(*(word for pair in given for word in ("--param", pair)))
+    assert (found, repr(found)) == (values, repr(values))  # to Python alone, 1 equals 1.0
+    assert assigned("--param", "a=9", "--timeout", "1200") == values | {"a": 9}
+    assert "timeout: 1200\n" in catalog.read_text()
+    assert assigned("--unset", "b", "--param", "i=null").keys() == values.keys() - {"b", "i"}
+    assert answer(url, "assign", "typed", "--unset", "timeout")["timeout"] is None
+    typo = berth(url, "assign", "typed", "--unset", "aa")
+    assert (typo.returncode, "its parameters: a, c, d" in typo.stderr) == (1, True)
+    assert berth(url, "assign", "typed", "--param", "a=1", "--unset", "a").returncode == 2
+
+
 def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
     before = catalog.read_text()
     catalog.write_text(before + "  fresh:\n    engine: command\n    command: [cat]\n")
@@ -92,10 +114,15 @@ def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
 def test_a_start_that_fails_says_why_and_what_to_do(url: str) -> None:
     ran = berth(url, "start", "broken")
     assert ran.returncode == 1
-    assert len(ran.stderr.splitlines()) == 1
-    assert "no such thing" in ran.stderr
-    assert "berth logs NAME" in ran.stderr
+    reason, *lines = ran.stderr.splitlines()
+    assert reason.startswith("berth: model broken failed to start: crashed: the engine exited with code ")
+    assert any("no such thing" in line for line in lines)
+    assert "no such thing" in Path(lines[-1].removeprefix("  log: ")).read_text()
     assert "no such thing" in berth(url, "logs", "broken").stdout
+    [row] = [row for row in berth(url, "list").stdout.splitlines() if row.startswith("broken ")]
+    assert row.split()[1] == "failed" and "no such thing" in row
+    assert "model broken is stopped" in berth(url, "stop", "broken").stdout
+    assert answer(url, "show", "broken")["error"] is None
     envelope = json.loads(berth(url, "--json", "start", "broken").stdout)
     assert envelope["error"]["code"]
 
@@ -151,7 +178,10 @@ def test_where_nothing_answers(command: tuple[str, ...]) -> None:
         (("sotp", "x"), "Did you mean"),
         (("ps", "--jsn"), "--jsn"),
         (("stop",), "NAME"),
-        (("sleep", "x", "--level", "3"), "--level"),
+        (("sleep", "x", "--level", "4"), "--level"),
+        (("kill", "x"), "berth stop"),
+        (("help", "sotp"), "stop"),
+        (("stop", "--force"), "berth stop --help"),
         (("ps", "--url", "ftp://x"), "ftp://x"),
         (("show", ""), "empty"),
         (("run", "x", "--json"), "prompt"),
@@ -162,6 +192,34 @@ def test_wrong_use(url: str, args: tuple[str, ...], says: str) -> None:
     assert ran.returncode == 2
     assert says in ran.stderr + ran.stdout
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "ps", "show", "run", "start", "stop", "sleep", "assign", "bench", "ls"]
+)
+def test_each_command_has_help(url: str, command: str) -> None:
+    by_option, by_command = berth(url, command, "--help"), berth(url, "help", command)
+    assert (by_option.returncode, by_option.stdout) == (0, by_command.stdout)
+    assert by_option.stdout.startswith(f"Usage: berth {command} ")
+
+
+def test_the_version_is_that_of_the_server(url: str) -> None:
+    version = answer(url, "version")
+    assert version == {"version": version["server"], "url": url, "server": version["version"]}
+    assert berth(url, "--version").stdout == f"berth {version['version']}\n"
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert answer(nowhere, "version")["server"] is None
+    assert nowhere in berth(nowhere, "version").stdout
+
+
+def test_other_names_of_commands(url: str) -> None:
+    assert answer(url, "ls")["data"][0]["name"] == answer(url, "list")["data"][0]["name"]
+    assert answer(url, "status")["object"] == "list"
+
+
+def test_sleep_at_level_3_is_a_stop(url: str) -> None:
+    assert answer(url, "start", "team/quiet")["status"] == "running"
+    assert "model team/quiet is stopped" in berth(url, "sleep", "team/quiet", "--level", "3").stdout
 
 
 def test_options_may_stand_before_the_command_or_after_it(server: BerthProcess) -> None:
@@ -175,9 +233,34 @@ def test_keys(tmp_path: Path) -> None:
     with running_berth(tmp_path, API_KEYS="some", ADMIN_API_KEYS="all") as server:
         none = berth(server.url, "ps")
         assert (none.returncode, "BERTH_API_KEY" in none.stderr) == (5, True)
-        less = berth(server.url, "ps", "--api-key", "some")
-        assert (less.returncode, "BERTH_API_KEY" in less.stderr) == (5, True)
+        less = berth(server.url, "start", "berth-demo", "--api-key", "some")
+        assert less.returncode == 5
+        assert "use one of ADMIN_API_KEYS; set BERTH_API_KEY to it" in less.stderr
         assert berth(server.url, "ps", env={"BERTH_API_KEY": "all"}).returncode == 0
+
+
+def test_a_key_for_requests_sees_what_it_may_ask_for(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ops: all admin\nsome: few models=berth-*\nother: none models=x*\n")
+    keys.chmod(0o600)
+    with running_berth(tmp_path, API_KEYS_FILE=str(keys)) as server:
+        few, other = {"BERTH_API_KEY": "few"}, {"BERTH_API_KEY": "none"}
+        listed = berth(server.url, "list", env=few).stdout.splitlines()
+        assert [row.split()[:2] for row in listed] == [["NAME", "STATUS"], ["berth-demo", "stopped"]]
+        assert (
+            json.loads(berth(server.url, "list", "--json", env=few).stdout)["data"][0]["id"] == "berth-demo"
+        )
+        assert berth(server.url, "list", env=other).stdout.splitlines() == ["NAME  STATUS  CONTEXT"]
+        assert "berth-demo" not in berth(server.url, "ps", env=few).stdout  # it doesn't run
+        assert (
+            berth(server.url, "run", "berth-demo", "Hello", "--set", "max_tokens=3", env=few).returncode == 0
+        )
+        assert "berth-demo  running" in berth(server.url, "ps", env=few).stdout
+        assert "berth-demo" in berth(server.url, "show", "berth-demo", env=few).stdout
+        assert berth(server.url, "show", "berth-demo", env=other).returncode == 4
+        assert berth(server.url, "info", env=few).returncode == 5
+        completion = {"_BERTH_COMPLETE": "complete_bash", "COMP_WORDS": "berth run ber", "COMP_CWORD": "2"}
+        assert berth(server.url, env=few | completion).stdout.split() == ["berth-demo"]
 
 
 def test_serve_is_the_server(tmp_path: Path) -> None:

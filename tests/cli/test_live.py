@@ -66,8 +66,7 @@ def test_who_deletes_is_asked(url: str) -> None:
         assert no.wait() == 1
     with terminal(url, "rm", replica) as interrupted:
         interrupted.expect("[y/N]")
-        interrupted.type(CTRL_C)
-        assert interrupted.wait() == 130
+        assert interrupted.interrupt() == 130
     assert berth(url, "show", replica).returncode == 0
     with terminal(url, "rm", replica) as yes:
         yes.expect("[y/N]")

@@ -53,13 +53,14 @@ def edited(text: str, name: str, changes: dict[str, Any]) -> str:
         ("small", {"max_model_len": None}, "        max_model_len: 2048   # tokens\n", ""),
         (
             "small",
-            {"params": {"max_num_seqs": 8}},
+            {"params": {"enforce_eager": None, "no_such": None}},
             "            enforce_eager: true\n",
             "",
         ),
+        ("small", {"params": {"max-num-seqs": 4}}, "max_num_seqs: 8 ", "max_num_seqs: 4 "),
         (
             "small",
-            {"params": {"max_num_seqs": 8, "enforce_eager": True, "swap": {"a": [1, "x y"]}}},
+            {"params": {"swap": {"a": [1, "x y"]}}},
             "eager: true\n",
             'eager: true\n            swap:\n              a: [1, "x y"]\n',
         ),
@@ -77,6 +78,13 @@ def test_an_edit_changes_its_own_place_alone(
 ) -> None:
     assert FILE.count(before) == 1
     assert edited(FILE, name, changes) == FILE.replace(before, after)
+
+
+def test_params_are_merged_and_the_last_that_goes_takes_the_field_along() -> None:
+    once = edited("models:\n  a: {params: {x-y: 1, z: 2}}\n", "a", {"params": {"x_y": 3, "new": True}})
+    assert parse_catalog(once, PATH).models["a"].params == {"x-y": 3, "z": 2, "new": True}
+    empty = edited(once, "a", {"params": {"x_y": None, "z": None, "new": None}})
+    assert "params" not in empty
 
 
 def test_params_that_go_leave_what_stands_around_them() -> None:

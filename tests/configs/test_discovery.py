@@ -67,6 +67,21 @@ def test_whole_models_are_found_and_parts_are_not(tmp_path: Path, cached: bool) 
     assert found["o/m0"].size_bytes == 20
 
 
+def test_other_kinds_are_found_in_folders_but_not_in_the_cache(tmp_path: Path) -> None:
+    kinds = {
+        "gguf": ("model.gguf",),
+        "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+        "diffusion": ("model_index.json",),
+    }
+    for name, files in kinds.items():
+        put(tmp_path / "one" / name, *files)
+        put(tmp_path / "two" / "o" / name, *files)
+        put_cached(tmp_path, f"c/{name}", *files)
+    put(tmp_path / "one" / "diffusion" / "unet", "config.json", "model.safetensors")  # a part of it
+    found = find(tmp_path / "one", tmp_path / "two", home=tmp_path)
+    assert sorted(found) == sorted([*kinds, *(f"o/{name}" for name in kinds)])
+
+
 def test_names_are_folders_or_owner_and_folder_and_no_deeper(tmp_path: Path) -> None:
     for name in ("one", "org/two", "a/b/three", ".hidden", "org/.hidden", "one/inner"):
         put(tmp_path / name, "config.json", "model.safetensors")
@@ -123,6 +138,16 @@ def test_the_cache_is_read_at_the_main_branch(tmp_path: Path) -> None:
     (put_cached(tmp_path, "o/bytes", *files).parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
     put(tmp_path / "hub" / "datasets--o--d", "config.json", "model.safetensors")
     assert {name: model.path for name, model in find(home=tmp_path).items()} == {"o/old": new}
+
+
+def test_a_folder_of_models_may_be_a_hub_cache(tmp_path: Path) -> None:
+    snapshot = put_cached(tmp_path, "o/cached", "config.json", "model.safetensors")
+    put(tmp_path / "hub" / "beside", "config.json", "model.safetensors")
+    found = find(tmp_path / "hub")
+    assert {name: model.path for name, model in found.items()} == {
+        "beside": tmp_path / "hub" / "beside",
+        "o/cached": snapshot,
+    }
 
 
 def test_the_cache_is_where_engines_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

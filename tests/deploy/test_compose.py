@@ -73,3 +73,11 @@ def test_prometheus_asks_berth_with_the_key_that_compose_gives_it() -> None:
     secret = Path(scrape["authorization"]["credentials_file"])
     assert secret == Path("/run/secrets") / compose["services"]["prometheus"]["secrets"][0]
     assert "berth:5000" in [target for one in scrape["static_configs"] for target in one["targets"]]
+
+
+def test_the_hosts_hub_cache_is_mounted_where_the_image_looks_for_models() -> None:
+    volumes = load("docker-compose.yml")["services"]["berth"]["volumes"]
+    mounts = dict(volume.removesuffix(":ro").rsplit(":", 1)[::-1] for volume in volumes)
+    assert mounts["/hub"] == "${BERTH_HUB_CACHE:-${HOME}/.cache/huggingface/hub}"
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert "MODEL_DIRS=/models:/app/models:/hub" in dockerfile

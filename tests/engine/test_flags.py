@@ -11,7 +11,7 @@ import pytest
 from engine import vllm_flags
 from engine.errors import ConfigError
 from engine.flag_rules import RULES
-from engine.flags import Flags, parse_flags
+from engine.flags import Flags, parse_flags, to_argv
 
 
 def parse(*words: str, **environ: str) -> Flags:
@@ -177,3 +177,74 @@ def test_help_shows_ours_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--max-model-len" in shown
     assert "--enforce-eager" not in shown
     assert argparse.SUPPRESS not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "environ"),
+    [
+        (["--model", "a/b"], {}),
+        (["--model-path", "a/b"], {}),
+        (["--model_path=a/b"], {}),
+        (["a/b"], {}),
+        (["--port", "1", "a/b", "--tp", "1"], {}),
+        (["a/b", "--model", "a/b"], {}),
+        ([], {"NANOVLLM_MODEL_PATH": "a/b"}),
+        (["a/b"], {"NANOVLLM_MODEL_PATH": "other"}),
+    ],
+)
+def test_a_model_is_named_in_any_of_these_ways(words: list[str], environ: dict[str, str]) -> None:
+    flags = parse_flags(words, environ)
+    assert flags.engine.model == Path("a/b")
+    assert flags.server.served_model_names == ("a/b",)
+
+
+def test_without_a_model_it_says_how_to_name_one() -> None:
+    with pytest.raises(ConfigError, match="No model is given"):
+        parse_flags(["--port", "1"], {})
+
+
+@pytest.mark.parametrize("flag", ["--tp", "-tp", "--tensor-parallel-size", "--tensor_parallel_size"])
+def test_one_device_is_all_there_is(flag: str) -> None:
+    assert parse(flag, "1").warnings == ()
+    with pytest.raises(ConfigError, match="--tensor-parallel-size 2 can't be honoured"):
+        parse(flag, "2")
+
+
+def test_keys_add_up_and_go_before_the_environments() -> None:
+    words = ["--api-key", "a", "b", "--api-key", "c"]
+    assert parse(*words, VLLM_API_KEY="e").server.api_keys == ("a", "b", "c")
+    assert parse(VLLM_API_KEY="e").server.api_keys == ("e",)
+
+
+def test_a_programs_keywords_are_the_flags() -> None:
+    keywords = {
+        "model": "a/b",
+        "port": 7,
+        "max_model_len": None,
+        "enable_prefix_caching": False,
+        "enable_sleep_mode": True,
+        "served_model_name": ["x", "y"],
+        "override_generation_config": {"top_k": 3},
+    }
+    flags = parse_flags(to_argv(keywords), {})
+    assert (flags.engine.model, flags.server.port, flags.engine.max_model_len) == (Path("a/b"), 7, None)
+    assert (flags.engine.enable_prefix_caching, flags.server.enable_sleep_mode) == (False, True)
+    assert flags.server.served_model_names == ("x", "y")
+    assert flags.server.override_generation_config == {"top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "requests", "stats"),
+    [
+        ("", True, True),
+        ("--disable-log-requests", False, True),
+        ("--no-enable-log-requests", False, True),
+        ("--enable-log-requests", True, True),
+        ("--disable-log-stats", True, False),
+        ("--no-disable-log-requests --no-disable-log-stats", True, True),
+    ],
+)
+def test_what_the_log_tells_is_chosen_as_with_vllm(words: str, requests: bool, stats: bool) -> None:
+    flags = parse(*words.split())
+    assert (flags.server.log_requests, flags.server.log_stats) == (requests, stats)
+    assert flags.warnings == ()

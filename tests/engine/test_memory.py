@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError, ModelNotFound
-from engine.memory import CacheSize, MemoryBudget, available_host_bytes, cpu_budget, size_cache
+from engine.device import translated_out_of_memory
+from engine.errors import ConfigError, ModelNotFound, OutOfMemory
+from engine.memory import (
+    CacheSize,
+    MemoryBudget,
+    available_host_bytes,
+    cpu_budget,
+    size_cache,
+    total_host_bytes,
+)
 from engine.model_path import resolve_model
 from engine.threads import num_compute_threads
 
@@ -44,15 +54,59 @@ def test_the_longest_sequence_shrinks_to_what_fits_unless_it_was_asked_for() -> 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_model_len": 5000}, "the available memory gives 250"),
-        ({"max_model_len": 640, "num_gpu_blocks_override": 39}, "--num-gpu-blocks-override gives 39"),
-        ({"max_model_len": 640, "kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes gives 0"),
+        (
+            {"max_model_len": 640, "num_gpu_blocks_override": 39},
+            "--num-gpu-blocks-override gives 39 .*lower --max-model-len to 624 or less, or raise "
+            "--num-gpu-blocks-override to 40",
+        ),
+        (
+            {"max_model_len": 640, "kv_cache_memory_bytes": 1},
+            r"--kv-cache-memory-bytes gives 0 \(0.000 GiB\)\. Raise --kv-cache-memory-bytes to 655360\.$",
+        ),
         ({"kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes gives 0"),
     ],
 )
 def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=f"(?i){said}"):
         size(model_limit=8192, **options)
+
+
+def test_where_memory_is_short_it_is_said_who_has_it_and_what_helps() -> None:
+    budget = MemoryBudget(
+        unasked_bytes=1000 * KIB, limit_bytes=4000 * KIB, told="Others have the rest.", remedy="stop them"
+    )
+    with pytest.raises(OutOfMemory) as caught:
+        size(budget, model_limit=8192, max_model_len=5000)
+    assert caught.value.message == (
+        "One sequence of 5000 tokens needs 313 KV-cache blocks (0.005 GiB), but the available memory gives "
+        "250 (0.004 GiB). Others have the rest. Lower --max-model-len to 4000 or less, or stop them."
+    )
+    with pytest.raises(OutOfMemory) as caught:
+        size(MemoryBudget(unasked_bytes=0, limit_bytes=0, remedy="stop them"), model_limit=640)
+    assert caught.value.message.endswith("gives 0 (0.000 GiB). Stop them."), "no length would fit"
+
+
+def test_a_cache_larger_than_all_memory_is_refused_before_it_is_taken() -> None:
+    budget = replace(BUDGET, total_bytes=100 * 16 * KIB)
+    assert size(budget, num_gpu_blocks_override=100).num_blocks == 100
+    with pytest.raises(OutOfMemory, match=r"--num-gpu-blocks-override asks for a KV cache of 0\.002 GiB"):
+        size(budget, num_gpu_blocks_override=101)
+    assert cpu_budget().total_bytes == total_host_bytes() >= available_host_bytes()
+
+
+def test_what_an_allocator_says_is_told_without_its_advice() -> None:
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. Process 7 has 70 GiB memory in use. Of the "
+        "allocated memory 60 GiB is allocated by PyTorch. If reserved but unallocated memory is large try "
+        "PYTORCH_ALLOC_CONF"
+    )
+    with pytest.raises(OutOfMemory, match="Process 7 has 70 GiB") as caught, translated_out_of_memory():
+        raise torch.OutOfMemoryError(said)
+    assert "PYTORCH" not in caught.value.message
+    with pytest.raises(OutOfMemory, match="can't allocate memory"), translated_out_of_memory():
+        torch.empty(1 << 60, dtype=torch.int8)
+    with pytest.raises(RuntimeError, match="another"), translated_out_of_memory():
+        raise RuntimeError("another")
 
 
 def test_the_machine_has_memory() -> None:

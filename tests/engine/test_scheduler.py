@@ -101,9 +101,13 @@ def test_limits_that_allow_nothing_are_refused(limits: dict[str, int]) -> None:
     ("request_", "words", "param"),
     [
         (make_request("a", []), "prompt is empty", "prompt"),
-        (make_request("a", range(16)), "has 16 tokens.*16 tokens allows 15", "prompt"),
+        (make_request("a", range(16)), "is 16 tokens.*requested 17 tokens .16 in the prompt", "prompt"),
         (make_request("a", [1], max_tokens=-1), "max_tokens is -1", "max_tokens"),
-        (make_request("a", range(17), max_tokens=0), "has 17 tokens.*16 tokens allows 16", "prompt"),
+        (
+            make_request("a", range(17), max_tokens=0),
+            "is 16 tokens.*requested 17 tokens .17 in the prompt",
+            "prompt",
+        ),
         (make_request("a", [1, 1 << 17]), "token id 131072; this model's are 0 to 131071", "prompt"),
         (make_request("a", [-1]), "token id -1", "prompt"),
         (make_request("a", [1], priority=1 << 40), "priority is 1099511627776", "priority"),
@@ -130,7 +134,7 @@ def test_a_request_that_can_never_run_is_refused(request_: EngineRequest, words:
 def test_a_prompt_longer_than_the_whole_cache_is_refused() -> None:
     harness = Harness(num_blocks=3, max_model_len=1000)
     assert harness.scheduler.max_model_len == 12
-    with pytest.raises(InvalidRequest, match="context of 12 tokens"):
+    with pytest.raises(InvalidRequest, match="maximum context length is 12 tokens"):
         harness.scheduler.add(make_request("a", range(12)))
     harness.add(make_request("b", range(11)))
     harness.finish()

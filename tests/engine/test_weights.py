@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from engine.checkpoint_kind import INDEX_NAME
 from engine.errors import CheckpointError
 from engine.layers import packed_linear
 from engine.layers.linear import Linear
 from engine.models.config import read_model_config
 from engine.models.registry import model_class
-from engine.models.weights import INDEX_NAME, Checkpoint, load_weights
+from engine.models.weights import Checkpoint, load_weights
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

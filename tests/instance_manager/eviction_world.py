@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from instance_manager.eviction import (
     HOST,
+    PLACE,
     Device,
     Evict,
     EvictionAction,
@@ -42,8 +43,9 @@ class Model:
     is_pinned: bool = False  # and awake from the beginning
 
     def held_at(self, level: int) -> Mapping[Device, int]:
-        if level == STOPPED:
-            return {}
+        return {} if level == STOPPED else {**self._memory_at(level), PLACE: 1}
+
+    def _memory_at(self, level: int) -> Mapping[Device, int]:
         weights, kv_cache = self.weights * (level < 2), self.kv_cache * (level < 1)
         if not self.on_gpu:
             return {HOST: 1 + weights + kv_cache}
@@ -77,7 +79,7 @@ class World:
         self, models: Sequence[Model], budgets: Mapping[Device, int], policy: EvictionPolicy
     ) -> None:
         self.engines = {model.name: Engine(model) for model in models}
-        self.budgets = budgets
+        self.budgets = {PLACE: len(models), **budgets}
         self.policy = policy
         self.now = 0.0
         self.refused: dict[str, str] = {}  # model -> why it never fits

@@ -34,7 +34,7 @@ RECORD = InstanceRecord(
     created_at=1.0,
     started_at=2.0,
     ready_at=4.0,
-    extra={"is_wanted": True, "log_start": 12},
+    extra={"is_wanted": True, "log_start": 12, "names": ["fake"], "runner": None},
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from instance_manager.backends import LaunchPlan, plan_launch
 from instance_manager.errors import InvalidSpec, ModelNotFound
+from instance_manager.model_paths import find_model
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 CONFIG = ManagerConfig(
@@ -50,6 +51,16 @@ def test_a_model_directory_is_passed_by_path_and_served_by_name(tmp_path: Path) 
     argv = plan("engine", replace(CONFIG, model_dirs=(tmp_path,))).argv("h", 1)
     assert argv[argv.index("--model") + 1] == str(tmp_path / "acme/model")
     assert argv[argv.index("--served-model-name") + 1] == "acme/model"
+
+
+def test_a_folder_of_models_may_have_the_layout_of_a_hub_cache(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("c0ffee\n")
+    assert find_model("owner/name", [tmp_path]) == str(snapshot)
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("../../../../etc\n")
+    assert find_model("owner/name", [tmp_path]) == "owner/name"
 
 
 def test_vllm_runs_in_its_own_interpreter_with_its_own_defaults() -> None:

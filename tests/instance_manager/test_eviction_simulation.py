@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instance_manager.eviction import HOST, Device, EvictionAction, EvictionPolicy
+from instance_manager.eviction import HOST, PLACE, Device, EvictionAction, EvictionPolicy
 from tests.instance_manager.eviction_world import ACT_S, GPU, Model, Request, World
 
 MAX_SERVICE_S = 8.0
 KINDS = st.tuples(st.integers(1, 8), st.integers(0, 6), st.booleans(), st.booleans())
-BUDGETS = st.fixed_dictionaries({HOST: st.integers(5, 30), GPU: st.integers(5, 24)})
+BUDGETS = st.fixed_dictionaries({HOST: st.integers(5, 30), GPU: st.integers(5, 24), PLACE: st.integers(1, 6)})
 POLICIES = st.builds(EvictionPolicy, min_residency_s=st.floats(0, 20), max_wait_s=st.floats(0, 40))
 TRACES = st.lists(
     st.tuples(st.floats(0, 5), st.integers(0, 5), st.floats(0.01, MAX_SERVICE_S)), min_size=1, max_size=50
@@ -117,3 +117,18 @@ def test_sleep_comes_before_stop() -> None:
     world.run(trace([(10.0, i, 0.5) for i in range(30)], 3))
     assert {action for _, _, action in world.evictions} == {EvictionAction.SLEEP1}
     assert world.num_starts == 30
+
+
+@pytest.mark.parametrize("can_sleep", [True, False])
+def test_places_are_shared_as_memory_is(can_sleep: bool) -> None:
+    """Three models on two places, with memory for all: each comes to its turn, and stays its time."""
+    policy = EvictionPolicy(min_residency_s=2.0, max_wait_s=6.0)
+    world = World(
+        [Model(f"m{i}", 1, 1, False, can_sleep) for i in range(3)], {HOST: 90, GPU: 0, PLACE: 2}, policy
+    )
+    requests = trace([(0.2, i, 1.5) for i in range(600)], 3)
+    world.run(requests)
+    waits = [request.waited_s for request in requests]
+    assert all(wait is not None and wait <= longest_wait(3, policy) for wait in waits)
+    assert {action for _, _, action in world.evictions} == {EvictionAction.STOP}, "sleep frees no place"
+    assert len(world.evictions) <= world.now / policy.min_residency_s + 1

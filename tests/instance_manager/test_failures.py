@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from instance_manager.failures import LOG_TAIL_LINES, classify_exit, describe_exit, explain, telling_lines
+from instance_manager.failures import (
+    LOG_TAIL_LINES,
+    classify_exit,
+    describe_exit,
+    explain,
+    start_error,
+    telling_lines,
+)
 from instance_manager.types import FailureClass
 
 
@@ -31,6 +38,13 @@ from instance_manager.types import FailureClass
         ),
         ("ValueError: Model path does not exist: /x.gguf", FailureClass.MODEL_NOT_FOUND),
         ("ValidationError: 1 validation error for ModelConfig", FailureClass.BAD_ARGUMENTS),
+        ("2026 ERROR engine: unsupported model: it has no config.json", FailureClass.UNSUPPORTED_MODEL),
+        ("2026 ERROR engine: bad checkpoint: x can't be read", FailureClass.UNSUPPORTED_MODEL),
+        (
+            "ValueError: Model architectures ['X'] are not supported for now. Supported architectures: …",
+            FailureClass.UNSUPPORTED_MODEL,
+        ),
+        ("llama_model_load: error: unknown model architecture: 'x'", FailureClass.UNSUPPORTED_MODEL),
         ("something else entirely", FailureClass.CRASHED),
     ],
 )
@@ -87,4 +101,29 @@ def test_parting_words_push_no_reason_out_of_the_tail() -> None:
     assert telling_lines([*reason, *parting]) == reason
     access = ['INFO:     127.0.0.1:0 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error'] * 30
     assert telling_lines([*reason, *access]) == reason
+    ours = [
+        '2026 INFO engine.requests: "POST /v1/completions" 500 id=x prompt=3 cached=0 output=0 finish=error',
+        "2026 INFO engine.stats: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
+        "INFO 01-01 loggers.py:116] Engine 000: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
+    ]
+    assert telling_lines([*reason, *ours * 10]) == reason
     assert telling_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
+
+
+def test_a_checkpoint_that_can_not_be_run_is_explained_by_one_line() -> None:
+    lines = ["INFO engine: Listening", "2026 ERROR engine: unsupported model: it holds GGUF weights only."]
+    failure = classify_exit(65, lines, was_ready=False)
+    assert explain(failure) == "unsupported_model: it holds GGUF weights only."
+    told = start_error("model 'x'", failure)
+    assert (told.code, str(told)) == ("unsupported_model", f"model 'x': {explain(failure)}")
+    assert start_error("x", classify_exit(1, [], was_ready=False)).code == "instance_failed"
+
+
+def test_the_engines_own_word_on_memory_is_the_explanation() -> None:
+    lines = [
+        "INFO engine: Listening",
+        "2026 ERROR engine: out of memory: One sequence needs 5 GiB. Lower it.",
+    ]
+    failure = classify_exit(1, lines, was_ready=False)
+    assert explain(failure) == "out_of_memory: One sequence needs 5 GiB. Lower it."
+    assert "while it was running" in classify_exit(1, lines, was_ready=True).message

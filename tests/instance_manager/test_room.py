@@ -49,6 +49,7 @@ class FakeManager:
         self.config = config
         self.events = EventLog()
         self.has_place = True
+        self.why_no_place = "all are taken"
         self.instances: list[Instance] = []
         self.acts: list[tuple[Any, ...]] = []
         self.refuses = ""  # the id of the instance that won't be put to sleep
@@ -104,6 +105,9 @@ class World:
         self.manager.instances.append(one)
         self.held[name] = {HOST: int(holds_gb * GB)}
         return one
+
+    def model(self, name: str) -> Model:
+        return Model(name, None, 5, lambda: self.now)
 
     def measure(self, pids: Iterable[int], _: object) -> dict[int, dict[Device, int]]:
         self.while_measuring()
@@ -233,6 +237,18 @@ async def test_the_pinned_stay_and_who_is_in_use_has_its_time(world: World) -> N
     placed = await plan(world, keeper, spec, since=NOW - 60)
     assert isinstance(placed.plan, NeverFits)
     assert "pinned" in placed.plan.message
+
+
+async def test_a_refusal_names_what_helps(world: World) -> None:
+    spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())
+    placed = await plan(world, world.keeper(host_gb=1), spec)
+    assert isinstance(placed.plan, NeverFits)
+    assert "GiB of host memory, whose budget is 0.93 GiB. What helps: " in placed.plan.message
+    assert "a smaller KV cache (kv_cache_memory_bytes)" in placed.plan.message
+    assert "raise HOST_MEMORY (it allows 0.93 GiB of" in placed.plan.message
+    placed = await plan(world, world.keeper(host_gb=0.1), spec)
+    assert isinstance(placed.plan, NeverFits)
+    assert "kv_cache_memory_bytes" not in placed.plan.message, "even without a cache it is too large"
 
 
 async def test_what_starts_counts_with_what_it_will_need_and_is_not_disturbed(world: World) -> None:
@@ -405,31 +421,63 @@ async def test_a_gpus_memory_is_waited_for_until_the_driver_has_it(
     assert waited == [("GPU-0", 55 * GB)]  # most of it: others may take some meanwhile
 
 
-def test_the_idle_one_used_longest_ago_gives_its_place(world: World) -> None:
-    keeper = world.keeper(min_residency_s=10)
-    assert keeper.place() is None
+async def test_the_idle_one_used_longest_ago_gives_its_place(world: World) -> None:
+    keeper = world.keeper(min_residency_s=10, max_wait_s=60)
     world.manager.has_place = False
-    assert keeper.place() is None  # nobody is there to go
+    assert isinstance((await plan(world, keeper)).plan, NeverFits)  # nobody is there to go
     world.add("pinned", 1, used=1, pinned=True)
     world.add("busy", 1, used=2).gate.try_acquire()
-    world.add("starts", 1, used=3).state = InstanceState.STARTING
     world.add("young", 1, used=NOW - 5)
-    assert keeper.place() is None
     world.add("idle", 1, used=50)
     world.add("longer", 1, used=40)
-    assert keeper.place() == EvictionStep("longer", EvictionAction.STOP, must_drain=False)
+    step = EvictionStep("longer", EvictionAction.STOP, must_drain=False)
+    assert (await plan(world, keeper)).plan == Evict((step,))
     world.manager.has_place = True
-    assert keeper.place() is None
+    assert isinstance((await plan(world, keeper)).plan, Fits)
 
 
-def test_a_sleeper_may_go_however_short_it_was_awake(world: World) -> None:
+async def test_one_in_use_gives_its_place_after_the_longest_wait_and_drains(world: World) -> None:
+    keeper = world.keeper(min_residency_s=0, max_wait_s=60)
+    world.manager.has_place = False
+    world.add("busy", 1).gate.try_acquire()
+    waits = (await plan(world, keeper)).plan
+    assert waits == Wait(NOW + 60, "m waits for a place: busy in use")
+    step = EvictionStep("busy", EvictionAction.STOP, must_drain=True)
+    assert (await plan(world, keeper, since=NOW - 60)).plan == Evict((step,))
+
+
+async def test_one_that_starts_or_stops_is_waited_for(world: World) -> None:
+    keeper = world.keeper(min_residency_s=0)
+    world.manager.has_place = False
+    one = world.add("starts", 1)
+    one.state = InstanceState.STARTING
+    assert isinstance((await plan(world, keeper, since=0)).plan, Wait)
+    one.state = InstanceState.STOPPING
+    assert isinstance((await plan(world, keeper)).plan, Wait)
+
+
+async def test_a_sleeper_gives_its_place_however_short_it_was_awake(world: World) -> None:
     world.manager.has_place = False
     sleeper = world.add("sleeper", 1, used=NOW - 1)
     keeper = world.keeper(min_residency_s=10)
-    assert keeper.place() is None
+    sleeper.awake_since = NOW - 1
+    assert isinstance((await plan(world, keeper)).plan, Wait)
     sleeper.level, sleeper.state = 1, InstanceState.SLEEPING
-    step = keeper.place()
-    assert step is not None and step.instance_id == "sleeper"
+    step = EvictionStep("sleeper", EvictionAction.STOP, must_drain=False)
+    assert (await plan(world, keeper)).plan == Evict((step,))
+    assert isinstance((await keeper.plan(world.model("sleeper"), None, sleeper, NOW)).plan, Fits), (
+        "it has one"
+    )
+
+
+async def test_where_no_place_can_be_made_it_is_told_why(world: World) -> None:
+    world.manager.has_place = False
+    world.add("pinned", 1, pinned=True)
+    never = (await plan(world, world.keeper())).plan
+    assert never == NeverFits(
+        "m needs one more place for an instance, of which there are 1; pinned (pinned) keeps one: "
+        "all are taken"
+    )
 
 
 # With a real engine

@@ -60,11 +60,8 @@ class _Turn:
 class ChatHistory:
     """Chat messages as they come. Neighbours of one role are one turn, as Anthropic has it."""
 
-    def __init__(self, *, folds_system: bool) -> None:
-        """`folds_system`: what the system says later on is put into the user's turn, for templates that
-        take it nowhere else."""
+    def __init__(self) -> None:
         self._turns: list[_Turn] = []
-        self._folds_system = folds_system
         self._is_cut = False
 
     @property
@@ -76,11 +73,7 @@ class ChatHistory:
         return self._turns[-1].role if self._turns else None
 
     def system(self, text: str) -> None:
-        is_first = self.last_role in (None, "system") and len(self._turns) <= 1
-        if self._folds_system and not is_first:
-            self.user(f"<system-reminder>\n{text}\n</system-reminder>")
-        else:
-            self._turn("system").add(text)
+        self._turn("system").add(text)
 
     def user(self, text: str) -> None:
         self._turn("user").add(text)
@@ -112,9 +105,9 @@ class ChatHistory:
         return self._turns[-1]
 
 
-def chat_messages(body: CountBody, *, folds_system: bool) -> list[dict[str, Any]]:
+def chat_messages(body: CountBody) -> list[dict[str, Any]]:
     """Raises InvalidRequest for what can't be left out: a picture that the question is about."""
-    history = ChatHistory(folds_system=folds_system)
+    history = ChatHistory()
     if body.system:
         blocks = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system
         _add_system(history, blocks)

@@ -71,21 +71,11 @@ async def _told(request: Request, body: CountBody, use: Callable[[ChatBody], Awa
     try:
         return await tell(told)
     except TemplateRefuses:
-        for plainer in _plainer(told, body):
-            with suppress(TemplateRefuses):
-                return await tell(plainer)
+        if effort_of(body) is None:
+            raise
+        with suppress(TemplateRefuses):
+            return await tell(replace(told, effort=False))
         raise
-
-
-def _plainer(told: Telling, body: CountBody) -> list[Telling]:
-    """What may be given up of it, the least first."""
-    no_effort = replace(told, effort=False)
-    folded = replace(told, system_in_place=False)
-    has_effort = effort_of(body) is not None
-    has_system = any(message.role == "system" for message in body.messages)
-    ways = [(has_effort, no_effort), (has_system, folded)]
-    ways.append((has_effort and has_system, replace(folded, effort=False)))
-    return [way for is_other, way in ways if is_other]
 
 
 class WholeMessage:

@@ -38,7 +38,6 @@ class Telling:
     """How a request is told to the model: in full, or as far as the model and its template know the words."""
 
     effort: bool = True
-    system_in_place: bool = True
     budget: bool = True
 
 
@@ -52,7 +51,7 @@ def to_chat(body: CountBody, telling: Telling) -> ChatBody:
     """The same request as a chat. Raises InvalidRequest, with `param` as Anthropic calls it."""
     offered = offered_tools(body)
     check_choice(body, offered)
-    messages = chat_messages(body, folds_system=not telling.system_in_place)
+    messages = chat_messages(body)
     fields: dict[str, Any] = {
         "model": body.model,
         "messages": messages,

@@ -8,21 +8,23 @@ from array import array
 from collections.abc import Sequence
 
 from engine.config import ServerConfig
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, Task
 from engine.pooling.types import PoolingRequest
 from engine.server.body import LARGE_BYTES
-from engine.server.errors import PromptTooLong
 from engine.server.model_service import ModelService
 from engine.server.pooling.bodies import PoolingOptions
 from engine.server.pooling.encode import Cut, Encoded, Text, cut_tokens, encode_texts
 from engine.server.request_ids import choose_request_id, new_sequence_id
+from engine.server.request_log import current_record
 from engine.types import FinishReason
 
 # No language comes near so many characters per token; runs of spaces may, and have some beside.
 _CHARACTERS_PER_TOKEN = 64
 _CHARACTERS_BESIDE = 4096
+
+_REMEDY = "Please reduce the length of the input, or cut it with truncate_prompt_tokens: -1."
 
 
 class PoolingService(ModelService):
@@ -142,6 +144,9 @@ class PoolingService(ModelService):
             seconds = time.monotonic() - arrival_time
             for _ in requests:
                 self.metrics.observe_end(reason.value, end_to_end_s=seconds, decode_s=None)
+            if (record := current_record()) is not None:
+                num_tokens = sum(len(request.token_ids) for request in requests)
+                record.add(prompt_tokens=num_tokens, reasons=[reason])
 
     def _within_reason(self, texts: Sequence[Text], param: str, cut: Cut | None) -> Sequence[Text]:
         """Texts of so many characters that they can't fit are refused, or cut, without a look at each."""
@@ -151,8 +156,9 @@ class PoolingService(ModelService):
             return texts
         if cut is None:
             raise PromptTooLong(
-                f"{param} has a text of {longest} characters; at most {most} are read for the "
-                f"{self.plan.max_model_len} tokens that the model takes.",
+                f"This model's maximum context length is {self.plan.max_model_len} tokens. However, {param} "
+                f"has a text of {longest} characters, of which at most {most} are read for so many tokens. "
+                f"{_REMEDY}",
                 param=param,
             )
         part = slice(most) if cut.side == "right" else slice(-most, None)
@@ -166,7 +172,7 @@ class PoolingService(ModelService):
                 raise InvalidRequest(f"{where} is empty: it has to hold at least one token.", param=where)
             if len(one.token_ids) > limit:
                 raise PromptTooLong(
-                    f"{where} has {len(one.token_ids)} tokens; the model takes at most {limit}. "
-                    "truncate_prompt_tokens: -1 cuts what is longer.",
+                    f"This model's maximum context length is {limit} tokens. However, you requested "
+                    f"{len(one.token_ids)} tokens in {where}. {_REMEDY}",
                     param=where,
                 )

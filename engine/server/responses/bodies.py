@@ -1,130 +1,76 @@
-"""Bodies of /v1/responses, as OpenAI documents them. Types are strict, unknown fields an error."""
+"""Bodies of /v1/responses, as OpenAI and vLLM document them. Types are strict.
+
+Fields that would change the answer work or are refused by name; hints, marks and wishes are accepted.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import STRICT_TOOL, RequestBody, Strict, none_as
-
-MAX_TOOLS = 512
+from engine.server.generation_body import Ignored, RequestBody, Strict, none_as
+from engine.server.responses.items import Item
+from engine.server.responses.tools import ToolChoice, Tools
+from engine.server.unknown_fields import report_ignored
 
 RULES = FieldRules(
     refused={
         "cache_salt": (),
-        "context_management": (),
         "conversation": (),
         "ec_transfer_params": (),
         "enable_response_messages": (False,),
-        "include": ([],),
+        "generate": (True,),
         "kv_transfer_params": (),
-        "max_tool_calls": (),
         "media_io_kwargs": ({},),
         "mm_payload": ("tensors",),
         "mm_processor_kwargs": ({},),
         "moderation": (),
+        "personality": (),
         "previous_input_messages": (),
         "prompt": (),
-        "prompt_cache_options": (),
-        "prompt_cache_retention": (),
         "return_mm_kwargs": (False,),
-        "service_tier": ("auto", "default"),
-        "session_id": (),
-        "stream_options": ({}, {"include_obfuscation": False}),
         "top_logprobs": (0,),
-        "truncation": ("disabled",),
         "vllm_xargs": ({},),
         "watermarking": (False,),
+    },
+    without_effect=frozenset(
+        {
+            "access_programs",
+            "client_metadata",
+            "image",  # how images are compressed, and none can be read
+            "prompt_cache_retention",
+            "session_id",
+        }
+    ),
+    left_out={"context_management": "this server doesn't compact conversations"},
+)
+
+ENCRYPTED_REASONING = "reasoning.encrypted_content"
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = frozenset(
+    {
+        ENCRYPTED_REASONING,
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "web_search_call.action.sources",
+        "web_search_call.results",
     }
 )
 
 
-class InputText(Strict):
-    type: Literal["input_text"]
-    text: str
-
-
-class OutputText(Strict):
-    """Clients send answers back as they got them."""
-
-    type: Literal["output_text"]
-    text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-
-
-class ReasoningText(Strict):
-    type: Literal["reasoning_text"]
-    text: str
-
-
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
-
-
-class MessageItem(Strict):
-    type: Literal["message"] = "message"
-    id: str | None = None
-    status: ItemStatus | None = None
-    phase: str | None = None
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[InputText | OutputText, Field(discriminator="type")]]
-
-
-class FunctionCallItem(Strict):
-    type: Literal["function_call"]
-    id: str | None = None
-    status: ItemStatus | None = None
-    call_id: str
-    name: str
-    arguments: str
-
-
-class FunctionOutputItem(Strict):
-    type: Literal["function_call_output"]
-    id: str | None = None
-    status: ItemStatus | None = None
-    call_id: str
-    output: str | list[InputText]
-
-
-class ReasoningItem(Strict):
-    type: Literal["reasoning"]
-    id: str | None = None
-    status: ItemStatus | None = None
-    summary: list[Any] = []  # noqa: RUF012 (pydantic copies it)
-    content: list[ReasoningText] | None = None
-    encrypted_content: None = None
-
-
-def _type_of(value: Any) -> str:
-    """A message may leave its type out."""
-    kind = value.get("type", "message") if isinstance(value, dict) else getattr(value, "type", "message")
-    return str(kind)
-
-
-Item = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
-    Discriminator(_type_of),
-]
-
-
-class FunctionTool(Strict):
-    type: Literal["function"]
-    name: str = Field(min_length=1, max_length=256)
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(default=None, description=STRICT_TOOL)
-
-
-class FunctionChoice(Strict):
-    type: Literal["function"]
-    name: str
+def _check_include(wanted: list[str]) -> list[str]:
+    """What belongs to tools that don't run here is never there to be included."""
+    for name in wanted:
+        if name == _LOGPROBS:
+            raise ValueError(f"{_LOGPROBS} is not supported: use logprobs of /v1/chat/completions instead")
+        if name not in _INCLUDABLE:
+            report_ignored("include", f"{name[:60]} is unknown")
+    return wanted
 
 
 class PlainText(Strict):
@@ -145,33 +91,60 @@ class JsonSchemaText(Strict):
 
 class TextConfig(Strict):
     format: Annotated[PlainText | JsonObject | JsonSchemaText, Field(discriminator="type")] | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Ignored = None
 
 
 class ReasoningConfig(Strict):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: None = None
+    summary: Ignored = None  # the thought itself is in the answer
+    generate_summary: Ignored = None
+    context: Ignored = None  # which thoughts stay is the chat template's to say
+    mode: Ignored = None
 
 
-class ResponsesBody(RequestBody):
-    input: str | Annotated[list[Item], Field(min_length=1)]
+class CacheOptions(Strict):
+    prewarm: Literal[False] | None = None
+    comparison_response_id: Ignored = None
+    mode: Ignored = None
+    ttl: Ignored = None
+
+
+class ResponseStreamOptions(Strict):
+    include_obfuscation: Ignored = None
+    include_usage: Ignored = None  # the last event has it anyway
+
+
+class InputTokensBody(RequestBody):
+    """What the model reads."""
+
+    input: str | Annotated[list[Item], Field(fail_fast=True)] | None = None
     instructions: str | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    previous_response_id: str | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: Annotated[bool, none_as(True)] = True
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
+    truncation: Annotated[Literal["auto", "disabled"], none_as("disabled")] = Field(
+        default="disabled", description="auto: the oldest turns go until the rest fits the context."
+    )
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ResponsesBody(InputTokensBody):
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    max_tool_calls: int | None = Field(default=None, description="Of tools that run here, and none does.")
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    include: Annotated[list[str], AfterValidator(_check_include)] | None = None
     include_reasoning: Annotated[bool, none_as(True)] = True
     metadata: dict[str, str] | None = Field(default=None, description="Returned with the response.")
     store: Annotated[bool, none_as(True)] = Field(
         default=True, description="Kept in memory, the least recently used go first."
     )
-    previous_response_id: str | None = None
     background: Annotated[bool, none_as(False)] = False
     stream: Annotated[bool, none_as(False)] = False
+    stream_options: ResponseStreamOptions | None = None
     # vLLM's, as in chat completions, which check them.
     top_k: int | None = None
     min_p: float | None = None
@@ -186,14 +159,19 @@ class ResponsesBody(RequestBody):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     structured_outputs: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     priority: int | None = None
     request_id: str | None = None
     user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
     safety_identifier: str | None = Field(default=None, description="As `user`.")
+    service_tier: str | None = Field(default=None, description="There is one, the default.")
     prompt_cache_key: str | None = Field(
         default=None, description="A hint without effect: prefixes are always shared."
     )
+    prompt_cache_options: CacheOptions | None = None
+
+    @property
+    def seals_reasoning(self) -> bool:
+        return ENCRYPTED_REASONING in (self.include or ())
 
     @model_validator(mode="after")
     def _check_background(self) -> ResponsesBody:
@@ -204,10 +182,11 @@ class ResponsesBody(RequestBody):
         return self
 
 
+COUNTED_AS_IN_CHATS = ("parallel_tool_calls", "chat_template_kwargs")
 AS_IN_CHATS = (
+    *COUNTED_AS_IN_CHATS,
     "temperature",
     "top_p",
-    "parallel_tool_calls",
     "include_reasoning",
     "top_k",
     "min_p",
@@ -222,7 +201,6 @@ AS_IN_CHATS = (
     "repetition_penalty",
     "logit_bias",
     "structured_outputs",
-    "chat_template_kwargs",
     "priority",
     "request_id",
 )

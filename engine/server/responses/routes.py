@@ -12,43 +12,100 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.server.answer import STREAM_HEADERS, unless_client_leaves
 from engine.server.body import read_body
-from engine.server.chat_run import ChatRun, start_chat
+from engine.server.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.errors import error_response
 from engine.server.gate import request_id_of
-from engine.server.responses.bodies import RULES, ResponsesBody
+from engine.server.protocol import ChatBody
+from engine.server.responses.bodies import RULES, InputTokensBody, ResponsesBody
+from engine.server.responses.items import read_items
+from engine.server.responses.listing import list_items
 from engine.server.responses.store import ResponseStore, StoredResponse
-from engine.server.responses.translate import input_messages, merge, renamed, to_chat
+from engine.server.responses.tools import runnable
+from engine.server.responses.translate import Asked, fitting_cut
 from engine.server.responses.writer import ResponseWriter
 from engine.server.service import Service
 
 log = logging.getLogger(__name__)
 
+_MANY_ITEMS = 500  # from here on, reading them takes milliseconds, and the loop has streams to serve
+
 
 async def create_response(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
-    history: list[dict[str, Any]] = []
-    try:
-        body = await read_body(request, ResponsesBody, RULES)
-        service.model.check_name(body.model)
-        if body.previous_response_id is not None:
-            history = service.responses.get(body.previous_response_id, "previous_response_id").messages
-        run = await start_chat(service, to_chat(body, history))
-    except InvalidRequest as error:
-        raise renamed(error) from error
+    body = await read_body(request, ResponsesBody, RULES)
+    service.model.check_name(body.model)
+    asked = await _read(body, service.responses)
+    run = await _start(service, asked, cuts=body.truncation == "auto")
     name = f"resp_{request_id_of(request, body.request_id)}"
-    writer = ResponseWriter(_new_response(name, body, body.model or service.model.name))
-    conversation = merge([*history, *input_messages(body)])
-    making = Making(run, writer, conversation, service.responses if body.store else None)
+    response = _new_response(name, body, body.model or service.model.name)
+    writer = ResponseWriter(response, asked.toolbox, seals_reasoning=body.seals_reasoning)
+    making = Making(run, writer, asked.items, service.responses if body.store else None)
     if body.background:
         return JSONResponse(making.in_background())
     return ResponseStream(making) if body.stream else WholeResponse(making)
 
 
+async def count_input_tokens(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await read_body(request, InputTokensBody, RULES)
+    service.model.check_name(body.model)
+    asked = await _read(body, service.responses)
+    try:
+        num_tokens = len(await encode_conversation(service, await _chat_of(asked)))
+    except InvalidRequest as error:
+        raise asked.renamed(error) from error
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
+
+
+async def _read(body: InputTokensBody, store: ResponseStore) -> Asked:
+    """Long conversations in a thread, as all work on long texts."""
+    if isinstance(body.input, list) and len(body.input) > _MANY_ITEMS:
+        return await asyncio.to_thread(Asked, body, store)
+    return Asked(body, store)
+
+
+async def _chat_of(asked: Asked, num_left_out: int = 0) -> ChatBody:
+    if len(asked.items) > _MANY_ITEMS:
+        return await asyncio.to_thread(asked.chat, num_left_out=num_left_out)
+    return asked.chat(num_left_out=num_left_out)
+
+
+async def _start(service: Service, asked: Asked, *, cuts: bool) -> ChatRun:
+    """`cuts`: what doesn't fit the context loses its oldest turns, as few as may be."""
+    try:
+        try:
+            return await start_chat(service, await _chat_of(asked))
+        except PromptTooLong:
+            if not cuts:
+                raise
+        return await _start_cut(service, asked)
+    except InvalidRequest as error:
+        raise asked.renamed(error) from error
+
+
+async def _start_cut(service: Service, asked: Asked) -> ChatRun:
+    """Raises PromptTooLong where the last turn alone doesn't fit."""
+    turns, fits = asked.turns, dict[int, bool]()
+    max_model_len = service.engine.max_model_len
+    while (cut := fitting_cut(turns, fits)) is not None:
+        num_tokens = len(await encode_conversation(service, await _chat_of(asked, cut)))
+        fits[cut] = num_tokens < max_model_len
+    least = min((cut for cut, is_fitting in fits.items() if is_fitting), default=turns[-1] if turns else 0)
+    return await start_chat(service, await _chat_of(asked, least))
+
+
 async def get_response(request: Request) -> Response:
+    if request.query_params.get("stream", "false").lower() not in ("false", "0", ""):
+        raise InvalidRequest("stream: a stored response is given whole; ask for it again.", param="stream")
     return JSONResponse(_store(request).get(request.path_params["name"]).response)
+
+
+async def list_input_items(request: Request) -> Response:
+    stored = _store(request).get(request.path_params["name"])
+    return JSONResponse(list_items(stored.items[: stored.num_input], request.query_params))
 
 
 async def cancel_response(request: Request) -> Response:
@@ -78,14 +135,14 @@ class Making:
         self,
         run: ChatRun,
         writer: ResponseWriter,
-        conversation: list[dict[str, Any]],
+        conversation: list[Any],
         store: ResponseStore | None,
     ) -> None:
         self.run = run
         self.writer = writer
         self._conversation = conversation
         self._store = store
-        self._stored = StoredResponse(writer.response, conversation)
+        self._stored = StoredResponse(writer.response, conversation, len(conversation))
 
     async def collect(self) -> None:
         """Make it to its end, whole. Raises EngineError."""
@@ -96,8 +153,8 @@ class Making:
         self.keep()
 
     def keep(self) -> None:
-        self._stored.messages = merge([*self._conversation, *self.writer.messages])
         if self._store is not None:
+            self._stored.items = [*self._conversation, *read_items(self.writer.response["output"])]
             self._store.put(self._stored)
 
     def in_background(self) -> dict[str, Any]:
@@ -192,19 +249,23 @@ def _new_response(name: str, body: ResponsesBody, model: str) -> dict[str, Any]:
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": body.max_tool_calls,
         "metadata": body.metadata or {},
         "model": model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls,
         "previous_response_id": body.previous_response_id,
-        "reasoning": asked.get("reasoning", {"effort": None, "summary": None}),
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": None, "summary": None, **asked.get("reasoning", {})},
+        "safety_identifier": body.safety_identifier,
+        **({"service_tier": "default"} if body.service_tier else {}),
         "store": body.store,
         "temperature": body.temperature,
-        "text": asked.get("text", {"format": {"type": "text"}}),
+        "text": {"format": {"type": "text"}, **asked.get("text", {})},
         "tool_choice": asked.get("tool_choice", "auto"),
-        "tools": asked.get("tools", []),
+        "tools": runnable(asked.get("tools", [])),
         "top_p": body.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation,
         "usage": None,
         "user": body.user,
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from engine.server.errors import UnknownResponse
+from engine.server.errors import UnknownItem, UnknownResponse
 
 MAX_STORED = 1000
 MAX_STORED_BYTES = 64 * 2**20
@@ -17,7 +17,9 @@ MAX_STORED_BYTES = 64 * 2**20
 @dataclass(slots=True)
 class StoredResponse:
     response: dict[str, Any]
-    messages: list[dict[str, Any]]  # the conversation up to here, this response's output included
+    items: list[Any]  # the conversation up to here, this response's output included
+    num_input: int  # of them that came before the output
+    by_id: dict[str, Any] = field(default_factory=dict)
     num_bytes: int = 0
     task: asyncio.Task[None] | None = None  # that makes it, if it is made in the background
 
@@ -31,7 +33,10 @@ class ResponseStore:
         """Keep one, or what has become of it."""
         name = stored.response["id"]
         self._forget(name)
-        stored.num_bytes = len(json.dumps((stored.response, stored.messages)))
+        stored.by_id = {item.id: item for item in stored.items}
+        stored.num_bytes = len(json.dumps(stored.response)) + sum(
+            len(item.model_dump_json()) for item in stored.items
+        )
         self._stored[name] = stored
         self._num_bytes += stored.num_bytes
         while len(self._stored) > 1 and (
@@ -49,6 +54,19 @@ class ResponseStore:
             )
         self._stored.move_to_end(name)
         return stored
+
+    def get_item(self, item_id: str, param: str) -> Any:
+        """An item of a stored response, of its input or its output. Raises UnknownItem."""
+        for name in reversed(list(self._stored)):  # other threads may look, too
+            item = self._stored[name].by_id.get(item_id)
+            if item is not None:
+                self._stored.move_to_end(name)
+                return item
+        raise UnknownItem(
+            f"There is no item {item_id!r}: its response was never stored, is deleted, or has given way to "
+            "newer ones. Send the item itself.",
+            param=param,
+        )
 
     def delete(self, name: str) -> None:
         """Raises UnknownResponse. One that is still being made is ended."""

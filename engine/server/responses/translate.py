@@ -1,8 +1,10 @@
-"""From the words of Responses to those of chat completions. Pure."""
+"""From a request for a response to the chat that answers it, and from the chat's complaints to its words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -10,18 +12,21 @@ from engine.server.body import check
 from engine.server.protocol import ChatBody
 from engine.server.responses.bodies import (
     AS_IN_CHATS,
-    FunctionCallItem,
-    FunctionChoice,
-    FunctionOutputItem,
-    InputText,
-    Item,
+    COUNTED_AS_IN_CHATS,
+    InputTokensBody,
     JsonSchemaText,
-    MessageItem,
-    OutputText,
-    ReasoningItem,
     ResponsesBody,
 )
-from engine.server.tool_paths import without_function
+from engine.server.responses.history import to_messages
+from engine.server.responses.items import (
+    AdditionalToolsItem,
+    MessageItem,
+    ReferenceItem,
+    ToolSearchOutputItem,
+    id_prefix,
+)
+from engine.server.responses.store import ResponseStore
+from engine.server.responses.toolbox import Toolbox
 
 _OUR_PARAMS = {
     "max_tokens": "max_output_tokens",
@@ -31,92 +36,114 @@ _OUR_PARAMS = {
     "response_format.json_schema.schema": "text.format.schema",
     "tool_choice.function.name": "tool_choice.name",
 }
+_MESSAGE = re.compile(r"messages\[(\d+)\]")
+_TOOL = re.compile(r"tools\[(\d+)\](?:\.function)?")
+_CUSTOM_PATTERN = ".parameters.properties.input.pattern"
 
 
-def to_chat(body: ResponsesBody, history: Sequence[Mapping[str, Any]]) -> ChatBody:
-    """The same request as a chat, after what was said before. Raises InvalidRequest."""
-    messages = [*history, *input_messages(body)]
-    if body.instructions is not None:  # they hold for this response alone, and are no part of the history
-        messages = [{"role": "system", "content": body.instructions}, *messages]
-    fields: dict[str, Any] = {name: getattr(body, name) for name in AS_IN_CHATS}
-    fields |= {
-        "model": body.model,
-        "messages": messages,
-        "max_completion_tokens": body.max_output_tokens,
-        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
-        "response_format": _response_format(body),
-    }
-    if body.tools:
-        fields["tools"] = [
-            {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
-            for tool in body.tools
-        ]
-    choice = body.tool_choice
-    if isinstance(choice, FunctionChoice):
-        fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-    elif choice is not None:
-        fields["tool_choice"] = choice
-    try:
+class Asked:
+    """A request with the conversation that it goes on with, as items: earlier ones, then its own."""
+
+    def __init__(self, body: InputTokensBody, store: ResponseStore) -> None:
+        """Raises UnknownResponse and UnknownItem."""
+        earlier = body.previous_response_id
+        history = [] if earlier is None else store.get(earlier, "previous_response_id").items
+        own = list(_own_items(body, store))
+        self.items: list[Any] = [*history, *own]
+        self.toolbox = Toolbox()
+        self._body = body
+        self._paths = ["previous_response_id"] * len(history) + [f"input[{n}]" for n in range(len(own))]
+        self._origins: list[str] = []
+        self._tool_paths: list[str] = []
+        self._choice = self._read_tools()
+
+    def _read_tools(self) -> Any:
+        """Tools that the conversation has brought count as well; the tool choice, as a chat has it."""
+        self.toolbox.add(self._body.tools or (), "tools", replaces=False)
+        for path, item in zip(self._paths, self.items, strict=True):
+            if isinstance(item, AdditionalToolsItem | ToolSearchOutputItem):
+                self.toolbox.add(item.tools, f"{path}.tools", replaces=True)
+        return self.toolbox.choose(self._body.tool_choice)
+
+    def chat(self, *, num_left_out: int = 0) -> ChatBody:
+        """The same as a chat. `num_left_out`: of the earliest items, but for those that instruct.
+
+        Raises InvalidRequest.
+        """
+        body = self._body
+        numbered = list(zip(self._paths, self.items, strict=True))
+        instructing = [one for one in numbered[:num_left_out] if _instructs(one[1])]
+        messages, self._origins = to_messages([*instructing, *numbered[num_left_out:]])
+        if body.instructions is not None:  # they hold for this response alone, and are no part of the history
+            messages = [{"role": "system", "content": body.instructions}, *messages]
+            self._origins = ["instructions", *self._origins]
+        self._tool_paths = self.toolbox.paths
+        names = AS_IN_CHATS if isinstance(body, ResponsesBody) else COUNTED_AS_IN_CHATS
+        fields: dict[str, Any] = {name: getattr(body, name) for name in names}
+        fields |= {
+            "model": body.model,
+            "messages": messages,
+            "reasoning_effort": body.reasoning.effort if body.reasoning else None,
+            "response_format": _response_format(body),
+            "tools": self.toolbox.functions or None,
+            "tool_choice": self._choice,
+        }
+        if isinstance(body, ResponsesBody):
+            fields["max_completion_tokens"] = body.max_output_tokens
         return check(fields, ChatBody)
-    except InvalidRequest as error:
-        raise renamed(error) from error
+
+    @property
+    def turns(self) -> list[int]:
+        """Before which items the conversation may be cut: where users speak, but for the first time."""
+        spoken = [n for n, item in enumerate(self.items) if isinstance(item, MessageItem)]
+        return [n for n in spoken if self.items[n].role == "user"][1:]
+
+    def renamed(self, error: InvalidRequest) -> InvalidRequest:
+        """The same complaint, its field as the client has called it."""
+        param = error.param or ""
+        name = self._own_name(param)
+        if name == param:
+            return error
+        said = error.message.replace(param, name or "input")
+        place, own_place = param.rpartition(".")[0], name.rpartition(".")[0]
+        if "." in place:  # a schema's errors say the place, and then the word there
+            said = said.replace(place, own_place)
+        return type(error)(said, param=name)
+
+    def _own_name(self, param: str) -> str:
+        for pattern, paths in ((_MESSAGE, self._origins), (_TOOL, self._tool_paths)):
+            found = pattern.match(param)
+            if found is not None and int(found[1]) < len(paths):
+                rest = "" if pattern is _MESSAGE else param[found.end() :]
+                rest = rest.replace(_CUSTOM_PATTERN, ".format.definition")
+                return paths[int(found[1])] + rest
+        for ours, theirs in sorted(_OUR_PARAMS.items(), key=lambda one: -len(one[0])):
+            if param == ours or param.startswith((f"{ours}.", f"{ours}[")):
+                return theirs + param[len(ours) :]
+        return param
 
 
-def renamed(error: InvalidRequest) -> InvalidRequest:
-    """The same complaint, its field as Responses call it."""
-    error = without_function(error, parameters="parameters")
-    param = error.param or ""
-    for ours, theirs in sorted(_OUR_PARAMS.items(), key=lambda one: -len(one[0])):
-        if param == ours or param.startswith((f"{ours}.", f"{ours}[")):
-            name = theirs + param[len(ours) :]
-            said = error.message.replace(param, name)
-            if ours.endswith(".schema"):  # a schema's errors say the place, and then the word there
-                said = said.replace(ours, theirs)
-            return type(error)(said, param=name)
-    return error
-
-
-def input_messages(body: ResponsesBody) -> list[dict[str, Any]]:
-    """The input as a chat's messages: what one turn of an assistant consists of becomes one message."""
+def _own_items(body: InputTokensBody, store: ResponseStore) -> Iterator[Any]:
+    """The request's own items, each with an id; references are looked up."""
     if isinstance(body.input, str):
-        return [{"role": "user", "content": body.input}]
-    return merge([_message(item) for item in body.input])
-
-
-def merge(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An assistant's thoughts, words and calls that follow each other, as one message."""
-    merged: list[dict[str, Any]] = []
-    for message in messages:
-        last = merged[-1] if merged else {}
-        together = message["role"] == last.get("role") == "assistant"
-        if together and not (message.get("content") and last.get("content")):
-            calls = [*last.get("tool_calls", []), *message.get("tool_calls", [])]
-            merged[-1] = {**last, **message, **({"tool_calls": calls} if calls else {})}
+        yield MessageItem(id=_new_id("message"), role="user", content=body.input)
+        return
+    for number, item in enumerate(body.input or ()):
+        if isinstance(item, ReferenceItem):
+            yield store.get_item(item.id, f"input[{number}].id")
         else:
-            merged.append(message)
-    return merged
+            yield item if item.id else item.model_copy(update={"id": _new_id(item.type)})
 
 
-def _message(item: Item) -> dict[str, Any]:
-    match item:
-        case MessageItem():
-            return {"role": item.role, "content": _text(item.content)}
-        case FunctionCallItem():
-            function = {"name": item.name, "arguments": item.arguments}
-            call = {"id": item.call_id, "type": "function", "function": function}
-            return {"role": "assistant", "tool_calls": [call]}
-        case FunctionOutputItem():
-            return {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
-        case ReasoningItem():
-            thought = "".join(part.text for part in item.content or [])
-            return {"role": "assistant", "reasoning_content": thought}
+def _new_id(kind: str) -> str:
+    return f"{id_prefix(kind)}_{uuid.uuid4().hex}"
 
 
-def _text(content: str | Sequence[InputText | OutputText]) -> str:
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+def _instructs(item: Any) -> bool:
+    return isinstance(item, MessageItem) and item.role in ("system", "developer")
 
 
-def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
+def _response_format(body: InputTokensBody) -> dict[str, Any] | None:
     form = body.text.format if body.text else None
     if form is None:
         return None
@@ -124,3 +151,14 @@ def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
         return {"type": form.type}
     schema = {"name": form.name, "schema": form.schema_, "strict": form.strict}
     return {"type": "json_schema", "json_schema": schema}
+
+
+def fitting_cut(turns: Sequence[int], fits: dict[int, bool]) -> int | None:
+    """The next cut to try, by halves; None once the least that fits is known."""
+    low, high = 0, len(turns)
+    while low < high:
+        middle = (low + high) // 2
+        if turns[middle] not in fits:
+            return turns[middle]
+        low, high = (low, middle) if fits[turns[middle]] else (middle + 1, high)
+    return None

@@ -15,6 +15,10 @@ from engine.server.chat_events import (
     ToolCallDelta,
 )
 from engine.server.generation import Usage
+from engine.server.responses.calls import Call, begin_call
+from engine.server.responses.items import id_prefix
+from engine.server.responses.sealed import seal
+from engine.server.responses.toolbox import Toolbox
 
 _Event = dict[str, Any]
 
@@ -24,11 +28,17 @@ _TEXT_KINDS = {"message": "output_text", "reasoning": "reasoning_text"}
 class ResponseWriter:
     """Writes one response down. What it returns are the stream's events; `response` is the whole."""
 
-    def __init__(self, response: dict[str, Any]) -> None:
-        """`response`: the fields that stay; status, output and usage are kept here."""
+    def __init__(self, response: dict[str, Any], tools: Toolbox, *, seals_reasoning: bool = False) -> None:
+        """`response`: the fields that stay; status, output and usage are kept here.
+
+        `seals_reasoning`: a thought comes as `encrypted_content`, too.
+        """
         self.response = response
+        self._tools = tools
+        self._seals_reasoning = seals_reasoning
         self._number = 0
         self._open = False  # whether the last item is being written
+        self._call: Call | None = None  # that it is
 
     def start(self) -> list[_Event]:
         return [self._whole("response.created"), self._whole("response.in_progress")]
@@ -44,9 +54,7 @@ class ResponseWriter:
                 case ToolCallDelta(_, _, call_id, name, arguments):
                     if call_id is not None:
                         told += self._begin_call(call_id, name or "")
-                    if arguments:
-                        self._item["arguments"] += arguments
-                        told.append(self._of_item("response.function_call_arguments.delta", delta=arguments))
+                    told += self._tell_call(arguments)
                 case ChoiceEnded(_, finish_reason, _):
                     told += self._end(finish_reason)
         return told
@@ -57,26 +65,14 @@ class ResponseWriter:
 
     def fail(self, error: EngineError) -> list[_Event]:
         """The response can't be completed; what there is stays in it."""
+        self._settle()
         self.response["status"] = "failed"
         self.response["error"] = {"code": "server_error", "message": error.message}
         return [self._whole("response.failed")]
 
     def cancel(self) -> None:
+        self._settle()
         self.response["status"] = "cancelled"
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The output as a chat's messages."""
-        messages: list[dict[str, Any]] = []
-        for item in self._output:
-            if item["type"] == "function_call":
-                function = {"name": item["name"], "arguments": item["arguments"]}
-                call = {"id": item["call_id"], "type": "function", "function": function}
-                messages.append({"role": "assistant", "tool_calls": [call]})
-            else:
-                key = "content" if item["type"] == "message" else "reasoning_content"
-                messages.append({"role": "assistant", key: item["content"][0]["text"]})
-        return messages
 
     @property
     def _output(self) -> list[dict[str, Any]]:
@@ -97,7 +93,7 @@ class ResponseWriter:
         return [*told, self._of_item(name, content_index=0, delta=text, **extra)]
 
     def _begin_text(self, kind: str) -> list[_Event]:
-        item: dict[str, Any] = {"id": _new_id("msg" if kind == "message" else "rs"), "type": kind}
+        item: dict[str, Any] = {"id": _new_id(kind), "type": kind}
         item["role" if kind == "message" else "summary"] = "assistant" if kind == "message" else []
         part: dict[str, Any] = {"type": _TEXT_KINDS[kind], "text": ""}
         if kind == "message":
@@ -108,11 +104,33 @@ class ResponseWriter:
         return told
 
     def _begin_call(self, call_id: str, name: str) -> list[_Event]:
-        item = {"id": _new_id("fc"), "type": "function_call", "status": "in_progress"}
-        return [
-            *self._close("completed"),
-            *self._begin({**item, "call_id": call_id, "name": name, "arguments": ""}),
-        ]
+        told = self._close("completed")
+        self._call = begin_call(self._tools.get(name), name)
+        item = {"id": _new_id(self._call.type), "type": self._call.type, "status": "in_progress"}
+        return [*told, *self._begin({**item, "call_id": call_id, **self._call.fields})]
+
+    def _tell_call(self, arguments: str) -> list[_Event]:
+        if self._call is None or not arguments:
+            return []
+        return self._call_delta(self._call.feed(arguments))
+
+    def _call_delta(self, delta: str) -> list[_Event]:
+        if self._call is None or not delta or self._call.event is None:
+            return []
+        return [self._of_item(f"{self._call.event}.delta", delta=delta)]
+
+    def _settle(self) -> None:
+        """Put down what there is of a call that won't be completed."""
+        if self._call is not None:
+            self._item.update(self._call.fields)
+
+    def _close_call(self, call: Call) -> list[_Event]:
+        told = self._call_delta(call.finish())
+        self._item.update(call.fields)
+        self._call = None
+        if call.event is None:
+            return told
+        return [*told, self._of_item(f"{call.event}.done", **call.done)]
 
     def _begin(self, item: dict[str, Any]) -> list[_Event]:
         self._output.append(item)
@@ -126,19 +144,22 @@ class ResponseWriter:
         self._open = False
         item = self._item
         item["status"] = status
-        told = []
-        if item["type"] == "function_call":
-            name = "response.function_call_arguments.done"
-            told.append(self._of_item(name, arguments=item["arguments"], name=item["name"]))
-        else:
-            part = dict(item["content"][0])
-            extra: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
-            name = f"response.{_TEXT_KINDS[item['type']]}.done"
-            told.append(self._of_item(name, content_index=0, text=part["text"], **extra))
-            told.append(self._of_item("response.content_part.done", content_index=0, part=part))
+        told = self._close_text(item) if self._call is None else self._close_call(self._call)
         done = {**item, **({"content": [dict(item["content"][0])]} if "content" in item else {})}
         index = len(self._output) - 1
         return [*told, self._numbered("response.output_item.done", output_index=index, item=done)]
+
+    def _close_text(self, item: dict[str, Any]) -> list[_Event]:
+        part = dict(item["content"][0])
+        is_thought = item["type"] == "reasoning"
+        if is_thought and self._seals_reasoning:
+            item["encrypted_content"] = seal(part["text"])
+        extra: dict[str, Any] = {} if is_thought else {"logprobs": []}
+        name = f"response.{_TEXT_KINDS[item['type']]}.done"
+        return [
+            self._of_item(name, content_index=0, text=part["text"], **extra),
+            self._of_item("response.content_part.done", content_index=0, part=part),
+        ]
 
     def _end(self, finish_reason: str) -> list[_Event]:
         is_whole = finish_reason != "length"
@@ -170,5 +191,5 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _new_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
+def _new_id(kind: str) -> str:
+    return f"{id_prefix(kind)}_{uuid.uuid4().hex}"

@@ -85,6 +85,28 @@ def test_a_refusal_is_the_clients_error() -> None:
     assert caught.value.param == "messages"
 
 
+ONE_SYSTEM_TURN = (
+    "{% for message in messages %}"
+    "{% if message.role == 'system' and not loop.first %}{{ raise_exception('system first') }}{% endif %}"
+    "<{{ message.role }}>{{ message.content }}{% endfor %}"
+)
+
+
+def test_a_template_that_takes_one_system_turn_gets_one() -> None:
+    """Agents give several, and more later; a template that takes them gets them as they are."""
+    turns = [
+        {"role": "system", "content": "A."},
+        {"role": "developer", "content": "B."},
+        {"role": "user", "content": "Hi"},
+        {"role": "system", "content": "C."},
+    ]
+    refusing = ChatTemplate({"default": ONE_SYSTEM_TURN}, special_tokens=SPECIAL)
+    assert refusing.render(turns) == ("<system>A.\n\nB.<user>Hi\n<system-reminder>\nC.\n</system-reminder>")
+    taking = ONE_SYSTEM_TURN.replace("system first", "").replace("not loop.first", "false")
+    template = ChatTemplate({"default": taking}, special_tokens=SPECIAL)
+    assert template.render(turns) == "<system>A.<system>B.<user>Hi<system>C."
+
+
 def test_a_template_that_fails_is_the_clients_error() -> None:
     with pytest.raises(InvalidRequest, match="refuses"):
         template_of("{{ messages[9].content.upper() }}").render(TURNS)

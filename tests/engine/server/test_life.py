@@ -177,8 +177,12 @@ def test_a_signal_while_loading_ends_it_at_once(tiny_model: Path, tmp_path: Path
     ("words", "code", "message"),
     [
         (["--model", "/no/such/model"], 1, "model not found: There is no directory /no/such/model"),
-        (["--model", "{empty}"], 1, "model not found: {empty} is no model: it has no config.json"),
-        (["--model", "{weightless}"], 1, "bad checkpoint: "),
+        (["--model", "{empty}"], 65, "unsupported model: {empty} has no config.json"),
+        (
+            ["--model", "{weightless}"],
+            65,
+            "unsupported model: {weightless}/config.json: architectures is None",
+        ),
         (["--model", "{tiny}", "--max-model-len", "9k"], 2, "bad arguments: --max-model-len 9000"),
         (["--model", "{tiny}", "--max-model-length", "9"], 2, "did you mean --max-model-len"),
         (["--model", "{tiny}", "--chat-template", "{% for %}"], 2, "bad arguments: The chat template"),
@@ -318,3 +322,38 @@ def test_threads_of_servers_end(fake_model: Path) -> None:
         server.stop()
         server.join()
     assert threading.active_count() == before
+
+
+def test_a_program_serves_by_a_call(tiny_model: Path, tmp_path: Path) -> None:
+    """From the main thread until a signal; what is wrong is raised."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from engine import run_server\n"
+        "from engine.errors import EngineError\n"
+        "try:\n"
+        "    run_server(model=sys.argv[1] + '-gone', port=0)\n"
+        "except EngineError as error:\n"
+        "    print(error.code, flush=True)\n"
+        "run_server(model=sys.argv[1], host='127.0.0.1', port=0, max_num_seqs=4, max_model_len=64)\n"
+        "print('served', flush=True)\n"
+    )
+    log = tmp_path / "log"
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, str(program), str(tiny_model)], env=environ, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: log.read_text().count("Listening on") == 2)
+        port = int(log.read_text().rsplit("Listening on", 1)[1].split("port ")[1].split(".")[0])
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False) as client:
+            wait_ready(client, child)
+            assert client.get("/v1/models").json()["data"][0]["max_model_len"] == 64
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(WAIT_S) == 0
+    finally:
+        child.kill()
+        child.wait(WAIT_S)
+    assert "model_not_found" in log.read_text()
+    assert log.read_text().rstrip().endswith("served")

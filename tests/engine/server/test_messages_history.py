@@ -29,8 +29,8 @@ def body_of(*messages: Any, **fields: Any) -> MessagesBody:
     return check({"max_tokens": 5, "messages": list(messages), **fields}, MessagesBody)
 
 
-def shown(*messages: Any, folds_system: bool = False, **fields: Any) -> list[dict[str, Any]]:
-    return chat_messages(body_of(*messages, **fields), folds_system=folds_system)
+def shown(*messages: Any, **fields: Any) -> list[dict[str, Any]]:
+    return chat_messages(body_of(*messages, **fields))
 
 
 def user(*content: Any) -> dict[str, Any]:
@@ -92,12 +92,6 @@ def test_a_system_turn_may_be_cleared_by_the_next_question() -> None:
 
 def user_text(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
-
-
-def test_a_system_turn_can_be_put_into_the_users() -> None:
-    told = shown(HI, {"role": "assistant", "content": "a"}, system("now"), HI, system="s", folds_system=True)
-    assert told[0] == system("s")
-    assert told[3] == user_text("<system-reminder>\nnow\n</system-reminder>\nHi")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine import __version__
+from engine.config import ServerConfig
 from engine.core import EngineCore
-from tests.engine.server.serving import MAX_MODEL_LEN, Running, fake_core, running, wait_until
+from engine.server.errors import UnknownModel
+from engine.server.model import load_served_model
+from engine.tokenizer import load_tokenizer
+from tests.engine.server.serving import (
+    MAX_MODEL_LEN,
+    Running,
+    fake_core,
+    running,
+    wait_until,
+    write_fake_model,
+)
 from tests.engine.server.test_streams import Valve
 
 COMPLETIONS = "/v1/completions"
@@ -198,3 +209,25 @@ def test_while_the_model_loads_health_says_503(fake_model: Path) -> None:
         load.set()
         wait_until(lambda: client.get("/health").status_code == 200)
         assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 200
+
+
+def test_the_folders_name_is_taken_for_the_model_but_not_listed(
+    fake_server: Running, fake_model: Path
+) -> None:
+    with fake_server.http() as client:
+        listed = [one["id"] for one in client.get("/v1/models").json()["data"]]
+        assert listed == ["fake", "other-name"]
+        for name in (*listed, fake_model.name, str(fake_model)):
+            answer = client.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 1})
+            assert answer.status_code == 200, answer.text
+            assert client.get(f"/v1/models/{name}").json()["id"] == name
+
+
+def test_in_the_hubs_cache_the_repository_is_the_folders_name(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    config = ServerConfig(served_model_names=("x",))
+    model = load_served_model(write_fake_model(snapshot), config, load_tokenizer(snapshot))
+    model.check_name("owner/name")
+    with pytest.raises(UnknownModel):
+        model.check_name("c0ffee")

@@ -205,6 +205,12 @@ async def test_a_tool_that_cannot_run_here_is_left_out_and_named(app: App) -> No
     assert "tools[1]" not in warning
 
 
+async def test_an_error_names_the_clients_own_index_beside_a_tool_that_is_left_out(app: App) -> None:
+    tools = [{"type": "web_search"}, {"type": "function", "function": {"name": 5}}]
+    status, answer = await app.post(CHAT, messages=HI, tools=tools)
+    assert (status, answer["error"]["param"]) == (400, "tools[1].function.name")
+
+
 async def test_a_tool_that_cannot_run_here_cannot_be_forced(app: App) -> None:
     status, answer = await app.post(CHAT, messages=HI, tools=[{"type": "web_search"}], tool_choice="required")
     assert (status, answer["error"]["param"]) == (400, "tool_choice")

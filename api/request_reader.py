@@ -1,0 +1,107 @@
+"""Reads as much of a request as it takes to know which model it names. Knows no models.
+
+JSON is read whole. A form goes on as it comes once the model's name has been found; before that it is kept,
+so that it makes no difference in which order its parts come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from api.asgi import Receive, Scope
+from api.body_peek import peek
+from api.form_scan import FormScanner, InvalidForm
+from api.headers import find_header
+from api.leases import ClientGone
+from api.named_model import InvalidBody, model_in_fields, model_in_object, read_object, without_bom
+from api.off_loop import off_loop
+from api.request_body import FormBody, JsonBody, RequestBody, Sending
+from instance_manager.profiles import ModelProfile
+
+MAX_BODY_BYTES = 256 * 2**20
+_MIN_FORM_BYTES = 64 * 1024  # of a form are looked at, even if its model has been found
+_WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")  # unless they announce one
+
+
+class BodyTooLong(Exception):
+    """More than is taken; the message says how much that is."""
+
+
+@dataclass(slots=True)
+class ReadRequest:
+    """What is known of a request. `name`: the model that its body names; None = certainly none."""
+
+    name: str | None
+    receive: Receive  # the rest of the client's messages
+    raw: bytes | None = None  # what has been read; None = there is no body
+    fields: dict[str, Any] | None = None  # of a JSON object
+    form: FormBody | None = None
+    length: int | None = None  # as announced; None = in chunks
+
+    def sending(self, profile: ModelProfile | None, *, is_for_berth: bool = False) -> Sending | None:
+        """The body, to be finished for an engine, or for another Berth; `profile` is the model's."""
+        body: RequestBody | None = self.form
+        if self.fields is not None and self.raw is not None:
+            text = without_bom(self.raw)
+            body = JsonBody(text, self.fields, profile, num_bytes=len(self.raw), is_for_berth=is_for_berth)
+        return None if body is None else Sending(body, self.length)
+
+
+async def read_request(scope: Scope, receive: Receive) -> ReadRequest:
+    """Raises InvalidBody, InvalidForm, UnclearModel, BodyTooLong or ClientGone."""
+    headers = scope["headers"]
+    announced = find_header(headers, b"content-length")
+    is_chunked = bool(find_header(headers, b"transfer-encoding"))
+    if scope["method"] in _WITHOUT_BODY and not is_chunked and announced.strip(b"0") == b"":
+        return ReadRequest(None, receive)
+    length = None if is_chunked or not announced else int(announced)
+    content_type = find_header(headers, b"content-type")
+    kind = content_type.lower()
+    if kind.startswith(b"multipart/"):
+        return await _read_multipart(receive, content_type, length)
+    peeked = await peek(receive, MAX_BODY_BYTES)
+    if (raw := peeked.body) is None:
+        raise _too_long()
+    is_form = kind.startswith(b"application/x-www-form-urlencoded") and not raw.lstrip().startswith(b"{")
+    if is_form or not raw:
+        form = FormBody(raw, has_more=False, is_url_encoded=is_form)
+        return ReadRequest(model_in_fields(raw), receive, raw, form=form, length=length)
+
+    def read() -> tuple[dict[str, Any], str | None]:
+        fields = read_object(without_bom(raw))
+        return fields, model_in_object(raw, fields)
+
+    fields, name = await off_loop(len(raw), read)
+    return ReadRequest(name, receive, raw, fields, length=length)
+
+
+async def _read_multipart(receive: Receive, content_type: bytes, length: int | None) -> ReadRequest:
+    """Up to the field `model`, wherever it is."""
+    scanner = FormScanner(content_type)
+    pieces: list[bytes] = []
+    size, has_more = 0, True
+    while has_more and not scanner.is_complete and (scanner.model is None or size < _MIN_FORM_BYTES):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece: bytes = message.get("body", b"")
+        pieces.append(piece)
+        size, has_more = size + len(piece), message.get("more_body", False)
+        if size > MAX_BODY_BYTES:
+            raise _too_long()
+        scanner.feed(piece)
+    found, raw = scanner.model, b"".join(pieces)
+    if found is None:
+        if not scanner.is_complete:
+            raise InvalidForm("it ends before its last boundary, and has no field `model` so far")
+        return ReadRequest(None, receive, raw, form=FormBody(raw, has_more=has_more), length=length)
+    form = FormBody(raw, found.start, found.end, has_more=has_more)
+    return ReadRequest(found.value, receive, raw, form=form, length=length)
+
+
+def _too_long() -> BodyTooLong:
+    return BodyTooLong(f"the body is longer than the {MAX_BODY_BYTES >> 20} MiB that are taken")
+
+
+__all__ = ["BodyTooLong", "InvalidBody", "InvalidForm", "ReadRequest", "read_request"]

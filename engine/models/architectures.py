@@ -1,0 +1,16 @@
+"""Which architectures generate text here, by the name that config.json gives. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from engine.errors import UnsupportedModel
+
+GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})  # registry.py has their classes
+
+
+def check_generates(architecture: str) -> None:
+    """Raises UnsupportedModel, which names those that are supported."""
+    if architecture not in GENERATING:
+        raise UnsupportedModel(
+            f"Architecture {architecture!r} isn't supported by the embedded engine, which runs "
+            f"{', '.join(sorted(GENERATING))}."
+        )

@@ -1,0 +1,261 @@
+"""What keeps the embedded engine from running a checkpoint, told from names and JSON before it is started.
+
+The greater part of what the engine itself would say, in its words (engine/checkpoint_kind.py and
+engine/models/): the process boundary lies between the two, and a test holds them together. What isn't told
+here, the engine says within a second of its start. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})
+ENCODERS = frozenset(
+    f"{family}{head}"
+    for family in ("Bert", "Roberta", "XLMRoberta")
+    for head in ("Model", "ForMaskedLM", "ForSequenceClassification")
+)
+DECODERS = frozenset(
+    f"{family}{head}"
+    for family in ("Llama", "Qwen3")
+    for head in ("Model", "ForCausalLM", "ForSequenceClassification")
+)
+
+_VLLM = "vLLM may run it (`engine: vllm`)"
+_UNFINISHED = "its download isn't finished."
+_QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+_TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
+_NO_WEIGHTS = frozenset(
+    {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
+)
+_SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})\.safetensors")
+_POINTER_BYTES = 1024
+_SHOWN = 5
+
+
+def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = False) -> str | None:
+    """Why the embedded engine won't run the checkpoint at `path`; None where nothing is known against it.
+
+    `params`: its flags as merged, with underscores. `may_download`: what isn't there the engine will fetch.
+    Blocks for a moment.
+    """
+    if path.suffix == ".gguf" and path.is_file():
+        return _GGUF
+    try:
+        names = frozenset(entry.name for entry in path.iterdir())
+    except OSError:
+        return None
+    if may_download:
+        if "config.json" not in names:
+            return None
+    elif problem := _layout(path, names):
+        return problem
+    config = _read_json(path / "config.json")
+    if not config:
+        return None  # what is wrong with it the engine will say
+    raw = _merged(config, params.get("hf_overrides"))
+    problem = _quantised(names, raw) or _architecture(path, raw, params)
+    if problem is not None or may_download:
+        return problem
+    return _weights(path, names) or _tokenizer(names, params)
+
+
+_GGUF = "it holds GGUF weights only: llama.cpp runs them (`engine: command` with llama-server)."
+
+
+def _layout(path: Path, names: frozenset[str]) -> str | None:
+    if "adapter_config.json" in names and not _models_own(names):
+        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        return (
+            f"it is an adapter (LoRA) of {base!r}, no model by itself: vLLM runs it beside that one "
+            "(`engine: vllm` with enable_lora), or merge the two."
+        )
+    if "config.json" in names:
+        return None
+    if "model_index.json" in names:
+        return (
+            "it is a diffusion pipeline (model_index.json), which writes no text: serve it by a command of "
+            "its own (`engine: command`)."
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return _GGUF
+    if "params.json" in names:
+        return f"it is in its maker's own format (params.json), not Hugging Face's: {_VLLM}."
+    unfinished = any(name.endswith(".safetensors") for name in names)
+    return "it has no config.json: " + (
+        _UNFINISHED if unfinished else "it is no model in Hugging Face layout."
+    )
+
+
+def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
+    methods = [method for name, method in _QUANTISERS.items() if name in names]
+    for key in ("quantization_config", "compression_config", "quantization"):
+        if settings := raw.get(key):
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            if method is None and key == "quantization":
+                return (
+                    "it has weights quantised for MLX, which the embedded engine can't compute with: mlx-lm "
+                    "runs them (`engine: command`)."
+                )
+            methods = [str(method or "unknown")]
+            break
+    if not methods:
+        return None
+    return (
+        f"it has quantised weights (quant_method {methods[0]!r}), which the embedded engine can't compute "
+        f"with: {_VLLM}."
+    )
+
+
+def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
+    named = raw.get("architectures")
+    if not isinstance(named, list) or len(named) != 1:
+        return f"config.json: architectures is {named!r}, not one name that says what the model is: {_VLLM}."
+    name = str(named[0])
+    if _pools(path, name, params):
+        if name not in ENCODERS | DECODERS:
+            known = ", ".join(sorted(ENCODERS | DECODERS))
+            return (
+                f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: "
+                f"{_VLLM}."
+            )
+    elif name not in GENERATING | ENCODERS | DECODERS:
+        return (
+            f"Architecture {name!r} isn't supported by the embedded engine, which runs "
+            f"{', '.join(sorted(GENERATING))}: {_VLLM}."
+        )
+    return None if name in ENCODERS else _feature(raw)
+
+
+def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
+    if params.get("runner") == "generate":
+        return False
+    if params.get("runner") == "pooling" or params.get("convert") in ("embed", "classify"):
+        return True
+    try:
+        return "Pooling" in (path / "modules.json").read_text(encoding="utf-8")  # sentence-transformers'
+    except (OSError, UnicodeDecodeError):
+        return name in ENCODERS | DECODERS - GENERATING
+
+
+def _feature(raw: Mapping[str, Any]) -> str | None:
+    """What a decoder's configuration may ask for that the engine doesn't do."""
+    activation = raw.get("hidden_act", "silu")
+    layer_types = raw.get("layer_types") or ()
+    rope: Mapping[str, Any] = next(
+        (raw[k] for k in ("rope_parameters", "rope_scaling") if isinstance(raw.get(k), dict)), {}
+    )
+    kind = next((str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None), "default")
+    problems = {
+        f"Activation {activation!r} isn't supported; 'silu' is": activation != "silu",
+        "Sliding-window attention isn't supported; set use_sliding_window to false": bool(
+            (raw.get("use_sliding_window") and raw.get("sliding_window"))
+            or set(map(str, layer_types)) - {"full_attention"}
+        ),
+        "Biases in the MLP (mlp_bias) aren't supported": bool(raw.get("mlp_bias")),
+        "Partly rotated heads (partial_rotary_factor) aren't supported": (
+            (raw.get("partial_rotary_factor") or 1.0) != 1.0
+        ),
+        f"RoPE scaling {kind!r} isn't supported; 'default' and 'llama3' are": (
+            kind not in ("default", "llama3")
+        ),
+    }
+    first = next((problem for problem, there in problems.items() if there), None)
+    return None if first is None else f"{first}: {_VLLM}."
+
+
+def _weights(path: Path, names: frozenset[str]) -> str | None:
+    if "model.safetensors.index.json" in names:
+        weight_map = _read_json(path / "model.safetensors.index.json").get("weight_map")
+        needed = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+        source = "its index names"
+    else:
+        needed = _models_own(names)
+        needed += [name for name in _fellows(needed) if name not in needed]
+        source = "the others' names tell of"
+        if not needed:
+            return _weightless(names)
+    if absent := [name for name in needed if not (path / name).exists()]:
+        return f"it lacks {_enumerate(absent)}, which {source}: {_UNFINISHED}"
+    for name in needed:
+        if _is_lfs_pointer(path / name):
+            return f"it has a Git LFS pointer in place of {name}: `git lfs pull` fetches it."
+    return None
+
+
+def _weightless(names: frozenset[str]) -> str:
+    ends = (".bin", ".pt", ".pth")
+    if pickled := sorted(name for name in names if name.endswith(ends) and name not in _NO_WEIGHTS):
+        return (
+            f"it holds no .safetensors file, but pickled weights ({_enumerate(pickled)}), which may run code "
+            f"when they are read: convert them to safetensors, or {_VLLM}."
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return _GGUF
+    return f"it holds no .safetensors file: there are no weights, or {_UNFINISHED.replace('its', 'their')}"
+
+
+def _tokenizer(names: frozenset[str], params: Mapping[str, Any]) -> str | None:
+    if params.get("tokenizer") or names & _TOKENIZERS:
+        return None
+    if any(name.endswith((".model", ".tiktoken")) for name in names):
+        return None
+    return "it has no tokenizer: neither tokenizer.json nor another known file."
+
+
+def _models_own(names: frozenset[str]) -> list[str]:
+    """Files of weights where no index names them; adapters lie beside models and are none."""
+    if "model.safetensors" in names:
+        return ["model.safetensors"]
+    return sorted(n for n in names if n.endswith(".safetensors") and not n.startswith("adapter_"))
+
+
+def _fellows(names: Sequence[str]) -> list[str]:
+    """All shards that the names of these tell of."""
+    match = next((match for name in names if (match := _SHARD.fullmatch(name))), None)
+    if match is None:
+        return []
+    width, total = len(match[2]), min(int(match[3]), 10_000)
+    return [f"{match[1]}-{number:0{width}}-of-{match[3]}.safetensors" for number in range(1, total + 1)]
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    try:
+        return path.stat().st_size <= _POINTER_BYTES and path.read_bytes().startswith(
+            b"version https://git-lfs"
+        )
+    except OSError:
+        return False
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _merged(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
+    """As --hf-overrides win over config.json."""
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides)
+        except ValueError:
+            return raw
+    if not isinstance(overrides, Mapping):
+        return raw
+    merged = dict(raw)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,82 @@
+"""What an engine makes of its input: it generates, or it pools (embeds, classifies, scores).
+
+An engine does one of both, so a request for the other is none for it. Told from its flags, else from the
+checkpoint, as the engines themselves choose; None where neither tells: then it is asked for anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class RunnerKind(StrEnum):
+    """The values are those of vLLM's --runner."""
+
+    GENERATE = "generate"
+    POOLING = "pooling"
+
+
+# --task is what vLLM had before --runner and --convert.
+_TASKS = {"generate": RunnerKind.GENERATE, "transcription": RunnerKind.GENERATE} | dict.fromkeys(
+    ("embed", "embedding", "classify", "score", "reward", "token_embed", "token_classify", "pooling"),
+    RunnerKind.POOLING,
+)
+_CONVERSIONS = frozenset({"embed", "classify", "reward"})
+# Switches of llama.cpp, SGLang and others that leave nothing but pooling.
+_POOLING_SWITCHES = frozenset({"--embedding", "--embeddings", "--rerank", "--reranking", "--is-embedding"})
+_POOLING_PROGRAMS = frozenset({"text-embeddings-router", "infinity_emb"})
+_GENERATING = ("ForCausalLM", "ForConditionalGeneration")
+_POOLING_HEADS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification")
+
+
+def can_serve(runner: RunnerKind | None, need: RunnerKind | None) -> bool:
+    """Whether an engine that runs so serves what needs that."""
+    return need is None or runner is None or runner is need
+
+
+def runner_of_params(params: Mapping[str, Any]) -> RunnerKind | None:
+    """From flags in snake_case."""
+    runner, convert = params.get("runner"), params.get("convert")
+    if runner in tuple(RunnerKind):
+        return RunnerKind(runner)
+    if convert in _CONVERSIONS:
+        return RunnerKind.POOLING
+    task = params.get("task")
+    return _TASKS.get(task) if isinstance(task, str) else None
+
+
+def runner_of_command(command: Sequence[str]) -> RunnerKind | None:
+    """From a command line of any server's."""
+    if command and Path(command[0]).name in _POOLING_PROGRAMS:
+        return RunnerKind.POOLING
+    params: dict[str, Any] = {}
+    for index, word in enumerate(command):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            continue
+        if name in _POOLING_SWITCHES and (not equals or value.lower() not in ("false", "0")):
+            return RunnerKind.POOLING
+        follows = command[index + 1] if index + 1 < len(command) else ""
+        params[name[2:].replace("-", "_")] = value if equals else follows
+    return runner_of_params(params)
+
+
+def runner_of_checkpoint(folder: Path) -> RunnerKind | None:
+    """From a checkpoint's files; None for what is none, or tells nothing. Blocks for a moment."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        (architecture,) = config["architectures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(architecture, str):
+        return None
+    # Embedding models are made of models that generate too: sentence-transformers' files tell them apart.
+    if (folder / "modules.json").is_file() or architecture.endswith(_POOLING_HEADS):
+        return RunnerKind.POOLING
+    if architecture.endswith(_GENERATING):
+        return RunnerKind.GENERATE
+    return RunnerKind.POOLING if architecture.endswith("Model") else None

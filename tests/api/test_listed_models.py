@@ -1,0 +1,124 @@
+"""What `/v1/models` lists: every name that can be asked for now, and no other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.test_gateway import ask, berth_with, client_of
+from tests.fake_engine import command, write_fake_python
+
+CATALOG: dict[str, Any] = {
+    "stays": {"command": command(), "aliases": ["nick", "nick two"]},
+    "goes": {"command": command(), "aliases": ["going"]},
+    "broken": {"command": command("--fail-with", "no")},
+}
+
+
+def listed(client: httpx.Client) -> set[str]:
+    """By the list; every other place agrees."""
+    entries = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
+    names = {name for name, entry in entries.items() if entry["parent"] is None}
+    assert {model["name"] for model in client.get("/models").json()["data"]} == names
+    for name, entry in entries.items():
+        assert client.get(f"/v1/models/{name}").json() == entry
+    page = client.get("/metrics").text
+    counted = [line for line in page.splitlines() if line.startswith("berth_models{")]
+    assert sum(float(line.split()[-1]) for line in counted) == len(names)
+    return entries.keys() - {"berth-demo"}
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_alias_is_an_entry_that_says_whose(tmp_path: Path) -> None:
+    with berth_with(tmp_path, CATALOG) as berth, client_of(berth) as client:
+        entries = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
+        for alias in ("nick", "nick two"):
+            assert (entries[alias]["root"], entries[alias]["parent"]) == ("stays", "stays")
+            assert client.get(f"/v1/models/{alias}").json() == entries[alias]
+        assert entries["stays"]["parent"] is None
+        assert ask(client, "nick two").status_code == 200
+        assert client.get("/v1/models/nick").json()["status"] == "running"
+
+
+def test_what_leaves_the_catalog_leaves_the_list_once_it_has_ended(tmp_path: Path) -> None:
+    with berth_with(tmp_path, CATALOG) as berth, client_of(berth) as client:
+        everything = {"stays", "nick", "nick two", "goes", "going", "broken"}
+        assert ask(client, "goes").status_code == 200
+        assert ask(client, "broken").status_code == 503
+        assert listed(client) == everything
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": {"stays": CATALOG["stays"]}}))
+        client.post("/reload").raise_for_status()
+        assert listed(client) == {"stays", "nick", "nick two", "goes"}, "what runs goes on"
+        assert ask(client, "goes").status_code == 200
+        client.post("/models/goes/stop").raise_for_status()
+        assert listed(client) == {"stays", "nick", "nick two"}
+        for name in ("goes", "going", "broken"):
+            answer = ask(client, name)
+            assert answer.status_code == 404
+            assert "broken" not in answer.json()["error"]["message"].partition(";")[2]
+    with berth_with(tmp_path, {"stays": CATALOG["stays"]}) as berth, client_of(berth) as client:
+        assert client.get("/instances", params={"all": "true"}).json()["data"], "they are kept, and"
+        assert listed(client) == {"stays", "nick", "nick two"}
+        assert ask(client, "goes").status_code == 404
+
+
+def test_what_never_ran_is_not_listed_and_what_was_stopped_not_any_more(tmp_path: Path) -> None:
+    with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
+        typo = {"model_name": "typo", "engine": "command", "command": command("--fail-with", "no")}
+        client.post("/instances", json=typo, params={"wait": 20})
+        assert ask(client, "another typo").status_code == 404
+        eventually(lambda: client.get("/instances").json()["data"] == [])
+        assert listed(client) == set()
+        right = {"model_name": "right", "engine": "command", "command": command(), "name": "it"}
+        client.post("/instances", json=right, params={"wait": 20}).raise_for_status()
+        assert listed(client) == {"right"}
+        client.post("/instances/it/stop").raise_for_status()
+        assert listed(client) == set()
+        assert ask(client, "right").status_code == 200, "by its name it is started again all the same"
+        assert listed(client) == {"right"}
+
+
+def test_an_engines_adapters_and_further_names_are_its_models(tmp_path: Path) -> None:
+    """Adapters are asked for by their own names, whatever the engine calls its model."""
+    python = write_fake_python(tmp_path / "python")
+    params = {
+        "served_model_name": "base",
+        "lora_modules": ["sql=/adapters/sql", '{"name": "poet", "path": "/adapters/poet"}'],
+    }
+    models = {"vllm": {"engine": "vllm", "path": str(tmp_path), "params": params, "aliases": ["nick"]}}
+    with berth_with(tmp_path, models, VLLM_PYTHON=python) as berth, client_of(berth) as client:
+        entries = {entry["id"]: entry["parent"] for entry in client.get("/v1/models").json()["data"]}
+        assert {name: entries[name] for name in ("vllm", "nick", "sql", "poet")} == {
+            "vllm": None, "nick": "vllm", "sql": "vllm", "poet": "vllm",
+        }  # fmt: skip
+        for name, sent in (("sql", "sql"), ("poet", "poet"), ("vllm", "base"), ("nick", "base")):
+            answer = client.post("/v1/echo", json={"model": name})
+            assert json.loads(answer.json()["body"])["model"] == sent
+        own = {"model_name": str(tmp_path), "engine": "vllm", "params": {"served_model_name": ["one", "two"]}}
+        client.post("/instances", json=own, params={"wait": 30}).raise_for_status()
+        for name in ("one", "two"):
+            assert client.get(f"/v1/models/{name}").json()["status"] == "running"
+            assert client.post("/v1/echo", json={"model": name}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nick", "stays"])
+def test_a_key_for_a_model_sees_all_its_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / "keys").write_text(f"one: the-key models={name}\n")
+    (tmp_path / "keys").chmod(0o600)
+    with berth_with(tmp_path, CATALOG, API_KEYS_FILE=str(tmp_path / "keys")) as berth:
+        headers = {"Authorization": "Bearer the-key"}
+        with httpx.Client(base_url=berth.url, trust_env=False, headers=headers) as client:
+            names = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
+            assert names == ["stays", "nick", "nick two"]

@@ -1,0 +1,72 @@
+"""An engine that was put to sleep by its own route is known to sleep, and woken by the next request."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.test_gateway import ask, berth_with, client_of, replicas
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_it_is_noticed_at_once_and_woken_by_the_next_request(tmp_path: Path) -> None:
+    with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
+        before = ask(client, "berth-demo", temperature=0).json()["choices"]
+        (record,) = replicas(client, "berth-demo")
+        own = f"/proxy/{record['instance_id']}"
+
+        def status() -> tuple[str, int | None]:
+            now = client.get(f"/instances/{record['instance_id']}").json()
+            assert (now["pid"], now["restarts"]) == (record["pid"], 0)
+            return now["status"], now["sleep_level"]
+
+        def sleep(route: str = "/sleep?level=1") -> None:
+            client.post(own + route).raise_for_status()
+
+        for level in (1, 2):
+            sleep(f"/sleep?level={level}")
+            assert status() == ("sleeping", level)
+            assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+            assert ask(client, "berth-demo", temperature=0).json()["choices"] == before, "by name"
+            assert status() == ("running", None)
+
+        sleep("/sl%65ep")
+        by_id = client.post(f"{own}/v1/completions", json={"model": "berth-demo", "prompt": "a"})
+        assert by_id.status_code == 200, "by its id"
+
+        sleep()
+        assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": True}
+        sleep("/sleep?level=2")
+        assert status() == ("sleeping", 2), "neither question nor sleep has woken it"
+        assert client.post(f"{own}/wake_up").status_code == 200
+        assert status() == ("running", None)
+        assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": False}
+
+        refused = client.post(f"{own}/sleep?level=7")
+        assert refused.status_code == 400
+        assert status() == ("running", None), "an engine that has refused is awake"
+
+
+def test_one_that_is_found_asleep_is_woken_by_the_request_after_that(tmp_path: Path) -> None:
+    """Nobody has seen the answer to /sleep: its client had left before."""
+    with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
+        assert ask(client, "berth-demo").status_code == 200
+        (record,) = replicas(client, "berth-demo")
+        key = next(
+            line.partition(b"=")[2].decode()
+            for line in Path(f"/proc/{record['pid']}/environ").read_bytes().split(b"\0")
+            if line.startswith(b"VLLM_API_KEY=")
+        )
+        engine = f"http://127.0.0.1:{record['port']}"
+        httpx.post(f"{engine}/sleep", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        assert ask(client, "berth-demo").status_code in (200, 503)
+        deadline = time.monotonic() + 20
+        while (answer := ask(client, "berth-demo")).status_code != 200:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.05)
+        (now,) = replicas(client, "berth-demo")
+        assert (now["pid"], now["status"]) == (record["pid"], "running")

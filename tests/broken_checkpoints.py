@@ -1,0 +1,166 @@
+"""Checkpoints that the embedded engine can't run, as people download them, and what is to be said of each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEMO = Path(__file__).parents[1] / "models" / "berth-demo"
+_SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4400000000\n"
+
+
+@dataclass(frozen=True)
+class Broken:
+    make: Callable[[Path], None]  # of a whole checkpoint
+    says: str
+    helps: str = ""  # what can run it
+    by_engine_alone: bool = False  # it takes a look into large files
+
+
+def changed(**changes: Any) -> Callable[[Path], None]:
+    """config.json with other values; None takes a key out."""
+
+    def make(directory: Path) -> None:
+        path = directory / "config.json"
+        values = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return make
+
+
+def only(**files: Any) -> Callable[[Path], None]:
+    """Nothing but these, by name with __ for a dot: text, or an object as JSON."""
+
+    def make(directory: Path) -> None:
+        for path in directory.iterdir():
+            path.unlink()
+        beside(**files)(directory)
+
+    return make
+
+
+def beside(**files: Any) -> Callable[[Path], None]:
+    def make(directory: Path) -> None:
+        for name, content in files.items():
+            text = json.dumps(content) if isinstance(content, Mapping) else content
+            (directory / name.replace("__", ".")).write_text(text)
+
+    return make
+
+
+def without(*names: str, **files: Any) -> Callable[[Path], None]:
+    def make(directory: Path) -> None:
+        for name in names:
+            (directory / name).unlink()
+        beside(**files)(directory)
+
+    return make
+
+
+def in_shards(*present: str, index: bool) -> Callable[[Path], None]:
+    def make(directory: Path) -> None:
+        (directory / "model.safetensors").rename(directory / present[0])
+        for name in present[1:]:
+            (directory / name).touch()
+        if index:
+            weight_map = {f"layer.{number}": name for number, name in enumerate(_SHARDS)}
+            beside(model__safetensors__index__json={"weight_map": weight_map})(directory)
+
+    return make
+
+
+def cut_short(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def of(architecture: str) -> Broken:
+    return Broken(changed(architectures=[architecture]), f"'{architecture}'", "engine: vllm")
+
+
+def quantised(method: str, **settings: Any) -> Broken:
+    make = changed(quantization_config={"quant_method": method, **settings})
+    return Broken(make, f"quant_method '{method}'", "engine: vllm")
+
+
+BROKEN: dict[str, Broken] = {
+    "qwen2": of("Qwen2ForCausalLM"),
+    "mistral": of("MistralForCausalLM"),
+    "gemma": of("Gemma3ForCausalLM"),
+    "phi": of("Phi3ForCausalLM"),
+    "gpt-oss": of("GptOssForCausalLM"),
+    "mixture-of-experts": of("Qwen3MoeForCausalLM"),
+    "sees-pictures": of("Qwen2_5_VLForConditionalGeneration"),
+    "hears": of("WhisperForConditionalGeneration"),
+    "no-architectures": Broken(changed(architectures=None), "architectures is None", "engine: vllm"),
+    "two-architectures": Broken(changed(architectures=["A", "B"]), "architectures is ['A', 'B']"),
+    "fp8": quantised("fp8", activation_scheme="dynamic"),
+    "awq": quantised("awq", bits=4),
+    "gptq": quantised("gptq", bits=4),
+    "bitsandbytes": quantised("bitsandbytes", load_in_4bit=True),
+    "mxfp4": quantised("mxfp4"),
+    "compressed-tensors": quantised("compressed-tensors"),
+    "quantised-with-no-method": Broken(
+        changed(quantization_config={"bits": 4}), "quant_method 'unknown'", "engine: vllm"
+    ),
+    "modelopt": Broken(beside(hf_quant_config__json={}), "quant_method 'modelopt'", "engine: vllm"),
+    "older-awq": Broken(beside(quant_config__json={"w_bit": 4}), "quant_method 'awq'", "engine: vllm"),
+    "older-gptq": Broken(beside(quantize_config__json={"bits": 4}), "quant_method 'gptq'", "engine: vllm"),
+    "mlx": Broken(changed(quantization={"bits": 4, "group_size": 64}), "quantised for MLX", "mlx-lm"),
+    "gguf": Broken(only(model__gguf="GGUF", README__md="x"), "holds GGUF weights only", "llama.cpp"),
+    "gguf-with-its-config": Broken(
+        without("model.safetensors", model__gguf="GGUF"), "holds GGUF weights only", "llama.cpp"
+    ),
+    "nothing": Broken(only(), "has no config.json: it is no model"),
+    "no-config": Broken(without("config.json"), "has no config.json: its download isn't finished"),
+    "makers-format": Broken(only(params__json={"dim": 4096}), "its maker's own format", "engine: vllm"),
+    "adapter": Broken(
+        only(adapter_config__json={"base_model_name_or_path": "o/base"}, adapter_model__safetensors="x"),
+        "is an adapter (LoRA) of 'o/base'",
+        "engine: vllm",
+    ),
+    "adapter-with-a-config": Broken(
+        without("model.safetensors", adapter_config__json={}, adapter_model__safetensors="x"),
+        "is an adapter (LoRA)",
+        "engine: vllm",
+    ),
+    "diffusion": Broken(
+        only(model_index__json={"_class_name": "FluxPipeline"}), "diffusion pipeline", "engine: command"
+    ),
+    "pickled": Broken(
+        without("model.safetensors", pytorch_model__bin="x"), "pickled weights (pytorch_model.bin)", "vllm"
+    ),
+    "no-weights": Broken(without("model.safetensors"), "there are no weights"),
+    "training-left-overs": Broken(
+        without("model.safetensors", training_args__bin="x", optimizer__pt="x"), "there are no weights"
+    ),
+    "missing-shard": Broken(in_shards(_SHARDS[0], index=True), f"lacks {_SHARDS[1]}, which its index names"),
+    "missing-shard-without-index": Broken(in_shards(_SHARDS[1], index=False), f"lacks {_SHARDS[0]}"),
+    "lfs-pointer": Broken(beside(model__safetensors=_POINTER), "Git LFS pointer", "git lfs pull"),
+    "cut-short": Broken(cut_short, "only the beginning of model.safetensors", by_engine_alone=True),
+    "no-tokenizer": Broken(without("tokenizer.json"), "has no tokenizer"),
+    "yarn": Broken(
+        changed(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "'yarn'", "vllm"
+    ),
+    "yarn-as-it-was-written": Broken(
+        changed(rope_parameters=None, rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'", "vllm"
+    ),
+    "activation": Broken(changed(hidden_act="relu2"), "'relu2'", "vllm"),
+    "sliding-window": Broken(changed(use_sliding_window=True, sliding_window=4096), "Sliding-window"),
+    "sliding-layers": Broken(changed(layer_types=["sliding_attention"]), "Sliding-window", "vllm"),
+    "mlp-bias": Broken(changed(mlp_bias=True), "mlp_bias", "vllm"),
+    "partly-rotated": Broken(changed(partial_rotary_factor=0.5), "partial_rotary_factor", "vllm"),
+}
+
+
+def make_broken(kind: str, parent: Path) -> Path:
+    """A folder of this name with such a checkpoint."""
+    directory = parent / kind
+    shutil.copytree(DEMO, directory)
+    BROKEN[kind].make(directory)
+    return directory

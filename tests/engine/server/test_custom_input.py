@@ -1,0 +1,59 @@
+"""A custom tool's text comes out of the model's JSON whole, however that is split and written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from engine.server.responses.custom_input import CustomInput
+
+PATCH = "*** Begin Patch\n*** Update File: a.py\n-x = \"é\\n\"\n+x = '🙂'\t\u2028\n*** End Patch\n"
+
+
+def read(raw: str, size: int) -> tuple[str, str]:
+    """What is told in pieces of `size` characters, and the whole."""
+    reader = CustomInput()
+    told = "".join(reader.feed(raw[at : at + size]) for at in range(0, len(raw), size))
+    return told + reader.finish(), reader.text
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1000])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_the_text_is_the_same_however_it_comes(size: int, ascii_only: bool) -> None:
+    raw = json.dumps({"input": PATCH}, ensure_ascii=ascii_only)
+    assert read(raw, size) == (PATCH, PATCH)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ('{ "input" :\n "a" }', "a"),
+        ('"bare"', "bare"),
+        ('{"patch": "a"}', "a"),
+        ('{"a": "b", "c": "d"}', '{"a": "b", "c": "d"}'),
+        ("no JSON", "no JSON"),
+        ("{}", ""),
+        ("", ""),
+        ('{"input": "cut o', "cut o"),
+        ('{"input": "cut \\u00', "cut "),
+        ('{"input": "lone \\ud83d end"}', "lone \ufffd end"),
+        ('{"input": "odd \\q"}', "odd \\q"),
+        ('{"input": "a", "more": "b"}', "a"),
+        ("[1]", "[1]"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_what_is_written_otherwise_is_the_text_too(raw: str, text: str, size: int) -> None:
+    assert read(raw, size) == (text, text)
+
+
+def test_it_is_told_as_it_comes() -> None:
+    reader = CustomInput()
+    assert [reader.feed(piece) for piece in ('{"inp', 'ut": "a', "b\\", 'nc"', "}")] == [
+        "",
+        "a",
+        "b",
+        "\nc",
+        "",
+    ]

@@ -1,0 +1,83 @@
+"""What can't be run is told from the checkpoint's files in no time, with what can run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.early_check import check_checkpoint
+from engine.errors import CheckpointError, UnsupportedModel
+from engine.model_path import resolve_model
+from engine.models.architectures import GENERATING
+from engine.models.registry import ARCHITECTURES
+from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
+
+
+def test_the_list_that_needs_no_torch_is_the_registrys() -> None:
+    assert set(ARCHITECTURES) == GENERATING
+
+
+def test_what_runs_passes() -> None:
+    check_checkpoint(EngineConfig(model=DEMO))
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_can_not_be_run_is_refused_with_what_can_run_it(kind: str, tmp_path: Path) -> None:
+    directory = make_broken(kind, tmp_path)
+    with pytest.raises(UnsupportedModel) as caught:
+        check_checkpoint(EngineConfig(model=directory))
+    message = caught.value.message
+    assert BROKEN[kind].says in message
+    assert BROKEN[kind].helps in message
+    assert len(message.splitlines()) == 1
+
+
+def test_flags_may_mend_what_the_checkpoint_lacks(tmp_path: Path) -> None:
+    directory = make_broken("no-tokenizer", tmp_path)
+    changed(architectures=None)(directory)
+    overrides = {"architectures": ["Qwen3ForCausalLM"]}
+    config = EngineConfig(model=directory, hf_overrides=overrides)
+    check_checkpoint(config, tokenizer=DEMO)
+
+
+def test_a_file_of_gguf_is_no_directory_but_told(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedModel, match=r"llama\.cpp"):
+        resolve_model(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gguf", "missing-shard"])
+def test_the_process_ends_at_once_and_without_torch(kind: str, tmp_path: Path) -> None:
+    directory = make_broken(kind, tmp_path)
+    words = [sys.executable, "-X", "importtime", "-m", "engine", "--port", "0", str(directory)]
+    started = time.perf_counter()
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 65
+    assert "torch" not in ended.stderr.replace(str(directory), "")
+    *_, last = (line for line in ended.stderr.splitlines() if not line.startswith("import time:"))
+    assert "unsupported model: " in last
+    assert BROKEN[kind].says in last
+    assert time.perf_counter() - started < 5  # it takes 0.3 s; torch alone would take more than a second
+
+
+def test_the_index_is_believed_over_names(tmp_path: Path) -> None:
+    directory = make_broken("missing-shard", tmp_path)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_checkpoint(EngineConfig(model=directory))
+
+
+def test_what_can_not_be_read_is_told(tmp_path: Path) -> None:
+    config = EngineConfig(model=DEMO)
+    with pytest.raises(CheckpointError, match="gone can't be read: No such file"):
+        check_checkpoint(config, tokenizer=tmp_path / "gone")
+    directory = make_broken("cut-short", tmp_path)
+    (directory / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json can't be read"):
+        check_checkpoint(EngineConfig(model=directory))

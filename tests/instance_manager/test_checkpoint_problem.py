@@ -1,0 +1,101 @@
+"""What the engine would say of a checkpoint, the manager knows before a start: in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.early_check import check_checkpoint
+from engine.errors import EngineError
+from engine.models.architectures import GENERATING
+from engine.pooling import plan
+from instance_manager import checkpoint_problem
+from instance_manager.checkpoint import Checkpoint
+from instance_manager.checkpoint_problem import problem_of
+from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
+
+
+def said_by_engine(directory: Path, params: dict[str, Any]) -> str | None:
+    flags = {key: value for key, value in params.items() if key != "tokenizer"}
+    try:
+        check_checkpoint(EngineConfig(model=directory, **flags), params.get("tokenizer"))
+    except EngineError as error:
+        return error.message.replace(f"{directory}/", "").replace(str(directory), "it")
+    return None
+
+
+def test_both_know_the_same_architectures() -> None:
+    assert checkpoint_problem.GENERATING == GENERATING
+    assert checkpoint_problem.ENCODERS == plan.ENCODERS
+    assert checkpoint_problem.DECODERS == plan.DECODERS
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_both_say_the_same_of_a_checkpoint_that_can_not_be_run(kind: str, tmp_path: Path) -> None:
+    directory = make_broken(kind, tmp_path)
+    told = problem_of(directory, {})
+    if BROKEN[kind].by_engine_alone:
+        assert told is None
+    else:
+        assert told == said_by_engine(directory, {}) is not None
+
+
+@pytest.mark.parametrize(
+    "architecture", sorted(plan.ENCODERS | plan.DECODERS | {"MambaModel", "GPT2LMHeadModel"})
+)
+@pytest.mark.parametrize("params", [{}, {"runner": "pooling"}, {"convert": "embed"}, {"runner": "generate"}])
+def test_nothing_is_said_against_what_the_engine_takes(
+    architecture: str, params: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=[architecture])(directory)
+    told = problem_of(directory, params)
+    if told is not None:
+        assert told == said_by_engine(directory, params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"tokenizer": DEMO},
+        {"tokenizer": DEMO, "hf_overrides": {"architectures": ["LlamaForCausalLM"]}},
+        {"hf_overrides": {"architectures": ["Qwen2ForCausalLM"]}},
+    ],
+)
+def test_flags_count_for_both(params: dict[str, Any], tmp_path: Path) -> None:
+    directory = make_broken("no-tokenizer", tmp_path)
+    assert problem_of(directory, params) == said_by_engine(directory, params)
+
+
+def test_what_runs_has_none(tmp_path: Path) -> None:
+    assert problem_of(DEMO, {}) is None
+    assert problem_of(tmp_path / "gone", {}) is None
+
+
+def test_a_file_of_gguf_has_one(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert "llama.cpp" in (problem_of(tmp_path / "m.gguf", {}) or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_known"),
+    [("qwen2", True), ("awq", True), ("no-weights", False), ("no-tokenizer", False), ("nothing", False)],
+)
+def test_what_the_engine_will_download_is_not_missed(kind: str, is_known: bool, tmp_path: Path) -> None:
+    """A snapshot of the hub's cache may hold no more than somebody has looked at so far."""
+    found = problem_of(make_broken(kind, tmp_path), {}, may_download=True)
+    assert (found is not None) == is_known
+
+
+def test_a_hub_id_is_looked_at_in_the_cache_as_far_as_it_is_there(tmp_path: Path) -> None:
+    snapshots = tmp_path / "models--o--n" / "snapshots"
+    snapshot = make_broken("no-weights", snapshots)
+    (tmp_path / "models--o--n" / "refs").mkdir()
+    (tmp_path / "models--o--n" / "refs" / "main").write_text(snapshot.name)
+    checkpoint = Checkpoint("o/n", {}, {"HF_HUB_CACHE": str(tmp_path)})
+    assert checkpoint.problem is None
+    changed(architectures=["Qwen2ForCausalLM"])(snapshot)
+    assert "'Qwen2ForCausalLM'" in (checkpoint.problem or "")
