@@ -19,7 +19,7 @@ from api.elsewhere import Detours, ModelElsewhere
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
-from api.keys import may_use, model_refusal
+from api.keys import is_admin, may_use, model_refusal
 from api.leases import Again, ClientGone, Prepare
 from api.model_leases import Asked, ModelLeases, affinity_of
 from api.named_model import UnclearModel, has_one_model, model_in_query
@@ -95,7 +95,7 @@ class Gateway:
             await self._refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
-            await self._refuse(scope, send, error_for(error), started)
+            await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
         detour = asked.model.detour if isinstance(asked.model, ModelElsewhere) else None
         own = ModelLeases(self._fleet, asked)

@@ -19,6 +19,7 @@ from api.elsewhere import Detour, Detours
 from api.errors import error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
+from api.keys import is_admin
 from api.known_head import memo_of
 from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
 from api.log_paths import loggable
@@ -258,7 +259,7 @@ class DataPlane:
             if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
                 self._sleep.look_at_sleep(call.lease.instance_id)
         except (ManagerError, UpstreamError) as exc:
-            error = error_for(exc)
+            error = error_for(exc, is_admin=is_admin(call.scope))
             status = error.status
             if isinstance(exc, UpstreamError):
                 _log_failure(call, exc)

@@ -24,6 +24,7 @@ from api.headers import (
     sane_request_id,
     without_key,
 )
+from api.keys import is_admin
 from api.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
 from api.upstream import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from instance_manager.errors import ManagerError
@@ -74,7 +75,7 @@ async def forward_websocket(
     except ClientGone:
         status = CLIENT_GONE
     except (ManagerError, UpstreamError) as exc:
-        error = error_for(exc)
+        error = error_for(exc, is_admin=is_admin(scope))
         status = error.status
         if isinstance(exc, UpstreamError):
             logger.warning("instance %s, websocket %s: %s", instance_id, request_id.decode(), exc.message)

@@ -228,10 +228,12 @@ class Fleet:
             raise unsupported(model.name, problem)
         wait_s = model.retry_at - self._clock()
         if isinstance(model.error, UnsupportedModel) and wait_s > 0:
-            raise UnsupportedModel(str(model.error), param="model")
+            raise UnsupportedModel(str(model.error), param="model", public=model.error.public)
         if model.error is not None and wait_s > 0:
-            message = f"{model.error}; the next start is tried in {wait_s:.0f} s at the soonest"
-            raise InstanceFailedToStart(message, retry_after_s=wait_s)
+            next_try = f"; the next start is tried in {wait_s:.0f} s at the soonest"
+            raise InstanceFailedToStart(
+                str(model.error) + next_try, retry_after_s=wait_s, public=model.error.public + next_try
+            )
 
     # The tasks.
 
@@ -319,8 +321,9 @@ class Fleet:
             return
         for model in [one for one in self._models.values() if event.instance_id in one.replicas]:
             if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
-                reason = event.data["reason"]
-                model.died(InstanceFailedToStart(f"model {model.name!r} died while it ran: {reason}"))
+                what = f"model {model.name!r} died while it ran"
+                public = f"{what}; an admin reads the reason in GET /instances/{event.instance_id}"
+                model.died(InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public))
             elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
                 model.clear_failure()  # a replica that had failed was stopped by request
             self._forget_unused(model)
