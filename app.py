@@ -34,10 +34,12 @@ from api.elsewhere import Detours
 from api.engine_routes import RequestRoutes
 from api.gateway import UNVERSIONED, Gateway
 from api.guarded_http import GuardedHttpProtocol
+from api.guarded_ws import GuardedWebSocket
 from api.key_book import KeyBook, Keys
 from api.keys import Access, ApiKey
 from api.listening import bind
 from api.metrics import MetricsPage
+from api.pace import PaceRules
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
 from api.proxy import DataPlane
@@ -107,7 +109,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     detours = Detours(
         manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
     )
-    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager)
+    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=_pace(settings))
 
     def let_go(event: Event) -> None:
         if event.type == "instance.deleted":
@@ -151,6 +153,10 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
         request_routes=RequestRoutes(settings.request_paths),
     )
     return Cors(access, origins) if origins else access, manager, pulls
+
+
+def _pace(settings: Settings) -> PaceRules:
+    return PaceRules(settings.client_timeout, settings.client_min_rate)
 
 
 def _origins(settings: Settings) -> Origins | None:
@@ -427,7 +433,7 @@ def create_server(
         http=cast(
             type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits, origins=_origins(settings))
         ),
-        ws="websockets-sansio",
+        ws=GuardedWebSocket,
         access_log=False,
         proxy_headers=False,  # who is in front of us is told by the peer's address alone
         server_header=False,

@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from api import http_1_0
 from api.asgi import App, RawHeaders, Scope
+from api.descriptors import unsent_in_kernel
 from api.known_head import MEMO, KnownHead, learn
 from api.response_channel import EXTENSION, DirectApp
 from api.upgrades import parser_after
@@ -265,6 +266,12 @@ class _ShortRequest:
         else:
             self._protocol.transport.close()
 
+    def num_unsent(self) -> int:
+        return self._channel.num_unsent() if self._channel is not None else 0
+
+    def cut(self) -> None:
+        self._protocol.transport.abort()
+
 
 class _CycleChannel:
     """The ResponseChannel of one request."""
@@ -304,6 +311,16 @@ class _CycleChannel:
     def abort(self) -> None:
         self.cycle.disconnected = True  # what uvicorn asks before it complains of a missing end
         self.cycle.transport.close()
+
+    def num_unsent(self) -> int:
+        cycle = self.cycle
+        if not cycle.flow.write_paused:
+            return 0
+        return cycle.transport.get_write_buffer_size() + unsent_in_kernel(cycle.transport)
+
+    def cut(self) -> None:
+        self.cycle.disconnected = True
+        self.cycle.transport.abort()
 
 
 def _whole(

@@ -23,7 +23,8 @@ from api.keys import is_admin
 from api.known_head import memo_of
 from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
 from api.log_paths import loggable
-from api.response_channel import HandOver, ResponseChannel, channel_of, without_channel
+from api.pace import Pace, PaceRules
+from api.response_channel import HandOver, ResponseChannel, channel_of, client_of, without_channel
 from api.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
@@ -47,11 +48,13 @@ class DataPlane:
         *,
         detours: Detours | None = None,
         sleep: SleepNotices | None = None,
+        pace: PaceRules | None = None,
     ) -> None:
         self._leases = leases
         self._sleep = sleep  # is told of engines that were put to sleep by their own routes
         self._metrics = metrics
         self._detours = detours  # to instances of other Berths
+        self._pace = pace or PaceRules()  # of clients for whose place others wait
         self._patience = Patience()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
@@ -62,7 +65,9 @@ class DataPlane:
             target = detour.target
         if scope["type"] == "websocket":
             leases, more = (detour, detour.headers) if detour is not None else (self._leases, ())
-            await forward_websocket(leases, self._metrics, scope, receive, send, instance_id, target, more)
+            await forward_websocket(
+                leases, self._metrics, scope, receive, send, instance_id, target, more, self._pace.stall_s
+            )
         elif self._sleep is not None and detour is None and is_sleep_route(target):
             await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
         else:
@@ -215,6 +220,7 @@ class DataPlane:
         prepare: Prepare | None = None,
     ) -> int:
         """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
+        client = channel or client_of(call.scope)
         while True:
             try:
                 if begun is None:
@@ -222,7 +228,8 @@ class DataPlane:
                     if prepare is not None:
                         receive = await prepare(begun[1], call.request, receive)
                 (pool, lease, sent), begun = begun, None
-                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel)
+                pace = Pace(self._pace, lease, client)
+                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel, pace)
                 return await exchange.run(sent)
             except (UpstreamRefused, UpstreamBroken) as error:
                 is_answered = isinstance(error, UpstreamBroken) and error.response_begun

@@ -230,6 +230,12 @@ class _WatchedChannel:
     def abort(self) -> None:
         self._channel.abort()
 
+    def num_unsent(self) -> int:
+        return self._channel.num_unsent()
+
+    def cut(self) -> None:
+        self._channel.cut()
+
 
 def _nothing() -> None:
     pass

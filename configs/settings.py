@@ -195,6 +195,16 @@ class Settings(BaseSettings):
         description="Fields of requests that the embedded engine doesn't know: warned of, or refused",
     )
     max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
+    client_timeout: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds within which a client that reads or sends less than `CLIENT_MIN_RATE` is cut "
+        "off, where others wait for its place; 0: never",
+    )
+    client_min_rate: int = Field(
+        1024, ge=0, description="Bytes a second that a client has to read or send then, where it is behind"
+    )
     max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
     max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
 

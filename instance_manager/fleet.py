@@ -341,6 +341,7 @@ class Fleet:
             if model.profile is not None and instance.spec.profile is not None:
                 instance.other_names = model.profile.other_names
         instance.gate.on_room = partial(self._on_room, instance)
+        instance.gate.is_sought = partial(self._is_sought, instance)
 
     def _belongs_to(self, instance: Instance, model: Model) -> bool:
         """Another model that was given a catalog's name by hand is reached by its id and its other names."""
@@ -363,6 +364,10 @@ class Fleet:
             if one.spec.profile is not None and one.other_names != names:
                 one.other_names = names
                 one.updated({"names": list(one.names)})
+
+    def _is_sought(self, instance: Instance) -> bool:
+        """Whether somebody waits for a model that it serves."""
+        return any(model.queue for model in self._models.values() if instance.instance_id in model.replicas)
 
     def _on_room(self, instance: Instance) -> None:
         """With each request's end: so the usual case, that nobody waits, has to cost nothing."""

@@ -22,6 +22,7 @@ class AsleepLease:
     endpoint: Endpoint
     instance_id: str
     model_name: str
+    is_wanted: bool = False
 
     def release(self) -> None:
         """There is nothing to give back."""
