@@ -28,6 +28,9 @@ from api.response_channel import DirectApp, HandOver, ResponseChannel
 
 _ENGINES = RequestRoutes()
 
+_FETCH_SITE = b"sec-fetch-site"  # where a browser's request comes from, as no page can forge it
+_OWN_PAGES = (b"", b"same-origin", b"none")  # no browser, a page of Berth's, or what somebody has typed
+
 
 class AccessControl:
     """An ASGI application that lets through what its caller may do and answers the rest."""
@@ -95,20 +98,30 @@ class AccessControl:
             return None
         if caller_of(scope).access >= required:
             return None  # the short way has looked already
-        headers: RawHeaders = scope["headers"]
         ring = self._book.ring
         keys = [] if ring.is_empty else _keys_in(scope)
         caller = max(map(ring.find, keys), key=lambda one: one.access, default=NOBODY)
-        if caller.access < required and not ring.has_admin and is_local(scope.get("client"), headers):
+        if caller.access < required and not ring.has_admin and self._is_local(scope):
             caller = LOCAL
         elif self._is_allowed_page(scope):
             caller = PAGE
         if caller.access < required:
-            return self._explain(caller.access, bool(keys))
+            return self._explain(scope, caller.access, bool(keys))
         refusal = self._over_limits(scope, caller)
         if refusal is None:
             let_in(scope, caller)
         return refusal
+
+    def _is_local(self, scope: Scope) -> bool:
+        """Whether somebody on this machine asks, be it by a link on a page of another origin."""
+        headers: RawHeaders = scope["headers"]
+        if _is_link(headers) and scope.get("method") == "GET" and not self._is_forwarded(raw_path(scope)):
+            headers = [pair for pair in headers if pair[0] != _FETCH_SITE]
+        return is_local(scope.get("client"), headers)
+
+    def _is_forwarded(self, path: bytes) -> bool:
+        """Whether a path leads to engines, which a link could start or wake, or make do something."""
+        return path.startswith((b"/proxy/", b"/v1/")) or path in self._inference_paths
 
     def _is_allowed_page(self, scope: Scope) -> bool:
         """Whether a browser on this machine asks for a page that the settings name, where there are no keys.
@@ -117,7 +130,8 @@ class AccessControl:
         """
         if self._origins is None or not self._book.ring.is_empty:
             return False
-        allow, headers = self._origins.allow, scope["headers"]
+        allow = self._origins.allow
+        headers: RawHeaders = [pair for pair in scope["headers"] if pair[0] != _FETCH_SITE]
         rest = [pair for pair in headers if pair[0] != b"origin" or not allow(pair[1])]
         return len(rest) < len(headers) and is_local(scope.get("client"), rest)
 
@@ -132,7 +146,7 @@ class AccessControl:
             return too_often(wait_s)
         return None
 
-    def _explain(self, granted: Access, has_key: bool) -> ApiError:
+    def _explain(self, scope: Scope, granted: Access, has_key: bool) -> ApiError:
         if granted is Access.INFERENCE and self._book.ring.is_empty:
             message = "pages of other origins may send requests to engines, nothing else; set ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")
@@ -142,6 +156,12 @@ class AccessControl:
                 "or name the engine's route in REQUEST_PATHS"
             )
             return api_error(403, message, "permission_error", code="admin_key_required")
+        if self._book.ring.is_empty and find_header(scope["headers"], _FETCH_SITE) not in _OWN_PAGES:
+            message = (
+                "a web page of another origin asks; without API keys Berth answers only pages that "
+                "ALLOWED_ORIGINS names, by requests that tell their Origin"
+            )
+            return api_error(403, message, "permission_error", code="other_origin")
         if self._book.ring.is_empty:
             message = (
                 "without API keys Berth answers only callers on its own machine that name it localhost; "
@@ -180,8 +200,9 @@ def required_access(
 def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:
     """Whether a request comes from this machine, and not on behalf of somebody else.
 
-    A page that a browser has loaded from elsewhere is somebody else: it shows in `Origin`, or, where its
-    name was made to point at us, in `Host`. So is whoever a reverse proxy stands in for.
+    A page that a browser has loaded from elsewhere is somebody else: it shows in `Sec-Fetch-Site`, in
+    `Origin`, or, where its name was made to point at us, in `Host`. So is whoever a reverse proxy stands
+    in for.
     """
     if client is None or not _is_loopback(client[0]):
         return False
@@ -192,7 +213,15 @@ def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:
             return False
         if name == b"origin" and not _names_loopback(value):
             return False
+        if name == _FETCH_SITE and value not in _OWN_PAGES:
+            return False  # an image, say, has no `Origin`
     return True
+
+
+def _is_link(headers: RawHeaders) -> bool:
+    """Whether somebody follows a link to a page of Berth's: whoever made it sees nothing of the page."""
+    given = dict(headers)
+    return given.get(b"sec-fetch-mode") == b"navigate" and given.get(b"sec-fetch-dest") == b"document"
 
 
 @lru_cache(maxsize=256)

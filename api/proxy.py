@@ -16,6 +16,7 @@ from api.dialects import send_error
 from api.direct import DirectExchange, Patience
 from api.dispatch import raw_path
 from api.elsewhere import Detour, Detours
+from api.engine_routes import READING
 from api.errors import error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
@@ -70,6 +71,9 @@ class DataPlane:
             )
         elif self._sleep is not None and detour is None and is_sleep_route(target):
             await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
+        elif self._sleep is not None and detour is None and scope["method"] in READING:
+            leases = SleepLeases(self._sleep, self._leases)  # to be read is no reason to wake
+            await self.forward(scope, receive, send, instance_id, target, leases=leases)
         else:
             await self.forward(scope, receive, send, instance_id, target, leases=detour)
 
@@ -145,6 +149,8 @@ class DataPlane:
             if memo is not None:
                 memo["asked_for"] = instance_id, target
         try:
+            if scope["method"] in READING and self._sleep and self._sleep.lease_asleep(instance_id):
+                return False
             lease = self._leases.try_lease(instance_id)
         except ManagerError:
             return False

@@ -11,6 +11,7 @@ import pytest
 
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.auth import AccessControl, is_local, required_access
+from api.cors import Origins
 from api.engine_routes import RequestRoutes
 from api.key_book import Keys
 from api.keys import Access
@@ -43,6 +44,7 @@ async def ask(
     method: str = "POST",
     more: tuple[str, ...] = (),
     subprotocols: tuple[str, ...] = (),
+    origins: Origins | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Status and body of the answer; 200 and {} where the request got through."""
 
@@ -59,7 +61,9 @@ async def ask(
         scope["method"] = method
     else:
         scope["subprotocols"] = list(subprotocols)
-    await AccessControl(Yes(), keys, request_routes=RequestRoutes(more))(scope, receive, send)
+    await AccessControl(Yes(), keys, request_routes=RequestRoutes(more), origins=origins)(
+        scope, receive, send
+    )
     return sent[0].get("status", sent[0].get("code")), json.loads(sent[-1].get("body", b"{}") or b"{}")
 
 
@@ -185,6 +189,11 @@ async def test_a_401_says_how_a_key_is_sent() -> None:
         (("127.0.0.1", 1), [HOST, (b"origin", b"null")], False),
         (("127.0.0.1", 1), [HOST, (b"origin", b"http://localhost:3000")], True),
         (("127.0.0.1", 1), [HOST, (b"x-forwarded-for", b"127.0.0.1")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"cross-site")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"same-site")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"SAME-ORIGIN")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"same-origin")], True),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"none")], True),
         (("127.0.0.1", 1), [HOST, (b"forwarded", b"for=192.0.2.1")], False),
         (("127.0.0.1", 1), [(b"host", b"[::1")], False),
         (REMOTE, [HOST], False),
@@ -193,6 +202,57 @@ async def test_a_401_says_how_a_key_is_sent() -> None:
 )
 def test_who_counts_as_local(client: tuple[str, int] | None, headers: RawHeaders, local: bool) -> None:
     assert is_local(client, headers) is local
+
+
+def fetched(site: str, mode: str, dest: str, origin: str = "") -> RawHeaders:
+    """What a browser adds."""
+    headers = [(b"sec-fetch-site", site), (b"sec-fetch-mode", mode), (b"sec-fetch-dest", dest)]
+    return [(name, value.encode()) for name, value in [*headers, (b"origin", origin)] if value]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_without_keys_a_page_elsewhere_gets_nothing_through_an_image_a_frame_or_a_fetch(
+    site: str,
+) -> None:
+    for mode, dest, method in [
+        ("no-cors", "image", "GET"),
+        ("no-cors", "script", "GET"),
+        ("navigate", "iframe", "GET"),
+        ("navigate", "document", "POST"),
+        ("cors", "empty", "GET"),
+        ("no-cors", "empty", "POST"),
+    ]:
+        for path in ("/v1/completions", "/proxy/a/v1/models", "/instances", "/docs", "/generate"):
+            status, body = await ask(Keys(), path, headers=fetched(site, mode, dest), method=method)
+            assert (status, body["error"]["code"]) == (403, "other_origin"), (mode, dest, path)
+            assert "ALLOWED_ORIGINS" in body["error"]["message"]
+
+
+async def test_a_link_leads_to_pages_and_to_no_engine() -> None:
+    link = fetched("cross-site", "navigate", "document")
+    assert (await ask(Keys(), "/docs", headers=link, method="GET"))[0] == 200
+    assert (await ask(Keys(), "/", headers=link, method="GET"))[0] == 200
+    for path in ("/v1/completions", "/v1/models", "/proxy/a/v1/models"):
+        assert (await ask(Keys(), path, headers=link, method="GET"))[0] == 403
+
+
+async def test_a_page_that_is_named_sends_requests_where_it_tells_its_origin() -> None:
+    origins = Origins(("https://a.example",))
+    page = fetched("cross-site", "cors", "empty", "https://a.example")
+    other = fetched("cross-site", "cors", "empty", "https://b.example")
+    image = fetched("cross-site", "no-cors", "image")
+    for headers, path, expected in [
+        (page, "/v1/chat/completions", 200),
+        (page, "/instances", 403),
+        (other, "/v1/chat/completions", 403),
+        (image, "/v1/chat/completions", 403),
+    ]:
+        assert (await ask(Keys(), path, headers=headers, origins=origins))[0] == expected, (headers, path)
+
+
+async def test_a_page_with_a_key_needs_nothing_else() -> None:
+    headers = [*fetched("cross-site", "cors", "empty", "https://a.example"), *bearer("user-key")]
+    assert (await ask(BOTH, "/v1/chat/completions", headers=headers))[0] == 200
 
 
 def test_paths_that_look_like_another_one_do_not_open_it() -> None:
