@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from api.asgi import Receive
@@ -19,6 +21,8 @@ from instance_manager.types import InstanceState
 
 _NOTICE_S = 5.0  # within which the end of an engine is noticed
 _AFFINITY_CHARS = 512
+_MAX_AFFINITY_FIELDS = 8
+_MAX_AFFINITY_NUMBER = 2**63
 
 
 @dataclass(slots=True)
@@ -94,6 +98,19 @@ def affinity_of(model: Model, body: dict[str, Any]) -> bytes:
     if len(model.replicas) < 2:
         return b""
     prompt = body.get("messages") or body.get("prompt") or body.get("input")
-    if isinstance(prompt, list):
-        prompt = prompt[:2]
-    return str(prompt)[:_AFFINITY_CHARS].encode("utf-8", "replace") if prompt else b""
+    return "".join(_beginning(prompt))[:_AFFINITY_CHARS].encode("utf-8", "replace") if prompt else b""
+
+
+def _beginning(value: Any, depth: int = 4) -> Iterator[str]:
+    """The beginnings of the texts in there, of the first two of each list: never more than a few of them."""
+    if isinstance(value, str):
+        yield value[:_AFFINITY_CHARS]
+    elif isinstance(value, list) and depth:
+        first = value[: _AFFINITY_CHARS if value and isinstance(value[0], int) else 2]
+        for one in first:
+            yield from _beginning(one, depth - 1)
+    elif isinstance(value, dict) and depth:
+        for one in islice(value.values(), _MAX_AFFINITY_FIELDS):
+            yield from _beginning(one, depth - 1)
+    elif isinstance(value, int | float) and abs(value) < _MAX_AFFINITY_NUMBER:
+        yield f"{value},"

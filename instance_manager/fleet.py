@@ -44,6 +44,8 @@ from instance_manager.types import Event, FailureClass, InstanceState
 logger = logging.getLogger("berth.fleet")
 
 _ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
+_MAX_SHOWN = 200  # characters of a name in a message
+_MAX_ALIKE_CHARS, _MAX_ALIKE_OF = 100, 500  # of a name, of names: then those alike are found in milliseconds
 _SAMPLE_INTERVAL_S = 1.0  # between looks at how loaded models are
 _MEASURE_EVERY = 5  # looks, one measurement of memory, unless little of it is left
 
@@ -115,11 +117,18 @@ class Fleet:
         """By name or alias. Raises ModelNotFound, which names what is alike: that takes its time."""
         model = self.known(name)
         if model is None:
-            known = [*(model.name for model in self.models), *self._names]
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            close = self._names_like(name)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "GET /v1/models lists all"
-            raise ModelNotFound(f"there is no model {name!r}; {hint}", param="model")
+            shown = repr(name[:_MAX_SHOWN]) + ("…" if len(name) > _MAX_SHOWN else "")
+            raise ModelNotFound(f"there is no model {shown}; {hint}", param="model")
         return model
+
+    def _names_like(self, name: str) -> list[str]:
+        """Names that one may have meant; none where it would take long to find them."""
+        known = [*(model.name for model in self.models), *self._names]
+        if len(name) > _MAX_ALIKE_CHARS or len(known) > _MAX_ALIKE_OF:
+            return []
+        return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
     def protocol_of(self, name: str) -> str | None:
         """The protocol adapter that the model's profile names."""
