@@ -65,8 +65,6 @@ def check_outside_of_texts(body: bytes) -> None:
 
 def _check(num_containers: int, max_containers: int, num_commas: int, max_commas: int) -> None:
     if num_containers > max_containers:
-        raise TooManyParts(
-            f"the body has more than {max_containers} arrays and objects, as many as are taken"
-        )
+        raise TooManyParts(f"the body has more than {max_containers} arrays and objects; so many are taken")
     if num_commas > max_commas:
-        raise TooManyParts(f"the body has more than {max_commas} commas between values, as many as are taken")
+        raise TooManyParts(f"the body has more than {max_commas} commas between values; so many are taken")

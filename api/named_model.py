@@ -89,9 +89,8 @@ def model_in_fields(text: bytes) -> str | None:
 
 def _checked(name: str | None) -> str | None:
     """A name of a length that names have. Raises UnclearModel."""
-    if name is not None and (
-        len(name) > MAX_NAME_BYTES or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
-    ):
+    # The characters first: what is far too long need not become bytes.
+    if name and max(len(name), len(name[:MAX_NAME_BYTES].encode("utf-8", "replace"))) > MAX_NAME_BYTES:
         raise UnclearModel(f"may have {MAX_NAME_BYTES} bytes at most")
     return name
 

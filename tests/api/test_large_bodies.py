@@ -100,7 +100,7 @@ ATTACKS: dict[str, tuple[dict[str, str], bytes, int, str]] = {
     "a model that is a list": (JSON, b'{"model":[' + b"[]," * 90_000 + b"[]]}", 400, "an array"),
     "60 MB of lists": (JSON, b"[" + b"[]," * 20_000_000 + b"[]]", 400, "arrays and objects"),
     "99 MB of lists": (JSON, b"[" + b"[]," * 33_000_000 + b"[]]", 413, "64 MiB"),
-    "objects": (JSON, b'{"model":"fake","messages":[' + b'{"a":1},' * 1_000_000 + b"1]}", 400, "arrays and objects"),
+    "objects": (JSON, b'{"model":"fake","messages":[' + b'{"a":1},' * 1_000_000 + b"1]}", 400, "objects"),
     "numbers": (JSON, b'{"model":"fake","prompt":[' + b"1," * 5_000_000 + b"1]}", 400, "commas"),
     "deep": (JSON, b'{"model":"fake","prompt":' + b"[" * 99_000 + b"]" * 99_000 + b"}", 400, "JSON"),
     "two names": (JSON, b'{"model":"' + b"x" * 9_000_000 + b'","model":"y"}', 400, "more than once"),
