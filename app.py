@@ -24,18 +24,22 @@ from api import garbage, usage_report
 from api.asgi import App, Scope
 from api.auth import AccessControl
 from api.catalog import ModelFiles
+from api.connection_limits import ConnectionLimits
 from api.content_coding import DecodingApp
 from api.control import create_control_app
 from api.cors import Cors, Origins
 from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
+from api.engine_routes import RequestRoutes
 from api.gateway import UNVERSIONED, Gateway
-from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+from api.guarded_http import GuardedHttpProtocol
+from api.guarded_ws import GuardedWebSocket
 from api.key_book import KeyBook, Keys
 from api.keys import Access, ApiKey
 from api.listening import bind
 from api.metrics import MetricsPage
+from api.pace import PaceRules
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
 from api.proxy import DataPlane
@@ -107,7 +111,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     detours = Detours(
         manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
     )
-    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager)
+    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=_pace(settings))
 
     def let_go(event: Event) -> None:
         if event.type == "instance.deleted":
@@ -148,8 +152,13 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
         origins=(origins := _origins(settings)),
+        request_routes=RequestRoutes(settings.request_paths),
     )
     return Cors(access, origins) if origins else access, manager, pulls
+
+
+def _pace(settings: Settings) -> PaceRules:
+    return PaceRules(settings.client_timeout, settings.client_min_rate)
 
 
 def _origins(settings: Settings) -> Origins | None:
@@ -438,7 +447,7 @@ def create_server(
         http=cast(
             type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits, origins=_origins(settings))
         ),
-        ws="websockets-sansio",
+        ws=GuardedWebSocket,
         access_log=False,
         proxy_headers=False,  # who is in front of us is told by the peer's address alone
         server_header=False,

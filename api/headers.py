@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from api.asgi import RawHeaders
@@ -37,6 +37,9 @@ TENANT = b"x-berth-tenant"
 
 # Where clients put their key: OpenAI's, Anthropic's, Azure's. It is for Berth; the engine gets its own.
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+
+# Or, where a browser can set no header: among the subprotocols that a WebSocket's handshake offers.
+_KEY_PROTOCOL = "openai-insecure-api-key."
 
 # Headers of a request that are read, replaced or dropped; all others are copied as they are.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
@@ -232,6 +235,21 @@ def handshake_headers(headers: RawHeaders) -> RawHeaders:
 def handshake_response_headers(headers: RawHeaders) -> RawHeaders:
     """What of an engine's answer to a handshake goes back to the client."""
     return [pair for pair in without_nominated(headers) if pair[0] not in _HANDSHAKE_RESPONSE]
+
+
+def key_in_subprotocols(subprotocols: Iterable[str]) -> bytes:
+    """The key that stands among them, or nothing."""
+    found = (name for name in subprotocols if _is_key_protocol(name))
+    return next(found, "")[len(_KEY_PROTOCOL) :].encode("latin-1", "replace")
+
+
+def without_key(subprotocols: Iterable[str]) -> list[str]:
+    """Those that are subprotocols."""
+    return [name for name in subprotocols if not _is_key_protocol(name)]
+
+
+def _is_key_protocol(name: str) -> bool:
+    return name.lower().startswith(_KEY_PROTOCOL)
 
 
 def find_header(headers: RawHeaders, wanted: bytes) -> bytes:

@@ -125,7 +125,7 @@ async def sleep_instance(instance_id: str, manager: Manager, level: SleepLevel =
 async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     instance = await manager.wake(instance_id)
     if instance.failure is not None:
-        raise start_error(f"instance {instance_id!r}", instance.failure)
+        raise start_error(f"instance {instance_id!r}", instance.failure, instance_id)
     return instance.record()
 
 
@@ -134,7 +134,7 @@ async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dic
     if wait_s > 0:
         instance = await manager.wait_ready(instance.instance_id, wait_s)
         if instance.failure is not None:
-            raise start_error(f"instance {instance.instance_id!r}", instance.failure)
+            raise start_error(f"instance {instance.instance_id!r}", instance.failure, instance.instance_id)
     return instance.record()
 
 

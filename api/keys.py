@@ -145,6 +145,11 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
+def is_admin(scope: Scope) -> bool:
+    """Whether the caller may read engines' logs."""
+    return caller_of(scope).access is Access.ADMIN
+
+
 def is_limited_to_models(scope: Scope) -> bool:
     """Whether the caller's key has a list of models."""
     return caller_of(scope).models is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from api.asgi import Receive, Scope
@@ -20,6 +22,8 @@ from instance_manager.types import InstanceState
 
 _NOTICE_S = 5.0  # within which the end of an engine is noticed
 _AFFINITY_CHARS, _SALT_CHARS = 512, 64
+_MAX_AFFINITY_FIELDS = 8
+_MAX_AFFINITY_NUMBER = 2**63
 
 
 @dataclass(slots=True)
@@ -98,10 +102,23 @@ def affinity_of(model: Model, body: dict[str, Any], scope: Scope) -> bytes:
     if len(model.replicas) < 2:
         return b""
     prompt = body.get("messages") or body.get("prompt") or body.get("input")
-    if isinstance(prompt, list):
-        prompt = prompt[:2]
     if not prompt:
         return b""
     salt = body.get("cache_salt")
     whose = f"{caller_of(scope).cache_owner}:{salt[:_SALT_CHARS] if isinstance(salt, str) else ''}:"
-    return (whose + str(prompt)[:_AFFINITY_CHARS]).encode("utf-8", "replace")
+    return (whose + "".join(_beginning(prompt))[:_AFFINITY_CHARS]).encode("utf-8", "replace")
+
+
+def _beginning(value: Any, depth: int = 4) -> Iterator[str]:
+    """The beginnings of the texts in there, of the first two of each list: never more than a few of them."""
+    if isinstance(value, str):
+        yield value[:_AFFINITY_CHARS]
+    elif isinstance(value, list) and depth:
+        first = value[: _AFFINITY_CHARS if value and isinstance(value[0], int) else 2]
+        for one in first:
+            yield from _beginning(one, depth - 1)
+    elif isinstance(value, dict) and depth:
+        for one in islice(value.values(), _MAX_AFFINITY_FIELDS):
+            yield from _beginning(one, depth - 1)
+    elif isinstance(value, int | float) and abs(value) < _MAX_AFFINITY_NUMBER:
+        yield f"{value},"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,11 @@ class Settings(BaseSettings):
         None, description="File of more keys, with names and limits, see SECURITY.md"
     )
 
+    request_paths: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="More routes of engines that keys for requests are good for, `/predict`, `/custom/*`, "
+        "`/all/below/**`, separated by commas; SECURITY.md",
+    )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Web pages that may use Berth from a browser, `https://app.example.com`, separated by "
@@ -198,6 +204,16 @@ class Settings(BaseSettings):
         description="Fields of requests that the embedded engine doesn't know: warned of, or refused",
     )
     max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
+    client_timeout: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds within which a client that reads or sends less than `CLIENT_MIN_RATE` is cut "
+        "off, where others wait for its place; 0: never",
+    )
+    client_min_rate: int = Field(
+        1024, ge=0, description="Bytes a second that a client has to read or send then, where it is behind"
+    )
     max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
     max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
 
@@ -219,11 +235,21 @@ class Settings(BaseSettings):
     )
     otel_service_name: str = Field("berth", description="What Berth is called there")
 
-    @field_validator("api_keys", "admin_api_keys", "allowed_origins", "protocol_plugins", mode="before")
+    @field_validator(
+        "api_keys", "admin_api_keys", "request_paths", "allowed_origins", "protocol_plugins", mode="before"
+    )
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(filter(None, (key.strip() for key in value.split(","))))
+        return value
+
+    @field_validator("request_paths")
+    @classmethod
+    def _check_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not re.fullmatch(r"(/(?!\*\*/)(\*\*?|[A-Za-z0-9._~-]+))+", one) or "/.." in one:
+                raise ValueError("must be paths of engines, /predict or /custom/*, and ** only at the end")
         return value
 
     @field_validator("allowed_origins")

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 
 class ManagerError(Exception):
-    """Base of all; the message is written for the person who reads it."""
+    """Base of all; the message is written for the person who reads it, who may read an engine's log.
+
+    `public` is the message for whoever may only send requests: it quotes no log, where secrets can stand.
+    """
 
     code = "manager_error"
     is_lasting = False  # whether the same is to be said until somebody changes something
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        public: str | None = None,
+    ) -> None:
         super().__init__(message)
+        self.public = message if public is None else public
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s

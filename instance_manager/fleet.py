@@ -44,6 +44,8 @@ from instance_manager.types import Event, FailureClass, InstanceState
 logger = logging.getLogger("berth.fleet")
 
 _ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
+_MAX_SHOWN = 200  # characters of a name in a message
+_MAX_ALIKE_CHARS, _MAX_ALIKE_OF = 100, 500  # of a name, of names: then those alike are found in milliseconds
 _SAMPLE_INTERVAL_S = 1.0  # between looks at how loaded models are
 _MEASURE_EVERY = 5  # looks, one measurement of memory, unless little of it is left
 
@@ -116,11 +118,18 @@ class Fleet:
         """By name or alias. Raises ModelNotFound, which names what is alike: that takes its time."""
         model = self.known(name)
         if model is None:
-            known = [*(model.name for model in self.models), *self._names]
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            close = self._names_like(name)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "GET /v1/models lists all"
-            raise ModelNotFound(f"there is no model {name!r}; {hint}", param="model")
+            shown = repr(name[:_MAX_SHOWN]) + ("…" if len(name) > _MAX_SHOWN else "")
+            raise ModelNotFound(f"there is no model {shown}; {hint}", param="model")
         return model
+
+    def _names_like(self, name: str) -> list[str]:
+        """Names that one may have meant; none where it would take long to find them."""
+        known = [*(model.name for model in self.models), *self._names]
+        if len(name) > _MAX_ALIKE_CHARS or len(known) > _MAX_ALIKE_OF:
+            return []
+        return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
     def protocol_of(self, name: str) -> str | None:
         """The protocol adapter that the model's profile names."""
@@ -231,9 +240,10 @@ class Fleet:
         if (error := model.error) is None or wait_s <= 0:
             return
         if isinstance(error, UnsupportedModel):
-            raise UnsupportedModel(str(error), param="model")
-        message = f"{error}; the next start is tried in {wait_s:.0f} s at the soonest"
-        raise type(error)(message, retry_after_s=None if error.is_lasting else wait_s)
+            raise UnsupportedModel(str(error), param="model", public=error.public)
+        next_try = f"; the next start is tried in {wait_s:.0f} s at the soonest"
+        retry_after_s = None if error.is_lasting else wait_s
+        raise type(error)(f"{error}{next_try}", retry_after_s=retry_after_s, public=error.public + next_try)
 
     def _check_can_run(self, model: Model) -> None:
         if (problem := model.checkpoint_problem) is not None:
@@ -325,8 +335,9 @@ class Fleet:
             return
         for model in [one for one in self._models.values() if event.instance_id in one.replicas]:
             if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
-                reason = event.data["reason"]
-                model.died(InstanceFailedToStart(f"model {model.name!r} died while it ran: {reason}"))
+                what = f"model {model.name!r} died while it ran"
+                public = f"{what}; an admin reads the reason in GET /instances/{event.instance_id}"
+                model.died(InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public))
             elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
                 model.clear_failure()  # a replica that had failed was stopped by request
             self._forget_unused(model)
@@ -344,6 +355,7 @@ class Fleet:
             if model.profile is not None and instance.spec.profile is not None:
                 instance.other_names = model.profile.other_names
         instance.gate.on_room = partial(self._on_room, instance)
+        instance.gate.is_sought = partial(self._is_sought, instance)
 
     def _belongs_to(self, instance: Instance, model: Model) -> bool:
         """Another model that was given a catalog's name by hand is reached by its id and its other names."""
@@ -366,6 +378,10 @@ class Fleet:
             if one.spec.profile is not None and one.other_names != names:
                 one.other_names = names
                 one.updated({"names": list(one.names)})
+
+    def _is_sought(self, instance: Instance) -> bool:
+        """Whether somebody waits for a model that it serves."""
+        return any(model.queue for model in self._models.values() if instance.instance_id in model.replicas)
 
     def _on_room(self, instance: Instance) -> None:
         """With each request's end: so the usual case, that nobody waits, has to cost nothing."""

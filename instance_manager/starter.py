@@ -159,7 +159,7 @@ class Starter:
             model.grant()
             self._measure_due = True
         elif instance.failure is not None:
-            self._fail(model, start_error(f"model {model.name!r}", instance.failure))
+            self._fail(model, start_error(f"model {model.name!r}", instance.failure, instance.instance_id))
 
     def _came(self, task: asyncio.Task[None]) -> None:
         del self._coming[task]
@@ -223,7 +223,8 @@ class Starter:
         message, kind = str(error), type(error)
         retry_after_s = None if error.is_lasting else model.retry_at - self._clock()
         model.queue.reject(
-            lambda: kind(message, retry_after_s=retry_after_s), lambda need: not model.is_awake_for(need)
+            lambda: kind(message, retry_after_s=retry_after_s, public=error.public),
+            lambda need: not model.is_awake_for(need),
         )
         self._news.tell()
 
