@@ -27,11 +27,18 @@ def mark_unreadable(turns: Any) -> Any:
     """Turns or items as they came, with marks for what isn't text, but where it is asked about."""
     if not isinstance(turns, list):
         return turns
-    asked = _first_asked(turns)
-    return [
-        _marked(turn) if number < asked or _role(turn) in ("assistant", "tool") else turn
+    found = [  # at one look, as there may be millions
+        number
         for number, turn in enumerate(turns)
+        if isinstance(turn, dict)
+        and isinstance(turn.get("content"), list)
+        and any(_kind(part) in _UNREADABLE for part in turn["content"])
     ]
+    if not found:
+        return turns
+    asked = _first_asked(turns)
+    marked = {n: _marked(turns[n]) for n in found if n < asked or _role(turns[n]) in ("assistant", "tool")}
+    return [marked.get(number, turn) for number, turn in enumerate(turns)]
 
 
 def _first_asked(turns: list[Any]) -> int:
@@ -56,11 +63,9 @@ def _kind(value: Any) -> str:
     return str(value.get("type") or "") if isinstance(value, dict) else ""
 
 
-def _marked(turn: Any) -> Any:
-    content = turn.get("content") if isinstance(turn, dict) else None
-    if not isinstance(content, list) or not any(_kind(part) in _UNREADABLE for part in content):
-        return turn
-    return {**turn, "content": [_mark(part) if _kind(part) in _UNREADABLE else part for part in content]}
+def _marked(turn: dict[str, Any]) -> dict[str, Any]:
+    content = [_mark(part) if _kind(part) in _UNREADABLE else part for part in turn["content"]]
+    return {**turn, "content": content}
 
 
 def _mark(part: Any) -> dict[str, str]:
