@@ -246,3 +246,4 @@ class EngineStats:
     generation_tokens: int = 0
     num_preemptions: int = 0
     sleep_level: int = 0  # 0 awake
+    cache_config: Mapping[str, str] = field(default_factory=dict)  # labels, as vLLM's cache_config_info has

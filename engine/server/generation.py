@@ -145,6 +145,7 @@ class Choice:
             end_to_end_s=now - self.request.arrival_time,
             decode_s=None if first is None else now - first,
         )
+        metrics.observe_lengths(prompt=len(self.request.prompt_token_ids), generated=self.num_tokens)
 
 
 class Generation:
