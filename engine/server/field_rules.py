@@ -73,7 +73,6 @@ _COMMON = FieldRules(
             "service_tier",
             "session_id",
             "store",
-            "stream_interval",
         }
     ),
 )

@@ -184,6 +184,12 @@ class GenerationBody(RequestBody):
     )
     stream: Annotated[bool, none_as(False)] = False
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens in each piece of a stream, but for the first and the last; no fewer than "
+        "`--stream-interval` says.",
+    )
     priority: Annotated[int, Field(ge=-_INT64, lt=_INT64), none_as(0)] = Field(
         default=0, description="Lower runs first."
     )

@@ -18,6 +18,7 @@ from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
+from engine.server.stream_interval import SparseGeneration
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
 from engine.types import EngineRequest, SamplingParams, TokenConstraint
@@ -78,6 +79,9 @@ class Service(ModelService):
             )
             constraint = None if constrain is None else constrain()
             choices.append(self._make_choice(index, prompt, body, params, constraint, skip_special=shown))
+        interval = max(body.stream_interval or 1, self.config.stream_interval) if body.stream else 1
+        if interval > 1:
+            return SparseGeneration(self.engine, self.metrics, choices, interval=interval), choices
         return Generation(self.engine, self.metrics, choices), choices
 
     def _check_room(self, num_prompts: int, num_choices: int) -> None:
