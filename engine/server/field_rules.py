@@ -56,7 +56,6 @@ _COMMON = FieldRules(
         "ec_transfer_params": (),
         **dict.fromkeys(_GUIDED, ()),
         "kv_transfer_params": (),
-        "logprob_token_ids": (),
         "mm_payload": ("tensors",),
         "repetition_detection": (),
         "return_mm_kwargs": (False,),

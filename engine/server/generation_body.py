@@ -14,6 +14,7 @@ from engine.errors import InvalidRequest
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_FIELDS = 256  # of an object: each unknown one would be an error of its own
+MAX_NAMED_LOGPROBS = 128  # tokens of logprob_token_ids, as vLLM has it
 MAX_LISTED = 4096  # entries of lists and tables of tokens and words
 _INT64 = 2**63
 
@@ -169,6 +170,9 @@ class GenerationBody(RequestBody):
         default=True,
         description="Without effect, as with vLLM's fast tokenizers: nothing is put between them.",
     )
+    logprob_token_ids: (
+        Annotated[list[TokenId], Field(min_length=1, max_length=MAX_NAMED_LOGPROBS, fail_fast=True)] | None
+    ) = Field(default=None, description="With logprobs: of these tokens instead of the most likely ones.")
     prompt_logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
     truncate_prompt_tokens: int | None = Field(
         default=None, ge=-1, description="Keep this many of the prompt's tokens; -1 = as many as fit."
@@ -209,6 +213,8 @@ class GenerationBody(RequestBody):
             )
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequest("prompt_logprobs can't be had with stream: true.", param="prompt_logprobs")
+        if self.logprob_token_ids is not None and self.num_logprobs is None:
+            raise InvalidRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
         formatted = self.response_format is not None and self.response_format.type != "text"
         if formatted and self.structured_outputs is not None:
             raise InvalidRequest(

@@ -66,6 +66,15 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
     add_special_tokens: Annotated[bool, none_as(True)] = True
 
+    @model_validator(mode="after")
+    def _check_named_logprobs(self) -> CompletionBody:
+        if self.logprob_token_ids is not None and self.max_tokens == 0:
+            raise InvalidRequest(
+                "logprob_token_ids needs max_tokens above 0: they are of the output's positions.",
+                param="logprob_token_ids",
+            )
+        return self
+
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
