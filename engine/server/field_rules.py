@@ -100,6 +100,8 @@ CHAT = (
     )
 )
 
+CHAT_BATCH = CHAT | FieldRules(refused={"best_of": (1,)})
+
 TOKENIZE = _CONVERSATION
 
 NO_RULES = FieldRules()

@@ -220,7 +220,7 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
-def _check_sizes(messages: Any) -> Any:
+def check_sizes(messages: Any) -> Any:
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and len(message) > MAX_FIELDS:
             raise ValueError(f"a message with {len(message)} fields is none")
@@ -230,7 +230,7 @@ def _check_sizes(messages: Any) -> Any:
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(check_sizes)]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."

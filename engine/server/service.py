@@ -58,6 +58,7 @@ class Service(ModelService):
         *,
         constrain: Constrain | None = None,
         skip_special_tokens: bool | None = None,
+        first_index: int = 0,
     ) -> tuple[Generation, list[Choice]]:
         """The request's choices, ready to run. Raises InvalidRequest and TooManyWaiting."""
         self._check_room(len(prompts), body.n)
@@ -66,9 +67,9 @@ class Service(ModelService):
         shown = body.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
         choose_request_id(body.request_id)
         seed = self._random.getrandbits(63) if body.seed is None else body.seed
-        numbered = enumerate((prompt, number) for prompt in prompts for number in range(body.n))
+        asked = ((prompt, number) for prompt in prompts for number in range(body.n))
         choices = []
-        for index, (prompt, number) in numbered:
+        for index, (prompt, number) in enumerate(asked, first_index):
             params = make_sampling_params(
                 body,
                 self.model.defaults,
