@@ -28,6 +28,7 @@ class BatchChatBody(ChatBody):
             "stream": self.stream,
             "tools": self.tools,
             "n": self.n > 1,
+            "use_beam_search": self.use_beam_search,
             "prompt_logprobs": self.prompt_logprobs is not None,
             "return_prompt_text": self.return_prompt_text,
         }

@@ -22,7 +22,6 @@ INSTEAD = {
     "normalize": "use use_activation",
     "function_call": "use tool_choice",
     "prompt_embeds": "give text or token ids",
-    "use_beam_search": "use n and temperature",
 }
 """What does the job of a refused field, where something does."""
 
@@ -53,6 +52,7 @@ class FieldRules:
 _COMMON = FieldRules(
     refused={
         "cache_salt": (),
+        "early_stopping": (False,),
         "ec_transfer_params": (),
         **dict.fromkeys(_GUIDED, ()),
         "kv_transfer_params": (),
@@ -61,13 +61,11 @@ _COMMON = FieldRules(
         "return_mm_kwargs": (False,),
         "return_token_offsets": (False,),
         "routed_experts_prompt_start": (0,),
-        "use_beam_search": (False,),
         "vllm_xargs": ({},),
         "watermarking": (False,),
     },
     without_effect=frozenset(
         {
-            "length_penalty",  # of beams, and there are none
             "metadata",
             "service_tier",
             "session_id",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server.beam_rules import MAX_BEAMS, check_beam_fields
 
 MAX_STOPS = 4
 MAX_CHOICES = 128
@@ -136,6 +137,13 @@ class GenerationBody(RequestBody):
     """What completions and chats share. None means: not given."""
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), none_as(1)] = 1
+    use_beam_search: Annotated[bool, none_as(False)] = Field(
+        default=False,
+        description=f"The `n` best of a search with `n` beams, at most {MAX_BEAMS}: the best first.",
+    )
+    length_penalty: Annotated[float, Field(ge=-10, le=10), none_as(1.0)] = Field(
+        default=1.0, description="Of beams: scores are divided by the length to this power."
+    )
     max_tokens: int | None = Field(default=None, ge=0)
     min_tokens: Annotated[int, Field(ge=0), none_as(0)] = Field(
         default=0, description="No stop token and no stop string before this many tokens."
@@ -215,6 +223,8 @@ class GenerationBody(RequestBody):
             raise InvalidRequest("prompt_logprobs can't be had with stream: true.", param="prompt_logprobs")
         if self.logprob_token_ids is not None and self.num_logprobs is None:
             raise InvalidRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
+        if self.use_beam_search:
+            check_beam_fields(self)
         formatted = self.response_format is not None and self.response_format.type != "text"
         if formatted and self.structured_outputs is not None:
             raise InvalidRequest(

@@ -11,6 +11,9 @@ from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
 from engine.detokenizer import Detokenizer
 from engine.errors import InvalidRequest
+from engine.server.beam_generation import BeamGeneration
+from engine.server.beam_rules import check_beams
+from engine.server.beam_search import BeamRule
 from engine.server.constraints import Constrain, make_constrain
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
@@ -80,10 +83,36 @@ class Service(ModelService):
             )
             constraint = None if constrain is None else constrain()
             choices.append(self._make_choice(index, prompt, body, params, constraint, skip_special=shown))
+        if body.use_beam_search:
+            return self._search(body, prompts, choices, constrain), choices
         interval = max(body.stream_interval or 1, self.config.stream_interval) if body.stream else 1
         if interval > 1:
             return SparseGeneration(self.engine, self.metrics, choices, interval=interval), choices
         return Generation(self.engine, self.metrics, choices), choices
+
+    def _search(
+        self,
+        body: GenerationBody,
+        prompts: Sequence[Prompt],
+        choices: Sequence[Choice],
+        constrain: Constrain | None,
+    ) -> BeamGeneration:
+        check_beams(
+            body,
+            longest=max(len(prompt.token_ids) + prompt.max_tokens for prompt in prompts),
+            is_constrained=constrain is not None,
+            scores_prompt=body.num_logprobs is not None and any(prompt.is_echoed for prompt in prompts),
+            vocab_size=self.model.vocab_size,
+        )
+        rule = BeamRule(
+            width=body.n,
+            length_penalty=body.length_penalty,
+            end_token_ids=frozenset(self.model.end_token_ids),
+            ignores_end=body.ignore_eos,
+            keeps_end=body.include_stop_str_in_output,
+            keeps_logprobs=body.num_logprobs is not None,
+        )
+        return BeamGeneration(self.engine, self.metrics, choices, rule)
 
     def _check_room(self, num_prompts: int, num_choices: int) -> None:
         num_sequences = num_prompts * num_choices

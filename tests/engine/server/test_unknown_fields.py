@@ -113,7 +113,7 @@ async def test_a_field_that_would_change_the_answer_is_refused(app: App) -> None
     for name, value in [
         ("guided_json", {}),
         ("functions", [{"name": "f"}]),
-        ("use_beam_search", True),
+        ("early_stopping", True),
         ("modalities", ["text", "audio"]),
         ("watermarking", True),
     ]:
