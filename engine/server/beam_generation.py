@@ -21,7 +21,6 @@ from engine.types import (
     ALL_LOGPROBS,
     EngineRequest,
     FinishReason,
-    PositionLogprobs,
     SamplingParams,
     TokenDelta,
 )
@@ -128,7 +127,6 @@ class BeamGeneration(Generation):
 
     def _conclude(self, choice: Choice, beam: Beam) -> ChoiceDelta:
         reason = FinishReason.ABORT if self._is_aborted else FinishReason.LENGTH
-        wanted = choice.request.params.logprobs
         delta = TokenDelta(
             request_id=choice.request.request_id,
             token_ids=beam.token_ids,
@@ -136,11 +134,6 @@ class BeamGeneration(Generation):
             stop_reason=beam.end_token,
             ends_with_stop_token=beam.end_token is not None and self._rule.keeps_end,
             num_cached_tokens=choice.num_cached_tokens,
-            logprobs=() if wanted is None else tuple(_cut(one, wanted) for one in beam.logprobs),
+            logprobs=beam.logprobs,
         )
         return choice.conclude(delta, self._metrics)
-
-
-def _cut(position: PositionLogprobs, num_top: int) -> PositionLogprobs:
-    """The search has looked at more than the client wants to see."""
-    return position if num_top == ALL_LOGPROBS else PositionLogprobs(position.chosen, position.top[:num_top])

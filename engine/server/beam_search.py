@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from engine.types import PositionLogprobs
+from engine.types import ALL_LOGPROBS, PositionLogprobs, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class BeamRule:
     end_token_ids: frozenset[int]
     ignores_end: bool  # an end token is a token like others
     keeps_end: bool  # in `token_ids`
-    keeps_logprobs: bool = True
+    num_logprobs: int | None = None  # that are kept for each token; None = none, ALL_LOGPROBS = as they come
 
     @property
     def num_looked_at(self) -> int:
@@ -61,7 +61,7 @@ class BeamSearch:
         candidates: list[Beam] = []
         for beam, position in zip(self.live, positions, strict=True):
             for token in position.top[: self._rule.num_looked_at]:
-                told = (PositionLogprobs(token, position.top),) if self._rule.keeps_logprobs else ()
+                told = self._told(token, position.top)
                 total = beam.total + token.logprob
                 if token.token_id in self._rule.end_token_ids and not self._rule.ignores_end:
                     self._complete(beam, token.token_id, told, total)
@@ -75,6 +75,12 @@ class BeamSearch:
     def best(self) -> list[Beam]:
         """The best first; no more than there are."""
         return self._best(self._completed + self.live)
+
+    def _told(self, token: TokenLogprob, top: tuple[TokenLogprob, ...]) -> tuple[PositionLogprobs, ...]:
+        wanted = self._rule.num_logprobs
+        if wanted is None:
+            return ()
+        return (PositionLogprobs(token, top if wanted == ALL_LOGPROBS else top[:wanted]),)
 
     def _complete(self, beam: Beam, end: int, told: tuple[PositionLogprobs, ...], total: float) -> None:
         kept = Beam(beam.token_ids, beam.logprobs, total, end)

@@ -110,7 +110,7 @@ class Service(ModelService):
             end_token_ids=frozenset(self.model.end_token_ids),
             ignores_end=body.ignore_eos,
             keeps_end=body.include_stop_str_in_output,
-            keeps_logprobs=body.num_logprobs is not None,
+            num_logprobs=body.num_logprobs,
         )
         return BeamGeneration(self.engine, self.metrics, choices, rule)
 
