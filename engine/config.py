@@ -50,6 +50,7 @@ class ServerConfig:
     trust_request_chat_template: bool = False  # requests may bring a template of their own
     tool_call_parser: str | None = None  # None = as the chat template shows; "none" = none
     reasoning_parser: str | None = None  # likewise
+    stream_interval: int = 1  # tokens in each piece of a stream; requests may ask for more
     max_logprobs: int = 20  # that a request may ask for per position; -1 = no limit
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     generation_config: str = "auto"  # auto: the checkpoint's sampling defaults hold; vllm: neutral ones

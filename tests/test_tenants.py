@@ -57,6 +57,7 @@ REMEMBERING = {
     ("POST", CHAT): {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2},
     ("POST", RESPONSES): {"input": LONG, "max_output_tokens": 2},
     ("POST", "/v1/messages"): {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2},
+    ("POST", BATCH): {"messages": [[{"role": "user", "content": LONG}]], "max_tokens": 2},
 }
 # With the id of a response that somebody has stored.
 OF_A_RESPONSE: dict[tuple[str, str], Any] = {
@@ -257,6 +258,8 @@ def test_ids_of_requests_cannot_be_guessed(client: httpx.Client) -> None:
 def test_a_prefix_of_one_key_is_new_to_the_other(
     client: httpx.Client, route: tuple[str, str], way: str, stream: bool
 ) -> None:
+    if stream and route[1] == BATCH:
+        pytest.skip("a batch is never streamed")
     salt = f"{route} {way} {stream}"  # so that cases know nothing of each other
     body = {"model": MODEL, **REMEMBERING[route], "stream": stream, "cache_salt": salt}
     if stream and route[1] in (COMPLETIONS, CHAT):

@@ -67,6 +67,15 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
     add_special_tokens: Annotated[bool, none_as(True)] = True
 
+    @model_validator(mode="after")
+    def _check_named_logprobs(self) -> CompletionBody:
+        if self.logprob_token_ids is not None and self.max_tokens == 0:
+            raise InvalidRequest(
+                "logprob_token_ids needs max_tokens above 0: they are of the output's positions.",
+                param="logprob_token_ids",
+            )
+        return self
+
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
@@ -215,7 +224,7 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
-def _check_sizes(messages: Any) -> Any:
+def check_sizes(messages: Any) -> Any:
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and len(message) > MAX_FIELDS:
             raise ValueError(f"a message with {len(message)} fields is none")
@@ -229,7 +238,7 @@ class ConversationBody(RequestBody):
         list[ChatMessage],
         Field(min_length=1, fail_fast=True),
         BeforeValidator(mark_unreadable),
-        BeforeValidator(_check_sizes),
+        BeforeValidator(check_sizes),
     ]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(

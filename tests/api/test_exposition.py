@@ -60,11 +60,19 @@ def test_families_of_many_pages_come_once() -> None:
 
 
 def test_the_embedded_engine_s_page_is_taken_whole() -> None:
-    engine = Metrics("m", EngineStats)
+    engine = Metrics("m", lambda: EngineStats(cache_config={"block_size": "16"}))
+    engine.expect_lengths(100)
     engine.observe_end("length", end_to_end_s=1.0, decode_s=0.5)
+    engine.observe_lengths(prompt=7, generated=2)
     page = Exposition()
     assert page.add(engine.render().decode(), {"instance": "a", "model": "m"}) == 0
-    assert "vllm:generation_tokens" in families(page)
+    merged = families(page)
+    assert "vllm:generation_tokens" in merged
+    (info,) = merged["vllm:cache_config_info"].samples
+    assert (info.value, info.labels["block_size"], info.labels["instance"]) == (1, "16", "a")
+    for name, value in (("request_prompt_tokens", 7), ("request_generation_tokens", 2)):
+        told = {sample.name: sample.value for sample in merged[f"vllm:{name}"].samples}
+        assert told[f"vllm:{name}_sum"] == value
 
 
 def test_a_label_of_the_same_name_steps_aside() -> None:

@@ -97,6 +97,14 @@ def test_lengths_as_people_write_them(text: str, length: int | None) -> None:
     assert parse("--max-model-len", text).engine.max_model_len == length
 
 
+def test_a_stream_s_interval_is_a_whole_number_of_tokens() -> None:
+    assert parse().server.stream_interval == 1
+    assert parse("--stream-interval", "8").server.stream_interval == 8
+    for wrong in ("0", "-1", "1.5", "often"):
+        with pytest.raises(ConfigError, match="stream-interval"):
+            parse(f"--stream-interval={wrong}")
+
+
 def test_what_berth_passes_by_default_is_accepted() -> None:
     words = shlex.split("--dtype auto --kv-cache-dtype auto --trust-remote-code -tp 1")
     assert len(parse(*words).warnings) == 1  # trust-remote-code: there is none that we would run

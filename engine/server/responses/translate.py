@@ -89,7 +89,7 @@ class Asked:
             "tool_choice": self._choice,
         }
         if isinstance(body, ResponsesBody):
-            fields["max_completion_tokens"] = body.max_output_tokens
+            fields |= {"max_completion_tokens": body.max_output_tokens, "stream": body.stream}
         return check(fields, ChatBody)
 
     @property
