@@ -33,6 +33,7 @@ KEYS = {"API_KEYS": f"{ONE},{TWO}", "ADMIN_API_KEYS": f"{ADMIN},{SECOND_ADMIN}",
 MODEL = "berth-demo"
 LONG = "Once upon a time there was a harbour with many berths, and in each of them lay a ship. " * 3
 RESPONSES, CHAT, COMPLETIONS = "/v1/responses", "/v1/chat/completions", "/v1/completions"
+BATCH = "/v1/chat/completions/batch"
 
 # Routes that know nothing of who asks: the same for all who may ask at all.
 SAME_FOR_ALL = {
