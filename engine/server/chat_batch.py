@@ -49,6 +49,6 @@ async def _prepare_all(service: Service, body: BatchChatBody) -> list[PreparedCh
         except InvalidRequest as error:
             if error.param != "messages":
                 raise
-            raise type(error)(error.message, param=f"messages[{index}]") from error
+            raise error.renamed(error.message, f"messages[{index}]") from error
         await asyncio.sleep(0)
     return prepared
