@@ -20,18 +20,20 @@ _UNREADABLE = {
     **dict.fromkeys(("document", "file", "input_file"), "A file"),
 }
 _THOUGHTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
+_MAX_TURNS = 100_000  # or parts of one: more fit no context, and a look at millions takes seconds
 _PLAIN = frozenset({"input_text", "output_text"})  # what other APIs call a part of text
 
 
 def mark_unreadable(turns: Any) -> Any:
     """Turns or items as they came, with marks for what isn't text, but where it is asked about."""
-    if not isinstance(turns, list):
+    if not isinstance(turns, list) or len(turns) > _MAX_TURNS:
         return turns
-    found = [  # at one look, as there may be millions
+    found = [
         number
         for number, turn in enumerate(turns)
         if isinstance(turn, dict)
         and isinstance(turn.get("content"), list)
+        and len(turn["content"]) <= _MAX_TURNS
         and any(_kind(part) in _UNREADABLE for part in turn["content"])
     ]
     if not found:
