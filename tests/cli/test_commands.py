@@ -345,3 +345,20 @@ def test_what_can_not_be_started_is_told_with_a_step_that_helps(tmp_path: Path) 
                 r for r in berth(server.url, "list", "--api-key", key).stdout.splitlines() if "qwen2" in r
             ]
             assert "unsupported" in row and "vLLM may run it" in row
+
+
+def test_a_model_that_is_changed_and_started_again_runs_when_that_is_said(url: str, catalog: Path) -> None:
+    text = catalog.read_text()
+    try:
+        assert berth(url, "start", "changing").returncode == 0
+        ran = berth(url, "assign", "changing", "--param", "max_num_seqs=3", "--restart")
+        assert ran.returncode == 0, ran.stderr
+        assert "is running on port" in ran.stdout and "is changed" in ran.stderr
+        assert answer(url, "sleep", "changing")["status"] == "sleeping"
+        assert answer(url, "assign", "changing", "--timeout", "77", "--restart")["status"] == "running"
+        assert answer(url, "stop", "changing")["status"] == "stopped"
+        quiet = berth(url, "assign", "changing", "--timeout", "78", "--restart")
+        assert quiet.stdout == "model changing is changed\n", "what didn't run isn't started"
+    finally:
+        catalog.write_text(text)
+        berth(url, "reload")
