@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import uvicorn
 
-from api import garbage
+from api import garbage, usage_report
 from api.asgi import App, Scope
 from api.auth import AccessControl
 from api.catalog import ModelFiles
@@ -50,6 +50,7 @@ from api.tracing import Tracing
 from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model, preview_edit
 from configs.discovery import Discovery, config_problem, look_for_models
+from configs.home import expand_home
 from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
 from configs.one_line import one_line
@@ -131,7 +132,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     protocols = ProtocolApp(
         inner, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )
-    inference_paths = frozenset(UNVERSIONED) | protocols.routes
+    inference_paths = frozenset(UNVERSIONED) | protocols.routes | {usage_report.PATH}
 
     def is_for_gateway(scope: Scope) -> bool:
         return Gateway.is_for(scope) or raw_path(scope) in protocols.routes
@@ -177,7 +178,7 @@ def api_keys(settings: Settings) -> Keys:
         )
         for line in settings.listed_keys()
     )
-    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed))
+    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed), settings.share_caches)
 
 
 def _read_keys(settings: Settings) -> Keys:
@@ -248,7 +249,7 @@ class CatalogProfiles:
                 yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
 
     def _is_here(self, name: str) -> bool:
-        return name in self._names or Path(name).expanduser().is_dir()
+        return name in self._names or expand_home(name).is_dir()
 
     def remarks(self) -> list[str]:
         return [one_line(remark.text) for remark in self.found()]
@@ -507,7 +508,7 @@ def _serve(settings: Settings, server: BerthServer, telemetry: Telemetry) -> int
         server.run()
     except StoreError as error:
         sys.stderr.write(f"berth: {error}\n")
-        return 1
+        return 2 if isinstance(error, InvalidStateUrl) else 1
     except OSError as error:
         address = f"APP_HOST={settings.app_host} APP_PORT={settings.app_port}"
         sys.stderr.write(f"berth: {address}: can't listen there: {error.strerror or error}\n")

@@ -46,7 +46,7 @@ class AccessControl:
         origins: Origins | None = None,
         request_routes: RequestRoutes = _ENGINES,
     ) -> None:
-        """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
+        """`inference_paths`: what keys for requests may ask for besides `/v1/…` and `/proxy/…`.
 
         `names_served_by`: what the model of an instance is called, for keys that are good for some models.
         `on_refused` is told the method and status of who was not let in.

@@ -54,6 +54,7 @@ class Request:
     target: bytes
     headers: RequestHeaders
     started: float  # time.perf_counter() when it arrived
+    tenant_line: bytes = b""  # the header that says whose it is, for engines that know tenants
     first_byte_s: float | None = None  # from then to the response's head, once there is one
     queued_s: float | None = None  # from then to its lease, where it had to wait for one
     usage: TokenUsage | None = None  # of its answer, once that has passed
@@ -196,7 +197,7 @@ class Exchange:
         request = self._request
         connection.begin(
             reader,
-            request.encode(self._pool.identity, body),
+            request.encode(self._pool.identity_for(request.tenant_line), body),
             is_head_request=request.method == "HEAD",
             request_done=not self._is_uploading,
         )

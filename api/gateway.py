@@ -138,7 +138,7 @@ class Gateway:
                 or model_in_query(scope["query_string"]) is not None
             ):
                 return False
-            lease = self._fleet.try_lease(model, affinity_of(model, asked), need := _need(scope))
+            lease = self._fleet.try_lease(model, affinity_of(model, asked, scope), need := _need(scope))
         except (ValueError, TypeError, KeyError, AttributeError, ManagerError, UnclearModel):
             return False  # the other way says what is wrong
         if lease is not None and lease.endpoint.served_name not in (name, ""):
@@ -190,7 +190,7 @@ class Gateway:
             priority = fields.get("priority")
             asked.priority = priority if isinstance(priority, int) else 0
             asked.is_stream = fields.get("stream") is True
-            asked.affinity = affinity_of(model, fields)
+            asked.affinity = affinity_of(model, fields, scope)
         return asked
 
     def _model(self, scope: Scope, in_body: str | None) -> Model:

@@ -5,11 +5,10 @@ Order, duplicates and values are kept; names arrive in lower case, as ASGI has t
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
-from uuid import uuid4
 
 from api.asgi import RawHeaders
 
@@ -33,6 +32,9 @@ _NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"
 # Through which Berth a request has come: it goes no further than to where that one has sent it.
 VIA = b"x-berth-via"
 
+# For whom Berth asks an engine of ours: its own to say, never a client's.
+TENANT = b"x-berth-tenant"
+
 # Where clients put their key: OpenAI's, Anthropic's, Azure's. It is for Berth; the engine gets its own.
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
@@ -42,6 +44,7 @@ _KEY_PROTOCOL = "openai-insecure-api-key."
 # Headers of a request that are read, replaced or dropped; all others are copied as they are.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
     VIA,
+    TENANT,
     *KEY_HEADERS,
     b"content-length",
     b"expect",  # answered by the server in front of us; forwarded, it makes clients and engines wait
@@ -59,16 +62,27 @@ _LINES = (b"application/x-ndjson", b"application/jsonl", b"application/stream+js
 _UNBUFFERED = (b"x-accel-buffering", b"no")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_ID_PREFIX = uuid4().hex[:20].encode()  # with the digits that tell the version
-_id_numbers = count(1)
+_IDS_AT_ONCE = 256
+
+
+def _random_ids() -> Iterator[bytes]:
+    """Many at once: to ask the system for each would cost as much as all the rest of a head."""
+    while True:
+        drawn = bytearray(os.urandom(16 * _IDS_AT_ONCE))
+        drawn[6::16] = b"\x4a" * _IDS_AT_ONCE  # the digits that tell a UUID's version and variant
+        drawn[8::16] = b"\xa4" * _IDS_AT_ONCE
+        yield from drawn.hex(" ", 16).encode().split()
+
+
+_ids = _random_ids()
 
 
 def new_request_id() -> bytes:
-    """A request id that is unique across Berths; cheap, and not a secret.
+    """A request id that is unique across Berths and can't be guessed: it is the name to end a request by.
 
     It has a UUID's form: llama-cpp-python's server, for one, refuses requests with any other.
     """
-    return b"%b%012x" % (_ID_PREFIX, next(_id_numbers))
+    return next(_ids)
 
 
 @dataclass(slots=True)
@@ -209,7 +223,7 @@ _HANDSHAKE = frozenset(
     }
 )
 _HANDSHAKE_DROPPED = _HANDSHAKE | HOP_BY_HOP | {b"content-length", b"x-request-id"}
-_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, *KEY_HEADERS, b"expect", b"host"}
+_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, TENANT, *KEY_HEADERS, b"expect", b"host"}
 _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 

@@ -12,7 +12,7 @@ import contextlib
 from pydantic_core import from_json
 
 from api.asgi import Message, RawHeaders, Send
-from api.dialects import error_event, in_dialect, stream_error_event
+from api.dialects import error_event, in_dialect, speaks_anthropic, stream_error_event
 from api.errors import api_error
 from api.headers import find_header
 from api.upstream import UpstreamGarbled
@@ -38,6 +38,8 @@ class PatientStream:
         self._target = target
         self._interval_s = interval_s
         self._headers = [*headers, *_STREAM_HEADERS]
+        if speaks_anthropic(target):  # its SDKs read the id by another name
+            self._headers.append((b"request-id", find_header(headers, b"x-request-id")))
         self._timer = asyncio.get_running_loop().call_later(interval_s, self._start)
         self._commenting: asyncio.Task[None] | None = None
         self._status = 0

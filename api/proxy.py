@@ -20,7 +20,7 @@ from api.engine_routes import READING
 from api.errors import error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
-from api.keys import is_admin
+from api.keys import caller_of, is_admin
 from api.known_head import memo_of
 from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
 from api.log_paths import loggable
@@ -193,7 +193,7 @@ class DataPlane:
         self._patience.watch(exchange)
         connection.begin(
             exchange,
-            request.encode(pool.identity, request.framed(body, is_last=True)),
+            request.encode(pool.identity_for(request.tenant_line), request.framed(body, is_last=True)),
             is_head_request=request.method == "HEAD",
             request_done=True,
         )
@@ -211,7 +211,7 @@ class DataPlane:
             headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
             if memo is not None and not find_header(scope["headers"], b"x-request-id"):
                 memo["headers"] = headers
-        request = Request(scope["method"], target, headers, started)
+        request = Request(scope["method"], target, headers, started, caller_of(scope).tenant_line)
         return Call(scope, request, instance_id, self._metrics.unserved)
 
     async def _exchange(

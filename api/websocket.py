@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 
 from api.access_log import access_logger, write_line
 from api.asgi import RawHeaders, Receive, Scope, Send
-from api.errors import ApiError, error_for
+from api.errors import ApiError, api_error, error_for
 from api.headers import (
     find_header,
     handshake_headers,
@@ -58,6 +58,11 @@ async def forward_websocket(
     started = time.perf_counter()
     request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
     await receive()  # websocket.connect
+    if b"#" in target:  # no request's target has a fragment, and the engine can't be asked for one
+        error = api_error(400, "the path holds '#': write it as %23", "invalid_request_error")
+        metrics.unserved.count("WEBSOCKET", error.status)
+        await _deny(scope, send, error, request_id)
+        return
     counted = metrics.unserved
     status = 101
     lease: Lease | None = None

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.bounded_file import read_bounded
+from configs.home import expand_home
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
 from configs.one_line import one_line
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
@@ -148,7 +150,7 @@ def load_catalog(path: Path, check: Callable[[Catalog], None] | None = None) -> 
 def read_text(path: Path) -> str | None:
     """The file's text, line ends as they are; None: there is no such file. Raises CatalogError."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_bounded(path).decode("utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -160,7 +162,7 @@ def read_text(path: Path) -> str | None:
 
 def folder_of(path: Path) -> Path:
     """Where the relative paths in the file begin."""
-    return path.expanduser().absolute().parent
+    return expand_home(path).absolute().parent
 
 
 def parse_catalog(text: str, path: Path) -> Catalog:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from configs.bounded_file import read_bounded
 from configs.env_file import (
     ENCODING,
     SDK_PREFIX,
@@ -27,12 +28,17 @@ from configs.env_file import (
     read_env_file,
     shown,
 )
+from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
 from configs.origins import normalized_origin
 from configs.syslog import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
+_PATHS = (
+    "api_keys_file", "hf_home", "log_dir", "log_file",
+    "model_dirs", "models_file", "state_dir", "vllm_config",
+)  # fmt: skip
 
 
 class SettingsError(Exception):
@@ -173,6 +179,9 @@ class Settings(BaseSettings):
     response_cache_mb: int = Field(
         0, ge=0, description="Size of the cache of deterministic answers; 0 = none"
     )
+    share_caches: bool = Field(
+        False, description="Whether keys find cached prefixes and answers of each other's requests"
+    )
     state_dir: Path = Field(
         ROOT / "state", description="Folder for what Berth remembers; each Berth has one of its own"
     )
@@ -279,8 +288,22 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
+
+    @field_validator(*_PATHS)
+    @classmethod
+    def _locate(cls, value: Any) -> Any:
+        """Engines run in another folder than Berth, and what is said of a path is read in a third."""
+        if isinstance(value, tuple):
+            return tuple(expand_home(one).absolute() for one in value)
+        return value if value is None else type(value)(expand_home(value).absolute())
+
+    @field_validator("vllm_python")
+    @classmethod
+    def _locate_program(cls, value: str | None) -> str | None:
+        is_name = value is None or not ("/" in value or value.startswith("~"))
+        return value if is_name else str(expand_home(value or "").absolute())
 
     def parameters(self) -> dict[str, Any]:
         """Parameters for every engine that takes vLLM's flags: VLLM_DEFAULT_*, then the file VLLM_CONFIG."""
@@ -427,10 +450,10 @@ def _unwritable(path: Path) -> str | None:
 def read_parameters(path: Path) -> dict[str, Any]:
     """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
     try:
-        parameters = json.loads(path.read_text(encoding="utf-8"))
+        parameters = json.loads(read_bounded(path))
     except OSError as error:
         raise SettingsError(f"VLLM_CONFIG={path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
     if not isinstance(parameters, dict):
         raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")

@@ -43,6 +43,7 @@ class ServerConfig:
     port: int = 8000
     served_model_names: tuple[str, ...] = ()  # the first is the one reported; all are accepted
     api_keys: tuple[str, ...] = ()  # from --api-key or VLLM_API_KEY; none = no key is asked for
+    berth_key: str | None = None  # of api_keys, Berth's: who sends it is believed for whom it asks
     tokenizer: Path | None = None  # a directory; None = the model's
     chat_template: str | None = None  # Jinja source; None = the checkpoint's own
     chat_template_content_format: str = "auto"  # auto | string | openai

@@ -261,12 +261,15 @@ def _engine_config(values: Mapping[str, Any]) -> EngineConfig:
 
 def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> ServerConfig:
     environment_key = environ.get("VLLM_API_KEY")
+    api_keys = tuple(key for key in values["api_key"] if key) or (
+        (environment_key,) if environment_key else ()
+    )
     return ServerConfig(
         host=values["host"],
         port=values["port"],
         served_model_names=tuple(values["served_model_name"]) or (values["model"],),
-        api_keys=tuple(key for key in values["api_key"] if key)
-        or ((environment_key,) if environment_key else ()),
+        api_keys=api_keys,
+        berth_key=environment_key if environ.get("BERTH_INSTANCE_TOKEN") and not values["api_key"] else None,
         tokenizer=values["tokenizer"],
         chat_template=_chat_template(values["chat_template"]),
         chat_template_content_format=values["chat_template_content_format"],

@@ -106,6 +106,7 @@ class EngineRequest:
     arrival_time: float  # monotonic seconds
     priority: int = 0  # lower first, as vLLM has it
     constraint: TokenConstraint | None = None
+    cache_salt: bytes = b""  # prompts share cached blocks only where their salts are equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ class ManagerError(Exception):
     """
 
     code = "manager_error"
+    is_lasting = False  # whether the same is to be said until somebody changes something
 
     def __init__(
         self,
@@ -48,18 +49,21 @@ class InvalidSpec(ManagerError):
     """A field of the instance request is wrong; `param` names it."""
 
     code = "invalid_spec"
+    is_lasting = True
 
 
 class ModelNotFound(ManagerError):
     """The model named is neither a directory nor known anywhere we may look."""
 
     code = "model_not_found"
+    is_lasting = True
 
 
 class UnsupportedModel(ManagerError):
     """The model's files are here, and of a kind that its engine doesn't run."""
 
     code = "unsupported_model"
+    is_lasting = True
 
 
 class WrongState(ManagerError):

@@ -99,6 +99,7 @@ class Fleet:
             if name in wanted:
                 model = self._model(name)
                 model.profile = wanted[name]
+                model.clear_failure()  # it may have been corrected
                 model.replicas = {k: one for k, one in model.replicas.items() if self._belongs_to(one, model)}
             else:
                 model = self._models[name]
@@ -224,6 +225,7 @@ class Fleet:
         model.queue.check_room()
         if model.is_up_for(need):
             return
+        self._check_can_run(model)  # before what its engine would serve: it serves nothing
         if need is not None and not self._starter.can_bring_up(model, need):
             raise _wrong_runner(model, need)
         if not self.config.autostart:
@@ -233,16 +235,22 @@ class Fleet:
         self._check_may_start(model)
 
     def _check_may_start(self, model: Model) -> None:
+        self._check_can_run(model)
+        wait_s = model.retry_at - self._clock()
+        if (error := model.error) is None or wait_s <= 0:
+            return
+        if isinstance(error, UnsupportedModel):
+            raise UnsupportedModel(str(error), param="model", public=error.public)
+        next_try = f"; the next start is tried in {wait_s:.0f} s at the soonest"
+        raise type(error)(
+            str(error) + next_try,
+            retry_after_s=None if error.is_lasting else wait_s,
+            public=error.public + next_try,
+        )
+
+    def _check_can_run(self, model: Model) -> None:
         if (problem := model.checkpoint_problem) is not None:
             raise unsupported(model.name, problem)
-        wait_s = model.retry_at - self._clock()
-        if isinstance(model.error, UnsupportedModel) and wait_s > 0:
-            raise UnsupportedModel(str(model.error), param="model", public=model.error.public)
-        if model.error is not None and wait_s > 0:
-            next_try = f"; the next start is tried in {wait_s:.0f} s at the soonest"
-            raise InstanceFailedToStart(
-                str(model.error) + next_try, retry_after_s=wait_s, public=model.error.public + next_try
-            )
 
     # The tasks.
 

@@ -118,6 +118,7 @@ class Instance:
             self.spawns,
             served_name=self.served_model_name,
             adapters=adapter_names(self.plan.params),
+            tells_tenants_apart=self.plan.tells_tenants_apart,
         )
 
     def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:

@@ -18,7 +18,6 @@ from instance_manager.errors import (
     InstanceNotRunning,
     ManagerError,
     NoCapacity,
-    UnsupportedModel,
     WrongState,
 )
 from instance_manager.eviction import Device, Fits, NeverFits, Wait, WaitingModel, next_to_start
@@ -222,7 +221,7 @@ class Starter:
         model.failed(error)
         # Where one more would have been welcome, those who wait are served by those there are.
         message, kind = str(error), type(error)
-        retry_after_s = None if isinstance(error, UnsupportedModel) else model.retry_at - self._clock()
+        retry_after_s = None if error.is_lasting else model.retry_at - self._clock()
         model.queue.reject(
             lambda: kind(message, retry_after_s=retry_after_s, public=error.public),
             lambda need: not model.is_awake_for(need),

@@ -71,7 +71,7 @@ from app import main
 from instance_manager import state_session
 
 state_session._LEASE_S = 1.5
-sys.exit(main())
+sys.exit(main([]))
 """
 
 

@@ -52,7 +52,6 @@ class FieldRules:
 
 _COMMON = FieldRules(
     refused={
-        "cache_salt": (),
         "ec_transfer_params": (),
         **dict.fromkeys(_GUIDED, ()),
         "kv_transfer_params": (),

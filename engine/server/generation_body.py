@@ -15,6 +15,7 @@ MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_FIELDS = 256  # of an object: each unknown one would be an error of its own
 MAX_LISTED = 4096  # entries of lists and tables of tokens and words
+MAX_SALT = 512  # characters
 _INT64 = 2**63
 
 
@@ -129,6 +130,10 @@ def _check_bias(value: dict[str, float]) -> dict[str, float]:
 
 
 TokenId = Annotated[int, Field(ge=0, lt=_INT64)]
+CacheSalt = Annotated[
+    Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None,
+    Field(description="Cached prefixes are found by prompts with the same one alone, of the same API key."),
+]
 
 
 class GenerationBody(RequestBody):
@@ -191,8 +196,9 @@ class GenerationBody(RequestBody):
     user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
     safety_identifier: str | None = Field(default=None, description="As `user`.")
     prompt_cache_key: str | None = Field(
-        default=None, description="A hint without effect: prefixes are always shared."
+        default=None, description="A hint without effect: prefixes are shared without it."
     )
+    cache_salt: CacheSalt = None
     keep_alive: str | float | None = Field(default=None, description="Meant for Berth's gateway.")
 
     @model_validator(mode="after")

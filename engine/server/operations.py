@@ -38,7 +38,6 @@ from engine.server.responses.bodies import InputTokensBody, ResponsesBody
 PASSED_OVER = frozenset(
     {
         "cache_control",
-        "cache_salt",
         "keep_alive",
         "prompt_cache_key",
         "safety_identifier",

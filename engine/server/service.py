@@ -18,6 +18,7 @@ from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
+from engine.server.tenants import cache_salt
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
 from engine.types import EngineRequest, SamplingParams, TokenConstraint
@@ -116,5 +117,6 @@ class Service(ModelService):
             arrival_time=time.monotonic(),
             priority=body.priority,
             constraint=constraint,
+            cache_salt=cache_salt(body.cache_salt),
         )
         return Choice(index, request, detokenizer, prefix=prompt.echo, show_stop=show_stop)

@@ -228,6 +228,7 @@ def test_a_failed_start_of_a_stream_that_waited(user: httpx.Client) -> None:
     assert (name, end) == ("event: error", "\n")
     told = json.loads(data.removeprefix("data: "))
     check(told, answer.headers["x-request-id"])
+    assert answer.headers["request-id"] == answer.headers["x-request-id"]
     assert "out_of_memory" in told["error"]["message"]
 
 

@@ -243,3 +243,32 @@ async def test_a_slow_client_holds_the_engine_back() -> None:
         await asyncio.sleep(0.3)
         assert num_sent == before < 400
         socket.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "target", ["/x#y", "/x?a=#b", "/#", "/x#", "/x%23y", "/x[", "/x\\y", "/\xff", "/x?\xff", "/x^{|}`"]
+)
+async def test_a_target_that_is_none_is_a_bad_request(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What the engine can't be asked for is the client's fault; all else arrives as it came."""
+    seen: list[str] = []
+
+    async def keep(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        seen.append(socket.request.path)
+
+    async with engine_with(keep) as engine, berth(engine) as front:
+        upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+        wire = await front.connect()
+        try:
+            await wire.send(request(f"/proxy/one{target}", *upgrade, key))
+            status = (await wire.reader.readline()).split()[1]
+        finally:
+            await wire.close()
+        if "#" in target or not target.isascii():
+            assert status == b"400"
+            assert not seen
+        else:
+            assert status == b"101", status
+            assert seen == [target]
+        assert not [one for one in caplog.records if one.exc_info]

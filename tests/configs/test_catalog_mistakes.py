@@ -37,7 +37,7 @@ def test_all_mistakes_are_told_with_the_first() -> None:
         ("models:\n  a:\n    timeout: \x01\n", "3: no valid YAML: unacceptable character"),
         ("models: {}\n---\nmodels: {}\n", "2: no valid YAML: expected a single document"),
         ("models: {a: {timeout: " + "9" * 5000 + "}}", "1: no valid YAML: Exceeds the limit"),
-        ("models: " + "[" * 5000, "1: nested too deeply"),
+        ("models: " + "[" * 5000, "1: is nested more than 32 deep"),
         ("models:\n  a: *b\n", "2: no valid YAML: found undefined alias 'b'"),
         ("models:\n  a: &b\n    params: {x: *b}\n", "2: models.a.params.x: an alias that refers to what it"),
         (

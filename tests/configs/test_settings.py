@@ -55,6 +55,41 @@ def test_model_dirs_are_separated_as_in_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "there"), [("x/y", "{cwd}/x/y"), ("./x", "{cwd}/x"), ("~/x", "{home}/x"), ("/x", "/x")]
+)
+def test_paths_mean_the_same_to_engines_which_run_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, there: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    wanted = Path(there.format(cwd=tmp_path, home="/home/me"))
+    names = ("STATE_DIR", "LOG_DIR", "MODELS_FILE", "MODEL_DIRS", "HF_HOME", "VLLM_PYTHON", "API_KEYS_FILE")
+    loaded = read_settings(env_file(tmp_path, "".join(f"{name}={path}\n" for name in (*names, "LOG_FILE"))))
+    for name in (*names, "LOG_FILE"):
+        value = getattr(loaded.settings, name.lower())
+        assert value in (wanted, str(wanted), (wanted,), None)
+    assert loaded.settings.engine_environment()["HF_HOME"] == str(wanted)
+
+
+def test_a_program_named_without_a_folder_is_looked_for_in_path(tmp_path: Path) -> None:
+    assert load_settings(env_file(tmp_path, "VLLM_PYTHON=python3\n")).vllm_python == "python3"
+
+
+@pytest.mark.parametrize("path", ["~/x", "~nobody-of-this-name/x"])
+def test_who_has_no_home_directory_can_have_settings_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", _unknown_user)
+    settings = load_settings(env_file(tmp_path, f"MODEL_DIRS={path}\nHF_HOME={path}\n"))
+    assert settings.model_dirs == (Path.cwd() / path,)
+
+
+def _unknown_user(uid: int) -> None:
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+@pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("APP_PORT=none", ["APP_PORT=none", "integer"]),

@@ -248,3 +248,12 @@ def test_what_the_log_tells_is_chosen_as_with_vllm(words: str, requests: bool, s
     flags = parse(*words.split())
     assert (flags.server.log_requests, flags.server.log_stats) == (requests, stats)
     assert flags.warnings == ()
+
+
+def test_berths_key_is_the_one_it_has_put_into_the_environment() -> None:
+    """Whoever sends it is believed for whom it asks: no key of the command line ever is."""
+    started_by_berth = {"VLLM_API_KEY": "k", "BERTH_INSTANCE_TOKEN": "t"}
+    assert parse_flags(["x"], started_by_berth).server.berth_key == "k"
+    assert parse_flags(["x", "--api-key", "a", "k"], started_by_berth).server.berth_key is None
+    assert parse_flags(["x"], {"VLLM_API_KEY": "k"}).server.berth_key is None
+    assert parse_flags(["x"], {"BERTH_INSTANCE_TOKEN": "t"}).server.berth_key is None
