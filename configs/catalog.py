@@ -176,7 +176,8 @@ class _Reader:
                     models[name] = self._entry(name, fields, defaults)
         mistakes += self._mistakes_in_aliases(models)
         if mistakes:
-            raise together(list({str(one): one for one in mistakes}.values()))
+            told = {str(one): one for one in mistakes}  # what a model has from defaults, once
+            raise together(sorted(told.values(), key=lambda one: one.line or 0))
         return Catalog(MappingProxyType(models), MappingProxyType(defaults), self._folder)
 
     def _defaults(self, data: Mapping[str, Any], mistakes: list[CatalogError]) -> dict[str, Any]:

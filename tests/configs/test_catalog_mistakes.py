@@ -60,7 +60,11 @@ def test_no_mistake_hides_another_and_none_is_told_twice(text: str, places: list
     with pytest.raises(CatalogError) as raised:
         parse_catalog(text, PATH)
     lines = [line.removeprefix("/somewhere/models.yaml:") for line in raised.value.lines]
-    assert sorted(": ".join(line.split(": ")[:2]) for line in lines) == places
+    found = [": ".join(line.split(": ")[:2]) for line in lines]
+    assert sorted(found) == places
+    assert [one.split(":")[0] for one in found] == [one.split(":")[0] for one in places], (
+        "as they stand there"
+    )
 
 
 @pytest.mark.parametrize(
