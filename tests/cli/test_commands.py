@@ -237,7 +237,8 @@ def test_keys(tmp_path: Path) -> None:
         assert (none.returncode, "BERTH_API_KEY" in none.stderr) == (5, True)
         less = berth(server.url, "start", "berth-demo", "--api-key", "some")
         assert less.returncode == 5
-        assert "use one of ADMIN_API_KEYS; set BERTH_API_KEY to it" in less.stderr
+        assert "use one of ADMIN_API_KEYS" in less.stderr
+        assert "set BERTH_API_KEY to it" in less.stderr
         assert berth(server.url, "ps", env={"BERTH_API_KEY": "all"}).returncode == 0
 
 
