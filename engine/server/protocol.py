@@ -15,6 +15,7 @@ from engine.server.foreign_parts import mark_unreadable, read_assistants, read_p
 from engine.server.foreign_tools import FUNCTIONS_ONLY
 from engine.server.generation_body import (
     MAX_FIELDS,
+    MINUS_ONE_AS_NONE,
     STRICT_TOOL,
     GenerationBody,
     Ignored,
@@ -62,6 +63,9 @@ _PROMPT_SCHEMA = {
 
 
 class CompletionBody(GenerationBody):
+    max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE, none_as(16)] = Field(
+        default=16, ge=0, description="-1 = as many as there is room for."
+    )
     prompt: Annotated[list[Any], BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
     echo: Annotated[bool, none_as(False)] = False
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
@@ -290,8 +294,8 @@ class ChatBody(GenerationBody, ConversationBody):
     return_prompt_text: Annotated[bool, none_as(False)] = Field(
         default=False, description="Tell the prompt as the template has made it, as `prompt_text`."
     )
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
+    max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     logprobs: Annotated[bool, none_as(False)] = False
     top_logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
     tool_choice: (
