@@ -122,3 +122,24 @@ def test_a_key_for_a_model_sees_all_its_names(tmp_path: Path, name: str) -> None
         with httpx.Client(base_url=berth.url, trust_env=False, headers=headers) as client:
             names = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
             assert names == ["stays", "nick", "nick two"]
+
+
+def test_where_models_lie_is_for_admins(tmp_path: Path) -> None:
+    catalog = {
+        "named": {"path": str(tmp_path / "secret" / "place")},
+        "by-hub-id": {"model": "o/n"},
+        **CATALOG,
+    }
+    keys = {"API_KEYS": "a-key-for-requests", "ADMIN_API_KEYS": "a-key-for-everything"}
+    with berth_with(tmp_path, catalog, **keys) as berth, berth.client() as client:
+        shown = {}
+        for key in keys.values():
+            headers = {"authorization": f"Bearer {key}"}
+            answer = client.get("/v1/models", headers=headers)
+            shown[key] = {entry["id"]: entry["root"] for entry in answer.json()["data"]}
+            for name, root in shown[key].items():
+                assert client.get(f"/v1/models/{name}", headers=headers).json()["root"] == root
+    for_requests, for_admins = shown.values()
+    assert for_admins["named"] == str(tmp_path / "secret" / "place")
+    own = {"named": "named", "berth-demo": "berth-demo"}
+    assert for_requests == for_admins | own
