@@ -72,7 +72,9 @@ class DataPlane:
         elif self._sleep is not None and detour is None and is_sleep_route(target):
             await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
         elif self._sleep is not None and detour is None and scope["method"] in READING:
-            leases = SleepLeases(self._sleep, self._leases)  # to be read is no reason to wake
+            leases = SleepLeases(
+                self._sleep, self._leases, scope["method"]
+            )  # to be read is no reason to wake
             await self.forward(scope, receive, send, instance_id, target, leases=leases)
         else:
             await self.forward(scope, receive, send, instance_id, target, leases=detour)
@@ -88,7 +90,7 @@ class DataPlane:
     ) -> None:
         """One of an engine's sleep routes. Its answer goes out by `send` alone, where it is noticed."""
         call = SleepCall(notices, instance_id, target, send)
-        leases = SleepLeases(notices, self._leases)
+        leases = SleepLeases(notices, self._leases, scope["method"])
         try:
             await self.forward(without_channel(scope), receive, call.send, instance_id, target, leases=leases)
         finally:
@@ -149,7 +151,8 @@ class DataPlane:
             if memo is not None:
                 memo["asked_for"] = instance_id, target
         try:
-            if scope["method"] in READING and self._sleep and self._sleep.lease_asleep(instance_id):
+            is_read = scope["method"] in READING
+            if is_read and self._sleep and self._sleep.lease_asleep(instance_id, only_reads=True):
                 return False
             lease = self._leases.try_lease(instance_id)
         except ManagerError:
