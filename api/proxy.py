@@ -22,7 +22,16 @@ from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.keys import caller_of, is_admin
 from api.known_head import memo_of
-from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
+from api.leases import (
+    CLIENT_GONE,
+    Again,
+    ClientGone,
+    Lease,
+    Leases,
+    Prepare,
+    WrongBody,
+    lease_while_connected,
+)
 from api.log_paths import loggable
 from api.pace import Pace, PaceRules
 from api.response_channel import HandOver, ResponseChannel, channel_of, client_of, without_channel
@@ -274,7 +283,7 @@ class DataPlane:
             status = await forwarding
             if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
                 self._sleep.look_at_sleep(call.lease.instance_id)
-        except (ManagerError, UpstreamError) as exc:
+        except (ManagerError, UpstreamError, WrongBody) as exc:
             error = error_for(exc, is_admin=is_admin(call.scope))
             status = error.status
             if isinstance(exc, UpstreamError):
@@ -309,7 +318,7 @@ def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
     return instance.decode("utf-8", "replace"), target
 
 
-def _log_failure(call: Call, error: UpstreamError) -> None:
+def _log_failure(call: Call, error: UpstreamError | WrongBody) -> None:
     logger.warning(
         "instance %s, request %s, %s %s: %s",
         call.instance_id,
