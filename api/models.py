@@ -36,6 +36,7 @@ Wait = Annotated[
 ]
 
 
+@router.get("/v1/models/", include_in_schema=False)  # as clients with a slash too many ask
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")
 async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
     """Those that the caller's key is good for; also those that other Berths on the same state serve."""

@@ -262,6 +262,14 @@ class Settings(BaseSettings):
         level = value.strip().lower() if isinstance(value, str) else value
         return {"trace": "debug", "warn": "warning", "fatal": "critical"}.get(level, level)
 
+    @field_validator(
+        "default_engine", "restart_policy", "expire_action", "on_shutdown", "unknown_fields", "log_format",
+        mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _read_choice(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
     @field_validator("log_syslog")
     @classmethod
     def _check_syslog(cls, value: str | None) -> str | None:

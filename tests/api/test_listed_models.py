@@ -41,6 +41,13 @@ def eventually(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def test_a_slash_too_many_lists_them_all_and_capitals_are_hinted_at(tmp_path: Path) -> None:
+    with berth_with(tmp_path, CATALOG) as berth, client_of(berth) as client:
+        assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+        refused = ask(client, "BROKEN")
+        assert (refused.status_code, "'broken'" in refused.text) == (404, True)
+
+
 def test_an_alias_is_an_entry_that_says_whose(tmp_path: Path) -> None:
     with berth_with(tmp_path, CATALOG) as berth, client_of(berth) as client:
         entries = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
