@@ -60,10 +60,12 @@ from configs.remote_logs import RemoteLogs
 from configs.service_flags import FlagError, parse_flags
 from configs.settings import Loaded, Settings, SettingsError, read_settings
 from configs.settings_remarks import remarks_on
+from instance_manager.environment import child_environment
 from instance_manager.errors import InstanceNotFound, InvalidCatalog, InvalidKeyFile
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
+from instance_manager.hub_cache import hub_cache
 from instance_manager.lifecycle_metrics import LifecycleMetrics
 from instance_manager.liveness import LivenessRules
 from instance_manager.manager import InstanceManager
@@ -95,7 +97,9 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     adapters = load_protocols(settings.protocol_plugins)
     driver = GpuDriver(os.environ)
     fleet = _fleet(settings, manager, driver)
-    source = CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters))
+    source = CatalogProfiles(
+        settings, frozenset(adapter.name for adapter in adapters), _hub_cache(manager.config)
+    )
     keys = KeyBook(api_keys(settings), settings.api_keys_file, partial(_read_keys, settings))
     models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
@@ -209,10 +213,11 @@ def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> F
 class CatalogProfiles:
     """models.yaml and the folders of models, as profiles: the one place that knows both sides."""
 
-    def __init__(self, settings: Settings, protocols: frozenset[str]) -> None:
-        """Raises CatalogError."""
+    def __init__(self, settings: Settings, protocols: frozenset[str], cache: Path) -> None:
+        """`cache`: the hub's. Raises CatalogError."""
         self._settings = settings
         self._protocols = protocols
+        self._cache = cache
         self._file = CatalogFile(settings.models_file, self._check)
         self._discovery = Discovery([], [])
         self._names: frozenset[str] = frozenset()  # and aliases, of all models
@@ -220,8 +225,7 @@ class CatalogProfiles:
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and those found on disk whose names it doesn't use."""
         catalog = self._file.current
-        hf_home = None if self._settings.hf_home is None else Path(self._settings.hf_home)
-        self._discovery = look_for_models(self._settings.model_dirs, hf_home)
+        self._discovery = look_for_models(self._settings.model_dirs, self._cache)
         on_disk = {found.name: found for found in self._discovery.models}
         profiles = {
             name: _with_files(self._profile(name, entry), _files_of(entry, on_disk))
@@ -567,7 +571,7 @@ def all_mistakes(loaded: Loaded) -> list[str]:
         lambda: _state_url(settings),
         lambda: load_protocols(settings.protocol_plugins),
         lambda: load_catalog(settings.models_file),
-        lambda: _catalog_profiles(settings),
+        lambda: _catalog_profiles(settings, manager_config(settings, ENV_FILE)),
     ):
         try:
             attempt()
@@ -582,8 +586,8 @@ def check(loaded: Loaded) -> Report:
     """All that a start would refuse or tell of, without one."""
     report, settings = Report(all_mistakes(loaded), [*loaded.remarks, *loaded.notes]), loaded.settings
     try:
-        source = _catalog_profiles(settings)
         config = manager_config(settings, ENV_FILE)
+        source = _catalog_profiles(settings, config)
     except (SettingsError, CatalogError, PluginError):
         return report  # what would follow from it is no news
     profiles = source.profiles()
@@ -595,10 +599,15 @@ def check(loaded: Loaded) -> Report:
     return report
 
 
-def _catalog_profiles(settings: Settings) -> CatalogProfiles:
+def _catalog_profiles(settings: Settings, config: ManagerConfig) -> CatalogProfiles:
     """Raises PluginError and CatalogError."""
     adapters = load_protocols(settings.protocol_plugins)
-    return CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters))
+    return CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters), _hub_cache(config))
+
+
+def _hub_cache(config: ManagerConfig) -> Path:
+    """Where engines keep what they have downloaded, but for models whose `env` says otherwise."""
+    return hub_cache(child_environment(os.environ, config.engine_env))
 
 
 if __name__ == "__main__":

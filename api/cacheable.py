@@ -67,7 +67,7 @@ def _is_deterministic(asked: dict[str, Any]) -> bool:
     temperature, seed = asked.get("temperature"), asked.get("seed")
     # JSON's true and false are no numbers, but Python's are.
     is_greedy = type(temperature) in (int, float) and temperature == 0
-    return is_greedy or type(seed) is int
+    return is_greedy or (type(seed) is int and seed != -1)  # by which vLLM and llama.cpp mean any
 
 
 def _refuse_constant(name: str) -> float:

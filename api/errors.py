@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 
 from api.asgi import RawHeaders
+from api.leases import WrongBody
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from instance_manager import errors as manager
 from instance_manager.stores import errors as stores
@@ -43,6 +44,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     stores.PortHeld: (409, "conflict_error", None),
     stores.LeaseLost: (409, "conflict_error", None),
     manager.ManagerError: (500, "internal_error", None),
+    WrongBody: (400, "invalid_request_error", None),
     UpstreamRefused: (502, "upstream_error", None),
     UpstreamBroken: (502, "upstream_error", None),
     UpstreamGarbled: (502, "upstream_error", None),

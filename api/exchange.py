@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from api.asgi import Message, Receive, Send
 from api.dialects import stream_error_event
 from api.headers import RequestHeaders, response_headers
-from api.leases import ClientGone, Lease
+from api.leases import ClientGone, Lease, WrongBody
 from api.pace import Pace
 from api.response_channel import ResponseChannel
 from api.response_reader import ResponseReader
@@ -41,7 +41,7 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 class ResponseCut(Exception):
     """The engine failed after its response had begun: the client's connection must not end cleanly."""
 
-    def __init__(self, error: UpstreamError) -> None:
+    def __init__(self, error: UpstreamError | WrongBody) -> None:
         super().__init__(error.message)
         self.error = error
 
@@ -252,6 +252,10 @@ class Exchange:
                     break
                 if self._is_uploading:
                     await self._upload(message)
+        except WrongBody as error:
+            if self._reader is not None:
+                self._reader.stop(error)
+            return
         except Exception:  # the task's root, which nobody awaits: the engine's request must end all the same
             logger.exception("reading from the client failed")
         if self._reader is not None:
@@ -330,7 +334,7 @@ class Exchange:
                     last = body
                 body, is_complete = await reader.read()
             tail.add(body)
-        except UpstreamError as exc:
+        except (UpstreamError, WrongBody) as exc:
             if is_event_stream:
                 whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
                 event = stream_error_event(exc, self._request.target, self._request.headers.request_id)

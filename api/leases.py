@@ -66,10 +66,20 @@ class ClientGone(Exception):
     """The client has left; there is nobody to answer."""
 
 
+class WrongBody(Exception):
+    """What the client goes on to send can't be served; its `receive` raises this from then on."""
+
+    code = "invalid_form"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
 async def lease_while_connected(leases: Leases, instance_id: str, receive: Receive) -> tuple[Lease, Receive]:
     """Wait for a lease for as long as the client does; with it comes a `receive` that misses nothing.
 
-    Raises ClientGone and what `wait_for_lease` raises.
+    Raises ClientGone, WrongBody and what `wait_for_lease` raises.
     """
     held: deque[Message] = deque()
     waiter = asyncio.ensure_future(leases.wait_for_lease(instance_id))
@@ -82,7 +92,8 @@ async def lease_while_connected(leases: Leases, instance_id: str, receive: Recei
         lease = await waiter
         is_handed_on = True
     finally:
-        listener.cancel()
+        if not listener.cancel() and not listener.cancelled():
+            listener.exception()  # which the next `receive` raises again
         if not is_handed_on:
             waiter.cancel()
             waiter.add_done_callback(_release_unwanted)

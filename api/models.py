@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from api.asgi import Scope
 from api.deps import Manager
-from api.keys import caller_of, may_use
+from api.keys import caller_of, is_admin, may_use
 from api.schemas import STOP_LEVEL, SleepLevel
 from instance_manager.errors import ModelNotFound, WrongState
 from instance_manager.fleet import Fleet
@@ -34,6 +36,7 @@ Wait = Annotated[
 ]
 
 
+@router.get("/v1/models/", include_in_schema=False)  # as clients with a slash too many ask
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")
 async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
     """Those that the caller's key is good for; also those that other Berths on the same state serve."""
@@ -44,7 +47,7 @@ async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
         for name, record in sorted(fleet.manager.neighbours.models().items())
         if not is_listed(fleet, name) and caller.may_use((name, *names_of(record)))
     ]
-    return {"object": "list", "data": [*here, *elsewhere]}
+    return {"object": "list", "data": [_shown(entry, request.scope) for entry in (*here, *elsewhere)]}
 
 
 @router.get("/v1/models/{name:path}", summary="One of them")
@@ -52,11 +55,18 @@ async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[s
     if not is_listed(fleet, name):
         record = fleet.manager.neighbours.models().get(name)
         if record is not None and caller_of(request.scope).may_use((name, *names_of(record))):
-            return entry_elsewhere(name, record)
+            return _shown(entry_elsewhere(name, record), request.scope)
     model = fleet.find(name)
     if not may_use(request.scope, model):
         raise ModelNotFound(f"model {name!r} is not among those that this key is good for", param="model")
-    return next(entry for entry in openai_entries(model, name) if entry["id"] == name)
+    entry = next(entry for entry in openai_entries(model, name) if entry["id"] == name)
+    return _shown(entry, request.scope)
+
+
+def _shown(entry: dict[str, Any], scope: Scope) -> dict[str, Any]:
+    """Where a model lies on this machine is the operator's to know."""
+    is_path = "/" in entry["root"] and PurePath(entry["root"]).is_absolute()
+    return entry if is_admin(scope) or not is_path else entry | {"root": entry["id"]}
 
 
 @router.get("/models", summary="Models, and what Berth knows of them")

@@ -22,7 +22,16 @@ from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.keys import caller_of, is_admin
 from api.known_head import memo_of
-from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
+from api.leases import (
+    CLIENT_GONE,
+    Again,
+    ClientGone,
+    Lease,
+    Leases,
+    Prepare,
+    WrongBody,
+    lease_while_connected,
+)
 from api.log_paths import loggable
 from api.pace import Pace, PaceRules
 from api.response_channel import HandOver, ResponseChannel, channel_of, client_of, without_channel
@@ -72,7 +81,9 @@ class DataPlane:
         elif self._sleep is not None and detour is None and is_sleep_route(target):
             await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
         elif self._sleep is not None and detour is None and scope["method"] in READING:
-            leases = SleepLeases(self._sleep, self._leases)  # to be read is no reason to wake
+            leases = SleepLeases(
+                self._sleep, self._leases, scope["method"]
+            )  # to be read is no reason to wake
             await self.forward(scope, receive, send, instance_id, target, leases=leases)
         else:
             await self.forward(scope, receive, send, instance_id, target, leases=detour)
@@ -88,7 +99,7 @@ class DataPlane:
     ) -> None:
         """One of an engine's sleep routes. Its answer goes out by `send` alone, where it is noticed."""
         call = SleepCall(notices, instance_id, target, send)
-        leases = SleepLeases(notices, self._leases)
+        leases = SleepLeases(notices, self._leases, scope["method"])
         try:
             await self.forward(without_channel(scope), receive, call.send, instance_id, target, leases=leases)
         finally:
@@ -149,7 +160,8 @@ class DataPlane:
             if memo is not None:
                 memo["asked_for"] = instance_id, target
         try:
-            if scope["method"] in READING and self._sleep and self._sleep.lease_asleep(instance_id):
+            is_read = scope["method"] in READING
+            if is_read and self._sleep and self._sleep.lease_asleep(instance_id, only_reads=True):
                 return False
             lease = self._leases.try_lease(instance_id)
         except ManagerError:
@@ -271,7 +283,7 @@ class DataPlane:
             status = await forwarding
             if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
                 self._sleep.look_at_sleep(call.lease.instance_id)
-        except (ManagerError, UpstreamError) as exc:
+        except (ManagerError, UpstreamError, WrongBody) as exc:
             error = error_for(exc, is_admin=is_admin(call.scope))
             status = error.status
             if isinstance(exc, UpstreamError):
@@ -306,7 +318,7 @@ def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
     return instance.decode("utf-8", "replace"), target
 
 
-def _log_failure(call: Call, error: UpstreamError) -> None:
+def _log_failure(call: Call, error: UpstreamError | WrongBody) -> None:
     logger.warning(
         "instance %s, request %s, %s %s: %s",
         call.instance_id,

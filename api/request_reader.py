@@ -1,7 +1,8 @@
 """Reads as much of a request as it takes to know which model it names. Knows no models.
 
 JSON is read whole. A form goes on as it comes once the model's name has been found; before that it is kept,
-so that it makes no difference in which order its parts come.
+so that it makes no difference in which order its parts come. Where it names another model further on, which
+engines may read in place of the first, it goes no further.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from api.asgi import Receive, Scope
+from api.asgi import Message, Receive, Scope
 from api.body_peek import peek
 from api.form_scan import FormScanner, InvalidForm
 from api.headers import find_header
 from api.json_structure import PartCounter, TooManyParts
-from api.leases import ClientGone
+from api.leases import ClientGone, WrongBody
 from api.named_model import InvalidBody, model_in_fields, model_in_object, read_object, without_bom
 from api.off_loop import off_loop
 from api.request_body import FormBody, JsonBody, RequestBody, Sending
@@ -106,7 +107,25 @@ async def _read_multipart(receive: Receive, content_type: bytes, length: int | N
             raise InvalidForm("it ends before its last boundary, and has no field `model` so far")
         return ReadRequest(None, receive, raw, form=FormBody(raw, has_more=has_more), length=length)
     form = FormBody(raw, found.start, found.end, has_more=has_more)
-    return ReadRequest(found.value, receive, raw, form=form, length=length)
+    return ReadRequest(found.value, _watched(receive, scanner), raw, form=form, length=length)
+
+
+def _watched(receive: Receive, scanner: FormScanner) -> Receive:
+    """A `receive` that raises WrongBody where the form turns out to be wrong, and from then on."""
+    problem: str | None = None
+
+    async def watched() -> Message:
+        nonlocal problem
+        if problem is None:
+            message = await receive()
+            try:
+                scanner.feed(message.get("body", b""))
+                return message
+            except InvalidForm as error:
+                problem = f"the form can't be read: {error}"
+        raise WrongBody(problem)
+
+    return watched
 
 
 def _too_long(limit: int) -> BodyTooLong:

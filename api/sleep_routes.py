@@ -10,6 +10,7 @@ from typing import Protocol
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from api.asgi import Message, Send
+from api.engine_routes import READING
 from api.leases import Lease, Leases
 
 _SLEEP = b"/sleep"
@@ -19,8 +20,11 @@ _ROUTES = frozenset({_SLEEP, b"/is_sleeping"})
 class SleepNotices(Protocol):
     """What is asked of the instance manager."""
 
-    def lease_asleep(self, instance_id: str) -> Lease | None:
-        """A lease of an engine that sleeps, without waking it; None where it doesn't."""
+    def lease_asleep(self, instance_id: str, *, only_reads: bool) -> Lease | None:
+        """A lease of an engine that sleeps, without waking it; None where it doesn't.
+
+        `only_reads`: also of one that is about to.
+        """
 
     def note_asleep(self, instance_id: str, level: int) -> None:
         """Its engine has been put to sleep by somebody else."""
@@ -30,14 +34,16 @@ class SleepNotices(Protocol):
 
 
 class SleepLeases:
-    """Leases for these routes: what sleeps is not woken to say so, or to sleep deeper."""
+    """Leases for these routes: what sleeps is not woken to say so, to be read, or to sleep deeper."""
 
-    def __init__(self, notices: SleepNotices, leases: Leases) -> None:
+    def __init__(self, notices: SleepNotices, leases: Leases, method: str) -> None:
         self._notices = notices
         self._leases = leases
+        self._only_reads = method in READING
 
     def try_lease(self, instance_id: str) -> Lease | None:
-        return self._notices.lease_asleep(instance_id) or self._leases.try_lease(instance_id)
+        asleep = self._notices.lease_asleep(instance_id, only_reads=self._only_reads)
+        return asleep or self._leases.try_lease(instance_id)
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
         return await self._leases.wait_for_lease(instance_id)

@@ -7,8 +7,11 @@ decoded. What is compressed, or goes on for long after its usage, tells nothing.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import Any, NamedTuple
+
+logger = logging.getLogger("berth.usage")
 
 _NAME = b'"usage"'
 # How much of its end is searched: of a whole answer, where the search is all that it costs, little.
@@ -16,9 +19,13 @@ _WINDOW_BYTES = 640
 _STREAM_WINDOW_BYTES = 2048
 _ENDS = (b"}", b"\n")  # of what may be a JSON object, or a stream of events
 _MAX_OBJECT_BYTES = 1024
-_MAX_TOKENS = 2**40  # more than that is no count of tokens
+_MAX_TOKENS = 2**32  # of one answer; more is no count of tokens
+_SHOWN = 40  # characters of what is none
 _COLON = re.compile(r"\s*:\s*")
 _DECODER = json.JSONDecoder()
+
+
+_told: set[str] = set()  # names of counts that were none, each logged once in a process's life
 
 
 class TokenUsage(NamedTuple):
@@ -71,6 +78,12 @@ def _count(usage: dict[str, Any], *names: str) -> int | None:
         value = usage.get(name)
         if type(value) is int and 0 <= value <= _MAX_TOKENS:
             return value
+        if value is not None and name not in _told:
+            _told.add(name)
+            shown = json.dumps(value)[:_SHOWN]
+            logger.warning(
+                "An engine's usage isn't counted where %s is %s. It is not told again.", name, shown
+            )
     return None
 
 

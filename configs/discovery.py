@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.home import expand_home
 from configs.remarks import Remark
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -44,13 +43,13 @@ class Discovery:
     remarks: list[Remark]
 
 
-def discover_models(model_dirs: Sequence[Path], hf_home: Path | None) -> list[FoundModel]:
+def discover_models(model_dirs: Sequence[Path], hub_cache: Path) -> list[FoundModel]:
     """The models that `look_for_models` finds."""
-    return look_for_models(model_dirs, hf_home).models
+    return look_for_models(model_dirs, hub_cache).models
 
 
-def look_for_models(model_dirs: Sequence[Path], hf_home: Path | None) -> Discovery:
-    """Blocks for milliseconds. Without `hf_home` the hub's cache is where engines, too, look for it."""
+def look_for_models(model_dirs: Sequence[Path], hub_cache: Path) -> Discovery:
+    """Blocks for milliseconds. `hub_cache`: where engines look for what they have downloaded."""
     found: dict[str, FoundModel] = {}
     remarks: list[Remark] = []
     for root in model_dirs:
@@ -62,8 +61,7 @@ def look_for_models(model_dirs: Sequence[Path], hf_home: Path | None) -> Discove
         for model in models:
             if (first := found.setdefault(model.name, model)) is not model:
                 remarks.append(Remark(f"MODEL_DIRS: {model.path}: {model.name} is {first.path} already"))
-    home = hf_home or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    for model in _in_hub_cache(expand_home(os.environ.get("HF_HUB_CACHE") or home / "hub")):
+    for model in _in_hub_cache(hub_cache):
         found.setdefault(model.name, model)
     return Discovery(list(found.values()), remarks)
 

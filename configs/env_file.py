@@ -1,5 +1,5 @@
 """The file `.env`, which is rarely Berth's alone: which of its variables are settings, which are for engines,
-which are mistakes, and which are none of Berth's business.
+which are mistakes, and which are none of Berth's business. Capital and small letters mean the same in names.
 """
 
 from __future__ import annotations
@@ -75,13 +75,14 @@ class Owner(Enum):
 
 def owner_of(name: str, settings: Collection[str]) -> Owner:
     """Whose a variable of this name is; `settings` are the names of ours, in capitals."""
-    if name.upper() in settings or name.upper() in FORMER_NAMES:
+    name = name.upper()
+    if name in settings or name in FORMER_NAMES:
         return Owner.SETTING
     if name in _OTHERS:
         return Owner.OTHER
     if name in _ENGINE_NAMES or name.startswith(_VLLM_PREFIXES):
         return Owner.ENGINE
-    if name.upper().startswith(_OUR_PREFIXES) or nearest(name.upper(), settings) is not None:
+    if name.startswith(_OUR_PREFIXES) or nearest(name, settings) is not None:
         return Owner.NOBODY
     if name.startswith(_ENGINE_PREFIXES):
         return Owner.ENGINE
@@ -113,11 +114,19 @@ class EnvFile:
     others: tuple[str, ...] = ()  # names that are none of Berth's business
 
     def for_engines(self, settings: Collection[str]) -> dict[str, str]:
+        """In capitals, as engines read them."""
         return {
             name: value
-            for name, value in self.variables.items()
+            for name, value in self._in_capitals().items()
             if name not in _DECIDED and owner_of(name, settings) is Owner.ENGINE
         }
+
+    def for_sdk(self) -> dict[str, str]:
+        return {name: value for name, value in self._in_capitals().items() if name.startswith(SDK_PREFIX)}
+
+    def _in_capitals(self) -> dict[str, str]:
+        small = {name.upper(): value for name, value in self.variables.items() if name.islower()}
+        return small | {name: value for name, value in self.variables.items() if not name.islower()}
 
 
 def read_env_file(path: Path | None, settings: Collection[str]) -> EnvFile:
@@ -139,7 +148,11 @@ def read_env_file(path: Path | None, settings: Collection[str]) -> EnvFile:
     remarks = [
         *_unreadable(bindings, path, settings, ours=False),
         *_doubles(bindings, path, settings),
-        *(f"{name} in {path}: has no effect: {_DECIDED[name]}" for name in variables if name in _DECIDED),
+        *(
+            f"{name} in {path}: has no effect: {_DECIDED[name.upper()]}"
+            for name in variables
+            if name.upper() in _DECIDED
+        ),
     ]
     others = [name for name in variables if owner_of(name, settings) is Owner.OTHER]
     return EnvFile(path, variables, tuple(mistakes), tuple(remarks), tuple(others))
@@ -148,10 +161,11 @@ def read_env_file(path: Path | None, settings: Collection[str]) -> EnvFile:
 def nearly_settings(environ: Mapping[str, str], settings: Collection[str]) -> Iterator[str]:
     """Remarks about the environment's variables that are nearly settings. It is full of others' names."""
     for name, value in environ.items():
-        is_ours = name.upper() in settings or name in _OTHERS or name in _ENGINE_NAMES
-        if is_ours or name.startswith(_VLLM_PREFIXES):
+        capitals = name.upper()
+        is_known = capitals in settings or capitals in _OTHERS or capitals in _ENGINE_NAMES
+        if is_known or capitals.startswith(_VLLM_PREFIXES):
             continue
-        if name.startswith("VLLM_DEFAULT_") or nearest(name.upper(), settings):
+        if capitals.startswith("VLLM_DEFAULT_") or nearest(capitals, settings):
             yield f"{name}={shown(name, value)}: no such setting ({hint(name, settings)}), in the environment"
 
 

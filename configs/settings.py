@@ -21,7 +21,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from configs.bounded_file import read_bounded
 from configs.env_file import (
     ENCODING,
-    SDK_PREFIX,
     EnvFile,
     former_names,
     nearly_settings,
@@ -263,6 +262,14 @@ class Settings(BaseSettings):
         level = value.strip().lower() if isinstance(value, str) else value
         return {"trace": "debug", "warn": "warning", "fatal": "critical"}.get(level, level)
 
+    @field_validator(
+        "default_engine", "restart_policy", "expire_action", "on_shutdown", "unknown_fields", "log_format",
+        mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _read_choice(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
     @field_validator("log_syslog")
     @classmethod
     def _check_syslog(cls, value: str | None) -> str | None:
@@ -322,8 +329,7 @@ class Settings(BaseSettings):
     @staticmethod
     def sdk_environment(env_file: Path | None = None) -> dict[str, str]:
         """Variables for OpenTelemetry's SDK that stand in `env_file`."""
-        variables = read_env_file(env_file, NAMES).variables
-        return {k: v for k, v in variables.items() if k.startswith(SDK_PREFIX)}
+        return read_env_file(env_file, NAMES).for_sdk()
 
     def engine_environment(self, env_file: Path | None = None) -> dict[str, str]:
         """Variables that engines get on top of Berth's own environment."""
@@ -333,8 +339,11 @@ class Settings(BaseSettings):
                 environment[name.upper()] = value
         if self.http_proxy or self.https_proxy:
             # Engines talk to each other and to Berth over loopback; no proxy belongs there.
-            no_proxy = environment.get("NO_PROXY") or os.environ.get("NO_PROXY", "")
-            environment["NO_PROXY"] = ",".join(filter(None, [no_proxy, "127.0.0.1", "localhost"]))
+            names = [name for name in os.environ if name.upper() == "NO_PROXY"]  # both are read
+            given = [environment.get("NO_PROXY"), *(os.environ[name] for name in names)]
+            said = next(filter(None, given), None)
+            no_proxy = ",".join(filter(None, [said, "127.0.0.1", "localhost"]))
+            environment |= dict.fromkeys(["NO_PROXY", *names], no_proxy)
         return environment
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from instance_manager.backends import plan_launch
 from instance_manager.checkpoint_problem import problem_of
 from instance_manager.checkpoint_size import locate
+from instance_manager.environment import child_environment
 from instance_manager.errors import UnsupportedModel
 from instance_manager.model_paths import find_model
 from instance_manager.types import InstanceSpec, ManagerConfig
@@ -31,7 +33,8 @@ class Checkpoint:
         if spec.engine != "engine":
             return None
         params = plan_launch(spec, config).params
-        return cls(find_model(spec.model_name, config.model_dirs), params, {**config.engine_env, **spec.env})
+        environ = child_environment(os.environ, config.engine_env, spec.env)
+        return cls(find_model(spec.model_name, config.model_dirs), params, environ)
 
     @property
     def problem(self) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from instance_manager.activation_size import Activations, activations
+from instance_manager.hub_cache import hub_cache
 from instance_manager.kv_cache_size import (
     Machine,
     decoder_config,
@@ -143,7 +144,7 @@ def locate(model: str, environ: Mapping[str, str], revision: object = None) -> P
         return path
     if not _HUB_ID.fullmatch(model):
         return None
-    repository = _hub_cache(environ) / f"models--{model.replace('/', '--')}"
+    repository = hub_cache(environ) / f"models--{model.replace('/', '--')}"
     wanted = str(revision or "main")
     try:
         commit = (repository / "refs" / wanted).read_text().strip()
@@ -151,15 +152,6 @@ def locate(model: str, environ: Mapping[str, str], revision: object = None) -> P
         commit = wanted  # a commit's hash has no ref
     snapshot = repository / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
-
-
-def _hub_cache(environ: Mapping[str, str]) -> Path:
-    """As huggingface_hub decides it."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if environ.get(name):
-            return expand_home(environ[name])
-    cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return expand_home(Path(environ.get("HF_HOME") or cache) / "hub")
 
 
 def weights_size(path: Path, float_bytes: int | None) -> int | None:

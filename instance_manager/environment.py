@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from instance_manager.hub_cache import with_cache_settled
+
 # Berth's own settings: secrets an engine must not see, and names that vLLM would warn of or misread.
 _WITHHELD = frozenset(
     {
@@ -34,7 +36,7 @@ def child_environment(base: Mapping[str, str], *layers: Mapping[str, str]) -> di
     env["PYTHONUNBUFFERED"] = "1"
     for layer in layers:
         env.update(layer)
-    return env
+    return with_cache_settled(env)
 
 
 def engine_environment(

@@ -129,7 +129,9 @@ class Fleet:
         known = [*(model.name for model in self.models), *self._names]
         if len(name) > _MAX_ALIKE_CHARS or len(known) > _MAX_ALIKE_OF:
             return []
-        return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        by_small = {one.lower(): one for one in known}
+        close = difflib.get_close_matches(name.lower(), by_small, n=3, cutoff=0.5)
+        return [by_small[one] for one in close]
 
     def protocol_of(self, name: str) -> str | None:
         """The protocol adapter that the model's profile names."""

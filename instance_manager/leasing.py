@@ -14,6 +14,8 @@ from instance_manager.instance import Instance
 from instance_manager.supervisor import Supervisor
 from instance_manager.types import Endpoint, InstanceState
 
+_UP_ASLEEP = (InstanceState.RUNNING, InstanceState.SLEEPING)
+
 
 @dataclass(frozen=True, slots=True)
 class AsleepLease:
@@ -60,14 +62,16 @@ class LeaseDesk:
         self._check_may_wait(instance_id)
         return None
 
-    def lease_asleep(self, instance_id: str) -> AsleepLease | None:
+    def lease_asleep(self, instance_id: str, *, only_reads: bool) -> AsleepLease | None:
         """The way to an engine that sleeps, without waking it; None where it doesn't.
 
+        `only_reads`: it may also be about to fall asleep, which the request then doesn't keep it from.
         Raises InstanceNotFound.
         """
         supervisor = self._find(instance_id)
         instance = supervisor.instance
-        if instance.state is not InstanceState.SLEEPING or not supervisor.is_asleep:
+        states = _UP_ASLEEP if only_reads else (InstanceState.SLEEPING,)
+        if instance.state not in states or not supervisor.is_asleep:
             return None
         if self.is_closed or instance.port is None or instance.secrets is None:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 from instance_manager.backends import plan_launch
 from instance_manager.checkpoint_size import Estimate, estimate
+from instance_manager.environment import child_environment
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.eviction import (
     HOST,
@@ -305,7 +307,7 @@ class RoomKeeper:
             num_gpus=count,
             gpu_total_bytes=gpus[0].total_bytes if gpus else 0,
         )
-        environ = {**config.engine_env, **spec.env}
+        environ = child_environment(os.environ, config.engine_env, spec.env)
         try:
             model = find_model(spec.model_name, config.model_dirs)
         except ModelNotFound:

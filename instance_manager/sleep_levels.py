@@ -40,7 +40,10 @@ class SleepLevels:
         """One step towards the wanted level, or none where the goal changes meanwhile."""
         if self._goal.level > self._instance.level:
             if await self._empty():
-                await self._fall_asleep(self._goal.level)
+                if self._instance.gate.queued and self._instance.level == 0:
+                    self._goal.level = 0  # they came before it was sent to sleep, and nobody would wake it
+                else:
+                    await self._fall_asleep(self._goal.level)
             if self._goal.level == self._instance.level == 0 and not self._is_over():
                 self._open_gate(self._run)  # somebody wants it awake before it slept, or it wouldn't sleep
                 self._instance.announce()  # whoever sent it to sleep need not wait any longer

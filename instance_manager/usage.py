@@ -31,7 +31,7 @@ class UsageMeter:
         completion_tokens: int = 0,
     ) -> None:
         """Count requests that have ended. `key_id` is the key's public id, never the key itself."""
-        used = Usage(key_id, model, requests, prompt_tokens, completion_tokens)
+        used = Usage(key_id, model).plus(Usage(key_id, model, requests, prompt_tokens, completion_tokens))
         before = self._pending.get((key_id, model))
         self._pending[key_id, model] = used if before is None else before.plus(used)
 

@@ -18,6 +18,14 @@ def test_every_file_that_the_architecture_names_exists() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_link_leads_to_a_file() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    links = [(page, to) for page in pages for to in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())]
+    assert len(links) > 15
+    own = [(page, to) for page, to in links if not to.startswith(("http", "mailto"))]
+    assert [(page.name, to) for page, to in own if not (page.parent / to).exists()] == []
+
+
 def test_every_test_that_the_threats_name_exists() -> None:
     named = re.findall(r"tests/[\w/]+\.py", (ROOT / "docs" / "threats.md").read_text())
     assert len(named) > 25

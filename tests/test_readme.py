@@ -18,9 +18,9 @@ from tests.fake_hub import running_hub
 pytestmark = pytest.mark.timeout(240)
 
 
-def blocks(language: str) -> list[str]:
-    """The README's fenced blocks of a language, in order."""
-    text = (ROOT / "README.md").read_text()
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    """A page's fenced blocks of a language, in order."""
+    text = (ROOT / page).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -73,12 +73,17 @@ def test_the_exit_statuses_are_all_told() -> None:
 
 def test_the_examples_of_catalogs_are_catalogs(tmp_path: Path) -> None:
     engines: dict[str, str | None] = {}
-    for example in blocks("yaml"):
+    for example in [*blocks("yaml"), *blocks("yaml", "docs/engines.md")]:
         catalog = tmp_path / "models.yaml"
         catalog.write_text(example)
         engines |= {name: entry.engine for name, entry in load_catalog(catalog).models.items()}
     expected = {"large": "vllm", "on-cpu": "vllm", "gguf": "command", "gguf-server": "command"}
     assert expected.items() <= engines.items()
+
+
+def test_it_is_short() -> None:
+    """What users need at first; reference stands in docs/."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
 
 
 def test_the_two_commands_are_make_targets() -> None:

@@ -25,8 +25,8 @@ def serve(ctx: typer.Context, settings: Settings = None, as_json: Json = False) 
     """Serve, as `make serve` does.
 
     Until Ctrl-C; a second one waits for no request. Each setting is a flag (--host, --port, --models-file …)
-    and wins over the environment and .env; README.md lists them. --json: logs in JSON. Runs in Berth's own
-    folder, so settings come from the .env there.
+    and wins over the environment and .env; docs/settings.md lists them. --json: logs in JSON. Runs in
+    Berth's own folder, so settings come from the .env there.
     """
     become_service([*(["--log-format", "json"] if _is_json(ctx, as_json) else []), *(settings or ())])
 

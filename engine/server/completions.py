@@ -22,8 +22,6 @@ from engine.server.service import Prompt, Service
 from engine.server.stream import CompletionChunks, ReadUsage, usage_object
 from engine.server.truncation import Truncation
 
-_DEFAULT_MAX_TOKENS = 16
-
 
 async def create_completion(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
@@ -50,11 +48,14 @@ async def create_completion(request: Request) -> ASGIApp:
 
 async def _to_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> Prompt:
     tokenizer, max_model_len = service.model.tokenizer, service.engine.max_model_len
-    asked = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    truncation = Truncation.of(body, max_model_len, needs_output=asked > 0)
+    asked = body.max_tokens
+    truncation = Truncation.of(body, max_model_len, needs_output=asked != 0)
     if isinstance(prompt, str):
         token_ids = await service.encode(
-            prompt, add_special_tokens=body.add_special_tokens, truncation=truncation, output=asked
+            prompt,
+            add_special_tokens=body.add_special_tokens,
+            truncation=truncation,
+            output=1 if asked is None else asked,
         )
     else:
         service.model.check_token_ids(prompt, "prompt")

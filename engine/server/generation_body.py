@@ -32,6 +32,8 @@ def none_as(default: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
 
+MINUS_ONE_AS_NONE = BeforeValidator(lambda value: None if value == -1 else value)
+"""How other servers' clients write that there is no limit, or that any seed will do."""
 Ignored = Annotated[Any, Field(exclude=True, description="Accepted, without effect.")]
 """Of a field that comes with what clients send back, and asks for nothing: `annotations: Ignored = None`."""
 
@@ -157,7 +159,9 @@ class GenerationBody(RequestBody):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, description="0 and -1 = all tokens.")
     min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
+    seed: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(
+        default=None, ge=-_INT64, lt=_INT64, description="-1 = any."
+    )
     presence_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="1 = none.")

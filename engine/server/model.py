@@ -27,7 +27,7 @@ _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "ma
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     names: tuple[str, ...]  # the first is the one reported; all are accepted
-    root: str  # where the checkpoint lies
+    root: str  # what people call the checkpoint: where it lies, who asks for it needn't know
     tokenizer: Tokenizer
     template: ChatTemplate
     vocab_size: int  # of the model: ids below it can be embedded
@@ -93,7 +93,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
     return ServedModel(
         names=config.served_model_names,
         other_names=_names_on_disk(directory),
-        root=str(directory),
+        root=_names_on_disk(directory)[0],
         tokenizer=tokenizer,
         template=ChatTemplate(
             sources,

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.foreign_parts import mark_unreadable, read_assistants, read_part
+from engine.server.foreign_parts import mark_unreadable, read_assistants, read_part, read_thought
 from engine.server.foreign_tools import FUNCTIONS_ONLY
 from engine.server.generation_body import (
     MAX_FIELDS,
+    MINUS_ONE_AS_NONE,
     STRICT_TOOL,
     GenerationBody,
     Ignored,
@@ -62,6 +63,9 @@ _PROMPT_SCHEMA = {
 
 
 class CompletionBody(GenerationBody):
+    max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE, none_as(16)] = Field(
+        default=16, ge=0, description="-1 = as many as there is room for."
+    )
     prompt: Annotated[list[Any], BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
     echo: Annotated[bool, none_as(False)] = False
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
@@ -89,11 +93,18 @@ class FunctionCall(Strict):
 
 
 def _as_function(call: Any) -> Any:
-    """A call of a custom tool as one of a function: its free text is the one argument."""
-    custom = call.get("custom") if isinstance(call, dict) and call.get("type") == "custom" else None
-    if not isinstance(custom, dict):
+    """A call of a custom tool as one of a function: its free text is the one argument.
+
+    What another server calls its kind of function is one all the same.
+    """
+    if not isinstance(call, dict):
         return call
-    function = {"name": custom.get("name"), "arguments": {"input": custom.get("input", "")}}
+    custom = call.get("custom") if call.get("type") == "custom" else None
+    if not isinstance(custom, dict):
+        kind = call.get("type")
+        is_other = isinstance(kind, str) and kind != "function" and isinstance(call.get("function"), dict)
+        return {**call, "type": "function"} if is_other else call
+    function = {"name": custom.get("name"), "arguments": {"input": custom.get("input") or ""}}
     rest = {name: value for name, value in call.items() if name not in ("custom", "type")}
     return {**rest, "type": "function", "function": function}
 
@@ -109,7 +120,7 @@ class ToolCall(Strict):
 
 class TextPart(Strict):
     type: Literal["text"]
-    text: str
+    text: Annotated[str, none_as("")]
     cache_control: Ignored = None
     annotations: Ignored = None
 
@@ -122,8 +133,8 @@ class ChatMessage(Strict):
         str | Annotated[list[Annotated[TextPart, BeforeValidator(read_part)]], Field(fail_fast=True)] | None
     ) = None
     name: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
+    reasoning: Annotated[str | None, BeforeValidator(read_thought)] = None
+    reasoning_content: Annotated[str | None, BeforeValidator(read_thought)] = None
     tool_calls: (
         Annotated[list[Annotated[ToolCall, BeforeValidator(_as_function)]], Field(fail_fast=True)] | None
     ) = None
@@ -134,7 +145,9 @@ class ChatMessage(Strict):
     cache_control: Ignored = None
     metadata: Ignored = None
     parsed: Ignored = None
+    phase: Ignored = None
     provider_specific_fields: Ignored = None
+    status: Ignored = None
     reasoning_details: Ignored = None
     thinking_blocks: Ignored = None
 
@@ -281,8 +294,8 @@ class ChatBody(GenerationBody, ConversationBody):
     return_prompt_text: Annotated[bool, none_as(False)] = Field(
         default=False, description="Tell the prompt as the template has made it, as `prompt_text`."
     )
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
+    max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     logprobs: Annotated[bool, none_as(False)] = False
     top_logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
     tool_choice: (

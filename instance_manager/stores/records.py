@@ -186,6 +186,10 @@ class PortHold:
     instance_id: str
 
 
+MAX_COUNT = 2**62 - 1
+"""Of a total: two of them still add up to what SQLite and Redis can hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What one API key (its id, never the key) has used of one model; as a change or as a total."""
@@ -197,13 +201,13 @@ class Usage:
     completion_tokens: int = 0
 
     def plus(self, other: Usage) -> Usage:
-        """The sum; key and model are this one's."""
+        """The sum; key and model are this one's. It ends at MAX_COUNT, whatever engines tell."""
         return Usage(
             self.key_id,
             self.model,
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
+            min(self.requests + other.requests, MAX_COUNT),
+            min(self.prompt_tokens + other.prompt_tokens, MAX_COUNT),
+            min(self.completion_tokens + other.completion_tokens, MAX_COUNT),
         )
 
 

@@ -74,7 +74,10 @@ if w.release and redis.call('HGET', KEYS[7], w.release.port) == w.release.instan
   redis.call('HDEL', KEYS[7], w.release.port)
 end
 if w.hold then redis.call('HSET', KEYS[7], w.hold.port, w.hold.instance) end
-for _, used in ipairs(w.usage) do redis.call('HINCRBY', KEYS[8], used[1], used[2]) end
+for _, used in ipairs(w.usage) do
+  local sum = redis.pcall('HINCRBY', KEYS[8], used[1], used[2])  -- what is full, or no number, stays as it is
+  if type(sum) == 'table' and string.find(sum.err, 'WRONGTYPE') then return sum end
+end
 local first = 0
 for i, body in ipairs(w.events) do
   local id = redis.call('HINCRBY', KEYS[1], 'event', 1)

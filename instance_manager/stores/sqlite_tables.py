@@ -10,6 +10,7 @@ import sqlite3
 
 from instance_manager.stores.errors import Conflict, PortHeld
 from instance_manager.stores.records import (
+    MAX_COUNT,
     Claim,
     Commit,
     InstanceRecord,
@@ -67,11 +68,14 @@ def commit(connection: sqlite3.Connection, write: Write, history: int) -> Commit
         if write.hold is not None:
             _hold(connection, write.hold)
         connection.executemany(
-            "INSERT INTO usage VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-            " requests = requests + excluded.requests,"
-            " prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
-            " completion_tokens = completion_tokens + excluded.completion_tokens",
-            [(u.key_id, u.model, u.requests, u.prompt_tokens, u.completion_tokens) for u in write.usage],
+            "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET"
+            " requests = MIN(requests + excluded.requests, ?6),"
+            " prompt_tokens = MIN(prompt_tokens + excluded.prompt_tokens, ?6),"
+            " completion_tokens = MIN(completion_tokens + excluded.completion_tokens, ?6)",
+            [
+                (u.key_id, u.model, u.requests, u.prompt_tokens, u.completion_tokens, MAX_COUNT)
+                for u in write.usage
+            ],
         )
         events = _append(connection, write.events, history)
     return Commit(write.put, events)

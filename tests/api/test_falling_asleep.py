@@ -2,30 +2,104 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
 
 from tests.api.test_gateway import ask, berth_with, client_of, replicas
+from tests.berth_process import BerthProcess
+
+LONG = {"model": "berth-demo", "prompt": "a", "max_tokens": 300, "stream": True, "ignore_eos": True}
+SHORT = {"model": "berth-demo", "prompt": "a", "max_tokens": 1}
 
 
-def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(tmp_path: Path) -> None:
-    with (
-        berth_with(tmp_path, {}) as berth,
-        client_of(berth) as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
+@pytest.fixture(scope="module")
+def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
+    with berth_with(tmp_path_factory.mktemp("falling"), {}, MAX_IN_FLIGHT="1") as berth:
+        yield berth
+
+
+@pytest.fixture
+def client(berth: BerthProcess) -> Iterator[httpx.Client]:
+    with client_of(berth) as client:
         assert ask(client, "berth-demo").status_code == 200
-        (record,) = replicas(client, "berth-demo")
-        long = {"model": "berth-demo", "prompt": "a", "max_tokens": 300, "stream": True, "ignore_eos": True}
-        with client.stream("POST", "/v1/completions", json=long) as response:
-            lines = response.iter_lines()
-            assert next(lines).startswith("data:")
-            put_to_sleep = pool.submit(client.post, "/models/berth-demo/sleep")
-            while client.get("/models/berth-demo").json()["status"] == "running":
-                time.sleep(0.01)
+        yield client
+
+
+def eventually(is_so: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def streaming(client: httpx.Client) -> Iterator[None]:
+    """A stream, which ends with the block. What is sent to sleep waits for it."""
+    with client.stream("POST", "/v1/completions", json=LONG) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data:")
+        yield
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
+def sleep(client: httpx.Client, pool: ThreadPoolExecutor) -> Any:
+    put_to_sleep = pool.submit(client.post, "/models/berth-demo/sleep")
+    eventually(lambda: client.get("/models/berth-demo").json()["status"] != "running")
+    return put_to_sleep
+
+
+def waits(client: httpx.Client) -> bool:
+    page = client.get("/metrics?engines=false").text
+    found = re.findall(r"^berth_instance_requests_waiting\{.*\} (\S+)$", page, re.MULTILINE)
+    return any(float(number) for number in found)
+
+
+def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(client: httpx.Client) -> None:
+    (record,) = replicas(client, "berth-demo")
+    with ThreadPoolExecutor(2) as pool:
+        with streaming(client):
+            put_to_sleep = sleep(client, pool)
             assert client.get("/models/berth-demo").json()["in_flight"] == 1  # it waits for this stream
-            assert ask(client, "berth-demo").status_code == 200
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+            asked = pool.submit(ask, client, "berth-demo")
+        assert asked.result(timeout=30).status_code == 200
         assert put_to_sleep.result(timeout=30).status_code == 200
-        assert [one["pid"] for one in replicas(client, "berth-demo")] == [record["pid"]]
+    assert [one["pid"] for one in replicas(client, "berth-demo")] == [record["pid"]]
+
+
+def test_to_be_read_keeps_no_engine_from_falling_asleep(client: httpx.Client) -> None:
+    """A page elsewhere could keep it awake else."""
+    (record,) = replicas(client, "berth-demo")
+    own = f"/proxy/{record['instance_id']}"
+    with ThreadPoolExecutor(1) as pool:
+        with streaming(client):
+            put_to_sleep = sleep(client, pool)
+            assert client.get(f"{own}/v1/models").status_code == 200
+            assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": False}
+        assert put_to_sleep.result(timeout=30).status_code == 200
+    assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+    assert client.get(f"{own}/v1/models").status_code == 200
+    assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_waits_for_room_is_served_before_it_sleeps(client: httpx.Client, method: str) -> None:
+    """Nobody would wake it for them."""
+    (record,) = replicas(client, "berth-demo")
+    path = "models" if method == "GET" else "completions"
+    with ThreadPoolExecutor(2) as pool:
+        with streaming(client):
+            body = None if method == "GET" else SHORT
+            waiting = pool.submit(
+                client.request, method, f"/proxy/{record['instance_id']}/v1/{path}", json=body
+            )
+            eventually(lambda: waits(client))
+            put_to_sleep = sleep(client, pool)
+        assert waiting.result(timeout=30).status_code == 200
+        assert put_to_sleep.result(timeout=30).status_code == 200

@@ -30,6 +30,7 @@ CATALOG: dict[str, Any] = {
     "slow": {"command": command("--slow-start", "1.5")},
     "narrow": {"command": command(), "concurrency_limit": 1, "max_replicas": 2},
     "gone": {"command": command()},
+    **{name: {"command": command()} for name in ("mortal", "stopped", "busy")},
 }
 
 
@@ -251,23 +252,23 @@ def test_what_can_never_fit_is_refused_with_what_holds_the_memory(tmp_path: Path
         assert "big" in refused.json()["error"]["message"]
 
 
-def test_a_sleeping_model_is_woken_by_a_request(tmp_path: Path) -> None:
-    with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
-        before = ask(client, "berth-demo", temperature=0).json()["choices"]
-        (record,) = replicas(client, "berth-demo")
-        for level in (1, 2):
-            asleep = client.post("/models/berth-demo/sleep", params={"level": level}).json()
-            assert asleep["status"] == "sleeping"
-            assert client.get("/instances").json()["data"][0]["sleep_level"] == level
-            assert ask(client, "berth-demo", temperature=0).json()["choices"] == before
-        assert client.post(f"/instances/{record['instance_id']}/sleep").json()["status"] == "sleeping"
-        through_proxy = client.post(
-            f"/proxy/{record['instance_id']}/v1/completions", json={"prompt": "a", "max_tokens": 1}
-        )
-        assert through_proxy.status_code == 200
-        assert client.post("/models/berth-demo/wake").json()["status"] == "running"
-        (now,) = replicas(client, "berth-demo")
-        assert (now["pid"], now["restarts"]) == (record["pid"], 0)
+def test_a_sleeping_model_is_woken_by_a_request(client: httpx.Client) -> None:
+    before = ask(client, "berth-demo", temperature=0).json()["choices"]
+    (record,) = replicas(client, "berth-demo")
+    own = f"/instances/{record['instance_id']}"
+    for level in (1, 2):
+        asleep = client.post("/models/berth-demo/sleep", params={"level": level}).json()
+        assert asleep["status"] == "sleeping"
+        assert client.get(own).json()["sleep_level"] == level
+        assert ask(client, "berth-demo", temperature=0).json()["choices"] == before
+    assert client.post(f"{own}/sleep").json()["status"] == "sleeping"
+    through_proxy = client.post(
+        f"/proxy/{record['instance_id']}/v1/completions", json={"prompt": "a", "max_tokens": 1}
+    )
+    assert through_proxy.status_code == 200
+    assert client.post("/models/berth-demo/wake").json()["status"] == "running"
+    (now,) = replicas(client, "berth-demo")
+    assert (now["pid"], now["restarts"]) == (record["pid"], 0)
 
 
 def test_an_idle_instance_may_sleep_in_place_of_being_stopped(tmp_path: Path) -> None:
@@ -297,14 +298,22 @@ def lines_of(client: httpx.Client, model: str, **fields: Any) -> tuple[int, list
         return response.status_code, [line for line in response.iter_lines() if line]
 
 
-def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def commenting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
+    """Streams that wait for their model get a comment now and then."""
     doom = "import sys, time; time.sleep(1); sys.exit('CUDA out of memory')"
     models = {
         "slow": {"command": command("--slow-start", "1")},
+        "late": {"command": command("--slow-start", "1")},
         "doomed": {"command": [sys.executable, "-c", doom, "{port}"]},
         "quick": {"command": command()},
     }
-    with berth_with(tmp_path, models, STREAM_KEEPALIVE="0.2") as berth, client_of(berth) as client:
+    with berth_with(tmp_path_factory.mktemp("commenting"), models, STREAM_KEEPALIVE="0.2") as berth:
+        yield berth
+
+
+def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(commenting: BerthProcess) -> None:
+    with client_of(commenting) as client:
         status, lines = lines_of(client, "slow")
         assert (status, lines[0], lines[-1]) == (200, ": waiting for the model", "data: [DONE]")
         assert 2 <= lines.count(lines[0]) <= len(lines) - 3
@@ -324,13 +333,12 @@ def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(tmp_path: P
         assert_unbuffered(client, "quick")
 
 
-def test_no_proxy_is_to_buffer_a_stream_that_waits_for_its_model(tmp_path: Path) -> None:
-    models = {"slow": {"command": command("--slow-start", "1")}}
-    with berth_with(tmp_path, models, STREAM_KEEPALIVE="0.1") as berth, client_of(berth) as client:
-        assert_unbuffered(client, "slow")
-        for path in ("/events", "/instances/slow/logs?follow=true"):
-            name = client.get("/instances").json()["data"][0]["instance_id"]
-            with client.stream("GET", path.replace("slow", name), headers={"last-event-id": "0"}) as response:
+def test_no_proxy_is_to_buffer_a_stream_that_waits_for_its_model(commenting: BerthProcess) -> None:
+    with client_of(commenting) as client:
+        assert_unbuffered(client, "late")
+        (record,) = replicas(client, "late")
+        for path in ("/events", f"/instances/{record['instance_id']}/logs?follow=true"):
+            with client.stream("GET", path, headers={"last-event-id": "0"}) as response:
                 assert response.headers["x-accel-buffering"] == "no", path
 
 
@@ -341,9 +349,8 @@ def assert_unbuffered(client: httpx.Client, model: str) -> None:
         assert response.read().endswith(b"data: [DONE]\n\n")
 
 
-def test_what_an_engine_had_not_answered_when_it_died_is_asked_of_another(tmp_path: Path) -> None:
-    models = {"mortal": {"command": command()}}
-    with berth_with(tmp_path, models) as berth, client_of(berth) as client, ThreadPoolExecutor(4) as pool:
+def test_what_an_engine_had_not_answered_when_it_died_is_asked_of_another(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(4) as pool:
         assert ask(client, "mortal").status_code == 200
         (first,) = replicas(client, "mortal")
         asked = [pool.submit(ask, client, "mortal", delay=0.5) for _ in range(4)]
@@ -355,25 +362,20 @@ def test_what_an_engine_had_not_answered_when_it_died_is_asked_of_another(tmp_pa
         assert {answer.json()["choices"][0]["text"] for answer in answers} == {" token0 token1"}
 
 
-def test_what_was_stopped_on_purpose_is_not_asked_again(tmp_path: Path) -> None:
-    with (
-        berth_with(tmp_path, {"mortal": {"command": command()}}) as berth,
-        client_of(berth) as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        assert ask(client, "mortal").status_code == 200
-        (first,) = replicas(client, "mortal")
-        asked = pool.submit(ask, client, "mortal", delay=20)
+def test_what_was_stopped_on_purpose_is_not_asked_again(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert ask(client, "stopped").status_code == 200
+        (first,) = replicas(client, "stopped")
+        asked = pool.submit(ask, client, "stopped", delay=20)
         while client.get(f"/instances/{first['instance_id']}").json()["in_flight"] < 1:
             time.sleep(0.02)
-        client.post("/models/mortal/stop", params={"force": "true"}).raise_for_status()
+        client.post("/models/stopped/stop", params={"force": "true"}).raise_for_status()
         assert asked.result(timeout=10).status_code == 502
-        assert client.get("/models/mortal").json()["status"] == "stopped"
+        assert client.get("/models/stopped").json()["status"] == "stopped"
 
 
-def test_a_request_while_its_model_stops_waits_and_starts_it_again(tmp_path: Path) -> None:
-    models = {"busy": {"command": command()}}
-    with berth_with(tmp_path, models) as berth, client_of(berth) as client, ThreadPoolExecutor(2) as pool:
+def test_a_request_while_its_model_stops_waits_and_starts_it_again(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(2) as pool:
         assert ask(client, "busy").status_code == 200
         (first,) = replicas(client, "busy")
         asked = pool.submit(ask, client, "busy", delay=1)

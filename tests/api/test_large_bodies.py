@@ -53,7 +53,7 @@ async def gaps_of_a_victim(berth: BerthProcess) -> AsyncIterator[list[float]]:
                             last = now
 
     task = asyncio.create_task(stream())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(gaps) < 20:  # noqa: ASYNC110 - nothing announces them
             await asyncio.sleep(0.01)
     undisturbed = max(gaps)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.api.test_gateway import ask, berth_with, client_of
 from tests.fake_engine import command, write_fake_python
@@ -50,6 +49,9 @@ def test_an_alias_is_an_entry_that_says_whose(tmp_path: Path) -> None:
         assert entries["stays"]["parent"] is None
         assert ask(client, "nick two").status_code == 200
         assert client.get("/v1/models/nick").json()["status"] == "running"
+        assert client.get("/v1/models/").json() == client.get("/v1/models").json(), "a slash too many"
+        refused = ask(client, "BROKEN")
+        assert (refused.status_code, "'broken'" in refused.text) == (404, True), "capitals are hinted at"
 
 
 def test_what_leaves_the_catalog_leaves_the_list_once_it_has_ended(tmp_path: Path) -> None:
@@ -113,12 +115,34 @@ def test_an_engines_adapters_and_further_names_are_its_models(tmp_path: Path) ->
             assert client.post("/v1/echo", json={"model": name}).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["nick", "stays"])
-def test_a_key_for_a_model_sees_all_its_names(tmp_path: Path, name: str) -> None:
-    (tmp_path / "keys").write_text(f"one: the-key models={name}\n")
+def test_a_key_for_a_model_sees_all_its_names(tmp_path: Path) -> None:
+    keys = {name: f"the-key-for-{name.replace(' ', '-')}" for name in ("nick", "stays")}
+    (tmp_path / "keys").write_text("".join(f"{key}: {key} models={name}\n" for name, key in keys.items()))
     (tmp_path / "keys").chmod(0o600)
     with berth_with(tmp_path, CATALOG, API_KEYS_FILE=str(tmp_path / "keys")) as berth:
-        headers = {"Authorization": "Bearer the-key"}
-        with httpx.Client(base_url=berth.url, trust_env=False, headers=headers) as client:
-            names = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
-            assert names == ["stays", "nick", "nick two"]
+        for key in keys.values():
+            headers = {"Authorization": f"Bearer {key}"}
+            with httpx.Client(base_url=berth.url, trust_env=False, headers=headers) as client:
+                names = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
+                assert names == ["stays", "nick", "nick two"]
+
+
+def test_where_models_lie_is_for_admins(tmp_path: Path) -> None:
+    catalog = {
+        "named": {"path": str(tmp_path / "secret" / "place")},
+        "by-hub-id": {"model": "o/n"},
+        **CATALOG,
+    }
+    keys = {"API_KEYS": "a-key-for-requests", "ADMIN_API_KEYS": "a-key-for-everything"}
+    with berth_with(tmp_path, catalog, **keys) as berth, berth.client() as client:
+        shown = {}
+        for key in keys.values():
+            headers = {"authorization": f"Bearer {key}"}
+            answer = client.get("/v1/models", headers=headers)
+            shown[key] = {entry["id"]: entry["root"] for entry in answer.json()["data"]}
+            for name, root in shown[key].items():
+                assert client.get(f"/v1/models/{name}", headers=headers).json()["root"] == root
+    for_requests, for_admins = shown.values()
+    assert for_admins["named"] == str(tmp_path / "secret" / "place")
+    own = {"named": "named", "berth-demo": "berth-demo"}
+    assert for_requests == for_admins | own

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.api.test_gateway import ask, berth_with, client_of, replicas
+from tests.berth_process import BerthProcess
 
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_it_is_noticed_at_once_and_woken_by_the_next_request(tmp_path: Path) -> None:
-    with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
+@pytest.fixture(scope="module")
+def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
+    with berth_with(tmp_path_factory.mktemp("asleep"), {}) as berth:
+        yield berth
+
+
+def test_it_is_noticed_at_once_and_woken_by_the_next_request(berth: BerthProcess) -> None:
+    with client_of(berth) as client:
         before = ask(client, "berth-demo", temperature=0).json()["choices"]
         (record,) = replicas(client, "berth-demo")
         own = f"/proxy/{record['instance_id']}"
@@ -51,9 +59,9 @@ def test_it_is_noticed_at_once_and_woken_by_the_next_request(tmp_path: Path) -> 
         assert status() == ("running", None), "an engine that has refused is awake"
 
 
-def test_one_that_is_found_asleep_is_woken_by_the_request_after_that(tmp_path: Path) -> None:
+def test_one_that_is_found_asleep_is_woken_by_the_request_after_that(berth: BerthProcess) -> None:
     """Nobody has seen the answer to /sleep: its client had left before."""
-    with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
+    with client_of(berth) as client:
         assert ask(client, "berth-demo").status_code == 200
         (record,) = replicas(client, "berth-demo")
         key = next(

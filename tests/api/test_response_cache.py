@@ -65,7 +65,7 @@ async def test_streams_are_remembered_whole() -> None:
     [
         {"temperature": 0.0},
         {"temperature": 1, "seed": 5},
-        {"temperature": None, "seed": -1},
+        {"temperature": None, "seed": -7},
         {"n": 3},
         {"keep_alive": None, "store": False},
     ],
@@ -79,6 +79,7 @@ async def test_what_comes_out_the_same_is_remembered(more: dict[str, Any]) -> No
     [
         {**GREEDY, "temperature": 0.1},
         {**GREEDY, "temperature": None, "seed": None},
+        {**GREEDY, "temperature": 1, "seed": -1},
         {**GREEDY, "temperature": False},
         {**GREEDY, "temperature": "0"},
         {**GREEDY, "keep_alive": 0},

@@ -122,6 +122,23 @@ def test_what_is_not_certain_is_refused(
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("filler", [70_000, 5_000_000])
+def test_a_form_that_names_another_model_further_on_reaches_no_engine(
+    berth: BerthProcess, client: httpx.Client, is_chunked: bool, filler: int
+) -> None:
+    """However far: the model was found in its beginning, and an engine may take the last that it reads."""
+    body = form(("model", b"wanted"), ("file; filename=x", b"y" * filler), ("model", b"other"), ("a", b"b"))
+    pieces = (body[start : start + 16_384] for start in range(0, len(body), 16_384))
+    answer = client.post("/v1/files", content=pieces if is_chunked else body, headers={"content-type": FORM})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == "invalid_form"
+    assert "more than once" in answer.json()["error"]["message"]
+    same = form(("model", b"wanted"), ("file; filename=x", b"y" * filler), ("model", b"wanted"))
+    assert client.post("/v1/files", content=same, headers={"content-type": FORM}).is_success
+    assert "Traceback" not in berth.output()
+
+
 def test_a_body_counts_whatever_the_method(client: httpx.Client) -> None:
     for method in ("PUT", "DELETE", "GET"):  # the last starts nothing
         answer = client.request(method, "/v1/things", content=b'{"model": "wanted"}', headers=JSON)

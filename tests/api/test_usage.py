@@ -63,6 +63,17 @@ def test_what_is_no_usage_is_none(body: bytes) -> None:
     assert usage_of(body) is None
 
 
+def test_a_count_that_is_none_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.usage._told", set())
+    said = b'{"usage": {"input_tokens": %d, "output_tokens": 7, "prompt_tokens": null}}' % 2**63
+    for _ in range(3):
+        assert usage_of(said) == TokenUsage(0, 7)
+    [line] = [record.message for record in caplog.records]
+    assert "input_tokens is 9223372036854775808" in line
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_break_it(noise: bytes) -> None:
     usage_of(b'{"usage": ' + noise)

@@ -169,7 +169,7 @@ def test_models_on_disk_are_found(tmp_path: Path) -> None:
     (broken / "snapshots" / "def" / "model.safetensors").unlink()
     (broken / "snapshots" / "def" / "model.safetensors").symlink_to("../../blobs/none")
 
-    found = {one.name: one for one in discover_models([models, tmp_path / "nowhere"], home)}
+    found = {one.name: one for one in discover_models([models, tmp_path / "nowhere"], home / "hub")}
 
     assert set(found) == {"one", "org/two", "owner/three"}
     assert found["one"].size_bytes == 12

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from app import check
 from configs.discovery import FoundModel, discover_models, look_for_models
-
-
-@pytest.fixture(autouse=True)
-def _no_other_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+from configs.settings import read_settings
 
 
 def put(folder: Path, *files: str) -> Path:
@@ -36,7 +32,7 @@ def put_cached(home: Path, name: str, *files: str, commit: str = "c0ffee", ref: 
 
 
 def find(*model_dirs: Path, home: Path | None = None) -> dict[str, FoundModel]:
-    return {model.name: model for model in discover_models(model_dirs, home)}
+    return {model.name: model for model in discover_models(model_dirs, (home or Path("/none")) / "hub")}
 
 
 WHOLE = [
@@ -150,14 +146,6 @@ def test_a_folder_of_models_may_be_a_hub_cache(tmp_path: Path) -> None:
     }
 
 
-def test_the_cache_is_where_engines_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_cached(tmp_path / "cache" / "huggingface", "o/usual", "config.json", "model.safetensors")
-    put_cached(tmp_path / "other", "o/other", "config.json", "model.safetensors")
-    assert list(find()) == ["o/usual"]
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "other" / "hub"))
-    assert list(find()) == ["o/other"]
-
-
 def test_what_can_not_be_read_is_passed_over(tmp_path: Path) -> None:
     put(tmp_path / "one", "config.json", "model.safetensors")
     closed = put(tmp_path / "closed", "config.json", "model.safetensors")
@@ -171,7 +159,10 @@ def test_what_can_not_be_read_is_passed_over(tmp_path: Path) -> None:
 
 
 def remarks(*model_dirs: Path) -> list[str]:
-    return [remark.text.removeprefix("MODEL_DIRS: ") for remark in look_for_models(model_dirs, None).remarks]
+    return [
+        remark.text.removeprefix("MODEL_DIRS: ")
+        for remark in look_for_models(model_dirs, Path("/none")).remarks
+    ]
 
 
 def whole(folder: Path) -> Path:
@@ -270,3 +261,20 @@ def test_of_whole_models_nothing_is_said(tmp_path: Path) -> None:
     put(tmp_path / "owner", "README.md")
     put(tmp_path / "one", "tokenizer.json", "training_args.bin")
     assert remarks(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "folder"),
+    [("HF_HUB_CACHE={}/hub", "hub"), ("XDG_CACHE_HOME={}", "huggingface/hub"), ("HF_HOME={}", "hub")],
+)
+def test_a_cache_named_in_env_is_looked_into(
+    line: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As engines get these variables from there, too."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODEL_DIRS", str(tmp_path / "none"))
+    put_cached((tmp_path / folder).parent, "o/cached", "model.safetensors", "config.json")
+    (tmp_path / ".env").write_text(line.format(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert check(read_settings(Path(".env"))).num_models == 1

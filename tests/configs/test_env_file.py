@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,12 @@ OTHERS = {
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
+    for name in (*NAMES, "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+
+
+def pairs(text: str) -> list[list[str]]:
+    return [one.split("=", 1) for one in text.split()]
 
 
 def env_file(tmp_path: Path, text: str) -> Path:
@@ -50,9 +55,28 @@ def env_file(tmp_path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("whose", OTHERS)
-def test_what_others_have_there_does_not_stop_the_start(tmp_path: Path, whose: str) -> None:
-    path = env_file(tmp_path, "\n".join(["APP_PORT=5001", *OTHERS[whose].split()]))
+@pytest.mark.parametrize("written", [str.upper, str.lower])
+def test_what_others_have_there_does_not_stop_the_start(
+    tmp_path: Path, whose: str, written: Callable[[str], str]
+) -> None:
+    lines = [f"{written(name)}={value}" for name, value in pairs(OTHERS[whose])]
+    path = env_file(tmp_path, "\n".join(["APP_PORT=5001", *lines]))
     assert load_settings(path).app_port == 5001
+
+
+def test_small_letters_mean_what_capitals_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "inside")
+    lines = "app_port=5001 http_proxy=http://p:1 hf_token=t vllm_api_key=k berth_url=b service_port=1"
+    path = env_file(tmp_path, "\n".join([*lines.split(), "hf_hub_cache=/small", "HF_HUB_CACHE=/large"]))
+    loaded = read_settings(path)
+    assert (loaded.settings.app_port, loaded.mistakes) == (5001, ())
+    assert [line.split(" in ")[0] for line in loaded.remarks] == ["vllm_api_key"]
+    bypassed = dict.fromkeys(["NO_PROXY", "no_proxy"], "inside,127.0.0.1,localhost")
+    own = {"HTTP_PROXY": "http://p:1", "HF_TOKEN": "t", "HF_HUB_CACHE": "/large"}
+    assert loaded.settings.engine_environment(path) == {**own, **bypassed}
+    assert Settings.sdk_environment(env_file(tmp_path, "otel_traces_sampler=a")) == {
+        "OTEL_TRACES_SAMPLER": "a"
+    }
 
 
 def test_every_variable_of_the_compose_files_may_stand_there(tmp_path: Path) -> None:

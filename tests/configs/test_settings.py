@@ -183,6 +183,21 @@ def test_the_parameter_file_wins_over_the_defaults(tmp_path: Path) -> None:
     assert settings.parameters() == {"dtype": "float32", "kv_cache_dtype": "auto", "max_num_seqs": 7}
 
 
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("LOG_FORMAT=JSON", "log_format", "json"),
+        ("RESTART_POLICY=On-Failure", "restart_policy", "on-failure"),
+        ("ON_SHUTDOWN=Detach ", "on_shutdown", "detach"),
+        ("UNKNOWN_FIELDS=REFUSE", "unknown_fields", "refuse"),
+        ("EXPIRE_ACTION=Sleep1", "expire_action", "sleep1"),
+        ("DEFAULT_ENGINE=vLLM", "default_engine", "vllm"),
+    ],
+)
+def test_a_choice_may_be_written_in_capitals(tmp_path: Path, line: str, field: str, value: str) -> None:
+    assert getattr(load_settings(env_file(tmp_path, line)), field) == value
+
+
 def test_proxies_and_hub_variables_reach_engines_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

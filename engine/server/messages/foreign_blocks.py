@@ -1,16 +1,11 @@
-"""Blocks that other servers know: read for what they say. Pure.
-
-Results of searches and of code, documents, summaries: their words are kept, what is encrypted or only counts
-for the server that made it is not. Of what isn't text a mark remains, so that the model knows of it.
+"""Blocks of /v1/messages that other servers know: which they are. What they say is read in
+engine/server/foreign_words.py. Pure.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from engine.server.unknown_fields import report_ignored
 
 Foreign = Mapping[str, Any]
 
@@ -19,24 +14,6 @@ SILENT = frozenset({"redacted_thinking", "fallback", "mcp_tool_listing", "tool_a
 
 _READ = frozenset(
     {"document", "search_result", "tool_reference", "browser_state", "image", "container_upload"}
-)
-_ARTICLES = {"image": "An", "document": "A", "file": "A"}
-_BARE = frozenset({"text", "content", "data", "thinking", "summary"})  # said without the field's name
-_UNSAID = frozenset(
-    {
-        "cache_control",
-        "caller",
-        "citations",
-        "encrypted_content",
-        "encrypted_stdout",
-        "file_id",
-        "id",
-        "is_error",
-        "media_type",
-        "signature",
-        "tool_use_id",
-        "type",
-    }
 )
 
 
@@ -61,43 +38,3 @@ def summary_of(block: Foreign) -> str | None:
     """Of a compaction: what stands for all that came before it."""
     content = block.get("content")
     return content if kind_of(block) == "compaction" and isinstance(content, str) else None
-
-
-def what_cannot_be_read(block: Foreign) -> str | None:
-    """What it is in a word, where it isn't text; None where it is."""
-    kind, source = block.get("type"), block.get("source")
-    if kind == "image":
-        return "image"
-    if kind == "container_upload":
-        return "file"
-    is_elsewhere = isinstance(source, dict) and source.get("type") in ("base64", "url", "file")
-    return "document" if is_elsewhere else None
-
-
-def words_of(block: Foreign) -> str:
-    """What it says, field by field."""
-    unreadable = what_cannot_be_read(block)
-    if unreadable is not None:
-        report_ignored(f"messages[].content[type={unreadable}]", "the model reads text only")
-        title = f" ({block['title']})" if isinstance(block.get("title"), str) else ""
-        return f"[{_ARTICLES[unreadable]} {unreadable}{title} was here, which this model can't read.]"
-    said = [_field(name, value) for name, value in block.items() if name not in _UNSAID]
-    return "\n".join(text for text in said if text)
-
-
-def _field(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return f"{name}: {value}" if value and name not in _BARE else value
-    if isinstance(value, Mapping):
-        return words_of(value)
-    if isinstance(value, Sequence):
-        return "\n".join(text for text in (_item(one) for one in value) if text)
-    return f"{name}: {json.dumps(value)}"
-
-
-def _item(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return words_of(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import InvalidRequest
+from engine.server.foreign_words import what_cannot_be_read, words_of
 from engine.server.messages.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from engine.server.messages.bodies import AnthropicMessage, CountBody
 from engine.server.messages.foreign_blocks import (
@@ -18,8 +19,6 @@ from engine.server.messages.foreign_blocks import (
     is_unknown,
     kind_of,
     summary_of,
-    what_cannot_be_read,
-    words_of,
 )
 from engine.server.unknown_fields import report_ignored
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from engine.errors import InvalidRequest
 from engine.server.field_rules import FieldRules
 from engine.server.foreign_parts import mark_unreadable
-from engine.server.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
+from engine.server.generation_body import MINUS_ONE_AS_NONE, CacheSalt, Ignored, RequestBody, Strict, none_as
 from engine.server.responses.items import Item
 from engine.server.responses.tools import ToolChoice, Tools
 from engine.server.unknown_fields import report_ignored
@@ -134,7 +134,7 @@ class InputTokensBody(RequestBody):
 
 
 class ResponsesBody(InputTokensBody):
-    max_output_tokens: int | None = Field(default=None, ge=1)
+    max_output_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(default=None, description="Of tools that run here, and none does.")
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from engine.server.responses.items import ForeignItem
+from engine.server.foreign_words import words_of
+from engine.server.responses.items import ForeignItem, is_known
 from engine.server.unknown_fields import report_ignored
 
 IMAGE_MARK = "[image]"
@@ -22,6 +23,7 @@ _SILENT = frozenset({"mcp_list_tools"})  # says which tools a vendor's server ha
 _ENCRYPTED = frozenset({"compaction", "compaction_summary", "context_compaction"})
 _ARGUMENTS = ("arguments", "action", "actions", "operation", "queries", "query", "code", "input")
 _RESULTS = ("output", "outputs", "results", "result", "error")
+_ABOUT = frozenset({"role", "status", "phase"})
 _RUN_BY_SERVER = frozenset(
     {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call"}
 )
@@ -34,6 +36,8 @@ def foreign_messages(item: ForeignItem) -> list[_Message]:
     if item.type in _ENCRYPTED:
         report_ignored("input[].encrypted_content", "another provider's, which can't be read here")
         return []
+    if not is_known(item):
+        return _words(item)
     fields = item.fields
     call_id = fields.get("call_id") or fields.get("approval_request_id") or item.id
     if item.type.endswith("_output"):
@@ -46,6 +50,13 @@ def foreign_messages(item: ForeignItem) -> list[_Message]:
     if item.type in _RUN_BY_SERVER:
         messages.append(_output(call_id, _results(item) or str(fields.get("status") or "completed")))
     return messages
+
+
+def _words(item: ForeignItem) -> list[_Message]:
+    report_ignored(f"input[type={item.type}]", "unknown: read for its words alone")
+    fields = {name: value for name, value in item.fields.items() if name not in _ABOUT}
+    said = words_of(fields, "input[]")
+    return [{"role": "assistant", "content": said}] if said else []
 
 
 def output_text(value: Any) -> str:

@@ -55,10 +55,10 @@ def _messages(item: Any) -> list[_Message]:
             return [{"role": item.role, "content": _text(item.content)}]
         case FunctionCallItem():
             arguments = item.arguments if isinstance(item.arguments, str) else _json(item.arguments)
-            return [_call(item.call_id, function_name(item.name, item.namespace), arguments)]
+            return [_call(item.call_id or item.id, function_name(item.name, item.namespace), arguments)]
         case CustomCallItem():
             name = function_name(item.name, item.namespace)
-            return [_call(item.call_id, name, custom_arguments(item.input))]
+            return [_call(item.call_id or item.id, name, custom_arguments(item.input))]
         case CallOutputItem():
             parts = item.output
             said = [part.model_dump() for part in parts] if isinstance(parts, list) else parts

@@ -6,10 +6,13 @@ items are read for what they say (engine/server/responses/foreign_items.py).
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
+from engine.server.foreign_parts import THOUGHTS, UNREADABLE, type_of
+from engine.server.foreign_words import words_of
 from engine.server.generation_body import Ignored, Strict, none_as
 from engine.server.responses.tools import Tools, known_types
 
@@ -18,7 +21,7 @@ _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_t
 
 class TextPart(Strict):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
-    text: str
+    text: Annotated[str, none_as("")]
     annotations: Ignored = None
     logprobs: Ignored = None
     prompt_cache_breakpoint: Ignored = None
@@ -26,7 +29,7 @@ class TextPart(Strict):
 
 class RefusalPart(Strict):
     type: Literal["refusal"]
-    refusal: str
+    refusal: Annotated[str, none_as("")]
 
     @property
     def text(self) -> str:
@@ -38,7 +41,7 @@ class OtherPart(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str
+    type: Annotated[str, none_as("")] = ""
 
 
 Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
@@ -59,9 +62,44 @@ OutputPart = Annotated[
 ]
 
 
+def _said(given: Any) -> Any:
+    """A thought as parts of text, where it is the text alone, or is made of parts of unknown types."""
+    if isinstance(given, str | dict):
+        given = [given]
+    if not isinstance(given, list):
+        return given
+    return [_part_of_thought(part) for part in given]
+
+
+def _part_of_thought(part: Any) -> Any:
+    if isinstance(part, str):
+        return {"type": "summary_text", "text": part}
+    if isinstance(part, dict) and part.get("type") not in _TEXT_TYPES:
+        return {"type": "summary_text", "text": words_of(part, "input[].summary")}
+    return part
+
+
+def _output_parts(given: Any) -> Any:
+    """A tool's output whose parts are texts, numbers and the like."""
+    if isinstance(given, list):
+        return [part if isinstance(part, dict) else _as_text(part) for part in given]
+    return json.dumps(given) if isinstance(given, bool | int | float) else given
+
+
+def _as_text(value: Any) -> dict[str, Any]:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return {"type": "input_text", "text": text}
+
+
+_Mark = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else None)]
+"""What says nothing to the model: of any other type, it is as if it weren't there."""
+_Output = str | Annotated[list[OutputPart], Field(fail_fast=True)] | dict[str, Any] | None
+
+
 class _Item(Strict):
-    id: str | None = None
-    status: str | None = None
+    id: _Mark = None
+    status: _Mark = None
+    phase: _Mark = None
     caller: Ignored = None
     created_by: Ignored = None
     internal_chat_message_metadata_passthrough: Ignored = None  # Codex's
@@ -71,24 +109,44 @@ class MessageItem(_Item):
     type: Annotated[Literal["message"], none_as("message")] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(fail_fast=True)]
-    phase: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_foreign(cls, item: Any) -> Any:
+        """Whatever its type is called. An assistant's may have no content, or thoughts and calls in it."""
+        if not isinstance(item, dict):
+            return item
+        if item.get("type") not in ("message", None):
+            item = {**item, "type": "message"}
+        if item.get("role") != "assistant":
+            return item
+        content = item.get("content")
+        if isinstance(content, list):
+            parts = [_assistants_part(part) for part in content if type_of(part) not in THOUGHTS]
+            return {**item, "content": parts}
+        return {**item, "content": ""} if content is None else item
+
+
+def _assistants_part(part: Any) -> Any:
+    is_call = type_of(part) == "tool_use"
+    return {"type": "output_text", "text": words_of(part, "input[].content")} if is_call else part
 
 
 class FunctionCallItem(_Item):
     type: Literal["function_call"]
-    call_id: str
+    call_id: str | None = None
     name: str
     namespace: str | None = None
-    arguments: str | dict[str, Any]
+    arguments: Annotated[str | dict[str, Any], none_as("")] = ""
     async_: Ignored = Field(default=None, alias="async")
 
 
 class CustomCallItem(_Item):
     type: Literal["custom_tool_call"]
-    call_id: str
+    call_id: str | None = None
     name: str
     namespace: str | None = None
-    input: str
+    input: Annotated[str, none_as("")] = ""
     async_: Ignored = Field(default=None, alias="async")
 
 
@@ -97,14 +155,14 @@ class CallOutputItem(_Item):
     call_id: str | None = None
     name: str | None = None
     namespace: str | None = None
-    output: str | Annotated[list[OutputPart], Field(fail_fast=True)] | dict[str, Any] | None
+    output: Annotated[_Output, BeforeValidator(_output_parts)] = None
 
 
 class ToolSearchCallItem(_Item):
     type: Literal["tool_search_call"]
     call_id: str | None = None
     execution: str | None = None
-    arguments: Any
+    arguments: Any = None
 
 
 class ToolSearchOutputItem(_Item):
@@ -113,7 +171,7 @@ class ToolSearchOutputItem(_Item):
     type: Literal["tool_search_output"]
     call_id: str | None = None
     execution: str | None = None
-    tools: Tools
+    tools: Annotated[Tools, none_as([])]
 
 
 class AdditionalToolsItem(_Item):
@@ -121,14 +179,14 @@ class AdditionalToolsItem(_Item):
 
     type: Literal["additional_tools"]
     role: str | None = None
-    tools: Tools
+    tools: Annotated[Tools, none_as([])]
 
 
 class ReasoningItem(_Item):
     type: Literal["reasoning"]
-    summary: list[TextPart] | None = None
-    content: list[TextPart] | None = None
-    encrypted_content: str | None = Field(default=None, description="Another provider's can't be read.")
+    summary: Annotated[list[TextPart] | None, BeforeValidator(_said)] = None
+    content: Annotated[list[TextPart] | None, BeforeValidator(_said)] = None
+    encrypted_content: _Mark = Field(default=None, description="Another provider's can't be read.")
 
 
 class ReferenceItem(Strict):
@@ -163,6 +221,9 @@ _KINDS: dict[str, str] = {
     "reasoning": "reasoning",
     "item_reference": "item_reference",
 }
+# They ask for something, or are parts of a message whose role nobody can tell.
+_REFUSED = frozenset({"compaction_trigger", "configuration_update", "refusal", *_TEXT_TYPES, *UNREADABLE})
+_ROLES = ("system", "developer", "user", "assistant")
 _FOREIGN = frozenset(
     {
         "compaction",
@@ -177,16 +238,26 @@ _FOREIGN = frozenset(
 _FOREIGN_ENDINGS = ("_call", "_output")
 
 
+def is_known(item: ForeignItem) -> bool:
+    """Whether another provider has documented its type."""
+    return item.type in _FOREIGN or item.type.endswith(_FOREIGN_ENDINGS)
+
+
 def kind_of(value: Any) -> str | None:
-    """None for one that nobody here knows. A message and a reference may leave their types out."""
+    """None for what is no item, or would change the answer and can't be done here.
+
+    A message and a reference may leave their types out; what has a role and content is a message.
+    """
     is_dict = isinstance(value, dict)
     kind = value.get("type") if is_dict else getattr(value, "type", None)
     if kind is None:
         is_reference = "id" in value and "role" not in value if is_dict else isinstance(value, ReferenceItem)
         return "item_reference" if is_reference else "message"
     kind = str(kind)
-    is_foreign = kind in _FOREIGN or kind.endswith(_FOREIGN_ENDINGS)
-    return _KINDS.get(kind, "foreign" if is_foreign else None)
+    if kind in _KINDS or kind in _REFUSED:
+        return _KINDS.get(kind)
+    is_message = is_dict and value.get("role") in _ROLES and "content" in value
+    return "message" if is_message else "foreign"
 
 
 Item = Annotated[

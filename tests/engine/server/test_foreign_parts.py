@@ -94,6 +94,52 @@ def test_calls_among_the_parts_are_calls() -> None:
     assert assistant(part, tool_calls=[CALL])["tool_calls"] == [CALL]  # as LangChain sends them, twice
 
 
+CARD = {"type": "card", "id": "x", "title": "Oslo", "body": {"text": "cold"}}
+CARD_WORDS = {"type": "text", "text": "title: Oslo\ncold"}
+EMPTY = {"type": "text", "text": ""}
+TOOL_RESULT = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "cold"}]}
+
+
+def test_a_part_of_unknown_type_is_read_for_its_words_where_it_was_answered() -> None:
+    ignored = collect_ignored(refuses_unknown=True)
+    user = {"role": "user", "content": [CARD]}
+    read = messages(user, {"role": "assistant", "content": [CARD]}, USER)
+    assert [one["content"] for one in read[:2]] == [[CARD_WORDS], [CARD_WORDS]]
+    assert ignored.header == '299 berth "ignored: content[type=card] (unknown: read for its words alone)"'
+    assert messages(USER, {"role": "tool", "content": [CARD]})[1]["content"] == [CARD_WORDS]
+    with pytest.raises(InvalidRequest) as refused:
+        messages(USER, HEARD, user)
+    assert refused.value.param == "messages[2].content[0].type"
+
+
+def test_results_of_tools_in_a_users_turn_are_read() -> None:
+    called = {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]}
+    *_, read = messages(USER, called, {"role": "user", "content": [TOOL_RESULT]})
+    assert read["content"] == [{"type": "text", "text": "cold"}]
+
+
+@pytest.mark.parametrize(
+    ("turn", "read"),
+    [
+        ({"role": "assistant", "content": None}, {}),
+        ({"role": "assistant"}, {}),
+        ({"role": "assistant", "content": [{"type": "text", "text": None}]}, {"content": [EMPTY]}),
+        ({"role": "assistant", "content": None, "tool_calls": None, "name": None, "reasoning": None}, {}),
+        ({"role": "assistant", "reasoning": [{"type": "text", "text": "Hm."}]}, {"reasoning": "Hm."}),
+        ({"role": "assistant", "reasoning_content": {"text": "Hm."}}, {"reasoning_content": "Hm."}),
+        ({"role": "assistant", "reasoning": []}, {}),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "type": "builtin_function", "index": None}]},
+            {"tool_calls": [CALL]},
+        ),
+        ({"role": "assistant", "status": "x", "phase": "y", "id": 5}, {}),
+        ({"role": "tool", "content": None, "tool_call_id": None}, {}),
+    ],
+)  # fmt: skip
+def test_a_history_may_have_nothing_where_words_could_be(turn: Any, read: dict[str, Any]) -> None:
+    assert messages(USER, turn, USER)[1] == {"role": turn["role"], **read}
+
+
 def test_items_of_a_conversation_are_read_alike() -> None:
     image = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
     asked = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}

@@ -144,8 +144,8 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny_model: Path, 
         ):
             wait_ready(client, child)
             # Log probabilities are never merged: many megabytes, whose last part waits once all is generated.
-            prompts = {"prompt": ["a"] * 64, "max_tokens": 500, "ignore_eos": True}
-            body = json.dumps({**prompts, "stream": True, "logprobs": 5})
+            prompts = {"prompt": ["a"] * 64, "max_tokens": 125, "ignore_eos": True}
+            body = json.dumps({**prompts, "stream": True, "logprobs": 20})
             request = (
                 f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n{body}"

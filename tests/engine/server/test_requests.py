@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from engine.server import field_rules
+from engine.server.body import check
+from engine.server.protocol import CompletionBody
 from tests.engine.server.serving import MAX_MODEL_LEN, Running
 
 CHAT = "/v1/chat/completions"
@@ -51,7 +53,7 @@ def assert_refused(answer: tuple[int, Any], param: str | None, status: int = 400
         ({"seed": 1.5}, "seed"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": MAX_MODEL_LEN + 1}, "max_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
@@ -92,6 +94,7 @@ def test_a_wrong_field_is_named(fake_server: Running, body: dict[str, Any], para
         ),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": -2}, "max_completion_tokens"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
@@ -195,6 +198,28 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(fake_serv
     messages = [{"role": "user", "content": "a" * MAX_MODEL_LEN}]
     assert_refused(post(fake_server, CHAT, messages=messages), "messages")
     assert_refused(post(fake_server, CHAT, messages=messages, max_tokens=5), "messages")
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_chats_limit_of_minus_one_is_none(fake_server: Running, field: str) -> None:
+    """As LM Studio and llama.cpp have it: these servers' clients send it without being asked."""
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "seed": 1}
+    status, said = post(fake_server, CHAT, **chat, **{field: -1})
+    assert (status, said["choices"]) == (200, post(fake_server, CHAT, **chat)[1]["choices"])
+
+
+def test_a_completion_without_limit_fills_the_context(fake_server: Running) -> None:
+    answer = complete(fake_server, prompt="a" * (MAX_MODEL_LEN - 50), max_tokens=-1, ignore_eos=True)
+    assert answer["usage"]["completion_tokens"] == 50
+    assert complete(fake_server, max_tokens=None, ignore_eos=True)["usage"]["completion_tokens"] == 16
+
+
+def test_of_minus_one_any_seed_will_do(fake_server: Running) -> None:
+    """As vLLM and llama.cpp have it."""
+    seeds = {check({"prompt": "a", "seed": seed}, CompletionBody).seed for seed in (-1, None)}
+    assert seeds == {None}
+    assert complete(fake_server, max_tokens=1, seed=-1, top_k=-1)["usage"]["completion_tokens"] == 1
+    assert complete(fake_server, max_tokens=1, top_k=0)["usage"]["completion_tokens"] == 1
 
 
 def test_prompt_and_max_tokens_beyond_the_context_are_clamped(fake_server: Running) -> None:

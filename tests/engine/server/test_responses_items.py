@@ -31,7 +31,9 @@ def said(*items: Any, **fields: Any) -> list[dict[str, Any]]:
         shown = message.model_dump(exclude_none=True)
         for call in shown.get("tool_calls", []):
             arguments = call["function"]["arguments"]
-            call["function"]["arguments"] = json.loads(arguments) if isinstance(arguments, str) else arguments
+            call["function"]["arguments"] = (
+                json.loads(arguments) if arguments and isinstance(arguments, str) else arguments
+            )
         messages.append(shown)
     return messages
 
@@ -44,6 +46,14 @@ def call(name: str, arguments: Any, call_id: str | None = "c1") -> dict[str, Any
 
 def result(text: str, call_id: str | None = "c1") -> dict[str, Any]:
     return {"role": "tool", "content": text, **({"tool_call_id": call_id} if call_id else {})}
+
+
+def said_by(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def thought(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "reasoning_content": text}
 
 
 SUMMARY = {"type": "summary_text", "text": "in short"}
@@ -299,7 +309,11 @@ def test_a_foreign_item_keeps_its_fields_beside_unknown_ones() -> None:
         ([HI, {"type": "compaction_trigger"}], "input[1].type"),
         ([HI, {"type": "configuration_update", "reasoning": {"effort": "low"}}], "input[1].type"),
         ([HI, {"type": "reasoning", "summary": [{"type": "summary_text"}]}], "input[1].summary[0].text"),
-        ([HI, HI, {"type": "function_call", "call_id": "c", "name": "f"}], "input[2].arguments"),
+        ([HI, {"type": "reasoning", "summary": 5}], "input[1].summary"),
+        ([HI, HI, {"type": "function_call", "call_id": "c", "arguments": "{}"}], "input[2].name"),
+        ([HI, {"type": 5}], "input[1].type"),
+        ([HI, {"type": "input_text", "text": "a"}], "input[1].type"),
+        ([HI, {"role": "user", "content": [{"type": "hologram", "text": "a"}]}], "input[1].content[0].type"),
         ([HI, {"role": "wizard", "content": "a"}], "input[1].role"),
         ([HI, {"role": "user"}], "input[1].content"),
         (
@@ -315,6 +329,50 @@ def test_a_wrong_item_is_named_by_its_own_place(items: list[Any], param: str) ->
     assert caught.value.message.startswith(
         (f"{param}: Input should", f"{param}: Input tag", f"{param!r} is req")
     )
+
+
+ASSISTANT = {"role": "assistant", "content": "a"}
+TEXT = {"type": "output_text", "text": "a", "annotations": None, "logprobs": None}
+
+
+@pytest.mark.parametrize(
+    ("item", "messages"),
+    [
+        ({"type": "role_play", "id": "x", "text": "a", "status": "done"}, [said_by("a")]),
+        ({"type": "notice", "content": [{"type": "card", "n": 1}]}, [said_by("n: 1")]),
+        ({"type": "notice", "encrypted_content": "x"}, []),
+        ({"type": "agent_message", **ASSISTANT}, [ASSISTANT]),
+        ({"role": "assistant", "content": None}, [said_by("")]),
+        ({"role": "assistant", "type": "message"}, [said_by("")]),
+        ({"role": "assistant", "content": [{"type": "hologram", "n": 1}, TEXT]}, [said_by("n: 1\na")]),
+        ({"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, TEXT]}, [ASSISTANT]),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": None}]}, [said_by("")]),
+        ({"role": "assistant", "content": [{"type": "output_text", "text": None}]}, [said_by("")]),
+        ({"role": "assistant", "content": "a", "id": 5, "status": {}, "phase": ["x"]}, [ASSISTANT]),
+        ({"type": "reasoning", "summary": "a"}, [thought("a")]),
+        ({"type": "reasoning", "summary": ["a", {"type": "poem", "text": "b"}]}, [thought("a\n\nb")]),
+        ({"type": "reasoning", "summary": None, "content": "a"}, [thought("a")]),
+        ({"type": "reasoning", "encrypted_content": {"a": 1}, "summary": {"text": "a"}}, [thought("a")]),
+        ({"type": "reasoning", "id": None, "status": None, "phase": None, "encrypted_content": None}, []),
+        ({"type": "function_call", "call_id": "c1", "name": "f", "arguments": None}, [call("f", "")]),
+        ({"type": "function_call", "id": "c1", "name": "f", "phase": "x", "status": None}, [call("f", "")]),
+        ({"type": "custom_tool_call", "id": "c1", "name": "f", "input": None}, [call("f", {"input": ""})]),
+        ({"type": "function_call_output", "call_id": "c1", "output": None}, [result("")]),
+        ({"type": "function_call_output", "call_id": "c1", "status": 1}, [result("")]),
+        ({"type": "function_call_output", "call_id": "c1", "output": ["a", 1, TEXT]}, [result("a\n1\na")]),
+        ({"type": "function_call_output", "call_id": "c1", "output": [{"text": "a"}]}, [result("a")]),
+        ({"type": "function_call_output", "call_id": "c1", "output": 1.5}, [result("1.5")]),
+        ({"type": "custom_tool_call_output", "call_id": "c1", "output": True}, [result("true")]),
+    ],
+)  # fmt: skip
+def test_a_history_is_read_for_its_words_whatever_they_stand_in(item: Any, messages: list[Any]) -> None:
+    assert said(HI, item, HI) == [HI, *messages, HI]
+
+
+def test_an_item_of_unknown_type_is_told_of() -> None:
+    ignored = collect_ignored(refuses_unknown=True)
+    said(HI, {"type": "role_play", "text": "a"})
+    assert ignored.header == '299 berth "ignored: input[type=role_play] (unknown: read for its words alone)"'
 
 
 def stored(*items: dict[str, Any], name: str = "resp_1") -> StoredResponse:

@@ -21,7 +21,9 @@ from instance_manager.stores import (
     open_store,
 )
 from instance_manager.stores.errors import Conflict, InvalidStateUrl, PortHeld, StoreUnavailable
+from instance_manager.stores.records import MAX_COUNT
 from instance_manager.types import InstanceSpec, InstanceState
+from instance_manager.usage import UsageMeter
 from tests.instance_manager.stores.conftest import a_record
 
 
@@ -163,6 +165,20 @@ async def test_an_idempotency_key_expires(store: StateStore) -> None:
         assert time.monotonic() - start < 30
         await asyncio.sleep(0.02)
     assert time.monotonic() - start >= 0.29
+
+
+async def test_usage_that_no_engine_could_have_had_stays_a_number(store: StateStore) -> None:
+    """An engine may tell what it likes; what others have used goes on being counted."""
+    meter = UsageMeter()
+    for _ in range(3):
+        for _ in range(2):
+            meter.add("k", "m", 1, 2**62, 2**70)
+        meter.add("other", "m", 1, 5, 5)
+        await meter.flush(store)
+    for totals in (await store.usage(), await meter.totals(store)):
+        hostile, other = totals
+        assert (hostile.requests, other) == (6, Usage("other", "m", 3, 15, 15))
+        assert hostile.prompt_tokens >= hostile.completion_tokens == MAX_COUNT
 
 
 async def test_usage_adds_up(store: StateStore) -> None:
