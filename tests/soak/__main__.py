@@ -27,9 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--faults", action="store_true", help="kill Berth, shims, engines, Redis; delete, stop, sleep, reload"
     )
-    parser.add_argument(
-        "--store", choices=("sqlite", "redis"), default="sqlite", help="of a run with --faults"
-    )
+    parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite", help="with --faults")
     args = parser.parse_args()
     if args.models < 2 or args.clients < 1 or args.seconds <= 0:
         parser.error("it takes two models, a client and some time")
@@ -45,6 +43,7 @@ def main() -> int:
         broken, seen = broken_promises(result), table(result)
     _say(seen)
     if broken:
+        (folder / "broken.txt").write_text("\n".join(broken))
         _say(f"{shown(broken)}\nlogs: {folder}")
         return 1
     shutil.rmtree(folder)

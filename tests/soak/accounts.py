@@ -71,7 +71,7 @@ def fate_of(one: Answer, history: History) -> Fate:
 
 
 def _may_be_cut(one: Answer, history: History) -> bool:
-    """By a kill; at an orderly end of Berth only what had not begun, on a connection that was just closing."""
+    """By a kill; at an orderly end of Berth only what had not begun, as its connection was just closing."""
     if one.trouble is Trouble.EVENT and not one.code:
         return False
     if _is_harmed(one, history, _CUT_WITHIN_S) or history.has(Harm.KILL, one.began, one.ended, after_s=0.1):
@@ -100,7 +100,7 @@ def wrong_counts(
 ) -> list[str]:
     """What `GET /usage` says of each key and can't be: more than was asked for, less than was answered.
 
-    Of answers that ended just before Berth was killed nobody knows, and of those that broke how far they came.
+    Of answers that ended just before Berth was killed nobody knows, nor how far those came that broke.
     """
     counted = {(one["key_id"], one["model"]): one for one in usage}
     problems = []
@@ -116,9 +116,8 @@ def wrong_counts(
 def _wrong_count(answers: Sequence[Answer], known: Mapping[str, Any] | None, history: History) -> list[str]:
     whole = [one for one in answers if one.outcome is Outcome.ANSWERED]
     sure = [one for one in whole if not _may_be_forgotten(one, history)]
-    begun = [
-        one for one in answers if one.outcome is not Outcome.ANSWERED and one.trouble is not Trouble.STATUS
-    ]
+    others = [one for one in answers if one.outcome is not Outcome.ANSWERED]
+    begun = [one for one in others if one.trouble is not Trouble.STATUS]
     bounds = {
         "requests": (len(sure), len(whole) + len(begun)),
         "completion_tokens": (

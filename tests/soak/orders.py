@@ -1,4 +1,4 @@
-"""What operators order in the middle of it all: delete, stop, sleep, wake, restart, reload with a new catalog."""
+"""What operators order in the middle of it all: delete, stop, sleep, wake, restart, reload."""
 
 from __future__ import annotations
 

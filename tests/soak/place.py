@@ -58,7 +58,7 @@ class Place:
         self.all.append(BerthProcess(folder, **{**self._settings, **settings}))
 
     async def fell(self, kind: str, number: signal.Signals, dice: random.Random, **settings: str) -> None:
-        """End the Berth that serves, and return when the next one does; now and then that one is killed too."""
+        """End the Berth that serves; return when the next one does. Now and then that one is killed too."""
         harm = Harm.END if number is signal.SIGTERM else Harm.KILL
         async with self._turn:
             with self.history.during(kind, harm):

@@ -1,4 +1,4 @@
-"""The storm: the soak's traffic, while everything under it is killed, ended, deleted and reloaded at random."""
+"""The storm: the soak's traffic, while all under it is killed, ended, deleted, reloaded at random."""
 
 from __future__ import annotations
 
