@@ -182,7 +182,7 @@ class Starter:
         """What the next replica is started as; None where none is left that could be."""
         if model.profile is not None:
             return spec_of(model.profile)
-        ended = [one for one in model.replicas.values() if one.state.is_terminal]
+        ended = self._startable(model)
         fitting = [one for one in ended if can_serve(one.runner, need)]
         return (fitting or ended)[-1].spec if ended else None
 
@@ -211,9 +211,13 @@ class Starter:
         """One that has ended is started again, else there is a new one. Raises ManagerError."""
         if spec is None:
             raise InstanceNotRunning(f"no instance of model {model.name!r} is left to be started")
-        ended = [one for one in model.replicas.values() if one.state.is_terminal]
-        same = [one for one in ended if one.spec == spec]
+        same = [one for one in self._startable(model) if one.spec == spec]
         return self._manager.start(same[-1].instance_id) if same else self._manager.create(spec)
+
+    def _startable(self, model: Model) -> list[Instance]:
+        """Replicas that have ended, but for those that are being deleted: they are as good as gone."""
+        ended = [one for one in model.replicas.values() if one.state.is_terminal]
+        return [one for one in ended if not self._manager.is_being_deleted(one.instance_id)]
 
     def _fail(self, model: Model, error: ManagerError) -> None:
         logger.warning("model=%s could not be started: %s", model.name, error)

@@ -25,6 +25,7 @@ from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
 from instance_manager.instance import Instance
+from instance_manager.logs import LogFile
 from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Measurements
 from instance_manager.profiles import ModelProfile
@@ -137,6 +138,32 @@ async def test_a_sleeper_that_is_gone_when_it_is_to_be_woken_is_replaced(
         instance.gate.close()
         await bring_up(fleet, "a")
         assert fleet.find("a").error is None
+
+
+async def test_who_waits_while_the_only_replica_is_deleted_is_served_by_another(
+    managing: ManagerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has ended, and its log takes a while to go: it is there yet, and can't be started again."""
+    async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
+        await bring_up(fleet, "a")
+        (instance,) = fleet.find("a").live
+        remove, may_go = LogFile.remove, asyncio.Event()
+
+        async def remove_late(log: LogFile) -> None:
+            await may_go.wait()
+            await remove(log)
+
+        monkeypatch.setattr(LogFile, "remove", remove_late)
+        deleting = asyncio.create_task(manager.delete(instance.instance_id))
+        while not instance.state.is_terminal:
+            await instance.changed()
+        try:
+            await bring_up(fleet, "a")
+        finally:
+            may_go.set()
+            await deleting
+        (other,) = fleet.find("a").live
+        assert other.instance_id != instance.instance_id
 
 
 async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(

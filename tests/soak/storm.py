@@ -112,14 +112,16 @@ def _weather_it(storm: Storm, place: Place, files: Catalog, admin_key: str) -> N
     plan = storm.plan
     header = {"Authorization": f"Bearer {admin_key}"}
     with httpx.Client(base_url=place.url, headers=header, trust_env=False, timeout=_ATTEMPT_S) as http:
-        _answer_again(storm, place)
+        _answer_again(storm, place, admin_key)
         storm.left += leftovers.clear(http, plan.models)
         before = leftovers.open_descriptors(place.berth.pid)
         with storm.memory.running():
             asyncio.run(_blow(storm, place, files, header))
         storm.accounts = settle(storm.traffic.answers, storm.history)
     with httpx.Client(base_url=place.url, headers=header, trust_env=False, timeout=_ATTEMPT_S) as http:
-        _answer_again(storm, place, http)
+        for model in plan.models:
+            http.post(f"/models/{model}/start")  # it may have failed in the end
+        _answer_again(storm, place, admin_key)
         storm.left += leftovers.at_rest(http, place)
         usage = http.get("/usage").json()["data"]
         answers = storm.traffic.answers
@@ -133,12 +135,10 @@ def _weather_it(storm: Storm, place: Place, files: Catalog, admin_key: str) -> N
     storm.in_log = [match[0] for match in _FAULTS_IN_LOG.finditer(place.logs())]
 
 
-def _answer_again(storm: Storm, place: Place, operator: httpx.Client | None = None) -> None:
-    """Each model answers, when all is calm; one that had failed, once somebody has started it."""
+def _answer_again(storm: Storm, place: Place, key: str) -> None:
+    """Each model answers, when all is calm."""
     for model in storm.plan.models:
-        if operator is not None:
-            operator.post(f"/models/{model}/start")
-        answer = asyncio.run(_ask_once(place.url, storm.traffic.keys[0], model))
+        answer = asyncio.run(_ask_once(place.url, key, model))
         if answer:
             storm.left.append(f"{model} does not answer when all is calm: {answer}")
 

@@ -14,6 +14,7 @@ from tests.soak.asks import LONG_PROMPT_WORDS, Ask, draw, random_prompt
 from tests.soak.sending import ANSWER_TIMEOUT_S, Answer, NotAnswered, Outcome, send
 
 _RETRY_PAUSE_S = (0.1, 1.0)
+_NOT_TRIED_AGAIN = {400, 401, 403, 404, 422}
 _MOOD_S = 7.0  # how long all ask for the same few models
 _MOODS_AT_LEAST = 5
 
@@ -83,7 +84,8 @@ class Traffic:
         for attempt in range(1 + self.num_retries):
             answer = await send(http, ask, key, self.timeout_s)
             self.answers.append(replace(answer, client=number, is_retry=attempt > 0))
-            if answer.outcome is not Outcome.FAILED or time.monotonic() >= until:
+            is_final = answer.outcome is not Outcome.FAILED or answer.status in _NOT_TRIED_AGAIN
+            if is_final or time.monotonic() >= until:
                 return
             await asyncio.sleep(dice.uniform(*_RETRY_PAUSE_S))
 
