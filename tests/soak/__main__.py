@@ -7,6 +7,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tests.soak.report import broken_promises, shown, table
@@ -28,11 +29,15 @@ def main() -> int:
         "--faults", action="store_true", help="kill Berth, shims, engines, Redis; delete, stop, sleep, reload"
     )
     parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite", help="with --faults")
+    parser.add_argument(
+        "--budget", type=int, metavar="MIB", help="with --faults, as an earlier run has told it"
+    )
     args = parser.parse_args()
     if args.models < 2 or args.clients < 1 or args.seconds <= 0:
         parser.error("it takes two models, a client and some time")
     seed = secrets.randbelow(10**6) if args.seed is None else args.seed
     plan = Plan(args.engine, args.seconds, args.clients, args.models, seed, store=args.store)
+    plan = replace(plan, budget_mib=args.budget)
     folder = Path(tempfile.mkdtemp(prefix="berth-soak-"))
     _say(f"seed {seed}")
     if args.faults:

@@ -52,6 +52,7 @@ class Plan:
     seed: int = 0
     calibration_s: float = 6.0
     store: str = "sqlite"  # or redis; of a storm
+    budget_mib: int | None = None  # of an earlier run; None: measured first
 
     @property
     def models(self) -> list[str]:

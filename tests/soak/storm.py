@@ -65,7 +65,7 @@ def run_storm(plan: Plan, folder: Path, tell: Callable[[str], None]) -> Storm:
     """Measure what models need, then let it begin. Raises AssertionError where Berth doesn't even start."""
     models = catalog(plan)
     write_catalog(folder, {name: {**entry, "timeout": 0} for name, entry in models.items()})
-    budget = find_budget(plan, folder)
+    budget = plan.budget_mib << 20 if plan.budget_mib else find_budget(plan, folder)
     write_catalog(folder, models)
     tell(
         f"seed {plan.seed}, store {plan.store}, engine {plan.engine}, {plan.seconds:.0f} s, "
