@@ -29,9 +29,7 @@ def main() -> int:
         "--faults", action="store_true", help="kill Berth, shims, engines, Redis; delete, stop, sleep, reload"
     )
     parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite", help="with --faults")
-    parser.add_argument(
-        "--budget", type=int, metavar="MIB", help="with --faults, as an earlier run has told it"
-    )
+    parser.add_argument("--budget", type=int, metavar="MIB", help="with --faults: as an earlier run told")
     args = parser.parse_args()
     if args.models < 2 or args.clients < 1 or args.seconds <= 0:
         parser.error("it takes two models, a client and some time")

@@ -33,19 +33,25 @@ class Weather:
         self.history = place.history
         self.http = http
         self.models = models
-        self._model_of: dict[int, str] = {}  # pid -> model, as last heard
+        self.model_of: dict[str, str] = {}  # by instance, also of those that are gone
+        self._model_of_pid: dict[int, str] = {}
 
     async def engine(self, dice: random.Random) -> tuple[int, str | None] | None:
         """The pid of one that lives, and its model; Berth need not serve for that."""
-        with suppress(httpx.HTTPError, KeyError, ValueError):
-            for one in (await self.http.get("/instances")).json()["data"]:
-                if one["pid"] is not None:
-                    self._model_of[one["pid"]] = one["profile"] or one["instance_id"]
-        pids = [pid for pid in sorted(self._model_of) if self.place.is_ours(pid)]
+        await self.look()
+        pids = [pid for pid in sorted(self._model_of_pid) if self.place.is_ours(pid)]
         if not pids:
             return None
         pid = dice.choice(pids)
-        return pid, self._model_of[pid]
+        return pid, self._model_of_pid[pid]
+
+    async def look(self) -> None:
+        """Which instances there are, as far as Berth answers."""
+        with suppress(httpx.HTTPError, KeyError, ValueError):
+            for one in (await self.http.get("/instances")).json()["data"]:
+                model = self.model_of[one["instance_id"]] = one["profile"] or one["instance_id"]
+                if one["pid"] is not None:
+                    self._model_of_pid[one["pid"]] = model
 
 
 async def kill_an_engine(weather: Weather, dice: random.Random) -> None:

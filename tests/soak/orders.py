@@ -117,6 +117,7 @@ class Orders:
 
     async def mend(self) -> None:
         """What has failed is started again, as whoever is on duty would."""
+        await self._weather.look()
         for model in self._weather.models:
             answer = await self._order("GET", f"/models/{model}", {200}, model)
             if answer is not None and answer.status_code == 200 and answer.json()["error"] is not None:

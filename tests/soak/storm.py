@@ -7,7 +7,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ _ORDERS_EVERY_S = (0.2, 2.0)
 _BERTH_EVERY_S = (4.0, 20.0)
 _REDIS_EVERY_S = (2.0, 12.0)
 _MEND_EVERY_S = 1.0
+_PACE_OF_REAL_ENGINES = 4.0  # they take seconds to start: faults are so many times rarer
 _CALM_PART = 0.15  # of the time, at its end, in which Berth lives on: what it leaks adds up
 _CALM_AGAIN_S = 120.0
 _CALM_AGAIN_TOKENS = 8
@@ -57,6 +58,7 @@ class Storm:
     left: list[str] = field(default_factory=list)
     wrong_usage: list[str] = field(default_factory=list)
     in_log: list[str] = field(default_factory=list)
+    model_of: Mapping[str, str] = field(default_factory=dict)  # by instance
     num_berths: int = 0
     seconds: float = 0.0
 
@@ -153,6 +155,7 @@ async def _blow(storm: Storm, place: Place, files: Catalog, header: dict[str, st
     plan, stop = storm.plan, asyncio.Event()
     async with httpx.AsyncClient(base_url=place.url, headers=header, trust_env=False, timeout=10) as http:
         weather = Weather(place, http, plan.models)
+        storm.model_of = weather.model_of
         orders = Orders(weather, files, can_sleep=plan.engine is Engine.REAL)
         watching = [
             asyncio.create_task(place.look_after()),
@@ -186,8 +189,10 @@ def _loops(
         (ON_ENGINES, _ENGINES_EVERY_S, end),
         (orders.acts, _ORDERS_EVERY_S, end),
         (ON_BERTH, _BERTH_EVERY_S, stormy_end),
+        *([(ON_REDIS, _REDIS_EVERY_S, stormy_end)] if place.redis is not None else []),
     ]
-    return [*loops, (ON_REDIS, _REDIS_EVERY_S, stormy_end)] if place.redis is not None else loops
+    pace = _PACE_OF_REAL_ENGINES if plan.engine is Engine.REAL else 1.0
+    return [(acts, (least * pace, most * pace), until) for acts, (least, most), until in loops]
 
 
 async def _go_on(
@@ -228,9 +233,9 @@ def failed_events_without_cause(storm: Storm) -> list[str]:
     """Engines that failed although nothing had been done to them."""
     return [
         f"an engine failed of nothing: {data}"
-        for at, model, data in storm.events.failures
+        for at, instance, data in storm.events.failures
         if not any(
-            storm.history.has(harm, at - 60, at, after_s=60, model=model)
+            storm.history.has(harm, at - 60, at, after_s=60, model=storm.model_of.get(instance))
             for harm in (Harm.ENGINE, Harm.KILL, Harm.END)
         )
     ]

@@ -94,7 +94,7 @@ class EventWatch:
     def __init__(self, *, is_stormy: bool = False) -> None:
         """`is_stormy`: engines are killed and forced to stop: they fail, and go while they are in use."""
         self._is_stormy = is_stormy
-        self.failures: list[tuple[float, str, Mapping[str, Any]]] = []  # when, of which model, the event
+        self.failures: list[tuple[float, str, Mapping[str, Any]]] = []  # when, of which instance, the event
         self.states: Counter[str] = Counter()  # how often an instance came to a state
         self.evictions: Counter[str] = Counter()  # by action
         self.expiries: Counter[str] = Counter()  # by action
@@ -107,7 +107,7 @@ class EventWatch:
     async def follow_on(self, http: httpx.AsyncClient, history: History) -> None:
         """Until cancelled, over Berths that come one after the other.
 
-        Numbers only ever go up; but what a killed Berth had told and not yet stored, its successor doesn't know.
+        Numbers only ever go up; but what a killed Berth had told and not yet stored, nobody knows.
         """
         while True:
             began, self._is_continued = time.monotonic(), False
@@ -144,7 +144,7 @@ class EventWatch:
             status = data["status"]
             self.states[status] += 1
             if status == "failed" and self._is_stormy:
-                self.failures.append((time.monotonic(), data["model_name"], data))
+                self.failures.append((time.monotonic(), data["instance_id"], data))
             elif status == "failed":
                 self.problems.append(f"an engine failed: {data}")
             self.drains += status == "stopping" and data["in_flight"] > 0
