@@ -30,12 +30,13 @@ def main() -> int:
     )
     parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite", help="with --faults")
     parser.add_argument("--budget", type=int, metavar="MIB", help="with --faults: as an earlier run told")
+    parser.add_argument("--pace", type=float, help="with --faults: 0.5 for twice as many of them")
     args = parser.parse_args()
     if args.models < 2 or args.clients < 1 or args.seconds <= 0:
         parser.error("it takes two models, a client and some time")
     seed = secrets.randbelow(10**6) if args.seed is None else args.seed
     plan = Plan(args.engine, args.seconds, args.clients, args.models, seed, store=args.store)
-    plan = replace(plan, budget_mib=args.budget)
+    plan = replace(plan, budget_mib=args.budget, pace=args.pace)
     folder = Path(tempfile.mkdtemp(prefix="berth-soak-"))
     _say(f"seed {seed}")
     if args.faults:

@@ -52,6 +52,7 @@ class Plan:
     seed: int = 0
     calibration_s: float = 6.0
     store: str = "sqlite"  # or redis; of a storm
+    pace: float | None = None  # of a storm's faults: 0.5 = twice as many; None: as the engine bears it
     budget_mib: int | None = None  # of an earlier run; None: measured first
 
     @property

@@ -191,7 +191,7 @@ def _loops(
         (ON_BERTH, _BERTH_EVERY_S, stormy_end),
         *([(ON_REDIS, _REDIS_EVERY_S, stormy_end)] if place.redis is not None else []),
     ]
-    pace = _PACE_OF_REAL_ENGINES if plan.engine is Engine.REAL else 1.0
+    pace = plan.pace or (_PACE_OF_REAL_ENGINES if plan.engine is Engine.REAL else 1.0)
     return [(acts, (least * pace, most * pace), until) for acts, (least, most), until in loops]
 
 
