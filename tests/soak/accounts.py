@@ -87,8 +87,11 @@ def _may_be_refused(one: Answer, history: History) -> bool:
         return one.code == "model_not_found" and one.ask.model == GUEST
     if one.trouble is Trouble.STATUS and one.status not in _REFUSALS:
         return False
+    if one.code == "shutting_down":
+        return history.has(Harm.END, one.began, one.ended, after_s=0.1)
+    lasts_s = _HARM_LASTS_S if one.code == "instance_failed" else _CUT_WITHIN_S
     was_away = history.is_berth_away(one.began, one.ended, _CUT_WITHIN_S)
-    return was_away or _is_harmed(one, history, _HARM_LASTS_S)
+    return was_away or _is_harmed(one, history, lasts_s)
 
 
 def _is_harmed(one: Answer, history: History, after_s: float) -> bool:

@@ -35,6 +35,7 @@ _REDIS_EVERY_S = (2.0, 12.0)
 _MEND_EVERY_S = 1.0
 _PACE_OF_REAL_ENGINES = 4.0  # they take seconds to start: faults are so many times rarer
 _CALM_PART = 0.15  # of the time, at its end, in which Berth lives on: what it leaks adds up
+_NOTICED_WITHIN_S = 20.0  # that an engine was killed; by the next Berth, when that is there
 _CALM_AGAIN_S = 120.0
 _CALM_AGAIN_TOKENS = 8
 _FAULTS_IN_LOG = re.compile(
@@ -235,7 +236,7 @@ def failed_events_without_cause(storm: Storm) -> list[str]:
         f"an engine failed of nothing: {data}"
         for at, instance, data in storm.events.failures
         if not any(
-            storm.history.has(harm, at - 60, at, after_s=60, model=storm.model_of.get(instance))
+            storm.history.has(harm, at, at, after_s=_NOTICED_WITHIN_S, model=storm.model_of.get(instance))
             for harm in (Harm.ENGINE, Harm.KILL, Harm.END)
         )
     ]

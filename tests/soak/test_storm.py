@@ -44,6 +44,7 @@ def failed(trouble: Trouble, *, status: int = 0, code: str = "", model: str = "a
 KILLED = (Harm.KILL, 100.5, 102.0, None)
 ENDED = (Harm.END, 100.5, 102.0, None)
 HARMED = (Harm.ENGINE, 100.5, 100.7, "a")
+LONG_AGO = (Harm.ENGINE, 30.0, 30.2, "a")
 OTHER = (Harm.ENGINE, 100.5, 100.7, "b")
 ORDERED = (Harm.NONE, 100.0, 101.0, "a")
 
@@ -62,7 +63,10 @@ ORDERED = (Harm.NONE, 100.0, 101.0, "a")
         (failed(Trouble.UNREACHED), [KILLED], Fate.UNREACHED),
         (failed(Trouble.UNREACHED), [HARMED], Fate.LOST),
         (failed(Trouble.STATUS, status=503, code="shutting_down"), [ENDED], Fate.REFUSED),
+        (failed(Trouble.STATUS, status=503, code="shutting_down"), [KILLED, HARMED], Fate.LOST),
         (failed(Trouble.STATUS, status=503, code="instance_failed"), [HARMED], Fate.REFUSED),
+        (failed(Trouble.STATUS, status=503, code="instance_failed"), [LONG_AGO], Fate.REFUSED),  # put off
+        (failed(Trouble.STATUS, status=502, code="engine_disconnected"), [LONG_AGO], Fate.LOST),
         (failed(Trouble.STATUS, status=503, code="instance_failed"), [ORDERED], Fate.LOST),
         (failed(Trouble.STATUS, status=503), [HARMED], Fate.LOST),
         (failed(Trouble.STATUS, status=409, code="wrong_state"), [HARMED], Fate.LOST),
