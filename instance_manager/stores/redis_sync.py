@@ -47,6 +47,7 @@ class RedisSync:
         self.mirror = mirror
         self.up = False
         self.closed = False
+        self.caught_up = asyncio.Event()  # set when nothing is queued any more
         self.lease: Lease | None = None
         self.lease_lost = False
         self.renewed_at = 0.0  # monotonic
@@ -177,6 +178,7 @@ class RedisSync:
         self._position, self._last_change = snapshot.position, snapshot.change
         self.mirror.ahead = None
         self.up = True
+        self.caught_up.set()
         for write, reason in self._rejected:
             record = self.mirror.known.records.get(write.instance_id or "")
             self._tell(Change(ChangeKind.REJECTED, write.instance_id, record, reason=reason))

@@ -169,6 +169,38 @@ async def test_a_write_whose_answer_is_lost_is_made_once(relay: Relay, redis_ser
         assert await other.usage() == [Usage("k", "m", 1, 7)]
 
 
+async def test_what_is_queued_when_berth_ends_is_written_where_redis_comes_back_soon(
+    relay: Relay, redis_server: RedisProcess
+) -> None:
+    async with await RedisStore.open(redis_server.url) as other:
+        store = await RedisStore.open(relay.url)
+        await store.acquire_lease("berth-a", 30)
+        relay.cut()
+        await until(lambda: store.is_away)
+        await store.commit(Write(usage=(Usage("k", "m", 1, 7),)))
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        relay.mend()
+        async with asyncio.timeout(20):
+            await closing
+        assert await other.usage() == [Usage("k", "m", 1, 7)]
+        assert await other.owners() == []
+
+
+async def test_the_end_does_not_wait_long_for_a_redis_that_stays_away(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("instance_manager.stores.redis.LAST_WRITES_S", 0.1)
+    store = await RedisStore.open(relay.url)
+    relay.cut()
+    await until(lambda: store.is_away)
+    await store.commit(Write(usage=(Usage("k", "m", 1, 7),)))
+    async with asyncio.timeout(20):
+        await store.close()
+    assert "1 changes are lost" in caplog.text
+
+
 async def test_a_claim_whose_answer_is_lost_is_given_back(relay: Relay, redis_server: RedisProcess) -> None:
     async with await RedisStore.open(relay.url) as store, await RedisStore.open(redis_server.url) as other:
         await store.claim_key("first", "one", fingerprint="f", ttl_s=60)  # Redis knows the script from now on
