@@ -268,10 +268,11 @@ class RedisSync:
         async with self.order:  # no write of ours is on its way
             if not self.up:
                 raise Unreachable("it went away meanwhile")
+            lease = None if self.lease_lost else self.lease  # one that is taken from now on may not be seen
             owners = await self.link.look(self.known_epoch, self._own())
-        lease = None if self.lease_lost else self.lease
-        if lease is not None and not (lease.owner in owners and owners[lease.owner].is_alive):
-            raise Incomplete("our lease is gone")
+        if lease is not None and lease is self.lease and not self.lease_lost:
+            if not (lease.owner in owners and owners[lease.owner].is_alive):
+                raise Incomplete("our lease is gone")
         return owners
 
     def _own(self) -> Own:

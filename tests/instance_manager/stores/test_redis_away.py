@@ -12,7 +12,9 @@ import pytest
 
 from instance_manager.stores import Change, ChangeKind, NewEvent, PortHold, StateStore, Usage, Write
 from instance_manager.stores.errors import Conflict, LeaseLost, StoreInUse, StoreUnavailable
+from instance_manager.stores.records import Owner
 from instance_manager.stores.redis import RedisStore
+from instance_manager.stores.redis_link import Own
 from tests.instance_manager.stores.conftest import a_record, needs_redis
 from tests.instance_manager.stores.redis_process import RedisProcess
 from tests.instance_manager.stores.relay import Relay
@@ -199,6 +201,25 @@ async def test_the_end_does_not_wait_long_for_a_redis_that_stays_away(
     async with asyncio.timeout(20):
         await store.close()
     assert "1 changes are lost" in caplog.text
+
+
+async def test_a_lease_taken_while_leases_are_looked_at_is_not_missed(redis_server: RedisProcess) -> None:
+    """The look's answer is older than the lease: nothing has been lost."""
+    redis_server.flush()
+    async with await RedisStore.open(redis_server.url) as store:
+        look = store._sync.link.look
+
+        async def taken_meanwhile(epoch: str, own: Own) -> dict[str, Owner]:
+            owners = await look(epoch, own)
+            await store.acquire_lease("berth-a", 30)
+            return owners
+
+        store._sync.link.look = taken_meanwhile  # type: ignore[method-assign]
+        try:
+            assert await store._sync._look() == {}
+        finally:
+            store._sync.link.look = look  # type: ignore[method-assign]
+        assert not store.is_away
 
 
 async def test_a_claim_whose_answer_is_lost_is_given_back(relay: Relay, redis_server: RedisProcess) -> None:
