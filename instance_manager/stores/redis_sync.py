@@ -270,9 +270,10 @@ class RedisSync:
                 raise Unreachable("it went away meanwhile")
             lease = None if self.lease_lost else self.lease  # one that is taken from now on may not be seen
             owners = await self.link.look(self.known_epoch, self._own())
-        if lease is not None and lease is self.lease and not self.lease_lost:
-            if not (lease.owner in owners and owners[lease.owner].is_alive):
-                raise Incomplete("our lease is gone")
+        if lease is None or lease is not self.lease or self.lease_lost:
+            return owners
+        if not (lease.owner in owners and owners[lease.owner].is_alive):
+            raise Incomplete("our lease is gone")
         return owners
 
     def _own(self) -> Own:
