@@ -59,7 +59,7 @@ bench-engine: $(DEV) ## The embedded engine; ARGS="--peer-python PATH" puts vLLM
 bench-structured: $(DEV) ## What a JSON schema costs the engine: ARGS="--model DIR"
 	$(BIN)/python -m benchmarks.structured $(ARGS)
 
-soak: $(DEV) ## Three models, memory for two, 16 clients for minutes: ARGS="--seconds 600", --engine fake
+soak: $(DEV) ## Three models, memory for two, 16 clients for minutes: ARGS="--seconds 600"; the storm: ARGS="--faults", --store redis
 	$(BIN)/python -m tests.soak $(ARGS)
 
 faults: $(DEV) ## Engines, clients, disks and clocks that fail, for minutes: ARGS="--list", ARGS="NAME"

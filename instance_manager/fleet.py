@@ -277,6 +277,8 @@ class Fleet:
             if number % _MEASURE_EVERY == 0 or self._room.is_tight:
                 self._starter.measure()
             for model in list(self._models.values()):
+                if model.profile is None:  # it may have left the catalog while requests waited
+                    self._forget_unused(model)
                 try:
                     await self._scale(model)
                 except ManagerError as error:

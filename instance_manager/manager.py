@@ -328,6 +328,10 @@ class InstanceManager:
         supervisor = self._find(instance_id)
         return supervisor.wants_running and supervisor.is_asleep
 
+    def is_being_deleted(self, instance_id: str) -> bool:
+        """Whether it is there for some moments yet. Raises InstanceNotFound."""
+        return self._find(instance_id).is_being_deleted
+
     async def wake(self, instance_id: str) -> Instance:
         """Serve again; returns when it does, or has failed. Raises WrongState."""
         self._open_for_business()

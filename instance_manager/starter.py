@@ -17,6 +17,7 @@ from instance_manager.errors import (
     InstanceNotFound,
     InstanceNotRunning,
     ManagerError,
+    ModelNotFound,
     NoCapacity,
     WrongState,
 )
@@ -107,6 +108,10 @@ class Starter:
         need = self._need(model)
         sleeper = self._sleeper(model, need)
         spec = self.spec_of_next(model, need)
+        if sleeper is None and spec is None:
+            if not self._may_come_back(model, need):
+                self._turn_away(model)
+            return None
         try:
             placed = await self._room.plan(model, spec, sleeper, model.queue.since or now)
         except ManagerError as error:
@@ -176,13 +181,15 @@ class Starter:
         if any(can_serve(one.runner, need) for one in model.live):
             return True
         spec = self.spec_of_next(model, need)
-        return spec is None or can_serve(self._runner_of(None, spec), need)
+        if spec is None:
+            return not model.live
+        return can_serve(self._runner_of(None, spec), need)
 
     def spec_of_next(self, model: Model, need: RunnerKind | None) -> InstanceSpec | None:
         """What the next replica is started as; None where none is left that could be."""
         if model.profile is not None:
             return spec_of(model.profile)
-        ended = [one for one in model.replicas.values() if one.state.is_terminal]
+        ended = self._startable(model)
         fitting = [one for one in ended if can_serve(one.runner, need)]
         return (fitting or ended)[-1].spec if ended else None
 
@@ -211,9 +218,34 @@ class Starter:
         """One that has ended is started again, else there is a new one. Raises ManagerError."""
         if spec is None:
             raise InstanceNotRunning(f"no instance of model {model.name!r} is left to be started")
-        ended = [one for one in model.replicas.values() if one.state.is_terminal]
-        same = [one for one in ended if one.spec == spec]
+        # GPUs that were chosen here are no reason to pass by what somebody has created without naming any.
+        unplaced = replace(spec, devices=None)
+        same = [one for one in self._startable(model) if one.spec in (spec, unplaced)]
         return self._manager.start(same[-1].instance_id) if same else self._manager.create(spec)
+
+    def _startable(self, model: Model) -> list[Instance]:
+        """Replicas that have ended, but for those that are being deleted or that the catalog has dropped."""
+        ended = [one for one in model.replicas.values() if one.state.is_terminal]
+        return [one for one in ended if self._is_kept(model, one)]
+
+    def _is_kept(self, model: Model, one: Instance) -> bool:
+        is_of_catalog = one.spec.profile is not None
+        is_dropped = is_of_catalog and model.profile is None
+        return not is_dropped and not self._manager.is_being_deleted(one.instance_id)
+
+    def _may_come_back(self, model: Model, need: RunnerKind | None) -> bool:
+        """Whether a replica is just ending, or begins anew: it can be started again, or comes by itself."""
+        closed = [one for one in model.live if not one.gate.is_open and can_serve(one.runner, need)]
+        return any(self._is_kept(model, one) for one in closed)
+
+    def _turn_away(self, model: Model) -> None:
+        """It was dropped from the catalog, or deleted, while requests waited for it."""
+        logger.info("model=%s is gone; %d requests had waited for it", model.name, len(model.queue))
+        model.wants_another = False
+        message = f"there is no model {model.name!r} any more: it has left the catalog, or was deleted"
+        model.queue.reject(
+            lambda: ModelNotFound(message, param="model"), lambda need: not model.is_awake_for(need)
+        )
 
     def _fail(self, model: Model, error: ManagerError) -> None:
         logger.warning("model=%s could not be started: %s", model.name, error)

@@ -70,6 +70,11 @@ class Supervisor:
         return self._goal.desired in (Desired.RUNNING, Desired.DETACHED)
 
     @property
+    def is_being_deleted(self) -> bool:
+        """Whether it is forgotten as soon as its process is gone: nobody can start it again."""
+        return self._goal.desired is Desired.DELETED
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing will change until somebody asks for something, or the engine crashes."""
         if self._goal.desired is Desired.RUNNING:
@@ -324,7 +329,7 @@ class Supervisor:
         return is_failed and self._goal.desired is Desired.RUNNING and self._goal.life != self.ended_life
 
     def _wrong_state(self, wish: str) -> WrongState:
-        what = "being deleted" if self._goal.desired is Desired.DELETED else self.instance.state.value
+        what = "being deleted" if self.is_being_deleted else self.instance.state.value
         return WrongState(f"instance {self.instance.instance_id!r} can't {wish}: it is {what}")
 
     def _refusal(self, shutting_down: bool) -> ManagerError:

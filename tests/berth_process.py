@@ -81,6 +81,10 @@ class BerthProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def wait_until_serving(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         with self.client() as client:

@@ -45,6 +45,7 @@ from instance_manager.types import Event
 logger = logging.getLogger("berth.state")
 
 OPEN_TIMEOUT_S = 10.0  # how long a Redis that isn't there yet is waited for
+LAST_WRITES_S = 8.0  # that an orderly end waits for a Redis that is away, where changes are queued
 MAX_QUEUED = 10_000  # writes kept while Redis is away
 
 
@@ -228,6 +229,7 @@ class RedisStore(StateStore):
     async def close(self) -> None:
         if self._sync.closed:
             return
+        await self._until_caught_up()
         await self.release_lease()
         async with self._sync.order:  # a write on its way is finished first
             self._sync.closed = True
@@ -242,6 +244,16 @@ class RedisStore(StateStore):
         self._sync.changes.close()
         with suppress(Unreachable):
             await self._sync.link.close()
+
+    async def _until_caught_up(self) -> None:
+        """Let what is queued be written, where Redis comes back soon: it is the last chance."""
+        if self._task is None or self._sync.lease_lost:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WRITES_S):
+                while self._sync.mirror.queue:
+                    self._sync.caught_up.clear()
+                    await self._sync.caught_up.wait()
 
     def _tables(self) -> Tables:
         if self._sync.closed:

@@ -47,6 +47,7 @@ class RedisSync:
         self.mirror = mirror
         self.up = False
         self.closed = False
+        self.caught_up = asyncio.Event()  # set when nothing is queued any more
         self.lease: Lease | None = None
         self.lease_lost = False
         self.renewed_at = 0.0  # monotonic
@@ -177,6 +178,7 @@ class RedisSync:
         self._position, self._last_change = snapshot.position, snapshot.change
         self.mirror.ahead = None
         self.up = True
+        self.caught_up.set()
         for write, reason in self._rejected:
             record = self.mirror.known.records.get(write.instance_id or "")
             self._tell(Change(ChangeKind.REJECTED, write.instance_id, record, reason=reason))
@@ -266,9 +268,11 @@ class RedisSync:
         async with self.order:  # no write of ours is on its way
             if not self.up:
                 raise Unreachable("it went away meanwhile")
+            lease = None if self.lease_lost else self.lease  # one that is taken from now on may not be seen
             owners = await self.link.look(self.known_epoch, self._own())
-        lease = None if self.lease_lost else self.lease
-        if lease is not None and not (lease.owner in owners and owners[lease.owner].is_alive):
+        if lease is None or lease is not self.lease or self.lease_lost:
+            return owners
+        if not (lease.owner in owners and owners[lease.owner].is_alive):
             raise Incomplete("our lease is gone")
         return owners
 

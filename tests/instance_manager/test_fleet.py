@@ -25,11 +25,12 @@ from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
 from instance_manager.instance import Instance
+from instance_manager.logs import LogFile
 from instance_manager.manager import InstanceManager
 from instance_manager.measurements import Measurements
 from instance_manager.profiles import ModelProfile
 from instance_manager.room import RoomConfig, RoomKeeper
-from instance_manager.types import InstanceState
+from instance_manager.types import InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.fake_nvml import describe_gpus, pynvml, write_gpus
 from tests.instance_manager.conftest import ManagerFactory
@@ -137,6 +138,80 @@ async def test_a_sleeper_that_is_gone_when_it_is_to_be_woken_is_replaced(
         instance.gate.close()
         await bring_up(fleet, "a")
         assert fleet.find("a").error is None
+
+
+async def test_who_waits_while_the_only_replica_is_deleted_is_served_by_another(
+    managing: ManagerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has ended, and its log takes a while to go: it is there yet, and can't be started again."""
+    async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
+        await bring_up(fleet, "a")
+        (instance,) = fleet.find("a").live
+        remove, may_go = LogFile.remove, asyncio.Event()
+
+        async def remove_late(log: LogFile) -> None:
+            await may_go.wait()
+            await remove(log)
+
+        monkeypatch.setattr(LogFile, "remove", remove_late)
+        deleting = asyncio.create_task(manager.delete(instance.instance_id))
+        while not instance.state.is_terminal:
+            await instance.changed()
+        try:
+            await bring_up(fleet, "a")
+        finally:
+            may_go.set()
+            await deleting
+        (other,) = fleet.find("a").live
+        assert other.instance_id != instance.instance_id
+
+
+async def test_who_waits_for_a_model_that_leaves_the_catalog_hears_that_there_is_none_any_more(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    """Nor is what the catalog has dropped started again for them; a moment later nothing is known of it."""
+    async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
+        await bring_up(fleet, "a")
+        model = fleet.find("a")
+        (instance,) = model.live
+        lease = instance.gate.try_acquire()
+        assert lease is not None
+        stopping = asyncio.create_task(manager.stop(instance.instance_id, patient=True))
+        waiting = asyncio.create_task(fleet.wait_for_lease(model))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not instance.gate.is_open and model.queue
+        fleet.set_profiles([])
+        lease.release()
+        await stopping
+        with pytest.raises(ModelNotFound, match="any more"):
+            async with asyncio.timeout(20):
+                await waiting
+        while fleet.known("a") is not None:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+        with pytest.raises(ModelNotFound):
+            fleet.find("a")
+
+
+async def test_who_asks_by_name_for_an_instance_that_is_just_stopping_has_it_started_again(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    """One that was created by hand, and that no catalog knows."""
+    async with managing() as manager, fleet_of(manager, tmp_path) as fleet:
+        spec = InstanceSpec(model_name="a", engine="command", command=command(), name="by-hand")
+        instance = manager.create(spec)
+        await manager.wait_ready("by-hand", 30)
+        lease = instance.gate.try_acquire()
+        assert lease is not None
+        stopping = asyncio.create_task(manager.stop("by-hand", patient=True))
+        waiting = asyncio.create_task(fleet.wait_for_lease(fleet.find("a")))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not instance.gate.is_open and fleet.find("a").queue
+        lease.release()
+        await stopping
+        (await waiting).release()
+        assert instance.state is InstanceState.RUNNING
 
 
 async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(

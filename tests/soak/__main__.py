@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tests.soak.report import broken_promises, shown, table
 from tests.soak.scenario import Engine, Plan, run
+from tests.soak.storm import run_storm
+from tests.soak.storm_report import broken_in_storm, storm_table
 
 
 def main() -> int:
@@ -20,17 +24,30 @@ def main() -> int:
         "--models", type=int, default=3, help="of which all but one fit (default: %(default)s)"
     )
     parser.add_argument("--engine", type=Engine, choices=list(Engine), default=Engine.REAL)
-    parser.add_argument("--seed", type=int, default=0, help="of what is asked for (default: %(default)s)")
-    parser.add_argument("--faults", action="store_true", help="kill and freeze engines, send noise, leave")
+    parser.add_argument("--seed", type=int, help="of what is random (default: another each time; it is told)")
+    parser.add_argument(
+        "--faults", action="store_true", help="kill Berth, shims, engines, Redis; delete, stop, sleep, reload"
+    )
+    parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite", help="with --faults")
+    parser.add_argument("--budget", type=int, metavar="MIB", help="with --faults: as an earlier run told")
+    parser.add_argument("--pace", type=float, help="with --faults: 0.5 for twice as many of them")
     args = parser.parse_args()
     if args.models < 2 or args.clients < 1 or args.seconds <= 0:
         parser.error("it takes two models, a client and some time")
-    plan = Plan(args.engine, args.seconds, args.clients, args.models, args.seed, with_faults=args.faults)
+    seed = secrets.randbelow(10**6) if args.seed is None else args.seed
+    plan = Plan(args.engine, args.seconds, args.clients, args.models, seed, store=args.store)
+    plan = replace(plan, budget_mib=args.budget, pace=args.pace)
     folder = Path(tempfile.mkdtemp(prefix="berth-soak-"))
-    result = run(plan, folder, _say)
-    broken = broken_promises(result)
-    _say(table(result))
+    _say(f"seed {seed}")
+    if args.faults:
+        storm = run_storm(plan, folder, _say)
+        broken, seen = broken_in_storm(storm), storm_table(storm)
+    else:
+        result = run(plan, folder, _say)
+        broken, seen = broken_promises(result), table(result)
+    _say(seen)
     if broken:
+        (folder / "broken.txt").write_text("\n".join(broken))
         _say(f"{shown(broken)}\nlogs: {folder}")
         return 1
     shutil.rmtree(folder)

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.soak.faults import is_clear
 from tests.soak.scenario import Run
-from tests.soak.traffic import Outcome
+from tests.soak.sending import Outcome
+from tests.soak.watch import MemoryWatch
 
 _MIB = 1 << 20
 _MAX_SHOWN = 12
@@ -19,26 +19,28 @@ def broken_promises(run: Run) -> list[str]:
     broken = [
         f"failed after {one.wait_s:.2f} s: {one.ask}: {one.problem}"
         for one in run.traffic.answers
-        if one.outcome is Outcome.FAILED and not (run.plan.with_faults and is_clear(one.problem))
+        if one.outcome is Outcome.FAILED
     ]
-    if run.memory.over:
-        most = max((held for _, held in run.memory.over), key=lambda held: sum(held.values()))
-        each = {pid: f"{size / _MIB:.0f} MiB" for pid, size in most.items()}
-        broken.append(
-            f"memory was over the budget in {len(run.memory.over)} of {len(run.memory.held_bytes)} samples, "
-            f"at most by {(sum(most.values()) - run.budget_bytes) / _MIB:.1f} MiB: {each}"
-        )
-    broken += [
-        problem
-        for problem in run.events.problems
-        if not (run.plan.with_faults and problem.startswith("an engine failed"))
-    ]
+    broken += over_budget(run.memory, run.budget_bytes)
+    broken += run.events.problems
     broken += [f"in Berth's log: {line}" for line in run.faults_in_log]
     answered = {one.ask.model for one in run.traffic.answers if one.outcome is Outcome.ANSWERED}
     broken += [f"{name} has answered nothing" for name in run.plan.models if name not in answered]
     if not run.events.evictions:
         broken.append("nothing was ever displaced: the soak has shown nothing")
     return broken
+
+
+def over_budget(memory: MemoryWatch, budget_bytes: int) -> list[str]:
+    """Empty where it never was."""
+    if not memory.over:
+        return []
+    most = max((held for _, held in memory.over), key=lambda held: sum(held.values()))
+    each = {pid: f"{size / _MIB:.0f} MiB" for pid, size in most.items()}
+    return [
+        f"memory was over the budget in {len(memory.over)} of {len(memory.held_bytes)} samples, "
+        f"at most by {(sum(most.values()) - budget_bytes) / _MIB:.1f} MiB: {each}"
+    ]
 
 
 def table(run: Run) -> str:
@@ -54,16 +56,15 @@ def table(run: Run) -> str:
         ("failed", f"{outcomes[Outcome.FAILED]}"),
         ("starts, stops", f"{states['health_checking']}, {states['stopped']}"),
         ("sleeps, wakes", f"{states['sleeping']}, {states['waking']}"),
-        ("evictions", _counted(run.events.evictions)),
+        ("evictions", counted(run.events.evictions)),
         ("stops in use", f"{run.events.drains}, drained first"),
-        ("expiries", _counted(run.events.expiries)),
+        ("expiries", counted(run.events.expiries)),
         ("wait, median", f"{quantile(waits, 0.5):.3f} s"),
         ("wait, 99 %", f"{quantile(waits, 0.99):.2f} s"),
         ("wait, longest", f"{quantile(waits, 1):.2f} s"),
         ("budget", f"{run.budget_bytes / _MIB:.0f} MiB"),
         ("most held", f"{memory.peak_bytes / _MIB:.0f} MiB ({len(memory.held_bytes)} samples)"),
         ("with libraries", f"{max(memory.pss_bytes, default=0) / _MIB:.0f} MiB"),
-        *([("faults", _counted(Counter(run.faults_done)))] if run.plan.with_faults else []),
         ("processes left", "none" if run.ends_clean else "SOME"),
     ]
     return "\n".join(f"{name:<16} {value}" for name, value in rows)
@@ -80,5 +81,5 @@ def quantile(ordered: Sequence[float], part: float) -> float:
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else 0.0
 
 
-def _counted(counter: Counter[str]) -> str:
+def counted(counter: Counter[str]) -> str:
     return ", ".join(f"{number} {name}" for name, number in sorted(counter.items())) or "none"

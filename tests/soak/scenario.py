@@ -19,9 +19,8 @@ import httpx
 from instance_manager.memory import host_total_bytes
 from tests.berth_process import ROOT, BerthProcess, running_berth
 from tests.fake_engine import command
-from tests.soak.faults import wreak
 from tests.soak.traffic import Traffic
-from tests.soak.watch import EventWatch, MemoryWatch
+from tests.soak.watch import EventWatch, MemoryWatch, below
 
 _GIB = 1 << 30
 _START_TIMEOUT_S = 120.0
@@ -52,7 +51,9 @@ class Plan:
     num_models: int = 3
     seed: int = 0
     calibration_s: float = 6.0
-    with_faults: bool = False
+    store: str = "sqlite"  # or redis; of a storm
+    pace: float | None = None  # of a storm's faults: 0.5 = twice as many; None: as the engine bears it
+    budget_mib: int | None = None  # of an earlier run; None: measured first
 
     @property
     def models(self) -> list[str]:
@@ -70,7 +71,6 @@ class Run:
     memory: MemoryWatch
     faults_in_log: Sequence[str]
     ends_clean: bool
-    faults_done: Sequence[str] = ()
 
 
 def catalog(plan: Plan) -> dict[str, Any]:
@@ -96,36 +96,40 @@ def catalog(plan: Plan) -> dict[str, Any]:
 def run(plan: Plan, folder: Path, tell: Callable[[str], None]) -> Run:
     """Measure what models need, then soak. Raises AssertionError where Berth doesn't even start."""
     models = catalog(plan)
-    _write_catalog(folder, {name: {**entry, "timeout": 0} for name, entry in models.items()})
-    budget = _find_budget(plan, folder)
-    _write_catalog(folder, models)
+    write_catalog(folder, {name: {**entry, "timeout": 0} for name, entry in models.items()})
+    budget = find_budget(plan, folder)
+    write_catalog(folder, models)
     tell(f"budget {budget / _GIB:.2f} GiB, {plan.num_models} models, {plan.seconds:.0f} s")
-    residency, patience = ("0.3", "2") if plan.engine is Engine.FAKE else ("3", "8")
-    settings = {
-        "HOST_MEMORY": repr(budget / _GIB if budget > _GIB else budget / host_total_bytes()),
-        "MIN_RESIDENCY": residency,
-        "MAX_WAIT": patience,
-        "MAX_QUEUE": str(plan.num_clients),
-    }
+    settings = settings_for(plan, budget)
     traffic = Traffic("", plan.models, plan.num_clients, plan.seed)
     events = EventWatch()
     ends_clean = False
-    faults_done: list[str] = []
     try:
         with _berth(folder, settings) as berth:
             traffic.base_url = berth.url
-            memory = MemoryWatch(berth.pid, budget)
+            memory = MemoryWatch(below(berth.pid), budget)
             with memory.running():
-                asyncio.run(_soak(plan, berth, traffic, events, faults_done))
+                asyncio.run(_soak(plan, berth, traffic, events))
         ends_clean = True
     except AssertionError as error:  # it did not end, or has left something behind
         events.problems.append(f"Berth did not end well: {str(error)[-2000:]}")
     log = (folder / "berth.log").read_text(errors="replace")
     faults = [match[0] for match in _FAULTS_IN_LOG.finditer(log)]
-    return Run(plan, budget, traffic, events, memory, faults, ends_clean, faults_done)
+    return Run(plan, budget, traffic, events, memory, faults, ends_clean)
 
 
-def _write_catalog(folder: Path, models: Mapping[str, Any]) -> None:
+def settings_for(plan: Plan, budget: int) -> dict[str, str]:
+    """Memory for all models but one, and haste, so that much happens."""
+    residency, patience = ("0.3", "2") if plan.engine is Engine.FAKE else ("3", "8")
+    return {
+        "HOST_MEMORY": repr(budget / _GIB if budget > _GIB else budget / host_total_bytes()),
+        "MIN_RESIDENCY": residency,
+        "MAX_WAIT": patience,
+        "MAX_QUEUE": str(plan.num_clients),
+    }
+
+
+def write_catalog(folder: Path, models: Mapping[str, Any]) -> None:
     (folder / "models.yaml").write_text(json.dumps({"models": models}))  # JSON is YAML
 
 
@@ -136,14 +140,14 @@ def _berth(folder: Path, settings: Mapping[str, str]) -> Iterator[BerthProcess]:
         yield berth
 
 
-def _find_budget(plan: Plan, folder: Path) -> int:
+def find_budget(plan: Plan, folder: Path) -> int:
     """What is enough for all models but one under load, and part of another: for one that sleeps.
 
     Of a command nothing is known before its first run, so all are run once; of the embedded engine's
     models the last is left to Berth's estimate.
     """
     with _berth(folder, {}) as berth:
-        memory = MemoryWatch(berth.pid, interval_s=0.1)
+        memory = MemoryWatch(below(berth.pid), interval_s=0.1)
         traffic = Traffic(berth.url, plan.models[:-1], plan.num_clients, plan.seed)
         with berth.client(_START_TIMEOUT_S) as http:
             if plan.engine is Engine.FAKE:
@@ -172,15 +176,11 @@ def _wait_until_measured(http: httpx.Client, name: str) -> None:
         time.sleep(0.05)
 
 
-async def _soak(
-    plan: Plan, berth: BerthProcess, traffic: Traffic, events: EventWatch, faults_done: list[str]
-) -> None:
+async def _soak(plan: Plan, berth: BerthProcess, traffic: Traffic, events: EventWatch) -> None:
     async with berth.async_client() as http:
         following = asyncio.create_task(events.follow(http))
         await events.connected.wait()
         jobs = [following, asyncio.create_task(_meddle(http, plan, events.problems))]
-        if plan.with_faults:
-            jobs.append(asyncio.create_task(wreak(http, plan.seed, faults_done, events.problems)))
         try:
             await traffic.run(plan.seconds)
         finally:

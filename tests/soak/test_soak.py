@@ -13,10 +13,11 @@ import httpx
 import psutil
 import pytest
 
+from tests.soak.asks import Ask
 from tests.soak.report import broken_promises, quantile, shown, table
 from tests.soak.scenario import Engine, Plan, run
-from tests.soak.traffic import Ask, Outcome, send
-from tests.soak.watch import EventWatch, MemoryWatch
+from tests.soak.sending import Outcome, send
+from tests.soak.watch import EventWatch, MemoryWatch, below
 
 
 @pytest.mark.timeout(300)
@@ -96,7 +97,7 @@ def test_memory_over_the_budget_is_seen() -> None:
     with psutil.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as child:
         child.stdout.readline()
         for budget, is_over in ((50_000_000, True), (10**12, False)):
-            watch = MemoryWatch(psutil.Process().pid, budget, interval_s=0.01)
+            watch = MemoryWatch(below(psutil.Process().pid), budget, interval_s=0.01)
             with watch.running():
                 while len(watch.held_bytes) < 3:
                     time.sleep(0.01)

@@ -8,29 +8,37 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import psutil
 
+from tests.soak.history import Harm, History
+
+_RECONNECT_S = 0.1
 _AT_REST = {"sleeping", "waking", "stopped"}
 
 
 class MemoryWatch:
-    """Samples what all processes below one hold together, in a thread.
+    """Samples what processes hold together, in a thread.
 
     Counted is what is a process's own (USS), as its end would give it back. Pages of libraries that several
     engines map are there once, whoever leaves: they stand in no engine's account, in Berth's neither.
     """
 
-    def __init__(self, pid: int, budget_bytes: int | None = None, interval_s: float = 0.15) -> None:
+    def __init__(
+        self,
+        processes: Callable[[], Sequence[psutil.Process]],
+        budget_bytes: int | None = None,
+        interval_s: float = 0.15,
+    ) -> None:
         self.held_bytes: list[int] = []
         self.pss_bytes: list[int] = []  # with the shared pages, each counted once
         self.over: list[tuple[float, dict[int, int]]] = []  # monotonic seconds; pid -> bytes
         self._budget_bytes = budget_bytes
-        self._root = psutil.Process(pid)
+        self._processes = processes
         self._interval_s = interval_s
         self._stop = threading.Event()
 
@@ -50,7 +58,7 @@ class MemoryWatch:
 
     def _sample_until_stopped(self) -> None:
         while not self._stop.wait(self._interval_s):
-            processes = self._root.children(recursive=True)
+            processes = self._processes()
             held, pss = _held(processes)
             if self._budget_bytes is not None and sum(held.values()) > self._budget_bytes:
                 # One process was read after the other. What was there at one moment, is there still.
@@ -74,10 +82,19 @@ def _held(processes: Sequence[psutil.Process]) -> tuple[dict[int, int], int]:
     return held, pss
 
 
+def below(pid: int) -> Callable[[], Sequence[psutil.Process]]:
+    """All processes below one."""
+    root = psutil.Process(pid)
+    return lambda: root.children(recursive=True)
+
+
 class EventWatch:
     """Follows `GET /events`. Every faulty thing that is seen becomes one line of `problems`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_stormy: bool = False) -> None:
+        """`is_stormy`: engines are killed and forced to stop: they fail, and go while they are in use."""
+        self._is_stormy = is_stormy
+        self.failures: list[tuple[float, str, Mapping[str, Any]]] = []  # when, of which instance, the event
         self.states: Counter[str] = Counter()  # how often an instance came to a state
         self.evictions: Counter[str] = Counter()  # by action
         self.expiries: Counter[str] = Counter()  # by action
@@ -85,6 +102,23 @@ class EventWatch:
         self.problems: list[str] = []
         self.connected = asyncio.Event()
         self._last_id: int | None = None
+        self._is_continued = True
+
+    async def follow_on(self, http: httpx.AsyncClient, history: History) -> None:
+        """Until cancelled, over Berths that come one after the other.
+
+        Numbers only ever go up; but what a killed Berth had told and not yet stored, nobody knows.
+        """
+        while True:
+            began, self._is_continued = time.monotonic(), False
+            try:
+                await self.follow(http)
+            except httpx.HTTPError as error:
+                if not history.is_berth_away(began, time.monotonic()):
+                    self.problems.append(f"the events broke off: {error!r}")
+            if any(history.has(harm, began, time.monotonic()) for harm in (Harm.KILL, Harm.STORE)):
+                self._last_id = None
+            await asyncio.sleep(_RECONNECT_S)
 
     async def follow(self, http: httpx.AsyncClient) -> None:
         """Until cancelled, or the stream's end."""
@@ -101,16 +135,20 @@ class EventWatch:
                     fields = {}
 
     def _on_event(self, number: int, kind: str, data: Mapping[str, Any]) -> None:
-        if self._last_id is not None and number != self._last_id + 1:
+        if self._last_id is not None and self._is_continued and number != self._last_id + 1:
             self.problems.append(f"event {self._last_id} is followed by {number}: some were lost")
-        self._last_id = number
+        if self._last_id is not None and number <= self._last_id:
+            self.problems.append(f"event {self._last_id} is followed by {number}, which was there before")
+        self._last_id, self._is_continued = number, True
         if kind == "instance.state":
             status = data["status"]
             self.states[status] += 1
-            if status == "failed":
+            if status == "failed" and self._is_stormy:
+                self.failures.append((time.monotonic(), data["instance_id"], data))
+            elif status == "failed":
                 self.problems.append(f"an engine failed: {data}")
             self.drains += status == "stopping" and data["in_flight"] > 0
-            if status in _AT_REST and data["in_flight"]:
+            if status in _AT_REST and data["in_flight"] and not self._is_stormy:
                 self.problems.append(f"an engine that was in use is {status}: {data}")
         elif kind == "instance.evicted":
             self.evictions[data["action"]] += 1

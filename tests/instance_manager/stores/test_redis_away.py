@@ -12,7 +12,9 @@ import pytest
 
 from instance_manager.stores import Change, ChangeKind, NewEvent, PortHold, StateStore, Usage, Write
 from instance_manager.stores.errors import Conflict, LeaseLost, StoreInUse, StoreUnavailable
+from instance_manager.stores.records import Owner
 from instance_manager.stores.redis import RedisStore
+from instance_manager.stores.redis_link import Own
 from tests.instance_manager.stores.conftest import a_record, needs_redis
 from tests.instance_manager.stores.redis_process import RedisProcess
 from tests.instance_manager.stores.relay import Relay
@@ -167,6 +169,57 @@ async def test_a_write_whose_answer_is_lost_is_made_once(relay: Relay, redis_ser
         assert await store.get("one") == a_record(version=3, pid=3)
         assert len(await store.events_since(0)) == 2
         assert await other.usage() == [Usage("k", "m", 1, 7)]
+
+
+async def test_what_is_queued_when_berth_ends_is_written_where_redis_comes_back_soon(
+    relay: Relay, redis_server: RedisProcess
+) -> None:
+    async with await RedisStore.open(redis_server.url) as other:
+        store = await RedisStore.open(relay.url)
+        await store.acquire_lease("berth-a", 30)
+        relay.cut()
+        await until(lambda: store.is_away)
+        await store.commit(Write(usage=(Usage("k", "m", 1, 7),)))
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        relay.mend()
+        async with asyncio.timeout(20):
+            await closing
+        assert await other.usage() == [Usage("k", "m", 1, 7)]
+        assert await other.owners() == []
+
+
+async def test_the_end_does_not_wait_long_for_a_redis_that_stays_away(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("instance_manager.stores.redis.LAST_WRITES_S", 0.1)
+    store = await RedisStore.open(relay.url)
+    relay.cut()
+    await until(lambda: store.is_away)
+    await store.commit(Write(usage=(Usage("k", "m", 1, 7),)))
+    async with asyncio.timeout(20):
+        await store.close()
+    assert "1 changes are lost" in caplog.text
+
+
+async def test_a_lease_taken_while_leases_are_looked_at_is_not_missed(redis_server: RedisProcess) -> None:
+    """The look's answer is older than the lease: nothing has been lost."""
+    redis_server.flush()
+    async with await RedisStore.open(redis_server.url) as store:
+        look = store._sync.link.look
+
+        async def taken_meanwhile(epoch: str, own: Own) -> dict[str, Owner]:
+            owners = await look(epoch, own)
+            await store.acquire_lease("berth-a", 30)
+            return owners
+
+        store._sync.link.look = taken_meanwhile  # type: ignore[method-assign]
+        try:
+            assert await store._sync._look() == {}
+        finally:
+            store._sync.link.look = look  # type: ignore[method-assign]
+        assert not store.is_away
 
 
 async def test_a_claim_whose_answer_is_lost_is_given_back(relay: Relay, redis_server: RedisProcess) -> None:
