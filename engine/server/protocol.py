@@ -6,14 +6,16 @@ server, or as an SDK dumps it: it is read for what it says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server import limits
+from engine.server.caps import is_larger
 from engine.server.foreign_tools import FUNCTIONS_ONLY
 from engine.server.generation_body import (
-    MAX_FIELDS,
     STRICT_TOOL,
     GenerationBody,
     Ignored,
@@ -22,15 +24,14 @@ from engine.server.generation_body import (
     TokenId,
     none_as,
 )
-
-MAX_PROMPTS = 1024
-MAX_TOOLS = 512
+from engine.server.limits import MAX_PROMPTS, MAX_TOOLS
 
 TokenIds = list[int]
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def are_ids(values: list[Any]) -> bool:
+    """Whether all are whole numbers from 0 on. Nothing here is done for each: there may be millions."""
+    return set(map(type, values)) <= {int} and min(values, default=0) >= 0
 
 
 def _check_prompt(value: Any) -> list[str | TokenIds]:
@@ -38,12 +39,10 @@ def _check_prompt(value: Any) -> list[str | TokenIds]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
-        if all(_is_id(item) for item in value):
+        if are_ids(value):
             return [value]
-        if len(value) > MAX_PROMPTS and isinstance(value[0], str | list):
-            raise ValueError(f"at most {MAX_PROMPTS} prompts, not {len(value)}")
         if all(isinstance(item, str) for item in value) or all(
-            isinstance(item, list) and all(_is_id(token) for token in item) for item in value
+            isinstance(item, list) and are_ids(item) for item in value
         ):
             return value
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
@@ -61,6 +60,8 @@ _PROMPT_SCHEMA = {
 
 
 class CompletionBody(GenerationBody):
+    caps = limits.COMPLETION
+
     prompt: Annotated[list[Any], BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
     echo: Annotated[bool, none_as(False)] = False
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
@@ -153,11 +154,6 @@ class ChatMessage(Strict):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
 
-    @property
-    def num_chars(self) -> int:
-        calls = sum(len(str(call.function.arguments)) for call in self.tool_calls or ())
-        return calls + len(self.text) + len(self.reasoning or self.reasoning_content or "")
-
 
 def _read_older_words(message: dict[str, Any]) -> dict[str, Any]:
     """`refusal` and `function_call` of an assistant, and the role `function`, as today's fields say it."""
@@ -211,17 +207,23 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
-def _check_sizes(messages: Any) -> Any:
-    for message in messages if isinstance(messages, list) else ():
-        if isinstance(message, dict) and len(message) > MAX_FIELDS:
-            raise ValueError(f"a message with {len(message)} fields is none")
-    return messages
+def _parts_of(models: Sequence[Strict]) -> list[Any]:
+    """The values of their fields, and of those in these."""
+    parts: list[Any] = []
+    for model in models:
+        for value in vars(model).values():
+            inner = value if isinstance(value, list) else [value]
+            found = [one for one in inner if isinstance(one, Strict)]
+            parts += _parts_of(found) if found else [value]
+    return parts
 
 
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)]
+    caps = limits.CONVERSATION
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."
@@ -236,11 +238,10 @@ class ConversationBody(RequestBody):
     )
     add_special_tokens: Annotated[bool, none_as(False)] = False
 
-    @property
-    def num_chars(self) -> int:
-        """About how much there is to render."""
-        more = sum(len(str(one)) for one in (self.tools, self.documents, self.chat_template_kwargs) if one)
-        return more + sum(message.num_chars for message in self.messages)
+    def is_larger(self, chars: int) -> bool:
+        """Whether there is about so much to render, or more."""
+        more = [self.documents, self.chat_template_kwargs, *_parts_of(self.tools or [])]
+        return is_larger(more, chars // 2) or is_larger(_parts_of(self.messages), chars // 2)
 
     @model_validator(mode="after")
     def _check_continuation(self) -> ConversationBody:
@@ -257,6 +258,8 @@ class ConversationBody(RequestBody):
 
 
 class ChatBody(GenerationBody, ConversationBody):
+    caps = limits.CHAT
+
     echo: Annotated[bool, none_as(False)] = Field(
         default=False, description="Put the last message before the answer, if it is the assistant's."
     )
@@ -348,4 +351,6 @@ class TokenizeChatBody(ConversationBody):
 
 
 class DetokenizeBody(RequestBody):
+    caps = limits.DETOKENIZE
+
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]

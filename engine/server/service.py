@@ -14,6 +14,7 @@ from engine.errors import InvalidRequest
 from engine.server.constraints import Constrain, make_constrain
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
+from engine.server.limits import MAX_PROMPT_TOKENS, MAX_SEQUENCES, MAX_TOLD_LOGPROBS
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
@@ -21,8 +22,6 @@ from engine.server.sampling_params import TokenWishes, check_logprobs, make_samp
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
 from engine.types import EngineRequest, SamplingParams, TokenConstraint
-
-MAX_SEQUENCES = 4096  # of one request: prompts times choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,10 @@ class Service(ModelService):
         skip_special_tokens: bool | None = None,
     ) -> tuple[Generation, list[Choice]]:
         """The request's choices, ready to run. Raises InvalidRequest and TooManyWaiting."""
-        self._check_room(len(prompts), body.n)
+        self.check_num_sequences(len(prompts), body.n)
+        self.check_room(len(prompts) * body.n)
         check_logprobs(body, body.logprobs_param, self.config.max_logprobs)
+        _check_prompts(body, prompts, self.model.vocab_size)
         wishes = TokenWishes.of(body, self.model.tokenizer, self.model.vocab_size)
         shown = body.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
         choose_request_id(body.request_id)
@@ -74,13 +75,14 @@ class Service(ModelService):
                 wishes,
                 max_tokens=prompt.max_tokens,
                 seed=seed + number,
-                prompt_logprobs=body.num_logprobs if prompt.is_echoed else body.prompt_logprobs,
+                prompt_logprobs=_told_of(body, prompt),
             )
             constraint = None if constrain is None else constrain()
             choices.append(self._make_choice(index, prompt, body, params, constraint, skip_special=shown))
         return Generation(self.engine, self.metrics, choices), choices
 
-    def _check_room(self, num_prompts: int, num_choices: int) -> None:
+    def check_num_sequences(self, num_prompts: int, num_choices: int) -> None:
+        """Raises InvalidRequest."""
         num_sequences = num_prompts * num_choices
         if num_sequences > MAX_SEQUENCES:
             raise InvalidRequest(
@@ -88,7 +90,6 @@ class Service(ModelService):
                 f"at most {MAX_SEQUENCES} are possible.",
                 param="n",
             )
-        self.check_room(num_sequences)
 
     def _make_choice(
         self,
@@ -118,3 +119,26 @@ class Service(ModelService):
             constraint=constraint,
         )
         return Choice(index, request, detokenizer, prefix=prompt.echo, show_stop=show_stop)
+
+
+def _check_prompts(body: GenerationBody, prompts: Sequence[Prompt], vocab_size: int) -> None:
+    """Raise InvalidRequest where the prompts of all choices together are more than one request may bring."""
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts) * body.n
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise InvalidRequest(
+            f"n: prompts times choices have {num_tokens} tokens; at most {MAX_PROMPT_TOKENS} are possible.",
+            param="n",
+        )
+    told = [(len(prompt.token_ids), _told_of(body, prompt)) for prompt in prompts]
+    wanted = [length * (1 + (vocab_size if num < 0 else num)) for length, num in told if num is not None]
+    if sum(wanted) * body.n > MAX_TOLD_LOGPROBS:
+        raise InvalidRequest(
+            f"prompt_logprobs: the prompts' tokens times the alternatives told of each, and times n, are "
+            f"{sum(wanted) * body.n}; at most {MAX_TOLD_LOGPROBS} are possible.",
+            param="prompt_logprobs" if body.prompt_logprobs is not None else body.logprobs_param,
+        )
+
+
+def _told_of(body: GenerationBody, prompt: Prompt) -> int | None:
+    """Of how many tokens the logprobs are told at each place of the prompt; None = of none."""
+    return body.num_logprobs if prompt.is_echoed else body.prompt_logprobs

@@ -12,7 +12,7 @@ from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, Task
 from engine.pooling.types import PoolingRequest
-from engine.server.body import LARGE_BYTES
+from engine.server.large_work import LARGE_BYTES
 from engine.server.model_service import ModelService
 from engine.server.pooling.bodies import PoolingOptions
 from engine.server.pooling.encode import Cut, Encoded, Text, cut_tokens, encode_texts

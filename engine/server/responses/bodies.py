@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server import limits
 from engine.server.field_rules import FieldRules
 from engine.server.generation_body import Ignored, RequestBody, Strict, none_as
 from engine.server.responses.items import Item
@@ -117,6 +118,8 @@ class ResponseStreamOptions(Strict):
 class InputTokensBody(RequestBody):
     """What the model reads."""
 
+    caps = limits.RESPONSES
+
     input: str | Annotated[list[Item], Field(fail_fast=True)] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -132,6 +135,8 @@ class InputTokensBody(RequestBody):
 
 
 class ResponsesBody(InputTokensBody):
+    caps = limits.GENERATION
+
     max_output_tokens: int | None = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(default=None, description="Of tools that run here, and none does.")
     temperature: float | None = Field(default=None, ge=0, le=2)
