@@ -104,7 +104,7 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
         thinking = await _judge_switch(service, body, thinking, text, with_tools=has_tools)
     constrain = await service.constraint_for(spec, thinking, budget=body.thinking_token_budget)
     show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
-    generation, choices = service.begin(
+    generation, choices = await service.begin(
         body,
         [Prompt(token_ids, max_tokens)],
         constrain=constrain,

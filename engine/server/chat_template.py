@@ -18,6 +18,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError, InvalidRequest
+from engine.server.json_budget import within_budget
+from engine.server.large_work import Pace
 
 Message = Mapping[str, Any]
 
@@ -73,7 +75,8 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"chat_template_kwargs can't set {', '.join(sorted(reserved))}.", param="chat_template_kwargs"
             )
-        given = [self._adapt(message) for message in messages]
+        pace = Pace()
+        given = [self._adapt(message, pace) for message in messages]
         known = {**self._defaults, **(variables or {})}
         try:
             text = self._render(given, tools, documents, add_generation_prompt, known)
@@ -118,7 +121,7 @@ class ChatTemplate:
                 f"The model's chat template refuses this conversation: {error}", param="messages"
             ) from error
 
-    def _adapt(self, message: Message) -> dict[str, Any]:
+    def _adapt(self, message: Message, pace: Pace) -> dict[str, Any]:
         adapted = {key: value for key, value in message.items() if value not in (None, [])}
         as_text = message["role"] == "tool"  # templates that take other roles' parts mostly don't take these
         adapted["content"] = self._adapt_content(message.get("content"), as_text=as_text)
@@ -128,7 +131,7 @@ class ChatTemplate:
         if adapted["role"] == "developer" and not self._takes_developer:
             adapted["role"] = "system"  # the role's older name; templates drop roles they don't know
         if "tool_calls" in adapted:
-            adapted["tool_calls"] = [_with_parsed_arguments(call) for call in adapted["tool_calls"]]
+            adapted["tool_calls"] = [_with_parsed_arguments(call, pace) for call in adapted["tool_calls"]]
         return adapted
 
     def _adapt_content(self, content: Any, *, as_text: bool) -> Any:
@@ -164,16 +167,22 @@ def _with_one_system_turn(messages: list[dict[str, Any]]) -> list[dict[str, Any]
     if len(plainer) > 1:
         plainer = [{**plainer[0], "content": _join([one.get("content") for one in plainer], "\n\n")}]
     was_system = False
+    turns: list[list[dict[str, Any]]] = []  # those of a list become one
     for message in messages[begin:]:
         is_system = message["role"] == "system"
         turn = _as_reminder(message) if is_system else message
-        last = plainer[-1] if plainer else {}
+        last: dict[str, Any] = turns[-1][0] if turns else {}
         if (is_system or was_system) and turn["role"] == last.get("role") == "user":
-            plainer[-1] = {**last, "content": _join([last.get("content"), turn.get("content")], "\n")}
+            turns[-1].append(turn)
         else:
-            plainer.append(turn)
+            turns.append([turn])
         was_system = is_system
-    return plainer
+    return plainer + [
+        {**same[0], "content": _join([one.get("content") for one in same], "\n")}
+        if len(same) > 1
+        else same[0]
+        for same in turns
+    ]
 
 
 def _as_reminder(message: dict[str, Any]) -> dict[str, Any]:
@@ -205,14 +214,16 @@ def _cut_after(text: str, content: Any) -> str:
     return text[:at] + (said.lstrip() if text[at:].startswith(said.lstrip()) else said.strip())
 
 
-def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
     """Clients send a call's arguments as JSON text; templates want the object.
 
-    Text that is no JSON stays as it is: a call that was cut off must not make its conversation unusable.
+    Text that is no JSON stays as it is: a call that was cut off must not make its conversation unusable. So
+    does one that holds more than a body may.
     """
     function = dict(call["function"])
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
+    pace.rest()
+    if isinstance(arguments, str) and within_budget(arguments.encode(errors="replace")) is None:
         with suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(arguments) if arguments else {}
     return {**call, "function": function}

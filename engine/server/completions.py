@@ -31,7 +31,7 @@ async def create_completion(request: Request) -> ASGIApp:
     service.model.check_name(body.model)
     prompts = await _to_prompts(service, body)
     constrain = await service.constraint_for(find_spec(body))
-    generation, choices = service.begin(body, prompts, constrain=constrain)
+    generation, choices = await service.begin(body, prompts, constrain=constrain)
     head = {
         "id": f"cmpl-{request_id_of(request, body.request_id)}",
         "object": "text_completion",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
@@ -22,6 +24,8 @@ from engine.server.sampling_params import TokenWishes, check_logprobs, make_samp
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
 from engine.types import EngineRequest, SamplingParams, TokenConstraint
+
+_MADE_AT_ONCE = 64  # choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Service(ModelService):
         """What makes each sequence's constraint; None where anything goes. Raises InvalidRequest."""
         return await make_constrain(self.model.structurer, spec, thinking, budget)
 
-    def begin(
+    async def begin(
         self,
         body: GenerationBody,
         prompts: Sequence[Prompt],
@@ -62,7 +66,7 @@ class Service(ModelService):
         self.check_room(len(prompts) * body.n)
         check_logprobs(body, body.logprobs_param, self.config.max_logprobs)
         _check_prompts(body, prompts, self.model.vocab_size)
-        wishes = TokenWishes.of(body, self.model.tokenizer, self.model.vocab_size)
+        wishes = await self._wishes_of(body)
         shown = body.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
         choose_request_id(body.request_id)
         seed = self._random.getrandbits(63) if body.seed is None else body.seed
@@ -79,7 +83,13 @@ class Service(ModelService):
             )
             constraint = None if constrain is None else constrain()
             choices.append(self._make_choice(index, prompt, body, params, constraint, skip_special=shown))
+            if index % _MADE_AT_ONCE == _MADE_AT_ONCE - 1:
+                await asyncio.sleep(0)  # others want the loop, too
         return Generation(self.engine, self.metrics, choices), choices
+
+    async def _wishes_of(self, body: GenerationBody) -> TokenWishes:
+        make = partial(TokenWishes.of, body, self.model.tokenizer, self.model.vocab_size)
+        return await self.large_work.run(make) if TokenWishes.is_long(body) else make()
 
     def check_num_sequences(self, num_prompts: int, num_choices: int) -> None:
         """Raises InvalidRequest."""
