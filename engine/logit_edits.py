@@ -18,6 +18,8 @@ from engine.types import SamplingParams
 
 T = TypeVar("T")
 
+MANY_LISTED = 512  # tokens: from here on, the whole row is cheaper than each of them
+
 
 class SeenTokens:
     """The distinct tokens of a prompt, and the place of each: shared by the sequences that begin with it."""
@@ -142,7 +144,7 @@ class EditsMaker:
 
     def make(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> LogitEdits | None:
         """None for parameters that change no logits."""
-        lists = (params.logit_bias, params.allowed_token_ids, params.bad_words)
+        lists = (params.logit_bias or None, params.allowed_token_ids, params.bad_words)
         has_rules = params.logit_bias or params.bad_words or params.allowed_token_ids is not None
         if not has_rules and not _has_penalty(params):
             return None

@@ -33,7 +33,8 @@ class RequestCheck:
                 param="priority",
             )
         params = request.params
-        lists = (request.prompt_token_ids, params.logit_bias, params.bad_words, params.allowed_token_ids)
+        bias = params.logit_bias or None
+        lists = (request.prompt_token_ids, bias, params.bad_words, params.allowed_token_ids)
         if not self._passed or not all(map(operator.is_, lists, self._passed)):
             self._check_lists(request)
             self._passed = lists

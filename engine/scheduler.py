@@ -39,8 +39,8 @@ from engine.types import (
 
 PRIORITY_LEVEL_S = 60.0  # of waiting that one level of priority is worth
 # Logprobs of prompts that a step tells, alternatives included: it makes an object of each, and its other
-# sequences wait for that. About 10 ms.
-MAX_TOLD_IN_STEP = 4096
+# sequences wait for that: some 10 ms.
+MAX_TOLD_IN_STEP = 2048
 
 _by_rank = attrgetter("rank")
 

@@ -20,7 +20,7 @@ from engine.errors import CheckpointError, InvalidRequest, UnsupportedModel
 
 T = TypeVar("T", bound=Any)
 
-_ENCODED_TOGETHER = 2**18  # characters: while it works, the library takes sixty times the memory of its text
+ENCODED_TOGETHER = 2**18  # characters: while it works, the library takes sixty times the memory of its text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Tokenizer:
         `encode` holds the interpreter all the time: 0.7 s for a megabyte. This doesn't.
         """
         token_ids: list[list[int]] = []
-        for batch in batches_of(texts, _ENCODED_TOGETHER):
+        for batch in batches_of(texts, ENCODED_TOGETHER):
             with _named_surrogates():
                 encodings = self.fast.encode_batch_fast(list(batch), add_special_tokens=add_special_tokens)
             token_ids += [encoding.ids for encoding in encodings]

@@ -13,18 +13,17 @@ from typing import Literal, TypeVar
 
 import torch
 
-from engine.logit_edits import LogitEdits, TokenCounts, TokenRules
+from engine.logit_edits import MANY_LISTED, LogitEdits, TokenCounts, TokenRules
 
-_MANY_LISTED = 512  # tokens: from here on, the whole row is cheaper than each of them
 _Number = TypeVar("_Number", int, float)
 
 
 def apply_edits(logits: torch.Tensor, edits: Mapping[int, LogitEdits]) -> None:
     """Change `logits`, float32 [S, vocab_size], in place; `edits` by row. Token ids are below vocab_size."""
     for row, edit in edits.items():
-        if edit.rules.num_listed > _MANY_LISTED:
+        if edit.rules.num_listed > MANY_LISTED:
             _whole_row(edit.rules, logits).apply(logits[row])
-    short = {row: edit for row, edit in edits.items() if edit.rules.num_listed <= _MANY_LISTED}
+    short = {row: edit for row, edit in edits.items() if edit.rules.num_listed <= MANY_LISTED}
     for row, edit in short.items():
         if edit.rules.allowed_token_ids is not None:
             _allow_only(logits[row], edit.rules.allowed_token_ids)

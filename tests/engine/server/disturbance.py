@@ -102,7 +102,7 @@ def attacked_engine(model: Path = DEMO, *flags: str) -> Iterator[AttackedEngine]
     process = subprocess.Popen(
         [sys.executable, "-m", "engine", str(model), "--port", str(port), *flags],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
