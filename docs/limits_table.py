@@ -39,8 +39,8 @@ _WORK = f"""\
 No request may take more than a stated share of a step or of the interpreter, whatever it asks for:
 
 - **Bodies.** One over {{large}} KB is parsed, checked and rendered in a thread, one at a time; long work
-  rests as long as it has worked. Long texts are encoded without holding the interpreter, {{together}} K characters
-  at a time.
+  rests as long as it has worked. Long texts are encoded without holding the interpreter, {{together}} K
+  characters at a time.
 - **Logprobs of prompts.** A step tells at most {MAX_TOLD_IN_STEP} of them, alternatives included: the chunk
   of the prompt is as short as that takes. Only `-1` under `--max-logprobs -1` may pass it, by one position's.
 - **Lists of tokens.** `logit_bias`, `allowed_token_ids` and `bad_words` are checked, tokenised and laid out

@@ -14,12 +14,17 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineError
 from engine.server.errors import envelope, error_response
 from engine.server.generation import Choice, ChoiceDelta, Generation
+from engine.server.large_work import LargeWork, Pace
 from engine.server.stream import Chunks, ReadUsage, error_event
 from engine.types import FinishReason
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_MANY_TOLD = 2048  # logprobs: from here on, the answer is written in a thread
+_WRITTEN_AT_ONCE = 64  # entries of a list
+_DEPTH_OF_CHOICES = 1
 
 
 class FinishedChoice:
@@ -28,6 +33,13 @@ class FinishedChoice:
     def __init__(self, index: int) -> None:
         self.index = index
         self.deltas: list[ChoiceDelta] = []
+
+    @property
+    def num_told(self) -> int:
+        """Places with logprobs in it, and the prompt's alternatives."""
+        prompt = self.deltas[0].prompt_logprobs or () if self.deltas else ()
+        per_place = max((1 + len(one.top) for one in prompt if one is not None), default=1)
+        return len(prompt) * per_place + sum(len(delta.logprobs) for delta in self.deltas)
 
     @property
     def text(self) -> str:
@@ -48,8 +60,15 @@ ToObject = Callable[[Sequence[FinishedChoice], ReadUsage], dict[str, Any]]
 class WholeAnswer:
     """An ASGI response: one JSON object, once all choices have ended."""
 
-    def __init__(self, generation: Generation, choices: Sequence[Choice], to_object: ToObject) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        choices: Sequence[Choice],
+        to_object: ToObject,
+        large_work: LargeWork,
+    ) -> None:
         self._generation = generation
+        self._large_work = large_work
         self._finished = {choice: FinishedChoice(choice.index) for choice in choices}
         self._to_object = to_object
 
@@ -66,9 +85,14 @@ class WholeAnswer:
                         self._finished[delta.choice].deltas.append(delta)
         except EngineError as error:
             return error_response(error)
+        num_told = sum(choice.num_told for choice in self._finished.values())
+        content = await self._large_work.run(self._write) if num_told > _MANY_TOLD else self._write()
+        return Response(content, media_type="application/json")
+
+    def _write(self) -> bytes:
         # Reading the answer may bring counts of its own: usage comes after.
         body = self._to_object(list(self._finished.values()), self._generation.read_usage)
-        return Response(json.dumps(body, ensure_ascii=False).encode(), media_type="application/json")
+        return _written(body, Pace()).encode()
 
 
 class StreamedAnswer:
@@ -110,6 +134,26 @@ class StreamedAnswer:
             self._has_begun = True
             await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         await send({"type": "http.response.body", "body": events, "more_body": True})
+
+
+def _written(value: Any, pace: Pace, depth: int = 0) -> str:
+    """An answer as JSON, a part at a time: one long call would keep all other threads from running."""
+    pace.rest()
+    if isinstance(value, dict) and depth <= _DEPTH_OF_CHOICES + 2:
+        fields = (f"{json.dumps(name)}: {_written(value[name], pace, depth + 1)}" for name in value)
+        return f"{{{', '.join(fields)}}}"
+    if isinstance(value, list) and depth == _DEPTH_OF_CHOICES:
+        return f"[{', '.join(_written(choice, pace, depth + 1) for choice in value)}]"
+    if isinstance(value, list):
+        starts = range(0, len(value), _WRITTEN_AT_ONCE)
+        parts = (value[start : start + _WRITTEN_AT_ONCE] for start in starts)
+        return f"[{', '.join(_dumped(part, pace)[1:-1] for part in parts)}]"
+    return _dumped(value, pace)
+
+
+def _dumped(value: Any, pace: Pace) -> str:
+    pace.rest()
+    return json.dumps(value, ensure_ascii=False)
 
 
 STREAM_HEADERS = [

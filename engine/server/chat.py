@@ -49,7 +49,7 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
         return _to_object(head, extras, prepared.readers, choices, read_usage)
 
-    return WholeAnswer(prepared.generation, prepared.choices, to_object)
+    return WholeAnswer(prepared.generation, prepared.choices, to_object, service.large_work)
 
 
 def _head(request_id: str, kind: str, model: str) -> dict[str, Any]:

@@ -45,7 +45,12 @@ async def create_completion(request: Request) -> ASGIApp:
             head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
         return StreamedAnswer(generation, chunks)
-    return WholeAnswer(generation, choices, lambda finished, read: _to_object(head, extras, finished, read))
+    return WholeAnswer(
+        generation,
+        choices,
+        lambda finished, read: _to_object(head, extras, finished, read),
+        service.large_work,
+    )
 
 
 async def _to_prompts(service: Service, body: CompletionBody) -> list[Prompt]:

@@ -19,6 +19,7 @@ class LogprobsWriter:
     def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool) -> None:
         self._tokenizer = tokenizer
         self._as_token_ids = as_token_ids
+        self._texts: dict[int, str] = {}  # of tokens: the likely ones are told over and over
         self._offsets: dict[int, int] = {}
 
     def completion(self, index: int, positions: Sequence[PositionLogprobs | None]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class LogprobsWriter:
             str(token.token_id): {
                 "logprob": _finite(token.logprob),
                 "rank": token.rank,
-                "decoded_token": self._tokenizer.decode([token.token_id], skip_special_tokens=False),
+                "decoded_token": self._decoded(token.token_id),
             }
             for token in (position.chosen, *position.top)
         }
@@ -82,7 +83,13 @@ class LogprobsWriter:
     def _text(self, token_id: int) -> str:
         if self._as_token_ids:
             return f"token_id:{token_id}"
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return self._decoded(token_id)
+
+    def _decoded(self, token_id: int) -> str:
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return text
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
