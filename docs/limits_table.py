@@ -91,6 +91,7 @@ def _general() -> Iterator[tuple[str, ...]]:
     tokens = "`--max-model-len`"
     yield "the body, decoded where it is compressed", f"{limits.MAX_BODY_BYTES} bytes", "", "413"
     yield "lists and objects in its JSON", str(limits.MAX_JSON_CONTAINERS), "", "400"
+    yield "fields of objects in its JSON", str(limits.MAX_JSON_MEMBERS), "", "400"
     yield "values in its JSON", str(limits.MAX_JSON_VALUES), "", "400"
     yield "nesting", f"{limits.MAX_JSON_DEPTH} levels", "", "400"
     yield "fields of the body", str(limits.MAX_FIELDS), "", "400"

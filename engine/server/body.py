@@ -20,7 +20,13 @@ from engine.server.field_rules import NO_RULES, FieldRules, apply_rules
 from engine.server.generation_body import Strict
 from engine.server.json_budget import within_budget
 from engine.server.large_work import LARGE_BYTES, LargeWork
-from engine.server.limits import MAX_BODY_BYTES, MAX_FIELDS, MAX_JSON_CONTAINERS, MAX_JSON_VALUES
+from engine.server.limits import (
+    MAX_BODY_BYTES,
+    MAX_FIELDS,
+    MAX_JSON_CONTAINERS,
+    MAX_JSON_MEMBERS,
+    MAX_JSON_VALUES,
+)
 from engine.server.unknown_fields import drop_unknown, unknown_are_refused
 
 _MAX_DESCRIBED = 1000  # errors of one body: each is an object, and a body of 32 MB may hold millions
@@ -129,8 +135,8 @@ def _over_budget(beginning: dict[str, Any], model: type[Strict] | None) -> Inval
     last = next(reversed(beginning), None)
     where = "The body" if last is None else f"{last[:_SHOWN]}: the body"
     return InvalidRequest(
-        f"{where} holds more than {MAX_JSON_VALUES} JSON values, or more than {MAX_JSON_CONTAINERS} lists "
-        "and objects: no more are possible.",
+        f"{where} holds more than {MAX_JSON_VALUES} JSON values, {MAX_JSON_CONTAINERS} lists and objects, or "
+        f"{MAX_JSON_MEMBERS} fields of objects: no more are possible.",
         param=last,
     )
 

@@ -5,36 +5,55 @@ Commas and brackets within strings don't count, so that long texts and images in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from engine.server.large_work import Pace
-from engine.server.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES
+from engine.server.limits import MAX_JSON_CONTAINERS, MAX_JSON_MEMBERS, MAX_JSON_VALUES
 
 _WINDOW_BYTES = 2**18  # counted at a time, with the interpreter held
-_IRRELEVANT = bytes(byte for byte in range(256) if byte not in b'",[{')
+_IRRELEVANT = bytes(byte for byte in range(256) if byte not in b'",:[{')
+
+
+@dataclass(slots=True)
+class _Count:
+    containers: int = 0
+    members: int = 0
+    commas: int = 0
+
+    def add(self, text: bytes) -> None:
+        self.containers += text.count(b"[") + text.count(b"{")
+        self.members += text.count(b":")
+        self.commas += text.count(b",")
+
+    @property
+    def is_within(self) -> bool:
+        return (
+            self.containers <= MAX_JSON_CONTAINERS
+            and self.members <= MAX_JSON_MEMBERS
+            and self.containers + self.commas < MAX_JSON_VALUES
+        )
 
 
 def within_budget(raw: bytes) -> int | None:
     """None for a text that may be parsed, else the length of a beginning of it that may be."""
-    num_containers = raw.count(b"[") + raw.count(b"{")
-    if num_containers <= MAX_JSON_CONTAINERS and num_containers + raw.count(b",") < MAX_JSON_VALUES:
-        return None  # even if none of them is in a string
-    return _count_outside_strings(raw)
+    everywhere = _Count()
+    everywhere.add(raw)
+    return None if everywhere.is_within else _count_outside_strings(raw)
 
 
 def _count_outside_strings(raw: bytes) -> int | None:
-    num_containers = num_commas = start = 0
+    count, pace = _Count(), Pace()
+    start = 0
     is_inside = False
-    pace = Pace()
     while start < len(raw):
         window = _window(raw, start)
         stop = start + len(window)
         if b"\\" in window:
             window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = window.translate(None, _IRRELEVANT).split(b'"')
-        outside = b"".join(pieces[is_inside::2])
+        count.add(b"".join(pieces[is_inside::2]))
         is_inside ^= len(pieces) % 2 == 0
-        num_containers += outside.count(b"[") + outside.count(b"{")
-        num_commas += outside.count(b",")
-        if num_containers > MAX_JSON_CONTAINERS or num_containers + num_commas >= MAX_JSON_VALUES:
+        if not count.is_within:
             return start
         start = stop
         pace.rest()

@@ -11,11 +11,13 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
 
 LARGE_BYTES = 64 * 2**10  # from here on, work on a text goes to a thread: the loop has streams to serve
+_LONGEST_REST_S = 0.05
 _TURN_S = 0.002  # the interpreter's own default is 5 ms, and each PyTorch operator has to ask for it again
 
 
@@ -26,11 +28,19 @@ class Pace:
         self._since = time.perf_counter()
 
     def rest(self) -> None:
-        """After a turn's work, let the others go on for as long as it has taken."""
+        """After a turn's work, let the others go on for as long as it has taken. Not on an event loop."""
         worked_s = time.perf_counter() - self._since
         if worked_s > _TURN_S:
-            time.sleep(worked_s)
+            if not _is_on_loop():
+                time.sleep(min(worked_s, _LONGEST_REST_S))
             self._since = time.perf_counter()
+
+
+def _is_on_loop() -> bool:
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False
 
 
 class LargeWork:

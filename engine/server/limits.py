@@ -14,6 +14,7 @@ from typing import TypeAlias
 # Of every body.
 MAX_BODY_BYTES = 32 * 2**20
 MAX_JSON_CONTAINERS = 2**18  # lists and objects
+MAX_JSON_MEMBERS = 2**18  # fields of objects: each costs a parser five times what a number does
 MAX_JSON_VALUES = 2**21
 MAX_JSON_DEPTH = 200  # pydantic's parser has it
 MAX_FIELDS = 256  # of an object whose fields are known: each unknown one would be an error of its own

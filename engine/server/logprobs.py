@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from engine.server.large_work import Pace
 from engine.tokenizer import Tokenizer
 from engine.types import PositionLogprobs, TokenLogprob
 
@@ -19,6 +20,7 @@ class LogprobsWriter:
     def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool) -> None:
         self._tokenizer = tokenizer
         self._as_token_ids = as_token_ids
+        self._pace = Pace()
         self._texts: dict[int, str] = {}  # of tokens: the likely ones are told over and over
         self._offsets: dict[int, int] = {}
 
@@ -62,10 +64,12 @@ class LogprobsWriter:
         return [None if position is None else self._by_id(position) for position in positions]
 
     def _by_text(self, position: PositionLogprobs) -> dict[str, float]:
+        self._pace.rest()
         tokens = {token.token_id: token for token in (*position.top, position.chosen)}
         return {self._text(token.token_id): _finite(token.logprob) for token in tokens.values()}
 
     def _by_id(self, position: PositionLogprobs) -> dict[str, Any]:
+        self._pace.rest()
         return {
             str(token.token_id): {
                 "logprob": _finite(token.logprob),

@@ -28,6 +28,8 @@ from engine.server.limits import MAX_PROMPTS, MAX_TOOLS
 
 TokenIds = list[int]
 
+_CHARS_OF_A_MESSAGE = 64  # what a template puts around it counts
+
 
 def are_ids(values: list[Any]) -> bool:
     """Whether all are whole numbers from 0 on. Nothing here is done for each: there may be millions."""
@@ -239,7 +241,9 @@ class ConversationBody(RequestBody):
     add_special_tokens: Annotated[bool, none_as(False)] = False
 
     def is_larger(self, chars: int) -> bool:
-        """Whether there is about so much to render, or more."""
+        """Whether there is about so much to render, or more; many messages are, whatever is in them."""
+        if len(self.messages) > chars // _CHARS_OF_A_MESSAGE:
+            return True
         more = [self.documents, self.chat_template_kwargs, *_parts_of(self.tools or [])]
         return is_larger(more, chars // 2) or is_larger(_parts_of(self.messages), chars // 2)
 

@@ -27,6 +27,14 @@ _CHARACTERS_BESIDE = 4096
 _REMEDY = "Please reduce the length of the input, or cut it with truncate_prompt_tokens: -1."
 
 
+def check_chars(size: int, param: str) -> None:
+    """Raise InvalidRequest for more characters than one request's inputs or pairs may have together."""
+    if size > MAX_PAIR_CHARS:
+        raise InvalidRequest(
+            f"{param}: at most {MAX_PAIR_CHARS} characters in all inputs or pairs, not {size}.", param=param
+        )
+
+
 class PoolingService(ModelService):
     """Of a model that pools."""
 
@@ -62,11 +70,7 @@ class PoolingService(ModelService):
         texts = self._within_reason(texts, param, cut)
         tokenizer = self.model.tokenizer
         size = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
-        if size > MAX_PAIR_CHARS:
-            raise InvalidRequest(
-                f"{param}: at most {MAX_PAIR_CHARS} characters in all inputs or pairs, not {size}.",
-                param=param,
-            )
+        check_chars(size, param)
         if size * 4 < LARGE_BYTES:
             return encode_texts(tokenizer, texts, add_special_tokens=add_special_tokens, cut=cut)
         return await self.large_work.run_released(

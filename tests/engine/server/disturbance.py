@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +38,6 @@ class Disturbed:
 class AttackedEngine:
     port: int
     process: subprocess.Popen[bytes]
-    peak: list[int] = field(default_factory=list)
 
     @property
     def url(self) -> str:

@@ -119,6 +119,8 @@ def test_sums_run_over_all_entries() -> None:
 
 # The text as a whole
 
+FIELDS = b'{"a": {%s}}'
+
 
 @pytest.mark.parametrize(
     ("raw", "is_within"),
@@ -131,6 +133,8 @@ def test_sums_run_over_all_entries() -> None:
         (b'{"a": [' + b"1," * (limits.MAX_JSON_VALUES + 1) + b"1]}", False),
         (b'{"a": [' + b"[]," * (limits.MAX_JSON_CONTAINERS - 3) + b"[]]}", True),
         (b'{"a": [' + b"[]," * (limits.MAX_JSON_CONTAINERS + 1) + b"[]]}", False),
+        (FIELDS % b",".join(b'"k%d":1' % n for n in range(limits.MAX_JSON_MEMBERS - 1)), True),
+        (FIELDS % b",".join(b'"k%d":1' % n for n in range(limits.MAX_JSON_MEMBERS + 1)), False),
         (b'{"a": ["\\\\",' + b'"x",[],' * 500_000 + b"[]]}", False),
     ],
 )
