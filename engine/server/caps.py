@@ -43,15 +43,22 @@ def _find(value: Any, steps: Sequence[str], path: str) -> Iterator[tuple[str, An
     if not steps:
         yield path, value
         return
-    name, is_list, _ = steps[0].partition("[]")
+    name = steps[0].rstrip("[]")
     found = value.get(name) if isinstance(value, dict) else None
+    if found is None:
+        return
     where = f"{path}.{name}" if path else name
-    if not is_list:
-        if found is not None:
-            yield from _find(found, steps[1:], where)
-    elif isinstance(found, list):
-        for index, entry in enumerate(found):
-            yield from _find(entry, steps[1:], f"{where}[{index}]")
+    for entry, place in _entries(found, where, depth=steps[0].count("[]")):
+        yield from _find(entry, steps[1:], place)
+
+
+def _entries(value: Any, path: str, depth: int) -> Iterator[tuple[Any, str]]:
+    """The entries of lists within lists, so many deep, and where each of them is."""
+    if depth == 0:
+        yield value, path
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _entries(entry, f"{path}[{index}]", depth - 1)
 
 
 def _measure(value: Any, cap: Cap, pace: Pace) -> int:

@@ -30,6 +30,11 @@ MAX_PROMPT_TOKENS = 2**23  # of all sequences of a request
 MAX_TOLD_LOGPROBS = 2**19  # of a request's prompts, alternatives included
 MAX_PROMPTS = 1024
 MAX_STOPS = 4
+MAX_BEAMS = 32  # `n` with `use_beam_search`
+MAX_BEAM_TOKENS = 2**18  # of all beams together: every step takes their tokens in hand
+MAX_CONVERSATIONS = 1024  # of a batch of chats
+MAX_NAMED_LOGPROBS = 128  # tokens of `logprob_token_ids`, as vLLM has it
+MAX_SALT = 512  # characters
 MAX_LISTED = 4096  # entries of lists and tables of tokens and words
 MAX_STOP_CHARS = 4096
 MAX_BAD_WORD_CHARS = 2**15  # of all together
@@ -75,6 +80,11 @@ class Cap:
     measure: Measure = Measure.ENTRIES
     total: bool = False
 
+    @property
+    def field(self) -> str:
+        """The body's own field that it is about."""
+        return self.path.partition(".")[0].partition("[")[0]
+
 
 Caps: TypeAlias = tuple[Cap, ...]
 
@@ -115,6 +125,14 @@ CONVERSATION: Caps = (
 )
 
 CHAT: Caps = (Cap("tool_choice.allowed_tools.tools", MAX_TOOLS),)
+
+CHAT_BATCH: Caps = (
+    Cap("messages", MAX_CONVERSATIONS),
+    Cap("messages[]", MAX_MESSAGES, total=True),
+    Cap("messages[][]", MAX_FIELDS),
+    Cap("messages[][].content", MAX_PARTS, total=True),
+    Cap("messages[][].tool_calls", MAX_PARTS, total=True),
+)
 
 DETOKENIZE: Caps = (Cap("tokens", MAX_DETOKENIZED),)
 

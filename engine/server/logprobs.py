@@ -23,6 +23,7 @@ class LogprobsWriter:
         self._pace = Pace()
         self._texts: dict[int, str] = {}  # of tokens: the likely ones are told over and over
         self._offsets: dict[int, int] = {}
+        self._bytes: dict[int, list[int]] = {}
 
     def completion(self, index: int, positions: Sequence[PositionLogprobs | None]) -> dict[str, Any]:
         """The legacy object of four parallel lists. None stands for a prompt's first token."""
@@ -81,13 +82,14 @@ class LogprobsWriter:
 
     def _entry(self, token: TokenLogprob) -> dict[str, Any]:
         text = self._text(token.token_id)
-        raw = list(text.encode() if self._as_token_ids else token_bytes(self._tokenizer, token.token_id))
+        raw = self._bytes.get(token.token_id)
+        if raw is None:
+            as_bytes = text.encode() if self._as_token_ids else token_bytes(self._tokenizer, token.token_id)
+            raw = self._bytes[token.token_id] = list(as_bytes)
         return {"token": text, "logprob": _finite(token.logprob), "bytes": raw}
 
     def _text(self, token_id: int) -> str:
-        if self._as_token_ids:
-            return f"token_id:{token_id}"
-        return self._decoded(token_id)
+        return f"token_id:{token_id}" if self._as_token_ids else self._decoded(token_id)
 
     def _decoded(self, token_id: int) -> str:
         text = self._texts.get(token_id)

@@ -7,13 +7,14 @@ server, or as an SDK dumps it: it is read for what it says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server import limits
 from engine.server.caps import is_larger
+from engine.server.foreign_parts import mark_unreadable, read_assistants, read_part
 from engine.server.foreign_tools import FUNCTIONS_ONLY
 from engine.server.generation_body import (
     STRICT_TOOL,
@@ -69,6 +70,15 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
     add_special_tokens: Annotated[bool, none_as(True)] = True
 
+    @model_validator(mode="after")
+    def _check_named_logprobs(self) -> CompletionBody:
+        if self.logprob_token_ids is not None and self.max_tokens == 0:
+            raise InvalidRequest(
+                "logprob_token_ids needs max_tokens above 0: they are of the output's positions.",
+                param="logprob_token_ids",
+            )
+        return self
+
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
@@ -94,7 +104,7 @@ def _as_function(call: Any) -> Any:
 class ToolCall(Strict):
     id: str | None = None
     index: Ignored = None  # some clients send back what a stream gave them
-    type: Literal["function"] = "function"
+    type: Annotated[Literal["function"], none_as("function")] = "function"
     function: FunctionCall
     extra_content: Ignored = None
     provider_specific_fields: Ignored = None
@@ -107,19 +117,12 @@ class TextPart(Strict):
     annotations: Ignored = None
 
 
-def _read_part(part: Any) -> Any:
-    """What an assistant has refused in another server's words is text like any other."""
-    if isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str):
-        return {"type": "text", "text": part["refusal"]}
-    return part
-
-
 class ChatMessage(Strict):
     """One turn. Clients send assistants' messages back as they got them, nulls and all."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
-        str | Annotated[list[Annotated[TextPart, BeforeValidator(_read_part)]], Field(fail_fast=True)] | None
+        str | Annotated[list[Annotated[TextPart, BeforeValidator(read_part)]], Field(fail_fast=True)] | None
     ) = None
     name: str | None = None
     reasoning: str | None = None
@@ -141,7 +144,7 @@ class ChatMessage(Strict):
     @model_validator(mode="before")
     @classmethod
     def _read_older_words(cls, message: Any) -> Any:
-        return _read_older_words(message) if isinstance(message, dict) else message
+        return read_assistants(_read_older_words(message)) if isinstance(message, dict) else message
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
@@ -179,9 +182,19 @@ class FunctionDefinition(Strict):
 
 
 class Tool(Strict):
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionDefinition
     cache_control: Ignored = None
+    _place: int = PrivateAttr(default=0)
+
+    @property
+    def place(self) -> int:
+        """Where it stands among the tools given, of which some may be left out."""
+        return self._place
+
+    def placed(self, place: int) -> Self:
+        self._place = place
+        return self
 
 
 class NamedFunction(Strict):
@@ -225,7 +238,9 @@ class ConversationBody(RequestBody):
 
     caps = limits.CONVERSATION
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(mark_unreadable)
+    ]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."

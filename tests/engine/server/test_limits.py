@@ -34,7 +34,7 @@ ENTRIES: dict[str, Any] = {
     "allowed_token_ids": 1,
     "tokens": 1,
 }
-OBJECTS = {"logit_bias", "metadata", "messages[]", "input[]"}
+OBJECTS = {"logit_bias", "metadata", "messages[]", "messages[][]", "input[]"}
 """Paths whose entries are fields."""
 
 CASES = {
@@ -57,8 +57,9 @@ def holding(cap: Cap, size: int) -> dict[str, Any]:
         case _:
             value = [ENTRIES.get(cap.path, "a")] * size
     for step in reversed(cap.path.split(".")):
-        name, is_list, _ = step.partition("[]")
-        value = {name: [value] if is_list else value}
+        for _ in range(step.count("[]")):
+            value = [value]
+        value = {step.rstrip("[]"): value}
     body: dict[str, Any] = value
     return body
 
