@@ -18,14 +18,11 @@ from engine.server.content_coding import decoded
 from engine.server.errors import BodyTooLarge, WrongMediaType
 from engine.server.field_rules import NO_RULES, FieldRules, apply_rules
 from engine.server.generation_body import Strict
-from engine.server.json_budget import within_budget
+from engine.server.json_budget import Excess, find_excess
 from engine.server.large_work import LARGE_BYTES, LargeWork
 from engine.server.limits import (
     MAX_BODY_BYTES,
     MAX_FIELDS,
-    MAX_JSON_CONTAINERS,
-    MAX_JSON_MEMBERS,
-    MAX_JSON_VALUES,
 )
 from engine.server.unknown_fields import drop_unknown, unknown_are_refused
 
@@ -39,7 +36,7 @@ T = TypeVar("T")
 async def read_body(request: Request, model: type[Body], rules: FieldRules = NO_RULES) -> Body:
     """The checked body; a large one is parsed and checked in a thread. Raises InvalidRequest and its like."""
     raw = await _read(request)
-    return await _in_turn(request, raw, lambda: check(_parse(raw, model), model, rules))
+    return await _in_turn(request, raw, lambda: check(_parse(raw, model), model, rules, num_bytes=len(raw)))
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
@@ -56,16 +53,20 @@ async def check_later(
 
 
 def check(
-    body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES, *, is_capped: bool = True
+    body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES, *, num_bytes: int | None = None
 ) -> Body:
     """The checked body. Raises InvalidRequest that names the first wrong field.
 
-    `is_capped`: False for a body that was made here of another, which has been compared with its own caps.
+    `num_bytes`: of the text that the body was read from, where that is known.
     """
-    if is_capped:
-        if len(body) > MAX_FIELDS:
-            raise InvalidRequest(f"The body has {len(body)} fields; no more than {MAX_FIELDS} are possible.")
-        check_caps(body, model.all_caps())
+    if len(body) > MAX_FIELDS:
+        raise InvalidRequest(f"The body has {len(body)} fields; no more than {MAX_FIELDS} are possible.")
+    check_caps(body, model.all_caps(), num_bytes=num_bytes)
+    return check_made(body, model, rules)
+
+
+def check_made(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
+    """The same of a body that was made here of another, which has been compared with its own caps."""
     known = apply_rules(body, rules)
     try:
         return model.model_validate(known)
@@ -118,22 +119,24 @@ def _parse(raw: bytes, model: type[Strict] | None = None) -> dict[str, Any]:
 
     `model`: whose caps to compare with where the text holds too much to be parsed.
     """
-    length = within_budget(raw)
+    excess = find_excess(raw)
     try:
         with _no_collection() if len(raw) > LARGE_BYTES else nullcontext():
             value = from_json(
-                raw if length is None else raw[:length], allow_inf_nan=False, allow_partial=length is not None
+                raw if excess is None else raw[: excess.length],
+                allow_inf_nan=False,
+                allow_partial=excess is not None,
             )
     except ValueError as error:
         raise InvalidRequest(f"The body is no JSON that can be read here: {error}.") from error
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    if length is not None:
-        raise _over_budget(value, model)
+    if excess is not None:
+        raise _over_budget(excess, value, model)
     return value
 
 
-def _over_budget(beginning: dict[str, Any], model: type[Strict] | None) -> InvalidRequest:
+def _over_budget(excess: Excess, beginning: dict[str, Any], model: type[Strict] | None) -> InvalidRequest:
     """What to say of a body of which only the beginning may be parsed."""
     try:
         if len(beginning) <= MAX_FIELDS and model is not None:
@@ -144,11 +147,7 @@ def _over_budget(beginning: dict[str, Any], model: type[Strict] | None) -> Inval
         return InvalidRequest(f"The body has {len(beginning)} fields or more; {MAX_FIELDS} are possible.")
     last = next(reversed(beginning), None)
     where = "The body" if last is None else f"{last[:_SHOWN]}: the body"
-    return InvalidRequest(
-        f"{where} holds more than {MAX_JSON_VALUES} JSON values, {MAX_JSON_CONTAINERS} lists and objects, or "
-        f"{MAX_JSON_MEMBERS} fields of objects: no more are possible.",
-        param=last,
-    )
+    return InvalidRequest(f"{where} may hold {excess.told}.", param=last)
 
 
 @contextmanager

@@ -2,98 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.server.large_work import Pace
-from engine.server.limits import Cap, Measure
+from engine.server.limits import Cap, Caps, Measure
 
-_CHECKED_BETWEEN_RESTS = 4096  # values
+_CHECKED_BETWEEN_RESTS = 256  # values
+_DEEP = (Measure.CHARS, Measure.VALUES)
+_SCALARS = frozenset({int, float, bool, type(None)})
 
 
 class CapExceeded(InvalidRequest):
     """More of something than a request may carry."""
 
 
-def check_caps(body: Any, caps: Iterable[Cap], *, is_cut: bool = False) -> None:
-    """Raise CapExceeded for the first cap that is passed. `is_cut`: there is more than the body shows."""
-    pace = Pace()
+@dataclass(slots=True)
+class _Node:
+    """A place that paths lead to, or through."""
+
+    caps: list[Cap] = field(default_factory=list)
+    fields: dict[str, _Node] = field(default_factory=dict)
+    entries: _Node | None = None
+
+    def add(self, cap: Cap) -> None:
+        node = self
+        for step in cap.path.split("."):
+            name = step.rstrip("[]")
+            node = node.fields.setdefault(name, _Node())
+            for _ in range(step.count("[]")):
+                node.entries = node = node.entries or _Node()
+        node.caps.append(cap)
+
+
+@lru_cache(maxsize=256)
+def _tree(caps: Caps) -> _Node:
+    root = _Node()
     for cap in caps:
-        total = 0
-        for path, value in _find(body, cap.path.split("."), ""):
-            size = _measure(value, cap, pace)
-            total = total + size if cap.total else size
-            if total > cap.most:
-                raise _exceeded(cap, path, total, is_cut=is_cut or cap.total)
-        pace.rest()
+        if cap.measure is not Measure.TEXT:
+            root.add(cap)
+    return root
 
 
-def _exceeded(cap: Cap, path: str, size: int, *, is_cut: bool) -> CapExceeded:
-    param = cap.path.partition("[]")[0] if cap.total else path
-    counted = cap.measure in (Measure.ENTRIES, Measure.INPUTS) and not is_cut
-    found = f"not {size}" if counted else f"not {size} or more"
-    within = " in all" if cap.total else ""
-    name = cap.path if cap.total else path
-    return CapExceeded(f"{name}: at most {cap.most} {cap.measure.value}{within}, {found}.", param=param)
+def check_caps(
+    body: Any,
+    caps: Caps,
+    *,
+    num_bytes: int | None = None,
+    is_cut: bool = False,
+) -> None:
+    """Raise CapExceeded for the first cap that is passed.
+
+    `num_bytes`: of the text that the body was read from: what can't hold too much isn't counted.
+    `is_cut`: there is more than the body shows. Text is measured when it is encoded: it may be cut before.
+    """
+    _Check(num_bytes, is_cut=is_cut).look(_tree(caps), body)
 
 
-def _find(value: Any, steps: Sequence[str], path: str) -> Iterator[tuple[str, Any]]:
-    """What a path leads to, and where each of it is."""
-    if not steps:
-        yield path, value
-        return
-    name = steps[0].rstrip("[]")
-    found = value.get(name) if isinstance(value, dict) else None
-    if found is None:
-        return
-    where = f"{path}.{name}" if path else name
-    for entry, place in _entries(found, where, depth=steps[0].count("[]")):
-        yield from _find(entry, steps[1:], place)
+class _Check:
+    """Of one body."""
 
+    def __init__(self, num_bytes: int | None, *, is_cut: bool) -> None:
+        self._num_bytes = num_bytes
+        self._is_cut = is_cut
+        self._pace = Pace()
+        self._totals: dict[Cap, int] = {}
+        self._trail: list[str] = []
 
-def _entries(value: Any, path: str, depth: int) -> Iterator[tuple[Any, str]]:
-    """The entries of lists within lists, so many deep, and where each of them is."""
-    if depth == 0:
-        yield value, path
-    elif isinstance(value, list):
-        for index, entry in enumerate(value):
-            yield from _entries(entry, f"{path}[{index}]", depth - 1)
+    def look(self, node: _Node, value: Any) -> None:
+        for cap in node.caps:
+            self._compare(cap, value)
+        if node.fields and isinstance(value, dict):
+            for name, inner in node.fields.items():
+                if (found := value.get(name)) is not None:
+                    self._look_below(inner, found, f".{name}" if self._trail else name)
+        elif node.entries is not None and isinstance(value, list):
+            for index, entry in enumerate(value):
+                self._look_below(node.entries, entry, f"[{index}]")
+                if index % _CHECKED_BETWEEN_RESTS == 0:
+                    self._pace.rest()
 
+    def _look_below(self, node: _Node, value: Any, step: str) -> None:
+        self._trail.append(step)
+        self.look(node, value)
+        self._trail.pop()
 
-def _measure(value: Any, cap: Cap, pace: Pace) -> int:
-    match cap.measure:
-        case Measure.ENTRIES:
-            return len(value) if isinstance(value, list | dict) else 0
-        case Measure.INPUTS:
-            is_many = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
-            return len(value) if is_many else 0
-        case Measure.CHARS:
-            return _count(value, cap.most, pace, chars=True)
-        case Measure.VALUES:
-            return _count(value, cap.most, pace, chars=False)
+    def _compare(self, cap: Cap, value: Any) -> None:
+        if cap.measure in _DEEP and self._num_bytes is not None and self._num_bytes <= cap.most:
+            return  # each character and each value is a byte at least
+        size, is_exact = self._measure(cap.measure, value, cap.most)
+        if cap.total:
+            size = self._totals[cap] = self._totals.get(cap, 0) + size
+        if size > cap.most:
+            raise self._exceeded(cap, size, is_exact=is_exact and not self._is_cut)
+
+    def _measure(self, measure: Measure, value: Any, enough: int) -> tuple[int, bool]:
+        """How much there is, and whether that is exact: it isn't counted further than is needed."""
+        match measure:
+            case Measure.ENTRIES:
+                return len(value) if isinstance(value, list | dict) else 0, True
+            case Measure.INPUTS:
+                is_many = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
+                return len(value) if is_many else 0, True
+            case _:
+                size = _count(value, enough, self._pace, chars=measure is not Measure.VALUES)
+                return size, isinstance(value, str) or size <= enough
+
+    def _exceeded(self, cap: Cap, size: int, *, is_exact: bool) -> CapExceeded:
+        place = "".join(self._trail)
+        name, param = (cap.path, cap.path.partition("[]")[0]) if cap.total else (place, place)
+        within = " in all" if cap.total else ""
+        found = f"not {size}" if is_exact and not cap.total else f"not {size} or more"
+        return CapExceeded(f"{name}: at most {cap.most} {cap.measure.value}{within}, {found}.", param=param)
 
 
 def _count(value: Any, enough: int, pace: Pace, *, chars: bool) -> int:
     """All values in `value`, or all characters; when there are more than `enough`, some number above that."""
-    stack = [value]
     num_values = num_chars = 0
-    while stack:
-        one = stack.pop()
-        num_values += 1
-        if isinstance(one, str):
-            num_chars += len(one)
-        elif isinstance(one, dict):
-            stack += one.values()
-            num_chars += sum(map(len, one)) if chars else 0
-        elif isinstance(one, list):
-            stack += one
-        size = num_chars if chars else num_values + len(stack)
+    for turn, (values, names) in enumerate(_groups(value)):
+        num_values += len(values)
+        if chars:
+            num_chars += sum(map(len, names)) + sum(len(one) for one in values if isinstance(one, str))
+        size = num_chars if chars else num_values
         if size > enough:
             return size
-        if num_values % _CHECKED_BETWEEN_RESTS == 0:
+        if turn % _CHECKED_BETWEEN_RESTS == 0:
             pace.rest()
     return num_chars if chars else num_values
+
+
+def _groups(value: Any) -> Iterator[tuple[list[Any], list[str]]]:
+    """All values, those of a list or an object together, with the names of its fields."""
+    stack = [[value]]
+    yield [value], []
+    while stack:
+        for one in stack.pop():
+            if isinstance(one, dict):
+                inner, names = list(one.values()), list(one)
+            elif isinstance(one, list):
+                inner, names = one, []
+            else:
+                continue
+            yield inner, names
+            if not _SCALARS.issuperset(map(type, inner)):
+                stack.append(inner)
 
 
 def is_larger(value: Any, chars: int) -> bool:

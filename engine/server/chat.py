@@ -43,7 +43,7 @@ async def create_chat_completion(request: Request) -> ASGIApp:
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )
-        return StreamedAnswer(prepared.generation, chunks)
+        return StreamedAnswer(prepared.generation, chunks, service.large_work)
     head = head_of(request_id, "chat.completion", model)
 
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError, InvalidRequest
-from engine.server.json_budget import within_budget
+from engine.server.json_budget import find_excess
 from engine.server.large_work import Pace
 from engine.server.plainer_turns import plainer_readings
 
@@ -187,7 +187,7 @@ def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any
     function = dict(call["function"])
     arguments = function.get("arguments")
     pace.rest()
-    if isinstance(arguments, str) and within_budget(arguments.encode(errors="replace")) is None:
+    if isinstance(arguments, str) and find_excess(arguments.encode(errors="replace")) is None:
         with suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(arguments) if arguments else {}
     return {**call, "function": function}

@@ -44,7 +44,7 @@ async def create_completion(request: Request) -> ASGIApp:
         chunks = CompletionChunks(
             head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
-        return StreamedAnswer(generation, chunks)
+        return StreamedAnswer(generation, chunks, service.large_work)
     return WholeAnswer(
         generation,
         choices,

@@ -63,6 +63,8 @@ STRICT_TOOL = (
 
 
 class RequestBody(Strict):
+    caps = limits.NAMED
+
     model: str | None = Field(default=None, description="The model; without it, the one that is served.")
 
 

@@ -14,6 +14,14 @@ _WINDOW_BYTES = 2**18  # counted at a time, with the interpreter held
 _IRRELEVANT = bytes(byte for byte in range(256) if byte not in b'",:[{')
 
 
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Of a text that holds too much to be parsed. `told`: what it has too many of, and how many may be."""
+
+    length: int  # of a beginning that may be parsed
+    told: str
+
+
 @dataclass(slots=True)
 class _Count:
     containers: int = 0
@@ -26,22 +34,27 @@ class _Count:
         self.commas += text.count(b",")
 
     @property
-    def is_within(self) -> bool:
-        return (
-            self.containers <= MAX_JSON_CONTAINERS
-            and self.members <= MAX_JSON_MEMBERS
-            and self.containers + self.commas < MAX_JSON_VALUES
-        )
+    def excess(self) -> str | None:
+        """What there is too much of."""
+        for what, size, most in (
+            ("lists and objects", self.containers, MAX_JSON_CONTAINERS),
+            ("fields of objects", self.members, MAX_JSON_MEMBERS),
+            ("JSON values", self.containers + self.commas + 1, MAX_JSON_VALUES),
+        ):
+            if size > most:
+                return f"at most {most} {what}, not {size} or more"
+        return None
 
 
-def within_budget(raw: bytes) -> int | None:
-    """None for a text that may be parsed, else the length of a beginning of it that may be."""
+def find_excess(raw: bytes) -> Excess | None:
+    """None for a text that may be parsed."""
     everywhere = _Count()
-    everywhere.add(raw)
-    return None if everywhere.is_within else _count_outside_strings(raw)
+    for start in range(0, len(raw), _WINDOW_BYTES):
+        everywhere.add(raw[start : start + _WINDOW_BYTES])
+    return None if everywhere.excess is None else _count_outside_strings(raw)
 
 
-def _count_outside_strings(raw: bytes) -> int | None:
+def _count_outside_strings(raw: bytes) -> Excess | None:
     count, pace = _Count(), Pace()
     start = 0
     is_inside = False
@@ -53,8 +66,8 @@ def _count_outside_strings(raw: bytes) -> int | None:
         pieces = window.translate(None, _IRRELEVANT).split(b'"')
         count.add(b"".join(pieces[is_inside::2]))
         is_inside ^= len(pieces) % 2 == 0
-        if not count.is_within:
-            return start
+        if (told := count.excess) is not None:
+            return Excess(start, told)
         start = stop
         pace.rest()
     return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.server.large_work import Pace
+from engine.server.packed_logprobs import PackedLogprobs, Rows
 from engine.tokenizer import Tokenizer
 from engine.types import PositionLogprobs, TokenLogprob
+
+T = TypeVar("T")
 
 _LOWEST = -9999.0  # JSON has no infinity; vLLM writes the same
 _REPLACEMENT = "\ufffd"
@@ -30,7 +33,6 @@ class LogprobsWriter:
         tokens: list[str] = []
         offsets: list[int] = []
         chosen: list[float | None] = []
-        top: list[dict[str, float] | None] = []
         offset = self._offsets.get(index, 0)
         for position in positions:
             text = "" if position is None else self._text(position.chosen.token_id)
@@ -38,8 +40,8 @@ class LogprobsWriter:
             offsets.append(offset)
             offset += len(text)
             chosen.append(None if position is None else _finite(position.chosen.logprob))
-            top.append(None if position is None else self._by_text(position))
         self._offsets[index] = offset
+        top = _rows(positions, lambda one: None if one is None else self._by_text(one))
         return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
 
     def echoed(
@@ -54,11 +56,12 @@ class LogprobsWriter:
         return written
 
     def chat(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any]:
-        content = [
-            {**self._entry(p.chosen), "top_logprobs": [self._entry(token) for token in p.top]}
-            for p in positions
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": _rows(positions, self._position), "refusal": None}
+
+    def _position(self, position: PositionLogprobs) -> dict[str, Any]:
+        self._pace.rest()
+        top = [self._entry(token) for token in position.top]
+        return {**self._entry(position.chosen), "top_logprobs": top}
 
     def prompt(self, positions: Sequence[PositionLogprobs | None]) -> list[dict[str, Any] | None]:
         """One object per token of the prompt, by token id."""
@@ -96,6 +99,13 @@ class LogprobsWriter:
         if text is None:
             text = self._texts[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return text
+
+
+def _rows(positions: Sequence[T], make: Callable[[T], Any]) -> Any:
+    """A JSON list; of a whole answer's positions, one that is made as it is written."""
+    if isinstance(positions, PackedLogprobs):
+        return Rows(positions, make)
+    return [make(position) for position in positions]
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:

@@ -360,6 +360,8 @@ def _check_named(wanted: set[str], given: list[str], param: str) -> None:
 
 
 class TokenizePromptBody(RequestBody):
+    caps = limits.TOKENIZE
+
     prompt: str
     add_special_tokens: Annotated[bool, none_as(True)] = True
     return_token_strs: Annotated[bool, none_as(False)] = False

@@ -19,7 +19,12 @@ from engine.server.beam_search import BeamRule
 from engine.server.constraints import Constrain, make_constrain
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
-from engine.server.limits import MAX_PROMPT_TOKENS, MAX_SEQUENCES, MAX_TOLD_LOGPROBS
+from engine.server.limits import (
+    MAX_PROMPT_TOKENS,
+    MAX_SEQUENCES,
+    MAX_TOLD_IN_ANSWER,
+    MAX_TOLD_LOGPROBS,
+)
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
@@ -28,7 +33,7 @@ from engine.server.stream_interval import SparseGeneration
 from engine.server.tenants import cache_salt
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
-from engine.types import EngineRequest, SamplingParams, TokenConstraint
+from engine.types import ALL_LOGPROBS, EngineRequest, SamplingParams, TokenConstraint
 
 _MADE_AT_ONCE = 64  # choices
 
@@ -182,6 +187,36 @@ def _check_prompts(body: GenerationBody, prompts: Sequence[Prompt], vocab_size: 
             f"prompt_logprobs: the prompts' tokens times the alternatives told of each, and times n, are "
             f"{sum(wanted) * body.n}; at most {MAX_TOLD_LOGPROBS} are possible.",
             param="prompt_logprobs" if body.prompt_logprobs is not None else body.logprobs_param,
+        )
+    check_answer(body, [prompt.max_tokens for prompt in prompts], vocab_size)
+
+
+def check_batch(body: GenerationBody, requests: Sequence[EngineRequest], vocab_size: int) -> None:
+    """The same of conversations that are answered together."""
+    num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise InvalidRequest(
+            f"messages: all conversations have {num_tokens} tokens; at most {MAX_PROMPT_TOKENS} may be.",
+            param="messages",
+        )
+    check_answer(body, [request.params.max_tokens for request in requests], vocab_size)
+
+
+def check_answer(body: GenerationBody, lengths: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidRequest where an answer that is collected whole may become more than a server can hold.
+
+    `lengths`: of the answers to each prompt, at most. A single choice may fill its context.
+    """
+    num = body.num_logprobs
+    is_single = len(lengths) * body.n == 1 and num != ALL_LOGPROBS
+    if num is None or body.stream or is_single:
+        return
+    num_told = sum(lengths) * body.n * (1 + (vocab_size if num < 0 else num))
+    if num_told > MAX_TOLD_IN_ANSWER:
+        raise InvalidRequest(
+            f"{body.logprobs_param}: all choices of up to max_tokens, times the logprobs told of each token, "
+            f"are {num_told}; at most {MAX_TOLD_IN_ANSWER} are possible. Ask for fewer, or for a stream.",
+            param=body.logprobs_param,
         )
 
 

@@ -29,6 +29,8 @@ RULES = FieldRules(
 class PoolingOptions(RequestBody):
     """What every request to a pooling server may say."""
 
+    caps = limits.POOLED
+
     user: str | None = None
     truncate_prompt_tokens: int | None = Field(
         default=None, ge=-1, description="Longer inputs are cut to so many tokens; -1 = the model's limit."
@@ -181,6 +183,8 @@ class PairOptions(PoolingOptions):
 class RerankBody(PairOptions):
     """Jina's, Cohere's and vLLM's: one query, many documents."""
 
+    caps = limits.RANKED
+
     query: OneText
     documents: Texts
     top_n: Annotated[int, none_as(0), Field(ge=0)] = Field(default=0, description="0 = all.")
@@ -189,6 +193,8 @@ class RerankBody(PairOptions):
 
 class ScoreBody(PairOptions):
     """Pairs: one with one, one with many, or each with its own."""
+
+    caps = limits.SCORED
 
     text_1: Texts
     text_2: Texts

@@ -16,8 +16,9 @@ from engine.server import limits
 from engine.server.body import check
 from engine.server.caps import CapExceeded, check_caps
 from engine.server.generation_body import Strict
-from engine.server.json_budget import within_budget
+from engine.server.json_budget import find_excess
 from engine.server.limits import Cap, Measure
+from tests.engine.server.field_walk import is_capped, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
 IN_TIME_S = 5.0  # hundreds of times what it takes on a machine of one's own
@@ -37,10 +38,11 @@ ENTRIES: dict[str, Any] = {
 OBJECTS = {"logit_bias", "metadata", "messages[]", "messages[][]", "input[]"}
 """Paths whose entries are fields."""
 
+BODY_OF = {cap: model for model in reversed(body_models()) for cap in model.all_caps()}
 CASES = {
-    f"{model.__name__}: {cap.path}, {cap.measure.value}": (model, cap)
-    for model in body_models()
-    for cap in model.all_caps()
+    f"{cap.path}, {cap.most} {cap.measure.value}{' in all' if cap.total else ''}": (model, cap)
+    for cap, model in BODY_OF.items()
+    if cap.measure is not Measure.TEXT  # which is measured when it becomes tokens
 }
 
 
@@ -83,39 +85,46 @@ def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: s
     assert caught.value.param.split("[")[0] == cap.path.split("[")[0]
 
 
-def test_every_body_that_holds_lists_has_caps() -> None:
-    """A field with a list or an object in it that no cap names is one that somebody forgot."""
-    capless = {"RerankBody", "ScoreBody"}  # `documents` and texts, whatever form they have
+def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
+    """One that doesn't is one that somebody forgot: give it a cap in engine/server/limits.py."""
     forgotten = [
-        f"{model.__name__}.{name}"
+        f"{model.__name__}: {place.kind} {place.path}"
         for model in body_models()
-        if model.__name__ not in capless
-        for name, field in model.model_json_schema()["properties"].items()
-        if holds_many(field) and name not in capped_fields(model)
+        for place in sorted(places_of(model))
+        if place.kind != "number" and not is_capped(place, model.all_caps())
     ]
     assert forgotten == []
 
 
-def holds_many(field: dict[str, Any]) -> bool:
-    kinds = [field, *field.get("anyOf", ())]
-    return any(
-        (kind.get("type") == "array" and "maxItems" not in kind)
-        or (kind.get("type") == "object" and "properties" not in kind)
-        for kind in kinds
-    )
+def test_every_whole_number_has_a_bound() -> None:
+    """Its field's own, or one that engine/server/limits.py names."""
+    forgotten = {
+        place.path
+        for model in body_models()
+        for place in places_of(model)
+        if place.kind == "number" and place.path.rpartition(".")[2].rstrip("[]") not in limits.BOUNDED_BY
+    }
+    assert forgotten == set()
 
 
-def capped_fields(model: type[Strict]) -> set[str]:
-    return {cap.path.split(".")[0].removesuffix("[]") for cap in model.all_caps()}
+def test_a_field_without_a_cap_is_found() -> None:
+    class Forgetful(Strict):
+        listed: list[str]
+        told: str | None = None
+        table: dict[str, int] = {}  # noqa: RUF012 - a field
+
+    found = {(place.path, place.kind) for place in places_of(Forgetful)}
+    assert found == {("listed", "list"), ("listed[]", "string"), ("told", "string"), ("table", "object")}
+    assert not any(is_capped(place, Forgetful.all_caps()) for place in places_of(Forgetful))
 
 
 def test_sums_run_over_all_entries() -> None:
     cap = Cap("messages[].content", 10, total=True)
     body = {"messages": [{"content": ["a"] * 6}, {"content": "text"}, {"content": ["a"] * 4}]}
-    check_caps(body, [cap])
+    check_caps(body, (cap,))
     body["messages"].append({"content": ["a"]})
     with pytest.raises(CapExceeded, match=r"messages\[\]\.content: at most 10 entries in all, not 11"):
-        check_caps(body, [cap])
+        check_caps(body, (cap,))
 
 
 # The text as a whole
@@ -140,7 +149,7 @@ FIELDS = b'{"a": {%s}}'
     ],
 )
 def test_only_what_is_outside_strings_counts(raw: bytes, is_within: bool) -> None:
-    assert (within_budget(raw) is None) == is_within
+    assert (find_excess(raw) is None) == is_within
 
 
 def test_escapes_and_strings_across_windows_are_read_as_a_parser_reads_them() -> None:
@@ -149,7 +158,7 @@ def test_escapes_and_strings_across_windows_are_read_as_a_parser_reads_them() ->
         filler = b"a" * (2**18 - 12 + shift)
         text = b'{"a": "' + filler + b'\\\\\\"[,' * 3 + b'\\\\", "b": "' + b",[" * 1_200_000 + b'"}'
         assert json.loads(text)["b"].startswith(",[")
-        assert within_budget(text) is None, shift
+        assert find_excess(text) is None, shift
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +182,12 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
         "prompt",
         str(limits.MAX_TEXT_BYTES),
     ),
+    "the text of a chat": (
+        "/tokenize",
+        {"messages": [{"role": "user", "content": "a" * (limits.MAX_TEXT_BYTES // 4)}] * 4},
+        "prompt",
+        str(limits.MAX_TEXT_BYTES),
+    ),
     "a bad word": (
         COMPLETIONS,
         {"prompt": "a", "bad_words": ["a" * (limits.MAX_BAD_WORD_TOKENS + 1)]},
@@ -190,6 +205,19 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
         {"prompt": ["a" * 1000] * 100, "logprobs": 20, "echo": True},
         "logprobs",
         str(limits.MAX_TOLD_LOGPROBS),
+    ),
+    "beams": (
+        COMPLETIONS,
+        {"prompt": "a", "n": limits.MAX_BEAMS + 1, "use_beam_search": True},
+        "n",
+        f"{limits.MAX_BEAMS + 1} with use_beam_search: no more than {limits.MAX_BEAMS}",
+    ),
+    "logprobs": (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "20"),
+    "logprobs of chats": (
+        CHAT,
+        {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 21},
+        "top_logprobs",
+        "20",
     ),
     "a repetition penalty": (
         COMPLETIONS,
@@ -244,11 +272,43 @@ async def test_values_at_their_edges_are_served(app: App, fields: dict[str, Any]
     assert answer["choices"][0]["finish_reason"] in ("stop", "length")
 
 
+AT_THE_CAP: dict[str, Any] = {
+    "allowed_token_ids": [5] * limits.MAX_ALLOWED_TOKENS,
+    "bad_words": ["ab"] * limits.MAX_LISTED,
+    "cache_salt": "a" * limits.MAX_SALT,
+    "keep_alive": "1" * limits.MAX_DURATION_CHARS,
+    "logprob_token_ids": [5] * limits.MAX_NAMED_LOGPROBS,
+    "prompt_cache_key": "a" * limits.MAX_LABEL_CHARS,
+    "request_id": "a" * limits.MAX_REQUEST_ID_CHARS,
+    "safety_identifier": "a" * limits.MAX_LABEL_CHARS,
+    "stop": ["ab"] * limits.MAX_STOPS,
+    "stop_token_ids": [5] * limits.MAX_LISTED,
+    "structured_outputs": {"choice": ["abc", *(f"a{number}" for number in range(1, limits.MAX_LISTED))]},
+    "user": "a" * limits.MAX_LABEL_CHARS,
+}
+
+
+@pytest.mark.parametrize("name", AT_THE_CAP)
+async def test_a_request_at_a_cap_is_served_in_time(app: App, name: str) -> None:
+    app.will_say("abc")
+    began = time.monotonic()
+    fields = {name: AT_THE_CAP[name], **({"logprobs": 1} if name == "logprob_token_ids" else {})}
+    await app.ask(COMPLETIONS, prompt="b", max_tokens=3, **fields)
+    assert time.monotonic() - began < IN_TIME_S
+
+
 async def test_numbers_of_thousands_of_digits_are_400(app: App) -> None:
     for name in ("max_tokens", "min_tokens", "truncate_prompt_tokens", "n", "seed", "priority", "logprobs"):
         content = b'{"prompt": "a", "' + name.encode() + b'": ' + b"9" * 4299 + b"}"
         response = await app.http.post(COMPLETIONS, content=content)
         assert response.status_code == 400, (name, response.text[:200])
+
+
+async def test_a_text_at_its_cap_is_encoded_in_time(app: App) -> None:
+    began = time.monotonic()
+    status, answer = await app.post("/tokenize", prompt="a b " * (limits.MAX_TEXT_BYTES // 4))
+    assert status == 200 and answer["count"] > 100_000
+    assert time.monotonic() - began < IN_TIME_S
 
 
 async def test_what_agents_send_passes(app: App) -> None:
