@@ -31,6 +31,7 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
 
 
 def test_rows_are_a_list_that_is_made_in_parts() -> None:
-    rows = ["a", "b"] + Rows(packed(), lambda position: position.chosen.token_id)
+    before = ["a", "b"]
+    rows = before + Rows(packed(), lambda position: position.chosen.token_id)
     assert list(rows.parts(2)) == [["a", "b"], [5, 200_000], [0]]
     assert json.dumps([entry for part in rows.parts(100) for entry in part]) == '["a", "b", 5, 200000, 0]'
