@@ -16,7 +16,7 @@ from typing import TypeAlias
 MAX_BODY_BYTES = 32 * 2**20
 MAX_JSON_CONTAINERS = 2**17  # lists and objects
 MAX_JSON_MEMBERS = 2**17  # fields of objects: each costs a parser five times what a number does
-MAX_JSON_VALUES = 2**21
+MAX_JSON_VALUES = 2**20
 MAX_JSON_DEPTH = 200  # pydantic's parser has it
 MAX_FIELDS = 256  # of an object whose fields are known: each unknown one would be an error of its own
 
@@ -50,7 +50,7 @@ MAX_BAD_WORD_CHARS = 2**15  # of all together
 MAX_BAD_WORD_TOKENS = 64  # of one
 MAX_BIAS_CHARS = 2**17  # of all keys of `logit_bias`
 MAX_ALLOWED_TOKENS = 2**18  # the largest vocabulary there is
-MAX_DETOKENIZED = 2**20
+MAX_DETOKENIZED = 2**19
 
 # Of conversations.
 MAX_MESSAGES = 10_000

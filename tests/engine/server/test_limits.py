@@ -21,7 +21,7 @@ from engine.server.limits import Cap, Measure
 from tests.engine.server.field_walk import is_capped, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
-IN_TIME_S = 5.0  # hundreds of times what it takes on a machine of one's own
+IN_TIME_S = 8.0  # of all threads, whatever else the machine does: many times what it takes
 
 ENTRIES: dict[str, Any] = {
     "messages": {"role": "user", "content": "a"},
@@ -69,7 +69,7 @@ def holding(cap: Cap, size: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: str) -> None:
     model, cap = CASES[name]
-    began = time.monotonic()
+    began = time.process_time()
     try:
         check(holding(cap, cap.most), model)
     except CapExceeded as error:
@@ -78,7 +78,7 @@ def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: s
         pass  # other fields are missing
     with pytest.raises(CapExceeded) as caught:
         check(holding(cap, cap.most + 1), model)
-    assert time.monotonic() - began < IN_TIME_S
+    assert time.process_time() - began < IN_TIME_S
     assert str(cap.most) in caught.value.message
     assert str(cap.most + 1) in caught.value.message
     assert caught.value.param is not None
@@ -238,9 +238,9 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
 async def test_what_a_request_asks_for_is_bounded(app: App, name: str) -> None:
     path, body, param, said = ABOVE[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    began = time.monotonic()
+    began = time.process_time()
     response = await app.http.post(path, content=content)
-    assert time.monotonic() - began < IN_TIME_S
+    assert time.process_time() - began < IN_TIME_S
     assert response.status_code == 400, response.text[:300]
     error = response.json()["error"]
     assert error["param"] == param
@@ -291,10 +291,10 @@ AT_THE_CAP: dict[str, Any] = {
 @pytest.mark.parametrize("name", AT_THE_CAP)
 async def test_a_request_at_a_cap_is_served_in_time(app: App, name: str) -> None:
     app.will_say("abc")
-    began = time.monotonic()
+    began = time.process_time()
     fields = {name: AT_THE_CAP[name], **({"logprobs": 1} if name == "logprob_token_ids" else {})}
     await app.ask(COMPLETIONS, prompt="b", max_tokens=3, **fields)
-    assert time.monotonic() - began < IN_TIME_S
+    assert time.process_time() - began < IN_TIME_S
 
 
 async def test_numbers_of_thousands_of_digits_are_400(app: App) -> None:
@@ -305,10 +305,10 @@ async def test_numbers_of_thousands_of_digits_are_400(app: App) -> None:
 
 
 async def test_a_text_at_its_cap_is_encoded_in_time(app: App) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     status, answer = await app.post("/tokenize", prompt="a b " * (limits.MAX_TEXT_BYTES // 4))
     assert status == 200 and answer["count"] > 100_000
-    assert time.monotonic() - began < IN_TIME_S
+    assert time.process_time() - began < IN_TIME_S
 
 
 async def test_what_agents_send_passes(app: App) -> None:
