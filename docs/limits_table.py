@@ -165,6 +165,7 @@ def _general() -> Iterator[tuple[str, ...]]:
     yield "lists and objects in its JSON", str(limits.MAX_JSON_CONTAINERS), "", "400"
     yield "fields of objects in its JSON", str(limits.MAX_JSON_MEMBERS), "", "400"
     yield "values in its JSON", str(limits.MAX_JSON_VALUES), "", "400"
+    yield "escapes in its strings (`\\n`, `\\u00e9`)", str(limits.MAX_JSON_ESCAPES), "", "400"
     yield "nesting", f"{limits.MAX_JSON_DEPTH} levels", "", "400"
     yield "fields of the body", str(limits.MAX_FIELDS), "", "400"
     text = f"{limits.MAX_TEXT_BYTES} bytes, or {limits.TEXT_BYTES_PER_TOKEN} per token of the context if more"

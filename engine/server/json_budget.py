@@ -8,7 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.server.large_work import Pace
-from engine.server.limits import MAX_JSON_CONTAINERS, MAX_JSON_MEMBERS, MAX_JSON_VALUES
+from engine.server.limits import (
+    MAX_JSON_CONTAINERS,
+    MAX_JSON_ESCAPES,
+    MAX_JSON_MEMBERS,
+    MAX_JSON_VALUES,
+)
 
 _WINDOW_BYTES = 2**18  # counted at a time, with the interpreter held
 _IRRELEVANT = bytes(byte for byte in range(256) if byte not in b'",:[{')
@@ -27,11 +32,18 @@ class _Count:
     containers: int = 0
     members: int = 0
     commas: int = 0
+    escapes: int = 0  # in strings: each costs the parser what a number does
 
-    def add(self, text: bytes) -> None:
+    def add(self, text: bytes, num_escapes: int) -> None:
+        self.escapes += num_escapes
         self.containers += text.count(b"[") + text.count(b"{")
         self.members += text.count(b":")
         self.commas += text.count(b",")
+
+    @property
+    def is_little(self) -> bool:
+        """Whether it may be parsed just to see what there is too much of."""
+        return max(self.containers + self.commas, self.escapes) <= MAX_JSON_CONTAINERS
 
     @property
     def excess(self) -> str | None:
@@ -40,6 +52,7 @@ class _Count:
             ("lists and objects", self.containers, MAX_JSON_CONTAINERS),
             ("fields of objects", self.members, MAX_JSON_MEMBERS),
             ("JSON values", self.containers + self.commas + 1, MAX_JSON_VALUES),
+            ("escapes in strings", self.escapes, MAX_JSON_ESCAPES),
         ):
             if size > most:
                 return f"at most {most} {what}, not {size} or more"
@@ -50,25 +63,29 @@ def find_excess(raw: bytes) -> Excess | None:
     """None for a text that may be parsed."""
     everywhere = _Count()
     for start in range(0, len(raw), _WINDOW_BYTES):
-        everywhere.add(raw[start : start + _WINDOW_BYTES])
+        window = raw[start : start + _WINDOW_BYTES]
+        everywhere.add(window, window.count(b"\\"))
     return None if everywhere.excess is None else _count_outside_strings(raw)
 
 
 def _count_outside_strings(raw: bytes) -> Excess | None:
     count, pace = _Count(), Pace()
-    start = 0
+    start = shown = 0
     is_inside = False
     while start < len(raw):
         window = _window(raw, start)
         stop = start + len(window)
-        if b"\\" in window:
+        if num_escapes := window.count(b"\\"):
+            num_escapes -= window.count(b"\\\\")  # which is one
             window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = window.translate(None, _IRRELEVANT).split(b'"')
-        count.add(b"".join(pieces[is_inside::2]))
+        count.add(b"".join(pieces[is_inside::2]), num_escapes)
         is_inside ^= len(pieces) % 2 == 0
         if (told := count.excess) is not None:
-            return Excess(start, told)
+            return Excess(shown, told)
         start = stop
+        if count.is_little or not shown:
+            shown = stop
         pace.rest()
     return None
 

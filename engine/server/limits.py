@@ -17,6 +17,7 @@ MAX_BODY_BYTES = 32 * 2**20
 MAX_JSON_CONTAINERS = 2**17  # lists and objects
 MAX_JSON_MEMBERS = 2**17  # fields of objects: each costs a parser five times what a number does
 MAX_JSON_VALUES = 2**20
+MAX_JSON_ESCAPES = 2**22  # backslashes in strings
 MAX_JSON_DEPTH = 200  # pydantic's parser has it
 MAX_FIELDS = 256  # of an object whose fields are known: each unknown one would be an error of its own
 
@@ -28,7 +29,7 @@ MAX_LABEL_CHARS = 4096  # what is said beside a request, and changes nothing
 MAX_DURATION_CHARS = 64
 
 # Of text that becomes tokens: so many bytes of UTF-8, or so many per token of the context, if that is more.
-MAX_TEXT_BYTES = 4 * 2**20
+MAX_TEXT_BYTES = 2 * 2**20
 TEXT_BYTES_PER_TOKEN = 8
 
 # Of what is asked for.

@@ -145,6 +145,10 @@ FIELDS = b'{"a": {%s}}'
         (b'{"a": [' + b"[]," * (limits.MAX_JSON_CONTAINERS + 1) + b"[]]}", False),
         (FIELDS % b",".join(b'"k%d":1' % n for n in range(limits.MAX_JSON_MEMBERS - 1)), True),
         (FIELDS % b",".join(b'"k%d":1' % n for n in range(limits.MAX_JSON_MEMBERS + 1)), False),
+        (b'{"a": "' + b"\\n" * limits.MAX_JSON_ESCAPES + b'"}', True),
+        (b'{"a": "' + b"\\n" * (limits.MAX_JSON_ESCAPES + 1) + b'"}', False),
+        (b'{"a": "' + b"\\\\" * limits.MAX_JSON_ESCAPES + b'"}', True),
+        (b'{"a": "' + b"\\\\" * (limits.MAX_JSON_ESCAPES + 1) + b'"}', False),
         (b'{"a": ["\\\\",' + b'"x",[],' * 500_000 + b"[]]}", False),
     ],
 )
