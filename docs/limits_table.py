@@ -8,6 +8,7 @@ from pathlib import Path
 
 from configs.settings import Settings
 from docs.api_tables import table
+from engine.build import CPU_PREFILL_BESIDE_DECODES
 from engine.logit_edits import MANY_LISTED
 from engine.scheduler import MAX_TOLD_IN_STEP
 from engine.server import limits
@@ -39,6 +40,9 @@ _WORK = f"""\
 
 No request may take more than a stated share of a step or of the interpreter, whatever it asks for:
 
+- **A step.** It runs at most `--max-num-batched-tokens` tokens and `--max-num-seqs` sequences, of all
+  requests together. Sequences that go on come first, with a token each; prompts get what is left, on a CPU
+  {{beside}} tokens while others go on.
 - **Bodies.** One over {{large}} KB is parsed, checked and rendered in a thread, one at a time; long work
   rests as long as it has worked. Long texts are encoded without holding the interpreter, {{together}} K
   characters at a time.
@@ -49,6 +53,8 @@ No request may take more than a stated share of a step or of the interpreter, wh
   per row: less than the logits themselves cost. Of bad words of several tokens a step looks up one per
   length, and there are at most {limits.MAX_BAD_WORD_TOKENS} lengths.
 - **Choices.** `n` choices hash, check and count their prompt once.
+- **Answers.** Logprobs of a whole answer are kept as numbers, and written, as steps full of them are, in a
+  thread that rests as long as it has worked.
 - **Stop strings.** A character costs the same however long they are.
 """
 
@@ -137,7 +143,12 @@ _DOOR_SETTINGS = ("max_body_mb", "max_connections", "max_queue", "max_in_flight"
 
 def render() -> str:
     heads = ("what", "at most", "setting", "above it")
-    work = _WORK.format(large=LARGE_BYTES >> 10, together=ENCODED_TOGETHER >> 10, many=MANY_LISTED)
+    work = _WORK.format(
+        large=LARGE_BYTES >> 10,
+        together=ENCODED_TOGETHER >> 10,
+        many=MANY_LISTED,
+        beside=CPU_PREFILL_BESIDE_DECODES,
+    )
     parts = [
         _INTRODUCTION,
         table(heads, _general()),
