@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.requests import Request
 
 from engine.errors import InvalidRequest
-from engine.server.caps import check_caps, is_larger
+from engine.server.caps import CapTree, check_caps, is_larger, tree_of
 from engine.server.content_coding import decoded
 from engine.server.errors import BodyTooLarge, WrongMediaType
 from engine.server.field_rules import NO_RULES, FieldRules, apply_rules
@@ -61,8 +62,13 @@ def check(
     """
     if len(body) > MAX_FIELDS:
         raise InvalidRequest(f"The body has {len(body)} fields; no more than {MAX_FIELDS} are possible.")
-    check_caps(body, model.all_caps(), num_bytes=num_bytes)
+    check_caps(body, _tree_for(model), num_bytes=num_bytes)
     return check_made(body, model, rules)
+
+
+@cache
+def _tree_for(model: type[Strict]) -> CapTree:
+    return tree_of(model.all_caps())
 
 
 def check_made(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
@@ -140,7 +146,7 @@ def _over_budget(excess: Excess, beginning: dict[str, Any], model: type[Strict] 
     """What to say of a body of which only the beginning may be parsed."""
     try:
         if len(beginning) <= MAX_FIELDS and model is not None:
-            check_caps(beginning, model.all_caps(), is_cut=True)
+            check_caps(beginning, _tree_for(model), is_cut=True)
     except InvalidRequest as error:
         return error
     if len(beginning) > MAX_FIELDS:

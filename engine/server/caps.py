@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -21,26 +20,26 @@ class CapExceeded(InvalidRequest):
 
 
 @dataclass(slots=True)
-class _Node:
-    """A place that paths lead to, or through."""
+class CapTree:
+    """Caps by their paths: this is the place that some lead to, or through."""
 
     caps: list[Cap] = field(default_factory=list)
-    fields: dict[str, _Node] = field(default_factory=dict)
-    entries: _Node | None = None
+    fields: dict[str, CapTree] = field(default_factory=dict)
+    entries: CapTree | None = None
 
     def add(self, cap: Cap) -> None:
         node = self
         for step in cap.path.split("."):
             name = step.rstrip("[]")
-            node = node.fields.setdefault(name, _Node())
+            node = node.fields.setdefault(name, CapTree())
             for _ in range(step.count("[]")):
-                node.entries = node = node.entries or _Node()
+                node.entries = node = node.entries or CapTree()
         node.caps.append(cap)
 
 
-@lru_cache(maxsize=256)
-def _tree(caps: Caps) -> _Node:
-    root = _Node()
+def tree_of(caps: Caps) -> CapTree:
+    """Made once for each body's model: each request is compared with it."""
+    root = CapTree()
     for cap in caps:
         if cap.measure is not Measure.TEXT:
             root.add(cap)
@@ -49,7 +48,7 @@ def _tree(caps: Caps) -> _Node:
 
 def check_caps(
     body: Any,
-    caps: Caps,
+    tree: CapTree,
     *,
     num_bytes: int | None = None,
     is_cut: bool = False,
@@ -59,7 +58,7 @@ def check_caps(
     `num_bytes`: of the text that the body was read from: what can't hold too much isn't counted.
     `is_cut`: there is more than the body shows. Text is measured when it is encoded: it may be cut before.
     """
-    _Check(num_bytes, is_cut=is_cut).look(_tree(caps), body)
+    _Check(num_bytes, is_cut=is_cut).look(tree, body)
 
 
 class _Check:
@@ -72,7 +71,7 @@ class _Check:
         self._totals: dict[Cap, int] = {}
         self._trail: list[str] = []
 
-    def look(self, node: _Node, value: Any) -> None:
+    def look(self, node: CapTree, value: Any) -> None:
         for cap in node.caps:
             self._compare(cap, value)
         if node.fields and isinstance(value, dict):
@@ -85,7 +84,7 @@ class _Check:
                 if index % _CHECKED_BETWEEN_RESTS == 0:
                     self._pace.rest()
 
-    def _look_below(self, node: _Node, value: Any, step: str) -> None:
+    def _look_below(self, node: CapTree, value: Any, step: str) -> None:
         self._trail.append(step)
         self.look(node, value)
         self._trail.pop()

@@ -61,6 +61,8 @@ class _Count:
 
 def find_excess(raw: bytes) -> Excess | None:
     """None for a text that may be parsed."""
+    if len(raw) <= min(MAX_JSON_CONTAINERS, MAX_JSON_MEMBERS):
+        return None  # each takes a byte at least
     everywhere = _Count()
     for start in range(0, len(raw), _WINDOW_BYTES):
         window = raw[start : start + _WINDOW_BYTES]

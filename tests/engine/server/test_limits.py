@@ -14,7 +14,7 @@ from docs.limits_table import body_models
 from engine.errors import InvalidRequest
 from engine.server import limits
 from engine.server.body import check
-from engine.server.caps import CapExceeded, check_caps
+from engine.server.caps import CapExceeded, check_caps, tree_of
 from engine.server.generation_body import Strict
 from engine.server.json_budget import find_excess
 from engine.server.limits import Cap, Measure
@@ -121,10 +121,10 @@ def test_a_field_without_a_cap_is_found() -> None:
 def test_sums_run_over_all_entries() -> None:
     cap = Cap("messages[].content", 10, total=True)
     body = {"messages": [{"content": ["a"] * 6}, {"content": "text"}, {"content": ["a"] * 4}]}
-    check_caps(body, (cap,))
+    check_caps(body, tree_of((cap,)))
     body["messages"].append({"content": ["a"]})
     with pytest.raises(CapExceeded, match=r"messages\[\]\.content: at most 10 entries in all, not 11"):
-        check_caps(body, (cap,))
+        check_caps(body, tree_of((cap,)))
 
 
 # The text as a whole
