@@ -204,6 +204,18 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
         "prompt_logprobs",
         str(limits.MAX_TOLD_LOGPROBS),
     ),
+    "logprobs of an answer": (
+        CHAT,
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "n": 128,
+            "max_tokens": 1900,
+            "logprobs": True,
+            "top_logprobs": 20,
+        },
+        "top_logprobs",
+        str(limits.MAX_TOLD_IN_ANSWER),
+    ),
     "logprobs of echoed prompts": (
         COMPLETIONS,
         {"prompt": ["a" * 1000] * 100, "logprobs": 20, "echo": True},
