@@ -19,6 +19,7 @@ from api.elsewhere import Detours, ModelElsewhere
 from api.engine_routes import READING
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
+from api.json_apart import JsonApart
 from api.keep_alive import idle_timeout_s
 from api.keys import is_admin, may_use, model_refusal
 from api.leases import Again, ClientGone, Prepare
@@ -74,6 +75,7 @@ class Gateway:
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
+        self._apart = JsonApart()
         self._detours = detours  # to models of other Berths
 
     @staticmethod
@@ -162,7 +164,7 @@ class Gateway:
     async def _read(self, scope: Scope, receive: Receive) -> Asked:
         """Find the model. Raises _Refused, ManagerError or ClientGone."""
         try:
-            read = await read_request(scope, receive)
+            read = await read_request(scope, receive, self._apart)
             model = self._model(scope, read.name)
         except UnclearModel as error:
             raise _Refused(_wrong_field("model", str(error))) from None

@@ -14,6 +14,7 @@ from urllib.parse import quote_plus, unquote_to_bytes
 
 from api.asgi import Message, Receive
 from api.exchange import Request
+from api.json_apart import JsonApart
 from api.named_model import read_object
 from api.off_loop import off_loop
 from instance_manager.profiles import ModelProfile
@@ -48,30 +49,43 @@ class JsonBody:
         *,
         num_bytes: int | None = None,
         is_for_berth: bool = False,
+        apart: JsonApart | None = None,
     ) -> None:
         """`fields`: what `raw` says, if that has been read. `num_bytes`: of the body as it came.
 
-        `is_for_berth`: it goes to another Berth, so what is Berth's stays in it.
+        `is_for_berth`: it goes to another Berth, so what is Berth's stays in it. `apart`: of a long body,
+        of which `fields` are an outline; it is changed elsewhere.
         """
         self._own_fields = frozenset[str]() if is_for_berth else OWN_FIELDS
         self._raw = raw
         self._fields = fields
         self._profile = profile
+        self._apart = apart
         self.num_bytes = len(raw) if num_bytes is None else num_bytes
         self.can_repeat = len(raw) <= _MAX_KEPT
 
     async def made_for(self, served_name: str) -> bytes:
         raw, fields = self._raw, self._fields
+        if self._apart is not None and fields is not None:
+            return await self._made_apart(self._apart, raw, fields, served_name)
         self._fields = None  # the bytes are kept for another time, and what was read of them is not
         if not self.can_repeat:
             self._raw = b""
 
         def make() -> bytes:
             read = read_object(raw) if fields is None else fields
-            changed = changed_fields(self._profile, read, served_name, self._own_fields)
-            return raw if changed is None else json.dumps(changed).encode()
+            strip, changes = changes_of(self._profile, read, served_name, self._own_fields)
+            return json.dumps(_changed(read, strip, changes)).encode() if strip or changes else raw
 
         return await off_loop(len(raw), make)
+
+    async def _made_apart(
+        self, apart: JsonApart, raw: bytes, outline: dict[str, Any], served_name: str
+    ) -> bytes:
+        if not self.can_repeat:
+            self._raw = b""
+        strip, changes = changes_of(self._profile, outline, served_name, self._own_fields)
+        return await apart.changed(raw, strip, changes) if strip or changes else raw
 
 
 class FormBody:
@@ -149,13 +163,10 @@ def has_filters(profile: ModelProfile | None) -> bool:
     return profile is not None and bool(profile.set_params or profile.strip_params)
 
 
-def changed_fields(
-    profile: ModelProfile | None,
-    fields: Mapping[str, Any],
-    served_name: str,
-    own_fields: frozenset[str] = OWN_FIELDS,
-) -> dict[str, Any] | None:
-    """The body as an engine is to have it; None where that is as it came."""
+def changes_of(
+    profile: ModelProfile | None, fields: Mapping[str, Any], served_name: str, own_fields: frozenset[str]
+) -> tuple[frozenset[str], dict[str, Any]]:
+    """The fields that an engine is not to have, and those that it is to have so."""
     strip = own_fields & fields.keys()
     changes: dict[str, Any] = {}
     if fields.get("model", served_name) != served_name:
@@ -163,6 +174,8 @@ def changed_fields(
     if profile is not None:
         strip |= profile.strip_params & fields.keys()
         changes |= profile.set_params
-    if not changes and not strip:
-        return None
+    return strip, changes
+
+
+def _changed(fields: Mapping[str, Any], strip: frozenset[str], changes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in strip} | changes

@@ -14,6 +14,7 @@ from api.asgi import Message, Receive, Scope
 from api.body_peek import peek
 from api.form_scan import FormScanner, InvalidForm
 from api.headers import find_header
+from api.json_apart import LONG_BYTES, JsonApart
 from api.json_structure import PartCounter, TooManyParts
 from api.leases import ClientGone, WrongBody
 from api.named_model import InvalidBody, model_in_fields, model_in_object, read_object, without_bom
@@ -22,7 +23,7 @@ from api.request_body import FormBody, JsonBody, RequestBody, Sending
 from instance_manager.profiles import ModelProfile
 
 MAX_BODY_BYTES = 256 * 2**20
-# Of JSON, which is built whole: images of some 48 MiB in data URLs. Nobody else runs for the time that takes.
+# Of JSON, which is built whole: images of some 48 MiB in data URLs.
 MAX_JSON_BYTES = 64 * 2**20
 _MIN_FORM_BYTES = 64 * 1024  # of a form are looked at, even if its model has been found
 _WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")  # unless they announce one
@@ -40,6 +41,7 @@ class ReadRequest:
     receive: Receive  # the rest of the client's messages
     raw: bytes | None = None  # what has been read; None = there is no body
     fields: dict[str, Any] | None = None  # of a JSON object
+    apart: JsonApart | None = None  # where it is long: who has read it, and `fields` is an outline
     form: FormBody | None = None
     length: int | None = None  # as announced; None = in chunks
 
@@ -48,11 +50,18 @@ class ReadRequest:
         body: RequestBody | None = self.form
         if self.fields is not None and self.raw is not None:
             text = without_bom(self.raw)
-            body = JsonBody(text, self.fields, profile, num_bytes=len(self.raw), is_for_berth=is_for_berth)
+            body = JsonBody(
+                text,
+                self.fields,
+                profile,
+                num_bytes=len(self.raw),
+                is_for_berth=is_for_berth,
+                apart=self.apart,
+            )
         return None if body is None else Sending(body, self.length)
 
 
-async def read_request(scope: Scope, receive: Receive) -> ReadRequest:
+async def read_request(scope: Scope, receive: Receive, apart: JsonApart) -> ReadRequest:
     """Raises InvalidBody, InvalidForm, UnclearModel, BodyTooLong or ClientGone."""
     headers = scope["headers"]
     announced = find_header(headers, b"content-length")
@@ -77,6 +86,9 @@ async def read_request(scope: Scope, receive: Receive) -> ReadRequest:
     if is_form or not raw:
         form = FormBody(raw, has_more=False, is_url_encoded=is_form)
         return ReadRequest(model_in_fields(raw), receive, raw, form=form, length=length)
+    if len(raw) > LONG_BYTES:
+        outline = await apart.read(without_bom(raw))
+        return ReadRequest(outline.name, receive, raw, outline.fields, length=length, apart=apart)
 
     def read() -> tuple[dict[str, Any], str | None]:
         fields = read_object(without_bom(raw))

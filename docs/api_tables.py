@@ -94,20 +94,18 @@ def render() -> str:
     parts = [
         _introduction(),
         _ERRORS,
-        _table(("status", "code"), ((str(status.value), f"`{code}`") for code, status in status_table())),
+        table(("status", "code"), ((str(status.value), f"`{code}`") for code, status in status_table())),
         "## Routes\n",
-        _table(("route", "", "body"), _routes(GENERATING)),
+        table(("route", "", "body"), _routes(GENERATING)),
         "With `--runner pooling`, instead of those that generate, and of `/reset_prefix_cache`:\n",
-        _table(("route", "", "body"), _routes(only_pooling)),
+        table(("route", "", "body"), _routes(only_pooling)),
         *_bodies(schemas),
         *_objects(schemas),
         "## Paths of vLLM's that are not here\n",
         "They answer 501 and say why.\n",
-        _table(
-            ("path", "why"), ((f"`{method} {path}`", reason) for (method, path), reason in ABSENT.items())
-        ),
+        table(("path", "why"), ((f"`{method} {path}`", reason) for (method, path), reason in ABSENT.items())),
         _DIFFERENCES,
-        _table(("here", "vLLM", "why", "cases"), _differences()),
+        table(("here", "vLLM", "why", "cases"), _differences()),
     ]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -129,7 +127,7 @@ def _bodies(schemas: Mapping[str, Any]) -> Iterator[str]:
             shown.add(body.__name__)
             yield f"## {body.__name__}\n"
             yield f"Of {_routes_of(body.__name__)}.\n"
-            yield _table(("field", "type", "default", ""), _fields(schemas[body.__name__]))
+            yield table(("field", "type", "default", ""), _fields(schemas[body.__name__]))
             yield from _rules(operation.rules)
 
 
@@ -148,7 +146,7 @@ def _objects(schemas: Mapping[str, Any]) -> Iterator[str]:
     for name, schema in schemas.items():
         if name not in bodies and name not in ("Error", "AnthropicError") and schema.get("properties"):
             yield f"### {name}\n"
-            yield _table(("field", "type", "default", ""), _fields(schema))
+            yield table(("field", "type", "default", ""), _fields(schema))
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -164,7 +162,7 @@ def _fields(schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _rules(rules: FieldRules) -> Iterator[str]:
     if rules.refused:
         yield "Refused by name, but for the values that ask for nothing (null never does):\n"
-        yield _table(("field", "taken", "instead"), _refused(rules))
+        yield table(("field", "taken", "instead"), _refused(rules))
     if rules.without_effect:
         names = ", ".join(f"`{name}`" for name in sorted(rules.without_effect))
         yield f"Accepted without effect: {names}.\n"
@@ -204,7 +202,7 @@ def _link_types(text: str) -> str:
     return " ".join(words)
 
 
-def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 

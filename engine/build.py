@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # A prompt of 1200 tokens beside four streams, Qwen3-0.6B in bfloat16 on two cores: with 256 no step is longer
 # than 0.53 s and the prompt takes 2.2 s; whole, it takes 1.9 s, and the streams stand still all the while.
-_CPU_PREFILL_BESIDE_DECODES = 256
+CPU_PREFILL_BESIDE_DECODES = 256
 
 
 def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> EngineCore:
@@ -48,7 +48,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         torch.set_num_threads(num_compute_threads(config.num_threads))
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
-        config = replace(config, max_prefill_beside_decodes=_CPU_PREFILL_BESIDE_DECODES)
+        config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
     load = partial(load_model, config, model_config, dtype=dtype, device=device)
     with translated_out_of_memory(), torch.inference_mode():
         model = load()

@@ -221,3 +221,20 @@ class KVCache:
         keyed = {key: block for block, key in enumerate(self._keys) if key is not None}
         if keyed != self._block_of_key:
             raise RuntimeError(f"{len(keyed)} blocks have a key, {len(self._block_of_key)} keys a block.")
+
+
+class PromptKeys:
+    """The keys of the last prompt asked for: the choices of a request share it, and have it hashed once."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._prompt: Sequence[int] | None = None
+        self._salt = b""
+        self._keys: list[bytes] = []
+
+    def of(self, prompt_token_ids: Sequence[int], salt: bytes) -> list[bytes]:
+        """A list of the caller's own."""
+        if prompt_token_ids is not self._prompt or salt != self._salt:
+            self._prompt, self._salt, self._keys = prompt_token_ids, salt, []
+            self._cache.extend_keys(self._keys, prompt_token_ids, salt)
+        return list(self._keys)

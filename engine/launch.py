@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("engine")
+
+_YOUNG = 10_000  # new objects until the young ones are collected; a step of many sequences makes thousands
 
 _EXIT_FAILED = 1
 _EXIT_BAD_ARGUMENTS = 2
@@ -110,6 +113,17 @@ def _serve(flags: Flags, listener: socket.socket) -> None:
         runner.run(_serve_on_loop(config, flags, listener))
 
 
+def _on_ready() -> None:
+    """What is there now stays: a full collection that looked through it stood for 0.3 s on a busy machine.
+
+    Requests leave little for the collector to find, so it looks at the rest less often, too.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG, 20, 50)
+    log.info("The model is ready.")
+
+
 async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.socket) -> None:
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
     tokenizer = executor.submit(_load_tokenizer, flags.server.tokenizer or config.model)
@@ -125,7 +139,7 @@ async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.so
         flags.server,
         max_num_seqs=config.max_num_seqs,
         stop=_stop_on_signals(),
-        on_ready=lambda: log.info("The model is ready."),
+        on_ready=_on_ready,
     )
 
 

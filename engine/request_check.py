@@ -5,9 +5,10 @@ A request that passes can't fail a step for what it asks; the tensors of a whole
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.types import EngineRequest
@@ -15,12 +16,13 @@ from engine.types import EngineRequest
 _MOST_PRIORITY = 1 << 31  # either way: what vLLM's own field holds
 
 
-@dataclass(frozen=True, slots=True)
 class RequestCheck:
-    """Constants only, so that any thread may ask."""
+    """Any thread may ask: beside constants, there is only one reference to what was right last."""
 
-    max_model_len: int  # tokens of prompt and output together
-    vocab_size: int
+    def __init__(self, max_model_len: int, vocab_size: int) -> None:
+        self.max_model_len = max_model_len  # tokens of prompt and output together
+        self.vocab_size = vocab_size
+        self._passed: tuple[Any, ...] = ()  # the choices of a request share their prompt and their lists
 
     def check(self, request: EngineRequest) -> None:
         """Raise InvalidRequest, with the field it is about, if the request could never run."""
@@ -30,6 +32,14 @@ class RequestCheck:
                 f"priority is {request.priority}, it has to be {-_MOST_PRIORITY} to {_MOST_PRIORITY}.",
                 param="priority",
             )
+        params = request.params
+        bias = params.logit_bias or None
+        lists = (request.prompt_token_ids, bias, params.bad_words, params.allowed_token_ids)
+        if not self._passed or not all(map(operator.is_, lists, self._passed)):
+            self._check_lists(request)
+            self._passed = lists
+
+    def _check_lists(self, request: EngineRequest) -> None:
         params = request.params
         self._check_ids(request.prompt_token_ids, "prompt")
         self._check_ids(params.logit_bias.keys(), "logit_bias")

@@ -82,7 +82,7 @@ class Residence(Generic[ModelT, CacheT]):
                 raise EngineAsleep("The weights can't be dropped: there is no way to load them again.")
             self._close_host_copy()
             self._model = None
-            gc.collect()  # modules refer to each other in cycles
+            _collect()  # modules refer to each other in cycles
         elif self._device.type != "cpu" and self._model is not None and self._host_copy is None:
             with translated_out_of_memory():
                 self._host_copy = HostCopy(self._model.modules(), self._device)
@@ -138,3 +138,12 @@ class Residence(Generic[ModelT, CacheT]):
 def _name_of(device: torch.device) -> str:
     """With its index, which the device that flags name has not."""
     return str(torch.empty(0, device=device).device)
+
+
+def _collect() -> None:
+    """All garbage, what is frozen included (engine/launch.py)."""
+    was_frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if was_frozen:
+        gc.freeze()

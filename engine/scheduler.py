@@ -22,11 +22,12 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from engine.errors import ConfigError, InvalidRequest
-from engine.kv_cache import KVCache
-from engine.logit_edits import LogitEdits
+from engine.kv_cache import KVCache, PromptKeys
+from engine.logit_edits import EditsMaker
 from engine.request_check import RequestCheck
 from engine.sequence import Finish, SequenceState, StopRule
 from engine.types import (
+    ALL_LOGPROBS,
     Batch,
     EngineRequest,
     EngineStats,
@@ -37,6 +38,9 @@ from engine.types import (
 )
 
 PRIORITY_LEVEL_S = 60.0  # of waiting that one level of priority is worth
+# Logprobs of prompts that a step tells, alternatives included: it makes an object of each, and its other
+# sequences wait for that: some 10 ms.
+MAX_TOLD_IN_STEP = 2048
 
 _by_rank = attrgetter("rank")
 
@@ -73,12 +77,15 @@ class Scheduler:
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         # A sequence alone always fits into the cache.
         self.max_model_len = min(max_model_len, cache.num_blocks * cache.block_size)
+        self._vocab_size = vocab_size
         self._request_check = RequestCheck(self.max_model_len, vocab_size)
         self._stop_rule = StopRule(tuple(eos_token_ids), self.max_model_len)
         self._sequences: dict[str, SequenceState] = {}
         self._waiting: list[SequenceState] = []  # both sorted by rank
         self._running: list[SequenceState] = []
         self._in_step: list[SequenceState] = []  # parallel to the sequences of the batch that runs now
+        self._edits = EditsMaker()
+        self._prompt_keys = PromptKeys(cache)
         self._num_added = 0
         self._num_preemptions = 0
         self._prompt_tokens = 0
@@ -110,7 +117,7 @@ class Scheduler:
             request,
             rank=(due, self._num_added),
             token_ids=list(request.prompt_token_ids),
-            edits=LogitEdits.of(request.params, request.prompt_token_ids),
+            edits=self._edits.make(request.params, request.prompt_token_ids),
         )
         self._sequences[request.request_id] = sequence
         insort(self._waiting, sequence, key=_by_rank)
@@ -195,20 +202,34 @@ class Scheduler:
     def _chunks(self) -> list[tuple[SequenceState, int]]:
         """Who runs, and how many tokens: decodes, then a prompt that was left unfinished, then new ones.
 
-        Only the last prompt of a step stays unfinished, so there is at most one; and as decodes are fewer
-        than the budget while it runs, it gets at least one token.
+        Only the last prompt of a step stays unfinished, and those whose logprobs are told, which come a part
+        at a time. As decodes are fewer than the budget while prompts run, the first gets at least one token.
         """
         chunks = [(sequence, 1) for sequence in self._running if sequence.num_remaining == 1]
         budget = self.max_num_batched_tokens - len(chunks)
         if chunks:
             budget = min(budget, self._max_prefill_beside_decodes)
         prefills = [sequence for sequence in self._running if sequence.num_remaining > 1]
-        prefills += self._admit(budget - sum(sequence.num_remaining for sequence in prefills))
+        prefills += self._admit(budget - sum(map(self._most_tokens, prefills)))
+        share = 1.0  # of what may be told, that is left
         for sequence in prefills:
-            num_tokens = min(sequence.num_remaining, budget)
-            chunks.append((sequence, num_tokens))
-            budget -= num_tokens
+            num_tokens = min(self._most_tokens(sequence), budget)
+            if sequence.num_unscored:
+                most = self._most_tokens(sequence)
+                num_tokens = min(num_tokens, int(share * most + 1e-6))
+                share -= num_tokens / most
+            if num_tokens:
+                chunks.append((sequence, num_tokens))
+                budget -= num_tokens
         return chunks
+
+    def _most_tokens(self, sequence: SequenceState) -> int:
+        """How many tokens it may run in one step: fewer while logprobs of its prompt are to be told."""
+        if not sequence.num_unscored:
+            return sequence.num_remaining
+        num_top = sequence.request.params.prompt_logprobs or 0
+        per_token = 1 + (self._vocab_size if num_top == ALL_LOGPROBS else num_top)
+        return min(sequence.num_remaining, max(1, MAX_TOLD_IN_STEP // per_token))
 
     def _admit(self, budget: int) -> list[SequenceState]:
         """Move waiting sequences to running while there is budget; each takes all the blocks it needs now.
@@ -231,7 +252,7 @@ class Scheduler:
             sequence.block_ids = self._cache.allocate(num_new, shared=shared, room=room)
             self._start(sequence, len(shared) * self._cache.block_size)
             admitted.append(sequence)
-            budget -= sequence.num_remaining
+            budget -= self._most_tokens(sequence)
         return admitted
 
     def _find_shared(self, sequence: SequenceState) -> list[int] | None:
@@ -241,6 +262,9 @@ class Scheduler:
         """
         if sequence.num_unscored:
             return []
+        if not sequence.keys:
+            request = sequence.request
+            sequence.keys = self._prompt_keys.of(request.prompt_token_ids, request.cache_salt)
         self._cache.extend_keys(sequence.keys, sequence.token_ids, sequence.request.cache_salt)
         shared = self._cache.match(sequence.keys, len(sequence.token_ids))
         return None if self._is_being_computed(sequence, len(shared)) else shared

@@ -7,15 +7,20 @@ a checkpoint has no such file. Knows nothing of requests.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as FastTokenizer
 
 from engine.errors import CheckpointError, InvalidRequest, UnsupportedModel
+
+T = TypeVar("T", bound=Any)
+
+ENCODED_TOGETHER = 2**18  # characters: while it works, the library takes sixty times the memory of its text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +53,52 @@ class Tokenizer:
 
         Raises InvalidRequest for text that is no Unicode (lone surrogates).
         """
-        try:
+        with _named_surrogates():
             return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
-        except (
-            UnicodeEncodeError,
-            TypeError,
-        ) as error:  # the library says "must be str" of what UTF-8 can't say
-            raise InvalidRequest(
-                "The text is no valid Unicode: it holds half of a surrogate pair."
-            ) from error
+
+    def encode_released(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """The same of several texts, as many at a time as memory allows: for threads, as other ones run on.
+
+        `encode` holds the interpreter all the time: 0.7 s for a megabyte. This doesn't.
+        """
+        token_ids: list[list[int]] = []
+        for batch in batches_of(texts, ENCODED_TOGETHER):
+            with _named_surrogates():
+                encodings = self.fast.encode_batch_fast(list(batch), add_special_tokens=add_special_tokens)
+            token_ids += [encoding.ids for encoding in encodings]
+        return token_ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self.fast.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
+    def decode_released(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The same, for threads: it doesn't hold the interpreter."""
+        (text,) = self.fast.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return str(text)
+
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
         """The vocabulary's own spelling of each token."""
         return [self.fast.id_to_token(token_id) or "" for token_id in token_ids]
+
+
+@contextmanager
+def _named_surrogates() -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeEncodeError, TypeError) as error:  # "must be str": it says so of what UTF-8 can't say
+        raise InvalidRequest("The text is no valid Unicode: it holds half of a surrogate pair.") from error
+
+
+def batches_of(texts: Sequence[T], most: int, size: Callable[[T], int] = len) -> Iterator[Sequence[T]]:
+    """Texts side by side, of at most so many characters together; a longer one by itself."""
+    first = total = 0
+    for index, text in enumerate(texts):
+        total += size(text)
+        if total > most and index > first:
+            yield texts[first:index]
+            first, total = index, size(text)
+    if first < len(texts):
+        yield texts[first:]
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

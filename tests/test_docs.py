@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from docs import limits_table
 from docs.api_tables import PAGE, render
 from engine.server.operations import OPERATIONS, PASSED_OVER
 
@@ -34,6 +35,11 @@ def test_every_test_that_the_threats_name_exists() -> None:
 
 def test_the_page_of_the_api_is_current() -> None:
     assert render() == PAGE.read_text(encoding="utf-8"), "docs/api.md is old: run `make docs`"
+
+
+def test_the_page_of_the_limits_is_current() -> None:
+    written = limits_table.PAGE.read_text(encoding="utf-8")
+    assert limits_table.render() == written, "docs/limits.md is old: run `make docs`"
 
 
 def test_fields_that_ask_for_nothing_are_fields() -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
 
-from engine.logit_edits import LogitEdits, TokenCounts
+from engine.logit_edits import MANY_LISTED, LogitEdits, TokenCounts, TokenRules
 
 _Number = TypeVar("_Number", int, float)
 
@@ -20,14 +21,64 @@ _Number = TypeVar("_Number", int, float)
 def apply_edits(logits: torch.Tensor, edits: Mapping[int, LogitEdits]) -> None:
     """Change `logits`, float32 [S, vocab_size], in place; `edits` by row. Token ids are below vocab_size."""
     for row, edit in edits.items():
-        if edit.allowed_token_ids is not None:
-            _allow_only(logits[row], edit.allowed_token_ids)
-    forbid(logits, {row: edit.forbidden_token_ids() for row, edit in edits.items()})
-    _add_biases(logits, {row: edit for row, edit in edits.items() if edit.biases})
+        if edit.rules.num_listed > MANY_LISTED:
+            _whole_row(edit.rules, logits).apply(logits[row])
+    short = {row: edit for row, edit in edits.items() if edit.rules.num_listed <= MANY_LISTED}
+    for row, edit in short.items():
+        if edit.rules.allowed_token_ids is not None:
+            _allow_only(logits[row], edit.rules.allowed_token_ids)
+    completing = {row: edit.completing_token_ids() for row, edit in edits.items()}
+    forbid(
+        logits,
+        {
+            row: tokens + edits[row].rules.always_forbidden if row in short else tokens
+            for row, tokens in completing.items()
+        },
+    )
+    _add_biases(logits, {row: edit.rules for row, edit in short.items() if edit.rules.biases})
     _penalise(
         logits,
         {row: (edit, edit.counts) for row, edit in edits.items() if edit.counts and edit.counts.token_ids},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeRow:
+    """Long lists, as a mask and an addend for every token: made once per request, two operations a row."""
+
+    forbidden: torch.Tensor | None  # bool [vocab_size]
+    biases: torch.Tensor | None  # float32 [vocab_size]
+
+    def apply(self, row: torch.Tensor) -> None:
+        if self.forbidden is not None:
+            row.masked_fill_(self.forbidden, -torch.inf)
+        if self.biases is not None:
+            row += self.biases
+
+
+def _whole_row(rules: TokenRules, logits: torch.Tensor) -> _WholeRow:
+    """Kept with the rules, as the choices of a request share them, from step to step."""
+    if rules.applied is None:
+        vocab_size, device = logits.shape[-1], logits.device
+        forbidden = biases = None
+        if rules.allowed_token_ids is not None or rules.always_forbidden:
+            forbidden = torch.full((vocab_size,), rules.allowed_token_ids is not None)
+            if rules.allowed_token_ids is not None:
+                forbidden[_tensor(rules.allowed_token_ids)] = False
+            if rules.always_forbidden:
+                forbidden[_tensor(rules.always_forbidden)] = True
+            forbidden = forbidden.to(device)
+        if rules.biases:
+            biases = torch.zeros(vocab_size)
+            biases[_tensor(rules.bias_token_ids)] = torch.frombuffer(rules.biases, dtype=torch.float32)
+            biases = biases.to(device)
+        rules.applied = _WholeRow(forbidden, biases)
+    whole: _WholeRow = rules.applied
+    return whole
+
+
+def _tensor(token_ids: array[int]) -> torch.Tensor:
+    return torch.frombuffer(token_ids, dtype=torch.int64)
 
 
 def forbid(logits: torch.Tensor, token_ids: Mapping[int, Sequence[int]]) -> None:
@@ -45,11 +96,11 @@ def _allow_only(row: torch.Tensor, token_ids: array[int]) -> None:
     row[allowed] = kept
 
 
-def _add_biases(logits: torch.Tensor, edits: Mapping[int, LogitEdits]) -> None:
-    if not edits:
+def _add_biases(logits: torch.Tensor, rules: Mapping[int, TokenRules]) -> None:
+    if not rules:
         return
-    places = _places({row: edit.bias_token_ids for row, edit in edits.items()}, logits.device)
-    biases = _joined("f", [edit.biases for edit in edits.values()])
+    places = _places({row: one.bias_token_ids for row, one in rules.items()}, logits.device)
+    biases = _joined("f", [one.biases for one in rules.values()])
     logits[places] += torch.frombuffer(biases, dtype=torch.float32).to(logits.device)
 
 

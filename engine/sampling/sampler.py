@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -96,8 +97,14 @@ class Sampler:
         return scores
 
     def _stop_token_ids(self, params: SamplingParams, vocab_size: int) -> list[int]:
-        stops = params.stop_token_ids | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        return [token for token in stops if token < vocab_size]
+        eos = frozenset[int]() if params.ignore_eos else self._eos_token_ids
+        return _below(vocab_size, params.stop_token_ids, eos)
+
+
+@lru_cache(maxsize=256)
+def _below(vocab_size: int, stop_token_ids: frozenset[int], eos_token_ids: frozenset[int]) -> list[int]:
+    """Thousands may be asked for, and the same in every step. Not to be changed."""
+    return [token for token in stop_token_ids | eos_token_ids if token < vocab_size]
 
 
 def _failures(peaks: Sequence[float]) -> dict[int, str]:

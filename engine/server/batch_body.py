@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.protocol import ChatBody, ChatMessage, check_sizes
+from engine.server import limits
+from engine.server.protocol import ChatBody, ChatMessage
 
-MAX_CONVERSATIONS = 1024
-
-Conversation = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(check_sizes)]
+Conversation = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
 class BatchChatBody(ChatBody):
     """vLLM's `BatchChatCompletionRequest`: neither streams nor tools, and one choice per conversation."""
 
+    caps = limits.CHAT_BATCH
+
     messages: Annotated[  # type: ignore[assignment]  # the one field that isn't a chat's
-        list[Conversation], Field(min_length=1, max_length=MAX_CONVERSATIONS, fail_fast=True)
+        list[Conversation], Field(min_length=1, fail_fast=True)
     ]
 
     @model_validator(mode="after")

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from typing import Self
 
 from engine.async_engine import AsyncEngine, TokenStream
-from engine.server.beam_rules import MAX_BEAM_TOKENS
 from engine.server.beam_search import Beam, BeamRule, BeamSearch
 from engine.server.errors import GenerationFailed, ShuttingDown
 from engine.server.generation import Choice, ChoiceDelta, Generation
+from engine.server.limits import MAX_BEAM_TOKENS
 from engine.server.metrics import Metrics
 from engine.server.request_ids import new_sequence_id
 from engine.types import (

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import InvalidRequest
-
-MAX_BEAMS = 32
-MAX_BEAM_TOKENS = 1 << 18  # of all beams together: every step takes their tokens in hand
+from engine.server.limits import MAX_BEAM_TOKENS, MAX_BEAMS
 
 # Fields that would change a search, and aren't part of one: by name, with the values that ask for nothing.
 _ASIDE: Mapping[str, tuple[Any, ...]] = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -14,38 +14,65 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.requests import Request
 
 from engine.errors import InvalidRequest
+from engine.server.caps import CapTree, check_caps, is_larger, tree_of
 from engine.server.content_coding import decoded
 from engine.server.errors import BodyTooLarge, WrongMediaType
 from engine.server.field_rules import NO_RULES, FieldRules, apply_rules
-from engine.server.generation_body import MAX_FIELDS, Strict
+from engine.server.generation_body import Strict
+from engine.server.json_budget import Excess, find_excess
+from engine.server.large_work import LARGE_BYTES, LargeWork
+from engine.server.limits import (
+    MAX_BODY_BYTES,
+    MAX_FIELDS,
+)
 from engine.server.unknown_fields import drop_unknown, unknown_are_refused
 
-MAX_BODY_BYTES = 32 * 2**20
-LARGE_BYTES = 64 * 2**10  # from here on, work on a text goes to a thread: the loop has streams to serve
 _MAX_DESCRIBED = 1000  # errors of one body: each is an object, and a body of 32 MB may hold millions
 _SHOWN = 80  # characters of a wrong value
 
 Body = TypeVar("Body", bound=Strict)
+T = TypeVar("T")
 
 
 async def read_body(request: Request, model: type[Body], rules: FieldRules = NO_RULES) -> Body:
     """The checked body; a large one is parsed and checked in a thread. Raises InvalidRequest and its like."""
     raw = await _read(request)
-    if len(raw) <= LARGE_BYTES:
-        return check(_parse(raw), model, rules)
-    return await asyncio.to_thread(lambda: check(_parse(raw), model, rules))
+    return await _in_turn(request, raw, lambda: check(_parse(raw, model), model, rules, num_bytes=len(raw)))
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
     """The body as a JSON object, for what can't be checked at once. Raises InvalidRequest and its like."""
     raw = await _read(request)
-    return await asyncio.to_thread(_parse, raw) if len(raw) > LARGE_BYTES else _parse(raw)
+    return await _in_turn(request, raw, lambda: _parse(raw))
 
 
-def check(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
-    """The checked body. Raises InvalidRequest that names the first wrong field."""
+async def check_later(
+    request: Request, body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES
+) -> Body:
+    """`check` of what `read_json_object` gave, in a thread where that is large."""
+    return await _in_turn(request, body, lambda: check(body, model, rules))
+
+
+def check(
+    body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES, *, num_bytes: int | None = None
+) -> Body:
+    """The checked body. Raises InvalidRequest that names the first wrong field.
+
+    `num_bytes`: of the text that the body was read from, where that is known.
+    """
     if len(body) > MAX_FIELDS:
         raise InvalidRequest(f"The body has {len(body)} fields; no more than {MAX_FIELDS} are possible.")
+    check_caps(body, _tree_for(model), num_bytes=num_bytes)
+    return check_made(body, model, rules)
+
+
+@cache
+def _tree_for(model: type[Strict]) -> CapTree:
+    return tree_of(model.all_caps())
+
+
+def check_made(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
+    """The same of a body that was made here of another, which has been compared with its own caps."""
     known = apply_rules(body, rules)
     try:
         return model.model_validate(known)
@@ -53,6 +80,12 @@ def check(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RUL
         if unknown_are_refused():
             raise _translate(error, body) from error
     return _check_leniently(known, model)
+
+
+async def _in_turn(request: Request, body: bytes | Mapping[str, Any], work: Callable[[], T]) -> T:
+    is_large = len(body) > LARGE_BYTES if isinstance(body, bytes) else is_larger(body, LARGE_BYTES // 4)
+    large_work: LargeWork = request.app.state.service.large_work
+    return await large_work.run(work) if is_large else work()
 
 
 def _check_leniently(body: Mapping[str, Any], model: type[Body]) -> Body:
@@ -87,16 +120,40 @@ async def _read(request: Request) -> bytes:
     return await decoded(b"".join(pieces), request.headers.get("content-encoding"), MAX_BODY_BYTES)
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
-    """By pydantic's parser: faster than `json`, and strict about UTF-8, surrogates, numbers and depth."""
+def _parse(raw: bytes, model: type[Strict] | None = None) -> dict[str, Any]:
+    """By pydantic's parser: faster than `json`, and strict about UTF-8, surrogates, numbers and depth.
+
+    `model`: whose caps to compare with where the text holds too much to be parsed.
+    """
+    excess = find_excess(raw)
     try:
         with _no_collection() if len(raw) > LARGE_BYTES else nullcontext():
-            value = from_json(raw, allow_inf_nan=False)
+            value = from_json(
+                raw if excess is None else raw[: excess.length],
+                allow_inf_nan=False,
+                allow_partial=excess is not None,
+            )
     except ValueError as error:
         raise InvalidRequest(f"The body is no JSON that can be read here: {error}.") from error
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
+    if excess is not None:
+        raise _over_budget(excess, value, model)
     return value
+
+
+def _over_budget(excess: Excess, beginning: dict[str, Any], model: type[Strict] | None) -> InvalidRequest:
+    """What to say of a body of which only the beginning may be parsed."""
+    try:
+        if len(beginning) <= MAX_FIELDS and model is not None:
+            check_caps(beginning, _tree_for(model), is_cut=True)
+    except InvalidRequest as error:
+        return error
+    if len(beginning) > MAX_FIELDS:
+        return InvalidRequest(f"The body has {len(beginning)} fields or more; {MAX_FIELDS} are possible.")
+    last = next(reversed(beginning), None)
+    where = "The body" if last is None else f"{last[:_SHOWN]}: the body"
+    return InvalidRequest(f"{where} may hold {excess.told}.", param=last)
 
 
 @contextmanager

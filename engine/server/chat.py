@@ -43,13 +43,13 @@ async def create_chat_completion(request: Request) -> ASGIApp:
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )
-        return StreamedAnswer(prepared.generation, chunks)
+        return StreamedAnswer(prepared.generation, chunks, service.large_work)
     head = head_of(request_id, "chat.completion", model)
 
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
         return _to_object(head, extras, prepared.readers, choices, read_usage)
 
-    return WholeAnswer(prepared.generation, prepared.choices, to_object)
+    return WholeAnswer(prepared.generation, prepared.choices, to_object, service.large_work)
 
 
 def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from engine.server.extras import Extras
 from engine.server.field_rules import CHAT_BATCH
 from engine.server.gate import request_id_of
 from engine.server.generation import Generation
-from engine.server.service import Service
+from engine.server.service import Service, check_batch
 from engine.server.stream import ReadUsage
 
 
@@ -37,7 +37,8 @@ async def create_chat_batch(request: Request) -> ASGIApp:
     def to_object(finished: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
         return describe_answer(head, extras, readers, finished, read_usage)
 
-    return WholeAnswer(Generation(service.engine, service.metrics, choices), choices, to_object)
+    generation = Generation(service.engine, service.metrics, choices)
+    return WholeAnswer(generation, choices, to_object, service.large_work)
 
 
 async def _prepare_all(service: Service, body: BatchChatBody) -> list[PreparedChat]:
@@ -51,4 +52,6 @@ async def _prepare_all(service: Service, body: BatchChatBody) -> list[PreparedCh
                 raise
             raise error.renamed(error.message, f"messages[{index}]") from error
         await asyncio.sleep(0)
+    requests = [choice.request for chat in prepared for choice in chat.choices]
+    check_batch(body, requests, service.model.vocab_size)
     return prepared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,10 +10,10 @@ from typing import Any, Self
 from engine.errors import InvalidRequest
 from engine.parsers.reasoning import ReasoningParser
 from engine.parsers.tools import ToolParser, make_tool_parser
-from engine.server.body import LARGE_BYTES
 from engine.server.chat_events import ChatEvent, ChoiceReader
 from engine.server.constraints import find_spec
 from engine.server.generation import Choice, Generation, Usage
+from engine.server.large_work import LARGE_BYTES
 from engine.server.model_service import ModelService
 from engine.server.protocol import ChatBody, ConversationBody
 from engine.server.sampling_params import TokenLimit
@@ -108,7 +107,7 @@ async def prepare_chat(service: Service, body: ChatBody, *, first_index: int = 0
         thinking = await _judge_switch(service, body, thinking, text, with_tools=has_tools)
     constrain = await service.constraint_for(spec, thinking, budget=body.thinking_token_budget)
     show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
-    generation, choices = service.begin(
+    generation, choices = await service.begin(
         body,
         [Prompt(token_ids, max_tokens)],
         constrain=constrain,
@@ -189,7 +188,7 @@ async def render_conversation(
             variables=variables,
         )
 
-    return render() if body.num_chars * 4 < LARGE_BYTES else await asyncio.to_thread(render)
+    return await service.large_work.run(render) if body.is_larger(LARGE_BYTES // 4) else render()
 
 
 def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:

@@ -27,9 +27,9 @@ async def create_completion(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     body = await read_body(request, CompletionBody, COMPLETION)
     service.model.check_name(body.model)
-    prompts = [await _to_prompt(service, prompt, body) for prompt in body.prompt]
+    prompts = await _to_prompts(service, body)
     constrain = await service.constraint_for(find_spec(body))
-    generation, choices = service.begin(body, prompts, constrain=constrain)
+    generation, choices = await service.begin(body, prompts, constrain=constrain)
     head = {
         "id": f"cmpl-{request_id_of(request, body.request_id)}",
         "object": "text_completion",
@@ -42,34 +42,53 @@ async def create_completion(request: Request) -> ASGIApp:
         chunks = CompletionChunks(
             head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
-        return StreamedAnswer(generation, chunks)
-    return WholeAnswer(generation, choices, lambda finished, read: _to_object(head, extras, finished, read))
+        return StreamedAnswer(generation, chunks, service.large_work)
+    return WholeAnswer(
+        generation,
+        choices,
+        lambda finished, read: _to_object(head, extras, finished, read),
+        service.large_work,
+    )
 
 
-async def _to_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> Prompt:
-    tokenizer, max_model_len = service.model.tokenizer, service.engine.max_model_len
+async def _to_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
     asked = body.max_tokens
-    truncation = Truncation.of(body, max_model_len, needs_output=asked != 0)
-    if isinstance(prompt, str):
-        token_ids = await service.encode(
-            prompt,
+    truncation = Truncation.of(body, service.engine.max_model_len, needs_output=asked != 0)
+    service.check_num_sequences(len(body.prompt), body.n)
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    if texts:
+        encoded = await service.encode_each(
+            texts,
             add_special_tokens=body.add_special_tokens,
             truncation=truncation,
             output=1 if asked is None else asked,
         )
     else:
-        service.model.check_token_ids(prompt, "prompt")
-        token_ids = list(prompt) if truncation is None else truncation.cut(prompt)
+        for prompt in body.prompt:
+            service.model.check_token_ids(prompt, "prompt")
+        encoded = [list(p) if truncation is None else truncation.cut(p) for p in body.prompt]
+    return [
+        _to_prompt(service, body, prompt, token_ids, is_whole=truncation is None)
+        for prompt, token_ids in zip(body.prompt, encoded, strict=True)
+    ]
+
+
+def _to_prompt(
+    service: Service, body: CompletionBody, prompt: str | list[int], token_ids: list[int], *, is_whole: bool
+) -> Prompt:
+    """`is_whole`: the prompt wasn't cut."""
+    asked = body.max_tokens
     if not token_ids:
         raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
     max_tokens = TokenLimit(asked, "max_tokens", "prompt").within(
-        max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
+        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
     )
     if not body.echo:
         return Prompt(token_ids, max_tokens)
-    is_whole = isinstance(prompt, str) and truncation is None
-    text = prompt if is_whole else tokenizer.decode(token_ids, skip_special_tokens=False)
-    return Prompt(token_ids, max_tokens, echo=str(text), is_echoed=True)
+    if isinstance(prompt, str) and is_whole:
+        return Prompt(token_ids, max_tokens, echo=prompt, is_echoed=True)
+    text = service.model.tokenizer.decode(token_ids, skip_special_tokens=False)
+    return Prompt(token_ids, max_tokens, echo=text, is_echoed=True)
 
 
 def _to_object(

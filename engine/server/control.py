@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import InvalidRequest
+from engine.server import limits
 from engine.server.body import check, read_json_object
 from engine.server.errors import UnknownRoute
 from engine.server.generation_body import Strict
@@ -25,7 +26,9 @@ from engine.sleep import ALL_PARTS, SLEEP_LEVELS, Part, SleepMode
 
 
 class AbortBody(Strict):
-    request_ids: list[str] = Field(min_length=1, max_length=4096)
+    caps = limits.ABORT
+
+    request_ids: list[str] = Field(min_length=1)
 
 
 async def sleep(request: Request) -> Response:

@@ -36,7 +36,7 @@ class Extras:
         if not self._has_logprobs:
             return None
         index = deltas[0].choice.index
-        positions = [position for delta in deltas for position in delta.logprobs]
+        positions = _logprobs(deltas)
         echoed = _prompt_logprobs(deltas) if self._echo else None
         if echoed is None:
             return self._writer.completion(index, positions)
@@ -48,7 +48,7 @@ class Extras:
     def chat_logprobs(self, deltas: Sequence[ChoiceDelta]) -> dict[str, Any] | None:
         if not self._has_logprobs:
             return None
-        return self._writer.chat([position for delta in deltas for position in delta.logprobs])
+        return self._writer.chat(_logprobs(deltas))
 
     def token_ids(self, deltas: Sequence[ChoiceDelta], *, is_first: bool = False) -> dict[str, Any]:
         if not self._has_token_ids:
@@ -67,6 +67,11 @@ class Extras:
             return {}
         positions = _prompt_logprobs(deltas)
         return {"prompt_logprobs": None if positions is None else self._writer.prompt(positions)}
+
+
+def _logprobs(deltas: Sequence[ChoiceDelta]) -> Sequence[PositionLogprobs]:
+    told = [delta.logprobs for delta in deltas if delta.logprobs]
+    return told[0] if len(told) == 1 else [position for positions in told for position in positions]
 
 
 def _prompt_logprobs(deltas: Iterable[ChoiceDelta]) -> Sequence[PositionLogprobs | None] | None:

@@ -37,6 +37,19 @@ class ChoiceDelta(NamedTuple):
     prompt_logprobs: Sequence[PositionLogprobs | None] | None = None  # on the first delta
 
 
+def as_one(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
+    """What several steps brought one choice, as if one had."""
+    if len(deltas) == 1:
+        return deltas[0]
+    told = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
+    return deltas[-1]._replace(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        logprobs=[position for delta in deltas for position in delta.logprobs],
+        prompt_logprobs=next(told, None),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int

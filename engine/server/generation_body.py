@@ -5,26 +5,46 @@ Ranges are OpenAI's and vLLM's. Types are strict: a number in quotes is an error
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.beam_rules import MAX_BEAMS, check_beam_fields
+from engine.server import limits
+from engine.server.beam_rules import check_beam_fields
+from engine.server.limits import (
+    MAX_BEAMS,
+    MAX_CHOICES,
+    MAX_LISTED,
+    MAX_NAMED_LOGPROBS,
+    MAX_SALT,
+    MAX_STOPS,
+    Cap,
+)
 
-MAX_STOPS = 4
-MAX_CHOICES = 128
-MAX_FIELDS = 256  # of an object: each unknown one would be an error of its own
-MAX_NAMED_LOGPROBS = 128  # tokens of logprob_token_ids, as vLLM has it
-MAX_LISTED = 4096  # entries of lists and tables of tokens and words
-MAX_SALT = 512  # characters
 _INT64 = 2**63
+_INT64_DIGITS = 19
+_LEAST_PENALTY = 0.01  # below, what it divides may not be a number any more
 
 
 class Strict(BaseModel):
     """An unknown field is an error, unless engine/server/body.py is told to drop it and say so."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    caps: ClassVar[tuple[Cap, ...]] = ()
+    """Of a body: how much its own fields may hold."""
+
+    @classmethod
+    def all_caps(cls) -> tuple[Cap, ...]:
+        """Those of the classes that it is made of, too, but of fields that it has its own caps of."""
+        caps: dict[str, tuple[Cap, ...]] = {}
+        for base in cls.__mro__:
+            own: dict[str, tuple[Cap, ...]] = {}
+            for cap in vars(base).get("caps", ()):
+                own[cap.field] = (*own.get(cap.field, ()), cap)
+            caps = own | caps
+        return tuple(cap for of_field in caps.values() for cap in of_field)
 
 
 def none_as(default: Any) -> BeforeValidator:
@@ -45,6 +65,8 @@ STRICT_TOOL = (
 
 
 class RequestBody(Strict):
+    caps = limits.NAMED
+
     model: str | None = Field(default=None, description="The model; without it, the one that is served.")
 
 
@@ -117,16 +139,9 @@ def _check_stops(value: str | list[str] | None) -> list[str]:
     return stops
 
 
-def _check_size(value: Any) -> Any:
-    """Before its entries are looked at: an error for each of a million would take long."""
-    if isinstance(value, dict) and len(value) > MAX_LISTED:
-        raise ValueError(f"at most {MAX_LISTED} entries, not {len(value)}")
-    return value
-
-
 def _check_bias(value: dict[str, float]) -> dict[str, float]:
     for token, bias in value.items():
-        if not token.isascii() or not token.isdigit():
+        if not token.isascii() or not token.isdigit() or len(token) > _INT64_DIGITS:
             raise ValueError(f"keys are token ids, {token[:40]!r} is none")
         if not -100 <= bias <= 100:
             raise ValueError(f"a bias lies between -100 and 100, that of token {token} is {bias}")
@@ -142,6 +157,8 @@ CacheSalt = Annotated[
 
 class GenerationBody(RequestBody):
     """What completions and chats share. None means: not given."""
+
+    caps = limits.GENERATION
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), none_as(1)] = 1
     use_beam_search: Annotated[bool, none_as(False)] = Field(
@@ -164,11 +181,10 @@ class GenerationBody(RequestBody):
     )
     presence_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="1 = none.")
+    repetition_penalty: float | None = Field(default=None, ge=_LEAST_PENALTY, le=10, description="1 = none.")
     logit_bias: Annotated[
         dict[str, float],
         Field(max_length=MAX_LISTED),
-        BeforeValidator(_check_size),
         none_as({}),
         AfterValidator(_check_bias),
     ] = Field(default={}, description="Token id → -100 … 100, added to its logit.")

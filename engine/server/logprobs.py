@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
+from engine.server.large_work import Pace
+from engine.server.packed_logprobs import PackedLogprobs, Rows
 from engine.tokenizer import Tokenizer
 from engine.types import PositionLogprobs, TokenLogprob
+
+T = TypeVar("T")
 
 _LOWEST = -9999.0  # JSON has no infinity; vLLM writes the same
 _REPLACEMENT = "\ufffd"
@@ -19,8 +23,9 @@ class LogprobsWriter:
     def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool) -> None:
         self._tokenizer = tokenizer
         self._as_token_ids = as_token_ids
+        self._pace = Pace()
+        self._texts: dict[int, str] = {}  # of tokens: the likely ones are told over and over
         self._offsets: dict[int, int] = {}
-        self._texts: dict[int, str] = {}  # as answers name the same tokens again and again
         self._bytes: dict[int, list[int]] = {}
 
     def completion(self, index: int, positions: Sequence[PositionLogprobs | None]) -> dict[str, Any]:
@@ -28,7 +33,6 @@ class LogprobsWriter:
         tokens: list[str] = []
         offsets: list[int] = []
         chosen: list[float | None] = []
-        top: list[dict[str, float] | None] = []
         offset = self._offsets.get(index, 0)
         for position in positions:
             text = "" if position is None else self._text(position.chosen.token_id)
@@ -36,8 +40,8 @@ class LogprobsWriter:
             offsets.append(offset)
             offset += len(text)
             chosen.append(None if position is None else _finite(position.chosen.logprob))
-            top.append(None if position is None else self._by_text(position))
         self._offsets[index] = offset
+        top = _rows(positions, lambda one: None if one is None else self._by_text(one))
         return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
 
     def echoed(
@@ -52,26 +56,29 @@ class LogprobsWriter:
         return written
 
     def chat(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any]:
-        content = [
-            {**self._entry(p.chosen), "top_logprobs": [self._entry(token) for token in p.top]}
-            for p in positions
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": _rows(positions, self._position), "refusal": None}
+
+    def _position(self, position: PositionLogprobs) -> dict[str, Any]:
+        self._pace.rest()
+        top = [self._entry(token) for token in position.top]
+        return {**self._entry(position.chosen), "top_logprobs": top}
 
     def prompt(self, positions: Sequence[PositionLogprobs | None]) -> list[dict[str, Any] | None]:
         """One object per token of the prompt, by token id."""
         return [None if position is None else self._by_id(position) for position in positions]
 
     def _by_text(self, position: PositionLogprobs) -> dict[str, float]:
+        self._pace.rest()
         tokens = {token.token_id: token for token in (*position.top, position.chosen)}
         return {self._text(token.token_id): _finite(token.logprob) for token in tokens.values()}
 
     def _by_id(self, position: PositionLogprobs) -> dict[str, Any]:
+        self._pace.rest()
         return {
             str(token.token_id): {
                 "logprob": _finite(token.logprob),
                 "rank": token.rank,
-                "decoded_token": self._tokenizer.decode([token.token_id], skip_special_tokens=False),
+                "decoded_token": self._decoded(token.token_id),
             }
             for token in (position.chosen, *position.top)
         }
@@ -85,12 +92,20 @@ class LogprobsWriter:
         return {"token": text, "logprob": _finite(token.logprob), "bytes": raw}
 
     def _text(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._as_token_ids else self._decoded(token_id)
+
+    def _decoded(self, token_id: int) -> str:
         text = self._texts.get(token_id)
         if text is None:
-            shown = f"token_id:{token_id}" if self._as_token_ids else None
-            text = self._tokenizer.decode([token_id], skip_special_tokens=False) if shown is None else shown
-            self._texts[token_id] = text
+            text = self._texts[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return text
+
+
+def _rows(positions: Sequence[T], make: Callable[[T], Any]) -> Any:
+    """A JSON list; of a whole answer's positions, one that is made as it is written."""
+    if isinstance(positions, PackedLogprobs):
+        return Rows(positions, make)
+    return [make(position) for position in positions]
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:

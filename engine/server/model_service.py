@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from engine.config import ServerConfig
-from engine.errors import PromptTooLong
-from engine.server.body import LARGE_BYTES
+from engine.errors import InvalidRequest, PromptTooLong
 from engine.server.errors import NotReady, TooManyWaiting
+from engine.server.large_work import LARGE_BYTES, LargeWork
+from engine.server.limits import most_text_bytes
 from engine.server.metrics import Metrics
 from engine.server.model import ServedModel
 from engine.server.truncation import Truncation
@@ -52,6 +53,7 @@ class ModelService:
         self.config = config
         self.metrics = Metrics(config.served_model_names[0], engine.stats)
         self.draining = False
+        self.large_work = LargeWork()
         self._capacity = max_num_seqs + config.max_waiting  # sequences that run or wait
         self._model: ServedModel | None = None
 
@@ -79,24 +81,50 @@ class ModelService:
         param: str = "prompt",
         output: int | None = 1,
     ) -> list[int]:
-        """Tokens of a text; a long one is encoded in a thread, as the loop has streams to serve.
+        """Tokens of a text, as `encode_each` has them."""
+        (token_ids,) = await self.encode_each(
+            [text], add_special_tokens=add_special_tokens, truncation=truncation, param=param, output=output
+        )
+        return token_ids
+
+    async def encode_each(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool,
+        truncation: Truncation | None = None,
+        param: str = "prompt",
+        output: int | None = 1,
+    ) -> list[list[int]]:
+        """Tokens of each text; long ones are encoded in a thread, as the loop has streams to serve.
 
         Raises PromptTooLong for a large text, before that work, if it can't fit however it is split into
-        tokens. `output`: how many more were asked for; None = they are only to be counted, and needn't fit.
+        tokens, and InvalidRequest for one of more bytes than are taken. `output`: how many more tokens were
+        asked for; None = they are only to be counted, and needn't fit.
         """
         tokenizer = self.model.tokenizer
         if truncation is not None:
-            text = truncation.cut_text(text, tokenizer.longest_token_bytes)
-        num_bytes = len(text.encode(errors="replace"))
-        least = num_bytes // tokenizer.longest_token_bytes
-        is_hopeless = num_bytes > _COUNTED_BYTES and least > self.engine.max_model_len
-        if is_hopeless and output is not None and truncation is None:
-            raise PromptTooLong.of(self.engine.max_model_len, least, output, part=param, is_exact=False)
-        if len(text) * 4 < LARGE_BYTES:
-            token_ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            texts = [truncation.cut_text(text, tokenizer.longest_token_bytes) for text in texts]
+        for text in texts:
+            self._check_length(text, param, None if truncation is not None else output)
+        if sum(map(len, texts)) * 4 < LARGE_BYTES:
+            encoded = [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         else:
-            token_ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return token_ids if truncation is None else truncation.cut(token_ids)
+            encoded = await self.large_work.run_released(
+                lambda: tokenizer.encode_released(texts, add_special_tokens=add_special_tokens)
+            )
+        return encoded if truncation is None else [truncation.cut(one) for one in encoded]
+
+    def _check_length(self, text: str, param: str, output: int | None) -> None:
+        longest, max_model_len = self.model.tokenizer.longest_token_bytes, self.engine.max_model_len
+        if len(text) * 4 <= _COUNTED_BYTES:
+            return
+        num_bytes = len(text.encode(errors="replace"))
+        if output is not None and num_bytes > _COUNTED_BYTES and num_bytes // longest > max_model_len:
+            raise PromptTooLong.of(max_model_len, num_bytes // longest, output, part=param, is_exact=False)
+        most = most_text_bytes(max_model_len)
+        if num_bytes > most:
+            raise InvalidRequest(f"{param}: at most {most} bytes of text, not {num_bytes}.", param=param)
 
     def check_room(self, num_sequences: int) -> None:
         """Raises TooManyWaiting. A server that is idle takes a request of any size."""

@@ -6,15 +6,17 @@ server, or as an SDK dumps it: it is read for what it says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server import limits
+from engine.server.caps import is_larger
 from engine.server.foreign_parts import mark_unreadable, read_assistants, read_part, read_thought
 from engine.server.foreign_tools import FUNCTIONS_ONLY
 from engine.server.generation_body import (
-    MAX_FIELDS,
     MINUS_ONE_AS_NONE,
     STRICT_TOOL,
     GenerationBody,
@@ -24,15 +26,16 @@ from engine.server.generation_body import (
     TokenId,
     none_as,
 )
-
-MAX_PROMPTS = 1024
-MAX_TOOLS = 512
+from engine.server.limits import MAX_PROMPTS, MAX_TOOLS
 
 TokenIds = list[int]
 
+_CHARS_OF_A_MESSAGE = 64  # what a template puts around it counts
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+def are_ids(values: list[Any]) -> bool:
+    """Whether all are whole numbers from 0 on. Nothing here is done for each: there may be millions."""
+    return set(map(type, values)) <= {int} and min(values, default=0) >= 0
 
 
 def _check_prompt(value: Any) -> list[str | TokenIds]:
@@ -40,12 +43,10 @@ def _check_prompt(value: Any) -> list[str | TokenIds]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
-        if all(_is_id(item) for item in value):
+        if are_ids(value):
             return [value]
-        if len(value) > MAX_PROMPTS and isinstance(value[0], str | list):
-            raise ValueError(f"at most {MAX_PROMPTS} prompts, not {len(value)}")
         if all(isinstance(item, str) for item in value) or all(
-            isinstance(item, list) and all(_is_id(token) for token in item) for item in value
+            isinstance(item, list) and are_ids(item) for item in value
         ):
             return value
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
@@ -63,6 +64,8 @@ _PROMPT_SCHEMA = {
 
 
 class CompletionBody(GenerationBody):
+    caps = limits.COMPLETION
+
     max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE, none_as(16)] = Field(
         default=16, ge=0, description="-1 = as many as there is room for."
     )
@@ -169,11 +172,6 @@ class ChatMessage(Strict):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
 
-    @property
-    def num_chars(self) -> int:
-        calls = sum(len(str(call.function.arguments)) for call in self.tool_calls or ())
-        return calls + len(self.text) + len(self.reasoning or self.reasoning_content or "")
-
 
 def _read_older_words(message: dict[str, Any]) -> dict[str, Any]:
     """`refusal` and `function_call` of an assistant, and the role `function`, as today's fields say it."""
@@ -237,21 +235,24 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
-def check_sizes(messages: Any) -> Any:
-    for message in messages if isinstance(messages, list) else ():
-        if isinstance(message, dict) and len(message) > MAX_FIELDS:
-            raise ValueError(f"a message with {len(message)} fields is none")
-    return messages
+def _parts_of(models: Sequence[Strict]) -> list[Any]:
+    """The values of their fields, and of those in these."""
+    parts: list[Any] = []
+    for model in models:
+        for value in vars(model).values():
+            inner = value if isinstance(value, list) else [value]
+            found = [one for one in inner if isinstance(one, Strict)]
+            parts += _parts_of(found) if found else [value]
+    return parts
 
 
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
+    caps = limits.CONVERSATION
+
     messages: Annotated[
-        list[ChatMessage],
-        Field(min_length=1, fail_fast=True),
-        BeforeValidator(mark_unreadable),
-        BeforeValidator(check_sizes),
+        list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(mark_unreadable)
     ]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
@@ -267,11 +268,12 @@ class ConversationBody(RequestBody):
     )
     add_special_tokens: Annotated[bool, none_as(False)] = False
 
-    @property
-    def num_chars(self) -> int:
-        """About how much there is to render."""
-        more = sum(len(str(one)) for one in (self.tools, self.documents, self.chat_template_kwargs) if one)
-        return more + sum(message.num_chars for message in self.messages)
+    def is_larger(self, chars: int) -> bool:
+        """Whether there is about so much to render, or more; many messages are, whatever is in them."""
+        if len(self.messages) > chars // _CHARS_OF_A_MESSAGE:
+            return True
+        more = [self.documents, self.chat_template_kwargs, *_parts_of(self.tools or [])]
+        return is_larger(more, chars // 2) or is_larger(_parts_of(self.messages), chars // 2)
 
     @model_validator(mode="after")
     def _check_continuation(self) -> ConversationBody:
@@ -288,6 +290,8 @@ class ConversationBody(RequestBody):
 
 
 class ChatBody(GenerationBody, ConversationBody):
+    caps = limits.CHAT
+
     echo: Annotated[bool, none_as(False)] = Field(
         default=False, description="Put the last message before the answer, if it is the assistant's."
     )
@@ -369,6 +373,8 @@ def _check_named(wanted: set[str], given: list[str], param: str) -> None:
 
 
 class TokenizePromptBody(RequestBody):
+    caps = limits.TOKENIZE
+
     prompt: str
     add_special_tokens: Annotated[bool, none_as(True)] = True
     return_token_strs: Annotated[bool, none_as(False)] = False
@@ -379,4 +385,6 @@ class TokenizeChatBody(ConversationBody):
 
 
 class DetokenizeBody(RequestBody):
+    caps = limits.DETOKENIZE
+
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]

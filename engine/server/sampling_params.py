@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.server.generation_body import GenerationBody
+from engine.server.limits import MAX_BAD_WORD_TOKENS
 from engine.tokenizer import Tokenizer
 from engine.types import SamplingParams
 
+_MANY_WORDS = 64
+_MANY_TOKENS = 16_384
 _SEED_MASK = 2**63 - 1  # the engine's seeds are not negative
 
 
@@ -51,6 +54,12 @@ class TokenWishes:
     logit_bias: Mapping[int, float]
     allowed_token_ids: tuple[int, ...] | None
     bad_words: tuple[tuple[int, ...], ...]
+    stop_token_ids: frozenset[int] = frozenset()
+
+    @staticmethod
+    def is_long(body: GenerationBody) -> bool:
+        """Whether to make them takes long enough for streams to notice."""
+        return len(body.bad_words) > _MANY_WORDS or len(body.allowed_token_ids or ()) > _MANY_TOKENS
 
     @staticmethod
     def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenWishes:
@@ -70,18 +79,29 @@ class TokenWishes:
         return TokenWishes(
             logit_bias={int(token): bias for token, bias in body.logit_bias.items()},
             allowed_token_ids=None if allowed is None else tuple(allowed),
-            bad_words=tuple(words for word in body.bad_words for words in _spellings(word, tokenizer)),
+            bad_words=tuple(_spellings(body.bad_words, tokenizer)),
+            stop_token_ids=frozenset(body.stop_token_ids),
         )
 
 
-def _spellings(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """A word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
-    bare, spaced = (
-        tuple(tokenizer.encode(text, add_special_tokens=False))
-        for text in (word.lstrip() or word, f" {word.lstrip()}")
-    )
-    both = [bare] if len(spaced) != len(bare) or spaced == bare else [bare, spaced]
-    return [tokens for tokens in both if tokens]
+def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
+    """Each word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
+    texts = [text for word in words for text in (word.lstrip() or word, f" {word.lstrip()}")]
+    if len(words) > _MANY_WORDS:
+        encoded = tokenizer.encode_released(texts, add_special_tokens=False)
+    else:
+        encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    for index in range(len(words)):
+        bare, spaced = (tuple(tokens) for tokens in encoded[2 * index : 2 * index + 2])
+        both = [bare] if len(spaced) != len(bare) or spaced == bare else [bare, spaced]
+        for tokens in both:
+            if len(tokens) > MAX_BAD_WORD_TOKENS:
+                raise InvalidRequest(
+                    f"bad_words[{index}]: at most {MAX_BAD_WORD_TOKENS} tokens, not {len(tokens)}.",
+                    param=f"bad_words[{index}]",
+                )
+            if tokens:
+                yield tokens
 
 
 def check_logprobs(body: GenerationBody, param: str, max_logprobs: int) -> None:
@@ -116,7 +136,7 @@ def make_sampling_params(
         top_k=max(int(pick("top_k", 0)), 0),
         min_p=float(pick("min_p", 0.0)),
         seed=seed & _SEED_MASK,
-        stop_token_ids=frozenset(body.stop_token_ids),
+        stop_token_ids=wishes.stop_token_ids,
         ignore_eos=body.ignore_eos,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,

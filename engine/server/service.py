@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
@@ -17,6 +19,12 @@ from engine.server.beam_search import BeamRule
 from engine.server.constraints import Constrain, make_constrain
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
+from engine.server.limits import (
+    MAX_PROMPT_TOKENS,
+    MAX_SEQUENCES,
+    MAX_TOLD_IN_ANSWER,
+    MAX_TOLD_LOGPROBS,
+)
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
@@ -25,9 +33,9 @@ from engine.server.stream_interval import SparseGeneration
 from engine.server.tenants import cache_salt
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
-from engine.types import EngineRequest, SamplingParams, TokenConstraint
+from engine.types import ALL_LOGPROBS, EngineRequest, SamplingParams, TokenConstraint
 
-MAX_SEQUENCES = 4096  # of one request: prompts times choices
+_MADE_AT_ONCE = 64  # choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class Service(ModelService):
         """What makes each sequence's constraint; None where anything goes. Raises InvalidRequest."""
         return await make_constrain(self.model.structurer, spec, thinking, budget)
 
-    def begin(
+    async def begin(
         self,
         body: GenerationBody,
         prompts: Sequence[Prompt],
@@ -65,9 +73,11 @@ class Service(ModelService):
         first_index: int = 0,
     ) -> tuple[Generation, list[Choice]]:
         """The request's choices, ready to run. Raises InvalidRequest and TooManyWaiting."""
-        self._check_room(len(prompts), body.n)
+        self.check_num_sequences(len(prompts), body.n)
+        self.check_room(len(prompts) * body.n)
         check_logprobs(body, body.logprobs_param, self.config.max_logprobs)
-        wishes = TokenWishes.of(body, self.model.tokenizer, self.model.vocab_size)
+        _check_prompts(body, prompts, self.model.vocab_size)
+        wishes = await self._wishes_of(body)
         shown = body.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
         choose_request_id(body.request_id)
         seed = self._random.getrandbits(63) if body.seed is None else body.seed
@@ -80,16 +90,22 @@ class Service(ModelService):
                 wishes,
                 max_tokens=prompt.max_tokens,
                 seed=seed + number,
-                prompt_logprobs=body.num_logprobs if prompt.is_echoed else body.prompt_logprobs,
+                prompt_logprobs=_told_of(body, prompt),
             )
             constraint = None if constrain is None else constrain()
             choices.append(self._make_choice(index, prompt, body, params, constraint, skip_special=shown))
+            if index % _MADE_AT_ONCE == _MADE_AT_ONCE - 1:
+                await asyncio.sleep(0)  # others want the loop, too
         if body.use_beam_search:
             return self._search(body, prompts, choices, constrain), choices
         interval = max(body.stream_interval or 1, self.config.stream_interval) if body.stream else 1
         if interval > 1:
             return SparseGeneration(self.engine, self.metrics, choices, interval=interval), choices
         return Generation(self.engine, self.metrics, choices), choices
+
+    async def _wishes_of(self, body: GenerationBody) -> TokenWishes:
+        make = partial(TokenWishes.of, body, self.model.tokenizer, self.model.vocab_size)
+        return await self.large_work.run(make) if TokenWishes.is_long(body) else make()
 
     def _search(
         self,
@@ -115,7 +131,8 @@ class Service(ModelService):
         )
         return BeamGeneration(self.engine, self.metrics, choices, rule)
 
-    def _check_room(self, num_prompts: int, num_choices: int) -> None:
+    def check_num_sequences(self, num_prompts: int, num_choices: int) -> None:
+        """Raises InvalidRequest."""
         num_sequences = num_prompts * num_choices
         if num_sequences > MAX_SEQUENCES:
             raise InvalidRequest(
@@ -123,7 +140,6 @@ class Service(ModelService):
                 f"at most {MAX_SEQUENCES} are possible.",
                 param="n",
             )
-        self.check_room(num_sequences)
 
     def _make_choice(
         self,
@@ -154,3 +170,56 @@ class Service(ModelService):
             cache_salt=cache_salt(body.cache_salt),
         )
         return Choice(index, request, detokenizer, prefix=prompt.echo, show_stop=show_stop)
+
+
+def _check_prompts(body: GenerationBody, prompts: Sequence[Prompt], vocab_size: int) -> None:
+    """Raise InvalidRequest where the prompts of all choices together are more than one request may bring."""
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts) * body.n
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise InvalidRequest(
+            f"n: prompts times choices have {num_tokens} tokens; at most {MAX_PROMPT_TOKENS} are possible.",
+            param="n",
+        )
+    told = [(len(prompt.token_ids), _told_of(body, prompt)) for prompt in prompts]
+    wanted = [length * (1 + (vocab_size if num < 0 else num)) for length, num in told if num is not None]
+    if sum(wanted) * body.n > MAX_TOLD_LOGPROBS:
+        raise InvalidRequest(
+            f"prompt_logprobs: the prompts' tokens times the alternatives told of each, and times n, are "
+            f"{sum(wanted) * body.n}; at most {MAX_TOLD_LOGPROBS} are possible.",
+            param="prompt_logprobs" if body.prompt_logprobs is not None else body.logprobs_param,
+        )
+    check_answer(body, [prompt.max_tokens for prompt in prompts], vocab_size)
+
+
+def check_batch(body: GenerationBody, requests: Sequence[EngineRequest], vocab_size: int) -> None:
+    """The same of conversations that are answered together."""
+    num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise InvalidRequest(
+            f"messages: all conversations have {num_tokens} tokens; at most {MAX_PROMPT_TOKENS} may be.",
+            param="messages",
+        )
+    check_answer(body, [request.params.max_tokens for request in requests], vocab_size)
+
+
+def check_answer(body: GenerationBody, lengths: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidRequest where an answer that is collected whole may become more than a server can hold.
+
+    `lengths`: of the answers to each prompt, at most. A single choice may fill its context.
+    """
+    num = body.num_logprobs
+    is_single = len(lengths) * body.n == 1 and num != ALL_LOGPROBS
+    if num is None or body.stream or is_single:
+        return
+    num_told = sum(lengths) * body.n * (1 + (vocab_size if num < 0 else num))
+    if num_told > MAX_TOLD_IN_ANSWER:
+        raise InvalidRequest(
+            f"{body.logprobs_param}: all choices of up to max_tokens, times the logprobs told of each token, "
+            f"are {num_told}; at most {MAX_TOLD_IN_ANSWER} are possible. Ask for fewer, or for a stream.",
+            param=body.logprobs_param,
+        )
+
+
+def _told_of(body: GenerationBody, prompt: Prompt) -> int | None:
+    """Of how many tokens the logprobs are told at each place of the prompt; None = of none."""
+    return body.num_logprobs if prompt.is_echoed else body.prompt_logprobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from engine.async_engine import AsyncEngine
-from engine.server.generation import Choice, ChoiceDelta, Generation
+from engine.server.generation import Choice, ChoiceDelta, Generation, as_one
 from engine.server.metrics import Metrics
 
 
@@ -49,15 +49,7 @@ class _Bundle:
         """All of it as one delta."""
         deltas = self.deltas
         self.has_begun, self.deltas, self.num_tokens = True, [], 0
-        if len(deltas) == 1:
-            return deltas[0]
-        told = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
-        return deltas[-1]._replace(
-            text="".join(delta.text for delta in deltas),
-            token_ids=[token for delta in deltas for token in delta.token_ids],
-            logprobs=[position for delta in deltas for position in delta.logprobs],
-            prompt_logprobs=next(told, None),
-        )
+        return as_one(deltas)
 
 
 def _take_due(

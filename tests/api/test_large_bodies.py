@@ -156,6 +156,27 @@ async def test_an_image_of_40_mb_passes_and_nobody_waits(berth: BerthProcess) ->
     await check_gap(send)
 
 
+TAKEN = {
+    "a text of escapes": b'"' + b"\\n\\u00e9" * 2_500_000 + b'"',
+    "a text that isn't English": b'"' + "é".encode() * 10_000_000 + b'"',
+    "texts": b"[" + b'"abc def",' * 900_000 + b'""]',
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+async def test_nobody_waits_while_a_long_body_is_written_anew(berth: BerthProcess, name: str) -> None:
+    """`keep_alive` is Berth's alone, so the engine gets the body without it."""
+    raw = b'{"model":"fake","max_tokens":1,"keep_alive":"1h","prompt":' + TAKEN[name] + b"}"
+
+    async def send() -> float:
+        async with gaps_of_a_victim(berth) as gaps:
+            status, answer = await asyncio.to_thread(post, berth, "/v1/completions", JSON, raw)
+        assert status == 200, answer[:500]
+        return max(gaps, default=0.0)
+
+    await check_gap(send)
+
+
 def test_a_long_text_is_no_attack(berth: BerthProcess, tmp_path: Path) -> None:
     prompt = "a, b [c] {d}: " * 90_000
     with httpx.Client(base_url=berth.url, trust_env=False, timeout=60) as client:

@@ -6,13 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from engine.server import limits
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import MAX_FIELDS, CacheSalt, Ignored, RequestBody, Strict, none_as
+from engine.server.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
+from engine.server.limits import MAX_STOP_SEQUENCES, MAX_TOOLS
 from engine.server.messages.blocks import Block, TextBlock
-
-MAX_TOOLS = 512
-MAX_BLOCKS = 20_000
-MAX_STOP_SEQUENCES = 256
 
 COUNT_RULES = FieldRules(
     refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},
@@ -178,23 +176,12 @@ class OutputConfig(Strict):
     task_budget: dict[str, Any] | None = Field(default=None, description="The model isn't told of it.")
 
 
-def _check_sizes(messages: Any) -> Any:
-    """Before they are looked at: an error for each of a million fields would take long."""
-    turns = [one for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
-    if any(len(turn) > MAX_FIELDS for turn in turns):
-        raise ValueError(f"a message has at most {MAX_FIELDS} fields")
-    num_blocks = sum(len(turn["content"]) for turn in turns if isinstance(turn.get("content"), list))
-    if num_blocks > MAX_BLOCKS:
-        raise ValueError(f"at most {MAX_BLOCKS} content blocks, not {num_blocks}")
-    return messages
-
-
 class CountBody(RequestBody):
     """What a conversation consists of."""
 
-    messages: Annotated[
-        list[AnthropicMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)
-    ]
+    caps = limits.MESSAGES
+
+    messages: Annotated[list[AnthropicMessage], Field(min_length=1, fail_fast=True)]
     system: str | list[TextBlock] | None = None
     tools: Annotated[list[OfferedTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Annotated[AnyChoice | NoneChoice | ToolChoice, Field(discriminator="type")] | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -16,11 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import EngineError, InvalidRequest
 from engine.server.answer import STREAM_HEADERS, unless_client_leaves
-from engine.server.body import LARGE_BYTES, read_body
+from engine.server.body import read_body
 from engine.server.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.chat_template import TemplateRefuses
 from engine.server.errors import anthropic_envelope, error_response
 from engine.server.gate import request_id_of
+from engine.server.large_work import LARGE_BYTES
 from engine.server.messages.bodies import COUNT_RULES, RULES, CountBody, MessagesBody
 from engine.server.messages.events import MessageWriter
 from engine.server.messages.translate import Telling, effort_of, renamed, to_chat
@@ -60,10 +61,12 @@ async def _told(request: Request, body: CountBody, use: Callable[[ChatBody], Awa
     service: Service = request.app.state.service
     told = Telling(budget=service.model.reasoning_parser is not None)
     is_large = int(request.headers.get("content-length", LARGE_BYTES)) >= LARGE_BYTES
+    large_work = service.large_work
 
     async def tell(telling: Telling) -> T:
         try:
-            chat = await asyncio.to_thread(to_chat, body, telling) if is_large else to_chat(body, telling)
+            make = partial(to_chat, body, telling)
+            chat = await large_work.run(make) if is_large else make()
             return await use(chat)
         except InvalidRequest as error:
             raise renamed(error, body) from error

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from engine.errors import InvalidRequest
-from engine.server.body import check
+from engine.server.body import check_made
 from engine.server.messages.bodies import (
     CountBody,
     MessagesBody,
@@ -68,7 +68,7 @@ def to_chat(body: CountBody, telling: Telling) -> ChatBody:
         fields |= _sampling(body)
     _report_wishes(body)
     try:
-        return check(fields, MessagesChat)
+        return check_made(fields, MessagesChat)
     except InvalidRequest as error:
         raise renamed(error, body, offered) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import struct
@@ -17,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineError
 from engine.server.answer import unless_client_leaves
 from engine.server.errors import error_response
+from engine.server.large_work import LargeWork, Pace
 from engine.server.pooling.bodies import VectorOptions
 from engine.server.pooling.encode import Encoded
 
@@ -52,7 +52,10 @@ def json_response(body: dict[str, Any]) -> Response:
 
 
 async def list_response(
-    head: dict[str, Any], items: Sequence[Callable[[], dict[str, Any]]], size: int
+    head: dict[str, Any],
+    items: Sequence[Callable[[], dict[str, Any]]],
+    size: int,
+    large_work: LargeWork,
 ) -> Response:
     """An object whose `data` are many items, `size` numbers in all.
 
@@ -60,10 +63,14 @@ async def list_response(
     """
 
     def write() -> bytes:
-        data = ", ".join(json.dumps(item()) for item in items)
+        pace, parts = Pace(), []
+        for item in items:
+            parts.append(json.dumps(item()))
+            pace.rest()
+        data = ", ".join(parts)
         return (json.dumps(head, ensure_ascii=False)[:-1] + f', "data": [{data}]}}').encode()
 
-    content = await asyncio.to_thread(write) if size > _LARGE_VALUES else write()
+    content = await large_work.run(write) if size > _LARGE_VALUES else write()
     return Response(content, media_type="application/json")
 
 

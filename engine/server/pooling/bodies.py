@@ -8,11 +8,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
+from engine.server import limits
 from engine.server.field_rules import FieldRules
 from engine.server.generation_body import RequestBody, Strict, none_as
-from engine.server.protocol import ConversationBody, TextPart, TokenIds
+from engine.server.limits import MAX_INPUTS
+from engine.server.protocol import ConversationBody, TextPart, TokenIds, are_ids
 
-MAX_INPUTS = 4096  # of one request
 _INT64 = 2**63
 
 RULES = FieldRules(
@@ -27,6 +28,8 @@ RULES = FieldRules(
 
 class PoolingOptions(RequestBody):
     """What every request to a pooling server may say."""
+
+    caps = limits.POOLED
 
     user: str | None = None
     truncate_prompt_tokens: int | None = Field(
@@ -67,23 +70,23 @@ def _check_input(value: Any) -> list[str | TokenIds]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
-        if all(_is_id(item) for item in value):
+        if _are_ids(value):
             return [value]
-        if len(value) > MAX_INPUTS:
-            raise ValueError(f"at most {MAX_INPUTS} inputs, not {len(value)}")
         if all(isinstance(item, str) for item in value) or all(
-            isinstance(item, list) and item and all(_is_id(token) for token in item) for item in value
+            isinstance(item, list) and item and _are_ids(item) for item in value
         ):
             return value
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INT64
+def _are_ids(values: list[Any]) -> bool:
+    return are_ids(values) and max(values) < _INT64
 
 
 class InputBody(VectorOptions):
     """Texts, or tokens."""
+
+    caps = limits.POOLING
 
     input: Annotated[list[Any], BeforeValidator(_check_input)]
     add_special_tokens: Annotated[bool, none_as(True)] = True
@@ -109,6 +112,8 @@ class CohereContent(Strict):
 
 class CohereEmbedBody(RequestBody):
     """Cohere's /v2/embed."""
+
+    caps = limits.COHERE
 
     input_type: str | None = None
     texts: Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
@@ -156,6 +161,8 @@ Texts = Annotated[list[str], BeforeValidator(_texts_of), Field(min_length=1, max
 
 
 class PairOptions(PoolingOptions):
+    caps = limits.PAIRS
+
     max_tokens_per_query: Annotated[int, none_as(0), Field(ge=0)] = Field(
         default=0, description="A longer query is cut to so many tokens; 0 = no limit of its own."
     )
@@ -176,6 +183,8 @@ class PairOptions(PoolingOptions):
 class RerankBody(PairOptions):
     """Jina's, Cohere's and vLLM's: one query, many documents."""
 
+    caps = limits.RANKED
+
     query: OneText
     documents: Texts
     top_n: Annotated[int, none_as(0), Field(ge=0)] = Field(default=0, description="0 = all.")
@@ -184,6 +193,8 @@ class RerankBody(PairOptions):
 
 class ScoreBody(PairOptions):
     """Pairs: one with one, one with many, or each with its own."""
+
+    caps = limits.SCORED
 
     text_1: Texts
     text_2: Texts

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from tokenizers import Encoding
 
 from engine.errors import InvalidRequest
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import ENCODED_TOGETHER, Tokenizer, batches_of
 
 Side: TypeAlias = Literal["left", "right"]
 Text: TypeAlias = str | tuple[str, str]  # one, or a pair
@@ -32,7 +32,21 @@ class Encoded:
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[Text], *, add_special_tokens: bool, cut: Cut | None
 ) -> list[Encoded]:
-    """All at once, on as many threads as there are. Raises InvalidRequest for what is no Unicode."""
+    """Many at once, on as many threads as there are. Raises InvalidRequest for what is no Unicode."""
+    return [
+        one
+        for batch in batches_of(texts, ENCODED_TOGETHER, _length)
+        for one in _encode_batch(tokenizer, batch, add_special_tokens, cut)
+    ]
+
+
+def _length(text: Text) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+
+
+def _encode_batch(
+    tokenizer: Tokenizer, texts: Sequence[Text], add_special_tokens: bool, cut: Cut | None
+) -> list[Encoded]:
     try:
         encodings = tokenizer.fast.encode_batch(list(texts), add_special_tokens=add_special_tokens)
     except (UnicodeEncodeError, TypeError) as error:

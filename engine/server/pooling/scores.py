@@ -21,12 +21,15 @@ from starlette.responses import Response
 from engine.errors import InvalidRequest
 from engine.server.body import check, read_json_object
 from engine.server.errors import UnknownRoute
+from engine.server.large_work import LARGE_BYTES, Pace
 from engine.server.pooling.answer import Answer, json_response, usage_of
 from engine.server.pooling.bodies import RULES, SCORE_NAMES, PairOptions, RerankBody, ScoreBody
 from engine.server.pooling.encode import Encoded, Text, cut_text
 from engine.server.pooling.score_template import score_template
-from engine.server.pooling.service import PoolingService
+from engine.server.pooling.service import PoolingService, check_chars
 from engine.server.request_ids import choose_request_id
+
+_SLACK_CHARS = 256  # at a text's end, tokens may be others than in its middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,30 @@ async def _score(
                 f"{name} {getattr(body, name)} is not below the model's {service.plan.max_model_len} tokens.",
                 param=name,
             )
-    tokenizer = service.model.tokenizer
-    left = [cut_text(tokenizer, text, body.max_tokens_per_query) for text in left]
-    right = [cut_text(tokenizer, text, body.max_tokens_per_doc) for text in right]
+    left = await _cut(service, left, body.max_tokens_per_query)
+    right = await _cut(service, right, body.max_tokens_per_doc)
     if service.plan.classifier is None:
         return await _compare(service, body, left, right, param)
     return await _read_together(service, body, left, right, param)
+
+
+async def _cut(service: PoolingService, texts: Sequence[str], max_tokens: int) -> Sequence[str]:
+    """The beginnings of texts, of at most so many tokens; 0 = all of them."""
+    if not max_tokens:
+        return texts
+    # No tokens are needed of what is far behind the last one that stays.
+    most = max_tokens * service.model.tokenizer.longest_token_bytes + _SLACK_CHARS
+    texts = [text[:most] for text in texts]
+
+    def cut() -> list[str]:
+        pace, shortened = Pace(), []
+        for text in texts:
+            shortened.append(cut_text(service.model.tokenizer, text, max_tokens))
+            pace.rest()
+        return shortened
+
+    is_large = sum(map(len, texts)) * 4 >= LARGE_BYTES
+    return await service.large_work.run(cut) if is_large else cut()
 
 
 async def _read_together(
@@ -106,6 +127,7 @@ async def _read_together(
 ) -> Scored:
     """By a classifier: one input per pair."""
     queries = list(left) * len(right) if len(left) == 1 else left
+    check_chars(sum(map(len, queries)) + sum(map(len, right)), param)  # before a query is copied for each
     template = score_template(service.plan, service.config)
     variables = body.template_variables
     if variables and template is None:

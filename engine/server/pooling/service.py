@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from array import array
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, Task
 from engine.pooling.types import PoolingRequest
-from engine.server.body import LARGE_BYTES
+from engine.server.large_work import LARGE_BYTES
+from engine.server.limits import MAX_PAIR_CHARS
 from engine.server.model_service import ModelService
 from engine.server.pooling.bodies import PoolingOptions
 from engine.server.pooling.encode import Cut, Encoded, Text, cut_tokens, encode_texts
@@ -25,6 +25,14 @@ _CHARACTERS_PER_TOKEN = 64
 _CHARACTERS_BESIDE = 4096
 
 _REMEDY = "Please reduce the length of the input, or cut it with truncate_prompt_tokens: -1."
+
+
+def check_chars(size: int, param: str) -> None:
+    """Raise InvalidRequest for more characters than one request's inputs or pairs may have together."""
+    if size > MAX_PAIR_CHARS:
+        raise InvalidRequest(
+            f"{param}: at most {MAX_PAIR_CHARS} characters in all inputs or pairs, not {size}.", param=param
+        )
 
 
 class PoolingService(ModelService):
@@ -62,10 +70,11 @@ class PoolingService(ModelService):
         texts = self._within_reason(texts, param, cut)
         tokenizer = self.model.tokenizer
         size = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
+        check_chars(size, param)
         if size * 4 < LARGE_BYTES:
             return encode_texts(tokenizer, texts, add_special_tokens=add_special_tokens, cut=cut)
-        return await asyncio.to_thread(
-            encode_texts, tokenizer, texts, add_special_tokens=add_special_tokens, cut=cut
+        return await self.large_work.run_released(
+            lambda: encode_texts(tokenizer, texts, add_special_tokens=add_special_tokens, cut=cut)
         )
 
     async def encode_inputs(

@@ -102,7 +102,7 @@ async def _answer(
         return {"object": kind, "index": index, field: written(values[index], body)}
 
     items = [partial(item, index) for index in range(len(values))]
-    return await list_response(head, items, sum(map(len, values)))
+    return await list_response(head, items, sum(map(len, values)), service.large_work)
 
 
 def _with_messages(raw: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server import limits
 from engine.server.field_rules import FieldRules
 from engine.server.foreign_parts import mark_unreadable
 from engine.server.generation_body import MINUS_ONE_AS_NONE, CacheSalt, Ignored, RequestBody, Strict, none_as
@@ -117,6 +118,8 @@ class ResponseStreamOptions(Strict):
 class InputTokensBody(RequestBody):
     """What the model reads."""
 
+    caps = limits.RESPONSES
+
     input: Annotated[
         str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unreadable)
     ] = None
@@ -134,6 +137,8 @@ class InputTokensBody(RequestBody):
 
 
 class ResponsesBody(InputTokensBody):
+    caps = limits.GENERATION
+
     max_output_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(default=None, description="Of tools that run here, and none does.")
     temperature: float | None = Field(default=None, ge=0, le=2)

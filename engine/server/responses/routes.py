@@ -39,7 +39,7 @@ async def create_response(request: Request) -> ASGIApp:
     body = await read_body(request, ResponsesBody, RULES)
     service.model.check_name(body.model)
     store = _store(request)
-    asked = await _read(body, store)
+    asked = await _read(body, service, store)
     # Of its own, never the request's, which clients choose and others may guess: what has it is kept.
     name = f"resp_{new_answer_id()}"
     run = await _start(service, asked, cuts=body.truncation == "auto")
@@ -55,24 +55,24 @@ async def count_input_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_body(request, InputTokensBody, RULES)
     service.model.check_name(body.model)
-    asked = await _read(body, _store(request))
+    asked = await _read(body, service, _store(request))
     try:
-        num_tokens = len(await encode_conversation(service, await _chat_of(asked)))
+        num_tokens = len(await encode_conversation(service, await _chat_of(service, asked)))
     except InvalidRequest as error:
         raise asked.renamed(error) from error
     return JSONResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
-async def _read(body: InputTokensBody, store: Shelf) -> Asked:
+async def _read(body: InputTokensBody, service: Service, store: Shelf) -> Asked:
     """Long conversations in a thread, as all work on long texts."""
     if isinstance(body.input, list) and len(body.input) > _MANY_ITEMS:
-        return await asyncio.to_thread(Asked, body, store)
+        return await service.large_work.run(lambda: Asked(body, store))
     return Asked(body, store)
 
 
-async def _chat_of(asked: Asked, num_left_out: int = 0) -> ChatBody:
+async def _chat_of(service: Service, asked: Asked, num_left_out: int = 0) -> ChatBody:
     if len(asked.items) > _MANY_ITEMS:
-        return await asyncio.to_thread(asked.chat, num_left_out=num_left_out)
+        return await service.large_work.run(lambda: asked.chat(num_left_out=num_left_out))
     return asked.chat(num_left_out=num_left_out)
 
 
@@ -80,7 +80,7 @@ async def _start(service: Service, asked: Asked, *, cuts: bool) -> ChatRun:
     """`cuts`: what doesn't fit the context loses its oldest turns, as few as may be."""
     try:
         try:
-            return await start_chat(service, await _chat_of(asked))
+            return await start_chat(service, await _chat_of(service, asked))
         except PromptTooLong:
             if not cuts:
                 raise
@@ -94,10 +94,10 @@ async def _start_cut(service: Service, asked: Asked) -> ChatRun:
     turns, fits = asked.turns, dict[int, bool]()
     max_model_len = service.engine.max_model_len
     while (cut := fitting_cut(turns, fits)) is not None:
-        num_tokens = len(await encode_conversation(service, await _chat_of(asked, cut)))
+        num_tokens = len(await encode_conversation(service, await _chat_of(service, asked, cut)))
         fits[cut] = num_tokens < max_model_len
     least = min((cut for cut, is_fitting in fits.items() if is_fitting), default=turns[-1] if turns else 0)
-    return await start_chat(service, await _chat_of(asked, least))
+    return await start_chat(service, await _chat_of(service, asked, least))
 
 
 async def get_response(request: Request) -> Response:
@@ -256,9 +256,12 @@ class ResponseStream:
         await send({"type": "http.response.body", "body": "".join(lines).encode(), "more_body": True})
 
 
+_REPEATED = {"reasoning", "text", "tool_choice", "tools"}  # what is long beside them is not dumped
+
+
 def _new_response(name: str, body: ResponsesBody, model: str) -> dict[str, Any]:
     """A response that has just begun; what was asked for stands in it, as OpenAI's do."""
-    asked = body.model_dump(mode="json", by_alias=True, exclude_none=True)
+    asked = body.model_dump(mode="json", by_alias=True, exclude_none=True, include=_REPEATED)
     return {
         "id": name,
         "object": "response",

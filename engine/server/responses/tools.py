@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from engine.server.generation_body import STRICT_TOOL, Ignored, Strict
+from engine.server.limits import MAX_TOOLS
 
-MAX_TOOLS = 512
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.server.body import check
+from engine.server.body import check_made
 from engine.server.protocol import ChatBody
 from engine.server.responses.bodies import (
     AS_IN_CHATS,
@@ -90,7 +90,7 @@ class Asked:
         }
         if isinstance(body, ResponsesBody):
             fields |= {"max_completion_tokens": body.max_output_tokens, "stream": body.stream}
-        return check(fields, ChatBody)
+        return check_made(fields, ChatBody)
 
     @property
     def turns(self) -> list[int]:

@@ -113,7 +113,8 @@ def parse(events: bytes) -> list[Any]:
 
 def finished(told: list[ChoiceDelta]) -> FinishedChoice:
     whole = FinishedChoice(0)
-    whole.deltas += told
+    for delta in told:
+        whole.add(delta)
     return whole
 
 

@@ -59,12 +59,12 @@ BODIES: dict[str, tuple[bytes, str | None, str]] = {
     "many token ids": (b'{"prompt": ' + ONES + b"}", "prompt", COMPLETIONS),
     "many prompts": (b'{"prompt": [' + b'"",' * (TEN_MB // 3) + b'""]}', "prompt", COMPLETIONS),
     "many lists of ids": (b'{"prompt": [' + b"[1]," * (TEN_MB // 4) + b"[1]]}", "prompt", COMPLETIONS),
-    "many stops": (completion(b'"stop": ' + ONES), "stop[0]", COMPLETIONS),
+    "many stops": (completion(b'"stop": ' + ONES), "stop", COMPLETIONS),
     "many stop tokens": (completion(b'"stop_token_ids": ' + ONES), "stop_token_ids", COMPLETIONS),
     "many bad words": (completion(b'"bad_words": ' + ONES), "bad_words", COMPLETIONS),
     "many allowed tokens that are none": (
         completion(b'"allowed_token_ids": ' + OBJECTS),
-        "allowed_token_ids[0]",
+        "allowed_token_ids",
         COMPLETIONS,
     ),
     "many biases": (completion(b'"logit_bias": {' + KEYS + b"}"), "logit_bias", COMPLETIONS),
@@ -98,13 +98,13 @@ BODIES: dict[str, tuple[bytes, str | None, str]] = {
     "a byte of zero": (b'{"prompt": "a\x00"}', None, COMPLETIONS),
     "a long message": (message(b'"role": "user", "content": ' + TEXT), "messages", CHAT),
     "a long role": (message(b'"content": "a", "role": ' + TEXT), "messages[0].role", CHAT),
-    "many messages": (b'{"messages": ' + OBJECTS + b"}", "messages[0].role", CHAT),
+    "many messages": (b'{"messages": ' + OBJECTS + b"}", "messages", CHAT),
     "many parts": (
         message(b'"role": "user", "content": ' + OBJECTS),
-        "messages[0].content[0].type",
+        "messages",
         CHAT,
     ),
-    "many fields of a message": (message(b'"role": "user", "content": "a", ' + KEYS), "messages", CHAT),
+    "many fields of a message": (message(b'"role": "user", "content": "a", ' + KEYS), "messages[0]", CHAT),
     "many tools": (chat(b'"tools": ' + OBJECTS), "tools", CHAT),
     "a block that is none": (turns(b"[{}]"), "messages[0].content[0].type", MESSAGES),
     "many blocks": (turns(TEXTS), "messages", MESSAGES),
@@ -145,9 +145,9 @@ async def refused(app: App, name: str) -> tuple[float, float]:
     took = time.monotonic() - began
     watch.cancel()
     error = response.json()["error"]
-    assert response.status_code == (404 if param == "model" else 400), response.text[:500]
+    assert response.status_code == 400, response.text[:500]
     assert error["param"] == param, error
-    assert len(error["message"]) < 1000 or param == "model"
+    assert len(error["message"]) < 1000
     assert other[0] == 200
     assert other[1]["choices"][0]["text"] == "abc"
     return took, await watch

@@ -1,0 +1,68 @@
+"""Long JSON bodies are read and changed by a process of their own, and come out as they would here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import psutil
+import pytest
+
+from api.json_apart import LONG_BYTES, JsonApart
+from api.json_worker import outline
+from api.named_model import InvalidBody, UnclearModel, read_object
+
+LONG = 'é \\ " [,] ' * 400_000
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "m", "prompt": LONG, **fields}).encode()
+
+
+async def test_a_long_body_is_outlined() -> None:
+    raw = body(keep_alive="5m", stream=True, ids=list(range(100_000)))
+    assert len(raw) > LONG_BYTES
+    read = await JsonApart().read(raw)
+    assert read.name == "m"
+    assert read.fields.keys() == {"model", "prompt", "keep_alive", "stream", "ids"}
+    assert read.fields["keep_alive"] == "5m" and read.fields["stream"] is True
+    assert LONG.startswith(read.fields["prompt"]) and read.fields["ids"][:3] == [0, 1, 2]
+    assert len(json.dumps(read.fields)) < 100_000
+
+
+async def test_a_long_body_is_changed() -> None:
+    raw = body(keep_alive="5m", temperature=1)
+    made = await JsonApart().changed(raw, frozenset({"keep_alive"}), {"model": "other", "seed": 5})
+    assert read_object(made) == {"model": "other", "prompt": LONG, "temperature": 1, "seed": 5}
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "told"),
+    [
+        (b'{"model": "m", "prompt": "' + b"x" * LONG_BYTES, InvalidBody, "not valid JSON"),
+        (b"[" + b"1," * 500_000 + b"1]", InvalidBody, "must be a JSON object"),
+        (b'{"model": "a", "model": "b", "x": "' + b"x" * LONG_BYTES + b'"}', UnclearModel, "more than once"),
+    ],
+)
+async def test_what_is_wrong_is_told_as_of_short_ones(raw: bytes, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        await JsonApart().read(raw)
+
+
+async def test_a_client_that_leaves_leaves_no_process() -> None:
+    reading = asyncio.create_task(JsonApart().read(body()))
+    async with asyncio.timeout(30):
+        while not psutil.Process().children():  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.001)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert psutil.Process().children() == []
+
+
+def test_an_outline_is_small_whatever_it_is_of() -> None:
+    deep: Any = "x" * 100_000
+    for _ in range(100):
+        deep = {"a": [deep] * 3}
+    assert len(json.dumps(outline({"a": deep, "b": [["x" * 10_000] * 10] * 10}))) < 100_000

@@ -1,0 +1,127 @@
+"""How long one client's stream stands still while another does something: a real engine, a real stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[3]
+DEMO = ROOT / "models" / "berth-demo"
+START_S = 120
+ANSWER_S = 120
+
+
+@dataclass
+class Disturbed:
+    """What came of one disturbance. Times in seconds."""
+
+    response: httpx.Response | None = None
+    took_s: float = 0.0
+    gap_s: float = 0.0  # the longest between two pieces of the victim's stream, while it went on
+    undisturbed_s: float = 0.0  # the same before it
+    grown_bytes: int = 0  # what the engine's memory grew by, at its peak
+
+
+@dataclass
+class AttackedEngine:
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def memory(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def disturb(self, path: str, content: bytes, *, quiet_s: float = 0.7) -> Disturbed:
+        """Send `content` while a victim streams."""
+        result = Disturbed()
+        victim = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.server.victim", str(self.port)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        time.sleep(quiet_s + 0.5)
+        _reset_peak(self.process.pid)
+        before = self.memory()
+        began = time.monotonic()
+        try:
+            headers = {"content-type": "application/json"}
+            with httpx.Client(timeout=ANSWER_S, trust_env=False) as http:
+                result.response = http.post(self.url + path, content=content, headers=headers)
+        except httpx.HTTPError:
+            result.response = None
+        ended = time.monotonic()
+        result.took_s = ended - began
+        time.sleep(0.2)
+        result.grown_bytes = max(0, _peak(self.process.pid) - before)
+        times = json.loads(victim.communicate(b"", timeout=ANSWER_S)[0])
+        result.undisturbed_s = _longest(times, began - quiet_s, began)
+        result.gap_s = _longest(times, began, ended + 0.2)
+        return result
+
+
+def _longest(times: list[float], begin: float, end: float) -> float:
+    """The longest time without a piece that lies at least partly between the two."""
+    edges = [*times, end]
+    return max(
+        (after - at for at, after in pairwise(edges) if after > begin and at < end),
+        default=end - begin,
+    )
+
+
+def _reset_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _peak(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+@contextmanager
+def attacked_engine(model: Path = DEMO, *flags: str) -> Iterator[AttackedEngine]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine", str(model), "--port", str(port), *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    engine = AttackedEngine(port, process)
+    try:
+        _wait_ready(engine)
+        yield engine
+    finally:
+        process.terminate()
+        process.wait(START_S)
+
+
+def _wait_ready(engine: AttackedEngine) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        assert engine.process.poll() is None
+        assert time.monotonic() < deadline
+        try:
+            if httpx.get(f"{engine.url}/health", trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)

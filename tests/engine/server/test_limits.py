@@ -1,0 +1,339 @@
+"""Every cap of docs/limits.md: what is at it passes in time, what is one above is refused at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.limits_table import body_models
+from engine.errors import InvalidRequest
+from engine.server import limits
+from engine.server.body import check
+from engine.server.caps import CapExceeded, check_caps, tree_of
+from engine.server.generation_body import Strict
+from engine.server.json_budget import find_excess
+from engine.server.limits import Cap, Measure
+from tests.engine.server.field_walk import is_capped, places_of
+from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
+
+IN_TIME_S = 8.0  # of all threads, whatever else the machine does: many times what it takes
+
+ENTRIES: dict[str, Any] = {
+    "messages": {"role": "user", "content": "a"},
+    "messages[].content": {"type": "text", "text": "a"},
+    "messages[].tool_calls": {"function": {"name": "f"}},
+    "input": {"role": "user", "content": "a"},
+    "input[].content": {"type": "input_text", "text": "a"},
+    "tools": {"type": "function", "name": "f", "function": {"name": "f"}, "input_schema": {}},
+    "prompt": "a",
+    "stop_token_ids": 1,
+    "allowed_token_ids": 1,
+    "tokens": 1,
+}
+OBJECTS = {"logit_bias", "metadata", "messages[]", "messages[][]", "input[]"}
+"""Paths whose entries are fields."""
+
+BODY_OF = {cap: model for model in reversed(body_models()) for cap in model.all_caps()}
+CASES = {
+    f"{cap.path}, {cap.most} {cap.measure.value}{' in all' if cap.total else ''}": (model, cap)
+    for cap, model in BODY_OF.items()
+    if cap.measure is not Measure.TEXT  # which is measured when it becomes tokens
+}
+
+
+def holding(cap: Cap, size: int) -> dict[str, Any]:
+    """A body, of which only what the cap is about matters."""
+    value: Any
+    match cap.measure:
+        case Measure.CHARS:
+            value = "a" * size
+        case Measure.VALUES:
+            value = {"a": [1] * (size - 2)}
+        case _ if cap.path in OBJECTS:
+            value = {str(number): 1 for number in range(size)}
+        case _:
+            value = [ENTRIES.get(cap.path, "a")] * size
+    for step in reversed(cap.path.split(".")):
+        for _ in range(step.count("[]")):
+            value = [value]
+        value = {step.rstrip("[]"): value}
+    body: dict[str, Any] = value
+    return body
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: str) -> None:
+    model, cap = CASES[name]
+    began = time.process_time()
+    try:
+        check(holding(cap, cap.most), model)
+    except CapExceeded as error:
+        pytest.fail(f"at the cap: {error}")
+    except InvalidRequest:
+        pass  # other fields are missing
+    with pytest.raises(CapExceeded) as caught:
+        check(holding(cap, cap.most + 1), model)
+    assert time.process_time() - began < IN_TIME_S
+    assert str(cap.most) in caught.value.message
+    assert str(cap.most + 1) in caught.value.message
+    assert caught.value.param is not None
+    assert caught.value.param.split("[")[0] == cap.path.split("[")[0]
+
+
+def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
+    """One that doesn't is one that somebody forgot: give it a cap in engine/server/limits.py."""
+    forgotten = [
+        f"{model.__name__}: {place.kind} {place.path}"
+        for model in body_models()
+        for place in sorted(places_of(model))
+        if place.kind != "number" and not is_capped(place, model.all_caps())
+    ]
+    assert forgotten == []
+
+
+def test_every_whole_number_has_a_bound() -> None:
+    """Its field's own, or one that engine/server/limits.py names."""
+    forgotten = {
+        place.path
+        for model in body_models()
+        for place in places_of(model)
+        if place.kind == "number" and place.path.rpartition(".")[2].rstrip("[]") not in limits.BOUNDED_BY
+    }
+    assert forgotten == set()
+
+
+def test_a_field_without_a_cap_is_found() -> None:
+    class Forgetful(Strict):
+        listed: list[str]
+        told: str | None = None
+        table: dict[str, int] = {}  # noqa: RUF012 - a field
+
+    found = {(place.path, place.kind) for place in places_of(Forgetful)}
+    assert found == {("listed", "list"), ("listed[]", "string"), ("told", "string"), ("table", "object")}
+    assert not any(is_capped(place, Forgetful.all_caps()) for place in places_of(Forgetful))
+
+
+def test_sums_run_over_all_entries() -> None:
+    cap = Cap("messages[].content", 10, total=True)
+    body = {"messages": [{"content": ["a"] * 6}, {"content": "text"}, {"content": ["a"] * 4}]}
+    check_caps(body, tree_of((cap,)))
+    body["messages"].append({"content": ["a"]})
+    with pytest.raises(CapExceeded, match=r"messages\[\]\.content: at most 10 entries in all, not 11"):
+        check_caps(body, tree_of((cap,)))
+
+
+# The text as a whole
+
+FIELDS = b'{"a": {%s}}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "is_within"),
+    [
+        (b'{"a": "' + b"[],{}," * 1_000_000 + b'"}', True),
+        (b'{"a": "' + b'\\",[' * 1_000_000 + b'"}', True),
+        (b'{"a": "' + b"\\\\" * 300_001 + b'", "b": "' + b"[[[," * 800_000 + b'"}', True),
+        (b'{"url": "data:image/png;base64,' + b"iVBORw0K" * 2_500_000 + b'"}', True),
+        (b'{"a": [' + b"1," * (limits.MAX_JSON_VALUES - 3) + b"1]}", True),
+        (b'{"a": [' + b"1," * (limits.MAX_JSON_VALUES + 1) + b"1]}", False),
+        (b'{"a": [' + b"[]," * (limits.MAX_JSON_CONTAINERS - 3) + b"[]]}", True),
+        (b'{"a": [' + b"[]," * (limits.MAX_JSON_CONTAINERS + 1) + b"[]]}", False),
+        (FIELDS % b",".join(b'"k%d":1' % n for n in range(limits.MAX_JSON_MEMBERS - 1)), True),
+        (FIELDS % b",".join(b'"k%d":1' % n for n in range(limits.MAX_JSON_MEMBERS + 1)), False),
+        (b'{"a": "' + b"\\n" * limits.MAX_JSON_ESCAPES + b'"}', True),
+        (b'{"a": "' + b"\\n" * (limits.MAX_JSON_ESCAPES + 1) + b'"}', False),
+        (b'{"a": "' + b"\\\\" * limits.MAX_JSON_ESCAPES + b'"}', True),
+        (b'{"a": "' + b"\\\\" * (limits.MAX_JSON_ESCAPES + 1) + b'"}', False),
+        (b'{"a": ["\\\\",' + b'"x",[],' * 500_000 + b"[]]}", False),
+    ],
+)
+def test_only_what_is_outside_strings_counts(raw: bytes, is_within: bool) -> None:
+    assert (find_excess(raw) is None) == is_within
+
+
+def test_escapes_and_strings_across_windows_are_read_as_a_parser_reads_them() -> None:
+    """Slowly, over many lengths: where a window ends must not matter."""
+    for shift in range(6):
+        filler = b"a" * (2**18 - 12 + shift)
+        text = b'{"a": "' + filler + b'\\\\\\"[,' * 3 + b'\\\\", "b": "' + b",[" * 1_200_000 + b'"}'
+        assert json.loads(text)["b"].startswith(",[")
+        assert find_excess(text) is None, shift
+
+
+@pytest.fixture(scope="module")
+async def app(fake_model: Path) -> AsyncIterator[App]:
+    async with app_in_process(fake_model) as app:
+        yield app
+
+
+def nested(depth: int) -> bytes:
+    inner = b"[" * depth + b"]" * depth
+    return b'{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": ' + inner + b"}}"
+
+
+ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
+    "nesting": (CHAT, nested(limits.MAX_JSON_DEPTH), None, "recursion limit"),
+    "n": (COMPLETIONS, {"prompt": "a", "n": limits.MAX_CHOICES + 1}, "n", "128"),
+    "sequences": (COMPLETIONS, {"prompt": ["a"] * 17, "n": 128}, "n", str(limits.MAX_SEQUENCES)),
+    "text": (
+        "/tokenize",
+        {"prompt": "a" * (limits.MAX_TEXT_BYTES + 1)},
+        "prompt",
+        str(limits.MAX_TEXT_BYTES),
+    ),
+    "the text of a chat": (
+        "/tokenize",
+        {"messages": [{"role": "user", "content": "a" * (limits.MAX_TEXT_BYTES // 4)}] * 4},
+        "prompt",
+        str(limits.MAX_TEXT_BYTES),
+    ),
+    "a bad word": (
+        COMPLETIONS,
+        {"prompt": "a", "bad_words": ["a" * (limits.MAX_BAD_WORD_TOKENS + 1)]},
+        "bad_words[0]",
+        str(limits.MAX_BAD_WORD_TOKENS),
+    ),
+    "logprobs of prompts": (
+        COMPLETIONS,
+        {"prompt": ["a" * 1000] * 100, "prompt_logprobs": 20},
+        "prompt_logprobs",
+        str(limits.MAX_TOLD_LOGPROBS),
+    ),
+    "logprobs of an answer": (
+        CHAT,
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "n": 128,
+            "max_tokens": 1900,
+            "logprobs": True,
+            "top_logprobs": 20,
+        },
+        "top_logprobs",
+        str(limits.MAX_TOLD_IN_ANSWER),
+    ),
+    "logprobs of echoed prompts": (
+        COMPLETIONS,
+        {"prompt": ["a" * 1000] * 100, "logprobs": 20, "echo": True},
+        "logprobs",
+        str(limits.MAX_TOLD_LOGPROBS),
+    ),
+    "beams": (
+        COMPLETIONS,
+        {"prompt": "a", "n": limits.MAX_BEAMS + 1, "use_beam_search": True},
+        "n",
+        f"{limits.MAX_BEAMS + 1} with use_beam_search: no more than {limits.MAX_BEAMS}",
+    ),
+    "logprobs": (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "20"),
+    "logprobs of chats": (
+        CHAT,
+        {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 21},
+        "top_logprobs",
+        "20",
+    ),
+    "a repetition penalty": (
+        COMPLETIONS,
+        {"prompt": "a", "repetition_penalty": 1e-300},
+        "repetition_penalty",
+        "0.01",
+    ),
+    "a bias of a long key": (
+        COMPLETIONS,
+        {"prompt": "a", "logit_bias": {"9" * 5000: 1}},
+        "logit_bias",
+        "token ids",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ABOVE)
+async def test_what_a_request_asks_for_is_bounded(app: App, name: str) -> None:
+    path, body, param, said = ABOVE[name]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    began = time.process_time()
+    response = await app.http.post(path, content=content)
+    assert time.process_time() - began < IN_TIME_S
+    assert response.status_code == 400, response.text[:300]
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 1e-300},
+        {"temperature": 1e-5},
+        {"top_p": 5e-324},
+        {"min_p": 5e-324},
+        {"top_k": 10**300},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 10},
+        {"presence_penalty": 2, "frequency_penalty": -2},
+        {"logit_bias": {"5": 100, "05": -100}},
+        {"seed": -(2**63)},
+        {"seed": 2**63 - 1},
+        {"stop": "a" * limits.MAX_STOP_CHARS},
+        {"bad_words": ["a" * limits.MAX_BAD_WORD_TOKENS]},
+        {"n": limits.MAX_CHOICES},
+    ],
+)
+async def test_values_at_their_edges_are_served(app: App, fields: dict[str, Any]) -> None:
+    app.will_say("abc")
+    answer = await app.ask(COMPLETIONS, prompt="b", max_tokens=3, **fields)
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+AT_THE_CAP: dict[str, Any] = {
+    "allowed_token_ids": [5] * limits.MAX_ALLOWED_TOKENS,
+    "bad_words": ["ab"] * limits.MAX_LISTED,
+    "cache_salt": "a" * limits.MAX_SALT,
+    "keep_alive": "1" * limits.MAX_DURATION_CHARS,
+    "logprob_token_ids": [5] * limits.MAX_NAMED_LOGPROBS,
+    "prompt_cache_key": "a" * limits.MAX_LABEL_CHARS,
+    "request_id": "a" * limits.MAX_REQUEST_ID_CHARS,
+    "safety_identifier": "a" * limits.MAX_LABEL_CHARS,
+    "stop": ["ab"] * limits.MAX_STOPS,
+    "stop_token_ids": [5] * limits.MAX_LISTED,
+    "structured_outputs": {"choice": ["abc", *(f"a{number}" for number in range(1, limits.MAX_LISTED))]},
+    "user": "a" * limits.MAX_LABEL_CHARS,
+}
+
+
+@pytest.mark.parametrize("name", AT_THE_CAP)
+async def test_a_request_at_a_cap_is_served_in_time(app: App, name: str) -> None:
+    app.will_say("abc")
+    began = time.process_time()
+    fields = {name: AT_THE_CAP[name], **({"logprobs": 1} if name == "logprob_token_ids" else {})}
+    await app.ask(COMPLETIONS, prompt="b", max_tokens=3, **fields)
+    assert time.process_time() - began < IN_TIME_S
+
+
+async def test_numbers_of_thousands_of_digits_are_400(app: App) -> None:
+    for name in ("max_tokens", "min_tokens", "truncate_prompt_tokens", "n", "seed", "priority", "logprobs"):
+        content = b'{"prompt": "a", "' + name.encode() + b'": ' + b"9" * 4299 + b"}"
+        response = await app.http.post(COMPLETIONS, content=content)
+        assert response.status_code == 400, (name, response.text[:200])
+
+
+async def test_a_text_at_its_cap_is_encoded_in_time(app: App) -> None:
+    began = time.process_time()
+    status, answer = await app.post("/tokenize", prompt="a b " * (limits.MAX_TEXT_BYTES // 4))
+    assert status == 200 and answer["count"] > 100_000
+    assert time.process_time() - began < IN_TIME_S
+
+
+async def test_what_agents_send_passes(app: App) -> None:
+    """500 turns, 100 tools of 10 KB: too long for this model, but not for the server."""
+    schema = {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "string", "description": "x" * 60} for n in range(100)},
+    }
+    tools = [{"type": "function", "function": {"name": f"f{n}", "parameters": schema}} for n in range(100)]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a b c"}]}] * 500
+    status, answer = await app.post("/tokenize", messages=messages, tools=tools)
+    assert status == 200 and answer["count"] > 1000

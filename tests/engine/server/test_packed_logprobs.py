@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from engine.server.packed_logprobs import PackedLogprobs, Rows
+from engine.types import PositionLogprobs, TokenLogprob
+
+POSITIONS = [
+    PositionLogprobs(TokenLogprob(5, -0.1, 1), (TokenLogprob(5, -0.1, 1), TokenLogprob(9, -2.345678901, 2))),
+    PositionLogprobs(TokenLogprob(200_000, float("-inf"), 0)),
+    PositionLogprobs(TokenLogprob(0, 0.0, 1), (TokenLogprob(0, 0.0, 1),)),
+]
+
+
+def packed() -> PackedLogprobs:
+    told = PackedLogprobs()
+    told.extend(POSITIONS[:1])
+    told.extend([])
+    told.extend(POSITIONS[1:])
+    return told
+
+
+def test_what_is_packed_comes_out_as_it_was() -> None:
+    told = packed()
+    assert list(told) == POSITIONS and told[1] == POSITIONS[1] and told[1:] == POSITIONS[1:]
+    assert len(told) == 3 and told.num_entries == 6
+    with pytest.raises(IndexError):
+        told[3]
+
+
+def test_rows_are_a_list_that_is_made_in_parts() -> None:
+    before = ["a", "b"]
+    rows = before + Rows(packed(), lambda position: position.chosen.token_id)
+    assert list(rows.parts(2)) == [["a", "b"], [5, 200_000], [0]]
+    assert json.dumps([entry for part in rows.parts(100) for entry in part]) == '["a", "b", 5, 200000, 0]'
