@@ -29,8 +29,8 @@ from tests.faults.ledger import Reply
 MODEL, DEMO = "berth-demo", "demo"  # the engine's model, and its instance
 SECRET = "hf_that-stood-in-an-engines-log"
 START_S = 120.0
-_QUIET_S = 1.0  # watched before an attack
-_TAIL_S = 0.4  # and after it
+_QUIET_S = 0.8  # watched before an attack, and after it
+_CALM_S = 0.15  # the longest gap of a victim that nobody disturbs; more of it is waited out for a while
 _MORE_DESCRIPTORS = 8
 _SETTLE_S = 10.0
 
@@ -212,24 +212,37 @@ class Ground:
 
     @contextmanager
     def measured(self, body_bytes: int = 0) -> Iterator[None]:
-        """Around the attack itself: what was prepared before and is checked afterwards isn't in it."""
+        """Around the attack itself: what was prepared before and is checked afterwards isn't in it.
+
+        It lasts until the victim is as undisturbed as before: what an engine still does for a client that has
+        gone is the attack's doing, too.
+        """
         assert self.watch is not None
         self.seen = seen = Seen(body_bytes=body_bytes)
-        time.sleep(_QUIET_S)
+        began, seen.undisturbed_s = self._calm(time.monotonic(), _CALM_S)
         self.watch.begin()
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             yield
         finally:
             ended = time.monotonic()
-            time.sleep(_TAIL_S)
-            streams = self.streams(began - _QUIET_S)
-            seen.undisturbed_s = longest_gap(streams, began - _QUIET_S, began)
-            seen.gap_s = longest_gap(streams, began, ended + _TAIL_S)
-            seen.took_s = ended - began
+            end, _ = self._calm(ended, seen.undisturbed_s + _CALM_S)
+            streams = self.streams(began)
+            seen.gap_s = longest_gap(streams, started, end)
+            seen.took_s = ended - started
             seen.berth_bytes = self.watch.berth.grown()
             seen.engine_bytes = self.watch.engine.grown()
             seen.problems += [f"the victim's stream: {one.problem}" for one in streams if one.problem][:2]
+
+    def _calm(self, since: float, most_s: float) -> tuple[float, float]:
+        """When the victim has gone on for a while without a longer gap, and the longest of that while."""
+        while True:
+            time.sleep(_QUIET_S)
+            now = time.monotonic()
+            begin = now - _QUIET_S
+            gap = longest_gap(self.streams(begin), begin, now)
+            if gap <= most_s or now - since > _SETTLE_S:
+                return now, gap
 
     def settle(self) -> list[str]:
         """What isn't as it was before the attack, once it has had time to become so."""

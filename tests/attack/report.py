@@ -114,4 +114,5 @@ def line(result: Result) -> str:
 def summary(results: Sequence[Result], seconds: float) -> str:
     """In one line."""
     verdicts = Counter(one.verdict for one in results)
-    return f"{verdicts['held']} held, {verdicts['FAILED']} FAILED, {verdicts['skipped']} skipped, {seconds:.0f} s"
+    counts = ", ".join(f"{verdicts[one]} {one}" for one in ("held", "FAILED", "skipped"))
+    return f"{counts}, {seconds:.0f} s"

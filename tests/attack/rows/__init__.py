@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tests.attack.attack import Field
-from tests.attack.rows import bodies, doors, tenants
+from tests.attack.rows import bodies, doors, tenants, work
 
 FIELDS: tuple[Field, ...] = (
     Field("tenants", tenants.ATTACKS),
     Field("doors", doors.ATTACKS),
     Field("bodies", bodies.ATTACKS),
+    Field("work", work.ATTACKS),
 )

@@ -30,6 +30,9 @@ class Body:
     headers: tuple[tuple[str, str], ...] = tuple(JSON.items())
     ways: Sequence[str] = BOTH_WAYS
 
+    def attack(self) -> Attack:
+        return Attack(self.name, "key", self.act)
+
     def act(self, ground: Ground) -> None:
         body = self.make()
         headers = {name.replace("-", "_"): value for name, value in self.headers}
@@ -133,9 +136,10 @@ LISTS = (
     Body("a million stop tokens", COMPLETIONS, lambda: completion(b'"stop_token_ids": ' + many("7", M))),
     Body("stop strings of 28 MB", COMPLETIONS,
          lambda: completion(b'"stop": ' + many(json.dumps("a" * 7 * M), 4)), ANY),
-    Body("a million template variables", CHAT, lambda: chat(b'"chat_template_kwargs": ' + fields(M))),
-    Body("a million documents", CHAT, lambda: chat(b'"documents": ' + many('{"a":1}', M))),
-    Body("metadata of a million", RESPONSES, lambda: NAMED + b'"input": "a", "metadata": ' + fields(M) + b"}"),
+    Body("a million template variables", CHAT, lambda: chat(b'"chat_template_kwargs": ' + fields(M)), ANY),
+    Body("a million documents", CHAT, lambda: chat(b'"documents": ' + many('{"a":1}', M)), ANY),
+    Body("metadata of a million", RESPONSES,
+         lambda: NAMED + b'"input": "a", "metadata": ' + fields(M) + b"}"),
     Body("a tool described in 28 MB", CHAT,
          lambda: chat(b'"tools": [{"type": "function", "function": {"name": "f", "description": '
                       + text(28 * M) + b"}}]"), ANY),
@@ -145,4 +149,4 @@ LISTS = (
          lambda: NAMED + b'"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": '
          b'{"url": "data:image/png;base64,' + b"A" * 28 * M + b'"}}]}]}', ANY),
 )  # fmt: skip
-ATTACKS = tuple(Attack(one.name, "key", one.act) for one in (*FORMS, *NAMES, *SHAPES, *LISTS))
+ATTACKS = tuple(one.attack() for one in (*FORMS, *NAMES, *SHAPES, *LISTS))

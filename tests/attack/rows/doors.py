@@ -1,4 +1,4 @@
-"""Routes that are an admin's, and what an engine keeps to itself, asked for by a key for requests or without."""
+"""Routes that are an admin's, and what engines keep to themselves, by a key for requests or without."""
 
 from __future__ import annotations
 
