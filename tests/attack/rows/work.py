@@ -19,6 +19,7 @@ from tests.attack.rows.bodies import (
     PROMPT,
     Body,
     M,
+    chat,
     completion,
     many,
     text,
