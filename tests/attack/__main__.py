@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,8 +53,12 @@ def main() -> int:
         deadline=began + args.seconds,
         tell=lambda result: say(line(result)),
     )
-    for field in FIELDS:
-        runner.run(field, [one.replace("_", " ") for one in args.only])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        for field in FIELDS:
+            runner.run(field, [one.replace("_", " ") for one in args.only])
+    finally:
+        runner.close()
     results = runner.results
     say(f"\n{table(results)}\n\n{summary(results, time.monotonic() - began)}")
     if args.json:

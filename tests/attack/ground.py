@@ -302,7 +302,7 @@ class Ground:
 def _models() -> dict[str, Any]:
     """Beside the demo model: one at a time, one that fails, one that nobody has started."""
     return {
-        "limited": {"command": fake_engine.command("--chunk-delay", "0.02"), "concurrency_limit": 1},
+        "limited": {"command": fake_engine.command("--chunk-delay", "0"), "concurrency_limit": 1},
         "failing": {"command": fake_engine.command("--fail-with", f"loading with token {SECRET}")},
         "cold": {"command": fake_engine.command()},
     }

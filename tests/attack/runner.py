@@ -54,7 +54,7 @@ class Runner:
             self._note(self._run_one(field, attack))
         if self._ground is not None:
             seen = Seen(problems=self._ground.end_well())
-            self._end_ground()
+            self.close()
             self._note(Result(field.name, "nothing is left when Berth ends", "–", seen))
 
     def _note(self, result: Result) -> None:
@@ -86,7 +86,7 @@ class Runner:
         problems += ground.settle()
         ground.seen.problems += problems
         if problems:  # whatever it has left behind is not the next one's
-            self._end_ground()
+            self.close()
         return ground.seen
 
     def _begin_ground(self, field: Field) -> Ground:
@@ -100,7 +100,8 @@ class Runner:
         self._ground = ground.__enter__()
         return self._ground
 
-    def _end_ground(self) -> None:
+    def close(self) -> None:
+        """End the Berth that is being attacked, whatever it is doing."""
         if self._ground is not None:
             self._ground.end()
             self._ground = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from tests.attack.attack import Field
-from tests.attack.rows import bodies, doors, tenants, work
+from tests.attack.rows import bodies, connections, doors, tenants, work
 
 FIELDS: tuple[Field, ...] = (
     Field("tenants", tenants.ATTACKS),
     Field("doors", doors.ATTACKS),
+    Field("connections", connections.ATTACKS),
+    Field("few places", connections.FEW_PLACES, {"MAX_CONNECTIONS": "250"}),
+    Field("without keys", connections.WITHOUT_KEYS, has_keys=False),
     Field("bodies", bodies.ATTACKS),
     Field("work", work.ATTACKS),
 )

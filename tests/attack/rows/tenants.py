@@ -28,8 +28,11 @@ def make(ask: Callable[..., Reply], **more: Any) -> str:
 
 
 def _is_untouched(ground: Ground, name: str) -> None:
-    items = ground.as_victim("GET", f"{RESPONSES}/{name}/input_items?model={MODEL}")
-    assert b"A secret" in items.body, f"the victim's own response is gone or changed: {items}"
+    """The victim's own response is there, and made of what it was made of."""
+    read = ground.as_victim("GET", f"/proxy/{DEMO}{RESPONSES}/{name}")
+    assert read.status == 200, f"the victim's own response is gone: {read}"
+    items = ground.as_victim("GET", f"/proxy/{DEMO}{RESPONSES}/{name}/input_items")
+    assert items.status != 200 or b"A secret" in items.body, f"the victim's own response is changed: {items}"
 
 
 def _taking(what: str, method: str, path: str, body: dict[str, Any] | None = None) -> Attack:
