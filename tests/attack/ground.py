@@ -21,7 +21,7 @@ from tests import fake_engine
 from tests.attack import victim
 from tests.attack.asking import JSON, ask
 from tests.attack.memory import Watch
-from tests.attack.verdict import Seen, Stream, longest_gap
+from tests.attack.verdict import MOST_OVER_S, Seen, Stream, longest_gap
 from tests.berth_process import ROOT, BerthProcess
 from tests.faults.harbour import FAULT_IN_LOG, eventually, free_ports
 from tests.faults.ledger import Reply
@@ -228,7 +228,14 @@ class Ground:
             ended = time.monotonic()
             end, _ = self._calm(ended, seen.undisturbed_s + _CALM_S)
             streams = self.streams(began)
-            seen.gap_s = longest_gap(streams, started, end)
+            gap = longest_gap(streams, started, end)
+            seen.gap_s = gap.seconds
+            if seen.over_s > MOST_OVER_S:
+                whose = (
+                    "both of the victim's streams" if gap.whose == "all" else "one of the victim's streams"
+                )
+                since = gap.began - started
+                seen.notes.append(f"{whose} stood still from {since:.2f} s to {since + gap.seconds:.2f} s")
             seen.took_s = ended - started
             seen.berth_bytes = self.watch.berth.grown()
             seen.engine_bytes = self.watch.engine.grown()
@@ -240,7 +247,7 @@ class Ground:
             time.sleep(_QUIET_S)
             now = time.monotonic()
             begin = now - _QUIET_S
-            gap = longest_gap(self.streams(begin), begin, now)
+            gap = longest_gap(self.streams(begin), begin, now).seconds
             if gap <= most_s or now - since > _SETTLE_S:
                 return now, gap
 

@@ -49,19 +49,28 @@ class Seen:
         return int(MOST_OF_BODY * self.body_bytes) + SLACK_BYTES
 
 
-def longest_gap(streams: Sequence[Stream], begin: float, end: float) -> float:
+@dataclass(frozen=True, slots=True, order=True)
+class Gap:
+    seconds: float = 0.0
+    began: float = 0.0
+    whose: str = ""
+
+
+def longest_gap(streams: Sequence[Stream], begin: float, end: float) -> Gap:
     """The longest time without a chunk that lies at least partly between the two.
 
     Within each stream, from its first chunk on; and of all together, so that streams that never begin count.
     """
     together = sorted(at for one in streams for at in one.times if at <= end)
-    gaps = [_longest([*one.times, end] if one.is_open else one.times, begin, end) for one in streams]
     last = max((at for at in together if at <= begin), default=begin)
-    return max(*gaps, _longest([last, *(at for at in together if at > last), end], begin, end), 0.0)
+    all_of_them = [last, *(at for at in together if at > last), end]
+    gaps = [_longest([*one.times, end] if one.is_open else one.times, begin, end, "one") for one in streams]
+    return max(*gaps, _longest(all_of_them, begin, end, "all"), Gap())
 
 
-def _longest(times: Sequence[float], begin: float, end: float) -> float:
-    return max((b - a for a, b in pairwise(times) if b > begin and a < end), default=0.0)
+def _longest(times: Sequence[float], begin: float, end: float, whose: str) -> Gap:
+    pairs = ((a, b) for a, b in pairwise(times) if b > begin and a < end)
+    return max((Gap(b - a, a, whose) for a, b in pairs), default=Gap())
 
 
 def faults(seen: Seen) -> list[str]:

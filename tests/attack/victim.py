@@ -72,8 +72,9 @@ class Victim:
                 if b"data: " in piece:
                     stream.times.append(time.monotonic())
                 last = (last + piece)[-400:]
-        if b"[DONE]" not in last:
-            stream.problem = f"it ended with {last!r}"
+                if b"data: [DONE]" in last:
+                    return
+        stream.problem = f"it ended with {last!r}"
 
     def seen(self, since: float) -> list[dict[str, object]]:
         """What was under way since then; earlier streams are forgotten."""
