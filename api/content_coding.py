@@ -90,7 +90,7 @@ def decode(coding: str, encoded: bytes, max_bytes: int) -> bytes:
     """What `encoded` was. What would be longer than `max_bytes` is never held. Raises BodyRefused.
 
     Decoded twice: once for the length, in pieces that are dropped, then into one block of just that length.
-    Else zlib collects blocks and copies them together, which takes the memory twice and holds up the event loop.
+    Else zlib collects blocks and copies them together: twice the memory, and the event loop stands still.
     """
     bits = _GZIP if coding != "deflate" else _ZLIB if _has_zlib_head(encoded) else _RAW
     try:

@@ -59,10 +59,10 @@ def main() -> int:
             runner.run(field, [one.replace("_", " ") for one in args.only])
     finally:
         runner.close()
-    results = runner.results
+        results = runner.results
+        if args.json:
+            args.json.write_text(json.dumps([one.as_json() for one in results], indent=1))
     say(f"\n{table(results)}\n\n{summary(results, time.monotonic() - began)}")
-    if args.json:
-        args.json.write_text(json.dumps([one.as_json() for one in results], indent=1))
     if not results or any(one.verdict == "FAILED" for one in results):
         say(f"logs: {folder}")
         return 1

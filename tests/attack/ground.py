@@ -62,6 +62,7 @@ class Ground:
         self.watch: Watch | None = None
         self.seen = Seen()  # of the latest attempt
         self._log_read = 0
+        self.has_ended = False
 
     def _settings(self) -> dict[str, str]:
         keys = {
@@ -124,6 +125,9 @@ class Ground:
 
     def end(self) -> None:
         """At once; whatever Berth is doing."""
+        if self.has_ended:
+            return
+        self.has_ended = True
         if self.watch is not None:
             self.watch.close()
         if self._victim is not None:
@@ -256,7 +260,10 @@ class Ground:
         assert self.watch is not None
         if self.watch.has_ended_them:
             return ["they took more than 6 GiB and were ended"]
-        problems = self.vital_problems()
+        try:
+            problems = self.vital_problems()
+        except (OSError, ValueError) as error:
+            return [f"Berth can't be asked how it is: {error!r}"]
         if not problems:
             problems += [f"processes left: {left}" for left in _left(self._strangers)]
             problems += [f"{left} descriptors leaked" for left in _left(self._more_descriptors)]

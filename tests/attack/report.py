@@ -20,7 +20,7 @@ _HEADINGS = (
 class Result:
     """Of one attack: the attempt that counts."""
 
-    field: str
+    group: str
     name: str
     who: str
     seen: Seen = field(default_factory=Seen)
@@ -38,7 +38,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         seen = self.seen
         return {
-            "field": self.field,
+            "field": self.group,
             "attack": self.name,
             "who": self.who,
             "verdict": self.verdict,
@@ -104,7 +104,7 @@ def line(result: Result) -> str:
     """While it goes on: what came of one, and each of its faults in a line of its own."""
     seen = result.seen
     told = f"{result.verdict:<7} {_ms(seen.over_s):>8} over  {_statuses(seen.statuses) or '–':<20} "
-    told += f"{result.field}: {result.name}"
+    told += f"{result.group}: {result.name}"
     if result.skipped:
         told += f" ({result.skipped})"
     notes = [f"    {note}" for note in seen.notes]

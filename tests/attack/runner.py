@@ -83,7 +83,8 @@ class Runner:
             return Seen(problems=[f"no Berth to attack: {str(error)[-_MAX_SHOWN:]}"])
         ground.seen = Seen()
         problems = _act(ground, attack)
-        problems += ground.settle()
+        if not ground.has_ended:
+            problems += ground.settle()
         ground.seen.problems += problems
         if problems:  # whatever it has left behind is not the next one's
             self.close()

@@ -183,7 +183,7 @@ def _spoil_rows(path: Path) -> None:
         database.execute("UPDATE records SET body = '{'")
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "damaged pages": _damage_pages,
     "a missing table": _drop_a_table,
     "rows that are no records": _spoil_rows,
