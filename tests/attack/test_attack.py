@@ -169,8 +169,11 @@ def test_a_victim_notices_a_stall_and_nothing_else() -> None:
         time.sleep(0.6)
         server.is_still.clear()
         time.sleep(0.2)
+        time.sleep(1.2)  # its streams have ended meanwhile, and others begun
+        seen_by(process, time.monotonic())
         streams = seen_by(process, begun)
         gap = longest_gap(streams, begun, time.monotonic()).seconds
+        assert any(one.times[:1] < [begun] and one.times for one in streams), "forgotten"
         assert not [one.problem for one in streams if one.problem]
     server.close()
     assert calm < 0.4 < 0.55 < gap < 2

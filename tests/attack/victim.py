@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 NUM_STREAMS = 2
 KEY = "ATTACK_VICTIM_KEY"
 _TIMEOUT_S = 120.0
+_KEPT_S = 120.0  # streams that have ended; no attack takes as long
 _PAUSE_S = 0.05  # after one that has failed
 
 
@@ -77,9 +78,10 @@ class Victim:
         stream.problem = f"it ended with {last!r}"
 
     def seen(self, since: float) -> list[dict[str, object]]:
-        """What was under way since then; earlier streams are forgotten."""
+        """What was under way since then."""
+        kept = [min(since, time.monotonic() - _KEPT_S)]
         with self._lock:
-            self._streams = [one for one in self._streams if one.is_open or one.times[-1:] >= [since]]
+            self._streams = [one for one in self._streams if one.is_open or one.times[-1:] >= kept]
             return [
                 {
                     "times": [at for at in one.times if at >= since - 1],
@@ -87,6 +89,7 @@ class Victim:
                     "problem": one.problem,
                 }
                 for one in self._streams
+                if one.is_open or one.times[-1:] >= [since]
             ]
 
 
