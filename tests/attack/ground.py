@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import psutil
 from tests import fake_engine
 from tests.attack import victim
 from tests.attack.asking import JSON, ask
+from tests.attack.leftovers import belongs_to, files_with, is_dead, still_there, told
 from tests.attack.memory import Watch
 from tests.attack.verdict import MOST_OVER_S, Seen, Stream, longest_gap
 from tests.berth_process import ROOT, BerthProcess
@@ -147,7 +147,7 @@ class Ground:
         except subprocess.TimeoutExpired:
             problems.append("Berth doesn't end")
         if left := self.berth.survivors():
-            problems.append(f"processes left: {[' '.join(one.cmdline())[-80:] for one in left]}")
+            problems.append(f"processes left: {told(left)}")
         return problems + self.keys_in_logs()
 
     # What attackers do
@@ -265,8 +265,8 @@ class Ground:
         except (OSError, ValueError) as error:
             return [f"Berth can't be asked how it is: {error!r}"]
         if not problems:
-            problems += [f"processes left: {left}" for left in _left(self._strangers)]
-            problems += [f"{left} descriptors leaked" for left in _left(self._more_descriptors)]
+            problems += [f"processes left: {left}" for left in still_there(self._strangers)]
+            problems += [f"{left} descriptors leaked" for left in still_there(self._more_descriptors)]
         log = self.berth.output()
         problems += [f"in Berth's log: {one[0]}" for one in FAULT_IN_LOG.finditer(log[self._log_read :])][:2]
         self._log_read = len(log)
@@ -274,7 +274,7 @@ class Ground:
 
     def vital_problems(self) -> list[str]:
         """Berth and engine answer, and are the same processes."""
-        if not psutil.pid_exists(self.berth.pid) or _is_zombie(self.berth.pid):
+        if is_dead(self.berth.pid):
             return ["Berth is dead"]
         found = self.admin("GET", f"/instances/{DEMO}", timeout_s=15)
         if found.status != 200:
@@ -289,27 +289,17 @@ class Ground:
         return ["the victim gets no more chunks"]
 
     def _strangers(self) -> list[str]:
-        return [
-            f"{process.pid} {' '.join(process.cmdline())[-80:]}"
-            for process in self.berth.survivors()
-            if process.pid not in self._processes and not self._is_engines(process)
-        ]
-
-    def _is_engines(self, process: psutil.Process) -> bool:
-        """A helper of the engine that stays, such as one that compiles grammars."""
-        with suppress(psutil.Error):
-            return any(parent.pid == self.engine_pid for parent in process.parents())
-        return True
+        new = (one for one in self.berth.survivors() if one.pid not in self._processes)
+        return told(one for one in new if not belongs_to(one, self.engine_pid))
 
     def _more_descriptors(self) -> int:
         more = psutil.Process(self.berth.pid).num_fds() - self._descriptors
         return more if more > _MORE_DESCRIPTORS else 0
 
     def keys_in_logs(self) -> list[str]:
-        """Names of log files in which a key stands."""
-        keys = [key.encode() for key in (self.victim_key, self.attacker_key, self.admin_key)]
+        """Log files in which a key stands."""
         files = [self.folder / "berth.log", *(self.folder / "logs").rglob("*")]
-        found = [path.name for path in files if path.is_file() and _has_any(path.read_bytes(), keys)]
+        found = files_with(files, (self.victim_key, self.attacker_key, self.admin_key))
         return [f"a key stands in {name}" for name in found]
 
 
@@ -320,21 +310,3 @@ def _models() -> dict[str, Any]:
         "failing": {"command": fake_engine.command("--fail-with", f"loading with token {SECRET}")},
         "cold": {"command": fake_engine.command()},
     }
-
-
-def _left(look: Callable[[], Any]) -> list[Any]:
-    """What is still there after a while, as a list of one or none."""
-    deadline = time.monotonic() + _SETTLE_S
-    while (found := look()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return [found] if found else []
-
-
-def _is_zombie(pid: int) -> bool:
-    with suppress(psutil.Error):
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    return True
-
-
-def _has_any(data: bytes, words: list[bytes]) -> bool:
-    return any(re.search(re.escape(word), data) for word in words)
