@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from tests import fake_engine
-from tests.attack import victim
+from tests.attack import hostile_engine, victim
 from tests.attack.asking import JSON, ask
 from tests.attack.leftovers import belongs_to, files_with, is_dead, still_there, told
 from tests.attack.memory import Watch
@@ -305,8 +305,9 @@ class Ground:
 
 def _models() -> dict[str, Any]:
     """Beside the demo model: one at a time, one that fails, one that nobody has started."""
+    endless = ("--on", "/v1/chat/completions=endless")  # that fills all buffers soon
     return {
-        "limited": {"command": fake_engine.command("--chunk-delay", "0"), "concurrency_limit": 1},
+        "limited": {"command": hostile_engine.command(*endless), "concurrency_limit": 1},
         "failing": {"command": fake_engine.command("--fail-with", f"loading with token {SECRET}")},
         "cold": {"command": fake_engine.command()},
     }

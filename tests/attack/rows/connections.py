@@ -179,10 +179,10 @@ def _next_for_the_place(ground: Ground, stuck: bytes) -> None:
 
 
 def _a_client_that_reads_nothing(ground: Ground) -> None:
-    asked = {"model": "limited", "prompt": "x", "max_tokens": 10_000_000, "stream": True}
+    asked = {"model": "limited", "messages": [{"role": "user", "content": "x"}]}
     body = json.dumps(asked).encode()
     lines = (f"content-length: {len(body)}\r\n", "content-type: application/json\r\n")
-    _next_for_the_place(ground, _head(ground, "POST /v1/completions", *lines) + body)
+    _next_for_the_place(ground, _head(ground, "POST /v1/chat/completions", *lines) + body)
 
 
 def _a_body_that_never_comes(ground: Ground) -> None:
@@ -192,7 +192,7 @@ def _a_body_that_never_comes(ground: Ground) -> None:
     )
     assert started.status == 200, str(started)
     instances = json.loads(ground.admin("GET", "/instances").body)["data"]
-    name = next(one["instance_id"] for one in instances if one["model_name"] in ("limited", "fake"))
+    name = next(one["instance_id"] for one in instances if one["instance_id"].startswith("limited"))
     _next_for_the_place(
         ground, _head(ground, f"POST /proxy/{name}/v1/completions", "content-length: 9\r\n") + b"x"
     )
