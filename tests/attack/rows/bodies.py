@@ -15,7 +15,7 @@ CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
 )  # fmt: skip
 FORM = {"content-type": "multipart/form-data; boundary=b"}
-NO = (400, 404, 413, 422)  # it isn't said by whom
+NO = (400, 404, 413, 422, 501)  # 501: a route that this engine doesn't have, whatever its body
 ANY = (200, *NO)  # as many as may be, or one that is merely large
 
 
