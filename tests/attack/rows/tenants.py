@@ -56,15 +56,13 @@ def _ids_near_ones_own(ground: Ground) -> None:
     name = make(ground.as_victim)
     own = make(ground.ask)
     digits = re.findall(r"[0-9a-f]+", own)[-1]
-    guesses = [
-        f"{own[: -len(digits)]}{(int(digits, 16) - n) % 16 ** len(digits):0{len(digits)}x}"
-        for n in range(1, 60)
-    ]
-    guesses += [
-        re.sub(r"\d+(?=\D*$)", lambda found, n=n: str(max(0, int(found[0]) - n)), own) for n in range(1, 20)
-    ]
+    base, width = own[: -len(digits)], len(digits)
+    guesses = {f"{base}{(int(digits, 16) - n) % 16**width:0{width}x}" for n in range(1, 60)}
+    if counted := re.search(r"(\d+)\D*$", own):
+        start, end = counted.span(1)
+        guesses |= {f"{own[:start]}{max(0, int(counted[1]) - n)}{own[end:]}" for n in range(1, 20)}
     with ground.measured():
-        replies = [ground.ask("GET", by("by name", f"{RESPONSES}/{one}")) for one in set(guesses) - {own}]
+        replies = [ground.ask("GET", by("by name", f"{RESPONSES}/{one}")) for one in guesses - {own}]
     got = [reply for reply in replies if reply.status != 404]
     assert not got, f"guessed: {got[0]}"
     shared = len([1 for a, b in zip(name, own, strict=False) if a == b])
@@ -114,17 +112,14 @@ def _ending_anothers_request(ground: Ground) -> None:
 
 
 def _reading_anothers_usage(ground: Ground) -> None:
-    ground.as_victim("POST", "/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 1})
-    ground.ask("POST", "/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 1})
+    for ask in (ground.as_victim, ground.ask):
+        ask("POST", "/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 1})
     everybody = json.loads(ground.admin("GET", "/usage").body)["data"]
+    queries = ["", *(f"?key_id={one['key_id']}" for one in everybody)]
     with ground.measured():
-        replies = [
-            ground.ask("GET", f"/usage{query}")
-            for query in ("", *(f"?key_id={one['key_id']}" for one in everybody))
-        ]
-    seen = {
-        one["key_id"] for reply in replies if reply.status == 200 for one in json.loads(reply.body)["data"]
-    }
+        replies = [ground.ask("GET", f"/usage{query}") for query in queries]
+    told = [json.loads(reply.body)["data"] for reply in replies if reply.status == 200]
+    seen = {one["key_id"] for rows in told for one in rows}
     assert len(seen) <= 1, f"the usage of {len(seen)} keys"
 
 
