@@ -23,6 +23,7 @@ from api.off_loop import MAX_ON_LOOP_BYTES, off_loop
 _INVALID = "invalid_request_error"
 _REPLACED = (b"content-encoding", b"content-length", b"transfer-encoding")
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
+_PIECE_BYTES = 64 * 1024
 _ON_LOOP_BYTES = MAX_ON_LOOP_BYTES // 64  # which may become a thousand times as many
 
 
@@ -86,20 +87,38 @@ async def decoded(scope: Scope, receive: Receive, max_bytes: int) -> tuple[Scope
 
 
 def decode(coding: str, encoded: bytes, max_bytes: int) -> bytes:
-    """What `encoded` was. Never holds more than `max_bytes` and a byte of it. Raises BodyRefused."""
+    """What `encoded` was. What would be longer than `max_bytes` is never held. Raises BodyRefused.
+
+    Decoded twice: once for the length, in pieces that are dropped, then into one block of just that length.
+    Else zlib collects blocks and copies them together: twice the memory, and the event loop stands still.
+    """
     bits = _GZIP if coding != "deflate" else _ZLIB if _has_zlib_head(encoded) else _RAW
-    stream = zlib.decompressobj(bits)
     try:
-        body = stream.decompress(encoded, max_bytes + 1)
+        length = _decoded_length(coding, zlib.decompressobj(bits), encoded, max_bytes)
+        return zlib.decompress(encoded, bits, max(length, 1))
     except zlib.error as error:
         raise BodyRefused(_invalid(coding, str(error))) from None
-    if len(body) > max_bytes:
+
+
+def _decoded_length(coding: str, stream: zlib._Decompress, encoded: bytes, max_bytes: int) -> int:
+    length, view = 0, memoryview(encoded)
+    for start in range(0, len(encoded), _PIECE_BYTES):
+        tail = bytes(view[start : start + _PIECE_BYTES])
+        if stream.eof:
+            raise BodyRefused(_invalid(coding, f"{len(encoded) - start} bytes follow its end"))
+        while tail:
+            length += len(stream.decompress(tail, 16 * _PIECE_BYTES))
+            if length > max_bytes:
+                raise BodyRefused(_too_long(max_bytes))
+            tail = stream.unconsumed_tail
+    length += len(stream.flush())
+    if length > max_bytes:
         raise BodyRefused(_too_long(max_bytes))
     if not stream.eof:
         raise BodyRefused(_invalid(coding, "it ends too early"))
     if stream.unused_data:
         raise BodyRefused(_invalid(coding, f"{len(stream.unused_data)} bytes follow its end"))
-    return body
+    return length
 
 
 def _coding_of(scope: Scope) -> str:

@@ -68,6 +68,18 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(coding: str) -> None:
     assert peak < 16 * MB
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_body_at_the_limit_takes_its_memory_once(coding: str) -> None:
+    wbits = {"gzip": 31, "deflate": 15}[coding]
+    stream = zlib.compressobj(9, wbits=wbits)
+    body = b"".join(stream.compress(bytes(MB)) for _ in range(64)) + stream.flush()
+    tracemalloc.start()
+    assert len(decode(coding, body, 64 * MB)) == 64 * MB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.25 * 64 * MB
+
+
 async def test_the_inner_application_gets_a_request_like_any_other() -> None:
     inner = Inner([b"{}"])
     refused: list[tuple[str, int]] = []

@@ -31,7 +31,7 @@ _JSON = {"Content-Type": "application/json"}
 _RSS_SLACK_BYTES = 80 * _MIB  # what the allocator keeps of 60 clients with a megabyte each, and late modules
 _NEIGHBOUR_PAUSE_S = 0.05
 _NEIGHBOUR_SLOWEST_S = 5.0  # on a machine that others use too
-_FAULT_IN_LOG = re.compile(
+FAULT_IN_LOG = re.compile(
     r"^.*(?:Traceback|never retrieved|the starter failed|Error in Berth|an error in Berth|never awaited).*$",
     re.MULTILINE,
 )
@@ -97,7 +97,7 @@ class Harbour:
                 assert status == 0, f"exit status {status}: {self.tail_of_log()}"
                 assert self.berth.survivors() == [], "processes are left"
                 assert is_free(self.berth.port), "Berth's port is not free"
-                faults = [match[0] for match in _FAULT_IN_LOG.finditer(self.berth.output())]
+                faults = [match[0] for match in FAULT_IN_LOG.finditer(self.berth.output())]
                 assert not faults, f"in Berth's log: {faults[:5]}\n{self.tail_of_log()}"
         finally:
             self._end()
