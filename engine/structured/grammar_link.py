@@ -1,0 +1,254 @@
+"""The engine's end of one grammar's process. The event loop has it compile, the engine's thread asks it then.
+
+The process ends with the last reference to this object, or when it is ended because it takes too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import mmap
+import os
+import select
+import socket
+import time
+import weakref
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import psutil
+
+from engine.errors import EngineError
+from engine.structured.spec import StructuredOutput
+from engine.structured.wire import ANSWER, ASK, LENGTH, MAX_SEQUENCES, Answer, Ask, pack
+from engine.structured.workers import Fork, Workers, shared_memory
+
+_SLOW_S = 0.1  # of processor time: a mask that takes longer leaves the processors to others
+_LONGEST_ANSWER = ANSWER.size + 500
+
+
+class GrammarFailed(EngineError):
+    """The request that follows this grammar can't go on."""
+
+    code = "generation_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class MaskLimits:
+    """For what may come next after one token. Nobody else waits for it, so there is time."""
+
+    processor_s: float = 0.5
+    wall_s: float = 30.0  # where the processors are busy
+
+
+class Said(NamedTuple):
+    """An answer of the process."""
+
+    what: Answer
+    has_ended: bool
+    spent_s: float  # of processor time
+    text: str
+
+
+class GrammarLink:
+    def __init__(self, workers: Workers, vocab_size: int, limits: MaskLimits) -> None:
+        """Starts the process. Raises EngineError."""
+        self._limits = limits
+        self._num_words = -(-vocab_size // 32)
+        self._link, theirs = socket.socketpair()
+        self._close = weakref.finalize(self, self._link.close)
+        self._link.setblocking(False)
+        num_bytes = MAX_SEQUENCES * self._num_words * 4
+        descriptor = shared_memory(num_bytes)
+        try:
+            with theirs:
+                self._masks = mmap.mmap(descriptor, num_bytes)
+                self._fork: Fork = workers.fork(theirs, descriptor)
+        finally:
+            os.close(descriptor)
+        self._words = memoryview(self._masks).cast("i")
+        self._rows: Any = None  # the same as a tensor
+        self._process: psutil.Process | None = None
+        self._free_rows = list(range(MAX_SEQUENCES))
+        self._closed_rows: deque[int] = deque()  # of sequences that have ended; by any thread
+        self._num_asked = 0
+        self._open: set[int] = set()  # questions that somebody will want the answer of
+        self._answers: dict[int, Said] = {}
+        self._outgoing = bytearray()
+        self._incoming = bytearray()
+        self._failure: str | None = None
+        self._cpu_at_start: float | None = None  # of what it does now, as far as that was looked at
+        self._is_slow = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._failure is None
+
+    # Compiling
+
+    async def compile(self, wanted: StructuredOutput) -> dict[str, Any]:
+        """What it says of the grammar. Raises EOFError if it ends before."""
+        loop = asyncio.get_running_loop()
+        with suppress(psutil.Error):
+            self._process = psutil.Process((await self._read_frame(loop))["pid"])
+        try:
+            await loop.sock_sendall(self._link, pack(asdict(wanted)))
+            return await self._read_frame(loop)
+        except ConnectionError as error:
+            raise EOFError from error
+
+    async def _read_frame(self, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+        (length,) = LENGTH.unpack(await self._read(loop, LENGTH.size))
+        frame: dict[str, Any] = json.loads(await self._read(loop, length))
+        return frame
+
+    async def _read(self, loop: asyncio.AbstractEventLoop, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            part = await loop.sock_recv(self._link, size - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+    def slow_down(self) -> None:
+        if not self._is_slow:
+            self._is_slow = True
+            self._fork.slow_down()
+
+    def end(self, failure: str) -> None:
+        """Whoever still follows it hears why. Its descriptor is closed with this object, not before."""
+        self._failure = self._failure or failure
+        self._fork.kill()
+
+    # Asking, by the engine's thread
+
+    def open(self) -> tuple[int, int]:
+        """A sequence begins: its row, and the number of the question what may come first."""
+        self._take_back_rows()
+        if not self._free_rows:
+            raise GrammarFailed(f"More than {MAX_SEQUENCES} outputs follow one grammar at a time.")
+        row = self._free_rows.pop()
+        return row, self.ask(Ask.OPEN, row)
+
+    def close_row(self, row: int, number: int) -> None:
+        """Its sequence has ended. Any thread may say so: the garbage collector's."""
+        self._closed_rows.append(row)
+        self._open.discard(number)
+        self._answers.pop(number, None)
+
+    def ask(self, what: Ask, row: int, token: int = 0) -> int:
+        """The number of the question what may come next, now that this has happened."""
+        self._num_asked += 1
+        self._open.add(self._num_asked)
+        self._outgoing += ASK.pack(what, row, self._num_asked, token)
+        self._flush()
+        return self._num_asked
+
+    def wait(self, number: int, timeout_s: float) -> bool:
+        """Whether `answer` has something to say, after waiting at most so long."""
+        deadline = time.monotonic() + timeout_s
+        poll = None
+        while True:
+            self._flush()
+            self._receive()
+            if number in self._answers or self._failure is not None:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if poll is None:
+                poll = select.poll()
+                poll.register(self._link, select.POLLIN)
+            poll.poll(math.ceil(left * 1000))
+
+    def answer(self, number: int) -> Said:
+        """To be asked once `wait` says so, and once. Raises GrammarFailed."""
+        if number not in self._answers:
+            raise GrammarFailed(self._failure or "The grammar's process has not answered.")
+        return self._answers.pop(number)
+
+    def check_time(self, asked: float) -> None:
+        """Ends the process if what it does now, asked for at `asked`, takes too long."""
+        spent = self._spent()
+        if spent > _SLOW_S:
+            self.slow_down()
+        if spent > self._limits.processor_s or time.monotonic() - asked > self._limits.wall_s:
+            self.end(
+                "The grammar takes too long to follow: to say what may come next, after the text so far, took "
+                f"more than {self._limits.processor_s:g} s. Simplify it: counts within counts, and parts that "
+                "can be read in many ways, cost most."
+            )
+
+    def is_allowed(self, row: int, token: int) -> bool:
+        word, bit = divmod(token, 32)
+        return bool(self._words[row * self._num_words + word] >> bit & 1)
+
+    def mask(self, row: int) -> Any:
+        """A tensor, int32 [words], that the next question about this row overwrites."""
+        if self._rows is None:
+            import torch  # where there are masks, it is there
+
+            self._rows = torch.frombuffer(self._masks, dtype=torch.int32).view(MAX_SEQUENCES, -1)
+        return self._rows[row]
+
+    def _spent(self) -> float:
+        """Processor time since this question was first looked after."""
+        try:
+            times = self._process.cpu_times() if self._process is not None else None
+        except psutil.Error:
+            times = None
+        if times is None:
+            return 0.0
+        now = times.user + times.system
+        if self._cpu_at_start is None:
+            self._cpu_at_start = now
+        return float(now - self._cpu_at_start)
+
+    def _take_back_rows(self) -> None:
+        with suppress(IndexError):
+            while True:
+                row = self._closed_rows.popleft()
+                self._outgoing += ASK.pack(Ask.CLOSE, row, 0, 0)
+                self._free_rows.append(row)
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._link.send(self._outgoing)]
+        except BlockingIOError:
+            pass  # it reads on when it has answered
+        except OSError:
+            self._has_gone()
+
+    def _receive(self) -> None:
+        try:
+            while data := self._link.recv(64 * _LONGEST_ANSWER):
+                self._incoming += data
+            self._has_gone()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._has_gone()
+        self._read_answers()
+
+    def _read_answers(self) -> None:
+        while len(self._incoming) >= ANSWER.size:
+            number, what, has_ended, spent, length = ANSWER.unpack_from(self._incoming)
+            stop = ANSWER.size + length
+            if len(self._incoming) < stop:
+                return
+            text = bytes(self._incoming[ANSWER.size : stop]).decode(errors="replace")
+            del self._incoming[:stop]
+            self._cpu_at_start = None
+            if number in self._open:
+                self._open.remove(number)
+                self._answers[number] = Said(Answer(what), bool(has_ended), spent / 1e6, text)
+
+    def _has_gone(self) -> None:
+        self._failure = self._failure or (
+            "The process that follows this grammar has ended: it may have needed too much memory."
+        )

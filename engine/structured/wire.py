@@ -1,0 +1,52 @@
+"""What the engine and the compiler's processes say to each other: frames of JSON first, then small records."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from enum import IntEnum
+from typing import Any
+
+MAX_SEQUENCES = 512  # that follow one grammar at a time; each has a row of the masks, which are shared memory
+
+LENGTH = struct.Struct("<I")  # before a frame
+COMMAND = struct.Struct("<cQ")  # to the first process: what, and of which of its children
+ASK = struct.Struct("<iiii")  # to a grammar's process: what, row, number of the question, token
+ANSWER = struct.Struct("<iiiiI")  # number, what, whether the grammar has ended, microseconds, bytes of text
+
+SPAWN, KILL, SLOW_DOWN = b"S", b"K", b"N"
+
+
+class Ask(IntEnum):
+    OPEN = 0  # a sequence begins
+    TOKEN = 1  # it takes a token
+    CLOSE = 2  # it has ended; not answered
+
+
+class Answer(IntEnum):
+    RESTRICTED = 0  # the mask says what may come next
+    ANYTHING = 1  # all may; the mask was not written
+    FAILED = 2  # the text that follows says why
+
+
+def pack(value: Any) -> bytes:
+    data = json.dumps(value).encode()
+    return LENGTH.pack(len(data)) + data
+
+
+def read_frame(link: socket.socket) -> bytes:
+    """Blocks. Raises EOFError."""
+    (length,) = LENGTH.unpack(_read(link, LENGTH.size))
+    return _read(link, length)
+
+
+def _read(link: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        data += link.recv(size - len(data)) or _end()
+    return bytes(data)
+
+
+def _end() -> bytes:
+    raise EOFError
