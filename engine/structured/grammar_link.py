@@ -87,6 +87,13 @@ class GrammarLink:
     def is_alive(self) -> bool:
         return self._failure is None
 
+    @property
+    def is_there(self) -> bool:
+        """Of one that hasn't compiled yet: whether its process hasn't ended."""
+        with suppress(BlockingIOError):
+            return bool(self._link.recv(1, socket.MSG_PEEK))
+        return True
+
     # Compiling
 
     async def compile(self, wanted: StructuredOutput) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import InvalidRequest
+from engine.errors import EngineError, InvalidRequest
 from engine.structured.grammar_compile import compile_grammar
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.vocabulary import Vocabulary
@@ -17,11 +19,15 @@ from engine.structured.wire import ANSWER, ASK, MAX_SEQUENCES, Answer, Ask, pack
 if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarMatcher, TokenizerInfo
 
+_WARM_UP = StructuredOutput(
+    StructuredKind.JSON_SCHEMA, '{"type": "object", "properties": {"a": {"type": "string"}}}', ""
+)
+
 
 def serve_grammar(link: socket.socket, masks: int, info: TokenizerInfo, vocabulary: Vocabulary) -> None:
     """Until the engine closes its end: EOFError or OSError. `masks` is the descriptor of the shared ones."""
-    import os
-
+    with suppress(EngineError):
+        _compile(info, _WARM_UP, vocabulary)  # touches what the next one needs: what a fork shares is slow at first
     link.sendall(pack({"pid": os.getpid()}))
     wanted = json.loads(read_frame(link))
     wanted = StructuredOutput(**{**wanted, "kind": StructuredKind(wanted["kind"])})

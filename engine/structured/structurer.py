@@ -7,10 +7,11 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import InvalidRequest
+from engine.errors import EngineError, InvalidRequest
 from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn
 from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
 from engine.structured.grammar_link import GrammarLink, MaskLimits
@@ -66,6 +67,9 @@ class Structurer:
         self._compiled: OrderedDict[_Key, CompiledOutput] = OrderedDict()  # the latest used last
         self._compiling: dict[_Key, asyncio.Task[CompiledOutput]] = {}
         self._alive: weakref.WeakKeyDictionary[GrammarLink, str] = weakref.WeakKeyDictionary()  # → the tenant
+        self._spare: GrammarLink | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._is_closed = False
         self._too_slow: OrderedDict[StructuredOutput, float] = OrderedDict()  # → until when
 
     async def compile(self, wanted: StructuredOutput, tenant: str = NOBODY) -> CompiledOutput:
@@ -95,6 +99,7 @@ class Structurer:
 
     def close(self) -> None:
         """End all processes; the engine's end does so too."""
+        self._is_closed = True
         self._workers.close()
 
     @property
@@ -103,6 +108,8 @@ class Structurer:
 
     def _compiled_one(self, key: _Key, done: asyncio.Task[CompiledOutput]) -> None:
         del self._compiling[key]
+        if self._spare is None and not self._compiling and not self._is_closed:
+            self._starting = asyncio.create_task(self._start_spare())
         if done.cancelled() or done.exception() is not None:
             return
         self._compiled[key] = done.result()
@@ -113,7 +120,7 @@ class Structurer:
         turn = await self._turns.begin(tenant)
         try:
             self._make_room(tenant)
-            link = await asyncio.to_thread(GrammarLink, self._workers, self._vocab_size, self._mask_limits)
+            link = await self._fresh_link()
             self._alive[link] = tenant
             try:
                 return _read_outcome(link, await self._wait_for(link, wanted, turn))
@@ -122,6 +129,18 @@ class Structurer:
                 raise
         finally:
             self._turns.end(turn)
+
+    async def _fresh_link(self) -> GrammarLink:
+        """The spare one, which has started already; the next spare one starts when this has compiled."""
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.is_there else await asyncio.to_thread(self._start_link)
+
+    def _start_link(self) -> GrammarLink:
+        return GrammarLink(self._workers, self._vocab_size, self._mask_limits)
+
+    async def _start_spare(self) -> None:
+        with suppress(EngineError, OSError):  # the next one that compiles will say it
+            self._spare = await asyncio.to_thread(self._start_link)
 
     def _make_room(self, tenant: str) -> None:
         """Raises CompilerBusy if too many grammars are followed."""
