@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from engine.structured.grammar_link import GrammarFailed, GrammarLink, Said
+from engine.structured.grammar_link import SLOW_MASK_S, GrammarFailed, GrammarLink, Said
 from engine.structured.spec import ThinkingMarks
 from engine.structured.wire import Answer, Ask
 from engine.types import TokenConstraint
 
-_SLOW_MASK_S = 0.02  # of processor time
-_MAX_SPENT_S = 5.0  # by one sequence, on masks slower than that
+_MAX_SPENT_S = 5.0  # of processor time, by one sequence, on slow masks
 
 
 class GrammarConstraint:
@@ -87,7 +86,7 @@ class GrammarConstraint:
     def _check(self, said: Said) -> None:
         if said.what == Answer.FAILED:
             raise ValueError(said.text)
-        if said.spent_s > _SLOW_MASK_S:
+        if said.spent_s > SLOW_MASK_S:
             self._spent_s += said.spent_s
         if self._spent_s > _MAX_SPENT_S:
             raise GrammarFailed(

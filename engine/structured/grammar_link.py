@@ -26,7 +26,8 @@ from engine.structured.spec import StructuredOutput
 from engine.structured.wire import ANSWER, ASK, LENGTH, MAX_SEQUENCES, Answer, Ask, pack
 from engine.structured.workers import Fork, Workers, shared_memory
 
-_SLOW_S = 0.1  # of processor time: a mask that takes longer leaves the processors to others
+SLOW_MASK_S = 0.02  # of processor time; others take a hundredth of that
+_SLOW_S = 0.1  # of processor time on slow masks; after that the process leaves the processors to others
 _LONGEST_ANSWER = ANSWER.size + 500
 
 
@@ -81,6 +82,7 @@ class GrammarLink:
         self._incoming = bytearray()
         self._failure: str | None = None
         self._cpu_at_start: float | None = None  # of what it does now, as far as that was looked at
+        self._slow_s = 0.0  # spent on slow masks, of all sequences
         self._is_slow = False
 
     @property
@@ -181,8 +183,7 @@ class GrammarLink:
     def check_time(self, asked: float) -> None:
         """Ends the process if what it does now, asked for at `asked`, takes too long."""
         spent = self._spent()
-        if spent > _SLOW_S:
-            self.slow_down()
+        self._slow_down_after(self._slow_s + spent)
         if spent > self._limits.processor_s or time.monotonic() - asked > self._limits.wall_s:
             self.end(
                 "The grammar takes too long to follow: to say what may come next, after the text so far, took "
@@ -201,6 +202,10 @@ class GrammarLink:
 
             self._rows = torch.frombuffer(self._masks, dtype=torch.int32).view(MAX_SEQUENCES, -1)
         return self._rows[row]
+
+    def _slow_down_after(self, spent_s: float) -> None:
+        if spent_s > _SLOW_S:
+            self.slow_down()
 
     def _spent(self) -> float:
         """Processor time since this question was first looked after."""
@@ -251,6 +256,9 @@ class GrammarLink:
             text = bytes(self._incoming[ANSWER.size : stop]).decode(errors="replace")
             del self._incoming[:stop]
             self._cpu_at_start = None
+            if spent / 1e6 > SLOW_MASK_S:
+                self._slow_s += spent / 1e6
+                self._slow_down_after(self._slow_s)
             if number in self._open:
                 self._open.remove(number)
                 self._answers[number] = Said(Answer(what), bool(has_ended), spent / 1e6, text)
