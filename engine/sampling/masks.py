@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _ALL_ALLOWED = -1  # 32 set bits
 _WAIT_S = 0.02  # that a step waits for masks, at most
-_WAIT_SLOW_S = 0.001  # for those of constraints that were late before
+_LEAST_WAIT_S = 0.0001
 _WAIT_ALONE_S = 0.01  # where there is nothing else to run; new requests wait as long
 
 
@@ -54,7 +54,8 @@ class MaskFiller:
     def __init__(self, vocab_size: int, *, beside_model: bool) -> None:
         self._num_words = -(-vocab_size // 32)
         self._beside_model = beside_model
-        self._slow: weakref.WeakSet[TokenConstraint] = weakref.WeakSet()  # those that were late once
+        # How long a step waits for each, which those lose that were late, and have again after many in time.
+        self._patience: weakref.WeakKeyDictionary[TokenConstraint, float] = weakref.WeakKeyDictionary()
 
     def start(self, constraints: Mapping[int, TokenConstraint]) -> Callable[[], Masks] | None:
         """Fill the masks of these rows; None if there are none. Nobody else may use them now.
@@ -70,7 +71,7 @@ class MaskFiller:
 
     def wait_for_any(self, constraints: Collection[TokenConstraint]) -> bool:
         """Whether one of them may be ready. If all were late, and still are, waits a little."""
-        if not constraints or any(one not in self._slow or one.wait(0.0) for one in constraints):
+        if not constraints or any(one not in self._patience or one.wait(0.0) for one in constraints):
             return True
         return any([one.wait(_WAIT_ALONE_S / len(constraints)) for one in constraints])
 
@@ -97,12 +98,14 @@ class MaskFiller:
         return Masks(tuple(restricted), bits[: len(restricted)], failures, late)
 
     def _wait(self, constraint: TokenConstraint, begun: float) -> bool:
-        """All together wait as long as one, and those that were late once hardly at all."""
-        longest = _WAIT_SLOW_S if constraint in self._slow else _WAIT_S
-        if constraint.wait(max(0.0, begun + longest - time.monotonic())):
-            return True
-        self._slow.add(constraint)
-        return False
+        """All together wait as long as one."""
+        patience = self._patience.get(constraint, _WAIT_S)
+        is_ready = constraint.wait(max(0.0, begun + patience - time.monotonic()))
+        if not is_ready:
+            self._patience[constraint] = max(_LEAST_WAIT_S, patience / 2)
+        elif patience < _WAIT_S:
+            self._patience[constraint] = patience * 1.1
+        return is_ready
 
 
 def _bias(bits: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,8 @@ from engine.structured.workers import Fork, Workers, shared_memory
 
 SLOW_MASK_S = 0.02  # of processor time; others take a hundredth of that
 _SLOW_S = 0.1  # of processor time on slow masks; after that the process leaves the processors to others
+_SHORTEST_WAIT_S = 0.0005  # a poll takes whole milliseconds
+_CHECK_S = 0.02  # between two looks at how long the process has been busy
 _LONGEST_ANSWER = ANSWER.size + 500
 
 
@@ -83,6 +85,7 @@ class GrammarLink:
         self._failure: str | None = None
         self._cpu_at_start: float | None = None  # of what it does now, as far as that was looked at
         self._slow_s = 0.0  # spent on slow masks, of all sequences
+        self._next_check = 0.0
         self._is_slow = False
 
     @property
@@ -167,7 +170,7 @@ class GrammarLink:
             if number in self._answers or self._failure is not None:
                 return True
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left < _SHORTEST_WAIT_S:
                 return False
             if poll is None:
                 poll = select.poll()
@@ -182,9 +185,13 @@ class GrammarLink:
 
     def check_time(self, asked: float) -> None:
         """Ends the process if what it does now, asked for at `asked`, takes too long."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + _CHECK_S
         spent = self._spent()
         self._slow_down_after(self._slow_s + spent)
-        if spent > self._limits.processor_s or time.monotonic() - asked > self._limits.wall_s:
+        if spent > self._limits.processor_s or now - asked > self._limits.wall_s:
             self.end(
                 "The grammar takes too long to follow: to say what may come next, after the text so far, took "
                 f"more than {self._limits.processor_s:g} s. Simplify it: counts within counts, and parts that "

@@ -30,7 +30,7 @@ _MAX_CACHE_BYTES = 256 * 2**20
 _NUM_TURNS = 4
 _MAX_WAITING = 64
 _FAIR_S = 1.0  # of compiling, while others wait
-_SLOW_S = 1.0  # of compiling; then the engine's steps come first
+_SLOW_S = 0.3  # of compiling; then the engine's steps come first
 _REMEMBERED_S = 60.0  # that a source was too slow to compile
 
 
