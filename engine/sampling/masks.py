@@ -6,6 +6,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -65,6 +66,9 @@ class MaskFiller:
         if not constraints:
             return None
         if self._beside_model:
+            for constraint in constraints.values():
+                with suppress(EngineError):  # told when it is filled
+                    constraint.wait(0.0)  # those that are asked elsewhere are asked now
             return lambda: self._fill(constraints)
         masks = self._fill(constraints)
         return lambda: masks

@@ -29,6 +29,7 @@ from engine.structured.workers import Fork, Workers, shared_memory
 SLOW_MASK_S = 0.02  # of processor time; others take a hundredth of that
 _SLOW_S = 0.1  # of processor time on slow masks; after that the process leaves the processors to others
 _SHORTEST_WAIT_S = 0.0005  # a poll takes whole milliseconds
+_SENT_TOGETHER = 16  # questions: each message wakes a process
 _CHECK_S = 0.02  # between two looks at how long the process has been busy
 _LONGEST_ANSWER = ANSWER.size + 500
 
@@ -153,22 +154,26 @@ class GrammarLink:
         self._answers.pop(number, None)
 
     def ask(self, what: Ask, row: int, token: int = 0) -> int:
-        """The number of the question what may come next, now that this has happened."""
+        """The number of the question what may come next, now that this has happened.
+
+        It is sent with the next ones, at the latest when somebody waits.
+        """
         self._num_asked += 1
         self._open.add(self._num_asked)
         self._outgoing += ASK.pack(what, row, self._num_asked, token)
-        self._flush()
+        if len(self._outgoing) >= _SENT_TOGETHER * ASK.size:
+            self._flush()
         return self._num_asked
 
     def wait(self, number: int, timeout_s: float) -> bool:
         """Whether `answer` has something to say, after waiting at most so long."""
         deadline = time.monotonic() + timeout_s
         poll = None
-        while True:
+        while number not in self._answers and self._failure is None:
             self._flush()
             self._receive()
-            if number in self._answers or self._failure is not None:
-                return True
+            if number in self._answers:
+                break
             left = deadline - time.monotonic()
             if left < _SHORTEST_WAIT_S:
                 return False
@@ -176,6 +181,7 @@ class GrammarLink:
                 poll = select.poll()
                 poll.register(self._link, select.POLLIN)
             poll.poll(math.ceil(left * 1000))
+        return True
 
     def answer(self, number: int) -> Said:
         """To be asked once `wait` says so, and once. Raises GrammarFailed."""

@@ -19,6 +19,7 @@ from engine.structured.wire import ANSWER, ASK, MAX_SEQUENCES, Answer, Ask, pack
 if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarMatcher, TokenizerInfo
 
+_SENT_TOGETHER_S = 0.001  # of answers: each message wakes the engine
 _WARM_UP = StructuredOutput(
     StructuredKind.JSON_SCHEMA, '{"type": "object", "properties": {"a": {"type": "string"}}}', ""
 )
@@ -71,11 +72,16 @@ class _Sequences:
                 raise EOFError
             asked += data
             whole = len(asked) - len(asked) % ASK.size
+            answers, since = bytearray(), time.monotonic()
             for what, row, number, token in ASK.iter_unpack(bytes(asked[:whole])):
                 if what == Ask.CLOSE:
                     self._matchers.pop(row, None)
                 else:
-                    link.sendall(self._answer(what, row, number, token))
+                    answers += self._answer(what, row, number, token)
+                if time.monotonic() - since > _SENT_TOGETHER_S:
+                    link.sendall(answers)
+                    answers, since = bytearray(), time.monotonic()
+            link.sendall(answers)
             del asked[:whole]
 
     def _answer(self, what: int, row: int, number: int, token: int) -> bytes:
