@@ -48,8 +48,8 @@ class Masks:
 class MaskFiller:
     """Asks constraints for their masks; who isn't ready in time sits the step out, and holds up nobody.
 
-    Beside a GPU they are asked while the model runs. On a CPU the model has all cores, and what takes one away
-    for a moment costs a step more than it saves: there masks are filled before it runs.
+    Beside a GPU they are asked while the model runs. On a CPU the model has all cores, and what takes one
+    away for a moment costs a step more than it saves: there masks are filled before it runs.
     """
 
     def __init__(self, vocab_size: int, *, beside_model: bool) -> None:
@@ -77,7 +77,7 @@ class MaskFiller:
         """Whether one of them may be ready. If all were late, and still are, waits a little."""
         if not constraints or any(one not in self._patience or one.wait(0.0) for one in constraints):
             return True
-        return any([one.wait(_WAIT_ALONE_S / len(constraints)) for one in constraints])
+        return any(one.wait(_WAIT_ALONE_S / len(constraints)) for one in constraints)
 
     @torch.inference_mode()
     def _fill(self, constraints: Mapping[int, TokenConstraint]) -> Masks:

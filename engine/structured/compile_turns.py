@@ -1,4 +1,4 @@
-"""Who compiles when: few at a time, turns go round the tenants, and who takes long makes room for those that wait.
+"""Who compiles when: few at a time, round the tenants, and who takes long makes room for those that wait.
 
 Knows nothing of what is compiled, and of processes.
 """
@@ -48,7 +48,9 @@ class CompileTurns:
         self._fair_s = fair_s
         self._clock = clock
         self._running: list[Turn] = []  # the one that began first is the first
-        self._waiting: OrderedDict[str, deque[asyncio.Future[Turn]]] = OrderedDict()  # whose turn is next first
+        self._waiting: OrderedDict[str, deque[asyncio.Future[Turn]]] = (
+            OrderedDict()
+        )  # whose turn is next first
         self._timer: asyncio.TimerHandle | None = None
 
     async def begin(self, tenant: str) -> Turn:

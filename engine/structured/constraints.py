@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from engine.structured.grammar_link import SLOW_MASK_S, GrammarFailed, GrammarLink, Said
+from engine.structured.grammar_link import SIMPLIFY, SLOW_MASK_S, TOO_SLOW, GrammarFailed, GrammarLink, Said
 from engine.structured.spec import ThinkingMarks
 from engine.structured.wire import Answer, Ask
 from engine.types import TokenConstraint
@@ -17,7 +17,7 @@ _MAX_SPENT_S = 5.0  # of processor time, by one sequence, on slow masks
 class GrammarConstraint:
     """What the grammar allows; once it is complete, the tokens that end a sequence and nothing else.
 
-    The grammar's process is asked as soon as a token is accepted, and answers while the engine does other work.
+    The grammar's process is asked as soon as a token is accepted, and answers while the engine goes on.
     """
 
     def __init__(self, link: GrammarLink, eos_token_ids: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ class GrammarConstraint:
             return True
         if said.what == Answer.ANYTHING:
             return False
-        mask[row] = self._link.mask(self._row)
+        mask[row].numpy()[:] = self._link.mask(self._row)
         return True
 
     def accept(self, token_id: int) -> None:
@@ -74,7 +74,7 @@ class GrammarConstraint:
         return said is None or said.has_ended
 
     def _what_may_come(self) -> Said | None:
-        """None after the end. Waits, which the engine has done before. Raises GrammarFailed and ValueError."""
+        """None after the end. Waits, if nobody has. Raises GrammarFailed and ValueError."""
         if self._has_ended:
             return None
         while self._said is None:
@@ -88,11 +88,10 @@ class GrammarConstraint:
             raise ValueError(said.text)
         if said.spent_s > SLOW_MASK_S:
             self._spent_s += said.spent_s
+        if self._link.is_too_slow(said):
+            raise GrammarFailed(self._link.too_slow)
         if self._spent_s > _MAX_SPENT_S:
-            raise GrammarFailed(
-                f"The grammar takes too long to follow: its slow steps have taken {self._spent_s:.0f} s. Simplify "
-                "it: counts within counts, and parts that can be read in many ways, cost most."
-            )
+            raise GrammarFailed(f"{TOO_SLOW}: its slow steps have taken {self._spent_s:.0f} s. {SIMPLIFY}")
 
 
 class ThinkingConstraint:

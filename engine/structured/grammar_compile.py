@@ -1,4 +1,4 @@
-"""Compiles one grammar, and tries it out. Runs in the compiler's process: whatever it takes, it takes there."""
+"""Compiles one grammar, and tries it out. Runs in the grammar's process: what it takes, it takes there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def compile_grammar(
     except Exception as error:  # the compiler's are RuntimeError, and whatever its binding makes of others
         if "bad_alloc" in str(error):
             raise MemoryError from error
-        raise InvalidRequest(f"{wanted.param} can't be compiled: {_told(error)}", param=wanted.param) from error
+        raise InvalidRequest(
+            f"{wanted.param} can't be compiled: {_told(error)}", param=wanted.param
+        ) from error
     return grammar
 
 

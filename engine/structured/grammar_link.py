@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from engine.errors import EngineError
 from engine.structured.spec import StructuredOutput
@@ -32,6 +32,10 @@ _SHORTEST_WAIT_S = 0.0005  # a poll takes whole milliseconds
 _SENT_TOGETHER = 16  # questions: each message wakes a process
 _CHECK_S = 0.02  # between two looks at how long the process has been busy
 _LONGEST_ANSWER = ANSWER.size + 500
+
+
+TOO_SLOW = "The grammar takes too long to follow"
+SIMPLIFY = "Simplify it: counts within counts, and parts that can be read in many ways, cost most."
 
 
 class GrammarFailed(EngineError):
@@ -74,7 +78,7 @@ class GrammarLink:
         finally:
             os.close(descriptor)
         self._words = memoryview(self._masks).cast("i")
-        self._rows: Any = None  # the same as a tensor
+        self._rows: Any = None  # the same as an array
         self._process: psutil.Process | None = None
         self._free_rows = list(range(MAX_SEQUENCES))
         self._closed_rows: deque[int] = deque()  # of sequences that have ended; by any thread
@@ -91,22 +95,28 @@ class GrammarLink:
 
     @property
     def is_alive(self) -> bool:
-        return self._failure is None
-
-    @property
-    def is_there(self) -> bool:
-        """Of one that hasn't compiled yet: whether its process hasn't ended."""
-        with suppress(BlockingIOError):
+        """Whether its process goes on; any thread may ask."""
+        if self._failure is not None:
+            return False
+        try:
             return bool(self._link.recv(1, socket.MSG_PEEK))
-        return True
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     # Compiling
+
+    async def started(self) -> None:
+        """Returns when it can compile. Raises EOFError if it has ended."""
+        if self._process is None:
+            said = await self._read_frame(asyncio.get_running_loop())
+            with suppress(psutil.Error):  # it will be found to have ended
+                self._process = psutil.Process(said["pid"])
 
     async def compile(self, wanted: StructuredOutput) -> dict[str, Any]:
         """What it says of the grammar. Raises EOFError if it ends before."""
         loop = asyncio.get_running_loop()
-        with suppress(psutil.Error):
-            self._process = psutil.Process((await self._read_frame(loop))["pid"])
         try:
             await loop.sock_sendall(self._link, pack(asdict(wanted)))
             return await self._read_frame(loop)
@@ -121,16 +131,18 @@ class GrammarLink:
     async def _read(self, loop: asyncio.AbstractEventLoop, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            part = await loop.sock_recv(self._link, size - len(data))
+            try:
+                part = await loop.sock_recv(self._link, size - len(data))
+            except ConnectionError as error:
+                raise EOFError from error
             if not part:
                 raise EOFError
             data += part
         return bytes(data)
 
-    def slow_down(self) -> None:
-        if not self._is_slow:
-            self._is_slow = True
-            self._fork.slow_down()
+    def slow_compiler(self) -> None:
+        """What it compiles leaves the processors to others from now on."""
+        self._fork.slow_down(only_compiler=True)
 
     def end(self, failure: str) -> None:
         """Whoever still follows it hears why. Its descriptor is closed with this object, not before."""
@@ -184,7 +196,7 @@ class GrammarLink:
         return True
 
     def answer(self, number: int) -> Said:
-        """To be asked once `wait` says so, and once. Raises GrammarFailed."""
+        """Once, when `wait` says so. Raises GrammarFailed."""
         if number not in self._answers:
             raise GrammarFailed(self._failure or "The grammar's process has not answered.")
         return self._answers.pop(number)
@@ -198,40 +210,47 @@ class GrammarLink:
         spent = self._spent()
         self._slow_down_after(self._slow_s + spent)
         if spent > self._limits.processor_s or now - asked > self._limits.wall_s:
-            self.end(
-                "The grammar takes too long to follow: to say what may come next, after the text so far, took "
-                f"more than {self._limits.processor_s:g} s. Simplify it: counts within counts, and parts that "
-                "can be read in many ways, cost most."
-            )
+            self.end(self.too_slow)
+
+    @property
+    def too_slow(self) -> str:
+        seconds = f"{self._limits.processor_s:g} s"
+        return f"{TOO_SLOW}: what may come next, after the text so far, took more than {seconds}. {SIMPLIFY}"
+
+    def is_too_slow(self, said: Said) -> bool:
+        return said.spent_s > self._limits.processor_s
 
     def is_allowed(self, row: int, token: int) -> bool:
         word, bit = divmod(token, 32)
         return bool(self._words[row * self._num_words + word] >> bit & 1)
 
     def mask(self, row: int) -> Any:
-        """A tensor, int32 [words], that the next question about this row overwrites."""
+        """An array, int32 [words], that the next question about this row overwrites."""
         if self._rows is None:
-            import torch  # where there are masks, it is there
+            import numpy as np  # slow to import
 
-            self._rows = torch.frombuffer(self._masks, dtype=torch.int32).view(MAX_SEQUENCES, -1)
+            self._rows = np.frombuffer(self._masks, np.int32).reshape(MAX_SEQUENCES, -1)
         return self._rows[row]
 
     def _slow_down_after(self, spent_s: float) -> None:
-        if spent_s > _SLOW_S:
-            self.slow_down()
+        if spent_s > _SLOW_S and not self._is_slow:
+            self._is_slow = True
+            self._fork.slow_down()
 
-    def _spent(self) -> float:
-        """Processor time since this question was first looked after."""
+    def processor_s(self) -> float:
+        """What its process has taken, 0 if that can't be told."""
         try:
             times = self._process.cpu_times() if self._process is not None else None
         except psutil.Error:
             times = None
-        if times is None:
-            return 0.0
-        now = times.user + times.system
+        return 0.0 if times is None else float(times.user + times.system)
+
+    def _spent(self) -> float:
+        """Processor time since this question was first looked after."""
+        now = self.processor_s()
         if self._cpu_at_start is None:
             self._cpu_at_start = now
-        return float(now - self._cpu_at_start)
+        return now - self._cpu_at_start
 
     def _take_back_rows(self) -> None:
         with suppress(IndexError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import queue
 import socket
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -26,9 +28,18 @@ _WARM_UP = StructuredOutput(
 
 
 def serve_grammar(link: socket.socket, masks: int, info: TokenizerInfo, vocabulary: Vocabulary) -> None:
-    """Until the engine closes its end: EOFError or OSError. `masks` is the descriptor of the shared ones."""
+    """Until the engine closes its end: EOFError or OSError. `masks` is the descriptor of the shared ones.
+
+    It compiles in the main thread and says masks in another, so that a grammar whose compilation had to leave
+    the processors to others is followed as promptly as any.
+    """
+    compiled: queue.SimpleQueue[CompiledGrammar] = queue.SimpleQueue()
+    server = threading.Thread(target=_serve_masks, args=(compiled, link, masks, vocabulary), daemon=True)
+    server.start()  # before: a thread has its maker's niceness
     with suppress(EngineError):
-        _compile(info, _WARM_UP, vocabulary)  # touches what the next one needs: what a fork shares is slow at first
+        _compile(
+            info, _WARM_UP, vocabulary
+        )  # touches what the next one needs: what a fork shares is slow at first
     link.sendall(pack({"pid": os.getpid()}))
     wanted = json.loads(read_frame(link))
     wanted = StructuredOutput(**{**wanted, "kind": StructuredKind(wanted["kind"])})
@@ -38,7 +49,19 @@ def serve_grammar(link: socket.socket, masks: int, info: TokenizerInfo, vocabula
         link.sendall(pack({"refused": error.message, "param": error.param}))
         return
     link.sendall(pack({"num_bytes": grammar.memory_size_bytes}))
-    _Sequences(grammar, masks, vocabulary).serve(link)
+    compiled.put(grammar)
+    server.join()
+
+
+def _serve_masks(
+    compiled: queue.SimpleQueue[CompiledGrammar], link: socket.socket, masks: int, vocabulary: Vocabulary
+) -> None:
+    try:
+        _Sequences(compiled.get(), masks, vocabulary).serve(link)
+    except (EOFError, OSError, MemoryError):
+        pass
+    finally:
+        os._exit(0)
 
 
 def _compile(info: TokenizerInfo, wanted: StructuredOutput, vocabulary: Vocabulary) -> CompiledGrammar:

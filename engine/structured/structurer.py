@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -30,6 +31,9 @@ _MAX_CACHE_BYTES = 256 * 2**20
 _NUM_TURNS = 4
 _MAX_WAITING = 64
 _FAIR_S = 1.0  # of compiling, while others wait
+_START_S = 60.0
+_LOOK_S = 0.1
+_MAX_STRETCH = 3  # times the processor time that a compilation may have
 _SLOW_S = 0.3  # of compiling; then the engine's steps come first
 _REMEMBERED_S = 60.0  # that a source was too slow to compile
 
@@ -52,7 +56,7 @@ class Structurer:
         *,
         vocab_size: int,
         eos_token_ids: Sequence[int],
-        timeout_s: float = 10.0,
+        timeout_s: float = 10.0,  # of processor time
         max_cache_bytes: int = _MAX_CACHE_BYTES,
         mask_limits: MaskLimits | None = None,
     ) -> None:
@@ -109,7 +113,7 @@ class Structurer:
     def _compiled_one(self, key: _Key, done: asyncio.Task[CompiledOutput]) -> None:
         del self._compiling[key]
         if self._spare is None and not self._compiling and not self._is_closed:
-            self._starting = asyncio.create_task(self._start_spare())
+            threading.Thread(target=self._start_spare, name="structured", daemon=True).start()
         if done.cancelled() or done.exception() is not None:
             return
         self._compiled[key] = done.result()
@@ -117,6 +121,7 @@ class Structurer:
             self._compiled.popitem(last=False)
 
     async def _compile(self, wanted: StructuredOutput, tenant: str) -> CompiledOutput:
+        await self._start()
         turn = await self._turns.begin(tenant)
         try:
             self._make_room(tenant)
@@ -130,17 +135,45 @@ class Structurer:
         finally:
             self._turns.end(turn)
 
+    async def _start(self) -> None:
+        """The first process takes a second or more; nobody's time to compile begins before it is there."""
+        if self._starting is None or self._starting.done():
+            if self._workers.is_alive:
+                return
+            self._starting = asyncio.create_task(self._start_first())
+        await asyncio.shield(self._starting)
+
+    async def _start_first(self) -> None:
+        self._spare = await self._start_link()
+
     async def _fresh_link(self) -> GrammarLink:
         """The spare one, which has started already; the next spare one starts when this has compiled."""
         spare, self._spare = self._spare, None
-        return spare if spare is not None and spare.is_there else await asyncio.to_thread(self._start_link)
+        if spare is not None:
+            with suppress(EOFError):
+                await spare.started()
+                if spare.is_alive:
+                    return spare
+        return await self._start_link()
 
-    def _start_link(self) -> GrammarLink:
+    async def _start_link(self) -> GrammarLink:
+        link = await asyncio.to_thread(self._make_link)
+        try:
+            await asyncio.wait_for(link.started(), _START_S)
+        except (EOFError, TimeoutError) as error:
+            link.end("It was not compiled.")
+            raise EngineError(
+                "The process that compiles schemas and grammars can't be started: see the engine's log."
+            ) from error
+        return link
+
+    def _make_link(self) -> GrammarLink:
         return GrammarLink(self._workers, self._vocab_size, self._mask_limits)
 
-    async def _start_spare(self) -> None:
+    def _start_spare(self) -> None:
+        """In a thread, which takes some milliseconds."""
         with suppress(EngineError, OSError):  # the next one that compiles will say it
-            self._spare = await asyncio.to_thread(self._start_link)
+            self._spare = self._make_link()
 
     def _make_room(self, tenant: str) -> None:
         """Raises CompilerBusy if too many grammars are followed."""
@@ -152,21 +185,24 @@ class Structurer:
 
     async def _wait_for(self, link: GrammarLink, wanted: StructuredOutput, turn: Turn) -> dict[str, Any]:
         """What the process says. Raises InvalidRequest and CompilerBusy where it takes too long."""
+        begun = time.monotonic()
         compiling = asyncio.create_task(link.compile(wanted))
         giving_way = asyncio.create_task(turn.is_over.wait())
         both = (compiling, giving_way)
         try:
             done, _ = await asyncio.wait(both, timeout=_SLOW_S, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                link.slow_down()
-                left = self._timeout_s - _SLOW_S
-                done, _ = await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                link.slow_compiler()
+            while not done and not self._is_too_long(link, begun):
+                done, _ = await asyncio.wait(both, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             if compiling in done:
                 return await compiling
         except EOFError as error:
+            if not self._workers.is_alive:
+                raise CompilerBusy("The compiler of schemas and grammars has ended: try again.") from error
             raise InvalidRequest(
-                f"{wanted.param} can't be compiled: its process has ended, for want of memory or by a fault of "
-                "the compiler: simplify it.",
+                f"{wanted.param} can't be compiled: its process has ended, for want of memory or by a fault "
+                "of the compiler: simplify it.",
                 param=wanted.param,
             ) from error
         finally:
@@ -174,11 +210,16 @@ class Structurer:
                 task.cancel()
         if giving_way in done:
             raise CompilerBusy(
-                f"{wanted.param} takes longer than {_FAIR_S:g} s to compile, and others wait: simplify it, or try "
-                "again later."
+                f"{wanted.param} takes longer than {_FAIR_S:g} s to compile, and others wait: simplify it, "
+                "or try again later."
             )
         self._remember_slow(wanted)
         raise self._too_slow_error(wanted)
+
+    def _is_too_long(self, link: GrammarLink, begun: float) -> bool:
+        """By its own time; where the processors are busy, it gets little of them."""
+        passed = time.monotonic() - begun
+        return link.processor_s() > self._timeout_s or passed > _MAX_STRETCH * self._timeout_s
 
     def _remember_slow(self, wanted: StructuredOutput) -> None:
         self._too_slow[wanted] = time.monotonic() + _REMEMBERED_S

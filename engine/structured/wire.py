@@ -1,4 +1,4 @@
-"""What the engine and the compiler's processes say to each other: frames of JSON first, then small records."""
+"""What the engine and the compiler's processes say to each other: JSON first, then small records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ COMMAND = struct.Struct("<cQ")  # to the first process: what, and of which of it
 ASK = struct.Struct("<iiii")  # to a grammar's process: what, row, number of the question, token
 ANSWER = struct.Struct("<iiiiI")  # number, what, whether the grammar has ended, microseconds, bytes of text
 
-SPAWN, KILL, SLOW_DOWN = b"S", b"K", b"N"
+SPAWN, KILL = b"S", b"K"
+SLOW_COMPILER, SLOW_ALL = b"C", b"A"  # leave the processors to others
 
 
 class Ask(IntEnum):

@@ -20,7 +20,7 @@ from typing import NoReturn
 from engine.structured.grammar_process import serve_grammar
 from engine.structured.lean_xgrammar import import_xgrammar
 from engine.structured.vocabulary import Vocabulary
-from engine.structured.wire import COMMAND, KILL, SLOW_DOWN, SPAWN, read_frame
+from engine.structured.wire import COMMAND, KILL, SLOW_ALL, SPAWN, read_frame
 
 _PR_SET_PDEATHSIG = 1
 _MAX_EXTRA_BYTES = 512 * 2**20  # of address space, beside what this process has
@@ -49,8 +49,8 @@ class Worker:
             elif (pid := self._pids.get(number)) is not None:
                 if what == KILL:
                     os.kill(pid, signal.SIGKILL)
-                elif what == SLOW_DOWN:
-                    os.setpriority(os.PRIO_PROCESS, pid, _SLOW_NICENESS)
+                else:
+                    _slow_down(pid, is_whole=what == SLOW_ALL)
 
     def _spawn(self, number: int, link: int, masks: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # else a child may end before it is known
@@ -89,6 +89,16 @@ class Worker:
             with suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     del self._pids[number]
+
+
+def _slow_down(pid: int, *, is_whole: bool) -> None:
+    """The main thread, or all."""
+    threads = [str(pid)]
+    with suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task") if is_whole else threads
+    for thread in threads:
+        with suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, int(thread), _SLOW_NICENESS)
 
 
 def _end_with_parent(parent: int) -> None:

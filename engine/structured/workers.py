@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import EngineError
-from engine.structured.wire import COMMAND, KILL, LENGTH, SLOW_DOWN, SPAWN
+from engine.structured.wire import COMMAND, KILL, LENGTH, SLOW_ALL, SLOW_COMPILER, SPAWN
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -30,13 +30,13 @@ class Fork:
     def kill(self) -> None:
         self._first.send(KILL, self._number)
 
-    def slow_down(self) -> None:
+    def slow_down(self, *, only_compiler: bool = False) -> None:
         """Leave the processors to others; can't be undone."""
-        self._first.send(SLOW_DOWN, self._number)
+        self._first.send(SLOW_COMPILER if only_compiler else SLOW_ALL, self._number)
 
 
 class Workers:
-    """Starts the first process when the first fork is wanted, and again if it has ended. Blocks for moments."""
+    """Starts the first process when a fork is wanted, and again if it has ended. Blocks for moments."""
 
     def __init__(self, make_vocabulary: Callable[[], bytes]) -> None:
         self._make_vocabulary = make_vocabulary
@@ -55,6 +55,11 @@ class Workers:
             self._num_forks += 1
             self._first.send(SPAWN, self._num_forks, link.fileno(), masks)
             return Fork(self._first, self._num_forks)
+
+    @property
+    def is_alive(self) -> bool:
+        first = self._first
+        return first is not None and first.is_alive
 
     def close(self) -> None:
         """End all processes."""
@@ -87,7 +92,9 @@ class _First:
         return self._process.poll() is None
 
     def send(self, command: bytes, number: int, *descriptors: int) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        rights = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        )
         with self._lock, suppress(OSError):  # it has ended, and all others with it
             self._link.sendmsg([COMMAND.pack(command, number)], rights)
 

@@ -30,14 +30,22 @@ FREE = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 class Script:
     """Allows, position by position, the tokens it was given; then, as a grammar, the end only."""
 
-    def __init__(self, allowed: list[set[int]], *, fails_at: int = -1, refuses: int = -1) -> None:
+    def __init__(
+        self, allowed: list[set[int]], *, fails_at: int = -1, refuses: int = -1, num_late: int = 0
+    ) -> None:
+        """`num_late`: how often, for each mask, it isn't ready."""
+        self._num_late = num_late
+        self._looks = 0
+        self.waited_s: list[float] = []
         self._allowed = allowed
         self._fails_at = fails_at
         self._refuses = refuses
         self.accepted: list[int] = []
 
     def wait(self, timeout_s: float) -> bool:
-        return True
+        self.waited_s.append(timeout_s)
+        self._looks += 1
+        return self._looks > self._num_late
 
     def fill_mask(self, mask: Any, row: int) -> bool:
         if len(self.accepted) == self._fails_at:
@@ -56,6 +64,7 @@ class Script:
         if len(self.accepted) == self._refuses:
             raise ValueError(f"no place for {token_id}")
         self.accepted.append(token_id)
+        self._looks = 0
 
     @property
     def is_finished(self) -> bool:
@@ -169,6 +178,38 @@ def test_a_broken_constraint_ends_its_own_request_only(
         constrained("free", None),
     )
     assert {name: tokens[name] for name in others} == others
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
+def test_who_is_late_says_the_same_later_and_holds_up_nobody(beside: bool, model: Path) -> None:
+    params = replace(FREE, ignore_eos=False, temperature=1.5, seed=3, logprobs=1, prompt_logprobs=1)
+    others = [constrained("free", None, length=40), constrained("in time", Script(SCRIPT), length=20)]
+
+    def asked(late: Script) -> list[EngineRequest]:
+        return [constrained("late", late, params, length=30), *(others if beside else [])]
+
+    punctual, _ = run(core_of(model), *asked(Script(SCRIPT)))
+    if beside:
+        others = [constrained("free", None, length=40), constrained("in time", Script(SCRIPT), length=20)]
+    late = Script(SCRIPT, num_late=7)
+    tokens, last = run(core_of(model), *asked(late))
+    assert tokens == punctual
+    assert last["late"].finish_reason == FinishReason.STOP
+    assert max(late.waited_s) <= 0.02 and sorted(late.waited_s)[len(late.waited_s) // 2] < 0.011
+
+
+def test_no_step_of_others_waits_long_for_those_that_are_late(model: Path) -> None:
+    """However many they are: all together have one patience, and it shrinks."""
+    lates = {row: Script([{2}], num_late=10**9) for row in range(8)}
+    filler = MaskFiller(64, beside_model=False)
+    sums = []
+    for _ in range(12):
+        for late in lates.values():
+            late.waited_s.clear()
+        filling = filler.start(lates)
+        assert filling is not None and filling().late == set(lates)
+        sums.append(max(sum(late.waited_s) for late in lates.values()))
+    assert max(sums) <= 0.02 and sums[-1] <= 0.0001
 
 
 def test_an_abort_of_a_constrained_request_frees_its_blocks(model: Path) -> None:

@@ -1,0 +1,310 @@
+"""Grammars in processes of their own: hostile ones reach their limits, others go on, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from engine.errors import InvalidRequest
+from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, Structurer
+from engine.structured.compile_turns import CompilerBusy
+from engine.structured.grammar_link import GrammarFailed, MaskLimits
+from engine.tokenizer import Tokenizer, load_tokenizer
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "models" / "berth-demo"
+# Readings multiply from rule to rule: it compiles for minutes, if it ever ends.
+ENDLESS = "\n".join(
+    [
+        "root ::= r0",
+        *(f"r{n} ::= [a-z]* r{n + 1} [^{chr(97 + n % 26)}]* | r{n + 1} r{n + 1}" for n in range(200)),
+        'r200 ::= "x"',
+    ]
+)
+# Harmless for the first 600 digits; each letter after them can be read in ever more ways.
+SLOW_LATE = 'root ::= [0-9]{300} "x" e\ne ::= e e | "a" | "b" | e "a" e | e e e\n'
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(DEMO)
+
+
+@pytest.fixture
+def make(tokenizer: Tokenizer) -> Iterator[Callable[..., Structurer]]:
+    made: list[Structurer] = []
+
+    def make(**settings: object) -> Structurer:
+        eos = tokenizer.eos_token_id
+        assert eos is not None
+        made.append(
+            Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], **settings)  # type: ignore[arg-type]
+        )
+        return made[-1]
+
+    yield make
+    for structurer in made:
+        structurer.close()
+
+
+def schema(name: str) -> StructuredOutput:
+    """Another one for each name."""
+    text = json.dumps({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]})
+    return StructuredOutput(StructuredKind.JSON_SCHEMA, text, "response_format")
+
+
+def grammar(text: str) -> StructuredOutput:
+    return StructuredOutput(StructuredKind.GRAMMAR, text, "structured_outputs.grammar")
+
+
+def process_of(compiled: CompiledOutput) -> psutil.Process:
+    process = compiled.link._process
+    assert process is not None
+    return process
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come true"
+        await asyncio.sleep(0.01)
+
+
+# Compiling
+
+
+async def test_schemas_compile_in_time_beside_two_that_never_end(make: Callable[..., Structurer]) -> None:
+    structurer = make(timeout_s=3.0)
+    await structurer.compile(schema("warm"))
+    hostile = [asyncio.create_task(structurer.compile(grammar(f"{ENDLESS}\n# {n}"))) for n in range(2)]
+    await asyncio.sleep(0)
+    for name in ("one", "two", "three"):
+        await asyncio.wait_for(structurer.compile(schema(name)), 2.5)
+    assert not any(task.done() for task in hostile)
+    for error in await asyncio.gather(*hostile, return_exceptions=True):
+        assert isinstance(error, InvalidRequest) and "longer than 3 s to compile" in error.message
+        assert error.param == "structured_outputs.grammar"
+    begun = time.monotonic()
+    with pytest.raises(InvalidRequest, match="longer than 3 s"):  # remembered: the same costs nothing now
+        await structurer.compile(grammar(f"{ENDLESS}\n# 0"))
+    assert time.monotonic() - begun < 0.5
+
+
+async def test_those_that_never_end_make_room_for_others(make: Callable[..., Structurer]) -> None:
+    structurer = make(timeout_s=60.0)
+    await structurer.compile(schema("warm"))
+    hostile = [asyncio.create_task(structurer.compile(grammar(f"{ENDLESS}\n# {n}"))) for n in range(4)]
+    await asyncio.sleep(0)
+    await asyncio.wait_for(structurer.compile(schema("honest")), 20)
+    done = [task for task in hostile if task.done()]
+    assert done and all(isinstance(task.exception(), CompilerBusy) for task in done)
+    for task in hostile:
+        task.cancel()
+    await asyncio.gather(*hostile, return_exceptions=True)
+
+
+async def test_what_takes_too_long_to_compile_is_ended_with_its_process(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make(timeout_s=0.5)
+    warm = await structurer.compile(schema("warm"))
+    first = process_of(warm).parent()
+    assert first is not None
+    await until(lambda: structurer._spare is not None)
+    with pytest.raises(InvalidRequest, match="simplify it"):
+        await structurer.compile(grammar(ENDLESS))
+    await until(
+        lambda: all(child.cpu_percent() < 1 for child in first.children()) and len(first.children()) <= 2
+    )
+
+
+async def test_tenants_share_no_process(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    mine = await structurer.compile(schema("a"), "me")
+    assert await structurer.compile(schema("a"), "me") is mine
+    yours = await structurer.compile(schema("a"), "you")
+    assert process_of(mine).pid != process_of(yours).pid
+
+
+# Masks
+
+
+async def test_a_mask_that_takes_too_long_ends_who_waits_for_it(make: Callable[..., Structurer]) -> None:
+    structurer = make(mask_limits=MaskLimits(processor_s=0.05))
+    compiled = await structurer.compile(grammar(SLOW_LATE))
+    with pytest.raises(GrammarFailed, match=r"takes too long to follow: .* more than 0\.05 s"):
+        follow(structurer, compiled, steps=700)
+
+
+async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..., Structurer]) -> None:
+    structurer = make(mask_limits=MaskLimits(wall_s=0.1))
+    compiled = await structurer.compile(schema("a"))
+    process_of(compiled).suspend()
+    constraint = structurer.constraint(compiled)
+    await until(lambda: constraint.wait(0.0))
+    with pytest.raises(GrammarFailed, match="takes too long to follow"):
+        constraint.fill_mask(torch.zeros(1, 96, dtype=torch.int32), 0)
+    await until(lambda: is_gone(process_of(compiled)))
+    again = await structurer.compile(schema("a"))  # the cache gives no dead ones
+    follow(structurer, again, steps=1)
+
+
+async def test_many_slow_masks_end_their_request_too(
+    make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.structured.constraints._MAX_SPENT_S", 0.1)
+    structurer = make()
+    compiled = await structurer.compile(grammar(SLOW_LATE))
+    with pytest.raises(GrammarFailed, match="its slow steps have taken"):
+        follow(structurer, compiled, steps=700)
+    await until(lambda: set(niceness(process_of(compiled))) == {10})  # and the processors are others' first
+
+
+async def test_what_compiled_slowly_is_followed_promptly(
+    make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.structured.structurer._SLOW_S", 0.0)
+    compiled = await make().compile(schema("a"))
+    await until(lambda: sorted(niceness(process_of(compiled))) == [0, 10])
+
+
+def niceness(process: psutil.Process) -> list[int]:
+    """Of each thread."""
+    return [os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads()]
+
+
+def follow(structurer: Structurer, compiled: CompiledOutput, steps: int) -> None:
+    """The allowed token with the highest id, again and again, but for the end."""
+    constraint = structurer.constraint(compiled)
+    end = structurer._eos_token_ids[0]
+    shifts = torch.arange(32)
+    for _ in range(steps):
+        mask = torch.full((1, -(-structurer._vocab_size // 32)), -1, dtype=torch.int32)
+        constraint.fill_mask(mask, 0)
+        tokens = ((mask[0][:, None] >> shifts) & 1).flatten()[: structurer._vocab_size].nonzero().flatten()
+        constraint.accept(next(token for token in reversed(tokens.tolist()) if token != end))
+
+
+async def test_rows_are_used_again(make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch) -> None:
+    structurer = make()
+    compiled = await structurer.compile(schema("a"))
+    for _ in range(600):  # more than there are rows
+        mask = torch.full((1, -(-structurer._vocab_size // 32)), -1, dtype=torch.int32)
+        assert structurer.constraint(compiled).fill_mask(mask, 0) and mask.any()
+
+
+# Lives
+
+
+async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    broken, whole = [await structurer.compile(schema(name)) for name in "ab"]
+    process_of(broken).kill()
+    await until(lambda: not broken.link.is_alive)
+    with pytest.raises(GrammarFailed, match="process that follows this grammar has ended"):
+        follow(structurer, broken, steps=1)
+    follow(structurer, whole, steps=1)
+    follow(structurer, await structurer.compile(schema("a")), steps=1)
+
+
+async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    compiled = await structurer.compile(schema("a"))
+    await until(lambda: structurer._spare is not None)
+    first = process_of(compiled).parent()
+    assert first is not None
+    first.kill()
+    await until(lambda: not compiled.link.is_alive)  # with it, those that it has forked
+    for name in "ab":
+        follow(structurer, await structurer.compile(schema(name)), steps=1)
+
+
+async def test_processes_are_bounded_and_hold_nothing_of_the_engines(make: Callable[..., Structurer]) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        os.set_inheritable(listener.fileno(), True)
+        structurer = make()
+        process = process_of(await structurer.compile(schema("a")))
+        first = process.parent()
+        assert first is not None
+        assert first.num_threads() == 1  # else it could not fork
+        limit, _ = process.rlimit(psutil.RLIMIT_AS)
+        assert 0 < limit < 2**31
+        for one in (process, first):
+            assert one.net_connections() == []  # no socket of the network, and so no port
+            score = Path(f"/proc/{one.pid}/oom_score_adj").read_text()
+            assert int(score) > 0  # before the engine, if memory ends
+
+
+async def test_signals_for_the_engines_group_leave_them_to_the_engine(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make()
+    compiled = await structurer.compile(schema("a"))
+    process = process_of(compiled)
+    first = process.parent()
+    assert first is not None
+    for one in (process, first):
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            one.send_signal(signum)
+    follow(structurer, compiled, steps=1)  # a request that the engine finishes before it stops
+
+
+async def test_a_grammar_that_nobody_follows_any_more_leaves_no_process(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make(max_cache_bytes=0)
+    compiled = await structurer.compile(schema("a"))
+    process = process_of(compiled)
+    follow(structurer, compiled, steps=1)
+    del compiled
+    await until(lambda: is_gone(process))
+
+
+def test_all_end_with_the_engine_however_it_ends() -> None:
+    """While one of them is busy compiling, and doesn't look."""
+    program = textwrap.dedent(
+        """
+        import asyncio, os, signal, sys
+        from tests.engine.structured.test_grammar_processes import DEMO, ENDLESS, grammar, process_of, schema
+        from engine.structured import Structurer
+        from engine.tokenizer import load_tokenizer
+        async def main():
+            tokenizer = load_tokenizer(DEMO)
+            structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[1])
+            process = process_of(await structurer.compile(schema("a")))
+            busy = asyncio.create_task(structurer.compile(grammar(ENDLESS)))
+            await asyncio.sleep(0.3)
+            first = process.parent()
+            print(first.pid, *[child.pid for child in first.children()], flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        asyncio.run(main())
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert result.returncode == -signal.SIGKILL
+    pids = [int(word) for word in result.stdout.split()]
+    assert len(pids) >= 3
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) and not is_gone(psutil.Process(pid)) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
