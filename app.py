@@ -20,22 +20,26 @@ from typing import Any, cast
 
 import uvicorn
 
-from api import garbage
+from api import garbage, usage_report
 from api.asgi import App, Scope
 from api.auth import AccessControl
 from api.catalog import ModelFiles
+from api.connection_limits import ConnectionLimits
 from api.content_coding import DecodingApp
 from api.control import create_control_app
 from api.cors import Cors, Origins
 from api.descriptors import connections_within, raise_descriptor_limit
 from api.dispatch import Dispatcher, raw_path
 from api.elsewhere import Detours
+from api.engine_routes import RequestRoutes
 from api.gateway import UNVERSIONED, Gateway
-from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+from api.guarded_http import GuardedHttpProtocol
+from api.guarded_ws import GuardedWebSocket
 from api.key_book import KeyBook, Keys
 from api.keys import Access, ApiKey
 from api.listening import bind
 from api.metrics import MetricsPage
+from api.pace import PaceRules
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
 from api.proxy import DataPlane
@@ -43,9 +47,11 @@ from api.response_cache import ResponseCache
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 from api.trace_export import InstanceSpans, TraceExport
 from api.tracing import Tracing
-from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog
+from configs.catalog import Catalog, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model, preview_edit
-from configs.discovery import Discovery, config_problem, look_for_models
+from configs.catalog_error import CatalogError
+from configs.discovery import Discovery, FoundModel, config_problem, files_at, look_for_models
+from configs.home import expand_home
 from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
 from configs.one_line import one_line
@@ -105,7 +111,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     detours = Detours(
         manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
     )
-    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager)
+    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=_pace(settings))
 
     def let_go(event: Event) -> None:
         if event.type == "instance.deleted":
@@ -127,7 +133,7 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
     protocols = ProtocolApp(
         inner, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )
-    inference_paths = frozenset(UNVERSIONED) | protocols.routes
+    inference_paths = frozenset(UNVERSIONED) | protocols.routes | {usage_report.PATH}
 
     def is_for_gateway(scope: Scope) -> bool:
         return Gateway.is_for(scope) or raw_path(scope) in protocols.routes
@@ -146,8 +152,13 @@ def _compose(settings: Settings, env_file: Path | None) -> tuple[DirectApp, Inst
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
         origins=(origins := _origins(settings)),
+        request_routes=RequestRoutes(settings.request_paths),
     )
     return Cors(access, origins) if origins else access, manager, pulls
+
+
+def _pace(settings: Settings) -> PaceRules:
+    return PaceRules(settings.client_timeout, settings.client_min_rate)
 
 
 def _origins(settings: Settings) -> Origins | None:
@@ -168,7 +179,7 @@ def api_keys(settings: Settings) -> Keys:
         )
         for line in settings.listed_keys()
     )
-    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed))
+    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed), settings.share_caches)
 
 
 def _read_keys(settings: Settings) -> Keys:
@@ -209,19 +220,18 @@ class CatalogProfiles:
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and those found on disk whose names it doesn't use."""
         catalog = self._file.current
-        profiles = {name: self._profile(name, entry) for name, entry in catalog.models.items()}
-        taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
         hf_home = None if self._settings.hf_home is None else Path(self._settings.hf_home)
         self._discovery = look_for_models(self._settings.model_dirs, hf_home)
+        on_disk = {found.name: found for found in self._discovery.models}
+        profiles = {
+            name: _with_files(self._profile(name, entry), _files_of(entry, on_disk))
+            for name, entry in catalog.models.items()
+        }
+        taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
         for found in self._discovery.models:
             if found.name not in taken:
                 profile = self._profile(found.name, catalog.found_entry(found.path))
-                profiles[found.name] = replace(
-                    profile,
-                    source=ModelSource.DISCOVERED,
-                    size_bytes=found.size_bytes,
-                    modified=found.modified,
-                )
+                profiles[found.name] = replace(_with_files(profile, found), source=ModelSource.DISCOVERED)
         self._names = frozenset(taken | profiles.keys())
         return list(profiles.values())
 
@@ -239,7 +249,7 @@ class CatalogProfiles:
                 yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
 
     def _is_here(self, name: str) -> bool:
-        return name in self._names or Path(name).expanduser().is_dir()
+        return name in self._names or expand_home(name).is_dir()
 
     def remarks(self) -> list[str]:
         return [one_line(remark.text) for remark in self.found()]
@@ -305,6 +315,19 @@ class CatalogProfiles:
                     keys=("models", name, "protocol"),
                     value=entry.protocol,
                 )
+
+
+def _files_of(entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
+    """What an entry's engine would load, where it lies here already; `on_disk` by name."""
+    if entry.path is not None:
+        return files_at(entry.path)
+    return None if entry.engine == "command" else on_disk.get(entry.target)
+
+
+def _with_files(profile: ModelProfile, found: FoundModel | None) -> ModelProfile:
+    return (
+        profile if found is None else replace(profile, size_bytes=found.size_bytes, modified=found.modified)
+    )
 
 
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
@@ -424,7 +447,7 @@ def create_server(
         http=cast(
             type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits, origins=_origins(settings))
         ),
-        ws="websockets-sansio",
+        ws=GuardedWebSocket,
         access_log=False,
         proxy_headers=False,  # who is in front of us is told by the peer's address alone
         server_header=False,
@@ -498,7 +521,7 @@ def _serve(settings: Settings, server: BerthServer, telemetry: Telemetry) -> int
         server.run()
     except StoreError as error:
         sys.stderr.write(f"berth: {error}\n")
-        return 1
+        return 2 if isinstance(error, InvalidStateUrl) else 1
     except OSError as error:
         address = f"APP_HOST={settings.app_host} APP_PORT={settings.app_port}"
         sys.stderr.write(f"berth: {address}: can't listen there: {error.strerror or error}\n")

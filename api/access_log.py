@@ -12,6 +12,7 @@ from typing import Any
 from api.asgi import Scope
 from api.dispatch import raw_path
 from api.keys import NOBODY, caller_of
+from api.log_paths import loggable
 from api.tracing import trace_id_of
 from api.usage import TokenUsage
 
@@ -46,7 +47,7 @@ def write_line(
     fields = {
         "client": client[0] if client else "unknown",
         "method": scope.get("method", "WEBSOCKET"),
-        "path": raw_path(scope).decode("ascii", "backslashreplace"),
+        "path": loggable(raw_path(scope)),
         "status": status,
         "seconds": round(time.perf_counter() - started, 6),
         "request_id": request_id.decode(),

@@ -10,46 +10,26 @@ import ipaddress
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 from api.access_log import log_answered
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.cors import Origins
 from api.dialects import send_error
 from api.dispatch import raw_path
+from api.engine_routes import RequestRoutes
 from api.errors import ApiError, api_error
-from api.headers import KEY_HEADERS, find_header, sane_request_id
+from api.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
 from api.key_book import KeyBook, Keys
 from api.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
 from api.known_head import memo_of
 from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 
-_ENGINE_CONTROL = frozenset(
-    {
-        b"sleep",
-        b"wake_up",
-        b"is_sleeping",
-        b"collective_rpc",
-        b"reset_prefix_cache",
-        b"reset_mm_cache",
-        b"reset_encoder_cache",
-        b"start_profile",
-        b"stop_profile",
-        b"load_lora_adapter",
-        b"unload_lora_adapter",
-        b"server_info",
-        b"scale_elastic_ep",
-        b"pause",
-        b"resume",
-        b"update_weights",
-        b"init_weight_transfer_engine",
-        b"abort_requests",
-        b"memory",
-        b"slots",  # llama.cpp: shows everybody's prompts, and erases them
-        b"lora-adapters",
-    }
-)
+_ENGINES = RequestRoutes()
+
+_FETCH_SITE = b"sec-fetch-site"  # where a browser's request comes from, as no page can forge it
+_OWN_PAGES = (b"", b"same-origin", b"none")  # no browser, a page of Berth's, or what somebody has typed
 
 
 class AccessControl:
@@ -64,18 +44,21 @@ class AccessControl:
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
         on_refused: Callable[[str, int], None] = lambda _method, _status: None,
         origins: Origins | None = None,
+        request_routes: RequestRoutes = _ENGINES,
     ) -> None:
-        """`inference_paths`: besides `/v1/…` and `/proxy/…`, where requests are sent to engines.
+        """`inference_paths`: what keys for requests may ask for besides `/v1/…` and `/proxy/…`.
 
         `names_served_by`: what the model of an instance is called, for keys that are good for some models.
         `on_refused` is told the method and status of who was not let in.
         `origins`: whose pages, in a browser on this machine, may send requests to engines without a key.
+        `request_routes`: those of engines that a key for requests is good for.
         """
         self._app = app
         self._inference_paths = inference_paths
         self._names_served_by = names_served_by
         self._on_refused = on_refused
         self._origins = origins
+        self._request_routes = request_routes
         self._book = keys if isinstance(keys, KeyBook) else KeyBook(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,25 +88,40 @@ class AccessControl:
         return True
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        required = required_access(raw_path(scope), self._inference_paths)
+        required = required_access(
+            raw_path(scope),
+            self._inference_paths,
+            method=scope.get("method", "POST"),  # a WebSocket has none, and may carry anything
+            routes=self._request_routes,
+        )
         if required is Access.OPEN:
             return None
         if caller_of(scope).access >= required:
             return None  # the short way has looked already
-        headers: RawHeaders = scope["headers"]
         ring = self._book.ring
-        keys = [] if ring.is_empty else _keys_in(headers)
+        keys = [] if ring.is_empty else _keys_in(scope)
         caller = max(map(ring.find, keys), key=lambda one: one.access, default=NOBODY)
-        if caller.access < required and not ring.has_admin and is_local(scope.get("client"), headers):
+        if caller.access < required and not ring.has_admin and self._is_local(scope):
             caller = LOCAL
         elif self._is_allowed_page(scope):
             caller = PAGE
         if caller.access < required:
-            return self._explain(caller.access, bool(keys))
+            return self._explain(scope, caller.access, bool(keys))
         refusal = self._over_limits(scope, caller)
         if refusal is None:
             let_in(scope, caller)
         return refusal
+
+    def _is_local(self, scope: Scope) -> bool:
+        """Whether somebody on this machine asks, be it by a link on a page of another origin."""
+        headers: RawHeaders = scope["headers"]
+        if _is_link(headers) and scope.get("method") == "GET" and not self._is_forwarded(raw_path(scope)):
+            headers = [pair for pair in headers if pair[0] != _FETCH_SITE]
+        return is_local(scope.get("client"), headers)
+
+    def _is_forwarded(self, path: bytes) -> bool:
+        """Whether a path leads to engines, which a link could start or wake, or make do something."""
+        return path.startswith((b"/proxy/", b"/v1/")) or path in self._inference_paths
 
     def _is_allowed_page(self, scope: Scope) -> bool:
         """Whether a browser on this machine asks for a page that the settings name, where there are no keys.
@@ -132,7 +130,8 @@ class AccessControl:
         """
         if self._origins is None or not self._book.ring.is_empty:
             return False
-        allow, headers = self._origins.allow, scope["headers"]
+        allow = self._origins.allow
+        headers: RawHeaders = [pair for pair in scope["headers"] if pair[0] != _FETCH_SITE]
         rest = [pair for pair in headers if pair[0] != b"origin" or not allow(pair[1])]
         return len(rest) < len(headers) and is_local(scope.get("client"), rest)
 
@@ -147,13 +146,22 @@ class AccessControl:
             return too_often(wait_s)
         return None
 
-    def _explain(self, granted: Access, has_key: bool) -> ApiError:
+    def _explain(self, scope: Scope, granted: Access, has_key: bool) -> ApiError:
         if granted is Access.INFERENCE and self._book.ring.is_empty:
             message = "pages of other origins may send requests to engines, nothing else; set ADMIN_API_KEYS"
             return api_error(403, message, "permission_error", code="admin_key_required")
         if granted is Access.INFERENCE:
-            message = "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS"
+            message = (
+                "this key may send requests to engines, nothing else; use one of ADMIN_API_KEYS, "
+                "or name the engine's route in REQUEST_PATHS"
+            )
             return api_error(403, message, "permission_error", code="admin_key_required")
+        if self._book.ring.is_empty and find_header(scope["headers"], _FETCH_SITE) not in _OWN_PAGES:
+            message = (
+                "a web page of another origin asks; without API keys Berth answers only pages that "
+                "ALLOWED_ORIGINS names, by requests that tell their Origin"
+            )
+            return api_error(403, message, "permission_error", code="other_origin")
         if self._book.ring.is_empty:
             message = (
                 "without API keys Berth answers only callers on its own machine that name it localhost; "
@@ -167,8 +175,17 @@ class AccessControl:
         return error
 
 
-def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()) -> Access:
-    """What one must be allowed to do to ask for a path (as it came over the wire)."""
+def required_access(
+    path: bytes,
+    inference_paths: frozenset[bytes] = frozenset(),
+    *,
+    method: str = "POST",
+    routes: RequestRoutes = _ENGINES,
+) -> Access:
+    """What one must be allowed to do to ask for a path (as it came over the wire).
+
+    `routes`: those of engines that answer one client's own request.
+    """
     if path == b"/health" or path.startswith(b"/health/"):
         return Access.OPEN
     if path.startswith(b"/proxy/"):
@@ -177,24 +194,15 @@ def required_access(path: bytes, inference_paths: frozenset[bytes] = frozenset()
         forwarded = path
     else:
         return Access.INFERENCE if path in inference_paths else Access.ADMIN
-    return Access.ADMIN if _is_engine_control(forwarded) else Access.INFERENCE
-
-
-@lru_cache(maxsize=4096)
-def _is_engine_control(path: bytes) -> bool:
-    """Whether an engine's route acts on everybody's work, or on the engine itself.
-
-    Judged as an engine would read it: unescaped, and without doubled or dotted parts.
-    """
-    parts = [part for part in unquote_to_bytes(path).lower().split(b"/") if part not in (b"", b".")]
-    return b".." in parts or any(part in _ENGINE_CONTROL for part in parts[:2])
+    return Access.INFERENCE if routes.has(forwarded, method) else Access.ADMIN
 
 
 def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:
     """Whether a request comes from this machine, and not on behalf of somebody else.
 
-    A page that a browser has loaded from elsewhere is somebody else: it shows in `Origin`, or, where its
-    name was made to point at us, in `Host`. So is whoever a reverse proxy stands in for.
+    A page that a browser has loaded from elsewhere is somebody else: it shows in `Sec-Fetch-Site`, in
+    `Origin`, or, where its name was made to point at us, in `Host`. So is whoever a reverse proxy stands
+    in for.
     """
     if client is None or not _is_loopback(client[0]):
         return False
@@ -205,7 +213,15 @@ def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:
             return False
         if name == b"origin" and not _names_loopback(value):
             return False
+        if name == _FETCH_SITE and value not in _OWN_PAGES:
+            return False  # an image, say, has no `Origin`
     return True
+
+
+def _is_link(headers: RawHeaders) -> bool:
+    """Whether somebody follows a link to a page of Berth's: whoever made it sees nothing of the page."""
+    given = dict(headers)
+    return given.get(b"sec-fetch-mode") == b"navigate" and given.get(b"sec-fetch-dest") == b"document"
 
 
 @lru_cache(maxsize=256)
@@ -228,11 +244,13 @@ def _is_loopback(name: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _keys_in(headers: RawHeaders) -> list[bytes]:
+def _keys_in(scope: Scope) -> list[bytes]:
     """Every key that a request brings: some clients send a dummy besides the one they were given."""
-    given = {name: value for name, value in reversed(headers) if name in KEY_HEADERS}  # of each the first
+    # Of each header the first.
+    given = {name: value for name, value in reversed(scope["headers"]) if name in KEY_HEADERS}
     scheme, _, bearer = given.pop(b"authorization", b"").partition(b" ")
     keys = [bearer.strip() if scheme.lower() == b"bearer" else b"", *map(bytes.strip, given.values())]
+    keys.append(key_in_subprotocols(scope.get("subprotocols", ())))
     return [key for key in keys if key]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from api.asgi import Message, Receive
@@ -22,8 +23,11 @@ class Peeked:
         return self.messages.popleft() if self.messages else await self.receive()
 
 
-async def peek(receive: Receive, max_bytes: int) -> Peeked:
-    """Read a body, but hardly more than `max_bytes` of it. Raises ClientGone where the client leaves."""
+async def peek(receive: Receive, max_bytes: int, look: Callable[[bytes], None] = lambda _: None) -> Peeked:
+    """Read a body, but hardly more than `max_bytes` of it. Raises ClientGone where the client leaves.
+
+    `look` is shown each piece, and raises where no more of it is wanted.
+    """
     peeked = Peeked(receive)
     size = 0
     while size <= max_bytes:
@@ -32,6 +36,7 @@ async def peek(receive: Receive, max_bytes: int) -> Peeked:
             raise ClientGone
         peeked.messages.append(message)
         size += len(message.get("body", b""))
+        look(message.get("body", b""))
         if not message.get("more_body", False):
             if size <= max_bytes:
                 peeked.body = b"".join(part.get("body", b"") for part in peeked.messages)

@@ -27,10 +27,14 @@ class Question:
     model: str
     canonical: bytes  # the body, however it was written
 
-    def key(self, path: bytes, query: bytes, identity: str, today: date) -> bytes:
-        """What the answer is kept under. The day is in it, as chat templates may tell it to the model."""
+    def key(self, path: bytes, query: bytes, identity: str, owner: str, today: date) -> bytes:
+        """What the answer is kept under. The day is in it, as chat templates may tell it to the model.
+
+        `owner`: for whom it is kept.
+        """
         digest = hashlib.sha256()
-        for part in (path, query, identity.encode(), today.isoformat().encode(), self.canonical):
+        day = today.isoformat()
+        for part in (path, query, identity.encode(), owner.encode(), day.encode(), self.canonical):
             digest.update(b"%d:" % len(part) + part)
         return digest.digest()
 

@@ -17,6 +17,7 @@ from starlette.routing import Match, Route
 from api import catalog, docs_page, instances, metrics, models, ops, pull, streams, usage_report
 from api.access_log import log_answered
 from api.asgi import App, Message, Receive, Scope, Send
+from api.body_check import BodyCheck
 from api.body_limit import BodyLimit
 from api.catalog import ModelFiles
 from api.errors import ApiError, api_error, error_for
@@ -81,6 +82,7 @@ def create_control_app(
         app.include_router(router)
     app.add_route("/docs", _docs, include_in_schema=False)
     app.add_middleware(HeadRequests)
+    app.add_middleware(BodyCheck)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
     app.add_exception_handler(ManagerError, _manager_error)

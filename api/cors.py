@@ -149,6 +149,12 @@ class _Channel:
     def abort(self) -> None:
         self._channel.abort()
 
+    def num_unsent(self) -> int:
+        return self._channel.num_unsent()
+
+    def cut(self) -> None:
+        self._channel.cut()
+
 
 def _origin_of(scope: Scope) -> bytes:
     """The page's origin, which its head tells once and for all."""

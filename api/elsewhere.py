@@ -35,6 +35,7 @@ class _Passage:
     endpoint: Endpoint
     instance_id: str
     model_name: str = ""
+    is_wanted: bool = False
 
     def release(self) -> None:
         """There is nothing to give back."""

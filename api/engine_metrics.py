@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import httpx
 
+from instance_manager.bounded_fetch import AnswerTooLong, engine_client, fetch
 from instance_manager.instance import Instance
 from instance_manager.state_metrics import model_label
 from instance_manager.types import Endpoint
@@ -70,7 +71,7 @@ async def scrape_engines(
     """Ask all of them for /metrics; takes as long as the slowest, and `timeout_s` at most."""
     if not targets:
         return []
-    async with httpx.AsyncClient(verify=False, trust_env=False, timeout=timeout_s) as client:  # noqa: S501 - plain HTTP on loopback
+    async with engine_client(timeout_s) as client:
         return await asyncio.gather(*(_scrape(client, one, timeout_s, max_bytes) for one in targets))
 
 
@@ -78,32 +79,24 @@ async def _scrape(client: httpx.AsyncClient, target: EngineTarget, timeout_s: fl
     started = time.perf_counter()
     text, failure = "", None
     try:
-        async with asyncio.timeout(timeout_s):
-            text = await _fetch(client, target.endpoint, limit)
+        text = await _fetch(client, target.endpoint, timeout_s, limit)
     except _Failed as failed:
         failure = failed.failure
-    except (TimeoutError, httpx.TimeoutException):
+    except AnswerTooLong:
+        failure = ScrapeFailure.TOO_LARGE
+    except httpx.TimeoutException:
         failure = ScrapeFailure.TIMEOUT
     except (httpx.HTTPError, httpx.InvalidURL):
         failure = ScrapeFailure.UNREACHABLE
     return Scrape(target, time.perf_counter() - started, text, failure)
 
 
-async def _fetch(client: httpx.AsyncClient, endpoint: Endpoint, limit: int) -> str:
-    """Raises _Failed, TimeoutError or httpx's errors."""
+async def _fetch(client: httpx.AsyncClient, endpoint: Endpoint, timeout_s: float, limit: int) -> str:
+    """Raises _Failed or httpx's errors."""
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    headers = {
-        "Authorization": f"Bearer {endpoint.api_key}",
-        "Accept": "text/plain;version=0.0.4",
-        "Accept-Encoding": "identity",
-    }
+    headers = {"Authorization": f"Bearer {endpoint.api_key}", "Accept": "text/plain;version=0.0.4"}
     url = f"http://{host}:{endpoint.port}/metrics"
-    async with client.stream("GET", url, headers=headers) as response:
-        if response.status_code != 200:
-            raise _Failed(ScrapeFailure.STATUS)
-        body = bytearray()
-        async for piece in response.aiter_raw():
-            body += piece
-            if len(body) > limit:
-                raise _Failed(ScrapeFailure.TOO_LARGE)
-    return body.decode("utf-8", "replace")
+    answer = await fetch(client, "GET", url, headers=headers, timeout_s=timeout_s, max_bytes=limit)
+    if not answer.is_ok:
+        raise _Failed(ScrapeFailure.STATUS)
+    return answer.body.decode("utf-8", "replace")

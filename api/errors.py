@@ -84,8 +84,11 @@ def api_error(
     return ApiError(status, body, headers, message)
 
 
-def error_for(exc: Exception) -> ApiError:
-    """The answer to a request that ended in this exception; an unknown one is a 500 that tells nothing."""
+def error_for(exc: Exception, *, is_admin: bool = True) -> ApiError:
+    """The answer to a request that ended in this exception; an unknown one is a 500 that tells nothing.
+
+    `is_admin`: whether who asks may read engines' logs, which messages quote.
+    """
     for ancestor in type(exc).__mro__:
         if ancestor in _TABLE:
             break
@@ -95,6 +98,8 @@ def error_for(exc: Exception) -> ApiError:
         )
     status, error_type, retry_after_s = _TABLE[ancestor]
     message, code = str(exc), getattr(exc, "code", None)
+    if not is_admin:
+        message = getattr(exc, "public", message)
     given = getattr(exc, "retry_after_s", None)
     return api_error(
         status,

@@ -15,6 +15,7 @@ from api.asgi import Message, Receive, Send
 from api.dialects import stream_error_event
 from api.headers import RequestHeaders, response_headers
 from api.leases import ClientGone, Lease
+from api.pace import Pace
 from api.response_channel import ResponseChannel
 from api.response_reader import ResponseReader
 from api.upstream import (
@@ -53,6 +54,7 @@ class Request:
     target: bytes
     headers: RequestHeaders
     started: float  # time.perf_counter() when it arrived
+    tenant_line: bytes = b""  # the header that says whose it is, for engines that know tenants
     first_byte_s: float | None = None  # from then to the response's head, once there is one
     queued_s: float | None = None  # from then to its lease, where it had to wait for one
     usage: TokenUsage | None = None  # of its answer, once that has passed
@@ -97,6 +99,8 @@ class Exchange:
         "_is_uploading",
         "_lease",
         "_metrics",
+        "_num_moved",
+        "_pace",
         "_pool",
         "_reader",
         "_receive",
@@ -114,6 +118,7 @@ class Exchange:
         receive: Receive,
         send: Send,
         channel: ResponseChannel | None,
+        pace: Pace,
     ) -> None:
         self._request = request
         self._pool = pool
@@ -122,6 +127,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._channel = channel
+        self._pace = pace
+        self._num_moved = 0  # bytes from and to the client
         self._reader: ResponseReader | None = None
         self._is_uploading = False
         self._timer: asyncio.TimerHandle | None = None
@@ -136,6 +143,8 @@ class Exchange:
             self._reader = sent
             data = b""
             if sent is None and self._request.headers.has_body:
+                self._is_uploading = True
+                self._pace.start(self._progress, self._give_up)
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
@@ -150,6 +159,7 @@ class Exchange:
 
     def _end(self) -> None:
         """Let go of everything; more than once does no harm."""
+        self._pace.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -187,7 +197,7 @@ class Exchange:
         request = self._request
         connection.begin(
             reader,
-            request.encode(self._pool.identity, body),
+            request.encode(self._pool.identity_for(request.tenant_line), body),
             is_head_request=request.method == "HEAD",
             request_done=not self._is_uploading,
         )
@@ -208,6 +218,7 @@ class Exchange:
         """A piece of the request's body as it goes over the wire."""
         body: bytes = message.get("body", b"")
         self._metrics.bytes_in += len(body)
+        self._num_moved += len(body)
         return self._request.framed(body, is_last=not message.get("more_body", False))
 
     # The client's side
@@ -220,7 +231,17 @@ class Exchange:
 
     def _follow(self) -> None:
         if self._follower is None:
+            self._pace.start(self._progress, self._give_up)
             self._follower = asyncio.get_running_loop().create_task(self._follow_client())
+
+    def _progress(self) -> tuple[bool, int]:
+        """Whether the client is to send something, and what has gone to and fro."""
+        is_engine_behind = self._reader is not None and self._reader.connection.write_paused
+        return self._is_uploading and not is_engine_behind, self._num_moved
+
+    def _give_up(self, error: Exception) -> None:
+        if self._reader is not None:
+            self._reader.stop(error)
 
     async def _follow_client(self) -> None:
         """The rest of the client's body, then the news that it has left."""
@@ -292,6 +313,7 @@ class Exchange:
             if channel is None or not channel.send_piece(piece):
                 return False
             metrics.bytes_out += len(piece)
+            self._num_moved += len(piece)
             tail.add(piece)
             last = piece
             return True
@@ -302,6 +324,7 @@ class Exchange:
             while not is_complete:
                 if body:
                     metrics.bytes_out += len(body)
+                    self._num_moved += len(body)
                     tail.add(body)
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     last = body

@@ -6,6 +6,7 @@ family comes once with one HELP and one TYPE, and no two samples have the same n
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -22,14 +23,20 @@ _PAUSE_EVERY = 200  # lines, which take less than a millisecond
 _PAUSE_S = 20e-6
 
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
-_LABEL = r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*(?:\\[\\"n][^"\\\n]*)*)"'
+_PLAIN = r'[^"\\\x00-\x08\n-\x1f\x7f]*'
+_LABEL = rf'([a-zA-Z_][a-zA-Z0-9_]*)="({_PLAIN}(?:\\[\\"n]{_PLAIN})*)"'
 _UNGROUPED = _LABEL.replace("([", "(?:[")
-_VALUE = r"[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[iI]nf|NaN)"
-_SAMPLE_LINE = re.compile(
-    rf"({_NAME})(?:\{{((?:{_UNGROUPED}(?:,[ \t]*{_UNGROUPED})*,?)?)\}})?[ \t]+({_VALUE})(?:[ \t]+-?\d+)?"
-)
+_DIGITS = "[0-9]{1,40}"  # `\\d` would take those of all scripts
+_NUMBER = rf"(?:{_DIGITS}(?:\.[0-9]{{0,40}})?|\.{_DIGITS})(?:[eE][+-]?[0-9]{{1,4}})?"
+_VALUE = rf"[+-]?(?:{_NUMBER}|[iI]nf|NaN)"
+_BLOCK = rf"\{{((?:{_UNGROUPED}(?:,[ \t]*{_UNGROUPED})*,?)?)\}}"
+_SAMPLE_LINE = re.compile(rf"({_NAME})(?:{_BLOCK})?[ \t]+({_VALUE})(?:[ \t]+-?[0-9]{{1,20}})?")
 _COMMENT_LINE = re.compile(rf"#[ \t]+(HELP|TYPE)[ \t]+({_NAME})(?:[ \t]+(.*))?")
 _LABELS = re.compile(_LABEL)
+_MAX_LINE = 16 * 1024  # characters
+_NUMERIC_LABELS = {"histogram": "le", "summary": "quantile"}
+_BACKSLASH = re.compile(r"\\([\\n]?)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def escaped(value: str) -> str:
@@ -84,15 +91,15 @@ class Exposition:
             if not line:
                 continue
             if line[0] == "#":
-                _read_comment(line, types, helps)
+                _read_comment(line[:_MAX_LINE], types, helps)
                 continue
-            found = _SAMPLE_LINE.fullmatch(line)
-            if found is None:
+            found = _SAMPLE_LINE.fullmatch(line) if len(line) <= _MAX_LINE else None
+            if found is None or not _is_in_range(found[3]):
                 left_out += 1
                 continue
             name, block, value = found.groups()
             family = None if name.startswith(_OWN_PREFIX) and not is_own else self._family(name, types, helps)
-            own = _relabelled(block, labels) if block else []
+            own = _relabelled(block, labels, "" if family is None else family.type) if block else []
             if family is None or own is None:
                 left_out += 1
                 continue
@@ -134,13 +141,37 @@ def _read_comment(line: str, types: dict[str, str], helps: dict[str, str]) -> No
         return
     what, name, rest = found.groups()
     if what == "HELP":
-        helps.setdefault(name, rest or "")
+        helps.setdefault(name, _plain_help(rest or ""))
     else:
         types.setdefault(name, rest if rest in _TYPES else "untyped")
 
 
-def _relabelled(block: str, taken: Mapping[str, str]) -> list[str] | None:
-    """A sample's own labels, out of the way of `taken`; None where a name is reserved or comes twice."""
+def _plain_help(text: str) -> str:
+    """As it may stand in a line: of backslashes only those of escapes, no control characters."""
+    return _CONTROL.sub(" ", _BACKSLASH.sub(lambda found: found[0] if found[1] else r"\\", text))
+
+
+def _is_in_range(value: str) -> bool:
+    """Whether it is a number, and for those who read pages no error: more than a double holds is one."""
+    return "n" in value.lower() or math.isfinite(float(value))
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return "_" not in value and value.isascii()
+
+
+def _relabelled(block: str, taken: Mapping[str, str], kind: str) -> list[str] | None:
+    """A sample's own labels, out of the way of `taken`; None where a name is reserved or comes twice.
+
+    `kind` is its family's: the labels that tell bounds have to be numbers.
+    """
+    numeric = _NUMERIC_LABELS.get(kind)
+    if any(name == numeric and not _is_number(value) for name, value in _LABELS.findall(block)):
+        return None
     pairs = [(f"exported_{k}" if k in taken else k, v) for k, v in _LABELS.findall(block)]
     names = {name for name, _ in pairs}
     if len(names) < len(pairs) or any(name.startswith("__") for name in names):

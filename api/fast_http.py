@@ -10,6 +10,7 @@ uvicorn's internals: its version is pinned, the tests hold both ways to the same
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import partial
 from typing import Any, cast
 
@@ -20,8 +21,10 @@ from uvicorn.server import ServerState
 
 from api import http_1_0
 from api.asgi import App, RawHeaders, Scope
+from api.descriptors import unsent_in_kernel
 from api.known_head import MEMO, KnownHead, learn
 from api.response_channel import EXTENSION, DirectApp
+from api.upgrades import parser_after
 
 _MAX_MISSES = 8  # heads in a row that weren't the last one: from then on no more are learnt
 _MAX_KNOWN_BODY = 64 * 1024
@@ -39,6 +42,9 @@ class FastHttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._is_parsing = False
+        self._fed: bytes | memoryview = b""  # what the parser is at
+        self._unfed: list[bytes | memoryview] = []  # what it is to get after that
+        self._is_offer = False  # of another protocol, which isn't taken: the parser stops behind the head
         self._is_between = True  # of the next request's head the parser has nothing
         self._arriving: RequestResponseCycle | None = None
         self._direct = cast(DirectApp, self.app) if hasattr(self.app, "begin") else None
@@ -57,7 +63,13 @@ class FastHttpProtocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         is_first = self._is_between
         self._is_parsing = True
+        self._fed = data
         super().data_received(data)
+        while self._unfed:
+            self._fed = self._unfed.pop(0)
+            if not self.transport.is_closing():
+                super().data_received(cast(bytes, self._fed))
+        self._fed = b""
         self._is_parsing = False
         cycle, self._arriving = self._arriving, None
         if cycle is None:
@@ -73,6 +85,7 @@ class FastHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._is_offer = self.parser.should_upgrade() and not self._should_upgrade()
         cycle = self.cycle
         if cycle is not None and cycle.scope is self.scope and http_1_0.is_for(cycle):
             http_1_0.prepare(cycle)
@@ -80,6 +93,16 @@ class FastHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._is_between = True
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser has stopped behind the head; another reads on from there, as if nothing were offered."""
+        stopped = sys.exception()
+        if stopped is None or not self._is_offer:
+            raise RuntimeError("there is no upgrade to ignore")
+        self._is_offer = False
+        rest = memoryview(self._fed)[stopped.args[0] :]
+        self.parser, head = parser_after(self.headers, self)
+        self._unfed = [head, rest]
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Called when a request's head is there; its body, if it came along, is parsed right after."""
@@ -243,6 +266,12 @@ class _ShortRequest:
         else:
             self._protocol.transport.close()
 
+    def num_unsent(self) -> int:
+        return self._channel.num_unsent() if self._channel is not None else 0
+
+    def cut(self) -> None:
+        self._protocol.transport.abort()
+
 
 class _CycleChannel:
     """The ResponseChannel of one request."""
@@ -282,6 +311,16 @@ class _CycleChannel:
     def abort(self) -> None:
         self.cycle.disconnected = True  # what uvicorn asks before it complains of a missing end
         self.cycle.transport.close()
+
+    def num_unsent(self) -> int:
+        cycle = self.cycle
+        if not cycle.flow.write_paused:
+            return 0
+        return cycle.transport.get_write_buffer_size() + unsent_in_kernel(cycle.transport)
+
+    def cut(self) -> None:
+        self.cycle.disconnected = True
+        self.cycle.transport.abort()
 
 
 def _whole(

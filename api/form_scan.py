@@ -11,7 +11,8 @@ from enum import Enum, auto
 
 _MAX_LINE = 1024  # bytes after a boundary, up to the line's end
 _MAX_HEAD = 16 * 1024  # bytes of a part's headers
-_MAX_VALUE = 4096  # bytes of a model's name
+_MAX_VALUE = 1024  # bytes of a model's name
+_MAX_PARTS = 2000
 _MAX_BOUNDARY = 256
 _PLAIN_ENCODINGS = frozenset({"", "7bit", "8bit", "binary"})
 _UTF8_AND_SUBSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
@@ -47,6 +48,7 @@ class FormScanner:
         self._delimiter = b"\r\n--" + _boundary(content_type)
         self._state = _State.CONTENT
         self._buffer = bytearray(b"\r\n")  # the first boundary may stand at the very beginning
+        self._num_parts = 0
         self._offset = -2  # of the buffer's first byte in the form
 
     @property
@@ -104,6 +106,9 @@ class FormScanner:
         if found < 0 or found > _MAX_HEAD:
             self._limit(_MAX_HEAD, "a part's headers")
             return False
+        self._num_parts += 1
+        if self._num_parts > _MAX_PARTS:
+            raise InvalidForm(f"it has more than {_MAX_PARTS} parts, as many as are looked at")
         is_model = _is_model(bytes(self._buffer[2 : found + 2]))
         # The last line's end may be the one before the boundary of a part without content.
         self._enter(_State.VALUE if is_model else _State.CONTENT, found + 2)

@@ -16,10 +16,11 @@ from api.asgi import Message, Receive, Scope, Send
 from api.dialects import send_error
 from api.dispatch import raw_path
 from api.elsewhere import Detours, ModelElsewhere
+from api.engine_routes import READING
 from api.errors import ApiError, api_error, error_for
 from api.headers import find_header, sane_request_id
 from api.keep_alive import idle_timeout_s
-from api.keys import may_use, model_refusal
+from api.keys import is_admin, may_use, model_refusal
 from api.leases import Again, ClientGone, Prepare
 from api.model_leases import Asked, ModelLeases, affinity_of
 from api.named_model import UnclearModel, has_one_model, model_in_query
@@ -29,7 +30,7 @@ from api.proxy import DataPlane
 from api.request_body import OWN_FIELDS, JsonBody, Sending, has_filters
 from api.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.response_channel import HandOver, ResponseChannel
-from instance_manager.errors import ManagerError
+from instance_manager.errors import InstanceNotRunning, ManagerError
 from instance_manager.fleet import Fleet
 from instance_manager.models import Model
 from instance_manager.runner_kind import RunnerKind
@@ -95,7 +96,7 @@ class Gateway:
             await self._refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
-            await self._refuse(scope, send, error_for(error), started)
+            await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
         detour = asked.model.detour if isinstance(asked.model, ModelElsewhere) else None
         own = ModelLeases(self._fleet, asked)
@@ -137,7 +138,7 @@ class Gateway:
                 or model_in_query(scope["query_string"]) is not None
             ):
                 return False
-            lease = self._fleet.try_lease(model, affinity_of(model, asked), need := _need(scope))
+            lease = self._fleet.try_lease(model, affinity_of(model, asked, scope), need := _need(scope))
         except (ValueError, TypeError, KeyError, AttributeError, ManagerError, UnclearModel):
             return False  # the other way says what is wrong
         if lease is not None and lease.endpoint.served_name not in (name, ""):
@@ -171,6 +172,11 @@ class Gateway:
             raise _Refused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
             raise _Refused(_bad_body(str(error), "body_too_large", 413)) from None
+        if scope["method"] in READING and not (model.awake or model.is_coming or _is_elsewhere(model)):
+            raise InstanceNotRunning(
+                f"model {model.name!r} doesn't run, and a {scope['method']} starts nothing: send a POST, or "
+                f"start it by POST /models/{model.name}/start"
+            )
         return self._asked(scope, model, read)
 
     def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> Asked:
@@ -184,7 +190,7 @@ class Gateway:
             priority = fields.get("priority")
             asked.priority = priority if isinstance(priority, int) else 0
             asked.is_stream = fields.get("stream") is True
-            asked.affinity = affinity_of(model, fields)
+            asked.affinity = affinity_of(model, fields, scope)
         return asked
 
     def _model(self, scope: Scope, in_body: str | None) -> Model:
@@ -218,6 +224,10 @@ class Gateway:
         raise _Refused(
             _wrong_field("model", "is missing: say which model is meant; GET /v1/models lists them")
         )
+
+
+def _is_elsewhere(model: Model) -> bool:
+    return isinstance(model, ModelElsewhere)
 
 
 def _target(scope: Scope) -> bytes:

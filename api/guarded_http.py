@@ -8,36 +8,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from api.asgi import Scope
+from api.connection_limits import ConnectionLimits, no_handshake, no_http, no_room
 from api.cors import Origins
+from api.crowd import Crowd
 from api.dialects import in_dialect
-from api.errors import ApiError, api_error
+from api.errors import ApiError
 from api.fast_http import FastHttpProtocol
 from api.headers import find_header, sane_request_id
 
-_INVALID = "invalid_request_error"
 _LINGER_S = 2.0
 _MAX_WAITING = 16  # requests of one connection behind the one at work; what one read brings comes on top
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Times in seconds. `body_timeout_s` is for a body that stands still, not for all of it."""
-
-    max_connections: int = 4096
-    max_body_bytes: int = 256 * 2**20
-    max_head_bytes: int = 64 * 1024
-    max_headers: int = 128
-    head_timeout_s: float = 30.0
-    body_timeout_s: float = 60.0
 
 
 class _Refused(Exception):
@@ -81,8 +71,9 @@ class GuardedHttpProtocol(FastHttpProtocol):
         self._body_bytes = 0
         self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
         self.url = b""  # until there is one
-        self._heard_at = self.loop.time()
+        self._heard_at = self._answered_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
+        self._crowd: Crowd = vars(server_state).setdefault("crowd", Crowd())
         self._at_work: RequestResponseCycle | None = None  # where others wait behind it
         self._refusal: ApiError | None = None
         self._is_refused = False
@@ -90,13 +81,20 @@ class GuardedHttpProtocol(FastHttpProtocol):
     @property
     def is_idle(self) -> bool:
         """Whether nothing has been asked that is not answered."""
+        if self._is_refused:
+            return True
         is_answered = self._short is None and (self.cycle is None or self.cycle.response_complete)
         return self._is_head and is_answered
 
     @property
-    def heard_at(self) -> float:
-        """When something last came, by the loop's clock."""
-        return self._heard_at
+    def is_held_up(self) -> bool:
+        """Whether it is us who don't read what it sends."""
+        return self.flow.read_paused
+
+    @property
+    def answered_at(self) -> float:
+        """When it last got an answer, or came, by the loop's clock."""
+        return self._answered_at
 
     # The connection.
 
@@ -104,13 +102,14 @@ class GuardedHttpProtocol(FastHttpProtocol):
         super().connection_made(transport)
         self.flow = _PipelineFlow(transport, self.pipeline)
         if len(self.connections) > self._limits.max_connections and not self._make_room():
-            message = "Berth has as many connections as it takes, and all are in use"
-            self._refuse(api_error(503, message, "service_unavailable_error", code="busy", retry_after_s=1.0))
+            self._refuse(no_room())
             return
+        self._crowd.idle(self)
         self._deadline = self.loop.call_later(self._limits.head_timeout_s, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        self._crowd.gone(self)
         # uvicorn tells only the request that came last.
         for cycle in (self._at_work, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
@@ -120,13 +119,26 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._stop_clock()
-        super().handle_websocket_upgrade()
+        self._crowd.gone(self)
+        if not self.is_idle:  # its answer would be taken for an earlier request's, or the other way round
+            self._refuse(no_handshake("it comes while an earlier request of its connection is unanswered"))
+        elif b"#" in self.url:
+            self._refuse(no_handshake("its target has a fragment (#)"))
+        else:
+            super().handle_websocket_upgrade()
+            self._check_handshake()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """The parser has stopped, and drops what follows: no more requests can come here."""
-        super()._unsupported_upgrade_warning()
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
+    def _check_handshake(self) -> None:
+        """What the WebSocket's own reader couldn't read it says nothing of, and keeps the connection."""
+        protocol = cast(Any, self.transport.get_protocol())
+        if protocol.handshake_initiated or self.transport.is_closing():
+            return
+        self.connections.discard(protocol)
+        self.connections.add(self)
+        self.transport.set_protocol(self)
+        self._refuse(
+            no_handshake("it has a body, a line of more than 8 KiB, or characters that HTTP doesn't allow")
+        )
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused or self.transport.is_closing():
@@ -143,28 +155,51 @@ class GuardedHttpProtocol(FastHttpProtocol):
             return
         if not self._is_head:
             if self._framing_bytes > self._limits.max_head_bytes:
-                self._refuse(self._head_too_large())
+                self._refuse(self._limits.head_too_large())
             else:
+                self._crowd.still(self, self._heard_at)
                 self._wait_for_body()
         elif self._has_begun:
             if self._head_fed > self._limits.max_head_bytes:
-                self._refuse(self._head_too_large())
+                self._refuse(self._limits.head_too_large())
             elif self._deadline is None:
                 self._deadline = self.loop.call_later(self._limits.head_timeout_s, self._head_is_late)
         elif self.cycle is not None:
             self._stop_clock()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest; whether there was one."""
-        idle = [
-            one
-            for one in self.connections
-            if isinstance(one, GuardedHttpProtocol) and one is not self and one.is_idle
-        ]
-        if not idle:
+        """Close the connection that does least, if that is little enough; whether there was one."""
+        guest = self._crowd.take_idlest() or self._crowd.take_stillest(self.loop.time())
+        if guest is None:
             return False
-        min(idle, key=lambda one: one.heard_at).transport.close()
+        cast(GuardedHttpProtocol, guest).give_way()
         return True
+
+    def give_way(self) -> None:
+        """Close at once: to wait until the client has read what is left could take for ever."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _note_idle(self) -> None:
+        if self.is_idle and not self.transport.is_closing():
+            self._answered_at = self.loop.time()
+            self._crowd.idle(self)
+
+    def begin_cycle(self, scope: Scope, body: bytes) -> RequestResponseCycle:
+        self._crowd.busy(self)
+        return super().begin_cycle(scope, body)
+
+    # What the client reads.
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._crowd.still(self, self.loop.time())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._crowd.moves(self)
 
     # What the parser tells.
 
@@ -188,32 +223,39 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             raise _Refused
         if self._head_bytes > limits.max_head_bytes or len(self.headers) > limits.max_headers:
-            self._stop_parser(self._head_too_large())
+            self._stop_parser(self._limits.head_too_large())
         for name, value in self.headers:
             if name == b"content-length" and int(value) > limits.max_body_bytes:
-                self._stop_parser(self._body_too_large())
+                self._stop_parser(self._limits.body_too_large())
         before = self.cycle
         super().on_headers_complete()
         if self.pipeline and self._at_work is None:
             self._at_work = before
         self._is_head, self._has_begun = False, False
+        self._crowd.busy(self)
+        self._crowd.still(self, self._heard_at)
         self._stop_clock()
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         self._framing_bytes = 0
         if self._body_bytes > self._limits.max_body_bytes:
-            self._stop_parser(self._body_too_large())
+            self._stop_parser(self._limits.body_too_large())
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._is_offer:
+            return  # the parser takes an upgrade for made, and the body for another protocol's
         super().on_message_complete()
         self._is_head, self._head_fed = True, 0
+        self._crowd.moves(self)
+        self._note_idle()
 
     def on_response_complete(self) -> None:
         self._at_work = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         self.flow.resume_reading()
+        self._note_idle()
 
     # Time.
 
@@ -232,8 +274,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if left_s > 0:
             self._deadline = self.loop.call_later(left_s, self._body_is_late)
             return
-        message = f"nothing of the body has come for {self._limits.body_timeout_s:g} s"
-        self._refuse(api_error(408, message, _INVALID, code="body_timeout"))
+        self._refuse(self._limits.body_late())
 
     def _head_is_late(self) -> None:
         self._deadline = None
@@ -242,8 +283,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if not self._has_begun:
             self.transport.close()  # connected, and never said a word
             return
-        message = f"the request's head took more than {self._limits.head_timeout_s:g} s"
-        self._refuse(api_error(408, message, _INVALID, code="head_timeout"))
+        self._refuse(self._limits.head_late())
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:
@@ -252,18 +292,6 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     # Refusals.
 
-    def _head_too_large(self) -> ApiError:
-        limits = self._limits
-        message = (
-            f"the request's head is longer than {limits.max_head_bytes >> 10} KiB, "
-            f"or has more than {limits.max_headers} headers"
-        )
-        return api_error(431, message, _INVALID, code="head_too_large")
-
-    def _body_too_large(self) -> ApiError:
-        message = f"the body is longer than the {self._limits.max_body_bytes >> 20} MiB of MAX_BODY_MB"
-        return api_error(413, message, _INVALID, code="body_too_large")
-
     def _stop_parser(self, error: ApiError) -> None:
         """Raises what the parser passes on as its own; uvicorn then calls `send_400_response`."""
         self._refusal = error
@@ -271,7 +299,8 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What the parser can't read, or was stopped at."""
-        self._refuse(self._refusal or api_error(400, "this is no valid HTTP/1.1", _INVALID, code="bad_http"))
+        self._unfed.clear()
+        self._refuse(self._refusal or no_http())
 
     def _refuse(self, error: ApiError) -> None:
         """Answer and close; only close where the answer could be taken for another request's."""
@@ -288,6 +317,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
             lines += [b"connection: close", b"", error.body]
             self.transport.write(b"\r\n".join(lines))
             self._linger()
+            self._crowd.idle(self)  # until it is closed
         else:
             self.transport.close()
         if is_pending:

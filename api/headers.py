@@ -5,10 +5,10 @@ Order, duplicates and values are kept; names arrive in lower case, as ASGI has t
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
-from uuid import uuid4
 
 from api.asgi import RawHeaders
 
@@ -32,12 +32,19 @@ _NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"
 # Through which Berth a request has come: it goes no further than to where that one has sent it.
 VIA = b"x-berth-via"
 
+# For whom Berth asks an engine of ours: its own to say, never a client's.
+TENANT = b"x-berth-tenant"
+
 # Where clients put their key: OpenAI's, Anthropic's, Azure's. It is for Berth; the engine gets its own.
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+
+# Or, where a browser can set no header: among the subprotocols that a WebSocket's handshake offers.
+_KEY_PROTOCOL = "openai-insecure-api-key."
 
 # Headers of a request that are read, replaced or dropped; all others are copied as they are.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
     VIA,
+    TENANT,
     *KEY_HEADERS,
     b"content-length",
     b"expect",  # answered by the server in front of us; forwarded, it makes clients and engines wait
@@ -55,16 +62,27 @@ _LINES = (b"application/x-ndjson", b"application/jsonl", b"application/stream+js
 _UNBUFFERED = (b"x-accel-buffering", b"no")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_ID_PREFIX = uuid4().hex[:20].encode()  # with the digits that tell the version
-_id_numbers = count(1)
+_IDS_AT_ONCE = 256
+
+
+def _random_ids() -> Iterator[bytes]:
+    """Many at once: to ask the system for each would cost as much as all the rest of a head."""
+    while True:
+        drawn = bytearray(os.urandom(16 * _IDS_AT_ONCE))
+        drawn[6::16] = b"\x4a" * _IDS_AT_ONCE  # the digits that tell a UUID's version and variant
+        drawn[8::16] = b"\xa4" * _IDS_AT_ONCE
+        yield from drawn.hex(" ", 16).encode().split()
+
+
+_ids = _random_ids()
 
 
 def new_request_id() -> bytes:
-    """A request id that is unique across Berths; cheap, and not a secret.
+    """A request id that is unique across Berths and can't be guessed: it is the name to end a request by.
 
     It has a UUID's form: llama-cpp-python's server, for one, refuses requests with any other.
     """
-    return b"%b%012x" % (_ID_PREFIX, next(_id_numbers))
+    return next(_ids)
 
 
 @dataclass(slots=True)
@@ -205,7 +223,7 @@ _HANDSHAKE = frozenset(
     }
 )
 _HANDSHAKE_DROPPED = _HANDSHAKE | HOP_BY_HOP | {b"content-length", b"x-request-id"}
-_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, *KEY_HEADERS, b"expect", b"host"}
+_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, TENANT, *KEY_HEADERS, b"expect", b"host"}
 _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 
@@ -217,6 +235,21 @@ def handshake_headers(headers: RawHeaders) -> RawHeaders:
 def handshake_response_headers(headers: RawHeaders) -> RawHeaders:
     """What of an engine's answer to a handshake goes back to the client."""
     return [pair for pair in without_nominated(headers) if pair[0] not in _HANDSHAKE_RESPONSE]
+
+
+def key_in_subprotocols(subprotocols: Iterable[str]) -> bytes:
+    """The key that stands among them, or nothing."""
+    found = (name for name in subprotocols if _is_key_protocol(name))
+    return next(found, "")[len(_KEY_PROTOCOL) :].encode("latin-1", "replace")
+
+
+def without_key(subprotocols: Iterable[str]) -> list[str]:
+    """Those that are subprotocols."""
+    return [name for name in subprotocols if not _is_key_protocol(name)]
+
+
+def _is_key_protocol(name: str) -> bool:
+    return name.lower().startswith(_KEY_PROTOCOL)
 
 
 def find_header(headers: RawHeaders, wanted: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.deps import Config, Manager
+from api.keys import caller_of
 from api.schemas import (
     STOP_LEVEL,
     InstanceCreate,
@@ -50,7 +51,7 @@ async def create_instance(
     if devices:  # an engine that doesn't find its GPU would run on the CPU, and nobody would know
         gpus = await asyncio.to_thread(request.app.state.model_files.list_gpus)
         devices = list(choose_devices(gpus, 0, 0, devices))  # numbers are within CUDA_VISIBLE_DEVICES
-    instance = await manager.create_once(_spec(body, config, devices), idempotency_key)
+    instance = await manager.create_once(_spec(body, config, devices), _of_caller(idempotency_key, request))
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)
 
@@ -124,7 +125,7 @@ async def sleep_instance(instance_id: str, manager: Manager, level: SleepLevel =
 async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     instance = await manager.wake(instance_id)
     if instance.failure is not None:
-        raise start_error(f"instance {instance_id!r}", instance.failure)
+        raise start_error(f"instance {instance_id!r}", instance.failure, instance_id)
     return instance.record()
 
 
@@ -133,8 +134,14 @@ async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dic
     if wait_s > 0:
         instance = await manager.wait_ready(instance.instance_id, wait_s)
         if instance.failure is not None:
-            raise start_error(f"instance {instance.instance_id!r}", instance.failure)
+            raise start_error(f"instance {instance.instance_id!r}", instance.failure, instance.instance_id)
     return instance.record()
+
+
+def _of_caller(idempotency_key: str | None, request: Request) -> str | None:
+    """Two callers may hit on the same: each has its own."""
+    tenant = caller_of(request.scope).tenant
+    return f"{tenant}/{idempotency_key}" if tenant and idempotency_key is not None else idempotency_key
 
 
 def _spec(body: InstanceCreate, config: ManagerConfig, devices: list[str] | None) -> InstanceSpec:

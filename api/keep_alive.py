@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
 from typing import Any
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -20,7 +22,12 @@ def idle_timeout_s(keep_alive: Any) -> float | None:
     """
     if keep_alive is None:
         return None
-    seconds = _seconds(keep_alive)
+    try:
+        seconds = _seconds(keep_alive)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise ValueError(f'must be seconds or a duration such as "10m", not {reprlib.repr(keep_alive)}')
     if seconds < 0 or seconds > _LONGEST_S:
         return 0.0
     return max(seconds, _AT_ONCE_S)
@@ -37,6 +44,5 @@ def _seconds(keep_alive: Any) -> float:
                 size = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(found[2]))
                 return -size if found[1] == "-" else size
         else:
-            if seconds == seconds:
-                return seconds
-    raise ValueError(f'must be seconds or a duration such as "10m", not {keep_alive!r}')
+            return seconds
+    return math.nan

@@ -16,12 +16,13 @@ class Keys:
     inference: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
     listed: tuple[ApiKey, ...] = ()  # those with names and limits
+    shares_caches: bool = False  # whether one finds what is remembered of another's requests
 
     def ring(self, earlier: KeyRing | None = None) -> KeyRing:
         """`earlier`: the ring in whose place it comes. What a key has used of its rate stays used."""
         plain = [ApiKey(key, Access.INFERENCE) for key in self.inference]
         plain += [ApiKey(key, Access.ADMIN) for key in self.admin]
-        return KeyRing([*plain, *self.listed], earlier)
+        return KeyRing([*plain, *self.listed], earlier, shares_caches=self.shares_caches)
 
 
 class KeyBook:

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 
 from api.asgi import Scope
 from api.errors import ApiError, api_error
+from api.headers import TENANT
 from instance_manager.models import Model
 
 _SCOPE_KEY = "berth.caller"
@@ -80,6 +81,9 @@ class Caller:
     access: Access
     models: tuple[str, ...] | None = None
     rate: Rate | None = None
+    tenant: str = ""  # whose is what it makes, unlike others'; empty where nobody is told apart
+    cache_owner: str = ""  # whose answers and prefixes are remembered for it; empty where keys share them
+    tenant_line: bytes = b""  # the header that says so to an engine of ours
 
     def may_use(self, names: Iterable[str]) -> bool:
         """Whether a model that goes by these names is among those allowed."""
@@ -96,14 +100,19 @@ NOBODY = Caller("none", Access.OPEN)
 class KeyRing:
     """All keys that open Berth."""
 
-    def __init__(self, keys: Iterable[ApiKey], earlier: KeyRing | None = None) -> None:
-        """`earlier`: keys that had the same limits there have used what they have used."""
+    def __init__(
+        self, keys: Iterable[ApiKey], earlier: KeyRing | None = None, *, shares_caches: bool = False
+    ) -> None:
+        """`earlier`: keys that had the same limits there have used what they have used.
+
+        `shares_caches`: whether keys find what is remembered of each other's requests.
+        """
         rates = {} if earlier is None else {digest: one.rate for digest, one in earlier._callers}
         # An admin's key that is a user's too is an admin's: the last that fits is found.
         ordered = sorted(keys, key=lambda key: key.access)
         digests = [(_digest(key.secret.encode()), key) for key in ordered]
         self._callers: list[tuple[bytes, Caller]] = [
-            (digest, _caller(key, rates.get(digest))) for digest, key in digests
+            (digest, _caller(key, rates.get(digest), shares_caches=shares_caches)) for digest, key in digests
         ]
         self.has_admin = any(caller.access is Access.ADMIN for _, caller in self._callers)
         self.is_empty = not self._callers
@@ -134,6 +143,11 @@ def caller_of(scope: Scope) -> Caller:
     """Whose request it is; NOBODY for a path that is open to all."""
     caller: Caller = scope.get(_SCOPE_KEY, NOBODY)
     return caller
+
+
+def is_admin(scope: Scope) -> bool:
+    """Whether the caller may read engines' logs."""
+    return caller_of(scope).access is Access.ADMIN
 
 
 def is_limited_to_models(scope: Scope) -> bool:
@@ -172,11 +186,34 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _caller(key: ApiKey, used: Rate | None) -> Caller:
+def tenant_of(key: ApiKey) -> str:
+    """The same for a key in each Berth, and as long as it is known: a named key may be renewed.
+
+    It tells neither the key nor its name.
+    """
+    who = b"name " + key.name.encode() if key.name else b"key " + _digest(key.secret.encode())
+    return hashlib.blake2b(who, digest_size=16, person=b"berth tenant").hexdigest()
+
+
+def _tenant_line(tenant: str, access: Access, *, shares_caches: bool) -> bytes:
+    marks = (";admin" if access is Access.ADMIN else "") + (";shared" if shares_caches else "")
+    return TENANT + f": {tenant}{marks}\r\n".encode()
+
+
+def _caller(key: ApiKey, used: Rate | None, *, shares_caches: bool) -> Caller:
     if key.rate_per_s is None:
         rate = None
     elif used is not None and used.limits == (key.rate_per_s, key.burst):
         rate = used
     else:
         rate = Rate(key.rate_per_s, key.burst)
-    return Caller(key.name or key_id_of(key.secret), key.access, key.models, rate)
+    tenant = tenant_of(key)
+    return Caller(
+        key.name or key_id_of(key.secret),
+        key.access,
+        key.models,
+        rate,
+        tenant,
+        "" if shares_caches else tenant,
+        _tenant_line(tenant, key.access, shares_caches=shares_caches),
+    )

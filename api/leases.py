@@ -23,6 +23,9 @@ class Lease(Protocol):
     def instance_id(self) -> str: ...
     @property
     def model_name(self) -> str: ...
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a place like this one."""
 
     def release(self) -> None:
         """Give it back; more than once does no harm."""

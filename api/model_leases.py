@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from api.asgi import Receive
+from api.asgi import Receive, Scope
 from api.exchange import Request
+from api.keys import caller_of
 from api.leases import Lease
 from api.request_body import Sending
 from instance_manager.errors import InstanceNotFound
@@ -18,7 +21,9 @@ from instance_manager.runner_kind import RunnerKind
 from instance_manager.types import InstanceState
 
 _NOTICE_S = 5.0  # within which the end of an engine is noticed
-_AFFINITY_CHARS = 512
+_AFFINITY_CHARS, _SALT_CHARS = 512, 64
+_MAX_AFFINITY_FIELDS = 8
+_MAX_AFFINITY_NUMBER = 2**63
 
 
 @dataclass(slots=True)
@@ -89,11 +94,31 @@ class ModelLeases:
         return lease
 
 
-def affinity_of(model: Model, body: dict[str, Any]) -> bytes:
-    """What requests share whose prompts begin alike; nothing where there is no choice."""
+def affinity_of(model: Model, body: dict[str, Any], scope: Scope) -> bytes:
+    """What requests share whose prompts begin alike; nothing where there is no choice.
+
+    Those that find none of each other's prefixes share nothing, either.
+    """
     if len(model.replicas) < 2:
         return b""
     prompt = body.get("messages") or body.get("prompt") or body.get("input")
-    if isinstance(prompt, list):
-        prompt = prompt[:2]
-    return str(prompt)[:_AFFINITY_CHARS].encode("utf-8", "replace") if prompt else b""
+    if not prompt:
+        return b""
+    salt = body.get("cache_salt")
+    whose = f"{caller_of(scope).cache_owner}:{salt[:_SALT_CHARS] if isinstance(salt, str) else ''}:"
+    return (whose + "".join(_beginning(prompt))[:_AFFINITY_CHARS]).encode("utf-8", "replace")
+
+
+def _beginning(value: Any, depth: int = 4) -> Iterator[str]:
+    """The beginnings of the texts in there, of the first two of each list: never more than a few of them."""
+    if isinstance(value, str):
+        yield value[:_AFFINITY_CHARS]
+    elif isinstance(value, list) and depth:
+        first = value[: _AFFINITY_CHARS if value and isinstance(value[0], int) else 2]
+        for one in first:
+            yield from _beginning(one, depth - 1)
+    elif isinstance(value, dict) and depth:
+        for one in islice(value.values(), _MAX_AFFINITY_FIELDS):
+            yield from _beginning(one, depth - 1)
+    elif isinstance(value, int | float) and abs(value) < _MAX_AFFINITY_NUMBER:
+        yield f"{value},"

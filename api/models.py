@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from api.deps import Manager
 from api.keys import caller_of, may_use
 from api.schemas import STOP_LEVEL, SleepLevel
-from instance_manager.errors import InstanceFailedToStart, ModelNotFound, UnsupportedModel, WrongState
+from instance_manager.errors import ModelNotFound, WrongState
 from instance_manager.fleet import Fleet
 from instance_manager.instance import failure_record
 from instance_manager.models import Model
@@ -120,8 +120,7 @@ async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
     if wait_s > 0:
         await fleet.wait_until_up(model, wait_s)
         if model.error is not None and not model.awake:
-            kind = UnsupportedModel if isinstance(model.error, UnsupportedModel) else InstanceFailedToStart
-            raise kind(str(model.error))
+            raise type(model.error)(str(model.error), param=model.error.param)
     return model_record(model)
 
 

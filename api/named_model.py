@@ -14,10 +14,15 @@ from urllib.parse import parse_qsl
 
 from pydantic_core import from_json
 
+from api.json_structure import TooManyParts, check_parts
+
 _BOM = b"\xef\xbb\xbf"
 # Where a key could be "model" without standing there as that: the letters' escapes are \u006c to \u006f.
 _ESCAPE = b"\\u006"
 _KEY = b'"model"'
+
+MAX_NAME_BYTES = 1024
+_MAX_SHOWN = 100  # characters of what a message quotes
 
 
 class InvalidBody(Exception):
@@ -36,7 +41,10 @@ def without_bom(body: bytes) -> bytes:
 def read_object(body: bytes) -> dict[str, Any]:
     """A body's JSON object. Raises InvalidBody."""
     try:
+        check_parts(body)
         value = from_json(body, allow_inf_nan=False)
+    except TooManyParts as error:
+        raise InvalidBody(str(error)) from None
     except ValueError as error:
         raise InvalidBody(f"the body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -55,10 +63,10 @@ def model_in_object(body: bytes, fields: dict[str, Any]) -> str | None:
         _check_same(_root_models(body))
     name = fields.get("model")
     if name is not None and not isinstance(name, str):
-        raise UnclearModel(f"must be a string, not {name!r}")
+        raise UnclearModel(f"must be a string, not {_KINDS.get(type(name), 'a number')}")
     if name is None and (place := _misplaced(fields)) is not None:
         raise UnclearModel(f"must stand at the top level of the body; here it is {place}")
-    return name
+    return _checked(name)
 
 
 def model_in_query(query: bytes) -> str | None:
@@ -76,7 +84,25 @@ def model_in_fields(text: bytes) -> str | None:
     pairs = parse_qsl(text.decode("utf-8", "replace"))
     names = [value for name, value in pairs if name == "model"]
     _check_same(names)
-    return names[0] if names else None
+    return _checked(names[0]) if names else None
+
+
+def _checked(name: str | None) -> str | None:
+    """A name of a length that names have. Raises UnclearModel."""
+    # The characters first: what is far too long need not become bytes.
+    if name and max(len(name), len(name[:MAX_NAME_BYTES].encode("utf-8", "replace"))) > MAX_NAME_BYTES:
+        raise UnclearModel(f"may have {MAX_NAME_BYTES} bytes at most")
+    return name
+
+
+def _shown(value: object) -> str:
+    """As a message quotes it."""
+    if isinstance(value, str):
+        return repr(value[:_MAX_SHOWN]) + ("…" if len(value) > _MAX_SHOWN else "")
+    return _KINDS.get(type(value), "a number")
+
+
+_KINDS: dict[type, str] = {list: "an array", dict: "an object", bool: "a boolean", type(None): "null"}
 
 
 def _check_same(names: Iterable[object]) -> None:
@@ -84,7 +110,9 @@ def _check_same(names: Iterable[object]) -> None:
     first, *others = list(names) or [None]
     for other in others:
         if other != first:
-            raise UnclearModel(f"is there more than once, as {first!r} and as {other!r}; name one")
+            raise UnclearModel(
+                f"is there more than once, as {_shown(first)} and as {_shown(other)}; name one"
+            )
 
 
 def _root_models(body: bytes) -> list[object]:
@@ -101,10 +129,10 @@ def _misplaced(fields: dict[str, Any]) -> str | None:
     """Where a model is named that isn't asked for: under another spelling, or further inside."""
     for key, value in fields.items():
         if key != "model" and key.casefold() == "model" and isinstance(value, str):
-            return f"named {key!r}"
+            return f"named {_shown(key)}"
     for key, value in fields.items():
         if _names_model_inside(value):
-            return f"inside of {key!r}"
+            return f"inside of {_shown(key)}"
     return None
 
 

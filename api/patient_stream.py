@@ -12,9 +12,10 @@ import contextlib
 from pydantic_core import from_json
 
 from api.asgi import Message, RawHeaders, Send
-from api.dialects import error_event, in_dialect
+from api.dialects import error_event, in_dialect, speaks_anthropic, stream_error_event
 from api.errors import api_error
 from api.headers import find_header
+from api.upstream import UpstreamGarbled
 
 _STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -23,7 +24,9 @@ _STREAM_HEADERS = (
 )
 _COMMENT = b": waiting for the model\n\n"
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_ANSWER_BYTES = 1024 * 1024  # of an answer that is whole, though a stream was asked for
 _MAX_QUOTED = 500
+_NO_STREAM = f"in place of a stream the engine answers with more than {_MAX_ANSWER_BYTES >> 10} KiB at once"
 
 
 class PatientStream:
@@ -35,10 +38,13 @@ class PatientStream:
         self._target = target
         self._interval_s = interval_s
         self._headers = [*headers, *_STREAM_HEADERS]
+        if speaks_anthropic(target):  # its SDKs read the id by another name
+            self._headers.append((b"request-id", find_header(headers, b"x-request-id")))
         self._timer = asyncio.get_running_loop().call_later(interval_s, self._start)
         self._commenting: asyncio.Task[None] | None = None
         self._status = 0
-        self._error: list[bytes] | None = None  # the body of an answer that is no stream, so far
+        self._error: bytearray | None = None  # the body of an answer that is no stream, so far
+        self._is_over = False
 
     async def send(self, message: Message) -> None:
         """An ASGI `send`."""
@@ -49,25 +55,39 @@ class PatientStream:
                 return
             await self._quiet()
             if not _is_events(message):
-                self._status, self._error = message["status"], []
+                self._status, self._error = message["status"], bytearray()
         elif self._error is None:
             await self._send(message)
-        else:
-            self._error.append(message.get("body", b""))
-            if not message.get("more_body", False):
-                event = self._last_event(b"".join(self._error)[:_MAX_ERROR_BYTES])
-                await self._send({"type": "http.response.body", "body": event})
+        elif not self._is_over:
+            await self._collect(self._error, message)
+
+    async def _collect(self, collected: bytearray, message: Message) -> None:
+        """Raises UpstreamGarbled where there is more than anybody waits for: the engine needn't go on."""
+        collected += message.get("body", b"")
+        has_more = message.get("more_body", False)
+        is_long = len(collected) > (_MAX_ERROR_BYTES if self._status >= 400 else _MAX_ANSWER_BYTES)
+        if has_more and not is_long:
+            return
+        self._is_over = True
+        event = self._last_event(bytes(collected), is_long=is_long)
+        await self._send({"type": "http.response.body", "body": event})
+        if has_more:
+            raise UpstreamGarbled(_NO_STREAM)
 
     async def close(self) -> None:
         """No more comments."""
         self._timer.cancel()
         await self._quiet()
 
-    def _last_event(self, body: bytes) -> bytes:
+    def _last_event(self, body: bytes, *, is_long: bool) -> bytes:
         """What is no stream, as an event; an error that no client would know for one is said anew."""
         if self._status < 400:
+            if is_long:
+                return stream_error_event(
+                    UpstreamGarbled(_NO_STREAM), self._target, find_header(self._headers, b"x-request-id")
+                )
             return error_event(body, b"")
-        if not _is_error(body):
+        if is_long or not _is_error(body):
             text = body[:_MAX_QUOTED].decode("utf-8", "replace")
             error = api_error(self._status, f"the engine answered {self._status}: {text}", "upstream_error")
             request_id = find_header(self._headers, b"x-request-id")

@@ -16,12 +16,16 @@ from api.dialects import send_error
 from api.direct import DirectExchange, Patience
 from api.dispatch import raw_path
 from api.elsewhere import Detour, Detours
+from api.engine_routes import READING
 from api.errors import error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
+from api.keys import caller_of, is_admin
 from api.known_head import memo_of
 from api.leases import CLIENT_GONE, Again, ClientGone, Lease, Leases, Prepare, lease_while_connected
-from api.response_channel import HandOver, ResponseChannel, channel_of, without_channel
+from api.log_paths import loggable
+from api.pace import Pace, PaceRules
+from api.response_channel import HandOver, ResponseChannel, channel_of, client_of, without_channel
 from api.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
 from api.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
@@ -45,11 +49,13 @@ class DataPlane:
         *,
         detours: Detours | None = None,
         sleep: SleepNotices | None = None,
+        pace: PaceRules | None = None,
     ) -> None:
         self._leases = leases
         self._sleep = sleep  # is told of engines that were put to sleep by their own routes
         self._metrics = metrics
         self._detours = detours  # to instances of other Berths
+        self._pace = pace or PaceRules()  # of clients for whose place others wait
         self._patience = Patience()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
@@ -60,9 +66,14 @@ class DataPlane:
             target = detour.target
         if scope["type"] == "websocket":
             leases, more = (detour, detour.headers) if detour is not None else (self._leases, ())
-            await forward_websocket(leases, self._metrics, scope, receive, send, instance_id, target, more)
+            await forward_websocket(
+                leases, self._metrics, scope, receive, send, instance_id, target, more, self._pace.stall_s
+            )
         elif self._sleep is not None and detour is None and is_sleep_route(target):
             await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
+        elif self._sleep is not None and detour is None and scope["method"] in READING:
+            leases = SleepLeases(self._sleep, self._leases)  # to be read is no reason to wake
+            await self.forward(scope, receive, send, instance_id, target, leases=leases)
         else:
             await self.forward(scope, receive, send, instance_id, target, leases=detour)
 
@@ -138,6 +149,8 @@ class DataPlane:
             if memo is not None:
                 memo["asked_for"] = instance_id, target
         try:
+            if scope["method"] in READING and self._sleep and self._sleep.lease_asleep(instance_id):
+                return False
             lease = self._leases.try_lease(instance_id)
         except ManagerError:
             return False
@@ -180,7 +193,7 @@ class DataPlane:
         self._patience.watch(exchange)
         connection.begin(
             exchange,
-            request.encode(pool.identity, request.framed(body, is_last=True)),
+            request.encode(pool.identity_for(request.tenant_line), request.framed(body, is_last=True)),
             is_head_request=request.method == "HEAD",
             request_done=True,
         )
@@ -198,7 +211,7 @@ class DataPlane:
             headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
             if memo is not None and not find_header(scope["headers"], b"x-request-id"):
                 memo["headers"] = headers
-        request = Request(scope["method"], target, headers, started)
+        request = Request(scope["method"], target, headers, started, caller_of(scope).tenant_line)
         return Call(scope, request, instance_id, self._metrics.unserved)
 
     async def _exchange(
@@ -213,6 +226,7 @@ class DataPlane:
         prepare: Prepare | None = None,
     ) -> int:
         """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
+        client = channel or client_of(call.scope)
         while True:
             try:
                 if begun is None:
@@ -220,7 +234,8 @@ class DataPlane:
                     if prepare is not None:
                         receive = await prepare(begun[1], call.request, receive)
                 (pool, lease, sent), begun = begun, None
-                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel)
+                pace = Pace(self._pace, lease, client)
+                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel, pace)
                 return await exchange.run(sent)
             except (UpstreamRefused, UpstreamBroken) as error:
                 is_answered = isinstance(error, UpstreamBroken) and error.response_begun
@@ -257,7 +272,7 @@ class DataPlane:
             if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
                 self._sleep.look_at_sleep(call.lease.instance_id)
         except (ManagerError, UpstreamError) as exc:
-            error = error_for(exc)
+            error = error_for(exc, is_admin=is_admin(call.scope))
             status = error.status
             if isinstance(exc, UpstreamError):
                 _log_failure(call, exc)
@@ -297,6 +312,6 @@ def _log_failure(call: Call, error: UpstreamError) -> None:
         call.instance_id,
         call.request.headers.request_id.decode(),
         call.request.method,
-        call.request.target.decode("latin-1"),
+        loggable(call.request.target),
         error.message,
     )

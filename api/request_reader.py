@@ -13,6 +13,7 @@ from api.asgi import Receive, Scope
 from api.body_peek import peek
 from api.form_scan import FormScanner, InvalidForm
 from api.headers import find_header
+from api.json_structure import PartCounter, TooManyParts
 from api.leases import ClientGone
 from api.named_model import InvalidBody, model_in_fields, model_in_object, read_object, without_bom
 from api.off_loop import off_loop
@@ -20,6 +21,8 @@ from api.request_body import FormBody, JsonBody, RequestBody, Sending
 from instance_manager.profiles import ModelProfile
 
 MAX_BODY_BYTES = 256 * 2**20
+# Of JSON, which is built whole: images of some 48 MiB in data URLs. Nobody else runs for the time that takes.
+MAX_JSON_BYTES = 64 * 2**20
 _MIN_FORM_BYTES = 64 * 1024  # of a form are looked at, even if its model has been found
 _WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")  # unless they announce one
 
@@ -60,9 +63,15 @@ async def read_request(scope: Scope, receive: Receive) -> ReadRequest:
     kind = content_type.lower()
     if kind.startswith(b"multipart/"):
         return await _read_multipart(receive, content_type, length)
-    peeked = await peek(receive, MAX_BODY_BYTES)
+    if length is not None and length > MAX_JSON_BYTES:
+        raise _too_long(MAX_JSON_BYTES)
+    try:
+        peeked = await peek(receive, MAX_JSON_BYTES, PartCounter().feed)
+    except TooManyParts as error:
+        raise InvalidBody(str(error)) from None
     if (raw := peeked.body) is None:
-        raise _too_long()
+        raise _too_long(MAX_JSON_BYTES)
+    peeked.messages.clear()  # they are all in there
     is_form = kind.startswith(b"application/x-www-form-urlencoded") and not raw.lstrip().startswith(b"{")
     if is_form or not raw:
         form = FormBody(raw, has_more=False, is_url_encoded=is_form)
@@ -89,7 +98,7 @@ async def _read_multipart(receive: Receive, content_type: bytes, length: int | N
         pieces.append(piece)
         size, has_more = size + len(piece), message.get("more_body", False)
         if size > MAX_BODY_BYTES:
-            raise _too_long()
+            raise _too_long(MAX_BODY_BYTES)
         scanner.feed(piece)
     found, raw = scanner.model, b"".join(pieces)
     if found is None:
@@ -100,8 +109,8 @@ async def _read_multipart(receive: Receive, content_type: bytes, length: int | N
     return ReadRequest(found.value, receive, raw, form=form, length=length)
 
 
-def _too_long() -> BodyTooLong:
-    return BodyTooLong(f"the body is longer than the {MAX_BODY_BYTES >> 20} MiB that are taken")
+def _too_long(limit: int) -> BodyTooLong:
+    return BodyTooLong(f"the body is longer than the {limit >> 20} MiB that are taken")
 
 
 __all__ = ["BodyTooLong", "InvalidBody", "InvalidForm", "ReadRequest", "read_request"]

@@ -1,8 +1,8 @@
 """Remembers answers that would come out the same again: those of requests at temperature 0, or with a seed.
 
-Stands around the gateway as a raw ASGI application. Whatever is not such a request passes untouched. What the
-client's key is makes no difference, but keys with a list of models pass by. So a client can learn from
-`X-Berth-Cache` that somebody has asked the same before.
+Stands around the gateway as a raw ASGI application. Whatever is not such a request passes untouched, and so
+do those whose keys have a list of models. An answer is remembered for the key that got it, or for all keys
+where they share caches: then `X-Berth-Cache` tells a client that somebody has asked the same before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from api.body_peek import peek
 from api.cacheable import Question, is_good_answer, read_question
 from api.dispatch import raw_path
 from api.headers import find_header, sane_request_id
-from api.keys import is_limited_to_models
+from api.keys import caller_of, is_limited_to_models
 from api.leases import ClientGone
 from api.off_loop import off_loop
 from api.response_channel import channel_of, without_channel
@@ -73,7 +73,8 @@ class ResponseCache:
         if question is None or identity is None:
             await self._inner(scope, peeked.replay, send)
             return
-        key = question.key(raw_path(scope), scope["query_string"], identity, date.today())
+        owner = caller_of(scope).cache_owner
+        key = question.key(raw_path(scope), scope["query_string"], identity, owner, date.today())
         entry = None if _asks_for_fresh(scope) else self._find(key)
         if entry is None:
             self.num_misses += 1

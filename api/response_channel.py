@@ -8,6 +8,7 @@ from typing import Protocol, cast
 from api.asgi import App, RawHeaders, Receive, Scope, Send
 
 EXTENSION = "berth.response"
+_CLIENT = "berth.client"  # what is left of it where answers go out by `send` alone
 
 # Makes a task of a request that has none yet, by running an application on it.
 HandOver = Callable[[App], None]
@@ -27,6 +28,12 @@ class ResponseChannel(Protocol):
 
     def abort(self) -> None:
         """Close the connection after what has been sent: the client sees that the body is cut."""
+
+    def num_unsent(self) -> int:
+        """Bytes that the client has not taken yet; 0 where it keeps up."""
+
+    def cut(self) -> None:
+        """Close the connection at once, whatever is unsent."""
 
 
 # What a DirectApp's `begin` is.
@@ -53,6 +60,14 @@ def channel_of(scope: Scope) -> ResponseChannel | None:
 
 
 def without_channel(scope: Scope) -> Scope:
-    """A copy of the scope for an application that may answer by `send` alone."""
-    extensions = {name: value for name, value in (scope.get("extensions") or {}).items() if name != EXTENSION}
+    """A copy of the scope for an application that answers by `send` alone, but sees to the client's pace."""
+    extensions = dict(scope.get("extensions") or {})
+    if (channel := extensions.pop(EXTENSION, None)) is not None:
+        extensions[_CLIENT] = channel
     return {**scope, "extensions": extensions}
+
+
+def client_of(scope: Scope) -> ResponseChannel | None:
+    """The client's connection, where it is known but the channel isn't to be used. Taken out like that."""
+    extensions = scope.get("extensions")
+    return cast("ResponseChannel | None", extensions.pop(_CLIENT, None)) if extensions else None

@@ -18,6 +18,7 @@ from api.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.dispatch import raw_path
 from api.headers import find_header
 from api.known_head import MEMO
+from api.log_paths import loggable
 from api.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
 from api.usage import TokenUsage
 
@@ -47,7 +48,7 @@ class RequestSpan:
         attributes: dict[str, str | int] = {
             "http.request.method": given if given in _METHODS else "_OTHER",
             "url.scheme": scope["scheme"],
-            "url.path": path.decode("ascii", "backslashreplace"),
+            "url.path": loggable(path),
             "network.protocol.version": scope.get("http_version", "1.1"),
         }
         if given not in _METHODS:
@@ -228,6 +229,12 @@ class _WatchedChannel:
 
     def abort(self) -> None:
         self._channel.abort()
+
+    def num_unsent(self) -> int:
+        return self._channel.num_unsent()
+
+    def cut(self) -> None:
+        self._channel.cut()
 
 
 def _nothing() -> None:

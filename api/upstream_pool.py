@@ -39,7 +39,7 @@ class UpstreamPool:
         identity = f"host: {host}:{endpoint.port}\r\n"
         if endpoint.api_key:
             identity += f"authorization: Bearer {endpoint.api_key}\r\n"
-        self.identity = identity.encode("latin-1")
+        self._identity = identity.encode("latin-1")
         self.num_open = 0
         self._idle: dict[UpstreamConnection, None] = {}  # in order of last use
         self._sweep: asyncio.TimerHandle | None = None
@@ -48,6 +48,10 @@ class UpstreamPool:
     def __repr__(self) -> str:
         where = f"{self.endpoint.host}:{self.endpoint.port}"
         return f"<UpstreamPool {where} open={self.num_open} idle={self.num_idle}>"
+
+    def identity_for(self, tenant_line: bytes) -> bytes:
+        """The lines of a head that are this engine's affair; where it can tell tenants apart, whose it is."""
+        return self._identity + tenant_line if self.endpoint.tells_tenants_apart else self._identity
 
     @property
     def num_idle(self) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from api.deps import Manager
+from api.keys import Access, caller_of
+
+PATH = b"/usage"
 
 router = APIRouter(tags=["operations"])
 
@@ -29,12 +32,16 @@ class UsageList(BaseModel):
     data: list[UsageOfModel]
 
 
-@router.get("/usage", summary="Requests and tokens per key and model, since the state began")
+@router.get(PATH.decode(), summary="Requests and tokens per key and model, since the state began")
 async def usage(
     manager: Manager,
+    request: Request,
     key_id: Annotated[str | None, Query(description="Of this key alone")] = None,
     model: Annotated[str | None, Query(description="Of this model alone")] = None,
 ) -> UsageList:
+    """Of all keys for an admin; a key for requests reads its own."""
+    caller = caller_of(request.scope)
+    shown = None if caller.access is Access.ADMIN else caller.key_id
     totals = await manager.usage.totals(manager.state.store)
     return UsageList(
         data=[
@@ -46,6 +53,6 @@ async def usage(
                 completion_tokens=one.completion_tokens,
             )
             for one in totals
-            if key_id in (None, one.key_id) and model in (None, one.model)
+            if key_id in (None, one.key_id) and model in (None, one.model) and shown in (None, one.key_id)
         ]
     )

@@ -16,8 +16,15 @@ from websockets.typing import Subprotocol
 
 from api.access_log import access_logger, write_line
 from api.asgi import RawHeaders, Receive, Scope, Send
-from api.errors import ApiError, error_for
-from api.headers import find_header, handshake_headers, handshake_response_headers, sane_request_id
+from api.errors import ApiError, api_error, error_for
+from api.headers import (
+    find_header,
+    handshake_headers,
+    handshake_response_headers,
+    sane_request_id,
+    without_key,
+)
+from api.keys import is_admin
 from api.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
 from api.upstream import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from instance_manager.errors import ManagerError
@@ -42,11 +49,20 @@ async def forward_websocket(
     instance_id: str,
     target: bytes,
     more_headers: Sequence[tuple[bytes, bytes]] = (),
+    stall_s: float = 0.0,
 ) -> None:
-    """Serve one WebSocket; its lease lasts as long as it does. `more_headers` go along with the handshake."""
+    """Serve one WebSocket; its lease lasts as long as it does. `more_headers` go along with the handshake.
+
+    `stall_s`: how long a message may wait for the client to take it while others wait for its place.
+    """
     started = time.perf_counter()
     request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
     await receive()  # websocket.connect
+    if b"#" in target:  # no request's target has a fragment, and the engine can't be asked for one
+        error = api_error(400, "the path holds '#': write it as %23", "invalid_request_error")
+        metrics.unserved.count("WEBSOCKET", error.status)
+        await _deny(scope, send, error, request_id)
+        return
     counted = metrics.unserved
     status = 101
     lease: Lease | None = None
@@ -58,7 +74,7 @@ async def forward_websocket(
         counted.in_flight += 1
         async with await _open(scope, lease, target, request_id, more_headers) as engine:
             await _accept(send, engine, request_id)
-            await _pump(engine, receive, send)
+            await _pump(engine, receive, send, _Stall(lease, stall_s))
     except InvalidStatus as exc:
         status = exc.response.status_code
         headers = handshake_response_headers(_encoded(exc.response.headers.raw_items()))
@@ -68,7 +84,7 @@ async def forward_websocket(
     except ClientGone:
         status = CLIENT_GONE
     except (ManagerError, UpstreamError) as exc:
-        error = error_for(exc)
+        error = error_for(exc, is_admin=is_admin(scope))
         status = error.status
         if isinstance(exc, UpstreamError):
             logger.warning("instance %s, websocket %s: %s", instance_id, request_id.decode(), exc.message)
@@ -93,6 +109,9 @@ async def _open(
 ) -> ClientConnection:
     """The handshake with the engine. Raises InvalidStatus where it refuses, UpstreamError where it fails."""
     endpoint = lease.endpoint
+    offered = scope.get("subprotocols", ())
+    if not endpoint.is_berth:
+        offered = without_key(offered)
     headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *more_headers]
     if endpoint.is_berth:  # to that one, we are nobody on its own machine
         client = scope.get("client")
@@ -103,9 +122,9 @@ async def _open(
     where = f"{'Berth' if endpoint.is_berth else 'the engine'} at {host}:{endpoint.port}"
     try:
         async with asyncio.timeout(_OPEN_TIMEOUT_S):
-            return await connect(
+            return await _Connect(
                 f"ws://{host}:{endpoint.port}{target.decode('latin-1')}",
-                subprotocols=[Subprotocol(name) for name in scope.get("subprotocols", ())] or None,
+                subprotocols=[Subprotocol(name) for name in offered] or None,
                 additional_headers=[
                     (name.decode("latin-1"), value.decode("latin-1")) for name, value in headers
                 ],
@@ -116,6 +135,7 @@ async def _open(
                 close_timeout=_CLOSE_TIMEOUT_S,
                 ping_interval=None,
                 max_size=_MAX_MESSAGE_BYTES,
+                max_queue=2,
                 process_exception=lambda exc: exc,
             )
     except TimeoutError as exc:
@@ -130,6 +150,13 @@ async def _open(
         raise UpstreamRefused(f"cannot connect to {where}: {exc.strerror or exc}") from exc
 
 
+class _Connect(connect):
+    """`connect` follows redirects, with all headers: whoever answers for an engine could name any address."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
 async def _accept(send: Send, engine: ClientConnection, request_id: bytes) -> None:
     response = engine.response
     headers = (
@@ -139,14 +166,37 @@ async def _accept(send: Send, engine: ClientConnection, request_id: bytes) -> No
     await send({"type": "websocket.accept", "subprotocol": engine.subprotocol, "headers": headers})
 
 
-async def _pump(engine: ClientConnection, receive: Receive, send: Send) -> None:
+class _Stall:
+    """Whether a client reads nothing of a message while others wait for its place."""
+
+    def __init__(self, lease: Lease, limit_s: float) -> None:
+        self._lease = lease
+        self._limit_s = limit_s  # 0 = none
+        self.since: float | None = None  # when the message was sent that is on its way
+
+    async def wait(self) -> None:
+        """Return when that is so."""
+        if not self._limit_s:
+            await asyncio.Future()
+        while True:
+            await asyncio.sleep(self._limit_s / 2)
+            waited_s = 0.0 if self.since is None else time.perf_counter() - self.since
+            if waited_s >= self._limit_s / 2 and self._lease.is_wanted:
+                return
+
+
+async def _pump(engine: ClientConnection, receive: Receive, send: Send, stall: _Stall) -> None:
     """Messages both ways until either side closes; then close the other with the same code."""
     upward = asyncio.ensure_future(_client_to_engine(engine, receive))
-    downward = asyncio.ensure_future(_engine_to_client(engine, send))
+    downward = asyncio.ensure_future(_engine_to_client(engine, send, stall))
+    stalled = asyncio.ensure_future(stall.wait())
     try:
-        await asyncio.wait((upward, downward), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((upward, downward, stalled), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (upward, downward):
+        if stalled.done() and not upward.done() and not downward.done():
+            logger.warning("a WebSocket was cut: its client read nothing while others waited for its place")
+            engine.transport.abort()
+        for task in (upward, downward, stalled):
             task.cancel()
         results = await asyncio.gather(upward, downward, return_exceptions=True)
     for result in results:
@@ -174,11 +224,13 @@ async def _client_to_engine(engine: ClientConnection, receive: Receive) -> None:
             return
 
 
-async def _engine_to_client(engine: ClientConnection, send: Send) -> None:
+async def _engine_to_client(engine: ClientConnection, send: Send, stall: _Stall) -> None:
     try:
         while True:
             data = await engine.recv()
+            stall.since = time.perf_counter()
             await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+            stall.since = None
     except ConnectionClosed as exc:
         if exc.rcvd is None:
             code, reason = _INTERNAL_ERROR, "the engine closed the connection"

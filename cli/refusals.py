@@ -18,7 +18,8 @@ _NEXT_STEPS: Mapping[str, str] = {
     "instance_failed": "`berth logs NAME` shows the engine's output",
     "instance_starting": "it goes on starting: `berth ps --watch` follows it",
     "sleep_failed": "`berth logs NAME` shows the engine's output",
-    "no_capacity": "`berth ps` shows what runs, `berth stop NAME` makes room",
+    "no_capacity": "`berth ps` shows what runs",  # what helps, the message says
+    "unsupported_model": "`engine` in models.yaml says what runs a model",
     "invalid_catalog": "correct models.yaml, then `berth reload`",
 }
 _TYPES: Mapping[str, ExitCode] = {

@@ -42,7 +42,12 @@ MODEL_COLUMNS = (
     Column("ALIASES", rank=2, only_if_any=True),
     Column(PROBLEM, rank=7, only_if_any=True),
 )
-ENTRY_COLUMNS = (Column("NAME"), Column("STATUS"), Column("CONTEXT", rank=1, is_right=True))
+ENTRY_COLUMNS = (
+    Column("NAME"),
+    Column("STATUS"),
+    Column("CONTEXT", rank=1, is_right=True),
+    Column(PROBLEM, rank=2, only_if_any=True),
+)
 _STYLES = {"running": "green", "sleeping": "blue", "failed": "red", "stopped": "dim", "unsupported": "red"}
 _ON_ITS_WAY = "yellow"
 _STEERS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # categories: control characters, surrogates, line separators
@@ -72,7 +77,7 @@ def model_row(record: Record, now: float) -> Row:
     marks = " (pinned)" if record["pinned"] else ""
     return (
         record["name"],
-        _model_status(record) + marks,
+        model_status(record) + marks,
         size(record["size_bytes"]),
         ago(record["last_used"], now),
         size(record["memory_bytes"]),
@@ -85,8 +90,8 @@ def model_row(record: Record, now: float) -> Row:
 
 def entry_row(entry: Record) -> Row:
     """One line of `berth list` for a key that may only send requests: OpenAI's entry says less."""
-    status = _model_status(entry) if "status" in entry else NOTHING
-    return entry["id"], status, _shown(entry.get("max_model_len"))
+    status = model_status(entry) if "status" in entry else NOTHING
+    return entry["id"], status, _shown(entry.get("max_model_len")), _shown(entry.get("problem"))
 
 
 def problem_of(record: Record) -> str | None:
@@ -109,14 +114,24 @@ def table(columns: Sequence[Column], rows: Iterable[Row], width: int) -> Text:
 
 def model_table(records: Sequence[Record], now: float, width: int) -> Text:
     """The models; a problem that has no room in its line stands below all."""
-    rows = [model_row(record, now) for record in records]
-    text = table(MODEL_COLUMNS, rows, width)
-    kept = fitting(MODEL_COLUMNS, [tuple(_one_line(cell) for cell in row) for row in rows], width)
-    if kept is not None and len(MODEL_COLUMNS) - 1 not in kept:
-        for record in records:
-            if problem := problem_of(record):
-                text.append(f"\n\n{_one_line(record['name'])}: ", "bold")
-                text.append(_one_line(problem))
+    return _with_problems(MODEL_COLUMNS, [model_row(record, now) for record in records], width)
+
+
+def entry_table(entries: Sequence[Record], width: int) -> Text:
+    """The same of OpenAI's entries."""
+    return _with_problems(ENTRY_COLUMNS, [entry_row(entry) for entry in entries], width)
+
+
+def _with_problems(columns: Sequence[Column], rows: Sequence[Row], width: int) -> Text:
+    """A table whose first column is a name, and its last a problem."""
+    text = table(columns, rows, width)
+    clean = [tuple(_one_line(cell) for cell in row) for row in rows]
+    kept = fitting(columns, clean, width)
+    if kept is not None and len(columns) - 1 not in kept:
+        for name, *_, problem in clean:
+            if problem != NOTHING:
+                text.append(f"\n\n{name}: ", "bold")
+                text.append(problem)
     return text
 
 
@@ -183,7 +198,7 @@ def _instance_status(record: Record) -> str:
     return f"{record['status']} {level}" if level else str(record["status"])
 
 
-def _model_status(record: Record) -> str:
+def model_status(record: Record) -> str:
     """A model that no engine here can run is not merely stopped."""
     is_down = record["status"] in ("stopped", "failed")
     return "unsupported" if is_down and record.get("problem") else str(record["status"])

@@ -6,8 +6,7 @@ Knows what the file says, not what is done with it: app.py hands it on. A missin
 from __future__ import annotations
 
 import difflib
-import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +15,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.bounded_file import read_bounded
+from configs.catalog_error import NO_VALUE, CatalogError, noted, together
+from configs.home import expand_home
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
-from configs.one_line import one_line
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
 
 _SECTIONS = ("defaults", "models")
 _MERGED_BY_KEY = frozenset({"params", "env", "set_params"})
-_NO_VALUE = object()
 _MESSAGES = {
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
@@ -35,47 +35,6 @@ _MESSAGES = {
 }
 
 _Kind = TypeVar("_Kind", bound=ModelDefaults)
-
-
-class CatalogError(Exception):
-    """The catalog is wrong; the message is one line: file and line, key, value, and what is allowed."""
-
-    def __init__(
-        self,
-        path: Path,
-        problem: str,
-        *,
-        line: int | None = None,
-        keys: KeyPath = (),
-        value: Any = _NO_VALUE,
-    ) -> None:
-        self.path = path
-        self.problem = problem
-        self.line = line  # from 1; None: about the file as a whole
-        self.keys = keys
-        self.value = value
-        self.more: tuple[CatalogError, ...] = ()  # what else is wrong in the same file
-        place = str(path) if line is None else f"{path}:{line}"
-        key = ".".join(map(str, keys))
-        shown = "" if value is _NO_VALUE else f"={reprlib.repr(value)}"
-        message = f"{place}: {key}{shown}: {problem}" if key else f"{place}: {problem}"
-        super().__init__(one_line(message))
-
-    @property
-    def lines(self) -> list[str]:
-        """This and what else is wrong, a line each."""
-        return [str(self), *map(str, self.more)]
-
-    def without_line(self) -> CatalogError:
-        """The same, about a text that stands in no file."""
-        return self._at(None)
-
-    def found_in(self, text: str) -> CatalogError:
-        """The same, with the line where its keys stand in the file's text."""
-        return self._at(read_yaml(text).find(self.keys)[1]) if self.keys else self
-
-    def _at(self, line: int | None) -> CatalogError:
-        return CatalogError(self.path, self.problem, line=line, keys=self.keys, value=self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +107,7 @@ def load_catalog(path: Path, check: Callable[[Catalog], None] | None = None) -> 
 def read_text(path: Path) -> str | None:
     """The file's text, line ends as they are; None: there is no such file. Raises CatalogError."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_bounded(path).decode("utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -160,7 +119,7 @@ def read_text(path: Path) -> str | None:
 
 def folder_of(path: Path) -> Path:
     """Where the relative paths in the file begin."""
-    return path.expanduser().absolute().parent
+    return expand_home(path).absolute().parent
 
 
 def parse_catalog(text: str, path: Path) -> Catalog:
@@ -204,25 +163,35 @@ class _Reader:
 
     def catalog(self) -> Catalog:
         data = self._mapping(self._document.data, ())
-        for key in data:
-            if key not in _SECTIONS:
-                raise self._error(
-                    (key,), f"unknown key; {_hint(key, _SECTIONS)}; models stand below `models`"
-                )
-        written = self._mapping(data.get("defaults"), ("defaults",))
-        defaults = merge_defaults({}, written)
-        self._validated(ModelDefaults, defaults, ("defaults",))
+        mistakes = [
+            self._error((key,), f"unknown key; {_hint(key, _SECTIONS)}; models stand below `models`")
+            for key in data
+            if key not in _SECTIONS
+        ]
+        defaults = self._defaults(data, mistakes)
         models: dict[str, ModelEntry] = {}
-        mistakes: list[CatalogError] = []
-        for name, fields in self._mapping(data.get("models"), ("models",)).items():
-            try:
-                models[name] = self._entry(name, fields, defaults)
-            except CatalogError as error:
-                mistakes += [error, *error.more]
+        with noted(mistakes):
+            for name, fields in self._mapping(data.get("models"), ("models",)).items():
+                with noted(mistakes):
+                    models[name] = self._entry(name, fields, defaults)
+        mistakes += self._mistakes_in_aliases(models)
         if mistakes:
-            raise _with(mistakes)
-        self._check_aliases(models)
+            told = {str(one): one for one in mistakes}  # what a model has from defaults, once
+            raise together(sorted(told.values(), key=lambda one: one.line or 0))
         return Catalog(MappingProxyType(models), MappingProxyType(defaults), self._folder)
+
+    def _defaults(self, data: Mapping[str, Any], mistakes: list[CatalogError]) -> dict[str, Any]:
+        """As written, without those that are wrong: models are checked with the others."""
+        defaults: dict[str, Any] = {}
+        with noted(mistakes):
+            defaults = merge_defaults({}, self._mapping(data.get("defaults"), ("defaults",)))
+            try:
+                self._validated(ModelDefaults, defaults, ("defaults",))
+            except CatalogError as error:
+                wrong = {one.keys[1] for one in (error, *error.more) if len(one.keys) > 1}
+                defaults = {key: value for key, value in defaults.items() if key not in wrong}
+                raise
+        return defaults
 
     def _entry(self, name: str, fields: Any, defaults: Mapping[str, Any]) -> ModelEntry:
         keys = ("models", name)
@@ -238,7 +207,7 @@ class _Reader:
         try:
             return kind.model_validate(fields)
         except ValidationError as error:
-            raise _with([self._mistake(one, keys) for one in error.errors(include_url=False)]) from None
+            raise together([self._mistake(one, keys) for one in error.errors(include_url=False)]) from None
 
     def _mistake(self, details: ErrorDetails, keys: KeyPath) -> CatalogError:
         loc = tuple(details["loc"])
@@ -248,16 +217,17 @@ class _Reader:
             at = inherited if len(inherited) > 1 else (*keys, loc[0])
         return self._error(at, _problem(details), _shown_value(details))
 
-    def _check_aliases(self, models: Mapping[str, ModelEntry]) -> None:
+    def _mistakes_in_aliases(self, models: Mapping[str, ModelEntry]) -> Iterator[CatalogError]:
         owners = {name: name for name in models}
         for name, entry in models.items():
             for index, alias in enumerate(entry.aliases):
                 keys = ("models", name, "aliases", index)
                 if not is_model_name(alias):
-                    raise self._error(keys, "an alias is a name, as models have", alias)
+                    yield self._error(keys, "an alias is a name, as models have", alias)
+                    continue
                 owner = owners.setdefault(alias, name)
                 if alias in models or owner != name or alias in entry.aliases[:index]:
-                    raise self._error(keys, f"is a name of {owner!r} already; choose another", alias)
+                    yield self._error(keys, f"is a name of {owner!r} already; choose another", alias)
 
     def _mapping(self, value: Any, keys: KeyPath) -> Mapping[str, Any]:
         """The mapping at `keys`; nothing is an empty one."""
@@ -267,16 +237,9 @@ class _Reader:
             return {}
         raise self._error(keys, "must be a mapping, as `key: value`", value)
 
-    def _error(self, keys: KeyPath, problem: str, value: Any = _NO_VALUE) -> CatalogError:
+    def _error(self, keys: KeyPath, problem: str, value: Any = NO_VALUE) -> CatalogError:
         _, line = self._document.find(keys)
         return CatalogError(self._path, problem, line=line, keys=keys, value=value)
-
-
-def _with(mistakes: Sequence[CatalogError]) -> CatalogError:
-    """The first, which tells of the others."""
-    first, *more = mistakes
-    first.more = tuple(more)
-    return first
 
 
 def is_model_name(name: str) -> bool:
@@ -316,4 +279,4 @@ def _shown_value(details: ErrorDetails) -> Any:
     """The value, unless it is long, the key's absence, or may be a secret."""
     value = details["input"]
     hidden = isinstance(value, Mapping | list | tuple) or details["loc"][:1] == ("env",)
-    return _NO_VALUE if hidden or details["type"] == "extra_forbidden" else value
+    return NO_VALUE if hidden or details["type"] == "extra_forbidden" else value

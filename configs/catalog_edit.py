@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.catalog import Catalog, CatalogError, parse_catalog, read_text
+from configs.catalog import Catalog, parse_catalog, read_text
+from configs.catalog_error import CatalogError
 from configs.yaml_document import YamlMistake, read_yaml
 from configs.yaml_edit import rewrite
 

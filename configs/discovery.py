@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.home import expand_home
 from configs.remarks import Remark
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -53,7 +54,7 @@ def look_for_models(model_dirs: Sequence[Path], hf_home: Path | None) -> Discove
     found: dict[str, FoundModel] = {}
     remarks: list[Remark] = []
     for root in model_dirs:
-        walk = _Walk(os.path.realpath(root.expanduser()))
+        walk = _Walk(os.path.realpath(os.path.expanduser(root)))
         models = [*walk.models(), *_in_hub_cache(Path(walk.root))]
         remarks += walk.remarks
         if not models and not walk.remarks:
@@ -62,9 +63,22 @@ def look_for_models(model_dirs: Sequence[Path], hf_home: Path | None) -> Discove
             if (first := found.setdefault(model.name, model)) is not model:
                 remarks.append(Remark(f"MODEL_DIRS: {model.path}: {model.name} is {first.path} already"))
     home = hf_home or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    for model in _in_hub_cache(Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()):
+    for model in _in_hub_cache(expand_home(os.environ.get("HF_HUB_CACHE") or home / "hub")):
         found.setdefault(model.name, model)
     return Discovery(list(found.values()), remarks)
+
+
+def files_at(path: Path) -> FoundModel | None:
+    """What lies at a model's path, wherever that is; None: nothing, or nothing that is whole."""
+    where = os.path.realpath(path)
+    try:
+        found = os.stat(where)
+    except OSError:
+        return None
+    if stat.S_ISREG(found.st_mode):
+        return FoundModel(path.name, path, found.st_size, found.st_mtime)
+    files, _ = _look(where, "/")
+    return _model(path.name, where, files) or _other_kind(path.name, where, files)
 
 
 @dataclass(slots=True)

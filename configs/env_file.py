@@ -15,6 +15,7 @@ from typing import Any
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
+from configs.bounded_file import read_bounded
 from configs.near_names import nearest
 
 ENCODING = "utf-8-sig"  # some editors begin a file with a mark that would else be part of the first name
@@ -40,7 +41,7 @@ _OUR_PREFIXES = ("VLLM_DEFAULT_", "VLLM_MAX_", "BERTH_", "APP_", "API_KEYS", "AD
 _OTHERS = frozenset(
     {
         *("BERTH_URL", "BERTH_API_KEY", "BERTH_PYTHON"),
-        *("BERTH_ADDRESS", "BERTH_MODELS", "BERTH_KEY_FILE"),
+        *("BERTH_ADDRESS", "BERTH_MODELS", "BERTH_HUB_CACHE", "BERTH_KEY_FILE"),
         *("APP_NAME", "APP_ENV", "APP_KEY", "APP_URL", "APP_SECRET", "APP_VERSION"),
         *("APP_LOCALE", "APP_TIMEZONE"),
         "DEFAULT_MODELS",
@@ -126,7 +127,7 @@ def read_env_file(path: Path | None, settings: Collection[str]) -> EnvFile:
     if not path.is_file():
         return EnvFile(None, {}, remarks=(f"{path}: is no file, so no setting comes from it",))
     try:
-        text = path.read_text(encoding=ENCODING)
+        text = read_bounded(path).decode(ENCODING)
     except UnicodeDecodeError:
         return EnvFile(None, {}, mistakes=(f"{path}: is no text in UTF-8",))
     except OSError as error:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.bounded_file import read_bounded
+
 logger = logging.getLogger("berth")
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -52,7 +54,7 @@ def read_key_file(path: Path) -> tuple[KeyLine, ...]:
     Raises KeyFileError.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path).decode("utf-8")
         mode = path.stat().st_mode
     except OSError as error:
         raise KeyFileError(error.strerror or str(error)) from None

@@ -116,7 +116,9 @@ def configure_logging(
             "loggers": {
                 "berth": {"level": level},
                 "berth.access": {"level": "INFO" if debug or access_log else "WARNING"},
-                "uvicorn": {"level": "INFO" if debug else "WARNING"},
+                # Below this they show what they are sent: queries of WebSockets, and headers with keys.
+                "uvicorn": {"level": "WARNING"},
+                "websockets": {"level": "WARNING"},
             },
         }
     )

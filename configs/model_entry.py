@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from configs.extra_args import parse_extra_args
+from configs.home import expand_home
 
 _FLAG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # A chat template is either a file or, with one of these in it, the template itself.
@@ -48,7 +49,7 @@ def _to_tuple(value: Any) -> Any:
 
 
 def _to_path(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) and value else value
+    return expand_home(value) if isinstance(value, str) and value else value
 
 
 def _finite(value: Any) -> Any:
@@ -225,5 +226,5 @@ class ModelEntry(ModelDefaults):
         elif self.model is None:
             changes["model"] = name
         if self.chat_template is not None and not _TEMPLATE_CHARACTERS & set(self.chat_template):
-            changes["chat_template"] = str(Path(folder, Path(self.chat_template).expanduser()))
+            changes["chat_template"] = str(Path(folder, expand_home(self.chat_template)))
         return self.model_copy(update=changes)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from configs.home import expand_home
 from configs.near_names import nearest
 from configs.settings import Given, Settings
 
@@ -125,12 +126,10 @@ def _flag_of(field: str) -> str:
 def _located(field: str, given: Given, folder: Path) -> Given:
     """A path as seen from `folder`."""
     if field == "model_dirs":
-        parts = (str(folder / Path(part).expanduser()) for part in given.value.split(os.pathsep) if part)
+        parts = (str(folder / expand_home(part)) for part in given.value.split(os.pathsep) if part)
         return Given(given.name, os.pathsep.join(parts))
     is_path = field in _PATHS or (field == "vllm_python" and "/" in given.value)
-    return (
-        Given(given.name, str(folder / Path(given.value).expanduser())) if is_path and given.value else given
-    )
+    return Given(given.name, str(folder / expand_home(given.value))) if is_path and given.value else given
 
 
 def _normalised(word: str) -> str:

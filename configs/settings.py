@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from configs.bounded_file import read_bounded
 from configs.env_file import (
     ENCODING,
     SDK_PREFIX,
@@ -26,12 +28,17 @@ from configs.env_file import (
     read_env_file,
     shown,
 )
+from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
 from configs.origins import normalized_origin
 from configs.syslog import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
+_PATHS = (
+    "api_keys_file", "hf_home", "log_dir", "log_file",
+    "model_dirs", "models_file", "state_dir", "vllm_config",
+)  # fmt: skip
 
 
 class SettingsError(Exception):
@@ -66,6 +73,11 @@ class Settings(BaseSettings):
         None, description="File of more keys, with names and limits, see SECURITY.md"
     )
 
+    request_paths: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="More routes of engines that keys for requests are good for, `/predict`, `/custom/*`, "
+        "`/all/below/**`, separated by commas; SECURITY.md",
+    )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Web pages that may use Berth from a browser, `https://app.example.com`, separated by "
@@ -167,6 +179,9 @@ class Settings(BaseSettings):
     response_cache_mb: int = Field(
         0, ge=0, description="Size of the cache of deterministic answers; 0 = none"
     )
+    share_caches: bool = Field(
+        False, description="Whether keys find cached prefixes and answers of each other's requests"
+    )
     state_dir: Path = Field(
         ROOT / "state", description="Folder for what Berth remembers; each Berth has one of its own"
     )
@@ -189,6 +204,16 @@ class Settings(BaseSettings):
         description="Fields of requests that the embedded engine doesn't know: warned of, or refused",
     )
     max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
+    client_timeout: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds within which a client that reads or sends less than `CLIENT_MIN_RATE` is cut "
+        "off, where others wait for its place; 0: never",
+    )
+    client_min_rate: int = Field(
+        1024, ge=0, description="Bytes a second that a client has to read or send then, where it is behind"
+    )
     max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
     max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
 
@@ -210,11 +235,21 @@ class Settings(BaseSettings):
     )
     otel_service_name: str = Field("berth", description="What Berth is called there")
 
-    @field_validator("api_keys", "admin_api_keys", "allowed_origins", "protocol_plugins", mode="before")
+    @field_validator(
+        "api_keys", "admin_api_keys", "request_paths", "allowed_origins", "protocol_plugins", mode="before"
+    )
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(filter(None, (key.strip() for key in value.split(","))))
+        return value
+
+    @field_validator("request_paths")
+    @classmethod
+    def _check_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not re.fullmatch(r"(/(?!\*\*/)(\*\*?|[A-Za-z0-9._~-]+))+", one) or "/.." in one:
+                raise ValueError("must be paths of engines, /predict or /custom/*, and ** only at the end")
         return value
 
     @field_validator("allowed_origins")
@@ -253,8 +288,22 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
+
+    @field_validator(*_PATHS)
+    @classmethod
+    def _locate(cls, value: Any) -> Any:
+        """Engines run in another folder than Berth, and what is said of a path is read in a third."""
+        if isinstance(value, tuple):
+            return tuple(expand_home(one).absolute() for one in value)
+        return value if value is None else type(value)(expand_home(value).absolute())
+
+    @field_validator("vllm_python")
+    @classmethod
+    def _locate_program(cls, value: str | None) -> str | None:
+        is_name = value is None or not ("/" in value or value.startswith("~"))
+        return value if is_name else str(expand_home(value or "").absolute())
 
     def parameters(self) -> dict[str, Any]:
         """Parameters for every engine that takes vLLM's flags: VLLM_DEFAULT_*, then the file VLLM_CONFIG."""
@@ -401,10 +450,10 @@ def _unwritable(path: Path) -> str | None:
 def read_parameters(path: Path) -> dict[str, Any]:
     """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
     try:
-        parameters = json.loads(path.read_text(encoding="utf-8"))
+        parameters = json.loads(read_bounded(path))
     except OSError as error:
         raise SettingsError(f"VLLM_CONFIG={path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
     if not isinstance(parameters, dict):
         raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")

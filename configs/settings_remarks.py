@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from configs.home import expand_home
 from configs.remarks import Remark
 from configs.settings import Settings
 
@@ -36,7 +37,7 @@ def _files(settings: Settings) -> Iterator[Remark]:
         yield Remark(
             f"MODELS_FILE={settings.models_file}: there is no such file yet; `berth assign` makes it"
         )
-    if settings.hf_home and not Path(settings.hf_home).expanduser().is_dir():
+    if settings.hf_home and not expand_home(settings.hf_home).is_dir():
         yield Remark(f"HF_HOME={settings.hf_home}: there is no such folder yet; the first download makes it")
     for field in ("log_dir", "state_dir"):
         folder: Path = getattr(settings, field)
@@ -46,7 +47,7 @@ def _files(settings: Settings) -> Iterator[Remark]:
 
 def _unusable(folder: Path) -> str | None:
     """Why no file can be written in a folder, which may be yet to be made; None where one can."""
-    there = folder.expanduser().absolute()
+    there = expand_home(folder).absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir():

@@ -13,6 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from configs.yaml_bounds import BoundedComposer, OutOfBounds
+
 KeyPath = tuple[str | int, ...]
 
 _TAG = "tag:yaml.org,2002:"
@@ -50,7 +52,7 @@ class YamlDocument:
 
 
 def read_yaml(text: str) -> YamlDocument:
-    """Parse one document. Raises YamlMistake, for a key that stands twice as well."""
+    """Parse one document. Raises YamlMistake, also for a key that stands twice, and for too much of it."""
     yaml = _parser()
     try:
         root = yaml.compose(text)
@@ -58,6 +60,8 @@ def read_yaml(text: str) -> YamlDocument:
             return YamlDocument(None, None)
         _check(root, (), [])
         return YamlDocument(yaml.constructor.construct_document(root), root)
+    except OutOfBounds as error:
+        raise YamlMistake(error.problem, error.line) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
@@ -80,6 +84,7 @@ def compose(text: str) -> Node | None:
 
 def _parser() -> YAML:
     yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = BoundedComposer
     yaml.composer.warn_double_anchors = False  # YAML allows an anchor to be set anew
     return yaml
 

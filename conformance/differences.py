@@ -72,12 +72,11 @@ VLLM: tuple[Difference, ...] = (
         ("errors/an-unknown-field-is-named-in-a-warning[*",),
     ),
     Difference(
-        "`best_of` above 1, `use_beam_search`, `modalities` and `audio` are refused",
+        "`best_of` above 1, `modalities` and `audio` are refused",
         "ignored",
         "accepted and ignored is a lie",
         (
             "errors/a-completion*[best-of]",
-            "errors/a-completion*[beam-search]",
             "errors/a-chat-is-refused[modalities]",
             "errors/a-chat-is-refused[audio]",
         ),

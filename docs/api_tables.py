@@ -14,6 +14,7 @@ from engine.server.errors import status_table
 from engine.server.field_rules import INSTEAD, FieldRules
 from engine.server.openapi import Kind, build_document, describe_type
 from engine.server.operations import GENERATING, OPERATIONS, PASSED_OVER, POOLING, Operation
+from engine.server.responses.store import MAX_STORED, MAX_STORED_BYTES
 
 PAGE = Path(__file__).with_name("api.md")
 _SCHEMAS = "#/components/schemas/"
@@ -32,11 +33,18 @@ in the answer's `Warning` header, and once in the log: `299 berth "ignored: num_
 The same as a document: `GET /openapi.json`; as a page: `GET /docs`.
 
 **Keys.** With `--api-key KEY …` (or `VLLM_API_KEY`), every route but `/health`, `/ping` and `/version` wants
-one of the keys, as `Authorization: Bearer KEY` or as `x-api-key: KEY`.
+one of the keys, as `Authorization: Bearer KEY` or as `x-api-key: KEY`. What a key has made is that key's:
+another one's stored responses are unknown to it, its prompts find no cached prefix of another's, and it ends
+no request but its own. Behind Berth, the keys are Berth's.
 
 **Request ids.** `X-Request-Id` is taken or made, and returned. The id of an answer holds it, or the body's
-`request_id`; either names the request for `/inference/v1/abort_requests`. What is aborted ends with
-`finish_reason: "abort"` and the text there is.
+`request_id`; either names the request for `/inference/v1/abort_requests`. A response's id is random instead,
+and names it there as well. What is aborted ends with `finish_reason: "abort"` and the text there is; a
+response is `incomplete`, or `cancelled` if it was made in the background.
+
+**Stored responses** lie in memory: {max_stored} and {max_mib} MiB of them. Where that is full, the key that
+holds the most gives way by the one it used longest ago, so a key that holds no more than an equal share loses
+none to others.
 
 **The context.** A prompt that leaves no room for a token is refused with the code `context_length_exceeded`,
 by Anthropic's routes as `prompt is too long: X tokens > Y maximum`. The limit of a chat's answer
@@ -76,11 +84,15 @@ well.
 """
 
 
+def _introduction() -> str:
+    return _INTRODUCTION.format(max_stored=MAX_STORED, max_mib=MAX_STORED_BYTES // 2**20)
+
+
 def render() -> str:
     schemas = build_document(Kind.ANY)["components"]["schemas"]
     only_pooling = {key: one for key, one in POOLING.items() if key not in GENERATING}
     parts = [
-        _INTRODUCTION,
+        _introduction(),
         _ERRORS,
         _table(("status", "code"), ((str(status.value), f"`{code}`") for code, status in status_table())),
         "## Routes\n",

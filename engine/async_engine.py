@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -47,7 +47,8 @@ class AsyncEngine:
         self._build_core = build_core
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._streams: dict[str, TokenStream] = {}
-        self._idle = asyncio.Event()  # set while there are no streams
+        self._holds: dict[str, Callable[[], None]] = {}  # what an abort of each calls
+        self._idle = asyncio.Event()  # set while there are neither streams nor holds
         self._idle.set()
         self._calls: Calls[EngineCore] = Calls(self._commands.put)
         self.sleeper = Sleeper(self._call, idle=self._idle, abort_all=self._abort_all)
@@ -87,8 +88,8 @@ class AsyncEngine:
 
     @property
     def request_ids(self) -> list[str]:
-        """Of those requests."""
-        return list(self._streams)
+        """Of those requests, and of work that consists of several."""
+        return [*self._streams, *self._holds]
 
     @property
     def max_model_len(self) -> int:
@@ -105,13 +106,30 @@ class AsyncEngine:
         """What the model and its cache hold now. Raises EngineDead before the core is built."""
         return self._get_core().memory
 
-    def stream(self, request: EngineRequest) -> TokenStream:
-        """Start a request at once.
+    @contextmanager
+    def hold(self, request_id: str, on_abort: Callable[[], None]) -> Iterator[None]:
+        """For work that consists of requests one after the other: between them, the engine isn't idle.
+
+        An abort of `request_id` calls `on_abort`. Raises EngineAsleep and EngineDead as `stream` does.
+        """
+        self._get_core()
+        self.sleeper.check_awake()
+        self._holds[request_id] = on_abort
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            del self._holds[request_id]
+            self._note_idle()
+
+    def stream(self, request: EngineRequest, *, is_held: bool = False) -> TokenStream:
+        """Start a request at once. `is_held`: as a part of work that is held, which a sleep waits for.
 
         Raises InvalidRequest if it can't run, EngineAsleep if nothing can now, EngineDead if nothing ever.
         """
         core = self._get_core()
-        self.sleeper.check_awake()
+        if not is_held:
+            self.sleeper.check_awake()
         core.check(request)
         if request.request_id in self._streams:
             raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")
@@ -124,10 +142,16 @@ class AsyncEngine:
         """End a request at the next step; a stream still read gets a last delta. Unknown ids are ignored."""
         if request_id in self._streams:
             self._commands.put(request_id)
+        elif request_id in self._holds:
+            self._holds[request_id]()
 
     def _abort_all(self) -> None:
-        for request_id in self._streams:
+        for request_id in self.request_ids:
             self.abort(request_id)
+
+    def _note_idle(self) -> None:
+        if not self._streams and not self._holds:
+            self._idle.set()
 
     async def reset_prefix_cache(self) -> None:
         """Forget the keys and values of prompts; what runs goes on. Raises EngineDead."""
@@ -180,8 +204,7 @@ class AsyncEngine:
                 stream.put(delta)
                 if delta.finish_reason is not None:
                     del self._streams[delta.request_id]
-        if not self._streams:
-            self._idle.set()
+        self._note_idle()
 
     def _on_ended(self, error: BaseException | None) -> None:
         if error is not None and not self._built.done():

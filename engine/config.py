@@ -43,12 +43,14 @@ class ServerConfig:
     port: int = 8000
     served_model_names: tuple[str, ...] = ()  # the first is the one reported; all are accepted
     api_keys: tuple[str, ...] = ()  # from --api-key or VLLM_API_KEY; none = no key is asked for
+    berth_key: str | None = None  # of api_keys, Berth's: who sends it is believed for whom it asks
     tokenizer: Path | None = None  # a directory; None = the model's
     chat_template: str | None = None  # Jinja source; None = the checkpoint's own
     chat_template_content_format: str = "auto"  # auto | string | openai
     trust_request_chat_template: bool = False  # requests may bring a template of their own
     tool_call_parser: str | None = None  # None = as the chat template shows; "none" = none
     reasoning_parser: str | None = None  # likewise
+    stream_interval: int = 1  # tokens in each piece of a stream; requests may ask for more
     max_logprobs: int = 20  # that a request may ask for per position; -1 = no limit
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     generation_config: str = "auto"  # auto: the checkpoint's sampling defaults hold; vllm: neutral ones

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
+from engine.cache_config import describe_cache
 from engine.config import EngineConfig
 from engine.errors import DeviceLost, EngineError
 from engine.kv_cache import KVCache
@@ -18,9 +20,12 @@ log = logging.getLogger(__name__)
 class EngineCore:
     """A scheduler and a runner, called by one thread; any may `check` and read `stats`, `memory`, limits."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, *, cache_config: Mapping[str, str] | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._cache_config = cache_config or {}
 
     @classmethod
     def from_config(
@@ -42,7 +47,8 @@ class EngineCore:
             max_prefill_beside_decodes=config.max_prefill_beside_decodes,
             eos_token_ids=eos_token_ids,
         )
-        return cls(scheduler, runner)
+        described = describe_cache(config, cache, max_model_len=scheduler.max_model_len)
+        return cls(scheduler, runner, cache_config=described)
 
     def __repr__(self) -> str:
         return f"<EngineCore {self._scheduler!r}>"
@@ -114,7 +120,7 @@ class EngineCore:
         return self._runner.memory
 
     def stats(self) -> EngineStats:
-        return self._scheduler.stats()
+        return replace(self._scheduler.stats(), cache_config=self._cache_config)
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if the books of the KV cache are wrong."""

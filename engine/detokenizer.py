@@ -16,6 +16,7 @@ _CONTEXT_TOKENS = (
     6  # of the prompt: enough for decoders that look back for a space or an unfinished character
 )
 _MAX_WAITING_TOKENS = 64  # far more than a character has: special or broken ones for ever must cost no more
+_MAX_CHARACTER_BYTES = 4
 _REPLACEMENT = "\ufffd"
 
 
@@ -44,11 +45,24 @@ class TextStream:
         if piece is not None:
             self._said, self._waiting = self._waiting, []
             return piece
-        return "" if len(self._waiting) < _MAX_WAITING_TOKENS else self._start_over()
+        return "" if len(self._waiting) < _MAX_WAITING_TOKENS else self._give_out_whole()
 
     def flush(self) -> str:
         """What is left when no token follows: an unfinished character shows as U+FFFD."""
         return self._start_over() if self._waiting else ""
+
+    def _give_out_whole(self) -> str:
+        """What waits, up to the end of a character: a text may hold any number of U+FFFD of its own.
+
+        They look unfinished, but taken apart they would become more. Where the last character begins, the
+        fewest of them show.
+        """
+        ends = range(len(self._waiting), len(self._waiting) - _MAX_CHARACTER_BYTES, -1)
+        shown = {end: self._decode(self._said + self._waiting[:end]).count(_REPLACEMENT) for end in ends}
+        end = min(ends, key=lambda end: (shown[end], -end))
+        left = self._waiting[end:]
+        del self._waiting[end:]
+        return self._start_over() + "".join(map(self.push, left))
 
     def _start(self, context: Sequence[int]) -> None:
         self._said, self._waiting = list(context), []
@@ -59,7 +73,13 @@ class TextStream:
     def _start_over(self) -> str:
         """Give out what waits, as it is."""
         rest = self._decode(self._said + self._waiting)[len(self._decode(self._said)) :]
-        self._start(self._waiting[-1:] if rest else self._said)
+        # What ends like an unfinished character is no context: its text would come a second time.
+        last = self._waiting[-1:]
+        is_clean = bool(rest) and not self._decode(last).endswith(_REPLACEMENT)
+        context = last if is_clean else self._said
+        if rest and not context:  # something has been said, so a first space is no text's start
+            context = self._tokenizer.encode("a", add_special_tokens=False)
+        self._start(context)
         return rest
 
     def _decode(self, token_ids: Sequence[int]) -> str:
@@ -75,6 +95,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
         self._stops = tuple(stops)
+        self._prefixes = [_Prefix(stop) for stop in self._stops]
         self._include = include_in_output
         self._held = ""
 
@@ -91,7 +112,7 @@ class StopStrings:
             start, stop = found
             self._held = ""
             return text[: start + len(stop) if self._include else start], stop
-        keep = self._length_to_hold(text)
+        keep = max(prefix.push(piece) for prefix in self._prefixes)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
 
@@ -112,14 +133,37 @@ class StopStrings:
         _, start, stop = min(matches)
         return start, stop
 
-    def _length_to_hold(self, text: str) -> int:
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+
+class _Prefix:
+    """How much of a stop string the text so far ends with; a character costs the same however long that is.
+
+    Knuth, Morris and Pratt's automaton.
+    """
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self._length = 0
+        # By length of a beginning: the longest shorter beginning that it ends with. Made as it is needed.
+        self._shorter = [0, 0]
+
+    def push(self, piece: str) -> int:
+        """The longest end of the text that begins the stop string, but isn't all of it."""
+        for character in piece:
+            self._length = self._after(self._length, character)
+            if self._length == len(self._stop):  # it didn't count
+                self._length = self._shorter_of(self._length)
+        return self._length
+
+    def _after(self, length: int, character: str) -> int:
+        while length and self._stop[length] != character:
+            length = self._shorter_of(length)
+        return length + 1 if self._stop[length] == character else 0
+
+    def _shorter_of(self, length: int) -> int:
+        while len(self._shorter) <= length:
+            last = len(self._shorter) - 1
+            self._shorter.append(self._after(self._shorter[last], self._stop[last]))
+        return self._shorter[length]
 
 
 class Piece(NamedTuple):

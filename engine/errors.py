@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Self
+
 
 class EngineError(Exception):
     """Base of all; the message is written for the person who reads it."""
@@ -59,6 +62,12 @@ class InvalidRequest(EngineError):
         super().__init__(message)
         self.param = param
 
+    def renamed(self, message: str, param: str | None) -> Self:
+        """The same complaint, its field in the words of the API that was asked."""
+        same = copy(self)
+        same.message, same.args, same.param = message, (message,), param
+        return same
+
 
 class PromptTooLong(InvalidRequest):
     """The context doesn't hold what a request asks for.
@@ -70,7 +79,11 @@ class PromptTooLong(InvalidRequest):
 
     def __init__(self, message: str, *, param: str | None = None, anthropic: str | None = None) -> None:
         super().__init__(message, param=param)
-        self.anthropic = message if anthropic is None else f"{anthropic}. {message}"
+        self._anthropic = anthropic
+
+    @property
+    def anthropic(self) -> str:
+        return self.message if self._anthropic is None else f"{self._anthropic}. {self.message}"
 
     @classmethod
     def of(

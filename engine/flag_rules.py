@@ -66,7 +66,6 @@ RULES: dict[str, Rule] = {
     "return-tokens-as-token-ids": _only(_NOT_YET, "false"),
     "enable-force-include-usage": _only("clients ask with stream_options.include_usage", "false"),
     "enable-prompt-tokens-details": _only("cached tokens are always reported", "true"),
-    "stream-interval": _only("every token is sent when it is there", "1"),
     "sse-keep-alive-interval": _only(_NOT_YET, "0", "0.0"),
     "tokens-only": _only("the engine answers with text", "false"),
     # how it is reached

@@ -130,6 +130,12 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     add("--enable-auto-tool-choice", action=argparse.BooleanOptionalAction, default=True)
     add("--reasoning-parser", help="none, or its name; default: as the chat template shows")
     add("--max-logprobs", type=int, default=default.max_logprobs, help="-1 = no limit")
+    add(
+        "--stream-interval",
+        type=_human_int,
+        default=default.stream_interval,
+        help="tokens in each piece of a stream; requests may ask for more",
+    )
     add("--default-chat-template-kwargs", type=_json_object, default={})
     add("--generation-config", default=default.generation_config, choices=["auto", "vllm"])
     add("--override-generation-config", type=_json_object, default={})
@@ -261,18 +267,22 @@ def _engine_config(values: Mapping[str, Any]) -> EngineConfig:
 
 def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> ServerConfig:
     environment_key = environ.get("VLLM_API_KEY")
+    api_keys = tuple(key for key in values["api_key"] if key) or (
+        (environment_key,) if environment_key else ()
+    )
     return ServerConfig(
         host=values["host"],
         port=values["port"],
         served_model_names=tuple(values["served_model_name"]) or (values["model"],),
-        api_keys=tuple(key for key in values["api_key"] if key)
-        or ((environment_key,) if environment_key else ()),
+        api_keys=api_keys,
+        berth_key=environment_key if environ.get("BERTH_INSTANCE_TOKEN") and not values["api_key"] else None,
         tokenizer=values["tokenizer"],
         chat_template=_chat_template(values["chat_template"]),
         chat_template_content_format=values["chat_template_content_format"],
         trust_request_chat_template=values["trust_request_chat_template"],
         tool_call_parser=values["tool_call_parser"] if values["enable_auto_tool_choice"] else "none",
         reasoning_parser=values["reasoning_parser"] or None,
+        stream_interval=values["stream_interval"],
         max_logprobs=values["max_logprobs"],
         default_chat_template_kwargs=values["default_chat_template_kwargs"],
         generation_config=values["generation_config"],

@@ -2,7 +2,8 @@
 
 Knows nothing of tensors, requests or scheduling. A block is a number; a sequence's blocks are a list of
 numbers that the caller keeps. Only full blocks are shared. A full block is known by its *key*: a 128-bit
-BLAKE2b over its parent's key and its own tokens, so that equal keys mean equal tokens from position 0 on.
+BLAKE2b over its parent's key and its own tokens, so that equal keys mean an equal salt and equal tokens from
+position 0 on.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ class KVCache:
 
     # Keys
 
-    def extend_keys(self, keys: list[bytes], token_ids: Sequence[int]) -> None:
-        """Append the keys of those full blocks of `token_ids` that `keys` doesn't cover yet."""
+    def extend_keys(self, keys: list[bytes], token_ids: Sequence[int], salt: bytes = b"") -> None:
+        """Append the keys of those full blocks of `token_ids` that `keys` doesn't cover yet.
+
+        `salt` stands before position 0: under different ones nothing is shared.
+        """
         if not self.enable_prefix_caching:
             return
-        parent = keys[-1] if keys else b""
+        parent = keys[-1] if keys else salt
         for start in range(
             len(keys) * self.block_size, len(token_ids) - self.block_size + 1, self.block_size
         ):

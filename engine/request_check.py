@@ -33,6 +33,7 @@ class RequestCheck:
         params = request.params
         self._check_ids(request.prompt_token_ids, "prompt")
         self._check_ids(params.logit_bias.keys(), "logit_bias")
+        self._check_ids(params.logprob_token_ids, "logprob_token_ids")
         self._check_ids(tuple(chain.from_iterable(params.bad_words)), "bad_words")
         if not all(params.bad_words):
             raise InvalidRequest("bad_words has a word without tokens.", param="bad_words")

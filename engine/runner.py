@@ -16,7 +16,7 @@ from engine.errors import DeviceLost
 from engine.inputs import build_inputs
 from engine.models.decoder import CausalLM
 from engine.residence import Residence
-from engine.sampling.logprobs import position_logprobs, raw_logprobs
+from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
 from engine.sampling.masks import MaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
 from engine.sleep import HeldMemory, Part
@@ -191,11 +191,15 @@ def _told(
     kept = [place for place, token in enumerate(chosen) if token is not None]
     if not kept:
         return {}
+    if len(kept) < len(asking):
+        logprobs = logprobs[kept]
+    params = [sequences[asking[place]].params for place in kept]
     positions = position_logprobs(
-        logprobs if len(kept) == len(asking) else logprobs[kept],
+        logprobs,
         [token for token in chosen if token is not None],
-        [sequences[asking[place]].params.logprobs or 0 for place in kept],
+        [0 if one.logprob_token_ids else one.logprobs or 0 for one in params],
     )
+    positions = with_named(positions, logprobs, [one.logprob_token_ids for one in params])
     return {sampled[asking[place]]: position for place, position in zip(kept, positions, strict=True)}
 
 

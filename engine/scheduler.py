@@ -242,7 +242,7 @@ class Scheduler:
         """
         if sequence.num_unscored:
             return []
-        self._cache.extend_keys(sequence.keys, sequence.token_ids)
+        self._cache.extend_keys(sequence.keys, sequence.token_ids, sequence.request.cache_salt)
         shared = self._cache.match(sequence.keys, len(sequence.token_ids))
         return None if self._is_being_computed(sequence, len(shared)) else shared
 
@@ -293,7 +293,7 @@ class Scheduler:
         sequence.num_computed += num_tokens
         stop = sequence.num_computed // self._cache.block_size
         if stop > first:
-            self._cache.extend_keys(sequence.keys, sequence.token_ids)
+            self._cache.extend_keys(sequence.keys, sequence.token_ids, sequence.request.cache_salt)
             self._cache.publish(sequence.block_ids, sequence.keys, first, stop)
 
     def _append(

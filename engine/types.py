@@ -51,6 +51,7 @@ class SamplingParams:
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that must not come to be
     # Of the output: this many most likely per position, and the sampled. None = off, ALL_LOGPROBS = all.
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()  # of the output: these tokens' instead of the most likely ones'
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
 
 
@@ -62,14 +63,14 @@ class TokenLogprob(NamedTuple):
 
     token_id: int
     logprob: float
-    rank: int  # 1 + how many tokens are more likely: equals share a rank
+    rank: int  # 1 + how many tokens are more likely: equals share a rank; 0 = not counted
 
 
 class PositionLogprobs(NamedTuple):
     """One position's: of the token that stands there, and of the most likely ones."""
 
     chosen: TokenLogprob
-    top: tuple[TokenLogprob, ...] = ()  # the most likely first; `chosen` may be among them
+    top: tuple[TokenLogprob, ...] = ()  # the most likely first, or those asked for; `chosen` may be one
 
 
 class TokenConstraint(Protocol):
@@ -110,6 +111,7 @@ class EngineRequest:
     arrival_time: float  # monotonic seconds
     priority: int = 0  # lower first, as vLLM has it
     constraint: TokenConstraint | None = None
+    cache_salt: bytes = b""  # prompts share cached blocks only where their salts are equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,3 +253,4 @@ class EngineStats:
     generation_tokens: int = 0
     num_preemptions: int = 0
     sleep_level: int = 0  # 0 awake
+    cache_config: Mapping[str, str] = field(default_factory=dict)  # labels, as vLLM's cache_config_info has

@@ -25,6 +25,11 @@ class Lease:
         self.instance_id = gate.instance_id
         self.model_name = gate.model_name
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a place like this one."""
+        return self._gate is not None and self._gate.is_wanted
+
     def release(self) -> None:
         """Give it back; any further call does nothing."""
         gate = self._gate
@@ -49,6 +54,7 @@ class Gate:
         "_waiters",
         "in_flight",
         "instance_id",
+        "is_sought",
         "last_active",
         "model_name",
         "on_room",
@@ -74,6 +80,7 @@ class Gate:
         self._waiters: deque[asyncio.Future[Lease]] = deque()
         self._drained: asyncio.Future[None] | None = None
         self.on_room: Callable[[], None] | None = None  # called when there is room and nobody waits here
+        self.is_sought: Callable[[], bool] | None = None  # whether somebody waits elsewhere for room here
 
     @property
     def is_open(self) -> bool:
@@ -83,6 +90,11 @@ class Gate:
     def endpoint(self) -> Endpoint | None:
         """Where the engine listens, for who looks at it without a lease; None while the gate is closed."""
         return self._endpoint
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a lease."""
+        return bool(self._waiters) or (self.is_sought is not None and self.is_sought())
 
     @property
     def queued(self) -> int:

@@ -21,6 +21,7 @@ from instance_manager.process_tree import (
     until_tree_gone,
 )
 from instance_manager.shim import read_stat
+from instance_manager.shim_processes import note_again, status_from_processes
 from instance_manager.state_session import StateSession
 from instance_manager.stores.records import InstanceRecord
 from instance_manager.types import InstanceState, ManagerConfig, RunSecrets
@@ -88,10 +89,19 @@ def _find(session: StateSession, records: list[InstanceRecord], config: ManagerC
         by_token = find_by_prefix(session.token_prefix)
         carriers = {token: {one.pid for one in found} for token, found in by_token.items()}
     leftovers = []
+    missed = []  # status files that are gone while their shims run
     for record in sorted(records, key=lambda one: one.created_at):
         path = config.status_path(record.instance_id)
-        run = _look_for(record, path, session.boot_id, carriers.get(record.token or "", ()))
+        of_token = carriers.get(record.token or "", ())
+        status = read_status(path)
+        if status is None and record.pid and record.pid_start_ticks and record.boot_id == session.boot_id:
+            engine = ProcessId(record.pid, record.pid_start_ticks)
+            status = status_from_processes(record.token or "", of_token, engine)
+            if status is not None:
+                missed.append((path, status))
+        run = _look_for(record, path, status, session.boot_id, of_token)
         leftovers.append(Leftover(record, run))
+    note_again(missed)
     known = {one.record.token for one in leftovers if one.run.fate is not Fate.ENDED}
     paths = {config.status_path(record.instance_id) for record in records}
     folder = config.status_path("any").parent
@@ -99,8 +109,13 @@ def _find(session: StateSession, records: list[InstanceRecord], config: ManagerC
     return Leftovers(tuple(leftovers), frozenset(carriers.keys() - known), tuple(orphaned))
 
 
-def _look_for(record: InstanceRecord, path: Path, boot_id: str | None, carriers: Collection[int]) -> FoundRun:
-    status = read_status(path)
+def _look_for(
+    record: InstanceRecord,
+    path: Path,
+    status: RunStatus | None,
+    boot_id: str | None,
+    carriers: Collection[int],
+) -> FoundRun:
     is_of_record = status is not None and status.token == record.token and status.boot_id == boot_id
     if not is_of_record or record.boot_id != boot_id or not record.token:
         status = None

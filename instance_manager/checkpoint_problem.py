@@ -54,9 +54,12 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
             return None
     elif problem := _layout(path, names):
         return problem
-    config = _read_json(path / "config.json")
-    if not config:
-        return None  # what is wrong with it the engine will say
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        return f"config.json can't be read: {error}"
+    if not isinstance(config, dict):
+        return "config.json holds no JSON object."
     raw = _merged(config, params.get("hf_overrides"))
     problem = _quantised(names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:

@@ -25,6 +25,7 @@ from instance_manager.kv_cache_size import (
     quantity,
 )
 from instance_manager.measurements import Footprint
+from instance_manager.model_paths import expand_home
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -137,7 +138,7 @@ _COMMAND_OVERHEAD = _Overhead(256 * _MIB, _GIB // 2)
 
 def locate(model: str, environ: Mapping[str, str], revision: object = None) -> Path | None:
     """The file or directory of a model: a path, or a hub id's snapshot in the hub cache."""
-    path = Path(model).expanduser()
+    path = expand_home(model)
     if path.exists():
         return path
     if not _HUB_ID.fullmatch(model):
@@ -156,9 +157,9 @@ def _hub_cache(environ: Mapping[str, str]) -> Path:
     """As huggingface_hub decides it."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environ.get(name):
-            return Path(environ[name]).expanduser()
+            return expand_home(environ[name])
     cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return (Path(environ.get("HF_HOME") or cache) / "hub").expanduser()
+    return expand_home(Path(environ.get("HF_HOME") or cache) / "hub")
 
 
 def weights_size(path: Path, float_bytes: int | None) -> int | None:
@@ -180,6 +181,8 @@ def weights_size(path: Path, float_bytes: int | None) -> int | None:
         sizes = [_safetensors_size(file, float_bytes) for file in files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
     others = [*path.glob("*.gguf")] or [*path.glob("pytorch_model*.bin")]
+    if not all(file.exists() for file in others):
+        return None  # a link to nothing: the hub's cache was cleaned
     return sum(file.stat().st_size for file in others) or None
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 
 class ManagerError(Exception):
-    """Base of all; the message is written for the person who reads it."""
+    """Base of all; the message is written for the person who reads it, who may read an engine's log.
+
+    `public` is the message for whoever may only send requests: it quotes no log, where secrets can stand.
+    """
 
     code = "manager_error"
+    is_lasting = False  # whether the same is to be said until somebody changes something
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        public: str | None = None,
+    ) -> None:
         super().__init__(message)
+        self.public = message if public is None else public
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
@@ -37,18 +49,21 @@ class InvalidSpec(ManagerError):
     """A field of the instance request is wrong; `param` names it."""
 
     code = "invalid_spec"
+    is_lasting = True
 
 
 class ModelNotFound(ManagerError):
     """The model named is neither a directory nor known anywhere we may look."""
 
     code = "model_not_found"
+    is_lasting = True
 
 
 class UnsupportedModel(ManagerError):
     """The model's files are here, and of a kind that its engine doesn't run."""
 
     code = "unsupported_model"
+    is_lasting = True
 
 
 class WrongState(ManagerError):

@@ -136,12 +136,17 @@ def _last_word(log_tail: Sequence[str], pattern: re.Pattern[str] | None) -> str 
     return next((match["said"] for line in reversed(log_tail) if (match := pattern.search(line))), None)
 
 
-def start_error(what: str, failure: InstanceFailure) -> ManagerError:
+def start_error(what: str, failure: InstanceFailure, instance_id: str) -> ManagerError:
     """What somebody is told who waited for a start; `what`: of which instance or model."""
-    message = f"{what}: {explain(failure)}"
+    message, public = f"{what}: {explain(failure)}", f"{what}: {public_reason(failure, instance_id)}"
     if failure.failure_class is FailureClass.UNSUPPORTED_MODEL:
-        return UnsupportedModel(message)
-    return InstanceFailedToStart(message)
+        return UnsupportedModel(message, public=public)
+    return InstanceFailedToStart(message, public=public)
+
+
+def public_reason(failure: InstanceFailure, instance_id: str) -> str:
+    """A failure for whoever may not read logs."""
+    return f"{failure.failure_class}; an admin reads the reason in GET /instances/{instance_id}"
 
 
 def explain(failure: InstanceFailure, *, num_lines: int = 5) -> str:

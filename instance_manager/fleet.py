@@ -44,6 +44,8 @@ from instance_manager.types import Event, FailureClass, InstanceState
 logger = logging.getLogger("berth.fleet")
 
 _ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
+_MAX_SHOWN = 200  # characters of a name in a message
+_MAX_ALIKE_CHARS, _MAX_ALIKE_OF = 100, 500  # of a name, of names: then those alike are found in milliseconds
 _SAMPLE_INTERVAL_S = 1.0  # between looks at how loaded models are
 _MEASURE_EVERY = 5  # looks, one measurement of memory, unless little of it is left
 
@@ -97,6 +99,7 @@ class Fleet:
             if name in wanted:
                 model = self._model(name)
                 model.profile = wanted[name]
+                model.clear_failure()  # it may have been corrected
                 model.replicas = {k: one for k, one in model.replicas.items() if self._belongs_to(one, model)}
             else:
                 model = self._models[name]
@@ -115,11 +118,18 @@ class Fleet:
         """By name or alias. Raises ModelNotFound, which names what is alike: that takes its time."""
         model = self.known(name)
         if model is None:
-            known = [*(model.name for model in self.models), *self._names]
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            close = self._names_like(name)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "GET /v1/models lists all"
-            raise ModelNotFound(f"there is no model {name!r}; {hint}", param="model")
+            shown = repr(name[:_MAX_SHOWN]) + ("…" if len(name) > _MAX_SHOWN else "")
+            raise ModelNotFound(f"there is no model {shown}; {hint}", param="model")
         return model
+
+    def _names_like(self, name: str) -> list[str]:
+        """Names that one may have meant; none where it would take long to find them."""
+        known = [*(model.name for model in self.models), *self._names]
+        if len(name) > _MAX_ALIKE_CHARS or len(known) > _MAX_ALIKE_OF:
+            return []
+        return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
     def protocol_of(self, name: str) -> str | None:
         """The protocol adapter that the model's profile names."""
@@ -215,6 +225,7 @@ class Fleet:
         model.queue.check_room()
         if model.is_up_for(need):
             return
+        self._check_can_run(model)  # before what its engine would serve: it serves nothing
         if need is not None and not self._starter.can_bring_up(model, need):
             raise _wrong_runner(model, need)
         if not self.config.autostart:
@@ -224,14 +235,19 @@ class Fleet:
         self._check_may_start(model)
 
     def _check_may_start(self, model: Model) -> None:
+        self._check_can_run(model)
+        wait_s = model.retry_at - self._clock()
+        if (error := model.error) is None or wait_s <= 0:
+            return
+        if isinstance(error, UnsupportedModel):
+            raise UnsupportedModel(str(error), param="model", public=error.public)
+        next_try = f"; the next start is tried in {wait_s:.0f} s at the soonest"
+        retry_after_s = None if error.is_lasting else wait_s
+        raise type(error)(f"{error}{next_try}", retry_after_s=retry_after_s, public=error.public + next_try)
+
+    def _check_can_run(self, model: Model) -> None:
         if (problem := model.checkpoint_problem) is not None:
             raise unsupported(model.name, problem)
-        wait_s = model.retry_at - self._clock()
-        if isinstance(model.error, UnsupportedModel) and wait_s > 0:
-            raise UnsupportedModel(str(model.error), param="model")
-        if model.error is not None and wait_s > 0:
-            message = f"{model.error}; the next start is tried in {wait_s:.0f} s at the soonest"
-            raise InstanceFailedToStart(message, retry_after_s=wait_s)
 
     # The tasks.
 
@@ -319,8 +335,9 @@ class Fleet:
             return
         for model in [one for one in self._models.values() if event.instance_id in one.replicas]:
             if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
-                reason = event.data["reason"]
-                model.died(InstanceFailedToStart(f"model {model.name!r} died while it ran: {reason}"))
+                what = f"model {model.name!r} died while it ran"
+                public = f"{what}; an admin reads the reason in GET /instances/{event.instance_id}"
+                model.died(InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public))
             elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
                 model.clear_failure()  # a replica that had failed was stopped by request
             self._forget_unused(model)
@@ -338,6 +355,7 @@ class Fleet:
             if model.profile is not None and instance.spec.profile is not None:
                 instance.other_names = model.profile.other_names
         instance.gate.on_room = partial(self._on_room, instance)
+        instance.gate.is_sought = partial(self._is_sought, instance)
 
     def _belongs_to(self, instance: Instance, model: Model) -> bool:
         """Another model that was given a catalog's name by hand is reached by its id and its other names."""
@@ -360,6 +378,10 @@ class Fleet:
             if one.spec.profile is not None and one.other_names != names:
                 one.other_names = names
                 one.updated({"names": list(one.names)})
+
+    def _is_sought(self, instance: Instance) -> bool:
+        """Whether somebody waits for a model that it serves."""
+        return any(model.queue for model in self._models.values() if instance.instance_id in model.replicas)
 
     def _on_room(self, instance: Instance) -> None:
         """With each request's end: so the usual case, that nobody waits, has to cost nothing."""

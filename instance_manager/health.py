@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
+from pydantic_core import from_json
 
+from instance_manager.bounded_fetch import Answer, AnswerTooLong, engine_client, fetch
 from instance_manager.process import Listener, listener_of
 
 _POLL_MIN_S = 0.02
@@ -20,6 +22,11 @@ _POLL_MAX_S = 0.1
 _POLL_GROWTH = 1.05  # quick for the first seconds, when a small engine comes up
 _PROBE_TIMEOUT_S = 5.0
 _NAMES_TIMEOUT_S = 2.0
+
+_MAX_HEALTH_BYTES = 64 * 1024
+_MAX_LIST_BYTES = 1024 * 1024
+_MAX_NAME_CHARS = 1024
+_MAX_LISTED, _MAX_QUOTED_CHARS = 5, 200  # in a message
 
 
 class WrongEngine(Exception):
@@ -50,13 +57,8 @@ class LastProbe:
 
 
 def probe_client() -> httpx.AsyncClient:
-    """The client for all probes: it minds no proxy variables and keeps no connections."""
-    return httpx.AsyncClient(
-        verify=False,  # noqa: S501 - spares loading the certificates; probes are plain HTTP on loopback
-        trust_env=False,
-        timeout=_PROBE_TIMEOUT_S,
-        limits=httpx.Limits(max_keepalive_connections=0),
-    )
+    """The client for all probes."""
+    return engine_client(_PROBE_TIMEOUT_S)
 
 
 async def wait_until_ready(client: httpx.AsyncClient, probe: Probe, last: LastProbe) -> None:
@@ -73,7 +75,7 @@ async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
     if not await _accepts_connections(probe.host, probe.port):
         return f"nothing listens for {probe.url(path)}"
     try:
-        if (status := (await _get(client, probe, path)).status_code) != httpx.codes.OK:
+        if (status := (await _get(client, probe, path, _MAX_HEALTH_BYTES)).status) != httpx.codes.OK:
             return f"{probe.url(path)} answered {status}"
         if probe.model is None:
             return None
@@ -81,44 +83,56 @@ async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
             # Someone else was faster; our child will say so and exit.
             return f"{probe.url('')} is another program's"
         path = "/v1/models"
-        response = await _get(client, probe, path)
-        is_named = _names_model(response, probe.model)
-        return None if is_named else f"{probe.url(path)} answered {response.status_code}"
+        answer = await _get(client, probe, path, _MAX_LIST_BYTES)
+        return None if _names_model(answer, probe.model) else f"{probe.url(path)} answered {answer.status}"
     except httpx.TimeoutException:
         return f"{probe.url(path)} did not answer within {_PROBE_TIMEOUT_S:g} s"
+    except AnswerTooLong as error:
+        raise WrongEngine(f"{path}: {error}") from None
     except httpx.HTTPError as error:
         return f"{probe.url(path)}: {error or type(error).__name__}"
 
 
-async def _get(client: httpx.AsyncClient, probe: Probe, path: str) -> httpx.Response:
-    return await client.get(probe.url(path), headers={"Authorization": f"Bearer {probe.api_key}"})
+async def _get(
+    client: httpx.AsyncClient, probe: Probe, path: str, max_bytes: int, timeout_s: float = _PROBE_TIMEOUT_S
+) -> Answer:
+    headers = {"Authorization": f"Bearer {probe.api_key}"}
+    return await fetch(
+        client, "GET", probe.url(path), headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
+    )
 
 
-def _names_model(response: httpx.Response, model: str) -> bool:
-    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+def _names_model(answer: Answer, model: str) -> bool:
+    if answer.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise WrongEngine("the engine refuses the key that Berth gave it in VLLM_API_KEY")
-    if response.status_code != httpx.codes.OK:
+    if not answer.is_ok:
         return False
-    names = _model_names(response)
+    names = _model_names(answer)
     if model not in names:
-        raise WrongEngine(f"/v1/models names {', '.join(names) or 'no model'}, not {model!r}")
+        raise WrongEngine(f"/v1/models names {_listed(names) or 'no model'}, not {model!r}")
     return True
 
 
-def _model_names(response: httpx.Response) -> list[str]:
+def _model_names(answer: Answer) -> list[str]:
+    """Those of a length that a name may have. Raises WrongEngine."""
     try:
-        return [str(entry["id"]) for entry in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
+        names = [str(entry["id"]) for entry in from_json(answer.body)["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise WrongEngine("/v1/models does not answer with a list of models") from None
+    return [name for name in names if len(name) <= _MAX_NAME_CHARS]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(name[:_MAX_QUOTED_CHARS] for name in names[:_MAX_LISTED]) + more
 
 
 async def told_names(client: httpx.AsyncClient, probe: Probe) -> list[str]:
     """What an engine that need not name its model says it serves; nothing where it has no such list."""
     try:
-        async with asyncio.timeout(_NAMES_TIMEOUT_S):
-            response = await _get(client, probe, "/v1/models")
-            return _model_names(response) if response.status_code == httpx.codes.OK else []
-    except (httpx.HTTPError, TimeoutError, WrongEngine):
+        answer = await _get(client, probe, "/v1/models", _MAX_LIST_BYTES, _NAMES_TIMEOUT_S)
+        return _model_names(answer) if answer.is_ok else []
+    except (httpx.HTTPError, WrongEngine):
         return []
 
 

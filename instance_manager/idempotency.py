@@ -23,8 +23,8 @@ async def claim(store: StateStore, key: str, spec: InstanceSpec, instance_id: st
     held = await store.claim_key(key, instance_id, fingerprint=fingerprint, ttl_s=_KEPT_S)
     if held.fingerprint != fingerprint:
         raise IdempotencyKeyReused(
-            f"the Idempotency-Key {key[:100]!r} has created instance {held.instance_id!r} from another "
-            "request; take a new key for a new request"
+            f"this Idempotency-Key has created instance {held.instance_id!r} from another request; "
+            "take a new key for a new request"
         )
     return held.instance_id, held.is_new
 

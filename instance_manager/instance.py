@@ -118,6 +118,7 @@ class Instance:
             self.spawns,
             served_name=self.served_model_name,
             adapters=adapter_names(self.plan.params),
+            tells_tenants_apart=self.plan.tells_tenants_apart,
         )
 
     def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:
@@ -183,7 +184,7 @@ class Instance:
             "command": mask_command(self.command),
             "timeout": self.timeout_s,
             "expires_at": None if expires is None else expires + wall_offset,
-            "last_active": gate.last_active + wall_offset,
+            "last_active": self.last_active_at,
             "in_flight": gate.in_flight,
             "devices": None if self.spec.devices is None else list(self.spec.devices),
             "memory_bytes": self.memory_bytes,
@@ -194,6 +195,11 @@ class Instance:
             "log_path": str(self.log_path),
             "error": None if self.failure is None else failure_record(self.failure),
         }
+
+    @property
+    def last_active_at(self) -> float:
+        """When it was last used, in seconds since the epoch."""
+        return self.gate.last_active + time.time() - self._clock()
 
     def __repr__(self) -> str:
         return f"<Instance {self.instance_id} {self.state} port={self.port} pid={self.pid}>"

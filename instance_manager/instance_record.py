@@ -47,6 +47,7 @@ def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool
         created_at=one.created_at,
         started_at=one.started_at,
         ready_at=one.ready_at,
+        last_active=one.last_active_at,
         updated_at=time.time(),
         extra={
             "is_wanted": is_wanted,
@@ -60,7 +61,7 @@ def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool
 def instance_of(
     record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
 ) -> Instance:
-    """The instance, of which nobody has been told yet; it has no process and idles from now on."""
+    """The instance, of which nobody has been told yet; without a process. What has not ended idles anew."""
     one = new_instance(
         record.instance_id,
         record.spec,
@@ -81,6 +82,8 @@ def instance_of(
     one.spawns = record.generation
     one.level = record.sleep_level
     one.log_start = int(record.extra.get("log_start", 0))
+    if record.state.is_terminal and record.last_active:
+        one.gate.last_active = clock() - (time.time() - record.last_active)
     if record.token and record.api_key:
         one.secrets = RunSecrets(record.token, record.api_key)
     return one

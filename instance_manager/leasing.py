@@ -22,6 +22,7 @@ class AsleepLease:
     endpoint: Endpoint
     instance_id: str
     model_name: str
+    is_wanted: bool = False
 
     def release(self) -> None:
         """There is nothing to give back."""
@@ -119,7 +120,8 @@ def shutting_down() -> ShuttingDown:
 
 
 def _not_running(instance: Instance) -> InstanceNotRunning:
-    why = explain(instance.failure) if instance.failure is not None else instance.status_reason
-    return InstanceNotRunning(
-        f"instance {instance.instance_id!r} is {instance.state} ({why}); start it or create another"
-    )
+    failure, what = instance.failure, f"instance {instance.instance_id!r} is {instance.state}"
+    why = instance.status_reason if failure is None else explain(failure)
+    public_why = "" if failure is None else f" ({failure.failure_class})"
+    then = "start it or create another"
+    return InstanceNotRunning(f"{what} ({why}); {then}", public=f"{what}{public_why}; {then}")

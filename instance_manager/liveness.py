@@ -14,20 +14,24 @@ from dataclasses import dataclass
 
 import httpx
 
+from instance_manager.bounded_fetch import Answer, fetch
+
 _STRIKES = 3
 _AGAIN_S = 1.0  # after a strike, or sooner where probes are more frequent
 # It is we who can't ask then: no sign against an engine.
 _WANTS_OF_OURS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN}
 )
+_MAX_HEALTH_BYTES = 64 * 1024
+_MAX_METRICS_BYTES = 1024 * 1024  # a vLLM prints some 100 KB
 # Counters that grow with each step of an engine: what it has read, written, or iterated over.
 _WORK = re.compile(
-    rb"^(?:vllm:num_requests_(?:running|waiting)|llamacpp:requests_processing)(?:\{[^}]*\})? (\S+)",
+    rb"^(?:vllm:num_requests_(?:running|waiting)|llamacpp:requests_processing)(?:\{[^}\n]*\})? (\S{1,64})",
     re.MULTILINE,
 )
 _STEPS = re.compile(
     rb"^(?:vllm:(?:prompt_tokens_total|generation_tokens_total|iteration_tokens_total_count)"
-    rb"|llamacpp:(?:prompt_tokens_total|tokens_predicted_total))(?:\{[^}]*\})? (\S+)",
+    rb"|llamacpp:(?:prompt_tokens_total|tokens_predicted_total))(?:\{[^}\n]*\})? (\S{1,64})",
     re.MULTILINE,
 )
 
@@ -89,7 +93,7 @@ async def _probe(client: httpx.AsyncClient, vitals: Vitals, timeout_s: float) ->
     """What is wrong; None = it is well."""
     asked = f"{vitals.url}{vitals.health_path}"
     try:
-        status = (await _get(client, vitals, vitals.health_path, timeout_s)).status_code
+        status = (await _get(client, vitals, vitals.health_path, timeout_s, _MAX_HEALTH_BYTES)).status
     except httpx.TimeoutException:
         return f"{asked} did not answer within {timeout_s:g} s"
     except httpx.HTTPError as error:
@@ -112,13 +116,24 @@ def _is_want_of_ours(error: BaseException) -> bool:
 async def _steps(client: httpx.AsyncClient, vitals: Vitals, timeout_s: float) -> bytes | None:
     """Its counters as they are written; None where it has none, or no work."""
     try:
-        response = await _get(client, vitals, "/metrics", timeout_s)
+        page = (await _get(client, vitals, "/metrics", timeout_s, _MAX_METRICS_BYTES)).body
     except httpx.HTTPError:
         return None
-    has_work = any(float(value) > 0 for value in _WORK.findall(response.content))
-    return b" ".join(_STEPS.findall(response.content)) or None if has_work else None
+    has_work = any(map(_is_positive, _WORK.findall(page)))
+    return b" ".join(_STEPS.findall(page)) or None if has_work else None
 
 
-async def _get(client: httpx.AsyncClient, vitals: Vitals, path: str, timeout_s: float) -> httpx.Response:
+def _is_positive(value: bytes) -> bool:
+    try:
+        return float(value) > 0
+    except ValueError:
+        return False
+
+
+async def _get(
+    client: httpx.AsyncClient, vitals: Vitals, path: str, timeout_s: float, max_bytes: int
+) -> Answer:
     headers = {"Authorization": f"Bearer {vitals.api_key}"}
-    return await client.get(vitals.url + path, headers=headers, timeout=timeout_s)
+    return await fetch(
+        client, "GET", vitals.url + path, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
+    )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from instance_manager.errors import ModelNotFound
 
-# What the hub calls a repository: "name" or "owner/name".
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+# What the hub calls a repository: "name" or "owner/name", of no more than 96 characters each.
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,95}(/[A-Za-z0-9][A-Za-z0-9._-]{,95})?")
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _PATH_PREFIXES = ("/", "./", "../", "~")
+
+
+def expand_home(path: str | Path) -> Path:
+    """Unlike Path's own, it leaves a `~` alone that nobody has: not every user has a home directory."""
+    return Path(os.path.expanduser(path))
 
 
 def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
@@ -26,10 +32,10 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
             found = _directory_below(root, model_name) or _snapshot_below(root, model_name)
             if found is not None:
                 return str(found)
-    directory = Path(model_name).expanduser()
-    if directory.is_dir():
+    directory = expand_home(model_name)
+    if os.path.isdir(directory):  # False, too, for what no file can be called
         return str(directory.resolve())
-    if directory.suffix == ".gguf" and directory.is_file():
+    if directory.suffix == ".gguf" and os.path.isfile(directory):
         return str(directory.absolute())  # in the hub's cache, it is a link to a file of another name
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(model_name):
         raise ModelNotFound(
@@ -42,11 +48,17 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
 
 def _directory_below(root: Path, name: str) -> Path | None:
     """`root/name`, unless the name leads out of the root ("a/../../b"). Raises ModelNotFound."""
-    base = root.expanduser().resolve()
+    base = expand_home(root).resolve()
     candidate = base / name
-    if not candidate.is_dir() or ".." in Path(name).parts or candidate == base:
+    if not os.path.isdir(candidate) or ".." in Path(name).parts or candidate == base:
         return None
-    for path in (candidate, *candidate.iterdir()):
+    try:
+        inside = list(candidate.iterdir())
+    except OSError as error:
+        raise ModelNotFound(
+            f"model {name!r}: {candidate} can't be read: {error.strerror or error}", param="model_name"
+        ) from None
+    for path in (candidate, *inside):
         if not path.resolve().is_relative_to(base):
             raise ModelNotFound(
                 f"model {name!r}: {path} is a link that leads out of {base}, to {path.resolve()}; "
@@ -60,7 +72,7 @@ def _snapshot_below(root: Path, name: str) -> Path | None:
     """The main branch of `name`, where `root` has the layout of the hub's cache."""
     if not _HUB_ID.fullmatch(name):
         return None
-    repository = root.expanduser().resolve() / f"models--{name.replace('/', '--')}"
+    repository = expand_home(root).resolve() / f"models--{name.replace('/', '--')}"
     try:
         commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

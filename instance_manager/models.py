@@ -111,7 +111,7 @@ class Model:
         states = {one.state for one in self.replicas.values()}
         if any(one.gate.is_open for one in self.replicas.values()):
             return "running"
-        if self.is_coming:
+        if self.is_coming or self.wants_another:  # which may wait for room
             return "starting"
         if InstanceState.SLEEPING in states or InstanceState.RUNNING in states:  # or about to sleep
             return "sleeping"

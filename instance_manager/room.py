@@ -128,7 +128,7 @@ class RoomKeeper:
         self._record(look)
         devices: tuple[str, ...] | None = None
         if sleeper is not None:
-            expected = self._expected(sleeper.spec) or Footprint(0, 0)
+            expected = self._expected_of(sleeper) or Footprint(0, 0)
             now_held = look.held.get(sleeper.instance_id, {})
             gpus = self._gpus_of(sleeper, look)
             whole = expected.on(gpus)
@@ -142,13 +142,20 @@ class RoomKeeper:
         residents = [_with_place(one, self._resident(one, look)) for one in self._live()]
         has_place = self._manager.has_place
         limits = {**look.budgets, PLACE: sum(one.held.get(PLACE, 0) for one in residents) + has_place}
-        plan = plan_room(
-            need, model.name, waiting_since, residents, limits, self._clock(), self._config.policy
-        )
-        if isinstance(plan, NeverFits) and PLACE in need and not has_place:
-            plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
-        elif isinstance(plan, NeverFits):
-            plan = NeverFits(f"{plan.message}. {self._advice(model, spec, sleeper, need, residents, look)}")
+
+        def planned(need: Mapping[Device, int]) -> RoomPlan:
+            now, policy = self._clock(), self._config.policy
+            return plan_room(need, model.name, waiting_since, residents, limits, now, policy)
+
+        plan = planned(need)
+        if isinstance(plan, NeverFits):
+            # A place would be of no use to what has no room; nor room to what has no place.
+            without_place = planned({**need, PLACE: 0})
+            if isinstance(without_place, NeverFits):
+                advice = self._advice(model, spec, sleeper, need, residents, look)
+                plan = NeverFits(f"{without_place.message}. {advice}")
+            else:
+                plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
         return Placed(plan, devices, frozenset(gpus or (HOST,)))
 
     def _advice(
@@ -160,7 +167,8 @@ class RoomKeeper:
         residents: Sequence[Resident],
         look: _Look,
     ) -> str:
-        """What would help the model. Blocks for a moment: opens files."""
+        """What would help the model, whose place is not in question. Blocks for a moment: opens files."""
+        need = {device: size for device, size in need.items() if device != PLACE}
         wanted = spec if sleeper is None else sleeper.spec
         gpus = tuple(device for device in need if device != HOST)
 
@@ -280,6 +288,13 @@ class RoomKeeper:
             self._estimates[known] = guess
         return peak if guess is None else guess.expected(peak, level)
 
+    def _expected_of(self, one: Instance, level: int = 0) -> Footprint | None:
+        """The same of one that is there, whose files may be gone: then what was measured counts."""
+        try:
+            return self._expected(one.spec, level)
+        except ManagerError:
+            return self._measurements.peak(_kind(one.spec), level)
+
     def _estimate(self, spec: InstanceSpec) -> Estimate | None:
         config = self._manager.config
         params = plan_launch(spec, config).params
@@ -313,7 +328,7 @@ class RoomKeeper:
         is_untold = any(gpu not in held for gpu in gpus) and one.level == 0
         # What starts, runs or isn't told of may come to hold what is expected; what sleeps, what it has held.
         is_awake = one.state.is_pending or is_untold or one.level == 0
-        known = self._expected(one.spec) if is_awake else self._measurements.peak(_kind(one.spec), one.level)
+        known = self._expected_of(one) if is_awake else self._measurements.peak(_kind(one.spec), one.level)
         if known is not None:
             held = {device: max(size, held.get(device, 0)) for device, size in known.on(gpus).items()}
         is_stopping = one.state is InstanceState.STOPPING
@@ -336,7 +351,7 @@ class RoomKeeper:
         """By level; only those that are known, at least by an estimate."""
         if one.plan.sleep_style is None:
             return {}
-        expected = {level: self._expected(one.spec, level) for level in SLEEP_LEVELS}
+        expected = {level: self._expected_of(one, level) for level in SLEEP_LEVELS}
         return {level: size.on(gpus) for level, size in expected.items() if size is not None}
 
     def _gpus_of(self, one: Instance, look: _Look) -> tuple[Device, ...]:

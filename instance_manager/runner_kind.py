@@ -43,7 +43,7 @@ def runner_of_params(params: Mapping[str, Any]) -> RunnerKind | None:
     runner, convert = params.get("runner"), params.get("convert")
     if runner in tuple(RunnerKind):
         return RunnerKind(runner)
-    if convert in _CONVERSIONS:
+    if isinstance(convert, str) and convert in _CONVERSIONS:
         return RunnerKind.POOLING
     task = params.get("task")
     return _TASKS.get(task) if isinstance(task, str) else None

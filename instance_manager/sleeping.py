@@ -10,8 +10,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 import httpx
+from pydantic_core import from_json
+
+from instance_manager.bounded_fetch import Answer, fetch
 
 SLEEP_LEVELS = (1, 2)
+_MAX_ANSWER_BYTES = 1024 * 1024
+_ASK_TIMEOUT_S = 5.0
 _SLEEP_TIMEOUT_S = 120.0
 _WAKE_TIMEOUT_S = 600.0
 
@@ -58,8 +63,10 @@ class Sleeper:
     async def is_asleep(self) -> bool:
         """What the engine says itself. Raises SleepRefused."""
         try:
-            answer = await self._client.get(self._base_url + "/is_sleeping", headers=self._headers)
-            return bool(answer.raise_for_status().json()["is_sleeping"])
+            answer = await self._fetch("GET", "/is_sleeping", _ASK_TIMEOUT_S)
+            if not answer.is_ok:
+                raise SleepRefused(f"/is_sleeping was answered with {answer.status}")
+            return bool(from_json(answer.body)["is_sleeping"])
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise SleepRefused(f"/is_sleeping: {error!r}") from error
 
@@ -67,10 +74,27 @@ class Sleeper:
         self, path: str, query: Mapping[str, str], timeout_s: float, body: Mapping[str, object] | None = None
     ) -> None:
         try:
-            response = await self._client.post(
-                self._base_url + path, params=query, json=body, headers=self._headers, timeout=timeout_s
-            )
+            answer = await self._fetch("POST", path, timeout_s, query, body)
         except httpx.HTTPError as error:
             raise SleepRefused(f"{path}: {error!r}") from error
-        if not response.is_success:
-            raise SleepRefused(f"{path} was answered with {response.status_code}: {response.text[:500]}")
+        if not 200 <= answer.status < 300:
+            raise SleepRefused(f"{path} was answered with {answer.status}: {answer.text(500)}")
+
+    async def _fetch(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, object] | None = None,
+    ) -> Answer:
+        return await fetch(
+            self._client,
+            method,
+            self._base_url + path,
+            headers=self._headers,
+            timeout_s=timeout_s,
+            max_bytes=_MAX_ANSWER_BYTES,
+            params=query,
+            body=body,
+        )

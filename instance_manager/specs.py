@@ -11,6 +11,7 @@ from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PATH = re.compile(r"/[^\s\x00-\x1f\x7f]*")
 _SLUG_LENGTH = 40
 
 
@@ -25,8 +26,10 @@ def check_spec(spec: InstanceSpec) -> None:
         )
     if spec.timeout_s is not None:
         check_timeout(spec.timeout_s)
-    if spec.health_path is not None and not spec.health_path.startswith("/"):
-        raise InvalidSpec(f"health_path {spec.health_path!r} must begin with '/'", param="health_path")
+    if spec.health_path is not None and not _PATH.fullmatch(spec.health_path):
+        raise InvalidSpec(
+            f"health_path {spec.health_path!r} must begin with '/' and hold no space", param="health_path"
+        )
     for device in spec.devices or ():
         if not isinstance(device, str) or not device or "," in device:
             raise InvalidSpec(f'devices must list device ids such as "0", not {device!r}', param="devices")

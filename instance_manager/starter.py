@@ -18,7 +18,6 @@ from instance_manager.errors import (
     InstanceNotRunning,
     ManagerError,
     NoCapacity,
-    UnsupportedModel,
     WrongState,
 )
 from instance_manager.eviction import Device, Fits, NeverFits, Wait, WaitingModel, next_to_start
@@ -160,7 +159,7 @@ class Starter:
             model.grant()
             self._measure_due = True
         elif instance.failure is not None:
-            self._fail(model, start_error(f"model {model.name!r}", instance.failure))
+            self._fail(model, start_error(f"model {model.name!r}", instance.failure, instance.instance_id))
 
     def _came(self, task: asyncio.Task[None]) -> None:
         del self._coming[task]
@@ -222,9 +221,10 @@ class Starter:
         model.failed(error)
         # Where one more would have been welcome, those who wait are served by those there are.
         message, kind = str(error), type(error)
-        retry_after_s = None if isinstance(error, UnsupportedModel) else model.retry_at - self._clock()
+        retry_after_s = None if error.is_lasting else model.retry_at - self._clock()
         model.queue.reject(
-            lambda: kind(message, retry_after_s=retry_after_s), lambda need: not model.is_awake_for(need)
+            lambda: kind(message, retry_after_s=retry_after_s, public=error.public),
+            lambda need: not model.is_awake_for(need),
         )
         self._news.tell()
 

@@ -12,6 +12,7 @@ from instance_manager.idempotency import claim
 from instance_manager.neighbours import Neighbours
 from instance_manager.state_keeper import StateKeeper
 from instance_manager.state_session import StateSession
+from instance_manager.state_watch import watch_over
 from instance_manager.stores.base import StateStore
 from instance_manager.stores.records import InstanceRecord
 from instance_manager.types import InstanceSpec, ManagerConfig
@@ -47,6 +48,7 @@ class State:
             asyncio.create_task(self.keeper.run(), name="state"),
             asyncio.create_task(self.keeper.watch(), name="changes of the state"),
             asyncio.create_task(self._usage.run(self.store), name="usage"),
+            asyncio.create_task(watch_over(self.session, self.keeper), name="files of the state"),
         ]
         if self.store.is_shared:
             looking = self._neighbours.run(self.store, self.session.owner)

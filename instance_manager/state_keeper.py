@@ -58,12 +58,13 @@ class StateKeeper:
         self._idle = asyncio.Event()
         self._idle.set()
         self._trouble: str | None = None
+        self._loss: str | None = None  # of the store's files, see `note_loss`
         self._is_deposed = False
         self._has_ended = False
 
     @property
     def status(self) -> KeeperStatus:
-        trouble = self._trouble
+        trouble = self._trouble or self._loss
         if trouble is None and self._store.is_away:
             trouble = "the store is away; changes are queued"
         return KeeperStatus(trouble, len(self._dirty), self._is_deposed)
@@ -124,7 +125,7 @@ class StateKeeper:
                 self._trouble, back_off_s = None, _BACK_OFF_S[0]
                 continue
             except LeaseLost as error:
-                self._depose(str(error))
+                self.depose(str(error))
             except StoreUnavailable as error:
                 self._note_trouble(str(error))
             except Exception as error:  # the task's root: what can't be written must not end the writing
@@ -140,6 +141,8 @@ class StateKeeper:
                 return
             if change.kind is ChangeKind.REJECTED and change.instance_id is not None:
                 self.mark(change.instance_id)  # the next write finds out what is there instead
+            elif change.kind is ChangeKind.REBUILT:
+                self._write_again()
             elif change.kind is ChangeKind.OWNER_LOST and change.owner == self._owner:
                 await self._hold_on()
 
@@ -232,23 +235,48 @@ class StateKeeper:
     async def _settle(self, instance_id: str, conflict: Conflict) -> None:
         """The record is not at the version we knew: take the store's, unless it is another Berth's."""
         stored = await self._store.get(instance_id)
+        if stored is None and conflict.found:
+            self._take_unreadable(instance_id, conflict)
+            return
         if stored is not None and stored.owner != self._owner:
             self._foreign.add(instance_id)
             self._versions.pop(instance_id, None)
             return
         logger.warning("%s", conflict)
-        self._versions[instance_id] = 0 if stored is None else stored.version
+        version = 0 if stored is None else stored.version
+        if version == conflict.expected:  # it would be refused again, and again
+            raise StoreUnavailable(f"the store contradicts itself: {conflict}")
+        self._versions[instance_id] = version
         if stored is None:
             self._ports.pop(instance_id, None)
 
+    def _write_again(self) -> None:
+        """The store has lost something: every record is written anew, with its port."""
+        self._ports.clear()
+        for instance_id in list(self._versions):
+            self.mark(instance_id)
+
+    def _take_unreadable(self, instance_id: str, conflict: Conflict) -> None:
+        """There is a record, which nobody can read: ours is written over it, where it can be no other's."""
+        if self._store.is_shared and instance_id not in self._versions:
+            self._foreign.add(instance_id)
+        else:
+            self._versions[instance_id] = conflict.found
+
     # Trouble.
+
+    def note_loss(self, message: str | None) -> None:
+        """Files of the store were removed and can't be put back now; None: nothing is missing."""
+        if message is not None and self._loss is None:
+            logger.error("%s: going on from memory", message)
+        self._loss = message
 
     async def _hold_on(self) -> None:
         """Our lease has run out, as after a suspension, or somebody has taken it: only that is the end."""
         try:
             await self._store.renew_lease()
         except LeaseLost as error:
-            self._depose(str(error))
+            self.depose(str(error))
         except StoreUnavailable as error:
             logger.warning("the lease is to be renewed when the store is back: %s", error)
 
@@ -258,7 +286,8 @@ class StateKeeper:
         self._trouble = message
         self._let_waiters_go()
 
-    def _depose(self, reason: str) -> None:
+    def depose(self, reason: str) -> None:
+        """Somebody else is this Berth now: nothing is written any more."""
         if not self._is_deposed:
             logger.critical("another Berth works under the name of this one (%s): end one of them", reason)
         self._is_deposed = True

@@ -279,7 +279,7 @@ class Supervisor:
         self.log.lines.close()
         if failure is not None:
             what = f"instance {instance.instance_id!r} failed"
-            instance.gate.reject(lambda: start_error(what, failure))
+            instance.gate.reject(lambda: start_error(what, failure, instance.instance_id))
 
     def _answer(self, life: Life, failure: InstanceFailure) -> float | None:
         """Want another life after a failure, if the policy does; seconds until it begins, None = no other."""

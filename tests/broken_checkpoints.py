@@ -19,6 +19,7 @@ class Broken:
     make: Callable[[Path], None]  # of a whole checkpoint
     says: str
     helps: str = ""  # what can run it
+    is_damaged: bool = False  # the file itself is wrong, whatever it would say
     by_engine_alone: bool = False  # it takes a look into large files
 
 
@@ -118,6 +119,14 @@ BROKEN: dict[str, Broken] = {
     ),
     "nothing": Broken(only(), "has no config.json: it is no model"),
     "no-config": Broken(without("config.json"), "has no config.json: its download isn't finished"),
+    "no-json": Broken(
+        beside(config__json="{nope"), "config.json can't be read: Expecting property name", is_damaged=True
+    ),
+    "no-object": Broken(beside(config__json="[]"), "config.json holds no JSON object", is_damaged=True),
+    "no-values": Broken(beside(config__json="{}"), "architectures is None", "engine: vllm"),
+    "empty-config": Broken(
+        beside(config__json=""), "config.json can't be read: Expecting value", is_damaged=True
+    ),
     "makers-format": Broken(only(params__json={"dim": 4096}), "its maker's own format", "engine: vllm"),
     "adapter": Broken(
         only(adapter_config__json={"base_model_name_or_path": "o/base"}, adapter_model__safetensors="x"),

@@ -30,7 +30,7 @@ def broken(self, kind, *rest, **more):
 
 
 EventLog.publish = broken
-sys.exit(main())
+sys.exit(main([]))
 """
 
 

@@ -18,6 +18,12 @@ def test_every_file_that_the_architecture_names_exists() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_test_that_the_threats_name_exists() -> None:
+    named = re.findall(r"tests/[\w/]+\.py", (ROOT / "docs" / "threats.md").read_text())
+    assert len(named) > 25
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_page_of_the_api_is_current() -> None:
     assert render() == PAGE.read_text(encoding="utf-8"), "docs/api.md is old: run `make docs`"
 

@@ -123,7 +123,7 @@ def test_app_ends_with_status_2_and_a_line_for_each_mistake(tmp_path: Path) -> N
         "--port=none",
         "APP_PROT=1",
         "models.yaml:1: modles",
-        "API_KEYS_FILE=nowhere",
+        f"API_KEYS_FILE={tmp_path}/nowhere",
         "no.such",
         "mongo",
     ):

@@ -71,7 +71,7 @@ from app import main
 from instance_manager import state_session
 
 state_session._LEASE_S = 1.5
-sys.exit(main())
+sys.exit(main([]))
 """
 
 
@@ -96,6 +96,7 @@ def _begin(folder: Path, redis: RedisProcess, **settings: str) -> BerthProcess:
         "STATE_URL": redis.url,
         "API_KEYS": "user-key",
         "ADMIN_API_KEYS": "admin-key",
+        "REQUEST_PATHS": "/v1/**,/headers,/x,/a/**,/predict",  # routes of the stand-in engines
         "MODELS_FILE": str(folder / "models.yaml"),
         "VLLM_MAX_INSTANCES": "20",
     }

@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from api.access_log import log_answered
 from api.asgi import App, RawHeaders, Receive, Scope, Send
 from api.body_peek import Peeked, peek
 from api.dispatch import raw_path
 from api.headers import find_header, sane_request_id
+from api.json_structure import TooManyParts, check_parts
 from api.leases import ClientGone
-from api.named_model import InvalidBody, UnclearModel, has_one_model, model_in_object, read_object
+from api.named_model import (
+    InvalidBody,
+    UnclearModel,
+    has_one_model,
+    model_in_object,
+    read_object,
+)
 from api.off_loop import off_loop
 from api.protocols.answer import Answer, Stopped, send_json
 from api.protocols.base import (
@@ -120,7 +126,7 @@ class ProtocolApp:
         peeked = await peek(receive, self._max_body_bytes)
         chosen = None
         if peeked.body is not None:
-            chosen = adapters.get(self._protocol_of(self._model_in(peeked.body)) or "")
+            chosen = adapters.get(self._protocol_of(await self._model_in(peeked.body)) or "")
         if chosen is None:
             await self._inner(scope, peeked.replay, send)
         else:
@@ -137,17 +143,16 @@ class ProtocolApp:
             return
         peeked = await peek(receive, self._max_body_bytes)
         if peeked.body is not None and len(adapters) > 1:
-            chosen = self._protocol_of(self._model_in(peeked.body)) or ""
+            chosen = self._protocol_of(await self._model_in(peeked.body)) or ""
             adapter = adapters.get(chosen, adapter)
         await self._translate(adapter, peeked, scope, send, started)
 
-    def _model_in(self, body: bytes) -> str:
+    async def _model_in(self, body: bytes) -> str:
         """The model that a body names; the default one where it names none."""
         try:
-            read = from_json(body)
-        except ValueError:
+            model = (await off_loop(len(body), lambda: read_object(body))).get("model")
+        except InvalidBody:
             return self._default_model
-        model = read.get("model") if isinstance(read, dict) else None
         return model if isinstance(model, str) else self._default_model
 
     async def _translate(
@@ -189,6 +194,10 @@ class ProtocolApp:
             raise _Refused(failure_of(adapter)) from None
 
     def _read_body(self, adapter: Adapter, body: bytes) -> _Translated:
+        try:
+            check_parts(body)
+        except TooManyParts as exc:
+            raise InvalidProtocolRequest(str(exc)) from None
         request = adapter.request_schema.model_validate_json(body)
         if not has_one_model(body):
             _check_model(body)

@@ -18,9 +18,10 @@ from fastapi import FastAPI
 
 from api import garbage
 from api.auth import AccessControl
+from api.connection_limits import ConnectionLimits
 from api.dispatch import Dispatcher
 from api.gateway import Gateway
-from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+from api.guarded_http import GuardedHttpProtocol
 from api.key_book import Keys
 from api.proxy import DataPlane
 from instance_manager.admission import Lease

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.commands.lifecycle import COMING, bring_up
 from cli.completion import complete_models, complete_names
 from cli.errors import CliError, ExitCode, wrong_use
 from cli.session import Session, with_session
@@ -16,6 +17,7 @@ from cli.units import size
 from cli.values import key_values
 
 _DRAIN_S = 3600.0  # that a stop may take at most
+_START_S = 600.0
 _NO_FLAGS = frozenset({"devices", "pinned", "timeout"})
 _SETTINGS = _NO_FLAGS | {"gpu_memory_utilization", "max_model_len"}
 
@@ -43,7 +45,9 @@ def assign(
         list[str] | None,
         typer.Option(metavar="KEY", help="Remove a parameter or a setting; may be repeated"),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Start again what runs")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start again what runs, and wait until it does")
+    ] = False,
 ) -> None:
     """Change how a model is run; what isn't named stays.
 
@@ -126,8 +130,13 @@ def _patch(session: Session, model: str, changes: dict[str, Any], removed: list[
             timeout_s=_DRAIN_S,
         )
     _check_is_gone(record, removed)
-    if session.as_json:
+    starts = restart and record["status"] in COMING
+    if session.as_json and not starts:
         session.print_json(record)
+        return
+    if starts:
+        session.remark(f"model {record['name']} is changed, and starts again")
+        bring_up(session, record["name"], "start", timeout_s=_DRAIN_S, wait=_START_S)
         return
     later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
     session.say(f"model {record['name']} is changed{later}")

@@ -19,7 +19,7 @@ from cli.target import Target, find
 _LONGEST_S = 3600.0  # that the server waits for a start
 _GRACE_S = 30.0  # for its answer after that
 _UP = frozenset({"running"})
-_COMING = frozenset({"starting", "health_checking", "waking"})
+COMING = frozenset({"starting", "health_checking", "waking"})
 _LOG_LINES = 10
 _FAILED = "instance_failed"  # the code of errors
 
@@ -34,13 +34,13 @@ Wait = Annotated[
 @with_session
 def start(session: Session, name: Name, wait: Wait = 600) -> None:
     """Start a model, or an instance that has ended."""
-    _bring_up(session, name, "start", timeout_s=wait + _GRACE_S, wait=wait)
+    bring_up(session, name, "start", timeout_s=wait + _GRACE_S, wait=wait)
 
 
 @with_session
 def restart(session: Session, name: Name, wait: Wait = 600) -> None:
     """Stop and start again."""
-    _bring_up(session, name, "restart", timeout_s=wait + _LONGEST_S, wait=wait)
+    bring_up(session, name, "restart", timeout_s=wait + _LONGEST_S, wait=wait)
 
 
 @with_session
@@ -72,7 +72,7 @@ def sleep(
 @with_session
 def wake(session: Session, name: Name) -> None:
     """Take the memory back and serve."""
-    _bring_up(session, name, "wake", timeout_s=_LONGEST_S)
+    bring_up(session, name, "wake", timeout_s=_LONGEST_S)
 
 
 def register(app: typer.Typer) -> None:
@@ -91,7 +91,7 @@ def _act(session: Session, name: str, verb: str, **params: Any) -> None:
         session.say(f"{target} is {record['status']}")
 
 
-def _bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **params: Any) -> None:
+def bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **params: Any) -> None:
     """Wait until it runs, and say how it went and where its log is."""
     with session.server() as server:
         target = find(server, name)
@@ -116,7 +116,7 @@ def _outcome(target: Target, record: Record, instance: Record | None, took_s: fl
     if record["status"] in _UP:
         where = f" on port {instance['port']}" if instance is not None else ""
         return f"{line}{where} ({took_s:.1f} s)"
-    if record["status"] in _COMING:
+    if record["status"] in COMING:
         return f"{line}; `berth ps --watch` follows it"
     return line
 

@@ -14,12 +14,12 @@ from cli.errors import CliError
 from cli.server import Server
 from cli.session import Session, with_session
 from cli.tables import (
-    ENTRY_COLUMNS,
     INSTANCE_COLUMNS,
     Record,
     details,
-    entry_row,
+    entry_table,
     instance_row,
+    model_status,
     model_table,
     table,
 )
@@ -72,7 +72,7 @@ def list_models(session: Session) -> None:
     if session.as_json:
         session.print_json(answer)
     elif answer["data"] and "pinned" not in answer["data"][0]:  # not Berth: OpenAI's list
-        session.say(table(ENTRY_COLUMNS, map(entry_row, answer["data"]), session.out.width))
+        session.say(entry_table(answer["data"], session.out.width))
     else:
         session.say(model_table(answer["data"], time.time(), session.out.width))
 
@@ -107,8 +107,9 @@ def register(app: typer.Typer) -> None:
 def _print_record(session: Session, record: Record) -> None:
     if session.as_json:
         session.print_json(record)
-    else:
-        session.say(details(record))
+        return
+    is_model = "status" in record and "problem" in record
+    session.say(details({**record, "status": model_status(record)} if is_model else record))
 
 
 def _print_entries(
@@ -120,7 +121,7 @@ def _print_entries(
     if session.as_json:
         session.print_json(answer)
     else:
-        session.say(table(ENTRY_COLUMNS, map(entry_row, answer["data"]), session.out.width))
+        session.say(entry_table(answer["data"], session.out.width))
 
 
 def _instances(server: Server, include_ended: bool) -> dict[str, Any]:

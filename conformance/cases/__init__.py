@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from conformance.case import Case
 from conformance.cases import (
+    batch,
+    beams,
     chat,
     completions,
     errors,
@@ -27,7 +29,9 @@ _GROUPS = (
     tokenize.group,
     completions.group,
     chat.group,
+    batch.group,
     sampling.group,
+    beams.group,
     stops.group,
     logprobs.group,
     streams.group,

@@ -55,7 +55,6 @@ _IN_COMPLETION: dict[str, tuple[dict[str, Any], str]] = {
     "priority-is-text": ({"priority": "high"}, "priority"),
     "suffix": ({"suffix": "the end"}, "suffix"),
     "best-of": ({"best_of": 3}, "best_of"),
-    "beam-search": ({"use_beam_search": True}, "use_beam_search"),
     "truncate-prompt-tokens-negative": ({"truncate_prompt_tokens": -5}, "truncate_prompt_tokens"),
     "stream-options-of-a-whole-answer": ({"stream_options": {"include_usage": True}}, "stream_options"),
 }

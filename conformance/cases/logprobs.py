@@ -240,3 +240,19 @@ async def refuses(api: Api, request: tuple[str, dict[str, Any]]) -> None:
 )
 async def refuses_in_a_chat(api: Api, fields: dict[str, Any]) -> None:
     await api.refused(await api.post(CHAT, api.chat_body(**fields)))
+
+
+@group.case()
+async def tokens_may_be_named(api: Api) -> None:
+    """Theirs are told at each position, and those of what stands there."""
+    named = await api.tokens_of("Hello there")
+    fields = {"logprobs": 0, "return_tokens_as_token_ids": True, "logprob_token_ids": named}
+    logprobs = (await api.complete(**fields))["choices"][0]["logprobs"]
+    for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True):
+        equal(set(top), {token, *(f"token_id:{one}" for one in named)}, "tokens that are told of")
+
+
+@group.each({"without-logprobs": {}, "empty": {"logprobs": 1, "logprob_token_ids": []}})
+async def naming_them_is_refused(api: Api, fields: dict[str, Any]) -> None:
+    body = api.completion_body(**{"logprob_token_ids": [1], **fields})
+    await api.refused(await api.post(COMPLETIONS, body))

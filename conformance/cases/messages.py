@@ -244,7 +244,6 @@ async def a_format_is_followed(api: Api) -> None:
         "no-messages": {"messages": None},
         "empty-messages": {"messages": []},
         "no-max-tokens": {"max_tokens": None},
-        "max-tokens-0": {"max_tokens": 0},
         "temperature-3": {"temperature": 3},
         "an-unknown-role": {"messages": [{"role": "wizard", "content": "Hi"}]},
         "a-picture": {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},

@@ -29,6 +29,9 @@ _NAMES = (
     "request_queue_time_seconds_count",
     "request_prefill_time_seconds_count",
     "request_decode_time_seconds_count",
+    "request_prompt_tokens_count",
+    "request_generation_tokens_count",
+    "cache_config_info",
 )
 _SETTLE_S = 5.0  # counters may be told a moment after the answer
 _SAMPLE = re.compile(r"^vllm:(\w+)\{(.*)\} (\S+)$", re.M)
@@ -96,6 +99,18 @@ async def tokens_are_counted(api: Api) -> None:
 async def tokens_of_streams_are_counted(api: Api) -> None:
     expected = {"prompt_tokens_total": float(len(api.facts.prompt_ids)), "generation_tokens_total": 7.0}
     await _grown(api, lambda: api.stream_completion(max_tokens=7), expected)
+
+
+@group.case(alone=True)
+async def lengths_of_requests_are_counted(api: Api) -> None:
+    num_prompt = float(len(api.facts.prompt_ids))
+    expected = {
+        "request_prompt_tokens_count": 2.0,
+        "request_prompt_tokens_sum": 2 * num_prompt,
+        "request_generation_tokens_count": 2.0,
+        "request_generation_tokens_sum": 10.0,
+    }
+    await _grown(api, lambda: api.complete([api.facts.prompt] * 2, max_tokens=5), expected)
 
 
 @group.case(alone=True)

@@ -221,3 +221,13 @@ async def who_leaves_frees_the_server(api: Api) -> None:
                 return
         await asyncio.sleep(0.05)
     check(False, "the request was still running 5 s after its client had left")
+
+
+@group.each({"two": 2, "five": 5, "all": 1000})
+async def pieces_may_hold_several_tokens(api: Api, interval: int) -> None:
+    """`stream_interval`: all but the first piece and the last have no fewer."""
+    stream = await api.stream_completion(stream_interval=interval, return_token_ids=True)
+    pieces = [choice["token_ids"] for choice in stream.of(0)]
+    check(all(len(piece) >= interval for piece in pieces[1:-1]), f"pieces {pieces}")
+    equal(sum(map(len, pieces)), 16, "tokens")
+    equal(stream.text(), (await api.complete())["choices"][0]["text"], "text")

@@ -7,8 +7,8 @@ have no text that a grammar could ask for, so what is asked for is the form that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from engine.errors import InvalidRequest
@@ -18,22 +18,51 @@ _Format: TypeAlias = dict[str, Any]
 _ADVICE = "with strict: false, a call follows all else that the schema says"
 
 
-def call_constraint(name: str, tools: Sequence[Tool], choice: str, *, parallel: bool) -> str | None:
+def call_constraint(name: str, tools: Mapping[str, Tool], choice: str, *, parallel: bool) -> str | None:
     """The structural tag, as JSON, for a tool parser's format; None if that format can't be asked for.
 
-    `choice`: "required" (one call at least), "auto" (text, and calls that are proper ones), or a tool's name.
+    `tools`: by their paths, for errors. `choice`: "required" (one call at least), "auto" (text, and proper
+    calls), or a tool's name.
     Raises InvalidRequest for a tool that can't be written in this format.
     """
     build = _FORMATS.get(name)
     if build is None:
         return None
     wanted = [
-        _Wanted.of(tool, f"tools[{index}].function", is_forced=choice != "auto")
-        for index, tool in enumerate(tools)
+        _Wanted.of(tool, f"{path}.function", is_forced=choice != "auto")
+        for path, tool in tools.items()
         if choice in ("required", "auto", tool["function"]["name"])
     ]
-    form = build(wanted, choice == "auto", parallel)
+    return _as_tag(build(wanted, choice == "auto", parallel))
+
+
+def answer_or_calls(name: str, tools: Mapping[str, Tool], answer: Answer, *, parallel: bool) -> str | None:
+    """The same for an answer that follows a schema, where the model may call tools instead."""
+    build = _FORMATS.get(name)
+    if build is None:
+        return None
+    wanted = [_Wanted.of(tool, f"{path}.function", is_forced=False) for path, tool in tools.items()]
+    calls = build([tool.as_promised for tool in wanted], False, parallel)
+    return _as_tag(calls and {"type": "or", "elements": [answer.content, calls]})
+
+
+def _as_tag(form: _Format | None) -> str | None:
     return None if form is None else json.dumps({"type": "structural_tag", "format": form})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an answer in words must be."""
+
+    schema: Any
+    param: str  # the field that it is from
+    is_strict: bool
+    advice: str
+
+    @property
+    def content(self) -> _Format:
+        about = {"param": self.param, "is_strict": self.is_strict, "advice": self.advice}
+        return {"type": "json_schema", "json_schema": self.schema, "tool": about}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +90,11 @@ class _Wanted:
                 param=f"{param}.parameters.type",
             )
         return _Wanted(function["name"], {**parameters, "type": "object"}, param, is_strict)
+
+    @property
+    def as_promised(self) -> _Wanted:
+        """Where nothing is promised of its calls, the model's own way is left to it."""
+        return self if self.is_strict else replace(self, schema={"type": "object"})
 
     def content(self, **more: Any) -> _Format:
         about = {"param": f"{self.param}.parameters", "is_strict": self.is_strict, "advice": _ADVICE}

@@ -17,10 +17,11 @@ from engine.parsers.hermes import HermesParser
 from engine.parsers.llama_json import LlamaJsonParser
 from engine.parsers.mistral import MistralParser
 from engine.parsers.qwen_coder import QwenCoderParser
-from engine.parsers.tool_constraints import call_constraint
+from engine.parsers.tool_constraints import Answer, answer_or_calls, call_constraint
 
 __all__ = [
     "TOOL_PARSERS",
+    "Answer",
     "CallArguments",
     "CallBegun",
     "CallEnded",
@@ -28,6 +29,7 @@ __all__ = [
     "Tool",
     "ToolEvent",
     "ToolParser",
+    "answer_or_calls",
     "call_constraint",
     "detect_tool_parser",
     "make_tool_parser",

@@ -39,6 +39,32 @@ def position_logprobs(
     ]
 
 
+def with_named(
+    positions: list[PositionLogprobs], logprobs: torch.Tensor, named: Sequence[Sequence[int]]
+) -> list[PositionLogprobs]:
+    """The same, but where a row names tokens, of its own token and of those, in their order, without ranks.
+
+    One look-up for all rows of `logprobs` [R, vocab_size]: a device waits once.
+    """
+    rows = [row for row, token_ids in enumerate(named) if token_ids]
+    if not rows:
+        return positions
+    width = max(len(named[row]) for row in rows)
+    padded = [[*named[row], *[0] * (width - len(named[row]))] for row in rows]
+    columns = torch.tensor(padded, device=logprobs.device)
+    values = logprobs[torch.tensor(rows, device=logprobs.device)[:, None], columns].tolist()
+    positions = list(positions)
+    for row, row_values in zip(rows, values, strict=True):
+        chosen = positions[row].chosen
+        others = {
+            token: TokenLogprob(token, value, 0)
+            for token, value in zip(named[row], row_values, strict=False)
+            if token != chosen.token_id
+        }
+        positions[row] = PositionLogprobs(chosen, (chosen, *others.values()))
+    return positions
+
+
 def _position(chosen: TokenLogprob, most_likely: list[tuple[float, int]]) -> PositionLogprobs:
     if chosen.rank <= len(most_likely) and all(token != chosen.token_id for _, token in most_likely):
         most_likely[-1] = (chosen.logprob, chosen.token_id)  # was left out for one as likely

@@ -19,7 +19,6 @@ _NO_TRAINING = "weights come from the checkpoint and stay as they are"
 ABSENT: dict[tuple[str, str], str] = {
     ("POST", "/v1/systemone"): "it belongs to one model's own protocol",
     ("POST", "/invocations"): "use the route itself, such as /v1/chat/completions",
-    ("POST", "/v1/chat/completions/batch"): "send the requests side by side: they are batched as they come",
     ("POST", "/generative_scoring"): "use logprobs of /v1/completions",
     ("POST", "/scale_elastic_ep"): _ONE_DEVICE,
     ("POST", "/is_scaling_elastic_ep"): _ONE_DEVICE,

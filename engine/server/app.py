@@ -16,6 +16,7 @@ from engine.errors import EngineError
 from engine.server import control, ops
 from engine.server.absent import ABSENT, not_here
 from engine.server.chat import create_chat_completion
+from engine.server.chat_batch import create_chat_batch
 from engine.server.completions import create_completion
 from engine.server.errors import GenerationFailed, UnknownRoute, WrongMethod, error_response
 from engine.server.gate import Gate
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 _ROUTES = (
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/chat/completions/batch", create_chat_batch),
     ("POST", "/v1/responses", create_response),
     ("POST", "/v1/responses/input_tokens", count_input_tokens),
     ("GET", "/v1/responses/{name}", get_response),

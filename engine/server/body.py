@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -66,9 +66,13 @@ def _check_leniently(body: Mapping[str, Any], model: type[Body]) -> Body:
 
 
 def _check_media_type(content_type: str | None) -> None:
+    """A page of any origin may send a form or plain text without asking first, so JSON must be called so."""
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        raise WrongMediaType(f"The body must be application/json, not {media_type}.")
+        raise WrongMediaType(
+            f"The body must be application/json, not {media_type}: send the header "
+            "`Content-Type: application/json` (curl -H 'Content-Type: application/json' …)."
+        )
 
 
 async def _read(request: Request) -> bytes:
@@ -138,19 +142,34 @@ def _shorten(value: Any) -> str:
 def _param(details: ErrorDetails, body: Mapping[str, Any]) -> str:
     """`messages[0].content`: pydantic's location without what isn't in the body, the names of its choices.
 
-    The last part may be missing from the body because that is the complaint.
+    Such a name may be that of a field, too. Of the ways to read the location, the one that leads to the
+    wrong value is right.
     """
-    path = ""
-    value: Any = body
-    location = details["loc"]
-    for number, part in enumerate(location, start=1):
-        if isinstance(part, int):
-            path += f"[{part}]"
-            value = value[part] if isinstance(value, list) and part < len(value) else None
-        elif isinstance(value, dict) and (part in value or number == len(location)):
-            path += f".{part}" if path else part
-            value = value.get(part)
+    *inner, last = location = details["loc"]
+    is_missing = details["type"] == "missing"  # the last part is not in the body, and that's the complaint
+    ways = list(_ways(inner if is_missing else location, dict(body)))
+    path = next((path for path, value in ways if value is details["input"]), ways[0][0])
+    if is_missing:
+        path += f".{last}" if path else str(last)
     if details["type"].startswith("union_tag"):  # which of several objects is meant can't be told
         discriminator = details.get("ctx", {}).get("discriminator", "()").strip("'")
         path += ".type" if discriminator.endswith("()") else f".{discriminator}"
     return path
+
+
+def _ways(location: Sequence[str | int], value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each way to read a location as a path into `value`, and what lies there."""
+    if not location:
+        yield path, value
+        return
+    part, rest = location[0], location[1:]
+    if isinstance(part, int):
+        yield from _ways(rest, _at(value, part), f"{path}[{part}]")
+        return
+    if isinstance(value, dict) and part in value:
+        yield from _ways(rest, value[part], f"{path}.{part}" if path else part)
+    yield from _ways(rest, value, path)
+
+
+def _at(value: Any, index: int) -> Any:
+    return value[index] if isinstance(value, list) and index < len(value) else None

@@ -37,14 +37,14 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     model = body.model or service.model.name
     if body.stream:
         chunks = ChatChunks(
-            _head(request_id, "chat.completion.chunk", model),
+            head_of(request_id, "chat.completion.chunk", model),
             extras,
             None if prepared.is_plain else prepared.readers,
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )
         return StreamedAnswer(prepared.generation, chunks)
-    head = _head(request_id, "chat.completion", model)
+    head = head_of(request_id, "chat.completion", model)
 
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
         return _to_object(head, extras, prepared.readers, choices, read_usage)
@@ -52,7 +52,7 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     return WholeAnswer(prepared.generation, prepared.choices, to_object)
 
 
-def _head(request_id: str, kind: str, model: str) -> dict[str, Any]:
+def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
     return {
         "id": request_id,
         "object": kind,
@@ -69,6 +69,19 @@ def _to_object(
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
 ) -> dict[str, Any]:
+    answer = describe_answer(head, extras, readers, choices, read_usage)
+    deltas = choices[0].deltas
+    return {**answer, **extras.prompt_fields(deltas[0]), **extras.prompt_logprobs(deltas)}
+
+
+def describe_answer(
+    head: dict[str, Any],
+    extras: Extras,
+    readers: Mapping[int, ChoiceReader],
+    choices: Sequence[FinishedChoice],
+    read_usage: ReadUsage,
+) -> dict[str, Any]:
+    """The answer without what it tells of a prompt."""
     described = [
         {
             **describe_choice(choice, readers[choice.index]),
@@ -77,10 +90,7 @@ def _to_object(
         }
         for choice in choices
     ]
-    prompt: dict[str, Any] = {}
-    for deltas in (choice.deltas for choice in choices[:1]):
-        prompt = {**extras.prompt_fields(deltas[0]), **extras.prompt_logprobs(deltas)}
-    return {**head, "choices": described, "usage": usage_object(read_usage()), **prompt}
+    return {**head, "choices": described, "usage": usage_object(read_usage())}
 
 
 def describe_choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, Any]:

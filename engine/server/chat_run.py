@@ -75,8 +75,11 @@ async def start_chat(service: Service, body: ChatBody) -> ChatRun:
     return ChatRun(await prepare_chat(service, body))
 
 
-async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
-    """Check the rest of the body, render and encode the prompt, make choices and their readers."""
+async def prepare_chat(service: Service, body: ChatBody, *, first_index: int = 0) -> PreparedChat:
+    """Check the rest of the body, render and encode the prompt, make choices and their readers.
+
+    `first_index`: of its choices.
+    """
     model = service.model
     model.check_name(body.model)
     # OpenAI: with "none" the model calls no tool, so it isn't shown any.
@@ -110,6 +113,7 @@ async def prepare_chat(service: Service, body: ChatBody) -> PreparedChat:
         [Prompt(token_ids, max_tokens)],
         constrain=constrain,
         skip_special_tokens=body.skip_special_tokens and not show_special,
+        first_index=first_index,
     )
     make_reader = _reader_factory(body, thinking, tool_parser)
     return PreparedChat(

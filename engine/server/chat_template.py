@@ -6,7 +6,7 @@ Templates come with checkpoints and are not trusted: they run in Jinja's sandbox
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError, InvalidRequest
+from engine.server.plainer_turns import plainer_readings
 
 Message = Mapping[str, Any]
 
@@ -75,13 +76,11 @@ class ChatTemplate:
             )
         given = [self._adapt(message) for message in messages]
         known = {**self._defaults, **(variables or {})}
-        try:
-            text = self._render(given, tools, documents, add_generation_prompt, known)
-        except InvalidRequest:
-            plainer = _with_one_system_turn(given)
-            if plainer == given:
-                raise
-            text = self._render(plainer, tools, documents, add_generation_prompt, known)
+
+        def render(turns: list[dict[str, Any]]) -> str:
+            return self._render(turns, tools, documents, add_generation_prompt, known)
+
+        text = _first_taken(render, given)
         return _cut_after(text, given[-1].get("content")) if continue_final_message else text
 
     def replaced(self, source: str) -> ChatTemplate:
@@ -153,44 +152,15 @@ class ChatTemplate:
         return probe in rendered and "'type'" not in rendered and '"type"' not in rendered
 
 
-def _with_one_system_turn(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For templates that take one system turn, at the beginning: agents send several, and later ones too.
-
-    Those at the beginning become one. A later one becomes part of the user's turn at its place, marked so
-    that the model can tell the two apart: such templates often want users and assistants to alternate.
-    """
-    begin = next((n for n, one in enumerate(messages) if one["role"] != "system"), len(messages))
-    plainer = messages[:begin]
-    if len(plainer) > 1:
-        plainer = [{**plainer[0], "content": _join([one.get("content") for one in plainer], "\n\n")}]
-    was_system = False
-    for message in messages[begin:]:
-        is_system = message["role"] == "system"
-        turn = _as_reminder(message) if is_system else message
-        last = plainer[-1] if plainer else {}
-        if (is_system or was_system) and turn["role"] == last.get("role") == "user":
-            plainer[-1] = {**last, "content": _join([last.get("content"), turn.get("content")], "\n")}
-        else:
-            plainer.append(turn)
-        was_system = is_system
-    return plainer
-
-
-def _as_reminder(message: dict[str, Any]) -> dict[str, Any]:
-    """A system turn in the mouth of the user, with the mark that agents put around such text."""
-    content = message.get("content")
-    opening, closing = "<system-reminder>\n", "\n</system-reminder>"
-    if isinstance(content, list):
-        parts = [{"type": "text", "text": opening}, *content, {"type": "text", "text": closing}]
-        return {"role": "user", "content": parts}
-    return {"role": "user", "content": f"{opening}{content or ''}{closing}"}
-
-
-def _join(contents: list[Any], between: str) -> Any:
-    """Texts as one text, lists of parts as one list: a template takes the one or the other."""
-    if all(isinstance(content, list) for content in contents):
-        return [part for content in contents for part in content]
-    return between.join(content for content in contents if isinstance(content, str))
+def _first_taken(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
+    """The conversation as it is, or as little plainer as the template takes it. Raises TemplateRefuses."""
+    try:
+        return render(turns)
+    except TemplateRefuses:
+        for plainer in plainer_readings(turns):
+            with suppress(TemplateRefuses):
+                return render(plainer)
+        raise
 
 
 def _cut_after(text: str, content: Any) -> str:

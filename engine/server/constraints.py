@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.parsers.tools import call_constraint
+from engine.parsers.tools import Answer, answer_or_calls, call_constraint
 from engine.server.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
 from engine.server.protocol import ChatBody, NamedTool
 from engine.server.thinking import Thinking
@@ -39,33 +40,47 @@ async def make_constrain(
 
 
 def find_spec(body: GenerationBody, tool_parser: str | None = None) -> StructuredOutput | None:
-    """None where anything goes. Raises InvalidRequest where two fields ask for different things."""
-    from_format = _from_format(body)
-    calls = _from_tools(body, tool_parser) if isinstance(body, ChatBody) and tool_parser else None
-    if from_format is not None and calls is not None:
-        if _is_forced(body):
-            raise InvalidRequest(
-                "A forced tool call can't follow another format: leave out response_format and "
-                "structured_outputs, or set tool_choice to auto.",
-                param="tool_choice",
-            )
-        return from_format
-    return calls or from_format
+    """None where anything goes. Raises InvalidRequest where two fields ask for different things.
+
+    A `response_format` is the answer's, which the model may put off to call tools, as with OpenAI and
+    Anthropic: a forced call comes before it. `structured_outputs` is that of all that the model says.
+    """
+    if not isinstance(body, ChatBody) or tool_parser is None:
+        return _from_format(body)
+    is_forced = body.tool_choice not in (None, "auto", "none")
+    if body.structured_outputs is not None and is_forced:
+        raise InvalidRequest(
+            "A forced tool call can't follow another format: leave out structured_outputs, or set "
+            "tool_choice to auto.",
+            param="tool_choice",
+        )
+    answer = _from_format(body)
+    if answer is None or is_forced:
+        return _from_tools(body, tool_parser)
+    return answer if body.structured_outputs is not None else _answer_or_calls(body, answer, tool_parser)
 
 
-def _is_forced(body: GenerationBody) -> bool:
-    return isinstance(body, ChatBody) and body.tool_choice not in (None, "auto", "none")
+def _answer_or_calls(body: ChatBody, answer: StructuredOutput, tool_parser: str) -> StructuredOutput:
+    is_schema = answer.kind is StructuredKind.JSON_SCHEMA
+    schema = json.loads(answer.source) if is_schema else {"type": "object"}
+    said = Answer(schema, answer.param, answer.is_strict, answer.advice)
+    tag = answer_or_calls(tool_parser, _tools(body), said, parallel=body.parallel_tool_calls)
+    return answer if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, answer.param)
 
 
 def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
     choice = body.chosen_tool
     if choice == "auto" and not any(tool.function.strict for tool in body.tools or []):
         return None  # nothing is promised, so the model's own way is left to it
     # Who names a function means one call of it.
     parallel = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedTool)
-    tag = call_constraint(tool_parser, tools, choice, parallel=parallel)
+    tag = call_constraint(tool_parser, _tools(body), choice, parallel=parallel)
     return None if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools")
+
+
+def _tools(body: ChatBody) -> dict[str, dict[str, Any]]:
+    """By the client's own path."""
+    return {f"tools[{tool.place}]": tool.model_dump(exclude_none=True) for tool in body.tools or []}
 
 
 def _from_format(body: GenerationBody) -> StructuredOutput | None:

@@ -20,6 +20,7 @@ from engine.server.generation_body import Strict
 from engine.server.model_service import ModelService
 from engine.server.request_ids import sequence_ids_of
 from engine.server.service import Service
+from engine.server.tenants import current_tenant
 from engine.sleep import ALL_PARTS, SLEEP_LEVELS, Part, SleepMode
 
 
@@ -68,10 +69,13 @@ async def reset_prefix_cache(request: Request) -> Response:
 
 
 async def abort_requests(request: Request) -> Response:
-    """End requests by the ids that their answers carry. They get what there is, with reason `abort`."""
+    """End requests by the ids that their answers carry. They get what there is, with reason `abort`.
+
+    Those of other tenants go on, as if there were none of that id.
+    """
     service: Service = request.app.state.service
     body = check(await read_json_object(request), AbortBody)
-    ids = sequence_ids_of(body.request_ids, service.engine.request_ids)
+    ids = sequence_ids_of(body.request_ids, service.engine.request_ids, current_tenant())
     for one in ids:
         service.engine.abort(one)
     return JSONResponse({"status": "aborted", "aborted": len(ids)})

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from starlette.responses import Response
 
 from engine.errors import EngineAsleep, EngineDead, EngineError, InvalidRequest, OutOfMemory, PromptTooLong
+from engine.server.request_ids import choose_request_id
 
 
 class UnknownModel(InvalidRequest):
@@ -127,20 +128,25 @@ _ANTHROPIC_TYPES = {
 }
 
 
+def speaks_anthropic(path: str) -> bool:
+    return path.startswith("/v1/messages")
+
+
 def anthropic_envelope(error: EngineError) -> bytes:
-    """`{"type": "error", "error": {type, message}}`, and the field's name beside them."""
+    """`{"type": "error", "error": {type, message}, "request_id": …}`, and the field's name beside them."""
     body = {
         "type": _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error"),
         "message": error.anthropic if isinstance(error, PromptTooLong) else error.message,
         "param": getattr(error, "param", None),
     }
-    return json.dumps({"type": "error", "error": body}).encode()
+    told = {"type": "error", "error": body, "request_id": choose_request_id(None)}
+    return json.dumps(told).encode()
 
 
 def error_response(error: EngineError, path: str = "") -> Response:
     """In the protocol of the path that was asked for."""
     status = status_of(error)
-    body = anthropic_envelope(error) if path.startswith("/v1/messages") else envelope(error)
+    body = anthropic_envelope(error) if speaks_anthropic(path) else envelope(error)
     headers = {}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers["Retry-After"] = str(_RETRY_AFTER_S)

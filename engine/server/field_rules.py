@@ -22,7 +22,6 @@ INSTEAD = {
     "normalize": "use use_activation",
     "function_call": "use tool_choice",
     "prompt_embeds": "give text or token ids",
-    "use_beam_search": "use n and temperature",
 }
 """What does the job of a refused field, where something does."""
 
@@ -52,28 +51,24 @@ class FieldRules:
 
 _COMMON = FieldRules(
     refused={
-        "cache_salt": (),
+        "early_stopping": (False,),
         "ec_transfer_params": (),
         **dict.fromkeys(_GUIDED, ()),
         "kv_transfer_params": (),
-        "logprob_token_ids": (),
         "mm_payload": ("tensors",),
         "repetition_detection": (),
         "return_mm_kwargs": (False,),
         "return_token_offsets": (False,),
         "routed_experts_prompt_start": (0,),
-        "use_beam_search": (False,),
         "vllm_xargs": ({},),
         "watermarking": (False,),
     },
     without_effect=frozenset(
         {
-            "length_penalty",  # of beams, and there are none
             "metadata",
             "service_tier",
             "session_id",
             "store",
-            "stream_interval",
         }
     ),
 )
@@ -101,6 +96,8 @@ CHAT = (
         left_out={"web_search_options": "this server can't search the web"},
     )
 )
+
+CHAT_BATCH = CHAT | FieldRules(refused={"best_of": (1,)})
 
 TOKENIZE = _CONVERSATION
 

@@ -19,12 +19,12 @@ def _keep_functions(tools: Any, check: ValidatorFunctionWrapHandler) -> Any:
     if not isinstance(tools, list):
         return check(tools)
     foreign = {number: tool["type"] for number, tool in enumerate(tools) if _is_foreign(tool)}
-    if not foreign:
-        return check(tools)
-    checked = check([_STAND_IN if number in foreign else tool for number, tool in enumerate(tools)])
+    checked = check(
+        [_STAND_IN if number in foreign else tool for number, tool in enumerate(tools)] if foreign else tools
+    )
     for number, kind in foreign.items():
         report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run here")
-    return [tool for number, tool in enumerate(checked) if number not in foreign]
+    return [tool.placed(number) for number, tool in enumerate(checked) if number not in foreign]
 
 
 def _is_foreign(tool: Any) -> bool:

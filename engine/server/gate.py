@@ -16,10 +16,18 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import EngineError
-from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response
+from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response, speaks_anthropic
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, set_request_id
 from engine.server.request_log import RequestRecord, begin_record
+from engine.server.tenants import (
+    EVERYBODY,
+    TENANT_HEADER,
+    Tenant,
+    set_tenant,
+    tenant_of_header,
+    tenant_of_key,
+)
 from engine.server.unknown_fields import IgnoredFields, collect_ignored
 
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
@@ -35,6 +43,8 @@ class Gate:
         self.app = app
         self._service = service
         self._keys = [key.encode() for key in service.config.api_keys]
+        berth_key = service.config.berth_key
+        self._berth_key = None if berth_key is None else berth_key.encode()
         self._refuses_unknown = service.config.unknown_fields == "refuse"
         self._num_inside = 0
         self._empty = asyncio.Event()
@@ -48,7 +58,7 @@ class Gate:
         ignored = collect_ignored(refuses_unknown=self._refuses_unknown)
         send = _name_request(scope, send, ignored, record)
         try:
-            self._check(scope)
+            set_tenant(self._check(scope))
         except EngineError as error:
             await error_response(error, scope["path"])(scope, receive, send)
             if record is not None:
@@ -80,24 +90,35 @@ class Gate:
         path = scope.get("raw_path") or scope["path"].encode()
         return begin_record(f"{scope['method']} {quote(path, safe='/%:')[:_SHOWN_CHARS]}")
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> Tenant:
+        """Whose request it is. Raises EngineError for one that isn't taken."""
         path = scope["path"]
-        if self._keys and path not in _OPEN_PATHS and not self._has_key(Headers(scope=scope)):
+        headers = Headers(scope=scope)
+        key = self._key_in(headers) if self._keys else None
+        if self._keys and path not in _OPEN_PATHS and key is None:
             raise WrongKey(
                 "Wrong or missing API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
             )
         if path in _UNGATED_PATHS or self._service.is_ready:
-            return
+            return self._tenant_of(key, headers)
         if self._service.draining:
             raise ShuttingDown("The server is shutting down.")
         raise NotReady("The model is still loading, or the engine has ended.")
 
-    def _has_key(self, headers: Headers) -> bool:
+    def _tenant_of(self, key: bytes | None, headers: Headers) -> Tenant:
+        """Whoever has Berth's key is believed whom it asks for, and nobody else."""
+        if key is None:
+            return EVERYBODY
+        if key == self._berth_key:
+            return tenant_of_header(headers.get(TENANT_HEADER, ""))
+        return tenant_of_key(key)
+
+    def _key_in(self, headers: Headers) -> bytes | None:
         """In constant time, whichever key it may be. Anthropic's clients send it as x-api-key."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
-        matches = [hmac.compare_digest(word.encode(), key) for word in given for key in self._keys]
-        return any(matches)
+        matches = [(hmac.compare_digest(word.encode(), key), key) for word in given for key in self._keys]
+        return next((key for is_equal, key in matches if is_equal), None)
 
 
 def request_id_of(request: Request, asked: str | None) -> str:
@@ -116,6 +137,8 @@ def _name_request(scope: Scope, send: Send, ignored: IgnoredFields, record: Requ
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = request_id
+            if speaks_anthropic(scope["path"]):
+                headers["request-id"] = request_id  # what Anthropic's SDKs read
             if ignored.header is not None:
                 headers["warning"] = ignored.header
             if record is not None:

@@ -83,6 +83,10 @@ class Choice:
             raise GenerationFailed(delta.error or "The engine could not go on with this request.")
         return self._to_text(delta, metrics)
 
+    def conclude(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
+        """Its whole text at once, of tokens whose times say nothing."""
+        return self._to_text(delta, metrics)
+
     def _to_text(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
         reason, stop_reason = delta.finish_reason, delta.stop_reason
         hide_last = delta.ends_with_stop_token and not self._show_stop
@@ -145,6 +149,7 @@ class Choice:
             end_to_end_s=now - self.request.arrival_time,
             decode_s=None if first is None else now - first,
         )
+        metrics.observe_lengths(prompt=len(self.request.prompt_token_ids), generated=self.num_tokens)
 
 
 class Generation:

@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server.beam_rules import MAX_BEAMS, check_beam_fields
 
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_FIELDS = 256  # of an object: each unknown one would be an error of its own
+MAX_NAMED_LOGPROBS = 128  # tokens of logprob_token_ids, as vLLM has it
 MAX_LISTED = 4096  # entries of lists and tables of tokens and words
+MAX_SALT = 512  # characters
 _INT64 = 2**63
 
 
@@ -129,12 +132,23 @@ def _check_bias(value: dict[str, float]) -> dict[str, float]:
 
 
 TokenId = Annotated[int, Field(ge=0, lt=_INT64)]
+CacheSalt = Annotated[
+    Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None,
+    Field(description="Cached prefixes are found by prompts with the same one alone, of the same API key."),
+]
 
 
 class GenerationBody(RequestBody):
     """What completions and chats share. None means: not given."""
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), none_as(1)] = 1
+    use_beam_search: Annotated[bool, none_as(False)] = Field(
+        default=False,
+        description=f"The `n` best of a search with `n` beams, at most {MAX_BEAMS}: the best first.",
+    )
+    length_penalty: Annotated[float, Field(ge=-10, le=10), none_as(1.0)] = Field(
+        default=1.0, description="Of beams: scores are divided by the length to this power."
+    )
     max_tokens: int | None = Field(default=None, ge=0)
     min_tokens: Annotated[int, Field(ge=0), none_as(0)] = Field(
         default=0, description="No stop token and no stop string before this many tokens."
@@ -169,6 +183,9 @@ class GenerationBody(RequestBody):
         default=True,
         description="Without effect, as with vLLM's fast tokenizers: nothing is put between them.",
     )
+    logprob_token_ids: (
+        Annotated[list[TokenId], Field(min_length=1, max_length=MAX_NAMED_LOGPROBS, fail_fast=True)] | None
+    ) = Field(default=None, description="With logprobs: of these tokens instead of the most likely ones.")
     prompt_logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
     truncate_prompt_tokens: int | None = Field(
         default=None, ge=-1, description="Keep this many of the prompt's tokens; -1 = as many as fit."
@@ -184,6 +201,12 @@ class GenerationBody(RequestBody):
     )
     stream: Annotated[bool, none_as(False)] = False
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens in each piece of a stream, but for the first and the last; no fewer than "
+        "`--stream-interval` says.",
+    )
     priority: Annotated[int, Field(ge=-_INT64, lt=_INT64), none_as(0)] = Field(
         default=0, description="Lower runs first."
     )
@@ -191,8 +214,9 @@ class GenerationBody(RequestBody):
     user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
     safety_identifier: str | None = Field(default=None, description="As `user`.")
     prompt_cache_key: str | None = Field(
-        default=None, description="A hint without effect: prefixes are always shared."
+        default=None, description="A hint without effect: prefixes are shared without it."
     )
+    cache_salt: CacheSalt = None
     keep_alive: str | float | None = Field(default=None, description="Meant for Berth's gateway.")
 
     @model_validator(mode="after")
@@ -203,6 +227,10 @@ class GenerationBody(RequestBody):
             )
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequest("prompt_logprobs can't be had with stream: true.", param="prompt_logprobs")
+        if self.logprob_token_ids is not None and self.num_logprobs is None:
+            raise InvalidRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
+        if self.use_beam_search:
+            check_beam_fields(self)
         formatted = self.response_format is not None and self.response_format.type != "text"
         if formatted and self.structured_outputs is not None:
             raise InvalidRequest(

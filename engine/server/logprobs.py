@@ -20,6 +20,8 @@ class LogprobsWriter:
         self._tokenizer = tokenizer
         self._as_token_ids = as_token_ids
         self._offsets: dict[int, int] = {}
+        self._texts: dict[int, str] = {}  # as answers name the same tokens again and again
+        self._bytes: dict[int, list[int]] = {}
 
     def completion(self, index: int, positions: Sequence[PositionLogprobs | None]) -> dict[str, Any]:
         """The legacy object of four parallel lists. None stands for a prompt's first token."""
@@ -76,13 +78,19 @@ class LogprobsWriter:
 
     def _entry(self, token: TokenLogprob) -> dict[str, Any]:
         text = self._text(token.token_id)
-        raw = list(text.encode() if self._as_token_ids else token_bytes(self._tokenizer, token.token_id))
+        raw = self._bytes.get(token.token_id)
+        if raw is None:
+            as_bytes = text.encode() if self._as_token_ids else token_bytes(self._tokenizer, token.token_id)
+            raw = self._bytes[token.token_id] = list(as_bytes)
         return {"token": text, "logprob": _finite(token.logprob), "bytes": raw}
 
     def _text(self, token_id: int) -> str:
-        if self._as_token_ids:
-            return f"token_id:{token_id}"
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+        text = self._texts.get(token_id)
+        if text is None:
+            shown = f"token_id:{token_id}" if self._as_token_ids else None
+            text = self._tokenizer.decode([token_id], skip_special_tokens=False) if shown is None else shown
+            self._texts[token_id] = text
+        return text
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:

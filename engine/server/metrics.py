@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -76,11 +76,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(model_name, read_stats))
         self._model_name = model_name
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            family = Histogram(f"vllm:{name}", text, ["model_name"], buckets=buckets, registry=self._registry)
-            return family.labels(model_name)
-
+        self._prompt_tokens: Histogram | None = None  # until the model's limit is known
+        self._generated: Histogram | None = None
+        histogram = self._histogram
         self._first_token = histogram(
             "time_to_first_token_seconds", "From arrival to first token.", _FIRST_TOKEN_S
         )
@@ -95,6 +93,17 @@ class Metrics:
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
+
+    def expect_lengths(self, max_model_len: int) -> None:
+        """From now on, requests' lengths are counted; the model's limit decides on the buckets. Once only."""
+        buckets = _1_2_5(max_model_len)
+        self._prompt_tokens = self._histogram("request_prompt_tokens", "Of a request's prompt.", buckets)
+        self._generated = self._histogram("request_generation_tokens", "That a request generated.", buckets)
+
+    def observe_lengths(self, *, prompt: int, generated: int) -> None:
+        """Of a request that has ended, in tokens."""
+        _observe(self._prompt_tokens, prompt)
+        _observe(self._generated, generated)
 
     def observe_first_token(self, timings: RequestTimings) -> None:
         _observe(self._first_token, timings.time_to_first_token_s)
@@ -114,10 +123,20 @@ class Metrics:
     def render(self) -> bytes:
         return generate_latest(self._registry)
 
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        family = Histogram(f"vllm:{name}", text, ["model_name"], buckets=buckets, registry=self._registry)
+        return family.labels(self._model_name)
 
-def _observe(histogram: Histogram, seconds: float | None) -> None:
-    if seconds is not None:
-        histogram.observe(seconds)
+
+def _observe(histogram: Histogram | None, value: float | None) -> None:
+    if histogram is not None and value is not None:
+        histogram.observe(value)
+
+
+def _1_2_5(limit: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50 … up to the limit, as vLLM cuts them."""
+    steps = (step * 10**power for power in range(len(str(limit))) for step in (1, 2, 5))
+    return [step for step in steps if step <= limit]
 
 
 class _EngineCollector(Collector):
@@ -139,7 +158,17 @@ class _EngineCollector(Collector):
         for state, level in _SLEEP_STATES.items():
             sleep_state.add_metric([*self._label, state], float(stats.sleep_level == level))
         yield sleep_state
+        if stats.cache_config:
+            yield self._cache_config_info(stats.cache_config)
         for name, (text, read) in _COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=["model_name"])
             counter.add_metric(self._label, read(stats))
             yield counter
+
+    def _cache_config_info(self, described: Mapping[str, str]) -> Metric:
+        labels = {"model_name": self._label[0], "engine": "0", **described}
+        info = GaugeMetricFamily(
+            "vllm:cache_config_info", "The KV cache, described by labels.", labels=list(labels)
+        )
+        info.add_metric(list(labels.values()), 1)
+        return info

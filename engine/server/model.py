@@ -32,6 +32,7 @@ class ServedModel:
     template: ChatTemplate
     vocab_size: int  # of the model: ids below it can be embedded
     structurer: Structurer
+    end_token_ids: tuple[int, ...] = ()  # the tokenizer's own first
     tool_parser: str | None = None  # their names, None = there is none
     reasoning_parser: str | None = None
     other_names: tuple[str, ...] = ()  # taken in requests, and not listed
@@ -88,6 +89,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
     sources = {"default": config.chat_template} if config.chat_template else tokenizer.chat_templates
     model_config = read_json(directory / "config.json")
     vocab_size = int(model_config.get("vocab_size") or tokenizer.vocab_size)
+    end_token_ids = with_main(named_end_tokens(directory, model_config), tokenizer.eos_token_id)
     return ServedModel(
         names=config.served_model_names,
         other_names=_names_on_disk(directory),
@@ -100,11 +102,8 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
             defaults=config.default_chat_template_kwargs,
         ),
         vocab_size=vocab_size,
-        structurer=Structurer(
-            tokenizer,
-            vocab_size=vocab_size,
-            eos_token_ids=with_main(named_end_tokens(directory, model_config), tokenizer.eos_token_id),
-        ),
+        structurer=Structurer(tokenizer, vocab_size=vocab_size, eos_token_ids=end_token_ids),
+        end_token_ids=end_token_ids,
         tool_parser=_parser(config.tool_call_parser, TOOL_PARSERS, detect_tool_parser, sources, "tool-call"),
         reasoning_parser=_parser(
             config.reasoning_parser, REASONING_PARSERS, detect_reasoning_parser, sources, "reasoning"

@@ -58,6 +58,7 @@ class ModelService:
     def serve(self, model: ServedModel) -> None:
         """From now on, requests are taken; the engine must have been started."""
         self._model = model
+        self.metrics.expect_lengths(self.engine.max_model_len)
 
     @property
     def is_ready(self) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from engine.server.batch_body import BatchChatBody
 from engine.server.control import AbortBody
-from engine.server.field_rules import CHAT, COMPLETION, NO_RULES, TOKENIZE, FieldRules
+from engine.server.field_rules import CHAT, CHAT_BATCH, COMPLETION, NO_RULES, TOKENIZE, FieldRules
 from engine.server.messages.bodies import COUNT_RULES, CountBody, MessagesBody
 from engine.server.messages.bodies import RULES as MESSAGES_RULES
 from engine.server.pooling.bodies import (
@@ -38,7 +39,6 @@ from engine.server.responses.bodies import InputTokensBody, ResponsesBody
 PASSED_OVER = frozenset(
     {
         "cache_control",
-        "cache_salt",
         "keep_alive",
         "prompt_cache_key",
         "safety_identifier",
@@ -112,6 +112,9 @@ GENERATING: dict[tuple[str, str], Operation] = {
     ),
     ("POST", "/v1/chat/completions"): Operation(
         "Answer a conversation.", (ChatBody,), rules=CHAT, streams=True
+    ),
+    ("POST", "/v1/chat/completions/batch"): Operation(
+        "Answer several conversations, with a choice for each.", (BatchChatBody,), rules=CHAT_BATCH
     ),
     ("POST", "/v1/responses"): Operation(
         "Answer in the form of OpenAI's Responses.", (ResponsesBody,), rules=RESPONSES_RULES, streams=True

@@ -6,11 +6,12 @@ server, or as an SDK dumps it: it is read for what it says.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
+from engine.server.foreign_parts import mark_unreadable, read_assistants, read_part
 from engine.server.foreign_tools import FUNCTIONS_ONLY
 from engine.server.generation_body import (
     MAX_FIELDS,
@@ -66,6 +67,15 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
     add_special_tokens: Annotated[bool, none_as(True)] = True
 
+    @model_validator(mode="after")
+    def _check_named_logprobs(self) -> CompletionBody:
+        if self.logprob_token_ids is not None and self.max_tokens == 0:
+            raise InvalidRequest(
+                "logprob_token_ids needs max_tokens above 0: they are of the output's positions.",
+                param="logprob_token_ids",
+            )
+        return self
+
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
@@ -91,7 +101,7 @@ def _as_function(call: Any) -> Any:
 class ToolCall(Strict):
     id: str | None = None
     index: Ignored = None  # some clients send back what a stream gave them
-    type: Literal["function"] = "function"
+    type: Annotated[Literal["function"], none_as("function")] = "function"
     function: FunctionCall
     extra_content: Ignored = None
     provider_specific_fields: Ignored = None
@@ -104,19 +114,12 @@ class TextPart(Strict):
     annotations: Ignored = None
 
 
-def _read_part(part: Any) -> Any:
-    """What an assistant has refused in another server's words is text like any other."""
-    if isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str):
-        return {"type": "text", "text": part["refusal"]}
-    return part
-
-
 class ChatMessage(Strict):
     """One turn. Clients send assistants' messages back as they got them, nulls and all."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
-        str | Annotated[list[Annotated[TextPart, BeforeValidator(_read_part)]], Field(fail_fast=True)] | None
+        str | Annotated[list[Annotated[TextPart, BeforeValidator(read_part)]], Field(fail_fast=True)] | None
     ) = None
     name: str | None = None
     reasoning: str | None = None
@@ -138,7 +141,7 @@ class ChatMessage(Strict):
     @model_validator(mode="before")
     @classmethod
     def _read_older_words(cls, message: Any) -> Any:
-        return _read_older_words(message) if isinstance(message, dict) else message
+        return read_assistants(_read_older_words(message)) if isinstance(message, dict) else message
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
@@ -181,9 +184,19 @@ class FunctionDefinition(Strict):
 
 
 class Tool(Strict):
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionDefinition
     cache_control: Ignored = None
+    _place: int = PrivateAttr(default=0)
+
+    @property
+    def place(self) -> int:
+        """Where it stands among the tools given, of which some may be left out."""
+        return self._place
+
+    def placed(self, place: int) -> Self:
+        self._place = place
+        return self
 
 
 class NamedFunction(Strict):
@@ -211,7 +224,7 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
-def _check_sizes(messages: Any) -> Any:
+def check_sizes(messages: Any) -> Any:
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and len(message) > MAX_FIELDS:
             raise ValueError(f"a message with {len(message)} fields is none")
@@ -221,7 +234,12 @@ def _check_sizes(messages: Any) -> Any:
 class ConversationBody(RequestBody):
     """A conversation to be rendered by the chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(_check_sizes)]
+    messages: Annotated[
+        list[ChatMessage],
+        Field(min_length=1, fail_fast=True),
+        BeforeValidator(mark_unreadable),
+        BeforeValidator(check_sizes),
+    ]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Handed to the template."

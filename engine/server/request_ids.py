@@ -10,8 +10,13 @@ import uuid
 from collections.abc import Iterable
 from contextvars import ContextVar
 
+from engine.server.tenants import Tenant, current_tenant
+
 # Set at the gate for all that is done on behalf of one HTTP request: its id, and whether that is final.
 _current: ContextVar[tuple[str, bool]] = ContextVar("request_id", default=("", False))
+
+# The id of the answer where that doesn't hold the request's: of what is kept, which nobody may guess.
+_answer: ContextVar[str] = ContextVar("answer", default="")
 
 _SEPARATOR = ":"
 # What answers put before it: an id may be given as it stood in the answer.
@@ -21,6 +26,7 @@ _PREFIX = re.compile(r"^(?:cmpl|chatcmpl|resp|msg)[-_]")
 def set_request_id(request_id: str, *, is_final: bool) -> None:
     """Name the request that this task, and those it will start, work for; an id from a header is final."""
     _current.set((request_id, is_final))
+    _answer.set("")
 
 
 def choose_request_id(asked: str | None) -> str:
@@ -32,13 +38,27 @@ def choose_request_id(asked: str | None) -> str:
     return request_id
 
 
+def new_answer_id() -> str:
+    """A random id for the current request's answer, by which the request can be ended, too."""
+    answer = uuid.uuid4().hex
+    _answer.set(answer)
+    return answer
+
+
 def new_sequence_id() -> str:
     """An engine id for one more sequence of the current request; unique even if the client's isn't."""
-    return f"{_current.get()[0]}{_SEPARATOR}{uuid.uuid4().hex}"
+    request_id, _ = _current.get()
+    return _SEPARATOR.join((request_id, current_tenant().name, _answer.get(), uuid.uuid4().hex))
 
 
-def sequence_ids_of(asked: Iterable[str], running: Iterable[str]) -> list[str]:
-    """Of the engine's ids, those that belong to the requests asked for."""
+def sequence_ids_of(asked: Iterable[str], running: Iterable[str], tenant: Tenant) -> list[str]:
+    """Of the engine's ids, those that belong to the requests asked for and are the tenant's to end."""
     names = set(asked)
     names |= {_PREFIX.sub("", name) for name in names}
-    return [one for one in running if one.rpartition(_SEPARATOR)[0] in names]
+    names.discard("")
+    found = []
+    for one in running:
+        request_id, owner, answer, _ = one.rsplit(_SEPARATOR, 3)
+        if (request_id in names or answer in names) and (tenant.is_admin or owner == tenant.name):
+            found.append(one)
+    return found

@@ -59,6 +59,7 @@ class TokenWishes:
             ("logit_bias", [int(token) for token in body.logit_bias]),
             ("allowed_token_ids", body.allowed_token_ids or []),
             ("stop_token_ids", body.stop_token_ids),
+            ("logprob_token_ids", body.logprob_token_ids or []),
         ):
             highest = max(token_ids, default=0)
             if highest >= vocab_size:
@@ -124,5 +125,6 @@ def make_sampling_params(
         allowed_token_ids=wishes.allowed_token_ids,
         bad_words=wishes.bad_words,
         logprobs=body.num_logprobs,
+        logprob_token_ids=tuple(body.logprob_token_ids or ()),
         prompt_logprobs=prompt_logprobs,
     )

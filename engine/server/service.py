@@ -11,6 +11,9 @@ from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
 from engine.detokenizer import Detokenizer
 from engine.errors import InvalidRequest
+from engine.server.beam_generation import BeamGeneration
+from engine.server.beam_rules import check_beams
+from engine.server.beam_search import BeamRule
 from engine.server.constraints import Constrain, make_constrain
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
@@ -18,6 +21,8 @@ from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
+from engine.server.stream_interval import SparseGeneration
+from engine.server.tenants import cache_salt
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
 from engine.types import EngineRequest, SamplingParams, TokenConstraint
@@ -57,6 +62,7 @@ class Service(ModelService):
         *,
         constrain: Constrain | None = None,
         skip_special_tokens: bool | None = None,
+        first_index: int = 0,
     ) -> tuple[Generation, list[Choice]]:
         """The request's choices, ready to run. Raises InvalidRequest and TooManyWaiting."""
         self._check_room(len(prompts), body.n)
@@ -65,9 +71,9 @@ class Service(ModelService):
         shown = body.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
         choose_request_id(body.request_id)
         seed = self._random.getrandbits(63) if body.seed is None else body.seed
-        numbered = enumerate((prompt, number) for prompt in prompts for number in range(body.n))
+        asked = ((prompt, number) for prompt in prompts for number in range(body.n))
         choices = []
-        for index, (prompt, number) in numbered:
+        for index, (prompt, number) in enumerate(asked, first_index):
             params = make_sampling_params(
                 body,
                 self.model.defaults,
@@ -78,7 +84,36 @@ class Service(ModelService):
             )
             constraint = None if constrain is None else constrain()
             choices.append(self._make_choice(index, prompt, body, params, constraint, skip_special=shown))
+        if body.use_beam_search:
+            return self._search(body, prompts, choices, constrain), choices
+        interval = max(body.stream_interval or 1, self.config.stream_interval) if body.stream else 1
+        if interval > 1:
+            return SparseGeneration(self.engine, self.metrics, choices, interval=interval), choices
         return Generation(self.engine, self.metrics, choices), choices
+
+    def _search(
+        self,
+        body: GenerationBody,
+        prompts: Sequence[Prompt],
+        choices: Sequence[Choice],
+        constrain: Constrain | None,
+    ) -> BeamGeneration:
+        check_beams(
+            body,
+            longest=max(len(prompt.token_ids) + prompt.max_tokens for prompt in prompts),
+            is_constrained=constrain is not None,
+            scores_prompt=body.num_logprobs is not None and any(prompt.is_echoed for prompt in prompts),
+            vocab_size=self.model.vocab_size,
+        )
+        rule = BeamRule(
+            width=body.n,
+            length_penalty=body.length_penalty,
+            end_token_ids=frozenset(self.model.end_token_ids),
+            ignores_end=body.ignore_eos,
+            keeps_end=body.include_stop_str_in_output,
+            num_logprobs=body.num_logprobs,
+        )
+        return BeamGeneration(self.engine, self.metrics, choices, rule)
 
     def _check_room(self, num_prompts: int, num_choices: int) -> None:
         num_sequences = num_prompts * num_choices
@@ -116,5 +151,6 @@ class Service(ModelService):
             arrival_time=time.monotonic(),
             priority=body.priority,
             constraint=constraint,
+            cache_salt=cache_salt(body.cache_salt),
         )
         return Choice(index, request, detokenizer, prefix=prompt.echo, show_stop=show_stop)

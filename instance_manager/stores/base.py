@@ -139,6 +139,13 @@ class StateStore(ABC):
                 return owner
         return Owner(record.owner, 0, 0.0)
 
+    async def tend(self) -> None:
+        """Look whether what is kept is still where it was put, and put it back; to be called now and then.
+
+        Raises StoreUnavailable where it can't be put back, and LeaseLost where another Berth has its place.
+        """
+        return
+
     @abstractmethod
     def watch(self) -> AsyncIterator[Change]:
         """What is committed from now on, by anyone, this process too; ends when the store is closed."""

@@ -29,6 +29,12 @@ class InvalidStateUrl(StoreError):
     code = "invalid_state_url"
 
 
+class StateNotOurs(InvalidStateUrl):
+    """STATE_URL names a file that no Berth has made; nothing is done to it."""
+
+    code = "state_not_ours"
+
+
 class Conflict(StoreError):
     """The record is not at the version that the writer expected. `found` is what it is at; 0 = not there."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -12,6 +13,8 @@ from instance_manager.stores.memory import MemoryStore
 from instance_manager.stores.sqlite import SqliteStore
 
 REDIS_SCHEMES = ("redis", "rediss", "unix")
+OWNER_FILE = "berth-id"
+_OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DEFAULT_URL = "sqlite:///berth.db"
 
 
@@ -64,21 +67,32 @@ def owner_id(state_dir: Path) -> str:
 
     Blocks for one small file. Raises StoreUnavailable if it can be neither read nor written.
     """
-    path = state_dir / "berth-id"
+    path = state_dir / OWNER_FILE
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            with path.open("x", encoding="ascii") as file:
-                file.write(secrets.token_hex(8))
-        except FileExistsError:
-            pass
-        name = path.read_text(encoding="ascii").strip()
-        if not name:  # the disk was full when it was made
+        name = known_owner_id(state_dir)
+        if name is None:
             name = secrets.token_hex(8)
-            path.write_text(name, encoding="ascii")
-    except (OSError, UnicodeError) as exc:
+            set_owner_id(state_dir, name)
+    except OSError as exc:
         raise StoreUnavailable(f"can't keep this Berth's name in {path}: {exc}") from exc
     return name
+
+
+def known_owner_id(state_dir: Path) -> str | None:
+    """The name that the directory has; None where it has none, or one that is damaged. Raises OSError."""
+    try:
+        with (state_dir / OWNER_FILE).open("rb") as file:
+            name = file.read(100).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return None
+    return name if _OWNER.fullmatch(name) else None
+
+
+def set_owner_id(state_dir: Path, name: str) -> None:
+    """Write it down, unless it stands there already. Raises OSError."""
+    if known_owner_id(state_dir) != name:
+        (state_dir / OWNER_FILE).write_text(name, encoding="ascii")
 
 
 def _sqlite_path(url: str, state_dir: Path) -> Path:

@@ -19,6 +19,27 @@ from instance_manager.types import Event, InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.state")
 
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # raised for damaged JSON
+
+# What a stored field may be, apart from null: what has been damaged is found here, and not by who uses it.
+_RECORD_KINDS: dict[type, tuple[str, ...]] = {
+    str: (
+        *("instance_id", "owner", "model_name", "served_model_name", "host", "boot_id", "token", "api_key"),
+        *("log_path", "status_reason"),
+    ),
+    int: ("port", "pid", "pid_start_ticks", "generation", "sleep_level", "memory_bytes", "version"),
+    float: ("timeout_s", "created_at", "started_at", "ready_at", "last_active", "updated_at"),
+    dict: ("spec", "params", "failure", "extra"),
+    list: ("command",),
+    bool: ("pinned",),
+}
+_SPEC_KINDS: dict[type, tuple[str, ...]] = {
+    str: ("model_name", "engine", "name", "health_path", "profile"),
+    float: ("timeout_s",),
+    dict: ("params", "env"),
+    list: ("devices", "command"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
@@ -61,9 +82,13 @@ class InstanceRecord:
 
     @classmethod
     def from_json(cls, text: str) -> InstanceRecord:
-        """The record; keys that this Berth doesn't know (a newer one wrote them) are passed over."""
+        """The record; keys that this Berth doesn't know (a newer one wrote them) are passed over.
+
+        Raises ValueError, TypeError, KeyError, AttributeError or RecursionError for what is no record.
+        """
         known = {item.name for item in fields(cls)}
         data = {name: value for name, value in json.loads(text).items() if name in known}
+        _check_kinds(data, _RECORD_KINDS)
         data["state"] = InstanceState(data["state"])
         data["spec"] = _spec(data["spec"])
         data["command"] = tuple(data.get("command") or ())
@@ -85,9 +110,20 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} can't be kept in the state: {value!r}")
 
 
+def _check_kinds(data: Mapping[str, Any], kinds: Mapping[type, tuple[str, ...]]) -> None:
+    """Raise TypeError where a field that isn't null is of another kind; `float` takes whole numbers too."""
+    for kind, names in kinds.items():
+        for name in names:
+            value = data.get(name)
+            is_right = isinstance(value, (int, float) if kind is float else kind) or value is None
+            if not is_right or (isinstance(value, bool) and kind is not bool):
+                raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+
+
 def _spec(data: dict[str, Any]) -> InstanceSpec:
     known = {item.name for item in fields(InstanceSpec)}
     data = {name: value for name, value in data.items() if name in known}
+    _check_kinds(data, _SPEC_KINDS)
     for name in ("devices", "command"):
         if data.get(name) is not None:
             data[name] = tuple(data[name])
@@ -115,8 +151,19 @@ def readable_records(rows: Iterable[tuple[str, str]]) -> list[InstanceRecord]:
     for instance_id, body in rows:
         try:
             found.append(InstanceRecord.from_json(body))
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        except UNREADABLE as exc:
             logger.error("the record of instance=%s can't be read and is passed over: %r", instance_id, exc)
+    return found
+
+
+def readable_events(bodies: Iterable[str]) -> list[Event]:
+    """Events from JSON; those that can't be read are passed over."""
+    found = []
+    for body in bodies:
+        try:
+            found.append(event_from_json(body))
+        except UNREADABLE as exc:
+            logger.error("an event can't be read and is passed over: %r", exc)
     return found
 
 
@@ -235,6 +282,7 @@ class ChangeKind(StrEnum):
     EVENTS = "events"  # events without a record
     OWNER_JOINED = "owner_joined"
     OWNER_LOST = "owner_lost"  # its lease ran out or was given back
+    REBUILT = "rebuilt"  # something of what was kept has been lost: whoever has a record writes it again
     REJECTED = "rejected"  # a queued write that could not be made after all: `record` is what holds instead
 
 

@@ -56,7 +56,6 @@ class RedisStore(StateStore):
     def __init__(self, url: str, *, prefix: str, history: int, max_queued: int) -> None:
         mirror = Mirror(history, max_queued, Tables(history))
         self._sync = RedisSync(RedisLink(url, prefix, history), mirror)
-        self._order = asyncio.Lock()  # one write at a time: what is queued stays in order
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -88,7 +87,7 @@ class RedisStore(StateStore):
         return store
 
     async def commit(self, write: Write) -> Commit:
-        async with self._order:
+        async with self._sync.order:
             if self._sync.closed:
                 raise StoreUnavailable(f"the state in {self._sync.link.name} is closed")
             if self._sync.lease_lost:
@@ -125,7 +124,7 @@ class RedisStore(StateStore):
         self._tables()
         if self._sync.up:
             try:
-                self._sync.mirror.usage = await self._sync.link.usage(self._sync.known_epoch)
+                self._sync.take_usage(await self._sync.link.usage(self._sync.known_epoch))
             except Unreachable as exc:
                 self._sync.go_away(exc)
         return self._sync.mirror.usage_totals()
@@ -230,7 +229,7 @@ class RedisStore(StateStore):
         if self._sync.closed:
             return
         await self.release_lease()
-        async with self._order:  # a write on its way is finished first
+        async with self._sync.order:  # a write on its way is finished first
             self._sync.closed = True
         if self._task is not None:
             self._task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from redis.exceptions import RedisError
 from instance_manager.stores import redis_scripts as scripts
 from instance_manager.stores.records import Owner
 from instance_manager.stores.redis_mirror import Snapshot
-from instance_manager.stores.redis_wire import owners_from, snapshot_from
+from instance_manager.stores.redis_wire import owners_from, snapshot_from, usage_from
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 2.0  # a Redis that takes longer counts as away
@@ -29,6 +30,10 @@ R = TypeVar("R")
 
 class Unreachable(Exception):
     """Redis can't be asked now, or is not the one it was. The store's own matter: callers never see it."""
+
+
+class Incomplete(Unreachable):
+    """Redis answers, and has lost something that was in it: what is ours is to be put back."""
 
 
 def without_password(url: str) -> str:
@@ -45,6 +50,16 @@ class Scripts:
     restore: AsyncScript
     claim: AsyncScript
     forget: AsyncScript
+    mend: AsyncScript
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What Redis should have of one Berth: instance → version, port field → instance, and kinds of keys."""
+
+    versions: Mapping[str, int]
+    ports: Mapping[str, str]
+    keys: Sequence[str]
 
 
 class RedisLink:
@@ -68,14 +83,24 @@ class RedisLink:
         self._scripts = Scripts(
             *(
                 self._client.register_script(text)
-                for text in (scripts.COMMIT, scripts.LEASE, scripts.RESTORE, scripts.CLAIM, scripts.FORGET)
+                for text in (
+                    *(scripts.COMMIT, scripts.LEASE, scripts.RESTORE),
+                    *(scripts.CLAIM, scripts.FORGET, scripts.MEND),
+                )
             )
         )
 
     async def commit(self, epoch: str, write_id: str, write: str) -> dict[str, Any]:
         """Make a write (JSON). The answer has `n` and `first`, or `error`."""
-        keys = [*self._keys(scripts.COMMIT_KEYS), self._key(f"done:{write_id}")]
-        return await self._script(self._scripts.commit, keys, epoch, write, self._history, REMEMBER_S)
+        keys = [*self._keys(scripts.COMMIT_KEYS), self.done_key(write_id)]
+        reply = await self._script(self._scripts.commit, keys, epoch, write, self._history, REMEMBER_S)
+        if reply.get("error") == "lease_gone":
+            raise Incomplete("our lease is gone")
+        return reply
+
+    def done_key(self, write_id: str) -> str:
+        """Where the answer to a write is kept."""
+        return self._key(f"done:{write_id}")
 
     async def lease(
         self,
@@ -108,13 +133,45 @@ class RedisLink:
         found: str | None = await self._ask("GET", self._key("epoch"))
         return found
 
-    async def restore(self, epoch: str, known: str) -> str:
-        """Put back what is known (JSON) where it is missing; returns the epoch that holds then."""
+    async def restore(self, epoch: str, known: str) -> tuple[str, int]:
+        """Put back what is known (JSON) where it is missing; the epoch that then holds, and how much."""
         keys = self._keys(scripts.RESTORE_KEYS)
-        found: str = await self._guarded(
+        found: str
+        found, put = await self._guarded(
             self._scripts.restore(keys=keys, args=[epoch, known, self._history, self._key("key:")])
         )
-        return found
+        return found, int(put)
+
+    async def mend(self) -> Sequence[str]:
+        """Rename what is under our names and not of our kinds; the new names."""
+        aside = f":aside-{time.strftime('%Y%m%d-%H%M%S')}"
+        arguments = [aside, *scripts.MEND_TYPES]
+        moved: Sequence[str] = await self._guarded(
+            self._scripts.mend(keys=self._keys(scripts.MEND_KEYS), args=arguments)
+        )
+        return moved
+
+    async def look(self, epoch: str, own: Own) -> dict[str, Owner]:
+        """All leases, at Redis's time. Raises Incomplete where something of our own is missing."""
+        commands: list[tuple[str | int, ...]] = [
+            ("GET", self._key("epoch")),
+            ("HGETALL", self._key("leases")),
+            ("TIME",),
+            ("EXISTS", *self._keys(own.keys), self._key("epoch")),
+            *(("HGET", self._key("versions"), one) for one in own.versions),
+            *(("HEXISTS", self._key("records"), one) for one in own.versions),
+            *(("HGET", self._key("ports"), one) for one in own.ports),
+        ]
+        found, leases, now, num_keys, *fields = await self._transaction(*commands)
+        self._check_epoch(epoch, found)
+        expected = [
+            *map(str, own.versions.values()),
+            *(1 for _ in own.versions),
+            *own.ports.values(),
+        ]
+        if num_keys != len(own.keys) + 1 or fields != expected:
+            raise Incomplete("it has lost some of what it knew")
+        return owners_from(leases, now)
 
     async def snapshot(self, epoch: str) -> Snapshot:
         """Everything, as of one moment."""
@@ -143,17 +200,13 @@ class RedisLink:
 
     async def owners(self, epoch: str) -> dict[str, Owner]:
         """All leases, at Redis's time."""
-        found, leases, time = await self._transaction(
-            ("GET", self._key("epoch")), ("HGETALL", self._key("leases")), ("TIME",)
-        )
-        self._check_epoch(epoch, found)
-        return owners_from(leases, time)
+        return await self.look(epoch, Own({}, {}, ()))
 
     async def usage(self, epoch: str) -> dict[str, int]:
         """The raw fields of usage, of all owners."""
         found, usage = await self._transaction(("GET", self._key("epoch")), ("HGETALL", self._key("usage")))
         self._check_epoch(epoch, found)
-        return {name: int(amount) for name, amount in usage.items()}
+        return usage_from(usage)
 
     async def close(self) -> None:
         await self._guarded(self._client.aclose())
@@ -167,7 +220,7 @@ class RedisLink:
     @staticmethod
     def _check_epoch(expected: str, found: str | None) -> None:
         if found != expected:
-            raise Unreachable("it has lost what it knew")
+            raise Incomplete("it has lost what it knew")
 
     async def _ask(self, *command: str | int) -> Any:
         ask: Callable[..., Awaitable[Any]] = self._client.execute_command  # it has no types of its own

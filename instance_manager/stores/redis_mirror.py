@@ -143,6 +143,23 @@ class Mirror:
         """The confirmed records that are ours to restore; all, if we never had a name."""
         return [record for record in self.known.records.values() if owner in ("", record.owner)]
 
+    def lacks(self, snapshot: Snapshot, owner: str) -> bool:
+        """Whether Redis has lost something that is ours to restore."""
+        if not owner:
+            return False  # nameless, nothing is known to be ours: another may have deleted it
+        there = snapshot.tables
+        own = self.own_records(owner)
+        ids = {record.instance_id for record in own}
+        return (
+            any(there.version(record.instance_id) < record.version for record in own)
+            or any(holder in ids and where not in there.ports for where, holder in self.known.ports.items())
+            or any(name not in snapshot.usage for name in self.own_usage(owner))
+        )
+
+    def own_usage(self, owner: str) -> list[str]:
+        """The raw fields of usage that are this Berth's."""
+        return [name for name in self.usage if json.loads(name)[0] == owner]
+
     def usage_totals(self) -> list[Usage]:
         """The totals of all owners, with what waits in the queue."""
         sums = Tables(0)

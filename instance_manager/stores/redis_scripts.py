@@ -17,7 +17,8 @@ Every script answers with JSON: {"ok": …} or {"error": code, …}.
 
 from __future__ import annotations
 
-# What both scripts that write begin with: `tell` adds to the stream of changes and returns its number.
+# What both scripts that write begin with: `tell` adds to the stream of changes and returns its number;
+# `lease_of` gives an owner's lease, or nil where it has none that can be read.
 _TELL = """
 local function tell(...)
   local n = redis.call('HINCRBY', KEYS[1], 'change', 1)
@@ -25,6 +26,13 @@ local function tell(...)
   return n
 end
 if redis.call('GET', KEYS[3]) ~= ARGV[1] then return cjson.encode({error = 'epoch'}) end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function lease_of(owner)
+  local raw = redis.call('HGET', KEYS[4], owner)
+  local ok, lease = pcall(cjson.decode, raw or '')
+  if ok and type(lease) == 'table' and tonumber(lease.expires) and tonumber(lease.fence) then return lease end
+end
 """
 
 COMMIT_KEYS = ("counters", "changes", "epoch", "leases", "records", "versions", "ports", "usage", "events")
@@ -37,11 +45,14 @@ local done = redis.call('GET', KEYS[10])
 if done then return done end
 local w = cjson.decode(ARGV[2])
 if w.owner then
-  local raw = redis.call('HGET', KEYS[4], w.owner)
-  if not raw or cjson.decode(raw).session ~= w.session then return cjson.encode({error = 'lease_lost'}) end
+  local lease = lease_of(w.owner)
+  if not lease or lease.session ~= w.session then
+    local is_held = lease and lease.expires > now
+    return cjson.encode({error = is_held and 'lease_lost' or 'lease_gone'})
+  end
 end
 if w.instance then
-  local found = tonumber(redis.call('HGET', KEYS[6], w.instance) or '0')
+  local found = tonumber(redis.call('HGET', KEYS[6], w.instance) or '0') or 0
   if found ~= w.expected then return cjson.encode({error = 'conflict', found = found}) end
 end
 if w.hold then
@@ -81,14 +92,12 @@ return reply
 LEASE_KEYS = ("counters", "changes", "epoch", "leases")
 
 # ARGV: epoch, "acquire" | "renew" | "release", owner, session, ttl in ms, "1" to take over, its URL.
+# A lease that is gone, or that another has let run out, is taken `again`: only who lives is in the way.
 LEASE = (
     _TELL
     + """
 local verb, owner, session = ARGV[2], ARGV[3], ARGV[4]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local raw = redis.call('HGET', KEYS[4], owner)
-local lease = raw and cjson.decode(raw)
+local lease = lease_of(owner)
 local mine = lease and lease.session == session
 local alive = lease and lease.expires > now
 if verb == 'release' then
@@ -98,7 +107,7 @@ if verb == 'release' then
   end
   return cjson.encode({ok = true})
 end
-if verb == 'renew' and not mine then return cjson.encode({error = 'lease_lost'}) end
+if verb == 'renew' and not mine and alive then return cjson.encode({error = 'lease_lost'}) end
 if not mine and alive and ARGV[6] ~= '1' then
   return cjson.encode({error = 'in_use', expires_in_ms = lease.expires - now})
 end
@@ -106,40 +115,74 @@ local fence = mine and lease.fence or redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HSET', KEYS[4], owner,
   cjson.encode({session = session, fence = fence, expires = now + tonumber(ARGV[5]), url = ARGV[7]}))
 if not (mine and alive) then tell('joined', owner) end
-return cjson.encode({ok = true, fence = fence})
+return cjson.encode({ok = true, fence = fence, again = verb == 'renew' and not mine})
 """
 )
 
 RESTORE_KEYS = ("counters", "changes", "epoch", "records", "versions", "ports", "usage", "events")
 
-# Redis has come back without its memory: put in what one Berth still knows, wherever nothing is there yet.
+# Redis has lost all or some of its memory: put in what one Berth still knows, wherever nothing is there.
 # ARGV: the epoch to begin if there is none, what is known as JSON, events to keep, the prefix of `key:`.
 RESTORE = """
 local known = cjson.decode(ARGV[2])
+local put = 0
+local function is_json(text) return (pcall(cjson.decode, text or '')) end
 redis.call('SET', KEYS[3], ARGV[1], 'NX')
 for _, item in ipairs(known.records) do
-  if redis.call('HSETNX', KEYS[4], item.id, item.body) == 1 then
+  local is_done = known.in_doubt.id == item.id and redis.call('EXISTS', known.in_doubt.key) == 1
+  local body = redis.call('HGET', KEYS[4], item.id)
+  local version = tonumber(redis.call('HGET', KEYS[5], item.id) or '')
+  if not is_done and not (body and version and is_json(body)) then
+    redis.call('HSET', KEYS[4], item.id, item.body)
     redis.call('HSET', KEYS[5], item.id, string.format('%d', item.version))
+    put = put + 1
   end
 end
-for _, item in ipairs(known.ports) do redis.call('HSETNX', KEYS[6], item[1], item[2]) end
-for _, item in ipairs(known.usage) do redis.call('HSETNX', KEYS[7], item[1], item[2]) end
+for _, item in ipairs(known.ports) do put = put + redis.call('HSETNX', KEYS[6], item[1], item[2]) end
+for _, item in ipairs(known.usage) do put = put + redis.call('HSETNX', KEYS[7], item[1], item[2]) end
 for _, item in ipairs(known.keys) do
   redis.call('SET', ARGV[4] .. item.key, item.value, 'NX', 'PX', item.ttl_ms)
 end
-for _, name in ipairs({'event', 'fence'}) do
-  local now = tonumber(redis.call('HGET', KEYS[1], name) or '0')
-  if name == 'event' then
-    for _, item in ipairs(known.events) do
-      if item.id > now then
-        redis.call('XADD', KEYS[8], 'MAXLEN', ARGV[3], string.format('%d-0', item.id), 'b', item.body)
-      end
-    end
+local newest = redis.call('XREVRANGE', KEYS[8], '+', '-', 'COUNT', 1)[1]
+local last = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+for _, item in ipairs(known.events) do
+  if item.id > last then
+    redis.pcall('XADD', KEYS[8], 'MAXLEN', ARGV[3], string.format('%d-0', item.id), 'b', item.body)
+    put = put + 1
   end
-  if known[name] > now then redis.call('HSET', KEYS[1], name, string.format('%d', known[name])) end
 end
-redis.call('XADD', KEYS[2], '*', 'n', redis.call('HINCRBY', KEYS[1], 'change', 1), 'restored', '1')
-return redis.call('GET', KEYS[3])
+for name, least in pairs({event = math.max(known.event, last), fence = known.fence}) do
+  local now = tonumber(redis.call('HGET', KEYS[1], name) or '0') or 0
+  if least > now then
+    redis.call('HSET', KEYS[1], name, string.format('%d', least))
+    put = put + 1
+  end
+end
+if put > 0 then
+  redis.call('XADD', KEYS[2], '*', 'n', redis.call('HINCRBY', KEYS[1], 'change', 1), 'restored', '1')
+end
+return {redis.call('GET', KEYS[3]), put}
+"""
+
+MEND_KEYS = (*RESTORE_KEYS, "leases")
+MEND_TYPES = ("hash", "stream", "string", "hash", "hash", "hash", "hash", "stream", "hash")
+
+# Something that is not ours has got under our names: it is renamed, never deleted, and counters that are no
+# numbers are begun anew. ARGV: what to add to its name, then the type of each key. Returns the new names.
+MEND = """
+local moved = {}
+for i, key in ipairs(KEYS) do
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'none' and kind ~= ARGV[i + 1] then
+    redis.call('RENAME', key, key .. ARGV[1])
+    moved[#moved + 1] = key .. ARGV[1]
+  end
+end
+for _, name in ipairs({'event', 'change', 'fence'}) do
+  local value = redis.call('HGET', KEYS[1], name)
+  if value and not string.match(value, '^%d+$') then redis.call('HDEL', KEYS[1], name) end
+end
+return moved
 """
 
 KEY_KEYS = ("epoch",)

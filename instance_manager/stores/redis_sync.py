@@ -15,12 +15,13 @@ from typing import Any
 from instance_manager.ring import BroadcastRing
 from instance_manager.stores.errors import LeaseLost, StoreUnavailable
 from instance_manager.stores.memory import CHANGES_KEPT
-from instance_manager.stores.records import Change, ChangeKind, Lease, Write
-from instance_manager.stores.redis_link import RedisLink, Unreachable
+from instance_manager.stores.records import Change, ChangeKind, Lease, Owner, Write
+from instance_manager.stores.redis_link import Incomplete, Own, RedisLink, Unreachable
 from instance_manager.stores.redis_mirror import Mirror
 from instance_manager.stores.redis_wire import (
     change_from_json,
     lease_lost,
+    port_field,
     refusal,
     restore_json,
     without_record,
@@ -31,6 +32,7 @@ from instance_manager.types import Event
 logger = logging.getLogger("berth.state")
 
 BACKOFF_S = (0.05, 2.0)  # between attempts to reach it: the first, the longest
+_NOBODY = "\0"
 TICK_S = 0.5  # how often leases are looked at, at least
 
 
@@ -54,6 +56,9 @@ class RedisSync:
         self._epoch: str | None = None
         self._position = "0"  # in the stream of changes
         self._last_change = 0
+        self.order = asyncio.Lock()  # one write at a time: what is queued stays in order
+        self._is_incomplete = False  # what is ours is to be put back
+        self._was_restored = False  # in this recovery
         self._rejected: list[tuple[Write, str]] = []  # told after the next reset of the mirror
 
     @property
@@ -73,7 +78,22 @@ class RedisSync:
     async def send(self, write: Write) -> dict[str, Any]:
         lease = self.lease
         owner, session = ("", None) if lease is None else (lease.owner, self.session)
-        return await self.link.commit(self.known_epoch, write.write_id, write_to_json(write, owner, session))
+        text = write_to_json(write, owner, session)
+        reply = await self.link.commit(self.known_epoch, write.write_id, text)
+        if reply.get("error") == "conflict" and int(reply["found"]) < self._own_version(write.instance_id):
+            raise Incomplete("it has lost a record of ours")
+        return reply
+
+    def _own_version(self, instance_id: str | None) -> int:
+        """Of a record that nobody else may change; 0 for any other."""
+        record = self.mirror.known.records.get(instance_id or "")
+        return record.version if record is not None and record.owner == self._owner else 0
+
+    def take_usage(self, usage: dict[str, int]) -> None:
+        """As Redis has it now. Raises Incomplete."""
+        if any(name not in usage for name in self.mirror.own_usage(self._owner)):
+            raise Incomplete("it has lost counts of usage")
+        self.mirror.usage = usage
 
     def confirm(self, write: Write, reply: Mapping[str, Any]) -> tuple[Event, ...]:
         first = int(reply["first"])
@@ -90,6 +110,8 @@ class RedisSync:
         if "error" in reply:
             self._lose_lease(lease)
             raise lease_lost()
+        if reply.get("again"):
+            raise Incomplete("our lease was gone")
 
     def _lose_lease(self, lease: Lease) -> None:
         self.lease_lost = True
@@ -100,7 +122,11 @@ class RedisSync:
         self._tell(Change(ChangeKind.OWNER_LOST, owner=lease.owner, reason=reason))
 
     def go_away(self, exc: Unreachable) -> None:
-        if self.up:
+        self._is_incomplete = self._is_incomplete or isinstance(exc, Incomplete)
+        if self.up and isinstance(exc, Incomplete):
+            self.up = False
+            logger.warning("Redis at %s: %s; putting back what is ours", self.link.name, exc)
+        elif self.up:
             self.up = False
             logger.warning("Redis at %s is away (%s): going on from memory", self.link.name, exc)
 
@@ -115,7 +141,7 @@ class RedisSync:
             try:
                 if not self.up:
                     await self.recover()
-                    logger.info("Redis at %s is back", self.link.name)
+                    logger.info("Redis at %s is in step again", self.link.name)
                 backoff = BACKOFF_S[0]
                 await self._follow()
             except Unreachable as exc:
@@ -131,6 +157,9 @@ class RedisSync:
 
     async def recover(self) -> None:
         """From wherever we are to being in step with Redis, with nothing queued."""
+        for name in await self.link.mend():
+            logger.error("what was in Redis at %s is none of ours: renamed to %s", self.link.name, name)
+            self._is_incomplete = True
         await self._settle_epoch()
         if self.lease is not None and not self.lease_lost:
             await self._take_lease_again(self.lease)
@@ -138,8 +167,12 @@ class RedisSync:
             await self._replay()
             await self.free_keys()
             snapshot = await self.link.snapshot(self.known_epoch)
-            if not self.mirror.queue:
-                break
+            if self.mirror.queue:
+                continue
+            if not self._was_restored and self.mirror.lacks(snapshot, self._owner):
+                await self._restore()
+                continue
+            break
         self._tell(*self.mirror.reset(snapshot))
         self._position, self._last_change = snapshot.position, snapshot.change
         self.mirror.ahead = None
@@ -149,15 +182,31 @@ class RedisSync:
             self._tell(Change(ChangeKind.REJECTED, write.instance_id, record, reason=reason))
         self._rejected = []
 
+    @property
+    def _owner(self) -> str:
+        """Whose records are ours to put back: nobody's, once another works under our name."""
+        if self.lease_lost:
+            return _NOBODY
+        return "" if self.lease is None else self.lease.owner
+
     async def _settle_epoch(self) -> None:
+        self._was_restored = False
         epoch = await self.link.epoch()
-        if epoch is None or self._epoch not in (None, epoch):
-            owner = "" if self.lease is None else self.lease.owner
-            known = restore_json(self.mirror, owner, time.monotonic())
-            if self._epoch is not None:
-                logger.warning("Redis at %s has lost what it knew: putting back what is ours", self.link.name)
-            epoch = await self.link.restore(secrets.token_hex(8), known)
-        self._epoch = epoch
+        if epoch is None or self._epoch not in (None, epoch) or self._is_incomplete:
+            await self._restore()
+        else:
+            self._epoch = epoch
+
+    async def _restore(self) -> None:
+        """Put back what is ours where it is missing."""
+        known = restore_json(self.mirror, self._owner, time.monotonic(), self.link.done_key)
+        is_first = self._epoch is None
+        self._epoch, num_put = await self.link.restore(secrets.token_hex(8), known)
+        self._is_incomplete, self._was_restored = False, True
+        if num_put and not is_first:
+            logger.warning(
+                "Redis at %s has lost what it knew: %d entries of ours are put back", self.link.name, num_put
+            )
 
     async def _take_lease_again(self, lease: Lease) -> None:
         reply = await self.link.lease(
@@ -197,10 +246,12 @@ class RedisSync:
             lease = None if self.lease_lost else self.lease
             tick_s = TICK_S if lease is None else min(TICK_S, lease.ttl_s / 4)
             for position, entry in await self.link.changes(self._position, tick_s):
-                if int(entry["n"]) != self._last_change + 1 or "restored" in entry:
+                number = _number_of(entry)
+                if number != self._last_change + 1 or "restored" in entry:
                     self.up = False  # something was missed, or put back: the next round reads all anew
+                    self._is_incomplete = "restored" in entry
                     break
-                self._position, self._last_change = position, int(entry["n"])
+                self._position, self._last_change = position, number
                 self._take(entry)
             now = time.monotonic()
             if lease is not None and lease is self.lease and now - self.renewed_at >= lease.ttl_s / 3:
@@ -208,7 +259,30 @@ class RedisSync:
                     await self.renew(lease)
             if now - looked_at >= tick_s:
                 looked_at = now
-                self._tell(*self.mirror.expired_owners(await self.link.owners(self.known_epoch)))
+                self._tell(*self.mirror.expired_owners(await self._look()))
+
+    async def _look(self) -> dict[str, Owner]:
+        """Who holds leases. Raises Incomplete where something of our own is missing, our lease too."""
+        async with self.order:  # no write of ours is on its way
+            if not self.up:
+                raise Unreachable("it went away meanwhile")
+            owners = await self.link.look(self.known_epoch, self._own())
+        lease = None if self.lease_lost else self.lease
+        if lease is not None and not (lease.owner in owners and owners[lease.owner].is_alive):
+            raise Incomplete("our lease is gone")
+        return owners
+
+    def _own(self) -> Own:
+        """What Redis should have of ours; nothing where we have no name."""
+        known = self.mirror.known
+        if self.lease is None or self.lease_lost:
+            return Own({}, {}, ())
+        versions = {record.instance_id: record.version for record in self.mirror.own_records(self._owner)}
+        ports = {port_field(*where): holder for where, holder in known.ports.items() if holder in versions}
+        keys = ["counters"]
+        keys += ["events"] if known.events else []
+        keys += ["usage"] if self.mirror.own_usage(self._owner) else []
+        return Own(versions, ports, keys)
 
     def _take(self, entry: Mapping[str, str]) -> None:
         """One change from the stream."""
@@ -230,3 +304,10 @@ class RedisSync:
             self._tell(Change(ChangeKind.DELETED, write.delete, events=events))
         elif events:
             self._tell(Change(ChangeKind.EVENTS, events=events))
+
+
+def _number_of(entry: Mapping[str, str]) -> int:
+    """A change's number; 0 for what is none of ours."""
+    number = entry.get("n", "")
+    is_ours = "joined" in entry or "lost" in entry or "restored" in entry or "w" in entry
+    return int(number) if is_ours and number.isdecimal() else 0

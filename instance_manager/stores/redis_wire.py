@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from instance_manager.stores.errors import Conflict, LeaseLost, PortHeld, StoreError
-from instance_manager.stores.records import InstanceRecord, NewEvent, Owner, PortHold, Write, readable_records
-from instance_manager.stores.redis_mirror import KnownKey, Mirror, Snapshot, usage_fields
+from instance_manager.stores.records import (
+    UNREADABLE,
+    InstanceRecord,
+    NewEvent,
+    Owner,
+    PortHold,
+    Write,
+    readable_records,
+)
+from instance_manager.stores.redis_mirror import COUNTERS, KnownKey, Mirror, Snapshot, usage_fields
 from instance_manager.stores.tables import Tables
 from instance_manager.types import Event
 
@@ -80,14 +89,16 @@ def snapshot_from(
     tables = Tables(history)
     tables.records = {each.instance_id: each for each in readable_records(records.items())}
     for where, holder in ports.items():
-        node, port = json.loads(where)
-        tables.ports[node, port] = holder
+        with suppress(*UNREADABLE):
+            node, port = json.loads(where)
+            tables.ports[str(node), int(port)] = holder
     for stream_id, entry in reversed(events):
-        tables.take_event(_event(int(stream_id.partition("-")[0]), entry["b"]))
-    tables.last_event_id = int(counters.get("event", 0))
+        with suppress(*UNREADABLE):
+            tables.take_event(_event(int(stream_id.partition("-")[0]), entry["b"]))
+    tables.last_event_id = max(tables.last_event_id, int(counters.get("event", 0)))
     return Snapshot(
         tables,
-        {name: int(amount) for name, amount in usage.items()},
+        usage_from(usage),
         owners_from(leases, time),
         int(counters.get("change", 0)),
         changes[0][0] if changes else "0",
@@ -100,14 +111,30 @@ def owners_from(leases: Mapping[str, str], time: tuple[int, int]) -> dict[str, O
     now_ms = time[0] * 1000 + time[1] // 1000
     owners = {}
     for name, body in sorted(leases.items()):
-        lease = json.loads(body)
-        left_s = (int(lease["expires"]) - now_ms) / 1000
-        owners[name] = Owner(name, int(lease["fence"]), left_s, lease.get("url", ""))
+        with suppress(*UNREADABLE):
+            lease = json.loads(body)
+            left_s = (int(lease["expires"]) - now_ms) / 1000
+            owners[name] = Owner(name, int(lease["fence"]), left_s, str(lease.get("url", "")))
     return owners
 
 
-def restore_json(mirror: Mirror, owner: str, now: float) -> str:
-    """What the RESTORE script may put back for this Berth: its own, and the common history."""
+def usage_from(fields: Mapping[str, str]) -> dict[str, int]:
+    """The hash of usage, without what is none."""
+    found = {}
+    for name, amount in fields.items():
+        with suppress(*UNREADABLE):
+            _, _, _, counter = json.loads(name)
+            if counter in COUNTERS:
+                found[name] = int(amount)
+    return found
+
+
+def restore_json(mirror: Mirror, owner: str, now: float, done_key: Callable[[str], str]) -> str:
+    """What the RESTORE script may put back for this Berth: its own, and the common history.
+
+    A write whose answer got lost may have been made: its record is left alone then (`done_key` tells).
+    """
+    head = mirror.queue[0] if mirror.queue else None
     records = mirror.own_records(owner)
     own = {record.instance_id for record in records}
     return json.dumps(
@@ -120,9 +147,7 @@ def restore_json(mirror: Mirror, owner: str, now: float) -> str:
                 for where, holder in mirror.known.ports.items()
                 if owner == "" or holder in own
             ],
-            "usage": [
-                [name, str(amount)] for name, amount in mirror.usage.items() if json.loads(name)[0] == owner
-            ],
+            "usage": [[name, str(mirror.usage[name])] for name in mirror.own_usage(owner)],
             "keys": [
                 {"key": each.key, "value": each.value, "ttl_ms": int((each.expires_at - now) * 1000)}
                 for each in live_keys(mirror, now)
@@ -130,6 +155,10 @@ def restore_json(mirror: Mirror, owner: str, now: float) -> str:
             "events": [{"id": each.event_id, "body": _event_body(each)} for each in mirror.known.events],
             "event": mirror.known.last_event_id,
             "fence": mirror.fence,
+            "in_doubt": {
+                "id": (head.instance_id or "") if head else "",
+                "key": done_key(head.write_id if head else "none"),
+            },
         }
     )
 

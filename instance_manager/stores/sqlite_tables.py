@@ -17,8 +17,8 @@ from instance_manager.stores.records import (
     PortHold,
     Usage,
     Write,
-    event_from_json,
     event_to_json,
+    readable_events,
     readable_records,
 )
 from instance_manager.types import Event
@@ -127,7 +127,7 @@ def events_since(connection: sqlite3.Connection, event_id: int, limit: int) -> l
     rows = connection.execute(
         "SELECT body FROM events WHERE event_id > ? ORDER BY event_id LIMIT ?", (event_id, limit)
     )
-    return [event_from_json(body) for (body,) in rows]
+    return readable_events(body for (body,) in rows)
 
 
 def ports(connection: sqlite3.Connection) -> list[PortHold]:
@@ -163,6 +163,10 @@ def next_fence(connection: sqlite3.Connection) -> int:
         fence = _read_counter(connection, "fence") + 1
         _write_counter(connection, "fence", fence)
     return fence
+
+
+def last_fence(connection: sqlite3.Connection) -> int:
+    return _read_counter(connection, "fence")
 
 
 def last_event_id(connection: sqlite3.Connection) -> int:

@@ -11,6 +11,8 @@ import pytest
 
 from api.asgi import RawHeaders, Receive, Scope, Send
 from api.auth import AccessControl, is_local, required_access
+from api.cors import Origins
+from api.engine_routes import RequestRoutes
 from api.key_book import Keys
 from api.keys import Access
 from tests.berth_process import BerthProcess, running_berth
@@ -39,6 +41,10 @@ async def ask(
     client: tuple[str, int] | None = LOCAL,
     headers: RawHeaders | None = None,
     kind: str = "http",
+    method: str = "POST",
+    more: tuple[str, ...] = (),
+    subprotocols: tuple[str, ...] = (),
+    origins: Origins | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Status and body of the answer; 200 and {} where the request got through."""
 
@@ -50,8 +56,14 @@ async def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": kind, "path": path, "headers": [HOST, *(headers or [])], "client": client}
-    await AccessControl(Yes(), keys)(scope, receive, send)
+    scope: Scope = {"type": kind, "path": path, "headers": [HOST, *(headers or [])], "client": client}
+    if kind == "http":
+        scope["method"] = method
+    else:
+        scope["subprotocols"] = list(subprotocols)
+    await AccessControl(Yes(), keys, request_routes=RequestRoutes(more), origins=origins)(
+        scope, receive, send
+    )
     return sent[0].get("status", sent[0].get("code")), json.loads(sent[-1].get("body", b"{}") or b"{}")
 
 
@@ -64,7 +76,7 @@ BOTH = Keys(inference=("user-key",), admin=("admin-key", "other-admin"))
 
 def test_the_short_way_has_the_same_door() -> None:
     def may_begin(headers: RawHeaders) -> bool:
-        scope = {"type": "http", "path": "/proxy/a/x", "headers": [HOST, *headers], "client": LOCAL}
+        scope = {"type": "http", "path": "/proxy/a/score", "headers": [HOST, *headers], "client": LOCAL}
         channel: Any = None
         return AccessControl(Yes(), BOTH).begin(scope, b"", channel, lambda _app: None)
 
@@ -79,12 +91,12 @@ def test_the_short_way_has_the_same_door() -> None:
         ("/health", [], 200),
         ("/health/readiness", [], 200),
         ("/healthy", [], 401),
-        ("/proxy/a/v1/models", [], 401),
-        ("/proxy/a/v1/models", bearer("user-key"), 200),
-        ("/proxy/a/v1/models", bearer("admin-key"), 200),
-        ("/proxy/a/v1/models", bearer("user-ke"), 401),
-        ("/proxy/a/v1/models", bearer(""), 401),
-        ("/proxy/a/v1/models", [(b"authorization", b"Basic user-key")], 401),
+        ("/proxy/a/v1/chat/completions", [], 401),
+        ("/proxy/a/v1/chat/completions", bearer("user-key"), 200),
+        ("/proxy/a/v1/chat/completions", bearer("admin-key"), 200),
+        ("/proxy/a/v1/chat/completions", bearer("user-ke"), 401),
+        ("/proxy/a/v1/chat/completions", bearer(""), 401),
+        ("/proxy/a/v1/chat/completions", [(b"authorization", b"Basic user-key")], 401),
         ("/instances", bearer("user-key"), 403),
         ("/instances", bearer("other-admin"), 200),
         ("/metrics", bearer("user-key"), 403),
@@ -96,14 +108,14 @@ def test_the_short_way_has_the_same_door() -> None:
         ("/v1/messages", [(b"x-api-key", b"")], 401),
         ("/instances", [(b"x-api-key", b"user-key")], 403),
         ("/instances", [(b"x-api-key", b"admin-key")], 200),
-        ("/v1/models", [(b"api-key", b"user-key")], 200),  # Azure's clients
-        ("/v1/models", [(b"api-key", b"user-ke")], 401),
+        ("/v1/responses", [(b"api-key", b"user-key")], 200),  # Azure's clients
+        ("/v1/responses", [(b"api-key", b"user-ke")], 401),
         # Clients that were given one key and send a dummy, too, or two that differ.
-        ("/v1/models", [*bearer("unused"), (b"x-api-key", b"user-key")], 200),
-        ("/v1/models", [*bearer("user-key"), (b"x-api-key", b"unused")], 200),
-        ("/v1/models", [*bearer("unused"), (b"x-api-key", b"unused")], 401),
+        ("/v1/responses", [*bearer("unused"), (b"x-api-key", b"user-key")], 200),
+        ("/v1/responses", [*bearer("user-key"), (b"x-api-key", b"unused")], 200),
+        ("/v1/responses", [*bearer("unused"), (b"x-api-key", b"unused")], 401),
         ("/instances", [*bearer("user-key"), (b"x-api-key", b"admin-key")], 200),
-        ("/v1/models", [(b"x-api-key", b"unused"), (b"x-api-key", b"user-key")], 401),  # the first counts
+        ("/v1/responses", [(b"x-api-key", b"unused"), (b"x-api-key", b"user-key")], 401),  # the first counts
     ],
 )
 async def test_keys_open_what_they_are_for(path: str, headers: RawHeaders, status: int) -> None:
@@ -123,7 +135,7 @@ async def test_without_admin_keys_this_machine_administers() -> None:
     assert (await ask(keys, "/instances"))[0] == 200
     assert (await ask(keys, "/instances", client=REMOTE))[0] == 401
     assert (await ask(keys, "/instances", client=REMOTE, headers=bearer("user-key")))[0] == 403
-    assert (await ask(keys, "/proxy/a/x", client=REMOTE, headers=bearer("user-key")))[0] == 200
+    assert (await ask(keys, "/proxy/a/score", client=REMOTE, headers=bearer("user-key")))[0] == 200
 
 
 async def test_with_admin_keys_this_machine_needs_one_too() -> None:
@@ -131,13 +143,24 @@ async def test_with_admin_keys_this_machine_needs_one_too() -> None:
 
 
 async def test_a_websocket_without_a_key_is_refused() -> None:
-    status, _ = await ask(BOTH, "/proxy/a/ws", kind="websocket")
+    status, _ = await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket")
     assert status == 1008
 
 
 async def test_a_websocket_brings_its_key_in_any_of_the_headers() -> None:
     for headers in (bearer("user-key"), [(b"x-api-key", b"user-key")], [(b"api-key", b"user-key")]):
-        assert await ask(BOTH, "/proxy/a/ws", kind="websocket", headers=headers) == (200, {})
+        assert await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", headers=headers) == (200, {})
+
+
+async def test_a_websocket_brings_its_key_among_its_subprotocols() -> None:
+    """As browsers do, which can set no header."""
+
+    async def status(*offered: str) -> int:
+        return (await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", subprotocols=offered))[0]
+
+    assert await status("realtime", "openai-insecure-api-key.user-key", "openai-beta.realtime-v1") == 200
+    assert await status("realtime", "openai-insecure-api-key.user-ke") == 1008
+    assert await status("user-key") == 1008
 
 
 async def test_a_401_says_how_a_key_is_sent() -> None:
@@ -166,6 +189,11 @@ async def test_a_401_says_how_a_key_is_sent() -> None:
         (("127.0.0.1", 1), [HOST, (b"origin", b"null")], False),
         (("127.0.0.1", 1), [HOST, (b"origin", b"http://localhost:3000")], True),
         (("127.0.0.1", 1), [HOST, (b"x-forwarded-for", b"127.0.0.1")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"cross-site")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"same-site")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"SAME-ORIGIN")], False),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"same-origin")], True),
+        (("127.0.0.1", 1), [HOST, (b"sec-fetch-site", b"none")], True),
         (("127.0.0.1", 1), [HOST, (b"forwarded", b"for=192.0.2.1")], False),
         (("127.0.0.1", 1), [(b"host", b"[::1")], False),
         (REMOTE, [HOST], False),
@@ -174,6 +202,57 @@ async def test_a_401_says_how_a_key_is_sent() -> None:
 )
 def test_who_counts_as_local(client: tuple[str, int] | None, headers: RawHeaders, local: bool) -> None:
     assert is_local(client, headers) is local
+
+
+def fetched(site: str, mode: str, dest: str, origin: str = "") -> RawHeaders:
+    """What a browser adds."""
+    headers = [(b"sec-fetch-site", site), (b"sec-fetch-mode", mode), (b"sec-fetch-dest", dest)]
+    return [(name, value.encode()) for name, value in [*headers, (b"origin", origin)] if value]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_without_keys_a_page_elsewhere_gets_nothing_through_an_image_a_frame_or_a_fetch(
+    site: str,
+) -> None:
+    for mode, dest, method in [
+        ("no-cors", "image", "GET"),
+        ("no-cors", "script", "GET"),
+        ("navigate", "iframe", "GET"),
+        ("navigate", "document", "POST"),
+        ("cors", "empty", "GET"),
+        ("no-cors", "empty", "POST"),
+    ]:
+        for path in ("/v1/completions", "/proxy/a/v1/models", "/instances", "/docs", "/generate"):
+            status, body = await ask(Keys(), path, headers=fetched(site, mode, dest), method=method)
+            assert (status, body["error"]["code"]) == (403, "other_origin"), (mode, dest, path)
+            assert "ALLOWED_ORIGINS" in body["error"]["message"]
+
+
+async def test_a_link_leads_to_pages_and_to_no_engine() -> None:
+    link = fetched("cross-site", "navigate", "document")
+    assert (await ask(Keys(), "/docs", headers=link, method="GET"))[0] == 200
+    assert (await ask(Keys(), "/", headers=link, method="GET"))[0] == 200
+    for path in ("/v1/completions", "/v1/models", "/proxy/a/v1/models"):
+        assert (await ask(Keys(), path, headers=link, method="GET"))[0] == 403
+
+
+async def test_a_page_that_is_named_sends_requests_where_it_tells_its_origin() -> None:
+    origins = Origins(("https://a.example",))
+    page = fetched("cross-site", "cors", "empty", "https://a.example")
+    other = fetched("cross-site", "cors", "empty", "https://b.example")
+    image = fetched("cross-site", "no-cors", "image")
+    for headers, path, expected in [
+        (page, "/v1/chat/completions", 200),
+        (page, "/instances", 403),
+        (other, "/v1/chat/completions", 403),
+        (image, "/v1/chat/completions", 403),
+    ]:
+        assert (await ask(Keys(), path, headers=headers, origins=origins))[0] == expected, (headers, path)
+
+
+async def test_a_page_with_a_key_needs_nothing_else() -> None:
+    headers = [*fetched("cross-site", "cors", "empty", "https://a.example"), *bearer("user-key")]
+    assert (await ask(BOTH, "/v1/chat/completions", headers=headers))[0] == 200
 
 
 def test_paths_that_look_like_another_one_do_not_open_it() -> None:
@@ -207,6 +286,39 @@ CONTROL = [
     "/v1/%6Coad_lora_adapter",
     "/v1/../sleep",
     "/v1/%2e%2e/sleep",
+    # However deep it is.
+    "/proxy/a/inference/v1/abort_requests",
+    "/proxy/a/INFERENCE//v1/./abort_requests/",
+    "/proxy/a/inference/v1/abort_requests;x=1",
+    "/proxy/a/inference;x/v1/abort%5Frequests",
+    "/proxy/a/inference/v1/abort%255Frequests",
+    "/proxy/a/inference%252Fv1/abort_requests",
+    "/proxy/a/inference\\v1\\abort_requests",
+    "/proxy/a/inference%5Cv1/abort_requests",
+    "/proxy/a/v1/chat/completions/abort_requests",
+    "/proxy/a/v1/chat/completions/..;/../sleep",
+    "/proxy/a/v1/chat/completions%3F/x",
+    "/proxy/a/v1/chat/completions%00",
+    "/proxy/a/v1/chat/completions%0A",
+    "/proxy/a/v1/responses/r1/cancel/all",
+    "/v1/inference/v1/abort_requests",
+    "/v1/chat/abort",
+    # Of engines that aren't ours.
+    "/proxy/a/abort_request",
+    "/proxy/a/flush_cache",
+    "/proxy/a/models/load",
+    "/proxy/a/models/unload",
+    "/proxy/a/props",
+    "/proxy/a/api/pull",
+    "/proxy/a/api/delete",
+    "/proxy/a/v1/files",
+    "/proxy/a/metrics",
+    "/proxy/a/admin",
+    "/proxy/a/x",
+    # What may be read may not be written.
+    "/proxy/a/v1/models/org/sleep",
+    "/proxy/a/models",
+    "/proxy/a",
 ]
 
 
@@ -222,19 +334,48 @@ async def test_what_steers_an_engine_is_for_admins_however_it_is_written(path: s
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("method", "path"),
     [
-        "/proxy/sleep/v1/completions",  # an instance's name
-        "/proxy/a/v1/chat/completions",
-        "/proxy/a/v1/models/org/sleep",  # a model's
-        "/proxy/a/sleeping",
-        "/proxy/a",
-        "/v1/models/org/memory",
-        "/v1/completions",
+        ("POST", "/proxy/sleep/v1/completions"),  # an instance's name
+        ("POST", "/proxy/a/v1/chat/completions"),
+        ("POST", "/proxy/a/v1/chat/completions/batch"),
+        ("POST", "/proxy/a//v1/./Completions/"),
+        ("POST", "/proxy/a/v1/%63ompletions"),
+        ("POST", "/proxy/a/inference/v1/generate"),
+        ("DELETE", "/proxy/a/v1/responses/sleep"),
+        ("POST", "/proxy/a/v1/responses/abort_requests/cancel"),  # a response's id
+        ("GET", "/proxy/a/v1/models/org/sleep"),  # a model's name
+        ("GET", "/proxy/a/v1/models/org%2Fm%C3%BCll"),
+        ("HEAD", "/proxy/a/health"),
+        ("GET", "/proxy/a"),
+        ("GET", "/v1/models/org/memory"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/audio/transcriptions"),
     ],
 )
-async def test_what_only_looks_like_it_is_for_everybody_with_a_key(path: str) -> None:
-    assert (await ask(BOTH, path, headers=bearer("user-key")))[0] == 200
+async def test_what_only_looks_like_it_is_for_everybody_with_a_key(method: str, path: str) -> None:
+    assert (await ask(BOTH, path, headers=bearer("user-key"), method=method))[0] == 200
+
+
+async def test_an_operator_can_name_more_routes_for_requests() -> None:
+    async def status(path: str) -> int:
+        more = ("/predict", "/custom/*", "/mine/**")
+        return (await ask(BOTH, path, headers=bearer("user-key"), more=more))[0]
+
+    for path in ("/proxy/a/predict", "/v1/../x", "/proxy/a/custom/b", "/proxy/a/mine/b/c", "/proxy/a/MINE"):
+        assert (await status(path) == 200) is (".." not in path), path
+    for path in ("/proxy/a/predict/b", "/proxy/a/custom", "/proxy/a/custom/b/c", "/proxy/a/mine/../sleep"):
+        assert await status(path) == 403, path
+
+
+async def test_a_websocket_to_what_steers_an_engine_takes_an_admins_key_too() -> None:
+    for path, key, answer in [
+        ("/proxy/a/v1/realtime", "user-key", 200),
+        ("/proxy/a/queue/join", "user-key", 1008),
+        ("/proxy/a/queue/join", "admin-key", 200),
+        ("/proxy/a/v1/models", "user-key", 1008),
+    ]:
+        assert (await ask(BOTH, path, kind="websocket", headers=bearer(key)))[0] == answer, path
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +413,7 @@ def test_an_admin_does_and_the_path_arrives_as_it_was(berth: BerthProcess, targe
 
 
 def test_an_escaped_slash_makes_no_path_of_an_instances_name(berth: BerthProcess) -> None:
-    status, body = post(berth, "/proxy/a%2Fsleep", "user-key")
+    status, body = post(berth, "/proxy/a%2Fsleep", "admin-key")
     assert (status, body["error"]["code"]) == (404, "instance_not_found")
 
 

@@ -260,3 +260,31 @@ def test_a_catalog_that_is_mended_counts_at_once(client: httpx.Client, catalog: 
 def test_an_entry_does_not_hide_the_folder_that_it_names(client: httpx.Client) -> None:
     found = {model["name"]: model["source"] for model in client.get("/models").json()["data"]}
     assert (found["demo"], found["berth-demo"]) == ("catalog", "discovered")
+
+
+def test_the_size_of_a_model_is_told_however_it_came_to_be_listed(
+    client: httpx.Client, catalog: Path, tmp_path: Path
+) -> None:
+    demo = ROOT / "models" / "berth-demo"
+    (tmp_path / "link").symlink_to(demo)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" * 10)
+    (tmp_path / "empty").mkdir()
+    catalog.write_text(
+        CATALOG
+        + f"""\
+  by-path: {{path: {demo}}}
+  by-link: {{path: {tmp_path}/link}}
+  by-vllm: {{engine: vllm, model: berth-demo}}
+  of-command: {{command: [x, "{{port}}"], path: {tmp_path}/x.gguf}}
+  empty: {{path: {tmp_path}/empty}}
+"""
+    )
+    client.post("/reload").raise_for_status()
+    size = client.get("/models/berth-demo").json()["size_bytes"]
+    assert size > 6_000_000
+    assert client.patch("/models/berth-demo", json={"timeout": 5}).json()["source"] == "catalog"
+    listed = {one["name"]: one for one in client.get("/models").json()["data"]}
+    for name in ("berth-demo", "demo", "by-path", "by-link", "by-vllm"):
+        assert (listed[name]["size_bytes"], listed[name]["modified"] is None) == (size, False), name
+    assert listed["of-command"]["size_bytes"] == 40
+    assert [listed[name]["size_bytes"] for name in ("own", "empty")] == [None, None]

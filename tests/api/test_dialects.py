@@ -216,7 +216,7 @@ def test_a_wrong_key_one_for_other_models_and_one_that_asks_too_often(whole_bert
 
 def test_a_failed_start(user: httpx.Client) -> None:
     status, kind, message = read(ask(user, "broken"))
-    assert (status, kind) == (503, "overloaded_error") and "out of memory" in message
+    assert (status, kind) == (503, "overloaded_error") and "out_of_memory" in message
 
 
 def test_a_failed_start_of_a_stream_that_waited(user: httpx.Client) -> None:
@@ -228,7 +228,8 @@ def test_a_failed_start_of_a_stream_that_waited(user: httpx.Client) -> None:
     assert (name, end) == ("event: error", "\n")
     told = json.loads(data.removeprefix("data: "))
     check(told, answer.headers["x-request-id"])
-    assert "out of memory" in told["error"]["message"]
+    assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    assert "out_of_memory" in told["error"]["message"]
 
 
 def test_anthropics_client_understands(whole_berth: BerthProcess) -> None:
@@ -244,7 +245,7 @@ def test_anthropics_client_understands(whole_berth: BerthProcess) -> None:
         with pytest.raises(anthropic.AuthenticationError):
             unknown.messages.create(model="nobody", **ask)
         with (
-            pytest.raises(anthropic.APIStatusError, match="out of memory"),
+            pytest.raises(anthropic.APIStatusError, match="out_of_memory"),
             known.messages.stream(model="doomed", **ask) as stream,
         ):
             stream.until_done()

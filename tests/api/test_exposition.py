@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,11 +60,19 @@ def test_families_of_many_pages_come_once() -> None:
 
 
 def test_the_embedded_engine_s_page_is_taken_whole() -> None:
-    engine = Metrics("m", EngineStats)
+    engine = Metrics("m", lambda: EngineStats(cache_config={"block_size": "16"}))
+    engine.expect_lengths(100)
     engine.observe_end("length", end_to_end_s=1.0, decode_s=0.5)
+    engine.observe_lengths(prompt=7, generated=2)
     page = Exposition()
     assert page.add(engine.render().decode(), {"instance": "a", "model": "m"}) == 0
-    assert "vllm:generation_tokens" in families(page)
+    merged = families(page)
+    assert "vllm:generation_tokens" in merged
+    (info,) = merged["vllm:cache_config_info"].samples
+    assert (info.value, info.labels["block_size"], info.labels["instance"]) == (1, "16", "a")
+    for name, value in (("request_prompt_tokens", 7), ("request_generation_tokens", 2)):
+        told = {sample.name: sample.value for sample in merged[f"vllm:{name}"].samples}
+        assert told[f"vllm:{name}_sum"] == value
 
 
 def test_a_label_of_the_same_name_steps_aside() -> None:
@@ -136,3 +146,40 @@ def test_whatever_comes_in_what_goes_out_is_valid(lines: list[str]) -> None:
     for family in families(page).values():
         for sample in family.samples:
             assert sample.labels["instance"] in ("1", "2")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a \u0661\u0662\u0663",  # digits, and no number
+        "a 1e9999",  # more than a double holds: an error to who reads it
+        "a " + "1" * 400,
+        "a 0x10",
+        "a 1_000",
+        'a{b="\x00"} 1',
+        'a{b="x\ry"} 1',
+        'a{b="' + "x" * 20_000 + '"} 1',
+        'h_bucket{le="many"} 1',
+        'h_bucket{le="1_0"} 1',
+        's{quantile="most"} 1',
+    ],
+)
+def test_a_line_that_would_break_the_page_is_left_out(line: str) -> None:
+    page = Exposition()
+    types = "# TYPE h histogram\n# TYPE s summary\n"
+    assert page.add(f"{types}{line}\ngood 1\n", {}) == 1
+    assert page.render() == "# TYPE good untyped\ngood 1\n"
+
+
+def test_help_is_made_fit_to_stand_in_a_line() -> None:
+    page = Exposition()
+    page.add("# HELP a c:\\dir \\n \\\\ \x1b[2J\x00end\\\na 1\n", {})
+    assert page.render().splitlines()[0] == r"# HELP a c:\\dir \n \\  [2J end\\"
+
+
+def test_many_long_lines_hold_nobody_up() -> None:
+    page = Exposition()
+    began = time.monotonic()
+    lines = ['a{b="' + "x" * 1_000_000, "a{" * 500_000, 'a{b="c",' * 200_000, "# HELP a " + "\\" * 1_000_000]
+    assert page.add("\n".join(lines), {}) == 3
+    assert time.monotonic() - began < 0.25

@@ -7,7 +7,14 @@ from uuid import UUID
 import pytest
 
 from api.asgi import RawHeaders
-from api.headers import new_request_id, nominated_by, read_request_headers, response_headers, sane_request_id
+from api.headers import (
+    handshake_headers,
+    new_request_id,
+    nominated_by,
+    read_request_headers,
+    response_headers,
+    sane_request_id,
+)
 
 
 def sent(*headers: tuple[bytes, bytes]) -> dict[bytes, bytes]:
@@ -110,3 +117,11 @@ def test_no_proxy_in_front_is_to_collect_what_is_streamed(content_type: bytes, i
 def test_an_engines_own_word_on_buffering_is_kept() -> None:
     headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"yes")]
     assert response_headers(headers, 200, b"r")[0] == [*headers, (b"x-request-id", b"r")]
+
+
+def test_for_whom_berth_asks_is_no_clients_to_say() -> None:
+    claim = (b"x-berth-tenant", b"somebody;admin")
+    headers = [(b"accept", b"a"), claim, (b"connection", b"x-berth-tenant, upgrade"), claim]
+    read = read_request_headers(headers, b"9.9.9.9", b"http")
+    assert b"tenant" not in read.passed + read.forwarded
+    assert handshake_headers(headers) == [(b"accept", b"a")]

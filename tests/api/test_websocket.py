@@ -17,6 +17,12 @@ from websockets.http11 import Request, Response
 from instance_manager.types import Endpoint
 from tests.api.upstreams import LOOPS, Front, StubLeases, Upstream, Wire, berth, eventually, request, upstream
 
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
 
@@ -155,6 +161,48 @@ async def test_an_engine_that_is_no_websocket_server_is_502() -> None:
         assert json.loads(raised.value.response.body or b"")["error"]["type"] == "upstream_error"
 
 
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+async def test_a_redirect_is_passed_on_and_followed_by_nobody(status: int) -> None:
+    """It could lead anywhere, and the client's headers would go along."""
+    asked: list[Request] = []
+
+    def note(_: ServerConnection, request: Request) -> None:
+        asked.append(request)
+
+    async with engine_with(echo, process_request=note) as elsewhere:
+        location = f"ws://127.0.0.1:{elsewhere.endpoint.port}/stolen"
+
+        def redirect(socket: ServerConnection, _: Request) -> Response:
+            response = socket.respond(status, "there")
+            response.headers["Location"] = location
+            return response
+
+        async with engine_with(echo, process_request=redirect) as engine, berth(engine) as front:
+            wire = await front.connect()
+            await wire.send(request("/proxy/one/x", *UPGRADE, "X-Own: mine"))
+            head = await wire.read_head()
+            assert (head.status, head.get(b"location")) == (status, location.encode())
+            await wire.close()
+    assert asked == []
+
+
+async def test_a_key_among_the_subprotocols_is_for_berth_alone() -> None:
+    seen: list[Request] = []
+
+    async def keep(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        seen.append(socket.request)
+
+    offered = ["openai-insecure-api-key.mine", "realtime", "OpenAI-Insecure-API-Key.mine"]
+    async with (
+        engine_with(keep, subprotocols=["realtime"]) as engine,
+        berth(engine) as front,
+        through(front, subprotocols=offered) as socket,
+    ):
+        assert socket.subprotocol == "realtime"
+    assert seen[0].headers.get_all("Sec-WebSocket-Protocol") == ["realtime"]
+
+
 async def test_an_unknown_instance_is_404() -> None:
     async with berth(StubLeases()) as front:
         with pytest.raises(InvalidStatus) as raised:
@@ -167,9 +215,7 @@ async def test_a_client_that_leaves_the_queue_leaves_no_lease() -> None:
     leases.pending["one"] = asyncio.get_running_loop().create_future()
     async with berth(leases) as front:
         wire = await front.connect()
-        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
-        upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
-        await wire.send(request("/proxy/one/x", *upgrade))
+        await wire.send(request("/proxy/one/x", *UPGRADE))
         await leases.until(lambda: leases.num_waiting == 1)
         await wire.close()
         await leases.until(lambda: leases.num_waiting == 0)
@@ -197,3 +243,32 @@ async def test_a_slow_client_holds_the_engine_back() -> None:
         await asyncio.sleep(0.3)
         assert num_sent == before < 400
         socket.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "target", ["/x#y", "/x?a=#b", "/#", "/x#", "/x%23y", "/x[", "/x\\y", "/\xff", "/x?\xff", "/x^{|}`"]
+)
+async def test_a_target_that_is_none_is_a_bad_request(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What the engine can't be asked for is the client's fault; all else arrives as it came."""
+    seen: list[str] = []
+
+    async def keep(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        seen.append(socket.request.path)
+
+    async with engine_with(keep) as engine, berth(engine) as front:
+        upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+        wire = await front.connect()
+        try:
+            await wire.send(request(f"/proxy/one{target}", *upgrade, key))
+            status = (await wire.reader.readline()).split()[1]
+        finally:
+            await wire.close()
+        if "#" in target or not target.isascii():
+            assert status == b"400"
+            assert not seen
+        else:
+            assert status == b"101", status
+            assert seen == [target]
+        assert not [one for one in caplog.records if one.exc_info]

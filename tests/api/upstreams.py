@@ -13,8 +13,10 @@ from typing import Any
 import uvicorn
 
 from api.asgi import Receive, Scope, Send
+from api.connection_limits import ConnectionLimits
 from api.dispatch import Dispatcher
-from api.guarded_http import ConnectionLimits, GuardedHttpProtocol
+from api.guarded_http import GuardedHttpProtocol
+from api.pace import PaceRules
 from api.proxy import DataPlane
 from api.response_channel import DirectApp
 from api.upstream_pool import UpstreamOptions
@@ -170,6 +172,10 @@ class StubLease:
         self._is_out = True
         leases.num_out += 1
 
+    @property
+    def is_wanted(self) -> bool:
+        return self._leases.others_wait
+
     def release(self) -> None:
         if self._is_out:
             self._is_out = False
@@ -186,6 +192,7 @@ class StubLeases:
         self.refusal: ManagerError | None = None
         self.num_out = 0
         self.num_waiting = 0
+        self.others_wait = False
         self.changed = asyncio.Event()
 
     def try_lease(self, instance_id: str) -> StubLease | None:
@@ -251,6 +258,7 @@ async def berth(
     *,
     keep_alive_s: int = 5,
     behind: Callable[[DirectApp], DirectApp] = lambda app: app,
+    pace: PaceRules | None = None,
 ) -> AsyncIterator[Front]:
     """The data plane in front of `engine`, its instance "one". No request may leave a trace.
 
@@ -258,7 +266,7 @@ async def berth(
     """
     leases = engine if isinstance(engine, StubLeases) else StubLeases(one=engine.endpoint)
     metrics = ProxyMetrics()
-    plane = DataPlane(leases, metrics, options)
+    plane = DataPlane(leases, metrics, options, pace=pace)
     config = uvicorn.Config(
         behind(Dispatcher(control_app, plane)),
         http=server_protocol(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
+from tests.broken_checkpoints import DEMO, make_broken
 from tests.cli.command import berth, environment
 from tests.fake_hub import FakeHub, Refusal
 
@@ -235,7 +237,8 @@ def test_keys(tmp_path: Path) -> None:
         assert (none.returncode, "BERTH_API_KEY" in none.stderr) == (5, True)
         less = berth(server.url, "start", "berth-demo", "--api-key", "some")
         assert less.returncode == 5
-        assert "use one of ADMIN_API_KEYS; set BERTH_API_KEY to it" in less.stderr
+        assert "use one of ADMIN_API_KEYS" in less.stderr
+        assert "set BERTH_API_KEY to it" in less.stderr
         assert berth(server.url, "ps", env={"BERTH_API_KEY": "all"}).returncode == 0
 
 
@@ -316,3 +319,47 @@ sys.exit(f"help loads {heavy}" if heavy else status)
     ran = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "Exit status:" in ran.stdout
+
+
+def test_what_can_not_be_started_is_told_with_a_step_that_helps(tmp_path: Path) -> None:
+    models = make_broken("qwen2", tmp_path / "models").parent
+    shutil.copytree(DEMO, models / "large")
+    (tmp_path / "models.yaml").write_text(f"models: {{gone: {{path: {tmp_path}/none}}}}")
+    settings = {"MODEL_DIRS": str(models), "MODELS_FILE": str(tmp_path / "models.yaml")}
+    with running_berth(
+        tmp_path, **settings, HOST_MEMORY="0.0001", API_KEYS="r", ADMIN_API_KEYS="a"
+    ) as server:
+        steps = {
+            "qwen2": "`engine` in models.yaml",
+            "large": "`berth ps` shows",
+            "gone": "`berth list` shows",
+        }
+        for name, step in steps.items():
+            for command in (["start", name], ["run", name, "hi"], ["restart", name]):
+                refused = berth(server.url, *command, "--api-key", "a")
+                assert refused.returncode == (4 if name == "gone" else 1)
+                assert step in refused.stderr
+                assert "berth stop" not in refused.stderr and "berth logs" not in refused.stderr
+        for key in ("a", "r"):
+            assert "unsupported" in berth(server.url, "show", "qwen2", "--api-key", key).stdout
+            [row] = [
+                r for r in berth(server.url, "list", "--api-key", key).stdout.splitlines() if "qwen2" in r
+            ]
+            assert "unsupported" in row and "vLLM may run it" in row
+
+
+def test_a_model_that_is_changed_and_started_again_runs_when_that_is_said(url: str, catalog: Path) -> None:
+    text = catalog.read_text()
+    try:
+        assert berth(url, "start", "changing").returncode == 0
+        ran = berth(url, "assign", "changing", "--param", "max_num_seqs=3", "--restart")
+        assert ran.returncode == 0, ran.stderr
+        assert "is running on port" in ran.stdout and "is changed" in ran.stderr
+        assert answer(url, "sleep", "changing")["status"] == "sleeping"
+        assert answer(url, "assign", "changing", "--timeout", "77", "--restart")["status"] == "running"
+        assert answer(url, "stop", "changing")["status"] == "stopped"
+        quiet = berth(url, "assign", "changing", "--timeout", "78", "--restart")
+        assert quiet.stdout == "model changing is changed\n", "what didn't run isn't started"
+    finally:
+        catalog.write_text(text)
+        berth(url, "reload")

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from cli.tables import INSTANCE_COLUMNS, details, instance_row, model_table, printable, table
+from cli.tables import (
+    INSTANCE_COLUMNS,
+    details,
+    entry_table,
+    instance_row,
+    model_table,
+    printable,
+    table,
+)
 
 NOW = 1_000_000.0
 INSTANCE: dict[str, Any] = {
@@ -87,6 +95,16 @@ def test_a_model_that_can_not_be_run_is_not_called_stopped() -> None:
     assert text.endswith(f"small: {problem}")
     assert problem in model_table([MODEL | {"problem": problem}], NOW, 10_000).plain.splitlines()[1]
     assert "stopped" in model_table([MODEL | {"problem": None}], NOW, 80).plain
+
+
+@pytest.mark.parametrize("width", [80, 10_000])
+def test_a_key_for_requests_is_told_as_well_why_a_model_can_not_be_run(width: int) -> None:
+    problem = "it has quantised weights, which the embedded engine can't compute with"
+    entries = [{"id": name, "status": "stopped", "problem": p} for name, p in (("a", problem), ("b", None))]
+    lines = entry_table(entries, width).plain.splitlines()
+    assert lines[1].split()[:2] == ["a", "unsupported"] and lines[2].split()[:2] == ["b", "stopped"]
+    assert (lines[1] if width > 80 else lines[-1]).endswith(problem)
+    assert entry_table(entries[1:], width).plain.splitlines()[0].split() == ["NAME", "STATUS", "CONTEXT"]
 
 
 def test_a_failed_start_is_told_below_the_table() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog
+from configs.catalog import Catalog, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model
+from configs.catalog_error import CatalogError
 from configs.discovery import discover_models
 from configs.models_schema import SCHEMA_FILE, models_schema
 from configs.settings import ROOT

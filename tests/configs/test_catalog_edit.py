@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.catalog import CatalogError, load_catalog, parse_catalog
+from configs.catalog import load_catalog, parse_catalog
 from configs.catalog_edit import edit_model, edit_text
+from configs.catalog_error import CatalogError
 from configs.yaml_document import YamlMistake, read_yaml
 from configs.yaml_edit import rewrite, same
 

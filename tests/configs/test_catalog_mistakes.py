@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.catalog import Catalog, CatalogError, CatalogFile, load_catalog, parse_catalog
+from configs.catalog import Catalog, CatalogFile, load_catalog, parse_catalog
+from configs.catalog_error import CatalogError
 
 PATH = Path("/somewhere/models.yaml")
 
@@ -30,6 +31,43 @@ def test_all_mistakes_are_told_with_the_first() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        (
+            "defaults:\n  timout: 5\nmodels:\n  a: {timeout: -1}\n  b: {aliases: [x, x]}\n",
+            ["2: defaults.timout", "4: models.a.timeout=-1", "5: models.b.aliases.1='x'"],
+        ),
+        (
+            "modles: {}\ndefaults: {timeout: soon}\nmodels: {a: {pinned: 3}}\nlast: 1\n",
+            ["1: modles", "2: defaults.timeout='soon'", "3: models.a.pinned=3", "4: last"],
+        ),
+        ("defaults: [1]\nmodels: {a: {pinned: 3}}\n", ["1: defaults=[1]", "2: models.a.pinned=3"]),
+        (
+            "models:\n  a: {aliases: [b]}\n  b: {aliases: [..]}\n  c: {aliases: [a]}\n",
+            ["2: models.a.aliases.0='b'", "3: models.b.aliases.0='..'", "4: models.c.aliases.0='a'"],
+        ),
+        (  # what a model takes from defaults is wrong once, there
+            "defaults: {timeout: -1, pinned: 3}\nmodels: {a: {}, b: {}}\n",
+            ["1: defaults.pinned=3", "1: defaults.timeout=-1"],
+        ),
+        (
+            "defaults: {max_replicas: 2}\nmodels: {a: {min_replicas: 3}}\nx: 1\n",
+            ["1: defaults.max_replicas=2", "3: x"],
+        ),
+    ],
+)
+def test_no_mistake_hides_another_and_none_is_told_twice(text: str, places: list[str]) -> None:
+    with pytest.raises(CatalogError) as raised:
+        parse_catalog(text, PATH)
+    lines = [line.removeprefix("/somewhere/models.yaml:") for line in raised.value.lines]
+    found = [": ".join(line.split(": ")[:2]) for line in lines]
+    assert sorted(found) == places
+    assert [one.split(":")[0] for one in found] == [one.split(":")[0] for one in places], (
+        "as they stand there"
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("a: [1\n", "2: no valid YAML: "),
@@ -37,7 +75,7 @@ def test_all_mistakes_are_told_with_the_first() -> None:
         ("models:\n  a:\n    timeout: \x01\n", "3: no valid YAML: unacceptable character"),
         ("models: {}\n---\nmodels: {}\n", "2: no valid YAML: expected a single document"),
         ("models: {a: {timeout: " + "9" * 5000 + "}}", "1: no valid YAML: Exceeds the limit"),
-        ("models: " + "[" * 5000, "1: nested too deeply"),
+        ("models: " + "[" * 5000, "1: is nested more than 32 deep"),
         ("models:\n  a: *b\n", "2: no valid YAML: found undefined alias 'b'"),
         ("models:\n  a: &b\n    params: {x: *b}\n", "2: models.a.params.x: an alias that refers to what it"),
         (

@@ -201,8 +201,6 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
         (("config.json",), "has no weights"),
         (("config.json", "training_args.bin"), "has no weights"),
         (("config.json", "model-00001-of-00002.safetensors"), "not all shards"),
-        (("config.json", "x.Q4_K_M.gguf"), "llama.cpp"),
-        (("x.gguf",), "llama.cpp"),
     ],
 )
 @pytest.mark.parametrize("name", ["one", "owner/one"])
@@ -249,12 +247,16 @@ def test_links_that_lead_out_or_nowhere_are_told_with_where_they_lead(tmp_path: 
         assert [one for one in told if one.startswith(line)], (line, told)
 
 
-def test_a_folder_that_is_itself_a_model_or_a_cache_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_itself_a_model_is_told(tmp_path: Path) -> None:
     assert "has a model itself" in remarks(whole(tmp_path / "one"))[0]
     assert "a file of a model" in remarks(put(tmp_path / "files", "x.gguf"))[0]
-    put_cached(tmp_path, "o/m", "config.json", "model.safetensors")
-    [line] = remarks(tmp_path / "hub")
-    assert "HF_HOME" in line
+
+
+@pytest.mark.parametrize("name", ["one", "owner/one"])
+def test_gguf_is_listed_whose_problem_is_told_there(tmp_path: Path, name: str) -> None:
+    put(tmp_path / name, "x.Q4_K_M.gguf")
+    assert [model.name for model in discover_models([tmp_path], tmp_path / "none")] == [name]
+    assert remarks(tmp_path) == []
 
 
 def test_a_name_that_stands_in_two_folders_is_told(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from configs.catalog import CatalogError, load_catalog
+from configs.catalog import load_catalog
+from configs.catalog_error import CatalogError
 from configs.key_file import KeyFileError, read_key_file
 from configs.model_entry import ModelEntry
 from configs.settings import Settings, SettingsError, load_settings

@@ -55,6 +55,41 @@ def test_model_dirs_are_separated_as_in_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "there"), [("x/y", "{cwd}/x/y"), ("./x", "{cwd}/x"), ("~/x", "{home}/x"), ("/x", "/x")]
+)
+def test_paths_mean_the_same_to_engines_which_run_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, there: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    wanted = Path(there.format(cwd=tmp_path, home="/home/me"))
+    names = ("STATE_DIR", "LOG_DIR", "MODELS_FILE", "MODEL_DIRS", "HF_HOME", "VLLM_PYTHON", "API_KEYS_FILE")
+    loaded = read_settings(env_file(tmp_path, "".join(f"{name}={path}\n" for name in (*names, "LOG_FILE"))))
+    for name in (*names, "LOG_FILE"):
+        value = getattr(loaded.settings, name.lower())
+        assert value in (wanted, str(wanted), (wanted,), None)
+    assert loaded.settings.engine_environment()["HF_HOME"] == str(wanted)
+
+
+def test_a_program_named_without_a_folder_is_looked_for_in_path(tmp_path: Path) -> None:
+    assert load_settings(env_file(tmp_path, "VLLM_PYTHON=python3\n")).vllm_python == "python3"
+
+
+@pytest.mark.parametrize("path", ["~/x", "~nobody-of-this-name/x"])
+def test_who_has_no_home_directory_can_have_settings_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", _unknown_user)
+    settings = load_settings(env_file(tmp_path, f"MODEL_DIRS={path}\nHF_HOME={path}\n"))
+    assert settings.model_dirs == (Path.cwd() / path,)
+
+
+def _unknown_user(uid: int) -> None:
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+@pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("APP_PORT=none", ["APP_PORT=none", "integer"]),
@@ -164,13 +199,13 @@ def test_proxies_and_hub_variables_reach_engines_alone(
     assert "HF_TOKEN" not in os.environ
 
 
-def test_every_setting_is_in_env_example_with_its_default_and_in_the_readme() -> None:
+def test_every_setting_is_in_env_example_with_its_default_and_on_the_page_of_settings() -> None:
     example = (ROOT / "env.example").read_text()
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "settings.md").read_text()
     for name, field in Settings.model_fields.items():
         line = re.search(rf"^#?{name.upper()}=(.*)$", example, re.MULTILINE)
         assert line, f"{name.upper()} is not in env.example"
-        assert f"`{name.upper()}`" in readme, f"{name.upper()} is not in README.md"
+        assert f"`{name.upper()}`" in page, f"{name.upper()} is not in docs/settings.md"
         if isinstance(field.default, bool):
             assert line[1] == str(field.default).lower()
         elif isinstance(field.default, str | int | float):

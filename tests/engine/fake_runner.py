@@ -19,10 +19,12 @@ from engine.types import (
     SamplingParams,
     ScheduledSequence,
     StepResult,
+    TokenConstraint,
     TokenLogprob,
 )
 
 VOCABULARY = 40
+_MASK_WORDS = 9  # for the 259 tokens of the tests' tokenizer
 
 
 def next_token(token_ids: Sequence[int], seed: int, output_position: int) -> int:
@@ -145,4 +147,16 @@ class FakeRunner:
             raise AssertionError(f"{sequence.request_id} reads slots that were never written.")
         if not sequence.samples:
             return None
-        return next_token([*known, *sequence.token_ids], sequence.params.seed, sequence.output_position)
+        token = next_token([*known, *sequence.token_ids], sequence.params.seed, sequence.output_position)
+        return token if sequence.constraint is None else _allowed(sequence.constraint, token)
+
+
+def _allowed(constraint: TokenConstraint, token: int) -> int:
+    """`token`, or the next that the constraint lets pass."""
+    import torch  # only for those who constrain
+
+    mask = torch.full((1, _MASK_WORDS), -1, dtype=torch.int32)
+    if not constraint.fill_mask(mask, 0):
+        return token
+    bits = [int(word) >> bit & 1 for word in mask[0].tolist() for bit in range(32)]
+    return next(t % len(bits) for t in range(token, token + len(bits)) if bits[t % len(bits)])

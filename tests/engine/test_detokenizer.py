@@ -90,6 +90,30 @@ def test_no_piece_has_a_broken_character(tokenizer: Tokenizer) -> None:
     assert stream.flush() == ""
 
 
+def test_any_number_of_replacement_characters_comes_out_as_it_is(tokenizer: Tokenizer) -> None:
+    """They look like the beginnings of characters, and more of them than are waited for."""
+    for number in (1, 21, 22, 23, 64, 65, 66, 200):
+        text = "a" + "\ufffd" * number + " b" + "é\ufffd" * 30
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert run(Detokenizer(tokenizer), ([token] for token in ids))[0].lstrip() == text, number
+
+
+def test_pieces_of_a_long_text_full_of_replacement_characters_add_up_to_it(tokenizer: Tokenizer) -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        words = ["\ufffd" * rng.randint(1, 90), "é", "🙂", " a", "b", "€"]
+        ids = tokenizer.encode("".join(rng.choices(words, k=12)), add_special_tokens=False)
+        shown, _, count = run(Detokenizer(tokenizer), splits(rng, ids))
+        assert (shown, count) == (tokenizer.decode(ids, skip_special_tokens=True), len(ids)), seed
+
+
+def test_broken_bytes_for_ever_come_out_bounded_and_once() -> None:
+    tokenizer = TOKENIZERS["byte-level"]
+    broken = tokenizer.encode("🙂", add_special_tokens=False)[1]
+    ids = [broken] * 500 + tokenizer.encode("ab", add_special_tokens=False)
+    assert run(Detokenizer(tokenizer), ([token] for token in ids))[0] == "\ufffd" * 500 + "ab"
+
+
 def test_an_unfinished_character_shows_at_the_end_only() -> None:
     tokenizer = TOKENIZERS["byte-level"]
     ids = tokenizer.encode("a🙂", add_special_tokens=False)[:-1]
@@ -165,6 +189,14 @@ def test_exactly_what_may_become_a_stop_string_is_held_back() -> None:
     assert stops.push("..ST") == ("..", None)
     assert stops.flush() == "ST"
     assert stops.flush() == ""
+
+
+def test_a_long_stop_string_costs_no_more_per_piece_than_a_short_one() -> None:
+    """Held text isn't compared with each beginning again: a megabyte would take minutes."""
+    stops = StopStrings(["ab" * 500_000 + "c"])
+    held = sum(not stops.push("ab")[0] for _ in range(20_000))
+    assert held == 20_000
+    assert stops.push("x") == ("ab" * 20_000 + "x", None)
 
 
 def test_no_stop_strings_hold_nothing_back() -> None:

@@ -97,6 +97,14 @@ def test_lengths_as_people_write_them(text: str, length: int | None) -> None:
     assert parse("--max-model-len", text).engine.max_model_len == length
 
 
+def test_a_stream_s_interval_is_a_whole_number_of_tokens() -> None:
+    assert parse().server.stream_interval == 1
+    assert parse("--stream-interval", "8").server.stream_interval == 8
+    for wrong in ("0", "-1", "1.5", "often"):
+        with pytest.raises(ConfigError, match="stream-interval"):
+            parse(f"--stream-interval={wrong}")
+
+
 def test_what_berth_passes_by_default_is_accepted() -> None:
     words = shlex.split("--dtype auto --kv-cache-dtype auto --trust-remote-code -tp 1")
     assert len(parse(*words).warnings) == 1  # trust-remote-code: there is none that we would run
@@ -248,3 +256,12 @@ def test_what_the_log_tells_is_chosen_as_with_vllm(words: str, requests: bool, s
     flags = parse(*words.split())
     assert (flags.server.log_requests, flags.server.log_stats) == (requests, stats)
     assert flags.warnings == ()
+
+
+def test_berths_key_is_the_one_it_has_put_into_the_environment() -> None:
+    """Whoever sends it is believed for whom it asks: no key of the command line ever is."""
+    started_by_berth = {"VLLM_API_KEY": "k", "BERTH_INSTANCE_TOKEN": "t"}
+    assert parse_flags(["x"], started_by_berth).server.berth_key == "k"
+    assert parse_flags(["x", "--api-key", "a", "k"], started_by_berth).server.berth_key is None
+    assert parse_flags(["x"], {"VLLM_API_KEY": "k"}).server.berth_key is None
+    assert parse_flags(["x"], {"BERTH_INSTANCE_TOKEN": "t"}).server.berth_key is None

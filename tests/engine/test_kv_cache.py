@@ -176,3 +176,15 @@ def test_wrong_books_are_noticed() -> None:
     cache._block_of_key.popitem()
     with pytest.raises(RuntimeError, match="2 blocks have a key, 1 keys a block"):
         cache.check_integrity([])
+
+
+def test_keys_under_different_salts_differ_from_the_first_block_on() -> None:
+    cache = KVCache(4, 2)
+    tokens = [1, 2, 3, 4]
+    salted: list[list[bytes]] = [[], [], []]
+    for keys, salt in zip(salted, (b"", b"a" * 16, b"b" * 16), strict=True):
+        cache.extend_keys(keys, tokens, salt)
+        grown = keys[:1]
+        cache.extend_keys(grown, tokens, salt)
+        assert grown == keys
+    assert len({key for keys in salted for key in keys}) == 6

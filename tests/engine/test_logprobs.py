@@ -177,3 +177,38 @@ def test_a_row_alone_and_in_a_batch(model: Path) -> None:
         for here, there in zip(positions, told, strict=True):
             assert [t.token_id for t in here.top] == [t.token_id for t in there.top]
             assert [t.logprob for t in here.top] == pytest.approx([t.logprob for t in there.top], abs=1e-5)
+
+
+def test_tokens_may_be_named_instead(model: Path) -> None:
+    """Beside requests that want the most likely ones, or nothing; one of the named may be the sampled."""
+    reference = Reference(model)
+    named = {"one": (5,), "more": (300, 7, 7, 0), "greedy": tuple(range(100, 228))}
+    requests = [
+        request_of(
+            name,
+            prompt_of(9 + index),
+            SamplingParams(
+                max_tokens=6,
+                seed=index,
+                ignore_eos=True,
+                temperature=0.0 if name == "greedy" else 2.0,
+                logit_bias={5: 3.0},
+                logprobs=2,
+                logprob_token_ids=token_ids,
+            ),
+        )
+        for index, (name, token_ids) in enumerate(named.items())
+    ]
+    beside = [request_of("plain", prompt_of(30), SamplingParams(max_tokens=6)), asking(17)]
+    deltas = run(core_of(model), [*beside, *requests])
+    for request in requests:
+        prompt = list(request.prompt_token_ids)
+        tokens, positions = output_of(deltas[request.request_id])
+        rows = reference.logits([*prompt, *tokens]).log_softmax(-1)[len(prompt) - 1 : -1]
+        for position, token, row in zip(positions, tokens, rows, strict=True):
+            assert position.chosen.token_id == token
+            assert position.chosen.rank == 1 + int((row > row[token]).sum())
+            expected = list(dict.fromkeys([token, *named[request.request_id]]))
+            assert [t.token_id for t in position.top] == expected
+            values = [float(row[t]) for t in expected]
+            assert [t.logprob for t in position.top] == pytest.approx(values, abs=TOLERANCE)

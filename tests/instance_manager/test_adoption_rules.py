@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,8 +67,24 @@ async def test_an_instance_comes_back_as_it_was_stored() -> None:
     assert (one.pid, one.port, one.log_path, one.log_start) == (None, None, Path("one.log"), 12)
     one.port = RECORD.port
     again = record_of(one, "berth", None, is_wanted=True)
-    assert replace(again, updated_at=0.0, params={}) == replace(RECORD, params={})
+    assert replace(again, updated_at=0.0, last_active=0.0, params={}) == replace(RECORD, params={})
     assert one.idleness.last_active == 100.0  # idleness counts anew
+
+
+@pytest.mark.parametrize("state", InstanceState)
+async def test_what_has_ended_was_last_used_when_it_was(state: InstanceState) -> None:
+    an_hour_ago = time.time() - 3600
+    record = replace(RECORD, state=state, last_active=an_hour_ago)
+    one = instance_of(record, ManagerConfig(), EventLog(), time.monotonic)
+    expected = an_hour_ago if state in ENDED else time.time()
+    assert one.record()["last_active"] == pytest.approx(expected, abs=60)
+    again = record_of(one, "berth", None, is_wanted=True)
+    assert again.last_active == pytest.approx(expected, abs=60)
+
+
+async def test_a_record_of_an_earlier_version_does_not_say_when_it_was_last_used() -> None:
+    record = replace(RECORD, state=InstanceState.STOPPED, last_active=0.0)
+    assert instance_of(record, ManagerConfig(), EventLog(), lambda: 100.0).idleness.last_active == 100.0
 
 
 async def test_a_failure_of_a_kind_that_is_not_known_is_a_crash() -> None:

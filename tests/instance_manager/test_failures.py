@@ -114,9 +114,9 @@ def test_a_checkpoint_that_can_not_be_run_is_explained_by_one_line() -> None:
     lines = ["INFO engine: Listening", "2026 ERROR engine: unsupported model: it holds GGUF weights only."]
     failure = classify_exit(65, lines, was_ready=False)
     assert explain(failure) == "unsupported_model: it holds GGUF weights only."
-    told = start_error("model 'x'", failure)
+    told = start_error("model 'x'", failure, "i1")
     assert (told.code, str(told)) == ("unsupported_model", f"model 'x': {explain(failure)}")
-    assert start_error("x", classify_exit(1, [], was_ready=False)).code == "instance_failed"
+    assert start_error("x", classify_exit(1, [], was_ready=False), "i1").code == "instance_failed"
 
 
 def test_the_engines_own_word_on_memory_is_the_explanation() -> None:

@@ -13,7 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from instance_manager.errors import InstanceFailedToStart
+from instance_manager.errors import (
+    InstanceFailedToStart,
+    InvalidSpec,
+    ManagerError,
+    ModelNotFound,
+    NoCapacity,
+    NoSuchDevice,
+)
 from instance_manager.eviction import EvictionPolicy
 from instance_manager.fleet import Fleet, FleetConfig
 from instance_manager.gpu import GpuDriver
@@ -28,6 +35,7 @@ from tests.fake_nvml import describe_gpus, pynvml, write_gpus
 from tests.instance_manager.conftest import ManagerFactory
 
 MIB = 1 << 20
+DEMO = Path(__file__).resolve().parents[2] / "models" / "berth-demo"
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -149,6 +157,49 @@ async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(
                 with pytest.raises(InstanceFailedToStart, match=rf"died while it ran: .* in {deaths}0 s"):
                     await fleet.wait_for_lease(model)
             model.retry_at = 0.0
+
+
+def refused(name: str, tmp_path: Path) -> tuple[ModelProfile, type[ManagerError]]:
+    """A model whose start is refused, and with what."""
+    demo = {"model": str(DEMO), "engine": "engine"}
+    match name:
+        case "large":
+            return ModelProfile(name, **demo, params={"kv_cache_memory_bytes": "6G"}, devices=()), NoCapacity
+        case "flag":
+            return ModelProfile(name, **demo, params={"max_num_seq": 3}), InvalidSpec
+        case "gone":
+            return ModelProfile(name, model=str(tmp_path / "none"), engine="engine"), ModelNotFound
+        case _:
+            return profile(name, devices=("9",)), NoSuchDevice
+
+
+@pytest.mark.parametrize("name", ["large", "flag", "gone", "device"])
+async def test_a_refused_start_is_refused_for_the_same_reason_until_it_is_tried_again(
+    managing: ManagerFactory, tmp_path: Path, name: str
+) -> None:
+    """The first request and those in the back-off hear of one error; only who is to wait is told so."""
+    wrong, kind = refused(name, tmp_path)
+    async with managing() as manager, fleet_of(manager, tmp_path, wrong, host_bytes=1000 * MIB) as fleet:
+        model = fleet.find(name)
+        for _ in range(2):
+            with pytest.raises(kind) as found:
+                await fleet.wait_for_lease(model)
+            assert type(found.value) is kind
+            assert (found.value.retry_after_s is not None) == (kind is NoCapacity)
+        with pytest.raises(kind, match=r"the next start is tried in \d+ s at the soonest"):
+            fleet.want(model)
+
+
+async def test_a_model_that_has_been_corrected_is_tried_at_once(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    wrong, kind = refused("device", tmp_path)
+    async with managing() as manager, fleet_of(manager, tmp_path, wrong) as fleet:
+        with pytest.raises(kind):
+            await fleet.wait_for_lease(fleet.find("device"))
+        fleet.set_profiles([profile("device")])
+        assert fleet.find("device").status == "stopped"
+        await bring_up(fleet, "device")
 
 
 async def test_an_idle_engine_goes_at_once_when_another_outgrows_the_budget(

@@ -7,6 +7,7 @@ test; the last test has a real engine.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,27 @@ async def test_a_refusal_names_what_helps(world: World) -> None:
     assert "kv_cache_memory_bytes" not in placed.plan.message, "even without a cache it is too large"
 
 
+@pytest.mark.parametrize("state", [InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING])
+async def test_whoever_runs_without_its_files_keeps_nobody_else_from_starting(
+    world: World, state: InstanceState, tmp_path: Path
+) -> None:
+    """They were deleted, or a link in the hub's cache leads nowhere, before it was measured."""
+    keeper = world.keeper(min_residency_s=0)
+    spec = await learn(world, keeper, "new", 4)
+    for name in ("deleted", "pruned"):
+        (folder := tmp_path / name).mkdir()
+        (folder / "config.json").write_text("{}")
+        one = world.add(str(folder), 4, engine="engine", command=None)
+        one.state, one.level = state, int(state is InstanceState.SLEEPING)
+    (folder / "model.gguf").symlink_to("../../blobs/none")
+    shutil.rmtree(tmp_path / "deleted")
+    for _ in range(2):
+        assert not isinstance((await plan(world, keeper, spec)).plan, NeverFits)
+        await keeper.overdrawn()
+    sleeper = world.manager.instances[0]
+    assert (await keeper.plan(world.model("deleted"), None, sleeper, NOW)).plan == Fits()
+
+
 async def test_what_starts_counts_with_what_it_will_need_and_is_not_disturbed(world: World) -> None:
     keeper = world.keeper(min_residency_s=0)
     spec = await learn(world, keeper, "new", 4)
@@ -478,6 +500,16 @@ async def test_where_no_place_can_be_made_it_is_told_why(world: World) -> None:
         "m needs one more place for an instance, of which there are 1; pinned (pinned) keeps one: "
         "all are taken"
     )
+
+
+async def test_what_is_too_large_is_not_told_that_a_place_would_help(world: World) -> None:
+    world.manager.has_place = False
+    world.add("other", 0.1)
+    spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())
+    never = (await plan(world, world.keeper(host_gb=1), spec)).plan
+    assert isinstance(never, NeverFits)
+    assert "all are taken" not in never.message and "place" not in never.message
+    assert "What helps: " in never.message
 
 
 # With a real engine

@@ -18,6 +18,7 @@ from instance_manager.events import EventLog
 from instance_manager.manager import InstanceManager
 from instance_manager.state_keeper import StateKeeper
 from instance_manager.state_session import StateSession
+from instance_manager.stores.base import StateStore
 from instance_manager.stores.errors import LeaseLost, PortHeld, StoreError, StoreInUse, StoreUnavailable
 from instance_manager.stores.memory import MemoryStore
 from instance_manager.stores.open import open_store
@@ -160,6 +161,53 @@ async def test_berths_on_one_redis_see_each_other(
             assert mine.gate.is_open
     finally:
         server.kill()
+
+
+@pytest.mark.skipif(REDIS_SERVER is None, reason="redis-server is not installed")
+@pytest.mark.parametrize(
+    "words", [b"DEL {berth}:leases", b"DEL {berth}:records {berth}:versions", b"FLUSHALL"]
+)
+async def test_who_loses_the_lease_to_nobody_is_not_deposed(
+    keeping: Keeping, tmp_path: Path, words: bytes
+) -> None:
+    server = RedisProcess(tmp_path)
+    server.start()
+    try:
+        async with keeping("a", state_url=server.url) as manager:
+            await running(manager, fake(name="one"))
+            server.say(words)
+            await running(manager, fake(name="two"))
+            async with await open_store(server.url, tmp_path) as other:
+                await until_some(lambda: _states(other, "running", "running"))
+                owners = await other.owners()
+            assert [owner.owner for owner in owners] == [manager.state.session.owner]
+            assert not manager.state.keeper.status.is_deposed
+            await manager.delete("one", force=True)
+    finally:
+        server.kill()
+
+
+async def _states(store: StateStore, *expected: str) -> bool:
+    return [record.state for record in await store.records()] == list(expected)
+
+
+async def test_a_database_that_is_damaged_while_open_gets_every_record_again(
+    keeping: Keeping, tmp_path: Path
+) -> None:
+    """Those of instances that nothing happens to as well, with their ports."""
+    async with keeping() as manager:
+        names = ("one", "two")
+        for name in names:
+            await running(manager, fake(name=name))
+        await until(lambda: manager.state.keeper.status.num_unwritten == 0)
+        with sqlite3.connect(tmp_path / "a" / "berth.db") as damaging:
+            damaging.execute("DELETE FROM ports")
+            damaging.execute("DROP TABLE records")
+        damaging.close()
+        await manager.stop("one", force=True)
+        store = manager.state.store
+        await until_some(lambda: _states(store, "stopped", "running"))
+        assert [hold.instance_id for hold in await store.ports()] == ["two"]
 
 
 # The keeper against a store that refuses: no real one can be made to at the right moment.

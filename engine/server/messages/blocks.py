@@ -1,14 +1,16 @@
 """Content blocks of /v1/messages: the four that a conversation here consists of, and all others as they come.
 
 What another provider's tools have left in a history, documents and images are taken as objects, and read in
-engine/server/messages/foreign_blocks.py. `cache_control` is taken anywhere: prefixes are always shared.
+engine/server/messages/foreign_blocks.py. `cache_control` is taken anywhere, and changes nothing.
 """
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from engine.server.generation_body import Ignored, Strict, none_as
 
@@ -30,11 +32,19 @@ class ThinkingBlock(_Block):
     signature: Ignored = None
 
 
+def _as_object(given: Any) -> Any:
+    """Some clients keep a call's input as the text that a stream brought it in."""
+    if isinstance(given, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(given or "{}")
+    return given
+
+
 class ToolUseBlock(_Block):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: Annotated[dict[str, Any], none_as({})] = Field(default={})
+    input: Annotated[dict[str, Any], BeforeValidator(_as_object), none_as({})] = Field(default={})
     caller: Ignored = None
     toolset_name: Ignored = None
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import MAX_FIELDS, Ignored, RequestBody, Strict, none_as
+from engine.server.generation_body import MAX_FIELDS, CacheSalt, Ignored, RequestBody, Strict, none_as
 from engine.server.messages.blocks import Block, TextBlock
 
 MAX_TOOLS = 512
@@ -15,11 +15,12 @@ MAX_BLOCKS = 20_000
 MAX_STOP_SEQUENCES = 256
 
 COUNT_RULES = FieldRules(
-    refused={"cache_salt": (), "kv_transfer_params": (), "thread": ({"type": "create"},)},
+    refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},
     without_effect=frozenset(
         {
             "betas",
             "billing_policy",
+            "cache_salt",
             "compaction",
             "context_hint",
             "diagnostics",
@@ -55,10 +56,15 @@ class TurnConfig(Strict):
     effort: Effort | None = None
 
 
+def _as_system(role: Any) -> Any:
+    """OpenAI's newer name for the same."""
+    return "system" if role == "developer" else role
+
+
 class AnthropicMessage(Strict):
     """One turn, as a client wrote it or as an SDK dumps the message that it got."""
 
-    role: Literal["user", "assistant", "system"]
+    role: Annotated[Literal["user", "assistant", "system"], BeforeValidator(_as_system)]
     content: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
     clear_at: Literal["next_user_message", "never"] | None = Field(
         default=None, description="Of a system turn: until when the model is shown it."
@@ -78,8 +84,8 @@ class AnthropicMessage(Strict):
 
     @model_validator(mode="after")
     def _has_content(self) -> AnthropicMessage:
-        if self.content is None and self.role != "system":
-            raise ValueError(f"a message of role {self.role} needs content")
+        if self.content is None and self.role == "user":
+            raise ValueError("a message of role user needs content")
         return self
 
     @property
@@ -210,7 +216,7 @@ class CountBody(RequestBody):
 
 
 class MessagesBody(CountBody):
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=0, description="0 = the prompt is read into the cache, and nothing is said.")
     stop_sequences: Annotated[
         list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_STOP_SEQUENCES)
     ] = Field(default=[])
@@ -218,6 +224,7 @@ class MessagesBody(CountBody):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     stream: Annotated[bool, none_as(False)] = False
+    cache_salt: CacheSalt = None
 
 
 RULES = FieldRules(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from engine.server.chat_events import (
@@ -24,7 +25,9 @@ class MessageWriter:
     """Writes one message down. `feed` gives the stream's events; `message` is the whole so far."""
 
     def __init__(self, message_id: str, model: str, *, max_tokens: int) -> None:
-        """`max_tokens`: as asked for, which may be more than the context has room for."""
+        """`max_tokens`: as asked for, which may be more than the context has room for. With 0 nothing is told
+        of the one token that it takes to read a prompt into the cache.
+        """
         self._message: dict[str, Any] = {
             "id": message_id,
             "type": "message",
@@ -40,11 +43,14 @@ class MessageWriter:
 
     def start(self, usage: Usage) -> dict[str, Any]:
         """The first event; to be asked for before anything is fed."""
-        begun = {**self._message, "content": [], "usage": usage_object(usage)}
+        begun = {**self._message, "content": [], "usage": self._usage(usage)}
         return {"type": "message_start", "message": begun}
 
     def feed(self, events: Iterable[ChatEvent]) -> list[dict[str, Any]]:
         told: list[dict[str, Any]] = []
+        if not self._max_tokens:
+            self._message["stop_reason"] = "max_tokens"
+            return told
         for event in events:
             match event:
                 case ReasoningDelta(_, text):
@@ -71,13 +77,16 @@ class MessageWriter:
         self._tell_limit(usage)
         delta = {name: self._message[name] for name in ("stop_reason", "stop_sequence")}
         return [
-            {"type": "message_delta", "delta": delta, "usage": usage_object(usage)},
+            {"type": "message_delta", "delta": delta, "usage": self._usage(usage)},
             {"type": "message_stop"},
         ]
 
     def message(self, usage: Usage) -> dict[str, Any]:
         self._tell_limit(usage)
-        return {**self._message, "usage": usage_object(usage)}
+        return {**self._message, "usage": self._usage(usage)}
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        return usage_object(replace(usage, completion_tokens=min(usage.completion_tokens, self._max_tokens)))
 
     @property
     def _blocks(self) -> list[dict[str, Any]]:

@@ -88,17 +88,18 @@ def renamed(error: InvalidRequest, body: CountBody, offered: list[Offered] | Non
         return _IN_FORMAT.sub(form, _IN_TOOL.sub(in_tool, text))
 
     param = None if error.param is None else _OUR_PARAMS.get(error.param, rename(error.param))
-    return type(error)(rename(error.message), param=param)
+    return error.renamed(rename(error.message), param)
 
 
 def _sampling(body: MessagesBody) -> dict[str, Any]:
     return {
-        "max_tokens": body.max_tokens,
+        "max_tokens": max(body.max_tokens, 1),  # 0 reads the prompt into the cache, which takes one
         "stop": body.stop_sequences,
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k,
         "stream": body.stream,
+        "cache_salt": body.cache_salt,
     }
 
 

@@ -20,6 +20,7 @@ POOLING_PATHS = (
 GENERATION_PATHS = (
     "/v1/completions",
     "/v1/chat/completions",
+    "/v1/chat/completions/batch",
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",

@@ -142,8 +142,9 @@ class PoolingService(ModelService):
             raise
         finally:
             seconds = time.monotonic() - arrival_time
-            for _ in requests:
+            for request in requests:
                 self.metrics.observe_end(reason.value, end_to_end_s=seconds, decode_s=None)
+                self.metrics.observe_lengths(prompt=len(request.token_ids), generated=0)
             if (record := current_record()) is not None:
                 num_tokens = sum(len(request.token_ids) for request in requests)
                 record.add(prompt_tokens=num_tokens, reasons=[reason])

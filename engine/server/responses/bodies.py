@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import Ignored, RequestBody, Strict, none_as
+from engine.server.foreign_parts import mark_unreadable
+from engine.server.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
 from engine.server.responses.items import Item
 from engine.server.responses.tools import ToolChoice, Tools
 from engine.server.unknown_fields import report_ignored
 
 RULES = FieldRules(
     refused={
-        "cache_salt": (),
         "conversation": (),
         "ec_transfer_params": (),
         "enable_response_messages": (False,),
@@ -117,7 +117,9 @@ class ResponseStreamOptions(Strict):
 class InputTokensBody(RequestBody):
     """What the model reads."""
 
-    input: str | Annotated[list[Item], Field(fail_fast=True)] | None = None
+    input: Annotated[
+        str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unreadable)
+    ] = None
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Tools | None = None
@@ -161,11 +163,12 @@ class ResponsesBody(InputTokensBody):
     structured_outputs: dict[str, Any] | None = None
     priority: int | None = None
     request_id: str | None = None
+    cache_salt: CacheSalt = None
     user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
     safety_identifier: str | None = Field(default=None, description="As `user`.")
     service_tier: str | None = Field(default=None, description="There is one, the default.")
     prompt_cache_key: str | None = Field(
-        default=None, description="A hint without effect: prefixes are always shared."
+        default=None, description="A hint without effect: prefixes are shared without it."
     )
     prompt_cache_options: CacheOptions | None = None
 
@@ -203,5 +206,6 @@ AS_IN_CHATS = (
     "structured_outputs",
     "priority",
     "request_id",
+    "cache_salt",
 )
 """Fields that mean what they mean in chat completions."""

@@ -17,16 +17,17 @@ from engine.server.answer import STREAM_HEADERS, unless_client_leaves
 from engine.server.body import read_body
 from engine.server.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.errors import error_response
-from engine.server.gate import request_id_of
 from engine.server.protocol import ChatBody
+from engine.server.request_ids import new_answer_id
 from engine.server.responses.bodies import RULES, InputTokensBody, ResponsesBody
 from engine.server.responses.items import read_items
 from engine.server.responses.listing import list_items
-from engine.server.responses.store import ResponseStore, StoredResponse
+from engine.server.responses.store import Shelf, StoredResponse
 from engine.server.responses.tools import runnable
 from engine.server.responses.translate import Asked, fitting_cut
 from engine.server.responses.writer import ResponseWriter
 from engine.server.service import Service
+from engine.server.tenants import current_tenant
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,14 @@ async def create_response(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     body = await read_body(request, ResponsesBody, RULES)
     service.model.check_name(body.model)
-    asked = await _read(body, service.responses)
+    store = _store(request)
+    asked = await _read(body, store)
+    # Of its own, never the request's, which clients choose and others may guess: what has it is kept.
+    name = f"resp_{new_answer_id()}"
     run = await _start(service, asked, cuts=body.truncation == "auto")
-    name = f"resp_{request_id_of(request, body.request_id)}"
     response = _new_response(name, body, body.model or service.model.name)
     writer = ResponseWriter(response, asked.toolbox, seals_reasoning=body.seals_reasoning)
-    making = Making(run, writer, asked.items, service.responses if body.store else None)
+    making = Making(run, writer, asked.items, store if body.store else None)
     if body.background:
         return JSONResponse(making.in_background())
     return ResponseStream(making) if body.stream else WholeResponse(making)
@@ -52,7 +55,7 @@ async def count_input_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_body(request, InputTokensBody, RULES)
     service.model.check_name(body.model)
-    asked = await _read(body, service.responses)
+    asked = await _read(body, _store(request))
     try:
         num_tokens = len(await encode_conversation(service, await _chat_of(asked)))
     except InvalidRequest as error:
@@ -60,7 +63,7 @@ async def count_input_tokens(request: Request) -> Response:
     return JSONResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
-async def _read(body: InputTokensBody, store: ResponseStore) -> Asked:
+async def _read(body: InputTokensBody, store: Shelf) -> Asked:
     """Long conversations in a thread, as all work on long texts."""
     if isinstance(body.input, list) and len(body.input) > _MANY_ITEMS:
         return await asyncio.to_thread(Asked, body, store)
@@ -123,9 +126,10 @@ async def delete_response(request: Request) -> Response:
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
 
-def _store(request: Request) -> ResponseStore:
+def _store(request: Request) -> Shelf:
+    """What the request's tenant has stored: of others' responses nothing is found."""
     service: Service = request.app.state.service
-    return service.responses
+    return service.responses.of(current_tenant().name)
 
 
 class Making:
@@ -136,7 +140,7 @@ class Making:
         run: ChatRun,
         writer: ResponseWriter,
         conversation: list[Any],
-        store: ResponseStore | None,
+        store: Shelf | None,
     ) -> None:
         self.run = run
         self.writer = writer
@@ -151,6 +155,17 @@ class Making:
                 self.writer.feed(events)
         self.writer.end(self.run.usage)
         self.keep()
+
+    def break_off(self) -> None:
+        """Its client has left, or wants no more of it: what there is stays."""
+        self.writer.cancel(self.run.usage)
+        self.keep()
+
+    def fail(self, error: EngineError) -> list[dict[str, Any]]:
+        """It can't be completed; the events that say so."""
+        told = self.writer.fail(error)
+        self.keep()
+        return told
 
     def keep(self) -> None:
         if self._store is not None:
@@ -168,9 +183,9 @@ class Making:
         try:
             await self.collect()
         except asyncio.CancelledError:
-            self.writer.cancel()
+            self.break_off()
         except EngineError as error:
-            self.writer.fail(error)
+            self.fail(error)
 
 
 class WholeResponse:
@@ -205,6 +220,10 @@ class ResponseStream:
                 await self._stream(send)
             except EngineError as error:
                 return error
+            except asyncio.CancelledError:
+                if self._has_begun:  # else nobody knows its id
+                    self._making.break_off()
+                raise
             return None
 
         error = await unless_client_leaves(receive, stream)
@@ -212,7 +231,7 @@ class ResponseStream:
             await error_response(error)(scope, receive, send)
         elif error is not None:
             log.warning("A stream ends with an error: %s", error)
-            await self._send(send, self._making.writer.fail(error))
+            await self._send(send, self._making.fail(error))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _stream(self, send: Send) -> None:
@@ -222,8 +241,9 @@ class ResponseStream:
                 told = writer.feed(events) if self._has_begun else [*writer.start(), *writer.feed(events)]
                 if told:
                     await self._send(send, told)
-        await self._send(send, writer.end(self._making.run.usage))
-        self._making.keep()
+        told = writer.end(self._making.run.usage)
+        self._making.keep()  # before its client hears of the end, and asks for it
+        await self._send(send, told)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, events: list[dict[str, Any]]) -> None:

@@ -1,4 +1,8 @@
-"""Responses that may be asked for again: in memory, bounded, the least recently used go first."""
+"""Responses that may be asked for again: in memory, bounded, each found by the tenant alone that made it.
+
+Whoever holds the most gives way: its least recently used response goes first. So nobody who holds less than
+an equal share loses anything to the others, and who is alone may fill the store.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +25,50 @@ class StoredResponse:
     num_input: int  # of them that came before the output
     by_id: dict[str, Any] = field(default_factory=dict)
     num_bytes: int = 0
+    is_deleted: bool = False  # by its client: it doesn't come back, though it may still be in the making
     task: asyncio.Task[None] | None = None  # that makes it, if it is made in the background
 
 
 class ResponseStore:
+    """All tenants' responses, within the bounds of the whole."""
+
     def __init__(self) -> None:
+        self._shelves: dict[str, Shelf] = {}
+
+    def of(self, tenant: str) -> Shelf:
+        """Those of one tenant, by its name."""
+        shelf = self._shelves.get(tenant)
+        if shelf is None:
+            shelf = self._shelves[tenant] = Shelf(self)
+        return shelf
+
+    def make_room(self) -> None:
+        """Bring the whole within its bounds. A response that nobody stands beside may be as long as it is."""
+        shelves = self._shelves.values()
+        while sum(map(len, shelves)) > 1:
+            if sum(map(len, shelves)) > MAX_STORED:
+                max(shelves, key=len).forget_oldest()
+            elif sum(shelf.num_bytes for shelf in shelves) > MAX_STORED_BYTES:
+                max(shelves, key=lambda shelf: shelf.num_bytes).forget_oldest()
+            else:
+                return
+
+
+class Shelf:
+    """What one tenant has stored; to it there is nothing else."""
+
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
         self._stored: OrderedDict[str, StoredResponse] = OrderedDict()
-        self._num_bytes = 0
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
     def put(self, stored: StoredResponse) -> None:
         """Keep one, or what has become of it."""
+        if stored.is_deleted:
+            return
         name = stored.response["id"]
         self._forget(name)
         stored.by_id = {item.id: item for item in stored.items}
@@ -38,11 +76,8 @@ class ResponseStore:
             len(item.model_dump_json()) for item in stored.items
         )
         self._stored[name] = stored
-        self._num_bytes += stored.num_bytes
-        while len(self._stored) > 1 and (
-            len(self._stored) > MAX_STORED or self._num_bytes > MAX_STORED_BYTES
-        ):
-            self._forget(next(iter(self._stored)))
+        self.num_bytes += stored.num_bytes
+        self._store.make_room()
 
     def get(self, name: str, param: str | None = None) -> StoredResponse:
         """Raises UnknownResponse."""
@@ -70,12 +105,17 @@ class ResponseStore:
 
     def delete(self, name: str) -> None:
         """Raises UnknownResponse. One that is still being made is ended."""
-        task = self.get(name).task
-        if task is not None:
-            task.cancel()
+        stored = self.get(name)
+        stored.is_deleted = True
+        if stored.task is not None:
+            stored.task.cancel()
         self._forget(name)
+
+    def forget_oldest(self) -> None:
+        """Give way by the response that was used longest ago."""
+        self._forget(next(iter(self._stored)))
 
     def _forget(self, name: str) -> None:
         stored = self._stored.pop(name, None)
         if stored is not None:
-            self._num_bytes -= stored.num_bytes
+            self.num_bytes -= stored.num_bytes

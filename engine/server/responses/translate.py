@@ -25,7 +25,7 @@ from engine.server.responses.items import (
     ToolSearchOutputItem,
     id_prefix,
 )
-from engine.server.responses.store import ResponseStore
+from engine.server.responses.store import Shelf
 from engine.server.responses.toolbox import Toolbox
 
 _OUR_PARAMS = {
@@ -44,7 +44,7 @@ _CUSTOM_PATTERN = ".parameters.properties.input.pattern"
 class Asked:
     """A request with the conversation that it goes on with, as items: earlier ones, then its own."""
 
-    def __init__(self, body: InputTokensBody, store: ResponseStore) -> None:
+    def __init__(self, body: InputTokensBody, store: Shelf) -> None:
         """Raises UnknownResponse and UnknownItem."""
         earlier = body.previous_response_id
         history = [] if earlier is None else store.get(earlier, "previous_response_id").items
@@ -89,7 +89,7 @@ class Asked:
             "tool_choice": self._choice,
         }
         if isinstance(body, ResponsesBody):
-            fields["max_completion_tokens"] = body.max_output_tokens
+            fields |= {"max_completion_tokens": body.max_output_tokens, "stream": body.stream}
         return check(fields, ChatBody)
 
     @property
@@ -108,7 +108,7 @@ class Asked:
         place, own_place = param.rpartition(".")[0], name.rpartition(".")[0]
         if "." in place:  # a schema's errors say the place, and then the word there
             said = said.replace(place, own_place)
-        return type(error)(said, param=name)
+        return error.renamed(said, name)
 
     def _own_name(self, param: str) -> str:
         for pattern, paths in ((_MESSAGE, self._origins), (_TOOL, self._tool_paths)):
@@ -123,7 +123,7 @@ class Asked:
         return param
 
 
-def _own_items(body: InputTokensBody, store: ResponseStore) -> Iterator[Any]:
+def _own_items(body: InputTokensBody, store: Shelf) -> Iterator[Any]:
     """The request's own items, each with an id; references are looked up."""
     if isinstance(body.input, str):
         yield MessageItem(id=_new_id("message"), role="user", content=body.input)

@@ -19,9 +19,12 @@ from engine.server.responses.calls import Call, begin_call
 from engine.server.responses.items import id_prefix
 from engine.server.responses.sealed import seal
 from engine.server.responses.toolbox import Toolbox
+from engine.types import FinishReason
 
 _Event = dict[str, Any]
 
+# Ends that leave an answer unfinished, as OpenAI calls them; the abort by an id is ours.
+_CUT_BY = {FinishReason.LENGTH.value: "max_output_tokens", FinishReason.ABORT.value: "aborted"}
 _TEXT_KINDS = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
@@ -70,9 +73,12 @@ class ResponseWriter:
         self.response["error"] = {"code": "server_error", "message": error.message}
         return [self._whole("response.failed")]
 
-    def cancel(self) -> None:
+    def cancel(self, usage: Usage) -> None:
+        """It goes no further, unless it has come to its end already."""
         self._settle()
-        self.response["status"] = "cancelled"
+        self.response["usage"] = usage_object(usage)
+        if self.response["status"] == "in_progress":
+            self.response["status"] = "cancelled"
 
     @property
     def _output(self) -> list[dict[str, Any]]:
@@ -120,9 +126,11 @@ class ResponseWriter:
         return [self._of_item(f"{self._call.event}.delta", delta=delta)]
 
     def _settle(self) -> None:
-        """Put down what there is of a call that won't be completed."""
+        """Put down what there is of an item that won't be completed."""
         if self._call is not None:
             self._item.update(self._call.fields)
+        if self._open:
+            self._item["status"] = "incomplete"
 
     def _close_call(self, call: Call) -> list[_Event]:
         told = self._call_delta(call.finish())
@@ -162,11 +170,14 @@ class ResponseWriter:
         ]
 
     def _end(self, finish_reason: str) -> list[_Event]:
-        is_whole = finish_reason != "length"
-        told = self._close("completed" if is_whole else "incomplete")
-        self.response["status"] = "completed" if is_whole else "incomplete"
-        if not is_whole:
-            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+        cut_by = _CUT_BY.get(finish_reason)
+        status = "completed" if cut_by is None else "incomplete"
+        told = self._close(status)
+        if cut_by is not None:
+            self.response["incomplete_details"] = {"reason": cut_by}
+        if finish_reason == FinishReason.ABORT and self.response["background"]:
+            status = "cancelled"  # as by its own route; streams know no such end
+        self.response["status"] = status
         return told
 
     def _of_item(self, kind: str, **fields: Any) -> _Event:

@@ -42,7 +42,8 @@ def responses() -> dict[str, object]:
         model=model, input=[QUESTION, *first.output, result], tools=tools, max_output_tokens=20
     )
     with client.responses.stream(model=model, input="Tell me a story.", max_output_tokens=20) as stream:
-        streamed = stream.get_final_response().output_text
+        # `get_final_response` wants the event response.completed, and one cut short is response.incomplete.
+        streamed = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
     continued = client.responses.create(
         model=model, input="Hello", previous_response_id=last.id, max_output_tokens=20
     )

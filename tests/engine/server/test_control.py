@@ -11,6 +11,7 @@ import pytest
 
 from engine.server.absent import ABSENT
 from engine.server.request_ids import choose_request_id, new_sequence_id, sequence_ids_of, set_request_id
+from engine.server.tenants import EVERYBODY
 from tests.engine.server.serving import Running, fake_core, running, wait_until
 from tests.engine.server.test_streams import CHAT, COMPLETIONS, Valve, events
 
@@ -122,12 +123,12 @@ def test_ids_of_sequences() -> None:
     assert choose_request_id("asked") == "given"
     others = [new_sequence_id(), new_sequence_id()]
     assert len({mine, *others}) == 3
-    assert sequence_ids_of(["asked"], [mine, *others]) == [mine]
-    assert sequence_ids_of(["chatcmpl-given"], [mine, *others]) == others
-    assert sequence_ids_of(["resp_asked", "given"], [mine, *others]) == [mine, *others]
-    assert sequence_ids_of(["as", "", "ask:ed"], [mine, *others]) == []
+    assert sequence_ids_of(["asked"], [mine, *others], EVERYBODY) == [mine]
+    assert sequence_ids_of(["chatcmpl-given"], [mine, *others], EVERYBODY) == others
+    assert sequence_ids_of(["resp_asked", "given"], [mine, *others], EVERYBODY) == [mine, *others]
+    assert sequence_ids_of(["as", "", "ask:ed"], [mine, *others], EVERYBODY) == []
     set_request_id("with:colon", is_final=True)
-    assert sequence_ids_of(["with"], [new_sequence_id()]) == []
+    assert sequence_ids_of(["with"], [new_sequence_id()], EVERYBODY) == []
 
 
 @pytest.mark.parametrize(("method", "path"), list(ABSENT), ids=lambda word: word)

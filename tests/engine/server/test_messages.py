@@ -168,3 +168,28 @@ def test_errors_of_every_layer_have_the_protocols_shape(demo_server: Running) ->
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
     assert (wrong_method.status_code, wrong_method.json()["type"]) == (405, "error")
     assert (no_json.status_code, no_json.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_an_id_is_told_as_the_protocols_clients_read_it(
+    client: anthropic.Anthropic, demo_server: Running
+) -> None:
+    message = client.messages.create(model=MODEL, max_tokens=2, messages=asked("Hi"), **GREEDY)
+    assert message._request_id
+    assert message.id == f"msg_{message._request_id}"
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        client.messages.create(model="x", max_tokens=2, messages=asked("Hi"))
+    assert refused.value.request_id
+    assert refused.value.body == {**refused.value.response.json(), "request_id": refused.value.request_id}
+    with demo_server.http() as http:
+        assert "request-id" not in http.get("/v1/models").headers
+
+
+def test_no_tokens_read_a_prompt_into_the_cache(client: anthropic.Anthropic) -> None:
+    arguments: Any = {"model": MODEL, "messages": asked("A prompt of some length, asked twice. " * 9)}
+    message = client.messages.create(max_tokens=0, **arguments)
+    assert (message.content, message.stop_reason, message.usage.output_tokens) == ([], "max_tokens", 0)
+    with client.messages.stream(max_tokens=0, **arguments) as stream:
+        streamed = stream.get_final_message()
+    assert (streamed.content, streamed.stop_reason) == ([], "max_tokens")
+    assert streamed.usage.output_tokens == 0
+    assert (streamed.usage.cache_read_input_tokens or 0) > 0

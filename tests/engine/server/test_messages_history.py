@@ -375,3 +375,24 @@ def test_a_block_that_nobody_knows_is_refused_where_it_is_asked_about() -> None:
         shown(user(block))
     assert error.value.param == "messages[0].content[0].type"
     assert assistant_text(block) == "see"
+
+
+# Shapes of other SDKs
+
+
+def test_a_call_may_keep_its_input_as_text() -> None:
+    for given in ('{"at": 1}', {"at": 1}):
+        assert shown(HI, assistant({**USE, "input": given}), user(result("x")))[1]["tool_calls"] == [CALL]
+    for nothing in ("", None, {}):
+        [_, said, _] = shown(HI, assistant({**USE, "input": nothing}), user(result("x")))
+        assert said["tool_calls"][0]["function"]["arguments"] == "{}"
+    with pytest.raises(InvalidRequest, match=r"messages\[1\]\.content\[0\]\.input"):
+        shown(HI, assistant({**USE, "input": "at 1"}), HI)
+
+
+def test_a_developer_is_the_system() -> None:
+    assert shown({"role": "developer", "content": "now"}, HI)[0] == system("now")
+
+
+def test_an_assistant_that_said_nothing_is_passed_over() -> None:
+    assert shown(HI, {"role": "assistant", "content": None}, HI) == [user_text("Hi\nHi")]

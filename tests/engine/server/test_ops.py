@@ -84,7 +84,7 @@ def test_metrics_count_what_happened(fake_model: Path) -> None:
                 body = {"prompt": prompt, "max_tokens": 10, "ignore_eos": True, "seed": 1}
                 assert client.post(COMPLETIONS, json=body).status_code == 200
             text = client.post(COMPLETIONS, json=body).json()["choices"][0]["text"]
-            client.post(COMPLETIONS, json={**body, "stop": text[1]})
+            stopped = client.post(COMPLETIONS, json={**body, "stop": text[1]}).json()["usage"]
         server.wait_idle()
         values = metrics(server)
     assert values["vllm:prompt_tokens_total"] == 32 + 32 + 3 + 3 + 3
@@ -105,10 +105,50 @@ def test_metrics_count_what_happened(fake_model: Path) -> None:
         "request_queue_time_seconds",
         "request_prefill_time_seconds",
         "request_decode_time_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
     ):
         assert values[f"vllm:{name}_count"] == 5, name
         assert values[f"vllm:{name}_sum"] >= 0
     assert 36 <= values["vllm:inter_token_latency_seconds_count"] <= 45
+    assert values["vllm:request_prompt_tokens_sum"] == 32 + 32 + 3 + 3 + 3
+    assert values["vllm:request_generation_tokens_sum"] == 4 * 10 + stopped["completion_tokens"]
+
+
+def test_lengths_of_requests_are_counted_in_vllms_buckets(fake_model: Path) -> None:
+    with running(fake_model, fake_core(fake_model)) as server, server.http() as client:
+        body = {"prompt": "abc", "max_tokens": 7, "ignore_eos": True, "n": 2, "seed": 1}
+        assert client.post(COMPLETIONS, json=body).status_code == 200
+        page = client.get("/metrics").text
+    for name, length in (("request_prompt_tokens", 3), ("request_generation_tokens", 7)):
+        buckets = {
+            float(sample.labels["le"]): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name == f"vllm:{name}_bucket"
+        }
+        assert list(buckets) == [1, 2, 5, 10, 20, 50, 100, 200, float("inf")]  # the context is 200
+        assert buckets == {limit: 2.0 * (limit >= length) for limit in buckets}, name
+
+
+def test_the_cache_is_described_as_vllm_does(fake_model: Path) -> None:
+    with running(fake_model, fake_core(fake_model)) as server, server.http() as client:
+        page = client.get("/metrics").text
+    (info,) = [one for one in text_string_to_metric_families(page) if one.name == "vllm:cache_config_info"]
+    (sample,) = info.samples
+    assert (info.type, sample.value) == ("gauge", 1)
+    expected = {
+        "block_size": "4",
+        "enable_prefix_caching": "True",
+        "engine": "0",
+        "gpu_memory_utilization": "0.9",
+        "kv_cache_max_concurrency": "10.24",
+        "kv_cache_memory_bytes": "None",
+        "kv_cache_size_tokens": "2048",
+        "model_name": "fake",
+        "num_gpu_blocks": "512",
+    }
+    assert expected.items() <= sample.labels.items()
 
 
 @pytest.fixture(scope="module")

@@ -168,6 +168,7 @@ def test_a_body_must_be_json(
         response = client.post(COMPLETIONS, content=content, headers=headers)
     assert response.status_code == status, response.text
     assert ("error" in response.json()) == (status != 200)
+    assert ("-H 'Content-Type: application/json'" in response.text) == (status == 415)
 
 
 def test_an_unknown_model_is_404(fake_server: Running) -> None:

@@ -12,16 +12,16 @@ from engine.errors import InvalidRequest
 from engine.server.body import check
 from engine.server.responses.bodies import RULES, InputTokensBody
 from engine.server.responses.items import read_items
-from engine.server.responses.store import ResponseStore, StoredResponse
+from engine.server.responses.store import ResponseStore, Shelf, StoredResponse
 from engine.server.responses.translate import Asked, fitting_cut
 from engine.server.unknown_fields import collect_ignored
 
 HI = {"role": "user", "content": "Hi"}
 
 
-def asked(*items: Any, store: ResponseStore | None = None, **fields: Any) -> Asked:
+def asked(*items: Any, store: Shelf | None = None, **fields: Any) -> Asked:
     body = check({"input": list(items), **fields}, InputTokensBody, RULES)
-    return Asked(body, store or ResponseStore())
+    return Asked(body, store or ResponseStore().of(""))
 
 
 def said(*items: Any, **fields: Any) -> list[dict[str, Any]]:
@@ -322,7 +322,7 @@ def stored(*items: dict[str, Any], name: str = "resp_1") -> StoredResponse:
 
 
 def test_a_reference_stands_for_a_stored_item() -> None:
-    store = ResponseStore()
+    store = ResponseStore().of("")
     store.put(stored({"id": "msg_1", "role": "assistant", "content": "a"}))
     for reference in (
         {"type": "item_reference", "id": "msg_1"},
@@ -358,7 +358,7 @@ def test_tools_that_a_conversation_brings_are_offered_from_then_on() -> None:
 
 
 def test_a_conversation_goes_on_with_its_items() -> None:
-    store = ResponseStore()
+    store = ResponseStore().of("")
     tools = [{"type": "function", "name": "f"}]
     store.put(stored({"id": "at", "type": "additional_tools", "tools": tools}, {"id": "m", **HI}))
     body = check({"input": "And?", "previous_response_id": "resp_1"}, InputTokensBody, RULES)

@@ -15,6 +15,7 @@ USER = [{"role": "user", "content": "Hi"}]
 CALL = '<tool_call>\n{"name": "f", "arguments": {"tags": ["a", "a"], "n": 3}}\n</tool_call>'
 TAGS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}  # which no grammar can say
 SCHEMA = {"type": "object", "properties": {"tags": TAGS, "n": {"type": "integer"}}, "required": ["tags", "n"]}
+NAMED = {"type": "function", "function": {"name": "f"}}
 PLAIN = {"name": "plain", "parameters": {"type": "object", "properties": {}}}
 
 
@@ -64,6 +65,29 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
             MESSAGES,
             {"tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "any"}},
             "tools[0].input_schema.properties.tags",
+        ),
+        (  # beside tools that are left out
+            CHAT,
+            {"tools": [{"type": "web_search"}, function(SCHEMA, strict=True)]},
+            "tools[1].function.parameters.properties.tags",
+        ),
+        (
+            CHAT,
+            {
+                "tools": [function({}, "g"), function(SCHEMA, strict=True)],
+                "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
+            },
+            "tools[1].function.parameters.properties.tags",
+        ),
+        (  # beside a format of the answer
+            CHAT,
+            {"tools": [function({})], "response_format": form(SCHEMA)},
+            "response_format.json_schema.schema.properties.tags",
+        ),
+        (
+            CHAT,
+            {"tools": [function(SCHEMA, strict=True)], "response_format": {"type": "json_object"}},
+            "tools[0].function.parameters.properties.tags",
         ),
     ],
 )

@@ -42,7 +42,6 @@ async def warning_of(app: App, path: str, **body: Any) -> str | None:
         {"prompt_cache_retention": "24h"},
         {"prompt_cache_key": "k"},
         {"session_id": "s"},
-        {"stream_interval": 4},
         {"length_penalty": 0.8},
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
     ],
@@ -114,7 +113,7 @@ async def test_a_field_that_would_change_the_answer_is_refused(app: App) -> None
     for name, value in [
         ("guided_json", {}),
         ("functions", [{"name": "f"}]),
-        ("use_beam_search", True),
+        ("early_stopping", True),
         ("modalities", ["text", "audio"]),
         ("watermarking", True),
     ]:

@@ -187,10 +187,10 @@ async def test_what_comes_is_what_the_tool_takes(walker: Walker, schema: dict[st
 
 @pytest.mark.parametrize("parser", ["hermes", "qwen3_coder", "llama3_json", "mistral"])
 async def test_all_tools_of_an_agent_are_forced_together(walker: Walker, parser: str) -> None:
-    tools = [
-        {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
+    tools = {
+        name: {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
         for name, schema in TOOLS.items()
-    ]
+    }
     tag = call_constraint(parser, tools, "required", parallel=True)
     assert tag is not None
     await walker.structurer.compile(StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools"))

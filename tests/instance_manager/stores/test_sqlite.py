@@ -17,7 +17,7 @@ import pytest
 
 from instance_manager.stores import NewEvent, Usage, open_store, owner_id
 from instance_manager.stores.errors import StoreInUse, StoreUnavailable
-from instance_manager.stores.sqlite_file import MIGRATIONS
+from instance_manager.stores.sqlite_schema import MIGRATIONS
 from tests.instance_manager.stores.conftest import a_record
 
 URL = "sqlite:///berth.db"
@@ -95,30 +95,6 @@ async def test_two_berths_in_one_directory(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("damage", ["garbage", "a page overwritten"])
-async def test_a_corrupt_file_is_moved_aside(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "berth.db"
-    if damage == "garbage":
-        path.write_bytes(b"this is no database, " * 500)
-    else:
-        async with await open_store(URL, tmp_path) as store:
-            for number in range(50):
-                await store.put(a_record(f"i{number}"), 0)
-        with path.open("r+b") as file:
-            file.seek(4096)
-            file.write(b"\xff" * 8192)
-    with caplog.at_level(logging.ERROR, "berth.state"):
-        async with await open_store(URL, tmp_path) as store:
-            assert await store.records() == []
-            await store.put(a_record(), 0)
-    assert "is corrupt" in caplog.text and "begun anew" in caplog.text
-    assert len(list(tmp_path.glob("berth.db.corrupt-*"))) >= 1
-    async with await open_store(URL, tmp_path) as store:
-        assert len(await store.records()) == 1
-
-
 async def test_a_file_that_turns_corrupt_while_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with await open_store(URL, tmp_path) as store:
         for number in range(60):  # more than SQLite keeps in memory
@@ -129,8 +105,8 @@ async def test_a_file_that_turns_corrupt_while_open(tmp_path: Path, caplog: pyte
             file.write(b"\xff" * (size - 4096))
         with caplog.at_level(logging.ERROR, "berth.state"), pytest.raises(StoreUnavailable):
             await store.records()
-        assert "is corrupt" in caplog.text
-        assert await store.records() == []  # a new one
+        assert "is damaged" in caplog.text
+        assert len(await store.records()) < 60  # a new one, with what could still be read
         await store.put(a_record(), 0)
 
 
@@ -157,6 +133,24 @@ async def test_a_full_disk_is_survived(tmp_path: Path) -> None:
         await store.put(a_record(f"i{written}"), 0)
         assert len(await store.records()) == written + 2
         assert await store.last_event_id() == written
+
+
+async def test_one_begins_on_a_full_disk_with_what_can_be_read(tmp_path: Path) -> None:
+    """So that engines of a Berth that was killed are found, and not orphaned until somebody clears up."""
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    async with await open_store(URL, tmp_path) as store:
+        record = await store.put(a_record(), 0)
+        for path in tmp_path.glob("berth.db*"):
+            (killed / path.name).write_bytes(path.read_bytes())
+    size = (killed / "berth.db-wal").stat().st_size
+    with files_no_larger_than(max(size, 32_768)):
+        async with await open_store(URL, killed) as store:
+            assert (await store.acquire_lease("a", 30)).fence == 1
+            assert await store.records() == [record]
+            with pytest.raises(StoreUnavailable):
+                for number in range(1000):
+                    await store.put(a_record(f"i{number}"), 0)
 
 
 async def test_a_directory_that_cannot_be_written() -> None:
@@ -208,7 +202,7 @@ async def test_a_record_that_cannot_be_read_hides_no_other(
     with connection:
         connection.execute("UPDATE records SET body = '{}' WHERE instance_id = 'one'")
     connection.close()
-    async with await open_store(URL, tmp_path) as store:
-        with caplog.at_level(logging.ERROR, "berth.state"):
+    with caplog.at_level(logging.ERROR, "berth.state"):
+        async with await open_store(URL, tmp_path) as store:
             assert await store.records() == [kept]
     assert "instance=one" in caplog.text

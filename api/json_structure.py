@@ -1,0 +1,70 @@
+"""How much is to be built of a JSON text, counted before anything is. Pure.
+
+What is built is up to fifty times as large as its text, and nobody else runs meanwhile: arrays, objects and
+their values are bounded. Texts and images may be as long as they like: they are built in one piece.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_CONTAINERS = 100_000  # arrays and objects
+MAX_COMMAS = 1_000_000  # between values
+# Texts have brackets and commas, too; of those there may be many, up to where counting takes long.
+_MANY_TIMES = 20
+_SLICE_BYTES = 2**20  # looked at in one go
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+class TooManyParts(Exception):
+    """The message says of what there are too many."""
+
+
+class PartCounter:
+    """Fed with a body as it arrives, it ends one that could not be read anyway."""
+
+    def __init__(self) -> None:
+        self._num_containers = self._num_commas = 0
+
+    @property
+    def may_be_too_many(self) -> bool:
+        """Whether it has to be counted what stands in texts."""
+        return self._num_containers > MAX_CONTAINERS or self._num_commas > MAX_COMMAS
+
+    def feed(self, piece: bytes) -> None:
+        """Raises TooManyParts."""
+        self._num_containers += piece.count(b"[") + piece.count(b"{")
+        self._num_commas += piece.count(b",")
+        _check(self._num_containers, MAX_CONTAINERS * _MANY_TIMES, self._num_commas, MAX_COMMAS * _MANY_TIMES)
+
+
+def check_parts(body: bytes) -> None:
+    """Raise TooManyParts for a text of more parts than a request needs."""
+    if len(body) <= MAX_CONTAINERS:
+        return
+    counter = PartCounter()
+    for start in range(0, len(body), _SLICE_BYTES):
+        counter.feed(body[start : start + _SLICE_BYTES])
+    if counter.may_be_too_many:
+        check_outside_of_texts(body)
+
+
+def check_outside_of_texts(body: bytes) -> None:
+    """The same, exactly. It takes a second for a million texts, and lets others run between them."""
+    num_containers = num_commas = position = 0
+    for text in _STRING.finditer(body):
+        start = text.start()
+        num_containers += body.count(b"[", position, start) + body.count(b"{", position, start)
+        num_commas += body.count(b",", position, start)
+        position = text.end()
+        _check(num_containers, MAX_CONTAINERS, num_commas, MAX_COMMAS)
+    num_containers += body.count(b"[", position) + body.count(b"{", position)
+    num_commas += body.count(b",", position)
+    _check(num_containers, MAX_CONTAINERS, num_commas, MAX_COMMAS)
+
+
+def _check(num_containers: int, max_containers: int, num_commas: int, max_commas: int) -> None:
+    if num_containers > max_containers:
+        raise TooManyParts(f"the body has more than {max_containers} arrays and objects; so many are taken")
+    if num_commas > max_commas:
+        raise TooManyParts(f"the body has more than {max_commas} commas between values; so many are taken")

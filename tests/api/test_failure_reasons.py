@@ -1,0 +1,79 @@
+"""Why an engine failed: admins read its log, keys for requests read class and id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.berth_process import BerthProcess, running_berth
+from tests.fake_engine import command
+
+SECRET = "hf_this-stood-in-the-log"
+KEYS = {"API_KEYS": "user-key", "ADMIN_API_KEYS": "admin-key"}
+CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+
+
+def berth_with_a_model_that_fails(folder: Path, **settings: str) -> Any:
+    failing = {"command": command("--fail-with", f"loading with token {SECRET}")}
+    (folder / "models.yaml").write_text(json.dumps({"models": {"failing": failing}}))
+    return running_berth(folder, MODELS_FILE=str(folder / "models.yaml"), STREAM_KEEPALIVE="0.05", **settings)
+
+
+def bodies(berth: BerthProcess, key: str) -> dict[str, str]:
+    """What is answered, by all ways to an engine that can't be started."""
+    asked: list[tuple[str, str, dict[str, Any] | None]] = [
+        ("POST", "/v1/chat/completions", CHAT | {"model": "failing"}),
+        ("POST", "/v1/chat/completions", CHAT | {"model": "failing", "stream": True}),
+        ("POST", "/v1/messages", CHAT | {"model": "failing"}),
+        ("POST", "/v1/messages", CHAT | {"model": "failing", "stream": True}),
+        ("POST", "/generate", {"model": "failing", "prompt": "x"}),
+        ("POST", "/proxy/bad/v1/chat/completions", CHAT),
+        ("POST", "/proxy/bad/v1/messages", CHAT),
+        ("GET", "/v1/models", None),
+        ("GET", "/v1/models/failing", None),
+    ]
+    found = {}
+    with berth.client() as client:
+        for method, path, body in asked:
+            answer = client.request(method, path, json=body, headers={"authorization": f"Bearer {key}"})
+            found[f"{method} {path} {'stream' if body and body.get('stream') else ''}"] = answer.text
+    return found
+
+
+def make_bad(berth: BerthProcess, headers: dict[str, str]) -> None:
+    bad = {"name": "bad", "model_name": "bad", "engine": "command"}
+    bad["command"] = command("--fail-with", f"loading with token {SECRET}")  # type: ignore[assignment]
+    with berth.client() as client:
+        made = client.post("/instances?wait=30", json=bad, headers=headers)
+    assert made.status_code == 503 and SECRET in made.text
+
+
+def test_a_key_for_requests_reads_no_log_line(tmp_path: Path) -> None:
+    with berth_with_a_model_that_fails(tmp_path, **KEYS) as berth:
+        make_bad(berth, {"authorization": "Bearer admin-key"})
+        public = bodies(berth, "user-key")
+        whole = bodies(berth, "admin-key")
+    assert [name for name, body in public.items() if SECRET in body] == []
+    for name, body in public.items():
+        if "models" not in name:
+            assert ("crashed" in body and "GET /instances/" in body) or "(crashed)" in body, (name, body)
+    assert all(SECRET in whole[name] for name in whole if "POST" in name), whole
+
+
+def test_without_keys_this_machines_callers_read_it(tmp_path: Path) -> None:
+    with berth_with_a_model_that_fails(tmp_path) as berth:
+        make_bad(berth, {})
+        whole = bodies(berth, "any")
+    assert all(SECRET in whole[name] for name in whole if "POST" in name), whole
+
+
+def test_who_waits_for_a_start_that_fails_reads_none(tmp_path: Path) -> None:
+    late = ["/bin/sh", "-c", f"sleep 1; echo {SECRET}; exit 1"]
+    with running_berth(tmp_path, **KEYS) as berth, berth.client() as client:
+        spec = {"name": "late", "model_name": "late", "engine": "command", "command": late}
+        client.post("/instances", json=spec, headers={"authorization": "Bearer admin-key"})
+        headers = {"authorization": "Bearer user-key"}
+        answer = client.post("/proxy/late/v1/chat/completions", json=CHAT, headers=headers)
+    assert answer.status_code == 503
+    assert SECRET not in answer.text and "crashed" in answer.text and "/instances/late" in answer.text

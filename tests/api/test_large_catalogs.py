@@ -1,0 +1,145 @@
+"""A models.yaml as large as may be, or larger: it is read beside the event loop, and disturbs nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.berth_process import BerthProcess, running_berth
+
+BAR_S = 0.25  # how much longer than undisturbed an answer may take
+
+
+def models(count: int, tag: str) -> str:
+    entries = (
+        f"  model-{n}:\n    model: {tag}/name-{n}\n    aliases: [alias-{n}]\n"
+        f"    params: {{max_model_len: {n + 1}}}\n"
+        for n in range(count)
+    )
+    return "models:\n" + "".join(entries)
+
+
+@pytest.fixture(scope="module")
+def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
+    folder = tmp_path_factory.mktemp("catalog")
+    (folder / "models.yaml").write_text(models(3, "few"))
+    with running_berth(folder, MODELS_FILE=str(folder / "models.yaml"), HF_HOME=str(folder)) as berth:
+        yield berth
+        assert "Traceback" not in berth.output()
+
+
+@pytest.fixture
+def file(berth: BerthProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models.yaml."""
+    assert berth.pid
+    return next(tmp_path_factory.getbasetemp().glob("catalog*/models.yaml"))
+
+
+@contextmanager
+def asking(berth: BerthProcess) -> Iterator[list[float]]:
+    """Ask for /health all the time; the seconds from one answer to the next."""
+    gaps: list[float] = []
+    stop, begun = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with berth.client() as client:
+            last = time.perf_counter()
+            while not stop.is_set() or not gaps:
+                assert client.get("/health").status_code == 200
+                now = time.perf_counter()
+                gaps.append(now - last)
+                last = now
+                begun.set()
+                time.sleep(0.005)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        assert begun.wait(30)
+        gaps.clear()
+        yield gaps
+    finally:
+        stop.set()
+        thread.join()  # after one more answer
+
+
+def reload(client: httpx.Client) -> httpx.Response:
+    return client.post("/reload", timeout=60)
+
+
+def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str, second: str) -> list[float]:
+    """Gaps of another client's answers while two large catalogs are read, on request and by the watcher."""
+    file.write_text(models(1000, first))
+    with asking(berth) as gaps:
+        answer = reload(client)
+        assert answer.status_code == 200, answer.text[:300]
+        assert answer.json()["models"] >= 1000
+        file.write_text(models(1000, second))  # seen by the look that Berth takes every two seconds
+        deadline = time.monotonic() + 60
+        while client.get("/models/model-7").json()["model"] != f"{second}/name-7":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    return gaps
+
+
+def test_others_are_served_while_a_large_catalog_is_read(berth: BerthProcess, file: Path) -> None:
+    """The calmest of three readings counts: what else runs on the machine only ever lengthens a gap."""
+    with berth.client() as client:
+        with asking(berth) as undisturbed:
+            time.sleep(1)
+        longest: list[float] = []
+        for number in range(3):
+            gaps = read_large(berth, client, file, f"many{number}", f"others{number}")
+            longest.append(max(gaps))
+            if longest[-1] < max(undisturbed) + BAR_S:
+                break
+        assert min(longest) < max(undisturbed) + BAR_S, (longest, max(undisturbed))
+        file.write_text(models(3, "few"))
+        assert reload(client).json()["models"] < 10
+
+
+REFUSED = {
+    "20,000 models": (lambda: models(20_000, "far-too-many"), "larger than the 1 MiB"),
+    "20,000 short models": (
+        lambda: "models:\n" + "".join(f" m{n}: {{}}\n" for n in range(20_000)),
+        "2000 entries",
+    ),
+    "aliases of aliases": (
+        lambda: (
+            "x0: &x0 [lol]\n"
+            + "\n".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 9))
+        ),
+        "50,000 values",
+    ),
+    "deep": (lambda: "models: " + "[" * 50_000, "32 deep"),
+    "100 MB": (lambda: "#" * 100_000_000, "larger than the 1 MiB"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_too_large_a_catalog_is_refused_and_disturbs_nobody(
+    berth: BerthProcess, file: Path, what: str
+) -> None:
+    text, problem = REFUSED[what]
+    before = file.read_text()
+    with berth.client() as client:
+        with asking(berth) as undisturbed:
+            time.sleep(0.5)
+        try:
+            file.write_text(text())
+            with asking(berth) as disturbed:
+                answer = reload(client)
+            assert answer.status_code == 422
+            assert problem in answer.json()["error"]["message"]
+            assert str(file) in answer.json()["error"]["message"]
+            assert len(answer.content) < 2000
+            assert client.get("/models/model-0").status_code == 200  # the old one stays
+        finally:
+            file.write_text(before)
+        assert max(disturbed) < max(undisturbed) + BAR_S, (max(disturbed), max(undisturbed))
