@@ -128,7 +128,7 @@ class EngineCore:
 
 
 def _check(batch: Batch, result: StepResult) -> None:
-    """Raise ValueError unless each sequence that samples has a token, or failed, or is late; others have none."""
+    """Raise ValueError unless each sequence that samples has a token, failed or is late; others have none."""
     without = result.failures.keys() | result.late
     due = [s.samples and index not in without for index, s in enumerate(batch.sequences)]
     if due != [token is not None for token in result.tokens]:

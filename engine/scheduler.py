@@ -144,6 +144,11 @@ class Scheduler:
             if index in result.failures:
                 deltas.append(self._end(sequence, Finish(FinishReason.ERROR, error=result.failures[index])))
                 continue
+            if index in result.late and self._stop_rule.is_complete(
+                sequence
+            ):  # nothing more can be said, which only now is known
+                deltas.append(self._end(sequence, Finish(FinishReason.STOP)))
+                continue
             # Who is late has no next token yet: its last one runs again, and is sampled from then.
             self._advance(sequence, len(scheduled.token_ids) - (index in result.late))
             sequence.prompt_logprobs += result.prompt_logprobs.get(index, ())

@@ -22,7 +22,7 @@ from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
 from engine.server.stream_interval import SparseGeneration
-from engine.server.tenants import cache_salt
+from engine.server.tenants import cache_salt, current_tenant
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
 from engine.types import EngineRequest, SamplingParams, TokenConstraint
@@ -53,7 +53,8 @@ class Service(ModelService):
         self, spec: StructuredOutput | None, thinking: Thinking | None = None, *, budget: int | None = None
     ) -> Constrain | None:
         """What makes each sequence's constraint; None where anything goes. Raises InvalidRequest."""
-        return await make_constrain(self.model.structurer, spec, thinking, budget)
+        tenant = current_tenant().name
+        return await make_constrain(self.model.structurer, spec, thinking, budget, tenant)
 
     def begin(
         self,

@@ -1,14 +1,15 @@
-"""Who compiles when: few at a time, round the tenants, and who takes long makes room for those that wait.
+"""Who compiles when: quick ones take turns, round the tenants, and slow ones step aside for them.
 
-Knows nothing of what is compiled, and of processes.
+Most schemas compile in milliseconds; some take seconds, and one can't tell which before. So each has a turn,
+and gives it on once it is found to be slow. Slow ones go on beside, with what the processors have left, and
+where they are too many one of them ends. Knows nothing of what is compiled, and of processes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine.errors import EngineError
@@ -17,104 +18,102 @@ NOBODY = ""  # the tenant of requests that nobody's key marks: each of them stan
 
 
 class CompilerBusy(EngineError):
-    """Too many compilations wait, or others wait for one that takes long; told as a full queue is."""
+    """Too many compile; told as a full queue is."""
 
     code = "queue_full"
 
 
 @dataclass(eq=False)
 class Turn:
-    """One compilation that runs. `is_over` is set when it has to end for others that wait."""
+    """One compilation that runs. `is_over` is set when it has to end for others."""
 
     tenant: str
-    begun: float
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    tenant: str
+    turn: asyncio.Future[Turn]
 
 
 class CompileTurns:
     """Belongs to one event loop."""
 
-    def __init__(
-        self,
-        *,
-        num_turns: int,
-        max_waiting: int,
-        fair_s: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`fair_s`: how long one may go on while others wait. A tenant has half of the turns at most."""
+    def __init__(self, *, num_turns: int, max_slow: int, max_waiting: int) -> None:
+        """Of the turns, a tenant has half at most."""
         self._num_turns = num_turns
+        self._max_slow = max_slow
         self._max_waiting = max_waiting
-        self._fair_s = fair_s
-        self._clock = clock
-        self._running: list[Turn] = []  # the one that began first is the first
-        self._waiting: OrderedDict[str, deque[asyncio.Future[Turn]]] = (
-            OrderedDict()
-        )  # whose turn is next first
-        self._timer: asyncio.TimerHandle | None = None
+        self._running: list[Turn] = []
+        self._slow: list[Turn] = []  # the first has run longest
+        self._waiting: list[_Waiting] = []  # the newest last
 
     async def begin(self, tenant: str) -> Turn:
         """Waits for a turn, which is to be given back by `end`. Raises CompilerBusy if too many wait."""
-        waiting = sum(map(len, self._waiting.values()))
-        of_tenant = len(self._waiting.get(tenant, ())) if tenant != NOBODY else 0
-        if waiting >= self._max_waiting or of_tenant >= self._max_waiting // 2:
-            raise CompilerBusy("The server is busy compiling schemas and grammars: try again later.")
-        future: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append(future)
+        waiting = _Waiting(tenant, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
         self._hand_out()
+        if len(self._waiting) > self._max_waiting:
+            self._refuse_one()
         try:
-            return await future
+            return await waiting.turn
         except asyncio.CancelledError:
-            self._leave(tenant, future)
+            self._leave(waiting)
             raise
 
-    def end(self, turn: Turn) -> None:
+    def become_slow(self, turn: Turn) -> None:
+        """Its turn is given to others; it goes on, unless there are too many like it."""
+        if turn not in self._running:
+            return
         self._running.remove(turn)
+        self._slow.append(turn)
+        going_on = [one for one in self._slow if not one.is_over.is_set()]
+        if len(going_on) > self._max_slow:
+            tenant = greediest(one.tenant for one in going_on)
+            next(one for one in going_on if one.tenant == tenant).is_over.set()
         self._hand_out()
 
-    def _leave(self, tenant: str, future: asyncio.Future[Turn]) -> None:
-        if future.done() and not future.cancelled():
-            self.end(future.result())
-        elif future in (queue := self._waiting.get(tenant, deque())):
-            queue.remove(future)
-            if not queue:
-                del self._waiting[tenant]
+    def end(self, turn: Turn) -> None:
+        (self._running if turn in self._running else self._slow).remove(turn)
+        self._hand_out()
+
+    def _refuse_one(self) -> None:
+        """The oldest of whoever has most: a flood that came before doesn't shut out who comes now."""
+        tenant = greediest(one.tenant for one in self._waiting)
+        refused = next(one for one in self._waiting if one.tenant == tenant)
+        self._waiting.remove(refused)
+        if not refused.turn.done():
+            refused.turn.set_exception(
+                CompilerBusy("The server is busy compiling schemas and grammars: try again later.")
+            )
+
+    def _leave(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+        elif not waiting.turn.cancelled() and waiting.turn.exception() is None:
+            self.end(waiting.turn.result())
 
     def _hand_out(self) -> None:
-        while (tenant := self._next_tenant()) is not None:
-            future = self._waiting[tenant].popleft()
-            self._waiting.move_to_end(tenant)
-            if not self._waiting[tenant]:
-                del self._waiting[tenant]
-            if not future.done():
-                turn = Turn(tenant, self._clock())
+        while len(self._running) < self._num_turns and (waiting := self._next()) is not None:
+            self._waiting.remove(waiting)
+            if not waiting.turn.done():
+                turn = Turn(waiting.tenant)
                 self._running.append(turn)
-                future.set_result(turn)
-        self._press()
+                waiting.turn.set_result(turn)
 
-    def _next_tenant(self) -> str | None:
-        if len(self._running) >= self._num_turns:
-            return None
-        return next((tenant for tenant in self._waiting if not self._has_its_share(tenant)), None)
+    def _next(self) -> _Waiting | None:
+        """Of the tenant that has fewest turns, and of those the newest: whoever floods waits for its own."""
+        own = Counter(turn.tenant for turn in self._running)
+        share = {NOBODY: self._num_turns}
+        able = [
+            one
+            for one in self._waiting
+            if own[one.tenant] < share.get(one.tenant, max(1, self._num_turns // 2))
+        ]
+        return min(reversed(able), key=lambda one: own[one.tenant], default=None)
 
-    def _has_its_share(self, tenant: str) -> bool:
-        own = sum(turn.tenant == tenant for turn in self._running)
-        return tenant != NOBODY and own >= max(1, self._num_turns // 2)
 
-    def _press(self) -> None:
-        """End the one that has run longest, of whoever has most turns, once it has had its time."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._waiting:
-            return
-        going_on = [turn for turn in self._running if not turn.is_over.is_set()]
-        if len(going_on) < len(self._running) or not going_on:
-            return  # one makes room already
-        counts = Counter(turn.tenant for turn in going_on)
-        longest = max(going_on, key=lambda turn: (counts[turn.tenant], -turn.begun))
-        left = longest.begun + self._fair_s - self._clock()
-        if left <= 0:
-            longest.is_over.set()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(left, self._press)
+def greediest(tenants: Iterable[str]) -> str:
+    """Who is named most often; of equals, who is named first."""
+    return Counter(tenants).most_common(1)[0][0]

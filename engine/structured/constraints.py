@@ -6,12 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from engine.structured.grammar_link import SIMPLIFY, SLOW_MASK_S, TOO_SLOW, GrammarFailed, GrammarLink, Said
+from engine.structured.grammar_link import GrammarFailed, GrammarLink, Said
 from engine.structured.spec import ThinkingMarks
 from engine.structured.wire import Answer, Ask
 from engine.types import TokenConstraint
-
-_MAX_SPENT_S = 5.0  # of processor time, by one sequence, on slow masks
 
 
 class GrammarConstraint:
@@ -28,15 +26,20 @@ class GrammarConstraint:
         self._asked = 0.0
         self._said: Said | None = None
         self._has_ended = False
-        self._spent_s = 0.0  # on masks that took long
 
     def __del__(self) -> None:
         if self._row >= 0:
             self._link.close_row(self._row, self._number)
 
     def wait(self, timeout_s: float) -> bool:
-        if self._has_ended or self._said is not None:
+        """Never, where the output is complete and no end can be said: `is_finished` says so."""
+        if self._has_ended:
             return True
+        if self._said is None and not self._is_answered(timeout_s):
+            return False
+        return bool(self._eos_token_ids) or not self.is_finished
+
+    def _is_answered(self, timeout_s: float) -> bool:
         if self._row < 0:
             self._row, self._number = self._link.open()
             self._asked = time.monotonic()
@@ -68,30 +71,23 @@ class GrammarConstraint:
 
     @property
     def is_finished(self) -> bool:
+        """As far as is known without waiting."""
         if self._eos_token_ids or self._has_ended:
             return self._has_ended
-        said = self._what_may_come()
-        return said is None or said.has_ended
+        if self._said is None and self._is_answered(0.0):
+            self._said = self._link.answer(self._number)
+        return self._said is not None and self._said.has_ended
 
     def _what_may_come(self) -> Said | None:
-        """None after the end. Waits, if nobody has. Raises GrammarFailed and ValueError."""
+        """None after the end. Waits, if nobody has. Raises GrammarFailed."""
         if self._has_ended:
             return None
         while self._said is None:
-            if self.wait(1.0):
+            if self._is_answered(1.0):
                 self._said = self._link.answer(self._number)
-                self._check(self._said)
+        if self._said.what == Answer.FAILED:
+            raise GrammarFailed(self._said.text)
         return self._said
-
-    def _check(self, said: Said) -> None:
-        if said.what == Answer.FAILED:
-            raise ValueError(said.text)
-        if said.spent_s > SLOW_MASK_S:
-            self._spent_s += said.spent_s
-        if self._link.is_too_slow(said):
-            raise GrammarFailed(self._link.too_slow)
-        if self._spent_s > _MAX_SPENT_S:
-            raise GrammarFailed(f"{TOO_SLOW}: its slow steps have taken {self._spent_s:.0f} s. {SIMPLIFY}")
 
 
 class ThinkingConstraint:

@@ -1,6 +1,6 @@
 """The engine's end of one grammar's process. The event loop has it compile, the engine's thread asks it then.
 
-The process ends with the last reference to this object, or when it is ended because it takes too long.
+The process ends with the last reference to this object, or of itself where it takes too much processor time.
 """
 
 from __future__ import annotations
@@ -15,27 +15,19 @@ import socket
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
-
-import psutil  # type: ignore[import-untyped]
 
 from engine.errors import EngineError
 from engine.structured.spec import StructuredOutput
-from engine.structured.wire import ANSWER, ASK, LENGTH, MAX_SEQUENCES, Answer, Ask, pack
+from engine.structured.wire import ANSWER, ASK, FAREWELL, LENGTH, MAX_SEQUENCES, Answer, Ask, Limits, pack
 from engine.structured.workers import Fork, Workers, shared_memory
 
-SLOW_MASK_S = 0.02  # of processor time; others take a hundredth of that
-_SLOW_S = 0.1  # of processor time on slow masks; after that the process leaves the processors to others
 _SHORTEST_WAIT_S = 0.0005  # a poll takes whole milliseconds
 _SENT_TOGETHER = 16  # questions: each message wakes a process
-_CHECK_S = 0.02  # between two looks at how long the process has been busy
 _LONGEST_ANSWER = ANSWER.size + 500
-
-
-TOO_SLOW = "The grammar takes too long to follow"
-SIMPLIFY = "Simplify it: counts within counts, and parts that can be read in many ways, cost most."
 
 
 class GrammarFailed(EngineError):
@@ -44,25 +36,16 @@ class GrammarFailed(EngineError):
     code = "generation_failed"
 
 
-@dataclass(frozen=True, slots=True)
-class MaskLimits:
-    """For what may come next after one token. Nobody else waits for it, so there is time."""
-
-    processor_s: float = 0.5
-    wall_s: float = 30.0  # where the processors are busy
-
-
 class Said(NamedTuple):
     """An answer of the process."""
 
     what: Answer
     has_ended: bool
-    spent_s: float  # of processor time
     text: str
 
 
 class GrammarLink:
-    def __init__(self, workers: Workers, vocab_size: int, limits: MaskLimits) -> None:
+    def __init__(self, workers: Workers, vocab_size: int, limits: Limits) -> None:
         """Starts the process. Raises EngineError."""
         self._limits = limits
         self._num_words = -(-vocab_size // 32)
@@ -79,7 +62,7 @@ class GrammarLink:
             os.close(descriptor)
         self._words = memoryview(self._masks).cast("i")
         self._rows: Any = None  # the same as an array
-        self._process: psutil.Process | None = None
+        self.pid = 0  # once it has compiled
         self._free_rows = list(range(MAX_SEQUENCES))
         self._closed_rows: deque[int] = deque()  # of sequences that have ended; by any thread
         self._num_asked = 0
@@ -88,10 +71,6 @@ class GrammarLink:
         self._outgoing = bytearray()
         self._incoming = bytearray()
         self._failure: str | None = None
-        self._cpu_at_start: float | None = None  # of what it does now, as far as that was looked at
-        self._slow_s = 0.0  # spent on slow masks, of all sequences
-        self._next_check = 0.0
-        self._is_slow = False
 
     @property
     def is_alive(self) -> bool:
@@ -107,21 +86,18 @@ class GrammarLink:
 
     # Compiling
 
-    async def started(self) -> None:
-        """Returns when it can compile. Raises EOFError if it has ended."""
-        if self._process is None:
-            said = await self._read_frame(asyncio.get_running_loop())
-            with suppress(psutil.Error):  # it will be found to have ended
-                self._process = psutil.Process(said["pid"])
-
-    async def compile(self, wanted: StructuredOutput) -> dict[str, Any]:
-        """What it says of the grammar. Raises EOFError if it ends before."""
+    async def compile(self, wanted: StructuredOutput, on_slow: Callable[[], None]) -> dict[str, Any]:
+        """What it says of the grammar; `on_slow` is called if it takes long. Raises EOFError if it ends."""
         loop = asyncio.get_running_loop()
         try:
-            await loop.sock_sendall(self._link, pack(asdict(wanted)))
-            return await self._read_frame(loop)
+            asked = pack({"wanted": asdict(wanted), "limits": asdict(self._limits)})
+            await loop.sock_sendall(self._link, asked)
+            while (said := await self._read_frame(loop)).get("is_slow"):
+                on_slow()
         except ConnectionError as error:
             raise EOFError from error
+        self.pid = said.get("pid", 0)
+        return said
 
     async def _read_frame(self, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
         (length,) = LENGTH.unpack(await self._read(loop, LENGTH.size))
@@ -139,10 +115,6 @@ class GrammarLink:
                 raise EOFError
             data += part
         return bytes(data)
-
-    def slow_compiler(self) -> None:
-        """What it compiles leaves the processors to others from now on."""
-        self._fork.slow_down(only_compiler=True)
 
     def end(self, failure: str) -> None:
         """Whoever still follows it hears why. Its descriptor is closed with this object, not before."""
@@ -196,29 +168,14 @@ class GrammarLink:
         return True
 
     def answer(self, number: int) -> Said:
-        """Once, when `wait` says so. Raises GrammarFailed."""
-        if number not in self._answers:
-            raise GrammarFailed(self._failure or "The grammar's process has not answered.")
-        return self._answers.pop(number)
+        """Once, when `wait` says so."""
+        failure = self._failure or "The grammar's process has not answered."
+        return self._answers.pop(number, None) or Said(Answer.FAILED, False, failure)
 
     def check_time(self, asked: float) -> None:
-        """Ends the process if what it does now, asked for at `asked`, takes too long."""
-        now = time.monotonic()
-        if now < self._next_check:
-            return
-        self._next_check = now + _CHECK_S
-        spent = self._spent()
-        self._slow_down_after(self._slow_s + spent)
-        if spent > self._limits.processor_s or now - asked > self._limits.wall_s:
-            self.end(self.too_slow)
-
-    @property
-    def too_slow(self) -> str:
-        seconds = f"{self._limits.processor_s:g} s"
-        return f"{TOO_SLOW}: what may come next, after the text so far, took more than {seconds}. {SIMPLIFY}"
-
-    def is_too_slow(self, said: Said) -> bool:
-        return said.spent_s > self._limits.processor_s
+        """Ends the process if what was asked for at `asked` isn't answered by now: it may not even run."""
+        if time.monotonic() - asked > self._limits.wall_s:
+            self.end(f"The grammar's process has not answered within {self._limits.wall_s:g} s.")
 
     def is_allowed(self, row: int, token: int) -> bool:
         word, bit = divmod(token, 32)
@@ -231,26 +188,6 @@ class GrammarLink:
 
             self._rows = np.frombuffer(self._masks, np.int32).reshape(MAX_SEQUENCES, -1)
         return self._rows[row]
-
-    def _slow_down_after(self, spent_s: float) -> None:
-        if spent_s > _SLOW_S and not self._is_slow:
-            self._is_slow = True
-            self._fork.slow_down()
-
-    def processor_s(self) -> float:
-        """What its process has taken, 0 if that can't be told."""
-        try:
-            times = self._process.cpu_times() if self._process is not None else None
-        except psutil.Error:
-            times = None
-        return 0.0 if times is None else float(times.user + times.system)
-
-    def _spent(self) -> float:
-        """Processor time since this question was first looked after."""
-        now = self.processor_s()
-        if self._cpu_at_start is None:
-            self._cpu_at_start = now
-        return now - self._cpu_at_start
 
     def _take_back_rows(self) -> None:
         with suppress(IndexError):
@@ -281,19 +218,17 @@ class GrammarLink:
 
     def _read_answers(self) -> None:
         while len(self._incoming) >= ANSWER.size:
-            number, what, has_ended, spent, length = ANSWER.unpack_from(self._incoming)
+            number, what, has_ended, length = ANSWER.unpack_from(self._incoming)
             stop = ANSWER.size + length
             if len(self._incoming) < stop:
                 return
             text = bytes(self._incoming[ANSWER.size : stop]).decode(errors="replace")
             del self._incoming[:stop]
-            self._cpu_at_start = None
-            if spent / 1e6 > SLOW_MASK_S:
-                self._slow_s += spent / 1e6
-                self._slow_down_after(self._slow_s)
-            if number in self._open:
+            if number == FAREWELL:
+                self._failure = self._failure or text
+            elif number in self._open:
                 self._open.remove(number)
-                self._answers[number] = Said(Answer(what), bool(has_ended), spent / 1e6, text)
+                self._answers[number] = Said(Answer(what), bool(has_ended), text)
 
     def _has_gone(self) -> None:
         self._failure = self._failure or (

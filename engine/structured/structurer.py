@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import EngineError, InvalidRequest
-from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn
+from engine.errors import InvalidRequest
+from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn, greediest
 from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
-from engine.structured.grammar_link import GrammarLink, MaskLimits
+from engine.structured.grammar_link import GrammarLink
 from engine.structured.spec import StructuredOutput, ThinkingMarks
 from engine.structured.vocabulary import read_vocabulary
+from engine.structured.wire import Limits
 from engine.structured.workers import Workers
 from engine.types import TokenConstraint
 
@@ -29,13 +27,8 @@ _MAX_CACHED = 64  # each is a process
 _MAX_ALIVE = 128  # with those that are still followed
 _MAX_CACHE_BYTES = 256 * 2**20
 _NUM_TURNS = 4
+_MAX_SLOW = 8  # compilations that go on beside them
 _MAX_WAITING = 64
-_FAIR_S = 1.0  # of compiling, while others wait
-_START_S = 60.0
-_LOOK_S = 0.1
-_MAX_STRETCH = 3  # times the processor time that a compilation may have
-_SLOW_S = 0.3  # of compiling; then the engine's steps come first
-_REMEMBERED_S = 60.0  # that a source was too slow to compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +49,20 @@ class Structurer:
         *,
         vocab_size: int,
         eos_token_ids: Sequence[int],
-        timeout_s: float = 10.0,  # of processor time
         max_cache_bytes: int = _MAX_CACHE_BYTES,
-        mask_limits: MaskLimits | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """`vocab_size` is the logits' width; ids beyond the tokenizer's are never allowed."""
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
-        self._timeout_s = timeout_s
+        self._limits = limits or Limits()
         self._max_cache_bytes = max_cache_bytes
-        self._mask_limits = mask_limits or MaskLimits()
-        self._turns = CompileTurns(num_turns=_NUM_TURNS, max_waiting=_MAX_WAITING, fair_s=_FAIR_S)
+        self._turns = CompileTurns(num_turns=_NUM_TURNS, max_slow=_MAX_SLOW, max_waiting=_MAX_WAITING)
         self._workers = Workers(lambda: read_vocabulary(tokenizer, vocab_size, eos_token_ids).to_json())
         self._compiled: OrderedDict[_Key, CompiledOutput] = OrderedDict()  # the latest used last
         self._compiling: dict[_Key, asyncio.Task[CompiledOutput]] = {}
+        self._asking: Counter[_Key] = Counter()  # how many requests wait for each of them
         self._alive: weakref.WeakKeyDictionary[GrammarLink, str] = weakref.WeakKeyDictionary()  # → the tenant
-        self._spare: GrammarLink | None = None
-        self._starting: asyncio.Task[None] | None = None
-        self._is_closed = False
-        self._too_slow: OrderedDict[StructuredOutput, float] = OrderedDict()  # → until when
 
     async def compile(self, wanted: StructuredOutput, tenant: str = NOBODY) -> CompiledOutput:
         """Raises InvalidRequest for what can't be compiled, can't be followed, or takes too long.
@@ -93,17 +81,21 @@ class Structurer:
                 self._compiled.move_to_end(key)
                 return self._compiled[key]
             del self._compiled[key]
-        if self._too_slow.get(wanted, 0.0) > time.monotonic():
-            raise self._too_slow_error(wanted)
         task = self._compiling.get(key)
         if task is None:
             task = self._compiling[key] = asyncio.create_task(self._compile(wanted, tenant))
             task.add_done_callback(lambda done: self._compiled_one(key, done))
-        return await asyncio.shield(task)  # who leaves doesn't take it from others that wait for the same
+        self._asking[key] += 1
+        try:
+            return await asyncio.shield(task)  # others may wait for the same
+        finally:
+            self._asking[key] -= 1
+            if not self._asking[key]:
+                del self._asking[key]
+                task.cancel()  # who was the last to wait has left, if it isn't done
 
     def close(self) -> None:
         """End all processes; the engine's end does so too."""
-        self._is_closed = True
         self._workers.close()
 
     @property
@@ -112,20 +104,22 @@ class Structurer:
 
     def _compiled_one(self, key: _Key, done: asyncio.Task[CompiledOutput]) -> None:
         del self._compiling[key]
-        if self._spare is None and not self._compiling and not self._is_closed:
-            threading.Thread(target=self._start_spare, name="structured", daemon=True).start()
         if done.cancelled() or done.exception() is not None:
             return
         self._compiled[key] = done.result()
         while len(self._compiled) > _MAX_CACHED or self.cached_bytes > self._max_cache_bytes:
-            self._compiled.popitem(last=False)
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        """The one that was not used for longest, of the tenant that has most."""
+        tenant = greediest(tenant for tenant, _ in self._compiled)
+        del self._compiled[next(key for key in self._compiled if key[0] == tenant)]
 
     async def _compile(self, wanted: StructuredOutput, tenant: str) -> CompiledOutput:
-        await self._start()
         turn = await self._turns.begin(tenant)
         try:
             self._make_room(tenant)
-            link = await self._fresh_link()
+            link = await asyncio.to_thread(GrammarLink, self._workers, self._vocab_size, self._limits)
             self._alive[link] = tenant
             try:
                 return _read_outcome(link, await self._wait_for(link, wanted, turn))
@@ -135,66 +129,23 @@ class Structurer:
         finally:
             self._turns.end(turn)
 
-    async def _start(self) -> None:
-        """The first process takes a second or more; nobody's time to compile begins before it is there."""
-        if self._starting is None or self._starting.done():
-            if self._workers.is_alive:
-                return
-            self._starting = asyncio.create_task(self._start_first())
-        await asyncio.shield(self._starting)
-
-    async def _start_first(self) -> None:
-        self._spare = await self._start_link()
-
-    async def _fresh_link(self) -> GrammarLink:
-        """The spare one, which has started already; the next spare one starts when this has compiled."""
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            with suppress(EOFError):
-                await spare.started()
-                if spare.is_alive:
-                    return spare
-        return await self._start_link()
-
-    async def _start_link(self) -> GrammarLink:
-        link = await asyncio.to_thread(self._make_link)
-        try:
-            await asyncio.wait_for(link.started(), _START_S)
-        except (EOFError, TimeoutError) as error:
-            link.end("It was not compiled.")
-            raise EngineError(
-                "The process that compiles schemas and grammars can't be started: see the engine's log."
-            ) from error
-        return link
-
-    def _make_link(self) -> GrammarLink:
-        return GrammarLink(self._workers, self._vocab_size, self._mask_limits)
-
-    def _start_spare(self) -> None:
-        """In a thread, which takes some milliseconds."""
-        with suppress(EngineError, OSError):  # the next one that compiles will say it
-            self._spare = self._make_link()
-
     def _make_room(self, tenant: str) -> None:
         """Raises CompilerBusy if too many grammars are followed."""
         while len(self._alive) >= _MAX_ALIVE and self._compiled:
-            self._compiled.popitem(last=False)
+            self._forget_one()
         own = sum(one == tenant for one in self._alive.values()) if tenant != NOBODY else 0
         if len(self._alive) >= _MAX_ALIVE or own >= _MAX_ALIVE // 2:
             raise CompilerBusy("Too many different schemas and grammars are being followed: try again later.")
 
     async def _wait_for(self, link: GrammarLink, wanted: StructuredOutput, turn: Turn) -> dict[str, Any]:
         """What the process says. Raises InvalidRequest and CompilerBusy where it takes too long."""
-        begun = time.monotonic()
-        compiling = asyncio.create_task(link.compile(wanted))
+        compiling = asyncio.create_task(link.compile(wanted, lambda: self._turns.become_slow(turn)))
         giving_way = asyncio.create_task(turn.is_over.wait())
         both = (compiling, giving_way)
         try:
-            done, _ = await asyncio.wait(both, timeout=_SLOW_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                link.slow_compiler()
-            while not done and not self._is_too_long(link, begun):
-                done, _ = await asyncio.wait(both, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                both, timeout=self._limits.wall_s, return_when=asyncio.FIRST_COMPLETED
+            )
             if compiling in done:
                 return await compiling
         except EOFError as error:
@@ -210,25 +161,12 @@ class Structurer:
                 task.cancel()
         if giving_way in done:
             raise CompilerBusy(
-                f"{wanted.param} takes longer than {_FAIR_S:g} s to compile, and others wait: simplify it, "
-                "or try again later."
+                f"{wanted.param} takes long to compile, and too many others do: simplify it, or try again "
+                "later."
             )
-        self._remember_slow(wanted)
-        raise self._too_slow_error(wanted)
-
-    def _is_too_long(self, link: GrammarLink, begun: float) -> bool:
-        """By its own time; where the processors are busy, it gets little of them."""
-        passed = time.monotonic() - begun
-        return link.processor_s() > self._timeout_s or passed > _MAX_STRETCH * self._timeout_s
-
-    def _remember_slow(self, wanted: StructuredOutput) -> None:
-        self._too_slow[wanted] = time.monotonic() + _REMEMBERED_S
-        while len(self._too_slow) > _MAX_CACHED:
-            self._too_slow.popitem(last=False)
-
-    def _too_slow_error(self, wanted: StructuredOutput) -> InvalidRequest:
-        return InvalidRequest(
-            f"{wanted.param} takes longer than {self._timeout_s:g} s to compile: simplify it.",
+        raise InvalidRequest(
+            f"{wanted.param} takes longer than {self._limits.wall_s:g} s to compile: simplify it, or try "
+            "again when the server has less to do.",
             param=wanted.param,
         )
 

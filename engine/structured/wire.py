@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -13,10 +14,22 @@ MAX_SEQUENCES = 512  # that follow one grammar at a time; each has a row of the 
 LENGTH = struct.Struct("<I")  # before a frame
 COMMAND = struct.Struct("<cQ")  # to the first process: what, and of which of its children
 ASK = struct.Struct("<iiii")  # to a grammar's process: what, row, number of the question, token
-ANSWER = struct.Struct("<iiiiI")  # number, what, whether the grammar has ended, microseconds, bytes of text
+ANSWER = struct.Struct("<iiiI")  # number, what, whether the grammar has ended, bytes of text
+FAREWELL = 0  # the number of an answer to all: its text says why the process ends now
 
 SPAWN, KILL = b"S", b"K"
-SLOW_COMPILER, SLOW_ALL = b"C", b"A"  # leave the processors to others
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of what one grammar may take: processor time, which its process looks at, but for the last."""
+
+    compile_s: float = 10.0
+    mask_s: float = 0.5  # for what may come next, after one token
+    slow_masks_s: float = 5.0  # for one sequence's masks that take long, together
+    wall_s: float = (
+        30.0  # to compile, or for one mask, where the processors are busy or the process is stopped
+    )
 
 
 class Ask(IntEnum):

@@ -20,11 +20,10 @@ from typing import NoReturn
 from engine.structured.grammar_process import serve_grammar
 from engine.structured.lean_xgrammar import import_xgrammar
 from engine.structured.vocabulary import Vocabulary
-from engine.structured.wire import COMMAND, KILL, SLOW_ALL, SPAWN, read_frame
+from engine.structured.wire import COMMAND, SPAWN, read_frame
 
 _PR_SET_PDEATHSIG = 1
 _MAX_EXTRA_BYTES = 512 * 2**20  # of address space, beside what this process has
-_SLOW_NICENESS = 10  # a tenth of a processor that the engine wants too
 _OOM_SCORE = "800"  # when memory ends, the kernel takes these before the engine
 
 
@@ -47,10 +46,7 @@ class Worker:
             if what == SPAWN:
                 self._spawn(number, *descriptors)
             elif (pid := self._pids.get(number)) is not None:
-                if what == KILL:
-                    os.kill(pid, signal.SIGKILL)
-                else:
-                    _slow_down(pid, is_whole=what == SLOW_ALL)
+                os.kill(pid, signal.SIGKILL)
 
     def _spawn(self, number: int, link: int, masks: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # else a child may end before it is known
@@ -89,16 +85,6 @@ class Worker:
             with suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     del self._pids[number]
-
-
-def _slow_down(pid: int, *, is_whole: bool) -> None:
-    """The main thread, or all."""
-    threads = [str(pid)]
-    with suppress(OSError):
-        threads = os.listdir(f"/proc/{pid}/task") if is_whole else threads
-    for thread in threads:
-        with suppress(OSError):  # it has ended
-            os.setpriority(os.PRIO_PROCESS, int(thread), _SLOW_NICENESS)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -1,4 +1,4 @@
-"""The engine's side of the compiler's first process: starts it, and has it fork, end and slow down others."""
+"""The engine's side of the compiler's first process: starts it, and has it fork and end others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import EngineError
-from engine.structured.wire import COMMAND, KILL, LENGTH, SLOW_ALL, SLOW_COMPILER, SPAWN
+from engine.structured.wire import COMMAND, KILL, LENGTH, SPAWN
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Fork:
-    """One process of a grammar, as far as it can be told what to do from outside."""
+    """One process of a grammar, as far as it can be ended from outside."""
 
     def __init__(self, first: _First, number: int) -> None:
         self._first = first
@@ -29,10 +29,6 @@ class Fork:
 
     def kill(self) -> None:
         self._first.send(KILL, self._number)
-
-    def slow_down(self, *, only_compiler: bool = False) -> None:
-        """Leave the processors to others; can't be undone."""
-        self._first.send(SLOW_COMPILER if only_compiler else SLOW_ALL, self._number)
 
 
 class Workers:

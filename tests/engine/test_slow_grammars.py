@@ -13,7 +13,7 @@ from engine.build import build_core
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.structured import StructuredKind, StructuredOutput, Structurer
-from engine.structured.grammar_link import MaskLimits
+from engine.structured.wire import Limits
 from engine.tokenizer import load_tokenizer
 from engine.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
 
@@ -32,8 +32,8 @@ def structurer() -> Iterator[Structurer]:
     tokenizer = load_tokenizer(DEMO)
     eos = tokenizer.eos_token_id
     assert eos is not None
-    limits = MaskLimits(processor_s=0.1)
-    made = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], mask_limits=limits)
+    limits = Limits(mask_s=0.1, slow_masks_s=0.3)
+    made = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], limits=limits)
     yield made
     made.close()
 
@@ -72,10 +72,7 @@ def longest(gaps: list[float]) -> float:
     return sorted(gaps)[-4]
 
 
-def test_grammars_that_become_slow_end_and_hold_up_nobody(
-    structurer: Structurer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.structured.constraints._MAX_SPENT_S", 0.3)
+def test_grammars_that_become_slow_end_and_hold_up_nobody(structurer: Structurer) -> None:
     core = build_core(EngineConfig(model=DEMO, max_num_seqs=8, max_model_len=512, num_threads=1))
     alone, expected, _ = stream(core, "alone")
 
