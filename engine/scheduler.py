@@ -144,9 +144,7 @@ class Scheduler:
             if index in result.failures:
                 deltas.append(self._end(sequence, Finish(FinishReason.ERROR, error=result.failures[index])))
                 continue
-            if index in result.late and self._stop_rule.is_complete(
-                sequence
-            ):  # nothing more can be said, which only now is known
+            if index in result.late and self._stop_rule.is_complete(sequence):  # which is known only now
                 deltas.append(self._end(sequence, Finish(FinishReason.STOP)))
                 continue
             # Who is late has no next token yet: its last one runs again, and is sampled from then.

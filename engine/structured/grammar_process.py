@@ -38,7 +38,7 @@ from engine.structured.wire import (
 if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarMatcher, TokenizerInfo
 
-_SLOW_COMPILATION_S = 0.25  # of processor time; then it is slow
+_SLOW_COMPILATION_S = 0.15  # of processor time; then it is slow
 _SLOW_MASK_S = 0.02  # of processor time; others take a hundredth of that
 _SLOW_MASKS_S = 0.1  # together; then they leave the processors to others
 _NICENESS = 10  # a tenth of a processor that the engine wants too
