@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
 MAX_SOURCE_CHARS = 256 * 1024
-_MAX_CACHED = 64  # each is a process
-_MAX_ALIVE = 128  # with those that are still followed
+_PROCESS_BYTES = 8 * 2**20  # that each has for itself: 4 MiB with a vocabulary of 3k, 12 with one of 152k
+_MAX_ALIVE = 128  # processes, with those that are compiling and those that are still followed
 _MAX_CACHE_BYTES = 256 * 2**20
 _NUM_TURNS = 4
 _MAX_SLOW = 8  # compilations that go on beside them
@@ -107,7 +107,7 @@ class Structurer:
         if done.cancelled() or done.exception() is not None:
             return
         self._compiled[key] = done.result()
-        while len(self._compiled) > _MAX_CACHED or self.cached_bytes > self._max_cache_bytes:
+        while self.cached_bytes > self._max_cache_bytes:
             self._forget_one()
 
     def _forget_one(self) -> None:
@@ -189,4 +189,4 @@ class Structurer:
 def _read_outcome(link: GrammarLink, said: dict[str, Any]) -> CompiledOutput:
     if "refused" in said:
         raise InvalidRequest(said["refused"], param=said["param"])
-    return CompiledOutput(link, said["num_bytes"])
+    return CompiledOutput(link, said["num_bytes"] + _PROCESS_BYTES)

@@ -163,11 +163,8 @@ async def test_who_leaves_frees_the_process_unless_others_wait_for_it(
     await until(lambda: len(first.children()) == 1)
 
 
-async def test_a_flood_forgets_its_own_grammars_and_not_others(
-    make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.structured.structurer._MAX_CACHED", 3)
-    structurer = make()
+async def test_a_flood_forgets_its_own_grammars_and_not_others(make: Callable[..., Structurer]) -> None:
+    structurer = make(max_cache_bytes=30 * 2**20)
     mine = await structurer.compile(schema("mine"), "me")
     for name in "abcd":
         await structurer.compile(schema(name), "flood")
