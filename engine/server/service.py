@@ -17,6 +17,7 @@ from engine.server.beam_search import BeamRule
 from engine.server.constraints import Constrain, make_constrain
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
+from engine.server.leaving import while_client_stays
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
@@ -54,7 +55,11 @@ class Service(ModelService):
     ) -> Constrain | None:
         """What makes each sequence's constraint; None where anything goes. Raises InvalidRequest."""
         tenant = current_tenant().name
-        return await make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+        if spec is None:
+            return await make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+        return await while_client_stays(
+            lambda: make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+        )
 
     def begin(
         self,

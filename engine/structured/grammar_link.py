@@ -22,7 +22,18 @@ from typing import Any, NamedTuple
 
 from engine.errors import EngineError
 from engine.structured.spec import StructuredOutput
-from engine.structured.wire import ANSWER, ASK, FAREWELL, LENGTH, MAX_SEQUENCES, Answer, Ask, Limits, pack
+from engine.structured.wire import (
+    ANSWER,
+    ASK,
+    FAREWELL,
+    LENGTH,
+    MAX_SEQUENCES,
+    Answer,
+    Ask,
+    Limits,
+    pack,
+    too_slow,
+)
 from engine.structured.workers import Fork, Workers, shared_memory
 
 _SHORTEST_WAIT_S = 0.0005  # a poll takes whole milliseconds
@@ -175,7 +186,7 @@ class GrammarLink:
     def check_time(self, asked: float) -> None:
         """Ends the process if what was asked for at `asked` isn't answered by now: it may not even run."""
         if time.monotonic() - asked > self._limits.wall_s:
-            self.end(f"The grammar's process has not answered within {self._limits.wall_s:g} s.")
+            self.end(too_slow(f"its process has not answered within {self._limits.wall_s:g} s"))
 
     def is_allowed(self, row: int, token: int) -> bool:
         word, bit = divmod(token, 32)

@@ -33,6 +33,7 @@ from engine.structured.wire import (
     Limits,
     pack,
     read_frame,
+    too_slow,
 )
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ _SLOW_MASKS_S = 0.1  # together; then they leave the processors to others
 _NICENESS = 10  # a tenth of a processor that the engine wants too
 _LOOK_S = 0.02  # of processor time
 _SENT_TOGETHER_S = 0.001  # of answers: each message wakes the engine
-_TOO_SLOW = "The grammar takes too long to follow"
-_SIMPLIFY = "Simplify it: counts within counts, and parts that can be read in many ways, cost most."
 
 
 def serve_grammar(link: socket.socket, masks: int, info: TokenizerInfo, vocabulary: Vocabulary) -> NoReturn:
@@ -182,16 +181,15 @@ class _Process:
             elif total > self._limits.slow_masks_s:
                 answer, text = (
                     Answer.FAILED,
-                    f"{_TOO_SLOW}: its slow steps have taken {total:.1f} s. {_SIMPLIFY}",
+                    too_slow(f"its slow steps have taken {total:.1f} s"),
                 )
         said = text.encode(errors="replace")[:500]
         return ANSWER.pack(number, answer, has_ended, len(said)) + said
 
     @property
     def _too_slow(self) -> str:
-        seconds = f"{self._limits.mask_s:g} s"
-        return (
-            f"{_TOO_SLOW}: what may come next, after the text so far, took more than {seconds}. {_SIMPLIFY}"
+        return too_slow(
+            f"what may come next, after the text so far, took more than {self._limits.mask_s:g} s"
         )
 
 

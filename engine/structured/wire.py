@@ -32,6 +32,13 @@ class Limits:
     )
 
 
+def too_slow(what: str) -> str:
+    return (
+        f"The grammar takes too long to follow: {what}. Simplify it: counts within counts, and parts that "
+        "can be read in many ways, cost most."
+    )
+
+
 class Ask(IntEnum):
     OPEN = 0  # a sequence begins
     TOKEN = 1  # it takes a token

@@ -221,15 +221,33 @@ def test_an_abort_of_a_constrained_request_frees_its_blocks(model: Path) -> None
     assert core.stats().kv_cache_usage == 0 and not core.has_work
 
 
-def test_a_model_without_an_end_of_sequence(model: Path, tmp_path: Path) -> None:
+class LateToKnow(Script):
+    """Is found to be finished when it is asked for a mask, and not before."""
+
+    def wait(self, timeout_s: float) -> bool:
+        super().wait(timeout_s)
+        return not self.is_finished
+
+    @property
+    def is_finished(self) -> bool:
+        return super().is_finished and self._looks > 0
+
+
+@pytest.mark.parametrize("kind", [Script, LateToKnow])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
+def test_a_model_without_an_end_of_sequence(
+    kind: type[Script], beside: bool, model: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "endless"
     shutil.copytree(model, path)
     for name in ("config.json", "generation_config.json"):
         config = json.loads((path / name).read_text())
         (path / name).write_text(json.dumps({**config, "eos_token_id": None}))
     core = build_core(EngineConfig(model=path, device="cpu", num_threads=2))
-    _, last = run(core, constrained("a", Script(SCRIPT), replace(FREE, ignore_eos=False)))
-    assert last["a"].finish_reason == FinishReason.STOP
+    others = [constrained("free", None, length=40)] if beside else []
+    tokens, last = run(core, constrained("a", kind(SCRIPT), replace(FREE, ignore_eos=False)), *others)
+    assert last["a"].finish_reason == FinishReason.STOP and len(tokens["a"]) == len(SCRIPT)
+    core.check_integrity()
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,17 +11,19 @@ import itertools
 import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from engine.build import build_core
 from engine.config import EngineConfig
 from engine.structured.wire import Limits
-from tests.engine.server.serving import WAIT_S, running
+from tests.engine.server.serving import WAIT_S, Running, running, wait_until
 from tests.engine.server.test_life import port_of, process, wait_ready
 from tests.engine.server.test_streams import events
 
@@ -193,10 +195,11 @@ async def attack(
 
 @pytest.fixture(scope="module")
 def impatient_server() -> Iterator[str]:
-    """The demo model where a mask has a twentieth of a second."""
+    """The demo model where little time is given."""
     config = EngineConfig(model=DEMO, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.structured.structurer.Limits", lambda: Limits(compile_s=0.5, mask_s=0.05))
+        limits = Limits(compile_s=0.5, mask_s=0.05, slow_masks_s=0.3, wall_s=5.0)
+        patch.setattr("engine.structured.structurer.Limits", lambda: limits)
         with running(DEMO, lambda: build_core(config)) as server:
             yield server.url
 
@@ -204,13 +207,28 @@ def impatient_server() -> Iterator[str]:
 def test_who_follows_a_grammar_that_becomes_slow_is_told(impatient_server: str) -> None:
     with httpx.Client(base_url=impatient_server, timeout=WAIT_S, trust_env=False) as client:
         answer = client.post(CHAT, json=spelling(RUNS))
-        with client.stream("POST", CHAT, json={**spelling(RUNS), "stream": True}) as response:
-            assert response.status_code == 200
-            last = list(events(response))[-1]
+        streamed: list[Any] = []
+        with (
+            client.stream("POST", CHAT, json={**spelling(RUNS), "stream": True}) as response,
+            pytest.raises(httpx.RemoteProtocolError),  # no clean end that isn't one
+        ):
+            streamed.extend(events(response))
     assert answer.status_code == 500
-    for error in (answer.json()["error"], last["error"]):
+    for error in (answer.json()["error"], streamed[-1]["error"]):
         assert error["code"] == "generation_failed"
         assert "takes too long to follow" in error["message"] and "Simplify it" in error["message"]
+
+
+def test_who_leaves_while_its_grammar_compiles_leaves_no_process(demo_server: Running) -> None:
+    with demo_server.http() as client:
+        assert client.post(CHAT, json={**matching("a"), "max_tokens": 2}).status_code == 200
+    [first] = [one for one in psutil.Process().children() if "engine.structured.worker" in one.cmdline()]
+    before = len(first.children())
+    with demo_server.http() as client, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(client.post, CHAT, json=spelling(ENDLESS), timeout=0.5)
+        wait_until(lambda: len(first.children()) > before)
+        assert isinstance(asking.exception(), httpx.ReadTimeout)
+    wait_until(lambda: len(first.children()) == before)
 
 
 def test_who_asks_for_what_never_compiles_is_told(impatient_server: str) -> None:
@@ -219,4 +237,4 @@ def test_who_asks_for_what_never_compiles_is_told(impatient_server: str) -> None
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == "structured_outputs.grammar"
-    assert "takes longer than 0.5 s to compile: simplify it" in error["message"]
+    assert "s to compile: simplify it" in error["message"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import torch
 from engine.errors import InvalidRequest
 from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, Structurer
 from engine.structured.compile_turns import CompilerBusy
+from engine.structured.grammar_compile import compile_grammar
 from engine.structured.grammar_link import GrammarFailed
+from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import Limits
 from engine.tokenizer import Tokenizer, load_tokenizer
 
@@ -236,12 +239,66 @@ def follow(structurer: Structurer, compiled: CompiledOutput, steps: int) -> None
     """The allowed token with the highest id, again and again, but for the end."""
     constraint = structurer.constraint(compiled)
     end = structurer._eos_token_ids[0]
-    shifts = torch.arange(32)
     for _ in range(steps):
         mask = torch.full((1, -(-structurer._vocab_size // 32)), -1, dtype=torch.int32)
         constraint.fill_mask(mask, 0)
-        tokens = ((mask[0][:, None] >> shifts) & 1).flatten()[: structurer._vocab_size].nonzero().flatten()
-        constraint.accept(next(token for token in reversed(tokens.tolist()) if token != end))
+        tokens = allowed_by(mask, structurer._vocab_size)
+        constraint.accept(next(token for token in reversed(tokens) if token != end))
+
+
+def allowed_by(mask: torch.Tensor, vocab_size: int) -> list[int]:
+    bits = (mask[0][:, None] >> torch.arange(32)) & 1
+    return bits.flatten()[:vocab_size].nonzero().flatten().tolist()
+
+
+SOURCES = {
+    StructuredKind.JSON_SCHEMA: '{"type": "object", "properties": {"a": {"type": "string", "maxLength": 5}}}',
+    StructuredKind.JSON_OBJECT: "",
+    StructuredKind.REGEX: "[a-c]{2,5}(x|yz)*",
+    StructuredKind.CHOICE: '["yes", "no", "perhaps"]',
+    StructuredKind.GRAMMAR: 'root ::= "a" root "b" | "c"',
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+async def test_masks_are_those_that_the_compiler_says_in_this_process(
+    kind: StructuredKind, make: Callable[..., Structurer], tokenizer: Tokenizer
+) -> None:
+    from xgrammar import GrammarCompiler, GrammarMatcher
+
+    structurer = make()
+    wanted = StructuredOutput(kind, SOURCES[kind], "x")
+    vocab_size, eos = structurer._vocab_size, structurer._eos_token_ids
+    compiler = GrammarCompiler(read_vocabulary(tokenizer, vocab_size, eos).tokenizer_info(), max_threads=1)
+    constraints = [structurer.constraint(await structurer.compile(wanted)) for _ in range(2)]
+    matchers = [GrammarMatcher(compile_grammar(compiler, wanted, vocab_size, eos)) for _ in constraints]
+    chance = random.Random(0)
+    for _ in range(30):
+        for constraint, matcher in zip(constraints, matchers, strict=True):  # two outputs, side by side
+            if constraint.is_finished:
+                assert matcher.is_terminated()
+                continue
+            said, expected = (torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32) for _ in range(2))
+            assert constraint.fill_mask(said, 0) == matcher.fill_next_token_bitmask(expected)
+            assert torch.equal(said, expected)
+            token = chance.choice(allowed_by(said, vocab_size))
+            constraint.accept(token)
+            assert matcher.accept_token(token)
+
+
+async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
+    make: Callable[..., Structurer], tokenizer: Tokenizer
+) -> None:
+    """Nobody waits for it: the engine asks again at its next step."""
+    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[])
+    choice = StructuredOutput(StructuredKind.CHOICE, '["yes"]', "x")
+    constraint = structurer.constraint(await structurer.compile(choice))
+    for token in tokenizer.encode("yes", add_special_tokens=False):
+        assert constraint.wait(10) and not constraint.is_finished
+        constraint.accept(token)
+    await until(lambda: constraint.is_finished)
+    assert not constraint.wait(0.0)  # there will be no mask
+    structurer.close()
 
 
 async def test_rows_are_used_again(make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch) -> None:
