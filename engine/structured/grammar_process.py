@@ -69,7 +69,7 @@ class _Process:
         self._is_compiling = True
         self._is_slow = False
         self._slow_masks_s = 0.0  # of all sequences
-        self._talking = threading.Lock()
+        self._talking = threading.RLock()
         self.compiler_thread = 0
         self._masks_thread = 0
 
@@ -80,15 +80,12 @@ class _Process:
         signal.setitimer(signal.ITIMER_PROF, _LOOK_S, _LOOK_S)
         while True:
             signal.sigwait({signal.SIGPROF})
-            is_compiling = self._is_compiling  # before the time, which begins anew after it
-            spent = time.process_time() - self._begun_s
-            if is_compiling:
-                self._look_at_compiler(spent)
-            elif spent > self._limits.mask_s:
-                text = self._too_slow.encode()
-                self._say(ANSWER.pack(FAREWELL, Answer.FAILED, False, len(text)) + text, is_last=True)
-            elif self._slow_masks_s + spent > _SLOW_MASKS_S:
-                self._give_way(self._masks_thread)
+            with self._talking:  # what it finds is so until it is said
+                spent = time.process_time() - self._begun_s
+                if self._is_compiling:
+                    self._look_at_compiler(spent)
+                else:
+                    self._look_at_masks(spent)
 
     def _look_at_compiler(self, spent: float) -> None:
         if spent > self._limits.compile_s:
@@ -97,6 +94,13 @@ class _Process:
             self._say(pack({"is_slow": True}))
             self._give_way(self.compiler_thread)
             self._is_slow = True
+
+    def _look_at_masks(self, spent: float) -> None:
+        if spent > self._limits.mask_s:
+            text = self._too_slow.encode()
+            self._say(ANSWER.pack(FAREWELL, Answer.FAILED, False, len(text)) + text, is_last=True)
+        if self._slow_masks_s + spent > _SLOW_MASKS_S:
+            self._give_way(self._masks_thread)
 
     def start(self, work: Callable[[], object]) -> int:
         """The number of a thread that does this, and ends the process if it fails."""
@@ -138,9 +142,10 @@ class _Process:
             self._say(pack({"refused": error.message, "param": error.param}), is_last=True)
         except (MemoryError, RecursionError):
             self._refuse("takes too much memory to compile: simplify it.")
-        self._begun_s = time.process_time()
-        self._is_compiling = False
-        self._say(pack({"num_bytes": grammar.memory_size_bytes, "pid": os.getpid()}))
+        with self._talking:
+            self._begun_s = time.process_time()
+            self._is_compiling = False
+            self._say(pack({"num_bytes": grammar.memory_size_bytes, "pid": os.getpid()}))
         return grammar
 
     # The one that says masks

@@ -46,6 +46,16 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(DEMO)
 
 
+@pytest.fixture(scope="module")
+def shared(tokenizer: Tokenizer) -> Iterator[Structurer]:
+    """For tests that leave it as it was: its first process takes a moment to start."""
+    eos = tokenizer.eos_token_id
+    assert eos is not None
+    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+    yield structurer
+    structurer.close()
+
+
 @pytest.fixture
 def make(tokenizer: Tokenizer) -> Iterator[Callable[..., Structurer]]:
     made: list[Structurer] = []
@@ -174,11 +184,10 @@ async def test_a_flood_forgets_its_own_grammars_and_not_others(make: Callable[..
     assert await structurer.compile(schema("mine"), "me") is mine
 
 
-async def test_tenants_share_no_process(make: Callable[..., Structurer]) -> None:
-    structurer = make()
-    mine = await structurer.compile(schema("a"), "me")
-    assert await structurer.compile(schema("a"), "me") is mine
-    yours = await structurer.compile(schema("a"), "you")
+async def test_tenants_share_no_process(shared: Structurer) -> None:
+    mine = await shared.compile(schema("a"), "me")
+    assert await shared.compile(schema("a"), "me") is mine
+    yours = await shared.compile(schema("a"), "you")
     assert process_of(mine).pid != process_of(yours).pid
 
 
@@ -217,14 +226,14 @@ async def test_many_slow_masks_end_their_request_too(make: Callable[..., Structu
 
 
 async def test_what_compiled_slowly_is_followed_promptly(
-    make: Callable[..., Structurer],
+    shared: Structurer,
 ) -> None:
     slow = {
         "type": "object",
         "properties": {f"p{n}": {"type": "string", "maxLength": 200} for n in range(40)},
     }
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(slow), "response_format")
-    compiled = await make().compile(wanted)
+    compiled = await shared.compile(wanted)
     await until(
         lambda: set(niceness(process_of(compiled))) == {0}
     )  # of the thread that has compiled, none is left
@@ -262,15 +271,14 @@ SOURCES = {
 
 @pytest.mark.parametrize("kind", SOURCES)
 async def test_masks_are_those_that_the_compiler_says_in_this_process(
-    kind: StructuredKind, make: Callable[..., Structurer], tokenizer: Tokenizer
+    kind: StructuredKind, shared: Structurer, tokenizer: Tokenizer
 ) -> None:
     from xgrammar import GrammarCompiler, GrammarMatcher
 
-    structurer = make()
     wanted = StructuredOutput(kind, SOURCES[kind], "x")
-    vocab_size, eos = structurer._vocab_size, structurer._eos_token_ids
+    vocab_size, eos = shared._vocab_size, shared._eos_token_ids
     compiler = GrammarCompiler(read_vocabulary(tokenizer, vocab_size, eos).tokenizer_info(), max_threads=1)
-    constraints = [structurer.constraint(await structurer.compile(wanted)) for _ in range(2)]
+    constraints = [shared.constraint(await shared.compile(wanted)) for _ in range(2)]
     matchers = [GrammarMatcher(compile_grammar(compiler, wanted, vocab_size, eos)) for _ in constraints]
     chance = random.Random(0)
     for _ in range(30):
@@ -287,7 +295,7 @@ async def test_masks_are_those_that_the_compiler_says_in_this_process(
 
 
 async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
-    make: Callable[..., Structurer], tokenizer: Tokenizer
+    tokenizer: Tokenizer,
 ) -> None:
     """Nobody waits for it: the engine asks again at its next step."""
     structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[])
@@ -301,12 +309,11 @@ async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
     structurer.close()
 
 
-async def test_rows_are_used_again(make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch) -> None:
-    structurer = make()
-    compiled = await structurer.compile(schema("a"))
+async def test_rows_are_used_again(shared: Structurer, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = await shared.compile(schema("a"))
     for _ in range(600):  # more than there are rows
-        mask = torch.full((1, -(-structurer._vocab_size // 32)), -1, dtype=torch.int32)
-        assert structurer.constraint(compiled).fill_mask(mask, 0) and mask.any()
+        mask = torch.full((1, -(-shared._vocab_size // 32)), -1, dtype=torch.int32)
+        assert shared.constraint(compiled).fill_mask(mask, 0) and mask.any()
 
 
 # Lives
@@ -334,13 +341,12 @@ async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable
         follow(structurer, await structurer.compile(schema(name)), steps=1)
 
 
-async def test_processes_are_bounded_and_hold_nothing_of_the_engines(make: Callable[..., Structurer]) -> None:
+async def test_processes_are_bounded_and_hold_nothing_of_the_engines(shared: Structurer) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         os.set_inheritable(listener.fileno(), True)
-        structurer = make()
-        process = process_of(await structurer.compile(schema("a")))
+        process = process_of(await shared.compile(schema("a")))
         first = process.parent()
         assert first is not None
         assert first.num_threads() == 1  # else it could not fork
@@ -353,17 +359,16 @@ async def test_processes_are_bounded_and_hold_nothing_of_the_engines(make: Calla
 
 
 async def test_signals_for_the_engines_group_leave_them_to_the_engine(
-    make: Callable[..., Structurer],
+    shared: Structurer,
 ) -> None:
-    structurer = make()
-    compiled = await structurer.compile(schema("a"))
+    compiled = await shared.compile(schema("a"))
     process = process_of(compiled)
     first = process.parent()
     assert first is not None
     for one in (process, first):
         for signum in (signal.SIGTERM, signal.SIGINT):
             one.send_signal(signum)
-    follow(structurer, compiled, steps=1)  # a request that the engine finishes before it stops
+    follow(shared, compiled, steps=1)  # a request that the engine finishes before it stops
 
 
 async def test_a_grammar_that_nobody_follows_any_more_leaves_no_process(
