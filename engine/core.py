@@ -128,8 +128,9 @@ class EngineCore:
 
 
 def _check(batch: Batch, result: StepResult) -> None:
-    """Raise ValueError unless there is a token where one is due and nothing failed, and none elsewhere."""
-    due = [s.samples and index not in result.failures for index, s in enumerate(batch.sequences)]
+    """Raise ValueError unless each sequence that samples has a token, failed or is late; others have none."""
+    without = result.failures.keys() | result.late
+    due = [s.samples and index not in without for index, s in enumerate(batch.sequences)]
     if due != [token is not None for token in result.tokens]:
         raise ValueError(
             f"The runner returned {list(result.tokens)} for sequences of which {due} are to be sampled."
@@ -145,4 +146,5 @@ def _merged(results: Sequence[StepResult]) -> StepResult:
             i: result.prompt_logprobs[0] for i, result in enumerate(results) if result.prompt_logprobs
         },
         failures={i: result.failures[0] for i, result in enumerate(results) if result.failures},
+        late={i for i, result in enumerate(results) if result.late},
     )

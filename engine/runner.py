@@ -55,7 +55,6 @@ class ModelRunner:
         self._sampler = Sampler(eos_token_ids)
         self._mask_filler = MaskFiller(
             model.config.vocab_size,
-            num_threads=torch.get_num_threads(),
             beside_model=model.device.type != "cpu",
         )
         self.num_blocks = cache.num_blocks
@@ -71,6 +70,8 @@ class ModelRunner:
             for row, index in enumerate(sampled)
             if (constraint := batch.sequences[index].constraint) is not None
         }
+        if len(constraints) == batch.num_tokens and not self._mask_filler.wait_for_any(constraints.values()):
+            return StepResult([None] * len(sampled), late=set(sampled))  # nothing that the model could do
         with _translated_loss():
             filling = self._mask_filler.start(constraints)
             try:
@@ -142,13 +143,15 @@ class ModelRunner:
         rows = [SampledRow(s.params, s.output_position, s.edits) for s in sequences]
         result = self._sampler.sample(logits, rows, masks)
         failures = {**result.failures, **(masks.failures if masks else {})}
+        late = masks.late if masks else frozenset()
         for row, token in enumerate(result.tokens):
-            tokens[sampled[row]] = None if row in failures else token
+            tokens[sampled[row]] = None if row in failures or row in late else token
         return StepResult(
             tokens,
             logprobs={} if logprobs is None else _told(logprobs, asking, sampled, sequences, tokens),
             prompt_logprobs=prompt_logprobs,
             failures={sampled[row]: message for row, message in failures.items()},
+            late={sampled[row] for row in late},
         )
 
     def _score(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[PositionLogprobs]]:

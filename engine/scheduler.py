@@ -151,7 +151,11 @@ class Scheduler:
             if index in result.failures:
                 deltas.append(self._end(sequence, Finish(FinishReason.ERROR, error=result.failures[index])))
                 continue
-            self._advance(sequence, len(scheduled.token_ids))
+            if index in result.late and self._stop_rule.is_complete(sequence):  # which is known only now
+                deltas.append(self._end(sequence, Finish(FinishReason.STOP)))
+                continue
+            # Who is late has no next token yet: its last one runs again, and is sampled from then.
+            self._advance(sequence, len(scheduled.token_ids) - (index in result.late))
             sequence.prompt_logprobs += result.prompt_logprobs.get(index, ())
             token = result.tokens[index]
             if token is not None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from engine.errors import EngineError
 from engine.logit_edits import LogitEdits
 from engine.types import (
     EngineRequest,
@@ -155,6 +156,8 @@ class StopRule:
             sequence.edits.add(token)
         try:
             return self._constrain(sequence, token)
+        except EngineError as error:
+            return Finish(FinishReason.ERROR, error=error.message)
         except Exception as error:  # foreign code, for one client: the others in the batch go on
             log.exception("A constraint failed to take a token.")
             said = f"The output's constraint failed: {type(error).__name__}: {error}"
@@ -166,8 +169,14 @@ class StopRule:
         if constraint is None:
             return None
         constraint.accept(token)
-        is_end = constraint.is_finished and not self._may_end_next(sequence)
-        return Finish(FinishReason.STOP, by_stop_token=token in self.eos_token_ids) if is_end else None
+        if not self.is_complete(sequence):
+            return None
+        return Finish(FinishReason.STOP, by_stop_token=token in self.eos_token_ids)
+
+    def is_complete(self, sequence: SequenceState) -> bool:
+        """Whether its constraint is finished, and no end of sequence can follow."""
+        constraint = sequence.request.constraint
+        return constraint is not None and constraint.is_finished and not self._may_end_next(sequence)
 
     def _may_end_next(self, sequence: SequenceState) -> bool:
         """Whether an end-of-sequence token may come next, and would end it."""

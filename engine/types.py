@@ -80,6 +80,10 @@ class TokenConstraint(Protocol):
     rewind it: the output stays.
     """
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether `fill_mask` has its answer, or a failure to tell, after waiting at most so long for it."""
+        ...
+
     def fill_mask(self, mask: Any, row: int) -> bool:
         """Write which tokens may come next into row `row` of `mask`, int32 [S, ceil(vocab / 32)] on the CPU.
 
@@ -205,6 +209,7 @@ class StepResult:
     logprobs: Mapping[int, PositionLogprobs] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]] = field(default_factory=dict)
     failures: Mapping[int, str] = field(default_factory=dict)  # why a sequence can't go on; others can
+    late: Set[int] = frozenset()  # whose constraint wasn't ready: their last token is to run again
 
 
 class Runner(Protocol):

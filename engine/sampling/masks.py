@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 
+from engine.errors import EngineError
 from engine.native.kernels import find_kernels
 from engine.types import TokenConstraint
 
 log = logging.getLogger(__name__)
 
 _ALL_ALLOWED = -1  # 32 set bits
+_WAIT_S = 0.02  # that a step waits for masks, at most
+_LEAST_WAIT_S = 0.0001
+_WAIT_ALONE_S = 0.01  # where there is nothing else to run; new requests wait as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,7 @@ class Masks:
     rows: tuple[int, ...] = ()  # those that are restricted
     bits: torch.Tensor | None = None  # int32 [len(rows), ceil(vocab_size / 32)] on the CPU
     failures: Mapping[int, str] = field(default_factory=dict)  # row → why its constraint can't go on
+    late: Set[int] = frozenset()  # rows whose constraint isn't ready
 
     def apply(self, logits: torch.Tensor) -> None:
         """Make what isn't allowed impossible, in place; float32 [S, vocab_size]."""
@@ -39,65 +46,70 @@ class Masks:
 
 
 class MaskFiller:
-    """Asks constraints for their masks, in threads: they leave the interpreter to each other.
+    """Asks constraints for their masks; who isn't ready in time sits the step out, and holds up nobody.
 
-    Beside a GPU they do so while the model runs. On a CPU the model has all cores, and a thread that takes
-    one away for a moment costs a step more than it saves: there masks are filled before it runs.
+    Beside a GPU they are asked while the model runs. On a CPU the model has all cores, and what takes one
+    away for a moment costs a step more than it saves: there masks are filled before it runs.
     """
 
-    def __init__(self, vocab_size: int, *, num_threads: int, beside_model: bool) -> None:
+    def __init__(self, vocab_size: int, *, beside_model: bool) -> None:
         self._num_words = -(-vocab_size // 32)
-        self._num_threads = num_threads
         self._beside_model = beside_model
-        self._executor: ThreadPoolExecutor | None = None
+        # How long a step waits for each, which those lose that were late, and have again after many in time.
+        self._patience: weakref.WeakKeyDictionary[TokenConstraint, float] = weakref.WeakKeyDictionary()
 
     def start(self, constraints: Mapping[int, TokenConstraint]) -> Callable[[], Masks] | None:
-        """Begin to fill the masks of these rows; None if there are none. Nobody else may use them now.
+        """Fill the masks of these rows; None if there are none. Nobody else may use them now.
 
         The masks are what the function returned returns, once they are filled.
         """
         if not constraints:
             return None
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._num_threads, thread_name_prefix="engine-masks")
+        if self._beside_model:
+            for constraint in constraints.values():
+                with suppress(EngineError):  # told when it is filled
+                    constraint.wait(0.0)  # those that are asked elsewhere are asked now
+            return lambda: self._fill(constraints)
+        masks = self._fill(constraints)
+        return lambda: masks
+
+    def wait_for_any(self, constraints: Collection[TokenConstraint]) -> bool:
+        """Whether one of them may be ready. If all were late, and still are, waits a little."""
+        if not constraints or any(one not in self._patience or one.wait(0.0) for one in constraints):
+            return True
+        return any(one.wait(_WAIT_ALONE_S / len(constraints)) for one in constraints)
+
+    @torch.inference_mode()
+    def _fill(self, constraints: Mapping[int, TokenConstraint]) -> Masks:
         bits = torch.full((len(constraints), self._num_words), _ALL_ALLOWED, dtype=torch.int32)
-        places = list(enumerate(constraints.items()))
-        parts = [places[first :: self._num_threads] for first in range(self._num_threads)]
-        filling = [self._executor.submit(_fill, part, bits) for part in parts if part]
+        restricted: list[int] = []  # rows, parallel to the first of the bits
+        failures: dict[int, str] = {}
+        late: set[int] = set()
+        begun = time.monotonic()
+        for row, constraint in constraints.items():
+            try:
+                if not self._wait(constraint, begun):
+                    late.add(row)
+                elif constraint.fill_mask(bits, len(restricted)):
+                    restricted.append(row)
+            except EngineError as error:
+                failures[row] = error.message
+            except Exception as error:  # foreign code, for one client: the others in the batch go on
+                log.exception("A constraint failed to say what may come next.")
+                failures[row] = f"The output's constraint failed: {type(error).__name__}: {error}"
+        if not restricted:
+            return Masks(failures=failures, late=late)
+        return Masks(tuple(restricted), bits[: len(restricted)], failures, late)
 
-        def finish() -> Masks:
-            restricted: dict[int, int] = {}  # row → its place among the bits
-            failures: dict[int, str] = {}
-            for future in filling:
-                places_of, failed = future.result()
-                restricted |= places_of
-                failures |= failed
-            if not restricted:
-                return Masks(failures=failures)
-            rows = tuple(sorted(restricted, key=restricted.__getitem__))
-            filled = bits if len(rows) == len(bits) else bits[[restricted[row] for row in rows]]
-            return Masks(rows, filled, failures)
-
-        if not self._beside_model:
-            wait(filling)
-        return finish
-
-
-@torch.inference_mode()
-def _fill(
-    places: Sequence[tuple[int, tuple[int, TokenConstraint]]], bits: torch.Tensor
-) -> tuple[dict[int, int], dict[int, str]]:
-    """The places of the rows that are restricted, and what failed, by row."""
-    restricted: dict[int, int] = {}
-    failures: dict[int, str] = {}
-    for place, (row, constraint) in places:
-        try:
-            if constraint.fill_mask(bits, place):
-                restricted[row] = place
-        except Exception as error:  # foreign code, for one client: the others in the batch go on
-            log.exception("A constraint failed to say what may come next.")
-            failures[row] = f"The output's constraint failed: {type(error).__name__}: {error}"
-    return restricted, failures
+    def _wait(self, constraint: TokenConstraint, begun: float) -> bool:
+        """All together wait as long as one."""
+        patience = self._patience.get(constraint, _WAIT_S)
+        is_ready = constraint.wait(max(0.0, begun + patience - time.monotonic()))
+        if not is_ready:
+            self._patience[constraint] = max(_LEAST_WAIT_S, patience / 2)
+        elif patience < _WAIT_S:
+            self._patience[constraint] = patience * 1.1
+        return is_ready
 
 
 def _bias(bits: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,11 @@ Constrain = Callable[[], TokenConstraint]
 
 
 async def make_constrain(
-    structurer: Structurer, spec: StructuredOutput | None, thinking: Thinking | None, budget: int | None
+    structurer: Structurer,
+    spec: StructuredOutput | None,
+    thinking: Thinking | None,
+    budget: int | None,
+    tenant: str = "",
 ) -> Constrain | None:
     """Compile what is asked for, once for all choices; None where anything goes. Raises InvalidRequest."""
     marks = None if thinking is None else thinking.marks
@@ -28,7 +32,7 @@ async def make_constrain(
             "thinking_token_budget needs a model that thinks: this server has no --reasoning-parser.",
             param="thinking_token_budget",
         )
-    compiled = None if spec is None else await structurer.compile(spec)
+    compiled = None if spec is None else await structurer.compile(spec, tenant)
     bounded = budget if budget is not None and budget >= 0 else None
     if compiled is None and bounded is None:
         return None

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import EngineError
 from engine.server.errors import NotReady, ShuttingDown, WrongKey, error_response, speaks_anthropic
+from engine.server.leaving import set_client
 from engine.server.model_service import ModelService
 from engine.server.request_ids import choose_request_id, set_request_id
 from engine.server.request_log import RequestRecord, begin_record
@@ -59,6 +60,7 @@ class Gate:
         send = _name_request(scope, send, ignored, record)
         try:
             set_tenant(self._check(scope))
+            set_client(receive)
         except EngineError as error:
             await error_response(error, scope["path"])(scope, receive, send)
             if record is not None:

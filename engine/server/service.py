@@ -19,6 +19,7 @@ from engine.server.beam_search import BeamRule
 from engine.server.constraints import Constrain, make_constrain
 from engine.server.generation import Choice, Generation
 from engine.server.generation_body import GenerationBody
+from engine.server.leaving import while_client_stays
 from engine.server.limits import (
     MAX_PROMPT_TOKENS,
     MAX_SEQUENCES,
@@ -30,7 +31,7 @@ from engine.server.request_ids import choose_request_id, new_sequence_id
 from engine.server.responses.store import ResponseStore
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
 from engine.server.stream_interval import SparseGeneration
-from engine.server.tenants import cache_salt
+from engine.server.tenants import cache_salt, current_tenant
 from engine.server.thinking import Thinking
 from engine.structured import StructuredOutput
 from engine.types import ALL_LOGPROBS, EngineRequest, SamplingParams, TokenConstraint
@@ -61,7 +62,12 @@ class Service(ModelService):
         self, spec: StructuredOutput | None, thinking: Thinking | None = None, *, budget: int | None = None
     ) -> Constrain | None:
         """What makes each sequence's constraint; None where anything goes. Raises InvalidRequest."""
-        return await make_constrain(self.model.structurer, spec, thinking, budget)
+        tenant = current_tenant().name
+        if spec is None:
+            return await make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+        return await while_client_stays(
+            lambda: make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+        )
 
     async def begin(
         self,

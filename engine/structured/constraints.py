@@ -2,39 +2,92 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from engine.structured.grammar_link import GrammarFailed, GrammarLink, Said
 from engine.structured.spec import ThinkingMarks
+from engine.structured.wire import Answer, Ask
 from engine.types import TokenConstraint
-
-if TYPE_CHECKING:
-    from xgrammar import GrammarMatcher
 
 
 class GrammarConstraint:
-    """What the grammar allows; once it is complete, the tokens that end a sequence and nothing else."""
+    """What the grammar allows; once it is complete, the tokens that end a sequence and nothing else.
 
-    def __init__(self, matcher: GrammarMatcher, eos_token_ids: Sequence[int]) -> None:
-        self._matcher = matcher
+    The grammar's process is asked as soon as a token is accepted, and answers while the engine goes on.
+    """
+
+    def __init__(self, link: GrammarLink, eos_token_ids: Sequence[int]) -> None:
+        self._link = link
         self._eos_token_ids = tuple(eos_token_ids)
+        self._row = -1
+        self._number = 0  # of the question what may come next
+        self._asked = 0.0
+        self._said: Said | None = None
+        self._has_ended = False
+
+    def __del__(self) -> None:
+        if self._row >= 0:
+            self._link.close_row(self._row, self._number)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Never, where the output is complete and no end can be said: `is_finished` says so."""
+        if self._has_ended:
+            return True
+        if self._said is None and not self._is_answered(timeout_s):
+            return False
+        return bool(self._eos_token_ids) or not self.is_finished
+
+    def _is_answered(self, timeout_s: float) -> bool:
+        if self._row < 0:
+            self._row, self._number = self._link.open()
+            self._asked = time.monotonic()
+        if self._link.wait(self._number, timeout_s):
+            return True
+        self._link.check_time(self._asked)
+        return not self._link.is_alive
 
     def fill_mask(self, mask: Any, row: int) -> bool:
-        if self._matcher.is_terminated():  # beyond its end only with ignore_eos
+        said = self._what_may_come()
+        if said is None or said.has_ended:  # beyond its end only with ignore_eos
             only(mask, row, self._eos_token_ids)
             return True
-        is_restricted = self._matcher.fill_next_token_bitmask(mask, row)
-        if is_restricted and not mask[row].any():
-            raise ValueError("no token of the model's can go on here")
-        return is_restricted
+        if said.what == Answer.ANYTHING:
+            return False
+        mask[row].numpy()[:] = self._link.mask(self._row)
+        return True
 
     def accept(self, token_id: int) -> None:
-        if not self._matcher.is_terminated() and not self._matcher.accept_token(token_id):
+        said = self._what_may_come()
+        if said is None or said.has_ended:
+            return
+        if said.what == Answer.RESTRICTED and not self._link.is_allowed(self._row, token_id):
             raise ValueError(f"Token {token_id} doesn't follow the grammar.")
+        self._has_ended = token_id in self._eos_token_ids
+        if not self._has_ended:
+            self._number, self._said = self._link.ask(Ask.TOKEN, self._row, token_id), None
+            self._asked = time.monotonic()
 
     @property
     def is_finished(self) -> bool:
-        return self._matcher.is_terminated()
+        """As far as is known without waiting."""
+        if self._eos_token_ids or self._has_ended:
+            return self._has_ended
+        if self._said is None and self._is_answered(0.0):
+            self._said = self._link.answer(self._number)
+        return self._said is not None and self._said.has_ended
+
+    def _what_may_come(self) -> Said | None:
+        """None after the end. Waits, if nobody has. Raises GrammarFailed."""
+        if self._has_ended:
+            return None
+        while self._said is None:
+            if self._is_answered(1.0):
+                self._said = self._link.answer(self._number)
+        if self._said.what == Answer.FAILED:
+            raise GrammarFailed(self._said.text)
+        return self._said
 
 
 class ThinkingConstraint:
@@ -62,6 +115,9 @@ class ThinkingConstraint:
         self._num_thought = 0
         self._tail: tuple[int, ...] = ()  # the last tokens, to find the thought's end by, or its start
         self._num_forced = 0
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._is_inside or self._inner is None or self._inner.wait(timeout_s)
 
     def fill_mask(self, mask: Any, row: int) -> bool:
         if self._is_inside:

@@ -1,52 +1,47 @@
-"""Compiles what outputs must be, once for equal ones, off the event loop."""
+"""Compiles what outputs must be, once for equal ones, in processes that can be ended."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-import threading
-from collections import OrderedDict
+import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import EngineError, InvalidRequest
-from engine.structured.compile_threads import CompileThreads
+from engine.errors import InvalidRequest
+from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn, greediest
 from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
-from engine.structured.json_schema import follow_json_schema
-from engine.structured.json_strings import plain_pattern
-from engine.structured.regex import UnsupportedPattern
-from engine.structured.spec import StructuredKind, StructuredOutput, ThinkingMarks
-from engine.structured.string_rules import StringRules
-from engine.structured.structural_tag import follow_structural_tag
-from engine.structured.trial import try_out
-from engine.structured.vocabulary import tokenizer_info
-from engine.tokenizer import Tokenizer
+from engine.structured.grammar_link import GrammarLink
+from engine.structured.spec import StructuredOutput, ThinkingMarks
+from engine.structured.vocabulary import read_vocabulary
+from engine.structured.wire import Limits
+from engine.structured.workers import Workers
 from engine.types import TokenConstraint
 
 if TYPE_CHECKING:
-    from xgrammar import CompiledGrammar, GrammarCompiler
+    from engine.tokenizer import Tokenizer
 
 MAX_SOURCE_CHARS = 256 * 1024
-MAX_COMPILED_BYTES = 64 * 2**20  # of one; grows with what a grammar must tell apart
-_MAX_CACHED = 256
+_PROCESS_BYTES = 8 * 2**20  # that each has for itself: 4 MiB with a vocabulary of 3k, 12 with one of 152k
+_MAX_ALIVE = 128  # processes, with those that are compiling and those that are still followed
 _MAX_CACHE_BYTES = 256 * 2**20
-_TIMEOUT_S = 10.0
-_NUM_THREADS = 2
-_MAX_STUCK = 2  # compilations that were given up, and go on until the process ends
+_NUM_TURNS = 4
+_MAX_SLOW = 8  # compilations that go on beside them
 _MAX_WAITING = 64
-_MAX_WHITESPACE = 16  # characters between two JSON tokens: enough to indent, and no endless line of blanks
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledOutput:
-    grammar: CompiledGrammar
+    link: GrammarLink
     num_bytes: int
 
 
+_Key = tuple[str, StructuredOutput]
+
+
 class Structurer:
-    """Of one model. The compiler, slow to import, comes with the first request that asks for it."""
+    """Of one model. The compiler's processes, slow to start, come with the first request that asks for it."""
 
     def __init__(
         self,
@@ -54,63 +49,126 @@ class Structurer:
         *,
         vocab_size: int,
         eos_token_ids: Sequence[int],
-        timeout_s: float = _TIMEOUT_S,
         max_cache_bytes: int = _MAX_CACHE_BYTES,
+        limits: Limits | None = None,
     ) -> None:
         """`vocab_size` is the logits' width; ids beyond the tokenizer's are never allowed."""
-        self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
-        self._timeout_s = timeout_s
+        self._limits = limits or Limits()
         self._max_cache_bytes = max_cache_bytes
-        self._threads = CompileThreads(
-            num_threads=_NUM_THREADS, max_stuck=_MAX_STUCK, max_waiting=_MAX_WAITING, timeout_s=timeout_s
-        )
-        self._compiler: GrammarCompiler | None = None
-        self._compiler_lock = threading.Lock()
-        self._compiled: OrderedDict[StructuredOutput, CompiledOutput] = OrderedDict()  # the latest used last
-        self._compiling: dict[StructuredOutput, asyncio.Task[CompiledOutput]] = {}
+        self._turns = CompileTurns(num_turns=_NUM_TURNS, max_slow=_MAX_SLOW, max_waiting=_MAX_WAITING)
+        self._workers = Workers(lambda: read_vocabulary(tokenizer, vocab_size, eos_token_ids).to_json())
+        self._compiled: OrderedDict[_Key, CompiledOutput] = OrderedDict()  # the latest used last
+        self._compiling: dict[_Key, asyncio.Task[CompiledOutput]] = {}
+        self._asking: Counter[_Key] = Counter()  # how many requests wait for each of them
+        self._alive: weakref.WeakKeyDictionary[GrammarLink, str] = weakref.WeakKeyDictionary()  # → the tenant
 
-    async def compile(self, wanted: StructuredOutput) -> CompiledOutput:
+    async def compile(self, wanted: StructuredOutput, tenant: str = NOBODY) -> CompiledOutput:
         """Raises InvalidRequest for what can't be compiled, can't be followed, or takes too long.
 
-        Raises CompilerBusy where too many others wait for theirs.
+        Raises CompilerBusy where too many others wait for theirs. Tenants share nothing: neither a process,
+        which one could make slow for the other, nor more than their part of the compiler's time.
         """
         if len(wanted.source) > MAX_SOURCE_CHARS:
             raise InvalidRequest(
                 f"{wanted.param} has {len(wanted.source)} characters; {MAX_SOURCE_CHARS} are possible.",
                 param=wanted.param,
             )
-        if wanted in self._compiled:
-            self._compiled.move_to_end(wanted)
-            return self._compiled[wanted]
-        task = self._compiling.get(wanted)
+        key = (tenant, wanted)
+        if key in self._compiled:
+            if self._compiled[key].link.is_alive:
+                self._compiled.move_to_end(key)
+                return self._compiled[key]
+            del self._compiled[key]
+        task = self._compiling.get(key)
         if task is None:
-            task = self._compiling[wanted] = asyncio.create_task(self._compile(wanted))
-            task.add_done_callback(lambda done: self._compiled_one(wanted, done))
-        return await asyncio.shield(task)  # who leaves doesn't take it from others that wait for the same
+            task = self._compiling[key] = asyncio.create_task(self._compile(wanted, tenant))
+            task.add_done_callback(lambda done: self._compiled_one(key, done))
+        self._asking[key] += 1
+        try:
+            return await asyncio.shield(task)  # others may wait for the same
+        finally:
+            self._asking[key] -= 1
+            if not self._asking[key]:
+                del self._asking[key]
+                task.cancel()  # who was the last to wait has left, if it isn't done
 
-    def _compiled_one(self, wanted: StructuredOutput, done: asyncio.Task[CompiledOutput]) -> None:
-        del self._compiling[wanted]
-        if done.cancelled() or done.exception() is not None:
-            return
-        self._compiled[wanted] = done.result()
-        while len(self._compiled) > _MAX_CACHED or self.cached_bytes > self._max_cache_bytes:
-            self._compiled.popitem(last=False)
+    def close(self) -> None:
+        """End all processes; the engine's end does so too."""
+        self._workers.close()
 
     @property
     def cached_bytes(self) -> int:
         return sum(compiled.num_bytes for compiled in self._compiled.values())
 
-    async def _compile(self, wanted: StructuredOutput) -> CompiledOutput:
-        compiler = await asyncio.to_thread(self._get_compiler)
+    def _compiled_one(self, key: _Key, done: asyncio.Task[CompiledOutput]) -> None:
+        del self._compiling[key]
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._compiled[key] = done.result()
+        while self.cached_bytes > self._max_cache_bytes:
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        """The one that was not used for longest, of the tenant that has most."""
+        tenant = greediest(tenant for tenant, _ in self._compiled)
+        del self._compiled[next(key for key in self._compiled if key[0] == tenant)]
+
+    async def _compile(self, wanted: StructuredOutput, tenant: str) -> CompiledOutput:
+        turn = await self._turns.begin(tenant)
         try:
-            return await self._threads.run(lambda: self._compile_with(compiler, wanted))
-        except TimeoutError as error:
+            self._make_room(tenant)
+            link = await asyncio.to_thread(GrammarLink, self._workers, self._vocab_size, self._limits)
+            self._alive[link] = tenant
+            try:
+                return _read_outcome(link, await self._wait_for(link, wanted, turn))
+            except BaseException:  # also cancelled
+                link.end("It was not compiled.")
+                raise
+        finally:
+            self._turns.end(turn)
+
+    def _make_room(self, tenant: str) -> None:
+        """Raises CompilerBusy if too many grammars are followed."""
+        while len(self._alive) >= _MAX_ALIVE and self._compiled:
+            self._forget_one()
+        own = sum(one == tenant for one in self._alive.values()) if tenant != NOBODY else 0
+        if len(self._alive) >= _MAX_ALIVE or own >= _MAX_ALIVE // 2:
+            raise CompilerBusy("Too many different schemas and grammars are being followed: try again later.")
+
+    async def _wait_for(self, link: GrammarLink, wanted: StructuredOutput, turn: Turn) -> dict[str, Any]:
+        """What the process says. Raises InvalidRequest and CompilerBusy where it takes too long."""
+        compiling = asyncio.create_task(link.compile(wanted, lambda: self._turns.become_slow(turn)))
+        giving_way = asyncio.create_task(turn.is_over.wait())
+        both = (compiling, giving_way)
+        try:
+            done, _ = await asyncio.wait(
+                both, timeout=self._limits.wall_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if compiling in done:
+                return await compiling
+        except EOFError as error:
+            if not self._workers.is_alive:
+                raise CompilerBusy("The compiler of schemas and grammars has ended: try again.") from error
             raise InvalidRequest(
-                f"{wanted.param} takes longer than {self._timeout_s:g} s to compile: simplify it.",
+                f"{wanted.param} can't be compiled: its process has ended, for want of memory or by a fault "
+                "of the compiler: simplify it.",
                 param=wanted.param,
             ) from error
+        finally:
+            for task in both:
+                task.cancel()
+        if giving_way in done:
+            raise CompilerBusy(
+                f"{wanted.param} takes long to compile, and too many others do: simplify it, or try again "
+                "later."
+            )
+        raise InvalidRequest(
+            f"{wanted.param} takes longer than {self._limits.wall_s:g} s to compile: simplify it, or try "
+            "again when the server has less to do.",
+            param=wanted.param,
+        )
 
     def constraint(
         self,
@@ -120,107 +178,15 @@ class Structurer:
         budget: int | None = None,
     ) -> TokenConstraint:
         """For one sequence: what was compiled (None = anything), after a thought where there are marks."""
-        inner = None if compiled is None else self._match(compiled)
+        inner = None if compiled is None else GrammarConstraint(compiled.link, self._eos_token_ids)
         if marks is not None:
             return ThinkingConstraint(marks, inner=inner, budget=budget, eos_token_ids=self._eos_token_ids)
         if inner is None:
             raise ValueError("Neither a grammar nor marks of a thought: there is nothing to constrain.")
         return inner
 
-    def _match(self, compiled: CompiledOutput) -> GrammarConstraint:
-        from xgrammar import GrammarMatcher
 
-        matcher = GrammarMatcher(compiled.grammar, terminate_without_stop_token=not self._eos_token_ids)
-        return GrammarConstraint(matcher, self._eos_token_ids)
-
-    def _compile_with(self, compiler: GrammarCompiler, wanted: StructuredOutput) -> CompiledOutput:
-        """In a thread."""
-        try:
-            grammar = _compile_kind(compiler, wanted)
-            compiled = CompiledOutput(grammar, grammar.memory_size_bytes)
-            if compiled.num_bytes > MAX_COMPILED_BYTES:
-                raise InvalidRequest(
-                    f"{wanted.param} takes {compiled.num_bytes >> 20} MiB when compiled; "
-                    f"{MAX_COMPILED_BYTES >> 20} are possible: simplify it.",
-                    param=wanted.param,
-                )
-            try_out(grammar, self._vocab_size, self._eos_token_ids, wanted.param)
-        except EngineError:
-            raise
-        except (
-            Exception
-        ) as error:  # the compiler's errors are RuntimeError, and whatever pybind makes of others
-            raise InvalidRequest(
-                f"{wanted.param} can't be compiled: {_told(error)}", param=wanted.param
-            ) from error
-        return compiled
-
-    def _get_compiler(self) -> GrammarCompiler:
-        with self._compiler_lock:
-            if self._compiler is None:
-                from xgrammar import GrammarCompiler
-
-                info = tokenizer_info(self._tokenizer, self._vocab_size, self._eos_token_ids)
-                self._compiler = GrammarCompiler(info, max_threads=1, cache_enabled=False)  # we have ours
-        return self._compiler
-
-
-def _compile_kind(compiler: GrammarCompiler, wanted: StructuredOutput) -> CompiledGrammar:
-    from xgrammar import Grammar
-
-    match wanted.kind:
-        case StructuredKind.JSON_SCHEMA:
-            rules = StringRules()
-            schema = follow_json_schema(
-                _parse(wanted), wanted.param, rules, is_strict=wanted.is_strict, advice=wanted.advice
-            )
-            grammar = Grammar.from_json_schema(json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE)
-            return compiler.compile_grammar(rules.insert(str(grammar)) if rules else grammar)
-        case StructuredKind.JSON_OBJECT:
-            return compiler.compile_json_schema(
-                '{"type":"object"}', max_whitespace_cnt=_MAX_WHITESPACE, strict_mode=False
-            )
-        case StructuredKind.REGEX:
-            try:
-                return compiler.compile_regex(plain_pattern(wanted.source))
-            except UnsupportedPattern as error:
-                raise InvalidRequest(
-                    f"{wanted.param} can't be followed: {error}.", param=wanted.param
-                ) from error
-        case StructuredKind.CHOICE:
-            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in _parse(wanted))
-            return compiler.compile_grammar(f"root ::= {choices}")
-        case StructuredKind.GRAMMAR:
-            is_ebnf = "::=" in wanted.source
-            return (compiler.compile_grammar if is_ebnf else compiler.compile_lark)(wanted.source)
-        case StructuredKind.STRUCTURAL_TAG | StructuredKind.TOOL_CALLS:
-            rules = StringRules()
-            tag = follow_structural_tag(
-                _parse(wanted),
-                wanted.param,
-                rules,
-                max_whitespace=_MAX_WHITESPACE,
-                is_ours=wanted.kind is StructuredKind.TOOL_CALLS,
-            )
-            grammar = Grammar.from_structural_tag(json.dumps(tag))
-            return compiler.compile_grammar(rules.insert(str(grammar)) if rules else grammar)
-
-
-def _told(error: Exception) -> str:
-    """The compiler's words, without the place in its own sources."""
-    said = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return re.sub(r"^\[[\d:]+\] \S+\.cc:\d+: ", "", said)[:500]
-
-
-def _parse(wanted: StructuredOutput) -> Any:
-    """Raises InvalidRequest for what is no JSON, or has text that is no Unicode."""
-    try:
-        value = json.loads(wanted.source)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{wanted.param} is no valid Unicode: it holds half of a surrogate pair.", param=wanted.param
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{wanted.param} is no JSON: {error}", param=wanted.param) from error
-    return value
+def _read_outcome(link: GrammarLink, said: dict[str, Any]) -> CompiledOutput:
+    if "refused" in said:
+        raise InvalidRequest(said["refused"], param=said["param"])
+    return CompiledOutput(link, said["num_bytes"] + _PROCESS_BYTES)

@@ -1,21 +1,50 @@
-"""A tokenizer's vocabulary as xgrammar wants it."""
+"""A tokenizer's vocabulary as xgrammar wants it, and as it goes to the process that has xgrammar."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from xgrammar import TokenizerInfo
 
+    from engine.tokenizer import Tokenizer
 
-def tokenizer_info(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> TokenizerInfo:
-    """Special tokens get no text, so that no grammar lets them pass for their spelling."""
-    from xgrammar import TokenizerInfo, VocabType
+_ENCODINGS = {"ByteLevel": "BYTE_LEVEL", "ByteFallback": "BYTE_FALLBACK"}  # by the part that says so
 
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Special tokens have no spelling, so that no grammar lets them pass for their text."""
+
+    spellings: list[str]
+    encoding: str  # the name of a VocabType
+    vocab_size: int
+    eos_token_ids: list[int]
+    adds_space: bool
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Vocabulary:
+        return cls(**json.loads(data))
+
+    def tokenizer_info(self) -> TokenizerInfo:
+        from xgrammar import TokenizerInfo, VocabType
+
+        return TokenizerInfo(
+            self.spellings,
+            VocabType[self.encoding],
+            vocab_size=self.vocab_size,
+            stop_token_ids=self.eos_token_ids,
+            add_prefix_space=self.adds_space,
+        )
+
+
+def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> Vocabulary:
     described: dict[str, Any] = json.loads(tokenizer.fast.to_str())
     spellings = [""] * min(vocab_size, tokenizer.vocab_size)
     for spelling, token_id in tokenizer.fast.get_vocab(with_added_tokens=True).items():
@@ -24,17 +53,13 @@ def tokenizer_info(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequenc
     for token in described.get("added_tokens", []):
         if token["special"] and token["id"] < len(spellings):
             spellings[token["id"]] = ""
-    kinds = {
-        "ByteLevel": VocabType.BYTE_LEVEL,
-        "ByteFallback": VocabType.BYTE_FALLBACK,
-    }
     parts = _types_of(described.get("decoder")) | _types_of(described.get("pre_tokenizer"))
-    return TokenizerInfo(
+    return Vocabulary(
         spellings,
-        next((kind for name, kind in kinds.items() if name in parts), VocabType.RAW),
-        vocab_size=vocab_size,
-        stop_token_ids=list(eos_token_ids),
-        add_prefix_space=_adds_space(described),
+        next((encoding for part, encoding in _ENCODINGS.items() if part in parts), "RAW"),
+        vocab_size,
+        list(eos_token_ids),
+        _adds_space(described),
     )
 
 

@@ -30,11 +30,22 @@ FREE = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 class Script:
     """Allows, position by position, the tokens it was given; then, as a grammar, the end only."""
 
-    def __init__(self, allowed: list[set[int]], *, fails_at: int = -1, refuses: int = -1) -> None:
+    def __init__(
+        self, allowed: list[set[int]], *, fails_at: int = -1, refuses: int = -1, num_late: int = 0
+    ) -> None:
+        """`num_late`: how often, for each mask, it isn't ready."""
+        self._num_late = num_late
+        self._looks = 0
+        self.waited_s: list[float] = []
         self._allowed = allowed
         self._fails_at = fails_at
         self._refuses = refuses
         self.accepted: list[int] = []
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waited_s.append(timeout_s)
+        self._looks += 1
+        return self._looks > self._num_late
 
     def fill_mask(self, mask: Any, row: int) -> bool:
         if len(self.accepted) == self._fails_at:
@@ -53,6 +64,7 @@ class Script:
         if len(self.accepted) == self._refuses:
             raise ValueError(f"no place for {token_id}")
         self.accepted.append(token_id)
+        self._looks = 0
 
     @property
     def is_finished(self) -> bool:
@@ -168,6 +180,38 @@ def test_a_broken_constraint_ends_its_own_request_only(
     assert {name: tokens[name] for name in others} == others
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
+def test_who_is_late_says_the_same_later_and_holds_up_nobody(beside: bool, model: Path) -> None:
+    params = replace(FREE, ignore_eos=False, temperature=1.5, seed=3, logprobs=1, prompt_logprobs=1)
+    others = [constrained("free", None, length=40), constrained("in time", Script(SCRIPT), length=20)]
+
+    def asked(late: Script) -> list[EngineRequest]:
+        return [constrained("late", late, params, length=30), *(others if beside else [])]
+
+    punctual, _ = run(core_of(model), *asked(Script(SCRIPT)))
+    if beside:
+        others = [constrained("free", None, length=40), constrained("in time", Script(SCRIPT), length=20)]
+    late = Script(SCRIPT, num_late=7)
+    tokens, last = run(core_of(model), *asked(late))
+    assert tokens == punctual
+    assert last["late"].finish_reason == FinishReason.STOP
+    assert max(late.waited_s) <= 0.02 and sorted(late.waited_s)[len(late.waited_s) // 2] < 0.011
+
+
+def test_no_step_of_others_waits_long_for_those_that_are_late(model: Path) -> None:
+    """However many they are: all together have one patience, and it shrinks."""
+    lates = {row: Script([{2}], num_late=10**9) for row in range(8)}
+    filler = MaskFiller(64, beside_model=False)
+    sums = []
+    for _ in range(12):
+        for late in lates.values():
+            late.waited_s.clear()
+        filling = filler.start(lates)
+        assert filling is not None and filling().late == set(lates)
+        sums.append(max(sum(late.waited_s) for late in lates.values()))
+    assert max(sums) <= 0.02 and sums[-1] <= 0.0001
+
+
 def test_an_abort_of_a_constrained_request_frees_its_blocks(model: Path) -> None:
     core = core_of(model)
     core.add(constrained("a", Script(SCRIPT)))
@@ -177,15 +221,33 @@ def test_an_abort_of_a_constrained_request_frees_its_blocks(model: Path) -> None
     assert core.stats().kv_cache_usage == 0 and not core.has_work
 
 
-def test_a_model_without_an_end_of_sequence(model: Path, tmp_path: Path) -> None:
+class LateToKnow(Script):
+    """Is found to be finished when it is asked for a mask, and not before."""
+
+    def wait(self, timeout_s: float) -> bool:
+        super().wait(timeout_s)
+        return not self.is_finished
+
+    @property
+    def is_finished(self) -> bool:
+        return super().is_finished and self._looks > 0
+
+
+@pytest.mark.parametrize("kind", [Script, LateToKnow])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
+def test_a_model_without_an_end_of_sequence(
+    kind: type[Script], beside: bool, model: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "endless"
     shutil.copytree(model, path)
     for name in ("config.json", "generation_config.json"):
         config = json.loads((path / name).read_text())
         (path / name).write_text(json.dumps({**config, "eos_token_id": None}))
     core = build_core(EngineConfig(model=path, device="cpu", num_threads=2))
-    _, last = run(core, constrained("a", Script(SCRIPT), replace(FREE, ignore_eos=False)))
-    assert last["a"].finish_reason == FinishReason.STOP
+    others = [constrained("free", None, length=40)] if beside else []
+    tokens, last = run(core, constrained("a", kind(SCRIPT), replace(FREE, ignore_eos=False)), *others)
+    assert last["a"].finish_reason == FinishReason.STOP and len(tokens["a"]) == len(SCRIPT)
+    core.check_integrity()
 
 
 @settings(max_examples=60, deadline=None)
@@ -198,7 +260,7 @@ def test_a_model_without_an_end_of_sequence(model: Path, tmp_path: Path) -> None
 )
 def test_masks_forbid_all_but_what_is_allowed(drawn: tuple[int, list[set[int] | None]]) -> None:
     vocab_size, rows = drawn
-    filling = MaskFiller(vocab_size, num_threads=2, beside_model=False).start(
+    filling = MaskFiller(vocab_size, beside_model=False).start(
         {row: Script([allowed]) for row, allowed in enumerate(rows) if allowed is not None}
     )
     logits = torch.ones(len(rows), vocab_size)

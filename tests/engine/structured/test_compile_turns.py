@@ -1,0 +1,109 @@
+"""Turns at the compiler: few at a time, round the tenants, and slow ones step aside."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn
+
+
+def turns_of(*, num_turns: int = 4, max_slow: int = 3, max_waiting: int = 8) -> CompileTurns:
+    return CompileTurns(num_turns=num_turns, max_slow=max_slow, max_waiting=max_waiting)
+
+
+async def begun(turns: CompileTurns, *tenants: str) -> list[Turn]:
+    return [await turns.begin(tenant) for tenant in tenants]
+
+
+async def waiting(turns: CompileTurns, *tenants: str) -> list[asyncio.Task[Turn]]:
+    """Those that ask now, in this order."""
+    tasks = [asyncio.create_task(turns.begin(tenant)) for tenant in tenants]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def leave(tasks: list[asyncio.Task[Turn]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_one_tenant_never_has_more_than_half_of_the_turns() -> None:
+    turns = turns_of()
+    own = await begun(turns, "a", "a")
+    third, other = await waiting(turns, "a", "b")
+    assert (await other).tenant == "b" and not third.done()
+    turns.end(own[0])
+    assert (await third).tenant == "a"
+
+
+async def test_without_keys_every_request_may_have_a_turn() -> None:
+    assert len(await begun(turns_of(), *[NOBODY] * 4)) == 4
+
+
+async def test_the_tenant_with_fewest_turns_is_next() -> None:
+    turns = turns_of()
+    running = await begun(turns, "a", "a", "b", "c")
+    tasks = await waiting(turns, "a", "b", "d", "a")
+    turns.end(running[0])
+    assert (await asyncio.wait_for(tasks[2], 1)).tenant == "d"
+    await leave(tasks)
+
+
+async def test_who_comes_after_a_flood_does_not_wait_for_it() -> None:
+    turns = turns_of(num_turns=1)
+    first = await turns.begin(NOBODY)
+    *flood, last = await waiting(turns, *[NOBODY] * 6)
+    turns.end(first)
+    await asyncio.wait_for(last, 1)
+    assert not any(task.done() for task in flood)
+    await leave(flood)
+
+
+async def test_who_is_slow_gives_its_turn_on_and_goes_on() -> None:
+    turns = turns_of(num_turns=1)
+    first = await turns.begin("a")
+    [second] = await waiting(turns, "b")
+    turns.become_slow(first)
+    turns.become_slow(first)  # saying it twice changes nothing
+    assert (await asyncio.wait_for(second, 1)).tenant == "b"
+    assert not first.is_over.is_set()
+    turns.end(first)
+
+
+async def test_of_too_many_slow_ones_the_longest_of_the_greediest_tenant_ends() -> None:
+    turns = turns_of(max_slow=3)
+    slow = [await turns.begin(tenant) for tenant in "baa"]
+    for turn in slow:
+        turns.become_slow(turn)
+    assert not any(turn.is_over.is_set() for turn in slow)
+    slow.append(await turns.begin("c"))
+    turns.become_slow(slow[-1])
+    assert [turn.is_over.is_set() for turn in slow] == [False, True, False, False]
+    slow.append(await turns.begin("c"))
+    turns.become_slow(slow[-1])  # one ends already, so one more is too many
+    assert [turn.is_over.is_set() for turn in slow] == [False, True, False, True, False]
+
+
+async def test_of_too_many_that_wait_the_oldest_of_the_greediest_tenant_is_refused() -> None:
+    turns = turns_of(num_turns=1, max_waiting=4)
+    await turns.begin("x")
+    tasks = await waiting(turns, "b", "a", "a", "a", "c")
+    with pytest.raises(CompilerBusy):
+        await tasks[1]
+    assert [task.done() for task in tasks] == [False, True, False, False, False]
+    await leave(tasks)
+    tasks = await waiting(turns, *"abcd")  # who leaves gives its place to others
+    assert not any(task.done() for task in tasks)
+    await leave(tasks)
+
+
+async def test_who_leaves_just_as_its_turn_comes_gives_it_back() -> None:
+    turns = turns_of(num_turns=1)
+    first = await turns.begin("a")
+    staying, leaving = await waiting(turns, "b", "c")
+    turns.end(first)
+    leaving.cancel()
+    assert (await asyncio.wait_for(staying, 1)).tenant == "b"

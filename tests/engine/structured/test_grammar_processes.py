@@ -1,0 +1,414 @@
+"""Grammars in processes of their own: hostile ones reach their limits, others go on, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from engine.errors import InvalidRequest
+from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, Structurer
+from engine.structured.compile_turns import CompilerBusy
+from engine.structured.grammar_compile import compile_grammar
+from engine.structured.grammar_link import GrammarFailed
+from engine.structured.vocabulary import read_vocabulary
+from engine.structured.wire import Limits
+from engine.tokenizer import Tokenizer, load_tokenizer
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "models" / "berth-demo"
+# Readings multiply from rule to rule: it compiles for minutes, if it ever ends.
+ENDLESS = "\n".join(
+    [
+        "root ::= r0",
+        *(f"r{n} ::= [a-z]* r{n + 1} [^{chr(97 + n % 26)}]* | r{n + 1} r{n + 1}" for n in range(200)),
+        'r200 ::= "x"',
+    ]
+)
+# Harmless for the first 600 digits; each letter after them can be read in ever more ways.
+SLOW_LATE = 'root ::= [0-9]{300} "x" e\ne ::= e e | "a" | "b" | e "a" e | e e e\n'
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(DEMO)
+
+
+@pytest.fixture(scope="module")
+def shared(tokenizer: Tokenizer) -> Iterator[Structurer]:
+    """For tests that leave it as it was: its first process takes a moment to start."""
+    eos = tokenizer.eos_token_id
+    assert eos is not None
+    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+    yield structurer
+    structurer.close()
+
+
+@pytest.fixture
+def make(tokenizer: Tokenizer) -> Iterator[Callable[..., Structurer]]:
+    made: list[Structurer] = []
+
+    def make(**settings: object) -> Structurer:
+        eos = tokenizer.eos_token_id
+        assert eos is not None
+        made.append(
+            Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], **settings)  # type: ignore[arg-type]
+        )
+        return made[-1]
+
+    yield make
+    for structurer in made:
+        structurer.close()
+
+
+def schema(name: str) -> StructuredOutput:
+    """Another one for each name."""
+    text = json.dumps({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]})
+    return StructuredOutput(StructuredKind.JSON_SCHEMA, text, "response_format")
+
+
+def grammar(text: str) -> StructuredOutput:
+    return StructuredOutput(StructuredKind.GRAMMAR, text, "structured_outputs.grammar")
+
+
+def process_of(compiled: CompiledOutput) -> psutil.Process:
+    return psutil.Process(compiled.link.pid)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come true"
+        await asyncio.sleep(0.01)
+
+
+# Compiling
+
+
+def hostile(structurer: Structurer, number: int, tenant: str = "") -> list[asyncio.Task[CompiledOutput]]:
+    """Compilations that never end, none like another."""
+    return [
+        asyncio.create_task(structurer.compile(grammar(f"{ENDLESS}\n# {n}"), tenant)) for n in range(number)
+    ]
+
+
+async def end(tasks: list[asyncio.Task[CompiledOutput]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_never_compiles_is_refused_after_its_time(make: Callable[..., Structurer]) -> None:
+    structurer = make(limits=Limits(compile_s=0.5))
+    with pytest.raises(
+        InvalidRequest, match=r"grammar takes longer than 0\.5 s to compile: simplify it"
+    ) as raised:
+        await structurer.compile(grammar(ENDLESS))
+    assert raised.value.param == "structured_outputs.grammar"
+
+
+async def test_what_never_compiles_is_refused_though_it_gets_no_processor(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make(limits=Limits(wall_s=0.5))
+    with pytest.raises(InvalidRequest, match=r"longer than 0\.5 s"):
+        await structurer.compile(grammar(ENDLESS))
+
+
+@pytest.mark.parametrize("tenants", [("", ""), ("a", "b")], ids=["without keys", "with keys"])
+async def test_a_new_schema_compiles_in_time_beside_a_flood_of_those_that_never_do(
+    tenants: tuple[str, str], make: Callable[..., Structurer]
+) -> None:
+    attacker, victim = tenants
+    structurer = make()
+    await structurer.compile(schema("warm"), victim)
+    flood = hostile(structurer, 80, attacker)
+    await asyncio.sleep(0)
+    took = []
+    for name in ("one", "two", "three", "four", "five"):
+        begun = time.monotonic()
+        await structurer.compile(schema(name), victim)
+        took.append(time.monotonic() - begun)
+    assert sorted(took)[1] < 1.0, took  # of five, as a machine that does other things takes its moments
+    assert sum(task.done() for task in flood) < 80
+    await end(flood)
+
+
+async def test_too_many_that_are_slow_make_room_for_each_other(
+    make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.structured.structurer._MAX_SLOW", 2)
+    flood = hostile(make(), 4)
+    done, rest = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    [error] = {str(task.exception()) for task in done if isinstance(task.exception(), CompilerBusy)}
+    assert "takes long to compile, and too many others do" in error
+    await end(list(rest))
+
+
+async def test_who_leaves_frees_the_process_unless_others_wait_for_it(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make()
+    first = process_of(await structurer.compile(schema("warm"))).parent()
+    assert first is not None
+    one, other = (asyncio.create_task(structurer.compile(grammar(ENDLESS))) for _ in range(2))
+    await until(lambda: len(first.children()) == 2)
+    await end([one])
+    await asyncio.sleep(0.1)
+    assert len(first.children()) == 2 and not other.done()
+    await end([other])
+    await until(lambda: len(first.children()) == 1)
+
+
+async def test_a_flood_forgets_its_own_grammars_and_not_others(make: Callable[..., Structurer]) -> None:
+    structurer = make(max_cache_bytes=30 * 2**20)
+    mine = await structurer.compile(schema("mine"), "me")
+    for name in "abcd":
+        await structurer.compile(schema(name), "flood")
+    assert await structurer.compile(schema("mine"), "me") is mine
+
+
+async def test_tenants_share_no_process(shared: Structurer) -> None:
+    mine = await shared.compile(schema("a"), "me")
+    assert await shared.compile(schema("a"), "me") is mine
+    yours = await shared.compile(schema("a"), "you")
+    assert process_of(mine).pid != process_of(yours).pid
+
+
+# Masks
+
+
+async def test_a_mask_that_takes_too_long_ends_who_waits_for_it(make: Callable[..., Structurer]) -> None:
+    structurer = make(limits=Limits(mask_s=0.05))
+    compiled = await structurer.compile(grammar(SLOW_LATE))
+    with pytest.raises(GrammarFailed, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
+        follow(structurer, compiled, steps=700)
+
+
+async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    compiled = await structurer.compile(schema("a"))
+    process = process_of(compiled)
+    process.suspend()
+    constraint = structurer.constraint(compiled)
+    assert not constraint.wait(0.05)
+    compiled.link._limits = Limits(wall_s=0.1)
+    await until(lambda: constraint.wait(0.0))
+    with pytest.raises(GrammarFailed, match=r"has not answered within 0\.1 s"):
+        constraint.fill_mask(torch.zeros(1, 96, dtype=torch.int32), 0)
+    await until(lambda: is_gone(process))
+    again = await structurer.compile(schema("a"))  # the cache gives no dead ones
+    follow(structurer, again, steps=1)
+
+
+async def test_many_slow_masks_end_their_request_too(make: Callable[..., Structurer]) -> None:
+    structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
+    compiled = await structurer.compile(grammar(SLOW_LATE))
+    with pytest.raises(GrammarFailed, match="its slow steps have taken"):
+        follow(structurer, compiled, steps=700)
+    await until(lambda: 10 in niceness(process_of(compiled)))  # and the processors are others' first
+
+
+async def test_what_compiled_slowly_is_followed_promptly(
+    shared: Structurer,
+) -> None:
+    slow = {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "string", "maxLength": 200} for n in range(40)},
+    }
+    wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(slow), "response_format")
+    compiled = await shared.compile(wanted)
+    await until(
+        lambda: set(niceness(process_of(compiled))) == {0}
+    )  # of the thread that has compiled, none is left
+
+
+def niceness(process: psutil.Process) -> list[int]:
+    """Of each thread."""
+    return sorted(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads())
+
+
+def follow(structurer: Structurer, compiled: CompiledOutput, steps: int) -> None:
+    """The allowed token with the highest id, again and again, but for the end."""
+    constraint = structurer.constraint(compiled)
+    end = structurer._eos_token_ids[0]
+    for _ in range(steps):
+        mask = torch.full((1, -(-structurer._vocab_size // 32)), -1, dtype=torch.int32)
+        constraint.fill_mask(mask, 0)
+        tokens = allowed_by(mask, structurer._vocab_size)
+        constraint.accept(next(token for token in reversed(tokens) if token != end))
+
+
+def allowed_by(mask: torch.Tensor, vocab_size: int) -> list[int]:
+    bits = (mask[0][:, None] >> torch.arange(32)) & 1
+    return bits.flatten()[:vocab_size].nonzero().flatten().tolist()
+
+
+SOURCES = {
+    StructuredKind.JSON_SCHEMA: '{"type": "object", "properties": {"a": {"type": "string", "maxLength": 5}}}',
+    StructuredKind.JSON_OBJECT: "",
+    StructuredKind.REGEX: "[a-c]{2,5}(x|yz)*",
+    StructuredKind.CHOICE: '["yes", "no", "perhaps"]',
+    StructuredKind.GRAMMAR: 'root ::= "a" root "b" | "c"',
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+async def test_masks_are_those_that_the_compiler_says_in_this_process(
+    kind: StructuredKind, shared: Structurer, tokenizer: Tokenizer
+) -> None:
+    from xgrammar import GrammarCompiler, GrammarMatcher
+
+    wanted = StructuredOutput(kind, SOURCES[kind], "x")
+    vocab_size, eos = shared._vocab_size, shared._eos_token_ids
+    compiler = GrammarCompiler(read_vocabulary(tokenizer, vocab_size, eos).tokenizer_info(), max_threads=1)
+    constraints = [shared.constraint(await shared.compile(wanted)) for _ in range(2)]
+    matchers = [GrammarMatcher(compile_grammar(compiler, wanted, vocab_size, eos)) for _ in constraints]
+    chance = random.Random(0)
+    for _ in range(30):
+        for constraint, matcher in zip(constraints, matchers, strict=True):  # two outputs, side by side
+            if constraint.is_finished:
+                assert matcher.is_terminated()
+                continue
+            said, expected = (torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32) for _ in range(2))
+            assert constraint.fill_mask(said, 0) == matcher.fill_next_token_bitmask(expected)
+            assert torch.equal(said, expected)
+            token = chance.choice(allowed_by(said, vocab_size))
+            constraint.accept(token)
+            assert matcher.accept_token(token)
+
+
+async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
+    tokenizer: Tokenizer,
+) -> None:
+    """Nobody waits for it: the engine asks again at its next step."""
+    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[])
+    choice = StructuredOutput(StructuredKind.CHOICE, '["yes"]', "x")
+    constraint = structurer.constraint(await structurer.compile(choice))
+    for token in tokenizer.encode("yes", add_special_tokens=False):
+        assert constraint.wait(10) and not constraint.is_finished
+        constraint.accept(token)
+    await until(lambda: constraint.is_finished)
+    assert not constraint.wait(0.0)  # there will be no mask
+    structurer.close()
+
+
+async def test_rows_are_used_again(shared: Structurer, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = await shared.compile(schema("a"))
+    for _ in range(600):  # more than there are rows
+        mask = torch.full((1, -(-shared._vocab_size // 32)), -1, dtype=torch.int32)
+        assert shared.constraint(compiled).fill_mask(mask, 0) and mask.any()
+
+
+# Lives
+
+
+async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    broken, whole = [await structurer.compile(schema(name)) for name in "ab"]
+    process_of(broken).kill()
+    await until(lambda: not broken.link.is_alive)
+    with pytest.raises(GrammarFailed, match="process that follows this grammar has ended"):
+        follow(structurer, broken, steps=1)
+    follow(structurer, whole, steps=1)
+    follow(structurer, await structurer.compile(schema("a")), steps=1)
+
+
+async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    compiled = await structurer.compile(schema("a"))
+    first = process_of(compiled).parent()
+    assert first is not None
+    first.kill()
+    await until(lambda: not compiled.link.is_alive)  # with it, those that it has forked
+    for name in "ab":
+        follow(structurer, await structurer.compile(schema(name)), steps=1)
+
+
+async def test_processes_are_bounded_and_hold_nothing_of_the_engines(shared: Structurer) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        os.set_inheritable(listener.fileno(), True)
+        process = process_of(await shared.compile(schema("a")))
+        first = process.parent()
+        assert first is not None
+        assert first.num_threads() == 1  # else it could not fork
+        limit, _ = process.rlimit(psutil.RLIMIT_AS)
+        assert 0 < limit < 2**31
+        for one in (process, first):
+            assert one.net_connections() == []  # no socket of the network, and so no port
+            score = Path(f"/proc/{one.pid}/oom_score_adj").read_text()
+            assert int(score) > 0  # before the engine, if memory ends
+
+
+async def test_signals_for_the_engines_group_leave_them_to_the_engine(
+    shared: Structurer,
+) -> None:
+    compiled = await shared.compile(schema("a"))
+    process = process_of(compiled)
+    first = process.parent()
+    assert first is not None
+    for one in (process, first):
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            one.send_signal(signum)
+    follow(shared, compiled, steps=1)  # a request that the engine finishes before it stops
+
+
+async def test_a_grammar_that_nobody_follows_any_more_leaves_no_process(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make(max_cache_bytes=0)
+    compiled = await structurer.compile(schema("a"))
+    process = process_of(compiled)
+    follow(structurer, compiled, steps=1)
+    del compiled
+    await until(lambda: is_gone(process))
+
+
+def test_all_end_with_the_engine_however_it_ends() -> None:
+    """While one of them is busy compiling, and doesn't look."""
+    program = textwrap.dedent(
+        """
+        import asyncio, os, signal, sys
+        from tests.engine.structured.test_grammar_processes import DEMO, ENDLESS, grammar, process_of, schema
+        from engine.structured import Structurer
+        from engine.tokenizer import load_tokenizer
+        async def main():
+            tokenizer = load_tokenizer(DEMO)
+            structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[1])
+            process = process_of(await structurer.compile(schema("a")))
+            busy = asyncio.create_task(structurer.compile(grammar(ENDLESS)))
+            await asyncio.sleep(0.3)
+            first = process.parent()
+            print(first.pid, *[child.pid for child in first.children()], flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        asyncio.run(main())
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert result.returncode == -signal.SIGKILL
+    pids = [int(word) for word in result.stdout.split()]
+    assert len(pids) >= 3
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) and not is_gone(psutil.Process(pid)) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
