@@ -18,12 +18,13 @@ LONG_BYTES = 2 * 2**20  # of shorter ones, the parser holds the interpreter for 
 _AT_A_TIME = 2
 _TIMEOUT_S = 60.0
 _PIECE_BYTES = 2**20
+_MAX_LINE_BYTES = 4 * 2**20  # an outline is a quarter of a million characters, of four bytes at most
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What is known of a long body. `fields`: all of the top's, with the beginnings of what is long."""
+    """What is known of a long body. `fields`: the body's own, with the beginnings of what is long."""
 
     name: str | None
     fields: dict[str, Any]
@@ -65,7 +66,7 @@ async def _run(order: bytes, body: bytes) -> tuple[bytes, bytes]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        limit=_PIECE_BYTES,
+        limit=_MAX_LINE_BYTES,
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):

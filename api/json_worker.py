@@ -10,18 +10,22 @@ import json
 import sys
 from typing import Any, BinaryIO
 
-from api.named_model import InvalidBody, UnclearModel, model_in_object, read_object
+from api.named_model import MAX_NAME_BYTES, InvalidBody, UnclearModel, model_in_object, read_object
 
+_MAX_FIELDS = 4096  # of a body's own; engines know some hundred
+_OUTLINE_CHARS = 2**18
+_LEAST_SHARES = 16  # of the outline: few fields don't make it longer than it is of use
 _TEXT_CHARS = 4096  # of what is told of a body: whoever asks wants to know how it begins
 _ENTRIES = 4096
 _FIELDS = 64
 _DEPTH = 6
+_LEAST_CHARS = 8  # a value takes so many, with what stands around it
 _FAILURES = {"InvalidBody": InvalidBody, "UnclearModel": UnclearModel}
 
 
 def main() -> None:
     answer, body = _serve(sys.stdin.buffer)
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + body)
+    sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n" + body)
     sys.stdout.buffer.flush()
 
 
@@ -46,20 +50,42 @@ def raise_failure(answer: dict[str, Any]) -> None:
 
 
 def outline(fields: dict[str, Any]) -> dict[str, Any]:
-    """A body's own fields, all of them, with the beginnings of what is long."""
-    return {name: _beginning(value, _DEPTH) for name, value in fields.items()}
+    """A body's own fields, with the beginnings of what is long. Raises InvalidBody where they are too many.
+
+    Names longer than any that is known are left out.
+    """
+    if len(fields) > _MAX_FIELDS:
+        raise InvalidBody(f"the body has {len(fields)} fields; at most {_MAX_FIELDS} are taken")
+    share = _OUTLINE_CHARS // max(_LEAST_SHARES, len(fields))
+    return {
+        name: _Outline(share).of(value, _DEPTH)
+        for name, value in fields.items()
+        if len(name) <= MAX_NAME_BYTES
+    }
 
 
-def _beginning(value: Any, depth: int) -> Any:
-    if isinstance(value, str):
-        return value[:_TEXT_CHARS]
-    if isinstance(value, list):
-        first = value[: _ENTRIES if value and isinstance(value[0], int) else 2]
-        return [_beginning(one, depth - 1) for one in first] if depth else []
-    if isinstance(value, dict):
-        first_fields = list(value.items())[:_FIELDS]
-        return {name[:_TEXT_CHARS]: _beginning(one, depth - 1) for name, one in first_fields} if depth else {}
-    return value
+class _Outline:
+    """Of one value, in so many characters of JSON, or a few more."""
+
+    def __init__(self, chars: int) -> None:
+        self._left = chars
+
+    def of(self, value: Any, depth: int) -> Any:
+        self._left -= _LEAST_CHARS
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, list):
+            first = value[: _ENTRIES if value and isinstance(value[0], int) else 2] if depth else []
+            return [self.of(one, depth - 1) for one in first if self._left > 0]
+        if isinstance(value, dict):
+            first_fields = list(value.items())[:_FIELDS] if depth else []
+            return {self._text(name): self.of(one, depth - 1) for name, one in first_fields if self._left > 0}
+        return value
+
+    def _text(self, text: str) -> str:
+        text = text[: max(0, min(self._left, _TEXT_CHARS))]
+        self._left -= len(text)
+        return text
 
 
 if __name__ == "__main__":

@@ -61,8 +61,34 @@ async def test_a_client_that_leaves_leaves_no_process() -> None:
     assert psutil.Process().children() == []
 
 
-def test_an_outline_is_small_whatever_it_is_of() -> None:
+def _wide(depth: int) -> Any:
+    return {f"{'name' * 100}{n}": _wide(depth - 1) if depth else 7 for n in range(12)}
+
+
+def _deep() -> Any:
     deep: Any = "x" * 100_000
     for _ in range(100):
         deep = {"a": [deep] * 3}
-    assert len(json.dumps(outline({"a": deep, "b": [["x" * 10_000] * 10] * 10}))) < 100_000
+    return deep
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"a": _deep(), "b": [["x" * 10_000] * 10] * 10},
+        {"a": _wide(4)},
+        {str(n): "\U0001f600" * 4096 for n in range(4096)},
+        {str(n): [[[1] * 100] * 2] * 2 for n in range(4096)},
+        {"x" * 30_000_000: 1, "prompt": "y"},
+    ],
+    ids=["deep", "wide", "many texts", "many lists", "a long name"],
+)
+def test_an_outline_is_small_whatever_it_is_of(fields: dict[str, Any]) -> None:
+    assert len(json.dumps(outline(fields), ensure_ascii=False).encode()) < 2**20
+
+
+async def test_more_fields_than_anybody_knows_are_refused() -> None:
+    raw = json.dumps({"model": "m"} | dict.fromkeys(map(str, range(300_000)), 0)).encode()
+    assert len(raw) > LONG_BYTES
+    with pytest.raises(InvalidBody, match="300001 fields; at most 4096"):
+        await JsonApart().read(raw)
