@@ -124,7 +124,7 @@ _STRUCTURED_CONSTANTS = (
         "characters",
         "400",
     ),
-    ("what the compiler makes of it", "engine.structured.structurer.MAX_COMPILED_BYTES", "bytes", "400"),
+    ("what the compiler makes of it", "engine.structured.grammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
     ("nesting of a schema", "engine.structured.json_parts.MAX_DEPTH", "levels", "400"),
     ("parts of a schema, combinations included", "engine.structured.json_open._MAX_PARTS", "parts", "400"),
     ("counts in a schema: `minItems`, `maxLength` …", "engine.structured.json_parts.MAX_COUNT", "", "400"),

@@ -20,7 +20,7 @@ _IN_COMPLETION: dict[str, tuple[dict[str, Any], str]] = {
     "prompt-is-a-mixed-list": ({"prompt": ["a", 1]}, "prompt"),
     "prompt-token-is-negative": ({"prompt": [-1]}, "prompt"),
     "prompt-token-is-outside-the-vocabulary": ({"prompt": [2**31]}, "prompt"),
-    "max-tokens-negative": ({"max_tokens": -1}, "max_tokens"),
+    "max-tokens-negative": ({"max_tokens": -2}, "max_tokens"),
     "max-tokens-is-text": ({"max_tokens": "ten"}, "max_tokens"),
     "max-tokens-is-a-fraction": ({"max_tokens": 1.5}, "max_tokens"),
     "n-0": ({"n": 0}, "n"),

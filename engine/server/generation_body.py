@@ -231,11 +231,9 @@ class GenerationBody(RequestBody):
         default=0, description="Lower runs first."
     )
     request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
-    user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
-    safety_identifier: str | None = Field(default=None, description="As `user`.")
-    prompt_cache_key: str | None = Field(
-        default=None, description="A hint without effect: prefixes are shared without it."
-    )
+    user: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
     cache_salt: CacheSalt = None
     keep_alive: str | float | None = Field(default=None, description="Meant for Berth's gateway.")
 

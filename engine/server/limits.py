@@ -39,14 +39,14 @@ MAX_PROMPT_TOKENS = 2**23  # of all sequences of a request
 MAX_TOLD_LOGPROBS = 2**19  # of a request's prompts, alternatives included
 MAX_TOLD_IN_ANSWER = 2**22  # logprobs of several choices that are answered whole, alternatives included
 MAX_PROMPTS = 1024
-MAX_STOPS = 4
+MAX_STOPS = 256
 MAX_BEAMS = 32  # `n` with `use_beam_search`
 MAX_BEAM_TOKENS = 2**18  # of all beams together: every step takes their tokens in hand
 MAX_CONVERSATIONS = 1024  # of a batch of chats
 MAX_NAMED_LOGPROBS = 128  # tokens of `logprob_token_ids`, as vLLM has it
 MAX_SALT = 512  # characters
 MAX_LISTED = 4096  # entries of lists and tables of tokens and words
-MAX_STOP_CHARS = 4096
+MAX_STOP_CHARS = 2**14  # of all together
 MAX_BAD_WORD_CHARS = 2**15  # of all together
 MAX_BAD_WORD_TOKENS = 64  # of one
 MAX_BIAS_CHARS = 2**17  # of all keys of `logit_bias`
@@ -67,8 +67,6 @@ MAX_SCHEMA_VALUES = 100_000
 MAX_SCHEMA_CHARS = 2**18  # as much as the grammar compiler is given (engine/structured/structurer.py)
 MAX_METADATA = 64
 MAX_METADATA_CHARS = 2**16
-MAX_STOP_SEQUENCES = 256
-MAX_STOP_SEQUENCE_CHARS = 2**14
 MAX_ABORTED = 4096  # requests that are ended by their ids
 
 # Of pooling.
@@ -335,8 +333,8 @@ MESSAGES: Caps = (
     *_strings(MAX_TOOL_NAME_CHARS, "tools[].name", "tool_choice.name"),
     *_strings(MAX_LABEL_CHARS, "tools[].type", "tools[].allowed_callers"),
     *_texts(*(f"tools[].{name}" for name in ("description", "input_examples[]", "input_schema"))),
-    Cap("stop_sequences", MAX_STOP_SEQUENCES),
-    *_strings(MAX_STOP_SEQUENCE_CHARS, "stop_sequences"),
+    Cap("stop_sequences", MAX_STOPS),
+    *_strings(MAX_STOP_CHARS, "stop_sequences"),
     *_schema("output_config"),
     *_schema("output_format"),
     *_values(MAX_TEMPLATE_VALUES, "context_management"),

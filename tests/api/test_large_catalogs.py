@@ -26,19 +26,18 @@ def models(count: int, tag: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    folder = tmp_path_factory.mktemp("catalog")
-    (folder / "models.yaml").write_text(models(3, "few"))
-    with running_berth(folder, MODELS_FILE=str(folder / "models.yaml"), HF_HOME=str(folder)) as berth:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models.yaml."""
+    file = tmp_path_factory.mktemp("catalog") / "models.yaml"
+    file.write_text(models(3, "few"))
+    return file
+
+
+@pytest.fixture(scope="module")
+def berth(file: Path) -> Iterator[BerthProcess]:
+    with running_berth(file.parent, MODELS_FILE=str(file), HF_HOME=str(file.parent)) as berth:
         yield berth
         assert "Traceback" not in berth.output()
-
-
-@pytest.fixture
-def file(berth: BerthProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """models.yaml."""
-    assert berth.pid
-    return next(tmp_path_factory.getbasetemp().glob("catalog*/models.yaml"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from engine.server import limits
 from engine.server.field_rules import FieldRules
 from engine.server.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
-from engine.server.limits import MAX_STOP_SEQUENCES, MAX_TOOLS
+from engine.server.limits import MAX_STOPS, MAX_TOOLS
 from engine.server.messages.blocks import Block, TextBlock
 
 COUNT_RULES = FieldRules(
@@ -205,7 +205,7 @@ class CountBody(RequestBody):
 class MessagesBody(CountBody):
     max_tokens: int = Field(ge=0, description="0 = the prompt is read into the cache, and nothing is said.")
     stop_sequences: Annotated[
-        list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_STOP_SEQUENCES)
+        list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_STOPS)
     ] = Field(default=[])
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)

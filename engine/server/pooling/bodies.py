@@ -10,7 +10,7 @@ from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
 from engine.server import limits
 from engine.server.field_rules import FieldRules
-from engine.server.generation_body import RequestBody, Strict, none_as
+from engine.server.generation_body import Ignored, RequestBody, Strict, none_as
 from engine.server.limits import MAX_INPUTS
 from engine.server.protocol import ConversationBody, TextPart, TokenIds, are_ids
 
@@ -31,7 +31,7 @@ class PoolingOptions(RequestBody):
 
     caps = limits.POOLED
 
-    user: str | None = None
+    user: Ignored = None
     truncate_prompt_tokens: int | None = Field(
         default=None, ge=-1, description="Longer inputs are cut to so many tokens; -1 = the model's limit."
     )

@@ -58,7 +58,7 @@ def assert_refused(answer: tuple[int, Any], param: str | None, status: int = 400
         ({"max_tokens": MAX_MODEL_LEN + 1}, "max_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 257}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
