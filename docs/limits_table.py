@@ -125,6 +125,13 @@ _STRUCTURED_CONSTANTS = (
         "400",
     ),
     ("what the compiler makes of it", "engine.structured.grammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
+    (
+        "memory that compiling takes, each in its process",
+        "engine.structured.worker._MAX_EXTRA_BYTES",
+        "bytes",
+        "400",
+    ),
+    ("compilations that take long, at a time", "engine.structured.structurer._MAX_SLOW", "", "429"),
     ("nesting of a schema", "engine.structured.json_parts.MAX_DEPTH", "levels", "400"),
     ("parts of a schema, combinations included", "engine.structured.json_open._MAX_PARTS", "parts", "400"),
     ("counts in a schema: `minItems`, `maxLength` …", "engine.structured.json_parts.MAX_COUNT", "", "400"),

@@ -24,6 +24,7 @@ from engine.types import Batch, PositionLogprobs, SamplingParams, ScheduledSeque
 
 # Logits of a prompt's tokens that are held at a time: 64 MiB in float32, and as much again of logprobs.
 _SCORED_LOGITS = 1 << 24
+_SCORED_ROWS = 512  # more at a time take memory, and no less time
 
 
 class ModelRunner:
@@ -160,7 +161,7 @@ class ModelRunner:
         In slices: of a whole step's rows the logits of a large vocabulary would take gigabytes.
         """
         scored: dict[int, list[PositionLogprobs]] = {}
-        size = max(1, _SCORED_LOGITS // self.vocab_size)
+        size = max(1, min(_SCORED_ROWS, _SCORED_LOGITS // self.vocab_size))
         first = 0
         for index, sequence in enumerate(batch.sequences):
             token_ids, num_top = sequence.scored_token_ids, sequence.params.prompt_logprobs

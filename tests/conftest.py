@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+# Engines of several tests run at once: each with a thread for every core, they would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A runner in the background has it ignored, and all that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

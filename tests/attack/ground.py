@@ -118,7 +118,14 @@ class Ground:
         )
         began = time.monotonic()
         eventually("the victim streams", lambda: any(len(one.times) > 20 for one in self.streams(began)))
-        time.sleep(2.0)  # all that is loaded late, and the KV cache's first pages
+        # All that is loaded late, the compiler of schemas among it, and the KV cache's first pages.
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
+        turn = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
+        warm = self.as_victim(
+            "POST", "/v1/chat/completions", {**turn, "response_format": schema}, timeout_s=60
+        )
+        assert warm.status == 200, str(warm)
+        time.sleep(2.0)
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.end()

@@ -36,7 +36,7 @@ class Watched:
             with suppress(psutil.Error):
                 self._children = self.process.children(recursive=True)
             self._looked_at = time.monotonic()
-        held = sum(map(_rss, (self.process, *self._children)))
+        held = _rss(self.process) + sum(map(_share, self._children))
         self.most_bytes = max(self.most_bytes, held)
         return held
 
@@ -56,6 +56,15 @@ def _rss(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def _share(process: psutil.Process) -> int:
+    """What it holds, less the others' shares: forks have most of their pages in common."""
+    try:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return _rss(process)
 
 
 class Watch:

@@ -30,6 +30,7 @@ class Seen:
     gap_s: float = 0.0  # and during it
     took_s: float = 0.0
     body_bytes: int = 0
+    work_bytes: int = 0  # that work of this kind may take beside it, as docs/limits.md says
     berth_bytes: int = 0  # what their memory grew by, at its peak
     engine_bytes: int = 0
     statuses: Counter[str] = field(default_factory=Counter)  # what the attacker got
@@ -46,7 +47,7 @@ class Seen:
 
     @property
     def most_bytes(self) -> int:
-        return int(MOST_OF_BODY * self.body_bytes) + SLACK_BYTES
+        return int(MOST_OF_BODY * self.body_bytes) + SLACK_BYTES + self.work_bytes
 
 
 @dataclass(frozen=True, slots=True, order=True)

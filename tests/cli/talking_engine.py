@@ -31,6 +31,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/completions":
             self._complete(asked)
             return
+        if self.path != "/v1/chat/completions":
+            self._send(b'{"error": {"message": "no such route", "code": null}}', 404)
+            return
         *before, last = asked["messages"]
         system = next((one["content"] for one in before if one["role"] == "system"), None)
         said = sum(one["role"] != "system" for one in before)

@@ -27,6 +27,7 @@ from tests.attack.rows.bodies import (
 from tests.faults.ledger import Reply
 
 SLOWLY = (*ANY, 429, 0)  # honest work may take its time, and the client leaves before
+COMPILER_BYTES = 512 << 20  # each grammar's process may take so much while it compiles
 OTHERS_S = 5.0  # within which somebody else's small request of the same kind is answered
 
 HEAVY = (
@@ -108,6 +109,7 @@ def _beside_others(ground: Ground, path: str, bodies: Iterable[dict[str, Any]]) 
     tag = f"{time.monotonic_ns()}"  # so that no attempt finds what an earlier one has compiled
     waits: list[Reply] = []
     with ground.measured():
+        ground.seen.work_bytes = len(bodies) * COMPILER_BYTES
         threads = [
             threading.Thread(target=ground.ask, args=("POST", path, body), kwargs={"timeout_s": 24.0})
             for body in bodies
