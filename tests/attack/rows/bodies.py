@@ -29,6 +29,7 @@ class Body:
     statuses: Sequence[int] = NO
     headers: tuple[tuple[str, str], ...] = tuple(JSON.items())
     ways: Sequence[str] = BOTH_WAYS
+    prompt_tokens: int = 0  # for which the KV cache, reserved at the start, touches new pages
 
     def attack(self) -> Attack:
         return Attack(self.name, "key", self.act)
@@ -37,6 +38,7 @@ class Body:
         body = self.make()
         headers = {name.replace("-", "_"): value for name, value in self.headers}
         with ground.measured(len(body)):
+            ground.seen.work_bytes = self.prompt_tokens * KV_BYTES_OF_A_TOKEN
             replies = [
                 ground.ask("POST", by(way, self.path), body, timeout_s=14, **headers) for way in self.ways
             ]
@@ -75,6 +77,7 @@ TEXT_PART = '{"type":"text","text":"a"}'
 TOOL = '{"type":"function","function":{"name":"f"}}'
 FIELD = b'content-disposition: form-data; name="f"\r\n\r\nx'
 PROMPT = json.dumps([7] * 1900)
+KV_BYTES_OF_A_TOKEN = 2 * 7 * 2 * 32 * 4  # of the demo model in float32: layers, heads, their size
 BY_NAME = ("by name",)
 NAMED = b'{"model": "berth-demo", '
 
