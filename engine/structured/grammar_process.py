@@ -43,6 +43,7 @@ _SLOW_COMPILATION_S = 0.15  # of processor time; then it is slow
 _SLOW_MASK_S = 0.02  # of processor time; others take a hundredth of that
 _SLOW_MASKS_S = 0.1  # together; then they leave the processors to others
 _NICENESS = 10  # a tenth of a processor that the engine wants too
+_SHARE_OF_SLOW = 4  # all that is slow has one in so many processors
 _LOOK_S = 0.02  # of processor time
 _SENT_TOGETHER_S = 0.001  # of answers: each message wakes the engine
 
@@ -116,8 +117,11 @@ class _Process:
         return thread.native_id or 0
 
     def _give_way(self, thread: int) -> None:
-        with suppress(OSError):  # only Linux has a priority for each thread; or it has ended
+        """A low priority isn't enough: with such threads on all processors, others waited 0.1 s for one."""
+        with suppress(OSError, AttributeError):  # only Linux has these for each thread; or it has ended
             os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
+            processors = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(thread, processors[-max(1, len(processors) // _SHARE_OF_SLOW) :])
 
     def _say(self, data: bytes | bytearray, *, is_last: bool = False) -> None:
         with self._talking:

@@ -50,7 +50,7 @@ HEAVY = (
          lambda: b'{"max_tokens": 1, "prompt_logprobs": 20, "prompt": ' + many(PROMPT, 4) + b"}", SLOWLY),
     Body("echo with logprobs of 16 prompts", COMPLETIONS,
          lambda: b'{"max_tokens": 1, "echo": true, "logprobs": 5, "prompt": '
-                 + many(PROMPT, 16) + b"}", SLOWLY, prompt_tokens=16 * 1900),
+                 + many(PROMPT, 16) + b"}", SLOWLY, prompt_tokens=2 * 16 * 1900),
     Body("all logprobs × n 16", COMPLETIONS,
          lambda: b'{"max_tokens": 64, "n": 16, "logprobs": 20, "prompt": "a"}', ANY),
     Body("15 million tokens to text", "/detokenize",
