@@ -22,7 +22,7 @@ from api.errors import ApiError, api_error
 from api.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
 from api.key_book import KeyBook, Keys
 from api.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
-from api.known_head import memo_of
+from api.known_head import MEMO, Memo
 from api.proxy import split_proxy_path
 from api.response_channel import DirectApp, HandOver, ResponseChannel
 
@@ -75,7 +75,7 @@ class AccessControl:
 
     def _lets_in(self, scope: Scope) -> bool:
         """Whether there is no refusal. For a caller without limits the head tells, once and for all."""
-        memo = memo_of(scope)
+        memo: Memo | None = scope.get(MEMO)
         ring = self._book.ring
         if memo is not None and (known := memo.get("caller")) is not None and known[0] is ring:
             let_in(scope, known[1])

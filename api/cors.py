@@ -14,7 +14,7 @@ from functools import lru_cache
 from api.access_log import log_answered
 from api.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.headers import find_header, sane_request_id
-from api.known_head import memo_of
+from api.known_head import MEMO, Memo
 from api.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
 
 _ANY = "*"
@@ -158,7 +158,7 @@ class _Channel:
 
 def _origin_of(scope: Scope) -> bytes:
     """The page's origin, which its head tells once and for all."""
-    memo = memo_of(scope)
+    memo: Memo | None = scope.get(MEMO)
     if memo is None:
         return find_header(scope["headers"], b"origin")
     if (known := memo.get("origin")) is None:

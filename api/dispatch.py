@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from api.asgi import App, Receive, Scope, Send
-from api.known_head import memo_of
+from api.known_head import MEMO, Memo
 from api.response_channel import Begin, DirectApp, HandOver, ResponseChannel
 
 _PREFIX = b"/proxy/"
@@ -38,7 +38,7 @@ class Dispatcher:
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
         """The data plane's or the gateway's short way, see `DataPlane.begin`; False for all other paths."""
-        memo = memo_of(scope)
+        memo: Memo | None = scope.get(MEMO)
         begin: Begin | None
         if memo is not None and "begin" in memo:
             begin = memo["begin"]

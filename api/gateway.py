@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from pydantic_core import from_json
 
@@ -22,6 +23,7 @@ from api.headers import find_header, sane_request_id
 from api.json_apart import JsonApart
 from api.keep_alive import idle_timeout_s
 from api.keys import is_admin, may_use, model_refusal
+from api.known_head import MEMO, Memo
 from api.leases import Again, ClientGone, Prepare
 from api.model_leases import Asked, ModelLeases, affinity_of
 from api.named_model import UnclearModel, has_one_model, model_in_query
@@ -124,8 +126,9 @@ class Gateway:
 
     def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
         """The short way, see `DataPlane.begin`, for what is short, no stream, and goes on as it came."""
-        if scope["method"] != "POST" or len(body) > _MAX_SHORT:
+        if len(body) > _MAX_SHORT or (way := _short_way(scope)) is None:
             return False
+        target, need = way
         try:
             asked = from_json(body, allow_inf_nan=False)
             name = asked["model"]
@@ -137,24 +140,26 @@ class Gateway:
                 or not OWN_FIELDS.isdisjoint(asked)
                 or has_filters(model.profile)
                 or not has_one_model(body)
-                or model_in_query(scope["query_string"]) is not None
             ):
                 return False
-            lease = self._fleet.try_lease(model, affinity_of(model, asked, scope), need := _need(scope))
-        except (ValueError, TypeError, KeyError, AttributeError, ManagerError, UnclearModel):
+            lease = self._fleet.try_lease(model, affinity_of(model, asked, scope), need)
+        except (ValueError, TypeError, KeyError, AttributeError, ManagerError):
             return False  # the other way says what is wrong
-        if lease is not None and lease.endpoint.served_name not in (name, ""):
+        if lease is None:
+            return False
+        if lease.endpoint.served_name not in (name, ""):
             lease.release()  # its engine knows the model by another name
             return False
+        more = partial(self._go_on, body, model, need, name)
+        return self._data_plane.begin_leased(scope, body, channel, hand_over, model.name, target, lease, more)
 
-        def more() -> tuple[ModelLeases, Again, Prepare]:
-            sending = Sending(JsonBody(body, None, model.profile), len(body))
-            leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
-            return leases, leases.again, leases.prepare
-
-        return self._data_plane.begin_leased(
-            scope, body, channel, hand_over, model.name, _target(scope), lease, more
-        )
+    def _go_on(
+        self, body: bytes, model: Model, need: RunnerKind | None, name: str
+    ) -> tuple[ModelLeases, Again, Prepare]:
+        """What `forward` is told where a request that has begun the short way takes longer."""
+        sending = Sending(JsonBody(body, None, model.profile), len(body))
+        leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
+        return leases, leases.again, leases.prepare
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
         """Answer here; nobody else hears of the request, so it is counted and logged here too."""
@@ -237,6 +242,22 @@ def _target(scope: Scope) -> bytes:
     path = raw_path(scope)
     target = UNVERSIONED.get(path, path)
     return target + b"?" + scope["query_string"] if scope["query_string"] else target
+
+
+def _short_way(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
+    """Target and need of a request whose head leaves it to the body which model it is for, else None."""
+    memo: Memo | None = scope.get(MEMO)
+    if memo is not None and "short_way" in memo:
+        way: tuple[bytes, RunnerKind | None] | None = memo["short_way"]
+        return way
+    try:
+        is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
+    except UnclearModel:
+        is_short = False
+    way = (_target(scope), _need(scope)) if is_short else None
+    if memo is not None:
+        memo["short_way"] = way
+    return way
 
 
 def _need(scope: Scope) -> RunnerKind | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from api.asgi import RawHeaders, Scope
+from api.asgi import RawHeaders
 
-# Where a scope carries what was derived from its head alone. Only until the request goes on as ASGI: from
-# then on anybody may give it other headers.
+# Where a scope carries what was derived from its head alone, to read and to add to; a head that is new has
+# none. Only until the request goes on as ASGI: from then on anybody may give it other headers.
 MEMO = "berth.memo"
+Memo = dict[str, Any]
 
 _MAX_HEAD_BYTES = 4096
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
@@ -31,7 +32,7 @@ class KnownHead:
         self._headers = headers
         self._length_at = length_at
         self.has_length = length_at is not None
-        self.memo: dict[str, Any] = {}
+        self.memo: Memo = {}
 
     def body_of(self, data: bytes) -> bytes | None:
         """The body, if `data` is this head with its whole body and nothing else."""
@@ -72,9 +73,3 @@ def learn(data: bytes, headers: RawHeaders) -> KnownHead | None:
     if found is None or end + int(found[1]) != len(data):
         return None
     return KnownHead(data[: found.start(1)], data[found.end(1) : end], headers, lengths[0])
-
-
-def memo_of(scope: Scope) -> dict[str, Any] | None:
-    """What has been derived from the request's head alone, to read and to add to; None: its head is new."""
-    memo: dict[str, Any] | None = scope.get(MEMO)
-    return memo

@@ -54,7 +54,7 @@ def read_object(body: bytes) -> dict[str, Any]:
 
 def has_one_model(body: bytes) -> bool:
     """Whether a JSON body has the key `model` at one place, and that without escapes. A quick look."""
-    return body.count(_KEY) == 1 and _ESCAPE not in body
+    return body.count(_KEY) == 1 and (b"\\" not in body or _ESCAPE not in body)  # one byte is found sooner
 
 
 def model_in_object(body: bytes, fields: dict[str, Any]) -> str | None:

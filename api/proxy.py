@@ -21,7 +21,7 @@ from api.errors import error_for
 from api.exchange import Exchange, Request, ResponseCut
 from api.headers import find_header, read_request_headers
 from api.keys import caller_of, is_admin
-from api.known_head import memo_of
+from api.known_head import MEMO, Memo
 from api.leases import (
     CLIENT_GONE,
     Again,
@@ -150,7 +150,7 @@ class DataPlane:
         False: nothing has happened, call the application. True: the answer goes out by `channel`, or
         `hand_over` gets an application that goes on with the request.
         """
-        memo = memo_of(scope)
+        memo: Memo | None = scope.get(MEMO)
         if memo is not None and "asked_for" in memo:
             instance_id, target = memo["asked_for"]
         else:
@@ -160,8 +160,11 @@ class DataPlane:
             if memo is not None:
                 memo["asked_for"] = instance_id, target
         try:
-            is_read = scope["method"] in READING
-            if is_read and self._sleep and self._sleep.lease_asleep(instance_id, only_reads=True):
+            if (
+                self._sleep is not None
+                and scope["method"] in READING
+                and self._sleep.lease_asleep(instance_id, only_reads=True)
+            ):
                 return False
             lease = self._leases.try_lease(instance_id)
         except ManagerError:
@@ -214,7 +217,7 @@ class DataPlane:
     def _call(self, scope: Scope, instance_id: str, target: bytes, length: int = 0) -> Call:
         """`length` is the body's, where it has arrived."""
         started = time.perf_counter()
-        memo = memo_of(scope)
+        memo: Memo | None = scope.get(MEMO)
         if memo is not None and (known := memo.get("headers")) is not None:
             headers = known.again(length)
         else:
