@@ -20,33 +20,34 @@ from typing import Any, cast
 
 import uvicorn
 
-from api import garbage, usage_report
-from api.asgi import App, Scope
+from api.access.engine_routes import RequestRoutes
+from api.access.key_book import KeyBook, Keys
+from api.access.keys import Access, ApiKey
 from api.auth import AccessControl
-from api.catalog import ModelFiles
-from api.connection_limits import ConnectionLimits
-from api.content_coding import DecodingApp
-from api.control import create_control_app
+from api.control import usage_report
+from api.control.app import create_control_app
+from api.control.catalog import ModelFiles
+from api.control.metrics_page import MetricsPage
 from api.cors import Cors, Origins
-from api.descriptors import connections_within, raise_descriptor_limit
-from api.dispatch import Dispatcher, raw_path
-from api.elsewhere import Detours
-from api.engine_routes import RequestRoutes
-from api.gateway import UNVERSIONED, Gateway
-from api.guarded_http import GuardedHttpProtocol
-from api.guarded_ws import GuardedWebSocket
-from api.key_book import KeyBook, Keys
-from api.keys import Access, ApiKey
-from api.listening import bind
-from api.metrics import MetricsPage
-from api.pace import PaceRules
+from api.gateway.gateway import UNVERSIONED, Gateway
+from api.gateway.response_cache import ResponseCache
+from api.http.asgi import App, Scope
+from api.http.dispatch import Dispatcher, raw_path
+from api.http.response_channel import DirectApp, HandOver, ResponseChannel
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import PluginError, load_protocols
-from api.proxy import DataPlane
-from api.response_cache import ResponseCache
-from api.response_channel import DirectApp, HandOver, ResponseChannel
-from api.trace_export import InstanceSpans, TraceExport
-from api.tracing import Tracing
+from api.proxy.pace import PaceRules
+from api.proxy.peer_routes import Detours
+from api.proxy.proxy import DataPlane
+from api.server import garbage
+from api.server.connection_limits import ConnectionLimits
+from api.server.content_coding import DecodingApp
+from api.server.descriptors import connections_within, raise_descriptor_limit
+from api.server.guarded_http import GuardedHttpProtocol
+from api.server.guarded_ws import GuardedWebSocket
+from api.server.listening import bind
+from api.telemetry.trace_export import InstanceSpans, TraceExport
+from api.telemetry.tracing import Tracing
 from configs.catalog import Catalog, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model, preview_edit
 from configs.catalog_error import CatalogError
@@ -60,25 +61,25 @@ from configs.remote_logs import RemoteLogs
 from configs.service_flags import FlagError, parse_flags
 from configs.settings import Loaded, Settings, SettingsError, read_settings
 from configs.settings_remarks import remarks_on
-from instance_manager.environment import child_environment
 from instance_manager.errors import InstanceNotFound, InvalidCatalog, InvalidKeyFile
-from instance_manager.eviction import EvictionPolicy
-from instance_manager.fleet import Fleet, FleetConfig
-from instance_manager.gpu import GpuDriver
-from instance_manager.hub_cache import hub_cache
-from instance_manager.lifecycle_metrics import LifecycleMetrics
-from instance_manager.liveness import LivenessRules
+from instance_manager.fleet.fleet import Fleet, FleetConfig
+from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.fleet.profiles import ExpireAction, ModelProfile, ModelSource
+from instance_manager.fleet.startable import problem_of, told_together
+from instance_manager.hub.pull import Pulls
+from instance_manager.lifecycle.liveness import LivenessRules
+from instance_manager.lifecycle.restarts import RestartPolicy, RestartRules
 from instance_manager.manager import InstanceManager
-from instance_manager.measurements import Measurements
-from instance_manager.metrics import ProxyMetrics
-from instance_manager.profiles import ExpireAction, ModelProfile, ModelSource
-from instance_manager.pull import Pulls
-from instance_manager.restarts import RestartPolicy, RestartRules
-from instance_manager.room import RoomConfig, RoomKeeper
-from instance_manager.startable import problem_of, told_together
-from instance_manager.state_metrics import model_label
-from instance_manager.stores.errors import InvalidStateUrl, StoreError
-from instance_manager.stores.open import check_url
+from instance_manager.memory.eviction import EvictionPolicy
+from instance_manager.memory.gpu import GpuDriver
+from instance_manager.memory.measurements import Measurements
+from instance_manager.metrics.lifecycle import LifecycleMetrics
+from instance_manager.metrics.proxy import ProxyMetrics
+from instance_manager.metrics.state import model_label
+from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
+from instance_manager.state.stores.errors import InvalidStateUrl, StoreError
+from instance_manager.state.stores.open import check_url
 from instance_manager.types import Event, InstanceState, ManagerConfig, OnShutdown
 
 VERSION = "0.1.0"

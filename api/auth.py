@@ -12,19 +12,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from api.access_log import log_answered
-from api.asgi import RawHeaders, Receive, Scope, Send
+from api.access.engine_routes import RequestRoutes
+from api.access.key_book import KeyBook, Keys
+from api.access.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
 from api.cors import Origins
-from api.dialects import send_error
-from api.dispatch import raw_path
-from api.engine_routes import RequestRoutes
-from api.errors import ApiError, api_error
-from api.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
-from api.key_book import KeyBook, Keys
-from api.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
-from api.known_head import MEMO, Memo
-from api.proxy import split_proxy_path
-from api.response_channel import DirectApp, HandOver, ResponseChannel
+from api.http.asgi import RawHeaders, Receive, Scope, Send
+from api.http.dialects import send_error
+from api.http.dispatch import raw_path
+from api.http.errors import ApiError, api_error
+from api.http.head_cache import MEMO, Memo
+from api.http.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
+from api.http.response_channel import DirectApp, HandOver, ResponseChannel
+from api.proxy.proxy import split_proxy_path
+from api.telemetry.access_log import log_answered
 
 _ENGINES = RequestRoutes()
 
@@ -136,7 +136,7 @@ class AccessControl:
         return len(rest) < len(headers) and is_local(scope.get("client"), rest)
 
     def _over_limits(self, scope: Scope, caller: Caller) -> ApiError | None:
-        """The gateway asks `api.keys` about models itself: the name is in the body."""
+        """The gateway asks `api.access.keys` about models itself: the name is in the body."""
         path = raw_path(scope)
         if caller.models is not None and path.startswith(b"/proxy/"):
             instance_id, _ = split_proxy_path(path, b"")

@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterable
 from functools import lru_cache
 
-from api.access_log import log_answered
-from api.asgi import App, Message, RawHeaders, Receive, Scope, Send
-from api.headers import find_header, sane_request_id
-from api.known_head import MEMO, Memo
-from api.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
+from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
+from api.http.head_cache import MEMO, Memo
+from api.http.headers import find_header, sane_request_id
+from api.http.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
+from api.telemetry.access_log import log_answered
 
 _ANY = "*"
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"

@@ -68,19 +68,24 @@ _REFUSED = "not read"
 
 # What, constant, unit, what a client gets.
 _DOOR_CONSTANTS = (
-    ("a JSON body", "api.request_reader.MAX_JSON_BYTES", "bytes", "413"),
-    ("arrays and objects in it", "api.json_structure.MAX_CONTAINERS", "", "400"),
-    ("commas between its values", "api.json_structure.MAX_COMMAS", "", "400"),
+    ("a JSON body", "api.gateway.request_reader.MAX_JSON_BYTES", "bytes", "413"),
+    ("arrays and objects in it", "api.http.json_structure.MAX_CONTAINERS", "", "400"),
+    ("commas between its values", "api.http.json_structure.MAX_COMMAS", "", "400"),
     ("nesting of it", "engine.server.limits.MAX_JSON_DEPTH", "levels", "400"),
-    ("`model`, in JSON, forms and queries", "api.named_model.MAX_NAME_BYTES", "bytes", "400"),
+    ("`model`, in JSON, forms and queries", "api.http.named_model.MAX_NAME_BYTES", "bytes", "400"),
     ("body of another protocol that is translated", "api.protocols.app.MAX_BODY_BYTES", "bytes", "413"),
-    ("body that the answer cache looks at", "api.response_cache.MAX_BODY_BYTES", "bytes", "passes uncached"),
-    ("multipart: parts", "api.form_scan._MAX_PARTS", "", "400"),
-    ("multipart: a part's headers", "api.form_scan._MAX_HEAD", "bytes", "400"),
-    ("multipart: a model's name", "api.form_scan._MAX_VALUE", "bytes", "400"),
-    ("multipart: the boundary", "api.form_scan._MAX_BOUNDARY", "bytes", "400"),
-    ("a WebSocket's message", "api.websocket._MAX_MESSAGE_BYTES", "bytes", "closed"),
-    ("an engine's response head", "api.upstream.MAX_HEAD_BYTES", "bytes", "502"),
+    (
+        "body that the answer cache looks at",
+        "api.gateway.response_cache.MAX_BODY_BYTES",
+        "bytes",
+        "passes uncached",
+    ),
+    ("multipart: parts", "api.gateway.form_scan._MAX_PARTS", "", "400"),
+    ("multipart: a part's headers", "api.gateway.form_scan._MAX_HEAD", "bytes", "400"),
+    ("multipart: a model's name", "api.gateway.form_scan._MAX_VALUE", "bytes", "400"),
+    ("multipart: the boundary", "api.gateway.form_scan._MAX_BOUNDARY", "bytes", "400"),
+    ("a WebSocket's message", "api.proxy.websocket._MAX_MESSAGE_BYTES", "bytes", "closed"),
+    ("an engine's response head", "api.proxy.upstream.MAX_HEAD_BYTES", "bytes", "502"),
 )
 _CONTROL = """\
 ## Control routes and files
@@ -88,17 +93,17 @@ _CONTROL = """\
 Bodies of Berth's own routes (instances, models, keys), models.yaml, keys and settings.
 """
 _CONTROL_CONSTANTS = (
-    ("a body, decoded where it is compressed", "api.body_limit.MAX_BYTES", "bytes", "413"),
-    ("nesting of a body", "api.body_faults.MAX_DEPTH", "levels", "422"),
+    ("a body, decoded where it is compressed", "api.control.body_limit.MAX_BYTES", "bytes", "413"),
+    ("nesting of a body", "api.control.body_faults.MAX_DEPTH", "levels", "422"),
     (
         "a name, and a field that is text: names, paths, revisions",
-        "api.body_faults.MAX_NAME_BYTES",
+        "api.control.body_faults.MAX_NAME_BYTES",
         "bytes",
         "422",
     ),
     (
         "a field that is a list or an object: params, env, command",
-        "api.body_faults.MAX_FIELD_BYTES",
+        "api.control.body_faults.MAX_FIELD_BYTES",
         "bytes",
         "422",
     ),

@@ -2,7 +2,7 @@
 
 The engine runs safetensors in Hugging Face layout, not quantised. Whatever else people download is refused
 here, with what can run it. Berth's side knows the same kinds by the same words before it starts an engine
-(instance_manager/checkpoint_problem.py; a test compares the two). Knows nothing of torch.
+(instance_manager/memory/checkpoint_problem.py; a test compares the two). Knows nothing of torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can go wrong in the manager. Each error has a stable `code`; api/errors.py maps them to HTTP."""
+"""What can go wrong in the manager. Each error has a stable `code`; api/http/errors.py maps them to HTTP."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from instance_manager.ring import BroadcastRing
+from instance_manager.broadcast.ring import BroadcastRing
 from instance_manager.types import Event
 
 logger = logging.getLogger("berth.manager")

@@ -14,9 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from instance_manager.adoption import reap
-from instance_manager.checkpoint import check_can_run
-from instance_manager.dock import Dock
 from instance_manager.errors import (
     InstanceExists,
     InvalidSpec,
@@ -24,21 +21,24 @@ from instance_manager.errors import (
     SleepFailed,
 )
 from instance_manager.events import EventLog
-from instance_manager.health import probe_client
-from instance_manager.housekeeping import Housekeeping
-from instance_manager.instance import Instance
-from instance_manager.leasing import LeaseDesk, shutting_down
-from instance_manager.neighbours import Neighbours
-from instance_manager.ports import PortRange
-from instance_manager.register import Register
-from instance_manager.shutdown import all_ended, request_detach, request_end, to_its_end
-from instance_manager.sleeping import SLEEP_LEVELS
-from instance_manager.specs import check_spec, check_timeout
-from instance_manager.state import State
-from instance_manager.state_session import StateSession
-from instance_manager.stores.errors import PortHeld
+from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.expiry import Housekeeping
+from instance_manager.lifecycle.health import probe_client
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_leases import LeaseDesk, shutting_down
+from instance_manager.lifecycle.ports import PortRange
+from instance_manager.lifecycle.registry import Register
+from instance_manager.lifecycle.shutdown import all_ended, request_detach, request_end, to_its_end
+from instance_manager.lifecycle.sleeping import SLEEP_LEVELS
+from instance_manager.lifecycle.specs import check_spec, check_timeout
+from instance_manager.memory.checkpoint import check_can_run
+from instance_manager.state.peers import Neighbours
+from instance_manager.state.recovery import reap
+from instance_manager.state.session import StateSession
+from instance_manager.state.store_state import State
+from instance_manager.state.stores.errors import PortHeld
+from instance_manager.state.usage import UsageMeter
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig, OnShutdown
-from instance_manager.usage import UsageMeter
 
 logger = logging.getLogger("berth.manager")
 

@@ -11,9 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from instance_manager.liveness import LivenessRules
-from instance_manager.profiles import ExpireAction
-from instance_manager.restarts import RestartRules
+from instance_manager.fleet.profiles import ExpireAction
+from instance_manager.lifecycle.liveness import LivenessRules
+from instance_manager.lifecycle.restarts import RestartRules
 
 
 class InstanceState(StrEnum):

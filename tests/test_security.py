@@ -74,7 +74,7 @@ def code_of(response: httpx.Response) -> tuple[int, str]:
 
 def routes() -> list[tuple[str, str]]:
     """Every control route, with something in place of its parameters."""
-    from api.control import ROUTERS
+    from api.control.app import ROUTERS
 
     found = []
     for router in ROUTERS:

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from api.forwarded import BY_INSTANCE, BY_NAME, TRANSLATED
-from api.headers import TENANT
-from api.key_book import Keys
-from api.keys import Access, ApiKey, KeyRing, key_id_of, tenant_of
+from api.access.key_book import Keys
+from api.access.keys import Access, ApiKey, KeyRing, key_id_of, tenant_of
+from api.control.forwarded import BY_INSTANCE, BY_NAME, TRANSLATED
+from api.http.headers import TENANT
 from engine.server.operations import GENERATING, OPERATIONS, POOLING
 from engine.server.tenants import TENANT_HEADER
 from tests.berth_process import BerthProcess, running_berth

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic
 
-from api.asgi import Message, RawHeaders, Send
-from api.headers import find_header
-from api.off_loop import off_loop
+from api.http.asgi import Message, RawHeaders, Send
+from api.http.headers import find_header
+from api.http.off_loop import off_loop
 from api.protocols.base import (
     EVENT_STREAM,
     ErrorDetail,

@@ -13,21 +13,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.access_log import log_answered
-from api.asgi import App, RawHeaders, Receive, Scope, Send
-from api.body_peek import Peeked, peek
-from api.dispatch import raw_path
-from api.headers import find_header, sane_request_id
-from api.json_structure import TooManyParts, check_parts
-from api.leases import ClientGone
-from api.named_model import (
+from api.http.asgi import App, RawHeaders, Receive, Scope, Send
+from api.http.body_peek import Peeked, peek
+from api.http.dispatch import raw_path
+from api.http.headers import find_header, sane_request_id
+from api.http.json_structure import TooManyParts, check_parts
+from api.http.leases import ClientGone
+from api.http.named_model import (
     InvalidBody,
     UnclearModel,
     has_one_model,
     model_in_object,
     read_object,
 )
-from api.off_loop import off_loop
+from api.http.off_loop import off_loop
+from api.http.response_channel import channel_of, without_channel
 from api.protocols.answer import Answer, Stopped, send_json
 from api.protocols.base import (
     INVALID_REQUEST,
@@ -39,7 +39,7 @@ from api.protocols.base import (
     to_json,
 )
 from api.protocols.errors import AdapterFailed, ask_adapter, error_response, failure_of
-from api.response_channel import channel_of, without_channel
+from api.telemetry.access_log import log_answered
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 

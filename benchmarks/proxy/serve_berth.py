@@ -16,24 +16,24 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from api import garbage
+from api.access.key_book import Keys
 from api.auth import AccessControl
-from api.connection_limits import ConnectionLimits
-from api.dispatch import Dispatcher
-from api.gateway import Gateway
-from api.guarded_http import GuardedHttpProtocol
-from api.key_book import Keys
-from api.proxy import DataPlane
-from instance_manager.admission import Lease
+from api.gateway.gateway import Gateway
+from api.http.dispatch import Dispatcher
+from api.proxy.proxy import DataPlane
+from api.server import garbage
+from api.server.connection_limits import ConnectionLimits
+from api.server.guarded_http import GuardedHttpProtocol
 from instance_manager.backends import plan_launch
 from instance_manager.errors import InstanceNotFound
-from instance_manager.fleet import Fleet, FleetConfig
-from instance_manager.gpu import GpuDriver
-from instance_manager.instance import Instance, new_instance
+from instance_manager.fleet.fleet import Fleet, FleetConfig
+from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.lifecycle.gate import Lease
+from instance_manager.lifecycle.instance import Instance, new_instance
 from instance_manager.manager import InstanceManager
-from instance_manager.measurements import Measurements
-from instance_manager.metrics import ProxyMetrics
-from instance_manager.room import RoomConfig, RoomKeeper
+from instance_manager.memory.gpu import GpuDriver
+from instance_manager.memory.measurements import Measurements
+from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.types import Endpoint, InstanceSpec, ManagerConfig
 
 NAME = "bench"

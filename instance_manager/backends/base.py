@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from instance_manager.backends.params import check_params
+from instance_manager.backends.runner_kind import RunnerKind, runner_of_checkpoint, runner_of_params
 from instance_manager.errors import InvalidSpec
-from instance_manager.params import check_params
-from instance_manager.runner_kind import RunnerKind, runner_of_checkpoint, runner_of_params
-from instance_manager.sleeping import SleepStyle
+from instance_manager.lifecycle.sleeping import SleepStyle
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 # What decides where an engine listens, what it loads and who may talk to it.

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from instance_manager.backends.base import LaunchPlan
+from instance_manager.backends.runner_kind import runner_of_command
 from instance_manager.errors import InvalidSpec
-from instance_manager.runner_kind import runner_of_command
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 _PLACEHOLDER = re.compile(r"\{(port|host|model)\}")

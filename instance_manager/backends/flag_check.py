@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from instance_manager.backends.params import MASK, as_argument, is_secret
 from instance_manager.errors import InvalidSpec
-from instance_manager.params import MASK, as_argument, is_secret
 
 _TABLE = Path(__file__).with_name("engine_flags.json")
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.asgi import App, Message, RawHeaders, Receive, Scope, Send
+from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.protocols.sse import Event, EventReader
 
 JSON = (b"content-type", b"application/json")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from api.asgi import RawHeaders, Receive, Scope, Send
+from api.access.engine_routes import RequestRoutes
+from api.access.key_book import Keys
+from api.access.keys import Access
 from api.auth import AccessControl, is_local, required_access
 from api.cors import Origins
-from api.engine_routes import RequestRoutes
-from api.key_book import Keys
-from api.keys import Access
+from api.http.asgi import RawHeaders, Receive, Scope, Send
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 

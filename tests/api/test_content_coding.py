@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.content_coding import BodyRefused, DecodingApp, decode
+from api.server.content_coding import BodyRefused, DecodingApp, decode
 from tests.api.protocol_apps import Inner, ask
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.forwarded import with_forwarded
+from api.control.forwarded import with_forwarded
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from api.asgi import RawHeaders
 from api.auth import AccessControl, Keys
 from api.cors import Cors, Origins
-from api.response_channel import DirectApp
+from api.http.asgi import RawHeaders
+from api.http.response_channel import DirectApp
 from tests.api.test_auth import HOST, LOCAL, REMOTE, Yes
 from tests.api.upstreams import LOOPS, Wire, berth, request, response, upstream
 from tests.berth_process import BerthProcess, running_berth

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from api.connection_limits import ConnectionLimits
-from api.crowd import Crowd
+from api.server.connection_limits import ConnectionLimits
+from api.server.crowd import Crowd
 from tests.api.test_limits import GET, PATIENT, serving
 
 

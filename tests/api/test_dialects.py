@@ -13,8 +13,8 @@ import anthropic
 import httpx
 import pytest
 
-from api.dialects import anthropic_type, error_event, in_dialect, speaks_anthropic
-from api.errors import api_error
+from api.http.dialects import anthropic_type, error_event, in_dialect, speaks_anthropic
+from api.http.errors import api_error
 from engine.server.errors import _ANTHROPIC_TYPES
 from instance_manager.errors import QueueFull
 from tests.api.upstreams import StubLeases, Wire, berth, request, response, upstream

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.control import ROUTERS
-from api.docs_page import describe, render
-from api.gateway import UNVERSIONED
+from api.control.app import ROUTERS
+from api.control.docs_page import describe, render
+from api.gateway.gateway import UNVERSIONED
 from api.protocols.registry import load_protocols
 from tests.berth_process import running_berth
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from api.engine_metrics import EngineTarget, ScrapeFailure, scrape_engines
+from api.control.scrape import EngineTarget, ScrapeFailure, scrape_engines
 from instance_manager.types import Endpoint
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.exposition import Exposition
+from api.control.exposition import Exposition
 from engine.server.metrics import Metrics
 from engine.types import EngineStats
 

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from api.form_scan import FormScanner, InvalidForm
+from api.gateway.form_scan import FormScanner, InvalidForm
 
 TYPE = b'multipart/form-data; boundary="a b"'
 FILE = b'Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: audio/wav\r\n\r\n'

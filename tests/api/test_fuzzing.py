@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from api.control import ROUTERS
-from api.forwarded import with_forwarded
+from api.control.app import ROUTERS
+from api.control.forwarded import with_forwarded
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 from tests.fake_hub import running_hub

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from api.control import ROUTERS
+from api.control.app import ROUTERS
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from api.asgi import RawHeaders
-from api.headers import (
+from api.http.asgi import RawHeaders
+from api.http.headers import (
     handshake_headers,
     new_request_id,
     nominated_by,

@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 
-from api.json_apart import LONG_BYTES, JsonApart
-from api.json_worker import outline
-from api.named_model import InvalidBody, UnclearModel, read_object
+from api.gateway.json_apart import LONG_BYTES, JsonApart
+from api.gateway.json_worker import outline
+from api.http.named_model import InvalidBody, UnclearModel, read_object
 
 LONG = 'é \\ " [,] ' * 400_000
 

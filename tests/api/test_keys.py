@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.keys import NOBODY, Access, ApiKey, Caller, KeyRing, Rate, key_id_of
+from api.access.keys import NOBODY, Access, ApiKey, Caller, KeyRing, Rate, key_id_of
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 

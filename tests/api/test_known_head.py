@@ -10,13 +10,13 @@ from httptools import HttpRequestParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.asgi import RawHeaders, Receive, Scope, Send
+from api.access.key_book import Keys
+from api.access.keys import Access, ApiKey
 from api.auth import AccessControl
-from api.fast_http import FastHttpProtocol
-from api.key_book import Keys
-from api.keys import Access, ApiKey
-from api.known_head import MEMO, learn
-from api.response_channel import HandOver, ResponseChannel
+from api.http.asgi import RawHeaders, Receive, Scope, Send
+from api.http.head_cache import MEMO, learn
+from api.http.response_channel import HandOver, ResponseChannel
+from api.server.fast_http import FastHttpProtocol
 from tests.api.upstreams import Head, Wire, berth, eventually, request, response, upstream
 
 
@@ -133,7 +133,7 @@ async def test_heads_that_never_come_again_are_not_learnt_for_ever(
         learnt += 1
         return learn(data, headers)
 
-    monkeypatch.setattr("api.fast_http.learn", counting)
+    monkeypatch.setattr("api.server.fast_http.learn", counting)
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         for number in range(20):

@@ -15,10 +15,10 @@ from typing import Any, cast
 import pytest
 import uvicorn
 
-from api.asgi import Receive, Scope, Send
-from api.connection_limits import ConnectionLimits
-from api.descriptors import connections_within
-from api.guarded_http import GuardedHttpProtocol
+from api.http.asgi import Receive, Scope, Send
+from api.server.connection_limits import ConnectionLimits
+from api.server.descriptors import connections_within
+from api.server.guarded_http import GuardedHttpProtocol
 
 LIMITS = ConnectionLimits(
     max_connections=4,

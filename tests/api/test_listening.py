@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from api.listening import bind
+from api.server.listening import bind
 from tests.berth_process import running_berth
 
 

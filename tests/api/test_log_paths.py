@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from api.log_paths import loggable
+from api.http.log_paths import loggable
 from tests.api.upstreams import Wire, berth, request, upstream
 
 

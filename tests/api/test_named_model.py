@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from api.named_model import (
+from api.http.named_model import (
     InvalidBody,
     UnclearModel,
     model_in_fields,

@@ -13,8 +13,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from api.pace import PaceRules
-from api.response_channel import DirectApp, HandOver, ResponseChannel, without_channel
+from api.http.response_channel import DirectApp, HandOver, ResponseChannel, without_channel
+from api.proxy.pace import PaceRules
 from instance_manager.types import Endpoint
 from tests.api.upstreams import Front, Upstream, Wire, berth, eventually, request, upstream
 

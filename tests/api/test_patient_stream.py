@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from api.asgi import Receive, Scope, Send
-from api.patient_stream import PatientStream
-from api.response_channel import DirectApp
+from api.gateway.patient_stream import PatientStream
+from api.http.asgi import Receive, Scope, Send
+from api.http.response_channel import DirectApp
 from tests.api.upstreams import Wire, berth, request, upstream
 
 MIB = 1 << 20

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.asgi import Message, Receive, Scope, Send
+from api.http.asgi import Message, Receive, Scope, Send
 from api.protocols import answer as answer_module
 from api.protocols.app import ProtocolApp
 from api.protocols.base import ChatMessage, ErrorDetail, Json, ProtocolRequest, StreamTranslator

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
-from api.control import ROUTERS
+from api.control.app import ROUTERS
 from api.protocols.registry import RESERVED, PluginError, load_protocols
 
 ALPACA = "docs.examples.alpaca:AlpacaProtocol"

@@ -17,12 +17,12 @@ import httpx
 import pytest
 import uvicorn
 
-from api.asgi import App, Receive, Scope, Send
+from api.gateway.response_cache import ResponseCache
+from api.http.asgi import App, Receive, Scope, Send
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import load_protocols
-from api.proxy import DataPlane
-from api.response_cache import ResponseCache
-from instance_manager.metrics import ProxyMetrics
+from api.proxy.proxy import DataPlane
+from instance_manager.metrics.proxy import ProxyMetrics
 from tests.api.protocol_apps import chat_answer, chat_stream
 from tests.api.upstreams import (
     LOOPS,

@@ -9,7 +9,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from api.upstream_pool import UpstreamOptions
+from api.proxy.upstream_pool import UpstreamOptions
 from tests.api.upstreams import LOOPS, Wire, berth, eventually, request, response, upstream
 
 MB = 1024 * 1024

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.proxy import DataPlane
+from api.proxy.proxy import DataPlane
 from tests.api.upstreams import Front, Wire, berth, eventually, request, response, upstream
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from api.exchange import Exchange
-from api.proxy import DataPlane
-from api.upstream_pool import UpstreamOptions
+from api.proxy.exchange import Exchange
+from api.proxy.proxy import DataPlane
+from api.proxy.upstream_pool import UpstreamOptions
 from instance_manager.errors import (
     InstanceFailedToStart,
     InstanceNotRunning,
@@ -22,7 +22,7 @@ from instance_manager.errors import (
     QueueFull,
     ShuttingDown,
 )
-from instance_manager.metrics import ProxyMetrics
+from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.types import Endpoint
 from tests.api.upstreams import (
     LOOPS,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from api import response_cache as cache_module
-from api.response_cache import ResponseCache
+from api.gateway import response_cache as cache_module
+from api.gateway.response_cache import ResponseCache
 from tests.api.protocol_apps import JSON, SSE, Got, Inner, ask, chat_answer, chat_stream
 
 CHAT = "/v1/chat/completions"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.response_reader import ResponseReader
+from api.proxy.response_reader import ResponseReader
 from tests.api.upstreams import LOOPS, Front, Head, Wire, berth, eventually, request, upstream
 
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

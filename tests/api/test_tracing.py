@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from api.keys import key_id_of
+from api.access.keys import key_id_of
 from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
 from tests.collector import Collector
 from tests.fake_engine import command

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from api.keys import key_id_of
+from api.access.keys import key_id_of
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 

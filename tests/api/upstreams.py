@@ -12,16 +12,16 @@ from typing import Any
 
 import uvicorn
 
-from api.asgi import Receive, Scope, Send
-from api.connection_limits import ConnectionLimits
-from api.dispatch import Dispatcher
-from api.guarded_http import GuardedHttpProtocol
-from api.pace import PaceRules
-from api.proxy import DataPlane
-from api.response_channel import DirectApp
-from api.upstream_pool import UpstreamOptions
+from api.http.asgi import Receive, Scope, Send
+from api.http.dispatch import Dispatcher
+from api.http.response_channel import DirectApp
+from api.proxy.pace import PaceRules
+from api.proxy.proxy import DataPlane
+from api.proxy.upstream_pool import UpstreamOptions
+from api.server.connection_limits import ConnectionLimits
+from api.server.guarded_http import GuardedHttpProtocol
 from instance_manager.errors import InstanceNotFound, ManagerError
-from instance_manager.metrics import ProxyMetrics
+from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.types import Endpoint
 
 # As Berth runs on its own server; and as any ASGI server runs it, without our extension and without uvloop.

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from instance_manager.instance import Instance
+from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
 from tests.fake_engine import command, write_fake_python

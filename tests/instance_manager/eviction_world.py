@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from instance_manager.eviction import (
+from instance_manager.memory.eviction import (
     HOST,
     PLACE,
     Device,

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from instance_manager.admission import Gate, Lease
 from instance_manager.errors import InstanceNotRunning, QueueFull
+from instance_manager.lifecycle.gate import Gate, Lease
 from instance_manager.types import Endpoint
 
 ENDPOINT = Endpoint("127.0.0.1", 9000, "key", 1)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.adoption import Fate, judge
 from instance_manager.events import EventLog
-from instance_manager.instance_record import instance_of, record_of
-from instance_manager.stores.records import InstanceRecord
+from instance_manager.lifecycle.instance_record import instance_of, record_of
+from instance_manager.state.recovery import Fate, judge
+from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState, ManagerConfig, RunSecrets
 
 ENDED = (InstanceState.STOPPED, InstanceState.FAILED)

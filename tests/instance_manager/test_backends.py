@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from instance_manager.backends import LaunchPlan, plan_launch
+from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import InvalidSpec, ModelNotFound
-from instance_manager.model_paths import find_model
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 CONFIG = ManagerConfig(

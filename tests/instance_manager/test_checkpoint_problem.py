@@ -12,9 +12,9 @@ from engine.early_check import check_checkpoint
 from engine.errors import EngineError
 from engine.models.architectures import GENERATING
 from engine.pooling import plan
-from instance_manager import checkpoint_problem
-from instance_manager.checkpoint import Checkpoint
-from instance_manager.checkpoint_problem import problem_of
+from instance_manager.memory import checkpoint_problem
+from instance_manager.memory.checkpoint import Checkpoint
+from instance_manager.memory.checkpoint_problem import problem_of
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 
 

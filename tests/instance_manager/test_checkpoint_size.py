@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from instance_manager.activation_size import Activations
-from instance_manager.checkpoint_size import Estimate, estimate, locate, weights_size
-from instance_manager.kv_cache_size import Machine
-from instance_manager.measurements import Footprint
+from instance_manager.memory.activation_size import Activations
+from instance_manager.memory.checkpoint_size import Estimate, estimate, locate, weights_size
+from instance_manager.memory.kv_cache_size import Machine
+from instance_manager.memory.measurements import Footprint
 
 GIB = 1 << 30
 MIB = 1 << 20

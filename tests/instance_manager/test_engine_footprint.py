@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from instance_manager.checkpoint_size import estimate
-from instance_manager.kv_cache_size import Machine
-from instance_manager.memory import private_bytes
+from instance_manager.memory.checkpoint_size import estimate
+from instance_manager.memory.device_memory import private_bytes
+from instance_manager.memory.kv_cache_size import Machine
 from tests.engine.server.test_sleeping_memory import ROOT, complete, sleeper
 
 DEMO = ROOT / "models" / "berth-demo"

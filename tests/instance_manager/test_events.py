@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
+from instance_manager.broadcast.ring import BroadcastRing
 from instance_manager.events import EventLog
-from instance_manager.ring import BroadcastRing
 from instance_manager.types import Event
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instance_manager.eviction import (
+from instance_manager.memory.eviction import (
     HOST,
     Evict,
     EvictionAction,

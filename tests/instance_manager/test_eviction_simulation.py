@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instance_manager.eviction import HOST, PLACE, Device, EvictionAction, EvictionPolicy
+from instance_manager.memory.eviction import HOST, PLACE, Device, EvictionAction, EvictionPolicy
 from tests.instance_manager.eviction_world import ACT_S, GPU, Model, Request, World
 
 MAX_SERVICE_S = 8.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instance_manager.failures import (
+from instance_manager.lifecycle.failures import (
     LOG_TAIL_LINES,
     classify_exit,
     describe_exit,

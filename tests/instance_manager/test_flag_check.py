@@ -17,8 +17,8 @@ from engine.flags import parse_flags
 from instance_manager.backends import plan_launch
 from instance_manager.backends.base import OWNED_PARAMS
 from instance_manager.backends.flag_check import vllm_version
+from instance_manager.backends.params import to_flags
 from instance_manager.errors import InvalidSpec
-from instance_manager.params import to_flags
 from instance_manager.types import InstanceSpec, ManagerConfig
 
 PARSER = cache(flags._build_parser)

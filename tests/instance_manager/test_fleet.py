@@ -21,15 +21,15 @@ from instance_manager.errors import (
     NoCapacity,
     NoSuchDevice,
 )
-from instance_manager.eviction import EvictionPolicy
-from instance_manager.fleet import Fleet, FleetConfig
-from instance_manager.gpu import GpuDriver
-from instance_manager.instance import Instance
-from instance_manager.logs import LogFile
+from instance_manager.fleet.fleet import Fleet, FleetConfig
+from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.measurements import Measurements
-from instance_manager.profiles import ModelProfile
-from instance_manager.room import RoomConfig, RoomKeeper
+from instance_manager.memory.eviction import EvictionPolicy
+from instance_manager.memory.gpu import GpuDriver
+from instance_manager.memory.measurements import Measurements
+from instance_manager.process.logs import LogFile
 from instance_manager.types import InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.fake_nvml import describe_gpus, pynvml, write_gpus

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.gpu import GpuDriver
+from instance_manager.memory.gpu import GpuDriver
 from tests.fake_nvml import GIB, describe_gpus, pynvml, uuid, write_gpus
 
 

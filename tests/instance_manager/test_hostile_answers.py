@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from instance_manager.bounded_fetch import AnswerTooLong, engine_client, fetch
-from instance_manager.health import LastProbe, Probe, WrongEngine, told_names, wait_until_ready
-from instance_manager.liveness import Lifeless, LivenessRules, Vitals, watch_liveness
-from instance_manager.sleeping import Sleeper, SleepRefused, SleepStyle
+from instance_manager.lifecycle.bounded_fetch import AnswerTooLong, engine_client, fetch
+from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, told_names, wait_until_ready
+from instance_manager.lifecycle.liveness import Lifeless, LivenessRules, Vitals, watch_liveness
+from instance_manager.lifecycle.sleeping import Sleeper, SleepRefused, SleepStyle
 from tests.api.upstreams import Wire, response, upstream
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.environment import child_environment
-from instance_manager.hub_cache import hub_cache, with_cache_settled
+from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache, with_cache_settled
 
 _ASK_THE_HUB = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
 _NAMES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TRANSFORMERS_CACHE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instance_manager.errors import InvalidSpec
-from instance_manager.hub_files import check_hub_id, check_revision, needed_files
+from instance_manager.hub.files import check_hub_id, check_revision, needed_files
 
 
 def test_weights_as_safetensors_and_everything_small() -> None:

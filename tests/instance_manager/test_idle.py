@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instance_manager.idle import Idleness, expires_at, is_expired, next_check_at
+from instance_manager.lifecycle.idle_policy import Idleness, expires_at, is_expired, next_check_at
 
 
 def idle(

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from instance_manager.admission import Lease
 from instance_manager.errors import InstanceNotFound, InstanceNotRunning, QueueFull, StartTooSlow
+from instance_manager.lifecycle.gate import Lease
 from instance_manager.manager import InstanceManager
 from instance_manager.types import InstanceState
 from tests.instance_manager.conftest import ManagerFactory, fake, running, until_state

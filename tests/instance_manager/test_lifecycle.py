@@ -22,7 +22,7 @@ from instance_manager.errors import (
     ShuttingDown,
     WrongState,
 )
-from instance_manager.instance import IllegalTransition
+from instance_manager.lifecycle.instance import IllegalTransition
 from instance_manager.manager import InstanceManager
 from instance_manager.types import TRANSITIONS, FailureClass, InstanceSpec, InstanceState
 from tests.instance_manager.conftest import LOOPS, ManagerFactory, fake, fake_vllm, running, until_state

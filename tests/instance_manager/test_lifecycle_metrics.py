@@ -7,7 +7,7 @@ from itertools import pairwise
 from prometheus_client import CollectorRegistry
 
 from instance_manager.events import EventLog
-from instance_manager.lifecycle_metrics import LifecycleMetrics
+from instance_manager.metrics.lifecycle import LifecycleMetrics
 
 
 class World:

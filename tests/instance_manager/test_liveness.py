@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from instance_manager.health import probe_client
-from instance_manager.instance import Instance
-from instance_manager.liveness import Lifeless, LivenessRules, Vitals, watch_liveness
-from instance_manager.restarts import RestartPolicy, RestartRules, Restarts
+from instance_manager.lifecycle.health import probe_client
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.liveness import Lifeless, LivenessRules, Vitals, watch_liveness
+from instance_manager.lifecycle.restarts import RestartPolicy, RestartRules, Restarts
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.instance_manager.conftest import ManagerFactory

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.logs import LogFile
+from instance_manager.process.logs import LogFile
 
 
 @asynccontextmanager
@@ -93,7 +93,7 @@ async def test_rotation_keeps_one_backup_and_the_writer_goes_on(path: Path) -> N
 async def test_what_is_written_while_the_copy_runs_is_not_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from instance_manager import logs
+    from instance_manager.process import logs
 
     copy = logs._copy
     async with followed(path, max_bytes=100) as (log, descriptor):

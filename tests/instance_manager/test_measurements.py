@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
+from instance_manager.memory.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
 
 KIND = MeasuredKind("org/model", "engine", "abc")
 

@@ -15,9 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from instance_manager.eviction import HOST
-from instance_manager.gpu import Gpu, GpuDriver
-from instance_manager.memory import (
+from instance_manager.memory.device_memory import (
     budgets,
     cgroup_memory,
     host_available_bytes,
@@ -26,6 +24,8 @@ from instance_manager.memory import (
     private_bytes,
     wait_until_freed,
 )
+from instance_manager.memory.eviction import HOST
+from instance_manager.memory.gpu import Gpu, GpuDriver
 from tests.fake_nvml import GIB, describe_gpus, pynvml, uuid, write_gpus
 
 MIB = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instance_manager.eviction import HOST, Device, Resident
-from instance_manager.memory_advice import Limits, advise
+from instance_manager.memory.advice import Limits, advise
+from instance_manager.memory.eviction import HOST, Device, Resident
 
 GIB = 1 << 30
 NOTHING = "No setting makes it fit: take a smaller or a quantised model."

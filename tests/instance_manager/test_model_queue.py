@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instance_manager.admission import Gate, Lease
 from instance_manager.errors import ManagerError, NoCapacity, QueueFull, ShuttingDown
-from instance_manager.model_queue import ModelQueue
+from instance_manager.fleet.model_queue import ModelQueue
+from instance_manager.lifecycle.gate import Gate, Lease
 from instance_manager.types import Endpoint
 
 

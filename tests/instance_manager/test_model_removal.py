@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from instance_manager.errors import InvalidSpec, ModelNotFound
-from instance_manager.model_removal import ModelInUse, ModelNotOurs, remove_model
-from instance_manager.pull import Pulls
+from instance_manager.hub.pull import Pulls
+from instance_manager.hub.removal import ModelInUse, ModelNotOurs, remove_model
 from tests.fake_hub import DEMO, running_hub
 
 pytestmark = pytest.mark.timeout(120)

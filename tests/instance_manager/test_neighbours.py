@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from instance_manager.neighbours import Neighbours
-from instance_manager.stores.records import InstanceRecord, Owner
+from instance_manager.state.peers import Neighbours
+from instance_manager.state.stores.records import InstanceRecord, Owner
 from instance_manager.types import InstanceSpec, InstanceState
 
 RUNNING, SLEEPING, STOPPED = InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.STOPPED

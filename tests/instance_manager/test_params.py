@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from instance_manager.errors import InvalidSpec
-from instance_manager.params import (
+from instance_manager.backends.params import (
     MASK,
     check_params,
     is_secret,
@@ -19,6 +18,7 @@ from instance_manager.params import (
     merge_params,
     to_flags,
 )
+from instance_manager.errors import InvalidSpec
 
 
 def flags(**params: Any) -> list[str]:

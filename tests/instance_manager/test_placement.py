@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instance_manager.errors import InvalidSpec, NoSuchDevice
-from instance_manager.gpu import Gpu
-from instance_manager.placement.local import choose_devices, visible_devices_value
+from instance_manager.memory.gpu import Gpu
+from instance_manager.memory.placement.local import choose_devices, visible_devices_value
 
 GIB = 1 << 30
 

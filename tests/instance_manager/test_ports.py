@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from instance_manager.errors import NoCapacity
-from instance_manager.ports import PortRange, can_bind
+from instance_manager.lifecycle.ports import PortRange, can_bind
 
 
 def ports(count: int = 3, *, taken_by_others: frozenset[int] = frozenset()) -> PortRange:

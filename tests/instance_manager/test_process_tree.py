@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from instance_manager import supervised
-from instance_manager.cgroups import delegated_cgroup
-from instance_manager.process_tree import (
+from instance_manager.process import supervised
+from instance_manager.process.cgroups import delegated_cgroup
+from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
     find_by_token,
@@ -28,7 +28,7 @@ from instance_manager.process_tree import (
     until_exit,
     until_tree_gone,
 )
-from instance_manager.supervised import SupervisedProcess, can_supervise
+from instance_manager.process.supervised import SupervisedProcess, can_supervise
 from tests.instance_manager.conftest import LOOPS, MARK, ManagerFactory, fake, marked, running
 from tests.instance_manager.test_shim import PYTHON, STUBBORN
 
@@ -216,7 +216,7 @@ async def test_it_works_without_pidfd(
 MANAGER = """
 import asyncio, os, sys
 from pathlib import Path
-from instance_manager.supervised import SupervisedProcess
+from instance_manager.process.supervised import SupervisedProcess
 
 async def main():
     log = os.open(sys.argv[1] + "/log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from instance_manager.errors import InvalidSpec, ShuttingDown
-from instance_manager.hub_process import HubProcessDied, Line
-from instance_manager.pull import Pulls
+from instance_manager.hub.process import HubProcessDied, Line
+from instance_manager.hub.pull import Pulls
 from tests.fake_hub import COMMIT, DEMO, WAIT_S, FakeHub, Refusal, running_hub
 
 pytestmark = pytest.mark.timeout(120)
@@ -52,7 +52,7 @@ def children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         try:
-            if "instance_manager.pull_child" in child.cmdline():
+            if "instance_manager.hub.pull_child" in child.cmdline():
                 found.append(child)
         except psutil.Error:
             continue
@@ -204,7 +204,7 @@ def test_a_child_whose_reader_is_gone_ends_by_itself(hub: FakeHub, tmp_path: Pat
     """As when Berth is killed: nobody is left to end it."""
     hub.stall_at = STALL_AT
     child = subprocess.Popen(
-        [sys.executable, "-m", "instance_manager.pull_child", "pull", MODEL],
+        [sys.executable, "-m", "instance_manager.hub.pull_child", "pull", MODEL],
         cwd=ROOT,
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url},
         stdout=subprocess.PIPE,
@@ -257,7 +257,7 @@ async def test_no_hub_no_network_no_space_and_no_weights(hub: FakeHub, tmp_path:
 
 
 def test_a_disk_that_fills_meanwhile() -> None:
-    from instance_manager.hub_errors import explained
+    from instance_manager.hub.errors import explained
 
     error = explained(RuntimeError(), "a/b", None)
     assert error is None

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from instance_manager import room as room_module
 from instance_manager.backends import plan_launch
 from instance_manager.errors import WrongState
 from instance_manager.events import EventLog
-from instance_manager.eviction import (
+from instance_manager.fleet import memory_planner as room_module
+from instance_manager.fleet.memory_planner import Placed, RoomConfig, RoomKeeper
+from instance_manager.fleet.models import Model
+from instance_manager.lifecycle.instance import Instance, new_instance
+from instance_manager.memory.eviction import (
     HOST,
     Device,
     Evict,
@@ -29,11 +32,8 @@ from instance_manager.eviction import (
     NeverFits,
     Wait,
 )
-from instance_manager.gpu import Gpu, GpuDriver
-from instance_manager.instance import Instance, new_instance
-from instance_manager.measurements import Measurements
-from instance_manager.models import Model
-from instance_manager.room import Placed, RoomConfig, RoomKeeper
+from instance_manager.memory.gpu import Gpu, GpuDriver
+from instance_manager.memory.measurements import Measurements
 from instance_manager.types import Endpoint, Event, InstanceSpec, InstanceState, ManagerConfig
 from tests.instance_manager.conftest import ManagerFactory, fake, running
 

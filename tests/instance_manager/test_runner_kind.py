@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instance_manager.runner_kind import (
+from instance_manager.backends.runner_kind import (
     RunnerKind,
     runner_of_checkpoint,
     runner_of_command,

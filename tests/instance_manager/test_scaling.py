@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instance_manager.profiles import ModelProfile
-from instance_manager.scaling import ScalePolicy, wanted_replicas
+from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.fleet.scaling import ScalePolicy, wanted_replicas
 
 POLICY = ScalePolicy(per_replica=10, window_samples=6, up_samples=3)
 

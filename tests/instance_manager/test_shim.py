@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from instance_manager import shim
+from instance_manager.process import shim
 from tests.instance_manager.conftest import MARK
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim needs Linux")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from instance_manager.environment import engine_environment
+from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import InvalidSpec, ModelNotFound
-from instance_manager.model_paths import find_model
-from instance_manager.specs import check_spec, new_instance_id
+from instance_manager.lifecycle.specs import check_spec, new_instance_id
+from instance_manager.process.environment import engine_environment
 from instance_manager.types import InstanceSpec
 
 

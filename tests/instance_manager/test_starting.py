@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from instance_manager.errors import InstanceFailedToStart, InstanceNotRunning
-from instance_manager.instance import Instance
+from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, InstanceState
 from tests.fake_engine import FAKE_ENGINE, command

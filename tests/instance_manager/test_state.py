@@ -16,15 +16,15 @@ import pytest
 from instance_manager.errors import IdempotencyKeyReused, InstanceExists, NoCapacity
 from instance_manager.events import EventLog
 from instance_manager.manager import InstanceManager
-from instance_manager.state_keeper import StateKeeper
-from instance_manager.state_session import StateSession
-from instance_manager.stores.base import StateStore
-from instance_manager.stores.errors import LeaseLost, PortHeld, StoreError, StoreInUse, StoreUnavailable
-from instance_manager.stores.memory import MemoryStore
-from instance_manager.stores.open import open_store
-from instance_manager.stores.records import Commit, InstanceRecord, PortHold, Usage, Write
+from instance_manager.state.keeper import StateKeeper
+from instance_manager.state.session import StateSession
+from instance_manager.state.stores.base import StateStore
+from instance_manager.state.stores.errors import LeaseLost, PortHeld, StoreError, StoreInUse, StoreUnavailable
+from instance_manager.state.stores.memory import MemoryStore
+from instance_manager.state.stores.open import open_store
+from instance_manager.state.stores.records import Commit, InstanceRecord, PortHold, Usage, Write
+from instance_manager.state.usage import UsageMeter
 from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
-from instance_manager.usage import UsageMeter
 from tests.instance_manager.conftest import fake, running
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 
@@ -114,7 +114,7 @@ async def test_a_file_that_cannot_be_written_stops_nobody(
     keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program holds the database: instances start and stop, and all is written when it lets go."""
-    monkeypatch.setattr("instance_manager.stores.sqlite.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("instance_manager.state.stores.sqlite.BUSY_TIMEOUT_S", 0.05)
     async with keeping() as manager:
         await running(manager, fake(name="one"))
         keeper = manager.state.keeper
@@ -137,7 +137,7 @@ async def test_a_file_that_cannot_be_written_stops_nobody(
 async def test_berths_on_one_redis_see_each_other(
     keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instance_manager.state_session._LEASE_S", 1.0)
+    monkeypatch.setattr("instance_manager.state.session._LEASE_S", 1.0)
     server = RedisProcess(tmp_path)
     server.start()
     try:

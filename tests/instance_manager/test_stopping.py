@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from instance_manager.errors import InstanceNotRunning, ShuttingDown
-from instance_manager.instance import Instance
+from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.supervised import can_supervise
+from instance_manager.process.supervised import can_supervise
 from instance_manager.types import InstanceState
 from tests.instance_manager.conftest import LOOPS, ManagerFactory, fake, marked, running, until_state
 
@@ -147,9 +147,9 @@ async def test_pinned_and_endless_instances_stay(manager: InstanceManager) -> No
 async def test_one_error_does_not_end_expiry_for_ever(
     manager: InstanceManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from instance_manager import housekeeping
+    from instance_manager.lifecycle import expiry
 
-    honest, calls = housekeeping.is_expired, 0
+    honest, calls = expiry.is_expired, 0
 
     def broken_once(*args: Any) -> bool:
         nonlocal calls
@@ -158,7 +158,7 @@ async def test_one_error_does_not_end_expiry_for_ever(
             raise ValueError("once")
         return honest(*args)
 
-    monkeypatch.setattr(housekeeping, "is_expired", broken_once)
+    monkeypatch.setattr(expiry, "is_expired", broken_once)
     instance = await running(manager, fake(timeout_s=0.2))
     await until_state(instance, InstanceState.STOPPED)
     assert "expiry failed" in caplog.text

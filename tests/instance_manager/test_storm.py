@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from instance_manager import housekeeping
 from instance_manager.errors import ManagerError
+from instance_manager.lifecycle import expiry
 from instance_manager.manager import InstanceManager
 from instance_manager.types import InstanceState
 from tests.instance_manager.conftest import ManagerFactory, fake, marked, running, until_state
@@ -132,7 +132,7 @@ async def test_logs_can_be_read_and_followed_to_the_end(manager: InstanceManager
 async def test_ended_instances_without_a_name_are_forgotten_in_the_end(
     manager: InstanceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping, "_MAX_FINISHED", 2)
+    monkeypatch.setattr(expiry, "_MAX_FINISHED", 2)
     named = manager.create(fake("--fail-with", "x", name="named"))
     await until_state(named, InstanceState.FAILED)
     ids = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from instance_manager.stores import InstanceRecord, StateStore, open_store
+from instance_manager.state.stores import InstanceRecord, StateStore, open_store
 from instance_manager.types import InstanceSpec, InstanceState
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 

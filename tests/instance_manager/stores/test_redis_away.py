@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.stores import Change, ChangeKind, NewEvent, PortHold, StateStore, Usage, Write
-from instance_manager.stores.errors import Conflict, LeaseLost, StoreInUse, StoreUnavailable
-from instance_manager.stores.records import Owner
-from instance_manager.stores.redis import RedisStore
-from instance_manager.stores.redis_link import Own
+from instance_manager.state.stores import Change, ChangeKind, NewEvent, PortHold, StateStore, Usage, Write
+from instance_manager.state.stores.errors import Conflict, LeaseLost, StoreInUse, StoreUnavailable
+from instance_manager.state.stores.records import Owner
+from instance_manager.state.stores.redis import RedisStore
+from instance_manager.state.stores.redis_link import Own
 from tests.instance_manager.stores.conftest import a_record, needs_redis
 from tests.instance_manager.stores.redis_process import RedisProcess
 from tests.instance_manager.stores.relay import Relay
@@ -193,7 +193,7 @@ async def test_what_is_queued_when_berth_ends_is_written_where_redis_comes_back_
 async def test_the_end_does_not_wait_long_for_a_redis_that_stays_away(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("instance_manager.stores.redis.LAST_WRITES_S", 0.1)
+    monkeypatch.setattr("instance_manager.state.stores.redis.LAST_WRITES_S", 0.1)
     store = await RedisStore.open(relay.url)
     relay.cut()
     await until(lambda: store.is_away)

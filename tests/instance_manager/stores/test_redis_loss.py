@@ -12,10 +12,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from instance_manager.stores import NewEvent, PortHold, Usage, Write
-from instance_manager.stores.errors import LeaseLost, StoreUnavailable
-from instance_manager.stores.redis import RedisStore
-from instance_manager.stores.redis_scripts import MEND_KEYS
+from instance_manager.state.stores import NewEvent, PortHold, Usage, Write
+from instance_manager.state.stores.errors import LeaseLost, StoreUnavailable
+from instance_manager.state.stores.redis import RedisStore
+from instance_manager.state.stores.redis_scripts import MEND_KEYS
 from tests.instance_manager.stores.conftest import a_record, needs_redis
 from tests.instance_manager.stores.redis_process import RedisProcess
 from tests.instance_manager.stores.test_redis_away import until
@@ -53,7 +53,7 @@ LOSSES: list[list[str]] = [
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("instance_manager.stores.redis_sync.TICK_S", 0.05)
+    monkeypatch.setattr("instance_manager.state.stores.redis_sync.TICK_S", 0.05)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ async def test_what_is_not_ours_is_moved_and_kept(key: str, redis: Redis, redis_
 async def test_a_write_finds_the_lease_gone_before_anyone_looks(
     redis: Redis, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instance_manager.stores.redis_sync.TICK_S", 0.6)
+    monkeypatch.setattr("instance_manager.state.stores.redis_sync.TICK_S", 0.6)
     async with (
         await RedisStore.open(redis_server.url) as one,
         await RedisStore.open(redis_server.url) as two,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.stores import NewEvent, Usage, open_store, owner_id
-from instance_manager.stores.errors import StoreInUse, StoreUnavailable
-from instance_manager.stores.sqlite_schema import MIGRATIONS
+from instance_manager.state.stores import NewEvent, Usage, open_store, owner_id
+from instance_manager.state.stores.errors import StoreInUse, StoreUnavailable
+from instance_manager.state.stores.sqlite_schema import MIGRATIONS
 from tests.instance_manager.stores.conftest import a_record
 
 URL = "sqlite:///berth.db"
@@ -26,7 +26,7 @@ URL = "sqlite:///berth.db"
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from instance_manager.stores import NewEvent, open_store
+from instance_manager.state.stores import NewEvent, open_store
 from tests.instance_manager.stores.conftest import a_record
 
 async def main() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.stores import Change, ChangeKind, NewEvent, PortHold, Usage, open_store
-from instance_manager.stores.errors import LeaseLost, StateNotOurs, StoreUnavailable
-from instance_manager.stores.sqlite import SqliteStore
+from instance_manager.state.stores import Change, ChangeKind, NewEvent, PortHold, Usage, open_store
+from instance_manager.state.stores.errors import LeaseLost, StateNotOurs, StoreUnavailable
+from instance_manager.state.stores.sqlite import SqliteStore
 from tests.instance_manager.stores.conftest import a_record
 
 URL = "sqlite:///berth.db"

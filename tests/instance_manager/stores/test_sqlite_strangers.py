@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.stores import open_store
-from instance_manager.stores.errors import StateNotOurs
-from instance_manager.stores.sqlite_schema import APPLICATION_ID, MIGRATIONS
+from instance_manager.state.stores import open_store
+from instance_manager.state.stores.errors import StateNotOurs
+from instance_manager.state.stores.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from tests.instance_manager.stores.conftest import a_record
 
 

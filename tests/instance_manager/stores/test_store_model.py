@@ -11,8 +11,16 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instance_manager.stores import InstanceRecord, NewEvent, PortHold, StateStore, Usage, Write, open_store
-from instance_manager.stores.errors import StoreError
+from instance_manager.state.stores import (
+    InstanceRecord,
+    NewEvent,
+    PortHold,
+    StateStore,
+    Usage,
+    Write,
+    open_store,
+)
+from instance_manager.state.stores.errors import StoreError
 from tests.instance_manager.stores.conftest import a_record
 
 HISTORY = 5

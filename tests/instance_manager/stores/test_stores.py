@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.profiles import ExpireAction
-from instance_manager.stores import (
+from instance_manager.fleet.profiles import ExpireAction
+from instance_manager.state.stores import (
     Change,
     ChangeKind,
     InstanceRecord,
@@ -20,10 +20,10 @@ from instance_manager.stores import (
     Write,
     open_store,
 )
-from instance_manager.stores.errors import Conflict, InvalidStateUrl, PortHeld, StoreUnavailable
-from instance_manager.stores.records import MAX_COUNT
+from instance_manager.state.stores.errors import Conflict, InvalidStateUrl, PortHeld, StoreUnavailable
+from instance_manager.state.stores.records import MAX_COUNT
+from instance_manager.state.usage import UsageMeter
 from instance_manager.types import InstanceSpec, InstanceState
-from instance_manager.usage import UsageMeter
 from tests.instance_manager.stores.conftest import a_record
 
 

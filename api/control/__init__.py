@@ -1,0 +1,1 @@
+"""The control plane: instances, models, pulls, metrics and logs over HTTP."""

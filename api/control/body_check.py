@@ -1,0 +1,36 @@
+"""A body of a control route that nobody could mean is refused by its field, before anything reads it."""
+
+from __future__ import annotations
+
+from api.control.body_faults import find_fault
+from api.control.body_limit import MAX_BYTES
+from api.http.asgi import App, Receive, Scope, Send
+from api.http.body_peek import peek
+from api.http.errors import api_error
+from api.http.leases import ClientGone
+from api.http.off_loop import off_loop
+
+
+class BodyCheck:
+    """An ASGI middleware within `BodyLimit`; answers 422."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            peeked = await peek(receive, MAX_BYTES)
+        except ClientGone:
+            return
+        body = peeked.body or b""
+        fault = await off_loop(len(body), lambda: find_fault(body)) if body else None
+        if fault is None:
+            await self._app(scope, peeked.replay, send)
+            return
+        message = f"{fault.field or 'the body'} {fault.problem}"
+        error = api_error(422, message, "invalid_request_error", param=fault.field or None)
+        await send({"type": "http.response.start", "status": error.status, "headers": error.headers})
+        await send({"type": "http.response.body", "body": error.body})

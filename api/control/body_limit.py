@@ -1,0 +1,44 @@
+"""The control routes take short bodies, which are read whole: longer ones are refused before."""
+
+from __future__ import annotations
+
+from api.http.asgi import App, Receive, Scope, Send
+from api.http.body_peek import peek
+from api.http.errors import ApiError, api_error
+from api.http.leases import ClientGone
+from api.server.content_coding import BodyRefused, decoded
+
+MAX_BYTES = 2**20
+
+
+class BodyLimit:
+    """An ASGI middleware that decodes bodies, and answers 413 to one of more than `max_bytes`."""
+
+    def __init__(self, app: App, max_bytes: int = MAX_BYTES) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not any(
+            name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
+        ):
+            await self._app(scope, receive, send)
+            return
+        try:
+            scope, receive = await decoded(scope, receive, self._max_bytes)
+            peeked = await peek(receive, self._max_bytes)
+        except ClientGone:
+            return
+        except BodyRefused as refused:
+            await self._refuse(send, refused.error)
+            return
+        if peeked.body is not None:
+            await self._app(scope, peeked.replay, send)
+            return
+        message = f"the body is longer than the {self._max_bytes >> 10} KiB that this route takes"
+        await self._refuse(send, api_error(413, message, "invalid_request_error", code="body_too_large"))
+
+    async def _refuse(self, send: Send, error: ApiError) -> None:
+        headers = [*error.headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": error.body})

@@ -1,0 +1,158 @@
+"""`/instances`: create, read, change, stop, start, restart and delete. Thin: the manager decides."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from api.access.keys import caller_of
+from api.control.deps import Config, Manager
+from api.control.schemas import (
+    STOP_LEVEL,
+    InstanceCreate,
+    InstanceList,
+    InstancePatch,
+    Seconds,
+    SleepLevel,
+)
+from instance_manager.errors import InstanceNotFound
+from instance_manager.lifecycle.failures import start_error
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_record import shown_elsewhere
+from instance_manager.memory.placement.local import choose_devices
+from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+
+router = APIRouter(prefix="/instances", tags=["instances"])
+
+Wait = Annotated[
+    float, Query(ge=0, le=3600, allow_inf_nan=False, description="Seconds to wait until it runs")
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="The same key again gives the same instance, for a day"),
+]
+Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
+
+
+@router.post("", status_code=201, summary="Create an instance and start its engine")
+async def create_instance(
+    body: InstanceCreate,
+    request: Request,
+    response: Response,
+    manager: Manager,
+    config: Config,
+    wait: Wait = 0,
+    idempotency_key: IdempotencyKey = None,
+) -> dict[str, Any]:
+    """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
+    devices = body.devices
+    if devices:  # an engine that doesn't find its GPU would run on the CPU, and nobody would know
+        gpus = await asyncio.to_thread(request.app.state.model_files.list_gpus)
+        devices = list(choose_devices(gpus, 0, 0, devices))  # numbers are within CUDA_VISIBLE_DEVICES
+    instance = await manager.create_once(_spec(body, config, devices), _of_caller(idempotency_key, request))
+    response.headers["Location"] = f"/instances/{instance.instance_id}"
+    return await _settled(manager, instance, wait)
+
+
+@router.get("", summary="List instances")
+async def list_instances(
+    manager: Manager,
+    status: InstanceState | None = None,
+    model: str | None = None,
+    include_ended: Annotated[bool, Query(alias="all", description="Stopped and failed ones too")] = False,
+) -> InstanceList:
+    """Also those of other Berths that share the state, each with its `owner`."""
+    found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
+    elsewhere = [
+        shown_elsewhere(one, is_alive=is_alive)
+        for one, is_alive in await manager.state.elsewhere()
+        if (status is None or one.state == status)
+        and (model is None or model in (one.model_name, one.served_model_name))
+        and (include_ended or status is not None or not one.state.is_terminal)
+    ]
+    return InstanceList(data=[*(instance.record() for instance in found), *elsewhere])
+
+
+@router.get("/{instance_id}", summary="Read an instance's record")
+async def get_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
+    try:
+        return manager.get(instance_id).record()
+    except InstanceNotFound:
+        for one, is_alive in await manager.state.elsewhere():
+            if one.instance_id == instance_id:
+                return shown_elsewhere(one, is_alive=is_alive)
+        raise
+
+
+@router.patch("/{instance_id}", summary="Change its time-out, pin or unpin it")
+async def patch_instance(instance_id: str, body: InstancePatch, manager: Manager) -> dict[str, Any]:
+    return manager.patch(instance_id, timeout_s=body.timeout, pinned=body.pinned).record()
+
+
+@router.delete("/{instance_id}", status_code=204, summary="Stop an instance and forget it")
+async def delete_instance(instance_id: str, manager: Manager, force: Force = False) -> None:
+    """Drains first, unless forced; answers when the engine's whole process group is gone."""
+    await manager.delete(instance_id, force=force)
+
+
+@router.post("/{instance_id}/stop", summary="Stop the engine, keep the instance")
+async def stop_instance(instance_id: str, manager: Manager, force: Force = False) -> dict[str, Any]:
+    """One that has failed is stopped then; events still tell of the failure."""
+    return (await manager.stop(instance_id, force=force)).record()
+
+
+@router.post("/{instance_id}/start", summary="Start a stopped or failed instance again")
+async def start_instance(instance_id: str, manager: Manager, wait: Wait = 0) -> dict[str, Any]:
+    return await _settled(manager, manager.start(instance_id), wait)
+
+
+@router.post("/{instance_id}/restart", summary="Stop the engine and start it again")
+async def restart_instance(instance_id: str, manager: Manager, wait: Wait = 0) -> dict[str, Any]:
+    return await _settled(manager, await manager.restart(instance_id), wait)
+
+
+@router.post("/{instance_id}/sleep", summary="Give memory back; a request wakes it again")
+async def sleep_instance(instance_id: str, manager: Manager, level: SleepLevel = 1) -> dict[str, Any]:
+    """Drains first; answers when the engine sleeps, or at level 3 has ended."""
+    if level == STOP_LEVEL:
+        return (await manager.stop(instance_id)).record()
+    return (await manager.sleep(instance_id, level)).record()
+
+
+@router.post("/{instance_id}/wake", summary="Take the memory back and serve")
+async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
+    instance = await manager.wake(instance_id)
+    if instance.failure is not None:
+        raise start_error(f"instance {instance_id!r}", instance.failure, instance_id)
+    return instance.record()
+
+
+async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dict[str, Any]:
+    """The record, after waiting up to `wait_s` for the start. Raises what the start has failed of."""
+    if wait_s > 0:
+        instance = await manager.wait_ready(instance.instance_id, wait_s)
+        if instance.failure is not None:
+            raise start_error(f"instance {instance.instance_id!r}", instance.failure, instance.instance_id)
+    return instance.record()
+
+
+def _of_caller(idempotency_key: str | None, request: Request) -> str | None:
+    """Two callers may hit on the same: each has its own."""
+    tenant = caller_of(request.scope).tenant
+    return f"{tenant}/{idempotency_key}" if tenant and idempotency_key is not None else idempotency_key
+
+
+def _spec(body: InstanceCreate, config: ManagerConfig, devices: list[str] | None) -> InstanceSpec:
+    return InstanceSpec(
+        model_name=body.model_name or config.default_model,
+        engine=body.engine or config.default_engine,
+        params=body.params,
+        timeout_s=body.timeout,
+        name=body.name,
+        env=body.env,
+        devices=devices,
+        command=body.command,
+        health_path=body.health_path,
+    )

@@ -1,0 +1,219 @@
+"""Models by name: what can be asked for, and bringing it up or down. `/v1/models` is OpenAI's list of it."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from api.access.keys import caller_of, is_admin, may_use
+from api.control.deps import Manager
+from api.control.schemas import STOP_LEVEL, SleepLevel
+from api.http.asgi import Scope
+from instance_manager.backends.params import mask_params
+from instance_manager.errors import ModelNotFound, WrongState
+from instance_manager.fleet.fleet import Fleet
+from instance_manager.fleet.models import Model
+from instance_manager.lifecycle.instance import failure_record
+from instance_manager.state.peers import names_of
+from instance_manager.state.stores.records import InstanceRecord
+from instance_manager.types import InstanceState
+
+router = APIRouter(tags=["models"])
+
+_SETTLED = (InstanceState.RUNNING, InstanceState.SLEEPING)
+
+
+def _fleet(request: Request) -> Fleet:
+    fleet: Fleet = request.app.state.fleet
+    return fleet
+
+
+Models = Annotated[Fleet, Depends(_fleet)]
+Wait = Annotated[
+    float, Query(ge=0, le=3600, allow_inf_nan=False, description="Seconds to wait until it runs")
+]
+
+
+@router.get("/v1/models/", include_in_schema=False)  # as clients with a slash too many ask
+@router.get("/v1/models", summary="OpenAI's list of models, with `status`")
+async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
+    """Those that the caller's key is good for; also those that other Berths on the same state serve."""
+    caller = caller_of(request.scope)
+    here = [entry for one in fleet.models if may_use(request.scope, one) for entry in openai_entries(one)]
+    elsewhere = [
+        entry_elsewhere(name, record)
+        for name, record in sorted(fleet.manager.neighbours.models().items())
+        if not is_listed(fleet, name) and caller.may_use((name, *names_of(record)))
+    ]
+    return {"object": "list", "data": [_shown(entry, request.scope) for entry in (*here, *elsewhere)]}
+
+
+@router.get("/v1/models/{name:path}", summary="One of them")
+async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[str, Any]:
+    if not is_listed(fleet, name):
+        record = fleet.manager.neighbours.models().get(name)
+        if record is not None and caller_of(request.scope).may_use((name, *names_of(record))):
+            return _shown(entry_elsewhere(name, record), request.scope)
+    model = fleet.find(name)
+    if not may_use(request.scope, model):
+        raise ModelNotFound(f"model {name!r} is not among those that this key is good for", param="model")
+    entry = next(entry for entry in openai_entries(model, name) if entry["id"] == name)
+    return _shown(entry, request.scope)
+
+
+def _shown(entry: dict[str, Any], scope: Scope) -> dict[str, Any]:
+    """Where a model lies on this machine is the operator's to know."""
+    is_path = "/" in entry["root"] and PurePath(entry["root"]).is_absolute()
+    return entry if is_admin(scope) or not is_path else entry | {"root": entry["id"]}
+
+
+@router.get("/models", summary="Models, and what Berth knows of them")
+async def list_models(fleet: Models) -> dict[str, Any]:
+    return {"object": "list", "data": [model_record(model) for model in fleet.models]}
+
+
+@router.get("/models/{name:path}", summary="One of them")
+async def get_model(name: str, fleet: Models) -> dict[str, Any]:
+    return model_record(fleet.find(name))
+
+
+@router.post("/models/{name:path}/start", summary="Bring a replica up unless one runs")
+async def start_model(name: str, fleet: Models, wait: Wait = 0) -> dict[str, Any]:
+    model = fleet.find(name)
+    model.forgive()
+    return await _up(fleet, model, wait)
+
+
+@router.post("/models/{name:path}/wake", summary="Wake it, if it sleeps")
+async def wake_model(name: str, fleet: Models, wait: Wait = 600) -> dict[str, Any]:
+    return await _up(fleet, fleet.find(name), wait)
+
+
+@router.post("/models/{name:path}/sleep", summary="Put its replicas to sleep; a request wakes one")
+async def sleep_model(name: str, fleet: Models, manager: Manager, level: SleepLevel = 1) -> dict[str, Any]:
+    model = fleet.find(name)
+    if level == STOP_LEVEL:
+        await fleet.stop(model)
+        return model_record(model)
+    if not model.live:
+        raise WrongState(f"model {name!r} can't be put to sleep: it doesn't run")
+    for one in model.live:
+        await manager.sleep(one.instance_id, level)
+    return model_record(model)
+
+
+@router.post("/models/{name:path}/stop", summary="Stop its replicas; a request starts one again")
+async def stop_model(name: str, fleet: Models, force: bool = False) -> dict[str, Any]:
+    """A model that has failed is stopped then, and its next start isn't put off any more."""
+    model = fleet.find(name)
+    await fleet.stop(model, force=force)
+    return model_record(model)
+
+
+@router.post("/models/{name:path}/restart", summary="End its replicas and start them again")
+async def restart_model(
+    name: str, fleet: Models, manager: Manager, request: Request, wait: Wait = 0
+) -> dict[str, Any]:
+    """With the catalog's present profile; where that can't be started, what runs goes on."""
+    model = fleet.find(name)
+    await request.app.state.model_files.check_startable(model)
+    for one in model.live:
+        await manager.stop(one.instance_id)
+    model.forgive()
+    return await _up(fleet, model, wait)
+
+
+async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
+    fleet.want(model)
+    if wait_s > 0:
+        await fleet.wait_until_up(model, wait_s)
+        if model.error is not None and not model.awake:
+            raise type(model.error)(str(model.error), param=model.error.param)
+    return model_record(model)
+
+
+def is_listed(fleet: Fleet, name: str) -> bool:
+    """Whether a name is among those that this Berth itself lists."""
+    model = fleet.known(name)
+    return model is not None and model.is_listed
+
+
+def openai_entries(model: Model, *names: str) -> list[dict[str, Any]]:
+    """A model under each of its names, and these besides: an alias's root and parent are the model."""
+    entry = openai_entry(model)
+    others = dict.fromkeys((*(model.profile.other_names if model.profile else ()), *names))
+    others.pop(model.name, None)
+    return [entry, *({**entry, "id": name, "root": model.name, "parent": model.name} for name in others)]
+
+
+def openai_entry(model: Model) -> dict[str, Any]:
+    """As OpenAI and vLLM list a model."""
+    profile = model.profile
+    replica = next(iter(model.replicas.values()), None)
+    limit = (replica.plan.params if replica else profile.params if profile else {}).get("max_model_len")
+    created = min((one.created_at for one in model.replicas.values()), default=0)
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "berth",
+        "root": profile.model if profile else (replica.model_name if replica else model.name),
+        "parent": None,
+        "max_model_len": limit,
+        "status": model.status,
+        "problem": model.problem,
+    }
+
+
+def entry_elsewhere(name: str, record: InstanceRecord) -> dict[str, Any]:
+    """The same for a model that is not known here but to another Berth, by one of its names."""
+    model = names_of(record)[0]
+    is_alias = record.spec.profile is not None and name != model
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(record.created_at),
+        "owned_by": "berth",
+        "root": model if is_alias else record.model_name,
+        "parent": model if is_alias else None,
+        "max_model_len": record.params.get("max_model_len"),
+        "status": record.state.value if record.state in _SETTLED else "starting",
+        "problem": None,
+    }
+
+
+def model_record(model: Model) -> dict[str, Any]:
+    """All that is known. Points in time are seconds since the epoch."""
+    profile = model.profile
+    replicas = list(model.replicas.values())
+    live = model.live
+    latest = replicas[-1] if replicas else None
+    failure = next((one.failure for one in reversed(replicas) if one.failure is not None), None)
+    error: dict[str, Any] | None = None
+    if model.error is not None:
+        error = {"class": model.error.code, "message": str(model.error)}
+        if failure is not None:
+            error = failure_record(failure) | {"message": str(model.error)}
+    return {
+        "name": model.name,
+        "model": profile.model if profile else (latest.model_name if latest else model.name),
+        "engine": profile.engine if profile else (latest.spec.engine if latest else None),
+        "status": model.status,
+        "problem": model.problem,
+        "source": profile.source.value if profile else "instance",
+        "aliases": list(profile.aliases) if profile else [],
+        "size_bytes": profile.size_bytes if profile else None,
+        "modified": profile.modified if profile else None,
+        "pinned": profile.pinned if profile else any(one.pinned for one in live),
+        "params": mask_params(profile.params if profile else (latest.plan.params if latest else {})),
+        "devices": list(profile.devices) if profile and profile.devices is not None else None,
+        "timeout": profile.timeout_s if profile else (latest.timeout_s if latest else None),
+        "replicas": [one.instance_id for one in live],
+        "in_flight": model.in_flight,
+        "queued": len(model.queue),
+        "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
+        "last_used": max((one.record()["last_active"] for one in replicas if one.ready_at), default=None),
+        "error": error,
+    }

@@ -1,0 +1,102 @@
+"""Fetches running engines' own metrics, all at once and within a time-out.
+
+Without a lease: to be looked at neither wakes an engine nor keeps it from expiring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import httpx
+
+from instance_manager.lifecycle.bounded_fetch import AnswerTooLong, engine_client, fetch
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.metrics.state import model_label
+from instance_manager.types import Endpoint
+
+TIMEOUT_S = 1.0
+MAX_BYTES = 4 * 2**20  # a vLLM prints some 100 KB
+
+
+class ScrapeFailure(StrEnum):
+    """Why an engine's metrics are missing."""
+
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"  # no connection, or one that broke
+    STATUS = "status"  # not 200: many a server has no metrics
+    TOO_LARGE = "too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTarget:
+    """A running instance, and where its engine listens."""
+
+    instance_id: str
+    model: str
+    endpoint: Endpoint
+
+    @classmethod
+    def of(cls, instance: Instance) -> EngineTarget | None:
+        """None unless it takes requests."""
+        endpoint = instance.gate.endpoint
+        return None if endpoint is None else cls(instance.instance_id, model_label(instance), endpoint)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"instance": self.instance_id, "model": self.model}
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What came of one fetch: a page, or why there is none."""
+
+    target: EngineTarget
+    seconds: float
+    text: str = ""
+    failure: ScrapeFailure | None = None
+
+
+class _Failed(Exception):
+    def __init__(self, failure: ScrapeFailure) -> None:
+        self.failure = failure
+
+
+async def scrape_engines(
+    targets: Sequence[EngineTarget], *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES
+) -> list[Scrape]:
+    """Ask all of them for /metrics; takes as long as the slowest, and `timeout_s` at most."""
+    if not targets:
+        return []
+    async with engine_client(timeout_s) as client:
+        return await asyncio.gather(*(_scrape(client, one, timeout_s, max_bytes) for one in targets))
+
+
+async def _scrape(client: httpx.AsyncClient, target: EngineTarget, timeout_s: float, limit: int) -> Scrape:
+    started = time.perf_counter()
+    text, failure = "", None
+    try:
+        text = await _fetch(client, target.endpoint, timeout_s, limit)
+    except _Failed as failed:
+        failure = failed.failure
+    except AnswerTooLong:
+        failure = ScrapeFailure.TOO_LARGE
+    except httpx.TimeoutException:
+        failure = ScrapeFailure.TIMEOUT
+    except (httpx.HTTPError, httpx.InvalidURL):
+        failure = ScrapeFailure.UNREACHABLE
+    return Scrape(target, time.perf_counter() - started, text, failure)
+
+
+async def _fetch(client: httpx.AsyncClient, endpoint: Endpoint, timeout_s: float, limit: int) -> str:
+    """Raises _Failed or httpx's errors."""
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    headers = {"Authorization": f"Bearer {endpoint.api_key}", "Accept": "text/plain;version=0.0.4"}
+    url = f"http://{host}:{endpoint.port}/metrics"
+    answer = await fetch(client, "GET", url, headers=headers, timeout_s=timeout_s, max_bytes=limit)
+    if not answer.is_ok:
+        raise _Failed(ScrapeFailure.STATUS)
+    return answer.body.decode("utf-8", "replace")

@@ -1,0 +1,288 @@
+"""The one door: `/v1/*` and its unversioned kin, routed to a model by the name in the body.
+
+Looks at a body as little as it must, once; changes it only where the model's profile or an alias asks for it;
+then hands the request to the data plane, with a lease of whichever replica has room.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+
+from pydantic_core import from_json
+
+from api.access.engine_routes import READING
+from api.access.keys import is_admin, may_use, model_refusal
+from api.gateway.json_apart import JsonApart
+from api.gateway.keep_alive import idle_timeout_s
+from api.gateway.model_leases import Asked, ModelLeases, affinity_of
+from api.gateway.needs import need_of
+from api.gateway.patient_stream import PatientStream
+from api.gateway.request_body import OWN_FIELDS, JsonBody, Sending, has_filters
+from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
+from api.http.asgi import Message, Receive, Scope, Send
+from api.http.dialects import send_error
+from api.http.dispatch import raw_path
+from api.http.errors import ApiError, api_error, error_for
+from api.http.head_cache import MEMO, Memo
+from api.http.headers import find_header, sane_request_id
+from api.http.leases import Again, ClientGone, Prepare
+from api.http.named_model import UnclearModel, has_one_model, model_in_query
+from api.http.response_channel import HandOver, ResponseChannel
+from api.proxy.peer_routes import Detours, ModelElsewhere
+from api.proxy.proxy import DataPlane
+from api.telemetry.access_log import log_answered
+from instance_manager.backends.runner_kind import RunnerKind
+from instance_manager.errors import InstanceNotRunning, ManagerError
+from instance_manager.fleet.fleet import Fleet
+from instance_manager.fleet.models import Model
+
+VERSIONED = b"/v1/"
+# Paths without a version: to what the engine knows them as.
+UNVERSIONED: Mapping[bytes, bytes] = {
+    b"/chat/completions": b"/v1/chat/completions",
+    b"/completions": b"/v1/completions",
+    b"/embeddings": b"/v1/embeddings",
+    b"/responses": b"/v1/responses",
+    b"/rerank": b"/rerank",
+    b"/v2/rerank": b"/v2/rerank",
+    b"/v2/embed": b"/v2/embed",
+    b"/score": b"/score",
+    b"/pooling": b"/pooling",
+    b"/classify": b"/classify",
+    b"/tokenize": b"/tokenize",
+    b"/detokenize": b"/detokenize",
+}
+_MAX_SHORT = 64 * 1024  # bytes of a body that is read at once
+
+
+class _Refused(Exception):
+    def __init__(self, error: ApiError) -> None:
+        self.error = error
+
+
+class Gateway:
+    """An ASGI application for http scopes; `is_for` says which paths are its own."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        data_plane: DataPlane,
+        *,
+        comment_interval_s: float = 10.0,
+        detours: Detours | None = None,
+    ) -> None:
+        """`comment_interval_s`: how long a stream may wait in silence; 0 = as long as it takes."""
+        self._fleet = fleet
+        self._data_plane = data_plane
+        self._comment_interval_s = comment_interval_s
+        self._apart = JsonApart()
+        self._detours = detours  # to models of other Berths
+
+    @staticmethod
+    def is_for(scope: Scope) -> bool:
+        """All under /v1/ but the list of models, which is Berth's own to tell."""
+        path = raw_path(scope)
+        if path.startswith(VERSIONED):
+            return not (path == b"/v1/models" or path.startswith(b"/v1/models/"))
+        return path in UNVERSIONED
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        try:
+            asked = await self._read(scope, receive)
+            if (refusal := model_refusal(scope, asked.model)) is not None:
+                raise _Refused(refusal)
+        except ClientGone:
+            return
+        except _Refused as refused:
+            await self._refuse(scope, send, refused.error, started)
+            return
+        except ManagerError as error:
+            await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
+            return
+        detour = asked.model.detour if isinstance(asked.model, ModelElsewhere) else None
+        own = ModelLeases(self._fleet, asked)
+        stream = None
+        if asked.is_stream and self._comment_interval_s:
+            request_id = (b"x-request-id", _request_id(scope))
+            scope = {**scope, "headers": [*scope["headers"], request_id]}
+            stream = PatientStream(send, self._comment_interval_s, [request_id], raw_path(scope))
+        try:
+            await self._data_plane.forward(
+                scope,
+                asked.receive,
+                stream.send if stream else send,
+                asked.model.name,
+                _target(scope) if detour is None else detour.target,
+                leases=detour or own,
+                again=own.again if detour is None else None,
+                prepare=own.prepare,
+            )
+        finally:
+            if stream is not None:
+                await stream.close()
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """The short way, see `DataPlane.begin`, for what is short, no stream, and goes on as it came."""
+        if len(body) > _MAX_SHORT or (way := _short_way(scope)) is None:
+            return False
+        target, need = way
+        try:
+            asked = from_json(body, allow_inf_nan=False)
+            name = asked["model"]
+            model = self._fleet.known(name)
+            if (
+                model is None
+                or not may_use(scope, model)
+                or asked.get("stream")
+                or not OWN_FIELDS.isdisjoint(asked)
+                or has_filters(model.profile)
+                or not has_one_model(body)
+            ):
+                return False
+            lease = self._fleet.try_lease(model, affinity_of(model, asked, scope), need)
+        except (ValueError, TypeError, KeyError, AttributeError, ManagerError):
+            return False  # the other way says what is wrong
+        if lease is None:
+            return False
+        if lease.endpoint.served_name not in (name, ""):
+            lease.release()  # its engine knows the model by another name
+            return False
+        more = partial(self._go_on, body, model, need, name)
+        return self._data_plane.begin_leased(scope, body, channel, hand_over, model.name, target, lease, more)
+
+    def _go_on(
+        self, body: bytes, model: Model, need: RunnerKind | None, name: str
+    ) -> tuple[ModelLeases, Again, Prepare]:
+        """What `forward` is told where a request that has begun the short way takes longer."""
+        sending = Sending(JsonBody(body, None, model.profile), len(body))
+        leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
+        return leases, leases.again, leases.prepare
+
+    async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
+        """Answer here; nobody else hears of the request, so it is counted and logged here too."""
+        self._data_plane.count_refused(scope["method"], error.status)
+        await _refuse(scope, send, error, started)
+
+    async def _read(self, scope: Scope, receive: Receive) -> Asked:
+        """Find the model. Raises _Refused, ManagerError or ClientGone."""
+        try:
+            read = await read_request(scope, receive, self._apart)
+            model = self._model(scope, read.name)
+        except UnclearModel as error:
+            raise _Refused(_wrong_field("model", str(error))) from None
+        except InvalidForm as error:
+            raise _Refused(_bad_body(f"the form can't be read: {error}", "invalid_form")) from None
+        except InvalidBody as error:
+            raise _Refused(_bad_body(str(error), "invalid_json")) from None
+        except BodyTooLong as error:
+            raise _Refused(_bad_body(str(error), "body_too_large", 413)) from None
+        if scope["method"] in READING and not (model.awake or model.is_coming or _is_elsewhere(model)):
+            raise InstanceNotRunning(
+                f"model {model.name!r} doesn't run, and a {scope['method']} starts nothing: send a POST, or "
+                f"start it by POST /models/{model.name}/start"
+            )
+        return self._asked(scope, model, read)
+
+    def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> Asked:
+        sending = read.sending(model.profile, is_for_berth=isinstance(model, ModelElsewhere))
+        asked = Asked(model, read.receive, sending, _need(scope), read.name)
+        if (fields := read.fields) is not None:
+            try:
+                asked.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))
+            except ValueError as error:
+                raise _Refused(_wrong_field("keep_alive", str(error))) from None
+            priority = fields.get("priority")
+            asked.priority = priority if isinstance(priority, int) else 0
+            asked.is_stream = fields.get("stream") is True
+            asked.affinity = affinity_of(model, fields, scope)
+        return asked
+
+    def _model(self, scope: Scope, in_body: str | None) -> Model:
+        """The one model that a request names, in its body or its query; without a name the only running one.
+
+        Raises UnclearModel, _Refused or ModelNotFound.
+        """
+        in_query = model_in_query(scope["query_string"])
+        name = in_query if in_body is None else in_body
+        if name is None:
+            return self._only_model()
+        model = self._find(scope, name)
+        if in_query not in (None, name) and self._find(scope, in_query or "").name != model.name:
+            raise UnclearModel(f"is {in_body!r} in the body and {in_query!r} in the query; name one")
+        return model
+
+    def _find(self, scope: Scope, name: str) -> Model:
+        """By name or alias: here, or where another Berth has it. Raises ModelNotFound."""
+        model, detours = self._fleet.known(name), self._detours
+        if detours is None:
+            return model or self._fleet.find(name)
+        if model is None:
+            return detours.to_unknown(scope, name, _need(scope)) or self._fleet.find(name)
+        return detours.to_running(scope, model, _need(scope)) or model
+
+    def _only_model(self) -> Model:
+        """For a request that certainly names none. Raises _Refused."""
+        running = [model for model in self._fleet.models if model.awake]
+        if len({one.instance_id for model in running for one in model.awake}) == 1:
+            return running[0]
+        raise _Refused(
+            _wrong_field("model", "is missing: say which model is meant; GET /v1/models lists them")
+        )
+
+
+def _is_elsewhere(model: Model) -> bool:
+    return isinstance(model, ModelElsewhere)
+
+
+def _target(scope: Scope) -> bytes:
+    """Path and query as the engine knows them."""
+    path = raw_path(scope)
+    target = UNVERSIONED.get(path, path)
+    return target + b"?" + scope["query_string"] if scope["query_string"] else target
+
+
+def _short_way(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
+    """Target and need of a request whose head leaves it to the body which model it is for, else None."""
+    memo: Memo | None = scope.get(MEMO)
+    if memo is not None and "short_way" in memo:
+        way: tuple[bytes, RunnerKind | None] | None = memo["short_way"]
+        return way
+    try:
+        is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
+    except UnclearModel:
+        is_short = False
+    way = (_target(scope), _need(scope)) if is_short else None
+    if memo is not None:
+        memo["short_way"] = way
+    return way
+
+
+def _need(scope: Scope) -> RunnerKind | None:
+    path = raw_path(scope)
+    return need_of(UNVERSIONED.get(path, path))
+
+
+async def _never() -> Message:
+    """A `receive` for a request that has arrived whole, where the server tells of the client's leaving."""
+    raise AssertionError("nobody asks")
+
+
+def _wrong_field(name: str, problem: str) -> ApiError:
+    return api_error(400, f"{name} {problem}", "invalid_request_error", param=name)
+
+
+def _bad_body(problem: str, code: str, status: int = 400) -> ApiError:
+    return api_error(status, problem, "invalid_request_error", code=code)
+
+
+def _request_id(scope: Scope) -> bytes:
+    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
+
+
+async def _refuse(scope: Scope, send: Send, error: ApiError, started: float) -> None:
+    request_id = _request_id(scope)
+    log_answered(scope, error.status, started, request_id, "refused by the gateway")
+    await send_error(send, error, raw_path(scope), request_id)

@@ -1,0 +1,225 @@
+"""Remembers answers that would come out the same again: those of requests at temperature 0, or with a seed.
+
+Stands around the gateway as a raw ASGI application. Whatever is not such a request passes untouched, and so
+do those whose keys have a list of models. An answer is remembered for the key that got it, or for all keys
+where they share caches: then `X-Berth-Cache` tells a client that somebody has asked the same before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import date
+
+from api.access.keys import caller_of, is_limited_to_models
+from api.gateway.cacheable import Question, is_good_answer, read_question
+from api.http.asgi import App, Message, Receive, Scope, Send
+from api.http.body_peek import peek
+from api.http.dispatch import raw_path
+from api.http.headers import find_header, sane_request_id
+from api.http.leases import ClientGone
+from api.http.off_loop import off_loop
+from api.http.response_channel import channel_of, without_channel
+from api.telemetry.access_log import log_answered
+
+PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/chat/completions", b"/completions"})
+
+MAX_BODY_BYTES = 1024 * 1024  # longer requests pass untouched
+MAX_ENTRY_BYTES = 4 * 1024 * 1024
+_ENTRY_OVERHEAD_BYTES = 512  # key, objects, and their places in the table
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    body: bytes
+    content_type: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + len(self.content_type) + _ENTRY_OVERHEAD_BYTES
+
+
+class ResponseCache:
+    """An ASGI application around `inner` that holds at most `max_bytes` of answers, the last used ones.
+
+    `identity` says for a model (name or alias) what its answers depend on beside the request: how it is
+    loaded. None = its answers are not to be remembered.
+    """
+
+    def __init__(self, inner: App, max_bytes: int, identity: Callable[[str], str | None]) -> None:
+        self._inner = inner
+        self._max_bytes = max_bytes
+        self._max_entry_bytes = min(MAX_ENTRY_BYTES, max_bytes // 4)
+        self._identity = identity
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self.num_bytes = 0  # of entries, and of answers that are being recorded
+        self.num_hits = 0
+        self.num_misses = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_worth_a_look(scope):
+            await self._inner(scope, receive, send)
+            return
+        started = time.perf_counter()
+        try:
+            peeked = await peek(receive, MAX_BODY_BYTES)
+        except ClientGone:
+            return
+        body = peeked.body
+        question = await off_loop(len(body), lambda: read_question(body)) if body is not None else None
+        identity = self._identity(question.model) if question is not None else None
+        if question is None or identity is None:
+            await self._inner(scope, peeked.replay, send)
+            return
+        owner = caller_of(scope).cache_owner
+        key = question.key(raw_path(scope), scope["query_string"], identity, owner, date.today())
+        entry = None if _asks_for_fresh(scope) else self._find(key)
+        if entry is None:
+            self.num_misses += 1
+            await self._answer(question, key, identity, scope, peeked.replay, send)
+        else:
+            self.num_hits += 1
+            request_id = _request_id(scope)
+            await _replay(entry, request_id, send)
+            log_answered(scope, 200, started, request_id, "remembered")
+
+    def _find(self, key: bytes) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def _drop(self, key: bytes) -> None:
+        self.num_bytes -= self._entries.pop(key).size
+
+    def reserve(self, num_bytes: int) -> bool:
+        """Make room for more of an answer, at the cost of the entries that were used longest ago."""
+        while self._entries and self.num_bytes + num_bytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
+        if self.num_bytes + num_bytes > self._max_bytes:
+            return False
+        self.num_bytes += num_bytes
+        return True
+
+    def release(self, num_bytes: int) -> None:
+        """Give reserved room back."""
+        self.num_bytes -= num_bytes
+
+    async def _answer(
+        self, question: Question, key: bytes, identity: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Have it answered, and keep the answer if it is whole and good."""
+
+        async def keep(entry: _Entry) -> None:
+            is_good = await off_loop(entry.size, lambda: is_good_answer(entry.content_type, entry.body))
+            # A model that has been loaded in another way meanwhile may not have given this answer.
+            if is_good and self._identity(question.model) == identity:
+                self._store(key, entry)
+
+        channel = channel_of(scope)
+        recording = _Recording(self, send, keep, self._max_entry_bytes)
+        try:
+            await self._inner(without_channel(scope), receive, recording.send)
+        finally:
+            recording.give_up()
+        if recording.is_cut and channel is not None:
+            channel.abort()
+
+    def _store(self, key: bytes, entry: _Entry) -> None:
+        if key in self._entries:
+            self._drop(key)
+        if self.reserve(entry.size):
+            self._entries[key] = entry
+
+
+class _Recording:
+    """One answer on its way to the client, and what of it is to be kept."""
+
+    def __init__(
+        self, cache: ResponseCache, send: Send, keep: Callable[[_Entry], Awaitable[None]], max_bytes: int
+    ) -> None:
+        self._cache = cache
+        self._send = send
+        self._keep = keep
+        self._max_bytes = max_bytes
+        self._body: bytearray | None = None  # None = it won't be kept
+        self._content_type = b""
+        self.is_cut = False  # it has begun and not ended
+
+    async def send(self, message: Message) -> None:
+        """ASGI's `send` for the inner application."""
+        if message["type"] == "http.response.start":
+            headers = message["headers"]
+            if message["status"] == 200 and find_header(headers, b"content-encoding") in (b"", b"identity"):
+                self._body = bytearray()
+                self._content_type = find_header(headers, b"content-type")
+            message = {**message, "headers": [*headers, (b"x-berth-cache", b"miss")]}
+            self.is_cut = True
+        elif message["type"] == "http.response.body":
+            self._collect(message.get("body", b""))
+            if not message.get("more_body", False):
+                self.is_cut = False
+                await self._keep_whole()
+        await self._send(message)
+
+    def _collect(self, piece: bytes) -> None:
+        body = self._body
+        if body is None:
+            return
+        if len(body) + len(piece) > self._max_bytes or not self._cache.reserve(len(piece)):
+            self.give_up()
+        else:
+            body += piece
+
+    async def _keep_whole(self) -> None:
+        """Before the client has the last piece: whoever has seen the whole answer finds it remembered."""
+        if self._body is not None:
+            entry = _Entry(bytes(self._body), self._content_type)
+            self.give_up()
+            await self._keep(entry)
+
+    def give_up(self) -> None:
+        """Let go of what has been collected."""
+        if self._body is not None:
+            self._cache.release(len(self._body))
+            self._body = None
+
+
+def _is_worth_a_look(scope: Scope) -> bool:
+    """Whether the body may hold a question."""
+    if scope["type"] != "http" or scope["method"] != "POST" or raw_path(scope) not in PATHS:
+        return False
+    if is_limited_to_models(scope):
+        return False  # the gateway says which models this key is good for
+    length = find_header(scope["headers"], b"content-length")
+    is_long = length.isdigit() and int(length) > MAX_BODY_BYTES
+    return not is_long and "no-store" not in _cache_control(scope)
+
+
+def _asks_for_fresh(scope: Scope) -> bool:
+    """Whether the client wants the answer made anew; it is kept then in place of the old one."""
+    return not _cache_control(scope).isdisjoint({"no-cache", "max-age=0"})
+
+
+def _cache_control(scope: Scope) -> frozenset[str]:
+    values = (value.decode("latin-1") for name, value in scope["headers"] if name == b"cache-control")
+    return frozenset(part.strip().lower() for value in values for part in value.split(","))
+
+
+async def _replay(entry: _Entry, request_id: bytes, send: Send) -> None:
+    headers = [
+        (b"content-type", entry.content_type),
+        (b"content-length", b"%d" % len(entry.body)),
+        (b"x-request-id", request_id),
+        (b"x-berth-cache", b"hit"),
+    ]
+    if entry.content_type.lower().startswith(b"text/event-stream"):
+        headers.append((b"x-accel-buffering", b"no"))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": entry.body})
+
+
+def _request_id(scope: Scope) -> bytes:
+    return sane_request_id(find_header(scope["headers"], b"x-request-id"))

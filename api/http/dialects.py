@@ -1,0 +1,76 @@
+"""Errors in the words of the API that was asked: OpenAI's envelope, and Anthropic's below /v1/messages.
+
+An SDK reads its own API's errors only. What each exception is, api/http/errors.py says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from api.http.asgi import RawHeaders, Send
+from api.http.errors import ApiError, error_for
+
+_MESSAGES = re.compile(rb"(?:/proxy/[^/?]+)?/v1/messages(?:[/?]|$)")
+
+# The embedded engine's server has the same; tests hold them together.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def speaks_anthropic(target: bytes) -> bool:
+    """Whether a path belongs to Anthropic's API, by name or by instance; a query may follow it."""
+    return _MESSAGES.match(target) is not None
+
+
+def anthropic_type(status: int) -> str:
+    """What Anthropic calls an error of this status."""
+    return _ANTHROPIC_TYPES.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
+
+
+def in_dialect(error: ApiError, target: bytes, request_id: bytes) -> ApiError:
+    """The error as whoever asks for `target` reads it. Given twice, it stays the same."""
+    if not speaks_anthropic(target):
+        return error
+    body = _anthropic_body(error, request_id)
+    replaced = (b"content-length", b"request-id")
+    headers: RawHeaders = [pair for pair in error.headers if pair[0] not in replaced]
+    headers += [(b"content-length", b"%d" % len(body)), (b"request-id", request_id)]
+    return ApiError(error.status, body, headers, error.message)
+
+
+def error_event(body: bytes, target: bytes) -> bytes:
+    """An error's body, already in the dialect of `target`, as the last server-sent event of its stream."""
+    name = b"event: error\n" if speaks_anthropic(target) else b""
+    return (
+        name + b"data: " + b" ".join(body.splitlines()) + b"\n\n"
+    )  # in JSON, lines break between tokens only
+
+
+def stream_error_event(exc: Exception, target: bytes, request_id: bytes) -> bytes:
+    """What a stream that has begun ended in, as its last server-sent event."""
+    return error_event(in_dialect(error_for(exc), target, request_id).body, target)
+
+
+async def send_error(send: Send, error: ApiError, target: bytes, request_id: bytes) -> None:
+    """Answer with an error, by ASGI."""
+    error = in_dialect(error, target, request_id)
+    headers = [*error.headers, (b"x-request-id", request_id)]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.body})
+
+
+def _anthropic_body(error: ApiError, request_id: bytes) -> bytes:
+    told = {
+        "type": "error",
+        "error": {"type": anthropic_type(error.status), "message": error.message},
+        "request_id": request_id.decode("latin-1"),
+    }
+    return json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")

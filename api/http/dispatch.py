@@ -1,0 +1,61 @@
+"""The thin ASGI application in front: who gets a request is told by its path alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from api.http.asgi import App, Receive, Scope, Send
+from api.http.head_cache import MEMO, Memo
+from api.http.response_channel import Begin, DirectApp, HandOver, ResponseChannel
+
+_PREFIX = b"/proxy/"
+
+
+class Dispatcher:
+    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` what is left."""
+
+    def __init__(
+        self,
+        control: App,
+        data_plane: DirectApp,
+        gateway: App | None = None,
+        is_for_gateway: Callable[[Scope], bool] = lambda _: False,
+        begin_in_gateway: Begin | None = None,
+    ) -> None:
+        self._control = control
+        self._data_plane = data_plane
+        self._gateway = gateway or control
+        self._is_for_gateway = is_for_gateway
+        self._begin_in_gateway = begin_in_gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and raw_path(scope).startswith(_PREFIX):
+            await self._data_plane(scope, receive, send)
+        elif scope["type"] == "http" and self._is_for_gateway(scope):
+            await self._gateway(scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """The data plane's or the gateway's short way, see `DataPlane.begin`; False for all other paths."""
+        memo: Memo | None = scope.get(MEMO)
+        begin: Begin | None
+        if memo is not None and "begin" in memo:
+            begin = memo["begin"]
+        else:
+            begin = self._begin_of(scope)
+            if memo is not None:
+                memo["begin"] = begin
+        return begin is not None and begin(scope, body, channel, hand_over)
+
+    def _begin_of(self, scope: Scope) -> Begin | None:
+        if raw_path(scope).startswith(_PREFIX):
+            return self._data_plane.begin
+        return self._begin_in_gateway if self._is_for_gateway(scope) else None
+
+
+def raw_path(scope: Scope) -> bytes:
+    """The path as it came over the wire, less the prefix that a proxy in front of us has put before it."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root.encode()) if root else path

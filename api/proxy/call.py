@@ -1,0 +1,77 @@
+"""One request as Berth accounts for it: its instance, lease, metrics and line in the access log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from api.access.keys import caller_of
+from api.http.asgi import Scope
+from api.http.leases import Lease
+from api.proxy.exchange import Request
+from api.telemetry.access_log import access_logger, write_line
+from api.telemetry.tracing import SPAN, RequestSpan
+from instance_manager.metrics.proxy import InstanceMetrics
+
+
+class Call:
+    """Begins with no lease and no instance's metrics; ends with `finish`, whatever happens to it."""
+
+    __slots__ = ("instance_id", "lease", "metrics", "request", "scope")
+
+    def __init__(self, scope: Scope, request: Request, instance_id: str, unserved: InstanceMetrics) -> None:
+        self.scope = scope
+        self.request = request
+        self.instance_id = instance_id
+        self.metrics = unserved
+        self.lease: Lease | None = None
+
+    def enter(self, lease: Lease, metrics: InstanceMetrics) -> None:
+        """An instance will serve it."""
+        self.lease = lease
+        self.metrics = metrics
+        metrics.in_flight += 1
+
+    def leave(self) -> None:
+        """The instance won't serve it after all."""
+        if self.lease is not None:
+            self.lease.release()
+            self.lease = None
+            self.metrics.in_flight -= 1
+
+    def finish(self, status: int) -> None:
+        """It is over; `status` is the response's, or what there was to say instead of one."""
+        request, metrics = self.request, self.metrics
+        seconds = time.perf_counter() - request.started
+        self.leave()
+        metrics.count(request.method, status)
+        metrics.request_s.observe(seconds)
+        if (usage := request.usage) is not None:
+            key_id = caller_of(self.scope).key_id
+            metrics.count_tokens(key_id, usage.prompt_tokens, usage.completion_tokens)
+        if SPAN in self.scope:
+            self._describe(self.scope[SPAN])
+        if access_logger.isEnabledFor(logging.INFO):
+            write_line(
+                self.scope,
+                status,
+                request.started,
+                request.headers.request_id,
+                instance=metrics.instance_id,
+                model=metrics.model,
+                first_byte_s=request.first_byte_s,
+                queued_s=request.queued_s,
+                usage=usage,
+            )
+
+    def _describe(self, span: RequestSpan) -> None:
+        request, metrics = self.request, self.metrics
+        span.served(
+            instance_id=metrics.instance_id,
+            model=metrics.model,
+            key_id=caller_of(self.scope).key_id,
+            request_id=request.headers.request_id,
+            queued_s=request.queued_s,
+            first_byte_s=request.first_byte_s,
+            usage=request.usage,
+        )

@@ -1,0 +1,347 @@
+"""One request and its response on their way between a client's ASGI channel and an engine's connection.
+
+Streams in both directions at once with back-pressure in both; notices within 50 ms of waiting that the
+client has left. Knows nothing of instances, leases' rules or paths: api/proxy/proxy.py does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from api.http.asgi import Message, Receive, Send
+from api.http.dialects import stream_error_event
+from api.http.headers import RequestHeaders, response_headers
+from api.http.leases import ClientGone, Lease, WrongBody
+from api.http.response_channel import ResponseChannel
+from api.proxy.pace import Pace
+from api.proxy.response_reader import ResponseReader
+from api.proxy.upstream import (
+    ResponseHead,
+    UpstreamBroken,
+    UpstreamConnection,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from api.proxy.upstream_pool import UpstreamPool
+from api.telemetry.token_usage import AnswerTail, TokenUsage, usage_of
+from instance_manager.metrics.proxy import InstanceMetrics
+
+logger = logging.getLogger("berth.proxy")
+
+# How long a request waits for its response's head before somebody listens for the client's leaving:
+# short requests are answered sooner and need no task for it.
+FOLLOW_AFTER_S = 0.05
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+
+
+class ResponseCut(Exception):
+    """The engine failed after its response had begun: the client's connection must not end cleanly."""
+
+    def __init__(self, error: UpstreamError | WrongBody) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(slots=True)
+class Request:
+    """What goes to the engine: `target` is path and query exactly as the client wrote them."""
+
+    method: str
+    target: bytes
+    headers: RequestHeaders
+    started: float  # time.perf_counter() when it arrived
+    tenant_line: bytes = b""  # the header that says whose it is, for engines that know tenants
+    first_byte_s: float | None = None  # from then to the response's head, once there is one
+    queued_s: float | None = None  # from then to its lease, where it had to wait for one
+    usage: TokenUsage | None = None  # of its answer, once that has passed
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether sending it twice is as good as sending it once."""
+        return not self.headers.has_body and self.method in _IDEMPOTENT
+
+    def framed(self, body: bytes, *, is_last: bool) -> bytes:
+        """A piece of the body as it goes over the wire."""
+        if not self.headers.is_chunked:
+            return body
+        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        return chunk + b"0\r\n\r\n" if is_last else chunk
+
+    def encode(self, identity: bytes, body: bytes) -> bytes:
+        """The head, with the engine's own `identity` lines, and what is at hand of the body (framed)."""
+        headers = self.headers
+        pieces = (
+            self.method.encode(),
+            b" ",
+            self.target,
+            b" HTTP/1.1\r\n",
+            identity,
+            headers.passed,
+            headers.framing,
+            b"x-request-id: ",
+            headers.request_id,
+            headers.forwarded,
+            body,
+        )
+        return b"".join(pieces)
+
+
+class Exchange:
+    """Runs once. However it ends, its connection is pooled or closed and its lease given back."""
+
+    __slots__ = (
+        "_channel",
+        "_follower",
+        "_is_uploading",
+        "_lease",
+        "_metrics",
+        "_num_moved",
+        "_pace",
+        "_pool",
+        "_reader",
+        "_receive",
+        "_request",
+        "_send",
+        "_timer",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        pool: UpstreamPool,
+        lease: Lease,
+        metrics: InstanceMetrics,
+        receive: Receive,
+        send: Send,
+        channel: ResponseChannel | None,
+        pace: Pace,
+    ) -> None:
+        self._request = request
+        self._pool = pool
+        self._lease = lease
+        self._metrics = metrics
+        self._receive = receive
+        self._send = send
+        self._channel = channel
+        self._pace = pace
+        self._num_moved = 0  # bytes from and to the client
+        self._reader: ResponseReader | None = None
+        self._is_uploading = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._follower: asyncio.Task[None] | None = None
+
+    async def run(self, sent: ResponseReader | None = None) -> int:
+        """Forward; the status. Raises ClientGone; UpstreamError before the head, ResponseCut after it.
+
+        `sent` is the reader of a request that has already been sent whole: only its answer is waited for.
+        """
+        try:
+            self._reader = sent
+            data = b""
+            if sent is None and self._request.headers.has_body:
+                self._is_uploading = True
+                self._pace.start(self._progress, self._give_up)
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                self._is_uploading = message.get("more_body", False)
+                data = self._framed(message)
+            head, reader = await self._open(data, sent)
+            self._request.first_byte_s = first_byte_s = time.perf_counter() - self._request.started
+            self._metrics.first_byte_s.observe(first_byte_s)
+            return await self._answer(head, reader)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Let go of everything; more than once does no harm."""
+        self._pace.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._follower is not None:
+            self._follower.cancel()
+            self._follower = None  # it knows us: together they would stay until the collector comes
+        if self._reader is not None:
+            self._reader.stop(ClientGone())
+        self._lease.release()
+
+    # Towards the engine
+
+    async def _open(self, body: bytes, sent: ResponseReader | None) -> tuple[ResponseHead, ResponseReader]:
+        """Send the request, wait for the head; once more where a pooled connection had ended unnoticed."""
+        request, pool = self._request, self._pool
+        reader = sent
+        if reader is None and (connection := pool.take()) is not None:
+            reader = self._send_on(connection, body)
+        is_fresh = reader is None
+        while True:
+            if reader is None:
+                reader = self._send_on(await pool.connect(), body)
+            self._reader = reader
+            self._follow_while_waiting()
+            try:
+                return await self._head_in_time(reader), reader
+            except UpstreamBroken as exc:
+                if is_fresh or exc.response_begun or not request.is_repeatable:
+                    raise
+                is_fresh = True
+                reader = None
+
+    def _send_on(self, connection: UpstreamConnection, body: bytes) -> ResponseReader:
+        reader = ResponseReader(connection)
+        request = self._request
+        connection.begin(
+            reader,
+            request.encode(self._pool.identity_for(request.tenant_line), body),
+            is_head_request=request.method == "HEAD",
+            request_done=not self._is_uploading,
+        )
+        return reader
+
+    async def _head_in_time(self, reader: ResponseReader) -> ResponseHead:
+        timeout_s = self._pool.options.head_timeout_s
+        if timeout_s is None:
+            return await reader.read_head()
+        error = UpstreamTimeout(f"the engine sent no response within {timeout_s:g} s")
+        timer = asyncio.get_running_loop().call_later(timeout_s, reader.stop, error)
+        try:
+            return await reader.read_head()
+        finally:
+            timer.cancel()
+
+    def _framed(self, message: Message) -> bytes:
+        """A piece of the request's body as it goes over the wire."""
+        body: bytes = message.get("body", b"")
+        self._metrics.bytes_in += len(body)
+        self._num_moved += len(body)
+        return self._request.framed(body, is_last=not message.get("more_body", False))
+
+    # The client's side
+
+    def _follow_while_waiting(self) -> None:
+        if self._is_uploading:
+            self._follow()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FOLLOW_AFTER_S, self._follow)
+
+    def _follow(self) -> None:
+        if self._follower is None:
+            self._pace.start(self._progress, self._give_up)
+            self._follower = asyncio.get_running_loop().create_task(self._follow_client())
+
+    def _progress(self) -> tuple[bool, int]:
+        """Whether the client is to send something, and what has gone to and fro."""
+        is_engine_behind = self._reader is not None and self._reader.connection.write_paused
+        return self._is_uploading and not is_engine_behind, self._num_moved
+
+    def _give_up(self, error: Exception) -> None:
+        if self._reader is not None:
+            self._reader.stop(error)
+
+    async def _follow_client(self) -> None:
+        """The rest of the client's body, then the news that it has left."""
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    break
+                if self._is_uploading:
+                    await self._upload(message)
+        except WrongBody as error:
+            if self._reader is not None:
+                self._reader.stop(error)
+            return
+        except Exception:  # the task's root, which nobody awaits: the engine's request must end all the same
+            logger.exception("reading from the client failed")
+        if self._reader is not None:
+            self._reader.stop(ClientGone())
+
+    async def _upload(self, message: Message) -> None:
+        reader = self._reader
+        if reader is None:
+            return
+        if data := self._framed(message):
+            reader.connection.write(data)
+        if message.get("more_body", False):
+            timeout_s = self._pool.options.stall_timeout_s
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await reader.drain()
+            except TimeoutError:
+                reader.stop(UpstreamTimeout(f"the engine took no more of the request for {timeout_s:g} s"))
+        else:
+            self._is_uploading = False
+            reader.connection.end_request()
+
+    # Towards the client
+
+    async def _answer(self, head: ResponseHead, reader: ResponseReader) -> int:
+        status = head.status
+        headers, is_event_stream = response_headers(head.headers, status, self._request.headers.request_id)
+        if status >= 400:
+            self._is_uploading = False  # refused: what the client still sends is read and thrown away
+        send = self._send
+        body, is_complete = reader.take()
+        if is_complete:
+            self._request.usage = usage_of(body)
+            self._end()
+            if self._channel is not None and self._channel.is_ready():
+                self._channel.send_whole(status, headers, body)
+                self._metrics.bytes_out += len(body)
+                return status
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if not is_complete:
+            self._follow()
+            body = await self._stream(body, reader, is_event_stream, status)
+            # Before the last message: servers report a disconnect right after it, and the engine is free now.
+            self._end()
+        self._metrics.bytes_out += len(body)
+        await send({"type": "http.response.body", "body": body})
+        return status
+
+    async def _stream(self, body: bytes, reader: ResponseReader, is_event_stream: bool, status: int) -> bytes:
+        """Pass on the body but for its last piece, which is returned."""
+        send, metrics, channel = self._send, self._metrics, self._channel
+        is_complete = False
+        last = b""
+        tail = AnswerTail(is_event_stream=is_event_stream and self._request.method == "POST")
+
+        def pass_on(piece: bytes) -> bool:
+            """Send an event without waking this task; where it would have to wait, the task sends it."""
+            nonlocal last
+            if channel is None or not channel.send_piece(piece):
+                return False
+            metrics.bytes_out += len(piece)
+            self._num_moved += len(piece)
+            tail.add(piece)
+            last = piece
+            return True
+
+        if is_event_stream and status == 200:  # others may be made into something else on their way
+            reader.pass_on(pass_on)
+        try:
+            while not is_complete:
+                if body:
+                    metrics.bytes_out += len(body)
+                    self._num_moved += len(body)
+                    tail.add(body)
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    last = body
+                body, is_complete = await reader.read()
+            tail.add(body)
+        except (UpstreamError, WrongBody) as exc:
+            if is_event_stream:
+                whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
+                event = stream_error_event(exc, self._request.target, self._request.headers.request_id)
+                event = event if whole else b"\n\n" + event
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            raise ResponseCut(exc) from exc
+        finally:
+            reader.pass_on(None)
+            self._request.usage = tail.usage()
+        return body

@@ -1,0 +1,108 @@
+"""The short way for short requests: sent and answered from the event loop's callbacks, without a task.
+
+Most requests are small and answered in one piece. For them a task, an ASGI channel and a dozen awaits are
+most of the cost. Such a request is sent as soon as it has arrived; if its response then comes whole and in
+time it is passed on at once, and in every other case the request becomes a task after all, in the state it
+is in, and api/proxy/exchange.py goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from api.http.headers import response_headers
+from api.http.response_channel import ResponseChannel
+from api.proxy.call import Call
+from api.proxy.exchange import FOLLOW_AFTER_S
+from api.proxy.response_reader import ResponseReader
+from api.proxy.upstream import ResponseHead, UpstreamConnection
+from api.telemetry.token_usage import usage_of
+
+_UNAVAILABLE = 503
+
+
+class DirectExchange(ResponseReader):
+    """The sink of a request that has no task yet. `go_on` is called once, unless the answer went out here."""
+
+    __slots__ = ("_call", "_channel", "_go_on", "is_settled")
+
+    def __init__(
+        self,
+        connection: UpstreamConnection,
+        call: Call,
+        channel: ResponseChannel,
+        go_on: Callable[[DirectExchange], None],
+    ) -> None:
+        super().__init__(connection)
+        self._call = call
+        self._channel = channel
+        self._go_on = go_on
+        self.is_settled = False
+
+    def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
+        super().received(head, body, is_complete)
+        if not self.is_settled:
+            self.settle()
+
+    def failed(self, error: Exception) -> None:
+        super().failed(error)
+        if not self.is_settled:
+            self.settle()
+
+    @property
+    def late_at(self) -> float:
+        """When it is to become a task, by time.perf_counter()."""
+        return self._call.request.started + FOLLOW_AFTER_S
+
+    def settle(self) -> None:
+        """Answer if the response is whole, become a task if not."""
+        self.is_settled = True
+        if (
+            self.head is None
+            or self.head.status == _UNAVAILABLE  # the engine may sleep: that is looked into
+            or not self.is_complete
+            or not self._channel.is_ready()
+        ):
+            self._go_on(self)
+            return
+        call, status = self._call, self.head.status
+        headers, _ = response_headers(self.head.headers, status, call.request.headers.request_id)
+        body, _ = self.take()
+        call.request.first_byte_s = first_byte_s = time.perf_counter() - call.request.started
+        call.metrics.first_byte_s.observe(first_byte_s)
+        call.metrics.bytes_out += len(body)
+        call.request.usage = usage_of(body)
+        call.finish(status)
+        self._channel.send_whole(status, headers, body)
+
+
+class Patience:
+    """Makes tasks of exchanges that have waited long enough: all equally long, so one timer serves them."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[DirectExchange] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, exchange: DirectExchange) -> None:
+        """Look after one that has just begun."""
+        waiting = self._waiting
+        while waiting and waiting[0].is_settled:
+            waiting.popleft()
+        waiting.append(exchange)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FOLLOW_AFTER_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        while self._waiting:
+            exchange = self._waiting[0]
+            if not exchange.is_settled:
+                left_s = exchange.late_at - time.perf_counter()
+                if left_s > 0:
+                    self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
+                    return
+                exchange.settle()
+            self._waiting.popleft()

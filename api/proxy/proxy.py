@@ -1,0 +1,332 @@
+"""The data plane: `ANY /proxy/{instance_id}/{path}` as a raw ASGI application, HTTP and WebSocket.
+
+Takes a lease, or waits for one in the manager's queue, and forwards. Knows nothing of models and bodies.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import unquote_to_bytes
+
+from api.access.engine_routes import READING
+from api.access.keys import caller_of, is_admin
+from api.http.asgi import Receive, Scope, Send
+from api.http.dialects import send_error
+from api.http.dispatch import raw_path
+from api.http.errors import error_for
+from api.http.head_cache import MEMO, Memo
+from api.http.headers import find_header, read_request_headers
+from api.http.leases import (
+    CLIENT_GONE,
+    Again,
+    ClientGone,
+    Lease,
+    Leases,
+    Prepare,
+    WrongBody,
+    lease_while_connected,
+)
+from api.http.log_paths import loggable
+from api.http.response_channel import HandOver, ResponseChannel, channel_of, client_of, without_channel
+from api.proxy.call import Call
+from api.proxy.exchange import Exchange, Request, ResponseCut
+from api.proxy.fast_exchange import DirectExchange, Patience
+from api.proxy.pace import Pace, PaceRules
+from api.proxy.peer_routes import Detour, Detours
+from api.proxy.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
+from api.proxy.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
+from api.proxy.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
+from api.proxy.websocket import forward_websocket
+from instance_manager.errors import ManagerError
+from instance_manager.metrics.proxy import ProxyMetrics
+
+logger = logging.getLogger("berth.proxy")
+
+_UNAVAILABLE = 503  # what an engine answers that sleeps
+
+
+class DataPlane:
+    """An ASGI application for http and websocket scopes whose path begins with /proxy/."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        metrics: ProxyMetrics,
+        options: UpstreamOptions | None = None,
+        *,
+        detours: Detours | None = None,
+        sleep: SleepNotices | None = None,
+        pace: PaceRules | None = None,
+    ) -> None:
+        self._leases = leases
+        self._sleep = sleep  # is told of engines that were put to sleep by their own routes
+        self._metrics = metrics
+        self._detours = detours  # to instances of other Berths
+        self._pace = pace or PaceRules()  # of clients for whose place others wait
+        self._patience = Patience()
+        self.pools = UpstreamPools(options or UpstreamOptions())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+        detour = self._detours.to_instance(scope, instance_id) if self._detours is not None else None
+        if detour is not None:
+            target = detour.target
+        if scope["type"] == "websocket":
+            leases, more = (detour, detour.headers) if detour is not None else (self._leases, ())
+            await forward_websocket(
+                leases, self._metrics, scope, receive, send, instance_id, target, more, self._pace.stall_s
+            )
+        elif self._sleep is not None and detour is None and is_sleep_route(target):
+            await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
+        elif self._sleep is not None and detour is None and scope["method"] in READING:
+            leases = SleepLeases(
+                self._sleep, self._leases, scope["method"]
+            )  # to be read is no reason to wake
+            await self.forward(scope, receive, send, instance_id, target, leases=leases)
+        else:
+            await self.forward(scope, receive, send, instance_id, target, leases=detour)
+
+    async def _forward_sleep(
+        self,
+        notices: SleepNotices,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        instance_id: str,
+        target: bytes,
+    ) -> None:
+        """One of an engine's sleep routes. Its answer goes out by `send` alone, where it is noticed."""
+        call = SleepCall(notices, instance_id, target, send)
+        leases = SleepLeases(notices, self._leases, scope["method"])
+        try:
+            await self.forward(without_channel(scope), receive, call.send, instance_id, target, leases=leases)
+        finally:
+            call.end()
+
+    def forget(self, instance_id: str) -> None:
+        """The instance's engine process has ended: close the connections to it that are idle."""
+        self.pools.forget(instance_id)
+
+    def count_refused(self, method: str, status: int) -> None:
+        """A request that didn't get as far as to `forward`."""
+        self._metrics.unserved.count(method, status)
+
+    def close(self) -> None:
+        """Close what is idle; requests in flight close theirs as they end."""
+        self.pools.close()
+
+    async def forward(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        instance_id: str,
+        target: bytes,
+        *,
+        leases: Leases | None = None,
+        again: Again | None = None,
+        prepare: Prepare | None = None,
+    ) -> None:
+        """Serve one HTTP request with `target` (path and query, raw) of an instance's engine.
+
+        `leases` grants it in place of the usual ones: then what is asked for may be more than an instance.
+        `again` is asked where an engine was gone before it answered anything. `prepare` finishes the request
+        for the engine that a lease was granted of.
+        """
+        call = self._call(scope, instance_id, target)
+        if isinstance(leases, Detour):
+            call.request.headers = call.request.headers.with_more(leases.headers)
+        channel = channel_of(scope)
+        exchange = self._exchange(
+            call, leases or self._leases, again, receive, send, channel, prepare=prepare
+        )
+        await self._serve(call, send, channel, exchange)
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """Send a request that has arrived whole without a task, if there is nothing to wait for.
+
+        False: nothing has happened, call the application. True: the answer goes out by `channel`, or
+        `hand_over` gets an application that goes on with the request.
+        """
+        memo: Memo | None = scope.get(MEMO)
+        if memo is not None and "asked_for" in memo:
+            instance_id, target = memo["asked_for"]
+        else:
+            instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
+            if is_sleep_route(target):
+                return False
+            if memo is not None:
+                memo["asked_for"] = instance_id, target
+        try:
+            if (
+                self._sleep is not None
+                and scope["method"] in READING
+                and self._sleep.lease_asleep(instance_id, only_reads=True)
+            ):
+                return False
+            lease = self._leases.try_lease(instance_id)
+        except ManagerError:
+            return False
+        return self.begin_leased(scope, body, channel, hand_over, instance_id, target, lease)
+
+    def begin_leased(
+        self,
+        scope: Scope,
+        body: bytes,
+        channel: ResponseChannel,
+        hand_over: HandOver,
+        asked_for: str,
+        target: bytes,
+        lease: Lease | None,
+        more: Callable[[], tuple[Leases, Again, Prepare]] | None = None,
+    ) -> bool:
+        """As `begin`, with the lease there may be; `more` gives what `forward` is told, where it goes on."""
+        if lease is None:
+            return False
+        pool = self.pools.current(lease.instance_id, lease.endpoint)
+        connection = pool.take() if pool is not None else None
+        if pool is None or connection is None:
+            lease.release()
+            return False
+        call = self._call(scope, asked_for, target, len(body))
+        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+
+        def go_on(sent: DirectExchange) -> None:
+            async def application(scope: Scope, receive: Receive, send: Send) -> None:
+                begun = (pool, lease, sent)
+                leases, again, prepare = more() if more is not None else (self._leases, None, None)
+                exchange = self._exchange(call, leases, again, receive, send, channel, begun, prepare)
+                await self._serve(call, send, channel, exchange)
+
+            hand_over(application)
+
+        request = call.request
+        call.metrics.bytes_in += len(body)
+        exchange = DirectExchange(connection, call, channel, go_on)
+        self._patience.watch(exchange)
+        connection.begin(
+            exchange,
+            request.encode(pool.identity_for(request.tenant_line), request.framed(body, is_last=True)),
+            is_head_request=request.method == "HEAD",
+            request_done=True,
+        )
+        return True
+
+    def _call(self, scope: Scope, instance_id: str, target: bytes, length: int = 0) -> Call:
+        """`length` is the body's, where it has arrived."""
+        started = time.perf_counter()
+        memo: Memo | None = scope.get(MEMO)
+        if memo is not None and (known := memo.get("headers")) is not None:
+            headers = known.again(length)
+        else:
+            client = scope.get("client")
+            client_host = client[0].encode() if client else b"unknown"
+            headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
+            if memo is not None and not find_header(scope["headers"], b"x-request-id"):
+                memo["headers"] = headers
+        request = Request(scope["method"], target, headers, started, caller_of(scope).tenant_line)
+        return Call(scope, request, instance_id, self._metrics.unserved)
+
+    async def _exchange(
+        self,
+        call: Call,
+        leases: Leases,
+        again: Again | None,
+        receive: Receive,
+        send: Send,
+        channel: ResponseChannel | None,
+        begun: tuple[UpstreamPool, Lease, DirectExchange | None] | None = None,
+        prepare: Prepare | None = None,
+    ) -> int:
+        """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
+        client = channel or client_of(call.scope)
+        while True:
+            try:
+                if begun is None:
+                    begun, receive = await self._enter(call, leases, receive)
+                    if prepare is not None:
+                        receive = await prepare(begun[1], call.request, receive)
+                (pool, lease, sent), begun = begun, None
+                pace = Pace(self._pace, lease, client)
+                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel, pace)
+                return await exchange.run(sent)
+            except (UpstreamRefused, UpstreamBroken) as error:
+                is_answered = isinstance(error, UpstreamBroken) and error.response_begun
+                if again is None or call.lease is None or is_answered:
+                    raise
+                more = await again(call.lease, receive)
+                if more is None:
+                    raise
+                _log_failure(call, error)
+                call.leave()
+                receive = more
+
+    async def _enter(
+        self, call: Call, leases: Leases, receive: Receive
+    ) -> tuple[tuple[UpstreamPool, Lease, None], Receive]:
+        """Take a lease, or wait for one; with it comes a `receive` that misses nothing."""
+        lease = leases.try_lease(call.instance_id)
+        had_to_wait = lease is None
+        if lease is None:
+            lease, receive = await lease_while_connected(leases, call.instance_id, receive)
+        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+        if had_to_wait:
+            call.request.queued_s = queued_s = time.perf_counter() - call.request.started
+            call.metrics.queue_wait_s.observe(queued_s)
+        return (self.pools.pool_for(lease.instance_id, lease.endpoint), lease, None), receive
+
+    async def _serve(
+        self, call: Call, send: Send, channel: ResponseChannel | None, forwarding: Awaitable[int]
+    ) -> None:
+        """See a call through to its end, whatever comes of `forwarding` it."""
+        status = CLIENT_GONE
+        try:
+            status = await forwarding
+            if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
+                self._sleep.look_at_sleep(call.lease.instance_id)
+        except (ManagerError, UpstreamError, WrongBody) as exc:
+            error = error_for(exc, is_admin=is_admin(call.scope))
+            status = error.status
+            if isinstance(exc, UpstreamError):
+                _log_failure(call, exc)
+                self._note_failure(call)
+            await send_error(send, error, call.request.target, call.request.headers.request_id)
+        except ResponseCut as exc:
+            # To return without the last message makes any server close the connection without a clean end.
+            if channel is not None:
+                channel.abort()
+            status = error_for(exc.error).status
+            _log_failure(call, exc.error)
+        except ClientGone:
+            pass
+        finally:
+            call.finish(status)
+
+    def _note_failure(self, call: Call) -> None:
+        """Where another Berth has failed, requests to come take another way if there is one."""
+        if self._detours is not None and call.lease is not None and call.lease.endpoint.is_berth:
+            self._detours.failed(call.lease)
+
+
+def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
+    """Instance id and engine's request target of `/proxy/{id}/{path}`, the latter as the client wrote it."""
+    instance, slash, rest = path.removeprefix(b"/proxy/").partition(b"/")
+    target = slash + rest if slash else b"/"
+    if query:
+        target += b"?" + query
+    if b"%" in instance:
+        instance = unquote_to_bytes(instance)
+    return instance.decode("utf-8", "replace"), target
+
+
+def _log_failure(call: Call, error: UpstreamError | WrongBody) -> None:
+    logger.warning(
+        "instance %s, request %s, %s %s: %s",
+        call.instance_id,
+        call.request.headers.request_id.decode(),
+        call.request.method,
+        loggable(call.request.target),
+        error.message,
+    )

@@ -1,0 +1,132 @@
+"""A response as one coroutine reads it, with back-pressure on the connection that it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from api.proxy.upstream import ResponseHead, UpstreamConnection
+
+# Read ahead of a slow client by at most this much, plus one read of the socket.
+_READ_AHEAD_BYTES = 64 * 1024
+
+
+class ResponseReader:
+    """A response as one coroutine reads it: the connection's sink, with a future in the middle."""
+
+    __slots__ = (
+        "_body",
+        "_buffered",
+        "_drained",
+        "_error",
+        "_has_failed",
+        "_is_paused",
+        "_pass_on",
+        "_waiter",
+        "connection",
+        "head",
+        "is_complete",
+    )
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self.head: ResponseHead | None = None
+        self.connection = connection
+        self._body: list[bytes] = []
+        self._buffered = 0
+        self.is_complete = False
+        self._is_paused = False
+        self._has_failed = False
+        self._error: Exception | None = None  # until somebody has been told
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._pass_on: Callable[[bytes], bool] | None = None
+
+    def pass_on(self, pass_on: Callable[[bytes], bool] | None) -> None:
+        """While `read` waits, let pieces be sent from the connection's callback: those it returns True for.
+
+        It is offered neither the last piece nor one that another waits before.
+        """
+        self._pass_on = pass_on
+
+    async def read_head(self) -> ResponseHead:
+        """Wait for the head. Raises UpstreamError, ClientGone."""
+        while self.head is None:
+            await self._wait()
+        return self.head
+
+    def take(self) -> tuple[bytes, bool]:
+        """All body bytes that have come since, and whether they are the last."""
+        pieces = self._body
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._buffered = 0
+        if self._is_paused:
+            self._is_paused = False
+            self.connection.resume_reading()
+        return body, self.is_complete
+
+    async def read(self) -> tuple[bytes, bool]:
+        """Wait for body bytes or the end, then as `take`. Raises UpstreamError, ClientGone."""
+        while not self._body and not self.is_complete:
+            await self._wait()
+        return self.take()
+
+    async def drain(self) -> None:
+        """Wait until the request's bytes have left, or nobody wants them any more."""
+        if self.connection.write_paused and not self.is_complete and not self._has_failed:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def stop(self, error: Exception) -> None:
+        """End an exchange that is still going on: the connection is closed, whoever reads gets `error`."""
+        if not self.is_complete and not self._has_failed:
+            self.connection.abort()
+            self.failed(error)
+
+    async def _wait(self) -> None:
+        if self._has_failed:
+            # Kept here or by this frame, it would keep all frames that it passes, and with them all buffers,
+            # until the collector comes.
+            error, self._error = self._error, None
+            try:
+                raise error or RuntimeError("the reader has been told before why there is no more")
+            finally:
+                del error
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # ResponseSink
+
+    def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
+        if head is not None:
+            self.head = head
+        if self._pass_on is not None and body and not is_complete:
+            is_waited_for = self._waiter is not None and not self._waiter.done()
+            if is_waited_for and self._pass_on(body):
+                return
+        if body:
+            self._body.append(body)
+            self._buffered += len(body)
+            if self._buffered > _READ_AHEAD_BYTES and not is_complete and not self._is_paused:
+                self._is_paused = True
+                self.connection.pause_reading()
+        if is_complete:
+            self.is_complete = True
+            self._is_paused = False
+            self.resume_writing()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def failed(self, error: Exception) -> None:
+        self._has_failed = True
+        self._error = error
+        self.resume_writing()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)

@@ -1,0 +1,87 @@
+"""An engine's own `/sleep` and `/is_sleeping` under /proxy/: they reach it asleep, and are noticed.
+
+vLLM's names, which ours has too. `/wake_up` needs nothing: like any request it wakes the engine on its way,
+once there is room.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from urllib.parse import parse_qs, unquote_to_bytes
+
+from api.access.engine_routes import READING
+from api.http.asgi import Message, Send
+from api.http.leases import Lease, Leases
+
+_SLEEP = b"/sleep"
+_ROUTES = frozenset({_SLEEP, b"/is_sleeping"})
+
+
+class SleepNotices(Protocol):
+    """What is asked of the instance manager."""
+
+    def lease_asleep(self, instance_id: str, *, only_reads: bool) -> Lease | None:
+        """A lease of an engine that sleeps, without waking it; None where it doesn't.
+
+        `only_reads`: also of one that is about to.
+        """
+
+    def note_asleep(self, instance_id: str, level: int) -> None:
+        """Its engine has been put to sleep by somebody else."""
+
+    def look_at_sleep(self, instance_id: str) -> None:
+        """Its engine may have been: it is asked."""
+
+
+class SleepLeases:
+    """Leases for these routes: what sleeps is not woken to say so, to be read, or to sleep deeper."""
+
+    def __init__(self, notices: SleepNotices, leases: Leases, method: str) -> None:
+        self._notices = notices
+        self._leases = leases
+        self._only_reads = method in READING
+
+    def try_lease(self, instance_id: str) -> Lease | None:
+        asleep = self._notices.lease_asleep(instance_id, only_reads=self._only_reads)
+        return asleep or self._leases.try_lease(instance_id)
+
+    async def wait_for_lease(self, instance_id: str) -> Lease:
+        return await self._leases.wait_for_lease(instance_id)
+
+
+def is_sleep_route(target: bytes) -> bool:
+    """Whether an engine's request target is one of these. Quick where it isn't."""
+    if len(target) > 64 or target.startswith(b"/v1/"):
+        return False
+    return unquote_to_bytes(target.partition(b"?")[0]) in _ROUTES
+
+
+class SleepCall:
+    """One call of such a route: `send` passes its answer on, once it has been taken note of."""
+
+    def __init__(self, notices: SleepNotices, instance_id: str, target: bytes, send: Send) -> None:
+        path, _, query = target.partition(b"?")
+        self._is_sleep = unquote_to_bytes(path) == _SLEEP
+        self._level = _level_of(query)
+        self._notices = notices
+        self._instance_id = instance_id
+        self._send = send
+        self._is_answered = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._is_answered = True
+            if self._is_sleep and 200 <= message["status"] < 300:
+                self._notices.note_asleep(self._instance_id, self._level)
+        await self._send(message)
+
+    def end(self) -> None:
+        """Without an answer nobody knows whether the engine sleeps."""
+        if self._is_sleep and not self._is_answered:
+            self._notices.look_at_sleep(self._instance_id)
+
+
+def _level_of(query: bytes) -> int:
+    """As vLLM reads it; the deepest where it is none that we know."""
+    value = parse_qs(query.decode("latin-1")).get("level", ["1"])[-1]
+    return int(value) if value in ("1", "2") else 2

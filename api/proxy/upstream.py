@@ -1,0 +1,311 @@
+"""One HTTP/1.1 connection to an engine: llhttp's parser on an asyncio protocol, handing on what arrives.
+
+Knows nothing of ASGI, leases, retries or which connection to take: that is api/proxy/upstream_pool.py.
+Bodies are neither decoded nor kept. Trailers are read and dropped, interim responses (100, 103) skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple, Protocol, cast
+
+from httptools import HttpParserError, HttpResponseParser
+
+from api.http.asgi import RawHeaders
+
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class UpstreamError(Exception):
+    """The engine could not be reached or did not answer as HTTP asks; its status is in api/http/errors.py."""
+
+    code = "upstream_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UpstreamRefused(UpstreamError):
+    """No connection came about."""
+
+    code = "engine_unreachable"
+
+
+class UpstreamBroken(UpstreamError):
+    """The connection ended before the response did."""
+
+    code = "engine_disconnected"
+
+    def __init__(self, message: str, *, response_begun: bool) -> None:
+        super().__init__(message)
+        self.response_begun = response_begun
+
+
+class UpstreamGarbled(UpstreamError):
+    """What came is no HTTP/1.1 response, or a head without end."""
+
+    code = "engine_bad_response"
+
+
+class UpstreamTimeout(UpstreamError):
+    """The engine took longer than it may."""
+
+    code = "engine_timeout"
+
+
+class ResponseHead(NamedTuple):
+    """Status and raw header pairs, names in lower case."""
+
+    status: int
+    headers: RawHeaders
+
+
+class ResponseSink(Protocol):
+    """Where a response goes. Called from the event loop's callbacks: these must not raise or block."""
+
+    def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
+        """All that one read brought: the head, once; body bytes, if any; whether the response ends here.
+
+        After the end the connection belongs to its pool again.
+        """
+
+    def failed(self, error: UpstreamError) -> None:
+        """The response won't be completed; the connection is gone. Nothing follows."""
+
+    def resume_writing(self) -> None:
+        """The request's bytes have drained: `write_paused` has become false."""
+
+
+class ConnectionOwner(Protocol):
+    """The pool, as its connections see it."""
+
+    def connection_opened(self, connection: UpstreamConnection) -> None:
+        """The connection has come about; `connection_lost` follows one day."""
+
+    def connection_idle(self, connection: UpstreamConnection) -> None:
+        """An exchange has ended and the connection may serve another."""
+
+    def connection_lost(self, connection: UpstreamConnection) -> None:
+        """The connection is closed, whatever it was doing."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Serves one exchange at a time: `begin`, `write`, `end_request`; its sink hears the response."""
+
+    def __init__(self, owner: ConnectionOwner) -> None:
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._sink: ResponseSink | None = None
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
+        self._reset()
+        self.write_paused = False
+        self.idle_since = 0.0
+
+    def _reset(self) -> None:
+        self._headers: RawHeaders = []
+        self._status = 0
+        self._body: list[bytes] = []
+        self._head_bytes = 0
+        self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
+        self._head_done = False
+        self._head_delivered = False
+        self._is_interim = False
+        self._is_complete = False
+        self._has_surplus = False
+        self._keep_alive = False
+        self._is_head_request = False
+        self._request_done = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "busy" if self._sink else "idle"
+        return f"<UpstreamConnection {state}>"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._transport is None or self._transport.is_closing()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for a look at whether something has arrived; -1 when closed."""
+        if self._transport is None:
+            return -1
+        sock = self._transport.get_extra_info("socket")
+        return cast(int, sock.fileno()) if sock is not None else -1
+
+    # The request's side
+
+    def begin(self, sink: ResponseSink, data: bytes, *, is_head_request: bool, request_done: bool) -> None:
+        """Start an exchange; `data` is the request's head and as much of its body as is at hand."""
+        self._reset()
+        self._sink = sink
+        self._is_head_request = is_head_request
+        self._request_done = request_done
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Send more of the request's body; on a closed connection this does nothing, the sink has heard."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def end_request(self) -> None:
+        """The request's last byte has been written; without this a connection is not used again."""
+        self._request_done = True
+
+    def abort(self) -> None:
+        """Close at once and for good; the sink hears nothing more."""
+        self._sink = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._owner.connection_opened(self)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._sink is not None:
+            self._sink.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        if self._sink is None or self._parser is None:
+            self.abort()  # bytes that nobody asked for must never become the next request's response
+            return
+        if not self._head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as exc:
+            self._has_surplus = True
+            if not self._is_complete:
+                if self._head_delivered:
+                    self._deliver()
+                self._fail(UpstreamGarbled(f"the engine's response is not valid HTTP: {_cause(exc)}"))
+                return
+        if not self._head_done:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._fail(UpstreamGarbled(f"the engine's response head exceeds {MAX_HEAD_BYTES} bytes"))
+            return
+        if self._is_complete:
+            self._complete()
+            return
+        self._framing_bytes = 0 if self._body else self._framing_bytes + len(data)
+        self._deliver()
+        if self._framing_bytes > MAX_HEAD_BYTES:
+            self._fail(
+                UpstreamGarbled(f"the engine's response has {MAX_HEAD_BYTES} bytes between two of its body")
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._parser = None  # breaks the cycle between the two
+        self.write_paused = False
+        self._owner.connection_lost(self)
+        if self._sink is None:
+            return
+        if self._head_done and exc is None and self._ends_with_connection():
+            self._is_complete = True
+            self._complete()
+            return
+        where = "in the middle of its response" if self._head_done else "before it answered"
+        reason = f" ({exc})" if exc is not None else ""
+        begun = self._head_bytes > 0
+        self._fail(UpstreamBroken(f"the engine closed the connection {where}{reason}", response_begun=begun))
+
+    # The parser's callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_done:
+            return  # a trailer
+        name = name.lower()
+        if name == b"transfer-encoding" and value.lower() != b"chunked":
+            raise HttpParserError(f"it has a transfer coding we did not ask for, {value!r}")
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._is_complete:
+            self._has_surplus = True
+            return
+        parser = cast(HttpResponseParser, self._parser)
+        self._status = status = parser.get_status_code()
+        if status < 200:
+            if status == 101:
+                raise HttpParserError("it switches protocols unasked")
+            self._is_interim = True
+            self._headers = []
+            return
+        if status > 599:
+            raise HttpParserError(f"{status} is no HTTP status")
+        self._keep_alive = parser.should_keep_alive()  # llhttp knows this only now
+        self._head_done = True
+        if self._is_head_request:
+            self._is_complete = True
+            self._parser = HttpResponseParser(self)  # the old one waits for a body that never comes
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_complete:
+            self._has_surplus = True
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_interim:
+            self._is_interim = False
+        else:
+            self._is_complete = True
+
+    # How an exchange goes on and ends
+
+    def _deliver(self) -> None:
+        """Hand on what has come so far."""
+        if self._sink is None or not self._head_done:
+            return
+        body = self._take_body()
+        if not self._head_delivered:
+            self._head_delivered = True
+            self._sink.received(ResponseHead(self._status, self._headers), body, False)
+        elif body:
+            self._sink.received(None, body, False)
+
+    def _complete(self) -> None:
+        """The response has ended as it should: the connection is free before its sink hears of it."""
+        sink, self._sink = self._sink, None
+        head = None if self._head_delivered else ResponseHead(self._status, self._headers)
+        body = self._take_body()
+        if self._keep_alive and self._request_done and not self._has_surplus and not self.is_closed:
+            self._owner.connection_idle(self)
+        else:
+            self.abort()
+        if sink is not None:
+            sink.received(head, body, True)
+
+    def _fail(self, error: UpstreamError) -> None:
+        sink = self._sink
+        self.abort()
+        if sink is not None:
+            sink.failed(error)
+
+    def _take_body(self) -> bytes:
+        pieces, self._body = self._body, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _ends_with_connection(self) -> bool:
+        """Whether the response's framing is the connection's end."""
+        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+
+def _cause(error: HttpParserError) -> str:
+    return str(error.__context__ or error)

@@ -1,0 +1,255 @@
+"""WebSocket through the proxy: towards the client ASGI, towards the engine the `websockets` package.
+
+Each side keeps its own pings and extensions; subprotocols, close codes and refusals pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from api.access.keys import is_admin
+from api.http.asgi import RawHeaders, Receive, Scope, Send
+from api.http.errors import ApiError, api_error, error_for
+from api.http.headers import (
+    find_header,
+    handshake_headers,
+    handshake_response_headers,
+    sane_request_id,
+    without_key,
+)
+from api.http.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
+from api.proxy.upstream import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
+from api.telemetry.access_log import access_logger, write_line
+from instance_manager.errors import ManagerError
+from instance_manager.metrics.proxy import ProxyMetrics
+
+logger = logging.getLogger("berth.proxy")
+
+_OPEN_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5.0
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a message is handed on whole, so it has to have a bound
+
+_NO_STATUS, _VANISHED = 1005, 1006  # close codes that are never sent, only reported
+_GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
+
+
+async def forward_websocket(
+    leases: Leases,
+    metrics: ProxyMetrics,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    instance_id: str,
+    target: bytes,
+    more_headers: Sequence[tuple[bytes, bytes]] = (),
+    stall_s: float = 0.0,
+) -> None:
+    """Serve one WebSocket; its lease lasts as long as it does. `more_headers` go along with the handshake.
+
+    `stall_s`: how long a message may wait for the client to take it while others wait for its place.
+    """
+    started = time.perf_counter()
+    request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    await receive()  # websocket.connect
+    if b"#" in target:  # no request's target has a fragment, and the engine can't be asked for one
+        error = api_error(400, "the path holds '#': write it as %23", "invalid_request_error")
+        metrics.unserved.count("WEBSOCKET", error.status)
+        await _deny(scope, send, error, request_id)
+        return
+    counted = metrics.unserved
+    status = 101
+    lease: Lease | None = None
+    try:
+        lease = leases.try_lease(instance_id)
+        if lease is None:
+            lease, receive = await lease_while_connected(leases, instance_id, receive)
+        counted = metrics.of(lease.instance_id, lease.model_name)
+        counted.in_flight += 1
+        async with await _open(scope, lease, target, request_id, more_headers) as engine:
+            await _accept(send, engine, request_id)
+            await _pump(engine, receive, send, _Stall(lease, stall_s))
+    except InvalidStatus as exc:
+        status = exc.response.status_code
+        headers = handshake_response_headers(_encoded(exc.response.headers.raw_items()))
+        body = exc.response.body or b""
+        headers.append((b"content-length", b"%d" % len(body)))
+        await _deny(scope, send, ApiError(status, bytes(body), headers, ""), request_id)
+    except ClientGone:
+        status = CLIENT_GONE
+    except (ManagerError, UpstreamError) as exc:
+        error = error_for(exc, is_admin=is_admin(scope))
+        status = error.status
+        if isinstance(exc, UpstreamError):
+            logger.warning("instance %s, websocket %s: %s", instance_id, request_id.decode(), exc.message)
+        await _deny(scope, send, error, request_id)
+    finally:
+        if lease is not None:
+            lease.release()
+            counted.in_flight -= 1
+        counted.count("WEBSOCKET", status)
+        counted.request_s.observe(time.perf_counter() - started)
+        if access_logger.isEnabledFor(logging.INFO):
+            instance, model = counted.instance_id, counted.model
+            write_line(scope, status, started, request_id, instance=instance, model=model)
+
+
+async def _open(
+    scope: Scope,
+    lease: Lease,
+    target: bytes,
+    request_id: bytes,
+    more_headers: Sequence[tuple[bytes, bytes]],
+) -> ClientConnection:
+    """The handshake with the engine. Raises InvalidStatus where it refuses, UpstreamError where it fails."""
+    endpoint = lease.endpoint
+    offered = scope.get("subprotocols", ())
+    if not endpoint.is_berth:
+        offered = without_key(offered)
+    headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *more_headers]
+    if endpoint.is_berth:  # to that one, we are nobody on its own machine
+        client = scope.get("client")
+        headers.append((b"x-forwarded-for", client[0].encode() if client else b"unknown"))
+    if endpoint.api_key:
+        headers.append((b"authorization", b"Bearer " + endpoint.api_key.encode()))
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    where = f"{'Berth' if endpoint.is_berth else 'the engine'} at {host}:{endpoint.port}"
+    try:
+        async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            return await _Connect(
+                f"ws://{host}:{endpoint.port}{target.decode('latin-1')}",
+                subprotocols=[Subprotocol(name) for name in offered] or None,
+                additional_headers=[
+                    (name.decode("latin-1"), value.decode("latin-1")) for name, value in headers
+                ],
+                user_agent_header=None,
+                compression=None,
+                proxy=None,
+                open_timeout=None,
+                close_timeout=_CLOSE_TIMEOUT_S,
+                ping_interval=None,
+                max_size=_MAX_MESSAGE_BYTES,
+                max_queue=2,
+                process_exception=lambda exc: exc,
+            )
+    except TimeoutError as exc:
+        raise UpstreamTimeout(
+            f"{where} answered no WebSocket handshake within {_OPEN_TIMEOUT_S:g} s"
+        ) from exc
+    except InvalidStatus:
+        raise
+    except InvalidHandshake as exc:
+        raise UpstreamGarbled(f"{where} gave no valid WebSocket handshake: {exc}") from exc
+    except OSError as exc:
+        raise UpstreamRefused(f"cannot connect to {where}: {exc.strerror or exc}") from exc
+
+
+class _Connect(connect):
+    """`connect` follows redirects, with all headers: whoever answers for an engine could name any address."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+async def _accept(send: Send, engine: ClientConnection, request_id: bytes) -> None:
+    response = engine.response
+    headers = (
+        handshake_response_headers(_encoded(response.headers.raw_items())) if response is not None else []
+    )
+    headers.append((b"x-request-id", request_id))
+    await send({"type": "websocket.accept", "subprotocol": engine.subprotocol, "headers": headers})
+
+
+class _Stall:
+    """Whether a client reads nothing of a message while others wait for its place."""
+
+    def __init__(self, lease: Lease, limit_s: float) -> None:
+        self._lease = lease
+        self._limit_s = limit_s  # 0 = none
+        self.since: float | None = None  # when the message was sent that is on its way
+
+    async def wait(self) -> None:
+        """Return when that is so."""
+        if not self._limit_s:
+            await asyncio.Future()
+        while True:
+            await asyncio.sleep(self._limit_s / 2)
+            waited_s = 0.0 if self.since is None else time.perf_counter() - self.since
+            if waited_s >= self._limit_s / 2 and self._lease.is_wanted:
+                return
+
+
+async def _pump(engine: ClientConnection, receive: Receive, send: Send, stall: _Stall) -> None:
+    """Messages both ways until either side closes; then close the other with the same code."""
+    upward = asyncio.ensure_future(_client_to_engine(engine, receive))
+    downward = asyncio.ensure_future(_engine_to_client(engine, send, stall))
+    stalled = asyncio.ensure_future(stall.wait())
+    try:
+        await asyncio.wait((upward, downward, stalled), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if stalled.done() and not upward.done() and not downward.done():
+            logger.warning("a WebSocket was cut: its client read nothing while others waited for its place")
+            engine.transport.abort()
+        for task in (upward, downward, stalled):
+            task.cancel()
+        results = await asyncio.gather(upward, downward, return_exceptions=True)
+    for result in results:
+        if isinstance(result, OSError):
+            # The client vanished while we sent to it: no closing handshake with an engine that talks on.
+            engine.transport.abort()
+        elif isinstance(result, Exception):
+            raise result
+
+
+async def _client_to_engine(engine: ClientConnection, receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            code = message.get("code", _NO_STATUS)
+            if code == _NO_STATUS:
+                await engine.close()
+            else:
+                await engine.close(_GOING_AWAY if code == _VANISHED else code, message.get("reason") or "")
+            return
+        text = message.get("text")
+        try:
+            await engine.send(text if text is not None else message["bytes"])
+        except ConnectionClosed:
+            return
+
+
+async def _engine_to_client(engine: ClientConnection, send: Send, stall: _Stall) -> None:
+    try:
+        while True:
+            data = await engine.recv()
+            stall.since = time.perf_counter()
+            await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+            stall.since = None
+    except ConnectionClosed as exc:
+        if exc.rcvd is None:
+            code, reason = _INTERNAL_ERROR, "the engine closed the connection"
+        else:
+            code, reason = exc.rcvd.code, exc.rcvd.reason
+        if code == _NO_STATUS:
+            code = 1000
+        await send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+async def _deny(scope: Scope, send: Send, error: ApiError, request_id: bytes) -> None:
+    """Refuse the handshake: with the status and body that say why, where the server can."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    headers = [*error.headers, (b"x-request-id", request_id)]
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": error.body})
+
+
+def _encoded(headers: object) -> RawHeaders:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # type: ignore[attr-defined]

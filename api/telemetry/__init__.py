@@ -1,0 +1,1 @@
+"""Access log, traces, and tokens counted from what passes."""

@@ -1,0 +1,260 @@
+"""A span for each request that Berth answers, and `traceparent` through to the engine.
+
+`Tracing` stands in front of the whole application, and only where spans are wanted: without it a request
+knows nothing of it, and its `traceparent` passes as any header does. It knows spans by OpenTelemetry's API
+alone; where they go is api/telemetry/trace_export.py's affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
+from api.http.dispatch import raw_path
+from api.http.head_cache import MEMO
+from api.http.headers import find_header
+from api.http.log_paths import loggable
+from api.http.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
+from api.telemetry.token_usage import TokenUsage
+
+SPAN = "berth.span"  # where a scope has its RequestSpan
+_TRACEPARENT = b"traceparent"
+_PROPAGATOR = TraceContextTextMapPropagator()
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"})
+# What the semantic conventions call a path's work; the path is then the span's route as well.
+_OPERATIONS: Mapping[bytes, str] = {
+    b"/chat/completions": "chat",
+    b"/responses": "chat",
+    b"/messages": "chat",
+    b"/completions": "text_completion",
+    b"/embeddings": "embeddings",
+}
+
+
+class RequestSpan:
+    """The span of one request, from its arrival to its last byte. `end` may be called more than once."""
+
+    __slots__ = ("_has_ended", "_method", "_span", "_started", "_started_ns", "status")
+
+    def __init__(self, tracer: Tracer, scope: Scope, parent: Context) -> None:
+        path = raw_path(scope)
+        given: str = scope.get("method", "GET")  # a WebSocket's handshake is a GET
+        self._method = given if given in _METHODS else "HTTP"
+        attributes: dict[str, str | int] = {
+            "http.request.method": given if given in _METHODS else "_OTHER",
+            "url.scheme": scope["scheme"],
+            "url.path": loggable(path),
+            "network.protocol.version": scope.get("http_version", "1.1"),
+        }
+        if given not in _METHODS:
+            attributes["http.request.method_original"] = given
+        if server := scope.get("server"):
+            attributes |= {"server.address": server[0], "server.port": server[1] or 0}
+        if client := scope.get("client"):
+            attributes["client.address"] = client[0]
+        if request_id := find_header(scope["headers"], b"x-request-id"):
+            attributes["berth.request.id"] = request_id.decode("latin-1")
+        name = self._method
+        if (route := _route(path)) is not None:
+            attributes["http.route"] = route
+            name += f" {route}"
+        if operation := _OPERATIONS.get(path.removeprefix(b"/v1")):
+            attributes["gen_ai.operation.name"] = operation
+        self._started, self._started_ns = time.perf_counter(), time.time_ns()
+        self._span: Span = tracer.start_span(
+            name, parent, SpanKind.SERVER, attributes, start_time=self._started_ns
+        )
+        self._has_ended = False
+        self.status = 0  # the response's, once it has one
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self._span.get_span_context().trace_id:032x}"
+
+    def headers_with_parent(self, headers: RawHeaders) -> RawHeaders:
+        """The headers with this span as the parent of what the engine does; `tracestate` stays."""
+        context = self._span.get_span_context()
+        parent = f"00-{self.trace_id}-{context.span_id:016x}-{context.trace_flags:02x}".encode()
+        return [*(pair for pair in headers if pair[0] != _TRACEPARENT), (_TRACEPARENT, parent)]
+
+    def served(
+        self,
+        *,
+        instance_id: str,
+        model: str,
+        key_id: str,
+        request_id: bytes,
+        queued_s: float | None,
+        first_byte_s: float | None,
+        usage: TokenUsage | None,
+    ) -> None:
+        """What the data plane knows of the request; times count from its arrival there, in seconds."""
+        span = self._span
+        if not span.is_recording():
+            return
+        span.set_attribute("berth.request.id", request_id.decode())
+        for name, value in (
+            ("berth.instance.id", instance_id),
+            ("gen_ai.request.model", model),
+            ("berth.key.id", key_id),
+        ):
+            if value:
+                span.set_attribute(name, value)
+        if queued_s is not None:
+            span.set_attribute("berth.queue.seconds", queued_s)
+            span.add_event("berth.leased", timestamp=self._started_ns + int(queued_s * 1e9))
+        if first_byte_s is not None:
+            span.set_attribute("berth.first_byte.seconds", first_byte_s)
+            span.add_event("berth.first_byte", timestamp=self._started_ns + int(first_byte_s * 1e9))
+        if usage is not None:
+            span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
+
+    def end(self, scope: Scope, error: BaseException | None = None) -> None:
+        """The request is over; `error` is what the application ended with."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        span, status = self._span, self.status
+        if status:
+            span.set_attribute("http.response.status_code", status)
+        if (route := getattr(scope.get("route"), "path", None)) is not None:
+            span.set_attribute("http.route", route)
+            span.update_name(f"{self._method} {route}")
+        if status >= 500 or error is not None:
+            kind = str(status) if error is None else type(error).__qualname__
+            span.set_attribute("error.type", kind)
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(self._started_ns + int((time.perf_counter() - self._started) * 1e9))
+
+
+def span_of(scope: Scope) -> RequestSpan | None:
+    """The request's span, where there are any."""
+    return scope.get(SPAN)
+
+
+def trace_id_of(scope: Scope) -> str | None:
+    """The trace that the request belongs to, in hexadecimal, where there are traces."""
+    span = span_of(scope)
+    return None if span is None else span.trace_id
+
+
+class Tracing:
+    """Stands in front of a DirectApp, as one itself."""
+
+    def __init__(self, app: DirectApp, tracer: Tracer) -> None:
+        self._app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        span = self._begun(scope)
+        extensions = scope.get("extensions")
+        if extensions and EXTENSION in extensions:
+            extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], span, _nothing)
+        await _run(self._app, span, scope, receive, send)
+
+    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+        """The short way. Where it isn't taken, `__call__` goes on with the span begun here."""
+        span = self._begun(scope)
+        watched = _WatchedChannel(channel, span, lambda: span.end(scope))
+
+        def go_on(app: App) -> None:
+            watched.on_sent = _nothing  # the task ends the span
+
+            async def application(scope: Scope, receive: Receive, send: Send) -> None:
+                await _run(app, span, scope, receive, send)
+
+            hand_over(application)
+
+        return self._app.begin(scope, body, watched, go_on)
+
+    def _begun(self, scope: Scope) -> RequestSpan:
+        """The request's span; with a new one the scope's `traceparent` becomes ours."""
+        if (span := span_of(scope)) is None:
+            scope.pop(MEMO, None)  # what is known of the head: from now on it is another
+            span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
+            scope["headers"] = span.headers_with_parent(scope["headers"])
+            scope[SPAN] = span
+        return span
+
+
+async def _run(app: App, span: RequestSpan, scope: Scope, receive: Receive, send: Send) -> None:
+    async def watched(message: Message) -> None:
+        kind = message["type"]
+        if kind in ("http.response.start", "websocket.http.response.start"):
+            span.status = message["status"]
+        elif kind == "websocket.accept":
+            span.status = 101
+        await send(message)
+
+    error: BaseException | None = None
+    try:
+        await app(scope, receive, watched)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        span.end(scope, error)
+
+
+class _WatchedChannel:
+    """A ResponseChannel that tells the span what was answered, and then calls `on_sent`."""
+
+    __slots__ = ("_channel", "_span", "on_sent")
+
+    def __init__(self, channel: ResponseChannel, span: RequestSpan, on_sent: Callable[[], None]) -> None:
+        self._channel = channel
+        self._span = span
+        self.on_sent = on_sent
+
+    def is_ready(self) -> bool:
+        return self._channel.is_ready()
+
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        self._span.status = status
+        self._channel.send_whole(status, headers, body)
+        self.on_sent()
+
+    def send_piece(self, body: bytes) -> bool:
+        return self._channel.send_piece(body)
+
+    def abort(self) -> None:
+        self._channel.abort()
+
+    def num_unsent(self) -> int:
+        return self._channel.num_unsent()
+
+    def cut(self) -> None:
+        self._channel.cut()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _parent(headers: RawHeaders) -> Context:
+    """The caller's span, where the header names one as W3C has it."""
+    given = find_header(headers, _TRACEPARENT)
+    if not given:
+        return Context()
+    carrier = {
+        "traceparent": given.decode("latin-1"),
+        "tracestate": find_header(headers, b"tracestate").decode("latin-1"),
+    }
+    return _PROPAGATOR.extract(carrier, Context())
+
+
+def _route(path: bytes) -> str | None:
+    """What stands for a path in a span's name; None where it is the router's to say, or unbounded."""
+    if path.startswith(b"/proxy/"):
+        return "/proxy/{instance_id}/{path}"
+    return path.decode() if path.removeprefix(b"/v1") in _OPERATIONS else None

@@ -1,0 +1,1 @@
+"""One event for many listeners: a ring of what was last said, and a wake-up call."""

@@ -1,0 +1,1 @@
+"""Models by name: their replicas, queues and scaling, and room made for them."""

@@ -1,0 +1,58 @@
+"""What is known of a model that can be asked for by name: how to start it, and how many at once. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from instance_manager.backends.params import adapter_names
+
+
+class ExpireAction(StrEnum):
+    """What happens to an idle instance when its time is out."""
+
+    STOP = "stop"
+    SLEEP1 = "sleep1"  # the KV cache is given back, weights go to host memory
+    SLEEP2 = "sleep2"  # weights are given back too
+
+
+class ModelSource(StrEnum):
+    """Where a profile comes from."""
+
+    CATALOG = "catalog"  # models.yaml
+    DISCOVERED = "discovered"  # found in MODEL_DIRS or the hub's cache
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """One model of the catalog, or one that was found on disk. None = the manager's default."""
+
+    name: str  # what clients say in `model`
+    model: str  # what the engine loads: a folder or a hub id
+    engine: str  # the name of a back end
+    source: ModelSource = ModelSource.CATALOG
+    params: Mapping[str, Any] = field(default_factory=dict)  # the engine's flags in snake_case
+    aliases: tuple[str, ...] = ()
+    devices: tuple[str, ...] | None = None
+    timeout_s: float | None = None  # seconds of idleness; 0 = never
+    expire_action: ExpireAction | None = None
+    min_replicas: int = 0
+    max_replicas: int = 1
+    pinned: bool = False  # never expired, never evicted
+    concurrency_limit: int = 0  # requests in flight per replica; 0 = MAX_IN_FLIGHT
+    env: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] | None = None  # for the engine "command"
+    health_path: str | None = None
+    protocol: str | None = None  # the name of a protocol adapter; None = OpenAI's
+    set_params: Mapping[str, Any] = field(default_factory=dict)  # put into each request's body
+    strip_params: frozenset[str] = frozenset()  # taken out of each request's body
+    preload: bool = False  # start with Berth
+    size_bytes: int | None = None  # of the files, where they were found on disk
+    modified: float | None = None  # seconds since the epoch, likewise
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What clients may say as well: aliases, and the adapters that its engines are started with."""
+        return tuple(dict.fromkeys((*self.aliases, *adapter_names(self.params))))

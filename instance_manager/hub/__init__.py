@@ -1,0 +1,1 @@
+"""Models from the hub: pulled and removed by child processes."""

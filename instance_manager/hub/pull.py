@@ -1,0 +1,189 @@
+"""Downloads of models: one child per model and revision, however many listen; none without a listener.
+
+Knows nothing of HTTP, and of the hub only what the child says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+from instance_manager.errors import ManagerError, ShuttingDown
+from instance_manager.hub.files import check_hub_id, check_revision
+from instance_manager.hub.process import HubProcessDied, Line, hub_process
+
+logger = logging.getLogger("berth.manager")
+
+_Key = tuple[str, str | None]  # model and revision
+
+
+class _Board:
+    """The newest line on each subject. Who reads slowly misses steps of progress, never their outcome."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, tuple[int, Line]] = {}  # by subject, oldest first
+        self._numbers = count()
+        self._changed = asyncio.Event()
+        self._outcome: Line | ManagerError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self._outcome is not None
+
+    def post(self, line: Line) -> None:
+        subject = f"file {line.get('file')}" if line.get("status") == "downloading" else "status"
+        self._newest.pop(subject, None)
+        self._newest[subject] = (next(self._numbers), line)
+        self._wake()
+
+    def close(self, outcome: Line | ManagerError) -> None:
+        """The first outcome stands."""
+        if self._outcome is None:
+            self._outcome = outcome
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self) -> AsyncGenerator[Line]:
+        """All subjects as they are, then as they change, then the outcome, which may be an exception."""
+        seen = -1
+        while True:
+            changed = self._changed
+            for number, line in [entry for entry in self._newest.values() if entry[0] > seen]:
+                seen = number
+                yield line
+            if changed is self._changed:
+                if self._outcome is not None:
+                    break
+                await changed.wait()
+        if isinstance(self._outcome, ManagerError):
+            raise self._outcome
+        yield self._outcome
+
+
+@dataclass(eq=False)
+class _Download:
+    """A child at work and its listeners."""
+
+    key: _Key
+    predecessor: asyncio.Task[None] | None  # of the same key, on its way out
+    board: _Board = field(default_factory=_Board)
+    num_listeners: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class Pulls:
+    """All downloads of this Berth. Used inside `run()`."""
+
+    def __init__(self, env: Mapping[str, str], on_downloaded: Callable[[str], None] = lambda _: None) -> None:
+        """`env`: HF_HOME, HF_ENDPOINT, proxies …; `on_downloaded` is told each model that has arrived."""
+        self._env = env
+        self._on_downloaded = on_downloaded
+        self._downloads: dict[_Key, _Download] = {}
+        self._ending: dict[_Key, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Owns the children: when it is left they are gone."""
+        error: BaseException | None = None
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                yield
+            except BaseException as body_error:  # raised again below, so that no task group wraps it
+                error = body_error
+            self.close()
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Refuse new downloads; end those that run, telling their listeners. What is here stays."""
+        self._is_closed = True
+        for download in list(self._downloads.values()):
+            download.board.close(ShuttingDown("Berth is shutting down; pull again later, to go on from here"))
+            self._end(download)
+
+    def check(self, model: str, revision: str | None = None) -> None:
+        """Raise InvalidSpec for what can't be a model or revision, and ShuttingDown."""
+        check_hub_id(model)
+        if revision is not None:
+            check_revision(revision)
+        if self._is_closed or self._tasks is None:
+            raise ShuttingDown("Berth is shutting down and downloads nothing new")
+
+    def is_pulling(self, model: str) -> bool:
+        """Whether any revision of it is being downloaded."""
+        return any(key[0] == model for key in (*self._downloads, *self._ending))
+
+    async def follow(self, model: str, revision: str | None = None) -> AsyncGenerator[Line]:
+        """The lines of the download, which begins with its first listener and ends with its last.
+
+        The last line has `status` "success" or `error`. Raises what `check` does, HubProcessDied, and
+        ShuttingDown when Berth ends meanwhile. Close it (`aclosing`): that is how a listener leaves.
+        """
+        self.check(model, revision)
+        download = self._join((model, revision))
+        try:
+            async for line in download.board.follow():
+                yield line
+        finally:
+            download.num_listeners -= 1
+            if download.num_listeners == 0:
+                self._end(download)
+
+    def _join(self, key: _Key) -> _Download:
+        download = self._downloads.get(key)
+        if download is None or download.board.is_over:
+            assert self._tasks is not None  # noqa: S101 - `check` has seen it
+            download = _Download(key, self._ending.get(key))
+            self._downloads[key] = download
+            download.task = self._tasks.create_task(self._run(download), name=f"pull of {key[0]}")
+        download.num_listeners += 1
+        return download
+
+    def _end(self, download: _Download) -> None:
+        """Without waiting. A download of the same that is asked for from now on comes after this one."""
+        if self._downloads.get(download.key) is download:
+            del self._downloads[download.key]
+        task = download.task
+        if task is None or task.done() or self._ending.get(download.key) is task:
+            return
+        self._ending[download.key] = task
+        task.add_done_callback(lambda _: self._forget_end(download.key, task))
+        task.cancel()
+
+    def _forget_end(self, key: _Key, task: asyncio.Task[None]) -> None:
+        if self._ending.get(key) is task:
+            del self._ending[key]
+
+    async def _run(self, download: _Download) -> None:
+        model, revision = download.key
+        try:
+            if download.predecessor is not None:
+                await asyncio.wait((download.predecessor,))
+            arguments = ("pull", model, *filter(None, (revision,)))
+            async with hub_process(*arguments, env=self._env) as child:
+                async for line in child.lines():
+                    if "error" in line or line["status"] == "success":
+                        outcome = line
+                    else:
+                        download.board.post(line)
+            self._conclude(download, outcome)
+        except ManagerError as exc:
+            download.board.close(exc)
+        except Exception:  # the root of a task: whatever it is, nobody may wait for ever
+            logger.exception("the download of %s failed", model)
+            download.board.close(HubProcessDied(f"the download of {model} failed; Berth's log says more"))
+
+    def _conclude(self, download: _Download, outcome: Line) -> None:
+        if "error" not in outcome:
+            self._on_downloaded(download.key[0])
+        download.board.close(outcome)

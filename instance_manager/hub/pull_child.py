@@ -1,0 +1,126 @@
+"""One act on the hub's cache: `python -m instance_manager.hub.pull_child pull MODEL [REVISION] | rm MODEL`.
+
+A process of its own because the library can't be cancelled, and so that Berth never imports it. Writes
+what `POST /models/pull` answers, one JSON object per line; the last has `status: success` or `error`.
+HF_HOME, HF_ENDPOINT, HF_TOKEN and proxies come from the environment.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it is exported
+
+from instance_manager.hub.errors import HubError, disk_full, explained, no_weights
+from instance_manager.hub.files import needed_files
+from instance_manager.hub.transfer import Progress, RemoteFile, prepare_library
+
+_PARALLEL_FILES = 8  # the library's own number
+_HUB_TIMEOUT_S = 30.0
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0 when done, 1 when the last line is an error or a traceback is on stderr."""
+    act, model, *rest = argv
+    revision = rest[0] if rest else None
+    disable_progress_bars()
+    prepare_library(_HUB_TIMEOUT_S)
+    try:
+        say(pull(model, revision) if act == "pull" else remove(model))
+    except Exception as exc:
+        error = explained(exc, model, revision)
+        if error is None:
+            traceback.print_exc()  # for Berth's log
+            return 1
+        say({"error": {"message": error.message, "type": error.type, "param": None, "code": error.code}})
+        return 1
+    return 0
+
+
+def pull(model: str, revision: str | None) -> dict[str, Any]:
+    """Download what is needed of the model. Returns the last line."""
+    say({"status": "resolving"})
+    info = HfApi().model_info(model, revision=revision, timeout=_HUB_TIMEOUT_S)
+    names = needed_files(sibling.rfilename for sibling in info.siblings or ())
+    if not names or info.sha is None:
+        raise no_weights(model)
+    commit = info.sha
+    pool = ThreadPoolExecutor(
+        _PARALLEL_FILES
+    )  # left by `leave` where a file fails: the others don't matter then
+    files = list(pool.map(lambda name: RemoteFile(model, name, commit), names))
+    _check_space(files)
+    progress = Progress({file.name: file.size for file in files}, _say_progress)
+    for file in files:
+        progress.put(file.name, file.bytes_here)
+    with progress:
+        list(pool.map(lambda file: file.fetch(progress), [file for file in files if file.is_for_http]))
+    # Links the blobs into a snapshot, and downloads what HTTP is too narrow for.
+    path = snapshot_download(model, revision=revision, allow_patterns=[glob.escape(name) for name in names])
+    return {
+        "status": "success",
+        "model": model,
+        "path": str(path),
+        "size_bytes": sum(file.size for file in files),
+    }
+
+
+def remove(model: str) -> dict[str, Any]:
+    """Delete all revisions and what broken downloads have left. Returns the last line, with `freed_bytes`."""
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
+    if not folder.is_dir():
+        raise HubError(
+            "not_found_error", "model_not_found", f"{model} is not in the cache {constants.HF_HUB_CACHE}"
+        )
+    cache = scan_cache_dir()
+    revisions = [found for repo in cache.repos if repo.repo_path == folder for found in repo.revisions]
+    used = {file.blob_path for revision in revisions for file in revision.files}
+    left_over = sum(blob.lstat().st_size for blob in folder.glob("blobs/*") if blob not in used)
+    strategy = cache.delete_revisions(*(revision.commit_hash for revision in revisions))
+    strategy.execute()
+    if folder.exists():  # nothing but beginnings
+        shutil.rmtree(folder)
+    shutil.rmtree(Path(constants.HF_HUB_CACHE, ".locks", folder.name), ignore_errors=True)
+    return {"status": "success", "freed_bytes": strategy.expected_freed_size + left_over}
+
+
+def say(line: dict[str, Any]) -> None:
+    """One line to whoever started us. Without a reader – Berth was killed – there is nothing more to do."""
+    try:
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _say_progress(name: str | None, completed: int, total: int) -> None:
+    say({"status": "downloading", "file": name, "completed": completed, "total": total})
+
+
+def _check_space(files: list[RemoteFile]) -> None:
+    cache = Path(constants.HF_HUB_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    needed = sum(file.size - file.bytes_here for file in files)
+    free = shutil.disk_usage(cache).free
+    if needed > free:
+        raise disk_full(str(cache), needed, free)
+
+
+def leave(status: int) -> None:
+    """End now: an ordinary end would wait for the threads, that is for all other files."""
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

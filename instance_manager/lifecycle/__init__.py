@@ -1,0 +1,1 @@
+"""One instance from its creation to its end: states, supervision, leases, ports, sleep."""

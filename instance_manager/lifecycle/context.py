@@ -1,0 +1,23 @@
+"""What all instances share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from instance_manager.lifecycle.ports import PortRange
+from instance_manager.state.keeper import StateKeeper
+from instance_manager.types import ManagerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Dock:
+    """Made by the manager, for as long as it runs."""
+
+    config: ManagerConfig
+    ports: PortRange
+    client: httpx.AsyncClient
+    keeper: StateKeeper
+    new_token: Callable[[], str]  # for a process; says whose it is

@@ -1,0 +1,102 @@
+"""What goes on beside all instances: idle ones expire, old records are forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from instance_manager.events import EventLog
+from instance_manager.fleet.profiles import ExpireAction
+from instance_manager.lifecycle.idle_policy import is_expired, next_check_at
+from instance_manager.lifecycle.supervisor import Supervisor
+from instance_manager.types import Event, InstanceState
+
+logger = logging.getLogger("berth.manager")
+
+_RETRY_AFTER_ERROR_S = 1.0
+_MAX_FINISHED = 100  # unnamed instances kept for their records after their end
+
+
+class Housekeeping:
+    """A task and a listener over the manager's instances, which it reads and never changes itself."""
+
+    def __init__(
+        self,
+        supervisors: Mapping[str, Supervisor],
+        events: EventLog,
+        clock: Callable[[], float],
+        *,
+        expire_action: ExpireAction = ExpireAction.STOP,
+    ) -> None:
+        self._action = expire_action
+        self._supervisors = supervisors
+        self._events = events
+        self._clock = clock
+        self._wake = asyncio.Event()
+
+    def begin(self, tasks: asyncio.TaskGroup) -> Callable[[], None]:
+        """Start in `tasks`; the function returned ends it all."""
+        unsubscribe = self._events.add_listener(self._on_event)
+        job = tasks.create_task(self._expire_idle(), name="expiry")
+
+        def end() -> None:
+            unsubscribe()
+            job.cancel()
+
+        return end
+
+    def _on_event(self, event: Event) -> None:
+        if event.type == "instance.updated" or event.data.get("status") == InstanceState.RUNNING:
+            self._wake.set()  # a deadline may have come nearer
+        elif event.data.get("status") in (InstanceState.STOPPED, InstanceState.FAILED):
+            self._forget_oldest_finished()
+
+    async def _expire_idle(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                wait_s = self._expire_due()
+            except Exception:
+                logger.exception("expiry failed; trying again in %.0f s", _RETRY_AFTER_ERROR_S)
+                wait_s = _RETRY_AFTER_ERROR_S
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _expire_due(self) -> float | None:
+        """Stop what has expired; seconds until the next look. Check and closing of the gate are one act."""
+        now = self._clock()
+        running = [s for s in self._supervisors.values() if s.instance.gate.is_open]
+        for supervisor in running:
+            instance = supervisor.instance
+            if is_expired(instance.idleness, now):
+                reason = f"idle for {now - instance.gate.last_active:.1f} s"
+                action = self._expire(supervisor, reason)
+                self._events.publish(
+                    "instance.expired", instance.instance_id, {"reason": reason, "action": action.value}
+                )
+        check_at = next_check_at((s.instance.idleness for s in running if s.wants_running), now)
+        return None if check_at is None else max(0.0, check_at - now)
+
+    def _expire(self, supervisor: Supervisor, reason: str) -> ExpireAction:
+        """Stop it, or put it to sleep if that is wished and it can."""
+        instance = supervisor.instance
+        action = instance.spec.expire_action or self._action
+        if action is not ExpireAction.STOP and instance.plan.sleep_style is not None:
+            supervisor.request_sleep(1 if action is ExpireAction.SLEEP1 else 2)
+            return action
+        supervisor.request_stop(reason, drain_timeout_s=0.0)
+        return ExpireAction.STOP
+
+    def _forget_oldest_finished(self) -> None:
+        """Keep the number of ended instances bounded; one with a name stays until it is deleted."""
+        finished = [
+            s
+            for s in self._supervisors.values()
+            if s.instance.state.is_terminal and s.is_settled and s.instance.spec.name is None
+        ]
+        for supervisor in finished[: max(0, len(finished) - _MAX_FINISHED)]:
+            supervisor.request_stop("forgotten", drain_timeout_s=0.0, delete=True)

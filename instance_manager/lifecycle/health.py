@@ -1,0 +1,158 @@
+"""Is the engine there, is it ours, and does it serve the right model?
+
+An open port is not enough: `/health` must answer 200, the listener must be our process, and `/v1/models`
+must take our key and name the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httpx
+from pydantic_core import from_json
+
+from instance_manager.lifecycle.bounded_fetch import Answer, AnswerTooLong, engine_client, fetch
+from instance_manager.process.process_group import Listener, listener_of
+
+_POLL_MIN_S = 0.02
+_POLL_MAX_S = 0.1
+_POLL_GROWTH = 1.05  # quick for the first seconds, when a small engine comes up
+_PROBE_TIMEOUT_S = 5.0
+_NAMES_TIMEOUT_S = 2.0
+
+_MAX_HEALTH_BYTES = 64 * 1024
+_MAX_LIST_BYTES = 1024 * 1024
+_MAX_NAME_CHARS = 1024
+_MAX_LISTED, _MAX_QUOTED_CHARS = 5, 200  # in a message
+
+
+class WrongEngine(Exception):
+    """The engine is up and ours, but does not serve what it was started for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What to ask whom. `model` is None for engines that need not name one."""
+
+    host: str
+    port: int
+    pid: int
+    api_key: str
+    health_path: str
+    model: str | None
+
+    def url(self, path: str) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}{path}"
+
+
+@dataclass(slots=True)
+class LastProbe:
+    """What the latest probe met, for the message when time is up."""
+
+    met: str = "nothing was asked yet"
+
+
+def probe_client() -> httpx.AsyncClient:
+    """The client for all probes."""
+    return engine_client(_PROBE_TIMEOUT_S)
+
+
+async def wait_until_ready(client: httpx.AsyncClient, probe: Probe, last: LastProbe) -> None:
+    """Return when the engine is ready. Waits for ever: the caller sets the deadline. Raises WrongEngine."""
+    interval = _POLL_MIN_S
+    while (met := await _why_not_ready(client, probe)) is not None:
+        last.met = met
+        await asyncio.sleep(interval)
+        interval = min(interval * _POLL_GROWTH, _POLL_MAX_S)
+
+
+async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
+    path = probe.health_path
+    if not await _accepts_connections(probe.host, probe.port):
+        return f"nothing listens for {probe.url(path)}"
+    try:
+        if (status := (await _get(client, probe, path, _MAX_HEALTH_BYTES)).status) != httpx.codes.OK:
+            return f"{probe.url(path)} answered {status}"
+        if probe.model is None:
+            return None
+        if await asyncio.to_thread(listener_of, probe.pid, probe.port) is Listener.FOREIGN:
+            # Someone else was faster; our child will say so and exit.
+            return f"{probe.url('')} is another program's"
+        path = "/v1/models"
+        answer = await _get(client, probe, path, _MAX_LIST_BYTES)
+        return None if _names_model(answer, probe.model) else f"{probe.url(path)} answered {answer.status}"
+    except httpx.TimeoutException:
+        return f"{probe.url(path)} did not answer within {_PROBE_TIMEOUT_S:g} s"
+    except AnswerTooLong as error:
+        raise WrongEngine(f"{path}: {error}") from None
+    except httpx.HTTPError as error:
+        return f"{probe.url(path)}: {error or type(error).__name__}"
+
+
+async def _get(
+    client: httpx.AsyncClient, probe: Probe, path: str, max_bytes: int, timeout_s: float = _PROBE_TIMEOUT_S
+) -> Answer:
+    headers = {"Authorization": f"Bearer {probe.api_key}"}
+    return await fetch(
+        client, "GET", probe.url(path), headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
+    )
+
+
+def _names_model(answer: Answer, model: str) -> bool:
+    if answer.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise WrongEngine("the engine refuses the key that Berth gave it in VLLM_API_KEY")
+    if not answer.is_ok:
+        return False
+    names = _model_names(answer)
+    if model not in names:
+        raise WrongEngine(f"/v1/models names {_listed(names) or 'no model'}, not {model!r}")
+    return True
+
+
+def _model_names(answer: Answer) -> list[str]:
+    """Those of a length that a name may have. Raises WrongEngine."""
+    try:
+        names = [str(entry["id"]) for entry in from_json(answer.body)["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise WrongEngine("/v1/models does not answer with a list of models") from None
+    return [name for name in names if len(name) <= _MAX_NAME_CHARS]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(name[:_MAX_QUOTED_CHARS] for name in names[:_MAX_LISTED]) + more
+
+
+async def told_names(client: httpx.AsyncClient, probe: Probe) -> list[str]:
+    """What an engine that need not name its model says it serves; nothing where it has no such list."""
+    try:
+        answer = await _get(client, probe, "/v1/models", _MAX_LIST_BYTES, _NAMES_TIMEOUT_S)
+        return _model_names(answer) if answer.is_ok else []
+    except (httpx.HTTPError, WrongEngine):
+        return []
+
+
+def name_to_send(told: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """What an engine is to be asked for, of the names it has told; None = as it was started.
+
+    A name that is wanted, if it has it, the first best; else its only one. Of several none is guessed.
+    """
+    known = [name for name in wanted if name in told]
+    return next(iter(known), told[0] if len(told) == 1 else None)
+
+
+async def _accepts_connections(host: str, port: int) -> bool:
+    """A bare connect: twenty times cheaper than a refused HTTP request, and most polls are refused."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_connect(connection, (host, port))
+        except OSError:  # refused, or no answer in time
+            return False
+    return True

@@ -1,0 +1,273 @@
+"""One instance as the rest of Berth sees it: its state, its gate and its record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from instance_manager.backends import LaunchPlan
+from instance_manager.backends.params import adapter_names, mask_command, mask_params
+from instance_manager.backends.runner_kind import RunnerKind
+from instance_manager.events import EventLog
+from instance_manager.lifecycle.gate import Gate
+from instance_manager.lifecycle.idle_policy import Idleness, expires_at
+from instance_manager.types import (
+    TRANSITIONS,
+    Endpoint,
+    InstanceFailure,
+    InstanceSpec,
+    InstanceState,
+    ManagerConfig,
+    RunSecrets,
+)
+
+logger = logging.getLogger("berth.manager")
+
+
+class IllegalTransition(RuntimeError):
+    """A state was to follow one that it can't follow: a fault in Berth itself."""
+
+
+class Instance:
+    """Read by everyone, written by its supervisor alone. Times without `_at` in the name are durations."""
+
+    def __init__(
+        self,
+        instance_id: str,
+        spec: InstanceSpec,
+        plan: LaunchPlan,
+        *,
+        gate: Gate,
+        events: EventLog,
+        host: str,
+        port: int | None,
+        timeout_s: float,
+        log_path: Path,
+        clock: Callable[[], float],
+    ) -> None:
+        """Whoever makes it completes it, and then tells of it by `begin`."""
+        self.instance_id = instance_id
+        self.spec = spec
+        self.plan = plan
+        self.gate = gate
+        self.state = InstanceState.STARTING
+        self.status_reason = "created"
+        self.failure: InstanceFailure | None = None
+        self.timeout_s = timeout_s
+        self.pinned = spec.pinned
+        self.other_names: tuple[str, ...] = ()  # of its model in the catalog, written by the fleet
+        self.told_name: str | None = None  # by its engine, where that need not have the name it was given
+        self.level = 0  # 1 and 2: how deep it sleeps
+        self.awake_since: float | None = None  # monotonic seconds
+        self.host = host
+        self.port = port
+        self.pid: int | None = None
+        self.pid_start_time: float | None = None
+        self.pid_start_ticks: int | None = None  # since boot
+        self.secrets: RunSecrets | None = None  # of the present process, or the last one
+        self.log_start = 0  # where in the log file the present process's lines begin, bytes
+        self.command: list[str] = []
+        self.memory_bytes: int | None = None
+        self.created_at = time.time()
+        self.started_at = self.created_at  # of the present life
+        self.ready_at: float | None = None
+        self.spawns = 0  # processes started so far; the endpoint's generation
+        self.log_path = log_path
+        self._events = events
+        self._clock = clock
+        self._news = asyncio.Event()  # replaced each time it is set
+
+    @property
+    def model_name(self) -> str:
+        return self.spec.model_name
+
+    @property
+    def served_model_name(self) -> str:
+        """The name the engine itself answers to: what it has said, else what it was started with."""
+        return self.told_name or self.plan.served_model_name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call it."""
+        if self.spec.profile is not None:
+            return (self.spec.profile, *self.other_names)
+        served = self.plan.params.get("served_model_name") or ()
+        all_served = (served,) if isinstance(served, str) else tuple(served)
+        own = (self.served_model_name, *all_served, self.model_name, *adapter_names(self.plan.params))
+        return tuple(dict.fromkeys(own))
+
+    @property
+    def runner(self) -> RunnerKind | None:
+        """What its engine can serve; None = nobody knows."""
+        return self.plan.runner
+
+    @property
+    def idleness(self) -> Idleness:
+        return Idleness(self.timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+
+    def endpoint(self, port: int, api_key: str) -> Endpoint:
+        """Where its present process listens."""
+        return Endpoint(
+            self.host,
+            port,
+            api_key,
+            self.spawns,
+            served_name=self.served_model_name,
+            adapters=adapter_names(self.plan.params),
+            tells_tenants_apart=self.plan.tells_tenants_apart,
+        )
+
+    def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:
+        """The first state, told as any other; `previous`: the last one in an earlier Berth."""
+        self.state = state
+        self.status_reason = reason
+        self._tell(previous)
+
+    def updated(self, data: Mapping[str, Any]) -> None:
+        """Something besides the state has changed: emit `instance.updated`."""
+        self._events.publish("instance.updated", self.instance_id, data)
+        self.announce()
+
+    def set_state(self, state: InstanceState, reason: str, failure: InstanceFailure | None = None) -> None:
+        """Go to `state`, log it, emit `instance.state` and wake whoever waits. Raises IllegalTransition."""
+        previous = self.state
+        if state not in TRANSITIONS[previous]:
+            raise IllegalTransition(f"{self.instance_id}: {state} can't follow {previous} ({reason})")
+        self.state = state
+        self.status_reason = reason
+        if state is InstanceState.STARTING:
+            self.failure = None
+            self.ready_at = None
+            if previous.is_terminal:
+                self.started_at = time.time()
+        elif state is InstanceState.RUNNING:
+            self.awake_since = self._clock()
+            if self.ready_at is None:
+                self.ready_at = time.time()
+        elif state is InstanceState.FAILED:
+            self.failure = failure
+        self._tell(previous)
+
+    async def changed(self) -> None:
+        """Return after the next change of state (or of anything announced by `announce`)."""
+        await self._news.wait()
+
+    def announce(self) -> None:
+        """Wake those who wait in `changed`."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def record(self) -> dict[str, Any]:
+        """The instance as JSON. Points in time are seconds since the epoch, durations seconds."""
+        gate = self.gate
+        wall_offset = time.time() - self._clock()
+        expires = expires_at(self.idleness) if self.state is InstanceState.RUNNING else None
+        return {
+            "instance_id": self.instance_id,
+            "model_name": self.spec.model_name,
+            "served_model_name": self.served_model_name,
+            "engine": self.spec.engine,
+            "status": self.state.value,
+            "status_reason": self.status_reason,
+            "sleep_level": self.level or None,
+            "profile": self.spec.profile,
+            "pinned": self.pinned,
+            "host": self.host,
+            "port": self.port,
+            "pid": self.pid,
+            "pid_start_time": self.pid_start_time,
+            "params": mask_params(self.plan.params),
+            "command": mask_command(self.command),
+            "timeout": self.timeout_s,
+            "expires_at": None if expires is None else expires + wall_offset,
+            "last_active": self.last_active_at,
+            "in_flight": gate.in_flight,
+            "devices": None if self.spec.devices is None else list(self.spec.devices),
+            "memory_bytes": self.memory_bytes,
+            "created_at": self.created_at,
+            "ready_at": self.ready_at,
+            "load_seconds": None if self.ready_at is None else self.ready_at - self.started_at,
+            "restarts": max(0, self.spawns - 1),
+            "log_path": str(self.log_path),
+            "error": None if self.failure is None else failure_record(self.failure),
+        }
+
+    @property
+    def last_active_at(self) -> float:
+        """When it was last used, in seconds since the epoch."""
+        return self.gate.last_active + time.time() - self._clock()
+
+    def __repr__(self) -> str:
+        return f"<Instance {self.instance_id} {self.state} port={self.port} pid={self.pid}>"
+
+    def _tell(self, previous: InstanceState | None) -> None:
+        level = logging.WARNING if self.state is InstanceState.FAILED else logging.INFO
+        logger.log(
+            level,
+            "instance=%s %s -> %s port=%s pid=%s reason=%r",
+            self.instance_id,
+            previous,
+            self.state,
+            self.port,
+            self.pid,
+            self.status_reason,
+        )
+        data: dict[str, Any] = {
+            "status": self.state.value,
+            "previous": None if previous is None else previous.value,
+            "reason": self.status_reason,
+            "model_name": self.spec.model_name,
+            "in_flight": self.gate.in_flight,
+        }
+        if self.state is InstanceState.FAILED and self.failure is not None:
+            data["error"] = failure_record(self.failure)
+        self._events.publish("instance.state", self.instance_id, data)
+        self.announce()
+
+
+def new_instance(
+    instance_id: str,
+    spec: InstanceSpec,
+    plan: LaunchPlan,
+    *,
+    config: ManagerConfig,
+    events: EventLog,
+    clock: Callable[[], float],
+    port: int | None,
+    log_path: Path,
+) -> Instance:
+    """An instance in `starting` with a closed gate, by the manager's policy; nobody has been told yet."""
+    gate = Gate(
+        instance_id,
+        spec.model_name,
+        max_in_flight=spec.concurrency_limit or config.max_in_flight,
+        max_queue=config.max_queue,
+        clock=clock,
+    )
+    return Instance(
+        instance_id,
+        spec,
+        plan,
+        gate=gate,
+        events=events,
+        host=config.host,
+        port=port,
+        timeout_s=config.default_timeout_s if spec.timeout_s is None else spec.timeout_s,
+        log_path=log_path,
+        clock=clock,
+    )
+
+
+def failure_record(failure: InstanceFailure) -> dict[str, Any]:
+    """A failure as JSON."""
+    return {
+        "class": failure.failure_class.value,
+        "message": failure.message,
+        "exit_code": failure.exit_code,
+        "signal": failure.signal,
+        "log_tail": list(failure.log_tail),
+    }

@@ -1,0 +1,134 @@
+"""The books: which instances there are, each with its supervisor's task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from instance_manager.backends import plan_launch
+from instance_manager.errors import InstanceExists, InstanceNotFound
+from instance_manager.events import EventLog
+from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.gate import Gate
+from instance_manager.lifecycle.instance import Instance, new_instance
+from instance_manager.lifecycle.instance_record import instance_of, record_of
+from instance_manager.lifecycle.specs import new_instance_id
+from instance_manager.lifecycle.supervisor import Supervisor
+from instance_manager.process.logs import LogFile
+from instance_manager.state.recovery import Fate, Leftover
+from instance_manager.state.session import StateSession
+from instance_manager.state.stores.records import InstanceRecord
+from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+
+logger = logging.getLogger("berth.manager")
+
+
+class Register:
+    """Written by the manager alone."""
+
+    def __init__(self, config: ManagerConfig, events: EventLog, clock: Callable[[], float]) -> None:
+        self.supervisors: dict[str, Supervisor] = {}
+        self.gates: dict[str, Gate] = {}  # the same instances, for the forwarding path
+        self.is_closing = False  # from now on an instance that has ended stays in the books
+        self._config = config
+        self._events = events
+        self._clock = clock
+
+    def find(self, instance_id: str) -> Supervisor:
+        """Raises InstanceNotFound."""
+        supervisor = self.supervisors.get(instance_id)
+        if supervisor is None:
+            raise InstanceNotFound(f"there is no instance {instance_id!r}", param="instance_id")
+        return supervisor
+
+    def free_id(self, model_name: str) -> str:
+        """For another instance of the model."""
+        while (instance_id := new_instance_id(model_name)) in self.supervisors:
+            pass
+        return instance_id
+
+    def enter(
+        self, spec: InstanceSpec, instance_id: str | None, dock: Dock, tasks: asyncio.TaskGroup
+    ) -> Instance:
+        """A new instance with a port; its supervisor begins. Raises what `InstanceManager.create` does."""
+        if instance_id in self.supervisors:
+            raise InstanceExists(
+                f"an instance named {instance_id!r} exists already "
+                f"({self.supervisors[instance_id].instance.state}); start or delete it, or take another name",
+                param="name",
+            )
+        plan = plan_launch(spec, self._config)
+        instance_id = instance_id or self.free_id(spec.model_name)
+        port = dock.ports.take()
+        instance = new_instance(
+            instance_id,
+            spec,
+            plan,
+            config=self._config,
+            events=self._events,
+            clock=self._clock,
+            port=port,
+            log_path=self._config.log_dir / f"{instance_id}.log",
+        )
+        self._enter(Supervisor(instance, self._log_of(instance), dock, port), tasks)
+        instance.begin(InstanceState.STARTING, "created")
+        return instance
+
+    async def enter_again(self, leftover: Leftover, dock: Dock, tasks: asyncio.TaskGroup) -> Instance:
+        """One of an earlier Berth, under its old id; its supervisor goes on with what there is of it."""
+        record = leftover.record
+        instance = instance_of(record, self._config, self._events, self._clock)
+        log = self._log_of(instance)
+        run = replace(leftover.run, log_mark=await log.resume(instance.log_start))
+        if run.fate is Fate.ADOPT and record.port is not None:
+            dock.ports.hold(record.port)
+            instance.port = record.port
+        self._enter(Supervisor(instance, log, dock, instance.port, run), tasks)
+        if run.state is not record.state:
+            instance.begin(run.state, "left by an earlier Berth", previous=record.state)
+        return instance
+
+    def describe(self, instance_id: str, session: StateSession) -> InstanceRecord | None:
+        """The instance as it is to be stored now; None once it is deleted."""
+        supervisor = self.supervisors.get(instance_id)
+        if supervisor is None:
+            return None
+        return record_of(supervisor.instance, session.owner, session.boot_id, is_wanted=supervisor.is_to_run)
+
+    def _enter(self, supervisor: Supervisor, tasks: asyncio.TaskGroup) -> None:
+        instance = supervisor.instance
+        self.supervisors[instance.instance_id] = supervisor
+        self.gates[instance.instance_id] = instance.gate
+        tasks.create_task(self._supervise(supervisor), name=f"supervisor of {instance.instance_id}")
+
+    async def _supervise(self, supervisor: Supervisor) -> None:
+        instance_id = supervisor.instance.instance_id
+        try:
+            await supervisor.run()
+        except Exception:
+            logger.exception("instance=%s: its supervisor broke down", instance_id)
+        try:
+            if not self.is_closing:
+                await self._strike_out(supervisor)
+        finally:  # whatever happens, nobody waits for ever
+            supervisor.is_forgotten = True
+            supervisor.instance.announce()
+
+    async def _strike_out(self, supervisor: Supervisor) -> None:
+        instance_id = supervisor.instance.instance_id
+        try:
+            await supervisor.log.remove()
+        except Exception:
+            logger.exception("instance=%s: its log can't be deleted", instance_id)
+        try:
+            await asyncio.to_thread(self._config.status_path(instance_id).unlink, missing_ok=True)
+        except OSError as error:
+            logger.warning("instance=%s: its status file can't be deleted: %s", instance_id, error)
+        del self.supervisors[instance_id], self.gates[instance_id]
+        self._events.publish("instance.deleted", instance_id)
+
+    def _log_of(self, instance: Instance) -> LogFile:
+        config = self._config
+        return LogFile(instance.log_path, max_bytes=config.log_max_bytes, ring_lines=config.log_ring_lines)

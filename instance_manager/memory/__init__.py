@@ -1,0 +1,1 @@
+"""How much memory there is, who holds it, what a model will need, and whom to evict for it."""

@@ -1,0 +1,1 @@
+"""What is counted of requests, lifecycles and state, as `/metrics` has it."""

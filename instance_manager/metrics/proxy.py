@@ -1,0 +1,184 @@
+"""Counts of what passes through the proxy: plain ints and lists, rendered for Prometheus when somebody asks.
+
+One event loop writes and reads, so nothing here locks. Labels are bounded: instances are forgotten with
+`forget`, methods outside a fixed list become "other", and what no instance served counts under no name.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+# Upper bounds in seconds: a request lasts from a millisecond (/health) to many minutes (long streams).
+_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+OnUsage = Callable[[str, str, int, int, int], None]
+
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "WEBSOCKET"})
+
+
+class Histogram:
+    """Counts per bucket, with a running sum; `counts` has one entry more than there are bounds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = _BOUNDS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        """Pairs of upper bound and count up to it, as Prometheus has them."""
+        pairs = []
+        running = 0
+        for bound, number in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            running += number
+            pairs.append(("+Inf" if bound == float("inf") else str(float(bound)), float(running)))
+        return pairs
+
+
+class InstanceMetrics:
+    """What one instance's requests add up to."""
+
+    __slots__ = (
+        "_on_usage",
+        "bytes_in",
+        "bytes_out",
+        "completion_tokens",
+        "first_byte_s",
+        "in_flight",
+        "instance_id",
+        "model",
+        "prompt_tokens",
+        "queue_wait_s",
+        "request_s",
+        "requests",
+    )
+
+    def __init__(self, instance_id: str, model: str, on_usage: OnUsage) -> None:
+        self.instance_id = instance_id
+        self.model = model
+        self._on_usage = on_usage
+        self.requests: dict[tuple[str, int], int] = {}  # by method and status; 499: the client left
+        self.request_s = Histogram()
+        self.first_byte_s = Histogram()
+        self.queue_wait_s = Histogram()  # of those that had to wait, the others are not in it
+        self.in_flight = 0
+        self.bytes_in = 0  # bodies, client to engine
+        self.bytes_out = 0  # bodies, engine to client
+        self.prompt_tokens = 0  # as engines' answers tell, see api/telemetry/token_usage.py
+        self.completion_tokens = 0
+
+    def count(self, method: str, status: int) -> None:
+        key = (method if method in _METHODS else "other", status)
+        self.requests[key] = self.requests.get(key, 0) + 1
+
+    def count_tokens(self, key_id: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """What an answer has told of its tokens; `key_id` names the caller's key."""
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self._on_usage(key_id, self.model, 1, prompt_tokens, completion_tokens)
+
+
+class BerthMetrics(InstanceMetrics):
+    """What the requests add up to that went on to another Berth, which counts their tokens itself."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "", lambda *_: None)
+
+    def count_tokens(self, key_id: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Counted twice, they would be the key's twice."""
+
+
+class ProxyMetrics(Collector):
+    """All instances' metrics, and the collector that renders them."""
+
+    def __init__(
+        self, model_of: Callable[[str], str | None] = lambda _: None, on_usage: OnUsage = lambda *_: None
+    ) -> None:
+        """`model_of`: the name that clients know an instance's model by, where there is one.
+
+        `on_usage` is told of each answer with tokens: key id, model, 1, prompt and completion tokens.
+        """
+        self._model_of = model_of
+        self._on_usage = on_usage
+        self._instances: dict[str, InstanceMetrics] = {}
+        self.unserved = InstanceMetrics("", "", on_usage)  # requests that got no lease
+
+    def of(self, instance_id: str, model: str) -> InstanceMetrics:
+        """The instance's metrics; the caller holds a lease, so the instance exists."""
+        metrics = self._instances.get(instance_id)
+        if metrics is None:
+            label = self._model_of(instance_id) or model
+            metrics = self._instances[instance_id] = InstanceMetrics(instance_id, label, self._on_usage)
+        return metrics
+
+    def of_berth(self, name: str) -> InstanceMetrics:
+        """Another Berth's, kept as an instance's of this name."""
+        return self._instances.get(name) or self._instances.setdefault(name, BerthMetrics(name))
+
+    def forget(self, instance_id: str) -> None:
+        """The instance is gone; so are its series."""
+        self._instances.pop(instance_id, None)
+
+    def _all(self) -> Iterator[tuple[list[str], InstanceMetrics]]:
+        for metrics in (*self._instances.values(), self.unserved):
+            yield [metrics.instance_id, metrics.model], metrics
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["instance", "model"]
+        requests = CounterMetricFamily(
+            "berth_requests",
+            "Requests answered, by instance; an empty instance: refused before one was found.",
+            labels=[*labels, "method", "code"],
+        )
+        in_flight = GaugeMetricFamily("berth_requests_in_flight", "Requests being served.", labels=labels)
+        bytes_in = CounterMetricFamily(
+            "berth_request_bytes", "Request body bytes sent to engines.", labels=labels
+        )
+        bytes_out = CounterMetricFamily(
+            "berth_response_bytes", "Response body bytes from engines.", labels=labels
+        )
+        prompt_tokens = CounterMetricFamily(
+            "berth_prompt_tokens", "Prompt tokens, as answers tell.", labels=labels
+        )
+        completion_tokens = CounterMetricFamily(
+            "berth_completion_tokens",
+            "Completion tokens, as answers tell; of a stream that doesn't, its events.",
+            labels=labels,
+        )
+        request_s = HistogramMetricFamily(
+            "berth_request_seconds", "From a request's arrival to its last byte.", labels=labels
+        )
+        first_byte_s = HistogramMetricFamily(
+            "berth_time_to_first_byte_seconds",
+            "From a request's arrival to its response's head.",
+            labels=labels,
+        )
+        queue_wait_s = HistogramMetricFamily(
+            "berth_queue_wait_seconds",
+            "From the arrival of a request that had to wait to its turn.",
+            labels=labels,
+        )
+        for names, metrics in self._all():
+            for (method, code), number in metrics.requests.items():
+                requests.add_metric([*names, method, str(code)], number)
+            in_flight.add_metric(names, metrics.in_flight)
+            bytes_in.add_metric(names, metrics.bytes_in)
+            bytes_out.add_metric(names, metrics.bytes_out)
+            prompt_tokens.add_metric(names, metrics.prompt_tokens)
+            completion_tokens.add_metric(names, metrics.completion_tokens)
+            request_s.add_metric(names, metrics.request_s.cumulated(), metrics.request_s.total)
+            first_byte_s.add_metric(names, metrics.first_byte_s.cumulated(), metrics.first_byte_s.total)
+            queue_wait_s.add_metric(names, metrics.queue_wait_s.cumulated(), metrics.queue_wait_s.total)
+        counters = (requests, in_flight, bytes_in, bytes_out, prompt_tokens, completion_tokens)
+        return (*counters, request_s, first_byte_s, queue_wait_s)

@@ -1,0 +1,1 @@
+"""Engine processes: spawned under a shim, watched, ended with all their children."""

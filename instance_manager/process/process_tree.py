@@ -1,0 +1,205 @@
+"""Who runs for an engine: its shim's status file, its token in the environment, and who of them is alive.
+
+What a Berth needs to know its engines again after its own death. Looks at the machine and, but for
+`until_exit`, blocks for milliseconds. The status file exists only where the shim runs (Linux).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from instance_manager.process.shim import TOKEN_VARIABLE, read_boot_id, read_stat, send
+
+_FREEZE_ROUNDS = 20
+_POLL_S = 0.1  # for an exit, where the kernel or Python has no pidfd
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process for good: its pid may be given out again, its pid with its start time is not."""
+
+    pid: int
+    start_ticks: int  # since boot
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """Who has this pid now; a child that nobody has reaped keeps it."""
+        stat = read_stat(pid)
+        return cls(pid, stat.start_ticks if stat is not None else 0)
+
+    @property
+    def is_alive(self) -> bool:
+        """A zombie is dead."""
+        stat = read_stat(self.pid)
+        return stat is not None and stat.start_ticks == self.start_ticks and stat.is_alive
+
+    def send(self, signum: int) -> bool:
+        """Signal it, never another; whether it was there."""
+        return send((self.pid, self.start_ticks), signum)
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What a shim has noted of its engine's run. Times in seconds since the epoch."""
+
+    token: str
+    boot_id: str
+    shim_pid: int
+    shim_start_ticks: int
+    engine_pid: int
+    engine_start_ticks: int
+    cgroup: str | None
+    started_at: float
+    ended_at: float | None  # None = the engine runs, or the shim was killed
+    ran_s: float | None
+    returncode: int | None  # negative for a signal
+    emptied_at: float | None  # when nobody of the tree was left
+
+    @property
+    def shim(self) -> ProcessId:
+        return ProcessId(self.shim_pid, self.shim_start_ticks)
+
+    @property
+    def engine(self) -> ProcessId:
+        return ProcessId(self.engine_pid, self.engine_start_ticks)
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """If not, nobody of that run is left, whatever runs under its pids."""
+        return self.boot_id == read_boot_id()
+
+    @property
+    def can_be_adopted(self) -> bool:
+        """Whether the engine runs under its shim: the very same processes that were noted."""
+        is_running = self.ended_at is None and self.is_of_this_boot
+        return is_running and self.shim.is_alive and self.engine.is_alive
+
+
+def read_status(path: Path) -> RunStatus | None:
+    """None where there is none that can be read: it is written whole, so that is a shim that could not."""
+    try:
+        noted = json.loads(path.read_text())
+        return RunStatus(**{field.name: noted[field.name] for field in fields(RunStatus)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find_by_token(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
+    """The live processes that carry each token in their environment, shims included; none = not in it."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            token = process.environ().get(TOKEN_VARIABLE)
+            if token in tokens and process.status() != psutil.STATUS_ZOMBIE:
+                found.setdefault(token, []).append(process)
+    return found
+
+
+def find_by_prefix(prefix: str) -> dict[str, list[psutil.Process]]:
+    """The live processes whose token begins so, by token."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            token = process.environ().get(TOKEN_VARIABLE, "")
+            if token.startswith(prefix) and process.status() != psutil.STATUS_ZOMBIE:
+                found.setdefault(token, []).append(process)
+    return found
+
+
+def find_tree(token: str, engine: ProcessId | None) -> set[psutil.Process]:
+    """The live processes of a run: who carries its token or is in the engine's session, and all below.
+
+    For when the shim is gone; `engine` None where nobody knows it. Environments may be overwritten by
+    their processes, sessions may be left: together they find what either alone would miss.
+    """
+    roots = set(find_by_token((token,)).get(token, ())) if token else set()
+    if engine is not None:
+        roots |= set(_session_members(engine))
+    tree = set(roots)
+    for root in roots:
+        with contextlib.suppress(psutil.Error):
+            tree |= {child for child in root.children(recursive=True) if _is_alive(child)}
+    return tree
+
+
+def kill_tree(token: str, engine: ProcessId | None) -> bool:
+    """SIGKILL to all of the run, frozen first so that nobody forks meanwhile. Whether there was anybody."""
+    frozen: set[psutil.Process] = set()
+    for _ in range(_FREEZE_ROUNDS):
+        new = find_tree(token, engine) - frozen
+        if not new:
+            break
+        for process in new:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        frozen |= new
+    for process in frozen:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return bool(frozen)
+
+
+async def until_tree_gone(token: str, engine: ProcessId | None, timeout_s: float) -> bool:
+    """Kill all of the run until nobody is left; whether that came true in time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while await asyncio.to_thread(kill_tree, token, engine):
+        if loop.time() > deadline:
+            return False
+        await asyncio.sleep(_POLL_S / 10)
+    return True
+
+
+async def until_exit(process: ProcessId) -> None:
+    """Wait until the process has ended, be it our child or not; nobody need have reaped it."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except (AttributeError, OSError):
+        while process.is_alive:  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(_POLL_S)
+        return
+    try:
+        if process.is_alive:  # and hence the one that we have a descriptor of
+            await until_readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def until_readable(descriptor: int) -> None:
+    """Wait until something, or its end, can be read from a pipe; or until a pidfd's process has ended."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _session_members(leader: ProcessId) -> list[psutil.Process]:
+    members: list[psutil.Process] = []
+    stat = read_stat(leader.pid)
+    if stat is not None and stat.start_ticks != leader.start_ticks:
+        return members  # the pid is someone else's now, so that nobody of the session is left
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader.pid and _is_alive(process):
+                members.append(process)
+    return members
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

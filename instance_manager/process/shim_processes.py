@@ -1,0 +1,95 @@
+"""What shims tell that still run when their status files, or all of the state, are gone. Linux only.
+
+A shim names its status file in its command line, and carries its engine's token in an environment that it
+never writes over: whoever reads both knows whose it is. Blocks for tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from instance_manager.process.process_tree import ProcessId, RunStatus
+from instance_manager.process.shim import TOKEN_VARIABLE, read_boot_id, read_stat
+
+logger = logging.getLogger("berth.manager")
+
+_OPTION = "--status="
+
+
+def owners_of_shims(run_dir: Path) -> frozenset[str]:
+    """The names of the Berths whose living engines note their ends in this folder."""
+    owners = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            token = process.environ().get(TOKEN_VARIABLE, "")
+            status = _status_path_of(process) if token else None
+            if status is not None and status.parent == run_dir.resolve():
+                owners.add(token.partition(".")[0])
+    return frozenset(owners)
+
+
+def holder_of_deleted(path: Path) -> int | None:
+    """The process that has open what was removed from this path; None where nobody has."""
+    wanted = f"{path.resolve()} (deleted)"
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            folder = f"/proc/{process.pid}/fd"
+            for name in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"{folder}/{name}") == wanted:
+                        return int(process.pid)
+    return None
+
+
+def status_from_processes(token: str, carriers: Collection[int], engine: ProcessId) -> RunStatus | None:
+    """What the shim of this engine would have noted; None where it is not certain that there is one."""
+    stat = read_stat(engine.pid)
+    if stat is None or not engine.is_alive or stat.parent not in carriers:
+        return None
+    with contextlib.suppress(psutil.Error, OSError):
+        shim = psutil.Process(stat.parent)
+        if _status_path_of(shim) is None or os.getsid(engine.pid) != engine.pid:
+            return None
+        return RunStatus(
+            token=token,
+            boot_id=read_boot_id(),
+            shim_pid=shim.pid,
+            shim_start_ticks=ProcessId.of(shim.pid).start_ticks,
+            engine_pid=engine.pid,
+            engine_start_ticks=engine.start_ticks,
+            cgroup=None,
+            started_at=shim.create_time(),
+            ended_at=None,
+            ran_s=None,
+            returncode=None,
+            emptied_at=None,
+        )
+    return None
+
+
+def note_again(found: Iterable[tuple[Path, RunStatus]]) -> None:
+    """Write status files that are gone; where that can't be, only the next Berth misses them."""
+    for path, status in found:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(status)))
+        except OSError as error:
+            logger.warning("a status file that is gone can't be written anew: %s", error)
+
+
+def _status_path_of(process: psutil.Process) -> Path | None:
+    """Where a shim notes how its engine ends; None for any other process, and one without such a file."""
+    for argument in process.cmdline():
+        if argument == "--":
+            return None
+        if argument.startswith(_OPTION):
+            return Path(process.cwd(), argument.removeprefix(_OPTION)).resolve()
+    return None

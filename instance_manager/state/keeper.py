@@ -1,0 +1,304 @@
+"""Writes down what happens to instances, behind the event loop's back and in order.
+
+Every event marks its instance; one task writes records as they then are, with the events since the last
+write. Where the store can't be written, Berth goes on from memory, and all of it is written later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from instance_manager.errors import InstanceExists, ManagerError
+from instance_manager.state.session import StateSession
+from instance_manager.state.stores.errors import Conflict, LeaseLost, PortHeld, StoreUnavailable
+from instance_manager.state.stores.records import ChangeKind, InstanceRecord, NewEvent, PortHold, Write
+from instance_manager.types import Event
+
+logger = logging.getLogger("berth.state")
+
+_BACK_OFF_S = (0.1, 5.0)  # between attempts to write: the first, the longest
+_MAX_EVENTS = 10_000  # kept for a store that can't be written; the oldest go
+_EVENTS_PER_WRITE = 500
+_PATIENCE_S = 5.0  # of who waits for a write; then things go on, and it is written when it can be
+_LAST_WRITES_S = 5.0  # that Berth's end waits for
+
+Describe = Callable[[str], InstanceRecord | None]
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperStatus:
+    """How the state stands. `trouble`: why it isn't up to date; None = it is, or will be in milliseconds."""
+
+    trouble: str | None
+    num_unwritten: int  # instances
+    is_deposed: bool  # another process works under our name: nothing is written any more
+
+
+class StateKeeper:
+    """`describe` gives an instance's record as it is now, None once it is deleted."""
+
+    def __init__(self, session: StateSession, describe: Describe) -> None:
+        self._store = session.store
+        self._owner = session.owner
+        self._node = session.node
+        self._describe = describe
+        self._dirty: dict[str, None] = {}  # instances, in the order of their first change
+        self._events: deque[NewEvent] = deque(maxlen=_MAX_EVENTS)
+        self._versions: dict[str, int] = {}  # as stored; absent = there is no record
+        self._ports: dict[str, int] = {}  # as held in the store
+        self._foreign: set[str] = set()  # ids that another Berth's instances have
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._trouble: str | None = None
+        self._loss: str | None = None  # of the store's files, see `note_loss`
+        self._is_deposed = False
+        self._has_ended = False
+
+    @property
+    def status(self) -> KeeperStatus:
+        trouble = self._trouble or self._loss
+        if trouble is None and self._store.is_away:
+            trouble = "the store is away; changes are queued"
+        return KeeperStatus(trouble, len(self._dirty), self._is_deposed)
+
+    def check_is_owner(self) -> None:
+        """Raises LeaseLost where nothing new may be begun."""
+        if self._is_deposed:
+            raise LeaseLost("another Berth works under this one's name: end one of them")
+
+    def know(self, record: InstanceRecord, port: int | None) -> None:
+        """A record that is stored already, and the port that is held for it there."""
+        self._versions[record.instance_id] = record.version
+        if port is not None:
+            self._ports[record.instance_id] = port
+
+    def on_event(self, event: Event) -> None:
+        """A listener of the event log: each event is kept, and its instance's record is written anew."""
+        self._events.append(NewEvent(event.type, event.instance_id, event.time, event.data))
+        self.mark(event.instance_id)
+
+    def mark(self, instance_id: str) -> None:
+        """It has changed."""
+        if not (self._has_ended or self._is_deposed):
+            self._dirty.setdefault(instance_id)
+            self._idle.clear()
+            self._work.set()
+
+    async def written(self, instance_id: str) -> None:
+        """Return when the instance is stored as it is now, or when that can't be for the time being.
+
+        Raises InstanceExists if another Berth has an instance of this id, and PortHeld if it holds the port.
+        """
+        if self._is_deposed or self._has_ended:
+            return
+        self.mark(instance_id)
+        if self._trouble is not None:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(instance_id, []).append(waiter)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await waiter
+
+    async def settled(self, instance_id: str) -> None:
+        """The same, where it doesn't matter that another Berth has it."""
+        with suppress(InstanceExists, PortHeld):
+            await self.written(instance_id)
+
+    # The tasks.
+
+    async def run(self) -> None:
+        """Write until cancelled; see `finish`."""
+        back_off_s = _BACK_OFF_S[0]
+        while not self._is_deposed:
+            await self._work.wait()
+            try:
+                await self._write_all()
+                self._trouble, back_off_s = None, _BACK_OFF_S[0]
+                continue
+            except LeaseLost as error:
+                self.depose(str(error))
+            except StoreUnavailable as error:
+                self._note_trouble(str(error))
+            except Exception as error:  # the task's root: what can't be written must not end the writing
+                logger.exception("the state could not be written")
+                self._note_trouble(repr(error))
+            await asyncio.sleep(back_off_s)
+            back_off_s = min(back_off_s * 2, _BACK_OFF_S[1])
+
+    async def watch(self) -> None:
+        """Hear from the store what became of writes that it had queued, and of the lease."""
+        async for change in self._store.watch():
+            if self._is_deposed:
+                return
+            if change.kind is ChangeKind.REJECTED and change.instance_id is not None:
+                self.mark(change.instance_id)  # the next write finds out what is there instead
+            elif change.kind is ChangeKind.REBUILT:
+                self._write_again()
+            elif change.kind is ChangeKind.OWNER_LOST and change.owner == self._owner:
+                await self._hold_on()
+
+    async def finish(self) -> None:
+        """Write what is left, for a bounded time; after that nothing is written."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WRITES_S):
+                await self._idle.wait()
+        self._has_ended = True
+        if self._dirty:
+            logger.error("Berth ends, and the state of %d instances is not written", len(self._dirty))
+        self._let_waiters_go()
+
+    # Writing.
+
+    async def _write_all(self) -> None:
+        while self._dirty:
+            instance_id = next(iter(self._dirty))
+            del self._dirty[instance_id]
+            waiters = self._waiting.pop(instance_id, [])
+            error: ManagerError | None = None
+            try:
+                await self._write(instance_id)
+            except (InstanceExists, PortHeld) as refusal:
+                error = refusal
+            except (TypeError, ValueError):  # a parameter that JSON doesn't know: no reason to keep nothing
+                logger.exception("the state of instance=%s can't be kept", instance_id)
+            except BaseException:
+                self._dirty = {instance_id: None, **self._dirty}
+                self._waiting.setdefault(instance_id, []).extend(waiters)
+                raise
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None) if error is None else waiter.set_exception(error)
+            if error is not None and not waiters:
+                logger.error("the state of instance=%s is not kept: %s", instance_id, error)
+        self._work.clear()
+        self._idle.set()
+
+    async def _write(self, instance_id: str) -> None:
+        """Store the instance as it is now. Raises InstanceExists, PortHeld and what the store raises."""
+        while True:
+            events = tuple(islice(self._events, _EVENTS_PER_WRITE))
+            record = None if instance_id in self._foreign else self._describe(instance_id)
+            write = self._write_of(instance_id, record, events)
+            try:
+                await self._store.commit(write)
+            except Conflict as conflict:
+                await self._settle(instance_id, conflict)
+                continue
+            for _ in events:
+                self._events.popleft()
+            self._note_stored(write, record)
+            if len(events) < _EVENTS_PER_WRITE:
+                break
+        if instance_id in self._foreign:
+            if self._describe(instance_id) is None:
+                self._foreign.discard(instance_id)
+                return
+            raise InstanceExists(f"another Berth has an instance named {instance_id!r}", param="name")
+
+    def _write_of(
+        self, instance_id: str, record: InstanceRecord | None, events: tuple[NewEvent, ...]
+    ) -> Write:
+        version = self._versions.get(instance_id, 0)
+        if record is None:
+            known = instance_id if version else None
+            return Write(delete=known, expected_version=version, events=events)
+        held, port = self._ports.get(instance_id), record.port
+        is_other = held != port
+        return Write(
+            put=replace(record, version=version + 1),
+            expected_version=version,
+            events=events,
+            hold=PortHold(self._node, port, instance_id) if is_other and port is not None else None,
+            release=PortHold(self._node, held, instance_id) if is_other and held is not None else None,
+        )
+
+    def _note_stored(self, write: Write, record: InstanceRecord | None) -> None:
+        if write.delete is not None:
+            self._versions.pop(write.delete)
+            self._ports.pop(write.delete, None)
+        elif write.put is not None and record is not None:
+            self._versions[record.instance_id] = write.put.version
+            if record.port is None:
+                self._ports.pop(record.instance_id, None)
+            else:
+                self._ports[record.instance_id] = record.port
+
+    async def _settle(self, instance_id: str, conflict: Conflict) -> None:
+        """The record is not at the version we knew: take the store's, unless it is another Berth's."""
+        stored = await self._store.get(instance_id)
+        if stored is None and conflict.found:
+            self._take_unreadable(instance_id, conflict)
+            return
+        if stored is not None and stored.owner != self._owner:
+            self._foreign.add(instance_id)
+            self._versions.pop(instance_id, None)
+            return
+        logger.warning("%s", conflict)
+        version = 0 if stored is None else stored.version
+        if version == conflict.expected:  # it would be refused again, and again
+            raise StoreUnavailable(f"the store contradicts itself: {conflict}")
+        self._versions[instance_id] = version
+        if stored is None:
+            self._ports.pop(instance_id, None)
+
+    def _write_again(self) -> None:
+        """The store has lost something: every record is written anew, with its port."""
+        self._ports.clear()
+        for instance_id in list(self._versions):
+            self.mark(instance_id)
+
+    def _take_unreadable(self, instance_id: str, conflict: Conflict) -> None:
+        """There is a record, which nobody can read: ours is written over it, where it can be no other's."""
+        if self._store.is_shared and instance_id not in self._versions:
+            self._foreign.add(instance_id)
+        else:
+            self._versions[instance_id] = conflict.found
+
+    # Trouble.
+
+    def note_loss(self, message: str | None) -> None:
+        """Files of the store were removed and can't be put back now; None: nothing is missing."""
+        if message is not None and self._loss is None:
+            logger.error("%s: going on from memory", message)
+        self._loss = message
+
+    async def _hold_on(self) -> None:
+        """Our lease has run out, as after a suspension, or somebody has taken it: only that is the end."""
+        try:
+            await self._store.renew_lease()
+        except LeaseLost as error:
+            self.depose(str(error))
+        except StoreUnavailable as error:
+            logger.warning("the lease is to be renewed when the store is back: %s", error)
+
+    def _note_trouble(self, message: str) -> None:
+        if self._trouble is None:
+            logger.error("%s: going on from memory; it is written as soon as that works", message)
+        self._trouble = message
+        self._let_waiters_go()
+
+    def depose(self, reason: str) -> None:
+        """Somebody else is this Berth now: nothing is written any more."""
+        if not self._is_deposed:
+            logger.critical("another Berth works under the name of this one (%s): end one of them", reason)
+        self._is_deposed = True
+        self._dirty.clear()
+        self._trouble = "another Berth works under this one's name"
+        self._let_waiters_go()
+        self._idle.set()
+
+    def _let_waiters_go(self) -> None:
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        self._waiting.clear()

@@ -1,0 +1,171 @@
+"""This Berth's hold on its state: a directory that is its alone, its name, its store and its lease there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from instance_manager.process.shim import read_boot_id
+from instance_manager.process.shim_processes import holder_of_deleted, owners_of_shims
+from instance_manager.state.stores.base import StateStore
+from instance_manager.state.stores.errors import LeaseLost, StoreInUse, StoreUnavailable
+from instance_manager.state.stores.lock import FileLock
+from instance_manager.state.stores.memory import MemoryStore
+from instance_manager.state.stores.open import known_owner_id, open_store, owner_id, set_owner_id
+from instance_manager.types import ManagerConfig
+
+logger = logging.getLogger("berth.state")
+
+_LEASE_S = (
+    10.0  # that others wait until they take us for dead; where the store is shared, it renews by itself
+)
+
+
+class StateSession:
+    """Made by `open`, given back by `close`."""
+
+    def __init__(
+        self, store: StateStore, owner: str, lock: FileLock | None, config: ManagerConfig | None = None
+    ) -> None:
+        self.store = store
+        self.owner = owner  # the same after every restart in the same STATE_DIR
+        self.boot_id = _boot_id()  # None = none is known here, and no pid is worth anything after a restart
+        # Whose ports are held. Machines may have the same name, containers of one machine have its boot id.
+        self.node = f"{platform.node()}/{(self.boot_id or '')[:8]}"
+        self._lock = lock
+        self._config = config
+
+    @classmethod
+    async def open(cls, config: ManagerConfig) -> StateSession:
+        """Raises StoreUnavailable, StoreInUse or InvalidStateUrl."""
+        if config.state_dir is None:
+            store: StateStore = MemoryStore()
+            session = cls(store, secrets.token_hex(8), None)
+        else:
+            owner, lock = await _settle(config, config.state_dir)
+            try:
+                store = await open_store(config.state_url, config.state_dir)
+                owner = owner or await _name_again(store, config.state_dir)
+            except BaseException:
+                _release(lock)
+                raise
+            session = cls(store, owner, lock, config)
+        try:
+            # The lock proves that who had the lease before us is dead.
+            is_proven = session._lock is not None
+            await store.acquire_lease(session.owner, _LEASE_S, take_over=is_proven, url=config.advertise_url)
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    @property
+    def is_sole(self) -> bool:
+        """Whether no other Berth can have this owner's name, so that what carries it is ours."""
+        return self._lock is not None
+
+    def new_token(self) -> str:
+        """For a new process; it says whose it is."""
+        return f"{self.token_prefix}{secrets.token_hex(16)}"
+
+    @property
+    def token_prefix(self) -> str:
+        return f"{self.owner}."
+
+    async def tend(self) -> None:
+        """Put back what somebody has removed: the lock, our name, the folder of status files, the store.
+
+        Raises LeaseLost where another Berth has taken the place, StoreUnavailable where it can't be put back.
+        """
+        if self._lock is not None:
+            await asyncio.to_thread(self._put_back)
+        await self.store.tend()
+
+    def _put_back(self) -> None:
+        if self._lock is None or self._config is None or self._config.state_dir is None:
+            return
+        state_dir = self._config.state_dir
+        try:
+            if not self._lock.is_in_place:
+                self._lock.take_again()
+                logger.error("the files of this Berth in %s were removed while it runs: put back", state_dir)
+            set_owner_id(state_dir, self.owner)
+            self._config.status_path("any").parent.mkdir(parents=True, exist_ok=True)
+        except StoreInUse as error:
+            raise LeaseLost(str(error)) from error
+        except OSError as error:
+            raise StoreUnavailable(f"can't write to the state directory {state_dir}: {error}") from error
+
+    async def close(self) -> None:
+        """Let the next one in."""
+        try:
+            await self.store.close()
+        finally:
+            _release(self._lock)
+
+
+async def _settle(config: ManagerConfig, state_dir: Path) -> tuple[str | None, FileLock | None]:
+    """The owner's name, where there is one, and the lock.
+
+    Without a directory that can be written to, only if nothing is kept.
+    """
+    lock = FileLock(state_dir / "berth.lock")
+    try:
+        await asyncio.to_thread(lock.acquire)
+        return await asyncio.to_thread(_known_name, config, state_dir), lock
+    except StoreUnavailable as error:
+        lock.release()
+        if not config.state_url.startswith("memory:"):
+            raise
+        logger.warning("%s; engines that outlive this Berth won't be known again", error)
+        return secrets.token_hex(8), None
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _known_name(config: ManagerConfig, state_dir: Path) -> str | None:
+    """As it is written down, or as engines of an earlier Berth tell it where the directory was emptied.
+
+    Raises StoreInUse where that Berth is alive, and puts its files back.
+    """
+    try:
+        if (name := known_owner_id(state_dir)) is not None:
+            return name
+    except OSError as error:
+        raise StoreUnavailable(f"can't read this Berth's name in {state_dir}: {error}") from error
+    owners = owners_of_shims(config.status_path("any").parent)
+    if not owners:
+        return None
+    if (holder := holder_of_deleted(state_dir / "berth.lock")) is not None:
+        raise StoreInUse(
+            f"another Berth (pid {holder}) works in {state_dir}, whose files were removed: "
+            "stop it, or give this one a STATE_DIR of its own"
+        )
+    name = min(owners)
+    logger.error("%s has lost this Berth's name: engines that run tell that it was %s", state_dir, name)
+    set_owner_id(state_dir, name)
+    return name
+
+
+async def _name_again(store: StateStore, state_dir: Path) -> str:
+    """The name in a file of ours alone that is older than the directory's; a new one otherwise."""
+    owners = set() if store.is_shared else {record.owner for record in await store.records()}
+    if len(owners) == 1:
+        await asyncio.to_thread(set_owner_id, state_dir, owners.pop())
+    return await asyncio.to_thread(owner_id, state_dir)
+
+
+def _release(lock: FileLock | None) -> None:
+    if lock is not None:
+        lock.release()
+
+
+def _boot_id() -> str | None:
+    with suppress(OSError):
+        return read_boot_id()
+    return None
