@@ -61,14 +61,13 @@ from configs.remote_logs import RemoteLogs
 from configs.service_flags import FlagError, parse_flags
 from configs.settings import Loaded, Settings, SettingsError, read_settings
 from configs.settings_remarks import remarks_on
+from instance_manager.config import LivenessRules, ManagerConfig, OnShutdown, RestartPolicy, RestartRules
 from instance_manager.errors import InstanceNotFound, InvalidCatalog, InvalidKeyFile
 from instance_manager.fleet.fleet import Fleet, FleetConfig
 from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
-from instance_manager.fleet.profiles import ExpireAction, ModelProfile, ModelSource
+from instance_manager.fleet.profiles import ModelProfile, ModelSource
 from instance_manager.fleet.startable import problem_of, told_together
 from instance_manager.hub.pull import Pulls
-from instance_manager.lifecycle.liveness import LivenessRules
-from instance_manager.lifecycle.restarts import RestartPolicy, RestartRules
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.eviction import EvictionPolicy
 from instance_manager.memory.gpu import GpuDriver
@@ -80,7 +79,7 @@ from instance_manager.process.environment import child_environment
 from instance_manager.process.hub_cache import hub_cache
 from instance_manager.state.stores.errors import InvalidStateUrl, StoreError
 from instance_manager.state.stores.open import check_url
-from instance_manager.types import Event, InstanceState, ManagerConfig, OnShutdown
+from instance_manager.types import Event, ExpireAction, InstanceState
 
 VERSION = "0.1.0"
 ENV_FILE = Path(".env")

@@ -18,12 +18,11 @@ from api.access.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_
 from api.cors import Origins
 from api.http.asgi import RawHeaders, Receive, Scope, Send
 from api.http.dialects import send_error
-from api.http.dispatch import raw_path
+from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import ApiError, api_error
 from api.http.head_cache import MEMO, Memo
 from api.http.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
 from api.http.response_channel import DirectApp, HandOver, ResponseChannel
-from api.proxy.proxy import split_proxy_path
 from api.telemetry.access_log import log_answered
 
 _ENGINES = RequestRoutes()

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from instance_manager.config import ManagerConfig, OnShutdown
 from instance_manager.errors import (
     InstanceExists,
     InvalidSpec,
@@ -38,7 +39,7 @@ from instance_manager.state.session import StateSession
 from instance_manager.state.store_state import State
 from instance_manager.state.stores.errors import PortHeld
 from instance_manager.state.usage import UsageMeter
-from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig, OnShutdown
+from instance_manager.types import InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.manager")
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from instance_manager.config import ManagerConfig
 from instance_manager.manager import InstanceManager
-from instance_manager.types import ManagerConfig
 
 
 def _manager(request: Request) -> InstanceManager:

@@ -17,12 +17,13 @@ from api.control.schemas import (
     Seconds,
     SleepLevel,
 )
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_record import shown_elsewhere
 from instance_manager.memory.placement.local import choose_devices
-from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import InstanceSpec, InstanceState
 
 router = APIRouter(prefix="/instances", tags=["instances"])
 

@@ -15,7 +15,7 @@ from api.http.asgi import Message, RawHeaders, Send
 from api.http.dialects import error_event, in_dialect, speaks_anthropic, stream_error_event
 from api.http.errors import api_error
 from api.http.headers import find_header
-from api.proxy.upstream import UpstreamGarbled
+from api.http.upstream_errors import UpstreamGarbled
 
 _STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

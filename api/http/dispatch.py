@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import unquote_to_bytes
 
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.head_cache import MEMO, Memo
@@ -59,3 +60,14 @@ def raw_path(scope: Scope) -> bytes:
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     root: str = scope.get("root_path", "")
     return path.removeprefix(root.encode()) if root else path
+
+
+def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
+    """Instance id and engine's request target of `/proxy/{id}/{path}`, the latter as the client wrote it."""
+    instance, slash, rest = path.removeprefix(b"/proxy/").partition(b"/")
+    target = slash + rest if slash else b"/"
+    if query:
+        target += b"?" + query
+    if b"%" in instance:
+        instance = unquote_to_bytes(instance)
+    return instance.decode("utf-8", "replace"), target

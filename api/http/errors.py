@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from api.http.asgi import RawHeaders
 from api.http.leases import WrongBody
-from api.proxy.upstream import (
+from api.http.upstream_errors import (
     UpstreamBroken,
     UpstreamError,
     UpstreamGarbled,

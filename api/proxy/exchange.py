@@ -16,15 +16,10 @@ from api.http.dialects import stream_error_event
 from api.http.headers import RequestHeaders, response_headers
 from api.http.leases import ClientGone, Lease, WrongBody
 from api.http.response_channel import ResponseChannel
+from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from api.proxy.pace import Pace
 from api.proxy.response_reader import ResponseReader
-from api.proxy.upstream import (
-    ResponseHead,
-    UpstreamBroken,
-    UpstreamConnection,
-    UpstreamError,
-    UpstreamTimeout,
-)
+from api.proxy.upstream import ResponseHead, UpstreamConnection
 from api.proxy.upstream_pool import UpstreamPool
 from api.telemetry.token_usage import AnswerTail, TokenUsage, usage_of
 from instance_manager.metrics.proxy import InstanceMetrics

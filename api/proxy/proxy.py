@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from urllib.parse import unquote_to_bytes
 
 from api.access.engine_routes import READING
 from api.access.keys import caller_of, is_admin
 from api.http.asgi import Receive, Scope, Send
 from api.http.dialects import send_error
-from api.http.dispatch import raw_path
+from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import error_for
 from api.http.head_cache import MEMO, Memo
 from api.http.headers import find_header, read_request_headers
@@ -30,13 +29,13 @@ from api.http.leases import (
 )
 from api.http.log_paths import loggable
 from api.http.response_channel import HandOver, ResponseChannel, channel_of, client_of, without_channel
+from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
 from api.proxy.exchange import Exchange, Request, ResponseCut
 from api.proxy.fast_exchange import DirectExchange, Patience
 from api.proxy.pace import Pace, PaceRules
 from api.proxy.peer_routes import Detour, Detours
 from api.proxy.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
-from api.proxy.upstream import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
 from api.proxy.websocket import forward_websocket
 from instance_manager.errors import ManagerError
@@ -308,17 +307,6 @@ class DataPlane:
         """Where another Berth has failed, requests to come take another way if there is one."""
         if self._detours is not None and call.lease is not None and call.lease.endpoint.is_berth:
             self._detours.failed(call.lease)
-
-
-def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
-    """Instance id and engine's request target of `/proxy/{id}/{path}`, the latter as the client wrote it."""
-    instance, slash, rest = path.removeprefix(b"/proxy/").partition(b"/")
-    target = slash + rest if slash else b"/"
-    if query:
-        target += b"?" + query
-    if b"%" in instance:
-        instance = unquote_to_bytes(instance)
-    return instance.decode("utf-8", "replace"), target
 
 
 def _log_failure(call: Call, error: UpstreamError | WrongBody) -> None:

@@ -12,46 +12,9 @@ from typing import NamedTuple, Protocol, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from api.http.asgi import RawHeaders
+from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamGarbled
 
 MAX_HEAD_BYTES = 64 * 1024
-
-
-class UpstreamError(Exception):
-    """The engine could not be reached or did not answer as HTTP asks; its status is in api/http/errors.py."""
-
-    code = "upstream_error"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-
-class UpstreamRefused(UpstreamError):
-    """No connection came about."""
-
-    code = "engine_unreachable"
-
-
-class UpstreamBroken(UpstreamError):
-    """The connection ended before the response did."""
-
-    code = "engine_disconnected"
-
-    def __init__(self, message: str, *, response_begun: bool) -> None:
-        super().__init__(message)
-        self.response_begun = response_begun
-
-
-class UpstreamGarbled(UpstreamError):
-    """What came is no HTTP/1.1 response, or a head without end."""
-
-    code = "engine_bad_response"
-
-
-class UpstreamTimeout(UpstreamError):
-    """The engine took longer than it may."""
-
-    code = "engine_timeout"
 
 
 class ResponseHead(NamedTuple):

@@ -7,7 +7,8 @@ import select
 import time
 from dataclasses import dataclass
 
-from api.proxy.upstream import UpstreamConnection, UpstreamRefused, UpstreamTimeout
+from api.http.upstream_errors import UpstreamRefused, UpstreamTimeout
+from api.proxy.upstream import UpstreamConnection
 from instance_manager.types import Endpoint
 
 # A connection that rested longer than this is looked at before use: its end may have come unnoticed.

@@ -25,7 +25,7 @@ from api.http.headers import (
     without_key,
 )
 from api.http.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
-from api.proxy.upstream import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
+from api.http.upstream_errors import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
 from api.telemetry.access_log import access_logger, write_line
 from instance_manager.errors import ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics

@@ -25,6 +25,7 @@ from api.server import garbage
 from api.server.connection_limits import ConnectionLimits
 from api.server.guarded_http import GuardedHttpProtocol
 from instance_manager.backends import plan_launch
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
 from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
@@ -34,7 +35,7 @@ from instance_manager.manager import InstanceManager
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.memory.measurements import Measurements
 from instance_manager.metrics.proxy import ProxyMetrics
-from instance_manager.types import Endpoint, InstanceSpec, ManagerConfig
+from instance_manager.types import Endpoint, InstanceSpec
 
 NAME = "bench"
 

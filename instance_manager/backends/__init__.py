@@ -8,8 +8,9 @@ from instance_manager.backends.base import Backend, LaunchPlan
 from instance_manager.backends.command import CommandBackend
 from instance_manager.backends.engine import EngineBackend
 from instance_manager.backends.vllm import VllmBackend
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 __all__ = ["BACKENDS", "Backend", "LaunchPlan", "plan_launch"]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from instance_manager.backends.params import check_params
 from instance_manager.backends.runner_kind import RunnerKind, runner_of_checkpoint, runner_of_params
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
-from instance_manager.lifecycle.sleeping import SleepStyle
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 # What decides where an engine listens, what it loads and who may talk to it.
 OWNED_PARAMS = frozenset(
@@ -30,6 +31,13 @@ OWNED_PARAMS = frozenset(
         "ssl_cert_reqs",
     }
 )
+
+
+class SleepStyle(StrEnum):
+    """Which calls an engine takes."""
+
+    ENGINE = "engine"  # ours: one call wakes it whole
+    VLLM = "vllm"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.runner_kind import runner_of_command
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 _PLACEHOLDER = re.compile(r"\{(port|host|model)\}")
 

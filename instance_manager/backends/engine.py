@@ -6,12 +6,19 @@ import os
 import sys
 from pathlib import Path
 
-from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, runner_of, served_name
+from instance_manager.backends.base import (
+    LaunchPlan,
+    SleepStyle,
+    check_vllm_like,
+    owned_flags,
+    runner_of,
+    served_name,
+)
 from instance_manager.backends.flag_check import check_engine_flags
 from instance_manager.backends.model_paths import find_model
 from instance_manager.backends.params import merge_params, to_flags
-from instance_manager.lifecycle.sleeping import SleepStyle
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.config import ManagerConfig
+from instance_manager.types import InstanceSpec
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
 

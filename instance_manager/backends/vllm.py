@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from instance_manager.backends.base import LaunchPlan, check_vllm_like, owned_flags, runner_of, served_name
+from instance_manager.backends.base import (
+    LaunchPlan,
+    SleepStyle,
+    check_vllm_like,
+    owned_flags,
+    runner_of,
+    served_name,
+)
 from instance_manager.backends.flag_check import check_vllm_flags
 from instance_manager.backends.model_paths import find_model
 from instance_manager.backends.params import merge_params, to_flags
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
-from instance_manager.lifecycle.sleeping import SleepStyle
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 # vLLM builds its flags from dataclass fields with BooleanOptionalAction; these few are plain switches.
 _WITHOUT_NEGATION = frozenset(

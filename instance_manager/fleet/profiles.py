@@ -8,14 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from instance_manager.backends.params import adapter_names
-
-
-class ExpireAction(StrEnum):
-    """What happens to an idle instance when its time is out."""
-
-    STOP = "stop"
-    SLEEP1 = "sleep1"  # the KV cache is given back, weights go to host memory
-    SLEEP2 = "sleep2"  # weights are given back too
+from instance_manager.types import ExpireAction
 
 
 class ModelSource(StrEnum):

@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 from instance_manager.backends import plan_launch
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.starter import spec_of
 from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices
-from instance_manager.types import ManagerConfig
 
 _MOST_NAMES = 5  # in one line
 

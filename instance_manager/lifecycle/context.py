@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import httpx
 
+from instance_manager.config import ManagerConfig
 from instance_manager.lifecycle.ports import PortRange
 from instance_manager.state.keeper import StateKeeper
-from instance_manager.types import ManagerConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from instance_manager.config import ManagerConfig
 from instance_manager.lifecycle.failures import classify_exit, telling_lines
 from instance_manager.lifecycle.health import (
     LastProbe,
@@ -30,7 +31,7 @@ from instance_manager.process.logs import LogFile
 from instance_manager.process.process_group import EngineProcess, ProcessGroup, listening_ports
 from instance_manager.process.supervised import SupervisedProcess, can_supervise
 from instance_manager.state.recovery import FoundRun
-from instance_manager.types import FailureClass, InstanceFailure, ManagerConfig
+from instance_manager.types import FailureClass, InstanceFailure
 
 logger = logging.getLogger("berth.manager")
 

@@ -7,10 +7,9 @@ import logging
 from collections.abc import Callable, Mapping
 
 from instance_manager.events import EventLog
-from instance_manager.fleet.profiles import ExpireAction
 from instance_manager.lifecycle.idle_policy import is_expired, next_check_at
 from instance_manager.lifecycle.supervisor import Supervisor
-from instance_manager.types import Event, InstanceState
+from instance_manager.types import Event, ExpireAction, InstanceState
 
 logger = logging.getLogger("berth.manager")
 

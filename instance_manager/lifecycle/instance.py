@@ -12,6 +12,7 @@ from typing import Any
 from instance_manager.backends import LaunchPlan
 from instance_manager.backends.params import adapter_names, mask_command, mask_params
 from instance_manager.backends.runner_kind import RunnerKind
+from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
 from instance_manager.lifecycle.idle_policy import Idleness, expires_at
@@ -21,7 +22,6 @@ from instance_manager.types import (
     InstanceFailure,
     InstanceSpec,
     InstanceState,
-    ManagerConfig,
     RunSecrets,
 )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from instance_manager.config import LivenessRules
 from instance_manager.lifecycle.bounded_fetch import Answer, fetch
 
 _STRIKES = 3
@@ -38,15 +39,6 @@ _STEPS = re.compile(
 
 class Lifeless(Exception):
     """It is to be ended; the message says what it did not do."""
-
-
-@dataclass(frozen=True, slots=True)
-class LivenessRules:
-    """Seconds; 0 = it isn't looked at."""
-
-    interval_s: float = 10.0  # between two probes
-    stall_s: float = 300.0  # without a step although there is work
-    timeout_s: float = 5.0  # of one probe
 
 
 @dataclass(frozen=True, slots=True)

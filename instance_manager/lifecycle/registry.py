@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from instance_manager.backends import plan_launch
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceExists, InstanceNotFound
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.context import Dock
@@ -20,7 +21,7 @@ from instance_manager.process.logs import LogFile
 from instance_manager.state.recovery import Fate, Leftover
 from instance_manager.state.session import StateSession
 from instance_manager.state.stores.records import InstanceRecord
-from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.manager")
 

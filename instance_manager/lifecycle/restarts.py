@@ -3,25 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-
-class RestartPolicy(StrEnum):
-    """The setting's values."""
-
-    NEVER = "never"
-    ON_FAILURE = "on-failure"
-
-
-@dataclass(frozen=True, slots=True)
-class RestartRules:
-    """Durations in seconds. The back-off doubles with each restart within the window."""
-
-    policy: RestartPolicy = RestartPolicy.NEVER
-    limit: int = 5  # restarts within the window; then it stays failed until somebody starts it
-    window_s: float = 600.0
-    first_back_off_s: float = 1.0
-    longest_back_off_s: float = 60.0
+from instance_manager.config import RestartPolicy, RestartRules
 
 
 @dataclass(slots=True)

@@ -7,11 +7,11 @@ loaded, while its `/health` says 200: so they are loaded in between, and one tok
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
 import httpx
 from pydantic_core import from_json
 
+from instance_manager.backends.base import SleepStyle
 from instance_manager.lifecycle.bounded_fetch import Answer, fetch
 
 SLEEP_LEVELS = (1, 2)
@@ -19,13 +19,6 @@ _MAX_ANSWER_BYTES = 1024 * 1024
 _ASK_TIMEOUT_S = 5.0
 _SLEEP_TIMEOUT_S = 120.0
 _WAKE_TIMEOUT_S = 600.0
-
-
-class SleepStyle(StrEnum):
-    """Which calls an engine takes."""
-
-    ENGINE = "engine"  # ours: one call wakes it whole
-    VLLM = "vllm"
 
 
 class SleepRefused(Exception):

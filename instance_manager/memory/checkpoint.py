@@ -9,11 +9,12 @@ from typing import Any
 
 from instance_manager.backends import plan_launch
 from instance_manager.backends.model_paths import find_model
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import UnsupportedModel
 from instance_manager.memory.checkpoint_problem import problem_of
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 
 class Checkpoint:

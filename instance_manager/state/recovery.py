@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
+from instance_manager.config import ManagerConfig
 from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
@@ -24,7 +25,7 @@ from instance_manager.process.shim import read_stat
 from instance_manager.process.shim_processes import note_again, status_from_processes
 from instance_manager.state.session import StateSession
 from instance_manager.state.stores.records import InstanceRecord
-from instance_manager.types import InstanceState, ManagerConfig, RunSecrets
+from instance_manager.types import InstanceState, RunSecrets
 
 logger = logging.getLogger("berth.manager")
 

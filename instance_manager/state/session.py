@@ -9,6 +9,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from instance_manager.config import ManagerConfig
 from instance_manager.process.shim import read_boot_id
 from instance_manager.process.shim_processes import holder_of_deleted, owners_of_shims
 from instance_manager.state.stores.base import StateStore
@@ -16,7 +17,6 @@ from instance_manager.state.stores.errors import LeaseLost, StoreInUse, StoreUna
 from instance_manager.state.stores.lock import FileLock
 from instance_manager.state.stores.memory import MemoryStore
 from instance_manager.state.stores.open import known_owner_id, open_store, owner_id, set_owner_id
-from instance_manager.types import ManagerConfig
 
 logger = logging.getLogger("berth.state")
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
+from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.state.idempotency import claim
 from instance_manager.state.keeper import StateKeeper
@@ -16,7 +17,7 @@ from instance_manager.state.stores.base import StateStore
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.state.usage import UsageMeter
 from instance_manager.state.watch import watch_over
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 _EVENTS_READ = 1000  # of an earlier Berth, for `GET /events` to go on with
 

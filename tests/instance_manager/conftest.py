@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from instance_manager.config import ManagerConfig
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import InstanceSpec, InstanceState
 from tests.fake_engine import command, write_fake_python
 
 MARK = "BERTH_TEST_MARK"

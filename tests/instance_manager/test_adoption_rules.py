@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.instance_record import instance_of, record_of
 from instance_manager.state.recovery import Fate, judge
 from instance_manager.state.stores.records import InstanceRecord
-from instance_manager.types import FailureClass, InstanceSpec, InstanceState, ManagerConfig, RunSecrets
+from instance_manager.types import FailureClass, InstanceSpec, InstanceState, RunSecrets
 
 ENDED = (InstanceState.STOPPED, InstanceState.FAILED)
 RECORD = InstanceRecord(

@@ -11,8 +11,9 @@ import pytest
 
 from instance_manager.backends import LaunchPlan, plan_launch
 from instance_manager.backends.model_paths import find_model
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec, ModelNotFound
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 CONFIG = ManagerConfig(
     vllm_python="/opt/vllm/bin/python",

@@ -18,8 +18,9 @@ from instance_manager.backends import plan_launch
 from instance_manager.backends.base import OWNED_PARAMS
 from instance_manager.backends.flag_check import vllm_version
 from instance_manager.backends.params import to_flags
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
-from instance_manager.types import InstanceSpec, ManagerConfig
+from instance_manager.types import InstanceSpec
 
 PARSER = cache(flags._build_parser)
 FLAGS: dict[str, Any] = json.loads(FILE.read_text())["flags"]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from instance_manager.backends import plan_launch
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import WrongState
 from instance_manager.events import EventLog
 from instance_manager.fleet import memory_planner as room_module
@@ -34,7 +35,7 @@ from instance_manager.memory.eviction import (
 )
 from instance_manager.memory.gpu import Gpu, GpuDriver
 from instance_manager.memory.measurements import Measurements
-from instance_manager.types import Endpoint, Event, InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import Endpoint, Event, InstanceSpec, InstanceState
 from tests.instance_manager.conftest import ManagerFactory, fake, running
 
 GB = 10**9

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from instance_manager.config import ManagerConfig
 from instance_manager.errors import IdempotencyKeyReused, InstanceExists, NoCapacity
 from instance_manager.events import EventLog
 from instance_manager.manager import InstanceManager
@@ -24,7 +25,7 @@ from instance_manager.state.stores.memory import MemoryStore
 from instance_manager.state.stores.open import open_store
 from instance_manager.state.stores.records import Commit, InstanceRecord, PortHold, Usage, Write
 from instance_manager.state.usage import UsageMeter
-from instance_manager.types import InstanceSpec, InstanceState, ManagerConfig
+from instance_manager.types import InstanceSpec, InstanceState
 from tests.instance_manager.conftest import fake, running
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 

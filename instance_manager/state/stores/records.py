@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from instance_manager.fleet.profiles import ExpireAction
-from instance_manager.types import Event, InstanceSpec, InstanceState
+from instance_manager.types import Event, ExpireAction, InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.state")
 

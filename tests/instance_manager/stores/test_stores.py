@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.fleet.profiles import ExpireAction
 from instance_manager.state.stores import (
     Change,
     ChangeKind,
@@ -23,7 +22,7 @@ from instance_manager.state.stores import (
 from instance_manager.state.stores.errors import Conflict, InvalidStateUrl, PortHeld, StoreUnavailable
 from instance_manager.state.stores.records import MAX_COUNT
 from instance_manager.state.usage import UsageMeter
-from instance_manager.types import InstanceSpec, InstanceState
+from instance_manager.types import ExpireAction, InstanceSpec, InstanceState
 from tests.instance_manager.stores.conftest import a_record
 
 
