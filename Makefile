@@ -6,7 +6,7 @@ RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 CLIENTS := .clients
 
-.PHONY: help serve test test-clients test-vllm test-llama-cpp check format conformance fuzz docs bench bench-proxy bench-engine bench-structured bench-first-token soak faults demo-model clean
+.PHONY: help serve test test-clients test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token soak faults demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -48,6 +48,9 @@ docs: $(DEV) ## Write docs/api.md, docs/limits.md and the table of the engine's 
 	$(BIN)/python -m docs.api_tables
 	$(BIN)/python -m docs.limits_table
 	$(BIN)/python -m docs.engine_flags
+
+structure: | $(BIN)/python ## Measure files, functions and the import graph of each package: ARGS="--check", --classes
+	$(BIN)/python -m docs.structure $(ARGS)
 
 bench: bench-proxy bench-engine ## Measure us and our peers in the same run
 
