@@ -53,11 +53,9 @@ from configs.catalog_edit import edit_model, preview_edit
 from configs.catalog_error import CatalogError
 from configs.discovery import Discovery, FoundModel, config_problem, files_at, look_for_models
 from configs.home import expand_home
-from configs.logging import configure_logging, send_to_otlp, send_to_syslog
 from configs.model_entry import ModelEntry
 from configs.one_line import one_line
 from configs.remarks import Remark, Report
-from configs.remote_logs import RemoteLogs
 from configs.service_flags import FlagError, parse_flags
 from configs.settings import Loaded, Settings, SettingsError, read_settings
 from configs.settings_remarks import remarks_on
@@ -80,6 +78,8 @@ from instance_manager.process.hub_cache import hub_cache
 from instance_manager.state.stores.errors import InvalidStateUrl, StoreError
 from instance_manager.state.stores.open import check_url
 from instance_manager.types import Event, ExpireAction, InstanceState
+from log_output.remote_logs import RemoteLogs
+from log_output.setup import configure_logging, send_to_otlp, send_to_syslog
 
 VERSION = "0.1.0"
 ENV_FILE = Path(".env")

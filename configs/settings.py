@@ -31,7 +31,7 @@ from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
 from configs.origins import normalized_origin
-from configs.syslog import SyslogAddress
+from configs.syslog_address import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
 _PATHS = (

@@ -18,8 +18,12 @@ from typing import Any, NamedTuple
 from docs.import_graph import Package, read_modules
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("app", "api", "instance_manager", "engine", "engine.server", "configs", "cli")
-PROCESSES = {"berth": ("app", "api", "instance_manager", "configs"), "engine": ("engine",), "cli": ("cli",)}
+PACKAGES = ("app", "api", "instance_manager", "engine", "engine.server", "configs", "log_output", "cli")
+PROCESSES = {
+    "berth": ("app", "api", "instance_manager", "configs", "log_output"),
+    "engine": ("engine",),
+    "cli": ("cli",),
+}
 
 MAX_ROOMS = {"instance_manager": 16, "api": 10, "engine": 12, "engine.server": 8}
 MAX_FILE_LINES = 320

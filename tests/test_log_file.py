@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.logging import configure_logging
+from log_output.setup import configure_logging
 from tests.berth_process import running_berth
 
 logger = logging.getLogger("berth.test")

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from configs.logging import FewRepeats, JsonFormatter
-from configs.otlp_logs import OtlpSink
-from configs.remote_logs import LogSink, RemoteLogs
-from configs.syslog import SyslogAddress, SyslogSink
+from configs.syslog_address import SyslogAddress
+from log_output.json_format import JsonFormatter
+from log_output.otlp import OtlpSink
+from log_output.remote_logs import LogSink, RemoteLogs
+from log_output.setup import FewRepeats
+from log_output.syslog import SyslogSink
 from tests.collector import Collector
 
 FRAME = re.compile(r"<(\d+)>1 (\d{4}-\d\d-\d\dT[\d:.]+\+00:00) (\S+) berth (\d+) - - (\{.*\})\Z", re.DOTALL)

@@ -18,7 +18,7 @@ from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from configs.logging import extra_fields
+from log_output.json_format import extra_fields
 
 _SEVERITIES: Mapping[int, tuple[SeverityNumber, str]] = {
     logging.DEBUG: (SeverityNumber.DEBUG, "DEBUG"),

@@ -1,6 +1,6 @@
 """Log lines to another machine: queued by whoever logs, sent by a thread, dropped and counted when too many.
 
-To log never waits for the network. What receives the lines (configs/syslog.py, configs/otlp_logs.py) is a
+To log never waits for the network. What receives the lines (log_output/syslog.py, log_output/otlp.py) is a
 `LogSink`; while one is away, lines wait in the queue.
 """
 

@@ -10,37 +10,14 @@ import errno
 import logging
 import os
 import socket
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import SysLogHandler
-from urllib.parse import urlsplit
 
-_DEFAULT_PORT = 514
+from configs.syslog_address import SyslogAddress
+
 _TIMEOUT_S = 5.0
 _MAX_DATAGRAM_BYTES = 60_000  # what one datagram carries anywhere; longer messages lose their end
 _SEVERITIES = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
-
-
-@dataclass(frozen=True, slots=True)
-class SyslogAddress:
-    """`udp://host:port`, `tcp://host:port`, or a Unix socket's path."""
-
-    scheme: str  # "udp", "tcp" or "unix"
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> SyslogAddress:
-        """Raises ValueError that says what is allowed."""
-        if text.startswith("/"):
-            return cls("unix", path=text)
-        url = urlsplit(text)
-        if url.scheme == "unix" and url.path.startswith("/"):
-            return cls("unix", path=url.path)
-        if url.scheme in ("udp", "tcp") and url.hostname and url.path in ("", "/"):
-            return cls(url.scheme, url.hostname, _DEFAULT_PORT if url.port is None else url.port)
-        raise ValueError("must be udp://host:port, tcp://host:port or the path of a Unix socket")
 
 
 class SyslogSink:

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import logging.config
 import logging.handlers
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from configs.remote_logs import RemoteLogs
-from configs.syslog import SyslogAddress, SyslogSink
-
-_STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line; whatever a call gave as `extra` becomes a field."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields |= extra_fields(record)
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str, ensure_ascii=False)
+from configs.syslog_address import SyslogAddress
+from log_output.json_format import JsonFormatter
+from log_output.remote_logs import RemoteLogs
+from log_output.syslog import SyslogSink
 
 
 class FewRepeats(logging.Filter):
@@ -132,14 +114,9 @@ def send_to_syslog(address: str) -> RemoteLogs:
 
 def send_to_otlp(endpoint: str, service_name: str, version: str) -> RemoteLogs:
     """Send everything to an OpenTelemetry collector as well. Raises ImportError without its packages."""
-    from configs.otlp_logs import OtlpSink
+    from log_output.otlp import OtlpSink  # its packages are optional
 
     return _added(RemoteLogs(OtlpSink(endpoint, service_name, version), f"LOG_OTLP to {endpoint}"))
-
-
-def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What a call gave as `extra`."""
-    return {name: value for name, value in record.__dict__.items() if name not in _STANDARD_FIELDS}
 
 
 def _added(handler: RemoteLogs) -> RemoteLogs:
