@@ -18,9 +18,19 @@ from typing import Any, NamedTuple
 from docs.import_graph import Package, read_modules
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("app", "api", "instance_manager", "engine", "engine.server", "configs", "log_output", "cli")
+PACKAGES = (
+    "app",
+    "api",
+    "instance_manager",
+    "engine",
+    "engine.server",
+    "composition",
+    "configs",
+    "log_output",
+    "cli",
+)
 PROCESSES = {
-    "berth": ("app", "api", "instance_manager", "configs", "log_output"),
+    "berth": ("app", "api", "instance_manager", "composition", "configs", "log_output"),
     "engine": ("engine",),
     "cli": ("cli",),
 }

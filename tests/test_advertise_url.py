@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from app import manager_config
+from composition.policies import manager_config
 from configs.settings import SettingsError, load_settings
 
 

@@ -22,4 +22,4 @@ def test_berth_itself_never_loads_torch_or_the_engine() -> None:
 
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f'VERSION = "{project["version"]}"' in (ROOT / "app.py").read_text()
+    assert f'VERSION = "{project["version"]}"' in (ROOT / "composition" / "version.py").read_text()

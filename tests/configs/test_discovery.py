@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app import check
+from composition.start_check import check
 from configs.discovery import FoundModel, discover_models, look_for_models
 from configs.settings import read_settings
 

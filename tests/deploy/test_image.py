@@ -67,7 +67,16 @@ def test_the_builder_gets_what_is_copied_and_no_secrets() -> None:
 
 def test_every_package_of_ours_is_copied() -> None:
     sources = {source.rstrip("/") for sources, _ in copied() for source in sources}
-    assert {"api", "cli", "configs", "engine", "instance_manager", "log_output", "app.py"} <= sources
+    assert {
+        "api",
+        "cli",
+        "composition",
+        "configs",
+        "engine",
+        "instance_manager",
+        "log_output",
+        "app.py",
+    } <= sources
 
 
 def test_it_runs_as_nobody_in_particular() -> None:

@@ -1,0 +1,1 @@
+"""Berth put together: settings become policies, and the parts one application and one server."""

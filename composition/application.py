@@ -1,0 +1,135 @@
+"""The parts of Berth, made into one ASGI application."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from api.access.engine_routes import RequestRoutes
+from api.access.key_book import KeyBook
+from api.auth import AccessControl
+from api.control import usage_report
+from api.control.app import create_control_app
+from api.control.catalog import ModelFiles
+from api.control.metrics_page import MetricsPage
+from api.cors import Cors
+from api.gateway.gateway import UNVERSIONED, Gateway
+from api.gateway.model_routes import ModelRoutes
+from api.gateway.response_cache import ResponseCache
+from api.http.dispatch import Dispatcher
+from api.http.response_channel import DirectApp
+from api.protocols.app import ProtocolApp
+from api.protocols.registry import load_protocols
+from api.proxy.peer_routes import Detours
+from api.proxy.proxy import DataPlane
+from api.server.content_coding import DecodingApp
+from composition.catalog_profiles import CatalogProfiles, hub_cache_of
+from composition.policies import api_keys, manager_config, origins_of, pace_rules, read_keys
+from composition.version import VERSION
+from configs.settings import Settings
+from instance_manager.errors import InstanceNotFound
+from instance_manager.fleet.fleet import Fleet, FleetConfig
+from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.hub.pull import Pulls
+from instance_manager.manager import InstanceManager
+from instance_manager.memory.eviction import EvictionPolicy
+from instance_manager.memory.gpu import GpuDriver
+from instance_manager.memory.measurements import Measurements
+from instance_manager.metrics.lifecycle import LifecycleMetrics
+from instance_manager.metrics.proxy import ProxyMetrics
+from instance_manager.metrics.state import model_label
+from instance_manager.types import Event, InstanceState
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """Berth put together. `app` serves; its lifespan owns the engines."""
+
+    app: DirectApp
+    manager: InstanceManager
+    pulls: Pulls
+
+
+def create_app(settings: Settings, env_file: Path | None = None) -> DirectApp:
+    """The whole of Berth as one ASGI application; its lifespan owns the engines."""
+    return compose(settings, env_file).app
+
+
+def compose(settings: Settings, env_file: Path | None) -> Application:
+    """Raises SettingsError, CatalogError and PluginError."""
+    manager = InstanceManager(manager_config(settings, env_file))
+    adapters = load_protocols(settings.protocol_plugins)
+    driver = GpuDriver(os.environ)
+    fleet = _fleet(settings, manager, driver)
+    source = CatalogProfiles(
+        settings, frozenset(adapter.name for adapter in adapters), hub_cache_of(manager.config)
+    )
+    keys = KeyBook(api_keys(settings), settings.api_keys_file, partial(read_keys, settings))
+    models = ModelFiles(fleet, source, driver.list_gpus, keys)
+    pulls = Pulls(manager.config.engine_env)
+    metrics, lifecycle = _metrics(manager)
+    page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
+    detours = Detours(
+        manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
+    )
+    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=pace_rules(settings))
+    manager.events.add_listener(partial(_forget_what_ended, data_plane, metrics))
+    manager.events.add_listener(lifecycle.on_event)
+    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, detours=detours)
+    cache = None
+    if settings.response_cache_mb:
+        cache = page.cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+    protocols = ProtocolApp(
+        cache or gateway, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
+    )
+    translated = sorted({adapter.route for adapter in adapters})
+    control = create_control_app(manager, fleet, models, pulls, page, version=VERSION, translated=translated)
+    door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
+    routes = ModelRoutes(gateway, protocols.routes, has_fast_path=cache is None)
+    dispatcher = Dispatcher(control, data_plane, door, routes.is_for, routes.begin)
+    origins = origins_of(settings)
+    access = AccessControl(
+        dispatcher,
+        keys,
+        inference_paths=frozenset(UNVERSIONED) | protocols.routes | {usage_report.PATH},
+        names_served_by=partial(_names_served_by, fleet),
+        on_refused=metrics.unserved.count,
+        origins=origins,
+        request_routes=RequestRoutes(settings.request_paths),
+    )
+    return Application(Cors(access, origins) if origins else access, manager, pulls)
+
+
+def _metrics(manager: InstanceManager) -> tuple[ProxyMetrics, LifecycleMetrics]:
+    def model_of(instance_id: str) -> str | None:
+        try:
+            return model_label(manager.get(instance_id))
+        except InstanceNotFound:
+            return None
+
+    return ProxyMetrics(model_of, manager.usage.add), LifecycleMetrics(model_of)
+
+
+def _forget_what_ended(data_plane: DataPlane, metrics: ProxyMetrics, event: Event) -> None:
+    if event.type == "instance.deleted":
+        metrics.forget(event.instance_id)
+    elif event.type == "instance.state" and event.data["previous"] == InstanceState.RUNNING:
+        data_plane.forget(event.instance_id)
+
+
+def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
+    """What an instance's model is called; nothing for an unknown one."""
+    return fleet.names_of_instance(instance_id) or fleet.manager.neighbours.names_of(instance_id)
+
+
+def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:
+    host_bytes = int(settings.host_memory * 2**30) if settings.host_memory > 1 else None
+    room = RoomConfig(
+        host_fraction=min(1.0, settings.host_memory),
+        host_bytes=host_bytes,
+        policy=EvictionPolicy(min_residency_s=settings.min_residency, max_wait_s=settings.max_wait),
+    )
+    keeper = RoomKeeper(manager, room, Measurements(settings.state_dir), driver)
+    return Fleet(manager, FleetConfig(autostart=settings.autostart, max_queue=settings.max_queue), keeper)

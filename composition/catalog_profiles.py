@@ -1,0 +1,162 @@
+"""models.yaml and the folders of models as profiles: the one place that knows both sides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from api.protocols.registry import load_protocols
+from configs.catalog import Catalog, CatalogFile
+from configs.catalog_edit import edit_model, preview_edit
+from configs.catalog_error import CatalogError
+from configs.discovery import Discovery, FoundModel, config_problem, files_at, look_for_models
+from configs.home import expand_home
+from configs.model_entry import ModelEntry
+from configs.one_line import one_line
+from configs.remarks import Remark
+from configs.settings import Settings
+from configs.settings_remarks import remarks_on
+from instance_manager.config import ManagerConfig
+from instance_manager.errors import InvalidCatalog
+from instance_manager.fleet.profiles import ModelProfile, ModelSource
+from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
+from instance_manager.types import ExpireAction
+
+
+class CatalogProfiles:
+    """models.yaml and the folders of models, as profiles: the one place that knows both sides."""
+
+    def __init__(self, settings: Settings, protocols: frozenset[str], cache: Path) -> None:
+        """`cache`: the hub's. Raises CatalogError."""
+        self._settings = settings
+        self._protocols = protocols
+        self._cache = cache
+        self._file = CatalogFile(settings.models_file, self._check)
+        self._discovery = Discovery([], [])
+        self._names: frozenset[str] = frozenset()  # and aliases, of all models
+
+    def profiles(self) -> list[ModelProfile]:
+        """The catalog's models, and those found on disk whose names it doesn't use."""
+        catalog = self._file.current
+        self._discovery = look_for_models(self._settings.model_dirs, self._cache)
+        on_disk = {found.name: found for found in self._discovery.models}
+        profiles = {
+            name: _with_files(self._profile(name, entry), _files_of(entry, on_disk))
+            for name, entry in catalog.models.items()
+        }
+        taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
+        for found in self._discovery.models:
+            if found.name not in taken:
+                profile = self._profile(found.name, catalog.found_entry(found.path))
+                profiles[found.name] = replace(_with_files(profile, found), source=ModelSource.DISCOVERED)
+        self._names = frozenset(taken | profiles.keys())
+        return list(profiles.values())
+
+    def found(self) -> Iterator[Remark]:
+        """What the operator should know of settings, folders and the catalog's paths, as last looked at."""
+        settings = self._settings
+        yield from remarks_on(settings)
+        yield from self._discovery.remarks
+        default = settings.default_model
+        if "default_model" in settings.model_fields_set and not self._is_here(default):
+            yield Remark(f"DEFAULT_MODEL={default}: no model here has this name; it would be the hub's")
+        for name, entry in self._file.current.models.items():
+            folder = None if entry.engine == "command" else entry.path
+            if folder is not None and folder.is_dir() and (problem := config_problem(folder)) is not None:
+                yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
+
+    def _is_here(self, name: str) -> bool:
+        return name in self._names or expand_home(name).is_dir()
+
+    def remarks(self) -> list[str]:
+        return [one_line(remark.text) for remark in self.found()]
+
+    def preview(self, name: str, changes: Mapping[str, Any]) -> ModelProfile:
+        """Raises InvalidCatalog."""
+        try:
+            catalog = preview_edit(self._settings.models_file, name, changes)
+        except CatalogError as error:
+            raise InvalidCatalog(str(error)) from error
+        return self._profile(name, catalog.models[name])
+
+    def reload(self, *, only_if_changed: bool) -> bool:
+        """Raises InvalidCatalog, and then the old one stays."""
+        try:
+            if only_if_changed:
+                return self._file.reload_if_changed() is not None
+            self._file.reload()
+        except CatalogError as error:
+            raise InvalidCatalog("; ".join(error.lines)) from error
+        return True
+
+    def edit(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Raises InvalidCatalog."""
+        try:
+            edit_model(self._settings.models_file, name, changes)
+        except CatalogError as error:
+            raise InvalidCatalog(str(error)) from error
+
+    def _profile(self, name: str, entry: ModelEntry) -> ModelProfile:
+        default_engine = (
+            "engine" if self._settings.default_engine == "auto" else self._settings.default_engine
+        )
+        return ModelProfile(
+            name=name,
+            model=str(entry.path) if entry.path is not None else (entry.model or name),
+            engine=default_engine if entry.engine in (None, "auto") else entry.engine,
+            params=entry.engine_params(),
+            aliases=tuple(entry.aliases),
+            devices=entry.devices,
+            timeout_s=entry.timeout,
+            expire_action=None if entry.expire_action is None else ExpireAction(entry.expire_action),
+            min_replicas=entry.min_replicas,
+            max_replicas=entry.max_replicas,
+            pinned=entry.pinned,
+            concurrency_limit=entry.concurrency_limit,
+            env=entry.env,
+            command=entry.command,
+            health_path=entry.health_path,
+            protocol=entry.protocol,
+            set_params=entry.filters.set_params,
+            strip_params=frozenset(entry.filters.strip_params),
+            preload=entry.preload,
+        )
+
+    def _check(self, catalog: Catalog) -> None:
+        for name, entry in catalog.models.items():
+            if entry.protocol is not None and entry.protocol not in self._protocols:
+                known = ", ".join(sorted(self._protocols))
+                raise CatalogError(
+                    self._settings.models_file,
+                    f"there is no such protocol; known are {known}",
+                    keys=("models", name, "protocol"),
+                    value=entry.protocol,
+                )
+
+
+def _files_of(entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
+    """What an entry's engine would load, where it lies here already; `on_disk` by name."""
+    if entry.path is not None:
+        return files_at(entry.path)
+    return None if entry.engine == "command" else on_disk.get(entry.target)
+
+
+def _with_files(profile: ModelProfile, found: FoundModel | None) -> ModelProfile:
+    return (
+        profile if found is None else replace(profile, size_bytes=found.size_bytes, modified=found.modified)
+    )
+
+
+def catalog_profiles(settings: Settings, config: ManagerConfig) -> CatalogProfiles:
+    """Raises PluginError and CatalogError."""
+    adapters = load_protocols(settings.protocol_plugins)
+    return CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters), hub_cache_of(config))
+
+
+def hub_cache_of(config: ManagerConfig) -> Path:
+    """Where engines keep what they have downloaded, but for models whose `env` says otherwise."""
+    return hub_cache(child_environment(os.environ, config.engine_env))

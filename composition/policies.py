@@ -1,0 +1,103 @@
+"""The settings, as the policies that the parts are given."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from api.access.key_book import Keys
+from api.access.keys import Access, ApiKey
+from api.cors import Origins
+from api.proxy.pace import PaceRules
+from configs.settings import Settings, SettingsError
+from instance_manager.config import LivenessRules, ManagerConfig, OnShutdown, RestartPolicy, RestartRules
+from instance_manager.errors import InvalidKeyFile
+from instance_manager.state.stores.errors import InvalidStateUrl
+from instance_manager.state.stores.open import check_url
+from instance_manager.types import ExpireAction
+
+ENV_FILE = Path(".env")
+
+
+def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
+    """The manager's policy, as the settings have it."""
+    return ManagerConfig(
+        base_port=settings.vllm_base_port,
+        max_instances=settings.vllm_max_instances,
+        default_engine="engine" if settings.default_engine == "auto" else settings.default_engine,
+        default_model=settings.default_model,
+        default_timeout_s=settings.vllm_default_timeout,
+        expire_action=ExpireAction(settings.expire_action),
+        start_timeout_s=settings.start_timeout,
+        start_timeout_cap_s=max(3600.0, settings.start_timeout),
+        stop_grace_s=settings.stop_grace,
+        drain_timeout_s=settings.drain_timeout,
+        restart=RestartRules(RestartPolicy(settings.restart_policy), limit=settings.restart_limit),
+        liveness=LivenessRules(settings.health_interval, settings.stall_timeout),
+        max_queue=settings.max_queue,
+        max_in_flight=settings.max_in_flight,
+        log_dir=settings.log_dir,
+        run_dir=settings.state_dir / "run",
+        state_dir=settings.state_dir,
+        state_url=state_url(settings),
+        advertise_url=_advertised(settings),
+        on_shutdown=OnShutdown(settings.on_shutdown),
+        vllm_python=settings.vllm_python,
+        model_dirs=settings.model_dirs,
+        default_params=settings.parameters(),
+        engine_params={"unknown_fields": settings.unknown_fields},
+        vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
+        engine_env=settings.engine_environment(env_file),
+    )
+
+
+def _advertised(settings: Settings) -> str:
+    """Where other Berths reach this one; empty where the port is the system's choice."""
+    if settings.advertise_url or not settings.app_port:
+        return settings.advertise_url or ""
+    host = settings.app_host
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - every address is none to name
+        host = socket.gethostname()
+    return f"http://[{host}]:{settings.app_port}" if ":" in host else f"http://{host}:{settings.app_port}"
+
+
+def state_url(settings: Settings) -> str:
+    """Raises SettingsError."""
+    try:
+        check_url(settings.state_url)
+    except InvalidStateUrl as error:
+        raise SettingsError(str(error)) from None
+    return settings.state_url
+
+
+def api_keys(settings: Settings) -> Keys:
+    """All keys that open Berth. Raises SettingsError."""
+    listed = (
+        ApiKey(
+            line.key,
+            Access.ADMIN if line.is_admin else Access.INFERENCE,
+            line.name,
+            line.models,
+            line.rate_per_s,
+            line.burst,
+        )
+        for line in settings.listed_keys()
+    )
+    return Keys(settings.api_keys, settings.admin_api_keys, tuple(listed), settings.share_caches)
+
+
+def read_keys(settings: Settings) -> Keys:
+    """The same while Berth runs. Raises InvalidKeyFile."""
+    try:
+        return api_keys(settings)
+    except SettingsError as error:
+        raise InvalidKeyFile(str(error)) from error
+
+
+def pace_rules(settings: Settings) -> PaceRules:
+    return PaceRules(settings.client_timeout, settings.client_min_rate)
+
+
+def origins_of(settings: Settings) -> Origins | None:
+    """Whose pages may use Berth; None = nobody's, and nothing is looked at for it."""
+    return Origins(settings.allowed_origins) if settings.allowed_origins else None

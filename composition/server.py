@@ -1,0 +1,106 @@
+"""The HTTP server around the application, and how it begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import cast
+
+import uvicorn
+
+from api.http.response_channel import DirectApp
+from api.server import garbage
+from api.server.connection_limits import ConnectionLimits
+from api.server.descriptors import connections_within, raise_descriptor_limit
+from api.server.guarded_http import GuardedHttpProtocol
+from api.server.guarded_ws import GuardedWebSocket
+from api.server.listening import bind
+from api.telemetry.trace_export import InstanceSpans, TraceExport
+from api.telemetry.tracing import Tracing
+from composition.application import compose
+from composition.policies import origins_of
+from configs.settings import Settings
+from instance_manager.hub.pull import Pulls
+from instance_manager.manager import InstanceManager
+
+
+class BerthServer(uvicorn.Server):
+    """uvicorn, except that manager and pulls hear of a shutdown first, and that a clean end is status 0."""
+
+    def __init__(self, config: uvicorn.Config, manager: InstanceManager, pulls: Pulls) -> None:
+        super().__init__(config)
+        self._manager = manager
+        self._pulls = pulls
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.has_broken_down = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises OSError where the port is taken, and StoreError where the state can't be opened."""
+        sockets = sockets or bind(self.config.host, self.config.port)
+        try:
+            await self._manager.prepare()
+        except BaseException:
+            for one in sockets:
+                one.close()
+            raise
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        garbage.settle()
+
+    async def on_tick(self, counter: int) -> bool:
+        """A manager that has ended by itself takes the server with it: whoever runs Berth starts it anew."""
+        should_exit = await super().on_tick(counter)
+        self.has_broken_down = not should_exit and self._manager.is_shutting_down
+        return should_exit or self.has_broken_down
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Connections close once what they wait for or follow has ended, so that comes first.
+        self._manager.begin_shutdown()
+        self._pulls.close()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the shutdown; a second one lets requests in flight have no more time."""
+        if self.should_exit and self._loop is not None:
+            hurry = partial(self._manager.begin_shutdown, drain_timeout_s=0)
+            self._loop.call_soon_threadsafe(hurry)
+        self.should_exit = True
+
+
+def create_server(
+    settings: Settings, env_file: Path | None = None, traces: TraceExport | None = None
+) -> BerthServer:
+    """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
+    parts = compose(settings, env_file)
+    app: DirectApp = parts.app
+    if traces is not None:
+        app = Tracing(app, traces.tracer)
+        parts.manager.events.add_listener(InstanceSpans(traces.tracer).on_event)
+    limits = ConnectionLimits(
+        max_connections=connections_within(raise_descriptor_limit(), settings.max_connections),
+        max_body_bytes=settings.max_body_mb * 2**20,
+    )
+    config = uvicorn.Config(
+        app,
+        host=settings.app_host,
+        port=settings.app_port,
+        loop="auto",
+        http=cast(
+            type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits, origins=origins_of(settings))
+        ),
+        ws=GuardedWebSocket,
+        access_log=False,
+        proxy_headers=False,  # who is in front of us is told by the peer's address alone
+        server_header=False,
+        date_header=False,
+        log_config=None,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+    )
+    return BerthServer(config, parts.manager, parts.pulls)

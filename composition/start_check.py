@@ -1,0 +1,52 @@
+"""All that keeps Berth from starting, or that an operator should know of, without a start."""
+
+from __future__ import annotations
+
+import os
+
+from api.protocols.registry import PluginError, load_protocols
+from composition.catalog_profiles import catalog_profiles
+from composition.policies import ENV_FILE, api_keys, manager_config, state_url
+from configs.catalog import load_catalog
+from configs.catalog_error import CatalogError
+from configs.remarks import Remark, Report
+from configs.settings import Loaded, SettingsError
+from instance_manager.fleet.startable import problem_of, told_together
+from instance_manager.memory.gpu import GpuDriver
+
+
+def all_mistakes(loaded: Loaded) -> list[str]:
+    """Everything that keeps Berth from starting."""
+    settings = loaded.settings
+    mistakes = list(loaded.mistakes)
+    for attempt in (
+        lambda: api_keys(settings),
+        lambda: state_url(settings),
+        lambda: load_protocols(settings.protocol_plugins),
+        lambda: load_catalog(settings.models_file),
+        lambda: catalog_profiles(settings, manager_config(settings, ENV_FILE)),
+    ):
+        try:
+            attempt()
+        except CatalogError as error:
+            mistakes += error.lines
+        except (SettingsError, PluginError) as error:
+            mistakes += str(error).splitlines()
+    return list(dict.fromkeys(mistakes))  # the last of the attempts takes the two before it up again
+
+
+def check(loaded: Loaded) -> Report:
+    """All that a start would refuse or tell of, without one."""
+    report, settings = Report(all_mistakes(loaded), [*loaded.remarks, *loaded.notes]), loaded.settings
+    try:
+        config = manager_config(settings, ENV_FILE)
+        source = catalog_profiles(settings, config)
+    except (SettingsError, CatalogError, PluginError):
+        return report  # what would follow from it is no news
+    profiles = source.profiles()
+    gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
+    problems = {one.name: problem_of(one, config, gpus) for one in profiles}
+    told = told_together({name: problem for name, problem in problems.items() if problem is not None})
+    report.add([*source.found(), *(Remark(line, is_mistake=True) for line in told)])
+    report.num_models = len(profiles)
+    return report
