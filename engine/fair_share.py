@@ -4,8 +4,8 @@ A request may be many sequences: prompts times `n`, beams, a batch of conversati
 knows no clock, no blocks and no tokens. Where nobody else is there, nothing here limits anything.
 
 Seats (running sequences): beyond its share, a request takes some only while it is alone. What it then has too
-much it gives back as soon as another waits for it, the last in rank first and no more than is needed. As
-a share is at least one seat, the first in rank of a request never has to go.
+much it gives back, the last in rank first, one for each of another's that is ready to sit there. As a share
+is at least one seat, the first in rank of a request never has to go.
 
 Turns: what a request has added after its first prompt is due later, by a fixed time for each token of its
 own prompts before. So a small request needn't wait for all of a large one, but never for ever, and for less
@@ -15,7 +15,6 @@ than what a level of priority is worth.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 
 from engine.sequence import Group, SequenceState
 from engine.types import EngineRequest
@@ -34,7 +33,6 @@ class FairShare:
     """The requests that are there, and the seats that each has."""
 
     def __init__(self, max_num_seqs: int) -> None:
-        self._max_num_seqs = max_num_seqs
         self._share = share_of(max_num_seqs)
         self._groups: dict[str, Group] = {}
         self._greedy: Group | None = None  # has more than its share; two don't fit
@@ -81,15 +79,11 @@ class FairShare:
     def may_sit(self, group: Group) -> bool:
         return group.num_running < self._share or not self.is_contended
 
-    def surplus(self, running: Sequence[SequenceState], num_waiting: int) -> list[SequenceState]:
-        """Who has to give back a seat, as others wait for it. `running`: by rank."""
-        greedy = self._greedy
-        if greedy is None or not self.is_contended:
-            return []
-        num_wanted = num_waiting - greedy.num_waiting - (self._max_num_seqs - len(running))
-        num_too_many = min(num_wanted, greedy.num_running - self._share)
-        own = (sequence for sequence in reversed(running) if sequence.group is greedy)
-        return list(islice(own, max(0, num_too_many)))
+    def debtor(self, running: Sequence[SequenceState]) -> SequenceState | None:
+        """Who has to give back its seat to one that waits, if anybody has. `running`: by rank."""
+        if self._greedy is None or not self.is_contended:
+            return None
+        return next(sequence for sequence in reversed(running) if sequence.group is self._greedy)
 
     def check_integrity(self, running: Iterable[SequenceState], waiting: Iterable[SequenceState]) -> None:
         """Raise RuntimeError where the counts are wrong."""

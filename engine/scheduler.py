@@ -141,8 +141,6 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """The next step's work; never empty while there are sequences."""
-        for sequence in self._shares.surplus(self._running, len(self._waiting)):
-            self._preempt(sequence)
         for sequence in tuple(self._running):
             self._make_room(sequence)
         chunks = self._chunks()
@@ -230,29 +228,35 @@ class Scheduler:
         budget = PromptBudget(num_tokens, self._vocab_size, is_contended=self._shares.is_contended)
         for _ in budget.rounds():
             for sequence in prefills:
-                budget.give(sequence)
+                if sequence.block_ids:
+                    budget.give(sequence)
             prefills += self._admit(budget)
-        return chunks + budget.given()
+        chunks += budget.given()
+        return [chunk for chunk in chunks if chunk[0].block_ids]  # who has lost its seat has none
 
     def _admit(self, budget: PromptBudget) -> list[SequenceState]:
         """Move waiting sequences to running while there is budget; each takes all the blocks it needs now.
 
-        One free block is left for each running sequence, lest an admission cause a preemption at once. And
-        what was preempted in this step can't come back in it: its blocks are free again but for one, or its
-        request has its share of seats.
+        One free block is left for each running sequence, lest an admission cause a preemption at once. So
+        what was preempted for blocks, of which all but one are free again, doesn't come back in the same
+        step; nor does who gave a seat back, because its request still has its share.
         """
         admitted: list[SequenceState] = []
         candidates = in_turn(
             self._waiting, lambda group: self._shares.may_sit(group) and budget.has_for(group)
         )
         for sequence in islice(candidates, self.max_num_seqs if budget.num_left else 0):
-            if not budget.num_left or len(self._running) >= self.max_num_seqs:
+            is_full = len(self._running) >= self.max_num_seqs
+            debtor = self._shares.debtor(self._running) if is_full else None
+            if not budget.num_left or (is_full and debtor is None):
                 break
             if not budget.offer(sequence):
                 continue
             shared = self._prefixes.find(sequence, self._running)
             if shared is None:
                 continue
+            if debtor is not None:
+                self._preempt(debtor)
             num_new = self._cache.num_blocks_for(len(sequence.token_ids)) - len(shared)
             if not self._cache.can_allocate(num_new + len(self._running), shared=shared):
                 break
