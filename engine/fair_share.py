@@ -79,10 +79,13 @@ class FairShare:
     def may_sit(self, group: Group) -> bool:
         return group.num_running < self._share or not self.is_contended
 
-    def debtor(self, running: Sequence[SequenceState]) -> SequenceState | None:
-        """Who has to give back its seat to one that waits, if anybody has. `running`: by rank."""
-        if self._greedy is None or not self.is_contended:
-            return None
+    @property
+    def has_debtor(self) -> bool:
+        """Whether there is one who has to give back a seat to another that can use it."""
+        return self._greedy is not None and self.is_contended
+
+    def debtor(self, running: Sequence[SequenceState]) -> SequenceState:
+        """Who that is. `running`: by rank."""
         return next(sequence for sequence in reversed(running) if sequence.group is self._greedy)
 
     def check_integrity(self, running: Iterable[SequenceState], waiting: Iterable[SequenceState]) -> None:

@@ -223,7 +223,7 @@ class Scheduler:
         if chunks:
             num_tokens = min(num_tokens, self._max_prefill_beside_decodes)
         prefills = [sequence for sequence in self._running if sequence.num_remaining > 1]
-        if not prefills and not self._waiting:
+        if not (prefills or (self._waiting and self._may_have_seat())):
             return chunks
         budget = PromptBudget(num_tokens, self._vocab_size, is_contended=self._shares.is_contended)
         for _ in budget.rounds():
@@ -246,17 +246,15 @@ class Scheduler:
             self._waiting, lambda group: self._shares.may_sit(group) and budget.has_for(group)
         )
         for sequence in islice(candidates, self.max_num_seqs if budget.num_left else 0):
-            is_full = len(self._running) >= self.max_num_seqs
-            debtor = self._shares.debtor(self._running) if is_full else None
-            if not budget.num_left or (is_full and debtor is None):
+            if not (budget.num_left and self._may_have_seat()):
                 break
             if not budget.offer(sequence):
                 continue
             shared = self._prefixes.find(sequence, self._running)
             if shared is None:
                 continue
-            if debtor is not None:
-                self._preempt(debtor)
+            if len(self._running) >= self.max_num_seqs:
+                self._preempt(self._shares.debtor(self._running))
             num_new = self._cache.num_blocks_for(len(sequence.token_ids)) - len(shared)
             if not self._cache.can_allocate(num_new + len(self._running), shared=shared):
                 break
@@ -266,6 +264,10 @@ class Scheduler:
             admitted.append(sequence)
             budget.give(sequence)
         return admitted
+
+    def _may_have_seat(self) -> bool:
+        """Whether one is free, or will be given back."""
+        return len(self._running) < self.max_num_seqs or self._shares.has_debtor
 
     def _room(self, sequence: SequenceState) -> int:
         """The blocks a sequence may come to need, but beyond its present ones no more than its fair share."""

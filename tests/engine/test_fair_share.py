@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.sequence import SequenceState
 from engine.types import Batch, EngineRequest, SamplingParams
 from tests.engine.fake_runner import make_request, reference_output
 from tests.engine.test_scheduler import Harness, shape
@@ -311,6 +312,7 @@ class Watch:
         self.has_spare_blocks = has_spare_blocks
         self.requests: list[EngineRequest] = []
         self.seats: Counter[str] = Counter()
+        self.ran: set[SequenceState] = set()
 
     def group_of(self, request_id: str) -> str:
         return next(one.group for one in self.requests if one.request_id == request_id)
@@ -337,12 +339,13 @@ class Watch:
         hungry = [
             one
             for one in scheduler._running
-            if one.num_remaining > 1 and one.group.name not in prompts  # none of its tokens but one
+            if one.num_remaining > 1 and one in self.ran and one.group.name not in prompts
         ]
         if hungry:
             assert all(number <= max(1, budget * 3 // 4) for number in prompts.values())
         self.harness.collect(scheduler.update(batch, self.harness.runner.execute(batch)))
         scheduler.check_integrity()
+        self.ran = set(scheduler._running)
         self.seats = Counter(sequence.group.name for sequence in scheduler._running)
 
 
