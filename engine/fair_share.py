@@ -1,7 +1,7 @@
 """How much of the engine one API request may have while others want it, too.
 
 A request may be many sequences: prompts times `n`, beams, a batch of conversations. Pure rules over counts:
-knows no clock, no blocks and no tokens. Where nobody else is there, nothing here limits anything.
+knows no clock and no blocks. Where nobody else is there, nothing here limits anything.
 
 Seats (running sequences): beyond its share, a request takes some only while it is alone. What it then has too
 much it gives back, the last in rank first, one for each of another's that is ready to sit there. As a share
@@ -101,19 +101,22 @@ class FairShare:
 
 
 def in_turn(
-    waiting: Sequence[SequenceState], may_have_more: Callable[[Group], bool]
+    waiting: Sequence[SequenceState], may_go: Callable[[SequenceState], bool]
 ) -> Iterator[SequenceState]:
-    """By rank, those whose request may have more; `waiting` may lose them on the way.
+    """By rank, those that may go; `waiting` may lose them on the way.
 
-    Others don't hold up who is behind them. Ends early where only such are left, who may be thousands.
+    One that may not stops all of its request's, as they ask for the same, and nobody else's. Ends early where
+    only such are left, who may be thousands.
     """
     stopped: set[Group] = set()
+    num_stopped = 0
     for sequence in tuple(waiting):
         if sequence.group in stopped:
             continue
-        if may_have_more(sequence.group):
+        if may_go(sequence):
             yield sequence
             continue
         stopped.add(sequence.group)
-        if sum(group.num_waiting for group in stopped) == len(waiting):
+        num_stopped += sequence.group.num_waiting
+        if num_stopped == len(waiting):
             return

@@ -39,10 +39,6 @@ class PromptBudget:
             self._most_each = whole
             yield
 
-    def has_for(self, group: Group) -> bool:
-        """Whether its request has less than it may have in this round."""
-        return self._taken.get(group, 0) < self._most_each
-
     def offer(self, sequence: SequenceState) -> int:
         """How many tokens it would be given; not all that are left while logprobs of its prompt are told."""
         wanted = most = self._most_tokens(sequence)

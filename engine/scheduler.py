@@ -242,14 +242,10 @@ class Scheduler:
         step; nor does who gave a seat back, because its request still has its share.
         """
         admitted: list[SequenceState] = []
-        candidates = in_turn(
-            self._waiting, lambda group: self._shares.may_sit(group) and budget.has_for(group)
-        )
+        candidates = in_turn(self._waiting, lambda sequence: self._may_go(sequence, budget))
         for sequence in islice(candidates, self.max_num_seqs if budget.num_left else 0):
             if not (budget.num_left and self._may_have_seat()):
                 break
-            if not budget.offer(sequence):
-                continue
             shared = self._prefixes.find(sequence, self._running)
             if shared is None:
                 continue
@@ -264,6 +260,10 @@ class Scheduler:
             admitted.append(sequence)
             budget.give(sequence)
         return admitted
+
+    def _may_go(self, sequence: SequenceState, budget: PromptBudget) -> bool:
+        """Whether its request may have a seat, and tokens if any are left."""
+        return self._shares.may_sit(sequence.group) and (not budget.num_left or budget.offer(sequence) > 0)
 
     def _may_have_seat(self) -> bool:
         """Whether one is free, or will be given back."""

@@ -234,6 +234,16 @@ def test_a_budget_of_one_token_is_enough() -> None:
     assert_answers(harness, requests)
 
 
+def test_prompts_whose_logprobs_are_told_are_no_wall() -> None:
+    """A step tells 20 of these, and hundreds of such prompts may wait."""
+    harness = Harness(max_num_seqs=8, num_blocks=512, budget=128, max_model_len=100)
+    params = SamplingParams(max_tokens=2, prompt_logprobs=100)
+    harness.add(*(replace(one, params=params) for one in prompts(200, 60)))
+    harness.step()
+    harness.add(make_request("small", [50, 51, 52], arrival_time=1000.0))
+    assert steps_until_first_token(harness, "small") == 1
+
+
 # Turns
 
 
