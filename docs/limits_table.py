@@ -10,7 +10,7 @@ from configs.settings import Settings
 from docs.api_tables import table
 from engine.build import CPU_PREFILL_BESIDE_DECODES
 from engine.logit_edits import MANY_LISTED
-from engine.scheduler import MAX_TOLD_IN_STEP
+from engine.prompt_budget import MAX_TOLD_IN_STEP
 from engine.server import limits
 from engine.server.generation_body import Strict
 from engine.server.large_work import LARGE_BYTES
@@ -42,7 +42,9 @@ No request may take more than a stated share of a step or of the interpreter, wh
 
 - **A step.** It runs at most `--max-num-batched-tokens` tokens and `--max-num-seqs` sequences, of all
   requests together. Sequences that go on come first, with a token each; prompts get what is left, on a CPU
-  {{beside}} tokens while others go on.
+  {{beside}} tokens while others go on. One request, whatever its prompts, `n` or beams, has at most three
+  quarters of the sequences while another is there, and of the prompts' tokens while another's prompt is
+  ready; what it took before, it gives back when another waits for it.
 - **Bodies.** One over {{large}} KB is parsed, checked and rendered in a thread, one at a time; long work
   rests as long as it has worked. Long texts are encoded without holding the interpreter, {{together}} K
   characters at a time.

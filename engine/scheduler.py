@@ -5,13 +5,19 @@ first, one token each; what remains of the token budget goes to prompts, in chun
 for prompts may be a smaller one, so that no step takes long while streams flow. When blocks run out, the
 lowest in rank loses its own and is computed again later, outputs included.
 
-Rank is when a request is due: its arrival, put off by a fixed time for each level of priority. So of those
+Rank is when a sequence is due: its arrival, put off by a fixed time for each level of priority. So of those
 that wait, the more urgent goes first, but only as long as the other hasn't waited that much longer; who runs
-isn't interrupted for it unless blocks run out.
+isn't interrupted for it unless blocks run out. While several API requests are there, none has more than its
+share of the seats and of the prompts' tokens (engine/fair_share.py, engine/prompt_budget.py): who would take
+more is passed over, or gives seats back.
 
-Why nothing waits for ever: only finitely many requests can ever be due before a given one. The first in rank
-is never preempted for another; alone, it always fits, because its length is limited by the whole cache; so
-it finishes, and the next in rank becomes the first.
+Why nothing waits for ever: only finitely many can ever be due before a given sequence. Of those that run, the
+first in rank has a token in every step and is never preempted: not for blocks, because alone it always fits,
+its length being limited by the whole cache; not for a seat, because a request keeps its first in rank. So it
+ends, and so, one after the other, do all that run. Of those that wait, the first in rank is asked first, and
+nobody passes it while it lacks blocks. It is passed over only while its request has its share of seats, while
+prompts that run have its share of tokens or what may be told of logprobs, or compute what it begins with:
+always until sequences that run have ended.
 """
 
 from __future__ import annotations
@@ -19,15 +25,18 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Callable, Sequence
+from itertools import islice
 from operator import attrgetter
 
 from engine.errors import ConfigError, InvalidRequest
-from engine.kv_cache import KVCache, PromptKeys
+from engine.fair_share import FairShare, in_turn
+from engine.kv_cache import KVCache
 from engine.logit_edits import EditsMaker
+from engine.prefixes import Prefixes
+from engine.prompt_budget import PromptBudget
 from engine.request_check import RequestCheck
 from engine.sequence import Finish, SequenceState, StopRule
 from engine.types import (
-    ALL_LOGPROBS,
     Batch,
     EngineRequest,
     EngineStats,
@@ -36,11 +45,6 @@ from engine.types import (
     StepResult,
     TokenDelta,
 )
-
-PRIORITY_LEVEL_S = 60.0  # of waiting that one level of priority is worth
-# Logprobs of prompts that a step tells, alternatives included: it makes an object of each, and its other
-# sequences wait for that: some 10 ms.
-MAX_TOLD_IN_STEP = 2048
 
 _by_rank = attrgetter("rank")
 
@@ -84,8 +88,9 @@ class Scheduler:
         self._waiting: list[SequenceState] = []  # both sorted by rank
         self._running: list[SequenceState] = []
         self._in_step: list[SequenceState] = []  # parallel to the sequences of the batch that runs now
+        self._shares = FairShare(self.max_num_seqs)
         self._edits = EditsMaker()
-        self._prompt_keys = PromptKeys(cache)
+        self._prefixes = Prefixes(cache)
         self._num_added = 0
         self._num_preemptions = 0
         self._prompt_tokens = 0
@@ -111,13 +116,15 @@ class Scheduler:
         self.check(request)
         if request.request_id in self._sequences:
             raise InvalidRequest(f"A request {request.request_id!r} is running already.", param="request_id")
+        edits = self._edits.make(request.params, request.prompt_token_ids)
+        group, due = self._shares.join(request)
         self._num_added += 1
-        due = request.arrival_time + request.priority * PRIORITY_LEVEL_S
         sequence = SequenceState(
             request,
+            group,
             rank=(due, self._num_added),
             token_ids=list(request.prompt_token_ids),
-            edits=self._edits.make(request.params, request.prompt_token_ids),
+            edits=edits,
         )
         self._sequences[request.request_id] = sequence
         insort(self._waiting, sequence, key=_by_rank)
@@ -188,6 +195,7 @@ class Scheduler:
         self._cache.check_integrity([sequence.block_ids for sequence in self._sequences.values()])
         if sum(map(len, (self._running, self._waiting))) != len(self._sequences):
             raise RuntimeError(f"{self!r} knows {len(self._sequences)} sequences.")
+        self._shares.check_integrity(self._running, self._waiting)
 
     # Deciding
 
@@ -204,74 +212,62 @@ class Scheduler:
             self._cache.grow(sequence.block_ids)
 
     def _chunks(self) -> list[tuple[SequenceState, int]]:
-        """Who runs, and how many tokens: decodes, then a prompt that was left unfinished, then new ones.
+        """Who runs, and how many tokens: decodes, then prompts that were left unfinished, then new ones.
 
-        Only the last prompt of a step stays unfinished, and those whose logprobs are told, which come a part
-        at a time. As decodes are fewer than the budget while prompts run, the first gets at least one token.
+        Of a request, only the last prompt of a step stays unfinished, and those whose logprobs are told,
+        which come a part at a time. As decodes are fewer than the budget while prompts run, the first gets
+        at least one token.
         """
         chunks = [(sequence, 1) for sequence in self._running if sequence.num_remaining == 1]
-        budget = self.max_num_batched_tokens - len(chunks)
+        num_tokens = self.max_num_batched_tokens - len(chunks)
         if chunks:
-            budget = min(budget, self._max_prefill_beside_decodes)
+            num_tokens = min(num_tokens, self._max_prefill_beside_decodes)
         prefills = [sequence for sequence in self._running if sequence.num_remaining > 1]
-        prefills += self._admit(budget - sum(map(self._most_tokens, prefills)))
-        share = 1.0  # of what may be told, that is left
-        for sequence in prefills:
-            num_tokens = min(self._most_tokens(sequence), budget)
-            if sequence.num_unscored:
-                most = self._most_tokens(sequence)
-                num_tokens = min(num_tokens, int(share * most + 1e-6))
-                share -= num_tokens / most
-            if num_tokens:
-                chunks.append((sequence, num_tokens))
-                budget -= num_tokens
-        return chunks
+        if not (prefills or (self._waiting and self._may_have_seat())):
+            return chunks
+        budget = PromptBudget(num_tokens, self._vocab_size, is_contended=self._shares.is_contended)
+        for _ in budget.rounds():
+            for sequence in prefills:
+                if sequence.block_ids:
+                    budget.give(sequence)
+            prefills += self._admit(budget)
+        chunks += budget.given()
+        return [chunk for chunk in chunks if chunk[0].block_ids]  # who has lost its seat has none
 
-    def _most_tokens(self, sequence: SequenceState) -> int:
-        """How many tokens it may run in one step: fewer while logprobs of its prompt are to be told."""
-        if not sequence.num_unscored:
-            return sequence.num_remaining
-        num_top = sequence.request.params.prompt_logprobs or 0
-        per_token = 1 + (self._vocab_size if num_top == ALL_LOGPROBS else num_top)
-        return min(sequence.num_remaining, max(1, MAX_TOLD_IN_STEP // per_token))
-
-    def _admit(self, budget: int) -> list[SequenceState]:
+    def _admit(self, budget: PromptBudget) -> list[SequenceState]:
         """Move waiting sequences to running while there is budget; each takes all the blocks it needs now.
 
-        One free block is left for each running sequence, lest an admission cause a preemption at once. And
-        what was preempted in this step can't come back in it: its blocks are free again but for one.
+        One free block is left for each running sequence, lest an admission cause a preemption at once. So
+        what was preempted for blocks, of which all but one are free again, doesn't come back in the same
+        step; nor does who gave a seat back, because its request still has its share.
         """
-        admitted = []
-        for sequence in self._waiting[: self.max_num_seqs]:
-            if budget < 1 or len(self._running) >= self.max_num_seqs:
+        admitted: list[SequenceState] = []
+        candidates = in_turn(self._waiting, lambda sequence: self._may_go(sequence, budget))
+        for sequence in islice(candidates, self.max_num_seqs if budget.num_left else 0):
+            if not (budget.num_left and self._may_have_seat()):
                 break
-            num_tokens = len(sequence.token_ids)
-            shared = self._find_shared(sequence)
+            shared = self._prefixes.find(sequence, self._running)
             if shared is None:
                 continue
-            num_new = self._cache.num_blocks_for(num_tokens) - len(shared)
+            if len(self._running) >= self.max_num_seqs:
+                self._preempt(self._shares.debtor(self._running))
+            num_new = self._cache.num_blocks_for(len(sequence.token_ids)) - len(shared)
             if not self._cache.can_allocate(num_new + len(self._running), shared=shared):
                 break
             room = self._room(sequence) - len(shared)
             sequence.block_ids = self._cache.allocate(num_new, shared=shared, room=room)
             self._start(sequence, len(shared) * self._cache.block_size)
             admitted.append(sequence)
-            budget -= self._most_tokens(sequence)
+            budget.give(sequence)
         return admitted
 
-    def _find_shared(self, sequence: SequenceState) -> list[int] | None:
-        """The cached blocks that a waiting sequence begins with; None if it should wait for more of them.
+    def _may_go(self, sequence: SequenceState, budget: PromptBudget) -> bool:
+        """Whether its request may have a seat, and tokens if any are left."""
+        return self._shares.may_sit(sequence.group) and (not budget.num_left or budget.offer(sequence) > 0)
 
-        None of them are of use while logprobs of the prompt are to come: those need every position to run.
-        """
-        if sequence.num_unscored:
-            return []
-        if not sequence.keys:
-            request = sequence.request
-            sequence.keys = self._prompt_keys.of(request.prompt_token_ids, request.cache_salt)
-        self._cache.extend_keys(sequence.keys, sequence.token_ids, sequence.request.cache_salt)
-        shared = self._cache.match(sequence.keys, len(sequence.token_ids))
-        return None if self._is_being_computed(sequence, len(shared)) else shared
+    def _may_have_seat(self) -> bool:
+        """Whether one is free, or will be given back."""
+        return len(self._running) < self.max_num_seqs or self._shares.has_debtor
 
     def _room(self, sequence: SequenceState) -> int:
         """The blocks a sequence may come to need, but beyond its present ones no more than its fair share."""
@@ -281,24 +277,12 @@ class Scheduler:
         present = self._cache.num_blocks_for(len(sequence.token_ids))
         return min(self._cache.num_blocks_for(longest), present + fair)
 
-    def _is_being_computed(self, sequence: SequenceState, index: int) -> bool:
-        """Whether a running prefill will write the first block that `sequence` misses.
-
-        Then it is worth waiting for: of `n` samples of one prompt, only the first computes it.
-        """
-        if index >= min(len(sequence.keys), (len(sequence.token_ids) - 1) // self._cache.block_size):
-            return False
-        key, end = sequence.keys[index], (index + 1) * self._cache.block_size
-        return any(
-            other.num_computed < end and index < len(other.keys) and other.keys[index] == key
-            for other in self._running
-        )
-
     # Acting
 
     def _start(self, sequence: SequenceState, num_cached_tokens: int) -> None:
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_by_rank)
+        self._shares.sit(sequence.group)
         sequence.num_computed = num_cached_tokens
         if sequence.num_cached_tokens is None:  # not after a preemption: it would find its own blocks
             sequence.num_cached_tokens = num_cached_tokens
@@ -309,6 +293,7 @@ class Scheduler:
     def _preempt(self, sequence: SequenceState) -> None:
         self._running.remove(sequence)
         insort(self._waiting, sequence, key=_by_rank)
+        self._shares.stand(sequence.group)
         self._cache.free(sequence.block_ids)
         sequence.block_ids = []
         sequence.num_computed = 0
@@ -345,6 +330,7 @@ class Scheduler:
         """The one way out, whatever the reason: the sequence is forgotten, its blocks are free."""
         del self._sequences[sequence.request.request_id]
         (self._running if sequence.block_ids else self._waiting).remove(sequence)
+        self._shares.leave(sequence, is_running=bool(sequence.block_ids))
         self._cache.free(sequence.block_ids)
         sequence.block_ids = []
         return sequence.last_delta(finish, token, logprobs, self._clock())

@@ -31,10 +31,21 @@ class Finish:
 
 
 @dataclass(slots=True, eq=False)
+class Group:
+    """The live sequences of one API request, counted."""
+
+    name: str
+    num_running: int = 0
+    num_waiting: int = 0
+    num_prompt_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class SequenceState:
-    """What the scheduler knows of a request. Preemption takes its blocks and nothing else."""
+    """What the scheduler knows of a sequence. Preemption takes its blocks and nothing else."""
 
     request: EngineRequest
+    group: Group
     rank: tuple[float, int]  # (when it is due, number of arrival); lower runs first and is preempted last
     token_ids: list[int]  # the prompt, then the output
     edits: LogitEdits | None = None

@@ -106,6 +106,7 @@ class EngineRequest:
     """One sequence to generate. `n` > 1 is several requests that share a prompt (and its cached blocks)."""
 
     request_id: str
+    group: str = ""  # the API request that it is a part of: those of one share a share; "" = one by itself
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     arrival_time: float  # monotonic seconds

@@ -89,6 +89,7 @@ class BeamGeneration(Generation):
         asked, needed = whole.params.logprobs or 0, self._rule.num_looked_at
         return EngineRequest(
             request_id=new_sequence_id(),
+            group=whole.group,
             prompt_token_ids=[*whole.prompt_token_ids, *beam.token_ids],
             params=SamplingParams(
                 max_tokens=1,

@@ -9,11 +9,16 @@ import re
 import uuid
 from collections.abc import Iterable
 from contextvars import ContextVar
+from itertools import count
 
 from engine.server.tenants import Tenant, current_tenant
 
 # Set at the gate for all that is done on behalf of one HTTP request: its id, and whether that is final.
 _current: ContextVar[tuple[str, bool]] = ContextVar("request_id", default=("", False))
+
+# A name of its own for each, which no client can choose: what shares the engine's steps.
+_group: ContextVar[str] = ContextVar("group", default="")
+_numbers = count(1)
 
 # The id of the answer where that doesn't hold the request's: of what is kept, which nobody may guess.
 _answer: ContextVar[str] = ContextVar("answer", default="")
@@ -27,6 +32,12 @@ def set_request_id(request_id: str, *, is_final: bool) -> None:
     """Name the request that this task, and those it will start, work for; an id from a header is final."""
     _current.set((request_id, is_final))
     _answer.set("")
+    _group.set(f"request {next(_numbers)}")
+
+
+def current_group() -> str:
+    """The engine's name for all sequences of the current request."""
+    return _group.get()
 
 
 def choose_request_id(asked: str | None) -> str:

@@ -27,7 +27,7 @@ from engine.server.limits import (
     MAX_TOLD_LOGPROBS,
 )
 from engine.server.model_service import ModelService
-from engine.server.request_ids import choose_request_id, new_sequence_id
+from engine.server.request_ids import choose_request_id, current_group, new_sequence_id
 from engine.server.responses.store import ResponseStore
 from engine.server.sampling_params import TokenWishes, check_logprobs, make_sampling_params
 from engine.server.stream_interval import SparseGeneration
@@ -168,6 +168,7 @@ class Service(ModelService):
         )
         request = EngineRequest(
             request_id=new_sequence_id(),
+            group=current_group(),
             prompt_token_ids=prompt.token_ids,
             params=params,
             arrival_time=time.monotonic(),

@@ -57,9 +57,11 @@ def make_request(
     priority: int = 0,
     arrival_time: float = 0.0,
     params: SamplingParams | None = None,
+    group: str = "",
 ) -> EngineRequest:
     return EngineRequest(
         request_id=request_id,
+        group=group,
         prompt_token_ids=prompt,
         params=params or SamplingParams(max_tokens=max_tokens),
         arrival_time=arrival_time,

@@ -219,7 +219,7 @@ def test_decodes_come_first_and_prompts_get_the_rest() -> None:
     assert shape(harness.step()) == [("short", 2), ("long", 6)]
     assert shape(harness.step()) == [("short", 1), ("long", 7)]
     harness.add(make_request("later", [3]))
-    assert shape(harness.step()) == [("short", 1), ("long", 7)]
+    assert shape(harness.step()) == [("short", 1), ("later", 1), ("long", 6)]
     assert shape(harness.step()) == [("short", 1), ("long", 1), ("later", 1)]
     harness.finish()
 
@@ -255,7 +255,8 @@ def test_every_running_sequence_can_decode_in_every_step() -> None:
 
 def test_prompts_that_use_up_the_budget_leave_none_for_new_ones() -> None:
     harness = Harness(budget=4)
-    harness.add(make_request("a", range(12)), make_request("b", range(12)))
+    of_one = (make_request(name, [n] * 12, group="one") for n, name in enumerate("ab"))
+    harness.add(*of_one)
     assert [shape(harness.step()) for _ in range(3)] == [[("a", 4)]] * 3
     assert shape(harness.step()) == [("a", 1), ("b", 3)]  # a decode leaves 3 of the 4
 
@@ -264,9 +265,9 @@ def test_two_running_prompts_share_the_budget_in_order() -> None:
     harness = Harness(budget=6)
     harness.add(make_request("a", range(9)), make_request("b", range(100, 109)))
     steps = [shape(harness.step()) for _ in range(3)]
-    assert steps == [[("a", 6)], [("a", 3), ("b", 3)], [("a", 1), ("b", 5)]]
+    assert steps == [[("a", 4), ("b", 2)], [("a", 4), ("b", 2)], [("a", 1), ("b", 5)]]
+    assert shape(harness.step()) == [("a", 1), ("b", 1)]
     harness.add(make_request("urgent", range(200, 209), priority=-1))
-    # b has one token left: together with a's that is two, and the prompt gets four.
     assert shape(harness.step()) == [("a", 1), ("b", 1), ("urgent", 4)]
 
 
@@ -285,8 +286,8 @@ def test_beside_decodes_prompts_get_no_more_than_their_share() -> None:
     harness.add(make_request("first", range(20), max_tokens=3), make_request("second", range(30, 42)))
     assert shape(harness.step()) == [("first", 20), ("second", 12)]  # nobody is held up
     harness.add(make_request("third", range(50, 57)), make_request("fourth", range(60, 64)))
-    assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 5)]
-    assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 2), ("fourth", 3)]
+    assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 3), ("fourth", 2)]
+    assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 3), ("fourth", 2)]
     harness.finish()
 
 

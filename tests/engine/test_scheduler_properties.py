@@ -42,6 +42,7 @@ class Add:
     prompt: list[int]
     params: SamplingParams
     priority: int
+    group: str
     arrival_time: float = field(default=0.0)
 
 
@@ -59,6 +60,7 @@ ADDS = st.builds(
         prompt_logprobs=st.none() | st.just(0),
     ),
     priority=st.integers(-2, 2),
+    group=st.sampled_from(["", "one", "other"]),  # of sequences by themselves, and of two requests of many
     arrival_time=st.floats(0, 300),
 )
 EVENTS = st.lists(
@@ -88,6 +90,7 @@ class Trace:
                 event.prompt,
                 params=event.params,
                 priority=event.priority,
+                group=event.group,
                 arrival_time=event.arrival_time,
             )
             self.requests.append(request)
