@@ -244,6 +244,32 @@ def niceness(process: psutil.Process) -> list[int]:
     return sorted(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads())
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads can't be kept to some processors")
+async def test_all_that_is_slow_shares_a_quarter_of_the_processors(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
+    followed = await structurer.compile(grammar(SLOW_LATE))
+    with pytest.raises(GrammarFailed, match="its slow steps have taken"):
+        follow(structurer, followed, steps=700)
+    await until(lambda: slow_threads(process_of(followed)) != [])
+    flood = hostile(structurer, 3)
+    first = process_of(followed).parent()
+    assert first is not None
+    await until(lambda: all(slow_threads(one) for one in first.children()) and len(first.children()) == 4)
+    shares = [
+        os.sched_getaffinity(thread) for process in first.children() for thread in slow_threads(process)
+    ]
+    await end(flood)
+    processors = os.sched_getaffinity(0)
+    assert set().union(*shares) <= processors and len(set().union(*shares)) == max(1, len(processors) // 4)
+
+
+def slow_threads(process: psutil.Process) -> list[int]:
+    """Those that have given way."""
+    return [one.id for one in process.threads() if os.getpriority(os.PRIO_PROCESS, one.id) == 10]
+
+
 def follow(structurer: Structurer, compiled: CompiledOutput, steps: int) -> None:
     """The allowed token with the highest id, again and again, but for the end."""
     constraint = structurer.constraint(compiled)
