@@ -117,6 +117,7 @@ _CONTROL_CONSTANTS = (
     ),
     ("values in it, aliases followed", "configs.yaml_bounds.MAX_VALUES", "values", _REFUSED),
 )
+_SPENT = "s of a processor"
 _STRUCTURED_CONSTANTS = (
     (
         "a schema, an expression, a grammar, a tag",
@@ -126,9 +127,22 @@ _STRUCTURED_CONSTANTS = (
     ),
     ("what the compiler makes of it", "engine.structured.grammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
     (
-        "memory that compiling takes, each in its process",
-        "engine.structured.worker._MAX_EXTRA_BYTES",
+        "memory that compiling or following it takes, in its process",
+        "engine.structured.wire.MAX_EXTRA_BYTES",
         "bytes",
+        "400",
+    ),
+    ("time to compile it", "engine.structured.wire.COMPILE_S", _SPENT, "400"),
+    (
+        "time for what may come next, after one token",
+        "engine.structured.wire.MASK_S",
+        _SPENT,
+        "400",
+    ),
+    (
+        "the same for an answer's steps that take long",
+        "engine.structured.wire.SLOW_MASKS_S",
+        _SPENT,
         "400",
     ),
     ("compilations that take long, at a time", "engine.structured.structurer._MAX_SLOW", "", "429"),

@@ -18,11 +18,10 @@ import psutil
 import pytest
 import torch
 
-from engine.errors import InvalidRequest
+from engine.errors import GenerationFailed, InvalidRequest
 from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, Structurer
 from engine.structured.compile_turns import CompilerBusy
 from engine.structured.grammar_compile import compile_grammar
-from engine.structured.grammar_link import GrammarFailed
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import Limits
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -197,7 +196,7 @@ async def test_tenants_share_no_process(shared: Structurer) -> None:
 async def test_a_mask_that_takes_too_long_ends_who_waits_for_it(make: Callable[..., Structurer]) -> None:
     structurer = make(limits=Limits(mask_s=0.05))
     compiled = await structurer.compile(grammar(SLOW_LATE))
-    with pytest.raises(GrammarFailed, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
+    with pytest.raises(InvalidRequest, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
         follow(structurer, compiled, steps=700)
 
 
@@ -210,17 +209,30 @@ async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..
     assert not constraint.wait(0.05)
     compiled.link._limits = Limits(wall_s=0.1)
     await until(lambda: constraint.wait(0.0))
-    with pytest.raises(GrammarFailed, match=r"has not answered within 0\.1 s"):
+    with pytest.raises(InvalidRequest, match=r"has not answered within 0\.1 s"):
         constraint.fill_mask(torch.zeros(1, 96, dtype=torch.int32), 0)
     await until(lambda: is_gone(process))
     again = await structurer.compile(schema("a"))  # the cache gives no dead ones
     follow(structurer, again, steps=1)
 
 
+async def test_who_needs_more_memory_than_there_is_for_one_grammar_is_told_how_much(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=10.0))
+    compiled = await structurer.compile(grammar(SLOW_LATE))
+    process = process_of(compiled)
+    most = process.memory_info().vms
+    process.rlimit(psutil.RLIMIT_AS, (most, most))
+    with pytest.raises(InvalidRequest, match=r"takes more than 512 MiB of memory to follow") as raised:
+        follow(structurer, compiled, steps=1500)
+    assert raised.value.param == "structured_outputs.grammar"
+
+
 async def test_many_slow_masks_end_their_request_too(make: Callable[..., Structurer]) -> None:
     structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
     compiled = await structurer.compile(grammar(SLOW_LATE))
-    with pytest.raises(GrammarFailed, match="its slow steps have taken"):
+    with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
         follow(structurer, compiled, steps=700)
     await until(lambda: 10 in niceness(process_of(compiled)))  # and the processors are others' first
 
@@ -250,7 +262,7 @@ async def test_all_that_is_slow_shares_a_quarter_of_the_processors(
 ) -> None:
     structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
     followed = await structurer.compile(grammar(SLOW_LATE))
-    with pytest.raises(GrammarFailed, match="its slow steps have taken"):
+    with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
         follow(structurer, followed, steps=700)
     await until(lambda: slow_threads(process_of(followed)) != [])
     flood = hostile(structurer, 3)
@@ -350,10 +362,21 @@ async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callab
     broken, whole = [await structurer.compile(schema(name)) for name in "ab"]
     process_of(broken).kill()
     await until(lambda: not broken.link.is_alive)
-    with pytest.raises(GrammarFailed, match="process that follows this grammar has ended"):
+    with pytest.raises(InvalidRequest, match="process that follows this grammar has ended"):
         follow(structurer, broken, steps=1)
     follow(structurer, whole, steps=1)
     follow(structurer, await structurer.compile(schema("a")), steps=1)
+
+
+async def test_it_is_no_grammar_s_fault_when_the_first_process_ends(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    compiled = await structurer.compile(schema("a"))
+    first = process_of(compiled).parent()
+    assert first is not None
+    first.kill()
+    await until(lambda: not compiled.link.is_alive)
+    with pytest.raises(GenerationFailed, match="as all of them have: try again"):
+        follow(structurer, compiled, steps=1)
 
 
 async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable[..., Structurer]) -> None:
