@@ -74,6 +74,7 @@ _DOOR_CONSTANTS = (
     ("nesting of it", "engine.server.limits.MAX_JSON_DEPTH", "levels", "400"),
     ("`model`, in JSON, forms and queries", "api.named_model.MAX_NAME_BYTES", "bytes", "400"),
     ("body of another protocol that is translated", "api.protocols.app.MAX_BODY_BYTES", "bytes", "413"),
+    ("commas between its values", "api.protocols.app.MAX_COMMAS", "", "422"),
     ("body that the answer cache looks at", "api.response_cache.MAX_BODY_BYTES", "bytes", "passes uncached"),
     ("multipart: parts", "api.form_scan._MAX_PARTS", "", "400"),
     ("multipart: a part's headers", "api.form_scan._MAX_HEAD", "bytes", "400"),
