@@ -216,19 +216,6 @@ async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..
     follow(structurer, again, steps=1)
 
 
-async def test_who_needs_more_memory_than_there_is_for_one_grammar_is_told_how_much(
-    make: Callable[..., Structurer],
-) -> None:
-    structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=10.0))
-    compiled = await structurer.compile(grammar(SLOW_LATE))
-    process = process_of(compiled)
-    most = process.memory_info().vms
-    process.rlimit(psutil.RLIMIT_AS, (most, most))
-    with pytest.raises(InvalidRequest, match=r"takes more than 512 MiB of memory to follow") as raised:
-        follow(structurer, compiled, steps=1500)
-    assert raised.value.param == "structured_outputs.grammar"
-
-
 async def test_many_slow_masks_end_their_request_too(make: Callable[..., Structurer]) -> None:
     structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
     compiled = await structurer.compile(grammar(SLOW_LATE))
@@ -362,7 +349,7 @@ async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callab
     broken, whole = [await structurer.compile(schema(name)) for name in "ab"]
     process_of(broken).kill()
     await until(lambda: not broken.link.is_alive)
-    with pytest.raises(InvalidRequest, match="process that follows this grammar has ended"):
+    with pytest.raises(InvalidRequest, match=r"process that follows .* has ended\. .* more than 512 MiB"):
         follow(structurer, broken, steps=1)
     follow(structurer, whole, steps=1)
     follow(structurer, await structurer.compile(schema("a")), steps=1)
