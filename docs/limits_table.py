@@ -76,6 +76,7 @@ _DOOR_CONSTANTS = (
     ("nesting of it", "engine.server.limits.MAX_JSON_DEPTH", "levels", "400"),
     ("`model`, in JSON, forms and queries", "api.http.named_model.MAX_NAME_BYTES", "bytes", "400"),
     ("body of another protocol that is translated", "api.protocols.app.MAX_BODY_BYTES", "bytes", "413"),
+    ("commas between its values", "api.protocols.app.MAX_COMMAS", "", "422"),
     (
         "body that the answer cache looks at",
         "api.gateway.response_cache.MAX_BODY_BYTES",
@@ -124,6 +125,7 @@ _CONTROL_CONSTANTS = (
     ),
     ("values in it, aliases followed", "configs.yaml_bounds.MAX_VALUES", "values", _REFUSED),
 )
+_SPENT = "s of a processor"
 _STRUCTURED_CONSTANTS = (
     (
         "a schema, an expression, a grammar, a tag",
@@ -133,9 +135,22 @@ _STRUCTURED_CONSTANTS = (
     ),
     ("what the compiler makes of it", "engine.structured.grammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
     (
-        "memory that compiling takes, each in its process",
-        "engine.structured.worker._MAX_EXTRA_BYTES",
+        "memory that compiling or following it takes, in its process",
+        "engine.structured.wire.MAX_EXTRA_BYTES",
         "bytes",
+        "400",
+    ),
+    ("time to compile it", "engine.structured.wire.COMPILE_S", _SPENT, "400"),
+    (
+        "time for what may come next, after one token",
+        "engine.structured.wire.MASK_S",
+        _SPENT,
+        "400",
+    ),
+    (
+        "the same for an answer's steps that take long",
+        "engine.structured.wire.SLOW_MASKS_S",
+        _SPENT,
         "400",
     ),
     ("compilations that take long, at a time", "engine.structured.structurer._MAX_SLOW", "", "429"),

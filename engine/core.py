@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from engine.cache_config import describe_cache
 from engine.config import EngineConfig
-from engine.errors import DeviceLost, EngineError
+from engine.errors import DeviceLost, EngineError, GenerationFailed
 from engine.kv_cache import KVCache
 from engine.scheduler import Scheduler
 from engine.sleep import HeldMemory, Part
@@ -96,7 +96,7 @@ class EngineCore:
             return result
         # The error is gone by here, and with its traceback the failed step's tensors: there is room again.
         if len(batch.sequences) == 1:
-            return StepResult([None], failures={0: failure})
+            return StepResult([None], failures={0: GenerationFailed(failure)})
         return _merged([self._execute(Batch((sequence,))) for sequence in batch.sequences])
 
     def reset_prefix_cache(self) -> None:

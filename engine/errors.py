@@ -120,6 +120,12 @@ class RequestFailed(EngineError):
     code = "request_failed"
 
 
+class GenerationFailed(EngineError):
+    """The engine ended a request with an error of its own."""
+
+    code = "generation_failed"
+
+
 class EngineDead(EngineError):
     """The engine's loop has ended; the process will exit."""
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.errors import EngineError
+from engine.errors import EngineError, GenerationFailed
 from engine.logit_edits import LogitEdits
 from engine.types import (
     EngineRequest,
@@ -26,7 +26,7 @@ class Finish:
 
     reason: FinishReason
     stop_reason: int | None = None
-    error: str | None = None
+    error: EngineError | None = None
     by_stop_token: bool = False  # the last token is one that ends sequences, not part of the text
 
 
@@ -168,11 +168,11 @@ class StopRule:
         try:
             return self._constrain(sequence, token)
         except EngineError as error:
-            return Finish(FinishReason.ERROR, error=error.message)
+            return Finish(FinishReason.ERROR, error=error.with_traceback(None))
         except Exception as error:  # foreign code, for one client: the others in the batch go on
             log.exception("A constraint failed to take a token.")
             said = f"The output's constraint failed: {type(error).__name__}: {error}"
-            return Finish(FinishReason.ERROR, error=said)
+            return Finish(FinishReason.ERROR, error=GenerationFailed(said))
 
     def _constrain(self, sequence: SequenceState, token: int) -> Finish | None:
         """Move the constraint on. If it is finished and no end of sequence can follow, this is the end."""

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # for annotations: nothing is imported when the engine runs
+    from engine.errors import EngineError
     from engine.logit_edits import LogitEdits
     from engine.sleep import HeldMemory, Part
 
@@ -166,7 +167,7 @@ class TokenDelta:
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     logprobs: tuple[PositionLogprobs, ...] = ()  # parallel to `token_ids` if they were asked for
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None  # on the first delta; None for token 0
-    error: str | None = None  # with FinishReason.ERROR: what went wrong, fit to be read by the client
+    error: EngineError | None = None  # with FinishReason.ERROR: what went wrong, to be told to the client
     timings: RequestTimings | None = None  # on the first delta and on the last
 
 
@@ -209,7 +210,7 @@ class StepResult:
     tokens: Sequence[int | None]  # None where none is due, or where it failed
     logprobs: Mapping[int, PositionLogprobs] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]] = field(default_factory=dict)
-    failures: Mapping[int, str] = field(default_factory=dict)  # why a sequence can't go on; others can
+    failures: Mapping[int, EngineError] = field(default_factory=dict)  # why a sequence ends; others go on
     late: Set[int] = frozenset()  # whose constraint wasn't ready: their last token is to run again
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -135,6 +136,48 @@ def test_engines_outlive_berth(berths: Berths) -> None:
             if stray is not None:
                 stray.kill()
                 stray.wait()
+
+
+def test_an_id_that_was_told_is_never_another_event_s(berths: Berths) -> None:
+    """Though Berth is killed before it could store it. Who resumes hears of all that has happened since."""
+    first = berths.begin()
+    with first.client() as client:
+        create(client, "one")
+        stored = last_event_id(client)
+        with sqlite3.connect(berths.folder / "state" / "berth.db", isolation_level=None) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/instances/one/stop", timeout=1)
+            eventually(lambda: records(client)["one"]["status"] == "stopped", lambda: records(client))
+            told = last_event_id(client, after=stored)
+            kill(first)
+        holder.close()
+    assert told > stored
+    second = berths.begin()
+    with second.client() as client:
+        client.delete("/instances/one", params={"force": True})
+        create(client, "two")
+        new = events(client, after=told)
+        assert min(new) > told
+        assert {("one", "instance.deleted"), ("two", "instance.state")} <= set(new.values())
+        assert events(client, after=stored) == new
+
+
+def events(client: httpx.Client, after: int) -> dict[int, tuple[str, str]]:
+    """The instance and the type of each since then, by id."""
+    found: dict[int, tuple[str, str]] = {}
+    fields: dict[str, str] = {}
+    resuming = {"Last-Event-ID": str(after)}
+    with (
+        suppress(httpx.ReadTimeout),
+        client.stream("GET", "/events", headers=resuming, timeout=0.3) as stream,
+    ):
+        for line in stream.iter_lines():
+            name, _, fields[name] = line.partition(": ")
+            if not line and "id" in fields:
+                found[int(fields["id"])] = (json.loads(fields["data"])["instance_id"], fields["event"])
+                fields = {}
+    return found
 
 
 def _give_away_its_pid(folder: Path, name: str, pid: int) -> None:

@@ -23,13 +23,14 @@ class TooManyParts(Exception):
 class PartCounter:
     """Fed with a body as it arrives, it ends one that could not be read anyway."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_commas: int = MAX_COMMAS) -> None:
+        self._max_commas = max_commas
         self._num_containers = self._num_commas = 0
 
     @property
     def may_be_too_many(self) -> bool:
         """Whether it has to be counted what stands in texts."""
-        return self._num_containers > MAX_CONTAINERS or self._num_commas > MAX_COMMAS
+        return self._num_containers > MAX_CONTAINERS or self._num_commas > self._max_commas
 
     def feed(self, piece: bytes) -> None:
         """Raises TooManyParts."""
@@ -38,18 +39,18 @@ class PartCounter:
         _check(self._num_containers, MAX_CONTAINERS * _MANY_TIMES, self._num_commas, MAX_COMMAS * _MANY_TIMES)
 
 
-def check_parts(body: bytes) -> None:
+def check_parts(body: bytes, max_commas: int = MAX_COMMAS) -> None:
     """Raise TooManyParts for a text of more parts than a request needs."""
     if len(body) <= MAX_CONTAINERS:
         return
-    counter = PartCounter()
+    counter = PartCounter(max_commas)
     for start in range(0, len(body), _SLICE_BYTES):
         counter.feed(body[start : start + _SLICE_BYTES])
     if counter.may_be_too_many:
-        check_outside_of_texts(body)
+        check_outside_of_texts(body, max_commas)
 
 
-def check_outside_of_texts(body: bytes) -> None:
+def check_outside_of_texts(body: bytes, max_commas: int = MAX_COMMAS) -> None:
     """The same, exactly. It takes a second for a million texts, and lets others run between them."""
     num_containers = num_commas = position = 0
     for text in _STRING.finditer(body):
@@ -57,10 +58,10 @@ def check_outside_of_texts(body: bytes) -> None:
         num_containers += body.count(b"[", position, start) + body.count(b"{", position, start)
         num_commas += body.count(b",", position, start)
         position = text.end()
-        _check(num_containers, MAX_CONTAINERS, num_commas, MAX_COMMAS)
+        _check(num_containers, MAX_CONTAINERS, num_commas, max_commas)
     num_containers += body.count(b"[", position) + body.count(b"{", position)
     num_commas += body.count(b",", position)
-    _check(num_containers, MAX_CONTAINERS, num_commas, MAX_COMMAS)
+    _check(num_containers, MAX_CONTAINERS, num_commas, max_commas)
 
 
 def _check(num_containers: int, max_containers: int, num_commas: int, max_commas: int) -> None:

@@ -6,10 +6,11 @@ which protocol one has chosen.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,7 +27,7 @@ from api.http.named_model import (
     model_in_object,
     read_object,
 )
-from api.http.off_loop import off_loop
+from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.response_channel import channel_of, without_channel
 from api.protocols.answer import Answer, Stopped, send_json
 from api.protocols.base import (
@@ -42,6 +43,7 @@ from api.protocols.errors import AdapterFailed, ask_adapter, error_response, fai
 from api.telemetry.access_log import log_answered
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_COMMAS = 250_000  # between a body's values: they are read, checked, copied and written anew
 
 # Routes of OpenAI's own: adapters there serve the models that have chosen them, all others pass untouched.
 OPENAI_ROUTES = frozenset({"/chat/completions", "/completions"})
@@ -52,6 +54,7 @@ _REPLACED_HEADERS = frozenset(
 )
 
 Adapter = ProtocolAdapter[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class ProtocolApp:
         self._protocol_of = protocol_of
         self._default_model = default_model
         self._max_body_bytes = max_body_bytes
+        self._turn = asyncio.Lock()
         self._by_route: dict[bytes, dict[str, Adapter]] = {}
         for adapter in adapters:
             self._by_route.setdefault(adapter.route.encode(), {})[adapter.name] = adapter
@@ -150,10 +154,17 @@ class ProtocolApp:
     async def _model_in(self, body: bytes) -> str:
         """The model that a body names; the default one where it names none."""
         try:
-            model = (await off_loop(len(body), lambda: read_object(body))).get("model")
+            model = (await self._in_turn(body, lambda: read_object(body))).get("model")
         except InvalidBody:
             return self._default_model
         return model if isinstance(model, str) else self._default_model
+
+    async def _in_turn(self, body: bytes, call: Callable[[], T]) -> T:
+        """Of long bodies one at a time: each step of such work holds the interpreter for up to 0.1 s."""
+        if len(body) <= MAX_ON_LOOP_BYTES:
+            return call()
+        async with self._turn:
+            return await off_loop(len(body), call)
 
     async def _translate(
         self, adapter: Adapter, peeked: Peeked, scope: Scope, send: Send, started: float
@@ -183,7 +194,7 @@ class ProtocolApp:
             message = f"the body has more than {self._max_body_bytes} bytes"
             raise _Refused(ErrorDetail(413, message, INVALID_REQUEST, code="body_too_large"))
         try:
-            return await off_loop(len(body), lambda: self._read_body(adapter, body))
+            return await self._in_turn(body, lambda: self._read_body(adapter, body))
         except ValidationError as exc:
             raise _Refused(_validation_error(exc)) from None
         except InvalidProtocolRequest as exc:
@@ -195,7 +206,7 @@ class ProtocolApp:
 
     def _read_body(self, adapter: Adapter, body: bytes) -> _Translated:
         try:
-            check_parts(body)
+            check_parts(body, MAX_COMMAS)
         except TooManyParts as exc:
             raise InvalidProtocolRequest(str(exc)) from None
         request = adapter.request_schema.model_validate_json(body)

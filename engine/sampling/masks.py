@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from engine.errors import EngineError
+from engine.errors import EngineError, GenerationFailed
 from engine.native.kernels import find_kernels
 from engine.types import TokenConstraint
 
@@ -30,7 +30,7 @@ class Masks:
 
     rows: tuple[int, ...] = ()  # those that are restricted
     bits: torch.Tensor | None = None  # int32 [len(rows), ceil(vocab_size / 32)] on the CPU
-    failures: Mapping[int, str] = field(default_factory=dict)  # row → why its constraint can't go on
+    failures: Mapping[int, EngineError] = field(default_factory=dict)  # row → why its constraint can't go on
     late: Set[int] = frozenset()  # rows whose constraint isn't ready
 
     def apply(self, logits: torch.Tensor) -> None:
@@ -83,7 +83,7 @@ class MaskFiller:
     def _fill(self, constraints: Mapping[int, TokenConstraint]) -> Masks:
         bits = torch.full((len(constraints), self._num_words), _ALL_ALLOWED, dtype=torch.int32)
         restricted: list[int] = []  # rows, parallel to the first of the bits
-        failures: dict[int, str] = {}
+        failures: dict[int, EngineError] = {}
         late: set[int] = set()
         begun = time.monotonic()
         for row, constraint in constraints.items():
@@ -93,10 +93,11 @@ class MaskFiller:
                 elif constraint.fill_mask(bits, len(restricted)):
                     restricted.append(row)
             except EngineError as error:
-                failures[row] = error.message
+                failures[row] = error.with_traceback(None)  # which holds the masks
             except Exception as error:  # foreign code, for one client: the others in the batch go on
                 log.exception("A constraint failed to say what may come next.")
-                failures[row] = f"The output's constraint failed: {type(error).__name__}: {error}"
+                said = f"The output's constraint failed: {type(error).__name__}: {error}"
+                failures[row] = GenerationFailed(said)
         if not restricted:
             return Masks(failures=failures, late=late)
         return Masks(tuple(restricted), bits[: len(restricted)], failures, late)

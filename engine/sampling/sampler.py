@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import torch
 
+from engine.errors import EngineError, GenerationFailed, InvalidRequest
 from engine.logit_edits import LogitEdits
 from engine.native.kernels import find_kernels
 from engine.sampling.edits import apply_edits, forbid
@@ -44,7 +45,7 @@ class Sampled:
     """A token per row, None where there is none to be had; `failures` says why, by row."""
 
     tokens: list[int | None]
-    failures: dict[int, str]
+    failures: dict[int, EngineError]
 
 
 class Sampler:
@@ -107,12 +108,15 @@ def _below(vocab_size: int, stop_token_ids: frozenset[int], eos_token_ids: froze
     return [token for token in stop_token_ids | eos_token_ids if token < vocab_size]
 
 
-def _failures(peaks: Sequence[float]) -> dict[int, str]:
+_NOTHING_LEFT = "No token is left to choose from: all are forbidden by what this request asks for."
+
+
+def _failures(peaks: Sequence[float]) -> dict[int, EngineError]:
     """Which rows can't be sampled, by the highest logit of each: what isn't a number counts as such."""
     return {
-        index: "No token is left to choose from: all are forbidden by what this request asks for."
+        index: InvalidRequest(_NOTHING_LEFT)
         if peak == -math.inf
-        else "The model's output for this request is not a number."
+        else GenerationFailed("The model's output for this request is not a number.")
         for index, peak in enumerate(peaks)
         if not math.isfinite(peak)
     }

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from engine.errors import EngineError
+from engine.errors import EngineError, GenerationFailed
 from engine.server import control, ops
 from engine.server.absent import ABSENT, not_here
 from engine.server.chat import create_chat_completion
 from engine.server.chat_batch import create_chat_batch
 from engine.server.completions import create_completion
-from engine.server.errors import GenerationFailed, UnknownRoute, WrongMethod, error_response
+from engine.server.errors import UnknownRoute, WrongMethod, error_response
 from engine.server.gate import Gate
 from engine.server.messages.routes import count_tokens, create_message
 from engine.server.model_service import ModelService

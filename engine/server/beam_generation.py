@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from typing import Self
 
 from engine.async_engine import AsyncEngine, TokenStream
+from engine.errors import GenerationFailed
 from engine.server.beam_search import Beam, BeamRule, BeamSearch
-from engine.server.errors import GenerationFailed, ShuttingDown
+from engine.server.errors import ShuttingDown
 from engine.server.generation import Choice, ChoiceDelta, Generation
 from engine.server.limits import MAX_BEAM_TOKENS
 from engine.server.metrics import Metrics
@@ -117,7 +118,7 @@ class BeamGeneration(Generation):
         """Its one token."""
         delta = await anext(stream)
         if delta.finish_reason is FinishReason.ERROR:
-            raise GenerationFailed(delta.error or "The engine could not go on with this request.")
+            raise delta.error or GenerationFailed("The engine could not go on with this request.")
         if delta.finish_reason is FinishReason.ABORT and not self._engine.is_alive:
             raise ShuttingDown("The server is shutting down; this answer is not complete.")
         return delta

@@ -7,7 +7,15 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from engine.errors import EngineAsleep, EngineDead, EngineError, InvalidRequest, OutOfMemory, PromptTooLong
+from engine.errors import (
+    EngineAsleep,
+    EngineDead,
+    EngineError,
+    GenerationFailed,
+    InvalidRequest,
+    OutOfMemory,
+    PromptTooLong,
+)
 from engine.server.request_ids import choose_request_id
 
 
@@ -59,12 +67,6 @@ class NotImplementedHere(InvalidRequest):
     """A path that others have, and this engine doesn't."""
 
     code = "not_implemented"
-
-
-class GenerationFailed(EngineError):
-    """The engine ended a request with an error of its own."""
-
-    code = "generation_failed"
 
 
 _STATUS = {

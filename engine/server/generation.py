@@ -14,8 +14,8 @@ from typing import NamedTuple, Self
 
 from engine.async_engine import AsyncEngine, TokenStream
 from engine.detokenizer import Detokenizer
-from engine.errors import EngineError
-from engine.server.errors import GenerationFailed, ShuttingDown
+from engine.errors import EngineError, GenerationFailed
+from engine.server.errors import ShuttingDown
 from engine.server.metrics import Metrics
 from engine.server.request_log import RequestRecord, current_record
 from engine.types import EngineRequest, FinishReason, PositionLogprobs, TokenDelta
@@ -87,13 +87,13 @@ class Choice:
         return ChoiceDelta(self, self._take_prefix(), FinishReason.LENGTH)
 
     def apply(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
-        """Raises GenerationFailed where the engine could not go on."""
+        """Raises EngineError where the engine could not go on."""
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         self._time(delta, metrics)
         reason = delta.finish_reason
         if reason is FinishReason.ERROR:
             self.end(reason, metrics)
-            raise GenerationFailed(delta.error or "The engine could not go on with this request.")
+            raise delta.error or GenerationFailed("The engine could not go on with this request.")
         return self._to_text(delta, metrics)
 
     def conclude(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:

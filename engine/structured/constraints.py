@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from engine.structured.grammar_link import GrammarFailed, GrammarLink, Said
+from engine.structured.grammar_link import GrammarLink, Said
 from engine.structured.spec import ThinkingMarks
 from engine.structured.wire import Answer, Ask
 from engine.types import TokenConstraint
@@ -79,14 +79,14 @@ class GrammarConstraint:
         return self._said is not None and self._said.has_ended
 
     def _what_may_come(self) -> Said | None:
-        """None after the end. Waits, if nobody has. Raises GrammarFailed."""
+        """None after the end. Waits, if nobody has. Raises InvalidRequest and GenerationFailed."""
         if self._has_ended:
             return None
         while self._said is None:
             if self._is_answered(1.0):
                 self._said = self._link.answer(self._number)
-        if self._said.what == Answer.FAILED:
-            raise GrammarFailed(self._said.text)
+        if self._said.what in (Answer.FAILED, Answer.REFUSED):
+            raise self._said.error(self._link.param)
         return self._said
 
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from engine.errors import EngineError
+from engine.errors import EngineError, GenerationFailed, InvalidRequest
 from engine.structured.spec import StructuredOutput
 from engine.structured.wire import (
     ANSWER,
@@ -32,19 +32,15 @@ from engine.structured.wire import (
     Ask,
     Limits,
     pack,
+    too_large,
     too_slow,
 )
 from engine.structured.workers import Fork, Workers, shared_memory
 
 _SHORTEST_WAIT_S = 0.0005  # a poll takes whole milliseconds
 _SENT_TOGETHER = 16  # questions: each message wakes a process
+_ENDED = "The process that follows this grammar has ended"
 _LONGEST_ANSWER = ANSWER.size + 500
-
-
-class GrammarFailed(EngineError):
-    """The request that follows this grammar can't go on."""
-
-    code = "generation_failed"
 
 
 class Said(NamedTuple):
@@ -53,6 +49,12 @@ class Said(NamedTuple):
     what: Answer
     has_ended: bool
     text: str
+
+    def error(self, param: str) -> EngineError:
+        """Of one that failed; `param`: the field that the grammar came in."""
+        if self.what == Answer.REFUSED:
+            return InvalidRequest(self.text, param=param)
+        return GenerationFailed(self.text)
 
 
 class GrammarLink:
@@ -73,6 +75,7 @@ class GrammarLink:
             os.close(descriptor)
         self._words = memoryview(self._masks).cast("i")
         self._rows: Any = None  # the same as an array
+        self.param = ""  # the field that the grammar came in
         self.pid = 0  # once it has compiled
         self._free_rows = list(range(MAX_SEQUENCES))
         self._closed_rows: deque[int] = deque()  # of sequences that have ended; by any thread
@@ -81,7 +84,7 @@ class GrammarLink:
         self._answers: dict[int, Said] = {}
         self._outgoing = bytearray()
         self._incoming = bytearray()
-        self._failure: str | None = None
+        self._failure: Said | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -100,6 +103,7 @@ class GrammarLink:
     async def compile(self, wanted: StructuredOutput, on_slow: Callable[[], None]) -> dict[str, Any]:
         """What it says of the grammar; `on_slow` is called if it takes long. Raises EOFError if it ends."""
         loop = asyncio.get_running_loop()
+        self.param = wanted.param
         try:
             asked = pack({"wanted": asdict(wanted), "limits": asdict(self._limits)})
             await loop.sock_sendall(self._link, asked)
@@ -127,18 +131,21 @@ class GrammarLink:
             data += part
         return bytes(data)
 
-    def end(self, failure: str) -> None:
+    def end(self, why: str) -> None:
         """Whoever still follows it hears why. Its descriptor is closed with this object, not before."""
-        self._failure = self._failure or failure
+        self._fail(why)
         self._fork.kill()
 
     # Asking, by the engine's thread
+
+    def _fail(self, why: str, what: Answer = Answer.REFUSED) -> None:
+        self._failure = self._failure or Said(what, False, why)
 
     def open(self) -> tuple[int, int]:
         """A sequence begins: its row, and the number of the question what may come first."""
         self._take_back_rows()
         if not self._free_rows:
-            raise GrammarFailed(f"More than {MAX_SEQUENCES} outputs follow one grammar at a time.")
+            raise GenerationFailed(f"More than {MAX_SEQUENCES} outputs follow one grammar at a time.")
         row = self._free_rows.pop()
         return row, self.ask(Ask.OPEN, row)
 
@@ -180,8 +187,8 @@ class GrammarLink:
 
     def answer(self, number: int) -> Said:
         """Once, when `wait` says so."""
-        failure = self._failure or "The grammar's process has not answered."
-        return self._answers.pop(number, None) or Said(Answer.FAILED, False, failure)
+        silent = Said(Answer.FAILED, False, "The grammar's process has not answered.")
+        return self._answers.pop(number, None) or self._failure or silent
 
     def check_time(self, asked: float) -> None:
         """Ends the process if what was asked for at `asked` isn't answered by now: it may not even run."""
@@ -236,12 +243,13 @@ class GrammarLink:
             text = bytes(self._incoming[ANSWER.size : stop]).decode(errors="replace")
             del self._incoming[:stop]
             if number == FAREWELL:
-                self._failure = self._failure or text
+                self._fail(text, Answer(what))
             elif number in self._open:
                 self._open.remove(number)
                 self._answers[number] = Said(Answer(what), bool(has_ended), text)
 
     def _has_gone(self) -> None:
-        self._failure = self._failure or (
-            "The process that follows this grammar has ended: it may have needed too much memory."
-        )
+        if self._fork.has_parent:
+            self._fail(f"{_ENDED}. It may be that it {too_large('follow')}")
+        else:
+            self._fail(f"{_ENDED}, as all of them have: try again.", Answer.FAILED)

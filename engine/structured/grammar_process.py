@@ -33,6 +33,7 @@ from engine.structured.wire import (
     Limits,
     pack,
     read_frame,
+    too_large,
     too_slow,
 )
 
@@ -99,7 +100,7 @@ class _Process:
     def _look_at_masks(self, spent: float) -> None:
         if spent > self._limits.mask_s:
             text = self._too_slow.encode()
-            self._say(ANSWER.pack(FAREWELL, Answer.FAILED, False, len(text)) + text, is_last=True)
+            self._say(ANSWER.pack(FAREWELL, Answer.REFUSED, False, len(text)) + text, is_last=True)
         if self._slow_masks_s + spent > _SLOW_MASKS_S:
             self._give_way(self._masks_thread)
 
@@ -145,7 +146,7 @@ class _Process:
         except InvalidRequest as error:
             self._say(pack({"refused": error.message, "param": error.param}), is_last=True)
         except (MemoryError, RecursionError):
-            self._refuse("takes too much memory to compile: simplify it.")
+            self._refuse(too_large("compile"))
         with self._talking:
             self._begun_s = time.process_time()
             self._is_compiling = False
@@ -179,6 +180,10 @@ class _Process:
         answer, has_ended, text = Answer.FAILED, False, ""
         try:
             answer, has_ended = sequences.follow(what, row, token)
+        except _CantGoOn as error:
+            answer, text = Answer.REFUSED, str(error)
+        except MemoryError:
+            answer, text = Answer.REFUSED, f"The grammar {too_large('follow')}"
         except Exception as error:  # foreign code, for one client: it is told
             text = str(error)
         spent = time.process_time() - self._begun_s
@@ -186,12 +191,10 @@ class _Process:
             self._slow_masks_s += spent
             total = sequences.add_slow(row, spent)
             if spent > self._limits.mask_s:
-                answer, text = Answer.FAILED, self._too_slow
+                answer, text = Answer.REFUSED, self._too_slow
             elif total > self._limits.slow_masks_s:
-                answer, text = (
-                    Answer.FAILED,
-                    too_slow(f"its slow steps have taken {total:.1f} s"),
-                )
+                most_s = self._limits.slow_masks_s
+                answer, text = Answer.REFUSED, too_slow(f"its slow steps have taken more than {most_s:g} s")
         said = text.encode(errors="replace")[:500]
         return ANSWER.pack(number, answer, has_ended, len(said)) + said
 
@@ -200,6 +203,10 @@ class _Process:
         return too_slow(
             f"what may come next, after the text so far, took more than {self._limits.mask_s:g} s"
         )
+
+
+class _CantGoOn(Exception):
+    """By the grammar itself."""
 
 
 class _Sequences:
@@ -239,5 +246,5 @@ class _Sequences:
         if not matcher.fill_next_token_bitmask(masks, row):
             return Answer.ANYTHING, False
         if not self._masks[row].any():
-            raise ValueError("no token of the model's can go on here")
+            raise _CantGoOn("The grammar can't go on after the text so far: no token of the model's fits.")
         return Answer.RESTRICTED, False

@@ -15,7 +15,7 @@ from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
 from engine.structured.grammar_link import GrammarLink
 from engine.structured.spec import StructuredOutput, ThinkingMarks
 from engine.structured.vocabulary import read_vocabulary
-from engine.structured.wire import Limits
+from engine.structured.wire import MAX_EXTRA_BYTES, Limits
 from engine.structured.workers import Workers
 from engine.types import TokenConstraint
 
@@ -152,8 +152,8 @@ class Structurer:
             if not self._workers.is_alive:
                 raise CompilerBusy("The compiler of schemas and grammars has ended: try again.") from error
             raise InvalidRequest(
-                f"{wanted.param} can't be compiled: its process has ended, for want of memory or by a fault "
-                "of the compiler: simplify it.",
+                f"{wanted.param} can't be compiled: its process has ended, by a fault of the compiler or for "
+                f"want of more memory than the {MAX_EXTRA_BYTES >> 20} MiB that it may take: simplify it.",
                 param=wanted.param,
             ) from error
         finally:

@@ -17,6 +17,11 @@ ASK = struct.Struct("<iiii")  # to a grammar's process: what, row, number of the
 ANSWER = struct.Struct("<iiiI")  # number, what, whether the grammar has ended, bytes of text
 FAREWELL = 0  # the number of an answer to all: its text says why the process ends now
 
+MAX_EXTRA_BYTES = 512 * 2**20  # of address space, that a grammar's process takes beside what all have
+COMPILE_S = 10  # of processor time, as the next two
+MASK_S = 0.5  # for what may come next, after one token
+SLOW_MASKS_S = 5  # for one sequence's masks that take long, together
+
 SPAWN, KILL = b"S", b"K"
 
 
@@ -24,12 +29,16 @@ SPAWN, KILL = b"S", b"K"
 class Limits:
     """Of what one grammar may take: processor time, which its process looks at, but for the last."""
 
-    compile_s: float = 10.0
-    mask_s: float = 0.5  # for what may come next, after one token
-    slow_masks_s: float = 5.0  # for one sequence's masks that take long, together
+    compile_s: float = COMPILE_S
+    mask_s: float = MASK_S
+    slow_masks_s: float = SLOW_MASKS_S
     wall_s: float = (
         30.0  # to compile, or for one mask, where the processors are busy or the process is stopped
     )
+
+
+def too_large(work: str) -> str:
+    return f"takes more than {MAX_EXTRA_BYTES >> 20} MiB of memory to {work}: simplify it."
 
 
 def too_slow(what: str) -> str:
@@ -49,6 +58,7 @@ class Answer(IntEnum):
     RESTRICTED = 0  # the mask says what may come next
     ANYTHING = 1  # all may; the mask was not written
     FAILED = 2  # the text that follows says why
+    REFUSED = 3  # so it does, and it is the grammar's doing
 
 
 def pack(value: Any) -> bytes:

@@ -20,10 +20,9 @@ from typing import NoReturn
 from engine.structured.grammar_process import serve_grammar
 from engine.structured.lean_xgrammar import import_xgrammar
 from engine.structured.vocabulary import Vocabulary
-from engine.structured.wire import COMMAND, SPAWN, read_frame
+from engine.structured.wire import COMMAND, MAX_EXTRA_BYTES, SPAWN, read_frame
 
 _PR_SET_PDEATHSIG = 1
-_MAX_EXTRA_BYTES = 512 * 2**20  # of address space, beside what this process has
 _OOM_SCORE = "800"  # when memory ends, the kernel takes these before the engine
 
 
@@ -32,7 +31,7 @@ class Worker:
         self._link = link
         self._vocabulary = vocabulary
         self._info = vocabulary.tokenizer_info()
-        self._max_bytes = _address_space() + _MAX_EXTRA_BYTES
+        self._max_bytes = _address_space() + MAX_EXTRA_BYTES
         self._pids: dict[int, int] = {}  # of those that haven't been reaped: no other process has these
 
     def run(self) -> None:

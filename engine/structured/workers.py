@@ -30,6 +30,11 @@ class Fork:
     def kill(self) -> None:
         self._first.send(KILL, self._number)
 
+    @property
+    def has_parent(self) -> bool:
+        """Without one it has ended, whatever it did."""
+        return self._first.is_alive
+
 
 class Workers:
     """Starts the first process when a fork is wanted, and again if it has ended. Blocks for moments."""

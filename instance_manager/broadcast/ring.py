@@ -28,10 +28,6 @@ class BroadcastRing(Generic[T]):
     def capacity(self) -> int:
         return self._items.maxlen or 0
 
-    def begin_at(self, number: int) -> None:
-        """Give the first item this number; before there is any."""
-        self.last_number = number - 1
-
     def extend(self, items: Iterable[T]) -> None:
         """Append; whoever follows wakes up."""
         before = self.last_number

@@ -49,7 +49,7 @@ class StateKeeper:
         self._node = session.node
         self._describe = describe
         self._dirty: dict[str, None] = {}  # instances, in the order of their first change
-        self._events: deque[NewEvent] = deque(maxlen=_MAX_EVENTS)
+        self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
         self._versions: dict[str, int] = {}  # as stored; absent = there is no record
         self._ports: dict[str, int] = {}  # as held in the store
         self._foreign: set[str] = set()  # ids that another Berth's instances have
@@ -82,7 +82,7 @@ class StateKeeper:
 
     def on_event(self, event: Event) -> None:
         """A listener of the event log: each event is kept, and its instance's record is written anew."""
-        self._events.append(NewEvent(event.type, event.instance_id, event.time, event.data))
+        self._events.append(event)
         self.mark(event.instance_id)
 
     def mark(self, instance_id: str) -> None:
@@ -204,19 +204,20 @@ class StateKeeper:
                 return
             raise InstanceExists(f"another Berth has an instance named {instance_id!r}", param="name")
 
-    def _write_of(
-        self, instance_id: str, record: InstanceRecord | None, events: tuple[NewEvent, ...]
-    ) -> Write:
+    def _write_of(self, instance_id: str, record: InstanceRecord | None, told: tuple[Event, ...]) -> Write:
         version = self._versions.get(instance_id, 0)
+        events = tuple(NewEvent(one.type, one.instance_id, one.time, one.data) for one in told)
+        first = told[0].event_id if told else 0
         if record is None:
             known = instance_id if version else None
-            return Write(delete=known, expected_version=version, events=events)
+            return Write(delete=known, expected_version=version, events=events, first_event_id=first)
         held, port = self._ports.get(instance_id), record.port
         is_other = held != port
         return Write(
             put=replace(record, version=version + 1),
             expected_version=version,
             events=events,
+            first_event_id=first,
             hold=PortHold(self._node, port, instance_id) if is_other and port is not None else None,
             release=PortHold(self._node, held, instance_id) if is_other and held is not None else None,
         )

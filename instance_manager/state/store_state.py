@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
@@ -13,13 +14,11 @@ from instance_manager.state.keeper import StateKeeper
 from instance_manager.state.peers import Neighbours
 from instance_manager.state.recovery import Leftovers, find_leftovers
 from instance_manager.state.session import StateSession
-from instance_manager.state.stores.base import StateStore
+from instance_manager.state.stores.base import DEFAULT_HISTORY, StateStore
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.state.usage import UsageMeter
 from instance_manager.state.watch import watch_over
 from instance_manager.types import InstanceSpec
-
-_EVENTS_READ = 1000  # of an earlier Berth, for `GET /events` to go on with
 
 
 class State:
@@ -68,8 +67,8 @@ class State:
 
     async def take_in(self, events: EventLog, config: ManagerConfig) -> Leftovers:
         """What an earlier Berth has left; its events are gone on with. Before anything is started."""
-        last_event_id = await self.store.last_event_id()
-        events.seed(await self.store.events_since(last_event_id - _EVENTS_READ), last_event_id)
+        last_event_id = max(await self.store.last_event_id(), int(time.time() * 1000))
+        events.seed(await self.store.events_since(0, DEFAULT_HISTORY), last_event_id)
         events.add_listener(self.keeper.on_event)
         leftovers = await find_leftovers(self.session, await self.store.records(), config)
         held = await self._held_ports({one.record.instance_id for one in leftovers.instances})

@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from api.protocols.app import MAX_COMMAS
 from tests.api.test_gateway import berth_with
 from tests.berth_process import BerthProcess
 from tests.fake_engine import command
@@ -172,6 +173,31 @@ async def test_nobody_waits_while_a_long_body_is_written_anew(berth: BerthProces
         async with gaps_of_a_victim(berth) as gaps:
             status, answer = await asyncio.to_thread(post, berth, "/v1/completions", JSON, raw)
         assert status == 200, answer[:500]
+        return max(gaps, default=0.0)
+
+    await check_gap(send)
+
+
+STOPS = b'{"model":"fake","max_tokens":1,"prompt":"a","stop":['
+ESCAPES = b'{"model":"fake","max_tokens":1,"prompt":"' + b"\\n\\u00e9" * 2_000_000 + b'"}'
+TRANSLATED = {
+    "as many values as are taken": (STOPS + b'"abcdefghijkl",' * (MAX_COMMAS - 3) + b'""]}', 200),
+    "more values than are taken": (STOPS + b'"abcdefghijkl",' * 900_000 + b'""]}', 422),
+    "a text of escapes": (
+        b'{"model":"fake","max_tokens":1,"prompt":"' + b"\\n\\u00e9" * 2_000_000 + b'"}',
+        200,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+async def test_nobody_waits_while_many_long_bodies_are_translated(berth: BerthProcess, name: str) -> None:
+    raw, status = TRANSLATED[name]
+
+    async def send() -> float:
+        async with gaps_of_a_victim(berth) as gaps:
+            asked = [asyncio.to_thread(post, berth, "/generate", JSON, raw) for _ in range(8)]
+            assert {found for found, _ in await asyncio.gather(*asked)} == {status}
         return max(gaps, default=0.0)
 
     await check_gap(send)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tests import fake_engine
-from tests.attack import hostile_engine, victim
+from tests.attack import hostile_engine
 from tests.attack.asking import JSON, ask
 from tests.attack.leftovers import belongs_to, files_with, is_dead, still_there, told
 from tests.attack.memory import Watch
-from tests.attack.verdict import MOST_OVER_S, Seen, Stream, longest_gap
+from tests.attack.verdict import MOST_OVER_S, Seen
 from tests.berth_process import ROOT, BerthProcess
 from tests.faults.harbour import FAULT_IN_LOG, eventually, free_ports
 from tests.faults.ledger import Reply
+from tests.victim import Stream, Victim, longest_gap, streaming
 
 MODEL, DEMO = "berth-demo", "demo"  # the engine's model, and its instance
 SECRET = "hf_that-stood-in-an-engines-log"
@@ -58,7 +57,8 @@ class Ground:
         self.write_catalog(self.catalog)
         self.berth = BerthProcess(folder, root=root, **{**self._settings(), **(settings or {})})
         self.port = self.berth.port
-        self._victim: subprocess.Popen[str] | None = None
+        self._ending = ExitStack()
+        self._victim: Victim | None = None
         self.watch: Watch | None = None
         self.seen = Seen()  # of the latest attempt
         self._log_read = 0
@@ -108,16 +108,8 @@ class Ground:
         return self
 
     def _begin_victim(self) -> None:
-        self._victim = subprocess.Popen(
-            [sys.executable, "-m", victim.__name__, str(self.port), MODEL],
-            cwd=ROOT,
-            env={**os.environ, victim.KEY: self.victim_key},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        began = time.monotonic()
-        eventually("the victim streams", lambda: any(len(one.times) > 20 for one in self.streams(began)))
+        self._victim = self._ending.enter_context(streaming(self.port, 2, MODEL, self.victim_key))
+        self._victim.wait_until_streaming()
         # All that is loaded late, the compiler of schemas among it, and the KV cache's first pages.
         schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
         turn = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
@@ -137,15 +129,12 @@ class Ground:
         self.has_ended = True
         if self.watch is not None:
             self.watch.close()
-        if self._victim is not None:
-            self._victim.kill()
-            self._victim.communicate()
+        self._ending.close()
         self.berth.close()
 
     def end_well(self) -> list[str]:
         """By SIGTERM; what is wrong about its end, or in what it has logged."""
-        assert self._victim is not None
-        self._victim.kill()
+        self._ending.close()
         self.berth.terminate()
         problems = []
         try:
@@ -216,10 +205,8 @@ class Ground:
     # What is watched
 
     def streams(self, since: float) -> list[Stream]:
-        assert self._victim is not None and self._victim.stdin and self._victim.stdout
-        self._victim.stdin.write(f"{since}\n")
-        self._victim.stdin.flush()
-        return [Stream(**one) for one in json.loads(self._victim.stdout.readline())]
+        assert self._victim is not None
+        return self._victim.streams(since)
 
     @contextmanager
     def measured(self, body_bytes: int = 0) -> Iterator[None]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
-from tests.attack import victim
 from tests.attack.memory import Watched
 from tests.attack.report import Result, summary, table
 from tests.attack.rows import FIELDS
@@ -23,13 +20,12 @@ from tests.attack.verdict import (
     MOST_OVER_S,
     SLACK_BYTES,
     Seen,
-    Stream,
     calmest,
     faults,
-    longest_gap,
     may_be_noise,
 )
 from tests.berth_process import ROOT
+from tests.victim import Stream, longest_gap, streaming
 
 MIB = 1 << 20
 CALM = [n / 10 for n in range(100)]  # a chunk each 0.1 s, for 10 s
@@ -131,47 +127,21 @@ class Server:
             connection.sendall(b"data: [DONE]\n\n")
 
 
-@contextmanager
-def watching(port: int) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", victim.__name__, str(port), "m"],
-        cwd=ROOT,
-        env={**os.environ, victim.KEY: "k"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def seen_by(process: subprocess.Popen[str], since: float) -> list[Stream]:
-    assert process.stdin and process.stdout
-    process.stdin.write(f"{since}\n")
-    process.stdin.flush()
-    return [Stream(**one) for one in json.loads(process.stdout.readline())]
-
-
 def test_a_victim_notices_a_stall_and_nothing_else() -> None:
     server = Server()
-    with watching(server.port) as process:
-        began = time.monotonic()
-        while sum(len(one.times) for one in seen_by(process, began)) < 60:
-            time.sleep(0.02)
+    with streaming(server.port, 2, "m", "k") as victim:
+        victim.wait_until_streaming(60)
         before = time.monotonic()
         time.sleep(0.4)
-        calm = longest_gap(seen_by(process, before), before, time.monotonic()).seconds
+        calm = longest_gap(victim.streams(before), before, time.monotonic()).seconds
         begun = time.monotonic()
         server.is_still.set()
         time.sleep(0.6)
         server.is_still.clear()
         time.sleep(0.2)
         time.sleep(1.2)  # its streams have ended meanwhile, and others begun
-        seen_by(process, time.monotonic())
-        streams = seen_by(process, begun)
+        victim.streams(time.monotonic())
+        streams = victim.streams(begun)
         gap = longest_gap(streams, begun, time.monotonic()).seconds
         assert any(one.times[:1] < [begun] and one.times for one in streams), "forgotten"
         assert not [one.problem for one in streams if one.problem]

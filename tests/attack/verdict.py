@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 MOST_OVER_S = 0.25  # of a victim's longest gap, above its undisturbed one
 MOST_OF_BODY = 1.5  # of memory, in Berth and in the engine each, and beside it:
 SLACK_BYTES = 96 << 20  # that any request may take, and what allocators keep
 NOISE_S = 2.0  # so much can be the machine's: an attack that is over by less is tried again
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """When chunks of one answer have come; `is_open`: more of them are expected."""
-
-    times: Sequence[float]
-    is_open: bool = False
-    problem: str = ""
 
 
 @dataclass(slots=True)
@@ -48,30 +38,6 @@ class Seen:
     @property
     def most_bytes(self) -> int:
         return int(MOST_OF_BODY * self.body_bytes) + SLACK_BYTES + self.work_bytes
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Gap:
-    seconds: float = 0.0
-    began: float = 0.0
-    whose: str = ""
-
-
-def longest_gap(streams: Sequence[Stream], begin: float, end: float) -> Gap:
-    """The longest time without a chunk that lies at least partly between the two.
-
-    Within each stream, from its first chunk on; and of all together, so that streams that never begin count.
-    """
-    together = sorted(at for one in streams for at in one.times if at <= end)
-    last = max((at for at in together if at <= begin), default=begin)
-    all_of_them = [last, *(at for at in together if at > last), end]
-    gaps = [_longest([*one.times, end] if one.is_open else one.times, begin, end, "one") for one in streams]
-    return max(*gaps, _longest(all_of_them, begin, end, "all"), Gap())
-
-
-def _longest(times: Sequence[float], begin: float, end: float, whose: str) -> Gap:
-    pairs = ((a, b) for a, b in pairwise(times) if b > begin and a < end)
-    return max((Gap(b - a, a, whose) for a, b in pairs), default=Gap())
 
 
 def faults(seen: Seen) -> list[str]:

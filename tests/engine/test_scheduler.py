@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.errors import ConfigError, InvalidRequest
+from engine.errors import ConfigError, GenerationFailed, InvalidRequest
 from engine.kv_cache import KVCache
 from engine.scheduler import Scheduler
 from engine.types import (
@@ -531,9 +531,10 @@ def test_a_failure_ends_its_own_request_only() -> None:
     batch = harness.scheduler.schedule()
     harness.scheduler.abort("a")
     tokens = harness.runner.execute(batch).tokens
-    failed = StepResult([tokens[0], None, tokens[2]], failures={0: "of no matter", 1: "broken"})
+    failures = {0: GenerationFailed("of no matter"), 1: GenerationFailed("broken")}
+    failed = StepResult([tokens[0], None, tokens[2]], failures=failures)
     b, c = harness.scheduler.update(batch, failed)
-    assert (b.request_id, b.finish_reason, b.error) == ("b", FinishReason.ERROR, "broken")
+    assert (b.request_id, b.finish_reason, str(b.error)) == ("b", FinishReason.ERROR, "broken")
     harness.scheduler.check_integrity()
     harness.collect([b, c])
     harness.finish()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.errors import GenerationFailed
 from engine.types import EngineRequest, FinishReason, SamplingParams, StepResult
 from tests.engine.fake_runner import logprobs_of, make_request, reference_output
 from tests.engine.test_scheduler import Harness
@@ -126,11 +127,9 @@ class Trace:
         result = self.harness.runner.execute(batch)
         index = which % len(batch.sequences)
         tokens = [None if place == index else token for place, token in enumerate(result.tokens)]
-        self.harness.collect(
-            self.harness.scheduler.update(
-                batch, StepResult(tokens, result.logprobs, result.prompt_logprobs, {index: "broken"})
-            )
-        )
+        failures = {index: GenerationFailed("broken")}
+        failed = StepResult(tokens, result.logprobs, result.prompt_logprobs, failures)
+        self.harness.collect(self.harness.scheduler.update(batch, failed))
 
     def check(self, request: EngineRequest) -> None:
         harness, name, params = self.harness, request.request_id, request.params
@@ -140,7 +139,7 @@ class Trace:
             assert output == expected[: len(output)]
         else:
             assert output == expected
-        assert (last.error == "broken") == (last.finish_reason == FinishReason.ERROR)
+        assert (str(last.error) == "broken") == (last.finish_reason == FinishReason.ERROR)
         assert harness.logprobs[name] == [
             logprobs_of(token) for token in output if params.logprobs is not None
         ]

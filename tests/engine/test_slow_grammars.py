@@ -97,5 +97,5 @@ def test_grammars_that_become_slow_end_and_hold_up_nobody(structurer: Structurer
     assert longest(gaps) <= longest(alone) + BAR_S
     for name in HOSTILE:
         assert ends[name].finish_reason == FinishReason.ERROR
-        assert "takes too long to follow" in (ends[name].error or "")
+        assert "takes too long to follow" in str(ends[name].error)
     core.check_integrity()

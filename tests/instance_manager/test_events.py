@@ -115,6 +115,20 @@ async def test_a_reader_resumes_after_the_last_event_it_saw() -> None:
     assert [event.event_id async for event in fresh] == [6]
 
 
+async def test_a_reader_of_an_earlier_berth_s_goes_on_where_it_was() -> None:
+    earlier = EventLog()
+    told = [earlier.publish("instance.state", "i") for _ in range(5)]
+    log = EventLog()
+    log.seed(told[:3], 1000)  # the other two were never stored
+    assert [event.event_id for event in log.since(2)] == [3]
+    new = log.publish("instance.state", "i")
+    assert new.event_id == 1001 == log.last_event_id
+    resumed = [log.subscribe(after=seen) for seen in (0, 2, 3, 5, 1000, 1001, 1002)]
+    log.close()
+    ids = [[event.event_id async for event in reader] for reader in resumed]
+    assert ids == [[1, 2, 3, 1001], [3, 1001], [1001], [1001], [1001], [], [1, 2, 3, 1001]]
+
+
 async def test_an_id_from_an_earlier_berth_means_everything() -> None:
     log = EventLog()
     log.publish("instance.state", "i")

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.soak.history import Harm, History
+from tests.soak.history import History
 
 _RECONNECT_S = 0.1
 _AT_REST = {"sleeping", "waking", "stopped"}
@@ -105,10 +105,7 @@ class EventWatch:
         self._is_continued = True
 
     async def follow_on(self, http: httpx.AsyncClient, history: History) -> None:
-        """Until cancelled, over Berths that come one after the other.
-
-        Numbers only ever go up; but what a killed Berth had told and not yet stored, nobody knows.
-        """
+        """Until cancelled, over Berths that come one after the other. Numbers only ever go up."""
         while True:
             began, self._is_continued = time.monotonic(), False
             try:
@@ -116,8 +113,6 @@ class EventWatch:
             except httpx.HTTPError as error:
                 if not history.is_berth_away(began, time.monotonic()):
                     self.problems.append(f"the events broke off: {error!r}")
-            if any(history.has(harm, began, time.monotonic()) for harm in (Harm.KILL, Harm.STORE)):
-                self._last_id = None
             await asyncio.sleep(_RECONNECT_S)
 
     async def follow(self, http: httpx.AsyncClient) -> None:

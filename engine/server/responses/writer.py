@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, InvalidRequest
 from engine.server.chat_events import (
     ChatEvent,
     ChoiceEnded,
@@ -70,7 +70,8 @@ class ResponseWriter:
         """The response can't be completed; what there is stays in it."""
         self._settle()
         self.response["status"] = "failed"
-        self.response["error"] = {"code": "server_error", "message": error.message}
+        code = "invalid_prompt" if isinstance(error, InvalidRequest) else "server_error"
+        self.response["error"] = {"code": code, "message": error.message}
         return [self._whole("response.failed")]
 
     def cancel(self, usage: Usage) -> None:

@@ -257,6 +257,7 @@ class Write:
     delete: str | None = None
     expected_version: int = 0
     events: tuple[NewEvent, ...] = ()
+    first_event_id: int = 0  # as it was told; the store's next, if that is higher
     hold: PortHold | None = None
     release: PortHold | None = None
     usage: tuple[Usage, ...] = ()

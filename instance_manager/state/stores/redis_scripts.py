@@ -79,14 +79,19 @@ for _, used in ipairs(w.usage) do
   if type(sum) == 'table' and string.find(sum.err, 'WRONGTYPE') then return sum end
 end
 local first = 0
+local last = tonumber(redis.call('HGET', KEYS[1], 'event') or '') or 0
+if #w.events > 0 and w.first > last + 1 then
+  redis.call('HSET', KEYS[1], 'event', string.format('%d', w.first - 1))
+end
 for i, body in ipairs(w.events) do
   local id = redis.call('HINCRBY', KEYS[1], 'event', 1)
   if i == 1 then first = id end
   redis.call('XADD', KEYS[9], 'MAXLEN', ARGV[3], string.format('%d-0', id), 'b', body)
 end
 local n = 0
-if w.instance or w.hold or w.release or #w.events > 0 then n = tell('first', first, 'w', ARGV[2]) end
-local reply = cjson.encode({ok = true, n = n, first = first})
+local told = string.format('%d', first)
+if w.instance or w.hold or w.release or #w.events > 0 then n = tell('first', told, 'w', ARGV[2]) end
+local reply = cjson.encode({ok = true, n = n, first = told})
 redis.call('SET', KEYS[10], reply, 'EX', ARGV[4])
 return reply
 """

@@ -31,6 +31,7 @@ def write_to_json(write: Write, owner: str, session: str | None) -> str:
     """A write for the COMMIT script; `session` of the lease that it is made under, if any."""
     data: dict[str, Any] = {
         "events": [_event_body(event) for event in write.events],
+        "first": write.first_event_id,
         "usage": [[name, str(amount)] for name, amount in usage_fields(write.usage, owner)],
     }
     if session is not None:

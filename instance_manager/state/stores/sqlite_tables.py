@@ -14,7 +14,6 @@ from instance_manager.state.stores.records import (
     Claim,
     Commit,
     InstanceRecord,
-    NewEvent,
     PortHold,
     Usage,
     Write,
@@ -77,7 +76,7 @@ def commit(connection: sqlite3.Connection, write: Write, history: int) -> Commit
                 for u in write.usage
             ],
         )
-        events = _append(connection, write.events, history)
+        events = _append(connection, write, history)
     return Commit(write.put, events)
 
 
@@ -104,17 +103,20 @@ def _hold(connection: sqlite3.Connection, hold: PortHold) -> None:
     connection.execute("INSERT OR REPLACE INTO ports VALUES (?, ?, ?)", (*where, hold.instance_id))
 
 
-def _append(connection: sqlite3.Connection, new: tuple[NewEvent, ...], history: int) -> tuple[Event, ...]:
-    if not new:
+def _append(connection: sqlite3.Connection, write: Write, history: int) -> tuple[Event, ...]:
+    if not write.events:
         return ()
-    last = _read_counter(connection, "event_id")
-    events = tuple(event.numbered(last + place) for place, event in enumerate(new, start=1))
+    first = max(_read_counter(connection, "event_id") + 1, write.first_event_id)
+    events = tuple(event.numbered(first + place) for place, event in enumerate(write.events))
     connection.executemany(
         "INSERT INTO events VALUES (?, ?)", [(event.event_id, event_to_json(event)) for event in events]
     )
-    newest = events[-1].event_id
-    _write_counter(connection, "event_id", newest)
-    connection.execute("DELETE FROM events WHERE event_id <= ?", (newest - history,))
+    _write_counter(connection, "event_id", events[-1].event_id)
+    connection.execute(
+        "DELETE FROM events WHERE event_id <="
+        " (SELECT event_id FROM events ORDER BY event_id DESC LIMIT 1 OFFSET ?)",
+        (history,),
+    )
     return events
 
 

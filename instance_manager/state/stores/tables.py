@@ -69,12 +69,13 @@ class Tables:
             self.ports[write.hold.node, write.hold.port] = write.hold.instance_id
         for used in write.usage:
             self.add_usage(used)
-        events = self.append(write.events) if number_events else ()
+        events = self.append(write.events, write.first_event_id) if number_events else ()
         return Commit(write.put, events)
 
-    def append(self, new: Iterable[NewEvent]) -> tuple[Event, ...]:
-        """Number the events and keep them."""
-        events = tuple(event.numbered(self.last_event_id + place) for place, event in enumerate(new, start=1))
+    def append(self, new: Iterable[NewEvent], first_event_id: int = 0) -> tuple[Event, ...]:
+        """Number the events, from this number on where it is free, and keep them."""
+        first = max(self.last_event_id + 1, first_event_id)
+        events = tuple(event.numbered(first + place) for place, event in enumerate(new))
         for event in events:
             self.take_event(event)
         return events

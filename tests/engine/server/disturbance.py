@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import psutil
+
+from tests.victim import longest_gap, streaming
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "models" / "berth-demo"
@@ -28,7 +28,6 @@ class Disturbed:
     """What came of one disturbance. Times in seconds."""
 
     response: httpx.Response | None = None
-    took_s: float = 0.0
     gap_s: float = 0.0  # the longest between two pieces of the victim's stream, while it went on
     undisturbed_s: float = 0.0  # the same before it
     grown_bytes: int = 0  # what the engine's memory grew by, at its peak
@@ -49,39 +48,22 @@ class AttackedEngine:
     def disturb(self, path: str, content: bytes, *, quiet_s: float = 0.7) -> Disturbed:
         """Send `content` while a victim streams."""
         result = Disturbed()
-        victim = subprocess.Popen(
-            [sys.executable, "-m", "tests.engine.server.victim", str(self.port)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        time.sleep(quiet_s + 0.5)
-        _reset_peak(self.process.pid)
-        before = self.memory()
-        began = time.monotonic()
-        try:
+        with streaming(self.port, 1) as victim:
+            victim.wait_until_streaming()
+            time.sleep(quiet_s)
+            _reset_peak(self.process.pid)
+            before = self.memory()
+            began = time.monotonic()
             headers = {"content-type": "application/json"}
-            with httpx.Client(timeout=ANSWER_S, trust_env=False) as http:
+            with httpx.Client(timeout=ANSWER_S, trust_env=False) as http, suppress(httpx.HTTPError):
                 result.response = http.post(self.url + path, content=content, headers=headers)
-        except httpx.HTTPError:
-            result.response = None
-        ended = time.monotonic()
-        result.took_s = ended - began
-        time.sleep(0.2)
-        result.grown_bytes = max(0, _peak(self.process.pid) - before)
-        times = json.loads(victim.communicate(b"", timeout=ANSWER_S)[0])
-        result.undisturbed_s = _longest(times, began - quiet_s, began)
-        result.gap_s = _longest(times, began, ended + 0.2)
+            time.sleep(0.2)
+            ended = time.monotonic()
+            result.grown_bytes = max(0, _peak(self.process.pid) - before)
+            streams = victim.streams(began - quiet_s)
+        result.undisturbed_s = longest_gap(streams, began - quiet_s, began).seconds
+        result.gap_s = longest_gap(streams, began, ended).seconds
         return result
-
-
-def _longest(times: list[float], begin: float, end: float) -> float:
-    """The longest time without a piece that lies at least partly between the two."""
-    edges = [*times, end]
-    return max(
-        (after - at for at, after in pairwise(edges) if after > begin and at < end),
-        default=end - begin,
-    )
 
 
 def _reset_peak(pid: int) -> None:

@@ -18,11 +18,10 @@ import psutil
 import pytest
 import torch
 
-from engine.errors import InvalidRequest
+from engine.errors import GenerationFailed, InvalidRequest
 from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, Structurer
 from engine.structured.compile_turns import CompilerBusy
 from engine.structured.grammar_compile import compile_grammar
-from engine.structured.grammar_link import GrammarFailed
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import Limits
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -197,7 +196,7 @@ async def test_tenants_share_no_process(shared: Structurer) -> None:
 async def test_a_mask_that_takes_too_long_ends_who_waits_for_it(make: Callable[..., Structurer]) -> None:
     structurer = make(limits=Limits(mask_s=0.05))
     compiled = await structurer.compile(grammar(SLOW_LATE))
-    with pytest.raises(GrammarFailed, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
+    with pytest.raises(InvalidRequest, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
         follow(structurer, compiled, steps=700)
 
 
@@ -210,7 +209,7 @@ async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..
     assert not constraint.wait(0.05)
     compiled.link._limits = Limits(wall_s=0.1)
     await until(lambda: constraint.wait(0.0))
-    with pytest.raises(GrammarFailed, match=r"has not answered within 0\.1 s"):
+    with pytest.raises(InvalidRequest, match=r"has not answered within 0\.1 s"):
         constraint.fill_mask(torch.zeros(1, 96, dtype=torch.int32), 0)
     await until(lambda: is_gone(process))
     again = await structurer.compile(schema("a"))  # the cache gives no dead ones
@@ -220,7 +219,7 @@ async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..
 async def test_many_slow_masks_end_their_request_too(make: Callable[..., Structurer]) -> None:
     structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
     compiled = await structurer.compile(grammar(SLOW_LATE))
-    with pytest.raises(GrammarFailed, match="its slow steps have taken"):
+    with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
         follow(structurer, compiled, steps=700)
     await until(lambda: 10 in niceness(process_of(compiled)))  # and the processors are others' first
 
@@ -242,6 +241,32 @@ async def test_what_compiled_slowly_is_followed_promptly(
 def niceness(process: psutil.Process) -> list[int]:
     """Of each thread."""
     return sorted(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads can't be kept to some processors")
+async def test_all_that_is_slow_shares_a_quarter_of_the_processors(
+    make: Callable[..., Structurer],
+) -> None:
+    structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
+    followed = await structurer.compile(grammar(SLOW_LATE))
+    with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
+        follow(structurer, followed, steps=700)
+    await until(lambda: slow_threads(process_of(followed)) != [])
+    flood = hostile(structurer, 3)
+    first = process_of(followed).parent()
+    assert first is not None
+    await until(lambda: all(slow_threads(one) for one in first.children()) and len(first.children()) == 4)
+    shares = [
+        os.sched_getaffinity(thread) for process in first.children() for thread in slow_threads(process)
+    ]
+    await end(flood)
+    processors = os.sched_getaffinity(0)
+    assert set().union(*shares) <= processors and len(set().union(*shares)) == max(1, len(processors) // 4)
+
+
+def slow_threads(process: psutil.Process) -> list[int]:
+    """Those that have given way."""
+    return [one.id for one in process.threads() if os.getpriority(os.PRIO_PROCESS, one.id) == 10]
 
 
 def follow(structurer: Structurer, compiled: CompiledOutput, steps: int) -> None:
@@ -324,10 +349,21 @@ async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callab
     broken, whole = [await structurer.compile(schema(name)) for name in "ab"]
     process_of(broken).kill()
     await until(lambda: not broken.link.is_alive)
-    with pytest.raises(GrammarFailed, match="process that follows this grammar has ended"):
+    with pytest.raises(InvalidRequest, match=r"process that follows .* has ended\. .* more than 512 MiB"):
         follow(structurer, broken, steps=1)
     follow(structurer, whole, steps=1)
     follow(structurer, await structurer.compile(schema("a")), steps=1)
+
+
+async def test_it_is_no_grammar_s_fault_when_the_first_process_ends(make: Callable[..., Structurer]) -> None:
+    structurer = make()
+    compiled = await structurer.compile(schema("a"))
+    first = process_of(compiled).parent()
+    assert first is not None
+    first.kill()
+    await until(lambda: not compiled.link.is_alive)
+    with pytest.raises(GenerationFailed, match="as all of them have: try again"):
+        follow(structurer, compiled, steps=1)
 
 
 async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable[..., Structurer]) -> None:

@@ -102,6 +102,20 @@ async def test_events_are_numbered_and_the_oldest_forgotten(store: StateStore) -
     assert await store.last_event_id() == 30
 
 
+async def test_events_keep_the_numbers_that_they_were_told_with(store: StateStore) -> None:
+    now = 1_764_444_444_444
+    await store.append([an_event(number=1), an_event(number=2)])
+    told = await store.commit(Write(events=(an_event(number=3), an_event(number=4)), first_event_id=now))
+    assert [event.event_id for event in told.events] == [now, now + 1]
+    late = await store.commit(Write(events=(an_event(number=5),), first_event_id=now - 5))  # another's
+    assert [event.event_id for event in late.events] == [now + 2]
+    await store.append([an_event(number=number) for number in range(6, 22)])
+    kept = await store.events_since(0)
+    assert [event.event_id for event in kept] == [2, *range(now, now + 19)]  # 20 of them
+    assert kept[1:3] == list(told.events)
+    assert await store.last_event_id() == now + 18
+
+
 async def test_events_at_once_are_numbered_without_gap(store: StateStore) -> None:
     await asyncio.gather(*(store.append([an_event(number=n), an_event(number=n)]) for n in range(10)))
     events = await store.events_since(0)
