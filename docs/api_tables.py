@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from conformance.differences import VLLM
-from engine.server.absent import ABSENT
-from engine.server.errors import status_table
-from engine.server.field_rules import INSTEAD, FieldRules
-from engine.server.openapi import Kind, build_document, describe_type
-from engine.server.operations import GENERATING, OPERATIONS, PASSED_OVER, POOLING, Operation
-from engine.server.responses.store import MAX_STORED, MAX_STORED_BYTES
+from engine.server.app.openapi import Kind, build_document, describe_type
+from engine.server.app.openapi_operations import GENERATING, OPERATIONS, PASSED_OVER, POOLING, Operation
+from engine.server.app.unsupported_routes import ABSENT
+from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
+from engine.server.http.errors import status_table
+from engine.server.protocol.field_rules import INSTEAD, FieldRules
 
 PAGE = Path(__file__).with_name("api.md")
 _SCHEMAS = "#/components/schemas/"

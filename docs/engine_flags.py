@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.flag_table import flag_table
+from engine.launch.flag_table import flag_table
 
 FILE = Path(__file__).resolve().parent.parent / "instance_manager" / "backends" / "engine_flags.json"
 

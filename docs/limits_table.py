@@ -8,16 +8,16 @@ from pathlib import Path
 
 from configs.settings import Settings
 from docs.api_tables import table
-from engine.build import CPU_PREFILL_BESIDE_DECODES
-from engine.logit_edits import MANY_LISTED
-from engine.prompt_budget import MAX_TOLD_IN_STEP
-from engine.server import limits
-from engine.server.generation_body import Strict
-from engine.server.large_work import LARGE_BYTES
-from engine.server.limits import Cap, Measure
-from engine.server.operations import OPERATIONS
-from engine.server.responses.store import MAX_STORED, MAX_STORED_BYTES
-from engine.tokenizer import ENCODED_TOGETHER
+from engine.core.logits_processors import MANY_LISTED
+from engine.core.prompt_budget import MAX_TOLD_IN_STEP
+from engine.execution.build import CPU_PREFILL_BESIDE_DECODES
+from engine.server.app.openapi_operations import OPERATIONS
+from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
+from engine.server.http.large_work import LARGE_BYTES
+from engine.server.protocol import limits
+from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.limits import Cap, Measure
+from engine.text.tokenizer import ENCODED_TOGETHER
 
 PAGE = Path(__file__).with_name("limits.md")
 
@@ -73,7 +73,7 @@ _DOOR_CONSTANTS = (
     ("a JSON body", "api.gateway.request_reader.MAX_JSON_BYTES", "bytes", "413"),
     ("arrays and objects in it", "api.http.json_structure.MAX_CONTAINERS", "", "400"),
     ("commas between its values", "api.http.json_structure.MAX_COMMAS", "", "400"),
-    ("nesting of it", "engine.server.limits.MAX_JSON_DEPTH", "levels", "400"),
+    ("nesting of it", "engine.server.protocol.limits.MAX_JSON_DEPTH", "levels", "400"),
     ("`model`, in JSON, forms and queries", "api.http.named_model.MAX_NAME_BYTES", "bytes", "400"),
     ("body of another protocol that is translated", "api.protocols.app.MAX_BODY_BYTES", "bytes", "413"),
     ("commas between its values", "api.protocols.app.MAX_COMMAS", "", "422"),

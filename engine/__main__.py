@@ -6,7 +6,7 @@ that this engine doesn't run, or not whole; 98 the port is taken.
 
 from __future__ import annotations
 
-from engine.launch import main
+from engine.launch.launcher import main
 
 if __name__ == "__main__":
     main()

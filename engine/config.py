@@ -1,4 +1,4 @@
-"""The engine's configuration: frozen, checked once, handed down; engine/flags.py makes it."""
+"""The engine's configuration: frozen, checked once, handed down; engine/launch/flags.py makes it."""
 
 from __future__ import annotations
 

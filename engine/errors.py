@@ -1,4 +1,4 @@
-"""What can go wrong in the engine. Stable codes; engine/server/errors.py maps them to HTTP."""
+"""What can go wrong in the engine. Stable codes; engine/server/http/errors.py maps them to HTTP."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from docs import limits_table
 from docs.api_tables import PAGE, render
-from engine.server.operations import OPERATIONS, PASSED_OVER
+from engine.server.app.openapi_operations import OPERATIONS, PASSED_OVER
 
 ROOT = Path(__file__).resolve().parent.parent
 

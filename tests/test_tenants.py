@@ -20,8 +20,8 @@ from api.access.key_book import Keys
 from api.access.keys import Access, ApiKey, KeyRing, key_id_of, tenant_of
 from api.control.forwarded import BY_INSTANCE, BY_NAME, TRANSLATED
 from api.http.headers import TENANT
-from engine.server.operations import GENERATING, OPERATIONS, POOLING
-from engine.server.tenants import TENANT_HEADER
+from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING
+from engine.server.http.tenants import TENANT_HEADER
 from tests.berth_process import BerthProcess, running_berth
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 from tests.successive_berths import eventually

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core.engine_core import EngineCore
+from engine.core.types import EngineRequest, SamplingParams, TokenConstraint
+from engine.execution.build import build_core
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.structurer import Structurer
-from engine.tokenizer import load_tokenizer
-from engine.types import EngineRequest, SamplingParams, TokenConstraint
+from engine.text.tokenizer import load_tokenizer
 
 _PROMPT_TOKENS = 32
 _PERSON = {

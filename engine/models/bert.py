@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.attention.flat import EqualLengths, FlatInputs, attend_both_ways
-from engine.layers.embedding import Embedding
-from engine.layers.head import Head
-from engine.layers.layer_norm import LayerNorm
-from engine.layers.linear import Linear
+from engine.models.attention.flat import EqualLengths, FlatInputs, attend_both_ways
+from engine.models.layers.embedding import Embedding
+from engine.models.layers.head import Head
+from engine.models.layers.layer_norm import LayerNorm
+from engine.models.layers.linear import Linear
 from engine.models.encoder_config import Activation, EncoderConfig, EncoderFamily
 
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {

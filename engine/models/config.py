@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint_kind import check_not_quantised
-from engine.end_tokens import named_end_tokens
+from engine.checkpoint.layout import check_not_quantised
+from engine.checkpoint.eos_tokens import named_end_tokens
 from engine.errors import CheckpointError, UnsupportedModel
-from engine.raw_config import architecture_of, read_raw_config
-from engine.rope_config import Llama3Scaling, RopeConfig
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.models.rope_config import Llama3Scaling, RopeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.attention.paged import AttentionShape, PagedKVCache
-from engine.inputs import StepInputs
-from engine.layers.embedding import Embedding
-from engine.layers.linear import Linear
-from engine.layers.norm import HeadNorm, RMSNorm
-from engine.layers.rope import RotaryEmbedding, Rotation
+from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.inputs import StepInputs
+from engine.models.layers.embedding import Embedding
+from engine.models.layers.linear import Linear
+from engine.models.layers.norm import HeadNorm, RMSNorm
+from engine.models.layers.rope import RotaryEmbedding, Rotation
 from engine.models.config import ModelConfig
-from engine.native.kernels import Kernels, find_kernels
+from engine.models.native.kernels import Kernels, find_kernels
 
 
 class Attention(nn.Module):

@@ -8,10 +8,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint_kind import check_not_quantised
+from engine.checkpoint.layout import check_not_quantised
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.config import ConfigReader
-from engine.raw_config import architecture_of
+from engine.checkpoint.raw_config import architecture_of
 
 
 class EncoderFamily(StrEnum):

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from engine.attention.paged import AttentionShape, PagedKVCache
-from engine.inputs import StepInputs
-from engine.layers.head import Head
-from engine.layers.rope import RotaryEmbedding
+from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.inputs import StepInputs
+from engine.models.layers.head import Head
+from engine.models.layers.rope import RotaryEmbedding
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM, Decoder
 

@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from engine.checkpoint_kind import enumerate_names, weight_files
+from engine.checkpoint.layout import enumerate_names, weight_files
 from engine.errors import CheckpointError
-from engine.layers.weights import WeightedLayer
-from engine.mapped_files import forget_pages
+from engine.models.layers.weights import WeightedLayer
+from engine.checkpoint.mapped_files import forget_pages
 
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

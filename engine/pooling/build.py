@@ -10,13 +10,15 @@ from functools import partial
 
 import torch
 
+from engine.checkpoint.raw_config import read_raw_config
 from engine.config import EngineConfig
-from engine.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.errors import CheckpointError
-from engine.layers.head import Head
+from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
+from engine.execution.threads import num_compute_threads
 from engine.models.bert import Encoder, place_in_encoder
 from engine.models.config import read_model_config
 from engine.models.encoder_config import read_encoder_config
+from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder, place_in_decoder
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
@@ -31,9 +33,7 @@ from engine.pooling.runner import (
     Projection,
 )
 from engine.pooling.types import PoolingRequest, PoolingRunner
-from engine.raw_config import read_raw_config
-from engine.threads import num_compute_threads
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Protocol, TypeAlias
 
-from engine.calls import Call, Calls
+from engine.core.sleep import HeldMemory
+from engine.core.sleep_controller import Sleeper
+from engine.core.thread_calls import Call, Calls
+from engine.core.types import EngineStats
 from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
 from engine.pooling.plan import PoolingPlan
 from engine.pooling.types import Pooled, PoolingRequest, PoolingRunner
-from engine.sleep import HeldMemory
-from engine.sleeper import Sleeper
-from engine.types import EngineStats
 
 log = logging.getLogger(__name__)
 

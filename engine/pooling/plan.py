@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
 from engine.errors import CheckpointError, ConfigError, UnsupportedModel
 from engine.pooling.classifier import Activation, Classifier, read_classifier
@@ -19,7 +20,6 @@ from engine.pooling.sentence_transformers import (
     SentenceTransformer,
     read_sentence_transformer,
 )
-from engine.raw_config import architecture_of, read_raw_config
 
 
 class RunnerKind(StrEnum):

@@ -12,19 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.attention.flat import EqualLengths, FlatInputs, runs_of
-from engine.attention.paged import PagedKVCache
-from engine.inputs import build_inputs
-from engine.layers.head import Head
+from engine.core.batch import Batch, ScheduledSequence
+from engine.core.sleep import HeldMemory, Part
+from engine.core.types import SamplingParams
+from engine.execution.residency import Residence
+from engine.models.attention.flat import EqualLengths, FlatInputs, runs_of
+from engine.models.attention.paged import PagedKVCache
 from engine.models.bert import Encoder
+from engine.models.inputs import build_inputs
+from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder
 from engine.pooling.classifier import Activation
 from engine.pooling.plan import PoolingPlan
 from engine.pooling.sentence_transformers import PoolingType
 from engine.pooling.types import PoolingRequest
-from engine.residence import Residence
-from engine.sleep import HeldMemory, Part
-from engine.types import Batch, SamplingParams, ScheduledSequence
 
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.NORMALIZE: lambda x: F.normalize(x, dim=-1),
@@ -113,11 +114,11 @@ class PoolingModelRunner:
         return [array("f", values) for values in self._finish(vectors, batch)]
 
     def sleep(self, level: int) -> None:
-        """As engine/sleeper.py's Sleeps."""
+        """As engine/core/sleep_controller.py's Sleeps."""
         self._residence.sleep(level)
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """As engine/sleeper.py's Sleeps."""
+        """As engine/core/sleep_controller.py's Sleeps."""
         self._residence.wake_up(parts)
 
     @property

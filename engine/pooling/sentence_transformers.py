@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError, UnsupportedModel
-from engine.tokenizer import read_json
+from engine.text.tokenizer import read_json
 
 
 class PoolingType(StrEnum):

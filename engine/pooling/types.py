@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.sleep import HeldMemory, Part
+from engine.core.sleep import HeldMemory, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class PoolingRunner(Protocol):
         ...
 
     def sleep(self, level: int) -> None:
-        """As engine/sleeper.py's Sleeps."""
+        """As engine/core/sleep_controller.py's Sleeps."""
         ...
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """As engine/sleeper.py's Sleeps."""
+        """As engine/core/sleep_controller.py's Sleeps."""
         ...
 
     @property

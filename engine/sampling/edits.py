@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from engine.logit_edits import MANY_LISTED, LogitEdits, TokenCounts, TokenRules
+from engine.core.logits_processors import MANY_LISTED, LogitEdits, TokenCounts, TokenRules
 
 _Number = TypeVar("_Number", int, float)
 

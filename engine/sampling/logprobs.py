@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.types import ALL_LOGPROBS, PositionLogprobs, TokenLogprob
+from engine.core.types import ALL_LOGPROBS, PositionLogprobs, TokenLogprob
 
 
 def raw_logprobs(logits: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,9 @@ from functools import cache
 
 import torch
 
+from engine.core.types import TokenConstraint
 from engine.errors import EngineError, GenerationFailed
-from engine.native.kernels import find_kernels
-from engine.types import TokenConstraint
+from engine.models.native.kernels import find_kernels
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from functools import lru_cache
 
 import torch
 
+from engine.core.logits_processors import LogitEdits
+from engine.core.types import SamplingParams
 from engine.errors import EngineError, GenerationFailed, InvalidRequest
-from engine.logit_edits import LogitEdits
-from engine.native.kernels import find_kernels
+from engine.models.native.kernels import find_kernels
 from engine.sampling.edits import apply_edits, forbid
 from engine.sampling.masks import Masks
 from engine.sampling.uniform import uniform
-from engine.types import SamplingParams
 
 _NUM_CANDIDATES = 1024  # sorted at first; a row whose top_p needs more sorts its whole vocabulary
 _BLOCK = 512  # tokens whose weights are added up together

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from engine.core.types import TokenConstraint
 from engine.structured.grammar_link import GrammarLink, Said
 from engine.structured.spec import ThinkingMarks
 from engine.structured.wire import Answer, Ask
-from engine.types import TokenConstraint
 
 
 class GrammarConstraint:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
 from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn, greediest
 from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
@@ -17,10 +18,9 @@ from engine.structured.spec import StructuredOutput, ThinkingMarks
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import MAX_EXTRA_BYTES, Limits
 from engine.structured.workers import Workers
-from engine.types import TokenConstraint
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 
 MAX_SOURCE_CHARS = 256 * 1024
 _PROCESS_BYTES = 8 * 2**20  # that each has for itself: 4 MiB with a vocabulary of 3k, 12 with one of 152k

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xgrammar import TokenizerInfo
 
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 
 _ENCODINGS = {"ByteLevel": "BYTE_LEVEL", "ByteFallback": "BYTE_FALLBACK"}  # by the part that says so
 

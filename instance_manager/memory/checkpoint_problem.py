@@ -1,6 +1,6 @@
 """What keeps the embedded engine from running a checkpoint, told from names and JSON before it is started.
 
-The greater part of what the engine itself would say, in its words (engine/checkpoint_kind.py and
+The greater part of what the engine itself would say, in its words (engine/checkpoint/layout.py and
 engine/models/): the process boundary lies between the two, and a test holds them together. What isn't told
 here, the engine says within a second of its start. Reads no weights.
 """

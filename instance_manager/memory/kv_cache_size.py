@@ -11,7 +11,7 @@ from typing import Any
 _GIB = 1 << 30
 _TORCH_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 
-# The embedded engine's on a CPU, unless asked for more: engine/memory.py says the same.
+# The embedded engine's on a CPU, unless asked for more: engine/execution/memory.py says the same.
 _CPU_CACHE_LIMIT_BYTES = 4 * _GIB
 _CPU_CACHE_SHARE = 0.25
 _CPU_MEMORY_SHARE = 0.8

@@ -15,7 +15,7 @@ import pytest
 
 from api.http.dialects import anthropic_type, error_event, in_dialect, speaks_anthropic
 from api.http.errors import api_error
-from engine.server.errors import _ANTHROPIC_TYPES
+from engine.server.http.errors import _ANTHROPIC_TYPES
 from instance_manager.errors import QueueFull
 from tests.api.upstreams import StubLeases, Wire, berth, request, response, upstream
 from tests.berth_process import BerthProcess, running_berth

@@ -11,8 +11,8 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.control.exposition import Exposition
-from engine.server.metrics import Metrics
-from engine.types import EngineStats
+from engine.core.types import EngineStats
+from engine.server.model.metrics import Metrics
 
 ONE = """\
 # HELP up Whether it is.

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.server.metrics import Metrics
-from engine.types import EngineStats
+from engine.core.types import EngineStats
+from engine.server.model.metrics import Metrics
 from tests.berth_process import running_berth
 from tests.fake_engine import command
 

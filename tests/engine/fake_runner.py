@@ -11,17 +11,9 @@ from array import array
 from collections.abc import Callable, Sequence, Set
 from zlib import crc32
 
-from engine.sleep import HeldMemory, Part
-from engine.types import (
-    Batch,
-    EngineRequest,
-    PositionLogprobs,
-    SamplingParams,
-    ScheduledSequence,
-    StepResult,
-    TokenConstraint,
-    TokenLogprob,
-)
+from engine.core.batch import Batch, ScheduledSequence, StepResult
+from engine.core.sleep import HeldMemory, Part
+from engine.core.types import EngineRequest, PositionLogprobs, SamplingParams, TokenConstraint, TokenLogprob
 
 VOCABULARY = 40
 _MASK_WORDS = 9  # for the 259 tokens of the tests' tokenizer

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from engine.layers import packed_linear
+from engine.models.layers import packed_linear
 from tests.engine.server.test_life import ROOT
 
 _PRODUCTS_OF_MANY_SHAPES = """
 import ctypes, json, os
-from engine.allocator import keep_few_kernels, return_freed_memory
+from engine.execution.allocator import keep_few_kernels, return_freed_memory
 keep_few_kernels()
 import torch
-from engine.layers import packed_linear
+from engine.models.layers import packed_linear
 weight = packed_linear.pack(torch.zeros(192, 192, dtype=torch.bfloat16))
 def private_kb():
     return_freed_memory()

@@ -10,19 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.async_engine import AsyncEngine, TokenStream
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core.async_engine import AsyncEngine, TokenStream
+from engine.core.batch import Batch
+from engine.core.engine_core import EngineCore
+from engine.core.sleep import Part, SleepMode
+from engine.core.types import EngineRequest, EngineStats, FinishReason, SamplingParams, TokenDelta
 from engine.errors import DeviceLost, EngineAsleep, EngineDead, InvalidRequest, OutOfMemory
-from engine.sleep import Part, SleepMode
-from engine.types import (
-    Batch,
-    EngineRequest,
-    EngineStats,
-    FinishReason,
-    SamplingParams,
-    TokenDelta,
-)
 from tests.engine.fake_runner import FakeRunner, make_request, reference_output
 
 WAIT_S = 30
@@ -340,7 +334,7 @@ async def test_wrong_books_are_noticed_when_idle_in_debug(caplog: pytest.LogCapt
         core._scheduler._cache._ref_counts[63] = 1
 
     core = builder(FakeRunner(before=spoil))()
-    with caplog.at_level(logging.DEBUG, logger="engine.async_engine"):
+    with caplog.at_level(logging.DEBUG, logger="engine.core.async_engine"):
         engine = AsyncEngine(build)
         await engine.start()
         await generate(engine, make_request("a", [1], max_tokens=1))

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from engine.attention.paged import AttentionShape, PagedKVCache, attend_in_slices
-from engine.inputs import are_consecutive, build_inputs
-from engine.native.kernels import find_kernels
-from engine.types import Batch, SamplingParams, ScheduledSequence
+from engine.core.batch import Batch, ScheduledSequence
+from engine.core.types import SamplingParams
+from engine.models.attention.paged import AttentionShape, PagedKVCache, attend_in_slices
+from engine.models.inputs import are_consecutive, build_inputs
+from engine.models.native.kernels import find_kernels
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4

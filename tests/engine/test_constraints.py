@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core.engine_core import EngineCore
+from engine.core.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
+from engine.execution.build import build_core
 from engine.sampling.masks import MaskFiller
-from engine.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
 from tests.engine.test_generation import core_of
 from tests.engine.tiny_models import prompt_of
 

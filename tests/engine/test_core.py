@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core.batch import Batch, StepResult
+from engine.core.engine_core import EngineCore
+from engine.core.types import FinishReason, TokenDelta
 from engine.errors import ConfigError, DeviceLost, EngineError, InvalidRequest
-from engine.types import Batch, FinishReason, StepResult, TokenDelta
 from tests.engine.fake_runner import FakeRunner, make_request, reference_output
 
 
@@ -84,7 +85,9 @@ def test_a_failed_step_is_let_go_before_it_is_tried_again(monkeypatch: pytest.Mo
     class Tensor:
         pass
 
-    monkeypatch.setattr(logging.getLogger("engine.core"), "disabled", True)  # pytest keeps records whole
+    monkeypatch.setattr(
+        logging.getLogger("engine.core.engine_core"), "disabled", True
+    )  # pytest keeps records whole
     alive: list[weakref.ref[Tensor]] = []
     seen: list[bool] = []
 

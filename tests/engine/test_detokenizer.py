@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from engine.detokenizer import Detokenizer, StopStrings, TextStream
-from engine.tokenizer import Tokenizer
+from engine.text.detokenizer import Detokenizer, StopStrings, TextStream
+from engine.text.tokenizer import Tokenizer
 from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 
 TOKENIZERS = {

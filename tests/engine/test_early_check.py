@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
-from engine.early_check import check_checkpoint
 from engine.errors import CheckpointError, UnsupportedModel
-from engine.model_path import resolve_model
+from engine.launch.preflight import check_checkpoint
 from engine.models.architectures import GENERATING
 from engine.models.registry import ARCHITECTURES
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sequence import SequenceState
-from engine.types import Batch, EngineRequest, SamplingParams
+from engine.core.batch import Batch
+from engine.core.sequence import SequenceState
+from engine.core.types import EngineRequest, SamplingParams
 from tests.engine.fake_runner import make_request, reference_output
 from tests.engine.test_scheduler import Harness, shape
 

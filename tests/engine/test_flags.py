@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import vllm_flags
 from engine.errors import ConfigError
-from engine.flag_rules import RULES
-from engine.flags import Flags, parse_flags, to_argv
+from engine.launch import vllm_flags
+from engine.launch.flag_rules import RULES
+from engine.launch.flags import Flags, parse_flags, to_argv
 
 
 def parse(*words: str, **environ: str) -> Flags:

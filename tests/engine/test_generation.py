@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.core import EngineCore
-from engine.native.kernels import find_kernels
-from engine.types import EngineRequest, SamplingParams
+from engine.core.engine_core import EngineCore
+from engine.core.types import EngineRequest, SamplingParams
+from engine.execution.build import build_core
+from engine.models.native.kernels import find_kernels
 from tests.engine.tiny_models import RECIPES, Reference, prompt_of
 
 LENGTHS = (1, 5, 16, 17, 33, 64, 100)
@@ -76,7 +76,7 @@ def test_without_compiled_kernels(
     model: Path, expected: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a machine without a compiler."""
-    monkeypatch.setattr("engine.native.kernels.load_library", lambda: None)
+    monkeypatch.setattr("engine.models.native.kernels.load_library", lambda: None)
     find_kernels.cache_clear()
     try:
         assert all_greedy(core_of(model)) == expected

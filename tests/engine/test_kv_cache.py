@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from engine.core.block_manager import KVCache
 from engine.errors import ConfigError
-from engine.kv_cache import KVCache
 
 
 def keys_of(cache: KVCache, tokens: list[int]) -> list[bytes]:

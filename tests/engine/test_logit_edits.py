@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.logit_edits import LogitEdits
+from engine.core.logits_processors import LogitEdits
+from engine.core.types import SamplingParams
 from engine.sampling.edits import apply_edits
 from engine.sampling.sampler import SampledRow, Sampler
-from engine.types import SamplingParams
 
 VOCAB_SIZE = 24
 TOKENS = st.integers(0, VOCAB_SIZE - 1)

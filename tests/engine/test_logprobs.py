@@ -11,10 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import runner
-from engine.core import EngineCore
-from engine.sampling.logprobs import position_logprobs, raw_logprobs
-from engine.types import (
+from engine.core.engine_core import EngineCore
+from engine.core.types import (
     ALL_LOGPROBS,
     EngineRequest,
     FinishReason,
@@ -22,6 +20,8 @@ from engine.types import (
     SamplingParams,
     TokenDelta,
 )
+from engine.execution import runner
+from engine.sampling.logprobs import position_logprobs, raw_logprobs
 from tests.engine.test_generation import core_of, request_of
 from tests.engine.tiny_models import VOCAB_SIZE, Reference, prompt_of
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.layers.embedding import Embedding
-from engine.mapped_files import forget_pages
+from engine.checkpoint.mapped_files import forget_pages
+from engine.models.layers.embedding import Embedding
 from engine.models.weights import Checkpoint, load_weights
 
 _ROWS, _WIDTH = 1 << 12, 1 << 10

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
-from engine.device import translated_out_of_memory
 from engine.errors import ConfigError, ModelNotFound, OutOfMemory
-from engine.memory import (
+from engine.execution.device import translated_out_of_memory
+from engine.execution.memory import (
     CacheSize,
     MemoryBudget,
     available_host_bytes,
@@ -20,8 +21,7 @@ from engine.memory import (
     size_cache,
     total_host_bytes,
 )
-from engine.model_path import resolve_model
-from engine.threads import num_compute_threads
+from engine.execution.threads import num_compute_threads
 
 KIB = 1024
 BUDGET = MemoryBudget(unasked_bytes=1000 * KIB, limit_bytes=4000 * KIB)

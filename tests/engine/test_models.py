@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention.paged import PagedKVCache
+from engine.core.batch import Batch, ScheduledSequence
+from engine.core.types import SamplingParams
 from engine.errors import CheckpointError, UnsupportedModel
+from engine.execution.runner import ModelRunner
+from engine.models.attention.paged import PagedKVCache
 from engine.models.config import read_model_config
 from engine.models.registry import model_class
 from engine.models.weights import Checkpoint, load_weights
-from engine.runner import ModelRunner
-from engine.types import Batch, SamplingParams, ScheduledSequence
 from tests.engine.tiny_models import RECIPES, Reference, prompt_of
 
 TOLERANCE = 1e-4

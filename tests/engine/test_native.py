@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.native import compiler
-from engine.native.kernels import Kernels, find_kernels, fits_head_dim
+from engine.models.native import compiler
+from engine.models.native.kernels import Kernels, find_kernels, fits_head_dim
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.core import EngineCore
-from engine.sleep import ALL_PARTS
-from engine.types import EngineRequest, SamplingParams
+from engine.core.engine_core import EngineCore
+from engine.core.sleep import ALL_PARTS
+from engine.core.types import EngineRequest, SamplingParams
+from engine.execution.build import build_core
 from tests.engine.tiny_models import Reference, prompt_of
 
 SAID = "an lm_head.weight that differs"

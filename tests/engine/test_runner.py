@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core.batch import Batch, ScheduledSequence
+from engine.core.engine_core import EngineCore
+from engine.core.sleep import ALL_PARTS
 from engine.errors import ConfigError, EngineAsleep, ModelNotFound
-from engine.offload import tensors_of
-from engine.runner import ModelRunner
-from engine.sleep import ALL_PARTS
-from engine.types import Batch, ScheduledSequence
+from engine.execution.build import build_core
+from engine.execution.offload import tensors_of
+from engine.execution.runner import ModelRunner
 from tests.engine.test_models import chunk, runner_of
 from tests.engine.tiny_models import CONTEXT, Reference, prompt_of
 
@@ -124,7 +124,7 @@ def test_an_absent_model_is_named(tmp_path: Path) -> None:
 def test_the_phases_of_a_start_are_logged(
     checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="engine.build"):
+    with caplog.at_level(logging.INFO, logger="engine.execution.build"):
         core = build_core(config_of(checkpoint("llama3-tied")))
     assert core.max_model_len == CONTEXT
     assert core._scheduler._max_prefill_beside_decodes == 256  # the default on a CPU

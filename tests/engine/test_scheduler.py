@@ -5,18 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from engine.core.batch import Batch, StepResult
+from engine.core.block_manager import KVCache
+from engine.core.scheduler import Scheduler
+from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, SamplingParams, TokenDelta
 from engine.errors import ConfigError, GenerationFailed, InvalidRequest
-from engine.kv_cache import KVCache
-from engine.scheduler import Scheduler
-from engine.types import (
-    Batch,
-    EngineRequest,
-    FinishReason,
-    PositionLogprobs,
-    SamplingParams,
-    StepResult,
-    TokenDelta,
-)
 from tests.engine.fake_runner import FakeRunner, logprobs_of, make_request, reference_output
 
 

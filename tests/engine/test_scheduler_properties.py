@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core.batch import StepResult
+from engine.core.types import EngineRequest, FinishReason, SamplingParams
 from engine.errors import GenerationFailed
-from engine.types import EngineRequest, FinishReason, SamplingParams, StepResult
 from tests.engine.fake_runner import logprobs_of, make_request, reference_output
 from tests.engine.test_scheduler import Harness
 

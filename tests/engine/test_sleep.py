@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from engine.core.sleep import ALL_PARTS, SLEEP_LEVELS, HeldMemory, Part, SleepState
 from engine.errors import EngineAsleep
-from engine.offload import HostCopy, bytes_of, tensors_of
-from engine.sleep import ALL_PARTS, SLEEP_LEVELS, HeldMemory, Part, SleepState
+from engine.execution.offload import HostCopy, bytes_of, tensors_of
 from tests.engine.test_models import runner_of
 
 _CALLS = st.lists(st.sampled_from(SLEEP_LEVELS) | st.frozensets(st.sampled_from(Part)), max_size=12)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core.engine_core import EngineCore
+from engine.core.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
+from engine.execution.build import build_core
 from engine.structured import StructuredKind, StructuredOutput, Structurer
 from engine.structured.wire import Limits
-from engine.tokenizer import load_tokenizer
-from engine.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
+from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[2] / "models" / "berth-demo"
 # All do nothing in the trial's few steps; then the ways to read what was said multiply.

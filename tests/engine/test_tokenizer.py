@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import CheckpointError, InvalidRequest
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
 from tests.engine.server.tokenizers_for_tests import (
     TEMPLATE,
     byte_level_tokenizer,

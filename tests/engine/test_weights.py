@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint_kind import INDEX_NAME
+from engine.checkpoint.layout import INDEX_NAME
 from engine.errors import CheckpointError
-from engine.layers import packed_linear
-from engine.layers.linear import Linear
 from engine.models.config import read_model_config
+from engine.models.layers import packed_linear
+from engine.models.layers.linear import Linear
 from engine.models.registry import model_class
 from engine.models.weights import Checkpoint, load_weights
 

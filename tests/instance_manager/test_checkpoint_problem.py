@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from engine.config import EngineConfig
-from engine.early_check import check_checkpoint
 from engine.errors import EngineError
+from engine.launch.preflight import check_checkpoint
 from engine.models.architectures import GENERATING
 from engine.pooling import plan
 from instance_manager.memory import checkpoint_problem

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from docs.engine_flags import FILE, render
-from engine import flags
 from engine.errors import ConfigError
-from engine.flags import parse_flags
+from engine.launch import flags
+from engine.launch.flags import parse_flags
 from instance_manager.backends import plan_launch
 from instance_manager.backends.base import OWNED_PARAMS
 from instance_manager.backends.flag_check import vllm_version

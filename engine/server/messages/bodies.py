@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from engine.server import limits
-from engine.server.field_rules import FieldRules
-from engine.server.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
-from engine.server.limits import MAX_STOPS, MAX_TOOLS
 from engine.server.messages.blocks import Block, TextBlock
+from engine.server.protocol import limits
+from engine.server.protocol.field_rules import FieldRules
+from engine.server.protocol.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
+from engine.server.protocol.limits import MAX_STOPS, MAX_TOOLS
 
 COUNT_RULES = FieldRules(
     refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from engine.server.chat_events import (
+from engine.server.generation.chat_events import (
     ChatEvent,
     ChoiceEnded,
     ContentDelta,
     ReasoningDelta,
     ToolCallDelta,
 )
-from engine.server.generation import Usage
+from engine.server.generation.generation import Usage
 
 # Clients send back only thoughts that are signed, and nothing here depends on whose signature it is.
 _SIGNATURE = "berth"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.server.foreign_words import what_cannot_be_read, words_of
 from engine.server.messages.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from engine.server.messages.bodies import AnthropicMessage, CountBody
 from engine.server.messages.foreign_blocks import (
@@ -20,7 +19,8 @@ from engine.server.messages.foreign_blocks import (
     kind_of,
     summary_of,
 )
-from engine.server.unknown_fields import report_ignored
+from engine.server.protocol.foreign_words import what_cannot_be_read, words_of
+from engine.server.protocol.unknown_fields import report_ignored
 
 # A mark for the bill that Claude Code puts before its prompt, with a hash that differs in every request: it
 # says nothing to a model, and no prefix would ever be found in the cache.

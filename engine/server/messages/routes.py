@@ -15,18 +15,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import EngineError, InvalidRequest
-from engine.server.answer import STREAM_HEADERS, unless_client_leaves
-from engine.server.body import read_body
-from engine.server.chat_run import ChatRun, encode_conversation, start_chat
-from engine.server.chat_template import TemplateRefuses
-from engine.server.errors import anthropic_envelope, error_response
-from engine.server.gate import request_id_of
-from engine.server.large_work import LARGE_BYTES
+from engine.server.generation.chat_run import ChatRun, encode_conversation, start_chat
+from engine.server.generation.service import Service
+from engine.server.http.client_disconnect import unless_client_leaves
+from engine.server.http.errors import anthropic_envelope, error_response
+from engine.server.http.large_work import LARGE_BYTES
+from engine.server.http.request_ids import request_id_of
+from engine.server.http.sse import STREAM_HEADERS
 from engine.server.messages.bodies import COUNT_RULES, RULES, CountBody, MessagesBody
 from engine.server.messages.events import MessageWriter
 from engine.server.messages.translate import Telling, effort_of, renamed, to_chat
-from engine.server.protocol import ChatBody
-from engine.server.service import Service
+from engine.server.model.chat_template import TemplateRefuses
+from engine.server.protocol.body_reader import read_body
+from engine.server.protocol.openai_bodies import ChatBody
 
 log = logging.getLogger(__name__)
 

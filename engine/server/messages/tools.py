@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.server.body import check
 from engine.server.messages.bodies import AnthropicTool, CountBody, ToolChoice
-from engine.server.unknown_fields import report_ignored
+from engine.server.protocol.body_reader import check
+from engine.server.protocol.unknown_fields import report_ignored
 
 
 @dataclass(frozen=True, slots=True)

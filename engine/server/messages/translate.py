@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import Field
 
 from engine.errors import InvalidRequest
-from engine.server.body import check_made
 from engine.server.messages.bodies import (
     CountBody,
     MessagesBody,
@@ -19,8 +18,9 @@ from engine.server.messages.bodies import (
 )
 from engine.server.messages.history import chat_messages
 from engine.server.messages.tools import Offered, check_choice, offered_tools
-from engine.server.protocol import ChatBody
-from engine.server.unknown_fields import report_ignored
+from engine.server.protocol.body_reader import check_made
+from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.unknown_fields import report_ignored
 
 _OUR_PARAMS = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
-from engine.server.answer import unless_client_leaves
-from engine.server.errors import error_response
-from engine.server.large_work import LargeWork, Pace
+from engine.server.http.client_disconnect import unless_client_leaves
+from engine.server.http.errors import error_response
+from engine.server.http.large_work import LargeWork, Pace
 from engine.server.pooling.bodies import VectorOptions
 from engine.server.pooling.encode import Encoded
 

@@ -8,11 +8,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
-from engine.server import limits
-from engine.server.field_rules import FieldRules
-from engine.server.generation_body import Ignored, RequestBody, Strict, none_as
-from engine.server.limits import MAX_INPUTS
-from engine.server.protocol import ConversationBody, TextPart, TokenIds, are_ids
+from engine.server.protocol import limits
+from engine.server.protocol.field_rules import FieldRules
+from engine.server.protocol.generation_body import Ignored, RequestBody, Strict, none_as
+from engine.server.protocol.limits import MAX_INPUTS
+from engine.server.protocol.openai_bodies import ConversationBody, TextPart, TokenIds, are_ids
 
 _INT64 = 2**63
 

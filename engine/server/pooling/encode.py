@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from tokenizers import Encoding
 
 from engine.errors import InvalidRequest
-from engine.tokenizer import ENCODED_TOGETHER, Tokenizer, batches_of
+from engine.text.tokenizer import ENCODED_TOGETHER, Tokenizer, batches_of
 
 Side: TypeAlias = Literal["left", "right"]
 Text: TypeAlias = str | tuple[str, str]  # one, or a pair

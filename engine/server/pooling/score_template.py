@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.config import ServerConfig
 from engine.pooling.plan import PoolingPlan
-from engine.server.chat_template import ChatTemplate
+from engine.server.model.chat_template import ChatTemplate
 
 # As Qwen publishes it with the model; `instruction` says what relevance means.
 _QWEN3_RERANKER = """\

@@ -7,18 +7,18 @@ from array import array
 from collections.abc import Sequence
 
 from engine.config import ServerConfig
+from engine.core.types import FinishReason
 from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, Task
 from engine.pooling.types import PoolingRequest
-from engine.server.large_work import LARGE_BYTES
-from engine.server.limits import MAX_PAIR_CHARS
-from engine.server.model_service import ModelService
+from engine.server.http.large_work import LARGE_BYTES
+from engine.server.http.request_ids import choose_request_id, new_sequence_id
+from engine.server.http.request_log import current_record
+from engine.server.model.model_service import ModelService
 from engine.server.pooling.bodies import PoolingOptions
 from engine.server.pooling.encode import Cut, Encoded, Text, cut_tokens, encode_texts
-from engine.server.request_ids import choose_request_id, new_sequence_id
-from engine.server.request_log import current_record
-from engine.types import FinishReason
+from engine.server.protocol.limits import MAX_PAIR_CHARS
 
 # No language comes near so many characters per token; runs of spaces may, and have some beside.
 _CHARACTERS_PER_TOKEN = 64

@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
-from engine.server.body import check, read_json_object
-from engine.server.chat_run import render_conversation
-from engine.server.errors import UnknownRoute
+from engine.server.generation.chat_run import render_conversation
+from engine.server.http.errors import UnknownRoute
+from engine.server.http.request_ids import choose_request_id
 from engine.server.pooling.answer import (
     Answer,
     json_response,
@@ -35,7 +35,7 @@ from engine.server.pooling.bodies import (
 )
 from engine.server.pooling.encode import Cut, Encoded
 from engine.server.pooling.service import PoolingService
-from engine.server.request_ids import choose_request_id
+from engine.server.protocol.body_reader import check, read_json_object
 
 
 async def create_embedding(request: Request) -> Answer:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from engine.parsers.tools import (
+from engine.text.parsers.tools import (
     CallArguments,
     CallBegun,
     CallEnded,

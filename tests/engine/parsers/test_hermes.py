@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, make_tool_parser
+from engine.text.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, make_tool_parser
 from tests.engine.parsers.reading import CALLS, cut, cuts, read, splits_of
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.parsers.parameter_values import ParameterSchemas, to_json
+from engine.text.parsers.parameter_values import ParameterSchemas, to_json
 
 SLOW = "^(a+)+$"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.parsers.reasoning import END, START, Kind, ReasoningParser, marks_of
+from engine.text.parsers.reasoning import END, START, Kind, ReasoningParser, marks_of
 from tests.engine.parsers.reading import cut, cuts, splits_of
 
 WORDS = st.text("ab<>/think \n🙂é", max_size=30)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.parsers.tools import TOOL_PARSERS, make_tool_parser
+from engine.text.parsers.tools import TOOL_PARSERS, make_tool_parser
 from tests.engine.parsers.reading import cut, cuts, read, tool
 
 PARSERS = ("hermes", "qwen3_coder", "llama3_json", "mistral")

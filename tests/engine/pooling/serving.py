@@ -10,7 +10,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.pooling.engine import Core, PoolingEngine
 from engine.pooling.plan import read_pooling_plan
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
 from tests.engine.server.serving import Running, running
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import InvalidRequest
 from engine.server.pooling.encode import Cut, cut_text, encode_texts
-from engine.tokenizer import Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 WORDS = ["paris", "is", "the", "capital", "of", "france", "unbelievably", "tokenized", "x", "…"]
 

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from engine.config import EngineConfig
+from engine.core.sleep import ALL_PARTS, HeldMemory, Part, SleepMode
 from engine.errors import DeviceLost, EngineAsleep, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, read_pooling_plan
 from engine.pooling.types import PoolingRequest
-from engine.sleep import ALL_PARTS, HeldMemory, Part, SleepMode
 from tests.engine.pooling.tiny_poolers import make_pooler
 from tests.engine.server.serving import running, wait_until
 

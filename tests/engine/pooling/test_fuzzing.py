@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from schemathesis import GenerationMode
 
-from engine.server.openapi import Kind
+from engine.server.app.openapi import Kind
 from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
 from tests.engine.server.serving import Running
 

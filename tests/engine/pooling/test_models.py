@@ -16,7 +16,7 @@ from engine.errors import CheckpointError
 from engine.pooling.build import PoolingCore, build_pooling_core
 from engine.pooling.plan import read_pooling_plan
 from engine.pooling.types import PoolingRequest
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
 from tests.engine.pooling.tiny_poolers import CONTEXT, hidden_of, logits_of, make_pooler, write_modules
 from tests.engine.tiny_models import prompt_of
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import torch
 
-from engine.server.pooling.elsewhere import GENERATION_PATHS, POOLING_PATHS
+from engine.server.app.wrong_runner_routes import GENERATION_PATHS, POOLING_PATHS
 from tests.engine.pooling.serving import pooling
 from tests.engine.pooling.tiny_poolers import CONTEXT, logits_of, make_pooler, write_modules
 from tests.engine.server.serving import Running
@@ -171,7 +171,7 @@ def test_cohere_cuts_unless_told_not_to(embedder: httpx.Client) -> None:
 
 
 def pair_logits(directory: Path, left: str, right: str) -> float:
-    from engine.tokenizer import load_tokenizer
+    from engine.text.tokenizer import load_tokenizer
 
     encoding = load_tokenizer(directory).fast.encode(left, right)
     return float(logits_of(directory, encoding.ids)[0])

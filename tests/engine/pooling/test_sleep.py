@@ -10,10 +10,10 @@ import httpx
 import pytest
 import torch
 
+from engine.core.sleep import ALL_PARTS
 from engine.errors import EngineAsleep
-from engine.offload import tensors_of
+from engine.execution.offload import tensors_of
 from engine.pooling.runner import PoolingModelRunner
-from engine.sleep import ALL_PARTS
 from tests.engine.pooling.serving import pooling
 from tests.engine.pooling.test_models import core_of, run
 from tests.engine.pooling.tiny_poolers import make_pooler, write_modules

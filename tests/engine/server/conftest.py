@@ -39,8 +39,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[Running]:
     if request.param == "fake":
         yield request.getfixturevalue("fake_server")
         return
-    from engine.build import build_core
     from engine.config import EngineConfig
+    from engine.execution.build import build_core
 
     directory = request.getfixturevalue("tiny_model")
     config = EngineConfig(
@@ -53,9 +53,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Running]:
 @pytest.fixture(scope="session")
 def demo_server() -> Iterator[Running]:
     """The model that ships with Berth: it knows how to call tools and how to think."""
-    from engine.build import build_core
     from engine.config import EngineConfig
-    from engine.tokenizer import load_tokenizer
+    from engine.execution.build import build_core
+    from engine.text.tokenizer import load_tokenizer
 
     directory = Path(__file__).resolve().parents[3] / "models" / "berth-demo"
     config = EngineConfig(model=directory, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)

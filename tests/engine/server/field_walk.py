@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from engine.server.generation_body import Strict
-from engine.server.limits import Cap, Measure
+from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.limits import Cap, Measure
 
 _DEEP = {
     "string": {Measure.CHARS, Measure.TEXT},

@@ -9,7 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from engine.server.openapi import Kind, build_document
+from engine.server.app.openapi import Kind, build_document
 from tests.engine.server.serving import Running
 
 # More of them: `make fuzz`.

@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx
 
-from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig, ServerConfig
-from engine.core import EngineCore
-from engine.server.app import create_app
-from engine.server.model import load_served_model
-from engine.server.service import Service
-from engine.tokenizer import Tokenizer, load_tokenizer
-from engine.types import Batch, StepResult
+from engine.core.async_engine import AsyncEngine
+from engine.core.batch import Batch, StepResult
+from engine.core.engine_core import EngineCore
+from engine.server.app.generation_app import create_app
+from engine.server.generation.service import Service
+from engine.server.model.served_model import load_served_model
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 from tests.engine.fake_runner import FakeRunner, logprobs_of
 from tests.engine.server.serving import EOS
 

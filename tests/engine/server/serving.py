@@ -17,15 +17,15 @@ import httpx
 import openai
 import uvloop
 
-from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig, ServerConfig
-from engine.core import EngineCore
+from engine.core.async_engine import AsyncEngine
+from engine.core.batch import Batch
+from engine.core.engine_core import EngineCore
 from engine.errors import EngineError
 from engine.pooling.engine import PoolingEngine
-from engine.server.listener import listen
-from engine.server.serve import Loading, serve
-from engine.tokenizer import Tokenizer, load_tokenizer
-from engine.types import Batch
+from engine.server.app.serve import Loading, serve
+from engine.server.http.listener import listen
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 from tests.engine.fake_runner import FakeRunner
 from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer, write_tokenizer_files
 

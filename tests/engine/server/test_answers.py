@@ -10,19 +10,19 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.detokenizer import Detokenizer
-from engine.parsers.reasoning import ReasoningParser
-from engine.parsers.tools import make_tool_parser
-from engine.server.answer import FinishedChoice
-from engine.server.chat import describe_choice
-from engine.server.chat_events import ChoiceReader
-from engine.server.extras import Extras
-from engine.server.generation import Choice, ChoiceDelta, Usage
-from engine.server.metrics import Metrics
-from engine.server.protocol import ChatBody, CompletionBody
-from engine.server.stream import ChatChunks, CompletionChunks
-from engine.tokenizer import Tokenizer
-from engine.types import EngineRequest, EngineStats, FinishReason, SamplingParams, TokenDelta
+from engine.core.types import EngineRequest, EngineStats, FinishReason, SamplingParams, TokenDelta
+from engine.server.generation.chat_events import ChoiceReader
+from engine.server.generation.generation import Choice, ChoiceDelta, Usage
+from engine.server.model.metrics import Metrics
+from engine.server.openai.answers import FinishedChoice
+from engine.server.openai.chat import describe_choice
+from engine.server.openai.choice_details import Extras
+from engine.server.openai.chunks import ChatChunks, CompletionChunks
+from engine.server.protocol.openai_bodies import ChatBody, CompletionBody
+from engine.text.detokenizer import Detokenizer
+from engine.text.parsers.reasoning import ReasoningParser
+from engine.text.parsers.tools import make_tool_parser
+from engine.text.tokenizer import Tokenizer
 from tests.engine.fake_runner import logprobs_of
 from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer
 

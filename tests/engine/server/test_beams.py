@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.server.beam_search import BeamRule, BeamSearch
-from engine.sleep import SleepMode
-from engine.types import Batch, PositionLogprobs, StepResult, TokenLogprob
+from engine.core.batch import Batch, StepResult
+from engine.core.sleep import SleepMode
+from engine.core.types import PositionLogprobs, TokenLogprob
+from engine.server.generation.beam_search import BeamRule, BeamSearch
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 from tests.engine.server.serving import Running, wait_until
 

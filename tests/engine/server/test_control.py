@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.server.absent import ABSENT
-from engine.server.request_ids import choose_request_id, new_sequence_id, sequence_ids_of, set_request_id
-from engine.server.tenants import EVERYBODY
+from engine.server.app.unsupported_routes import ABSENT
+from engine.server.http.request_ids import choose_request_id, new_sequence_id, sequence_ids_of, set_request_id
+from engine.server.http.tenants import EVERYBODY
 from tests.engine.server.serving import Running, fake_core, running, wait_until
 from tests.engine.server.test_streams import CHAT, COMPLETIONS, Valve, events
 

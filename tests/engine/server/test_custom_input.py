@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.server.responses.custom_input import CustomInput
+from engine.server.openai.responses.custom_input import CustomInput
 
 PATCH = "*** Begin Patch\n*** Update File: a.py\n-x = \"é\\n\"\n+x = '🙂'\t\u2028\n*** End Patch\n"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from engine.server import limits
+from engine.server.protocol import limits
 from tests.engine.server.disturbance import AttackedEngine, attacked_engine
 from tests.engine.server.in_process import CHAT, COMPLETIONS
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.tokenizer import load_tokenizer
+from engine.execution.build import build_core
+from engine.text.tokenizer import load_tokenizer
 from tests.engine.server.serving import Running, running
 
 DEMO = Path(__file__).resolve().parents[3] / "models" / "berth-demo"

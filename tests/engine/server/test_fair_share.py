@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine.build import build_core
 from engine.config import EngineConfig
-from engine.tokenizer import load_tokenizer
-from engine.types import EngineRequest
+from engine.core.types import EngineRequest
+from engine.execution.build import build_core
+from engine.text.tokenizer import load_tokenizer
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 from tests.engine.server.serving import Running, running
 from tests.engine.server.test_streams import events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.server.operations import OPERATIONS
+from engine.server.app.openapi_operations import OPERATIONS
 
 # As GET /openapi.json of a generation server of vLLM 0.32 lists them.
 VLLM = {

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.server.body import check
-from engine.server.foreign_parts import mark_unreadable
-from engine.server.protocol import ChatBody
-from engine.server.responses.bodies import ResponsesBody
-from engine.server.unknown_fields import collect_ignored
+from engine.server.openai.responses.bodies import ResponsesBody
+from engine.server.protocol.body_reader import check
+from engine.server.protocol.foreign_parts import mark_unreadable
+from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.unknown_fields import collect_ignored
 
 USER: dict[str, Any] = {"role": "user", "content": "And now?"}
 HEARD: dict[str, Any] = {"role": "assistant", "content": "A cat."}

@@ -21,8 +21,8 @@ import httpx
 import psutil
 import pytest
 
-from engine.build import build_core
 from engine.config import EngineConfig
+from engine.execution.build import build_core
 from engine.structured.wire import Limits
 from tests.engine.server.serving import WAIT_S, Running, running, wait_until
 from tests.engine.server.test_life import port_of, process, wait_ready

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from engine.errors import DeviceLost, EngineDead
-from engine.server.listener import AddressInUse, listen
+from engine.server.http.listener import AddressInUse, listen
 from tests.engine.server.serving import WAIT_S, fake_core, running, wait_until
 from tests.engine.server.test_streams import Valve, events
 

@@ -12,12 +12,12 @@ import pytest
 
 from docs.limits_table import body_models
 from engine.errors import InvalidRequest
-from engine.server import limits
-from engine.server.body import check
-from engine.server.caps import CapExceeded, check_caps, tree_of
-from engine.server.generation_body import Strict
-from engine.server.json_budget import find_excess
-from engine.server.limits import Cap, Measure
+from engine.server.protocol import limits
+from engine.server.protocol.body_reader import check
+from engine.server.protocol.caps import CapExceeded, check_caps, tree_of
+from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.json_budget import find_excess
+from engine.server.protocol.limits import Cap, Measure
 from tests.engine.server.field_walk import is_capped, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
@@ -86,7 +86,7 @@ def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: s
 
 
 def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
-    """One that doesn't is one that somebody forgot: give it a cap in engine/server/limits.py."""
+    """One that doesn't is one that somebody forgot: give it a cap in engine/server/protocol/limits.py."""
     forgotten = [
         f"{model.__name__}: {place.kind} {place.path}"
         for model in body_models()
@@ -97,7 +97,7 @@ def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
 
 
 def test_every_whole_number_has_a_bound() -> None:
-    """Its field's own, or one that engine/server/limits.py names."""
+    """Its field's own, or one that engine/server/protocol/limits.py names."""
     forgotten = {
         place.path
         for model in body_models()

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.server.body import check
 from engine.server.messages.bodies import MessagesBody
 from engine.server.messages.history import chat_messages
 from engine.server.messages.translate import Telling, to_chat
+from engine.server.protocol.body_reader import check
 
 HI: Any = {"role": "user", "content": "Hi"}
 SO: Any = {"type": "text", "text": "so"}

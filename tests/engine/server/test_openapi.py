@@ -8,20 +8,20 @@ import pytest
 from schemathesis import GenerationMode
 from starlette.routing import Route
 
-from engine.async_engine import AsyncEngine
 from engine.config import ServerConfig
+from engine.core.async_engine import AsyncEngine
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import Family, PoolingPlan, Task
 from engine.pooling.sentence_transformers import PoolingType
-from engine.server.absent import ABSENT
-from engine.server.app import create_app
-from engine.server.gate import Gate
-from engine.server.openapi import Kind, build_document, describe_type
-from engine.server.operations import GENERATING, OPERATIONS, POOLING
-from engine.server.pooling.app import create_pooling_app
-from engine.server.pooling.elsewhere import POOLING_PATHS, needs_generation, needs_pooling
+from engine.server.app.gate import Gate
+from engine.server.app.generation_app import create_app
+from engine.server.app.openapi import Kind, build_document, describe_type
+from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING
+from engine.server.app.pooling_app import create_pooling_app
+from engine.server.app.unsupported_routes import ABSENT
+from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_generation, needs_pooling
+from engine.server.generation.service import Service
 from engine.server.pooling.service import PoolingService
-from engine.server.service import Service
 from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
 from tests.engine.server.serving import Running
 

@@ -11,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine import __version__
 from engine.config import ServerConfig
-from engine.core import EngineCore
-from engine.server.errors import UnknownModel
-from engine.server.model import load_served_model
-from engine.tokenizer import load_tokenizer
+from engine.core.engine_core import EngineCore
+from engine.server.http.errors import UnknownModel
+from engine.server.model.served_model import load_served_model
+from engine.text.tokenizer import load_tokenizer
 from tests.engine.server.serving import (
     MAX_MODEL_LEN,
     Running,

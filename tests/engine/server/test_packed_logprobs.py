@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from engine.server.packed_logprobs import PackedLogprobs, Rows
-from engine.types import PositionLogprobs, TokenLogprob
+from engine.core.types import PositionLogprobs, TokenLogprob
+from engine.server.openai.packed_logprobs import PackedLogprobs, Rows
 
 POSITIONS = [
     PositionLogprobs(TokenLogprob(5, -0.1, 1), (TokenLogprob(5, -0.1, 1), TokenLogprob(9, -2.345678901, 2))),

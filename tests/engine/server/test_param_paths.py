@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.server.body import check
-from engine.server.generation_body import Strict
 from engine.server.messages.bodies import MessagesBody
-from engine.server.protocol import ChatBody
-from engine.server.responses.bodies import ResponsesBody
-from engine.server.unknown_fields import collect_ignored
+from engine.server.openai.responses.bodies import ResponsesBody
+from engine.server.protocol.body_reader import check
+from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.unknown_fields import collect_ignored
 
 HI = {"role": "user", "content": "Hi"}
 SCHEMA = {"name": "x", "schema": {}}

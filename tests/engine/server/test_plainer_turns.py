@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.server.chat_template import ChatTemplate, TemplateRefuses
-from engine.server.plainer_turns import plainer_readings
+from engine.server.model.chat_template import ChatTemplate, TemplateRefuses
+from engine.server.model.plainer_turns import plainer_readings
 
 SAY = "<{{ m.role }}>{{ m.content or '' }}"
 # As Mistral's: users and assistants alternate, calls and results beside them; ids are nine letters.

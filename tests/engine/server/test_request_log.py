@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from engine.server.request_log import describe_throughput, log_throughput
-from engine.types import EngineStats
+from engine.core.types import EngineStats
+from engine.server.http.request_log import describe_throughput, log_throughput
 from tests.engine.server.serving import Running, fake_core, running, wait_until
 from tests.engine.server.test_streams import Valve
 

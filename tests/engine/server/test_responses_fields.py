@@ -13,8 +13,8 @@ from openai.types.responses.response_create_params import ResponseCreateParamsSt
 from openai.types.responses.response_includable import ResponseIncludable
 from openai.types.responses.response_input_item_param import ResponseInputItemParam
 
-from engine.server.responses.bodies import RULES, InputTokensBody, ResponsesBody
-from engine.server.responses.items import kind_of
+from engine.server.openai.responses.bodies import RULES, InputTokensBody, ResponsesBody
+from engine.server.openai.responses.items import kind_of
 from tests.engine.server.in_process import App, app_in_process
 from tests.engine.server.responses_app import FUNCTION, ask, calling_app, error_of, types_of
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.server.body import check
-from engine.server.responses.bodies import RULES, InputTokensBody
-from engine.server.responses.items import read_items
-from engine.server.responses.store import ResponseStore, Shelf, StoredResponse
-from engine.server.responses.translate import Asked, fitting_cut
-from engine.server.unknown_fields import collect_ignored
+from engine.server.generation.response_store import ResponseStore, Shelf, StoredResponse
+from engine.server.openai.responses.bodies import RULES, InputTokensBody
+from engine.server.openai.responses.items import read_items
+from engine.server.openai.responses.translate import Asked, fitting_cut
+from engine.server.protocol.body_reader import check
+from engine.server.protocol.unknown_fields import collect_ignored
 
 HI = {"role": "user", "content": "Hi"}
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.build import build_core
 from engine.config import EngineConfig
+from engine.execution.build import build_core
 from tests.engine.server.serving import Running, fake_core, running, wait_until
 
 COMPLETIONS = "/v1/completions"

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from engine.server.generation import Choice, ChoiceDelta
-from engine.server.stream_interval import in_intervals
-from engine.types import FinishReason
+from engine.core.types import FinishReason
+from engine.server.generation.generation import Choice, ChoiceDelta
+from engine.server.generation.stream_interval import in_intervals
 from tests.engine.fake_runner import logprobs_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 

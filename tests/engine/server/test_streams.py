@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.types import Batch
+from engine.core.batch import Batch
 from tests.engine.server.serving import WAIT_S, Running, fake_core, running, wait_until
 
 CHAT = "/v1/chat/completions"

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.server.responses import store as store_module
-from engine.server.responses.store import ResponseStore, Shelf, StoredResponse
-from engine.server.tenants import EVERYBODY, TENANT_HEADER, Tenant, tenant_of_header, tenant_of_key
+from engine.server.generation import response_store as store_module
+from engine.server.generation.response_store import ResponseStore, Shelf, StoredResponse
+from engine.server.http.tenants import EVERYBODY, TENANT_HEADER, Tenant, tenant_of_header, tenant_of_key
 from tests.engine.server.in_process import App, app_in_process
 from tests.engine.server.serving import Running, fake_core, running, wait_until
 from tests.engine.server.test_streams import COMPLETIONS, Valve, events

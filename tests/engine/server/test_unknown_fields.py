@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.server import unknown_fields
+from engine.server.protocol import unknown_fields
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
 HI = [{"role": "user", "content": "Hi"}]

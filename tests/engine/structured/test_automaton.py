@@ -16,7 +16,7 @@ from engine.structured.regex_parser import parse
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.string_rules import MAX_RULES, StringRules
 from engine.structured.structurer import Structurer
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
 

@@ -24,7 +24,7 @@ from engine.structured.compile_turns import CompilerBusy
 from engine.structured.grammar_compile import compile_grammar
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import Limits
-from engine.tokenizer import Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "models" / "berth-demo"
@@ -425,7 +425,7 @@ def test_all_end_with_the_engine_however_it_ends() -> None:
         import asyncio, os, signal, sys
         from tests.engine.structured.test_grammar_processes import DEMO, ENDLESS, grammar, process_of, schema
         from engine.structured import Structurer
-        from engine.tokenizer import load_tokenizer
+        from engine.text.tokenizer import load_tokenizer
         async def main():
             tokenizer = load_tokenizer(DEMO)
             structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[1])

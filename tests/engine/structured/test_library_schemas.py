@@ -26,8 +26,8 @@ from pydantic import (
     TypeAdapter,
 )
 
-from engine.parsers.tools import call_constraint
 from engine.structured.spec import StructuredKind, StructuredOutput
+from engine.text.parsers.tools import call_constraint
 from tests.engine.structured.tools_of_agents import TOOLS
 from tests.engine.structured.walking import Walker
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from engine.structured.structurer import CompiledOutput, Structurer
-from engine.tokenizer import Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
 MAX_TOKENS = 1500

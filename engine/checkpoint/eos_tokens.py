@@ -1,0 +1,27 @@
+"""Which tokens end a sequence: one answer for the scheduler, the sampler and the grammars. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.raw_config import read_json
+
+
+def named_end_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Those that the checkpoint names: generation_config.json goes before config.json, as in transformers.
+
+    `config` is config.json as it was read, overrides included.
+    """
+    generation_config = directory / "generation_config.json"
+    generation = read_json(generation_config) if generation_config.exists() else {}
+    value = generation.get("eos_token_id")
+    value = config.get("eos_token_id") if value is None else value
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys(int(token) for token in values))
+
+
+def with_main(named: tuple[int, ...], main: int | None) -> tuple[int, ...]:
+    """The tokenizer's own end token first, if it has one, then the others."""
+    return named if main is None else (main, *(token for token in named if token != main))

@@ -1,0 +1,218 @@
+"""What kind of checkpoint a directory holds, told from names and JSON alone, long before any weight is read.
+
+The engine runs safetensors in Hugging Face layout, not quantised. Whatever else people download is refused
+here, with what can run it. Berth's side knows the same kinds by the same words before it starts an engine
+(instance_manager/memory/checkpoint_problem.py; a test compares the two). Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.raw_config import read_json
+from engine.errors import MAY_RUN_ON_VLLM, CheckpointError, UnsupportedModel
+
+INDEX_NAME = "model.safetensors.index.json"
+_SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})\.safetensors")
+_PICKLED = (".bin", ".pt", ".pth")
+_NO_WEIGHTS = frozenset(
+    {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
+)
+_TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
+_LFS_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024  # none is larger
+_MAX_HEADER_BYTES = 100 << 20  # as the format's own reader allows
+_SHOWN = 5  # names in an error message
+
+# Files of quantisers that say nothing in config.json, and their names.
+_QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
+def check_layout(directory: Path) -> None:
+    """Raise UnsupportedModel unless there is a config.json of a model of its own."""
+    names = _names_in(directory)
+    if "adapter_config.json" in names and not _models_own(directory):
+        base = _read_quietly(directory / "adapter_config.json").get("base_model_name_or_path")
+        raise UnsupportedModel(
+            f"{directory} is an adapter (LoRA) of {base!r}, no model by itself: vLLM runs it beside that one "
+            "(`engine: vllm` with enable_lora), or merge the two.",
+            advice=None,
+        )
+    if "config.json" in names:
+        return
+    if "model_index.json" in names:
+        raise UnsupportedModel(
+            f"{directory} is a diffusion pipeline (model_index.json), which writes no text: serve it by a "
+            "command of its own (`engine: command`).",
+            advice=None,
+        )
+    if any(name.endswith(".gguf") for name in names):
+        raise gguf(directory)
+    if "params.json" in names:
+        raise UnsupportedModel(f"{directory} is in its maker's own format (params.json), not Hugging Face's.")
+    unfinished = any(name.endswith(".safetensors") for name in names)
+    raise UnsupportedModel(
+        f"{directory} has no config.json: "
+        + ("its download isn't finished." if unfinished else "it is no model in Hugging Face layout."),
+        advice=None,
+    )
+
+
+def gguf(path: Path) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{path} holds GGUF weights only: llama.cpp runs them (`engine: command` with llama-server).",
+        advice=None,
+    )
+
+
+def check_not_quantised(directory: Path, raw: Mapping[str, Any]) -> None:
+    """`raw` is config.json as overridden. Raises UnsupportedModel."""
+    for key in ("quantization_config", "compression_config", "quantization"):
+        if settings := raw.get(key):
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            if method is None and key == "quantization":
+                raise UnsupportedModel(
+                    f"{directory} has weights quantised for MLX, which the embedded engine can't compute "
+                    "with: mlx-lm runs them (`engine: command`).",
+                    advice=None,
+                )
+            raise _quantised(directory, str(method or "unknown"))
+    for name, method in _QUANTISERS.items():
+        if (directory / name).is_file():
+            raise _quantised(directory, method)
+
+
+def _quantised(directory: Path, method: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{directory} has quantised weights (quant_method {method!r}), which the embedded engine can't "
+        "compute with."
+    )
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors of a model. Raises UnsupportedModel where there are none or not all of them.
+
+    CheckpointError for an index that is none.
+    """
+    if (directory / INDEX_NAME).exists():
+        weight_map = read_json(directory / INDEX_NAME).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{directory / INDEX_NAME} has no weight_map.")
+        paths = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
+        source = "its index names"
+    else:
+        paths = _models_own(directory)
+        source = "the others' names tell of"
+        paths += [path for path in _fellows(paths) if path not in paths]
+    if not paths:
+        raise _weightless(directory)
+    if absent := [path.name for path in paths if not path.exists()]:
+        raise UnsupportedModel(
+            f"{directory} lacks {enumerate_names(absent)}, which {source}: its download isn't finished.",
+            advice=None,
+        )
+    return paths
+
+
+def check_whole(path: Path) -> None:
+    """Raise UnsupportedModel for a stand-in of a file of weights, or for its beginning alone.
+
+    CheckpointError where it can't be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            header = file.read(length) if length <= _MAX_HEADER_BYTES else None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
+    if size <= _POINTER_BYTES and len(start) == 8 and _LFS_POINTER.startswith(start):
+        raise UnsupportedModel(
+            f"{path.parent} has a Git LFS pointer in place of {path.name}: `git lfs pull` fetches it.",
+            advice=None,
+        )
+    if header is None:
+        return  # whatever it is, its reader will say
+    if len(header) < length or size < 8 + length + _tensor_bytes(header):
+        raise UnsupportedModel(
+            f"{path.parent} has only the beginning of {path.name}: its download isn't finished.", advice=None
+        )
+
+
+def check_tokenizer(directory: Path) -> None:
+    """Raise UnsupportedModel unless there is a file that may be one."""
+    names = _names_in(directory)
+    if not names & _TOKENIZERS and not any(name.endswith((".model", ".tiktoken")) for name in names):
+        raise UnsupportedModel(
+            f"{directory} has no tokenizer: neither tokenizer.json nor another known file.", advice=None
+        )
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _names_in(directory: Path) -> frozenset[str]:
+    """Raises CheckpointError."""
+    try:
+        return frozenset(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory} can't be read: {error.strerror or error}.") from error
+
+
+def _models_own(directory: Path) -> list[Path]:
+    """Without an index. A whole file goes before shards; adapters lie beside models and are none."""
+    whole = directory / "model.safetensors"
+    if whole.exists():
+        return [whole]
+    paths = sorted(directory.glob("*.safetensors"))
+    return [path for path in paths if not path.name.startswith("adapter_")]
+
+
+def _fellows(paths: list[Path]) -> list[Path]:
+    """All shards that the names of these tell of."""
+    shards = [(path, match) for path in paths if (match := _SHARD.fullmatch(path.name))]
+    return [
+        path.with_name(f"{match[1]}-{number:0{len(match[2])}}-of-{match[3]}.safetensors")
+        for path, match in shards[:1]
+        for number in range(1, min(int(match[3]), 10_000) + 1)
+    ]
+
+
+def _weightless(directory: Path) -> UnsupportedModel:
+    names = sorted(_names_in(directory))
+    pickled = [name for name in names if name.endswith(_PICKLED) and name not in _NO_WEIGHTS]
+    if pickled:
+        return UnsupportedModel(
+            f"{directory} holds no .safetensors file, but pickled weights ({enumerate_names(pickled)}), "
+            f"which may run code when they are read: convert them to safetensors, or {MAY_RUN_ON_VLLM}.",
+            advice=None,
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return gguf(directory)
+    return UnsupportedModel(
+        f"{directory} holds no .safetensors file: there are no weights, or their download isn't finished.",
+        advice=None,
+    )
+
+
+def _tensor_bytes(header: bytes) -> int:
+    """Of all tensors that a header tells of; 0 where it can't be read: its reader will say."""
+    try:
+        tensors = json.loads(header)
+        return max((int(t["data_offsets"][1]) for k, t in tensors.items() if k != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return 0
+
+
+def _read_quietly(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except CheckpointError:
+        return {}

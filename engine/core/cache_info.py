@@ -1,0 +1,29 @@
+"""The KV cache as vLLM's `cache_config_info` describes it: labels and values, spelt as Python would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.config import EngineConfig
+from engine.core.block_manager import KVCache
+
+
+def describe_cache(config: EngineConfig, cache: KVCache, *, max_model_len: int) -> Mapping[str, str]:
+    """Of the cache as it was made: what the flags left open is said as it was decided."""
+    num_tokens = cache.num_blocks * cache.block_size
+    described = {
+        "block_size": cache.block_size,
+        "cache_dtype": "auto",  # the weights' own
+        "enable_prefix_caching": cache.enable_prefix_caching,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "is_attention_free": False,
+        "kv_cache_max_concurrency": num_tokens / max_model_len,  # requests of full length at a time
+        "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
+        "kv_cache_size_tokens": num_tokens,
+        "num_cpu_blocks": None,
+        "num_gpu_blocks": cache.num_blocks,
+        "num_gpu_blocks_override": config.num_gpu_blocks_override,
+        "prefix_caching_hash_algo": "blake2b",
+        "sliding_window": None,
+    }
+    return {name: str(value) for name, value in described.items()}

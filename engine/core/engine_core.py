@@ -1,0 +1,151 @@
+"""One step: schedule, run, apply, and out come the tokens. Knows nothing of threads, HTTP or tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+
+from engine.config import EngineConfig
+from engine.core.batch import Batch, Runner, StepResult
+from engine.core.block_manager import KVCache
+from engine.core.cache_info import describe_cache
+from engine.core.scheduler import Scheduler
+from engine.core.sleep import HeldMemory, Part
+from engine.core.types import EngineRequest, EngineStats, TokenDelta
+from engine.errors import DeviceLost, EngineError, GenerationFailed
+
+log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """A scheduler and a runner, called by one thread; any may `check` and read `stats`, `memory`, limits."""
+
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, *, cache_config: Mapping[str, str] | None = None
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._cache_config = cache_config or {}
+
+    @classmethod
+    def from_config(
+        cls, config: EngineConfig, runner: Runner, *, max_model_len: int, eos_token_ids: Sequence[int]
+    ) -> EngineCore:
+        """Put a core around a loaded model. `eos_token_ids`: the tokenizer's own first, then further ones.
+
+        Raises ConfigError for limits that allow nothing to run.
+        """
+        cache = KVCache(
+            runner.num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        scheduler = Scheduler(
+            cache,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            vocab_size=runner.vocab_size,
+            max_prefill_beside_decodes=config.max_prefill_beside_decodes,
+            eos_token_ids=eos_token_ids,
+        )
+        described = describe_cache(config, cache, max_model_len=scheduler.max_model_len)
+        return cls(scheduler, runner, cache_config=described)
+
+    def __repr__(self) -> str:
+        return f"<EngineCore {self._scheduler!r}>"
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together: the model's limit, or the whole KV cache if that is less."""
+        return self._scheduler.max_model_len
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def check(self, request: EngineRequest) -> None:
+        """Raise InvalidRequest if the request could never run."""
+        self._scheduler.check(request)
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request; raises InvalidRequest."""
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> TokenDelta | None:
+        """End a request between steps and free its blocks; its last delta, None if it has ended already."""
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> list[TokenDelta]:
+        """Run one step. A request that can't be run ends alone; DeviceLost is passed on."""
+        batch = self._scheduler.schedule()
+        return self._scheduler.update(batch, self._execute(batch))
+
+    def _execute(self, batch: Batch) -> StepResult:
+        """Run a batch; if that fails, each of its sequences by itself, to find out whose fault it is.
+
+        Running a sequence again only writes the same keys and values to the same places.
+        """
+        try:
+            result = self._runner.execute(batch)
+            _check(batch, result)
+        except DeviceLost:
+            raise
+        except Exception as error:  # whatever it is, the clients must hear of it
+            log.exception("A step of %d sequences failed.", len(batch.sequences))
+            failure = f"This request failed in the engine: {type(error).__name__}: {error}"
+        else:
+            return result
+        # The error is gone by here, and with its traceback the failed step's tensors: there is room again.
+        if len(batch.sequences) == 1:
+            return StepResult([None], failures={0: GenerationFailed(failure)})
+        return _merged([self._execute(Batch((sequence,))) for sequence in batch.sequences])
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the keys and values of requests that have ended."""
+        self._scheduler.reset_prefix_cache()
+
+    def sleep(self, level: int) -> None:
+        """Give back the KV cache's memory, at level 2 the weights' too; EngineError while there is work."""
+        if self._scheduler.has_work:
+            raise EngineError(f"The engine can't sleep while there is work: {self._scheduler!r}.")
+        self._scheduler.reset_prefix_cache()
+        self._runner.sleep(level)
+
+    def wake_up(self, parts: Set[Part]) -> None:
+        """Take memory back; raises what loading the weights raises, and may be tried again then."""
+        self._runner.wake_up(parts)
+
+    @property
+    def memory(self) -> HeldMemory:
+        """What the model and its cache hold now."""
+        return self._runner.memory
+
+    def stats(self) -> EngineStats:
+        return replace(self._scheduler.stats(), cache_config=self._cache_config)
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError if the books of the KV cache are wrong."""
+        self._scheduler.check_integrity()
+
+
+def _check(batch: Batch, result: StepResult) -> None:
+    """Raise ValueError unless each sequence that samples has a token, failed or is late; others have none."""
+    without = result.failures.keys() | result.late
+    due = [s.samples and index not in without for index, s in enumerate(batch.sequences)]
+    if due != [token is not None for token in result.tokens]:
+        raise ValueError(
+            f"The runner returned {list(result.tokens)} for sequences of which {due} are to be sampled."
+        )
+
+
+def _merged(results: Sequence[StepResult]) -> StepResult:
+    """The results of batches of one sequence each, as one of all of them."""
+    return StepResult(
+        [result.tokens[0] for result in results],
+        logprobs={i: result.logprobs[0] for i, result in enumerate(results) if result.logprobs},
+        prompt_logprobs={
+            i: result.prompt_logprobs[0] for i, result in enumerate(results) if result.prompt_logprobs
+        },
+        failures={i: result.failures[0] for i, result in enumerate(results) if result.failures},
+        late={i for i, result in enumerate(results) if result.late},
+    )

@@ -1,0 +1,204 @@
+"""One request on its way through the scheduler, and the rule that says when it is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.core.batch import ScheduledSequence
+from engine.core.logits_processors import LogitEdits
+from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, RequestTimings, TokenDelta
+from engine.errors import EngineError, GenerationFailed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a request ended, as its last delta tells it."""
+
+    reason: FinishReason
+    stop_reason: int | None = None
+    error: EngineError | None = None
+    by_stop_token: bool = False  # the last token is one that ends sequences, not part of the text
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The live sequences of one API request, counted."""
+
+    name: str
+    num_running: int = 0
+    num_waiting: int = 0
+    num_prompt_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class SequenceState:
+    """What the scheduler knows of a sequence. Preemption takes its blocks and nothing else."""
+
+    request: EngineRequest
+    group: Group
+    rank: tuple[float, int]  # (when it is due, number of arrival); lower runs first and is preempted last
+    token_ids: list[int]  # the prompt, then the output
+    edits: LogitEdits | None = None
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+    block_ids: list[int] = field(default_factory=list)  # empty while waiting
+    keys: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed yet
+    num_cached_tokens: int | None = None  # prompt tokens found in the cache; None = never admitted
+    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as known
+    scheduled_time: float | None = None
+    first_token_time: float | None = None
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens still to run before the next one can be sampled; 1 = decoding."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_prompt_only(self) -> bool:
+        return self.request.params.max_tokens == 0
+
+    @property
+    def num_unscored(self) -> int:
+        """Prompt tokens whose logprobs are asked for and not there yet; the first has none."""
+        if self.request.params.prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt_token_ids) - 1 - len(self.prompt_logprobs)
+
+    def schedule(self, num_tokens: int) -> ScheduledSequence:
+        """Its next `num_tokens`, for the runner."""
+        start, stop = self.num_computed, self.num_computed + num_tokens
+        request = self.request
+        scored, scored_from = self._scored(start, stop) if self.num_unscored else ((), 0)
+        return ScheduledSequence(
+            request_id=request.request_id,
+            token_ids=self.token_ids[start:stop],
+            start=start,
+            block_ids=self.block_ids,
+            samples=stop == len(self.token_ids) and not self.is_prompt_only,
+            output_position=self.num_output_tokens,
+            params=request.params,
+            edits=self.edits,
+            constraint=request.constraint,
+            scored_token_ids=scored,
+            scored_from=scored_from,
+        )
+
+    def _scored(self, start: int, stop: int) -> tuple[Sequence[int], int]:
+        """The prompt's tokens after positions `start` … `stop` - 1 that have no logprobs yet, and their row.
+
+        After a preemption some have theirs already.
+        """
+        first = max(start + 1, len(self.prompt_logprobs) + 1)
+        return self.request.prompt_token_ids[first : stop + 1], first - 1 - start
+
+    def delta(self, token: int, logprobs: PositionLogprobs | None) -> TokenDelta:
+        """What its newest token brings the client, while it goes on."""
+        is_first = self.num_output_tokens == 1
+        return TokenDelta(
+            request_id=self.request.request_id,
+            token_ids=(token,),
+            num_cached_tokens=self.num_cached_tokens or 0,
+            logprobs=() if logprobs is None else (logprobs,),
+            prompt_logprobs=self._told_prompt_logprobs() if is_first else None,
+            timings=self._timings() if is_first else None,
+        )
+
+    def last_delta(
+        self, finish: Finish, token: int | None, logprobs: PositionLogprobs | None, now: float
+    ) -> TokenDelta:
+        """Its end, which a token may have brought."""
+        is_first = self.num_output_tokens == (0 if token is None else 1)
+        is_whole = finish.error is None and not self.num_unscored
+        return TokenDelta(
+            request_id=self.request.request_id,
+            token_ids=() if token is None else (token,),
+            finish_reason=finish.reason,
+            stop_reason=finish.stop_reason,
+            ends_with_stop_token=finish.by_stop_token,
+            num_cached_tokens=self.num_cached_tokens or 0,
+            logprobs=() if logprobs is None else (logprobs,),
+            prompt_logprobs=self._told_prompt_logprobs() if is_first and is_whole else None,
+            error=finish.error,
+            timings=self._timings(now),
+        )
+
+    def _told_prompt_logprobs(self) -> tuple[PositionLogprobs | None, ...] | None:
+        """Of the whole prompt, if they were asked for: nothing comes before its first token."""
+        if self.request.params.prompt_logprobs is None:
+            return None
+        return (None, *self.prompt_logprobs)
+
+    def _timings(self, finished_time: float | None = None) -> RequestTimings:
+        return RequestTimings(
+            arrival_time=self.request.arrival_time,
+            scheduled_time=self.scheduled_time,
+            first_token_time=self.first_token_time,
+            finished_time=finished_time,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """When a sequence ends of itself. The first of `eos_token_ids` is the tokenizer's own, the main one."""
+
+    eos_token_ids: Sequence[int]
+    max_model_len: int  # tokens of prompt and output together
+
+    def append(self, sequence: SequenceState, token: int) -> Finish | None:
+        """Add a token to the output, and tell those who follow it; None = the sequence goes on."""
+        sequence.token_ids.append(token)
+        finish = self._finish_of(sequence)
+        if finish is not None:
+            return finish
+        if sequence.edits is not None:
+            sequence.edits.add(token)
+        try:
+            return self._constrain(sequence, token)
+        except EngineError as error:
+            return Finish(FinishReason.ERROR, error=error.with_traceback(None))
+        except Exception as error:  # foreign code, for one client: the others in the batch go on
+            log.exception("A constraint failed to take a token.")
+            said = f"The output's constraint failed: {type(error).__name__}: {error}"
+            return Finish(FinishReason.ERROR, error=GenerationFailed(said))
+
+    def _constrain(self, sequence: SequenceState, token: int) -> Finish | None:
+        """Move the constraint on. If it is finished and no end of sequence can follow, this is the end."""
+        constraint = sequence.request.constraint
+        if constraint is None:
+            return None
+        constraint.accept(token)
+        if not self.is_complete(sequence):
+            return None
+        return Finish(FinishReason.STOP, by_stop_token=token in self.eos_token_ids)
+
+    def is_complete(self, sequence: SequenceState) -> bool:
+        """Whether its constraint is finished, and no end of sequence can follow."""
+        constraint = sequence.request.constraint
+        return constraint is not None and constraint.is_finished and not self._may_end_next(sequence)
+
+    def _may_end_next(self, sequence: SequenceState) -> bool:
+        """Whether an end-of-sequence token may come next, and would end it."""
+        params = sequence.request.params
+        is_late_enough = sequence.num_output_tokens >= params.min_tokens
+        return bool(self.eos_token_ids) and not params.ignore_eos and is_late_enough
+
+    def _finish_of(self, sequence: SequenceState) -> Finish | None:
+        """The end that the newest token brings; None = it goes on."""
+        params = sequence.request.params
+        token = sequence.token_ids[-1]
+        if sequence.num_output_tokens > params.min_tokens:
+            if token in self.eos_token_ids and not params.ignore_eos:
+                stop_reason = None if token == self.eos_token_ids[0] else token
+                return Finish(FinishReason.STOP, stop_reason, by_stop_token=True)
+            if token in params.stop_token_ids:
+                return Finish(FinishReason.STOP, token, by_stop_token=True)
+        if sequence.num_output_tokens >= params.max_tokens or len(sequence.token_ids) >= self.max_model_len:
+            return Finish(FinishReason.LENGTH)
+        return None

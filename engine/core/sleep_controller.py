@@ -1,0 +1,99 @@
+"""Sends an engine to sleep and wakes it up: who is refused, who is waited for, one change at a time.
+
+Belongs to the event loop; what gives memory back runs in the engine's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Set
+from typing import Protocol
+
+from engine.core.sleep import ALL_PARTS, SLEEP_LEVELS, Part, SleepMode, SleepState
+from engine.errors import EngineAsleep, InvalidRequest
+
+
+class Sleeps(Protocol):
+    """What the engine's thread works with, as far as sleeping goes."""
+
+    def sleep(self, level: int) -> None:
+        """Give back the KV cache's memory, its content is lost; at level 2 the weights' too.
+
+        If it fails, nothing has changed.
+        """
+        ...
+
+    def wake_up(self, parts: Set[Part]) -> None:
+        """Take back what `sleep` has given, of these parts. May be called again, also if it has failed."""
+        ...
+
+
+class Sleeper:
+    def __init__(
+        self,
+        call: Callable[[Callable[[Sleeps], None]], Awaitable[None]],
+        *,
+        idle: asyncio.Event,
+        abort_all: Callable[[], None],
+    ) -> None:
+        """`call` has the engine's thread do something, `idle` is set while no request runs."""
+        self._call = call
+        self._idle = idle
+        self._abort_all = abort_all
+        self._state = SleepState()
+        self._is_falling_asleep = False
+        self._lock = asyncio.Lock()  # one falls asleep or wakes up at a time
+
+    @property
+    def state(self) -> SleepState:
+        return self._state
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether requests are refused: from the call of `sleep` to the waking of the last part."""
+        return self._is_falling_asleep or bool(self._state.asleep)
+
+    def check_awake(self) -> None:
+        """Raise EngineAsleep unless requests are taken."""
+        if not self.is_sleeping:
+            return
+        if self._is_falling_asleep:
+            raise EngineAsleep("The engine is falling asleep; POST /wake_up first.")
+        parts = ", ".join(part for part in Part if part in self._state.asleep)
+        raise EngineAsleep(f"The engine is asleep ({parts}); POST /wake_up first.")
+
+    async def sleep(self, level: int, mode: SleepMode) -> None:
+        """Give back the KV cache's memory, and at level 2 the weights' too; returns when that is done.
+
+        New requests are refused from now on, by EngineAsleep; those that run are aborted or waited for. To
+        cancel the waiting leaves the engine as it was. Raises InvalidRequest for another level, EngineDead.
+        """
+        if level not in SLEEP_LEVELS:
+            raise InvalidRequest(f"level is {level}, it has to be 1 or 2.", param="level")
+        async with self._lock:
+            self._is_falling_asleep = True
+            try:
+                if mode is SleepMode.ABORT:
+                    self._abort_all()
+                await self._idle.wait()
+                await self._fall_asleep(level)
+            finally:
+                self._is_falling_asleep = False
+
+    async def _fall_asleep(self, level: int) -> None:
+        before, self._state = self._state, self._state.after_sleep(level)
+        try:
+            await self._call(lambda core: core.sleep(level))
+        except Exception:  # but not if cancelled: the thread does it all the same
+            self._state = before
+            raise
+
+    async def wake_up(self, parts: Set[Part] = ALL_PARTS) -> None:
+        """Take memory back, dropped weights from the checkpoint; does nothing for parts that are awake.
+
+        Raises what that raises, such as OutOfMemory: the parts still sleep then, and may be woken again.
+        """
+        async with self._lock:
+            if asleep := parts & self._state.asleep:
+                await self._call(lambda core: core.wake_up(asleep))
+                self._state = self._state.after_wake_up(asleep)

@@ -1,0 +1,214 @@
+"""Runs batches: tensors, model, logits, tokens. The engine's only door to the device.
+
+Knows nothing of requests' lives, of text or of HTTP; it is called from one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from engine.core.batch import Batch, ScheduledSequence, StepResult
+from engine.core.sleep import HeldMemory, Part
+from engine.core.types import PositionLogprobs, SamplingParams
+from engine.errors import DeviceLost
+from engine.execution.residency import Residence
+from engine.models.attention.paged import PagedKVCache
+from engine.models.decoder import CausalLM
+from engine.models.inputs import build_inputs
+from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
+from engine.sampling.masks import MaskFiller, Masks
+from engine.sampling.sampler import SampledRow, Sampler
+
+# Logits of a prompt's tokens that are held at a time: 64 MiB in float32, and as much again of logprobs.
+_SCORED_LOGITS = 1 << 24
+_SCORED_ROWS = 512  # more at a time take memory, and no less time
+
+
+class ModelRunner:
+    """The Runner of engine.core.types, on PyTorch."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        cache: PagedKVCache,
+        *,
+        eos_token_ids: Sequence[int],
+        load: Callable[[], CausalLM] | None = None,
+    ) -> None:
+        """`load` makes the model anew, to wake up from a sleep at level 2. The runner alone may hold both."""
+        self._residence = Residence(
+            model,
+            cache,
+            device=model.device,
+            load=load,
+            make_cache=partial(
+                PagedKVCache,
+                model.attention_shape,
+                num_blocks=cache.num_blocks,
+                block_size=cache.block_size,
+                dtype=model.dtype,
+                device=model.device,
+            ),
+        )
+        self._sampler = Sampler(eos_token_ids)
+        self._mask_filler = MaskFiller(
+            model.config.vocab_size,
+            beside_model=model.device.type != "cpu",
+        )
+        self.num_blocks = cache.num_blocks
+        self.block_size = cache.block_size
+        self.vocab_size = model.config.vocab_size
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> StepResult:
+        """Run one step. Raises DeviceLost where nothing can work any more."""
+        sampled = [index for index, sequence in enumerate(batch.sequences) if sequence.samples]
+        constraints = {
+            row: constraint
+            for row, index in enumerate(sampled)
+            if (constraint := batch.sequences[index].constraint) is not None
+        }
+        if len(constraints) == batch.num_tokens and not self._mask_filler.wait_for_any(constraints.values()):
+            return StepResult([None] * len(sampled), late=set(sampled))  # nothing that the model could do
+        with _translated_loss():
+            filling = self._mask_filler.start(constraints)
+            try:
+                hidden, scored = self._forward(batch)
+            finally:
+                masks = None if filling is None else filling()
+            prompt_logprobs = self._score(batch, scored)
+            return self._choose(batch, sampled, hidden, masks, prompt_logprobs)
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> torch.Tensor | None:
+        """Run the model; the logits of the sequences that sample [S, vocab_size], None if there is none."""
+        hidden, _ = self._forward(batch)
+        return self._residence.model.logits(hidden) if len(hidden) else None
+
+    def sleep(self, level: int) -> None:
+        """As engine/core/sleep_controller.py's Sleeps."""
+        self._residence.sleep(level)
+
+    def wake_up(self, parts: Set[Part]) -> None:
+        """As engine/core/sleep_controller.py's Sleeps."""
+        self._residence.wake_up(parts)
+
+    @property
+    def memory(self) -> HeldMemory:
+        return self._residence.memory
+
+    def warm_up(self, num_tokens: int) -> None:
+        """A prefill of `num_tokens` and one decode, so that the first request doesn't pay for first times.
+
+        Writes to blocks that hold nothing yet; to be called before the first `execute`.
+        """
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        for token_ids, start in (([0] * num_tokens, 0), ([0], num_tokens - 1)):
+            sequence = ScheduledSequence(
+                request_id="warm-up",
+                token_ids=token_ids,
+                start=start,
+                block_ids=range(-(-num_tokens // self.block_size)),
+                samples=True,
+                output_position=0,
+                params=params,
+            )
+            self.execute(Batch((sequence,)))
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hidden states of the rows that are sampled [S, hidden], and of those scored [P, hidden]."""
+        model, cache = self._residence.model, self._residence.cache
+        inputs = build_inputs(batch, self.block_size, model.device, paged_decodes=cache.kernels is not None)
+        hidden = model(inputs, cache)
+        return hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
+
+    def _choose(
+        self,
+        batch: Batch,
+        sampled: Sequence[int],
+        hidden: torch.Tensor,
+        masks: Masks | None,
+        prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]],
+    ) -> StepResult:
+        """From hidden states to what the step gives; `sampled` are the sequences' indices in the batch."""
+        tokens: list[int | None] = [None] * len(batch.sequences)
+        if not sampled:
+            return StepResult(tokens, prompt_logprobs=prompt_logprobs)
+        sequences = [batch.sequences[index] for index in sampled]
+        logits = self._residence.model.logits(hidden)
+        asking = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
+        logprobs = raw_logprobs(logits[asking]) if asking else None  # before the sampler edits the logits
+        rows = [SampledRow(s.params, s.output_position, s.edits) for s in sequences]
+        result = self._sampler.sample(logits, rows, masks)
+        failures = {**result.failures, **(masks.failures if masks else {})}
+        late = masks.late if masks else frozenset()
+        for row, token in enumerate(result.tokens):
+            tokens[sampled[row]] = None if row in failures or row in late else token
+        return StepResult(
+            tokens,
+            logprobs={} if logprobs is None else _told(logprobs, asking, sampled, sequences, tokens),
+            prompt_logprobs=prompt_logprobs,
+            failures={sampled[row]: message for row, message in failures.items()},
+            late={sampled[row] for row in late},
+        )
+
+    def _score(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[PositionLogprobs]]:
+        """Logprobs of the prompts' tokens that follow the scored rows, `hidden` [P, hidden], by sequence.
+
+        In slices: of a whole step's rows the logits of a large vocabulary would take gigabytes.
+        """
+        scored: dict[int, list[PositionLogprobs]] = {}
+        size = max(1, min(_SCORED_ROWS, _SCORED_LOGITS // self.vocab_size))
+        first = 0
+        for index, sequence in enumerate(batch.sequences):
+            token_ids, num_top = sequence.scored_token_ids, sequence.params.prompt_logprobs
+            if not token_ids or num_top is None:
+                continue
+            scored[index] = []
+            for start in range(0, len(token_ids), size):
+                part = token_ids[start : start + size]
+                rows = hidden[first + start : first + start + len(part)]
+                logprobs = raw_logprobs(self._residence.model.logits(rows))
+                scored[index] += position_logprobs(logprobs, part, [num_top] * len(part))
+            first += len(token_ids)
+        return scored
+
+
+def _told(
+    logprobs: torch.Tensor,
+    asking: Sequence[int],
+    sampled: Sequence[int],
+    sequences: Sequence[ScheduledSequence],
+    tokens: Sequence[int | None],
+) -> Mapping[int, PositionLogprobs]:
+    """The logprobs of the sampled tokens, by index in the batch.
+
+    `logprobs` [R, vocab_size] are of the rows `asking`, which are indices into `sampled` and `sequences`.
+    """
+    chosen = [tokens[sampled[row]] for row in asking]
+    kept = [place for place, token in enumerate(chosen) if token is not None]
+    if not kept:
+        return {}
+    if len(kept) < len(asking):
+        logprobs = logprobs[kept]
+    params = [sequences[asking[place]].params for place in kept]
+    positions = position_logprobs(
+        logprobs,
+        [token for token in chosen if token is not None],
+        [0 if one.logprob_token_ids else one.logprobs or 0 for one in params],
+    )
+    positions = with_named(positions, logprobs, [one.logprob_token_ids for one in params])
+    return {sampled[asking[place]]: position for place, position in zip(kept, positions, strict=True)}
+
+
+@contextmanager
+def _translated_loss() -> Iterator[None]:
+    """An error of the device itself, unlike a lack of memory, leaves it unusable for this process."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(f"The device reports: {error}") from error

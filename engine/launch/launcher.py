@@ -1,0 +1,213 @@
+"""One model behind an OpenAI-compatible server, from the command line's words to its end.
+
+`python -m engine` calls `main`, Python programs `engine.run_server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engine.checkpoint.model_path import resolve_model
+from engine.config import EngineConfig
+from engine.core.async_engine import AsyncEngine
+from engine.core.engine_core import EngineCore
+from engine.errors import CheckpointError, ConfigError, EngineError, ModelNotFound
+from engine.execution.allocator import keep_few_kernels, keep_freed_memory, use_huge_pages
+from engine.launch.flags import Flags, parse_flags, to_argv
+from engine.launch.preflight import check_checkpoint, check_config
+from engine.pooling.engine import Core, PoolingEngine
+from engine.pooling.plan import PoolingPlan, RunnerKind, choose_runner, read_pooling_plan
+from engine.server.http.listener import AddressInUse, listen
+
+if TYPE_CHECKING:
+    from engine.text.tokenizer import Tokenizer
+
+log = logging.getLogger("engine")
+
+_YOUNG = 10_000  # new objects until the young ones are collected; a step of many sequences makes thousands
+
+_EXIT_FAILED = 1
+_EXIT_BAD_ARGUMENTS = 2
+_EXIT_UNSUPPORTED = 65  # EX_DATAERR: a checkpoint that no further try will run
+_EXIT_PORT_IN_USE = 98  # EADDRINUSE on Linux
+
+
+def main() -> NoReturn:
+    """Never waits for the engine's thread: it may be inside a load or a step that won't end soon."""
+    _prepare_process()
+    code = _run(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _prepare_process() -> None:
+    """Before torch is imported."""
+    keep_freed_memory()
+    use_huge_pages()
+    keep_few_kernels()
+
+
+def run_server(model: str | os.PathLike[str], **flags: Any) -> None:
+    """Serve `model` until SIGTERM or SIGINT: `python -m engine`'s flags by name, with underscores.
+
+    True is a bare flag, False its `--no-` form, None is left out, a list has several values, a dict is JSON.
+    Raises EngineError for what can't be served, AddressInUse for a port that is taken.
+    """
+    _prepare_process()
+    if not logging.getLogger().handlers:
+        _configure_logging("info")
+    _start(parse_flags(to_argv({"model": os.fspath(model), **flags}), os.environ))
+
+
+def _run(argv: list[str]) -> int:
+    _configure_logging("info")
+    try:
+        flags = parse_flags(argv, os.environ)
+        _configure_logging(flags.server.log_level)
+        _start(flags)
+    except EngineError as error:
+        # The class first, in words that whoever supervises this process can look for.
+        log.error("%s: %s", error.code.replace("_", " "), error)
+        return _exit_code(error)
+    return 0
+
+
+def _exit_code(error: EngineError) -> int:
+    if isinstance(error, AddressInUse):
+        return _EXIT_PORT_IN_USE
+    if isinstance(error, CheckpointError) and not isinstance(error, ModelNotFound):
+        return _EXIT_UNSUPPORTED
+    return _EXIT_BAD_ARGUMENTS if isinstance(error, ConfigError) else _EXIT_FAILED
+
+
+def _start(flags: Flags) -> None:
+    for warning in flags.warnings:
+        log.warning("%s", warning)
+    listener = listen(flags.server.host, flags.server.port)
+    with listener:
+        log.info("Listening on %s, port %s.", flags.server.host, listener.getsockname()[1])
+        _serve(flags, listener)
+
+
+def _serve(flags: Flags, listener: socket.socket) -> None:
+    def check(directory: Path) -> None:
+        check_config(replace(flags.engine, model=directory))
+
+    config = replace(flags.engine, model=resolve_model(flags.engine.model, check=check))
+    check_checkpoint(config, flags.server.tokenizer)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve_on_loop(config, flags, listener))
+
+
+def _on_ready() -> None:
+    """What is there now stays: a full collection that looked through it stood for 0.3 s on a busy machine.
+
+    Requests leave little for the collector to find, so it looks at the rest less often, too.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG, 20, 50)
+    log.info("The model is ready.")
+
+
+async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.socket) -> None:
+    executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+    tokenizer = executor.submit(_load_tokenizer, flags.server.tokenizer or config.model)
+    executor.shutdown(wait=False)
+    engine = _make_engine(config, tokenizer)
+    started = asyncio.create_task(engine.start())
+    await asyncio.sleep(0)  # its thread now imports torch, while we import the server
+    from engine.server.app.serve import Loading, serve
+
+    await serve(
+        Loading(engine, started, tokenizer, config.model),
+        listener,
+        flags.server,
+        max_num_seqs=config.max_num_seqs,
+        stop=_stop_on_signals(),
+        on_ready=_on_ready,
+    )
+
+
+def _make_engine(config: EngineConfig, tokenizer: Future[Tokenizer]) -> AsyncEngine | PoolingEngine:
+    """What the flags or the checkpoint ask for. Raises CheckpointError and ConfigError."""
+    if choose_runner(config) is RunnerKind.POOLING:
+        plan = read_pooling_plan(config)
+        return PoolingEngine(lambda: _build_pooling_core(config, plan, tokenizer), plan)
+    return AsyncEngine(lambda: _build_core(config, tokenizer))
+
+
+def _load_tokenizer(directory: Path) -> Tokenizer:
+    from engine.text.tokenizer import load_tokenizer
+
+    return load_tokenizer(directory)
+
+
+def _build_core(config: EngineConfig, tokenizer: Future[Tokenizer]) -> EngineCore:
+    from engine.execution.build import build_core
+
+    return build_core(config, eos_token_id=tokenizer.result().eos_token_id)
+
+
+def _build_pooling_core(config: EngineConfig, plan: PoolingPlan, tokenizer: Future[Tokenizer]) -> Core:
+    from engine.pooling.build import build_pooling_core
+
+    return build_pooling_core(config, plan, tokenizer.result)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one of the same ends the process at once."""
+    stop = asyncio.Event()
+    if threading.current_thread() is not threading.main_thread():
+        return stop  # signals are the program's own then
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        log.info("Stopping on %s.", number.name)
+        stop.set()
+        loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class _Formatter(logging.Formatter):
+    """Errors that are written for people are one line; only the unforeseen has a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, EngineError):
+            return super().format(record)
+        plain = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
+        return f"{super().format(plain)} {error}"
+
+
+def _configure_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # "trace" is uvicorn's word for more than debug.
+    logging.basicConfig(level="DEBUG" if level == "trace" else level.upper(), handlers=[handler], force=True)

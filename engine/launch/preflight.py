@@ -1,0 +1,49 @@
+"""Whether the engine can run a checkpoint, as far as that can be told in a moment, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.checkpoint.layout import (
+    check_layout,
+    check_not_quantised,
+    check_tokenizer,
+    check_whole,
+    weight_files,
+)
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.config import EngineConfig
+from engine.models.architectures import check_generates
+from engine.models.config import read_model_config
+from engine.models.encoder_config import read_encoder_config
+from engine.pooling.plan import Family, RunnerKind, choose_runner, read_pooling_plan
+
+
+def check_config(config: EngineConfig) -> None:
+    """Of `config.model`, a directory by now, what its JSON files tell. Needs no weights.
+
+    Raises CheckpointError, UnsupportedModel, and ConfigError for flags that don't fit it.
+    """
+    directory = config.model
+    check_layout(directory)
+    raw = read_raw_config(directory, config.hf_overrides)
+    check_not_quantised(directory, raw)
+    if choose_runner(config) is RunnerKind.POOLING:
+        family = read_pooling_plan(config).family
+        if family is Family.ENCODER:
+            read_encoder_config(directory, raw)
+            return
+    else:
+        check_generates(architecture_of(directory, raw))
+    read_model_config(directory, config.hf_overrides)
+
+
+def check_checkpoint(config: EngineConfig, tokenizer: Path | None = None) -> None:
+    """`check_config`, and whether all files are there. `tokenizer`: where it lies, None = beside the weights.
+
+    Raises what `check_config` does.
+    """
+    check_config(config)
+    for path in weight_files(config.model):
+        check_whole(path)
+    check_tokenizer(tokenizer or config.model)

@@ -1,0 +1,210 @@
+"""The compiled kernels as functions of tensors, one object per element type."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+
+from engine.models.native.compiler import load_library
+
+_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+_MAX_HEAD_DIM = 256
+
+_P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_ARGUMENTS = {
+    "decode_attention": (_P, _L, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _L, _F, _I, _P),
+    "causal_softmax": (_P, _L, _L, _L, _F, _I),
+    "rotate_and_store": (_P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _F, _I),
+    "add_and_normalise": (_P, _P, _P, _L, _L, _F, _I, _P),
+    "silu_and_multiply": (_P, _L, _L, _I, _P),
+    "forbid_tokens": (_P, _P, _P, _L, _L, _L, _I),
+    "draw_tokens": (_P, _P, _P, _P, _P, _L, _L, _I, _P),
+}
+
+
+@cache
+def find_kernels(device_type: str, dtype: torch.dtype) -> Kernels | None:
+    """The kernels for tensors like these; None where there are none, and PyTorch has to do."""
+    if device_type != "cpu" or dtype not in _NAMES:
+        return None
+    library = load_library()
+    return None if library is None else Kernels(library, dtype)
+
+
+def fits_head_dim(head_dim: int) -> bool:
+    return head_dim % 2 == 0 and head_dim <= _MAX_HEAD_DIM
+
+
+class Kernels:
+    """Every tensor is contiguous, on the CPU, and of the one element type (or int64)."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        functions = {}
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(library, f"{name}_{_NAMES[dtype]}")
+            function.argtypes, function.restype = arguments, None
+            functions[name] = function
+        self._decode_attention = functions["decode_attention"]
+        self._causal_softmax = functions["causal_softmax"]
+        self._rotate_and_store = functions["rotate_and_store"]
+        self._add_and_normalise = functions["add_and_normalise"]
+        self._silu_and_multiply = functions["silu_and_multiply"]
+        self._forbid_tokens = functions["forbid_tokens"]
+        self._draw_tokens = functions["draw_tokens"]
+
+    def decode_attention(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        blocks: torch.Tensor,
+        starts: torch.Tensor,
+        contexts: torch.Tensor,
+        *,
+        block_size: int,
+        out: torch.Tensor,
+    ) -> None:
+        """Attend one query per row to the first `contexts[row]` positions of its blocks.
+
+        queries [R, heads, head_dim], contiguous but for the stride of its rows; keys and values [kv_heads,
+        slots, head_dim]; a row's blocks begin at `blocks[starts[row]]`, all int64; out [R, heads * head_dim]
+        is written.
+        """
+        num_rows, num_heads, head_dim = queries.shape
+        kv_heads, slots, _ = keys.shape
+        self._decode_attention(
+            queries.data_ptr(),
+            queries.stride(0),
+            keys.data_ptr(),
+            values.data_ptr(),
+            blocks.data_ptr(),
+            starts.data_ptr(),
+            contexts.data_ptr(),
+            num_rows,
+            kv_heads,
+            num_heads // kv_heads,
+            head_dim,
+            slots,
+            block_size,
+            head_dim**-0.5,
+            torch.get_num_threads(),
+            out.data_ptr(),
+        )
+
+    def causal_softmax(self, scores: torch.Tensor, *, scale: float) -> None:
+        """softmax(scale * scores), in place, of scores [M, rows, columns]: the last row sees every column.
+
+        Each row before it sees one column less; what it doesn't see becomes 0.
+        """
+        num_matrices, num_rows, num_columns = scores.shape
+        self._causal_softmax(
+            scores.data_ptr(), num_matrices, num_rows, num_columns, scale, torch.get_num_threads()
+        )
+
+    def rotate_and_store(
+        self,
+        heads: torch.Tensor,
+        weights: torch.Tensor | None,
+        cos: torch.Tensor,
+        signed_sin: torch.Tensor,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        *,
+        eps: float,
+    ) -> None:
+        """Queries and keys are normalised (where there are weights) and rotated, keys and values stored.
+
+        Queries stay where they are. heads [T, heads + 2 * kv_heads, head_dim]; weights [heads + kv_heads,
+        head_dim]; cos and signed_sin [T, 1, head_dim]; slots int64 [T]; keys and values [kv_heads, slots,
+        head_dim] are written.
+        """
+        num_rows, num_all, head_dim = heads.shape
+        kv_heads = keys.shape[0]
+        self._rotate_and_store(
+            heads.data_ptr(),
+            None if weights is None else weights.data_ptr(),
+            cos.data_ptr(),
+            signed_sin.data_ptr(),
+            slots.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            num_rows,
+            num_all - 2 * kv_heads,
+            kv_heads,
+            head_dim,
+            keys.shape[1],
+            eps,
+            torch.get_num_threads(),
+        )
+
+    def add_and_normalise(
+        self, residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, *, eps: float
+    ) -> torch.Tensor:
+        """Add `delta` to `residual` [T, size] in place; return that normalised and scaled by `weight`."""
+        out = torch.empty_like(residual)
+        num_rows, size = residual.shape
+        self._add_and_normalise(
+            residual.data_ptr(),
+            None if delta is None else delta.data_ptr(),
+            weight.data_ptr(),
+            num_rows,
+            size,
+            eps,
+            torch.get_num_threads(),
+            out.data_ptr(),
+        )
+        return out
+
+    def silu_and_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(first half) * second half of the last dimension: [T, 2 * size] → [T, size]."""
+        num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(num_rows, size)
+        self._silu_and_multiply(gate_up.data_ptr(), num_rows, size, torch.get_num_threads(), out.data_ptr())
+        return out
+
+    def forbid_tokens(self, logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+        """Minus infinity in place where a bit is not set, in some rows (int64 [R]) of logits [S, vocab_size].
+
+        bits int32 [R, words]: the lowest bit of the first word is the first token's.
+        """
+        num_rows, num_words = bits.shape
+        self._forbid_tokens(
+            logits.data_ptr(),
+            rows.data_ptr(),
+            bits.data_ptr(),
+            num_rows,
+            num_words,
+            logits.shape[-1],
+            torch.get_num_threads(),
+        )
+
+    def draw_tokens(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        *,
+        temperature: torch.Tensor,
+        min_p: torch.Tensor,
+        uniform: torch.Tensor,
+    ) -> torch.Tensor:
+        """One token, int64 [R], for each of the `rows` (int64 [R]) of logits [S, vocab_size].
+
+        temperature and min_p float32 [R]; uniform float64 [R], in [0, 1). At least one logit of each row is
+        finite, and none is larger than all numbers.
+        """
+        tokens = torch.empty_like(rows)
+        self._draw_tokens(
+            logits.data_ptr(),
+            rows.data_ptr(),
+            temperature.data_ptr(),
+            min_p.data_ptr(),
+            uniform.data_ptr(),
+            len(rows),
+            logits.shape[-1],
+            torch.get_num_threads(),
+            tokens.data_ptr(),
+        )
+        return tokens

@@ -1,0 +1,116 @@
+"""The routes, put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from engine.errors import EngineError, GenerationFailed
+from engine.server.app import control_routes, utility_routes
+from engine.server.app.gate import Gate
+from engine.server.app.openapi import docs_page, openapi_document
+from engine.server.app.unsupported_routes import ABSENT, not_here
+from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling
+from engine.server.generation.service import Service
+from engine.server.http.errors import UnknownRoute, WrongMethod, error_response
+from engine.server.messages.routes import count_tokens, create_message
+from engine.server.model.model_service import ModelService
+from engine.server.openai.chat import create_chat_completion
+from engine.server.openai.chat_batch import create_chat_batch
+from engine.server.openai.completions import create_completion
+from engine.server.openai.responses.routes import (
+    cancel_response,
+    count_input_tokens,
+    create_response,
+    delete_response,
+    get_response,
+    list_input_items,
+)
+
+log = logging.getLogger(__name__)
+
+_ROUTES = (
+    ("POST", "/v1/completions", create_completion),
+    ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/chat/completions/batch", create_chat_batch),
+    ("POST", "/v1/responses", create_response),
+    ("POST", "/v1/responses/input_tokens", count_input_tokens),
+    ("GET", "/v1/responses/{name}", get_response),
+    ("GET", "/v1/responses/{name}/input_items", list_input_items),
+    ("DELETE", "/v1/responses/{name}", delete_response),
+    ("POST", "/v1/responses/{name}/cancel", cancel_response),
+    ("POST", "/v1/messages", create_message),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
+    ("GET", "/v1/models", utility_routes.list_models),
+    ("GET", "/v1/models/{name:path}", utility_routes.get_model),
+    ("GET", "/health", utility_routes.health),
+    ("GET", "/ping", utility_routes.ping),
+    ("POST", "/ping", utility_routes.ping),
+    ("GET", "/version", utility_routes.version),
+    ("GET", "/load", utility_routes.load),
+    ("GET", "/metrics", utility_routes.metrics),
+    ("POST", "/tokenize", utility_routes.tokenize),
+    ("POST", "/detokenize", utility_routes.detokenize),
+    ("POST", "/inference/v1/abort_requests", control_routes.abort_requests),
+    ("POST", "/abort_requests", control_routes.abort_requests),
+    ("POST", "/sleep", control_routes.sleep),
+    ("POST", "/wake_up", control_routes.wake_up),
+    ("GET", "/is_sleeping", control_routes.is_sleeping),
+    ("GET", "/memory", control_routes.memory),
+    ("POST", "/reset_prefix_cache", control_routes.reset_prefix_cache),
+    ("GET", "/openapi.json", openapi_document),
+    ("GET", "/docs", docs_page),
+    *(("POST", path, needs_pooling) for path in POOLING_PATHS),
+    *((method, path, not_here) for method, path in ABSENT),
+)
+
+
+def create_app(service: Service) -> Gate:
+    return build_app(_ROUTES, service)
+
+
+def build_app(routes: Iterable[tuple[str, str, Callable[..., Any]]], service: ModelService) -> Gate:
+    """A server of these (method, path, endpoint)."""
+    app = Starlette(
+        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
+        exception_handlers={
+            EngineError: _on_engine_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_exception,
+        },
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return Gate(app, service)
+
+
+async def _on_engine_error(request: Request, error: Exception) -> Response:
+    if not isinstance(
+        error, EngineError
+    ):  # Starlette looks handlers up by class; this is for the type checker
+        raise error
+    return error_response(error, request.url.path)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, or not with this method."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        response = error_response(
+            WrongMethod(f"{request.method} is not possible on {request.url.path}."), request.url.path
+        )
+        response.headers.update(error.headers or {})
+        return response
+    return error_response(UnknownRoute(f"There is nothing at {request.url.path}."), request.url.path)
+
+
+async def _on_exception(request: Request, error: Exception) -> Response:
+    """The last resort; Starlette raises the error again, so that it is logged with its traceback."""
+    failure = GenerationFailed(f"An error in the server: {type(error).__name__}.")
+    return error_response(failure, request.url.path)

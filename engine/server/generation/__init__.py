@@ -1,0 +1,1 @@
+"""From a checked body to tokens: sampling parameters, constraints, beams, the service."""

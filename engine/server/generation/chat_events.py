@@ -1,0 +1,137 @@
+"""What a chat's answer consists of, as typed events: the common ground of all chat protocols.
+
+A choice's text is read by a ChoiceReader: reasoning split from content, tool calls taken apart. Chat
+completions, responses and messages only write these events down, each in its own way.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from engine.core.types import FinishReason
+from engine.server.generation.generation import ChoiceDelta
+from engine.server.model.reasoning import ThoughtCounter
+from engine.text.parsers.reasoning import Kind, ReasoningParser
+from engine.text.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, ToolEvent, ToolParser
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    index: int  # of the choice
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContentDelta:
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The first of a call has its id and name; the arguments of all, joined, are the call's JSON."""
+
+    index: int
+    call_index: int  # among the choice's calls
+    call_id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEnded:
+    index: int
+    finish_reason: str  # stop, length or tool_calls
+    stop_reason: int | str | None
+
+
+ChatEvent: TypeAlias = ReasoningDelta | ContentDelta | ToolCallDelta | ChoiceEnded
+
+
+class ChoiceReader:
+    """Turns one choice's deltas into events, which add up to the same however the text was split."""
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        reasoning: ReasoningParser | None = None,
+        counter: ThoughtCounter | None = None,
+        tools: ToolParser | None = None,
+        shows_reasoning: bool = True,
+        is_parallel: bool = True,
+        echo: str = "",
+    ) -> None:
+        """`counter`: of the reasoning's tokens.
+
+        `is_parallel`: calls after the first are told, too. `echo` is told before all else.
+        """
+        self._index = index
+        self._reasoning = reasoning
+        self._counter = counter
+        self._tools = tools
+        self._shows_reasoning = shows_reasoning
+        self._is_parallel = is_parallel
+        self._echo = echo
+        self._has_called = False
+
+    def read(self, delta: ChoiceDelta) -> list[ChatEvent]:
+        """The events that a delta brings; the last delta brings ChoiceEnded."""
+        events: list[ChatEvent] = [ContentDelta(self._index, self._echo)] if self._echo else []
+        self._echo = ""
+        if self._counter is not None:
+            self._counter.take(delta.token_ids)
+            delta.choice.num_reasoning_tokens = self._counter.num_tokens
+        if self._reasoning is None:
+            events += self._content(delta.text)
+        else:
+            events += self._pieces(self._reasoning.feed(delta.text))
+        if delta.finish_reason is not None:
+            events += self._end(delta, delta.finish_reason)
+        return events
+
+    def _end(self, delta: ChoiceDelta, reason: FinishReason) -> list[ChatEvent]:
+        events: list[ChatEvent] = []
+        if self._reasoning is not None:
+            events += self._pieces(self._reasoning.finish())
+        if self._tools is not None:
+            events += self._calls(self._tools.finish())
+        called = self._has_called and reason is FinishReason.STOP
+        return [
+            *events,
+            ChoiceEnded(self._index, "tool_calls" if called else reason.value, delta.stop_reason),
+        ]
+
+    def _pieces(self, pieces: Sequence[tuple[Kind, str]]) -> list[ChatEvent]:
+        events: list[ChatEvent] = []
+        for kind, text in pieces:
+            if kind is Kind.CONTENT:
+                events += self._content(text)
+            elif self._shows_reasoning:
+                events.append(ReasoningDelta(self._index, text))
+        return events
+
+    def _content(self, text: str) -> list[ChatEvent]:
+        if self._tools is not None:
+            return self._calls(self._tools.feed(text))
+        return [ContentDelta(self._index, text)] if text else []
+
+    def _calls(self, pieces: Sequence[ToolEvent]) -> list[ChatEvent]:
+        events: list[ChatEvent] = []
+        for piece in pieces:
+            match piece:
+                case TextPiece(text):
+                    events.append(ContentDelta(self._index, text))
+                case CallBegun(number) | CallArguments(number) if number and not self._is_parallel:
+                    pass
+                case CallBegun(number, name):
+                    self._has_called = True
+                    events.append(ToolCallDelta(self._index, number, f"call_{uuid.uuid4().hex}", name, ""))
+                case CallArguments(number, fragment):
+                    events.append(ToolCallDelta(self._index, number, None, None, fragment))
+                case CallEnded():
+                    pass
+        return events

@@ -1,0 +1,207 @@
+"""A chat from its checked body to events: prompt, parsers, constraint, generation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from engine.errors import InvalidRequest
+from engine.server.generation.chat_events import ChatEvent, ChoiceReader
+from engine.server.generation.constraints import find_spec
+from engine.server.generation.generation import Choice, Generation, Usage
+from engine.server.generation.sampling_params import TokenLimit
+from engine.server.generation.service import Prompt, Service
+from engine.server.http.large_work import LARGE_BYTES
+from engine.server.model.model_service import ModelService
+from engine.server.model.reasoning import Thinking, ThinkingState
+from engine.server.model.truncation import Truncation
+from engine.server.protocol.openai_bodies import ChatBody, ConversationBody
+from engine.text.parsers.reasoning import ReasoningParser
+from engine.text.parsers.tools import ToolParser, make_tool_parser
+
+# Parsers whose marks are special tokens: hidden from the text, they couldn't be found.
+_NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json", "llama4_json"})
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A chat that is ready to run."""
+
+    generation: Generation
+    choices: list[Choice]
+    readers: dict[int, ChoiceReader]  # by the choice's index
+    is_plain: bool  # all text is content: readers have nothing to do
+    prompt_text: str
+
+
+class ChatRun:
+    """A chat as it runs. Leaving it aborts what hasn't ended: use it as a context.
+
+    async with await start_chat(service, body) as run:
+        async for events in run.steps(): ...
+    run.usage
+    """
+
+    def __init__(self, prepared: PreparedChat) -> None:
+        self._generation = prepared.generation
+        self._readers = prepared.readers
+
+    async def __aenter__(self) -> Self:
+        """Raises what the engine raises."""
+        await self._generation.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._generation.__aexit__(kind, error, trace)
+
+    async def steps(self) -> AsyncIterator[list[ChatEvent]]:
+        """The events of each step, until every choice has ended. Raises EngineError if one can't go on."""
+        async for deltas in self._generation.steps():
+            yield [event for delta in deltas for event in self._readers[delta.choice.index].read(delta)]
+
+    @property
+    def usage(self) -> Usage:
+        """So far."""
+        return self._generation.read_usage()
+
+
+async def start_chat(service: Service, body: ChatBody) -> ChatRun:
+    """Prepare a chat; it runs once the result is entered. Raises InvalidRequest, TooManyWaiting …"""
+    return ChatRun(await prepare_chat(service, body))
+
+
+async def prepare_chat(service: Service, body: ChatBody, *, first_index: int = 0) -> PreparedChat:
+    """Check the rest of the body, render and encode the prompt, make choices and their readers.
+
+    `first_index`: of its choices.
+    """
+    model = service.model
+    model.check_name(body.model)
+    # OpenAI: with "none" the model calls no tool, so it isn't shown any.
+    has_tools = bool(body.tools) and body.tool_choice != "none"
+    tool_parser = model.tool_parser if has_tools else None
+    if has_tools and tool_parser is None and body.tool_choice not in (None, "auto"):
+        raise InvalidRequest(
+            "tool_choice needs a tool parser: this model's template shows none; start the engine with "
+            "--tool-call-parser.",
+            param="tool_choice",
+        )
+    text = await render_conversation(service, body, with_tools=has_tools)
+    max_model_len = service.engine.max_model_len
+    limit = _token_limit(service, body)
+    token_ids = await service.encode(
+        text,
+        add_special_tokens=body.add_special_tokens,
+        truncation=Truncation.of(body, max_model_len, needs_output=True),
+        param="messages",
+        output=limit.asked or 1,
+    )
+    max_tokens = limit.within(max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens)
+    thinking = Thinking.of(model, text)
+    spec = find_spec(body, tool_parser)
+    if spec is not None and thinking is not None and thinking.state is ThinkingState.POSSIBLE:
+        thinking = await _judge_switch(service, body, thinking, text, with_tools=has_tools)
+    constrain = await service.constraint_for(spec, thinking, budget=body.thinking_token_budget)
+    show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
+    generation, choices = await service.begin(
+        body,
+        [Prompt(token_ids, max_tokens)],
+        constrain=constrain,
+        skip_special_tokens=body.skip_special_tokens and not show_special,
+        first_index=first_index,
+    )
+    make_reader = _reader_factory(body, thinking, tool_parser)
+    return PreparedChat(
+        generation,
+        choices,
+        {choice.index: make_reader(choice.index) for choice in choices},
+        is_plain=tool_parser is None and thinking is None and not body.echoed,
+        prompt_text=text,
+    )
+
+
+async def _judge_switch(
+    service: Service, body: ChatBody, thinking: Thinking, text: str, *, with_tools: bool
+) -> Thinking:
+    """Whether the prompt, by its template, asks for no thought.
+
+    With the answer constrained, a thought would be the one way around it, and models would take it.
+    """
+    off, on = [
+        await render_conversation(service, body, with_tools=with_tools, enable_thinking=switch)
+        for switch in (False, True)
+    ]
+    return thinking.switched_off() if text == off != on else thinking
+
+
+def _reader_factory(
+    body: ChatBody, thinking: Thinking | None, tool_parser: str | None
+) -> Callable[[int], ChoiceReader]:
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+
+    def make(index: int) -> ChoiceReader:
+        parser: ToolParser | None = None if tool_parser is None else make_tool_parser(tool_parser, tools)
+        reasoning: ReasoningParser | None = None if thinking is None else thinking.make_parser()
+        return ChoiceReader(
+            index,
+            reasoning=reasoning,
+            counter=None if thinking is None else thinking.make_counter(),
+            tools=parser,
+            shows_reasoning=body.include_reasoning,
+            is_parallel=body.parallel_tool_calls,
+            echo=body.echoed,
+        )
+
+    return make
+
+
+async def encode_conversation(service: ModelService, body: ConversationBody) -> list[int]:
+    """The prompt's tokens, by the chat template, for who counts them: they needn't fit."""
+    text = await render_conversation(service, body, with_tools=True)
+    return await service.encode(text, add_special_tokens=body.add_special_tokens, output=None)
+
+
+async def render_conversation(
+    service: ModelService, body: ConversationBody, *, with_tools: bool, enable_thinking: bool | None = None
+) -> str:
+    """The prompt's text; long conversations are rendered in a thread.
+
+    `enable_thinking`: instead of what the body says of it.
+    """
+    variables = {**_reasoning_variables(body), **(body.chat_template_kwargs or {})}
+    if enable_thinking is not None:
+        variables["enable_thinking"] = enable_thinking
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if with_tools else []
+    template = service.model.template_for(body.chat_template)
+
+    def render() -> str:
+        return template.render(
+            [message.model_dump(exclude_none=True) for message in body.messages],
+            tools=tools or None,
+            documents=body.documents,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            variables=variables,
+        )
+
+    return await service.large_work.run(render) if body.is_larger(LARGE_BYTES // 4) else render()
+
+
+def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:
+    """What `reasoning_effort` means to templates: those that know the word get it, the others a switch."""
+    effort = body.reasoning_effort if isinstance(body, ChatBody) else None
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+
+
+def _token_limit(service: Service, body: ChatBody) -> TokenLimit:
+    if body.max_completion_tokens is not None:
+        return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages", is_cap=True)
+    asked = body.max_tokens
+    default = service.model.defaults.get("max_new_tokens")
+    if asked is None and default is not None:
+        asked = max(body.min_tokens, min(int(default), service.engine.max_model_len))
+    return TokenLimit(asked, "max_tokens", "messages", is_cap=True)

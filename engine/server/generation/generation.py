@@ -1,0 +1,286 @@
+"""One HTTP request's sequences, from engine requests to pieces of text. Knows nothing of HTTP or JSON.
+
+Streamed or not, an answer is made from these same pieces, so both say the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from engine.core.async_engine import AsyncEngine, TokenStream
+from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, TokenDelta
+from engine.errors import EngineError, GenerationFailed
+from engine.server.http.errors import ShuttingDown
+from engine.server.http.request_log import RequestRecord, current_record
+from engine.server.model.metrics import Metrics
+from engine.text.detokenizer import Detokenizer
+
+
+class ChoiceDelta(NamedTuple):
+    """What one step brought one choice. The last of a choice has a `finish_reason`.
+
+    `text` may lag behind `token_ids`: what may become a stop string is held back. A tuple, as every token of
+    every stream makes one.
+    """
+
+    choice: Choice
+    text: str
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[PositionLogprobs] = ()  # parallel to `token_ids` where they were asked for
+    prompt_logprobs: Sequence[PositionLogprobs | None] | None = None  # on the first delta
+
+
+def as_one(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
+    """What several steps brought one choice, as if one had."""
+    if len(deltas) == 1:
+        return deltas[0]
+    told = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
+    return deltas[-1]._replace(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        logprobs=[position for delta in deltas for position in delta.logprobs],
+        prompt_logprobs=next(told, None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int | None = None  # of the completion's; None where nothing tells them apart
+
+
+class Choice:
+    """One sequence: its place in the answer, its text so far as stop strings need it, and its counts."""
+
+    def __init__(
+        self, index: int, request: EngineRequest, detokenizer: Detokenizer, *, prefix: str, show_stop: bool
+    ) -> None:
+        """`prefix` (the echoed prompt) goes before the first text; `show_stop`: a stop token is shown."""
+        self.index = index
+        self.request = request
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_reasoning_tokens: int | None = None  # kept by who reads the text
+        self.is_ended = False
+        self.finish_reason: FinishReason | None = None
+        self._detokenizer = detokenizer
+        self._prefix = prefix
+        self._show_stop = show_stop
+        self._first_token_time: float | None = None
+        self._last_token_time = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Choice {self.index} {self.request.request_id} {self.num_tokens} tokens>"
+
+    def end_at_once(self) -> ChoiceDelta:
+        """For a choice that may not generate anything."""
+        self.is_ended, self.finish_reason = True, FinishReason.LENGTH
+        return ChoiceDelta(self, self._take_prefix(), FinishReason.LENGTH)
+
+    def apply(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
+        """Raises EngineError where the engine could not go on."""
+        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        self._time(delta, metrics)
+        reason = delta.finish_reason
+        if reason is FinishReason.ERROR:
+            self.end(reason, metrics)
+            raise delta.error or GenerationFailed("The engine could not go on with this request.")
+        return self._to_text(delta, metrics)
+
+    def conclude(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
+        """Its whole text at once, of tokens whose times say nothing."""
+        return self._to_text(delta, metrics)
+
+    def _to_text(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
+        reason, stop_reason = delta.finish_reason, delta.stop_reason
+        hide_last = delta.ends_with_stop_token and not self._show_stop
+        piece = self._detokenizer.push(delta.token_ids[:-1] if hide_last else delta.token_ids)
+        text, stop = self._take_prefix() + piece.text, piece.stop
+        token_ids, logprobs = delta.token_ids, delta.logprobs
+        if stop is not None:  # what came after it doesn't count
+            token_ids, logprobs = token_ids[: piece.num_tokens], logprobs[: piece.num_tokens]
+        self.num_tokens += len(token_ids)
+        if stop is None and reason is not None:
+            rest = self._detokenizer.flush()
+            text, stop = text + rest.text, rest.stop
+        if stop is not None:
+            reason, stop_reason = FinishReason.STOP, None
+        if reason is not None:
+            self.end(reason, metrics)
+        return ChoiceDelta(
+            self,
+            text,
+            reason,
+            stop_reason if stop is None else stop,
+            token_ids,
+            logprobs,
+            delta.prompt_logprobs,
+        )
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from its arrival to its first token."""
+        first = self._first_token_time
+        return None if first is None else first - self.request.arrival_time
+
+    def _take_prefix(self) -> str:
+        prefix, self._prefix = self._prefix, ""
+        return prefix
+
+    def _time(self, delta: TokenDelta, metrics: Metrics) -> None:
+        if not delta.token_ids:
+            return
+        now, num_next = time.monotonic(), len(delta.token_ids)
+        if self._first_token_time is None:
+            self._first_token_time = self._last_token_time = now
+            if delta.timings is not None and delta.timings.first_token_time is not None:
+                metrics.observe_first_token(delta.timings)
+                self._first_token_time = self._last_token_time = delta.timings.first_token_time
+            num_next -= 1
+        if num_next:
+            metrics.observe_next_tokens(now - self._last_token_time, num_next)
+        self._last_token_time = now
+
+    def end(self, reason: FinishReason, metrics: Metrics) -> None:
+        """Count its end, once."""
+        if self.is_ended:
+            return
+        self.is_ended, self.finish_reason = True, reason
+        now = time.monotonic()
+        first = self._first_token_time
+        metrics.observe_end(
+            reason.value,
+            end_to_end_s=now - self.request.arrival_time,
+            decode_s=None if first is None else now - first,
+        )
+        metrics.observe_lengths(prompt=len(self.request.prompt_token_ids), generated=self.num_tokens)
+
+
+class Generation:
+    """The choices of one request while they run. Leaving it aborts what hasn't ended: use it as a context."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, choices: Sequence[Choice]) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._choices = choices
+        self._streams: list[tuple[Choice, TokenStream]] = []
+        self._pumps: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        """Start all choices; raises what the engine raises, and then none runs."""
+        try:
+            for choice in self._choices:
+                params = choice.request.params
+                if params.max_tokens > 0 or params.prompt_logprobs is not None:
+                    self._streams.append((choice, self._engine.stream(choice.request)))
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Nothing in here waits for anything but our own cancelled tasks."""
+        for choice, stream in self._streams:
+            await stream.aclose()
+            choice.end(FinishReason.ABORT, self._metrics)
+        for pump in self._pumps:
+            pump.cancel()
+        if (record := current_record()) is not None:
+            self._record(record)
+
+    def _record(self, record: RequestRecord) -> None:
+        usage = self.read_usage()
+        firsts = [first for choice in self._choices if (first := choice.first_token_s) is not None]
+        record.add(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.completion_tokens,
+            first_token_s=min(firsts, default=None),
+            reasons=[choice.finish_reason for choice in self._choices if choice.finish_reason is not None],
+        )
+
+    def read_usage(self) -> Usage:
+        """A prompt counts once, however many choices it has: what its first has found in the cache counts."""
+        prompts = {id(choice.request.prompt_token_ids): choice for choice in reversed(self._choices)}
+        return Usage(
+            prompt_tokens=sum(len(choice.request.prompt_token_ids) for choice in prompts.values()),
+            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            cached_tokens=sum(choice.num_cached_tokens for choice in prompts.values()),
+            reasoning_tokens=_sum_known(choice.num_reasoning_tokens for choice in self._choices),
+        )
+
+    def steps(self) -> AsyncIterator[list[ChoiceDelta]]:
+        """What came together, until every choice has ended. Raises EngineError if one can't go on."""
+        if not self._streams:
+            return self._steps_of_none()
+        if len(self._streams) == 1:
+            return self._steps_of_one(*self._streams[0])
+        return self._steps_of_many()
+
+    def _apply(self, choice: Choice, delta: TokenDelta) -> ChoiceDelta:
+        """An abort by request id is an end like others, one by the server's own end is not."""
+        if delta.finish_reason is FinishReason.ABORT and not self._engine.is_alive:
+            choice.end(FinishReason.ABORT, self._metrics)
+            raise ShuttingDown("The server is shutting down; this answer is not complete.")
+        return choice.apply(delta, self._metrics)
+
+    async def _steps_of_none(self) -> AsyncIterator[list[ChoiceDelta]]:
+        yield [choice.end_at_once() for choice in self._choices]
+
+    async def _steps_of_one(self, choice: Choice, stream: TokenStream) -> AsyncIterator[list[ChoiceDelta]]:
+        async for delta in stream:
+            step = self._apply(choice, delta)
+            if step.finish_reason is not None:
+                await stream.aclose()
+            yield [step]
+            if step.finish_reason is not None:
+                return
+
+    async def _steps_of_many(self) -> AsyncIterator[list[ChoiceDelta]]:
+        arrived: asyncio.Queue[tuple[Choice, TokenDelta | EngineError]] = asyncio.Queue()
+        self._pumps = [asyncio.create_task(_pump(*each, arrived)) for each in self._streams]
+        streams = dict(self._streams)
+        while not all(choice.is_ended for choice in streams):
+            batch = [await arrived.get()]
+            while not arrived.empty():
+                batch.append(arrived.get_nowait())
+            deltas = []
+            for choice, delta in batch:
+                if isinstance(delta, EngineError):
+                    raise delta
+                if choice.is_ended:  # by a stop string, with more tokens under way
+                    continue
+                deltas.append(self._apply(choice, delta))
+                if deltas[-1].finish_reason is not None:
+                    await streams[choice].aclose()
+            if deltas:
+                yield deltas
+
+
+def _sum_known(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+async def _pump(
+    choice: Choice, stream: TokenStream, arrived: asyncio.Queue[tuple[Choice, TokenDelta | EngineError]]
+) -> None:
+    try:
+        async for delta in stream:
+            arrived.put_nowait((choice, delta))
+    except EngineError as error:
+        arrived.put_nowait((choice, error))

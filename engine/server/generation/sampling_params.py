@@ -1,0 +1,150 @@
+"""From a checked body and a prompt's length to SamplingParams: defaults, the context's limit, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core.types import SamplingParams
+from engine.errors import InvalidRequest, PromptTooLong
+from engine.server.protocol.generation_body import GenerationBody
+from engine.server.protocol.limits import MAX_BAD_WORD_TOKENS
+from engine.text.tokenizer import Tokenizer
+
+_MANY_WORDS = 64
+_MANY_TOKENS = 16_384
+_SEED_MASK = 2**63 - 1  # the engine's seeds are not negative
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimit:
+    """How many tokens a body asks for, and how its fields are called, for errors."""
+
+    asked: int | None  # None = all that there is room for
+    param: str
+    prompt_param: str
+    is_cap: bool = False  # chats' clients ask for more than there can be, as they don't know the context
+
+    def within(self, max_model_len: int, *, num_prompt_tokens: int, min_tokens: int) -> int:
+        """How many tokens may be generated.
+
+        Raises PromptTooLong if the prompt leaves no room, InvalidRequest if the numbers can't be meant.
+        """
+        if self.asked is not None and min_tokens > self.asked:
+            raise InvalidRequest(
+                f"min_tokens {min_tokens} is more than {self.param} {self.asked}.", param="min_tokens"
+            )
+        needed = 0 if self.asked == 0 else 1
+        wanted = needed if self.asked is None else self.asked
+        if num_prompt_tokens + needed > max_model_len:
+            raise PromptTooLong.of(max_model_len, num_prompt_tokens, wanted, part=self.prompt_param)
+        if wanted > max_model_len and not self.is_cap:
+            raise PromptTooLong.of(
+                max_model_len, num_prompt_tokens, wanted, part=self.prompt_param, param=self.param
+            )
+        room = max_model_len - num_prompt_tokens
+        return room if self.asked is None else min(self.asked, room)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWishes:
+    """What a body says of single tokens, as token ids, checked."""
+
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: tuple[int, ...] | None
+    bad_words: tuple[tuple[int, ...], ...]
+    stop_token_ids: frozenset[int] = frozenset()
+
+    @staticmethod
+    def is_long(body: GenerationBody) -> bool:
+        """Whether to make them takes long enough for streams to notice."""
+        return len(body.bad_words) > _MANY_WORDS or len(body.allowed_token_ids or ()) > _MANY_TOKENS
+
+    @staticmethod
+    def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenWishes:
+        """Raises InvalidRequest for a token that the model doesn't have."""
+        for param, token_ids in (
+            ("logit_bias", [int(token) for token in body.logit_bias]),
+            ("allowed_token_ids", body.allowed_token_ids or []),
+            ("stop_token_ids", body.stop_token_ids),
+            ("logprob_token_ids", body.logprob_token_ids or []),
+        ):
+            highest = max(token_ids, default=0)
+            if highest >= vocab_size:
+                raise InvalidRequest(
+                    f"Token id {highest} is outside the vocabulary of {vocab_size}.", param=param
+                )
+        allowed = body.allowed_token_ids
+        return TokenWishes(
+            logit_bias={int(token): bias for token, bias in body.logit_bias.items()},
+            allowed_token_ids=None if allowed is None else tuple(allowed),
+            bad_words=tuple(_spellings(body.bad_words, tokenizer)),
+            stop_token_ids=frozenset(body.stop_token_ids),
+        )
+
+
+def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
+    """Each word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
+    texts = [text for word in words for text in (word.lstrip() or word, f" {word.lstrip()}")]
+    if len(words) > _MANY_WORDS:
+        encoded = tokenizer.encode_released(texts, add_special_tokens=False)
+    else:
+        encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    for index in range(len(words)):
+        bare, spaced = (tuple(tokens) for tokens in encoded[2 * index : 2 * index + 2])
+        both = [bare] if len(spaced) != len(bare) or spaced == bare else [bare, spaced]
+        for tokens in both:
+            if len(tokens) > MAX_BAD_WORD_TOKENS:
+                raise InvalidRequest(
+                    f"bad_words[{index}]: at most {MAX_BAD_WORD_TOKENS} tokens, not {len(tokens)}.",
+                    param=f"bad_words[{index}]",
+                )
+            if tokens:
+                yield tokens
+
+
+def check_logprobs(body: GenerationBody, param: str, max_logprobs: int) -> None:
+    """Raise InvalidRequest for more logprobs than the server gives; -1 there is no limit."""
+    for name, wanted in ((param, body.num_logprobs), ("prompt_logprobs", body.prompt_logprobs)):
+        if wanted is not None and max_logprobs >= 0 and not 0 <= wanted <= max_logprobs:
+            raise InvalidRequest(
+                f"{name} {wanted}: at most {max_logprobs} are possible here (--max-logprobs).", param=name
+            )
+
+
+def make_sampling_params(
+    body: GenerationBody,
+    defaults: Mapping[str, Any],
+    wishes: TokenWishes,
+    *,
+    max_tokens: int,
+    seed: int,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    """`defaults` are the checkpoint's, for what the body leaves open."""
+
+    def pick(name: str, neutral: float) -> Any:
+        given = getattr(body, name)
+        return defaults.get(name, neutral) if given is None else given
+
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min(body.min_tokens, max_tokens),
+        temperature=float(pick("temperature", 1.0)),
+        top_p=float(pick("top_p", 1.0)),
+        top_k=max(int(pick("top_k", 0)), 0),
+        min_p=float(pick("min_p", 0.0)),
+        seed=seed & _SEED_MASK,
+        stop_token_ids=wishes.stop_token_ids,
+        ignore_eos=body.ignore_eos,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=float(pick("repetition_penalty", 1.0)),
+        logit_bias=wishes.logit_bias,
+        allowed_token_ids=wishes.allowed_token_ids,
+        bad_words=wishes.bad_words,
+        logprobs=body.num_logprobs,
+        logprob_token_ids=tuple(body.logprob_token_ids or ()),
+        prompt_logprobs=prompt_logprobs,
+    )

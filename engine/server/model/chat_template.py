@@ -1,0 +1,234 @@
+"""A conversation to a prompt, by the checkpoint's own Jinja template, rendered as Hugging Face renders it.
+
+Templates come with checkpoints and are not trusted: they run in Jinja's sandbox and see plain JSON values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from engine.errors import ConfigError, InvalidRequest
+from engine.server.http.large_work import Pace
+from engine.server.model.plainer_turns import plainer_readings
+from engine.server.protocol.json_budget import find_excess
+
+Message = Mapping[str, Any]
+
+# What the renderer itself gives a template; a request's chat_template_kwargs can't replace these.
+_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+class TemplateRefuses(InvalidRequest):
+    """The template can't take the conversation, or not as it is."""
+
+
+class ChatTemplate:
+    """One checkpoint's templates: "default", and "tool_use" where there is one for requests with tools."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        *,
+        special_tokens: Mapping[str, str],
+        content_format: str = "auto",
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`content_format`: "string" or "openai" (a list of parts) as templates want it; "auto" finds out.
+
+        Raises ConfigError for a template that isn't Jinja.
+        """
+        environment = _environment()
+        self._special_tokens = dict(special_tokens)
+        self._defaults = dict(defaults or {})
+        self._content_format = content_format
+        self._takes_developer = any("developer" in source for source in sources.values())
+        try:
+            self._templates = {name: environment.from_string(source) for name, source in sources.items()}
+        except TemplateError as error:
+            raise ConfigError(f"The chat template is not valid Jinja: {error}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt. Raises InvalidRequest where the template refuses or can't take the conversation.
+
+        `continue_final_message`: it ends where the last message's text ends, to be gone on with.
+        """
+        reserved = _OURS.intersection(variables or {})
+        if reserved:
+            raise InvalidRequest(
+                f"chat_template_kwargs can't set {', '.join(sorted(reserved))}.", param="chat_template_kwargs"
+            )
+        pace = Pace()
+        given = [self._adapt(message, pace) for message in messages]
+        known = {**self._defaults, **(variables or {})}
+
+        def render(turns: list[dict[str, Any]]) -> str:
+            return self._render(turns, tools, documents, add_generation_prompt, known)
+
+        text = _first_taken(render, given)
+        return _cut_after(text, given[-1].get("content")) if continue_final_message else text
+
+    def replaced(self, source: str) -> ChatTemplate:
+        """One that renders as `source` says, otherwise like this one. Raises ConfigError."""
+        return ChatTemplate(
+            {"default": source},
+            special_tokens=self._special_tokens,
+            content_format=self._content_format,
+            defaults=self._defaults,
+        )
+
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        template = self._templates.get(name)
+        if template is None:
+            raise InvalidRequest(
+                "This model has no chat template: start the engine with --chat-template, or use "
+                "/v1/completions."
+            )
+        known = {**self._special_tokens, **variables, "documents": documents}
+        try:
+            return template.render(
+                messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **known
+            )
+        except Exception as error:  # a template is a program: anything may come out of it
+            raise TemplateRefuses(
+                f"The model's chat template refuses this conversation: {error}", param="messages"
+            ) from error
+
+    def _adapt(self, message: Message, pace: Pace) -> dict[str, Any]:
+        adapted = {key: value for key, value in message.items() if value not in (None, [])}
+        as_text = message["role"] == "tool"  # templates that take other roles' parts mostly don't take these
+        adapted["content"] = self._adapt_content(message.get("content"), as_text=as_text)
+        thought = adapted.get("reasoning") or adapted.get("reasoning_content")
+        if thought is not None:  # templates know it by either name
+            adapted["reasoning"] = adapted["reasoning_content"] = thought
+        if adapted["role"] == "developer" and not self._takes_developer:
+            adapted["role"] = "system"  # the role's older name; templates drop roles they don't know
+        if "tool_calls" in adapted:
+            adapted["tool_calls"] = [_with_parsed_arguments(call, pace) for call in adapted["tool_calls"]]
+        return adapted
+
+    def _adapt_content(self, content: Any, *, as_text: bool) -> Any:
+        if content is None:
+            return None
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if self._wants_parts and not as_text:
+            return parts
+        return "\n".join(part["text"] for part in parts)
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template takes a list of content parts apart itself, found out by showing it one."""
+        if self._content_format != "auto":
+            return self._content_format == "openai"
+        probe = "berth-probe"
+        message = {"role": "user", "content": [{"type": "text", "text": probe}]}
+        try:
+            rendered = self._render([message], None, None, True, self._defaults)
+        except InvalidRequest:
+            return False
+        return probe in rendered and "'type'" not in rendered and '"type"' not in rendered
+
+
+def _first_taken(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
+    """The conversation as it is, or as little plainer as the template takes it. Raises TemplateRefuses."""
+    try:
+        return render(turns)
+    except TemplateRefuses:
+        for plainer in plainer_readings(turns):
+            with suppress(TemplateRefuses):
+                return render(plainer)
+        raise
+
+
+def _cut_after(text: str, content: Any) -> str:
+    """The rendered text up to the end of the last message's content. Templates may trim it."""
+    said = content if isinstance(content, str) else "".join(part["text"] for part in content or [])
+    at = text.rfind(said.strip())
+    if not said.strip() or at < 0:
+        raise InvalidRequest(
+            "continue_final_message: the template doesn't show the last message's text as it is.",
+            param="continue_final_message",
+        )
+    return text[:at] + (said.lstrip() if text[at:].startswith(said.lstrip()) else said.strip())
+
+
+def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
+    """Clients send a call's arguments as JSON text; templates want the object.
+
+    Text that is no JSON stays as it is: a call that was cut off must not make its conversation unusable. So
+    does one that holds more than a body may.
+    """
+    function = dict(call["function"])
+    arguments = function.get("arguments")
+    pace.rest()
+    if isinstance(arguments, str) and find_excess(arguments.encode(errors="replace")) is None:
+        with suppress(ValueError, RecursionError):
+            function["arguments"] = json.loads(arguments) if arguments else {}
+    return {**call, "function": function}
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what assistants said, for training; here its body is just text."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's interface)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which models haven't seen."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

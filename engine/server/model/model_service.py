@@ -1,0 +1,136 @@
+"""What every server has, whatever its model does: an engine, the model once it is loaded, metrics, room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from engine.config import ServerConfig
+from engine.core.sleep import HeldMemory
+from engine.core.sleep_controller import Sleeper
+from engine.core.types import EngineStats
+from engine.errors import InvalidRequest, PromptTooLong
+from engine.server.http.errors import NotReady, TooManyWaiting
+from engine.server.http.large_work import LARGE_BYTES, LargeWork
+from engine.server.model.metrics import Metrics
+from engine.server.model.served_model import ServedModel
+from engine.server.model.truncation import Truncation
+from engine.server.protocol.limits import most_text_bytes
+
+_COUNTED_BYTES = 1 << 20  # a prompt that doesn't fit is told with its exact length up to here
+
+
+class ServedEngine(Protocol):
+    """What is asked of an engine while it serves; AsyncEngine and PoolingEngine are two."""
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    @property
+    def num_unfinished(self) -> int: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def memory(self) -> HeldMemory: ...
+
+    @property
+    def sleeper(self) -> Sleeper: ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def start(self) -> None: ...
+
+    async def wait_ended(self) -> None: ...
+
+    async def shutdown(self, timeout_s: float) -> bool: ...
+
+
+class ModelService:
+    def __init__(self, engine: ServedEngine, config: ServerConfig, *, max_num_seqs: int) -> None:
+        self.engine = engine
+        self.config = config
+        self.metrics = Metrics(config.served_model_names[0], engine.stats)
+        self.draining = False
+        self.large_work = LargeWork()
+        self._capacity = max_num_seqs + config.max_waiting  # sequences that run or wait
+        self._model: ServedModel | None = None
+
+    def serve(self, model: ServedModel) -> None:
+        """From now on, requests are taken; the engine must have been started."""
+        self._model = model
+        self.metrics.expect_lengths(self.engine.max_model_len)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._model is not None and self.engine.is_alive and not self.draining
+
+    @property
+    def model(self) -> ServedModel:
+        if self._model is None:
+            raise NotReady("The model is still loading.")
+        return self._model
+
+    async def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        truncation: Truncation | None = None,
+        param: str = "prompt",
+        output: int | None = 1,
+    ) -> list[int]:
+        """Tokens of a text, as `encode_each` has them."""
+        (token_ids,) = await self.encode_each(
+            [text], add_special_tokens=add_special_tokens, truncation=truncation, param=param, output=output
+        )
+        return token_ids
+
+    async def encode_each(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool,
+        truncation: Truncation | None = None,
+        param: str = "prompt",
+        output: int | None = 1,
+    ) -> list[list[int]]:
+        """Tokens of each text; long ones are encoded in a thread, as the loop has streams to serve.
+
+        Raises PromptTooLong for a large text, before that work, if it can't fit however it is split into
+        tokens, and InvalidRequest for one of more bytes than are taken. `output`: how many more tokens were
+        asked for; None = they are only to be counted, and needn't fit.
+        """
+        tokenizer = self.model.tokenizer
+        if truncation is not None:
+            texts = [truncation.cut_text(text, tokenizer.longest_token_bytes) for text in texts]
+        for text in texts:
+            self._check_length(text, param, None if truncation is not None else output)
+        if sum(map(len, texts)) * 4 < LARGE_BYTES:
+            encoded = [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+        else:
+            encoded = await self.large_work.run_released(
+                lambda: tokenizer.encode_released(texts, add_special_tokens=add_special_tokens)
+            )
+        return encoded if truncation is None else [truncation.cut(one) for one in encoded]
+
+    def _check_length(self, text: str, param: str, output: int | None) -> None:
+        longest, max_model_len = self.model.tokenizer.longest_token_bytes, self.engine.max_model_len
+        if len(text) * 4 <= _COUNTED_BYTES:
+            return
+        num_bytes = len(text.encode(errors="replace"))
+        if output is not None and num_bytes > _COUNTED_BYTES and num_bytes // longest > max_model_len:
+            raise PromptTooLong.of(max_model_len, num_bytes // longest, output, part=param, is_exact=False)
+        most = most_text_bytes(max_model_len)
+        if num_bytes > most:
+            raise InvalidRequest(f"{param}: at most {most} bytes of text, not {num_bytes}.", param=param)
+
+    def check_room(self, num_sequences: int) -> None:
+        """Raises TooManyWaiting. A server that is idle takes a request of any size."""
+        num_unfinished = self.engine.num_unfinished
+        if num_unfinished and num_unfinished + num_sequences > self._capacity:
+            raise TooManyWaiting(
+                f"{num_unfinished} sequences are running or waiting, and no more than "
+                f"{self._capacity} may be: try again later."
+            )

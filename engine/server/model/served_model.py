@@ -1,0 +1,141 @@
+"""The model as the server sees it: its names, tokenizer, chat template, limits and sampling defaults."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.eos_tokens import named_end_tokens, with_main
+from engine.config import ServerConfig
+from engine.errors import ConfigError, InvalidRequest
+from engine.server.http.errors import UnknownModel
+from engine.server.model.chat_template import ChatTemplate
+from engine.structured import Structurer
+from engine.text.parsers.reasoning import REASONING_PARSERS, detect_reasoning_parser
+from engine.text.parsers.tools import TOOL_PARSERS, detect_tool_parser
+from engine.text.tokenizer import Tokenizer, read_json
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    names: tuple[str, ...]  # the first is the one reported; all are accepted
+    root: str  # what people call the checkpoint: where it lies, who asks for it needn't know
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    vocab_size: int  # of the model: ids below it can be embedded
+    structurer: Structurer
+    end_token_ids: tuple[int, ...] = ()  # the tokenizer's own first
+    tool_parser: str | None = None  # their names, None = there is none
+    reasoning_parser: str | None = None
+    other_names: tuple[str, ...] = ()  # taken in requests, and not listed
+    takes_templates: bool = False  # whether requests may bring a chat template of their own
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # sampling, as the checkpoint recommends it
+    created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def check_name(self, name: str | None) -> None:
+        """Raise UnknownModel unless `name` is one of ours; no name means the one model there is."""
+        if name is not None and name not in self.names and name not in self.other_names:
+            raise UnknownModel(f"The model {name!r} is not served here; {self.name!r} is.", param="model")
+
+    def template_for(self, source: str | None) -> ChatTemplate:
+        """The model's own, or the request's where that is allowed. Raises InvalidRequest."""
+        if source is None:
+            return self.template
+        if not self.takes_templates:
+            raise InvalidRequest(
+                "chat_template is taken only by a server started with --trust-request-chat-template.",
+                param="chat_template",
+            )
+        try:
+            return self.template.replaced(source)
+        except ConfigError as error:
+            raise InvalidRequest(error.message, param="chat_template") from error
+
+    def card(self, max_model_len: int) -> dict[str, Any]:
+        """Its entry in /v1/models."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "berth",
+            "root": self.root,
+            "parent": None,
+            "max_model_len": max_model_len,
+        }
+
+    def check_token_ids(self, token_ids: list[int], param: str) -> None:
+        """Raise InvalidRequest for an id that the model has no embedding for."""
+        highest = max(token_ids, default=0)
+        if highest >= self.vocab_size:
+            raise InvalidRequest(
+                f"Token id {highest} is outside the vocabulary of {self.vocab_size}.", param=param
+            )
+
+
+def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenizer) -> ServedModel:
+    """What the server reads of a checkpoint. Raises CheckpointError and ConfigError."""
+    sources = {"default": config.chat_template} if config.chat_template else tokenizer.chat_templates
+    model_config = read_json(directory / "config.json")
+    vocab_size = int(model_config.get("vocab_size") or tokenizer.vocab_size)
+    end_token_ids = with_main(named_end_tokens(directory, model_config), tokenizer.eos_token_id)
+    return ServedModel(
+        names=config.served_model_names,
+        other_names=_names_on_disk(directory),
+        root=_names_on_disk(directory)[0],
+        tokenizer=tokenizer,
+        template=ChatTemplate(
+            sources,
+            special_tokens=tokenizer.special_tokens,
+            content_format=config.chat_template_content_format,
+            defaults=config.default_chat_template_kwargs,
+        ),
+        vocab_size=vocab_size,
+        structurer=Structurer(tokenizer, vocab_size=vocab_size, eos_token_ids=end_token_ids),
+        end_token_ids=end_token_ids,
+        tool_parser=_parser(config.tool_call_parser, TOOL_PARSERS, detect_tool_parser, sources, "tool-call"),
+        reasoning_parser=_parser(
+            config.reasoning_parser, REASONING_PARSERS, detect_reasoning_parser, sources, "reasoning"
+        ),
+        takes_templates=config.trust_request_chat_template,
+        defaults=_sampling_defaults(directory, config),
+    )
+
+
+def _names_on_disk(directory: Path) -> tuple[str, ...]:
+    """What people call a model who have its folder before them; in the hub's cache, its id."""
+    if directory.parent.name == "snapshots":
+        return (directory.parents[1].name.removeprefix("models--").replace("--", "/"),)
+    return (directory.name, str(directory))
+
+
+def _parser(
+    wanted: str | None,
+    known: Collection[str],
+    detect: Callable[[str], str | None],
+    templates: Mapping[str, str],
+    kind: str,
+) -> str | None:
+    """The parser's name: as the flag says, else as the chat templates show; "none" = none."""
+    if wanted == "none":
+        return None
+    if wanted is not None and wanted not in known:
+        raise ConfigError(f"--{kind}-parser {wanted}: known are {', '.join(sorted(known))} and none.")
+    return wanted or next(filter(None, map(detect, templates.values())), None)
+
+
+def _sampling_defaults(directory: Path, config: ServerConfig) -> dict[str, Any]:
+    declared = read_json(directory / "generation_config.json") if config.generation_config == "auto" else {}
+    declared = {**declared, **config.override_generation_config}
+    return {name: declared[name] for name in _DEFAULTS if declared.get(name) is not None}

@@ -1,0 +1,1 @@
+"""OpenAI's API: completions, chat and Responses, whole and as streams."""

@@ -1,0 +1,125 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from engine.server.generation.chat_events import (
+    ChoiceEnded,
+    ChoiceReader,
+    ContentDelta,
+    ReasoningDelta,
+    ToolCallDelta,
+)
+from engine.server.generation.chat_run import prepare_chat
+from engine.server.generation.service import Service
+from engine.server.http.request_ids import request_id_of
+from engine.server.openai.answers import FinishedChoice, StreamedAnswer, WholeAnswer
+from engine.server.openai.choice_details import Extras
+from engine.server.openai.chunks import ChatChunks, ReadUsage, usage_object
+from engine.server.protocol.body_reader import read_body
+from engine.server.protocol.field_rules import CHAT
+from engine.server.protocol.openai_bodies import ChatBody
+
+
+async def create_chat_completion(request: Request) -> ASGIApp:
+    service: Service = request.app.state.service
+    body = (await read_body(request, ChatBody, CHAT)).with_allowed_tools()
+    prepared = await prepare_chat(service, body)
+    prompt_text = prepared.prompt_text if body.return_prompt_text else None
+    extras = Extras(body, service.model.tokenizer, prompt_text=prompt_text)
+    request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
+    model = body.model or service.model.name
+    if body.stream:
+        chunks = ChatChunks(
+            head_of(request_id, "chat.completion.chunk", model),
+            extras,
+            None if prepared.is_plain else prepared.readers,
+            include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
+        )
+        return StreamedAnswer(prepared.generation, chunks, service.large_work)
+    head = head_of(request_id, "chat.completion", model)
+
+    def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
+        return _to_object(head, extras, prepared.readers, choices, read_usage)
+
+    return WholeAnswer(prepared.generation, prepared.choices, to_object, service.large_work)
+
+
+def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
+    return {
+        "id": request_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": None,
+    }
+
+
+def _to_object(
+    head: dict[str, Any],
+    extras: Extras,
+    readers: Mapping[int, ChoiceReader],
+    choices: Sequence[FinishedChoice],
+    read_usage: ReadUsage,
+) -> dict[str, Any]:
+    answer = describe_answer(head, extras, readers, choices, read_usage)
+    deltas = choices[0].deltas
+    return {**answer, **extras.prompt_fields(deltas[0]), **extras.prompt_logprobs(deltas)}
+
+
+def describe_answer(
+    head: dict[str, Any],
+    extras: Extras,
+    readers: Mapping[int, ChoiceReader],
+    choices: Sequence[FinishedChoice],
+    read_usage: ReadUsage,
+) -> dict[str, Any]:
+    """The answer without what it tells of a prompt."""
+    described = [
+        {
+            **describe_choice(choice, readers[choice.index]),
+            "logprobs": extras.chat_logprobs(choice.deltas),
+            **extras.token_ids(choice.deltas),
+        }
+        for choice in choices
+    ]
+    return {**head, "choices": described, "usage": usage_object(read_usage())}
+
+
+def describe_choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, Any]:
+    """The message and why it ended, of the same events that a stream would have brought."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    calls: dict[int, dict[str, Any]] = {}
+    ended: dict[str, Any] = {}
+    for event in (event for delta in choice.deltas for event in reader.read(delta)):
+        match event:
+            case ContentDelta(_, text):
+                content.append(text)
+            case ReasoningDelta(_, text):
+                reasoning.append(text)
+            case ToolCallDelta(_, number, call_id, name, arguments):
+                call = calls.setdefault(
+                    number, {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+                )
+                call["function"]["arguments"] += arguments
+            case ChoiceEnded(_, finish_reason, stop_reason):
+                ended = {"finish_reason": finish_reason, "stop_reason": stop_reason}
+    said = "".join(content)
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": said or (None if calls else ""),
+        "refusal": None,
+    }
+    if reasoning:
+        message["reasoning"] = "".join(reasoning)
+    if calls:
+        message["tool_calls"] = list(calls.values())
+    return {"index": choice.index, "message": message, **ended}

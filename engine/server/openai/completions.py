@@ -1,0 +1,112 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from engine.errors import InvalidRequest
+from engine.server.generation.constraints import find_spec
+from engine.server.generation.sampling_params import TokenLimit
+from engine.server.generation.service import Prompt, Service
+from engine.server.http.request_ids import request_id_of
+from engine.server.model.truncation import Truncation
+from engine.server.openai.answers import FinishedChoice, StreamedAnswer, WholeAnswer
+from engine.server.openai.choice_details import Extras
+from engine.server.openai.chunks import CompletionChunks, ReadUsage, usage_object
+from engine.server.protocol.body_reader import read_body
+from engine.server.protocol.field_rules import COMPLETION
+from engine.server.protocol.openai_bodies import CompletionBody
+
+
+async def create_completion(request: Request) -> ASGIApp:
+    service: Service = request.app.state.service
+    body = await read_body(request, CompletionBody, COMPLETION)
+    service.model.check_name(body.model)
+    prompts = await _to_prompts(service, body)
+    constrain = await service.constraint_for(find_spec(body))
+    generation, choices = await service.begin(body, prompts, constrain=constrain)
+    head = {
+        "id": f"cmpl-{request_id_of(request, body.request_id)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": body.model or service.model.name,
+        "system_fingerprint": None,
+    }
+    extras = Extras(body, service.model.tokenizer, echo=body.echo)
+    if body.stream:
+        chunks = CompletionChunks(
+            head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
+        )
+        return StreamedAnswer(generation, chunks, service.large_work)
+    return WholeAnswer(
+        generation,
+        choices,
+        lambda finished, read: _to_object(head, extras, finished, read),
+        service.large_work,
+    )
+
+
+async def _to_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
+    asked = body.max_tokens
+    truncation = Truncation.of(body, service.engine.max_model_len, needs_output=asked != 0)
+    service.check_num_sequences(len(body.prompt), body.n)
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    if texts:
+        encoded = await service.encode_each(
+            texts,
+            add_special_tokens=body.add_special_tokens,
+            truncation=truncation,
+            output=1 if asked is None else asked,
+        )
+    else:
+        for prompt in body.prompt:
+            service.model.check_token_ids(prompt, "prompt")
+        encoded = [list(p) if truncation is None else truncation.cut(p) for p in body.prompt]
+    return [
+        _to_prompt(service, body, prompt, token_ids, is_whole=truncation is None)
+        for prompt, token_ids in zip(body.prompt, encoded, strict=True)
+    ]
+
+
+def _to_prompt(
+    service: Service, body: CompletionBody, prompt: str | list[int], token_ids: list[int], *, is_whole: bool
+) -> Prompt:
+    """`is_whole`: the prompt wasn't cut."""
+    asked = body.max_tokens
+    if not token_ids:
+        raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
+    max_tokens = TokenLimit(asked, "max_tokens", "prompt").within(
+        service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
+    )
+    if not body.echo:
+        return Prompt(token_ids, max_tokens)
+    if isinstance(prompt, str) and is_whole:
+        return Prompt(token_ids, max_tokens, echo=prompt, is_echoed=True)
+    text = service.model.tokenizer.decode(token_ids, skip_special_tokens=False)
+    return Prompt(token_ids, max_tokens, echo=text, is_echoed=True)
+
+
+def _to_object(
+    head: dict[str, Any], extras: Extras, choices: Sequence[FinishedChoice], read_usage: ReadUsage
+) -> dict[str, Any]:
+    return {
+        **head,
+        "choices": [
+            {
+                "index": choice.index,
+                "text": choice.text,
+                "logprobs": extras.completion_logprobs(choice.deltas),
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+                **extras.token_ids(choice.deltas, is_first=True),
+                **extras.prompt_logprobs(choice.deltas),
+            }
+            for choice in choices
+        ],
+        "usage": usage_object(read_usage()),
+    }

@@ -1,0 +1,223 @@
+"""Bodies of /v1/responses, as OpenAI and vLLM document them. Types are strict.
+
+Fields that would change the answer work or are refused by name; hints, marks and wishes are accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from engine.errors import InvalidRequest
+from engine.server.openai.responses.items import Item
+from engine.server.openai.responses.tools import ToolChoice, Tools
+from engine.server.protocol import limits
+from engine.server.protocol.field_rules import FieldRules
+from engine.server.protocol.foreign_parts import mark_unreadable
+from engine.server.protocol.generation_body import (
+    MINUS_ONE_AS_NONE,
+    CacheSalt,
+    Ignored,
+    RequestBody,
+    Strict,
+    none_as,
+)
+from engine.server.protocol.unknown_fields import report_ignored
+
+RULES = FieldRules(
+    refused={
+        "conversation": (),
+        "ec_transfer_params": (),
+        "enable_response_messages": (False,),
+        "generate": (True,),
+        "kv_transfer_params": (),
+        "media_io_kwargs": ({},),
+        "mm_payload": ("tensors",),
+        "mm_processor_kwargs": ({},),
+        "moderation": (),
+        "personality": (),
+        "previous_input_messages": (),
+        "prompt": (),
+        "return_mm_kwargs": (False,),
+        "top_logprobs": (0,),
+        "vllm_xargs": ({},),
+        "watermarking": (False,),
+    },
+    without_effect=frozenset(
+        {
+            "access_programs",
+            "client_metadata",
+            "image",  # how images are compressed, and none can be read
+            "prompt_cache_retention",
+            "session_id",
+        }
+    ),
+    left_out={"context_management": "this server doesn't compact conversations"},
+)
+
+ENCRYPTED_REASONING = "reasoning.encrypted_content"
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = frozenset(
+    {
+        ENCRYPTED_REASONING,
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    }
+)
+
+
+def _check_include(wanted: list[str]) -> list[str]:
+    """What belongs to tools that don't run here is never there to be included."""
+    for name in wanted:
+        if name == _LOGPROBS:
+            raise ValueError(f"{_LOGPROBS} is not supported: use logprobs of /v1/chat/completions instead")
+        if name not in _INCLUDABLE:
+            report_ignored("include", f"{name[:60]} is unknown")
+    return wanted
+
+
+class PlainText(Strict):
+    type: Literal["text"]
+
+
+class JsonObject(Strict):
+    type: Literal["json_object"]
+
+
+class JsonSchemaText(Strict):
+    type: Literal["json_schema"]
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(Strict):
+    format: Annotated[PlainText | JsonObject | JsonSchemaText, Field(discriminator="type")] | None = None
+    verbosity: Ignored = None
+
+
+class ReasoningConfig(Strict):
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Ignored = None  # the thought itself is in the answer
+    generate_summary: Ignored = None
+    context: Ignored = None  # which thoughts stay is the chat template's to say
+    mode: Ignored = None
+
+
+class CacheOptions(Strict):
+    prewarm: Literal[False] | None = None
+    comparison_response_id: Ignored = None
+    mode: Ignored = None
+    ttl: Ignored = None
+
+
+class ResponseStreamOptions(Strict):
+    include_obfuscation: Ignored = None
+    include_usage: Ignored = None  # the last event has it anyway
+
+
+class InputTokensBody(RequestBody):
+    """What the model reads."""
+
+    caps = limits.RESPONSES
+
+    input: Annotated[
+        str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unreadable)
+    ] = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: Annotated[bool, none_as(True)] = True
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    truncation: Annotated[Literal["auto", "disabled"], none_as("disabled")] = Field(
+        default="disabled", description="auto: the oldest turns go until the rest fits the context."
+    )
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ResponsesBody(InputTokensBody):
+    caps = limits.GENERATION
+
+    max_output_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
+    max_tool_calls: int | None = Field(default=None, description="Of tools that run here, and none does.")
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    include: Annotated[list[str], AfterValidator(_check_include)] | None = None
+    include_reasoning: Annotated[bool, none_as(True)] = True
+    metadata: dict[str, str] | None = Field(default=None, description="Returned with the response.")
+    store: Annotated[bool, none_as(True)] = Field(
+        default=True, description="Kept in memory, the least recently used go first."
+    )
+    background: Annotated[bool, none_as(False)] = False
+    stream: Annotated[bool, none_as(False)] = False
+    stream_options: ResponseStreamOptions | None = None
+    # vLLM's, as in chat completions, which check them.
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    cache_salt: CacheSalt = None
+    user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
+    safety_identifier: str | None = Field(default=None, description="As `user`.")
+    service_tier: str | None = Field(default=None, description="There is one, the default.")
+    prompt_cache_key: str | None = Field(
+        default=None, description="A hint without effect: prefixes are shared without it."
+    )
+    prompt_cache_options: CacheOptions | None = None
+
+    @property
+    def seals_reasoning(self) -> bool:
+        return ENCRYPTED_REASONING in (self.include or ())
+
+    @model_validator(mode="after")
+    def _check_background(self) -> ResponsesBody:
+        if self.background and not self.store:
+            raise InvalidRequest("background needs store: true, or nobody could get it.", param="background")
+        if self.background and self.stream:
+            raise InvalidRequest("background and stream can't both be true.", param="background")
+        return self
+
+
+COUNTED_AS_IN_CHATS = ("parallel_tool_calls", "chat_template_kwargs")
+AS_IN_CHATS = (
+    *COUNTED_AS_IN_CHATS,
+    "temperature",
+    "top_p",
+    "include_reasoning",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "structured_outputs",
+    "priority",
+    "request_id",
+    "cache_salt",
+)
+"""Fields that mean what they mean in chat completions."""

@@ -1,0 +1,130 @@
+"""Fields that OpenAI, vLLM or other servers know and this engine has no use for: what becomes of each.
+
+A field that would change the answer is refused by name, but for the values that ask for nothing. One that
+can't change it (a hint, a billing or cache mark, a display wish) is accepted. One that asks for something
+beside the answer, such as a search that can't run here, is accepted and named in a warning. Null asks for
+nothing anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.errors import InvalidRequest
+from engine.server.protocol.unknown_fields import report_ignored
+
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend")
+INSTEAD = {
+    **dict.fromkeys(_GUIDED, "use structured_outputs"),
+    "functions": "use tools",
+    "normalize": "use use_activation",
+    "function_call": "use tool_choice",
+    "prompt_embeds": "give text or token ids",
+}
+"""What does the job of a refused field, where something does."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRules:
+    """What becomes of a body's fields that its model doesn't have."""
+
+    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """By name, with the values that ask for nothing."""
+    without_effect: frozenset[str] = frozenset()
+    """Accepted in silence: they can't change the answer."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Accepted with a warning: by name, why it can't be had."""
+
+    def __or__(self, other: FieldRules) -> FieldRules:
+        return FieldRules(
+            {**self.refused, **other.refused},
+            self.without_effect | other.without_effect,
+            {**self.left_out, **other.left_out},
+        )
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.refused) | self.without_effect | frozenset(self.left_out)
+
+
+_COMMON = FieldRules(
+    refused={
+        "early_stopping": (False,),
+        "ec_transfer_params": (),
+        **dict.fromkeys(_GUIDED, ()),
+        "kv_transfer_params": (),
+        "mm_payload": ("tensors",),
+        "repetition_detection": (),
+        "return_mm_kwargs": (False,),
+        "return_token_offsets": (False,),
+        "routed_experts_prompt_start": (0,),
+        "vllm_xargs": ({},),
+        "watermarking": (False,),
+    },
+    without_effect=frozenset(
+        {
+            "metadata",
+            "service_tier",
+            "session_id",
+            "store",
+        }
+    ),
+)
+
+COMPLETION = _COMMON | FieldRules(
+    refused={"best_of": (1,), "prompt_embeds": (), "suffix": ("",), "thinking_token_budget": (-1,)}
+)
+
+_CONVERSATION = FieldRules(refused={"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)})
+
+CHAT = (
+    _COMMON
+    | _CONVERSATION
+    | FieldRules(
+        refused={
+            "audio": (),
+            "function_call": ("none", "auto"),
+            "functions": ([],),
+            "modalities": (["text"],),
+            "moderation": (),
+        },
+        without_effect=frozenset(
+            {"prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity"}
+        ),
+        left_out={"web_search_options": "this server can't search the web"},
+    )
+)
+
+CHAT_BATCH = CHAT | FieldRules(refused={"best_of": (1,)})
+
+TOKENIZE = _CONVERSATION
+
+NO_RULES = FieldRules()
+
+
+def apply_rules(body: Mapping[str, Any], rules: FieldRules) -> dict[str, Any]:
+    """The body without the fields that the rules accept. Raises InvalidRequest for one that they refuse."""
+    kept = {}
+    for name, value in body.items():
+        if name in rules.refused:
+            _check_refused(name, value, rules.refused[name])
+        elif name in rules.left_out:
+            if value is not None and value != []:
+                report_ignored(name, rules.left_out[name])
+        elif name not in rules.without_effect:
+            kept[name] = value
+    return kept
+
+
+def _check_refused(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
+    if value is None or any(_same(value, other) for other in neutral):
+        return
+    hint = f": {INSTEAD[name]} instead" if name in INSTEAD else ""
+    raise InvalidRequest(f"{name!r} is not supported{hint}.", param=name)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal, and not merely as True equals 1."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

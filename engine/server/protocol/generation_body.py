@@ -1,0 +1,279 @@
+"""What requests for completions and for chats have in common: the fields that say how to generate.
+
+Ranges are OpenAI's and vLLM's. Types are strict: a number in quotes is an error, not a number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from engine.errors import InvalidRequest
+from engine.server.protocol import limits
+from engine.server.protocol.beam_rules import check_beam_fields
+from engine.server.protocol.limits import (
+    MAX_BEAMS,
+    MAX_CHOICES,
+    MAX_LISTED,
+    MAX_NAMED_LOGPROBS,
+    MAX_SALT,
+    MAX_STOPS,
+    Cap,
+)
+
+_INT64 = 2**63
+_INT64_DIGITS = 19
+_LEAST_PENALTY = 0.01  # below, what it divides may not be a number any more
+
+
+class Strict(BaseModel):
+    """An unknown field is an error, unless body_reader.py is told to drop it and say so."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    caps: ClassVar[tuple[Cap, ...]] = ()
+    """Of a body: how much its own fields may hold."""
+
+    @classmethod
+    def all_caps(cls) -> tuple[Cap, ...]:
+        """Those of the classes that it is made of, too, but of fields that it has its own caps of."""
+        caps: dict[str, tuple[Cap, ...]] = {}
+        for base in cls.__mro__:
+            own: dict[str, tuple[Cap, ...]] = {}
+            for cap in vars(base).get("caps", ()):
+                own[cap.field] = (*own.get(cap.field, ()), cap)
+            caps = own | caps
+        return tuple(cap for of_field in caps.values() for cap in of_field)
+
+
+def none_as(default: Any) -> BeforeValidator:
+    """Both protocols treat null as not given."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+MINUS_ONE_AS_NONE = BeforeValidator(lambda value: None if value == -1 else value)
+"""How other servers' clients write that there is no limit, or that any seed will do."""
+Ignored = Annotated[Any, Field(exclude=True, description="Accepted, without effect.")]
+"""Of a field that comes with what clients send back, and asks for nothing: `annotations: Ignored = None`."""
+
+# Of a tool, in chats and in Responses.
+STRICT_TOOL = (
+    "If true, or where a call is forced, calls follow the schema of `parameters`, and what of it can't be "
+    "enforced is refused; with false, forced calls follow the rest."
+)
+
+
+class RequestBody(Strict):
+    caps = limits.NAMED
+
+    model: str | None = Field(default=None, description="The model; without it, the one that is served.")
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    include_obfuscation: Ignored = None
+
+
+class JsonSchema(Strict):
+    """`json_schema` of OpenAI's response format. Output follows the schema always."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = Field(
+        default=None,
+        description="What the schema demands and can't be enforced is refused; with false, "
+        "the answer follows the rest.",
+    )
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    type: Literal["json_object"]
+
+
+_LONG_STRINGS = r"Strings with a `maxLength` over 256 hold no escapes such as `\n`."
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema = Field(description=_LONG_STRINGS)
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(Strict):
+    """vLLM's way to say what the output may be; exactly one is to be given."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_LISTED)] | None = None
+    grammar: str | None = None
+    structural_tag: str | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> StructuredOutputs:
+        given = [name for name in STRUCTURED_KINDS if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            names = ", ".join(name.rstrip("_") for name in STRUCTURED_KINDS)
+            raise ValueError(f"exactly one of {names} is to be given, not {len(given)}")
+        return self
+
+
+STRUCTURED_KINDS = ("json_", "json_object", "regex", "choice", "grammar", "structural_tag")
+
+
+def _check_stops(value: str | list[str] | None) -> list[str]:
+    stops = [value] if isinstance(value, str) else value or []
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"at most {MAX_STOPS} stop strings, not {len(stops)}")
+    if "" in stops:
+        raise ValueError("a stop string can't be empty")
+    return stops
+
+
+def _check_bias(value: dict[str, float]) -> dict[str, float]:
+    for token, bias in value.items():
+        if not token.isascii() or not token.isdigit() or len(token) > _INT64_DIGITS:
+            raise ValueError(f"keys are token ids, {token[:40]!r} is none")
+        if not -100 <= bias <= 100:
+            raise ValueError(f"a bias lies between -100 and 100, that of token {token} is {bias}")
+    return value
+
+
+TokenId = Annotated[int, Field(ge=0, lt=_INT64)]
+CacheSalt = Annotated[
+    Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None,
+    Field(description="Cached prefixes are found by prompts with the same one alone, of the same API key."),
+]
+
+
+class GenerationBody(RequestBody):
+    """What completions and chats share. None means: not given."""
+
+    caps = limits.GENERATION
+
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), none_as(1)] = 1
+    use_beam_search: Annotated[bool, none_as(False)] = Field(
+        default=False,
+        description=f"The `n` best of a search with `n` beams, at most {MAX_BEAMS}: the best first.",
+    )
+    length_penalty: Annotated[float, Field(ge=-10, le=10), none_as(1.0)] = Field(
+        default=1.0, description="Of beams: scores are divided by the length to this power."
+    )
+    max_tokens: int | None = Field(default=None, ge=0)
+    min_tokens: Annotated[int, Field(ge=0), none_as(0)] = Field(
+        default=0, description="No stop token and no stop string before this many tokens."
+    )
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 = the most likely token.")
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, description="0 and -1 = all tokens.")
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(
+        default=None, ge=-_INT64, lt=_INT64, description="-1 = any."
+    )
+    presence_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
+    repetition_penalty: float | None = Field(default=None, ge=_LEAST_PENALTY, le=10, description="1 = none.")
+    logit_bias: Annotated[
+        dict[str, float],
+        Field(max_length=MAX_LISTED),
+        none_as({}),
+        AfterValidator(_check_bias),
+    ] = Field(default={}, description="Token id → -100 … 100, added to its logit.")
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
+    bad_words: Annotated[
+        list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_LISTED), none_as([])
+    ] = Field(default=[], description="Words that must not be said; they are tokenised here.")
+    stop: Annotated[
+        str | Annotated[list[str], Field(fail_fast=True)] | None, AfterValidator(_check_stops)
+    ] = Field(default=[], description=f"At most {MAX_STOPS} strings that end the output.")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LISTED), none_as([])] = []
+    include_stop_str_in_output: Annotated[bool, none_as(False)] = False
+    ignore_eos: Annotated[bool, none_as(False)] = False
+    skip_special_tokens: Annotated[bool, none_as(True)] = True
+    spaces_between_special_tokens: Annotated[bool, none_as(True)] = Field(
+        default=True,
+        description="Without effect, as with vLLM's fast tokenizers: nothing is put between them.",
+    )
+    logprob_token_ids: (
+        Annotated[list[TokenId], Field(min_length=1, max_length=MAX_NAMED_LOGPROBS, fail_fast=True)] | None
+    ) = Field(default=None, description="With logprobs: of these tokens instead of the most likely ones.")
+    prompt_logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
+    truncate_prompt_tokens: int | None = Field(
+        default=None, ge=-1, description="Keep this many of the prompt's tokens; -1 = as many as fit."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        default=None, description="Where tokens are cut off; left unless said otherwise."
+    )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    return_token_ids: Annotated[bool, none_as(False)] = False
+    return_tokens_as_token_ids: Annotated[bool, none_as(False)] = Field(
+        default=False, description='In logprobs, tokens show as "token_id:17".'
+    )
+    stream: Annotated[bool, none_as(False)] = False
+    stream_options: StreamOptions | None = None
+    stream_interval: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens in each piece of a stream, but for the first and the last; no fewer than "
+        "`--stream-interval` says.",
+    )
+    priority: Annotated[int, Field(ge=-_INT64, lt=_INT64), none_as(0)] = Field(
+        default=0, description="Lower runs first."
+    )
+    request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
+    user: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    cache_salt: CacheSalt = None
+    keep_alive: str | float | None = Field(default=None, description="Meant for Berth's gateway.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest(
+                "stream_options can only be given with stream: true.", param="stream_options"
+            )
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs can't be had with stream: true.", param="prompt_logprobs")
+        if self.logprob_token_ids is not None and self.num_logprobs is None:
+            raise InvalidRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
+        if self.use_beam_search:
+            check_beam_fields(self)
+        formatted = self.response_format is not None and self.response_format.type != "text"
+        if formatted and self.structured_outputs is not None:
+            raise InvalidRequest(
+                "Give either response_format or structured_outputs, not both.", param="structured_outputs"
+            )
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        return self.stop  # type: ignore[return-value]  # the validator has made a list of it
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def logprobs_param(self) -> str:
+        """The field that `num_logprobs` comes from."""
+        return "logprobs"
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most likely tokens are wanted per position; None = no logprobs."""
+        raise NotImplementedError
