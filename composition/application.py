@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from api.access.engine_routes import RequestRoutes
-from api.access.key_book import KeyBook
+from api.access.key_store import KeyStore
 from api.auth import AccessControl
 from api.control import usage_report
 from api.control.app import create_control_app
@@ -19,10 +19,10 @@ from api.gateway.gateway import UNVERSIONED, Gateway
 from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
 from api.http.dispatch import Dispatcher
-from api.http.response_channel import DirectApp
+from api.http.response_channel import FastPathApp
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import load_protocols
-from api.proxy.peer_routes import Detours
+from api.proxy.peer_routes import PeerRoutes
 from api.proxy.proxy import DataPlane
 from api.server.content_coding import DecodingApp
 from composition.catalog_profiles import CatalogProfiles, hub_cache_of
@@ -31,7 +31,7 @@ from composition.version import VERSION
 from configs.settings import Settings
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlannerConfig, MemoryPlanner
 from instance_manager.hub.pull import Pulls
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.eviction import EvictionPolicy
@@ -47,12 +47,12 @@ from instance_manager.types import Event, InstanceState
 class Application:
     """Berth put together. `app` serves; its lifespan owns the engines."""
 
-    app: DirectApp
+    app: FastPathApp
     manager: InstanceManager
     pulls: Pulls
 
 
-def create_app(settings: Settings, env_file: Path | None = None) -> DirectApp:
+def create_app(settings: Settings, env_file: Path | None = None) -> FastPathApp:
     """The whole of Berth as one ASGI application; its lifespan owns the engines."""
     return compose(settings, env_file).app
 
@@ -66,18 +66,18 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     source = CatalogProfiles(
         settings, frozenset(adapter.name for adapter in adapters), hub_cache_of(manager.config)
     )
-    keys = KeyBook(api_keys(settings), settings.api_keys_file, partial(read_keys, settings))
+    keys = KeyStore(api_keys(settings), settings.api_keys_file, partial(read_keys, settings))
     models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
     metrics, lifecycle = _metrics(manager)
     page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
-    detours = Detours(
-        manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
+    peer_routes = PeerRoutes(
+        manager.peers, metrics, lambda: manager.state.session.owner, manager.check_accepts_requests
     )
-    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=pace_rules(settings))
+    data_plane = DataPlane(manager, metrics, peer_routes=peer_routes, sleep=manager, pace=pace_rules(settings))
     manager.events.add_listener(partial(_forget_what_ended, data_plane, metrics))
     manager.events.add_listener(lifecycle.on_event)
-    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, detours=detours)
+    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, peer_routes=peer_routes)
     cache = None
     if settings.response_cache_mb:
         cache = page.cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
@@ -121,15 +121,15 @@ def _forget_what_ended(data_plane: DataPlane, metrics: ProxyMetrics, event: Even
 
 def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
     """What an instance's model is called; nothing for an unknown one."""
-    return fleet.names_of_instance(instance_id) or fleet.manager.neighbours.names_of(instance_id)
+    return fleet.names_of_instance(instance_id) or fleet.manager.peers.names_of(instance_id)
 
 
 def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:
     host_bytes = int(settings.host_memory * 2**30) if settings.host_memory > 1 else None
-    room = RoomConfig(
+    room = MemoryPlannerConfig(
         host_fraction=min(1.0, settings.host_memory),
         host_bytes=host_bytes,
         policy=EvictionPolicy(min_residency_s=settings.min_residency, max_wait_s=settings.max_wait),
     )
-    keeper = RoomKeeper(manager, room, Measurements(settings.state_dir), driver)
+    keeper = MemoryPlanner(manager, room, Measurements(settings.state_dir), driver)
     return Fleet(manager, FleetConfig(autostart=settings.autostart, max_queue=settings.max_queue), keeper)

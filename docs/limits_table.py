@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.settings import Settings
 from docs.api_tables import table
 from engine.core.logits_processors import MANY_LISTED
-from engine.core.prompt_budget import MAX_TOLD_IN_STEP
+from engine.core.prompt_budget import MAX_STEP_LOGPROBS
 from engine.execution.build import CPU_PREFILL_BESIDE_DECODES
 from engine.server.app.openapi_operations import OPERATIONS
 from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
@@ -48,7 +48,7 @@ No request may take more than a stated share of a step or of the interpreter, wh
 - **Bodies.** One over {{large}} KB is parsed, checked and rendered in a thread, one at a time; long work
   rests as long as it has worked. Long texts are encoded without holding the interpreter, {{together}} K
   characters at a time.
-- **Logprobs of prompts.** A step tells at most {MAX_TOLD_IN_STEP} of them, alternatives included: the chunk
+- **Logprobs of prompts.** A step tells at most {MAX_STEP_LOGPROBS} of them, alternatives included: the chunk
   of the prompt is as short as that takes. Only `-1` under `--max-logprobs -1` may pass it, by one position's.
 - **Lists of tokens.** `logit_bias`, `allowed_token_ids` and `bad_words` are checked, tokenised and laid out
   once per request, not per choice. Beyond {{many}} entries a step applies them as one mask and one addition
@@ -129,11 +129,11 @@ _SPENT = "s of a processor"
 _STRUCTURED_CONSTANTS = (
     (
         "a schema, an expression, a grammar, a tag",
-        "engine.structured.structurer.MAX_SOURCE_CHARS",
+        "engine.structured.grammar_compiler.MAX_SOURCE_CHARS",
         "characters",
         "400",
     ),
-    ("what the compiler makes of it", "engine.structured.grammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
+    ("what the compiler makes of it", "engine.structured.xgrammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
     (
         "memory that compiling or following it takes, in its process",
         "engine.structured.wire.MAX_EXTRA_BYTES",
@@ -153,15 +153,15 @@ _STRUCTURED_CONSTANTS = (
         _SPENT,
         "400",
     ),
-    ("compilations that take long, at a time", "engine.structured.structurer._MAX_SLOW", "", "429"),
+    ("compilations that take long, at a time", "engine.structured.grammar_compiler._MAX_SLOW", "", "429"),
     ("nesting of a schema", "engine.structured.json_parts.MAX_DEPTH", "levels", "400"),
-    ("parts of a schema, combinations included", "engine.structured.json_open._MAX_PARTS", "parts", "400"),
+    ("parts of a schema, combinations included", "engine.structured.json_expand._MAX_PARTS", "parts", "400"),
     ("counts in a schema: `minItems`, `maxLength` …", "engine.structured.json_parts.MAX_COUNT", "", "400"),
     ("a regular expression", "engine.structured.regex_parser.MAX_CHARS", "characters", "400"),
     ("nesting of a regular expression", "engine.structured.regex_parser._MAX_DEPTH", "levels", "400"),
     ("counts within counts of one, multiplied", "engine.structured.regex.MAX_NESTED_COUNT", "", "400"),
     ("nesting of a structural tag", "engine.structured.structural_tag.MAX_DEPTH", "levels", "400"),
-    ("new ones that wait to be compiled", "engine.structured.structurer._MAX_WAITING", "", "429"),
+    ("new ones that wait to be compiled", "engine.structured.grammar_compiler._MAX_WAITING", "", "429"),
 )
 _FIELDS = """\
 `[]` stands for each entry of a list, "in all" for the sum over them; bytes of text are summed over a prompt.
@@ -215,8 +215,8 @@ def _general() -> Iterator[tuple[str, ...]]:
     yield "tokens of prompts times `n`", str(limits.MAX_PROMPT_TOKENS), "", "400"
     waiting = "`--max-num-queued-reqs`, `--max-num-seqs`"
     yield "sequences that run or wait, of all requests", "as the flags say", waiting, "429"
-    yield "logprobs told of prompts, times `n`", str(limits.MAX_TOLD_LOGPROBS), "", "400"
-    yield "logprobs told of all choices of an answer", str(limits.MAX_TOLD_IN_ANSWER), "`stream`: none", "400"
+    yield "logprobs told of prompts, times `n`", str(limits.MAX_PROMPT_LOGPROBS), "", "400"
+    yield "logprobs told of all choices of an answer", str(limits.MAX_ANSWER_LOGPROBS), "`stream`: none", "400"
     yield "tokens of all beams", str(limits.MAX_BEAM_TOKENS), "", "400"
     yield "one of `bad_words`", f"{limits.MAX_BAD_WORD_TOKENS} tokens", "", "400"
     yield "characters of all pairs of a query and a document", str(limits.MAX_PAIR_CHARS), "", "400"
@@ -226,7 +226,7 @@ def _general() -> Iterator[tuple[str, ...]]:
 def _fields() -> Iterator[tuple[str, ...]]:
     bodies: dict[Cap, list[str]] = {}
     for model in body_models():
-        for cap in model.all_caps():
+        for cap in model.all_size_limits():
             bodies.setdefault(cap, []).append(f"`{model.__name__}`")
     for cap, names in sorted(bodies.items(), key=lambda item: item[0].path):
         is_text = cap.measure is Measure.TEXT

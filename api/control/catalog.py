@@ -12,14 +12,14 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from api.access.key_book import KeyBook, Keys
+from api.access.key_store import KeyStore, Keys
 from api.control.models import model_record
 from api.control.schemas import Device, Seconds
 from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
-from instance_manager.fleet.startable import check_startable, problem_of, told_together
+from instance_manager.fleet.startable import check_startable, problem_of, grouped_problems
 from instance_manager.hub.pull import Pulls
 from instance_manager.hub.removal import remove_model
 from instance_manager.memory.gpu import Gpu
@@ -70,11 +70,11 @@ class ModelFiles:
         fleet: Fleet,
         source: ProfileSource,
         list_gpus: Callable[[], Sequence[Gpu]],
-        keys: KeyBook | None = None,
+        keys: KeyStore | None = None,
     ) -> None:
         """`keys` are read again with the catalog."""
         self._fleet = fleet
-        self._keys = keys or KeyBook(Keys())
+        self._keys = keys or KeyStore(Keys())
         self._source = source
         self.list_gpus = list_gpus  # blocks for milliseconds
         self.warnings: list[str] = []  # as last found
@@ -146,7 +146,7 @@ class ModelFiles:
             for profile in profiles
             if (problem := problem_of(profile, config, gpus)) is not None
         }
-        return _Look(profiles, problems, [*self._source.remarks(), *told_together(problems)])
+        return _Look(profiles, problems, [*self._source.remarks(), *grouped_problems(problems)])
 
     def _take(self, look: _Look) -> frozenset[str]:
         """Hand on what was found; what wasn't said before is said now."""
@@ -266,7 +266,7 @@ async def patch_model(
         for one in live:
             await fleet.manager.stop(one.instance_id)
         if live:
-            fleet.want(model)
+            fleet.request_start(model)
     return model_record(model)
 
 

@@ -64,7 +64,7 @@ class ModelLeases:
             return receive
         endpoint, asked = lease.endpoint, self._asked
         adapters = endpoint.adapters
-        if endpoint.is_berth and asked.model.profile is not None:
+        if endpoint.is_peer and asked.model.profile is not None:
             adapters = adapter_names(asked.model.profile.params)
         name = asked.name if asked.name in adapters else endpoint.served_name
         return await sending.begin(name or asked.model.name, request, receive)
@@ -78,8 +78,8 @@ class ModelLeases:
         try:
             instance = self._fleet.manager.get(lease.instance_id)
             async with asyncio.timeout(_NOTICE_S):  # until the supervisor has seen the end too
-                while instance.gate.is_open and instance.spawns == lease.endpoint.generation:
-                    await instance.changed()
+                while instance.gate.is_open and instance.generation == lease.endpoint.generation:
+                    await instance.wait_for_change()
         except InstanceNotFound:
             has_died = False
         except TimeoutError:
@@ -90,7 +90,7 @@ class ModelLeases:
 
     def _granted(self, lease: Lease) -> Lease:
         if self._asked.idle_timeout_s is not None:
-            self._fleet.manager.patch(lease.instance_id, timeout_s=self._asked.idle_timeout_s)
+            self._fleet.manager.patch(lease.instance_id, idle_timeout_s=self._asked.idle_timeout_s)
         return lease
 
 

@@ -13,7 +13,7 @@ from api.http.leases import WrongBody
 from api.http.upstream_errors import (
     UpstreamBroken,
     UpstreamError,
-    UpstreamGarbled,
+    UpstreamInvalidResponse,
     UpstreamRefused,
     UpstreamTimeout,
 )
@@ -42,7 +42,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.InstanceFailedToStart: (503, "service_unavailable_error", None),
     manager.StartTooSlow: (503, "service_unavailable_error", 10.0),
     manager.NoCapacity: (503, "service_unavailable_error", 10.0),
-    manager.OwnerAway: (503, "service_unavailable_error", 10.0),
+    manager.OwnerUnreachable: (503, "service_unavailable_error", 10.0),
     manager.ShuttingDown: (503, "service_unavailable_error", 5.0),
     stores.StoreUnavailable: (503, "service_unavailable_error", 5.0),
     stores.StoreInUse: (409, "conflict_error", None),
@@ -53,7 +53,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     WrongBody: (400, "invalid_request_error", None),
     UpstreamRefused: (502, "upstream_error", None),
     UpstreamBroken: (502, "upstream_error", None),
-    UpstreamGarbled: (502, "upstream_error", None),
+    UpstreamInvalidResponse: (502, "upstream_error", None),
     UpstreamTimeout: (504, "timeout_error", None),
     UpstreamError: (502, "upstream_error", None),
 }

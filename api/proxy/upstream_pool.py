@@ -34,7 +34,7 @@ class UpstreamPool:
     def __init__(self, endpoint: Endpoint, options: UpstreamOptions) -> None:
         self.endpoint = endpoint
         self.options = options
-        self._whom = "Berth" if endpoint.is_berth else "the engine"
+        self._whom = "Berth" if endpoint.is_peer else "the engine"
         # Host and Authorization, as every request to this engine carries them.
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         identity = f"host: {host}:{endpoint.port}\r\n"
@@ -52,7 +52,7 @@ class UpstreamPool:
 
     def identity_for(self, tenant_line: bytes) -> bytes:
         """The lines of a head that are this engine's affair; where it can tell tenants apart, whose it is."""
-        return self._identity + tenant_line if self.endpoint.tells_tenants_apart else self._identity
+        return self._identity + tenant_line if self.endpoint.isolates_tenants else self._identity
 
     @property
     def num_idle(self) -> int:

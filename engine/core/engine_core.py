@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from engine.config import EngineConfig
 from engine.core.batch import Batch, Runner, StepResult
-from engine.core.block_manager import KVCache
+from engine.core.block_manager import BlockManager
 from engine.core.cache_info import describe_cache
 from engine.core.scheduler import Scheduler
-from engine.core.sleep import HeldMemory, Part
+from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, EngineStats, TokenDelta
 from engine.errors import DeviceLost, EngineError, GenerationFailed
 
@@ -36,7 +36,7 @@ class EngineCore:
 
         Raises ConfigError for limits that allow nothing to run.
         """
-        cache = KVCache(
+        cache = BlockManager(
             runner.num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
         scheduler = Scheduler(
@@ -116,7 +116,7 @@ class EngineCore:
         self._runner.wake_up(parts)
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         """What the model and its cache hold now."""
         return self._runner.memory
 

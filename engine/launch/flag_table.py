@@ -30,7 +30,7 @@ def flag_table() -> dict[str, Any]:
     honoured here. `may_be_bare`: a list of none is one. `is_ours`: not known to vLLM.
     """
     table: dict[str, Any] = {}
-    for action in flags._build_parser()._actions:
+    for action in flags.build_parser()._actions:
         for name in action.option_strings:
             if name.startswith("--") and not name.startswith("--no-") and action.dest != "help":
                 table[name.removeprefix("--")] = _entry(action)

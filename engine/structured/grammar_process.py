@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import InvalidRequest
-from engine.structured.grammar_compile import compile_grammar
+from engine.structured.xgrammar_compile import compile_grammar
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.vocabulary import Vocabulary
 from engine.structured.wire import (

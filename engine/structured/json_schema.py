@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.structured.json_follow import Follower
+from engine.structured.json_normalise import Follower
 from engine.structured.json_parts import Complaints
 from engine.structured.json_strings import say_strings
 from engine.structured.string_rules import StringRules

@@ -13,7 +13,7 @@ from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.profiles import ModelProfile
-from instance_manager.fleet.starter import spec_of
+from instance_manager.fleet.scaler import spec_of
 from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices
@@ -39,7 +39,7 @@ def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]
     return None if profile.command is None else _problem_of_command(profile, config)
 
 
-def told_together(problems: Mapping[str, str]) -> list[str]:
+def grouped_problems(problems: Mapping[str, str]) -> list[str]:
     """A line for each problem, however many models have it. `problems`: by model."""
     models: dict[str, list[str]] = {}
     for name, problem in problems.items():

@@ -18,16 +18,16 @@ from instance_manager.errors import (
     ShuttingDown,
     WrongState,
 )
-from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.desired_state import Desired, Goal
 from instance_manager.lifecycle.failures import explain, start_error
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.port_hold import PortHold
-from instance_manager.lifecycle.restarts import Restarts
+from instance_manager.lifecycle.port_lease import PortHold
+from instance_manager.lifecycle.restart_backoff import Restarts
 from instance_manager.lifecycle.run_loop import Life
-from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
+from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS, SleepController, SleepRefused
 from instance_manager.process.logs import LogFile
-from instance_manager.state.recovery import Fate, FoundRun
+from instance_manager.state.recovery import RecoveryAction, FoundRun
 from instance_manager.types import InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
@@ -39,7 +39,7 @@ class Supervisor:
     """See the module. Made with the port taken and the instance in `starting`; then `run` as a task."""
 
     def __init__(
-        self, instance: Instance, log: LogFile, dock: Dock, port: int | None, found: FoundRun | None = None
+        self, instance: Instance, log: LogFile, dock: SupervisorContext, port: int | None, found: FoundRun | None = None
     ) -> None:
         """`found`: what an earlier Berth has left of it; its first life goes on with that."""
         self.instance = instance
@@ -85,11 +85,11 @@ class Supervisor:
     async def ended(self, life: int) -> None:
         """Wait until that life is over: its process group is gone."""
         while self.ended_life < life:
-            await self.instance.changed()
+            await self.instance.wait_for_change()
 
     def request_start(self) -> None:
         """Begin a new life, from a terminal state only. Raises WrongState or NoCapacity."""
-        self._restarts.forgive()
+        self._restarts.reset_backoff()
         if self._is_backing_off:
             self._resume_at = 0.0
             self._goal.announce()
@@ -130,7 +130,7 @@ class Supervisor:
         instance.gate.close()
         self._goal.announce()
 
-    def note_asleep(self, level: int) -> None:
+    def record_sleep(self, level: int) -> None:
         """Its engine was put to sleep behind our back, so deep: nothing is sent to it until it is woken."""
         instance, goal = self.instance, self._goal
         if goal.desired is not Desired.RUNNING or self._is_ending or instance.plan.sleep_style is None:
@@ -145,18 +145,18 @@ class Supervisor:
             instance.updated({"sleep_level": level})
             goal.announce()
 
-    async def look_at_sleep(self) -> None:
+    async def check_sleep(self) -> None:
         """Ask its engine whether it sleeps although nobody here has asked it to."""
         instance = self.instance
         endpoint, style = instance.gate.endpoint, instance.plan.sleep_style
         if endpoint is None or style is None or self._is_looking:
             return
         url = f"http://{endpoint.host}:{endpoint.port}"
-        sleeper = Sleeper(self._dock.client, url, endpoint.api_key, style, endpoint.served_name)
+        sleeper = SleepController(self._dock.client, url, endpoint.api_key, style, endpoint.served_name)
         self._is_looking = True
         try:
             if await sleeper.is_asleep() and instance.gate.endpoint is endpoint:
-                self.note_asleep(max(SLEEP_LEVELS))  # nobody knows how deep
+                self.record_sleep(max(SLEEP_LEVELS))  # nobody knows how deep
         except SleepRefused as error:
             logger.info("instance=%s: %s", instance.instance_id, error)
         finally:
@@ -301,7 +301,7 @@ class Supervisor:
     def _go_on(self, found: FoundRun) -> None:
         """From where an earlier Berth has left it."""
         goal, instance = self._goal, self.instance
-        if found.fate is Fate.ENDED:
+        if found.action is RecoveryAction.LEAVE:
             goal.desired = Desired.STOPPED
             self.ended_life = goal.life
             instance.level = 0
@@ -312,7 +312,7 @@ class Supervisor:
         if instance.state is InstanceState.STOPPING:
             goal.desired = Desired.STOPPED
             goal.reason = instance.status_reason
-        elif found.fate is Fate.BEGIN:
+        elif found.action is RecoveryAction.START:
             goal.reason = "it was to run when an earlier Berth ended"
 
     # Small questions.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.attack.ground import Ground
+    from tests.attack.environment import Ground
 
 
 @dataclass(frozen=True, slots=True)

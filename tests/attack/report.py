@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.attack.verdict import Seen, faults
+from tests.attack.measurement import Seen, faults
 
 _MIB = 1 << 20
 _MOST_SHOWN = 160

@@ -16,7 +16,7 @@ import pytest
 from tests.attack.memory import Watched
 from tests.attack.report import Result, summary, table
 from tests.attack.rows import FIELDS
-from tests.attack.verdict import (
+from tests.attack.measurement import (
     MOST_OVER_S,
     SLACK_BYTES,
     Seen,

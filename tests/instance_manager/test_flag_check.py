@@ -22,7 +22,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
-PARSER = cache(flags._build_parser)
+PARSER = cache(flags.build_parser)
 FLAGS: dict[str, Any] = json.loads(FILE.read_text())["flags"]
 ROOT = FILE.parents[2]
 VALUES: list[Any] = [

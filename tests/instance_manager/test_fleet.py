@@ -22,7 +22,7 @@ from instance_manager.errors import (
     NoSuchDevice,
 )
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlannerConfig, MemoryPlanner
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
@@ -54,8 +54,8 @@ async def fleet_of(
     manager: InstanceManager, directory: Path, *profiles: ModelProfile, host_bytes: int | None = None
 ) -> AsyncIterator[Fleet]:
     driver = GpuDriver({})
-    config = RoomConfig(host_bytes=host_bytes, policy=EvictionPolicy(min_residency_s=0.0))
-    room = RoomKeeper(manager, config, Measurements(directory / "state"), driver)
+    config = MemoryPlannerConfig(host_bytes=host_bytes, policy=EvictionPolicy(min_residency_s=0.0))
+    room = MemoryPlanner(manager, config, Measurements(directory / "state"), driver)
     fleet = Fleet(manager, FleetConfig(), room)
     fleet.set_profiles(profiles)
     async with fleet.run():
@@ -115,7 +115,7 @@ async def test_a_slow_start_does_not_keep_others_from_failing_or_running(
         profile("quick", devices=("1",)),
     ]
     async with managing() as manager, fleet_of(manager, tmp_path, *models) as fleet:
-        fleet.want(fleet.find("slow"))
+        fleet.request_start(fleet.find("slow"))
         await bring_up(fleet, "quick")
         assert fleet.find("slow").status == "starting"
 
@@ -156,7 +156,7 @@ async def test_who_waits_while_the_only_replica_is_deleted_is_served_by_another(
         monkeypatch.setattr(LogFile, "remove", remove_late)
         deleting = asyncio.create_task(manager.delete(instance.instance_id))
         while not instance.state.is_terminal:
-            await instance.changed()
+            await instance.wait_for_change()
         try:
             await bring_up(fleet, "a")
         finally:
@@ -225,7 +225,7 @@ async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(
             assert instance.pid is not None
             os.kill(instance.pid, signal.SIGKILL)
             while not instance.state.is_terminal:
-                await instance.changed()
+                await instance.wait_for_change()
             if deaths == 0:
                 assert model.error is None  # the first is replaced at once
             else:
@@ -262,7 +262,7 @@ async def test_a_refused_start_is_refused_for_the_same_reason_until_it_is_tried_
             assert type(found.value) is kind
             assert (found.value.retry_after_s is not None) == (kind is NoCapacity)
         with pytest.raises(kind, match=r"the next start is tried in \d+ s at the soonest"):
-            fleet.want(model)
+            fleet.request_start(model)
 
 
 async def test_a_model_that_has_been_corrected_is_tried_at_once(
@@ -290,6 +290,6 @@ async def test_an_idle_engine_goes_at_once_when_another_outgrows_the_budget(
             response = await http.post(f"http://127.0.0.1:{grows.port}/grow", content="300")
             assert response.status_code == 200
             while idle.state is not InstanceState.STOPPED:
-                await idle.changed()
+                await idle.wait_for_change()
         assert idle.status_reason == "made room for what runs"
         assert grows.state is InstanceState.RUNNING

@@ -58,7 +58,7 @@ async def test_what_has_been_stopped_is_known_to_the_next(keeping: Keeping, tmp_
     async with keeping() as manager:
         (one,) = manager.list(include_terminal=True)
         assert (one.instance_id, one.state, one.created_at) == ("one", InstanceState.STOPPED, created_at)
-        assert (one.port, one.pid, one.timeout_s) == (None, None, 50.0)
+        assert (one.port, one.pid, one.idle_timeout_s) == (None, None, 50.0)
         assert await manager.state.store.ports() == []
         assert manager.events.last_event_id >= seen
         assert next(event.event_id for event in manager.events.since(seen - 1)) == seen
@@ -150,7 +150,7 @@ async def test_berths_on_one_redis_see_each_other(
             other = await running(two, fake(name="other"))
             assert other.port != mine.port  # both have the same range
             await two.state.keeper.settled("other")
-            found = await until_some(one.state.elsewhere)
+            found = await until_some(one.state.instances_of_peers)
             assert [(record.instance_id, is_alive) for record, is_alive in found] == [("other", True)]
             assert mine.state is InstanceState.RUNNING
 

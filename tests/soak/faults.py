@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from tests.soak.history import Harm
-from tests.soak.place import Place
+from tests.soak.deployment import Place
 
 _FROZEN_S = (0.1, 3.0)
 _AWAY_S = (0.2, 4.0)

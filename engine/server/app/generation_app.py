@@ -14,12 +14,12 @@ from starlette.routing import Route
 
 from engine.errors import EngineError, GenerationFailed
 from engine.server.app import control_routes, utility_routes
-from engine.server.app.gate import Gate
+from engine.server.app.middleware import Gate
 from engine.server.app.openapi import docs_page, openapi_document
-from engine.server.app.unsupported_routes import ABSENT, not_here
+from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES, unsupported_route
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling
-from engine.server.generation.service import Service
-from engine.server.http.errors import UnknownRoute, WrongMethod, error_response
+from engine.server.generation.service import GenerationService
+from engine.server.http.errors import UnknownRoute, MethodNotAllowed, error_response
 from engine.server.messages.routes import count_tokens, create_message
 from engine.server.model.model_service import ModelService
 from engine.server.openai.chat import create_chat_completion
@@ -68,11 +68,11 @@ _ROUTES = (
     ("GET", "/openapi.json", openapi_document),
     ("GET", "/docs", docs_page),
     *(("POST", path, needs_pooling) for path in POOLING_PATHS),
-    *((method, path, not_here) for method, path in ABSENT),
+    *((method, path, unsupported_route) for method, path in UNSUPPORTED_ROUTES),
 )
 
 
-def create_app(service: Service) -> Gate:
+def create_app(service: GenerationService) -> Gate:
     return build_app(_ROUTES, service)
 
 
@@ -103,7 +103,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such route, or not with this method."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         response = error_response(
-            WrongMethod(f"{request.method} is not possible on {request.url.path}."), request.url.path
+            MethodNotAllowed(f"{request.method} is not possible on {request.url.path}."), request.url.path
         )
         response.headers.update(error.headers or {})
         return response

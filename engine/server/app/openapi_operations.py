@@ -27,7 +27,7 @@ from engine.server.pooling.bodies import (
 )
 from engine.server.protocol.batch_body import BatchChatBody
 from engine.server.protocol.field_rules import CHAT, CHAT_BATCH, COMPLETION, NO_RULES, TOKENIZE, FieldRules
-from engine.server.protocol.openai_bodies import (
+from engine.server.protocol.chat_body import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -36,7 +36,7 @@ from engine.server.protocol.openai_bodies import (
 )
 
 # Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
-PASSED_OVER = frozenset(
+NO_OP_FIELDS = frozenset(
     {
         "cache_control",
         "keep_alive",

@@ -14,9 +14,9 @@ from engine.server.generation.chat_run import encode_conversation
 from engine.server.http.errors import NotReady, error_response
 from engine.server.http.large_work import Pace
 from engine.server.model.model_service import ModelService
-from engine.server.protocol.body_reader import check_later, read_body, read_json_object
+from engine.server.protocol.body_reader import check_parsed, read_body, read_json_object
 from engine.server.protocol.field_rules import TOKENIZE
-from engine.server.protocol.openai_bodies import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
+from engine.server.protocol.chat_body import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 
 _MANY_TOKENS = 4096  # from here on, work on them goes to a thread
 
@@ -63,11 +63,11 @@ async def tokenize(request: Request) -> Response:
     raw = await read_json_object(request)
     body: TokenizeChatBody | TokenizePromptBody
     if "messages" in raw:
-        body = await check_later(request, raw, TokenizeChatBody, TOKENIZE)
+        body = await check_parsed(request, raw, TokenizeChatBody, TOKENIZE)
         service.model.check_name(body.model)
         token_ids = await encode_conversation(service, body)
     else:
-        body = await check_later(request, raw, TokenizePromptBody, TOKENIZE)
+        body = await check_parsed(request, raw, TokenizePromptBody, TOKENIZE)
         service.model.check_name(body.model)
         token_ids = await service.encode(body.prompt, add_special_tokens=body.add_special_tokens, output=None)
     wants_strings, max_model_len = body.return_token_strs, service.engine.max_model_len
@@ -95,7 +95,7 @@ async def detokenize(request: Request) -> Response:
     tokenizer, tokens = service.model.tokenizer, body.tokens
     if len(tokens) > _MANY_TOKENS:
         text = await service.large_work.run_released(
-            lambda: tokenizer.decode_released(tokens, skip_special_tokens=False)
+            lambda: tokenizer.decode_without_gil(tokens, skip_special_tokens=False)
         )
     else:
         text = tokenizer.decode(tokens, skip_special_tokens=False)

@@ -8,23 +8,23 @@ from typing import Any
 
 from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
-from engine.server.model.reasoning import Thinking
+from engine.server.model.reasoning import PromptReasoning
 from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
-from engine.server.protocol.openai_bodies import ChatBody, NamedTool
-from engine.structured import StructuredKind, StructuredOutput, Structurer
+from engine.server.protocol.chat_body import ChatBody, NamedTool
+from engine.structured import StructuredKind, StructuredOutput, GrammarCompiler
 from engine.text.parsers.tools import Answer, answer_or_calls, call_constraint
 
-Constrain = Callable[[], TokenConstraint]
+ConstraintFactory = Callable[[], TokenConstraint]
 """Makes the constraint of one sequence."""
 
 
-async def make_constrain(
-    structurer: Structurer,
+async def make_constraint_factory(
+    grammar_compiler: GrammarCompiler,
     spec: StructuredOutput | None,
-    thinking: Thinking | None,
+    thinking: PromptReasoning | None,
     budget: int | None,
     tenant: str = "",
-) -> Constrain | None:
+) -> ConstraintFactory | None:
     """Compile what is asked for, once for all choices; None where anything goes. Raises InvalidRequest."""
     marks = None if thinking is None else thinking.marks
     if budget is not None and budget >= 0 and marks is None:
@@ -32,11 +32,11 @@ async def make_constrain(
             "thinking_token_budget needs a model that thinks: this server has no --reasoning-parser.",
             param="thinking_token_budget",
         )
-    compiled = None if spec is None else await structurer.compile(spec, tenant)
+    compiled = None if spec is None else await grammar_compiler.compile(spec, tenant)
     bounded = budget if budget is not None and budget >= 0 else None
     if compiled is None and bounded is None:
         return None
-    return lambda: structurer.constraint(compiled, marks, budget=bounded)
+    return lambda: grammar_compiler.constraint(compiled, marks, budget=bounded)
 
 
 def find_spec(body: GenerationBody, tool_parser: str | None = None) -> StructuredOutput | None:

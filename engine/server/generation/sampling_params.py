@@ -48,7 +48,7 @@ class TokenLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenWishes:
+class TokenConstraints:
     """What a body says of single tokens, as token ids, checked."""
 
     logit_bias: Mapping[int, float]
@@ -62,7 +62,7 @@ class TokenWishes:
         return len(body.bad_words) > _MANY_WORDS or len(body.allowed_token_ids or ()) > _MANY_TOKENS
 
     @staticmethod
-    def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenWishes:
+    def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenConstraints:
         """Raises InvalidRequest for a token that the model doesn't have."""
         for param, token_ids in (
             ("logit_bias", [int(token) for token in body.logit_bias]),
@@ -76,7 +76,7 @@ class TokenWishes:
                     f"Token id {highest} is outside the vocabulary of {vocab_size}.", param=param
                 )
         allowed = body.allowed_token_ids
-        return TokenWishes(
+        return TokenConstraints(
             logit_bias={int(token): bias for token, bias in body.logit_bias.items()},
             allowed_token_ids=None if allowed is None else tuple(allowed),
             bad_words=tuple(_spellings(body.bad_words, tokenizer)),
@@ -88,7 +88,7 @@ def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[int
     """Each word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
     texts = [text for word in words for text in (word.lstrip() or word, f" {word.lstrip()}")]
     if len(words) > _MANY_WORDS:
-        encoded = tokenizer.encode_released(texts, add_special_tokens=False)
+        encoded = tokenizer.encode_without_gil(texts, add_special_tokens=False)
     else:
         encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     for index in range(len(words)):
@@ -116,7 +116,7 @@ def check_logprobs(body: GenerationBody, param: str, max_logprobs: int) -> None:
 def make_sampling_params(
     body: GenerationBody,
     defaults: Mapping[str, Any],
-    wishes: TokenWishes,
+    wishes: TokenConstraints,
     *,
     max_tokens: int,
     seed: int,

@@ -1,7 +1,7 @@
 """Content blocks of /v1/messages: the four that a conversation here consists of, and all others as they come.
 
 What another provider's tools have left in a history, documents and images are taken as objects, and read in
-engine/server/messages/foreign_blocks.py. `cache_control` is taken anywhere, and changes nothing.
+engine/server/messages/provider_blocks.py. `cache_control` is taken anywhere, and changes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from engine.server.protocol.generation_body import Ignored, Strict, none_as
+from engine.server.protocol.generation_body import Ignored, Strict, null_as
 
 
 class _Block(Strict):
@@ -21,14 +21,14 @@ class _Block(Strict):
 
 class TextBlock(_Block):
     type: Literal["text"]
-    text: Annotated[str, none_as("")]
+    text: Annotated[str, null_as("")]
     citations: list[Any] | None = Field(default=None, description="Accepted: what was cited is not shown.")
     parsed_output: Ignored = None
 
 
 class ThinkingBlock(_Block):
     type: Literal["thinking"]
-    thinking: Annotated[str, none_as("")] = ""
+    thinking: Annotated[str, null_as("")] = ""
     signature: Ignored = None
 
 
@@ -44,7 +44,7 @@ class ToolUseBlock(_Block):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: Annotated[dict[str, Any], BeforeValidator(_as_object), none_as({})] = Field(default={})
+    input: Annotated[dict[str, Any], BeforeValidator(_as_object), null_as({})] = Field(default={})
     caller: Ignored = None
     toolset_name: Ignored = None
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from engine.config import ServerConfig
-from engine.core.sleep import HeldMemory
-from engine.core.sleep_controller import Sleeper
+from engine.core.sleep import MemoryUsage
+from engine.core.sleep_controller import SleepController
 from engine.core.types import EngineStats
 from engine.errors import InvalidRequest, PromptTooLong
-from engine.server.http.errors import NotReady, TooManyWaiting
+from engine.server.http.errors import NotReady, QueueFull
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
 from engine.server.model.metrics import Metrics
 from engine.server.model.served_model import ServedModel
@@ -33,10 +33,10 @@ class ServedEngine(Protocol):
     def max_model_len(self) -> int: ...
 
     @property
-    def memory(self) -> HeldMemory: ...
+    def memory(self) -> MemoryUsage: ...
 
     @property
-    def sleeper(self) -> Sleeper: ...
+    def sleeper(self) -> SleepController: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -111,7 +111,7 @@ class ModelService:
             encoded = [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         else:
             encoded = await self.large_work.run_released(
-                lambda: tokenizer.encode_released(texts, add_special_tokens=add_special_tokens)
+                lambda: tokenizer.encode_without_gil(texts, add_special_tokens=add_special_tokens)
             )
         return encoded if truncation is None else [truncation.cut(one) for one in encoded]
 
@@ -127,10 +127,10 @@ class ModelService:
             raise InvalidRequest(f"{param}: at most {most} bytes of text, not {num_bytes}.", param=param)
 
     def check_room(self, num_sequences: int) -> None:
-        """Raises TooManyWaiting. A server that is idle takes a request of any size."""
+        """Raises QueueFull. A server that is idle takes a request of any size."""
         num_unfinished = self.engine.num_unfinished
         if num_unfinished and num_unfinished + num_sequences > self._capacity:
-            raise TooManyWaiting(
+            raise QueueFull(
                 f"{num_unfinished} sequences are running or waiting, and no more than "
                 f"{self._capacity} may be: try again later."
             )

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.eos_tokens import named_end_tokens, with_main
+from engine.checkpoint.eos_tokens import declared_eos_tokens, main_eos_first
 from engine.config import ServerConfig
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.errors import UnknownModel
 from engine.server.model.chat_template import ChatTemplate
-from engine.structured import Structurer
+from engine.structured import GrammarCompiler
 from engine.text.parsers.reasoning import REASONING_PARSERS, detect_reasoning_parser
 from engine.text.parsers.tools import TOOL_PARSERS, detect_tool_parser
 from engine.text.tokenizer import Tokenizer, read_json
@@ -31,7 +31,7 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     vocab_size: int  # of the model: ids below it can be embedded
-    structurer: Structurer
+    grammar_compiler: GrammarCompiler
     end_token_ids: tuple[int, ...] = ()  # the tokenizer's own first
     tool_parser: str | None = None  # their names, None = there is none
     reasoning_parser: str | None = None
@@ -89,7 +89,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
     sources = {"default": config.chat_template} if config.chat_template else tokenizer.chat_templates
     model_config = read_json(directory / "config.json")
     vocab_size = int(model_config.get("vocab_size") or tokenizer.vocab_size)
-    end_token_ids = with_main(named_end_tokens(directory, model_config), tokenizer.eos_token_id)
+    end_token_ids = main_eos_first(declared_eos_tokens(directory, model_config), tokenizer.eos_token_id)
     return ServedModel(
         names=config.served_model_names,
         other_names=_names_on_disk(directory),
@@ -102,7 +102,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
             defaults=config.default_chat_template_kwargs,
         ),
         vocab_size=vocab_size,
-        structurer=Structurer(tokenizer, vocab_size=vocab_size, eos_token_ids=end_token_ids),
+        grammar_compiler=GrammarCompiler(tokenizer, vocab_size=vocab_size, eos_token_ids=end_token_ids),
         end_token_ids=end_token_ids,
         tool_parser=_parser(config.tool_call_parser, TOOL_PARSERS, detect_tool_parser, sources, "tool-call"),
         reasoning_parser=_parser(

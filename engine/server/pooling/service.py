@@ -64,7 +64,7 @@ class PoolingService(ModelService):
     ) -> list[Encoded]:
         """Large ones in a thread, as the loop has others to serve. `param`: where they stand in the body.
 
-        Raises TooManyWaiting, and PromptTooLong for what is hopelessly long, before that work.
+        Raises QueueFull, and PromptTooLong for what is hopelessly long, before that work.
         """
         self.check_room(len(texts))
         texts = self._within_reason(texts, param, cut)
@@ -123,7 +123,7 @@ class PoolingService(ModelService):
     ) -> list[array[float]]:
         """The values of each input, in order. `param` is where inputs stand in the body, for errors.
 
-        Raises InvalidRequest, PromptTooLong, TooManyWaiting and what the engine raises.
+        Raises InvalidRequest, PromptTooLong, QueueFull and what the engine raises.
         """
         self._check_lengths(inputs, param)
         self.check_room(len(inputs))

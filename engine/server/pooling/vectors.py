@@ -16,7 +16,7 @@ from engine.pooling.plan import Task
 from engine.server.generation.chat_run import render_conversation
 from engine.server.http.errors import UnknownRoute
 from engine.server.http.request_ids import choose_request_id
-from engine.server.pooling.answer import (
+from engine.server.pooling.output import (
     Answer,
     json_response,
     list_response,

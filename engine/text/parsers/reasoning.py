@@ -46,7 +46,7 @@ class ReasoningParser:
         held, self._held = self._held, ""
         if not held:
             return []
-        return [(Kind.REASONING if self.is_inside else Kind.CONTENT, held)]
+        return [(OutputKind.REASONING if self.is_inside else OutputKind.CONTENT, held)]
 
     def _begin(self, text: str) -> str:
         """Whether the output begins with a thought; until that is clear, all is held back."""
@@ -73,12 +73,12 @@ class ReasoningParser:
             self.is_inside = False
             self._has_thought = True
             if before:
-                pieces.append((Kind.REASONING, before))
+                pieces.append((OutputKind.REASONING, before))
             return after
         keep = held_back(text, (END,))
         self._held = text[len(text) - keep :]
         if shown := text[: len(text) - keep]:
-            pieces.append((Kind.REASONING, shown))
+            pieces.append((OutputKind.REASONING, shown))
         return ""
 
     def _answer(self, text: str, pieces: list[tuple[Kind, str]]) -> None:
@@ -86,10 +86,10 @@ class ReasoningParser:
             text = text.lstrip("\n")  # templates put empty lines after a thought
         if text:
             self.has_content = True
-            pieces.append((Kind.CONTENT, text))
+            pieces.append((OutputKind.CONTENT, text))
 
 
-def marks_of(name: str) -> tuple[str, str]:
+def reasoning_delimiters(name: str) -> tuple[str, str]:
     """A parser's marks of a thought's beginning and end."""
     if name not in REASONING_PARSERS:
         raise ValueError(f"There is no reasoning parser {name!r}: known are {', '.join(REASONING_PARSERS)}.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tests.attack.attack import Field
-from tests.attack.rows import bodies, connections, doors, engines, operators, tenants, work
+from tests.attack.rows import bodies, connections, engines, tenants, work
+from tests.attack.rows import access as doors
+from tests.attack.rows import admins as operators
 
 FIELDS: tuple[Field, ...] = (
     Field("tenants", tenants.ATTACKS),

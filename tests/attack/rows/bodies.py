@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.attack.asking import JSON
+from tests.attack.raw_client import JSON
 from tests.attack.attack import Attack
-from tests.attack.ground import Ground
+from tests.attack.environment import Ground
 from tests.attack.rows.tenants import BOTH_WAYS, by
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (

@@ -11,9 +11,9 @@ import time
 import zlib
 from collections.abc import Iterator
 
-from tests.attack.asking import say
+from tests.attack.raw_client import say
 from tests.attack.attack import Attack, attack
-from tests.attack.ground import DEMO, MODEL, Ground
+from tests.attack.environment import DEMO, MODEL, Ground
 
 NEXT_S = 1.0  # within which the next client is answered, however many are connected
 CUT_S = 12.0  # and the next for a place that another holds; CLIENT_TIMEOUT is 2 s here

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.attack.attack import Attack, attack
-from tests.attack.ground import DEMO, MODEL, Ground
+from tests.attack.environment import DEMO, MODEL, Ground
 from tests.attack.rows.bodies import (
     ANY,
     CHAT,
@@ -24,7 +24,7 @@ from tests.attack.rows.bodies import (
     many,
     text,
 )
-from tests.faults.ledger import Reply
+from tests.faults.journal import Reply
 
 SLOWLY = (*ANY, 429, 0)  # honest work may take its time, and the client leaves before
 COMPILER_BYTES = 512 << 20  # each grammar's process may take so much while it compiles

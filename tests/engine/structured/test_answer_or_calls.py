@@ -9,7 +9,7 @@ import pytest
 from engine.errors import InvalidRequest
 from engine.server.generation.constraints import find_spec
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.chat_body import ChatBody
 from engine.structured import StructuredKind
 from tests.engine.structured.walking import Walker
 
@@ -40,7 +40,7 @@ def body(**fields: Any) -> ChatBody:
 async def takes(walker: Walker, chat: ChatBody, parser: str, *texts: str) -> list[bool]:
     spec = find_spec(chat, parser)
     assert spec is not None
-    compiled = await walker.structurer.compile(spec)
+    compiled = await walker.grammar_compiler.compile(spec)
     return [walker.takes(compiled, text) for text in texts]
 
 

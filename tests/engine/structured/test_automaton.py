@@ -15,7 +15,7 @@ from engine.structured.regex import Chars, Choice, Node, Repeat, Run, in_json, w
 from engine.structured.regex_parser import parse
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.string_rules import MAX_RULES, StringRules
-from engine.structured.structurer import Structurer
+from engine.structured.grammar_compiler import GrammarCompiler
 from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
@@ -145,12 +145,12 @@ async def test_a_schema_takes_these_values_and_not_those(
     tokenizer = load_tokenizer(DEMO)
     eos = tokenizer.eos_token_id
     assert eos is not None
-    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+    grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
-    compiled = await structurer.compile(wanted)
+    compiled = await grammar_compiler.compile(wanted)
 
     def takes(value: object) -> bool:
-        constraint = structurer.constraint(compiled)
+        constraint = grammar_compiler.constraint(compiled)
         try:
             for token in [
                 *tokenizer.encode(json.dumps(value, ensure_ascii=False), add_special_tokens=False),

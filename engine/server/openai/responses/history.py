@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from engine.server.openai.responses.foreign_items import foreign_messages, output_text
+from engine.server.openai.responses.provider_items import foreign_messages, output_text
 from engine.server.openai.responses.items import (
     AdditionalToolsItem,
     CallOutputItem,

@@ -1,7 +1,7 @@
 """Items of a conversation, as clients send them and as responses hold them.
 
 A conversation may have been begun with another provider, whose servers run tools that this one doesn't: its
-items are read for what they say (engine/server/openai/responses/foreign_items.py).
+items are read for what they say (engine/server/openai/responses/provider_items.py).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from engine.server.openai.responses.tools import Tools, known_types
-from engine.server.protocol.foreign_parts import THOUGHTS, UNREADABLE, type_of
-from engine.server.protocol.foreign_words import words_of
-from engine.server.protocol.generation_body import Ignored, Strict, none_as
+from engine.server.protocol.provider_parts import REASONING_PARTS, UNREADABLE, type_of
+from engine.server.protocol.provider_text import readable_text
+from engine.server.protocol.generation_body import Ignored, Strict, null_as
 
 _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
 class TextPart(Strict):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
-    text: Annotated[str, none_as("")]
+    text: Annotated[str, null_as("")]
     annotations: Ignored = None
     logprobs: Ignored = None
     prompt_cache_breakpoint: Ignored = None
@@ -29,7 +29,7 @@ class TextPart(Strict):
 
 class RefusalPart(Strict):
     type: Literal["refusal"]
-    refusal: Annotated[str, none_as("")]
+    refusal: Annotated[str, null_as("")]
 
     @property
     def text(self) -> str:
@@ -41,7 +41,7 @@ class OtherPart(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    type: Annotated[str, none_as("")] = ""
+    type: Annotated[str, null_as("")] = ""
 
 
 Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
@@ -75,7 +75,7 @@ def _part_of_thought(part: Any) -> Any:
     if isinstance(part, str):
         return {"type": "summary_text", "text": part}
     if isinstance(part, dict) and part.get("type") not in _TEXT_TYPES:
-        return {"type": "summary_text", "text": words_of(part, "input[].summary")}
+        return {"type": "summary_text", "text": readable_text(part, "input[].summary")}
     return part
 
 
@@ -106,7 +106,7 @@ class _Item(Strict):
 
 
 class MessageItem(_Item):
-    type: Annotated[Literal["message"], none_as("message")] = "message"
+    type: Annotated[Literal["message"], null_as("message")] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(fail_fast=True)]
 
@@ -122,14 +122,14 @@ class MessageItem(_Item):
             return item
         content = item.get("content")
         if isinstance(content, list):
-            parts = [_assistants_part(part) for part in content if type_of(part) not in THOUGHTS]
+            parts = [_assistants_part(part) for part in content if type_of(part) not in REASONING_PARTS]
             return {**item, "content": parts}
         return {**item, "content": ""} if content is None else item
 
 
 def _assistants_part(part: Any) -> Any:
     is_call = type_of(part) == "tool_use"
-    return {"type": "output_text", "text": words_of(part, "input[].content")} if is_call else part
+    return {"type": "output_text", "text": readable_text(part, "input[].content")} if is_call else part
 
 
 class FunctionCallItem(_Item):
@@ -137,7 +137,7 @@ class FunctionCallItem(_Item):
     call_id: str | None = None
     name: str
     namespace: str | None = None
-    arguments: Annotated[str | dict[str, Any], none_as("")] = ""
+    arguments: Annotated[str | dict[str, Any], null_as("")] = ""
     async_: Ignored = Field(default=None, alias="async")
 
 
@@ -146,7 +146,7 @@ class CustomCallItem(_Item):
     call_id: str | None = None
     name: str
     namespace: str | None = None
-    input: Annotated[str, none_as("")] = ""
+    input: Annotated[str, null_as("")] = ""
     async_: Ignored = Field(default=None, alias="async")
 
 
@@ -171,7 +171,7 @@ class ToolSearchOutputItem(_Item):
     type: Literal["tool_search_output"]
     call_id: str | None = None
     execution: str | None = None
-    tools: Annotated[Tools, none_as([])]
+    tools: Annotated[Tools, null_as([])]
 
 
 class AdditionalToolsItem(_Item):
@@ -179,7 +179,7 @@ class AdditionalToolsItem(_Item):
 
     type: Literal["additional_tools"]
     role: str | None = None
-    tools: Annotated[Tools, none_as([])]
+    tools: Annotated[Tools, null_as([])]
 
 
 class ReasoningItem(_Item):

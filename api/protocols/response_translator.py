@@ -1,0 +1,245 @@
+"""An answer on its way out: what the inner application sends in OpenAI's words, said in a protocol's.
+
+Streams are translated event by event, each as it comes, and a client that is slow to read slows the engine
+down. Everything else is short and is translated when it is whole. Knows nothing of requests' bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic
+
+from api.http.asgi import Message, RawHeaders, Send
+from api.http.headers import find_header
+from api.http.off_loop import off_loop
+from api.protocols.base import (
+    EVENT_STREAM,
+    ErrorDetail,
+    InvalidProtocolRequest,
+    ProtocolAdapter,
+    RequestT,
+    StreamTranslator,
+    to_json,
+)
+from api.protocols.errors import (
+    AdapterFailed,
+    InvalidResponse,
+    ask_adapter,
+    error_response,
+    failure_of,
+    read_error,
+    read_object,
+    upstream_error,
+)
+from api.protocols.sse import Comment, Event, EventReader, EventTooLong
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 1024 * 1024
+
+# What speaks of the body that the inner application sent, not of ours.
+_BODY_HEADERS = frozenset(
+    {b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"etag"}
+)
+
+# An adapter that finds the request invalid now, when it has been served, is wrong itself.
+_ADAPTER_ERRORS = (AdapterFailed, InvalidProtocolRequest)
+
+
+class Stopped(Exception):
+    """Tells the inner application that nobody reads on: the client has been told of an error."""
+
+
+class Answer(Generic[RequestT]):
+    """One request's answer. `send` is what the inner application gets; `finish` is called after it."""
+
+    def __init__(
+        self,
+        adapter: ProtocolAdapter[RequestT],
+        request: RequestT,
+        translator: StreamTranslator | None,
+        send: Send,
+        request_id: bytes,
+    ) -> None:
+        self._adapter = adapter
+        self._request = request
+        self._translator = translator
+        self._send = send
+        self._request_id = request_id
+        self._status = 0  # of the inner application's response; 0 = it has not begun
+        self._headers: RawHeaders = []
+        self._write: Callable[[bytes, bool], Awaitable[None]] = self._drop
+        self._collected = bytearray()
+        self._stream: StreamTranslation | None = None
+        self._is_complete = False
+
+    async def send(self, message: Message) -> None:
+        """ASGI's `send` for the inner application."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._headers = [pair for pair in message["headers"] if pair[0] not in _BODY_HEADERS]
+            await self._begin(message["headers"])
+        elif message["type"] == "http.response.body" and not self._is_complete:
+            await self._write(message.get("body", b""), not message.get("more_body", False))
+
+    async def finish(self) -> bool:
+        """The inner application has returned. False: our own response was cut and must not end cleanly."""
+        if not self._is_complete and self._status and self._stream is None:
+            # Nothing has gone out yet, so there is still a better answer than a cut connection.
+            await self._send_error(upstream_error("the engine broke off in the middle of its answer"))
+        return self._is_complete or self._stream is None
+
+    async def _begin(self, headers: RawHeaders) -> None:
+        content_type = find_header(headers, b"content-type").lower()
+        if self._status >= 400:
+            self._write = self._collect_error
+        elif self._status >= 300 or find_header(headers, b"content-encoding") not in (b"", b"identity"):
+            await self._stop(upstream_error(f"the engine's answer can't be read (status {self._status})"))
+        elif not content_type.startswith(EVENT_STREAM.encode()):
+            self._write = self._collect_answer
+        elif self._translator is None:
+            await self._stop(upstream_error("the engine streams an answer that was not to be streamed"))
+        else:
+            await self._begin_stream(self._translator)
+
+    async def _begin_stream(self, translator: StreamTranslator) -> None:
+        self._stream = StreamTranslation(self._adapter, translator)
+        self._write = self._pass_on
+        headers = [*self._headers, (b"content-type", translator.media_type.encode())]
+        if not find_header(headers, b"x-accel-buffering"):
+            headers.append((b"x-accel-buffering", b"no"))
+        await self._send({"type": "http.response.start", "status": self._status, "headers": headers})
+
+    async def _drop(self, _body: bytes, _is_last: bool) -> None:
+        """After an error that the client knows of."""
+
+    async def _collect_error(self, body: bytes, is_last: bool) -> None:
+        self._collected += body[: MAX_ERROR_BYTES - len(self._collected)]
+        if is_last:
+            await self._send_error(read_error(self._status, bytes(self._collected)))
+
+    async def _collect_answer(self, body: bytes, is_last: bool) -> None:
+        self._collected += body
+        if len(self._collected) > MAX_ANSWER_BYTES:
+            await self._stop(upstream_error(f"the engine's answer has more than {MAX_ANSWER_BYTES} bytes"))
+        elif is_last:
+            try:
+                translated = await off_loop(len(self._collected), self._translate_answer)
+            except InvalidResponse as exc:
+                await self._send_error(upstream_error(f"the engine's answer can't be read: {exc}"))
+            except _ADAPTER_ERRORS:
+                await self._send_error(failure_of(self._adapter))
+            else:
+                await self._send_whole(self._status, translated)
+
+    def _translate_answer(self) -> bytes:
+        answer = read_object(bytes(self._collected))
+        adapter = self._adapter
+        return ask_adapter(adapter, lambda: to_json(adapter.from_openai(answer, self._request)))
+
+    async def _pass_on(self, body: bytes, is_last: bool) -> None:
+        stream = self._stream
+        if stream is None:
+            raise RuntimeError("a stream's body came before its head")
+        pieces: list[bytes] = []
+        try:
+            error = stream.translate(body, pieces, is_last=is_last)
+        except (InvalidResponse, EventTooLong) as exc:
+            await self._stop(upstream_error(f"the engine's stream can't be read: {exc}"), pieces)
+        except _ADAPTER_ERRORS:
+            await self._stop(failure_of(self._adapter), pieces)
+        else:
+            if error is not None:
+                await self._tell(error, pieces)
+            elif any(pieces) or is_last:
+                self._is_complete = is_last
+                await self._send_piece(pieces, more_body=not is_last)
+
+    # Errors of the engine's are told, and it ends by itself; an error of ours ends the engine's work.
+
+    async def _stop(self, error: ErrorDetail, before: list[bytes] | None = None) -> None:
+        await self._tell(error, before or [])
+        raise Stopped
+
+    async def _tell(self, error: ErrorDetail, before: list[bytes]) -> None:
+        """Tell the client of an error, after `before` where a stream has begun."""
+        self._write = self._drop
+        if self._stream is None:
+            await self._send_error(error)
+        else:
+            await self._send_piece([*before, self._stream.error(error)], more_body=True)
+
+    async def _send_error(self, error: ErrorDetail) -> None:
+        status, body = error_response(self._adapter, error)
+        await self._send_whole(status, to_json(body))
+
+    async def _send_whole(self, status: int, body: bytes) -> None:
+        self._is_complete = True
+        await send_json(self._send, status, self._headers, body, self._request_id)
+
+    async def _send_piece(self, pieces: list[bytes], *, more_body: bool) -> None:
+        await self._send({"type": "http.response.body", "body": b"".join(pieces), "more_body": more_body})
+
+
+class StreamTranslation:
+    """One stream of OpenAI's on its way into another protocol."""
+
+    def __init__(self, adapter: ProtocolAdapter[Any], translator: StreamTranslator) -> None:
+        self._adapter = adapter
+        self._translator = translator
+        self._reader = EventReader()
+        self._is_ended = False
+        self._passes_comments = translator.media_type == EVENT_STREAM
+
+    def translate(self, body: bytes, pieces: list[bytes], *, is_last: bool) -> ErrorDetail | None:
+        """Put what these bytes become into `pieces`; the error, where the engine's stream tells of one.
+
+        Raises InvalidResponse, EventTooLong and what `ask_adapter` raises.
+        """
+        for item in self._reader.feed(body):
+            if isinstance(item, Comment):
+                if self._passes_comments:
+                    pieces.append(b":" + item.text + b"\n\n")
+            elif not self._is_ended:
+                error = self._translate_event(item, pieces)
+                if error is not None:
+                    return error
+        if is_last and not self._reader.is_between_events:
+            raise InvalidResponse("it ends within an event")
+        if is_last and not self._is_ended:
+            self._end(pieces)
+        return None
+
+    def error(self, error: ErrorDetail) -> bytes:
+        """An error as the stream's last words; nothing where the adapter has none: the cut says it too."""
+        _, body = error_response(self._adapter, error)
+        try:
+            return ask_adapter(self._adapter, lambda: self._translator.error(body))
+        except _ADAPTER_ERRORS:
+            return b""
+
+    def _translate_event(self, event: Event, pieces: list[bytes]) -> ErrorDetail | None:
+        if event.data.strip() == b"[DONE]":
+            self._end(pieces)
+            return None
+        chunk = read_object(event.data)
+        if chunk.get("error"):
+            return read_error(0, event.data)
+        pieces.append(ask_adapter(self._adapter, lambda: self._translator.event(chunk)))
+        return None
+
+    def _end(self, pieces: list[bytes]) -> None:
+        self._is_ended = True
+        pieces.append(ask_adapter(self._adapter, self._translator.end))
+
+
+async def send_json(send: Send, status: int, headers: RawHeaders, body: bytes, request_id: bytes) -> None:
+    """A whole response; the request's id is added unless `headers` have one."""
+    headers = [
+        *headers,
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    if not find_header(headers, b"x-request-id"):
+        headers.append((b"x-request-id", request_id))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,88 @@
+"""How a pooling server's answers get out: when all values are there, unless the client has left."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import sys
+from array import array
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engine.errors import EngineError
+from engine.server.http.client_disconnect import cancel_on_disconnect
+from engine.server.http.errors import error_response
+from engine.server.http.large_work import LargeWork, Pace
+from engine.server.pooling.bodies import VectorOptions
+from engine.server.pooling.encode import Encoded
+
+_LARGE_VALUES = 8192  # from here on, JSON is made in a thread
+
+
+class Answer:
+    """An ASGI response: the JSON object that `work` comes to. If the client leaves, `work` is cancelled."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Response]]) -> None:
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await cancel_on_disconnect(receive, self._try)
+        if response is not None:
+            await response(scope, receive, send)
+
+    async def _try(self) -> Response:
+        try:
+            return await self._work()
+        except EngineError as error:
+            return error_response(error)
+
+
+def usage_of(inputs: Sequence[Encoded]) -> dict[str, Any]:
+    """OpenAI's, with vLLM's zero: nothing is generated."""
+    num_tokens = sum(len(one.token_ids) for one in inputs)
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
+
+
+def json_response(body: dict[str, Any]) -> Response:
+    return Response(json.dumps(body, ensure_ascii=False).encode(), media_type="application/json")
+
+
+async def list_response(
+    head: dict[str, Any],
+    items: Sequence[Callable[[], dict[str, Any]]],
+    size: int,
+    large_work: LargeWork,
+) -> Response:
+    """An object whose `data` are many items, `size` numbers in all.
+
+    Each item is written by itself: one long call into the encoder would keep every other thread from running.
+    """
+
+    def write() -> bytes:
+        pace, parts = Pace(), []
+        for item in items:
+            parts.append(json.dumps(item()))
+            pace.rest()
+        data = ", ".join(parts)
+        return (json.dumps(head, ensure_ascii=False)[:-1] + f', "data": [{data}]}}').encode()
+
+    content = await large_work.run(write) if size > _LARGE_VALUES else write()
+    return Response(content, media_type="application/json")
+
+
+def written(values: array[float], options: VectorOptions) -> list[float] | str:
+    """A vector as the request wants it."""
+    if options.encoding_format == "float":
+        return values.tolist()
+    return to_base64(values, half=options.embed_dtype == "float16", endianness=options.endianness)
+
+
+def to_base64(values: array[float], *, half: bool = False, endianness: str = "little") -> str:
+    order = sys.byteorder if endianness == "native" else endianness
+    sign = "<" if order == "little" else ">"
+    packed = struct.pack(f"{sign}{len(values)}{'e' if half else 'f'}", *values)
+    return base64.b64encode(packed).decode()

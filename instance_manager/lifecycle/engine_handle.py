@@ -1,0 +1,278 @@
+"""One process of an instance with its key and its log, from the spawn to the post-mortem.
+
+Moves no state and holds no port: both are the supervisor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import httpx
+
+from instance_manager.config import ManagerConfig
+from instance_manager.lifecycle.failures import classify_exit, relevant_lines
+from instance_manager.lifecycle.health import (
+    LastProbe,
+    Probe,
+    WrongEngine,
+    name_to_send,
+    reported_names,
+    wait_until_ready,
+)
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.process.cgroups import delegated_cgroup
+from instance_manager.process.environment import engine_environment
+from instance_manager.process.logs import LogFile
+from instance_manager.process.process_group import EngineProcess, ProcessGroup, listening_ports
+from instance_manager.process.supervised import SupervisedProcess, can_supervise
+from instance_manager.state.recovery import FoundRun
+from instance_manager.types import FailureClass, InstanceFailure
+
+logger = logging.getLogger("berth.manager")
+
+_ADOPTED_PATIENCE_S = 30.0  # a long prefill may keep an engine from answering for seconds
+
+
+class EngineFailed(Exception):
+    """The engine ended, never got ready, or could not be started at all."""
+
+    def __init__(self, failure: InstanceFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class EngineRun:
+    """Made by `spawn` or `adopt`, over after `end` or `let_go`."""
+
+    def __init__(
+        self,
+        process: EngineProcess,
+        log: LogFile,
+        port: int,
+        api_key: str,
+        log_mark: int,
+        *,
+        age_s: float = 0.0,
+        patience_s: float | None = None,
+    ) -> None:
+        """`patience_s`: how long it may take to answer, in place of the time for a start."""
+        self._process = process
+        self._log = log
+        self._log_mark = log_mark  # number of the last line before this process
+        self._started = time.monotonic() - age_s
+        self._patience_s = patience_s
+        self._follower = asyncio.create_task(log.follow(), name=f"log of {process.pid}")
+        self.port = port
+        self.api_key = api_key
+        self.exited = process.exited
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def pid_start_time(self) -> float | None:
+        """Seconds since the epoch."""
+        return self._process.start_time
+
+    @classmethod
+    async def spawn(cls, instance: Instance, log: LogFile, port: int, config: ManagerConfig) -> EngineRun:
+        """Start the instance's command on `port`, with its secrets. Raises EngineFailed."""
+        plan, secrets = instance.plan, instance.secrets
+        if secrets is None:
+            raise RuntimeError("an engine is to be started without a token and a key")
+        env = engine_environment(
+            os.environ,
+            config.engine_env,
+            plan.env,
+            instance.spec.env,
+            instance_id=instance.instance_id,
+            token=secrets.token,
+            api_key=secrets.api_key,
+            devices=instance.spec.devices,
+        )
+        argv = plan.argv(instance.host, port)
+        instance.command = argv
+        log_mark = log.lines.last_number
+        try:
+            output = await log.open_for_engine()
+        except OSError as error:
+            message = (
+                f"its log {log.path} can't be written: {error.strerror or error}; LOG_DIR says where logs are"
+            )
+            raise EngineFailed(InstanceFailure(FailureClass.CRASHED, message)) from error
+        try:
+            process: EngineProcess
+            if config.use_shim and can_supervise():
+                status_path = config.status_path(instance.instance_id)
+                process = await SupervisedProcess.spawn(
+                    argv, env, plan.cwd, output, status_path, cgroup=delegated_cgroup()
+                )
+            else:
+                process = await ProcessGroup.spawn(argv, env, plan.cwd, output)
+        except OSError as error:
+            message = f"{argv[0]!r} can't be run: {error.strerror or error}"
+            raise EngineFailed(InstanceFailure(FailureClass.BAD_ARGUMENTS, message)) from error
+        finally:
+            os.close(output)
+        return cls(process, log, port, secrets.api_key, log_mark)
+
+    @classmethod
+    def adopt(cls, instance: Instance, log: LogFile, port: int, found: FoundRun) -> EngineRun:
+        """Take over a process that an earlier Berth has started; one that has ended since has `exited`.
+
+        One that was ready has to answer soon; one that was loading has what is left of its time.
+        """
+        if found.status is None or found.secrets is None:
+            raise RuntimeError("there is nothing that could be adopted")
+        process = SupervisedProcess.adopt(found.status, found.status_path)
+        if found.was_ready:
+            return cls(
+                process, log, port, found.secrets.api_key, found.log_mark, patience_s=_ADOPTED_PATIENCE_S
+            )
+        age_s = max(0.0, time.time() - found.status.started_at)
+        return cls(process, log, port, found.secrets.api_key, found.log_mark, age_s=age_s)
+
+    async def until_ready(
+        self,
+        client: httpx.AsyncClient,
+        instance: Instance,
+        config: ManagerConfig,
+        interrupted: asyncio.Future[None],
+    ) -> bool:
+        """Race health against the exit, the deadline and the interruption; False for the last.
+
+        Raises EngineFailed.
+        """
+        model = instance.served_model_name if instance.plan.must_name_model else None
+        probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, model)
+        last = LastProbe()
+        probing = asyncio.create_task(wait_until_ready(client, probe, last), name=f"health of {self.pid}")
+        try:
+            while not probing.done() and not interrupted.done():
+                remaining_s = self._deadline(config) - time.monotonic()
+                if remaining_s <= 0:
+                    raise await self._too_late(last)
+                await asyncio.wait(
+                    (probing, self.exited, interrupted),
+                    timeout=remaining_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if self.exited.done():
+                    raise await self.post_mortem(was_ready=False)
+            if interrupted.done():
+                return False
+            probing.result()
+            return True
+        except WrongEngine as error:
+            raise self.failed(FailureClass.UNHEALTHY, str(error)) from error
+        finally:
+            probing.cancel()
+            await asyncio.wait((probing,))
+            if not probing.cancelled():
+                probing.exception()  # taken note of, also when something else was noticed first
+
+    async def reported_name(self, client: httpx.AsyncClient, instance: Instance) -> str | None:
+        """What the engine calls its model, where it says so and need not have the name it was given."""
+        probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, None)
+        names: list[str] = []
+
+        async def ask() -> None:
+            names.extend(await reported_names(client, probe))
+
+        await self.unless_exited(ask())
+        return name_to_send(names, [instance.model_name, instance.spec.profile or ""])
+
+    async def unless_exited(self, call: Coroutine[Any, Any, None]) -> bool:
+        """Await a call to the engine; False if it has ended instead."""
+        calling = asyncio.create_task(call, name=f"call to {self.pid}")
+        try:
+            await asyncio.wait((calling, self.exited), return_when=asyncio.FIRST_COMPLETED)
+            if self.exited.done():
+                return False
+            calling.result()
+            return True
+        finally:
+            calling.cancel()
+            await asyncio.wait((calling,))
+            if not calling.cancelled():
+                calling.exception()  # taken note of
+
+    async def post_mortem(self, *, was_ready: bool) -> EngineFailed:
+        """What the exited engine died of, asked when nobody of its tree can write to the log any more."""
+        stuck = await self.end(grace_s=0)
+        return EngineFailed(
+            stuck or classify_exit(self.exited.result(), self._log_tail(), was_ready=was_ready)
+        )
+
+    async def end(self, grace_s: float) -> InstanceFailure | None:
+        """End the whole tree and read the log to its end. A failure only if it outlives SIGKILL."""
+        gone = await self._process.end(grace_s)
+        self._log.finish()
+        await asyncio.wait((self._follower,))
+        if error := self._follower.exception():
+            logger.error("the log %s is not followed any more: %r", self._log.path, error)
+        if gone:
+            return None
+        return InstanceFailure(FailureClass.UNHEALTHY, f"processes of engine {self.pid} survived SIGKILL")
+
+    @property
+    def can_be_left(self) -> bool:
+        """Whether another Berth could take it over."""
+        return isinstance(self._process, SupervisedProcess)
+
+    async def let_go(self) -> None:
+        """Leave it alone: it goes on without us."""
+        if isinstance(self._process, SupervisedProcess):
+            self._process.let_go()
+        self._log.finish()
+        await asyncio.wait((self._follower,))
+
+    def abandon(self) -> None:
+        """Kill the tree without waiting: for a moment when nothing can be awaited any more."""
+        self._process.kill_now()
+        self._follower.cancel()
+
+    def _deadline(self, config: ManagerConfig) -> float:
+        """A start that shows progress in its log gets more time, up to the cap. Monotonic seconds."""
+        if self._patience_s is not None:
+            return self._started + self._patience_s
+        return min(self._last_sign + config.start_timeout_s, self._started + config.start_timeout_cap_s)
+
+    @property
+    def _last_sign(self) -> float:
+        return max(self._started, self._log.grown_at)
+
+    async def _too_late(self, last: LastProbe) -> EngineFailed:
+        met = f"{last.met}{await self._elsewhere()}"
+        if self._patience_s is None:
+            return self.failed(FailureClass.START_TIMEOUT, self._timeout_message(met))
+        waited = f"has not answered this one for {self._patience_s:.0f} s: {met}"
+        message = f"it ran under an earlier Berth, and {waited}"
+        return self.failed(FailureClass.UNHEALTHY, message)
+
+    async def _elsewhere(self) -> str:
+        """Where it listens instead: its command may not say {port}."""
+        ports = await asyncio.to_thread(listening_ports, self.pid)
+        if not ports or self.port in ports:
+            return ""
+        return f"; its process listens on port {' and '.join(map(str, ports))} instead"
+
+    def _timeout_message(self, met: str) -> str:
+        now = time.monotonic()
+        return (
+            f"not ready after {now - self._started:.1f} s, the last {now - self._last_sign:.1f} s of them "
+            f"without a word in its log; {met}; START_TIMEOUT sets how long an engine may be silent"
+        )
+
+    def failed(self, failure_class: FailureClass, message: str) -> EngineFailed:
+        """The failure, with the end of the log."""
+        return EngineFailed(InstanceFailure(failure_class, message, log_tail=tuple(self._log_tail())))
+
+    def _log_tail(self) -> list[str]:
+        return relevant_lines(self._log.lines.since(self._log_mark))

@@ -1,0 +1,158 @@
+"""Parts of a history that aren't text: pictures, another provider's thoughts and calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidRequest
+from engine.server.openai.responses.bodies import ResponsesBody
+from engine.server.protocol.body_reader import check
+from engine.server.protocol.provider_parts import mark_unsupported_parts
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.unknown_fields import collect_ignored
+
+USER: dict[str, Any] = {"role": "user", "content": "And now?"}
+HEARD: dict[str, Any] = {"role": "assistant", "content": "A cat."}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+MARK = "[An image was here, which this model can't read.]"
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def messages(*given: Any) -> list[dict[str, Any]]:
+    chat = check({"messages": list(given)}, ChatBody)
+    return [one.model_dump(exclude_none=True) for one in chat.messages]
+
+
+def assistant(*parts: Any, **fields: Any) -> dict[str, Any]:
+    _, read, _ = messages(USER, {"role": "assistant", "content": list(parts), **fields}, USER)
+    return read
+
+
+@pytest.mark.parametrize(
+    ("part", "mark"),
+    [
+        (IMAGE, MARK),
+        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "A recording"),
+        ({"type": "video_url", "video_url": {"url": "u"}}, "A video"),
+        ({"type": "file", "file": {"file_id": "f"}}, "A file"),
+    ],
+)
+def test_a_mark_stands_for_what_was_answered_and_cannot_be_read(part: dict[str, Any], mark: str) -> None:
+    ignored = collect_ignored(refuses_unknown=True)
+    asked = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
+    read, *_ = messages(asked, HEARD, USER)
+    assert mark in read["content"][0]["text"]
+    assert read["content"][1] == {"type": "text", "text": "What is it?"}
+    assert part["type"] in (ignored.header or "")
+
+
+def test_what_a_tool_shows_is_a_mark() -> None:
+    called = {"role": "assistant", "tool_calls": [CALL]}
+    shown = {"role": "tool", "tool_call_id": "c", "content": [IMAGE]}
+    beside = {"role": "user", "content": [IMAGE]}  # where clients put what a result can't hold
+    read = messages(USER, called, shown, beside)
+    assert [one["content"][0]["text"] for one in read[2:]] == [MARK, MARK]
+
+
+@pytest.mark.parametrize("before", [[], [USER, HEARD]])
+def test_what_is_asked_about_is_refused(before: list[Any]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        messages(*before, {"role": "user", "content": [IMAGE]}, USER)
+    assert refused.value.param == f"messages[{len(before)}].content[0].type"
+
+
+@pytest.mark.parametrize("kind", ["input_text", "output_text", "text"])
+def test_text_is_text_by_any_name(kind: str) -> None:
+    part = {"type": kind, "text": "Hi", "annotations": []}
+    assert messages({"role": "user", "content": [part]})[0]["content"] == [{"type": "text", "text": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("part", "thought"),
+    [
+        ({"type": "thinking", "thinking": "Hm.", "signature": "s"}, "Hm."),
+        ({"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}], "closed": True}, "Hm."),
+        ({"type": "reasoning", "text": "Hm."}, "Hm."),
+        ({"type": "reasoning", "reasoning": "Hm."}, "Hm."),
+        ({"type": "reasoning", "summary": []}, None),
+        ({"type": "redacted_thinking", "data": "x"}, None),
+    ],
+)
+def test_thoughts_among_the_parts_are_thoughts(part: dict[str, Any], thought: str | None) -> None:
+    said = {"type": "text", "text": "Cold."}
+    read = assistant(part, said)
+    assert read["content"] == [said]
+    assert read.get("reasoning_content") == thought
+    assert assistant(part, reasoning_content="Mine.")["reasoning_content"] == "Mine."
+
+
+def test_calls_among_the_parts_are_calls() -> None:
+    part = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    assert assistant(part)["tool_calls"] == [CALL]
+    assert assistant(part, tool_calls=[CALL])["tool_calls"] == [CALL]  # as LangChain sends them, twice
+
+
+CARD = {"type": "card", "id": "x", "title": "Oslo", "body": {"text": "cold"}}
+CARD_WORDS = {"type": "text", "text": "title: Oslo\ncold"}
+EMPTY = {"type": "text", "text": ""}
+TOOL_RESULT = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "cold"}]}
+
+
+def test_a_part_of_unknown_type_is_read_for_its_words_where_it_was_answered() -> None:
+    ignored = collect_ignored(refuses_unknown=True)
+    user = {"role": "user", "content": [CARD]}
+    read = messages(user, {"role": "assistant", "content": [CARD]}, USER)
+    assert [one["content"] for one in read[:2]] == [[CARD_WORDS], [CARD_WORDS]]
+    assert ignored.header == '299 berth "ignored: content[type=card] (unknown: read for its words alone)"'
+    assert messages(USER, {"role": "tool", "content": [CARD]})[1]["content"] == [CARD_WORDS]
+    with pytest.raises(InvalidRequest) as refused:
+        messages(USER, HEARD, user)
+    assert refused.value.param == "messages[2].content[0].type"
+
+
+def test_results_of_tools_in_a_users_turn_are_read() -> None:
+    called = {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]}
+    *_, read = messages(USER, called, {"role": "user", "content": [TOOL_RESULT]})
+    assert read["content"] == [{"type": "text", "text": "cold"}]
+
+
+@pytest.mark.parametrize(
+    ("turn", "read"),
+    [
+        ({"role": "assistant", "content": None}, {}),
+        ({"role": "assistant"}, {}),
+        ({"role": "assistant", "content": [{"type": "text", "text": None}]}, {"content": [EMPTY]}),
+        ({"role": "assistant", "content": None, "tool_calls": None, "name": None, "reasoning": None}, {}),
+        ({"role": "assistant", "reasoning": [{"type": "text", "text": "Hm."}]}, {"reasoning": "Hm."}),
+        ({"role": "assistant", "reasoning_content": {"text": "Hm."}}, {"reasoning_content": "Hm."}),
+        ({"role": "assistant", "reasoning": []}, {}),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "type": "builtin_function", "index": None}]},
+            {"tool_calls": [CALL]},
+        ),
+        ({"role": "assistant", "status": "x", "phase": "y", "id": 5}, {}),
+        ({"role": "tool", "content": None, "tool_call_id": None}, {}),
+    ],
+)  # fmt: skip
+def test_a_history_may_have_nothing_where_words_could_be(turn: Any, read: dict[str, Any]) -> None:
+    assert messages(USER, turn, USER)[1] == {"role": turn["role"], **read}
+
+
+def test_items_of_a_conversation_are_read_alike() -> None:
+    image = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
+    asked = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}
+    body = check({"input": [asked, HEARD, USER]}, ResponsesBody)
+    assert body.input[0].content[0].text == MARK
+    shown = {"type": "function_call_output", "call_id": "c", "output": "ok"}
+    called = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    assert check({"input": [USER, called, shown, asked]}, ResponsesBody).input[3].content[0].text == MARK
+    with pytest.raises(InvalidRequest) as refused:
+        check({"input": [USER, HEARD, asked]}, ResponsesBody)
+    assert refused.value.param == "input[2].content[0].type"
+
+
+@pytest.mark.parametrize("turns", [None, "Hi", [], [5, None, "x", {"role": 5}, {"content": [1, None]}]])
+def test_what_is_no_conversation_stays_as_it_is(turns: Any) -> None:
+    assert mark_unsupported_parts(turns) == turns
