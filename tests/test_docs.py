@@ -22,8 +22,13 @@ PACKAGE_PAGES = {
     "engine/server": "engine-server.md",
 }
 PAGES = [ARCHITECTURE, *sorted((ROOT / "docs" / "architecture").glob("*.md"))]
-PACKAGES = "api|benchmarks|cli|composition|configs|conformance|docs|engine|instance_manager|log_output|tests|training"
-NAMED = re.compile(rf"(?<![\w/.-])(?:(?:{PACKAGES})/[\w/.-]*|app\.py)")  # in text and in diagrams
+NAMED_PACKAGES = "|".join(
+    (
+        *("api", "benchmarks", "cli", "composition", "configs", "conformance", "docs", "engine"),
+        *("instance_manager", "log_output", "tests", "training"),
+    )
+)
+NAMED = re.compile(rf"(?<![\w/.-])(?:(?:{NAMED_PACKAGES})/[\w/.-]*|app\.py)")  # in text and in diagrams
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
