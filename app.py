@@ -18,6 +18,7 @@ from composition.start_check import all_mistakes, check
 from composition.telemetry import Telemetry
 from composition.version import VERSION
 from configs.catalog_error import CatalogError
+from configs.root import CODE, HOME
 from configs.service_flags import FlagError, parse_flags
 from configs.settings import Loaded, Settings, SettingsError, read_settings
 from instance_manager.state.stores.errors import InvalidStateUrl, StoreError
@@ -30,6 +31,9 @@ logger = logging.getLogger("berth")
 
 def main(argv: Sequence[str]) -> int:
     """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
+    if HOME != CODE:  # where .env is, and what settings name by relative paths
+        HOME.mkdir(parents=True, exist_ok=True)
+        os.chdir(HOME)
     logging.getLogger("dotenv").setLevel(logging.ERROR)  # what it warns of is told by its line
     try:
         flags = parse_flags(argv, VERSION)

@@ -31,9 +31,9 @@ from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.one_line import one_line
 from configs.origins import normalized_origin
+from configs.root import CODE, HOME
 from configs.syslog_address import SyslogAddress
 
-ROOT = Path(__file__).resolve().parent.parent
 _PATHS = (
     "api_keys_file", "hf_home", "log_dir", "log_file",
     "model_dirs", "models_file", "state_dir", "vllm_config",
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         description="Seconds without a request until an instance expires; 0: never",
     )
     vllm_config: Path = Field(
-        ROOT / "configs" / "vllm_config.json", description="JSON file with parameters for all engines"
+        CODE / "configs" / "vllm_config.json", description="JSON file with parameters for all engines"
     )
     vllm_python: str | None = Field(None, description="Python interpreter that has vLLM installed")
 
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     )
     default_model: str = Field("berth-demo", description="Model for requests that name none")
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (ROOT / "models",),
+        tuple(dict.fromkeys((HOME / "models", CODE / "models"))),
         description="Folders whose subfolders are models, or hub caches, separated as in PATH",
     )
 
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         "stop", description="What expiry does: stop, or sleep (1: KV cache freed, 2: weights too)"
     )
     models_file: Path = Field(
-        ROOT / "configs" / "models.yaml", description="The catalog: which models there are, and how they run"
+        HOME / "configs" / "models.yaml", description="The catalog: which models there are, and how they run"
     )
     host_memory: float = Field(
         0.9,
@@ -182,7 +182,7 @@ class Settings(BaseSettings):
         False, description="Whether keys find cached prefixes and answers of each other's requests"
     )
     state_dir: Path = Field(
-        ROOT / "state", description="Folder for what Berth remembers; each Berth has one of its own"
+        HOME / "state", description="Folder for what Berth remembers; each Berth has one of its own"
     )
     state_url: str = Field(
         "sqlite:///berth.db",
@@ -216,7 +216,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
     max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
 
-    log_dir: Path = Field(ROOT / "logs", description="Folder of the engines' log files")
+    log_dir: Path = Field(HOME / "logs", description="Folder of the engines' log files")
     log_file: Path | None = Field(
         None, description="File that Berth's own log lines go to as well; may be rotated"
     )

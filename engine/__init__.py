@@ -9,7 +9,7 @@ import importlib
 import os
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def run_server(model: str | os.PathLike[str], **flags: Any) -> None:

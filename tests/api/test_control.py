@@ -257,7 +257,7 @@ def test_every_answer_carries_the_request_id(client: httpx.Client, path: str) ->
 def test_operations(client: httpx.Client) -> None:
     for path in ("/health", "/health/liveness", "/health/readiness"):
         assert client.get(path).json() == {"status": "ok"}
-    assert client.get("/version").json() == {"version": "0.1.0"}
+    assert client.get("/version").json() == {"version": "0.2.0"}
     assert client.get("/info").json()["max_instances"] == 3
     client.post("/instances?wait=30", json=fake("counted"))
     client.get("/proxy/counted/v1/models")

@@ -13,7 +13,7 @@ from configs.catalog_edit import edit_model
 from configs.catalog_error import CatalogError
 from configs.discovery import discover_models
 from configs.models_schema import SCHEMA_FILE, models_schema
-from configs.settings import ROOT
+from configs.root import CODE as ROOT
 
 
 def write(directory: Path, text: str) -> Path:

@@ -10,7 +10,8 @@ import pytest
 
 from configs.env_file import read_env_file
 from configs.near_names import count_slips
-from configs.settings import NAMES, ROOT, Settings, SettingsError, load_settings, read_settings
+from configs.root import CODE as ROOT
+from configs.settings import NAMES, Settings, SettingsError, load_settings, read_settings
 
 # What stands in the .env files of others, by whose they are.
 OTHERS = {

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.settings import ROOT, Given, Settings, SettingsError, load_settings, read_settings
+from configs.root import CODE as ROOT
+from configs.settings import Given, Settings, SettingsError, load_settings, read_settings
 
 
 @pytest.fixture(autouse=True)

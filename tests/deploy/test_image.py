@@ -1,6 +1,6 @@
 """The Dockerfile, as far as that goes without a builder: linted, and what it copies is enough to serve.
 
-Nothing here builds an image; README.md says so too.
+Nothing here builds an image; docs/deployment.md says so too.
 """
 
 from __future__ import annotations
