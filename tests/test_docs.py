@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from docs import limits_table
 from docs.api_tables import PAGE, render
 from engine.server.app.openapi_operations import OPERATIONS, NO_OP_FIELDS
@@ -12,11 +14,47 @@ from engine.server.app.openapi_operations import OPERATIONS, NO_OP_FIELDS
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_every_file_that_the_architecture_names_exists() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    named = re.findall(r"`((?:api|cli|instance_manager|engine|docs|configs)/[\w/.]*|app\.py)`", text)
-    assert len(named) > 25
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PACKAGE_PAGES = {
+    "api": "api.md",
+    "instance_manager": "instance_manager.md",
+    "engine": "engine.md",
+    "engine/server": "engine-server.md",
+}
+PAGES = [ARCHITECTURE, *sorted((ROOT / "docs" / "architecture").glob("*.md"))]
+NAMED_PACKAGES = "|".join(
+    (
+        *("api", "benchmarks", "cli", "composition", "configs", "conformance", "docs", "engine"),
+        *("instance_manager", "log_output", "tests", "training"),
+    )
+)
+NAMED = re.compile(rf"(?<![\w/.-])(?:(?:{NAMED_PACKAGES})/[\w/.-]*|app\.py)")  # in text and in diagrams
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_that_the_architecture_names_exists(page: Path) -> None:
+    named = NAMED.findall(page.read_text(encoding="utf-8"))
+    assert len(named) >= 15
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_line_about_the_architecture_is_too_long(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_the_architecture_is_short_enough_to_read_at_once() -> None:
+    assert len(ARCHITECTURE.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize(("package", "page"), PACKAGE_PAGES.items())
+def test_every_subpackage_is_named_on_both_pages(package: str, page: str) -> None:
+    names = [f"{package}/{file.parent.name}/" for file in sorted((ROOT / package).glob("*/__init__.py"))]
+    assert len(names) > 5
+    for path in (ARCHITECTURE, ROOT / "docs" / "architecture" / page):
+        text = path.read_text(encoding="utf-8")
+        assert [name for name in names if f"`{name}" not in text] == [], path.name
 
 
 def test_every_link_leads_to_a_file() -> None:
