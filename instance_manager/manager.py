@@ -30,7 +30,7 @@ from instance_manager.lifecycle.instance_leases import LeaseDesk, shutting_down
 from instance_manager.lifecycle.ports import PortRange
 from instance_manager.lifecycle.registry import Register
 from instance_manager.lifecycle.shutdown import all_ended, request_detach, request_end, to_its_end
-from instance_manager.lifecycle.sleeping import SLEEP_LEVELS
+from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS
 from instance_manager.lifecycle.specs import check_spec, check_timeout
 from instance_manager.memory.checkpoint import check_can_run
 from instance_manager.state.peers import Neighbours

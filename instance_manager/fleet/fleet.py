@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from instance_manager.backends.runner_kind import RunnerKind
-from instance_manager.broadcast.news import News
+from instance_manager.broadcast.broadcast import News
 from instance_manager.errors import (
     InstanceFailedToStart,
     InstanceNotFound,

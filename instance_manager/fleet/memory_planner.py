@@ -16,7 +16,7 @@ from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.fleet.models import Model
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.sleeping import SLEEP_LEVELS
+from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.advice import Limits, advise
 from instance_manager.memory.checkpoint_size import Estimate, estimate

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from instance_manager.backends import plan_launch
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
-from instance_manager.broadcast.news import News
+from instance_manager.broadcast.broadcast import News
 from instance_manager.errors import (
     InstanceNotFound,
     InstanceNotRunning,

@@ -12,7 +12,7 @@ from instance_manager.backends.params import mask_command, mask_params
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
-from instance_manager.lifecycle.engine_process import EngineFailed
+from instance_manager.lifecycle.engine_handle import EngineFailed
 from instance_manager.lifecycle.instance import Instance, failure_record, new_instance
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets

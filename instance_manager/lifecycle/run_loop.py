@@ -8,14 +8,14 @@ import math
 import time
 from typing import Any
 
-from instance_manager.lifecycle.booking import book, change_port
+from instance_manager.lifecycle.reservation import book, change_port
 from instance_manager.lifecycle.context import Dock
 from instance_manager.lifecycle.desired_state import Desired, Goal
-from instance_manager.lifecycle.engine_process import EngineFailed, EngineRun
+from instance_manager.lifecycle.engine_handle import EngineFailed, EngineRun
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.liveness import Lifeless, Vitals, watch_liveness
-from instance_manager.lifecycle.port_hold import PortHold
-from instance_manager.lifecycle.sleep_levels import SleepLevels
+from instance_manager.lifecycle.port_lease import PortHold
+from instance_manager.lifecycle.sleep_controller import SleepLevels
 from instance_manager.process.logs import LogFile
 from instance_manager.process.process_tree import ProcessId, until_tree_gone
 from instance_manager.state.recovery import SWEEP_DEADLINE_S, Fate, FoundRun

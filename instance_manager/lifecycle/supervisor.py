@@ -22,10 +22,10 @@ from instance_manager.lifecycle.context import Dock
 from instance_manager.lifecycle.desired_state import Desired, Goal
 from instance_manager.lifecycle.failures import explain, start_error
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.port_hold import PortHold
-from instance_manager.lifecycle.restarts import Restarts
+from instance_manager.lifecycle.port_lease import PortHold
+from instance_manager.lifecycle.restart_backoff import Restarts
 from instance_manager.lifecycle.run_loop import Life
-from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
+from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS, Sleeper, SleepRefused
 from instance_manager.process.logs import LogFile
 from instance_manager.state.recovery import Fate, FoundRun
 from instance_manager.types import InstanceFailure, InstanceState

@@ -19,7 +19,7 @@ from instance_manager.config import LivenessRules
 from instance_manager.lifecycle.bounded_fetch import AnswerTooLong, engine_client, fetch
 from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, told_names, wait_until_ready
 from instance_manager.lifecycle.liveness import Lifeless, Vitals, watch_liveness
-from instance_manager.lifecycle.sleeping import Sleeper, SleepRefused
+from instance_manager.lifecycle.sleep_client import Sleeper, SleepRefused
 from tests.api.upstreams import Wire, response, upstream
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -19,7 +19,7 @@ from instance_manager.config import LivenessRules, RestartPolicy, RestartRules
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.liveness import Lifeless, Vitals, watch_liveness
-from instance_manager.lifecycle.restarts import Restarts
+from instance_manager.lifecycle.restart_backoff import Restarts
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.instance_manager.conftest import ManagerFactory

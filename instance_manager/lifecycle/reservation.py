@@ -6,9 +6,9 @@ import secrets
 
 from instance_manager.errors import InstanceExists, NoCapacity
 from instance_manager.lifecycle.context import Dock
-from instance_manager.lifecycle.engine_process import EngineFailed
+from instance_manager.lifecycle.engine_handle import EngineFailed
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.port_hold import PortHold
+from instance_manager.lifecycle.port_lease import PortHold
 from instance_manager.process.logs import LogFile
 from instance_manager.state.stores.errors import PortHeld
 from instance_manager.types import FailureClass, InstanceFailure, RunSecrets

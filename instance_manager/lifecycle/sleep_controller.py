@@ -9,9 +9,9 @@ from collections.abc import Callable
 import httpx
 
 from instance_manager.lifecycle.desired_state import Goal
-from instance_manager.lifecycle.engine_process import EngineRun
+from instance_manager.lifecycle.engine_handle import EngineRun
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
+from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS, Sleeper, SleepRefused
 from instance_manager.types import InstanceState
 
 logger = logging.getLogger("berth.manager")
