@@ -72,7 +72,7 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     metrics, lifecycle = _metrics(manager)
     page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
     detours = Detours(
-        manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
+        manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_accepts_requests
     )
     data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=pace_rules(settings))
     manager.events.add_listener(partial(_forget_what_ended, data_plane, metrics))

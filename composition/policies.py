@@ -26,7 +26,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         max_instances=settings.vllm_max_instances,
         default_engine="engine" if settings.default_engine == "auto" else settings.default_engine,
         default_model=settings.default_model,
-        default_timeout_s=settings.vllm_default_timeout,
+        default_idle_timeout_s=settings.vllm_default_timeout,
         expire_action=ExpireAction(settings.expire_action),
         start_timeout_s=settings.start_timeout,
         start_timeout_cap_s=max(3600.0, settings.start_timeout),

@@ -25,8 +25,8 @@ class RestartRules:
     policy: RestartPolicy = RestartPolicy.NEVER
     limit: int = 5  # restarts within the window; then it stays failed until somebody starts it
     window_s: float = 600.0
-    first_back_off_s: float = 1.0
-    longest_back_off_s: float = 60.0
+    initial_backoff_s: float = 1.0
+    max_backoff_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class ManagerConfig:
     max_instances: int = 20
     default_engine: str = "engine"
     default_model: str = "berth-demo"
-    default_timeout_s: float = 600.0
+    default_idle_timeout_s: float = 600.0
     expire_action: ExpireAction = ExpireAction.STOP
     start_timeout_s: float = 600.0
     start_timeout_cap_s: float = 3600.0  # a start that makes progress is never given more than this

@@ -132,7 +132,7 @@ class QueueFull(ManagerError):
     code = "queue_full"
 
 
-class OwnerAway(ManagerError):
+class OwnerUnreachable(ManagerError):
     """What is asked for belongs to another Berth, which can't be reached now."""
 
     code = "owner_away"

@@ -22,14 +22,14 @@ from instance_manager.errors import (
     SleepFailed,
 )
 from instance_manager.events import EventLog
-from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.expiry import Housekeeping
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.instance_leases import LeaseDesk, shutting_down
+from instance_manager.lifecycle.instance_leases import InstanceLeases, shutting_down
 from instance_manager.lifecycle.ports import PortRange
-from instance_manager.lifecycle.registry import Register
-from instance_manager.lifecycle.shutdown import all_ended, request_detach, request_end, to_its_end
+from instance_manager.lifecycle.registry import InstanceRegistry
+from instance_manager.lifecycle.shutdown import all_ended, request_detach, request_end, wait_shielded
 from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS
 from instance_manager.lifecycle.specs import check_spec, check_timeout
 from instance_manager.memory.checkpoint import check_can_run
@@ -57,25 +57,27 @@ class InstanceManager:
         self.config = config
         self.events = events or EventLog()
         self._clock = clock
-        self._books = Register(config, self.events, clock)
+        self._books = InstanceRegistry(config, self.events, clock)
         self._supervisors = self._books.supervisors
         self._find = self._books.find
         self._tasks: asyncio.TaskGroup | None = None
-        self._dock: Dock | None = None
+        self._dock: SupervisorContext | None = None
         self._state: State | None = None
         self._claiming = asyncio.Lock()  # one key after the other: its instance is there when the next asks
         self.usage = UsageMeter()
         self.neighbours = Neighbours()
         self._shutdown: asyncio.Task[None] | None = None
-        self._desk = LeaseDesk(
-            self._books.gates, self._find, lambda one: self.on_wanted(one), config.start_timeout_cap_s
+        self._desk = InstanceLeases(
+            self._books.gates, self._find, lambda one: self.on_wake_requested(one), config.start_timeout_cap_s
         )
         self.try_lease = self._desk.try_lease
         self.wait_for_lease = self._desk.wait_for_lease
         self.lease = self._desk.lease
-        self.lease_asleep = self._desk.lease_asleep
+        self.lease_sleeping = self._desk.lease_sleeping
         # Told when a request comes for an instance that sleeps. Whoever budgets memory takes its place.
-        self.on_wanted: Callable[[Instance], None] = lambda one: self._find(one.instance_id).request_wake()
+        self.on_wake_requested: Callable[[Instance], None] = lambda one: self._find(
+            one.instance_id
+        ).request_wake()
 
         self.on_created: Callable[[Instance], None] = lambda _: None
         self.on_shutdown: Callable[[], None] = lambda: None  # it has begun: who waits elsewhere is to be told
@@ -105,19 +107,21 @@ class InstanceManager:
         error: BaseException | None = None
         async with self.state.running(), probe_client() as client, asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._dock = Dock(self.config, ports, client, self.state.keeper, self.state.session.new_token)
+            self._dock = SupervisorContext(
+                self.config, ports, client, self.state.keeper, self.state.session.new_token
+            )
             end_housekeeping = housekeeping.begin(tasks)
             try:
                 await self._take_over(tasks, self._dock)
                 yield
             except BaseException as body_error:  # raised again below, so that no task group wraps it
                 error = body_error
-            await to_its_end(self.begin_shutdown())
+            await wait_shielded(self.begin_shutdown())
             end_housekeeping()
         if error is not None:
             raise error
 
-    async def _take_over(self, tasks: asyncio.TaskGroup, dock: Dock) -> None:
+    async def _take_over(self, tasks: asyncio.TaskGroup, dock: SupervisorContext) -> None:
         """Every instance of an earlier Berth; what nobody knows any more is ended."""
         leftovers = await self.state.take_in(self.events, self.config)
         tasks.create_task(reap(leftovers.strays, leftovers.status_files), name="reaping")
@@ -153,7 +157,7 @@ class InstanceManager:
     def is_shutting_down(self) -> bool:
         return self._desk.is_closed
 
-    def check_takes_requests(self) -> None:
+    def check_accepts_requests(self) -> None:
         """Raises ShuttingDown."""
         if self.is_shutting_down:
             raise shutting_down()
@@ -250,11 +254,11 @@ class InstanceManager:
         instance = self.get(instance_id)
         if timeout_s is not None:
             check_timeout(timeout_s)
-            instance.timeout_s = timeout_s
+            instance.idle_timeout_s = timeout_s
         if pinned is not None:
             instance.pinned = pinned
         self.events.publish(
-            "instance.updated", instance_id, {"timeout": instance.timeout_s, "pinned": instance.pinned}
+            "instance.updated", instance_id, {"timeout": instance.idle_timeout_s, "pinned": instance.pinned}
         )
         return instance
 
@@ -267,7 +271,7 @@ class InstanceManager:
         try:
             async with asyncio.timeout(timeout_s):
                 while not supervisor.is_settled:
-                    await instance.changed()
+                    await instance.wait_for_change()
         except TimeoutError:
             pass
         return instance
@@ -318,7 +322,7 @@ class InstanceManager:
         supervisor = self._find(instance_id)
         supervisor.request_sleep(level)
         while supervisor.wants_running and not supervisor.is_settled:
-            await supervisor.instance.changed()
+            await supervisor.instance.wait_for_change()
         if supervisor.sleep_error is not None:
             raise SleepFailed(f"instance {instance_id!r} didn't go to sleep: {supervisor.sleep_error}")
         await self.state.keeper.settled(instance_id)
@@ -339,26 +343,26 @@ class InstanceManager:
         supervisor = self._find(instance_id)
         supervisor.request_wake()
         while supervisor.wants_running and not supervisor.is_settled:
-            await supervisor.instance.changed()
+            await supervisor.instance.wait_for_change()
         return supervisor.instance
 
-    def note_asleep(self, instance_id: str, level: int) -> None:
+    def record_sleep(self, instance_id: str, level: int) -> None:
         """Its engine was put to sleep by its own route. Nothing for an instance that isn't there any more."""
         if (supervisor := self._supervisors.get(instance_id)) is not None:
-            supervisor.note_asleep(level)
+            supervisor.record_sleep(level)
 
-    def look_at_sleep(self, instance_id: str) -> None:
+    def check_sleep(self, instance_id: str) -> None:
         """Its engine may have been: it is asked."""
         supervisor = self._supervisors.get(instance_id)
         if supervisor is not None and self._tasks is not None and not self.is_shutting_down:
-            self._tasks.create_task(supervisor.look_at_sleep(), name=f"look at sleep of {instance_id}")
+            self._tasks.create_task(supervisor.check_sleep(), name=f"look at sleep of {instance_id}")
 
     async def delete(self, instance_id: str, *, force: bool = False) -> None:
         """Stop, then forget the instance and its log."""
         supervisor = self._find(instance_id)
         supervisor.request_stop("deleted by request", drain_timeout_s=self._drain_time(force), delete=True)
         while not supervisor.is_forgotten:
-            await supervisor.instance.changed()
+            await supervisor.instance.wait_for_change()
         await self.state.keeper.settled(instance_id)
 
     def _drain_time(self, force: bool) -> float:
@@ -376,8 +380,8 @@ class InstanceManager:
 
     # Small things.
 
-    def _open_for_business(self) -> tuple[asyncio.TaskGroup, Dock]:
-        self.check_takes_requests()
+    def _open_for_business(self) -> tuple[asyncio.TaskGroup, SupervisorContext]:
+        self.check_accepts_requests()
         if self._tasks is None or self._dock is None:
             raise RuntimeError("the manager is used outside of `async with manager.run()`")
         return self._tasks, self._dock

@@ -21,7 +21,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.instance_record import shown_elsewhere
+from instance_manager.lifecycle.instance_record import peer_instance_json
 from instance_manager.memory.placement.local import choose_devices
 from instance_manager.types import InstanceSpec, InstanceState
 
@@ -67,7 +67,7 @@ async def list_instances(
     """Also those of other Berths that share the state, each with its `owner`."""
     found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
     elsewhere = [
-        shown_elsewhere(one, is_alive=is_alive)
+        peer_instance_json(one, is_alive=is_alive)
         for one, is_alive in await manager.state.elsewhere()
         if (status is None or one.state == status)
         and (model is None or model in (one.model_name, one.served_model_name))
@@ -83,13 +83,13 @@ async def get_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     except InstanceNotFound:
         for one, is_alive in await manager.state.elsewhere():
             if one.instance_id == instance_id:
-                return shown_elsewhere(one, is_alive=is_alive)
+                return peer_instance_json(one, is_alive=is_alive)
         raise
 
 
 @router.patch("/{instance_id}", summary="Change its time-out, pin or unpin it")
 async def patch_instance(instance_id: str, body: InstancePatch, manager: Manager) -> dict[str, Any]:
-    return manager.patch(instance_id, timeout_s=body.timeout, pinned=body.pinned).record()
+    return manager.patch(instance_id, idle_timeout_s=body.timeout, pinned=body.pinned).record()
 
 
 @router.delete("/{instance_id}", status_code=204, summary="Stop an instance and forget it")

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import httpx
 
-from instance_manager.lifecycle.bounded_fetch import AnswerTooLong, engine_client, fetch
+from instance_manager.lifecycle.bounded_fetch import ResponseTooLong, engine_client, fetch
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.metrics.state import model_label
 from instance_manager.types import Endpoint
@@ -82,7 +82,7 @@ async def _scrape(client: httpx.AsyncClient, target: EngineTarget, timeout_s: fl
         text = await _fetch(client, target.endpoint, timeout_s, limit)
     except _Failed as failed:
         failure = failed.failure
-    except AnswerTooLong:
+    except ResponseTooLong:
         failure = ScrapeFailure.TOO_LARGE
     except httpx.TimeoutException:
         failure = ScrapeFailure.TIMEOUT

@@ -78,8 +78,8 @@ class ModelLeases:
         try:
             instance = self._fleet.manager.get(lease.instance_id)
             async with asyncio.timeout(_NOTICE_S):  # until the supervisor has seen the end too
-                while instance.gate.is_open and instance.spawns == lease.endpoint.generation:
-                    await instance.changed()
+                while instance.gate.is_open and instance.generation == lease.endpoint.generation:
+                    await instance.wait_for_change()
         except InstanceNotFound:
             has_died = False
         except TimeoutError:

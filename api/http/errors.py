@@ -42,7 +42,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.InstanceFailedToStart: (503, "service_unavailable_error", None),
     manager.StartTooSlow: (503, "service_unavailable_error", 10.0),
     manager.NoCapacity: (503, "service_unavailable_error", 10.0),
-    manager.OwnerAway: (503, "service_unavailable_error", 10.0),
+    manager.OwnerUnreachable: (503, "service_unavailable_error", 10.0),
     manager.ShuttingDown: (503, "service_unavailable_error", 5.0),
     stores.StoreUnavailable: (503, "service_unavailable_error", 5.0),
     stores.StoreInUse: (409, "conflict_error", None),

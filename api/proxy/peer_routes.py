@@ -17,7 +17,7 @@ from api.http.dispatch import raw_path
 from api.http.headers import KEY_HEADERS, VIA, find_header
 from api.http.leases import Lease
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
-from instance_manager.errors import OwnerAway
+from instance_manager.errors import OwnerUnreachable
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.metrics.proxy import ProxyMetrics
@@ -62,17 +62,17 @@ class Detour:
         return path + b"?" + query if query else path
 
     def try_lease(self, _: str) -> Lease:
-        """Raises OwnerAway, and what the Berth that is asked says about itself."""
+        """Raises OwnerUnreachable, and what the Berth that is asked says about itself."""
         self._check()
         owner = self._owner
         if not owner.is_alive:
-            raise OwnerAway(
+            raise OwnerUnreachable(
                 f"{self._what} is owned by Berth {owner.owner}, which is away: its lease has run out. It is "
                 "served again once that Berth is back"
             )
         address = _address(owner.url)
         if address is None:
-            raise OwnerAway(
+            raise OwnerUnreachable(
                 f"{self._what} is owned by Berth {owner.owner}, which doesn't say where it is reached; "
                 "set ADVERTISE_URL there"
             )

@@ -162,7 +162,7 @@ class DataPlane:
             if (
                 self._sleep is not None
                 and scope["method"] in READING
-                and self._sleep.lease_asleep(instance_id, only_reads=True)
+                and self._sleep.lease_sleeping(instance_id, only_reads=True)
             ):
                 return False
             lease = self._leases.try_lease(instance_id)
@@ -284,7 +284,7 @@ class DataPlane:
         try:
             status = await forwarding
             if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
-                self._sleep.look_at_sleep(call.lease.instance_id)
+                self._sleep.check_sleep(call.lease.instance_id)
         except (ManagerError, UpstreamError, WrongBody) as exc:
             error = error_for(exc, is_admin=is_admin(call.scope))
             status = error.status

@@ -20,16 +20,16 @@ _ROUTES = frozenset({_SLEEP, b"/is_sleeping"})
 class SleepNotices(Protocol):
     """What is asked of the instance manager."""
 
-    def lease_asleep(self, instance_id: str, *, only_reads: bool) -> Lease | None:
+    def lease_sleeping(self, instance_id: str, *, only_reads: bool) -> Lease | None:
         """A lease of an engine that sleeps, without waking it; None where it doesn't.
 
         `only_reads`: also of one that is about to.
         """
 
-    def note_asleep(self, instance_id: str, level: int) -> None:
+    def record_sleep(self, instance_id: str, level: int) -> None:
         """Its engine has been put to sleep by somebody else."""
 
-    def look_at_sleep(self, instance_id: str) -> None:
+    def check_sleep(self, instance_id: str) -> None:
         """Its engine may have been: it is asked."""
 
 
@@ -42,7 +42,7 @@ class SleepLeases:
         self._only_reads = method in READING
 
     def try_lease(self, instance_id: str) -> Lease | None:
-        asleep = self._notices.lease_asleep(instance_id, only_reads=self._only_reads)
+        asleep = self._notices.lease_sleeping(instance_id, only_reads=self._only_reads)
         return asleep or self._leases.try_lease(instance_id)
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
@@ -72,13 +72,13 @@ class SleepCall:
         if message["type"] == "http.response.start":
             self._is_answered = True
             if self._is_sleep and 200 <= message["status"] < 300:
-                self._notices.note_asleep(self._instance_id, self._level)
+                self._notices.record_sleep(self._instance_id, self._level)
         await self._send(message)
 
     def end(self) -> None:
         """Without an answer nobody knows whether the engine sleeps."""
         if self._is_sleep and not self._is_answered:
-            self._notices.look_at_sleep(self._instance_id)
+            self._notices.check_sleep(self._instance_id)
 
 
 def _level_of(query: bytes) -> int:

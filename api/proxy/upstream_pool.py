@@ -52,7 +52,7 @@ class UpstreamPool:
 
     def identity_for(self, tenant_line: bytes) -> bytes:
         """The lines of a head that are this engine's affair; where it can tell tenants apart, whose it is."""
-        return self._identity + tenant_line if self.endpoint.tells_tenants_apart else self._identity
+        return self._identity + tenant_line if self.endpoint.isolates_tenants else self._identity
 
     @property
     def num_idle(self) -> int:

@@ -53,7 +53,7 @@ class LaunchPlan:
     cwd: str | None = None
     sleep_style: SleepStyle | None = None  # None = it can't sleep
     runner: RunnerKind | None = None  # what it can serve; None = nobody knows
-    tells_tenants_apart: bool = False  # it is told whose each request is
+    isolates_tenants: bool = False  # it is told whose each request is
 
 
 class Backend(Protocol):

@@ -51,6 +51,6 @@ class EngineBackend:
             env={"PYTHONPATH": search_path},
             sleep_style=SleepStyle.ENGINE if params.get("enable_sleep_mode") else None,
             runner=runner_of(params, model),
-            tells_tenants_apart=True,
+            isolates_tenants=True,
             cwd=str(_ROOT),  # `-m` looks in the working directory first: no stranger named "engine" there
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from instance_manager.backends.runner_kind import RunnerKind
-from instance_manager.broadcast.broadcast import News
+from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
     InstanceFailedToStart,
     InstanceNotFound,
@@ -77,11 +77,11 @@ class Fleet:
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}  # alias → model
         self._num_waiting = 0  # requests, for any model
-        self._news = News()
+        self._news = Broadcast()
         self._room = room
         self._starter = Starter(manager, room, self._models, self._news, clock)
         manager.events.add_listener(self._on_event)
-        manager.on_wanted = self._want_awake
+        manager.on_wake_requested = self._want_awake
         manager.on_created = self.adopt
         manager.on_shutdown = self._refuse_who_waits
 
@@ -107,7 +107,7 @@ class Fleet:
                 self._forget_unused(model)
             self._tell_names(model)
         self._names = {other: name for name, profile in wanted.items() for other in profile.other_names}
-        self._news.tell()
+        self._news.notify_all()
         return frozenset(changed)
 
     def known(self, name: str) -> Model | None:
@@ -181,7 +181,7 @@ class Fleet:
                 waiting = asyncio.ensure_future(model.queue.wait(priority, need))
                 await asyncio.sleep(0)  # now it stands in the queue
                 model.grant()
-                self._news.tell()
+                self._news.notify_all()
                 try:
                     return await waiting
                 except asyncio.CancelledError:
@@ -201,7 +201,7 @@ class Fleet:
         if not model.is_up_for(self._starter.own_runner(model)):
             self._check_may_start(model)
             model.wants_another = True
-            self._news.tell()
+            self._news.notify_all()
 
     async def stop(self, model: Model, *, force: bool = False) -> None:
         """Stop all replicas; one that has failed is stopped from then on, and so is the model."""
@@ -217,7 +217,7 @@ class Fleet:
         try:
             async with asyncio.timeout(timeout_s):
                 while not model.is_awake_for(runner) and (model.wants_another or model.is_coming):
-                    await self._news.wait(0.5)
+                    await self._news.wait_for_change(0.5)
         except TimeoutError:
             return
 
@@ -300,7 +300,7 @@ class Fleet:
         wanted = wanted_replicas(profile, samples, len(awake), self.config.scale)
         if wanted > len(awake) and not model.is_coming and self._clock() >= model.retry_at:
             model.wants_another = True
-            self._news.tell()
+            self._news.notify_all()
         elif wanted < len(awake):
             least = min(awake, key=lambda one: (one.gate.in_flight, one.gate.last_active))
             if not least.pinned:
@@ -309,7 +309,7 @@ class Fleet:
     def preload(self) -> None:
         """Ask for every model that is to be there from the start, unless an earlier Berth has left it."""
         self._preload(self._models.values())
-        self._news.tell()
+        self._news.notify_all()
 
     def _preload(self, models: Iterable[Model]) -> None:
         for model in models:
@@ -329,7 +329,7 @@ class Fleet:
             self._on_state(event)
         if event.data.get("error", {}).get("class") == FailureClass.LOST:
             self._preload([model for model in self._models.values() if event.instance_id in model.replicas])
-        self._news.tell()
+        self._news.notify_all()
 
     def _on_state(self, event: Event) -> None:
         status = InstanceState(event.data["status"])
@@ -358,8 +358,8 @@ class Fleet:
             model.replicas[instance.instance_id] = instance
             if model.profile is not None and instance.spec.profile is not None:
                 instance.other_names = model.profile.other_names
-        instance.gate.on_room = partial(self._on_room, instance)
-        instance.gate.is_sought = partial(self._is_sought, instance)
+        instance.gate.on_capacity = partial(self._on_room, instance)
+        instance.gate.has_external_waiters = partial(self._is_sought, instance)
 
     def _belongs_to(self, instance: Instance, model: Model) -> bool:
         """Another model that was given a catalog's name by hand is reached by its id and its other names."""
@@ -381,7 +381,7 @@ class Fleet:
         for one in model.replicas.values():
             if one.spec.profile is not None and one.other_names != names:
                 one.other_names = names
-                one.updated({"names": list(one.names)})
+                one.publish_update({"names": list(one.names)})
 
     def _is_sought(self, instance: Instance) -> bool:
         """Whether somebody waits for a model that it serves."""
@@ -395,13 +395,13 @@ class Fleet:
             if (model := self._models.get(name)) is not None and model.queue:
                 model.grant()
         if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
-            self._news.tell()  # somebody may wait for it to be idle
+            self._news.notify_all()  # somebody may wait for it to be idle
 
     def _want_awake(self, instance: Instance) -> None:
         """A request waits at a sleeper's own gate: it is woken when there is room."""
         model = next(self._models[name] for name in models_of(instance) if name in self._models)
         model.wants_another = True
-        self._news.tell()
+        self._news.notify_all()
 
     def _model(self, name: str) -> Model:
         if name not in self._models:

@@ -74,7 +74,7 @@ class _Life:
 
     @classmethod
     def of(cls, one: Instance) -> _Life:
-        return cls(one.spawns, one.state, one.level)
+        return cls(one.generation, one.state, one.level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +275,7 @@ class RoomKeeper:
                 continue
             one.memory_bytes = sum(held.values())
             if not one.state.is_pending:
-                run = f"{one.instance_id}/{one.spawns}"
+                run = f"{one.instance_id}/{one.generation}"
                 self._measurements.record(_kind(one.spec), run, one.level, Footprint.of(held))
 
     def _expected(self, spec: InstanceSpec, level: int = 0) -> Footprint | None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from instance_manager.backends import plan_launch
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
-from instance_manager.broadcast.broadcast import News
+from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
     InstanceNotFound,
     InstanceNotRunning,
@@ -45,7 +45,7 @@ class Starter:
         manager: InstanceManager,
         room: RoomKeeper,
         models: Mapping[str, Model],
-        news: News,
+        news: Broadcast,
         clock: Callable[[], float],
     ) -> None:
         self._manager = manager
@@ -59,7 +59,7 @@ class Starter:
     def measure(self) -> None:
         """Look soon whether engines hold more than they may together."""
         self._measure_due = True
-        self._news.tell()
+        self._news.notify_all()
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -72,7 +72,7 @@ class Starter:
                     logger.exception("the starter failed; it goes on")
                     look_again_s = _LOOK_AGAIN_S
                 if look_again_s != 0 and self._news.count == count:
-                    await self._news.wait(look_again_s)
+                    await self._news.wait_for_change(look_again_s)
         finally:
             for task in self._coming:
                 task.cancel()
@@ -149,7 +149,7 @@ class Starter:
             else:
                 instance = self._start_replica(model, spec)
                 while instance.state.is_pending:
-                    await instance.changed()
+                    await instance.wait_for_change()
         except ManagerError as error:
             model.is_loading = False
             if isinstance(error, NoCapacity) and not self._manager.has_place:
@@ -170,7 +170,7 @@ class Starter:
         del self._coming[task]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s went wrong", task.get_name(), exc_info=error)
-        self._news.tell()
+        self._news.notify_all()
 
     def own_runner(self, model: Model) -> RunnerKind | None:
         """What the catalog, or the checkpoint, makes of the model; None = nobody knows."""
@@ -258,7 +258,7 @@ class Starter:
             lambda: kind(message, retry_after_s=retry_after_s, public=error.public),
             lambda need: not model.is_awake_for(need),
         )
-        self._news.tell()
+        self._news.notify_all()
 
     def _is_wanted(self, model: Model) -> bool:
         """Whether a replica is to be started or woken for it now."""

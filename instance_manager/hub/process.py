@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from instance_manager.errors import ManagerError
-from instance_manager.lifecycle.shutdown import to_its_end
+from instance_manager.lifecycle.shutdown import wait_shielded
 from instance_manager.process.environment import child_environment
 from instance_manager.process.process_group import ProcessGroup
 
@@ -92,7 +92,7 @@ async def hub_process(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[
         try:
             yield HubProcess(child, process, stderr)
         finally:
-            await to_its_end(asyncio.create_task(_end(process), name=f"end of {process.pid}"))
+            await wait_shielded(asyncio.create_task(_end(process), name=f"end of {process.pid}"))
 
 
 async def _end(process: ProcessGroup) -> None:

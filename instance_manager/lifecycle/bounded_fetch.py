@@ -14,7 +14,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx
 
 
-class AnswerTooLong(httpx.HTTPError):
+class ResponseTooLong(httpx.HTTPError):
     """The engine answers with more than is taken; the message says how much that is."""
 
 
@@ -59,7 +59,7 @@ async def fetch(
     params: Mapping[str, str] | None = None,
     body: Mapping[str, object] | None = None,
 ) -> Answer:
-    """One answer, whole within `timeout_s`. Raises httpx.HTTPError: AnswerTooLong, ReadTimeout …"""
+    """One answer, whole within `timeout_s`. Raises httpx.HTTPError: ResponseTooLong, ReadTimeout …"""
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -71,7 +71,7 @@ async def fetch(
             async for piece in response.aiter_raw():
                 read += piece
                 if len(read) > max_bytes:
-                    raise AnswerTooLong(f"it answers with more than {max_bytes >> 10} KiB")
+                    raise ResponseTooLong(f"it answers with more than {max_bytes >> 10} KiB")
             return Answer(response.status_code, bytes(read))
     except TimeoutError:
         raise httpx.ReadTimeout(f"no whole answer within {timeout_s:g} s") from None

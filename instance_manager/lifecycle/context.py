@@ -13,7 +13,7 @@ from instance_manager.state.keeper import StateKeeper
 
 
 @dataclass(frozen=True, slots=True)
-class Dock:
+class SupervisorContext:
     """Made by the manager, for as long as it runs."""
 
     config: ManagerConfig

@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 
 from instance_manager.config import ManagerConfig
-from instance_manager.lifecycle.failures import classify_exit, telling_lines
+from instance_manager.lifecycle.failures import classify_exit, relevant_lines
 from instance_manager.lifecycle.health import (
     LastProbe,
     Probe,
     WrongEngine,
     name_to_send,
-    told_names,
+    reported_names,
     wait_until_ready,
 )
 from instance_manager.lifecycle.instance import Instance
@@ -177,13 +177,13 @@ class EngineRun:
             if not probing.cancelled():
                 probing.exception()  # taken note of, also when something else was noticed first
 
-    async def told_name(self, client: httpx.AsyncClient, instance: Instance) -> str | None:
+    async def reported_name(self, client: httpx.AsyncClient, instance: Instance) -> str | None:
         """What the engine calls its model, where it says so and need not have the name it was given."""
         probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, None)
         names: list[str] = []
 
         async def ask() -> None:
-            names.extend(await told_names(client, probe))
+            names.extend(await reported_names(client, probe))
 
         await self.unless_exited(ask())
         return name_to_send(names, [instance.model_name, instance.spec.profile or ""])
@@ -275,4 +275,4 @@ class EngineRun:
         return EngineFailed(InstanceFailure(failure_class, message, log_tail=tuple(self._log_tail())))
 
     def _log_tail(self) -> list[str]:
-        return telling_lines(self._log.lines.since(self._log_mark))
+        return relevant_lines(self._log.lines.since(self._log_mark))

@@ -82,7 +82,7 @@ _ACCESS_LINE = re.compile(
 )
 
 
-def telling_lines(lines: Iterable[str]) -> list[str]:
+def relevant_lines(lines: Iterable[str]) -> list[str]:
     """The last LOG_TAIL_LINES lines of a log that may tell why its engine ended."""
     telling = [line for line in lines if not (_PARTING_WORDS.search(line) or _ACCESS_LINE.search(line))]
     return telling[-LOG_TAIL_LINES:]

@@ -52,12 +52,12 @@ class Gate:
         "_max_in_flight",
         "_max_queue",
         "_waiters",
+        "has_external_waiters",
         "in_flight",
         "instance_id",
-        "is_sought",
         "last_active",
         "model_name",
-        "on_room",
+        "on_capacity",
     )
 
     def __init__(
@@ -79,8 +79,10 @@ class Gate:
         self._clock = clock
         self._waiters: deque[asyncio.Future[Lease]] = deque()
         self._drained: asyncio.Future[None] | None = None
-        self.on_room: Callable[[], None] | None = None  # called when there is room and nobody waits here
-        self.is_sought: Callable[[], bool] | None = None  # whether somebody waits elsewhere for room here
+        self.on_capacity: Callable[[], None] | None = None  # called when there is room and nobody waits here
+        self.has_external_waiters: Callable[[], bool] | None = (
+            None  # whether somebody waits elsewhere for room here
+        )
 
     @property
     def is_open(self) -> bool:
@@ -94,7 +96,7 @@ class Gate:
     @property
     def is_wanted(self) -> bool:
         """Whether somebody waits for a lease."""
-        return bool(self._waiters) or (self.is_sought is not None and self.is_sought())
+        return bool(self._waiters) or (self.has_external_waiters is not None and self.has_external_waiters())
 
     @property
     def queued(self) -> int:
@@ -173,13 +175,13 @@ class Gate:
             if not waiter.done():
                 self.in_flight += 1
                 waiter.set_result(Lease(self, endpoint))
-        if self.on_room is not None and endpoint is not None and not self._waiters:
-            self.on_room()
+        if self.on_capacity is not None and endpoint is not None and not self._waiters:
+            self.on_capacity()
 
     def _give_back(self) -> None:
         self.in_flight -= 1
         self.last_active = self._clock()
-        if self._waiters or self.on_room is not None:
+        if self._waiters or self.on_capacity is not None:
             self._grant_waiting()
         if not self.in_flight and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

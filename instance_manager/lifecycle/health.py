@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import httpx
 from pydantic_core import from_json
 
-from instance_manager.lifecycle.bounded_fetch import Answer, AnswerTooLong, engine_client, fetch
+from instance_manager.lifecycle.bounded_fetch import Answer, ResponseTooLong, engine_client, fetch
 from instance_manager.process.process_group import Listener, listener_of
 
 _POLL_MIN_S = 0.02
@@ -87,7 +87,7 @@ async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
         return None if _names_model(answer, probe.model) else f"{probe.url(path)} answered {answer.status}"
     except httpx.TimeoutException:
         return f"{probe.url(path)} did not answer within {_PROBE_TIMEOUT_S:g} s"
-    except AnswerTooLong as error:
+    except ResponseTooLong as error:
         raise WrongEngine(f"{path}: {error}") from None
     except httpx.HTTPError as error:
         return f"{probe.url(path)}: {error or type(error).__name__}"
@@ -127,7 +127,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(name[:_MAX_QUOTED_CHARS] for name in names[:_MAX_LISTED]) + more
 
 
-async def told_names(client: httpx.AsyncClient, probe: Probe) -> list[str]:
+async def reported_names(client: httpx.AsyncClient, probe: Probe) -> list[str]:
     """What an engine that need not name its model says it serves; nothing where it has no such list."""
     try:
         answer = await _get(client, probe, "/v1/models", _MAX_LIST_BYTES, _NAMES_TIMEOUT_S)

@@ -28,7 +28,7 @@ from instance_manager.types import (
 logger = logging.getLogger("berth.manager")
 
 
-class IllegalTransition(RuntimeError):
+class InvalidTransition(RuntimeError):
     """A state was to follow one that it can't follow: a fault in Berth itself."""
 
 
@@ -57,10 +57,10 @@ class Instance:
         self.state = InstanceState.STARTING
         self.status_reason = "created"
         self.failure: InstanceFailure | None = None
-        self.timeout_s = timeout_s
+        self.idle_timeout_s = timeout_s
         self.pinned = spec.pinned
         self.other_names: tuple[str, ...] = ()  # of its model in the catalog, written by the fleet
-        self.told_name: str | None = None  # by its engine, where that need not have the name it was given
+        self.reported_name: str | None = None  # by its engine, where that need not have the name it was given
         self.level = 0  # 1 and 2: how deep it sleeps
         self.awake_since: float | None = None  # monotonic seconds
         self.host = host
@@ -75,7 +75,7 @@ class Instance:
         self.created_at = time.time()
         self.started_at = self.created_at  # of the present life
         self.ready_at: float | None = None
-        self.spawns = 0  # processes started so far; the endpoint's generation
+        self.generation = 0  # processes started so far; the endpoint's generation
         self.log_path = log_path
         self._events = events
         self._clock = clock
@@ -88,7 +88,7 @@ class Instance:
     @property
     def served_model_name(self) -> str:
         """The name the engine itself answers to: what it has said, else what it was started with."""
-        return self.told_name or self.plan.served_model_name
+        return self.reported_name or self.plan.served_model_name
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ class Instance:
 
     @property
     def idleness(self) -> Idleness:
-        return Idleness(self.timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+        return Idleness(self.idle_timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
 
     def endpoint(self, port: int, api_key: str) -> Endpoint:
         """Where its present process listens."""
@@ -115,10 +115,10 @@ class Instance:
             self.host,
             port,
             api_key,
-            self.spawns,
+            self.generation,
             served_name=self.served_model_name,
             adapters=adapter_names(self.plan.params),
-            tells_tenants_apart=self.plan.tells_tenants_apart,
+            isolates_tenants=self.plan.isolates_tenants,
         )
 
     def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:
@@ -127,16 +127,16 @@ class Instance:
         self.status_reason = reason
         self._tell(previous)
 
-    def updated(self, data: Mapping[str, Any]) -> None:
+    def publish_update(self, data: Mapping[str, Any]) -> None:
         """Something besides the state has changed: emit `instance.updated`."""
         self._events.publish("instance.updated", self.instance_id, data)
-        self.announce()
+        self.notify()
 
     def set_state(self, state: InstanceState, reason: str, failure: InstanceFailure | None = None) -> None:
-        """Go to `state`, log it, emit `instance.state` and wake whoever waits. Raises IllegalTransition."""
+        """Go to `state`, log it, emit `instance.state` and wake whoever waits. Raises InvalidTransition."""
         previous = self.state
         if state not in TRANSITIONS[previous]:
-            raise IllegalTransition(f"{self.instance_id}: {state} can't follow {previous} ({reason})")
+            raise InvalidTransition(f"{self.instance_id}: {state} can't follow {previous} ({reason})")
         self.state = state
         self.status_reason = reason
         if state is InstanceState.STARTING:
@@ -152,12 +152,12 @@ class Instance:
             self.failure = failure
         self._tell(previous)
 
-    async def changed(self) -> None:
-        """Return after the next change of state (or of anything announced by `announce`)."""
+    async def wait_for_change(self) -> None:
+        """Return after the next change of state (or of anything announced by `notify`)."""
         await self._news.wait()
 
-    def announce(self) -> None:
-        """Wake those who wait in `changed`."""
+    def notify(self) -> None:
+        """Wake those who wait in `wait_for_change`."""
         self._news.set()
         self._news = asyncio.Event()
 
@@ -182,7 +182,7 @@ class Instance:
             "pid_start_time": self.pid_start_time,
             "params": mask_params(self.plan.params),
             "command": mask_command(self.command),
-            "timeout": self.timeout_s,
+            "timeout": self.idle_timeout_s,
             "expires_at": None if expires is None else expires + wall_offset,
             "last_active": self.last_active_at,
             "in_flight": gate.in_flight,
@@ -191,7 +191,7 @@ class Instance:
             "created_at": self.created_at,
             "ready_at": self.ready_at,
             "load_seconds": None if self.ready_at is None else self.ready_at - self.started_at,
-            "restarts": max(0, self.spawns - 1),
+            "restarts": max(0, self.generation - 1),
             "log_path": str(self.log_path),
             "error": None if self.failure is None else failure_record(self.failure),
         }
@@ -226,7 +226,7 @@ class Instance:
         if self.state is InstanceState.FAILED and self.failure is not None:
             data["error"] = failure_record(self.failure)
         self._events.publish("instance.state", self.instance_id, data)
-        self.announce()
+        self.notify()
 
 
 def new_instance(
@@ -256,7 +256,7 @@ def new_instance(
         events=events,
         host=config.host,
         port=port,
-        timeout_s=config.default_timeout_s if spec.timeout_s is None else spec.timeout_s,
+        timeout_s=config.default_idle_timeout_s if spec.timeout_s is None else spec.timeout_s,
         log_path=log_path,
         clock=clock,
     )

@@ -18,7 +18,7 @@ _UP_ASLEEP = (InstanceState.RUNNING, InstanceState.SLEEPING)
 
 
 @dataclass(frozen=True, slots=True)
-class AsleepLease:
+class SleepingLease:
     """Stands for no room in an engine: it may be woken or ended meanwhile."""
 
     endpoint: Endpoint
@@ -30,22 +30,22 @@ class AsleepLease:
         """There is nothing to give back."""
 
 
-class LeaseDesk:
+class InstanceLeases:
     """Over the manager's instances, which it reads alone.
 
-    `find` raises InstanceNotFound. `on_wanted` is told when a request comes for an instance that sleeps.
+    `find` raises InstanceNotFound. `on_wake_requested` is told when a request comes for an instance that sleeps.
     """
 
     def __init__(
         self,
         gates: Mapping[str, Gate],
         find: Callable[[str], Supervisor],
-        on_wanted: Callable[[Instance], None],
+        on_wake_requested: Callable[[Instance], None],
         limit_s: float,
     ) -> None:
         self._gates = gates
         self._find = find
-        self._on_wanted = on_wanted
+        self._on_wanted = on_wake_requested
         self._limit_s = limit_s  # that a request waits at most
         self.is_closed = False  # for good
 
@@ -62,7 +62,7 @@ class LeaseDesk:
         self._check_may_wait(instance_id)
         return None
 
-    def lease_asleep(self, instance_id: str, *, only_reads: bool) -> AsleepLease | None:
+    def lease_sleeping(self, instance_id: str, *, only_reads: bool) -> SleepingLease | None:
         """The way to an engine that sleeps, without waking it; None where it doesn't.
 
         `only_reads`: it may also be about to fall asleep, which the request then doesn't keep it from.
@@ -76,7 +76,7 @@ class LeaseDesk:
         if self.is_closed or instance.port is None or instance.secrets is None:
             return None
         endpoint = instance.endpoint(instance.port, instance.secrets.api_key)
-        return AsleepLease(endpoint, instance_id, instance.model_name)
+        return SleepingLease(endpoint, instance_id, instance.model_name)
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
         """A lease, in order of arrival, once the instance is running and has room.

@@ -37,11 +37,11 @@ def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool
         boot_id=boot_id,
         token=None if secrets is None else secrets.token,
         api_key=None if secrets is None else secrets.api_key,
-        generation=one.spawns,
+        generation=one.generation,
         log_path=str(one.log_path),
         status_reason=one.status_reason,
         failure=None if one.failure is None else failure_record(one.failure),
-        timeout_s=one.timeout_s,
+        timeout_s=one.idle_timeout_s,
         pinned=one.pinned,
         sleep_level=one.level,
         memory_bytes=one.memory_bytes,
@@ -76,11 +76,11 @@ def instance_of(
     one.state = record.state
     one.status_reason = record.status_reason
     one.failure = None if record.failure is None else _failure(dict(record.failure))
-    one.timeout_s = record.timeout_s
+    one.idle_timeout_s = record.timeout_s
     one.pinned = record.pinned
     one.command = list(record.command)
     one.created_at, one.started_at, one.ready_at = record.created_at, record.started_at, record.ready_at
-    one.spawns = record.generation
+    one.generation = record.generation
     one.level = record.sleep_level
     one.log_start = int(record.extra.get("log_start", 0))
     if record.state.is_terminal and record.last_active:
@@ -90,7 +90,7 @@ def instance_of(
     return one
 
 
-def shown_elsewhere(record: InstanceRecord, *, is_alive: bool) -> dict[str, Any]:
+def peer_instance_json(record: InstanceRecord, *, is_alive: bool) -> dict[str, Any]:
     """Another Berth's instance as JSON: as `Instance.record`, with what only its own Berth knows left out.
 
     `owner` is that Berth, and `owner_is_alive` whether it has been heard of lately.

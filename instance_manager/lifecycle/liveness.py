@@ -37,12 +37,12 @@ _STEPS = re.compile(
 )
 
 
-class Lifeless(Exception):
+class LivenessFailed(Exception):
     """It is to be ended; the message says what it did not do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class ProbeTarget:
     """Where to ask."""
 
     url: str  # of the engine, without a path
@@ -52,11 +52,11 @@ class Vitals:
 
 async def watch_liveness(
     client: httpx.AsyncClient,
-    vitals: Vitals,
+    vitals: ProbeTarget,
     rules: LivenessRules,
     clock: Callable[[], float],
 ) -> None:
-    """Go on as long as it lives. Raises Lifeless."""
+    """Go on as long as it lives. Raises LivenessFailed."""
     strikes = 0
     steps: bytes | None = None
     moved_at = clock()
@@ -66,7 +66,7 @@ async def watch_liveness(
         if problem is not None:
             strikes += 1
             if strikes >= _STRIKES:
-                raise Lifeless(f"{strikes} health probes in a row failed, the last: {problem}")
+                raise LivenessFailed(f"{strikes} health probes in a row failed, the last: {problem}")
             continue
         strikes = 0
         if not rules.stall_s:
@@ -75,13 +75,13 @@ async def watch_liveness(
         if steps is None or steps != before:
             moved_at = clock()
         elif clock() - moved_at >= rules.stall_s:
-            raise Lifeless(
+            raise LivenessFailed(
                 f"it answers {vitals.url}{vitals.health_path}, but has taken no step for "
                 f"{clock() - moved_at:.0f} s although it has requests"
             )
 
 
-async def _probe(client: httpx.AsyncClient, vitals: Vitals, timeout_s: float) -> str | None:
+async def _probe(client: httpx.AsyncClient, vitals: ProbeTarget, timeout_s: float) -> str | None:
     """What is wrong; None = it is well."""
     asked = f"{vitals.url}{vitals.health_path}"
     try:
@@ -105,7 +105,7 @@ def _is_want_of_ours(error: BaseException) -> bool:
     return False
 
 
-async def _steps(client: httpx.AsyncClient, vitals: Vitals, timeout_s: float) -> bytes | None:
+async def _steps(client: httpx.AsyncClient, vitals: ProbeTarget, timeout_s: float) -> bytes | None:
     """Its counters as they are written; None where it has none, or no work."""
     try:
         page = (await _get(client, vitals, "/metrics", timeout_s, _MAX_METRICS_BYTES)).body
@@ -123,7 +123,7 @@ def _is_positive(value: bytes) -> bool:
 
 
 async def _get(
-    client: httpx.AsyncClient, vitals: Vitals, path: str, timeout_s: float, max_bytes: int
+    client: httpx.AsyncClient, vitals: ProbeTarget, path: str, timeout_s: float, max_bytes: int
 ) -> Answer:
     headers = {"Authorization": f"Bearer {vitals.api_key}"}
     return await fetch(

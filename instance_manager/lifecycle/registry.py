@@ -11,7 +11,7 @@ from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceExists, InstanceNotFound
 from instance_manager.events import EventLog
-from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.gate import Gate
 from instance_manager.lifecycle.instance import Instance, new_instance
 from instance_manager.lifecycle.instance_record import instance_of, record_of
@@ -26,7 +26,7 @@ from instance_manager.types import InstanceSpec, InstanceState
 logger = logging.getLogger("berth.manager")
 
 
-class Register:
+class InstanceRegistry:
     """Written by the manager alone."""
 
     def __init__(self, config: ManagerConfig, events: EventLog, clock: Callable[[], float]) -> None:
@@ -51,7 +51,7 @@ class Register:
         return instance_id
 
     def enter(
-        self, spec: InstanceSpec, instance_id: str | None, dock: Dock, tasks: asyncio.TaskGroup
+        self, spec: InstanceSpec, instance_id: str | None, dock: SupervisorContext, tasks: asyncio.TaskGroup
     ) -> Instance:
         """A new instance with a port; its supervisor begins. Raises what `InstanceManager.create` does."""
         if instance_id in self.supervisors:
@@ -77,7 +77,9 @@ class Register:
         instance.begin(InstanceState.STARTING, "created")
         return instance
 
-    async def enter_again(self, leftover: Leftover, dock: Dock, tasks: asyncio.TaskGroup) -> Instance:
+    async def enter_again(
+        self, leftover: Leftover, dock: SupervisorContext, tasks: asyncio.TaskGroup
+    ) -> Instance:
         """One of an earlier Berth, under its old id; its supervisor goes on with what there is of it."""
         record = leftover.record
         instance = instance_of(record, self._config, self._events, self._clock)
@@ -115,7 +117,7 @@ class Register:
                 await self._strike_out(supervisor)
         finally:  # whatever happens, nobody waits for ever
             supervisor.is_forgotten = True
-            supervisor.instance.announce()
+            supervisor.instance.notify()
 
     async def _strike_out(self, supervisor: Supervisor) -> None:
         instance_id = supervisor.instance.instance_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from instance_manager.errors import InstanceExists, NoCapacity
-from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.engine_handle import EngineFailed
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.port_lease import PortHold
@@ -16,7 +16,7 @@ from instance_manager.types import FailureClass, InstanceFailure, RunSecrets
 _PORT_ATTEMPTS = 3  # because another Berth holds the port in the store
 
 
-async def book(instance: Instance, log: LogFile, dock: Dock, berth: PortHold) -> None:
+async def book(instance: Instance, log: LogFile, dock: SupervisorContext, berth: PortHold) -> None:
     """Return once a Berth that comes after us could tell what was started. Raises EngineFailed."""
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         if berth.port is None or not dock.ports.is_bindable(berth.port):

@@ -26,7 +26,7 @@ class Restarts:
             return None
         if len(self._times) >= rules.limit:
             return None
-        delay_s = min(rules.first_back_off_s * 2.0 ** len(self._times), rules.longest_back_off_s)
+        delay_s = min(rules.initial_backoff_s * 2.0 ** len(self._times), rules.max_backoff_s)
         self._times.append(now)
         return delay_s
 

@@ -8,16 +8,16 @@ import math
 import time
 from typing import Any
 
-from instance_manager.lifecycle.reservation import book, change_port
-from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.desired_state import Desired, Goal
 from instance_manager.lifecycle.engine_handle import EngineFailed, EngineRun
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.liveness import Lifeless, Vitals, watch_liveness
+from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
 from instance_manager.lifecycle.port_lease import PortHold
+from instance_manager.lifecycle.reservation import book, change_port
 from instance_manager.lifecycle.sleep_controller import SleepLevels
 from instance_manager.process.logs import LogFile
-from instance_manager.process.process_tree import ProcessId, until_tree_gone
+from instance_manager.process.process_tree import ProcessId, kill_until_gone
 from instance_manager.state.recovery import SWEEP_DEADLINE_S, Fate, FoundRun
 from instance_manager.types import FailureClass, InstanceFailure, InstanceState
 
@@ -40,7 +40,7 @@ class Life:
         self,
         instance: Instance,
         log: LogFile,
-        dock: Dock,
+        dock: SupervisorContext,
         goal: Goal,
         berth: PortHold,
         found: FoundRun | None = None,
@@ -133,7 +133,7 @@ class Life:
         return run
 
     async def _sweep(self, token: str, engine: ProcessId | None) -> None:
-        if not await until_tree_gone(token, engine, SWEEP_DEADLINE_S):
+        if not await kill_until_gone(token, engine, SWEEP_DEADLINE_S):
             message = f"what an earlier Berth has left is still there {SWEEP_DEADLINE_S:.0f} s after SIGKILL"
             raise EngineFailed(InstanceFailure(FailureClass.UNHEALTHY, message))
 
@@ -146,7 +146,7 @@ class Life:
             raise _GoalChanged
         run = await EngineRun.spawn(instance, self._log, self._berth.held, dock.config)
         self._run = run
-        instance.spawns += 1
+        instance.generation += 1
         self._show_process(run)
         instance.set_state(InstanceState.HEALTH_CHECKING, f"process {run.pid} spawned")
         return run
@@ -168,7 +168,7 @@ class Life:
         if not is_ready:
             raise _GoalChanged
         if not instance.plan.must_name_model:
-            instance.told_name = await run.told_name(dock.client, instance)
+            instance.reported_name = await run.reported_name(dock.client, instance)
 
     def _is_ready(self, run: EngineRun, reason: str) -> None:
         is_awake = self._instance.level == 0
@@ -192,7 +192,7 @@ class Life:
         instance, rules = self._instance, self._dock.config.liveness
         watching: list[asyncio.Task[None]] = []
         if rules.interval_s and instance.level == 0:
-            vitals = Vitals(f"http://{instance.host}:{run.port}", run.api_key, instance.plan.health_path)
+            vitals = ProbeTarget(f"http://{instance.host}:{run.port}", run.api_key, instance.plan.health_path)
             alive = watch_liveness(self._dock.client, vitals, rules, time.monotonic)
             watching.append(asyncio.create_task(alive, name=f"liveness of {run.pid}"))
         try:
@@ -201,7 +201,7 @@ class Life:
             for task in watching:
                 if task.done() and not run.exited.done():
                     task.result()
-        except Lifeless as error:
+        except LivenessFailed as error:
             instance.gate.close()
             raise run.failed(FailureClass.UNHEALTHY, str(error)) from error
         finally:

@@ -26,7 +26,7 @@ async def all_ended(ending: list[tuple[Supervisor, int]]) -> None:
     await asyncio.gather(*(supervisor.ended(life) for supervisor, life in ending))
 
 
-async def to_its_end(task: asyncio.Task[None]) -> None:
+async def wait_shielded(task: asyncio.Task[None]) -> None:
     """Wait for a task that bounds its own time, whatever cancellation comes meanwhile; then pass that on."""
     cancelled = False
     while not task.done():

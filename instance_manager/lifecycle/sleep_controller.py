@@ -46,7 +46,7 @@ class SleepLevels:
                     await self._fall_asleep(self._goal.level)
             if self._goal.level == self._instance.level == 0 and not self._is_over():
                 self._open_gate(self._run)  # somebody wants it awake before it slept, or it wouldn't sleep
-                self._instance.announce()  # whoever sent it to sleep need not wait any longer
+                self._instance.notify()  # whoever sent it to sleep need not wait any longer
         else:
             await self._wake_up()
 
@@ -69,13 +69,13 @@ class SleepLevels:
             logger.warning("instance=%s doesn't sleep: %s", self._instance.instance_id, error)
             self._goal.sleep_error = str(error)
             self._goal.level = self._instance.level
-            self._instance.announce()
+            self._instance.notify()
             return
         self._instance.level = level
         if self._instance.state is InstanceState.RUNNING:
             self._instance.set_state(InstanceState.SLEEPING, f"asleep at level {level}")
         else:
-            self._instance.updated({"sleep_level": level})
+            self._instance.publish_update({"sleep_level": level})
 
     async def _wake_up(self) -> None:
         """An engine that can't be woken is replaced by a new process; who waits goes on waiting."""

@@ -18,7 +18,7 @@ from instance_manager.errors import (
     ShuttingDown,
     WrongState,
 )
-from instance_manager.lifecycle.context import Dock
+from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.desired_state import Desired, Goal
 from instance_manager.lifecycle.failures import explain, start_error
 from instance_manager.lifecycle.instance import Instance
@@ -39,7 +39,12 @@ class Supervisor:
     """See the module. Made with the port taken and the instance in `starting`; then `run` as a task."""
 
     def __init__(
-        self, instance: Instance, log: LogFile, dock: Dock, port: int | None, found: FoundRun | None = None
+        self,
+        instance: Instance,
+        log: LogFile,
+        dock: SupervisorContext,
+        port: int | None,
+        found: FoundRun | None = None,
     ) -> None:
         """`found`: what an earlier Berth has left of it; its first life goes on with that."""
         self.instance = instance
@@ -85,7 +90,7 @@ class Supervisor:
     async def ended(self, life: int) -> None:
         """Wait until that life is over: its process group is gone."""
         while self.ended_life < life:
-            await self.instance.changed()
+            await self.instance.wait_for_change()
 
     def request_start(self) -> None:
         """Begin a new life, from a terminal state only. Raises WrongState or NoCapacity."""
@@ -130,7 +135,7 @@ class Supervisor:
         instance.gate.close()
         self._goal.announce()
 
-    def note_asleep(self, level: int) -> None:
+    def record_sleep(self, level: int) -> None:
         """Its engine was put to sleep behind our back, so deep: nothing is sent to it until it is woken."""
         instance, goal = self.instance, self._goal
         if goal.desired is not Desired.RUNNING or self._is_ending or instance.plan.sleep_style is None:
@@ -142,10 +147,10 @@ class Supervisor:
             goal.announce()
         elif instance.state is InstanceState.SLEEPING and level > instance.level:
             goal.level = instance.level = level
-            instance.updated({"sleep_level": level})
+            instance.publish_update({"sleep_level": level})
             goal.announce()
 
-    async def look_at_sleep(self) -> None:
+    async def check_sleep(self) -> None:
         """Ask its engine whether it sleeps although nobody here has asked it to."""
         instance = self.instance
         endpoint, style = instance.gate.endpoint, instance.plan.sleep_style
@@ -156,7 +161,7 @@ class Supervisor:
         self._is_looking = True
         try:
             if await sleeper.is_asleep() and instance.gate.endpoint is endpoint:
-                self.note_asleep(max(SLEEP_LEVELS))  # nobody knows how deep
+                self.record_sleep(max(SLEEP_LEVELS))  # nobody knows how deep
         except SleepRefused as error:
             logger.info("instance=%s: %s", instance.instance_id, error)
         finally:
@@ -241,7 +246,7 @@ class Supervisor:
             if self._life is not None:
                 self._life.abandon()
             self.ended_life = goal.life  # whoever waits must not wait for ever
-            self.instance.announce()
+            self.instance.notify()
 
     def _begin_wanted_life(self) -> Life:
         """A life that was replaced before it began counts as ended: somebody may wait for that."""
@@ -250,7 +255,7 @@ class Supervisor:
             self._goal.level = self.instance.level = 0
         self._life = Life(self.instance, self.log, self._dock, self._goal, self._berth, found)
         self.ended_life = self._life.number - 1
-        self.instance.announce()
+        self.instance.notify()
         return self._life
 
     async def _back_off(self) -> None:
@@ -263,7 +268,7 @@ class Supervisor:
         instance = self.instance
         if self._goal.desired is Desired.DETACHED and failure is None:
             self.ended_life = life.number
-            instance.announce()
+            instance.notify()
             return
         delay_s = None if failure is None else self._answer(life, failure)
         another_follows = self._goal.life != life.number
@@ -278,7 +283,7 @@ class Supervisor:
         elif instance.state is not InstanceState.STOPPED:
             instance.set_state(InstanceState.STOPPED, self._goal.reason)
         else:  # stopped before the next life began
-            instance.announce()
+            instance.notify()
         if another_follows:
             return
         self.log.lines.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from instance_manager.process.hub_cache import with_cache_settled
+from instance_manager.process.hub_cache import with_absolute_cache_paths
 
 # Berth's own settings: secrets an engine must not see, and names that vLLM would warn of or misread.
 _WITHHELD = frozenset(
@@ -36,7 +36,7 @@ def child_environment(base: Mapping[str, str], *layers: Mapping[str, str]) -> di
     env["PYTHONUNBUFFERED"] = "1"
     for layer in layers:
         env.update(layer)
-    return with_cache_settled(env)
+    return with_absolute_cache_paths(env)
 
 
 def engine_environment(

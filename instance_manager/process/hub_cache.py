@@ -23,7 +23,7 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
     return _located(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
-def with_cache_settled(environ: Mapping[str, str]) -> dict[str, str]:
+def with_absolute_cache_paths(environ: Mapping[str, str]) -> dict[str, str]:
     """The same for a child in another folder than Berth: its paths absolute, and what is empty left out.
 
     huggingface_hub would take an empty name for the folder that it happens to run in.

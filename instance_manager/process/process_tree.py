@@ -1,7 +1,7 @@
 """Who runs for an engine: its shim's status file, its token in the environment, and who of them is alive.
 
 What a Berth needs to know its engines again after its own death. Looks at the machine and, but for
-`until_exit`, blocks for milliseconds. The status file exists only where the shim runs (Linux).
+`wait_for_exit`, blocks for milliseconds. The status file exists only where the shim runs (Linux).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def kill_tree(token: str, engine: ProcessId | None) -> bool:
     return bool(frozen)
 
 
-async def until_tree_gone(token: str, engine: ProcessId | None, timeout_s: float) -> bool:
+async def kill_until_gone(token: str, engine: ProcessId | None, timeout_s: float) -> bool:
     """Kill all of the run until nobody is left; whether that came true in time."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -158,7 +158,7 @@ async def until_tree_gone(token: str, engine: ProcessId | None, timeout_s: float
     return True
 
 
-async def until_exit(process: ProcessId) -> None:
+async def wait_for_exit(process: ProcessId) -> None:
     """Wait until the process has ended, be it our child or not; nobody need have reaped it."""
     try:
         descriptor = os.pidfd_open(process.pid)
@@ -170,12 +170,12 @@ async def until_exit(process: ProcessId) -> None:
         return
     try:
         if process.is_alive:  # and hence the one that we have a descriptor of
-            await until_readable(descriptor)
+            await wait_readable(descriptor)
     finally:
         os.close(descriptor)
 
 
-async def until_readable(descriptor: int) -> None:
+async def wait_readable(descriptor: int) -> None:
     """Wait until something, or its end, can be read from a pipe; or until a pidfd's process has ended."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()

@@ -24,7 +24,7 @@ logger = logging.getLogger("berth.manager")
 _OPTION = "--status="
 
 
-def owners_of_shims(run_dir: Path) -> frozenset[str]:
+def shim_owners(run_dir: Path) -> frozenset[str]:
     """The names of the Berths whose living engines note their ends in this folder."""
     owners = set()
     for process in psutil.process_iter():
@@ -36,7 +36,7 @@ def owners_of_shims(run_dir: Path) -> frozenset[str]:
     return frozenset(owners)
 
 
-def holder_of_deleted(path: Path) -> int | None:
+def process_holding_deleted(path: Path) -> int | None:
     """The process that has open what was removed from this path; None where nobody has."""
     wanted = f"{path.resolve()} (deleted)"
     for process in psutil.process_iter():
@@ -75,7 +75,7 @@ def status_from_processes(token: str, carriers: Collection[int], engine: Process
     return None
 
 
-def note_again(found: Iterable[tuple[Path, RunStatus]]) -> None:
+def rewrite_status_files(found: Iterable[tuple[Path, RunStatus]]) -> None:
     """Write status files that are gone; where that can't be, only the next Berth misses them."""
     for path, status in found:
         try:

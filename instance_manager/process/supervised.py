@@ -20,10 +20,10 @@ from instance_manager.process.process_group import EngineProcess
 from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
+    kill_until_gone,
     read_status,
-    until_exit,
-    until_readable,
-    until_tree_gone,
+    wait_for_exit,
+    wait_readable,
 )
 from instance_manager.process.shim import KILL_SIGNAL, TOKEN_VARIABLE
 
@@ -148,7 +148,7 @@ class SupervisedProcess(EngineProcess):
             gone = True
         else:
             logger.warning("engine %d has lost its shim: looking for what is left of its tree", self.pid)
-            gone = await until_tree_gone(self._token, self._engine, _SWEEP_DEADLINE_S)
+            gone = await kill_until_gone(self._token, self._engine, _SWEEP_DEADLINE_S)
         if not gone:
             logger.error("the tree of engine %d is still there after SIGKILL", self.pid)
             return False
@@ -157,7 +157,7 @@ class SupervisedProcess(EngineProcess):
 
     async def _until_ended(self) -> int:
         """The engine's return code, as soon as it has ended: the rest of its tree may still be there."""
-        engine_exit = asyncio.create_task(until_exit(self._engine), name=f"end of {self._engine.pid}")
+        engine_exit = asyncio.create_task(wait_for_exit(self._engine), name=f"end of {self._engine.pid}")
         try:
             await asyncio.wait((engine_exit, self._shim_exit), return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait((engine_exit,), timeout=_LAST_BREATH_S)
@@ -202,7 +202,7 @@ async def _read_to_end(descriptor: int) -> bytes:
     """A few bytes from a pipe. Its writer is the shim: the engine does not inherit it."""
     said = b""
     while True:
-        await until_readable(descriptor)
+        await wait_readable(descriptor)
         chunk = os.read(descriptor, 4096)
         if not chunk:
             return said
@@ -230,7 +230,7 @@ def _start(
 
 async def _exit_of_child(child: subprocess.Popen[bytes], process: ProcessId) -> int:
     """Its return code; it is reaped then."""
-    await until_exit(process)
+    await wait_for_exit(process)
     while (returncode := child.poll()) is None:  # noqa: ASYNC110 - nothing tells us
         await asyncio.sleep(_POLL_S)  # without descriptors left, it only seemed to have ended
     return returncode
@@ -238,5 +238,5 @@ async def _exit_of_child(child: subprocess.Popen[bytes], process: ProcessId) -> 
 
 async def _exit_of_stranger(process: ProcessId) -> int:
     """Nobody but its parent learns a return code; a shim that could not note one was killed."""
-    await until_exit(process)
+    await wait_for_exit(process)
     return -signal.SIGKILL

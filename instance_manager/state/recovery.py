@@ -18,11 +18,11 @@ from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
     find_by_prefix,
+    kill_until_gone,
     read_status,
-    until_tree_gone,
 )
 from instance_manager.process.shim import read_stat
-from instance_manager.process.shim_processes import note_again, status_from_processes
+from instance_manager.process.shim_processes import rewrite_status_files, status_from_processes
 from instance_manager.state.session import StateSession
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceState, RunSecrets
@@ -102,7 +102,7 @@ def _find(session: StateSession, records: list[InstanceRecord], config: ManagerC
                 missed.append((path, status))
         run = _look_for(record, path, status, session.boot_id, of_token)
         leftovers.append(Leftover(record, run))
-    note_again(missed)
+    rewrite_status_files(missed)
     known = {one.record.token for one in leftovers if one.run.fate is not Fate.ENDED}
     paths = {config.status_path(record.instance_id) for record in records}
     folder = config.status_path("any").parent
@@ -175,7 +175,7 @@ async def reap(strays: Collection[str], status_files: Collection[Path]) -> None:
     """End all processes with these tokens, and forget what was noted of them."""
     for token in strays:
         logger.warning("processes of an engine that nobody knows any more are ended")
-        if not await until_tree_gone(token, None, SWEEP_DEADLINE_S):
+        if not await kill_until_gone(token, None, SWEEP_DEADLINE_S):
             logger.error("they are still there %.0f s after SIGKILL", SWEEP_DEADLINE_S)
     try:
         for path in status_files:

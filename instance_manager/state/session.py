@@ -11,7 +11,7 @@ from pathlib import Path
 
 from instance_manager.config import ManagerConfig
 from instance_manager.process.shim import read_boot_id
-from instance_manager.process.shim_processes import holder_of_deleted, owners_of_shims
+from instance_manager.process.shim_processes import process_holding_deleted, shim_owners
 from instance_manager.state.stores.base import StateStore
 from instance_manager.state.stores.errors import LeaseLost, StoreInUse, StoreUnavailable
 from instance_manager.state.stores.lock import FileLock
@@ -138,10 +138,10 @@ def _known_name(config: ManagerConfig, state_dir: Path) -> str | None:
             return name
     except OSError as error:
         raise StoreUnavailable(f"can't read this Berth's name in {state_dir}: {error}") from error
-    owners = owners_of_shims(config.status_path("any").parent)
+    owners = shim_owners(config.status_path("any").parent)
     if not owners:
         return None
-    if (holder := holder_of_deleted(state_dir / "berth.lock")) is not None:
+    if (holder := process_holding_deleted(state_dir / "berth.lock")) is not None:
         raise StoreInUse(
             f"another Berth (pid {holder}) works in {state_dir}, whose files were removed: "
             "stop it, or give this one a STATE_DIR of its own"

@@ -123,5 +123,5 @@ async def until_state(instance: Instance, state: InstanceState) -> float:
     """Wait for the state; seconds it took."""
     began = time.monotonic()
     while instance.state is not state:
-        await instance.changed()
+        await instance.wait_for_change()
     return time.monotonic() - began

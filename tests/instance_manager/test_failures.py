@@ -9,8 +9,8 @@ from instance_manager.lifecycle.failures import (
     classify_exit,
     describe_exit,
     explain,
+    relevant_lines,
     start_error,
-    telling_lines,
 )
 from instance_manager.types import FailureClass
 
@@ -98,16 +98,16 @@ def test_parting_words_push_no_reason_out_of_the_tail() -> None:
         " - ... skipped remainder",
         "See https://nanobind.readthedocs.io/en/latest/refleaks.html",
     ]
-    assert telling_lines([*reason, *parting]) == reason
+    assert relevant_lines([*reason, *parting]) == reason
     access = ['INFO:     127.0.0.1:0 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error'] * 30
-    assert telling_lines([*reason, *access]) == reason
+    assert relevant_lines([*reason, *access]) == reason
     ours = [
         '2026 INFO engine.requests: "POST /v1/completions" 500 id=x prompt=3 cached=0 output=0 finish=error',
         "2026 INFO engine.stats: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
         "INFO 01-01 loggers.py:116] Engine 000: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
     ]
-    assert telling_lines([*reason, *ours * 10]) == reason
-    assert telling_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
+    assert relevant_lines([*reason, *ours * 10]) == reason
+    assert relevant_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
 
 
 def test_a_checkpoint_that_can_not_be_run_is_explained_by_one_line() -> None:

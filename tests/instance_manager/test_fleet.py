@@ -156,7 +156,7 @@ async def test_who_waits_while_the_only_replica_is_deleted_is_served_by_another(
         monkeypatch.setattr(LogFile, "remove", remove_late)
         deleting = asyncio.create_task(manager.delete(instance.instance_id))
         while not instance.state.is_terminal:
-            await instance.changed()
+            await instance.wait_for_change()
         try:
             await bring_up(fleet, "a")
         finally:
@@ -225,7 +225,7 @@ async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(
             assert instance.pid is not None
             os.kill(instance.pid, signal.SIGKILL)
             while not instance.state.is_terminal:
-                await instance.changed()
+                await instance.wait_for_change()
             if deaths == 0:
                 assert model.error is None  # the first is replaced at once
             else:
@@ -290,6 +290,6 @@ async def test_an_idle_engine_goes_at_once_when_another_outgrows_the_budget(
             response = await http.post(f"http://127.0.0.1:{grows.port}/grow", content="300")
             assert response.status_code == 200
             while idle.state is not InstanceState.STOPPED:
-                await idle.changed()
+                await idle.wait_for_change()
         assert idle.status_reason == "made room for what runs"
         assert grows.state is InstanceState.RUNNING

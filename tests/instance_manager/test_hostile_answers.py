@@ -16,9 +16,9 @@ import pytest
 
 from instance_manager.backends.base import SleepStyle
 from instance_manager.config import LivenessRules
-from instance_manager.lifecycle.bounded_fetch import AnswerTooLong, engine_client, fetch
-from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, told_names, wait_until_ready
-from instance_manager.lifecycle.liveness import Lifeless, Vitals, watch_liveness
+from instance_manager.lifecycle.bounded_fetch import ResponseTooLong, engine_client, fetch
+from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, reported_names, wait_until_ready
+from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
 from instance_manager.lifecycle.sleep_client import Sleeper, SleepRefused
 from tests.api.upstreams import Wire, response, upstream
 
@@ -118,7 +118,7 @@ async def test_what_has_no_end_is_read_to_a_bound_and_a_time(answer: Answering) 
         async with engine_client(1.0) as client:
             with pytest.raises(httpx.HTTPError) as raised:
                 await fetch(client, "GET", url + "/x", headers={}, timeout_s=0.5, max_bytes=256 * 1024)
-            assert isinstance(raised.value, AnswerTooLong) is (answer in UNBOUNDED)
+            assert isinstance(raised.value, ResponseTooLong) is (answer in UNBOUNDED)
 
     async with engine({b"/x": answer}) as (url, _), engine_client(5.0) as client:
         await fetch(client, "GET", url + "/", headers={}, timeout_s=5, max_bytes=MIB)  # what is loaded late
@@ -176,7 +176,7 @@ async def test_what_is_no_list_of_models_is_the_engines_fault(body: bytes) -> No
     async with engine({b"/v1/models": response(body)}) as (url, _), engine_client(1.0) as client:
         with pytest.raises(WrongEngine, match="does not answer with a list of models"):
             await wait_until_ready(client, probe(url), LastProbe())
-        assert await told_names(client, probe(url)) == []
+        assert await reported_names(client, probe(url)) == []
 
 
 async def test_long_names_and_many_are_told_in_short() -> None:
@@ -200,8 +200,8 @@ async def test_long_names_and_many_are_told_in_short() -> None:
 async def test_a_running_engine_that_answers_so_is_unhealthy(answer: Answering | bytes, told: str) -> None:
     rules = LivenessRules(interval_s=0.01, stall_s=0, timeout_s=0.2)
     async with engine({b"/health": answer}) as (url, asked), engine_client(1.0) as client:
-        with pytest.raises(Lifeless, match=told):
-            await watch_liveness(client, Vitals(url, "key", "/health"), rules, time.monotonic)
+        with pytest.raises(LivenessFailed, match=told):
+            await watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
         assert asked == [b"/health"] * 3
 
 
@@ -226,7 +226,7 @@ async def test_metrics_that_are_none_are_passed_over(page: bytes) -> None:
 
     rules = LivenessRules(interval_s=0.01, stall_s=30, timeout_s=5)
     async with engine({b"/metrics": metrics}) as (url, asked), engine_client(5.0) as client:
-        vitals = Vitals(url, "key", "/health")
+        vitals = ProbeTarget(url, "key", "/health")
         watching = asyncio.create_task(watch_liveness(client, vitals, rules, time.monotonic))
         async with asyncio.timeout(5):
             assert await longest_gap_during(asked_twice.wait()) < 0.25

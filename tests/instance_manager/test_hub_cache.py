@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from instance_manager.process.environment import child_environment
-from instance_manager.process.hub_cache import hub_cache, with_cache_settled
+from instance_manager.process.hub_cache import hub_cache, with_absolute_cache_paths
 
 _ASK_THE_HUB = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
 _NAMES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TRANSFORMERS_CACHE")
@@ -45,4 +45,4 @@ def test_a_child_and_berth_find_the_same_cache(given: dict[str, str], tmp_path: 
 
 
 def test_what_else_stands_in_the_environment_stays() -> None:
-    assert with_cache_settled({"A": "", "HF_TOKEN": "", "HF_HOME": ""}) == {"A": "", "HF_TOKEN": ""}
+    assert with_absolute_cache_paths({"A": "", "HF_TOKEN": "", "HF_HOME": ""}) == {"A": "", "HF_TOKEN": ""}

@@ -22,7 +22,7 @@ from instance_manager.errors import (
     ShuttingDown,
     WrongState,
 )
-from instance_manager.lifecycle.instance import IllegalTransition
+from instance_manager.lifecycle.instance import InvalidTransition
 from instance_manager.manager import InstanceManager
 from instance_manager.types import TRANSITIONS, FailureClass, InstanceSpec, InstanceState
 from tests.instance_manager.conftest import LOOPS, ManagerFactory, fake, fake_vllm, running, until_state
@@ -258,7 +258,7 @@ async def test_every_transition_is_checked(manager: InstanceManager) -> None:
     instance = await running(manager, fake())
     allowed = TRANSITIONS[instance.state]
     for state in set(InstanceState) - allowed:
-        with pytest.raises(IllegalTransition, match=f"{state} can't follow running"):
+        with pytest.raises(InvalidTransition, match=f"{state} can't follow running"):
             instance.set_state(state, "a test")
     assert instance.state is InstanceState.RUNNING
     assert set(TRANSITIONS) == set(InstanceState)

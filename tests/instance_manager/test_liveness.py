@@ -18,7 +18,7 @@ import pytest
 from instance_manager.config import LivenessRules, RestartPolicy, RestartRules
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.liveness import Lifeless, Vitals, watch_liveness
+from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
 from instance_manager.lifecycle.restart_backoff import Restarts
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState
 from tests.fake_engine import command
@@ -26,7 +26,7 @@ from tests.instance_manager.conftest import ManagerFactory
 
 pytestmark = pytest.mark.timeout(120)
 
-QUICK = RestartRules(RestartPolicy.ON_FAILURE, limit=2, first_back_off_s=0.2)
+QUICK = RestartRules(RestartPolicy.ON_FAILURE, limit=2, initial_backoff_s=0.2)
 WATCHFUL = LivenessRules(interval_s=0.1, timeout_s=0.3)
 
 
@@ -37,21 +37,21 @@ def spec(*flags: str) -> InstanceSpec:
 async def until(instance: Instance, *states: InstanceState) -> None:
     async with asyncio.timeout(60):
         while instance.state not in states:
-            await instance.changed()
+            await instance.wait_for_change()
 
 
 async def until_ended(instance: Instance) -> None:
     """Until it is down and no restart follows."""
     async with asyncio.timeout(60):
         while instance.state is not InstanceState.FAILED or "started again" in instance.status_reason:
-            await instance.changed()
+            await instance.wait_for_change()
 
 
 async def test_that_we_have_no_descriptors_left_is_not_held_against_an_engine() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # nobody listens
-        vitals = Vitals(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health")
+        vitals = ProbeTarget(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health")
         async with probe_client() as client:
             watching = asyncio.create_task(watch_liveness(client, vitals, WATCHFUL, time.monotonic))
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))  # those three are open
@@ -60,7 +60,7 @@ async def test_that_we_have_no_descriptors_left_is_not_held_against_an_engine() 
                 assert not watching.done()
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
-            with pytest.raises(Lifeless):
+            with pytest.raises(LivenessFailed):
                 await watching
 
 
@@ -81,13 +81,13 @@ async def test_after_too_many_restarts_it_stays_failed_until_it_is_started(manag
     async with managing(restart=QUICK) as manager:
         instance = manager.create(spec("--die-after", "0.1", "--exit-code", "7"))
         await until_ended(instance)
-        assert instance.spawns == 3
+        assert instance.generation == 3
         assert instance.failure is not None
         assert (instance.failure.failure_class, instance.failure.exit_code) == (FailureClass.CRASHED, 7)
         manager.start("one")
         await until(instance, InstanceState.RUNNING)
         await until_ended(instance)
-        assert instance.spawns == 6
+        assert instance.generation == 6
 
 
 async def test_what_never_ran_is_not_started_again(managing: ManagerFactory) -> None:
@@ -95,12 +95,12 @@ async def test_what_never_ran_is_not_started_again(managing: ManagerFactory) -> 
         instance = manager.create(spec("--fail-with", "bad luck"))
         await until(instance, InstanceState.FAILED)
         await manager.stop("one")
-        assert instance.spawns == 1
+        assert instance.generation == 1
 
 
 @pytest.mark.parametrize("how", ["stop", "delete", "start", "shutdown"])
 async def test_a_wish_interrupts_the_wait_for_a_restart(managing: ManagerFactory, how: str) -> None:
-    rules = RestartRules(RestartPolicy.ON_FAILURE, first_back_off_s=300)
+    rules = RestartRules(RestartPolicy.ON_FAILURE, initial_backoff_s=300)
     async with managing(restart=rules) as manager:
         instance = manager.create(spec())
         await manager.wait_ready("one", 60)
@@ -188,9 +188,9 @@ async def test_an_engine_with_work_that_takes_no_step_has_failed(metrics: bytes,
     engine.metrics = metrics
     rules = LivenessRules(interval_s=0.02, stall_s=0.3, timeout_s=5)
     async with engine.serving() as url, probe_client() as client:
-        watching = watch_liveness(client, Vitals(url, "key", "/health"), rules, time.monotonic)
+        watching = watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
         if is_dead:
-            with pytest.raises(Lifeless, match="has taken no step for 0 s although it has requests"):
+            with pytest.raises(LivenessFailed, match="has taken no step for 0 s although it has requests"):
                 await asyncio.wait_for(watching, 30)
         else:
             with pytest.raises(TimeoutError):
@@ -199,7 +199,7 @@ async def test_an_engine_with_work_that_takes_no_step_has_failed(metrics: bytes,
 
 def test_the_back_off_doubles_and_the_window_forgets() -> None:
     rules = RestartRules(
-        RestartPolicy.ON_FAILURE, limit=4, window_s=100, first_back_off_s=1, longest_back_off_s=3
+        RestartPolicy.ON_FAILURE, limit=4, window_s=100, initial_backoff_s=1, max_backoff_s=3
     )
     restarts = Restarts(rules)
     assert restarts.next_delay_s(0, was_ready=False) is None

@@ -24,9 +24,9 @@ from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
     find_by_token,
+    kill_until_gone,
     read_status,
-    until_exit,
-    until_tree_gone,
+    wait_for_exit,
 )
 from instance_manager.process.supervised import SupervisedProcess, can_supervise
 from tests.instance_manager.conftest import LOOPS, MARK, ManagerFactory, fake, marked, running
@@ -169,7 +169,7 @@ async def test_an_end_is_noticed_before_the_tree_is_empty(spawn: Spawn, tmp_path
     os.kill(process.pid, signal.SIGKILL)
     async with asyncio.timeout(10):
         assert await process.exited == -signal.SIGKILL
-        await until_exit(shim)
+        await wait_for_exit(shim)
 
 
 async def test_a_stopped_shim_is_woken_to_do_its_work(spawn: Spawn, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ async def test_killing_without_waiting(spawn: Spawn, tmp_path: Path) -> None:
     await until_said(tmp_path / "log")
     process.kill_now()
     assert await process.exited == -signal.SIGKILL
-    await until_exit(status_of(tmp_path).shim)
+    await wait_for_exit(status_of(tmp_path).shim)
 
 
 async def test_it_works_without_pidfd(
@@ -293,7 +293,7 @@ async def test_strays_without_a_status_are_ended_by_their_token(
 ) -> None:
     await asyncio.to_thread(orphaned, [*PYTHON, STUBBORN])
     await until_said(tmp_path / "log")
-    assert await until_tree_gone(token, None, 10)
+    assert await kill_until_gone(token, None, 10)
     assert find_by_token([token]) == {}
 
 
@@ -314,9 +314,9 @@ async def test_who_is_not_the_one_that_was_noted_is_not_adopted(
         assert not replace(status, **change).can_be_adopted  # type: ignore[arg-type]
     stranger = ProcessId(status.engine_pid, status.engine_start_ticks - 1)
     assert not stranger.is_alive
-    assert await until_tree_gone("", stranger, 1)  # finds nobody, hurts nobody
+    assert await kill_until_gone("", stranger, 1)  # finds nobody, hurts nobody
     assert status_of(tmp_path).can_be_adopted
-    await until_exit(stranger)
+    await wait_for_exit(stranger)
 
 
 def test_a_status_that_can_not_be_read_is_none(tmp_path: Path) -> None:

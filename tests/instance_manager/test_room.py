@@ -100,7 +100,7 @@ class World:
             port=9000 + number,
             log_path=Path("none.log"),
         )
-        one.pid, one.spawns = 100 + number, 1
+        one.pid, one.generation = 100 + number, 1
         one.set_state(InstanceState.HEALTH_CHECKING, "test")
         one.set_state(InstanceState.RUNNING, "test")
         one.gate.open(Endpoint("127.0.0.1", 9000 + number, "key", 1))

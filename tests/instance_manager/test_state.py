@@ -58,7 +58,7 @@ async def test_what_has_been_stopped_is_known_to_the_next(keeping: Keeping, tmp_
     async with keeping() as manager:
         (one,) = manager.list(include_terminal=True)
         assert (one.instance_id, one.state, one.created_at) == ("one", InstanceState.STOPPED, created_at)
-        assert (one.port, one.pid, one.timeout_s) == (None, None, 50.0)
+        assert (one.port, one.pid, one.idle_timeout_s) == (None, None, 50.0)
         assert await manager.state.store.ports() == []
         assert manager.events.last_event_id >= seen
         assert next(event.event_id for event in manager.events.since(seen - 1)) == seen

@@ -104,7 +104,7 @@ async def test_cancelling_who_asked_does_not_cancel_the_stop(manager: InstanceMa
         assert asked.cancelled()
     await until_state(instance, InstanceState.STOPPED)
     while manager.list(include_terminal=True):
-        await instance.changed()
+        await instance.wait_for_change()
 
 
 async def test_an_idle_instance_expires_and_says_so(manager: InstanceManager) -> None:
