@@ -19,7 +19,7 @@ from instance_manager.config import LivenessRules
 from instance_manager.lifecycle.bounded_fetch import ResponseTooLong, engine_client, fetch
 from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, reported_names, wait_until_ready
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
-from instance_manager.lifecycle.sleep_client import Sleeper, SleepRefused
+from instance_manager.lifecycle.sleep_client import SleepClient, SleepRefused
 from tests.api.upstreams import Wire, response, upstream
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -151,7 +151,7 @@ async def test_an_engine_that_answers_too_much_is_to_blame_for_its_start(
     path: bytes, answer: Answering
 ) -> None:
     async with engine({path: answer}) as (url, _), engine_client(1.0) as client:
-        with pytest.raises(WrongEngine, match=f"{path.decode()}: it answers with more than"):
+        with pytest.raises(WrongEngine, match=f"{path.decode()}: the response exceeds"):
             await wait_until_ready(client, probe(url), LastProbe())
 
 
@@ -174,7 +174,7 @@ async def test_an_engine_that_answers_too_much_is_to_blame_for_its_start(
 )
 async def test_what_is_no_list_of_models_is_the_engines_fault(body: bytes) -> None:
     async with engine({b"/v1/models": response(body)}) as (url, _), engine_client(1.0) as client:
-        with pytest.raises(WrongEngine, match="does not answer with a list of models"):
+        with pytest.raises(WrongEngine, match="does not return a list of models"):
             await wait_until_ready(client, probe(url), LastProbe())
         assert await reported_names(client, probe(url)) == []
 
@@ -191,7 +191,7 @@ async def test_long_names_and_many_are_told_in_short() -> None:
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (seven_hundred_mib, "it answers with more than 64 KiB"),
+        (seven_hundred_mib, "the response exceeds 64 KiB"),
         (drip, "did not answer within 0.2 s"),
         (b"HTTP/1.1 302 Found\r\nLocation: /v1/models\r\nContent-Length: 0\r\n\r\n", "answered 302"),
     ],
@@ -237,8 +237,8 @@ async def test_metrics_that_are_none_are_passed_over(page: bytes) -> None:
 async def test_an_engine_that_floods_the_calls_for_sleep_refuses_them() -> None:
     answers: dict[bytes, Answering | bytes] = {b"/sleep?level=1": endless, b"/is_sleeping": endless}
     async with engine(answers) as (url, _), engine_client(5.0) as client:
-        sleeper = Sleeper(client, url, "key", SleepStyle.VLLM, "m")
+        sleep_client = SleepClient(client, url, "key", SleepStyle.VLLM, "m")
         with pytest.raises(SleepRefused, match="more than"):
-            await sleeper.sleep(1)
+            await sleep_client.sleep(1)
         with pytest.raises(SleepRefused, match="more than"):
-            await sleeper.is_asleep()
+            await sleep_client.is_asleep()

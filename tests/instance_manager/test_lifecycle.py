@@ -209,13 +209,13 @@ async def test_listing_and_patching(manager: InstanceManager) -> None:
     assert manager.list(status="stopped") == [down]
     assert manager.list(model="public", include_terminal=True) == [down]
     assert manager.list(model="fake-model") == [up]
-    manager.patch("up", timeout_s=5.0, pinned=True)
+    manager.patch("up", idle_timeout_s=5.0, pinned=True)
     assert up.record()["timeout"] == 5.0
     assert up.record()["expires_at"] is None
     manager.patch("up", pinned=False)
     assert up.record()["expires_at"] is not None
     with pytest.raises(InvalidSpec):
-        manager.patch("up", timeout_s=-1.0)
+        manager.patch("up", idle_timeout_s=-1.0)
     with pytest.raises(InstanceNotFound):
         manager.patch("nobody", pinned=True)
 

@@ -19,7 +19,7 @@ from instance_manager.config import LivenessRules, RestartPolicy, RestartRules
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
-from instance_manager.lifecycle.restart_backoff import Restarts
+from instance_manager.lifecycle.restart_backoff import RestartBackoff
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.instance_manager.conftest import ManagerFactory
@@ -190,7 +190,7 @@ async def test_an_engine_with_work_that_takes_no_step_has_failed(metrics: bytes,
     async with engine.serving() as url, probe_client() as client:
         watching = watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
         if is_dead:
-            with pytest.raises(LivenessFailed, match="has taken no step for 0 s although it has requests"):
+            with pytest.raises(LivenessFailed, match="has taken no step for 0 s while requests are pending"):
                 await asyncio.wait_for(watching, 30)
         else:
             with pytest.raises(TimeoutError):
@@ -201,11 +201,11 @@ def test_the_back_off_doubles_and_the_window_forgets() -> None:
     rules = RestartRules(
         RestartPolicy.ON_FAILURE, limit=4, window_s=100, initial_backoff_s=1, max_backoff_s=3
     )
-    restarts = Restarts(rules)
-    assert restarts.next_delay_s(0, was_ready=False) is None
-    assert [restarts.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
-    assert restarts.next_delay_s(50, was_ready=False) is None
-    assert restarts.next_delay_s(102.5, was_ready=False) == 2.0, "one of the last hundred seconds is left"
-    restarts.forgive()
-    assert restarts.next_delay_s(103, was_ready=False) is None
-    assert Restarts(RestartRules()).next_delay_s(0, was_ready=True) is None
+    backoff = RestartBackoff(rules)
+    assert backoff.next_delay_s(0, was_ready=False) is None
+    assert [backoff.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
+    assert backoff.next_delay_s(50, was_ready=False) is None
+    assert backoff.next_delay_s(102.5, was_ready=False) == 2.0, "one of the last hundred seconds is left"
+    backoff.reset()
+    assert backoff.next_delay_s(103, was_ready=False) is None
+    assert RestartBackoff(RestartRules()).next_delay_s(0, was_ready=True) is None

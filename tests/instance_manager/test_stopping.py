@@ -134,8 +134,8 @@ async def test_pinned_and_endless_instances_stay(manager: InstanceManager) -> No
         running(manager, fake(name="endless", timeout_s=0.0)),
         running(manager, fake(name="short", timeout_s=60.0)),
     )
-    manager.patch("pinned", timeout_s=0.2, pinned=True)
-    manager.patch("short", timeout_s=0.2)  # a patch takes effect at once
+    manager.patch("pinned", idle_timeout_s=0.2, pinned=True)
+    manager.patch("short", idle_timeout_s=0.2)  # a patch takes effect at once
     await until_state(short, InstanceState.STOPPED)
     await asyncio.sleep(0.3)
     assert pinned.state is endless.state is InstanceState.RUNNING
