@@ -1,4 +1,4 @@
-"""Owns the set of instances: create, find, stop, expire, lease.
+"""Owns the set of instances: creates, finds, expires and leases them. Actions on one are the base class's.
 
 Each instance's own lifecycle is its supervisor's. Knows nothing of the requests that Berth forwards.
 """
@@ -8,19 +8,14 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from instance_manager.config import ManagerConfig
-from instance_manager.errors import (
-    InstanceExists,
-    InvalidSpec,
-    ManagerError,
-    SleepFailed,
-)
+from instance_manager.errors import InstanceExists, ManagerError
 from instance_manager.events import EventLog
+from instance_manager.lifecycle.actions import InstanceActions
 from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.expiry import ExpiryLoop
 from instance_manager.lifecycle.health import probe_client
@@ -29,7 +24,6 @@ from instance_manager.lifecycle.instance_leases import InstanceLeases, shutting_
 from instance_manager.lifecycle.ports import PortRange
 from instance_manager.lifecycle.registry import InstanceRegistry
 from instance_manager.lifecycle.shutdown import Shutdown, wait_shielded
-from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS
 from instance_manager.lifecycle.specs import check_idle_timeout, check_spec
 from instance_manager.memory.checkpoint import check_can_run
 from instance_manager.state.peers import Neighbours
@@ -43,7 +37,7 @@ from instance_manager.types import InstanceSpec, InstanceState
 logger = logging.getLogger("berth.manager")
 
 
-class InstanceManager:
+class InstanceManager(InstanceActions):
     """Use it inside `async with manager.run()`, and call all methods from that event loop."""
 
     def __init__(
@@ -53,12 +47,10 @@ class InstanceManager:
         clock: Callable[[], float] = time.monotonic,
         events: EventLog | None = None,
     ) -> None:
-        self.config = config
         self.events = events or EventLog()
+        super().__init__(config, InstanceRegistry(config, self.events, clock))
         self._clock = clock
-        self._registry = InstanceRegistry(config, self.events, clock)
         self._supervisors = self._registry.supervisors
-        self._find = self._registry.find
         self._tasks: asyncio.TaskGroup | None = None
         self._context: SupervisorContext | None = None
         self._state: State | None = None
@@ -250,120 +242,11 @@ class InstanceManager:
         )
         return instance
 
-    # Lifecycle verbs. Cancelling a caller never cancels the work.
-
-    async def wait_ready(self, instance_id: str, timeout_s: float) -> Instance:
-        """Return the instance once it is running, failed or stopped, or after `timeout_s` in any state."""
-        supervisor = self._find(instance_id)
-        instance = supervisor.instance
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not supervisor.is_settled:
-                    await instance.wait_for_change()
-        except TimeoutError:
-            pass
-        return instance
-
-    async def stop(
-        self,
-        instance_id: str,
-        *,
-        force: bool = False,
-        patient: bool = False,
-        reason: str = "stopped by request",
-    ) -> Instance:
-        """Drain (not at all with `force`, without a limit if `patient`), then end the process group."""
-        supervisor = self._find(instance_id)
-        drain_timeout_s = math.inf if patient else self._drain_time(force)
-        await supervisor.wait_ended(supervisor.request_stop(reason, drain_timeout_s=drain_timeout_s))
-        await self.state.keeper.settled(instance_id)
-        return supervisor.instance
-
-    def start(self, instance_id: str) -> Instance:
-        """Start a stopped or failed instance. Raises WrongState, NoCapacity or ShuttingDown."""
-        self._running_context()
-        supervisor = self._find(instance_id)
-        supervisor.request_start()
-        return supervisor.instance
-
-    async def restart(self, instance_id: str) -> Instance:
-        """Drain and end the current process and start another; returns in `starting`.
-
-        Requests that arrive meanwhile wait for the new process. A stopped or failed instance is started.
-        """
-        self._running_context()
-        supervisor = self._find(instance_id)
-        if supervisor.instance.state.is_terminal and not supervisor.wants_running:
-            supervisor.request_start()
-        else:
-            await supervisor.wait_ended(supervisor.request_restart())
-        return supervisor.instance
-
-    async def sleep(self, instance_id: str, level: int = 1) -> Instance:
-        """Drain and free memory; returns once asleep. Raises InvalidSpec, WrongState or SleepFailed.
-
-        The next request wakes the instance.
-        """
-        if level not in SLEEP_LEVELS:
-            raise InvalidSpec(f"level must be 1 or 2, not {level}", param="level")
-        supervisor = self._find(instance_id)
-        supervisor.sleep.request_sleep(level)
-        while supervisor.wants_running and not supervisor.is_settled:
-            await supervisor.instance.wait_for_change()
-        if supervisor.sleep.error is not None:
-            raise SleepFailed(f"instance {instance_id!r} could not be put to sleep: {supervisor.sleep.error}")
-        await self.state.keeper.settled(instance_id)
-        return supervisor.instance
-
-    def is_asleep(self, instance_id: str) -> bool:
-        """Whether it sleeps or is about to, and can be woken. Raises InstanceNotFound."""
-        supervisor = self._find(instance_id)
-        return supervisor.wants_running and supervisor.sleep.is_asleep
-
-    def is_being_deleted(self, instance_id: str) -> bool:
-        """Whether it is about to be removed. Raises InstanceNotFound."""
-        return self._find(instance_id).is_being_deleted
-
-    async def wake(self, instance_id: str) -> Instance:
-        """Wake the instance; returns once it serves or has failed. Raises WrongState."""
-        self._running_context()
-        supervisor = self._find(instance_id)
-        supervisor.sleep.request_wake()
-        while supervisor.wants_running and not supervisor.is_settled:
-            await supervisor.instance.wait_for_change()
-        return supervisor.instance
-
-    def record_sleep(self, instance_id: str, level: int) -> None:
-        """Its engine was put to sleep through its own route. Ignores an instance that no longer exists."""
-        if (supervisor := self._supervisors.get(instance_id)) is not None:
-            supervisor.sleep.record_sleep(level)
-
     def check_sleep(self, instance_id: str) -> None:
         """Its engine may have been put to sleep: ask it, in the background."""
         supervisor = self._supervisors.get(instance_id)
         if supervisor is not None and self._tasks is not None and not self.is_shutting_down:
             self._tasks.create_task(supervisor.sleep.check_sleep(), name=f"sleep check of {instance_id}")
-
-    async def delete(self, instance_id: str, *, force: bool = False) -> None:
-        """Stop the instance, then delete it with its log."""
-        supervisor = self._find(instance_id)
-        supervisor.request_stop("deleted by request", drain_timeout_s=self._drain_time(force), delete=True)
-        while not supervisor.is_removed:
-            await supervisor.instance.wait_for_change()
-        await self.state.keeper.settled(instance_id)
-
-    def _drain_time(self, force: bool) -> float:
-        return 0.0 if force else self.config.drain_timeout_s
-
-    # Logs.
-
-    def read_log(self, instance_id: str, tail: int) -> builtins.list[str]:
-        """The last `tail` lines of its log, as far as they are in memory."""
-        return self._find(instance_id).log.lines.tail(tail)
-
-    def follow_log(self, instance_id: str, tail: int) -> AsyncIterator[str]:
-        """The last `tail` lines, then new ones until the instance stops."""
-        return self._find(instance_id).log.stream(tail)
 
     def _wake_at_once(self, instance: Instance) -> None:
         self._find(instance.instance_id).sleep.request_wake()

@@ -107,7 +107,7 @@ class LogFile:
             logger.warning("the log %s can't be deleted: %s", self.path, error)
 
     async def _poll(self) -> bool:
-        """Read new output and rotate a full file. After an error (disk, descriptors) the next poll retries."""
+        """Read new output and rotate a full file. After an error (disk, descriptors) try again next time."""
         try:
             grew = await self._read_to_end()
             if self._offset > self._max_bytes:
