@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.berth_process import ROOT, BerthProcess, running_berth
-from tests.faults.harbour import eventually
+from tests.faults.environment import eventually
 
 # Read by every Python process as it starts.
 PROBE = """

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from tests.faults.ledger import Reply
+from tests.faults.journal import Reply
 
 JSON = {"content-type": "application/json"}
 _CLOSES_WITHIN_S = 0.5

@@ -21,8 +21,8 @@ from tests.attack.leftovers import belongs_to, files_with, is_dead, still_there,
 from tests.attack.memory import Watch
 from tests.attack.verdict import MOST_OVER_S, Seen
 from tests.berth_process import ROOT, BerthProcess
-from tests.faults.harbour import FAULT_IN_LOG, eventually, free_ports
-from tests.faults.ledger import Reply
+from tests.faults.environment import FAULT_IN_LOG, eventually, free_ports
+from tests.faults.journal import Reply
 from tests.victim import Stream, Victim, longest_gap, streaming
 
 MODEL, DEMO = "berth-demo", "demo"  # the engine's model, and its instance

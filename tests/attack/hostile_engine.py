@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.faults.rogue_engine import CHUNKED, MIB, SSE, Recorder, Wire, chunk, plain
+from tests.faults.faulty_engine import CHUNKED, MIB, SSE, Recorder, Wire, chunk, plain
 
 HOSTILE_ENGINE = str(Path(__file__).resolve())
 HUGE_MIB = 700

@@ -13,7 +13,7 @@ from tests.attack.attack import Attack, Field
 from tests.attack.ground import Ground
 from tests.attack.report import Result
 from tests.attack.verdict import Seen, calmest, may_be_noise
-from tests.faults.harbour import Skipped
+from tests.faults.environment import Skipped
 
 LIMIT_S = 30.0  # of an attack
 _AROUND_IT_S = 30.0  # to prepare and to check it, and for the victim to be calm before and after

@@ -26,9 +26,9 @@ from tests.faults import (
     streams,
     wire,
 )
-from tests.faults.harbour import Harbour, Skipped
-from tests.faults.ledger import Fate, Ledger
-from tests.faults.scene import Scene
+from tests.faults.environment import Harbour, Skipped
+from tests.faults.journal import Fate, Ledger
+from tests.faults.scenario import Scene
 
 SCENES: tuple[Scene, ...] = (
     engines_starting.SCENE,

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 
 from tests.fake_engine import command
-from tests.faults.ledger import Ledger
-from tests.faults.scene import Scene
+from tests.faults.journal import Ledger
+from tests.faults.scenario import Scene
 from tests.successive_berths import (
     Berths,
     are_running,

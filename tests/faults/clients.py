@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from tests import fake_engine
-from tests.faults import rogue_engine
-from tests.faults.harbour import Harbour, eventually
-from tests.faults.ledger import Fate
-from tests.faults.scene import Scene
+from tests.faults import faulty_engine as rogue_engine
+from tests.faults.environment import Harbour, eventually
+from tests.faults.journal import Fate
+from tests.faults.scenario import Scene
 from tests.faults.smuggling import read_answer
 
 _GIB = 1 << 30

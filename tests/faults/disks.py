@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import fake_engine
-from tests.faults import rogue_engine
-from tests.faults.harbour import NEIGHBOUR, Harbour, small_disk
-from tests.faults.ledger import Fate, Ledger
-from tests.faults.scene import Scene
+from tests.faults import faulty_engine as rogue_engine
+from tests.faults.environment import NEIGHBOUR, Harbour, small_disk
+from tests.faults.journal import Fate, Ledger
+from tests.faults.scenario import Scene
 
 
 def full_for_logs(folder: Path, ledger: Ledger, _seed: int) -> None:

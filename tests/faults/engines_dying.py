@@ -9,10 +9,10 @@ import time
 import psutil
 
 from tests import fake_engine
-from tests.faults import rogue_engine
-from tests.faults.harbour import Harbour
-from tests.faults.ledger import Fate, Reply
-from tests.faults.scene import Scene
+from tests.faults import faulty_engine as rogue_engine
+from tests.faults.environment import Harbour
+from tests.faults.journal import Fate, Reply
+from tests.faults.scenario import Scene
 
 _RUNS_AGAIN_S = 20.0
 _RESTART_LIMIT = 2

@@ -9,9 +9,9 @@ import time
 
 from tests import fake_engine
 from tests.berth_process import is_free
-from tests.faults.harbour import NUM_PORTS, Harbour, eventually
-from tests.faults.ledger import Fate
-from tests.faults.scene import Scene
+from tests.faults.environment import NUM_PORTS, Harbour, eventually
+from tests.faults.journal import Fate
+from tests.faults.scenario import Scene
 
 _CODE_OF_FAILURE = "instance_failed"
 

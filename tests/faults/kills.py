@@ -17,9 +17,9 @@ import psutil
 
 from tests import fake_engine
 from tests.berth_process import BerthProcess, free_port, is_free
-from tests.faults.harbour import eventually, free_ports, request
-from tests.faults.ledger import Fate, Ledger, Reply
-from tests.faults.scene import Scene
+from tests.faults.environment import eventually, free_ports, request
+from tests.faults.journal import Fate, Ledger, Reply
+from tests.faults.scenario import Scene
 
 _NUM_KILLS = 30
 _NUM_CLIENTS = 10

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import fake_engine
-from tests.faults.harbour import NEIGHBOUR, Harbour, Skipped, eventually
+from tests.faults.environment import NEIGHBOUR, Harbour, Skipped, eventually
+from tests.faults.journal import Fate, Ledger
 from tests.faults.kills import Succession
-from tests.faults.ledger import Fate, Ledger
-from tests.faults.scene import Scene
+from tests.faults.scenario import Scene
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 
 _AWAY_S = 4.0

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from tests import fake_engine
-from tests.faults.harbour import NEIGHBOUR, Harbour, Skipped, eventually
-from tests.faults.ledger import Fate, Ledger
-from tests.faults.scene import Scene
+from tests.faults.environment import NEIGHBOUR, Harbour, Skipped, eventually
+from tests.faults.journal import Fate, Ledger
+from tests.faults.scenario import Scene
 
 _FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 _HOUR_S = 3600

@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 import h11
 
-from tests.faults import rogue_engine
-from tests.faults.harbour import Harbour
-from tests.faults.ledger import Fate
-from tests.faults.scene import Scene
+from tests.faults import faulty_engine as rogue_engine
+from tests.faults.environment import Harbour
+from tests.faults.journal import Fate
+from tests.faults.scenario import Scene
 
 EVIL = b"GET /proxy/rogue/evil HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _READ_S = 2.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import fake_engine
-from tests.faults.harbour import Harbour
-from tests.faults.ledger import Fate, Ledger
-from tests.faults.scene import Scene
+from tests.faults.environment import Harbour
+from tests.faults.journal import Fate, Ledger
+from tests.faults.scenario import Scene
 
 _NUM_CLIENTS = 500
 _SECONDS = 60.0

@@ -6,10 +6,10 @@ import json
 import time
 from collections.abc import Callable, Iterable
 
-from tests.faults import rogue_engine
-from tests.faults.harbour import Harbour, eventually
-from tests.faults.ledger import Fate, Reply
-from tests.faults.scene import Scene
+from tests.faults import faulty_engine as rogue_engine
+from tests.faults.environment import Harbour, eventually
+from tests.faults.journal import Fate, Reply
+from tests.faults.scenario import Scene
 
 _MEMORY_MIB = 24.0
 _TIMES = 4  # each by GET and by POST: of an answer in pieces, these can come together or not

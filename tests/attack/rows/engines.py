@@ -14,7 +14,7 @@ from tests.attack.asking import say
 from tests.attack.attack import Attack, attack
 from tests.attack.ground import MODEL, Ground
 from tests.attack.rows.connections import WEBSOCKET
-from tests.faults.harbour import eventually
+from tests.faults.environment import eventually
 
 BERTHS_FAULT = b"in Berth itself"
 _MOST_READ = 64 << 20  # of an answer that has no end, by its client

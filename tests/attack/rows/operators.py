@@ -16,7 +16,7 @@ from tests import fake_engine
 from tests.attack.attack import Attack, attack
 from tests.attack.ground import DEMO, Ground
 from tests.berth_process import BerthProcess
-from tests.faults.harbour import Skipped, eventually
+from tests.faults.environment import Skipped, eventually
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 
 LONG = "x" * 900_000

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.attack.attack import Attack, attack
 from tests.attack.ground import DEMO, MODEL, Ground
-from tests.faults.ledger import Reply
+from tests.faults.journal import Reply
 
 RESPONSES = "/v1/responses"
 BOTH_WAYS = ("by name", "by instance")

@@ -24,7 +24,7 @@ from tests.attack.rows.bodies import (
     many,
     text,
 )
-from tests.faults.ledger import Reply
+from tests.faults.journal import Reply
 
 SLOWLY = (*ANY, 429, 0)  # honest work may take its time, and the client leaves before
 COMPILER_BYTES = 512 << 20  # each grammar's process may take so much while it compiles

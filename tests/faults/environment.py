@@ -21,7 +21,7 @@ import psutil
 
 from tests import fake_engine
 from tests.berth_process import BerthProcess, is_free
-from tests.faults.ledger import Fate, Ledger, Reply
+from tests.faults.journal import Fate, Ledger, Reply
 
 NEIGHBOUR = "neighbour"
 NUM_PORTS = 5

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.harbour import Harbour
-from tests.faults.ledger import Ledger
+from tests.faults.environment import Harbour
+from tests.faults.journal import Ledger
 
 
 @dataclass(frozen=True, slots=True)
