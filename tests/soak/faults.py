@@ -14,8 +14,8 @@ from contextlib import suppress
 import httpx
 import psutil
 
+from tests.soak.deployment import Place
 from tests.soak.history import Harm
-from tests.soak.place import Place
 
 _FROZEN_S = (0.1, 3.0)
 _AWAY_S = (0.2, 4.0)

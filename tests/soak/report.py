@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from tests.soak.client import Outcome
 from tests.soak.scenario import Run
-from tests.soak.sending import Outcome
 from tests.soak.watch import MemoryWatch
 
 _MIB = 1 << 20

@@ -14,15 +14,15 @@ from pathlib import Path
 import httpx
 
 from tests.instance_manager.stores.redis_process import RedisProcess
-from tests.soak import leftovers
-from tests.soak.accounts import Accounts, settle, wrong_counts
-from tests.soak.asks import Ask
+from tests.soak import leaks as leftovers
+from tests.soak.accounting import Accounts, settle, wrong_counts
+from tests.soak.client import Outcome, send
+from tests.soak.deployment import Place
 from tests.soak.faults import ON_BERTH, ON_ENGINES, ON_REDIS, Act, Weather
 from tests.soak.history import Harm, History
-from tests.soak.orders import GUEST, Catalog, Orders
-from tests.soak.place import Place
+from tests.soak.operator_actions import GUEST, Catalog, Orders
+from tests.soak.requests import Ask
 from tests.soak.scenario import Engine, Plan, catalog, find_budget, settings_for, write_catalog
-from tests.soak.sending import Outcome, send
 from tests.soak.traffic import Traffic
 from tests.soak.watch import EventWatch, MemoryWatch
 

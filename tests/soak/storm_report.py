@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.soak.accounts import Fate
+from tests.soak.accounting import Fate
+from tests.soak.client import Outcome
 from tests.soak.report import counted, over_budget, quantile
-from tests.soak.sending import Outcome
 from tests.soak.storm import Storm, failed_events_without_cause
 
 

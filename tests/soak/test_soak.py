@@ -13,10 +13,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.soak.asks import Ask
+from tests.soak.client import Outcome, send
 from tests.soak.report import broken_promises, quantile, shown, table
+from tests.soak.requests import Ask
 from tests.soak.scenario import Engine, Plan, run
-from tests.soak.sending import Outcome, send
 from tests.soak.watch import EventWatch, MemoryWatch, below
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.soak.accounts import Fate, fate_of, wrong_counts
-from tests.soak.asks import Ask
+from tests.soak.accounting import Fate, fate_of, wrong_counts
+from tests.soak.client import Answer, Outcome, Trouble
 from tests.soak.history import Fault, Harm, History
-from tests.soak.orders import GUEST
+from tests.soak.operator_actions import GUEST
+from tests.soak.requests import Ask
 from tests.soak.scenario import Engine, Plan
-from tests.soak.sending import Answer, Outcome, Trouble
 from tests.soak.storm import run_storm
 from tests.soak.storm_report import broken_in_storm, storm_table
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
-from tests.soak.asks import LONG_PROMPT_WORDS, Ask, draw, random_prompt
-from tests.soak.sending import ANSWER_TIMEOUT_S, Answer, NotAnswered, Outcome, send
+from tests.soak.client import ANSWER_TIMEOUT_S, Answer, NotAnswered, Outcome, send
+from tests.soak.requests import LONG_PROMPT_WORDS, Ask, draw, random_prompt
 
 _RETRY_PAUSE_S = (0.1, 1.0)
 _NOT_TRIED_AGAIN = {400, 401, 403, 404, 422}

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.soak.asks import Ask
+from tests.soak.requests import Ask
 
 ANSWER_TIMEOUT_S = 180.0  # without its end for so long, a request counts as lost
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from tests.soak.client import Answer, Outcome, Trouble
 from tests.soak.history import Harm, History
-from tests.soak.orders import GUEST
-from tests.soak.sending import Answer, Outcome, Trouble
+from tests.soak.operator_actions import GUEST
 
 _REFUSALS = {429, 502, 503, 504}
 _HARM_LASTS_S = 330.0  # that a model which died again and again is put off: the longest back-off, and a start

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.soak.place import Place
+from tests.soak.deployment import Place
 
 _SETTLES_WITHIN_S = 60.0
 _SPARE_DESCRIPTORS = 4  # the connections to Redis are other ones, and one to a client may yet be closing
