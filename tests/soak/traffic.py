@@ -49,7 +49,7 @@ class Traffic:
                 clients.create_task(self._client(http, number, choose_models, until))
 
     async def fill(self, num_prompts: int) -> None:
-        """Request one token from each model for each of `num_prompts` long prompts. Raises InvalidResponse."""
+        """Request one token from each model per long prompt, to fill its cache. Raises InvalidResponse."""
         rng = random.Random(self.seed)
         async with httpx.AsyncClient(
             base_url=self.base_url, timeout=REQUEST_TIMEOUT_S, trust_env=False
