@@ -79,9 +79,7 @@ class Instance:
         self.created_at = time.time()
         self.started_at = self.created_at  # when it last left a terminal state
         self.ready_at: float | None = None
-        self.generation = (
-            0  # processes spawned so far, over all Berth processes; the number of the current one
-        )
+        self.generation = 0  # number of the current process; keeps counting when Berth restarts
         self.log_path = log_path
         self._events = events
         self._clock = clock
