@@ -118,7 +118,7 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
         return InstanceFailure(failure_class, reason, exit_code, signal_name)
     exit_text = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
     if signal_name == "SIGKILL":
-        exit_text += " (by the kernel because memory ran out, unless a user or program sent it)"
+        exit_text += " (by the kernel's out-of-memory killer, unless a user or program sent it)"
     when = "while it was running" if was_ready else "before it was ready"
     return InstanceFailure(
         failure_class,

@@ -60,7 +60,7 @@ class InstanceRegistry:
         """Create an instance with a port and start its supervisor. Raises like `InstanceManager.create`."""
         if instance_id in self.supervisors:
             raise InstanceExists(
-                f"an instance named {instance_id!r} exists already "
+                f"an instance named {instance_id!r} already exists "
                 f"({self.supervisors[instance_id].instance.state}); start or delete it, or use another name",
                 param="name",
             )

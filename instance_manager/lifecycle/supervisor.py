@@ -195,7 +195,7 @@ class Supervisor:
             self._port_lease.release()
         self.ended_run = run_loop.number
         if failure is not None:
-            restart = "" if delay_s is None else f"; it is started again in {delay_s:g} s"
+            restart = "" if delay_s is None else f"; restarting in {delay_s:g} s"
             instance.set_state(InstanceState.FAILED, explain(failure, num_lines=1) + restart, failure)
         elif instance.state is not InstanceState.STOPPED:
             instance.set_state(InstanceState.STOPPED, desired.reason)
@@ -252,5 +252,5 @@ class Supervisor:
         if shutting_down:
             return ShuttingDown("Berth is shutting down", retry_after_s=5.0)
         return InstanceNotRunning(
-            f"instance {self.instance.instance_id!r} is not running any more: {self._desired.reason}"
+            f"instance {self.instance.instance_id!r} is no longer running: {self._desired.reason}"
         )

@@ -70,8 +70,8 @@ def test_exit_code_and_signal_exclude_each_other() -> None:
 
 
 def test_sigkill_is_explained_by_the_kernels_memory_killer() -> None:
-    assert "because memory ran out" in classify_exit(-9, [], was_ready=True).message
-    assert "because memory ran out" not in classify_exit(-15, [], was_ready=True).message
+    assert "out-of-memory killer" in classify_exit(-9, [], was_ready=True).message
+    assert "out-of-memory killer" not in classify_exit(-15, [], was_ready=True).message
 
 
 def test_the_tail_is_bounded_and_the_message_short() -> None:

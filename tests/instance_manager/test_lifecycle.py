@@ -191,7 +191,7 @@ async def test_invalid_specs_are_refused_at_once_and_hold_no_port(managing: Mana
                 manager.create(spec)
         assert manager.list(include_terminal=True) == []
         await running(manager, fake(name="a"))
-        with pytest.raises(InstanceExists, match="'a' exists already"):
+        with pytest.raises(InstanceExists, match="'a' already exists"):
             manager.create(fake(name="a"))
         with pytest.raises(NoCapacity, match="VLLM_MAX_INSTANCES"):
             manager.create(fake())
