@@ -90,7 +90,7 @@ class ModelLeases:
 
     def _granted(self, lease: Lease) -> Lease:
         if self._asked.idle_timeout_s is not None:
-            self._fleet.manager.patch(lease.instance_id, timeout_s=self._asked.idle_timeout_s)
+            self._fleet.manager.patch(lease.instance_id, idle_timeout_s=self._asked.idle_timeout_s)
         return lease
 
 
