@@ -102,7 +102,7 @@ async def test_a_new_request_does_not_overtake_a_waiter() -> None:
 async def test_the_queue_is_bounded() -> None:
     gate = make_gate(max_queue=2)
     tasks = await waiting(gate, 2)
-    with pytest.raises(QueueFull, match="2 requests wait") as refusal:
+    with pytest.raises(QueueFull, match="2 requests already wait") as refusal:
         await gate.acquire()
     assert refusal.value.retry_after_s == 1.0
     gate.open(ENDPOINT)
