@@ -178,7 +178,7 @@ async def test_what_starts_shows_its_memory_and_leaves_no_peak(world: World) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{"level": 1, "state": InstanceState.SLEEPING}, {"spawns": 2}, {"state": InstanceState.STOPPING}],
+    [{"level": 1, "state": InstanceState.SLEEPING}, {"generation": 2}, {"state": InstanceState.STOPPING}],
 )
 async def test_who_changes_while_it_is_measured_is_measured_another_time(
     world: World, change: dict[str, Any]
