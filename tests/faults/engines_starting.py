@@ -99,7 +99,7 @@ def prints_megabytes_while_it_starts(env: FaultEnvironment) -> None:
     with env.memory_bounded(40), env.instance("one", command):
         reply = env.complete("one")
         assert reply.outcome is Outcome.ANSWERED, str(reply)
-        logs = env.folder / "logs"
+        logs = env.directory / "logs"
         eventually(
             "no more than 32 MB of log are kept",
             lambda: sum(path.stat().st_size for path in logs.iterdir() if "one" in path.name) < 32_000_000,

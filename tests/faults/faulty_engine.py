@@ -336,7 +336,7 @@ def main() -> int:
     listener = socket.create_server((args.host, args.port), backlog=512)
     if args.hold_port:
         _fork_daemon(lambda: time.sleep(3600))
-    if args.fork_fork_constantly:
+    if args.fork_storm:
         threading.Thread(target=_fork_constantly, daemon=True).start()
     numbers = count(1)
     while True:
