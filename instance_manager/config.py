@@ -1,4 +1,4 @@
-"""The manager's policy, as app.py hands it down from the settings. Durations in seconds."""
+"""The manager's configuration, derived from the settings by the application. Durations in seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RestartRules:
     """Durations in seconds. The back-off doubles with each restart within the window."""
 
     policy: RestartPolicy = RestartPolicy.NEVER
-    limit: int = 5  # restarts within the window; then it stays failed until somebody starts it
+    limit: int = 5  # restarts within the window; after that it stays failed until a start request
     window_s: float = 600.0
     initial_backoff_s: float = 1.0
     max_backoff_s: float = 60.0
@@ -31,23 +31,23 @@ class RestartRules:
 
 @dataclass(frozen=True, slots=True)
 class LivenessRules:
-    """Seconds; 0 = it isn't looked at."""
+    """In seconds; 0 = not checked."""
 
-    interval_s: float = 10.0  # between two probes
-    stall_s: float = 300.0  # without a step although there is work
+    interval_s: float = 10.0  # between probes
+    stall_s: float = 300.0  # without progress while requests are pending
     timeout_s: float = 5.0  # of one probe
 
 
 class OnShutdown(StrEnum):
-    """What Berth does with its engines when it ends in order; the setting's values."""
+    """What an orderly shutdown does with the engines; the setting's values."""
 
     STOP = "stop"
-    DETACH = "detach"  # they go on, and the next Berth takes them over
+    DETACH = "detach"  # they keep running, and the next Berth process adopts them
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerConfig:
-    """The manager's policy, handed down by app.py. Durations in seconds."""
+    """Durations in seconds."""
 
     host: str = "127.0.0.1"  # where engines listen
     base_port: int = 9000
@@ -57,7 +57,7 @@ class ManagerConfig:
     default_idle_timeout_s: float = 600.0
     expire_action: ExpireAction = ExpireAction.STOP
     start_timeout_s: float = 600.0
-    start_timeout_cap_s: float = 3600.0  # a start that makes progress is never given more than this
+    start_timeout_cap_s: float = 3600.0  # limit for a start that keeps making progress
     stop_grace_s: float = 10.0
     drain_timeout_s: float = 30.0
     max_queue: int = 256  # requests waiting for one instance
@@ -67,19 +67,21 @@ class ManagerConfig:
     log_dir: Path = Path("logs")
     log_max_bytes: int = 10 * 1024 * 1024
     log_ring_lines: int = 1000
-    state_url: str = "memory://"  # what outlives Berth is kept there, see stores/open.py
-    advertise_url: str = ""  # where other Berths on the same state reach this one
-    state_dir: Path | None = None  # this Berth's alone; None = nothing is kept, as in tests
+    state_url: str = "memory://"  # the state store, see stores/open.py
+    advertise_url: str = ""  # where other nodes on the same store reach this one
+    state_dir: Path | None = None  # this node's own; None = nothing is kept, as in tests
     on_shutdown: OnShutdown = OnShutdown.STOP
-    run_dir: Path | None = None  # where shims note how their engines end; None = below log_dir
-    use_shim: bool = True  # where the platform has it; without one, an engine is its process group alone
-    vllm_python: str | None = None  # the interpreter that has vLLM
+    run_dir: Path | None = None  # of the shims' status files; None = below log_dir
+    use_shim: bool = True  # if the platform supports it; without one, only the process group is managed
+    vllm_python: str | None = None  # the interpreter with vLLM
     model_dirs: tuple[Path, ...] = ()
     default_params: Mapping[str, Any] = field(default_factory=dict)  # VLLM_DEFAULT_* and VLLM_CONFIG, merged
-    engine_params: Mapping[str, Any] = field(default_factory=dict)  # weakest, for the embedded engine alone
-    vllm_params: Mapping[str, Any] = field(default_factory=dict)  # defaults for the vLLM back end alone
-    engine_env: Mapping[str, str] = field(default_factory=dict)  # HF_HOME, proxies …: for engines only
+    engine_params: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # lowest precedence, for the embedded engine only
+    vllm_params: Mapping[str, Any] = field(default_factory=dict)  # defaults for the vLLM back end only
+    engine_env: Mapping[str, str] = field(default_factory=dict)  # HF_HOME, proxies …: only for engines
 
     def status_path(self, instance_id: str) -> Path:
-        """The file in which an instance's shim notes who runs and how the engine ended."""
+        """The status file of the instance's shim."""
         return (self.run_dir or self.log_dir / "run") / f"{instance_id}.json"

@@ -1,16 +1,16 @@
-"""What can go wrong in the manager. Each error has a stable `code`; api/http/errors.py maps them to HTTP."""
+"""The manager's errors. Each has a stable `code`; api/http/errors.py maps them to HTTP."""
 
 from __future__ import annotations
 
 
 class ManagerError(Exception):
-    """Base of all; the message is written for the person who reads it, who may read an engine's log.
+    """Base class. The message is for operators and may quote an engine's log.
 
-    `public` is the message for whoever may only send requests: it quotes no log, where secrets can stand.
+    `public` is the message for clients that may only send requests: it quotes no log, which may hold secrets.
     """
 
     code = "manager_error"
-    is_lasting = False  # whether the same is to be said until somebody changes something
+    is_lasting = False  # whether a retry fails in the same way until a client or operator changes something
 
     def __init__(
         self,
@@ -34,111 +34,111 @@ class InstanceNotFound(ManagerError):
 
 
 class InstanceExists(ManagerError):
-    """An instance of this name exists already."""
+    """An instance of this name already exists."""
 
     code = "instance_exists"
 
 
 class IdempotencyKeyReused(ManagerError):
-    """The key belongs to another request."""
+    """The idempotency key belongs to another request."""
 
     code = "idempotency_key_reused"
 
 
 class InvalidSpec(ManagerError):
-    """A field of the instance request is wrong; `param` names it."""
+    """A field of the instance request is invalid; `param` names it."""
 
     code = "invalid_spec"
     is_lasting = True
 
 
 class ModelNotFound(ManagerError):
-    """The model named is neither a directory nor known anywhere we may look."""
+    """The model is neither a directory nor found in any configured place."""
 
     code = "model_not_found"
     is_lasting = True
 
 
 class UnsupportedModel(ManagerError):
-    """The model's files are here, and of a kind that its engine doesn't run."""
+    """The model's files exist, but its engine doesn't support their architecture or format."""
 
     code = "unsupported_model"
     is_lasting = True
 
 
 class WrongState(ManagerError):
-    """The instance is in a state that does not allow what was asked."""
+    """The instance's state does not allow the requested action."""
 
     code = "wrong_state"
 
 
 class WrongRunner(ManagerError):
-    """The model is there, and its engines make something else of their input than the request needs."""
+    """The model exists, but its engines run another task than the request needs."""
 
     code = "wrong_runner"
 
 
 class InstanceNotRunning(ManagerError):
-    """A request came for an instance that is stopped, stopping or failed and won't run by itself."""
+    """A request for an instance that is stopped, stopping or failed and won't start by itself."""
 
     code = "instance_not_running"
 
 
 class InstanceFailedToStart(ManagerError):
-    """The engine a request waited for has failed; the message carries class and last log lines."""
+    """The engine that a request waited for has failed; the message has its class and last log lines."""
 
     code = "instance_failed"
 
 
 class StartTooSlow(ManagerError):
-    """The wait for a starting instance ran out; the start itself goes on."""
+    """The wait for a starting instance timed out; the start itself continues."""
 
     code = "instance_starting"
 
 
 class SleepFailed(ManagerError):
-    """The engine was asked to sleep and would not; it goes on serving."""
+    """The engine could not be put to sleep; it continues to serve."""
 
     code = "sleep_failed"
 
 
 class InvalidCatalog(ManagerError):
-    """models.yaml is wrong; the message says where and what."""
+    """models.yaml is invalid; the message says where and why."""
 
     code = "invalid_catalog"
 
 
 class InvalidKeyFile(ManagerError):
-    """The file of keys is wrong; the message says where and what, and shows no key."""
+    """The key file is invalid; the message says where and why, and shows no key."""
 
     code = "invalid_key_file"
 
 
 class NoCapacity(ManagerError):
-    """All ports or all places for instances are taken."""
+    """All ports or all instance slots are taken."""
 
     code = "no_capacity"
 
 
 class NoSuchDevice(InvalidSpec):
-    """A GPU was named that isn't there, or more were asked for than there are."""
+    """A GPU was requested that doesn't exist, or more GPUs than exist."""
 
     code = "no_such_device"
 
 
 class QueueFull(ManagerError):
-    """More requests wait for this instance than its queue holds."""
+    """The instance's request queue is full."""
 
     code = "queue_full"
 
 
 class OwnerUnreachable(ManagerError):
-    """What is asked for belongs to another Berth, which can't be reached now."""
+    """The instance or model belongs to another node, which can't be reached now."""
 
     code = "owner_away"
 
 
 class ShuttingDown(ManagerError):
-    """Berth is on its way out and takes nothing new."""
+    """Berth is shutting down and accepts no new requests."""
 
     code = "shutting_down"

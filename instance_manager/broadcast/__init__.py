@@ -1,1 +1,1 @@
-"""One event for many listeners: a ring of what was last said, and a wake-up call."""
+"""One writer, many readers: a ring of recent items, and a notification without content."""

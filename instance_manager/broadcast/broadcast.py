@@ -1,4 +1,4 @@
-"""Something has happened: one wakes all who wait for that."""
+"""A notification that wakes all waiters."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import asyncio
 
 
 class Broadcast:
-    """Nobody who looks first and then waits misses anything, as long as it doesn't await in between."""
+    """A caller that checks a condition and then waits, with no await in between, misses no notification."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()  # replaced each time it is set
-        self.count = 0  # how often there was some
+        self.count = 0  # of notifications so far
 
-    def tell(self) -> None:
+    def notify_all(self) -> None:
         self.count += 1
         self._event.set()
         self._event = asyncio.Event()
 
-    async def wait(self, timeout_s: float | None) -> None:
-        """For the next; return at last after `timeout_s`."""
+    async def wait_for_change(self, timeout_s: float | None) -> None:
+        """Return after the next notification, or after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()

@@ -1,7 +1,7 @@
 """A bounded sequence that many readers follow at their own pace: log lines and events.
 
-The writer never waits and never knows its readers. A reader that falls behind by more than the ring holds
-goes on with the oldest item kept; items are numbered, so it can tell.
+The writer never waits and doesn't know its readers. A reader that falls behind by more than the capacity
+continues with the oldest item kept; items are numbered, so it can detect the gap.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class BroadcastRing(Generic[T]):
-    """The last `capacity` items of an endless sequence; the first item ever has the number 1."""
+    """The last `capacity` items of an endless sequence, numbered from 1."""
 
     def __init__(self, capacity: int) -> None:
         self._items: deque[T] = deque(maxlen=capacity)
-        self._news = asyncio.Event()  # replaced each time it is set
+        self._changed = asyncio.Event()  # replaced each time it is set
         self._closed = False
         self.last_number = 0
 
@@ -29,7 +29,7 @@ class BroadcastRing(Generic[T]):
         return self._items.maxlen or 0
 
     def extend(self, items: Iterable[T]) -> None:
-        """Append; whoever follows wakes up."""
+        """Append and wake all followers."""
         before = self.last_number
         for item in items:
             self._items.append(item)
@@ -42,11 +42,11 @@ class BroadcastRing(Generic[T]):
         return list(islice(self._items, max(0, len(self._items) - count), None)) if count > 0 else []
 
     def since(self, number: int) -> list[T]:
-        """The items kept that are newer than the one numbered `number`."""
+        """The kept items with a number above `number`."""
         return self.tail(self.last_number - number)
 
     async def follow(self, after: int) -> AsyncIterator[T]:
-        """Items newer than number `after`, then new ones as they come; ends when the ring is closed."""
+        """Items newer than number `after`, then new ones as they arrive, until the ring is closed."""
         while True:
             batch = self.since(after)
             after = self.last_number
@@ -56,17 +56,17 @@ class BroadcastRing(Generic[T]):
                 continue
             if self._closed:
                 return
-            await self._news.wait()
+            await self._changed.wait()
 
     def close(self) -> None:
-        """End every `follow` once it has seen all there is."""
+        """End every `follow` once it has returned all items."""
         self._closed = True
         self._wake()
 
     def reopen(self) -> None:
-        """Let the sequence go on after `close`."""
+        """Continue the sequence after `close`."""
         self._closed = False
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()

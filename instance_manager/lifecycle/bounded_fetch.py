@@ -1,7 +1,7 @@
-"""What Berth itself asks engines for: read up to a bound, in time, undecoded, from where it was asked.
+"""Berth's own requests to engines, bounded in size and time, without decompression or redirects.
 
-An engine may be any program. A broken or hostile one answers without end, a byte a second, packed a
-thousandfold, or with a way to somewhere else: that may cost no more than an answer that is to be expected.
+An engine may be any program. A broken or hostile one may send an endless response, a byte a second, a
+decompression bomb or a redirect: none of them may cost more than a normal response.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import httpx
 
 
 class ResponseTooLong(httpx.HTTPError):
-    """The engine answers with more than is taken; the message says how much that is."""
+    """The response exceeds the size limit; the message names the limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """All of an answer, as it came."""
+class EngineResponse:
+    """A complete response, not decoded."""
 
     status: int
     body: bytes
@@ -30,12 +30,12 @@ class Answer:
         return self.status == httpx.codes.OK
 
     def text(self, max_chars: int) -> str:
-        """The beginning, for people."""
+        """The first `max_chars` characters, for messages."""
         return self.body[: 4 * max_chars].decode("utf-8", "replace")[:max_chars]
 
 
 def engine_client(timeout_s: float) -> httpx.AsyncClient:
-    """The client for all of it: it minds no proxy variables, keeps no connections, redirects or cookies."""
+    """An HTTP client that ignores proxy variables and redirects and keeps neither connections nor cookies."""
     return httpx.AsyncClient(
         verify=False,  # noqa: S501 - spares loading the certificates; it is plain HTTP on loopback
         trust_env=False,
@@ -43,7 +43,7 @@ def engine_client(timeout_s: float) -> httpx.AsyncClient:
         timeout=timeout_s,
         limits=httpx.Limits(max_keepalive_connections=0),
         headers={"Accept-Encoding": "identity"},
-        # An engine's cookie would go to every other one: they don't tell ports apart.
+        # An engine's cookie would be sent to every other one: cookies don't distinguish ports.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
 
@@ -58,8 +58,8 @@ async def fetch(
     max_bytes: int,
     params: Mapping[str, str] | None = None,
     body: Mapping[str, object] | None = None,
-) -> Answer:
-    """One answer, whole within `timeout_s`. Raises httpx.HTTPError: ResponseTooLong, ReadTimeout …"""
+) -> EngineResponse:
+    """The complete response within `timeout_s`. Raises httpx.HTTPError: ResponseTooLong, ReadTimeout …"""
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -67,11 +67,11 @@ async def fetch(
                 method, url, headers=dict(headers), params=params, json=body, timeout=timeout_s
             ) as response,
         ):
-            read = bytearray()
-            async for piece in response.aiter_raw():
-                read += piece
-                if len(read) > max_bytes:
-                    raise ResponseTooLong(f"it answers with more than {max_bytes >> 10} KiB")
-            return Answer(response.status_code, bytes(read))
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > max_bytes:
+                    raise ResponseTooLong(f"the response exceeds {max_bytes >> 10} KiB")
+            return EngineResponse(response.status_code, bytes(content))
     except TimeoutError:
-        raise httpx.ReadTimeout(f"no whole answer within {timeout_s:g} s") from None
+        raise httpx.ReadTimeout(f"no complete response within {timeout_s:g} s") from None

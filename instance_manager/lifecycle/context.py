@@ -1,4 +1,4 @@
-"""What all instances share."""
+"""What all supervisors share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from instance_manager.state.keeper import StateKeeper
 
 @dataclass(frozen=True, slots=True)
 class SupervisorContext:
-    """Made by the manager, for as long as it runs."""
+    """Created by the manager, valid while it runs."""
 
     config: ManagerConfig
     ports: PortRange
     client: httpx.AsyncClient
     keeper: StateKeeper
-    new_token: Callable[[], str]  # for a process; says whose it is
+    new_token: Callable[[], str]  # for one engine process; names its owner

@@ -1,6 +1,6 @@
-"""One process of an instance with its key and its log, from the spawn to the post-mortem.
+"""One engine process with its API key and its log, from the spawn to the post-mortem.
 
-Moves no state and holds no port: both are the supervisor's.
+Changes no state and holds no port: both belong to the supervisor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from instance_manager.lifecycle.health import (
     LastProbe,
     Probe,
     WrongEngine,
-    name_to_send,
+    choose_model_name,
     reported_names,
     wait_until_ready,
 )
@@ -35,19 +35,19 @@ from instance_manager.types import FailureClass, InstanceFailure
 
 logger = logging.getLogger("berth.manager")
 
-_ADOPTED_PATIENCE_S = 30.0  # a long prefill may keep an engine from answering for seconds
+_ADOPTION_TIMEOUT_S = 30.0  # a long prefill may keep an engine from answering for seconds
 
 
 class EngineFailed(Exception):
-    """The engine ended, never got ready, or could not be started at all."""
+    """The engine exited, never became ready, or could not be started at all."""
 
     def __init__(self, failure: InstanceFailure) -> None:
         super().__init__(failure.message)
         self.failure = failure
 
 
-class EngineRun:
-    """Made by `spawn` or `adopt`, over after `end` or `let_go`."""
+class EngineHandle:
+    """Created by `spawn` or `adopt`, done after `end` or `detach`."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class EngineRun:
         log_mark: int,
         *,
         age_s: float = 0.0,
-        patience_s: float | None = None,
+        ready_timeout_s: float | None = None,
     ) -> None:
-        """`patience_s`: how long it may take to answer, in place of the time for a start."""
+        """`ready_timeout_s` replaces the start timeout."""
         self._process = process
         self._log = log
-        self._log_mark = log_mark  # number of the last line before this process
+        self._log_mark = log_mark  # number of the last log line before this process
         self._started = time.monotonic() - age_s
-        self._patience_s = patience_s
+        self._ready_timeout_s = ready_timeout_s
         self._follower = asyncio.create_task(log.follow(), name=f"log of {process.pid}")
         self.port = port
         self.api_key = api_key
@@ -81,11 +81,11 @@ class EngineRun:
         return self._process.start_time
 
     @classmethod
-    async def spawn(cls, instance: Instance, log: LogFile, port: int, config: ManagerConfig) -> EngineRun:
+    async def spawn(cls, instance: Instance, log: LogFile, port: int, config: ManagerConfig) -> EngineHandle:
         """Start the instance's command on `port`, with its secrets. Raises EngineFailed."""
         plan, secrets = instance.plan, instance.secrets
         if secrets is None:
-            raise RuntimeError("an engine is to be started without a token and a key")
+            raise RuntimeError("an engine can't be started without a token and a key")
         env = engine_environment(
             os.environ,
             config.engine_env,
@@ -123,31 +123,31 @@ class EngineRun:
         return cls(process, log, port, secrets.api_key, log_mark)
 
     @classmethod
-    def adopt(cls, instance: Instance, log: LogFile, port: int, found: FoundRun) -> EngineRun:
-        """Take over a process that an earlier Berth has started; one that has ended since has `exited`.
+    def adopt(cls, instance: Instance, log: LogFile, port: int, found: FoundRun) -> EngineHandle:
+        """Adopt a process that a previous Berth process started; if it has ended since, `exited` is done.
 
-        One that was ready has to answer soon; one that was loading has what is left of its time.
+        An engine that was ready must answer soon; one that was loading has the rest of its start timeout.
         """
         if found.status is None or found.secrets is None:
-            raise RuntimeError("there is nothing that could be adopted")
+            raise RuntimeError("there is no process to adopt")
         process = SupervisedProcess.adopt(found.status, found.status_path)
         if found.was_ready:
             return cls(
-                process, log, port, found.secrets.api_key, found.log_mark, patience_s=_ADOPTED_PATIENCE_S
+                process, log, port, found.secrets.api_key, found.log_mark, ready_timeout_s=_ADOPTION_TIMEOUT_S
             )
         age_s = max(0.0, time.time() - found.status.started_at)
         return cls(process, log, port, found.secrets.api_key, found.log_mark, age_s=age_s)
 
-    async def until_ready(
+    async def wait_ready(
         self,
         client: httpx.AsyncClient,
         instance: Instance,
         config: ManagerConfig,
         interrupted: asyncio.Future[None],
     ) -> bool:
-        """Race health against the exit, the deadline and the interruption; False for the last.
+        """True once the engine is ready, False when `interrupted` is done first.
 
-        Raises EngineFailed.
+        Raises EngineFailed if the engine exits or the deadline passes first.
         """
         model = instance.served_model_name if instance.plan.must_name_model else None
         probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, model)
@@ -157,7 +157,7 @@ class EngineRun:
             while not probing.done() and not interrupted.done():
                 remaining_s = self._deadline(config) - time.monotonic()
                 if remaining_s <= 0:
-                    raise await self._too_late(last)
+                    raise await self._ready_timed_out(last)
                 await asyncio.wait(
                     (probing, self.exited, interrupted),
                     timeout=remaining_s,
@@ -175,21 +175,21 @@ class EngineRun:
             probing.cancel()
             await asyncio.wait((probing,))
             if not probing.cancelled():
-                probing.exception()  # taken note of, also when something else was noticed first
+                probing.exception()  # retrieved, even if another event came first
 
     async def reported_name(self, client: httpx.AsyncClient, instance: Instance) -> str | None:
-        """What the engine calls its model, where it says so and need not have the name it was given."""
+        """The model name an engine reports that may ignore the given one; None if it reports none."""
         probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, None)
         names: list[str] = []
 
-        async def ask() -> None:
+        async def query() -> None:
             names.extend(await reported_names(client, probe))
 
-        await self.unless_exited(ask())
-        return name_to_send(names, [instance.model_name, instance.spec.profile or ""])
+        await self.unless_exited(query())
+        return choose_model_name(names, [instance.model_name, instance.spec.profile or ""])
 
     async def unless_exited(self, call: Coroutine[Any, Any, None]) -> bool:
-        """Await a call to the engine; False if it has ended instead."""
+        """Await a call to the engine; False if the engine exits first."""
         calling = asyncio.create_task(call, name=f"call to {self.pid}")
         try:
             await asyncio.wait((calling, self.exited), return_when=asyncio.FIRST_COMPLETED)
@@ -201,73 +201,75 @@ class EngineRun:
             calling.cancel()
             await asyncio.wait((calling,))
             if not calling.cancelled():
-                calling.exception()  # taken note of
+                calling.exception()  # retrieved
 
     async def post_mortem(self, *, was_ready: bool) -> EngineFailed:
-        """What the exited engine died of, asked when nobody of its tree can write to the log any more."""
+        """The failure of an exited engine, read once no process of its tree can write to the log any more."""
         stuck = await self.end(grace_s=0)
         return EngineFailed(
             stuck or classify_exit(self.exited.result(), self._log_tail(), was_ready=was_ready)
         )
 
     async def end(self, grace_s: float) -> InstanceFailure | None:
-        """End the whole tree and read the log to its end. A failure only if it outlives SIGKILL."""
+        """End the whole process tree and read the log to its end. A failure only if it survives SIGKILL."""
         gone = await self._process.end(grace_s)
         self._log.finish()
         await asyncio.wait((self._follower,))
         if error := self._follower.exception():
-            logger.error("the log %s is not followed any more: %r", self._log.path, error)
+            logger.error("following the log %s failed: %r", self._log.path, error)
         if gone:
             return None
         return InstanceFailure(FailureClass.UNHEALTHY, f"processes of engine {self.pid} survived SIGKILL")
 
     @property
-    def can_be_left(self) -> bool:
-        """Whether another Berth could take it over."""
+    def can_be_detached(self) -> bool:
+        """Whether a later Berth process could adopt the engine."""
         return isinstance(self._process, SupervisedProcess)
 
-    async def let_go(self) -> None:
-        """Leave it alone: it goes on without us."""
+    async def detach(self) -> None:
+        """Stop watching the engine and let it keep running."""
         if isinstance(self._process, SupervisedProcess):
-            self._process.let_go()
+            self._process.detach()
         self._log.finish()
         await asyncio.wait((self._follower,))
 
     def abandon(self) -> None:
-        """Kill the tree without waiting: for a moment when nothing can be awaited any more."""
+        """Kill the tree without waiting, for callers that can't await."""
         self._process.kill_now()
         self._follower.cancel()
 
     def _deadline(self, config: ManagerConfig) -> float:
-        """A start that shows progress in its log gets more time, up to the cap. Monotonic seconds."""
-        if self._patience_s is not None:
-            return self._started + self._patience_s
-        return min(self._last_sign + config.start_timeout_s, self._started + config.start_timeout_cap_s)
+        """Monotonic seconds. A start that makes progress in its log gets more time, up to the cap."""
+        if self._ready_timeout_s is not None:
+            return self._started + self._ready_timeout_s
+        return min(self._last_progress + config.start_timeout_s, self._started + config.start_timeout_cap_s)
 
     @property
-    def _last_sign(self) -> float:
+    def _last_progress(self) -> float:
         return max(self._started, self._log.grown_at)
 
-    async def _too_late(self, last: LastProbe) -> EngineFailed:
-        met = f"{last.met}{await self._elsewhere()}"
-        if self._patience_s is None:
-            return self.failed(FailureClass.START_TIMEOUT, self._timeout_message(met))
-        waited = f"has not answered this one for {self._patience_s:.0f} s: {met}"
-        message = f"it ran under an earlier Berth, and {waited}"
+    async def _ready_timed_out(self, last: LastProbe) -> EngineFailed:
+        problem = f"{last.problem}{await self._other_ports()}"
+        if self._ready_timeout_s is None:
+            return self.failed(FailureClass.START_TIMEOUT, self._timeout_message(problem))
+        message = (
+            "it was started by a previous Berth process and "
+            f"has not answered this one for {self._ready_timeout_s:.0f} s: {problem}"
+        )
         return self.failed(FailureClass.UNHEALTHY, message)
 
-    async def _elsewhere(self) -> str:
-        """Where it listens instead: its command may not say {port}."""
+    async def _other_ports(self) -> str:
+        """The ports it listens on instead: its command may lack {port}."""
         ports = await asyncio.to_thread(listening_ports, self.pid)
         if not ports or self.port in ports:
             return ""
         return f"; its process listens on port {' and '.join(map(str, ports))} instead"
 
-    def _timeout_message(self, met: str) -> str:
+    def _timeout_message(self, problem: str) -> str:
         now = time.monotonic()
         return (
-            f"not ready after {now - self._started:.1f} s, the last {now - self._last_sign:.1f} s of them "
-            f"without a word in its log; {met}; START_TIMEOUT sets how long an engine may be silent"
+            f"not ready after {now - self._started:.1f} s, the last {now - self._last_progress:.1f} s "
+            f"without output in its log; {problem}; START_TIMEOUT sets how long an engine may be silent"
         )
 
     def failed(self, failure_class: FailureClass, message: str) -> EngineFailed:

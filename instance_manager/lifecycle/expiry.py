@@ -1,4 +1,4 @@
-"""What goes on beside all instances: idle ones expire, old records are forgotten."""
+"""Expires idle instances and deletes the oldest that have ended."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from instance_manager.types import Event, ExpireAction, InstanceState
 logger = logging.getLogger("berth.manager")
 
 _RETRY_AFTER_ERROR_S = 1.0
-_MAX_FINISHED = 100  # unnamed instances kept for their records after their end
+_MAX_ENDED = 100  # unnamed instances whose records are kept after their end
 
 
-class Housekeeping:
-    """A task and a listener over the manager's instances, which it reads and never changes itself."""
+class ExpiryLoop:
+    """A task and an event listener. Requests changes from supervisors and makes none itself."""
 
     def __init__(
         self,
@@ -34,22 +34,22 @@ class Housekeeping:
         self._clock = clock
         self._wake = asyncio.Event()
 
-    def begin(self, tasks: asyncio.TaskGroup) -> Callable[[], None]:
-        """Start in `tasks`; the function returned ends it all."""
+    def start(self, tasks: asyncio.TaskGroup) -> Callable[[], None]:
+        """Start in `tasks`; the returned function stops it."""
         unsubscribe = self._events.add_listener(self._on_event)
-        job = tasks.create_task(self._expire_idle(), name="expiry")
+        task = tasks.create_task(self._expire_idle(), name="expiry")
 
-        def end() -> None:
+        def stop() -> None:
             unsubscribe()
-            job.cancel()
+            task.cancel()
 
-        return end
+        return stop
 
     def _on_event(self, event: Event) -> None:
         if event.type == "instance.updated" or event.data.get("status") == InstanceState.RUNNING:
-            self._wake.set()  # a deadline may have come nearer
+            self._wake.set()  # a deadline may be earlier now
         elif event.data.get("status") in (InstanceState.STOPPED, InstanceState.FAILED):
-            self._forget_oldest_finished()
+            self._delete_oldest_ended()
 
     async def _expire_idle(self) -> None:
         while True:
@@ -66,7 +66,7 @@ class Housekeeping:
                 continue
 
     def _expire_due(self) -> float | None:
-        """Stop what has expired; seconds until the next look. Check and closing of the gate are one act."""
+        """Expire what is due; seconds until the next check. No await between checking and closing a gate."""
         now = self._clock()
         running = [s for s in self._supervisors.values() if s.instance.gate.is_open]
         for supervisor in running:
@@ -81,21 +81,21 @@ class Housekeeping:
         return None if check_at is None else max(0.0, check_at - now)
 
     def _expire(self, supervisor: Supervisor, reason: str) -> ExpireAction:
-        """Stop it, or put it to sleep if that is wished and it can."""
+        """Stop the instance, or put it to sleep if that is its action and it has a sleep mode."""
         instance = supervisor.instance
         action = instance.spec.expire_action or self._action
         if action is not ExpireAction.STOP and instance.plan.sleep_style is not None:
-            supervisor.request_sleep(1 if action is ExpireAction.SLEEP1 else 2)
+            supervisor.sleep.request_sleep(1 if action is ExpireAction.SLEEP1 else 2)
             return action
         supervisor.request_stop(reason, drain_timeout_s=0.0)
         return ExpireAction.STOP
 
-    def _forget_oldest_finished(self) -> None:
-        """Keep the number of ended instances bounded; one with a name stays until it is deleted."""
-        finished = [
+    def _delete_oldest_ended(self) -> None:
+        """Bound the number of ended instances; named ones stay until a client deletes them."""
+        ended = [
             s
             for s in self._supervisors.values()
             if s.instance.state.is_terminal and s.is_settled and s.instance.spec.name is None
         ]
-        for supervisor in finished[: max(0, len(finished) - _MAX_FINISHED)]:
-            supervisor.request_stop("forgotten", drain_timeout_s=0.0, delete=True)
+        for supervisor in ended[: max(0, len(ended) - _MAX_ENDED)]:
+            supervisor.request_stop("removed: too many ended instances", drain_timeout_s=0.0, delete=True)

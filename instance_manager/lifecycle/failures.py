@@ -1,4 +1,4 @@
-"""What an engine died of, as far as its exit and its last log lines tell. Pure."""
+"""Classifies why an engine failed, from its exit and its last log lines. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LOG_TAIL_LINES = 20
 
 _EXIT_USAGE = 2  # what argparse and most command-line programs exit with on wrong arguments
 
-# The embedded engine's last line where it can't serve a model here: all that is to be said of it.
-_REFUSED_CHECKPOINT = re.compile(r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<said>.+)")
-_REFUSED_FOR_MEMORY = re.compile(r" ERROR engine: out of memory: (?P<said>.+)")
+# The embedded engine's last line if it can't serve a model here: a complete explanation.
+_REFUSED_CHECKPOINT = re.compile(r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<reason>.+)")
+_REFUSED_FOR_MEMORY = re.compile(r" ERROR engine: out of memory: (?P<reason>.+)")
 
 _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
     (
@@ -61,35 +61,34 @@ _PATTERNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = (
     ),
 )
 
-_LAST_WORDS = {
+_EXPLANATIONS = {
     FailureClass.UNSUPPORTED_MODEL: _REFUSED_CHECKPOINT,
     FailureClass.OUT_OF_MEMORY: _REFUSED_FOR_MEMORY,
 }
 
-# What programs print on their way out whatever they died of; it would push the reason out of the tail.
-_PARTING_WORDS = re.compile(
+# What programs print on exit whatever the cause; it would push the cause out of the tail.
+_EXIT_NOISE = re.compile(
     r"^nanobind: | - (leaked (instance|type|function) |\.\.\. skipped remainder)"
     r"|^See https://nanobind|^\s*For further information visit https://errors\.pydantic"
     r"|^INFO: +(Shutting down|Waiting for application shutdown\.|Application shutdown complete\."
     r"|Finished server process )"
 )
 
-
-# A line for each request, as uvicorn and the embedded engine write them, and those of throughput: clients
-# that ask again push the reason out of sight.
+# Access and throughput lines of uvicorn, vLLM and the embedded engine: clients that retry would push the
+# cause out of the tail.
 _ACCESS_LINE = re.compile(
     r'- "[A-Z]+ \S+ HTTP/[\d.]+" \d{3}| INFO engine\.(requests|stats): |Avg prompt throughput: '
 )
 
 
 def relevant_lines(lines: Iterable[str]) -> list[str]:
-    """The last LOG_TAIL_LINES lines of a log that may tell why its engine ended."""
-    telling = [line for line in lines if not (_PARTING_WORDS.search(line) or _ACCESS_LINE.search(line))]
-    return telling[-LOG_TAIL_LINES:]
+    """The last LOG_TAIL_LINES lines of a log that may explain why its engine exited."""
+    relevant = [line for line in lines if not (_EXIT_NOISE.search(line) or _ACCESS_LINE.search(line))]
+    return relevant[-LOG_TAIL_LINES:]
 
 
 def describe_exit(returncode: int) -> tuple[int | None, str | None]:
-    """(exit code, signal name): one of them is None. Negative codes are signals, as asyncio reports them."""
+    """(exit code, signal name), one of them None. Negative return codes are signals, as in asyncio."""
     if returncode >= 0:
         return returncode, None
     try:
@@ -99,10 +98,10 @@ def describe_exit(returncode: int) -> tuple[int | None, str | None]:
 
 
 def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) -> InstanceFailure:
-    """The failure of an engine that ended by itself.
+    """The failure of an engine that exited by itself.
 
-    Once an engine was ready, log lines about wrong names or ports stem from requests, not from its end:
-    only memory is looked for then.
+    Once an engine was ready, log lines about wrong names or ports come from requests and don't explain its
+    exit: only patterns of memory errors are matched then.
     """
     exit_code, signal_name = describe_exit(returncode)
     failure_class = FailureClass.CRASHED
@@ -115,29 +114,29 @@ def classify_exit(returncode: int, log_tail: Sequence[str], *, was_ready: bool) 
     else:
         if returncode == _EXIT_USAGE and not was_ready:
             failure_class = FailureClass.BAD_ARGUMENTS
-    if not was_ready and (said := _last_word(log_tail, _LAST_WORDS.get(failure_class))):
-        return InstanceFailure(failure_class, said, exit_code, signal_name)
-    ended = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
+    if not was_ready and (reason := _explanation(log_tail, _EXPLANATIONS.get(failure_class))):
+        return InstanceFailure(failure_class, reason, exit_code, signal_name)
+    exit_text = f"was ended by {signal_name}" if signal_name else f"exited with code {exit_code}"
     if signal_name == "SIGKILL":
-        ended += " (by the kernel for want of memory, unless somebody sent it)"
+        exit_text += " (by the kernel's out-of-memory killer, unless a user or program sent it)"
     when = "while it was running" if was_ready else "before it was ready"
     return InstanceFailure(
         failure_class,
-        f"the engine {ended} {when}",
+        f"the engine {exit_text} {when}",
         exit_code,
         signal_name,
         tuple(log_tail[-LOG_TAIL_LINES:]),
     )
 
 
-def _last_word(log_tail: Sequence[str], pattern: re.Pattern[str] | None) -> str | None:
+def _explanation(log_tail: Sequence[str], pattern: re.Pattern[str] | None) -> str | None:
     if pattern is None:
         return None
-    return next((match["said"] for line in reversed(log_tail) if (match := pattern.search(line))), None)
+    return next((match["reason"] for line in reversed(log_tail) if (match := pattern.search(line))), None)
 
 
 def start_error(what: str, failure: InstanceFailure, instance_id: str) -> ManagerError:
-    """What somebody is told who waited for a start; `what`: of which instance or model."""
+    """The error for requests that waited for a start; `what` names the instance or model that failed."""
     message, public = f"{what}: {explain(failure)}", f"{what}: {public_reason(failure, instance_id)}"
     if failure.failure_class is FailureClass.UNSUPPORTED_MODEL:
         return UnsupportedModel(message, public=public)
@@ -145,12 +144,12 @@ def start_error(what: str, failure: InstanceFailure, instance_id: str) -> Manage
 
 
 def public_reason(failure: InstanceFailure, instance_id: str) -> str:
-    """A failure for whoever may not read logs."""
-    return f"{failure.failure_class}; an admin reads the reason in GET /instances/{instance_id}"
+    """A failure for clients that may not read logs."""
+    return f"{failure.failure_class}; admins can read the reason in GET /instances/{instance_id}"
 
 
 def explain(failure: InstanceFailure, *, num_lines: int = 5) -> str:
-    """A failure in one message: class, what happened, the last log lines."""
+    """A failure in one message: class, description, last log lines."""
     text = f"{failure.failure_class}: {failure.message}"
     lines = [line for line in failure.log_tail if line.strip()][-num_lines:]
     return f"{text}; last log lines: {' | '.join(lines)}" if lines else text

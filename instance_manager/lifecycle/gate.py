@@ -1,4 +1,4 @@
-"""Who may use an engine now, who waits, and in which order.
+"""Admission to one engine: who may use it now, who waits, and in which order.
 
 A gate grants leases synchronously: no await lies between the check and the grant, so no request can slip in
 after the gate has closed. Knows nothing of processes or states: its owner opens and closes it.
@@ -27,15 +27,15 @@ class Lease:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits for a place like this one."""
+        """Whether another request waits for a lease like this one."""
         return self._gate is not None and self._gate.is_wanted
 
     def release(self) -> None:
-        """Give it back; any further call does nothing."""
+        """Return the lease; further calls do nothing."""
         gate = self._gate
         if gate is not None:
             self._gate = None
-            gate._give_back()
+            gate._return_lease()
 
     def __repr__(self) -> str:
         held = "held" if self._gate is not None else "released"
@@ -52,12 +52,12 @@ class Gate:
         "_max_in_flight",
         "_max_queue",
         "_waiters",
+        "has_external_waiters",
         "in_flight",
         "instance_id",
-        "is_sought",
         "last_active",
         "model_name",
-        "on_room",
+        "on_capacity",
     )
 
     def __init__(
@@ -79,8 +79,10 @@ class Gate:
         self._clock = clock
         self._waiters: deque[asyncio.Future[Lease]] = deque()
         self._drained: asyncio.Future[None] | None = None
-        self.on_room: Callable[[], None] | None = None  # called when there is room and nobody waits here
-        self.is_sought: Callable[[], bool] | None = None  # whether somebody waits elsewhere for room here
+        # Called when a lease is free and no request waits here.
+        self.on_capacity: Callable[[], None] | None = None
+        # Whether requests queued outside this gate wait for one of its leases.
+        self.has_external_waiters: Callable[[], bool] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -88,21 +90,21 @@ class Gate:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """Where the engine listens, for who looks at it without a lease; None while the gate is closed."""
+        """Where the engine listens, for callers without a lease; None while the gate is closed."""
         return self._endpoint
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits for a lease."""
-        return bool(self._waiters) or (self.is_sought is not None and self.is_sought())
+        """Whether a request waits for a lease."""
+        return bool(self._waiters) or (self.has_external_waiters is not None and self.has_external_waiters())
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a lease."""
+        """Number of requests that wait for a lease."""
         return len(self._waiters)
 
     def try_acquire(self) -> Lease | None:
-        """A lease, if the gate is open, there is room, and nobody came earlier."""
+        """A lease if the gate is open, below its limit, and no earlier request waits."""
         endpoint = self._endpoint
         if (
             endpoint is None
@@ -115,13 +117,13 @@ class Gate:
         return Lease(self, endpoint)
 
     async def acquire(self) -> Lease:
-        """A lease, in the order of arrival. Raises QueueFull, or what `reject` was given."""
+        """A lease, in order of arrival. Raises QueueFull, or the error given to `reject`."""
         lease = self.try_acquire()
         if lease is not None:
             return lease
         if len(self._waiters) >= self._max_queue:
             raise QueueFull(
-                f"{len(self._waiters)} requests wait for instance {self.instance_id!r} already, "
+                f"{len(self._waiters)} requests already wait for instance {self.instance_id!r}, "
                 "as many as MAX_QUEUE allows; try again later",
                 retry_after_s=1.0,
             )
@@ -130,7 +132,7 @@ class Gate:
         try:
             return await waiter
         except asyncio.CancelledError:
-            # The grant and the cancellation may have met: then the lease is ours and nobody else frees it.
+            # If the lease was granted just before the cancellation, only we can release it.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 waiter.result().release()
             elif waiter in self._waiters:
@@ -138,24 +140,24 @@ class Gate:
             raise
 
     def open(self, endpoint: Endpoint) -> None:
-        """Accept requests for this endpoint, first those that wait. Idle time begins to count."""
+        """Accept requests for this endpoint, waiting ones first. The idle time starts."""
         self._endpoint = endpoint
         self.last_active = self._clock()
         self._grant_waiting()
 
     def close(self) -> None:
-        """Grant nothing more; leases given out stay valid, waiters go on waiting."""
+        """Grant no more leases; granted ones stay valid, waiters keep waiting."""
         self._endpoint = None
 
     def reject(self, make_error: Callable[[], ManagerError]) -> None:
-        """Send everyone who waits away, each with an error of its own."""
+        """Fail all waiting requests, each with its own error."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_exception(make_error())
 
     def drained(self) -> asyncio.Future[None]:
-        """A future that is done once no lease is out; shared, so wait for it without cancelling it."""
+        """A future that is done once no lease is out. It is shared: don't cancel it."""
         if self._drained is None or self._drained.done():
             self._drained = asyncio.get_running_loop().create_future()
             if not self.in_flight:
@@ -173,13 +175,13 @@ class Gate:
             if not waiter.done():
                 self.in_flight += 1
                 waiter.set_result(Lease(self, endpoint))
-        if self.on_room is not None and endpoint is not None and not self._waiters:
-            self.on_room()
+        if self.on_capacity is not None and endpoint is not None and not self._waiters:
+            self.on_capacity()
 
-    def _give_back(self) -> None:
+    def _return_lease(self) -> None:
         self.in_flight -= 1
         self.last_active = self._clock()
-        if self._waiters or self.on_room is not None:
+        if self._waiters or self.on_capacity is not None:
             self._grant_waiting()
         if not self.in_flight and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

@@ -1,7 +1,7 @@
-"""Is the engine there, is it ours, and does it serve the right model?
+"""Readiness: is the engine up, is it our process, and does it serve the right model?
 
 An open port is not enough: `/health` must answer 200, the listener must be our process, and `/v1/models`
-must take our key and name the model.
+must accept our key and name the model.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import httpx
 from pydantic_core import from_json
 
-from instance_manager.lifecycle.bounded_fetch import Answer, ResponseTooLong, engine_client, fetch
-from instance_manager.process.process_group import Listener, listener_of
+from instance_manager.lifecycle.bounded_fetch import EngineResponse, ResponseTooLong, engine_client, fetch
+from instance_manager.process.process_group import PortOwner, port_owner
 
 _POLL_MIN_S = 0.02
 _POLL_MAX_S = 0.1
-_POLL_GROWTH = 1.05  # quick for the first seconds, when a small engine comes up
+_POLL_GROWTH = 1.05  # frequent in the first seconds, when a small engine becomes ready
 _PROBE_TIMEOUT_S = 5.0
 _NAMES_TIMEOUT_S = 2.0
 
 _MAX_HEALTH_BYTES = 64 * 1024
 _MAX_LIST_BYTES = 1024 * 1024
 _MAX_NAME_CHARS = 1024
-_MAX_LISTED, _MAX_QUOTED_CHARS = 5, 200  # in a message
+_MAX_QUOTED_NAMES, _MAX_QUOTED_CHARS = 5, 200  # in a message
 
 
 class WrongEngine(Exception):
@@ -35,7 +35,7 @@ class WrongEngine(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What to ask whom. `model` is None for engines that need not name one."""
+    """Where to send probes. `model` is None for engines that need not name their model."""
 
     host: str
     port: int
@@ -51,9 +51,9 @@ class Probe:
 
 @dataclass(slots=True)
 class LastProbe:
-    """What the latest probe met, for the message when time is up."""
+    """Why the latest probe failed, for the message after a timeout."""
 
-    met: str = "nothing was asked yet"
+    problem: str = "no probe was sent yet"
 
 
 def probe_client() -> httpx.AsyncClient:
@@ -62,15 +62,15 @@ def probe_client() -> httpx.AsyncClient:
 
 
 async def wait_until_ready(client: httpx.AsyncClient, probe: Probe, last: LastProbe) -> None:
-    """Return when the engine is ready. Waits for ever: the caller sets the deadline. Raises WrongEngine."""
+    """Return when the engine is ready. The caller sets the deadline. Raises WrongEngine."""
     interval = _POLL_MIN_S
-    while (met := await _why_not_ready(client, probe)) is not None:
-        last.met = met
+    while (problem := await _readiness_problem(client, probe)) is not None:
+        last.problem = problem
         await asyncio.sleep(interval)
         interval = min(interval * _POLL_GROWTH, _POLL_MAX_S)
 
 
-async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
+async def _readiness_problem(client: httpx.AsyncClient, probe: Probe) -> str | None:
     path = probe.health_path
     if not await _accepts_connections(probe.host, probe.port):
         return f"nothing listens for {probe.url(path)}"
@@ -79,12 +79,13 @@ async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
             return f"{probe.url(path)} answered {status}"
         if probe.model is None:
             return None
-        if await asyncio.to_thread(listener_of, probe.pid, probe.port) is Listener.FOREIGN:
-            # Someone else was faster; our child will say so and exit.
-            return f"{probe.url('')} is another program's"
+        if await asyncio.to_thread(port_owner, probe.pid, probe.port) is PortOwner.FOREIGN:
+            # Another program bound it first; our child will report that and exit.
+            return f"{probe.url('')} belongs to another program"
         path = "/v1/models"
-        answer = await _get(client, probe, path, _MAX_LIST_BYTES)
-        return None if _names_model(answer, probe.model) else f"{probe.url(path)} answered {answer.status}"
+        response = await _get(client, probe, path, _MAX_LIST_BYTES)
+        is_named = _names_model(response, probe.model)
+        return None if is_named else f"{probe.url(path)} answered {response.status}"
     except httpx.TimeoutException:
         return f"{probe.url(path)} did not answer within {_PROBE_TIMEOUT_S:g} s"
     except ResponseTooLong as error:
@@ -95,58 +96,58 @@ async def _why_not_ready(client: httpx.AsyncClient, probe: Probe) -> str | None:
 
 async def _get(
     client: httpx.AsyncClient, probe: Probe, path: str, max_bytes: int, timeout_s: float = _PROBE_TIMEOUT_S
-) -> Answer:
+) -> EngineResponse:
     headers = {"Authorization": f"Bearer {probe.api_key}"}
     return await fetch(
         client, "GET", probe.url(path), headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
     )
 
 
-def _names_model(answer: Answer, model: str) -> bool:
-    if answer.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+def _names_model(response: EngineResponse, model: str) -> bool:
+    if response.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise WrongEngine("the engine refuses the key that Berth gave it in VLLM_API_KEY")
-    if not answer.is_ok:
+    if not response.is_ok:
         return False
-    names = _model_names(answer)
+    names = _model_names(response)
     if model not in names:
-        raise WrongEngine(f"/v1/models names {_listed(names) or 'no model'}, not {model!r}")
+        raise WrongEngine(f"/v1/models names {_quoted(names) or 'no model'}, not {model!r}")
     return True
 
 
-def _model_names(answer: Answer) -> list[str]:
-    """Those of a length that a name may have. Raises WrongEngine."""
+def _model_names(response: EngineResponse) -> list[str]:
+    """The listed names, overlong ones left out. Raises WrongEngine."""
     try:
-        names = [str(entry["id"]) for entry in from_json(answer.body)["data"]]
+        names = [str(entry["id"]) for entry in from_json(response.body)["data"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise WrongEngine("/v1/models does not answer with a list of models") from None
+        raise WrongEngine("/v1/models does not return a list of models") from None
     return [name for name in names if len(name) <= _MAX_NAME_CHARS]
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(name[:_MAX_QUOTED_CHARS] for name in names[:_MAX_LISTED]) + more
+def _quoted(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_QUOTED_NAMES} more" if len(names) > _MAX_QUOTED_NAMES else ""
+    return ", ".join(name[:_MAX_QUOTED_CHARS] for name in names[:_MAX_QUOTED_NAMES]) + more
 
 
 async def reported_names(client: httpx.AsyncClient, probe: Probe) -> list[str]:
-    """What an engine that need not name its model says it serves; nothing where it has no such list."""
+    """The model names an engine reports that need not name its model; empty if it has no such list."""
     try:
-        answer = await _get(client, probe, "/v1/models", _MAX_LIST_BYTES, _NAMES_TIMEOUT_S)
-        return _model_names(answer) if answer.is_ok else []
+        response = await _get(client, probe, "/v1/models", _MAX_LIST_BYTES, _NAMES_TIMEOUT_S)
+        return _model_names(response) if response.is_ok else []
     except (httpx.HTTPError, WrongEngine):
         return []
 
 
-def name_to_send(told: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """What an engine is to be asked for, of the names it has told; None = as it was started.
+def choose_model_name(reported: Sequence[str], preferred: Sequence[str]) -> str | None:
+    """The model name to send to an engine, out of those it reported; None = the name it was started with.
 
-    A name that is wanted, if it has it, the first best; else its only one. Of several none is guessed.
+    The first preferred name that it reported, else its only one; among several it doesn't guess.
     """
-    known = [name for name in wanted if name in told]
-    return next(iter(known), told[0] if len(told) == 1 else None)
+    known = [name for name in preferred if name in reported]
+    return next(iter(known), reported[0] if len(reported) == 1 else None)
 
 
 async def _accepts_connections(host: str, port: int) -> bool:
-    """A bare connect: twenty times cheaper than a refused HTTP request, and most polls are refused."""
+    """A bare connect is twenty times cheaper than a refused HTTP request, and most polls are refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)

@@ -1,4 +1,4 @@
-"""One instance as the rest of Berth sees it: its state, its gate and its record."""
+"""One instance as the rest of Berth sees it: its state, its gate and its JSON."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ logger = logging.getLogger("berth.manager")
 
 
 class InvalidTransition(RuntimeError):
-    """A state was to follow one that it can't follow: a fault in Berth itself."""
+    """A state change that TRANSITIONS forbids: a bug in Berth."""
 
 
 class Instance:
-    """Read by everyone, written by its supervisor alone. Times without `_at` in the name are durations."""
+    """Written by its supervisor and the supervisor's helpers, `state` by nothing else.
+
+    `pinned`, `idle_timeout_s`, `other_names` and `memory_bytes` are set by the manager and the fleet. Times
+    without `_at` in the name are durations.
+    """
 
     def __init__(
         self,
@@ -45,11 +49,11 @@ class Instance:
         events: EventLog,
         host: str,
         port: int | None,
-        timeout_s: float,
+        idle_timeout_s: float,
         log_path: Path,
         clock: Callable[[], float],
     ) -> None:
-        """Whoever makes it completes it, and then tells of it by `begin`."""
+        """The caller completes the instance, then publishes it with `set_initial_state`."""
         self.instance_id = instance_id
         self.spec = spec
         self.plan = plan
@@ -57,29 +61,29 @@ class Instance:
         self.state = InstanceState.STARTING
         self.status_reason = "created"
         self.failure: InstanceFailure | None = None
-        self.timeout_s = timeout_s
+        self.idle_timeout_s = idle_timeout_s
         self.pinned = spec.pinned
-        self.other_names: tuple[str, ...] = ()  # of its model in the catalog, written by the fleet
-        self.reported_name: str | None = None  # by its engine, where that need not have the name it was given
-        self.level = 0  # 1 and 2: how deep it sleeps
+        self.other_names: tuple[str, ...] = ()  # of its catalog model, set by the fleet
+        self.reported_name: str | None = None  # by its engine, if that may ignore the given name
+        self.level = 0  # of sleep: 1 or 2; 0 = awake
         self.awake_since: float | None = None  # monotonic seconds
         self.host = host
         self.port = port
         self.pid: int | None = None
         self.pid_start_time: float | None = None
         self.pid_start_ticks: int | None = None  # since boot
-        self.secrets: RunSecrets | None = None  # of the present process, or the last one
-        self.log_start = 0  # where in the log file the present process's lines begin, bytes
+        self.secrets: RunSecrets | None = None  # of the current process or the last one
+        self.log_start = 0  # byte offset of the current process's first log line
         self.command: list[str] = []
         self.memory_bytes: int | None = None
         self.created_at = time.time()
-        self.started_at = self.created_at  # of the present life
+        self.started_at = self.created_at  # when it last left a terminal state
         self.ready_at: float | None = None
-        self.generation = 0  # processes started so far; the endpoint's generation
+        self.generation = 0  # number of the current process; keeps counting when Berth restarts
         self.log_path = log_path
         self._events = events
         self._clock = clock
-        self._news = asyncio.Event()  # replaced each time it is set
+        self._changed = asyncio.Event()  # replaced each time it is set
 
     @property
     def model_name(self) -> str:
@@ -87,12 +91,12 @@ class Instance:
 
     @property
     def served_model_name(self) -> str:
-        """The name the engine itself answers to: what it has said, else what it was started with."""
+        """The name the engine answers to: the one it reported, else the one it was started with."""
         return self.reported_name or self.plan.served_model_name
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What clients may call it."""
+        """The model names under which clients may request it."""
         if self.spec.profile is not None:
             return (self.spec.profile, *self.other_names)
         served = self.plan.params.get("served_model_name") or ()
@@ -102,15 +106,15 @@ class Instance:
 
     @property
     def runner(self) -> RunnerKind | None:
-        """What its engine can serve; None = nobody knows."""
+        """What its engine can serve; None = unknown."""
         return self.plan.runner
 
     @property
     def idleness(self) -> Idleness:
-        return Idleness(self.timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+        return Idleness(self.idle_timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
 
     def endpoint(self, port: int, api_key: str) -> Endpoint:
-        """Where its present process listens."""
+        """Where its current process listens."""
         return Endpoint(
             self.host,
             port,
@@ -121,19 +125,21 @@ class Instance:
             isolates_tenants=self.plan.isolates_tenants,
         )
 
-    def begin(self, state: InstanceState, reason: str, *, previous: InstanceState | None = None) -> None:
-        """The first state, told as any other; `previous`: the last one in an earlier Berth."""
+    def set_initial_state(
+        self, state: InstanceState, reason: str, *, previous: InstanceState | None = None
+    ) -> None:
+        """Set and publish the first state; `previous`: the last one under a previous Berth process."""
         self.state = state
         self.status_reason = reason
-        self._tell(previous)
+        self._publish_state(previous)
 
-    def updated(self, data: Mapping[str, Any]) -> None:
-        """Something besides the state has changed: emit `instance.updated`."""
+    def publish_update(self, data: Mapping[str, Any]) -> None:
+        """Emit `instance.updated`: something other than the state has changed."""
         self._events.publish("instance.updated", self.instance_id, data)
-        self.announce()
+        self.notify()
 
     def set_state(self, state: InstanceState, reason: str, failure: InstanceFailure | None = None) -> None:
-        """Go to `state`, log it, emit `instance.state` and wake whoever waits. Raises InvalidTransition."""
+        """Change the state, log it, emit `instance.state` and wake all waiters. Raises InvalidTransition."""
         previous = self.state
         if state not in TRANSITIONS[previous]:
             raise InvalidTransition(f"{self.instance_id}: {state} can't follow {previous} ({reason})")
@@ -150,16 +156,16 @@ class Instance:
                 self.ready_at = time.time()
         elif state is InstanceState.FAILED:
             self.failure = failure
-        self._tell(previous)
+        self._publish_state(previous)
 
-    async def changed(self) -> None:
-        """Return after the next change of state (or of anything announced by `announce`)."""
-        await self._news.wait()
+    async def wait_for_change(self) -> None:
+        """Return after the next `notify`, which follows every change of state."""
+        await self._changed.wait()
 
-    def announce(self) -> None:
-        """Wake those who wait in `changed`."""
-        self._news.set()
-        self._news = asyncio.Event()
+    def notify(self) -> None:
+        """Wake all callers of `wait_for_change`."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def record(self) -> dict[str, Any]:
         """The instance as JSON. Points in time are seconds since the epoch, durations seconds."""
@@ -182,7 +188,7 @@ class Instance:
             "pid_start_time": self.pid_start_time,
             "params": mask_params(self.plan.params),
             "command": mask_command(self.command),
-            "timeout": self.timeout_s,
+            "timeout": self.idle_timeout_s,
             "expires_at": None if expires is None else expires + wall_offset,
             "last_active": self.last_active_at,
             "in_flight": gate.in_flight,
@@ -198,13 +204,13 @@ class Instance:
 
     @property
     def last_active_at(self) -> float:
-        """When it was last used, in seconds since the epoch."""
+        """When it was last used; seconds since the epoch."""
         return self.gate.last_active + time.time() - self._clock()
 
     def __repr__(self) -> str:
         return f"<Instance {self.instance_id} {self.state} port={self.port} pid={self.pid}>"
 
-    def _tell(self, previous: InstanceState | None) -> None:
+    def _publish_state(self, previous: InstanceState | None) -> None:
         level = logging.WARNING if self.state is InstanceState.FAILED else logging.INFO
         logger.log(
             level,
@@ -226,7 +232,7 @@ class Instance:
         if self.state is InstanceState.FAILED and self.failure is not None:
             data["error"] = failure_record(self.failure)
         self._events.publish("instance.state", self.instance_id, data)
-        self.announce()
+        self.notify()
 
 
 def new_instance(
@@ -240,7 +246,7 @@ def new_instance(
     port: int | None,
     log_path: Path,
 ) -> Instance:
-    """An instance in `starting` with a closed gate, by the manager's policy; nobody has been told yet."""
+    """An instance in `starting` with a closed gate and the manager's defaults, not yet published."""
     gate = Gate(
         instance_id,
         spec.model_name,
@@ -256,7 +262,7 @@ def new_instance(
         events=events,
         host=config.host,
         port=port,
-        timeout_s=config.default_idle_timeout_s if spec.timeout_s is None else spec.timeout_s,
+        idle_timeout_s=config.default_idle_timeout_s if spec.timeout_s is None else spec.timeout_s,
         log_path=log_path,
         clock=clock,
     )

@@ -1,4 +1,4 @@
-"""Leases of one instance, by its id: the forwarding path's way in. Doesn't know how instances come and go."""
+"""Leases of instances by id, for the forwarding path. Neither creates nor removes instances."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.supervisor import Supervisor
 from instance_manager.types import Endpoint, InstanceState
 
-_UP_ASLEEP = (InstanceState.RUNNING, InstanceState.SLEEPING)
+_RUNNING_OR_SLEEPING = (InstanceState.RUNNING, InstanceState.SLEEPING)
 
 
 @dataclass(frozen=True, slots=True)
 class SleepingLease:
-    """Stands for no room in an engine: it may be woken or ended meanwhile."""
+    """Access to a sleeping engine. Not counted as in flight: the engine may be woken or stopped meanwhile."""
 
     endpoint: Endpoint
     instance_id: str
@@ -27,13 +27,13 @@ class SleepingLease:
     is_wanted: bool = False
 
     def release(self) -> None:
-        """There is nothing to give back."""
+        """Nothing to return."""
 
 
 class InstanceLeases:
-    """Over the manager's instances, which it reads alone.
+    """Reads the manager's instances and changes none.
 
-    `find` raises InstanceNotFound. `on_wake_requested` is told when a request comes for an instance that sleeps.
+    `find` raises InstanceNotFound. `on_wake_requested` is called when a sleeping instance gets a request.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class InstanceLeases:
         gates: Mapping[str, Gate],
         find: Callable[[str], Supervisor],
         on_wake_requested: Callable[[Instance], None],
-        limit_s: float,
+        max_wait_s: float,
     ) -> None:
         self._gates = gates
         self._find = find
         self._on_wanted = on_wake_requested
-        self._limit_s = limit_s  # that a request waits at most
-        self.is_closed = False  # for good
+        self._max_wait_s = max_wait_s
+        self.is_closed = False  # never opened again
 
     def try_lease(self, instance_id: str) -> Lease | None:
-        """A lease now, or None if the caller may `wait_for_lease`. Check and grant are one act.
+        """A lease now, or None if the caller may `wait_for_lease`. There is no await between check and grant.
 
         Raises InstanceNotFound, InstanceNotRunning or ShuttingDown.
         """
@@ -63,15 +63,15 @@ class InstanceLeases:
         return None
 
     def lease_sleeping(self, instance_id: str, *, only_reads: bool) -> SleepingLease | None:
-        """The way to an engine that sleeps, without waking it; None where it doesn't.
+        """Access to a sleeping engine without waking it; None if it isn't asleep.
 
-        `only_reads`: it may also be about to fall asleep, which the request then doesn't keep it from.
-        Raises InstanceNotFound.
+        With `only_reads`, also if it is about to sleep, which the request doesn't delay. Raises
+        InstanceNotFound.
         """
         supervisor = self._find(instance_id)
         instance = supervisor.instance
-        states = _UP_ASLEEP if only_reads else (InstanceState.SLEEPING,)
-        if instance.state not in states or not supervisor.is_asleep:
+        states = _RUNNING_OR_SLEEPING if only_reads else (InstanceState.SLEEPING,)
+        if instance.state not in states or not supervisor.sleep.is_asleep:
             return None
         if self.is_closed or instance.port is None or instance.secrets is None:
             return None
@@ -79,24 +79,24 @@ class InstanceLeases:
         return SleepingLease(endpoint, instance_id, instance.model_name)
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
-        """A lease, in order of arrival, once the instance is running and has room.
+        """A lease, in order of arrival, once the instance is running and below its limit.
 
         Raises QueueFull, StartTooSlow, InstanceFailedToStart, InstanceNotRunning, InstanceNotFound or
-        ShuttingDown. Leaving the queue by cancellation is safe at any moment.
+        ShuttingDown. Can be cancelled safely at any time.
         """
         self._check_may_wait(instance_id)
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(self._max_wait_s):
                 return await self._gates[instance_id].acquire()
         except TimeoutError:
             raise StartTooSlow(
-                f"instance {instance_id!r} did not take the request within {self._limit_s:.0f} s; "
+                f"instance {instance_id!r} did not take the request within {self._max_wait_s:.0f} s; "
                 "try again later",
                 retry_after_s=5.0,
             ) from None
 
     def lease(self, instance_id: str) -> AbstractAsyncContextManager[Lease]:
-        """`async with manager.lease(id) as lease:` around a whole request."""
+        """Use `async with manager.lease(id) as lease:` around a whole request."""
         return self._lease(instance_id)
 
     @asynccontextmanager
@@ -108,24 +108,24 @@ class InstanceLeases:
             lease.release()
 
     def _check_may_wait(self, instance_id: str) -> None:
-        """Raise unless the instance is running or will be without anybody's further doing."""
+        """Raise unless the instance is running or will be without further requests."""
         supervisor = self._find(instance_id)
         if self.is_closed:
             raise shutting_down()
         if not supervisor.wants_running:
             raise _not_running(supervisor.instance)
-        if supervisor.is_asleep:
+        if supervisor.sleep.is_asleep:
             self._on_wanted(supervisor.instance)
 
 
 def shutting_down() -> ShuttingDown:
-    """The refusal of everybody who comes too late."""
-    return ShuttingDown("Berth is shutting down and takes nothing new", retry_after_s=5.0)
+    """The error for requests that arrive during a shutdown."""
+    return ShuttingDown("Berth is shutting down and accepts no new requests", retry_after_s=5.0)
 
 
 def _not_running(instance: Instance) -> InstanceNotRunning:
-    failure, what = instance.failure, f"instance {instance.instance_id!r} is {instance.state}"
-    why = instance.status_reason if failure is None else explain(failure)
-    public_why = "" if failure is None else f" ({failure.failure_class})"
-    then = "start it or create another"
-    return InstanceNotRunning(f"{what} ({why}); {then}", public=f"{what}{public_why}; {then}")
+    failure, status = instance.failure, f"instance {instance.instance_id!r} is {instance.state}"
+    reason = instance.status_reason if failure is None else explain(failure)
+    public_reason = "" if failure is None else f" ({failure.failure_class})"
+    advice = "start it or create another"
+    return InstanceNotRunning(f"{status} ({reason}); {advice}", public=f"{status}{public_reason}; {advice}")

@@ -1,4 +1,4 @@
-"""An instance as it is stored, and back. Knows no store and no process."""
+"""Converts instances to stored records and back. Knows no store and no process."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets
 
 
-def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool) -> InstanceRecord:
-    """All that a later Berth needs. `is_wanted`: it runs, or is to run without anybody's further doing."""
-    secrets = one.secrets
+def record_of(instance: Instance, owner: str, boot_id: str | None, *, is_wanted: bool) -> InstanceRecord:
+    """All that a later Berth process needs. `is_wanted`: it runs, or will without further requests."""
+    secrets = instance.secrets
     return InstanceRecord(
-        instance_id=one.instance_id,
-        state=one.state,
+        instance_id=instance.instance_id,
+        state=instance.state,
         owner=owner,
-        spec=one.spec,
-        model_name=one.model_name,
-        served_model_name=one.served_model_name,
-        params=one.plan.params,
-        command=tuple(mask_command(one.command)),
-        host=one.host,
-        port=one.port,
-        pid=one.pid,
-        pid_start_ticks=one.pid_start_ticks,
+        spec=instance.spec,
+        model_name=instance.model_name,
+        served_model_name=instance.served_model_name,
+        params=instance.plan.params,
+        command=tuple(mask_command(instance.command)),
+        host=instance.host,
+        port=instance.port,
+        pid=instance.pid,
+        pid_start_ticks=instance.pid_start_ticks,
         boot_id=boot_id,
         token=None if secrets is None else secrets.token,
         api_key=None if secrets is None else secrets.api_key,
-        generation=one.generation,
-        log_path=str(one.log_path),
-        status_reason=one.status_reason,
-        failure=None if one.failure is None else failure_record(one.failure),
-        timeout_s=one.idle_timeout_s,
-        pinned=one.pinned,
-        sleep_level=one.level,
-        memory_bytes=one.memory_bytes,
-        created_at=one.created_at,
-        started_at=one.started_at,
-        ready_at=one.ready_at,
-        last_active=one.last_active_at,
+        generation=instance.generation,
+        log_path=str(instance.log_path),
+        status_reason=instance.status_reason,
+        failure=None if instance.failure is None else failure_record(instance.failure),
+        timeout_s=instance.idle_timeout_s,
+        pinned=instance.pinned,
+        sleep_level=instance.level,
+        memory_bytes=instance.memory_bytes,
+        created_at=instance.created_at,
+        started_at=instance.started_at,
+        ready_at=instance.ready_at,
+        last_active=instance.last_active_at,
         updated_at=time.time(),
         extra={
             "is_wanted": is_wanted,
-            "log_start": one.log_start,
-            "names": list(one.names),
-            "runner": one.runner,
+            "log_start": instance.log_start,
+            "names": list(instance.names),
+            "runner": instance.runner,
         },
     )
 
@@ -62,8 +62,8 @@ def record_of(one: Instance, owner: str, boot_id: str | None, *, is_wanted: bool
 def instance_of(
     record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
 ) -> Instance:
-    """The instance, of which nobody has been told yet; without a process. What has not ended idles anew."""
-    one = new_instance(
+    """An unpublished instance without a process. Unless it has ended, its idle time starts anew."""
+    instance = new_instance(
         record.instance_id,
         record.spec,
         _plan(record.spec, config),
@@ -73,27 +73,28 @@ def instance_of(
         port=None,
         log_path=Path(record.log_path or config.log_dir / f"{record.instance_id}.log"),
     )
-    one.state = record.state
-    one.status_reason = record.status_reason
-    one.failure = None if record.failure is None else _failure(dict(record.failure))
-    one.idle_timeout_s = record.timeout_s
-    one.pinned = record.pinned
-    one.command = list(record.command)
-    one.created_at, one.started_at, one.ready_at = record.created_at, record.started_at, record.ready_at
-    one.generation = record.generation
-    one.level = record.sleep_level
-    one.log_start = int(record.extra.get("log_start", 0))
+    instance.state = record.state
+    instance.status_reason = record.status_reason
+    instance.failure = None if record.failure is None else _failure(dict(record.failure))
+    instance.idle_timeout_s = record.timeout_s
+    instance.pinned = record.pinned
+    instance.command = list(record.command)
+    instance.created_at, instance.started_at = record.created_at, record.started_at
+    instance.ready_at = record.ready_at
+    instance.generation = record.generation
+    instance.level = record.sleep_level
+    instance.log_start = int(record.extra.get("log_start", 0))
     if record.state.is_terminal and record.last_active:
-        one.gate.last_active = clock() - (time.time() - record.last_active)
+        instance.gate.last_active = clock() - (time.time() - record.last_active)
     if record.token and record.api_key:
-        one.secrets = RunSecrets(record.token, record.api_key)
-    return one
+        instance.secrets = RunSecrets(record.token, record.api_key)
+    return instance
 
 
 def peer_instance_json(record: InstanceRecord, *, is_alive: bool) -> dict[str, Any]:
-    """Another Berth's instance as JSON: as `Instance.record`, with what only its own Berth knows left out.
+    """Another node's instance as JSON: like `Instance.record`, with null for what only its owner knows.
 
-    `owner` is that Berth, and `owner_is_alive` whether it has been heard of lately.
+    `owner` is that node, `owner_is_alive` whether it has renewed its lease lately.
     """
     spec = record.spec
     ready_at = record.ready_at
@@ -131,7 +132,7 @@ def peer_instance_json(record: InstanceRecord, *, is_alive: bool) -> dict[str, A
 
 
 def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-    """How it is started again. Where that isn't possible any more, say so then: it may be running now."""
+    """How to start it again. If that is no longer possible, only starting it fails: it may be running now."""
     try:
         return plan_launch(spec, config)
     except ManagerError as error:
@@ -144,11 +145,11 @@ def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
 
 
 def _failure(stored: dict[str, Any]) -> InstanceFailure:
-    """One of a class that this Berth doesn't know (a newer one wrote it) counts as a crash."""
+    """A failure class that this version doesn't know (a newer one wrote it) counts as a crash."""
     name = stored.get("class")
-    known = FailureClass(name) if name in set(FailureClass) else FailureClass.CRASHED
+    failure_class = FailureClass(name) if name in set(FailureClass) else FailureClass.CRASHED
     return InstanceFailure(
-        known,
+        failure_class,
         str(stored.get("message", "")),
         stored.get("exit_code"),
         stored.get("signal"),

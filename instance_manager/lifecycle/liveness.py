@@ -1,7 +1,7 @@
-"""Whether a running engine still lives: it answers its health probe, and its work goes on.
+"""Liveness: a running engine must answer its health probe and make progress.
 
-Three probes in a row have to fail, the second and third soon after the first. An engine that answers but
-stands still is found by its own metrics: it says that it has requests, and takes no step.
+It fails after three failed probes in a row, the second and third soon after the first. An engine that answers
+but is stuck is detected by its own metrics: it reports requests but takes no step.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 import httpx
 
 from instance_manager.config import LivenessRules
-from instance_manager.lifecycle.bounded_fetch import Answer, fetch
+from instance_manager.lifecycle.bounded_fetch import EngineResponse, fetch
 
-_STRIKES = 3
-_AGAIN_S = 1.0  # after a strike, or sooner where probes are more frequent
-# It is we who can't ask then: no sign against an engine.
-_WANTS_OF_OURS = frozenset(
+_MAX_FAILED_PROBES = 3
+_RETRY_S = 1.0  # after a failed probe, or sooner if probes are more frequent
+# Berth itself lacks resources to probe: this says nothing about the engine.
+_LOCAL_ERRORS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN}
 )
 _MAX_HEALTH_BYTES = 64 * 1024
-_MAX_METRICS_BYTES = 1024 * 1024  # a vLLM prints some 100 KB
-# Counters that grow with each step of an engine: what it has read, written, or iterated over.
-_WORK = re.compile(
+_MAX_METRICS_BYTES = 1024 * 1024  # vLLM's page has about 100 KB
+_PENDING_REQUESTS = re.compile(
     rb"^(?:vllm:num_requests_(?:running|waiting)|llamacpp:requests_processing)(?:\{[^}\n]*\})? (\S{1,64})",
     re.MULTILINE,
 )
-_STEPS = re.compile(
+# Counters that grow with each step: prompt tokens read, tokens generated, iterations.
+_STEP_COUNTERS = re.compile(
     rb"^(?:vllm:(?:prompt_tokens_total|generation_tokens_total|iteration_tokens_total_count)"
     rb"|llamacpp:(?:prompt_tokens_total|tokens_predicted_total))(?:\{[^}\n]*\})? (\S{1,64})",
     re.MULTILINE,
@@ -38,12 +38,12 @@ _STEPS = re.compile(
 
 
 class LivenessFailed(Exception):
-    """It is to be ended; the message says what it did not do."""
+    """The engine must be ended; the message says what it failed to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeTarget:
-    """Where to ask."""
+    """Where to send probes."""
 
     url: str  # of the engine, without a path
     api_key: str
@@ -52,67 +52,67 @@ class ProbeTarget:
 
 async def watch_liveness(
     client: httpx.AsyncClient,
-    vitals: ProbeTarget,
+    target: ProbeTarget,
     rules: LivenessRules,
     clock: Callable[[], float],
 ) -> None:
-    """Go on as long as it lives. Raises LivenessFailed."""
-    strikes = 0
+    """Run until the engine fails. Raises LivenessFailed."""
+    failed_probes = 0
     steps: bytes | None = None
-    moved_at = clock()
+    progressed_at = clock()
     while True:
-        await asyncio.sleep(min(_AGAIN_S, rules.interval_s) if strikes else rules.interval_s)
-        problem = await _probe(client, vitals, rules.timeout_s)
+        await asyncio.sleep(min(_RETRY_S, rules.interval_s) if failed_probes else rules.interval_s)
+        problem = await _probe(client, target, rules.timeout_s)
         if problem is not None:
-            strikes += 1
-            if strikes >= _STRIKES:
-                raise LivenessFailed(f"{strikes} health probes in a row failed, the last: {problem}")
+            failed_probes += 1
+            if failed_probes >= _MAX_FAILED_PROBES:
+                raise LivenessFailed(f"{failed_probes} health probes in a row failed, the last: {problem}")
             continue
-        strikes = 0
+        failed_probes = 0
         if not rules.stall_s:
             continue
-        before, steps = steps, await _steps(client, vitals, rules.timeout_s)
+        before, steps = steps, await _step_counters(client, target, rules.timeout_s)
         if steps is None or steps != before:
-            moved_at = clock()
-        elif clock() - moved_at >= rules.stall_s:
+            progressed_at = clock()
+        elif clock() - progressed_at >= rules.stall_s:
             raise LivenessFailed(
-                f"it answers {vitals.url}{vitals.health_path}, but has taken no step for "
-                f"{clock() - moved_at:.0f} s although it has requests"
+                f"it answers {target.url}{target.health_path}, but has taken no step for "
+                f"{clock() - progressed_at:.0f} s while requests are pending"
             )
 
 
-async def _probe(client: httpx.AsyncClient, vitals: ProbeTarget, timeout_s: float) -> str | None:
-    """What is wrong; None = it is well."""
-    asked = f"{vitals.url}{vitals.health_path}"
+async def _probe(client: httpx.AsyncClient, target: ProbeTarget, timeout_s: float) -> str | None:
+    """The problem; None = healthy."""
+    url = f"{target.url}{target.health_path}"
     try:
-        status = (await _get(client, vitals, vitals.health_path, timeout_s, _MAX_HEALTH_BYTES)).status
+        status = (await _get(client, target, target.health_path, timeout_s, _MAX_HEALTH_BYTES)).status
     except httpx.TimeoutException:
-        return f"{asked} did not answer within {timeout_s:g} s"
+        return f"{url} did not answer within {timeout_s:g} s"
     except httpx.HTTPError as error:
-        if _is_want_of_ours(error):
+        if _is_local_error(error):
             return None
-        return f"{asked}: {error or type(error).__name__}"
-    return None if status == httpx.codes.OK else f"{asked} answered {status}"
+        return f"{url}: {error or type(error).__name__}"
+    return None if status == httpx.codes.OK else f"{url} answered {status}"
 
 
-def _is_want_of_ours(error: BaseException) -> bool:
-    """Whether, of what led to the error, something is no doing of the engine."""
+def _is_local_error(error: BaseException) -> bool:
+    """Whether the error or one of its causes comes from Berth's own lack of resources."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _WANTS_OF_OURS:
+        if isinstance(cause, OSError) and cause.errno in _LOCAL_ERRORS:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
 
 
-async def _steps(client: httpx.AsyncClient, vitals: ProbeTarget, timeout_s: float) -> bytes | None:
-    """Its counters as they are written; None where it has none, or no work."""
+async def _step_counters(client: httpx.AsyncClient, target: ProbeTarget, timeout_s: float) -> bytes | None:
+    """The counters as printed; None if the engine has none, or no pending requests."""
     try:
-        page = (await _get(client, vitals, "/metrics", timeout_s, _MAX_METRICS_BYTES)).body
+        page = (await _get(client, target, "/metrics", timeout_s, _MAX_METRICS_BYTES)).body
     except httpx.HTTPError:
         return None
-    has_work = any(map(_is_positive, _WORK.findall(page)))
-    return b" ".join(_STEPS.findall(page)) or None if has_work else None
+    has_work = any(map(_is_positive, _PENDING_REQUESTS.findall(page)))
+    return b" ".join(_STEP_COUNTERS.findall(page)) or None if has_work else None
 
 
 def _is_positive(value: bytes) -> bool:
@@ -123,9 +123,9 @@ def _is_positive(value: bytes) -> bool:
 
 
 async def _get(
-    client: httpx.AsyncClient, vitals: ProbeTarget, path: str, timeout_s: float, max_bytes: int
-) -> Answer:
-    headers = {"Authorization": f"Bearer {vitals.api_key}"}
+    client: httpx.AsyncClient, target: ProbeTarget, path: str, timeout_s: float, max_bytes: int
+) -> EngineResponse:
+    headers = {"Authorization": f"Bearer {target.api_key}"}
     return await fetch(
-        client, "GET", vitals.url + path, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
+        client, "GET", target.url + path, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
     )

@@ -1,4 +1,4 @@
-"""The port that an instance holds: one at a time, kept until nothing of its process is left."""
+"""The port an instance holds: at most one, kept until its process group is empty."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.ports import PortRange
 
 
-class PortHold:
-    """Shows the port in the instance's record too."""
+class PortLease:
+    """Also writes the port to the instance."""
 
     def __init__(self, ports: PortRange, instance: Instance, port: int | None) -> None:
-        """`port` has been taken out of `ports` already."""
+        """`port` must already be taken from `ports`."""
         self._ports = ports
         self._instance = instance
-        self.port = port  # None = none is held
+        self.port = port  # None = no port is held
 
     @property
     def held(self) -> int:
-        """The port, where there has to be one."""
+        """The port, for callers that require one."""
         if self.port is None:
             raise RuntimeError("no port is held")
         return self.port
 
-    def take(self) -> None:
-        """Hold one, if none is. Raises NoCapacity."""
+    def acquire(self) -> None:
+        """Take a port unless one is held. Raises NoCapacity."""
         if self.port is None:
-            self._show(self._ports.take())
+            self._set(self._ports.take())
 
     def change(self) -> None:
-        """Another one in its place. Raises NoCapacity."""
+        """Take another port and release the current one. Raises NoCapacity."""
         lost = self.port
-        self._show(self._ports.take(avoid=lost))
+        self._set(self._ports.take(avoid=lost))
         if lost is not None:
             self._ports.release(lost)
 
     def release(self) -> None:
-        """Give it back, if one is held."""
+        """Return the port, if one is held."""
         if self.port is not None:
             self._ports.release(self.port)
-            self._show(None)
+            self._set(None)
 
-    def keep_taken(self) -> None:
-        """Let go of it, but leave it taken in the range: somebody may still listen there."""
-        self._show(None)
+    def abandon(self) -> None:
+        """Give up the port but leave it taken in the range: a process may still listen on it."""
+        self._set(None)
 
-    def _show(self, port: int | None) -> None:
+    def _set(self, port: int | None) -> None:
         self.port = self._instance.port = port

@@ -1,4 +1,4 @@
-"""The ports engines may listen on: handed out in sequence, given back when the process group is gone."""
+"""The ports engines may listen on: the lowest free one first, released when the process group is gone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_PORT = 65535
 
 
 def can_bind(host: str, port: int) -> bool:
-    """Whether a server could listen there now, asked the way servers do it (SO_REUSEADDR)."""
+    """Whether a server could listen there now, tested as servers bind (with SO_REUSEADDR)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -23,7 +23,7 @@ def can_bind(host: str, port: int) -> bool:
 
 
 class PortRange:
-    """`count` ports from `base` upward, of which each is held by at most one instance."""
+    """`count` ports from `base` upward, each held by at most one instance."""
 
     def __init__(
         self, host: str, base: int, count: int, *, bind_test: Callable[[str, int], bool] = can_bind
@@ -40,7 +40,7 @@ class PortRange:
     def take(self, *, avoid: int | None = None) -> int:
         """The lowest free port that can be bound. Raises NoCapacity.
 
-        `avoid` names a port just lost to someone else, who may let go of it and take it again.
+        `avoid` is a port just lost to another program, which may release it and take it again.
         """
         free = [port for port in self._ports if port not in self._held and port != avoid]
         for port in free:
@@ -51,31 +51,31 @@ class PortRange:
 
     @property
     def has_free(self) -> bool:
-        """Whether `take` would give one."""
+        """Whether `take` would succeed."""
         return any(self._bind_test(self._host, port) for port in self._ports if port not in self._held)
 
     @property
     def refusal(self) -> str:
-        """Why there is none."""
+        """Why no port is free, for an error message."""
         return self._refusal([port for port in self._ports if port not in self._held])
 
     def hold(self, port: int) -> None:
-        """Take this very port, where an engine listens that was found again; it may lie outside the range."""
+        """Take the port of an adopted engine; it may lie outside the range."""
         self._held.add(port)
 
     def is_bindable(self, port: int) -> bool:
-        """Whether nobody listens on this port, which the caller holds already."""
+        """Whether this port, which the caller already holds, can be bound."""
         return self._bind_test(self._host, port)
 
     def release(self, port: int) -> None:
-        """Give a port back. Its process group must be gone."""
+        """Release a port. Its process group must be gone."""
         self._held.remove(port)
 
     def _refusal(self, free: list[int]) -> str:
         span = f"{self._ports.start}-{self._ports.stop - 1}" if self._ports else "none"
         if not free:
             return (
-                f"all {len(self._ports)} places for instances are taken (ports {span}); "
+                f"all {len(self._ports)} instance slots are taken (ports {span}); "
                 "stop an instance or raise VLLM_MAX_INSTANCES"
             )
         return (

@@ -1,4 +1,4 @@
-"""The books: which instances there are, each with its supervisor's task."""
+"""The set of instances, each with its supervisor's task."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ logger = logging.getLogger("berth.manager")
 
 
 class InstanceRegistry:
-    """Written by the manager alone."""
+    """Only the manager changes it."""
 
     def __init__(self, config: ManagerConfig, events: EventLog, clock: Callable[[], float]) -> None:
         self.supervisors: dict[str, Supervisor] = {}
-        self.gates: dict[str, Gate] = {}  # the same instances, for the forwarding path
-        self.is_closing = False  # from now on an instance that has ended stays in the books
+        self.gates: dict[str, Gate] = {}  # of the same instances, for the forwarding path
+        self.is_closing = False  # during a shutdown, ended instances are kept
         self._config = config
         self._events = events
         self._clock = clock
@@ -44,25 +44,29 @@ class InstanceRegistry:
             raise InstanceNotFound(f"there is no instance {instance_id!r}", param="instance_id")
         return supervisor
 
-    def free_id(self, model_name: str) -> str:
-        """For another instance of the model."""
+    def unused_id(self, model_name: str) -> str:
+        """An id for another instance of the model."""
         while (instance_id := new_instance_id(model_name)) in self.supervisors:
             pass
         return instance_id
 
-    def enter(
-        self, spec: InstanceSpec, instance_id: str | None, dock: SupervisorContext, tasks: asyncio.TaskGroup
+    def add(
+        self,
+        spec: InstanceSpec,
+        instance_id: str | None,
+        context: SupervisorContext,
+        tasks: asyncio.TaskGroup,
     ) -> Instance:
-        """A new instance with a port; its supervisor begins. Raises what `InstanceManager.create` does."""
+        """Create an instance with a port and start its supervisor. Raises like `InstanceManager.create`."""
         if instance_id in self.supervisors:
             raise InstanceExists(
-                f"an instance named {instance_id!r} exists already "
-                f"({self.supervisors[instance_id].instance.state}); start or delete it, or take another name",
+                f"an instance named {instance_id!r} already exists "
+                f"({self.supervisors[instance_id].instance.state}); start or delete it, or use another name",
                 param="name",
             )
         plan = plan_launch(spec, self._config)
-        instance_id = instance_id or self.free_id(spec.model_name)
-        port = dock.ports.take()
+        instance_id = instance_id or self.unused_id(spec.model_name)
+        port = context.ports.take()
         instance = new_instance(
             instance_id,
             spec,
@@ -73,32 +77,34 @@ class InstanceRegistry:
             port=port,
             log_path=self._config.log_dir / f"{instance_id}.log",
         )
-        self._enter(Supervisor(instance, self._log_of(instance), dock, port), tasks)
-        instance.begin(InstanceState.STARTING, "created")
+        self._add(Supervisor(instance, self._log_file(instance), context, port), tasks)
+        instance.set_initial_state(InstanceState.STARTING, "created")
         return instance
 
-    async def enter_again(self, leftover: RecoveredInstance, dock: SupervisorContext, tasks: asyncio.TaskGroup) -> Instance:
-        """One of an earlier Berth, under its old id; its supervisor goes on with what there is of it."""
+    async def recover(
+        self, leftover: RecoveredInstance, context: SupervisorContext, tasks: asyncio.TaskGroup
+    ) -> Instance:
+        """Restore an instance of a previous Berth process; its supervisor adopts the engine if it can."""
         record = leftover.record
         instance = instance_of(record, self._config, self._events, self._clock)
-        log = self._log_of(instance)
+        log = self._log_file(instance)
         run = replace(leftover.run, log_mark=await log.resume(instance.log_start))
         if run.action is RecoveryAction.ADOPT and record.port is not None:
-            dock.ports.hold(record.port)
+            context.ports.hold(record.port)
             instance.port = record.port
-        self._enter(Supervisor(instance, log, dock, instance.port, run), tasks)
+        self._add(Supervisor(instance, log, context, instance.port, run), tasks)
         if run.state is not record.state:
-            instance.begin(run.state, "left by an earlier Berth", previous=record.state)
+            instance.set_initial_state(run.state, "left by a previous Berth process", previous=record.state)
         return instance
 
     def describe(self, instance_id: str, session: StateSession) -> InstanceRecord | None:
-        """The instance as it is to be stored now; None once it is deleted."""
+        """The instance's record to store now; None once it is deleted."""
         supervisor = self.supervisors.get(instance_id)
         if supervisor is None:
             return None
-        return record_of(supervisor.instance, session.owner, session.boot_id, is_wanted=supervisor.is_to_run)
+        return record_of(supervisor.instance, session.owner, session.boot_id, is_wanted=supervisor.should_run)
 
-    def _enter(self, supervisor: Supervisor, tasks: asyncio.TaskGroup) -> None:
+    def _add(self, supervisor: Supervisor, tasks: asyncio.TaskGroup) -> None:
         instance = supervisor.instance
         self.supervisors[instance.instance_id] = supervisor
         self.gates[instance.instance_id] = instance.gate
@@ -109,15 +115,15 @@ class InstanceRegistry:
         try:
             await supervisor.run()
         except Exception:
-            logger.exception("instance=%s: its supervisor broke down", instance_id)
+            logger.exception("instance=%s: its supervisor failed", instance_id)
         try:
             if not self.is_closing:
-                await self._strike_out(supervisor)
-        finally:  # whatever happens, nobody waits for ever
-            supervisor.is_forgotten = True
-            supervisor.instance.announce()
+                await self._remove(supervisor)
+        finally:  # so that `InstanceManager.delete` never waits for ever
+            supervisor.is_removed = True
+            supervisor.instance.notify()
 
-    async def _strike_out(self, supervisor: Supervisor) -> None:
+    async def _remove(self, supervisor: Supervisor) -> None:
         instance_id = supervisor.instance.instance_id
         try:
             await supervisor.log.remove()
@@ -130,6 +136,6 @@ class InstanceRegistry:
         del self.supervisors[instance_id], self.gates[instance_id]
         self._events.publish("instance.deleted", instance_id)
 
-    def _log_of(self, instance: Instance) -> LogFile:
+    def _log_file(self, instance: Instance) -> LogFile:
         config = self._config
         return LogFile(instance.log_path, max_bytes=config.log_max_bytes, ring_lines=config.log_ring_lines)

@@ -1,4 +1,4 @@
-"""Whether and when an engine that has failed is started again. Pure."""
+"""Whether and when a failed engine is restarted. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from instance_manager.config import RestartPolicy, RestartRules
 
 
 @dataclass(slots=True)
-class Restarts:
-    """Of one instance."""
+class RestartBackoff:
+    """The restarts of one instance."""
 
     rules: RestartRules
-    _times: list[float] = field(default_factory=list)  # of the failures in the window that were answered
+    _times: list[float] = field(default_factory=list)  # of failures in the window that led to a restart
 
     def next_delay_s(self, now: float, *, was_ready: bool) -> float | None:
-        """Seconds until it is started again after a failure at `now`; None = not by itself.
+        """Seconds until the restart after a failure at `now`; None = no automatic restart.
 
-        One that has never been ready is not tried again: what keeps it from starting will do so again. Only
-        amid restarts a start that fails counts like any other failure.
+        An engine that has never been ready isn't restarted: it would fail to start again for the same
+        reason. Only while restarts are in progress does a failed start count like any other failure.
         """
         rules = self.rules
         self._times = [time for time in self._times if now - time < rules.window_s]
@@ -30,6 +30,6 @@ class Restarts:
         self._times.append(now)
         return delay_s
 
-    def reset_backoff(self) -> None:
-        """Somebody has started it: what was before doesn't count."""
+    def reset(self) -> None:
+        """Forget earlier failures: a client has started the instance."""
         self._times.clear()

@@ -1,4 +1,4 @@
-"""One life of an instance, from a spawn to an empty process group; meanwhile it alone moves the state."""
+"""One run of an instance, from the spawn to an empty process group; only it changes the state meanwhile."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import math
 import time
 from typing import Any
 
-from instance_manager.lifecycle.reservation import book, change_port
 from instance_manager.lifecycle.context import SupervisorContext
-from instance_manager.lifecycle.desired_state import Desired, Goal
-from instance_manager.lifecycle.engine_handle import EngineFailed, EngineRun
+from instance_manager.lifecycle.desired_state import DesiredPhase, DesiredState
+from instance_manager.lifecycle.engine_handle import EngineFailed, EngineHandle
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
-from instance_manager.lifecycle.port_lease import PortHold
-from instance_manager.lifecycle.sleep_controller import SleepLevels
+from instance_manager.lifecycle.port_lease import PortLease
+from instance_manager.lifecycle.reservation import change_port, reserve
+from instance_manager.lifecycle.sleep_controller import SleepController
 from instance_manager.process.logs import LogFile
 from instance_manager.process.process_tree import ProcessId, kill_until_gone
 from instance_manager.state.recovery import SWEEP_DEADLINE_S, RecoveryAction, FoundRun
@@ -23,249 +23,252 @@ from instance_manager.types import FailureClass, InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
 
-_PORT_ATTEMPTS = 3  # processes spawned per life because someone else took the port
-# An engine that is still starting serves nobody and may not handle SIGTERM yet, while its workers do not
-# know of it at all: it gets little time before the whole group is killed.
+_PORT_ATTEMPTS = 3  # processes spawned per run because another program took the port
+# An engine that is still starting has no clients, may not handle SIGTERM yet, and its workers don't know
+# of it at all: it gets little time before the whole group is killed.
 _STARTING_GRACE_S = 1.0
 
 
-class _GoalChanged(Exception):
-    """The start is not wanted any more."""
+class _StartCancelled(Exception):
+    """The desired state changed before the engine was ready."""
 
 
-class Life:
-    """Lived once, by `run`. Over when the goal wants another life, or none, or when the engine has failed."""
+class RunLoop:
+    """Its `run` is called once. Over when another run, or none, is desired, or when the engine has failed."""
 
     def __init__(
         self,
         instance: Instance,
         log: LogFile,
-        dock: SupervisorContext,
-        goal: Goal,
-        berth: PortHold,
+        context: SupervisorContext,
+        desired: DesiredState,
+        port_lease: PortLease,
         found: FoundRun | None = None,
     ) -> None:
-        """`found`: the process to go on with, instead of a new one."""
-        self.number = goal.life
+        """`found`: the process to adopt instead of spawning one."""
+        self.number = desired.run_number
         self.was_ready = found is not None and found.was_ready
         self._found = found
         self._instance = instance
         self._log = log
-        self._dock = dock
-        self._goal = goal
-        self._berth = berth
-        self._run: EngineRun | None = None
+        self._context = context
+        self._desired = desired
+        self._port_lease = port_lease
+        self._engine: EngineHandle | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether the goal is something else by now."""
-        return self._goal.desired is not Desired.RUNNING or self._goal.life != self.number
+        """Whether the desired state no longer includes this run."""
+        return self._desired.phase is not DesiredPhase.RUNNING or self._desired.run_number != self.number
 
     async def run(self) -> InstanceFailure | None:
-        """Live it. Returns what it failed of; None = it was ended as wished."""
+        """Returns the failure that ended the run; None = it ended as requested."""
         instance = self._instance
         if instance.state.is_terminal and not self.is_over:
-            instance.set_state(InstanceState.STARTING, self._goal.reason)
-        stop_grace_s = self._dock.config.stop_grace_s
+            instance.set_state(InstanceState.STARTING, self._desired.reason)
+        stop_grace_s = self._context.config.stop_grace_s
         grace_s = stop_grace_s if self.was_ready else min(_STARTING_GRACE_S, stop_grace_s)
         failure: InstanceFailure | None = None
         try:
-            run = await self._start()
+            engine = await self._start()
             grace_s, self.was_ready = stop_grace_s, True
-            await self._watch(run)
-            await self._drain(run)
-            if await self._let_go():
+            await self._watch(engine)
+            await self._drain(engine)
+            if await self._detach():
                 return None
-            self._show_stopping()
-        except _GoalChanged:
-            if await self._let_go():
+            self._set_stopping()
+        except _StartCancelled:
+            if await self._detach():
                 return None
-            self._show_stopping()
+            self._set_stopping()
         except EngineFailed as error:
             failure = error.failure
         except Exception as error:
             logger.exception("instance=%s: the supervisor failed", instance.instance_id)
             failure = InstanceFailure(FailureClass.CRASHED, f"an error in Berth itself: {error!r}")
         instance.gate.close()
-        return await self._end_run(grace_s) or failure
+        return await self._end_engine(grace_s) or failure
 
     def abandon(self) -> None:
-        """The task was cancelled: kill what runs, without waiting."""
-        if self._run is not None:
-            self._run.abandon()
+        """Kill the engine without waiting: the task was cancelled."""
+        if self._engine is not None:
+            self._engine.abandon()
 
-    async def _start(self) -> EngineRun:
-        """Spawn and wait for health; again on another port if someone else took ours."""
-        if self._found is not None and (found_run := await self._take_over(self._found)) is not None:
-            return found_run
+    async def _start(self) -> EngineHandle:
+        """Spawn and wait until ready; try another port if another program took ours."""
+        if self._found is not None and (adopted := await self._recover(self._found)) is not None:
+            return adopted
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            run = await self._spawn()
+            engine = await self._spawn()
             try:
-                await self._until_ready(run)
-                return run
+                await self._wait_healthy(engine)
+                self._set_ready(engine, "healthy")
+                return engine
             except EngineFailed as error:
                 if error.failure.failure_class is not FailureClass.PORT_IN_USE or attempt == _PORT_ATTEMPTS:
                     raise
-            await self._end_run(grace_s=0)
-            lost = self._berth.port
-            change_port(self._berth)
+            await self._end_engine(grace_s=0)
+            lost = self._port_lease.port
+            change_port(self._port_lease)
             self._instance.set_state(InstanceState.STARTING, f"port {lost} was taken by another program")
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
-    async def _take_over(self, found: FoundRun) -> EngineRun | None:
-        """Go on with an earlier Berth's process; None = there is to be a new one. Raises EngineFailed."""
+    async def _recover(self, found: FoundRun) -> EngineHandle | None:
+        """Adopt a previous Berth process's engine; None = a new one must be spawned. Raises EngineFailed."""
         instance = self._instance
         if found.action is not RecoveryAction.ADOPT:
             if found.secrets is not None:
-                await self._sweep(found.secrets.token, found.engine)
+                await self._kill_leftovers(found.secrets.token, found.engine)
             if self.is_over:
-                raise _GoalChanged
+                raise _StartCancelled
             if found.action is RecoveryAction.START:
                 return None
-            message = "it ran when an earlier Berth ended, and can't be found any more"
+            message = "it was running when the previous Berth process ended and can't be found any more"
             raise EngineFailed(InstanceFailure(FailureClass.LOST, message))
-        run = self._run = EngineRun.adopt(instance, self._log, self._berth.held, found)
-        self._show_process(run)
-        await self._until_healthy(run)
+        engine = self._engine = EngineHandle.adopt(instance, self._log, self._port_lease.held, found)
+        self._publish_process(engine)
+        await self._wait_healthy(engine)
         if instance.plan.sleep_style is not None:
-            await self._levels(run).find_out()
-        self._is_ready(run, f"process {run.pid} taken over from an earlier Berth")
-        return run
+            await self._sleep_controller(engine).sync_level()
+        self._set_ready(engine, f"adopted process {engine.pid} of a previous Berth process")
+        return engine
 
-    async def _sweep(self, token: str, engine: ProcessId | None) -> None:
+    async def _kill_leftovers(self, token: str, engine: ProcessId | None) -> None:
         if not await kill_until_gone(token, engine, SWEEP_DEADLINE_S):
-            message = f"what an earlier Berth has left is still there {SWEEP_DEADLINE_S:.0f} s after SIGKILL"
+            message = (
+                "processes that a previous Berth process started still exist "
+                f"{SWEEP_DEADLINE_S:.0f} s after SIGKILL"
+            )
             raise EngineFailed(InstanceFailure(FailureClass.UNHEALTHY, message))
 
-    async def _spawn(self) -> EngineRun:
-        instance, dock = self._instance, self._dock
+    async def _spawn(self) -> EngineHandle:
+        instance, context = self._instance, self._context
         if self.is_over:
-            raise _GoalChanged
-        await book(instance, self._log, dock, self._berth)
+            raise _StartCancelled
+        await reserve(instance, self._log, context, self._port_lease)
         if self.is_over:
-            raise _GoalChanged
-        run = await EngineRun.spawn(instance, self._log, self._berth.held, dock.config)
-        self._run = run
+            raise _StartCancelled
+        engine = await EngineHandle.spawn(instance, self._log, self._port_lease.held, context.config)
+        self._engine = engine
         instance.generation += 1
-        self._show_process(run)
-        instance.set_state(InstanceState.HEALTH_CHECKING, f"process {run.pid} spawned")
-        return run
+        self._publish_process(engine)
+        instance.set_state(InstanceState.HEALTH_CHECKING, f"process {engine.pid} spawned")
+        return engine
 
-    def _show_process(self, run: EngineRun) -> None:
+    def _publish_process(self, engine: EngineHandle) -> None:
         instance = self._instance
-        instance.pid, instance.pid_start_time = run.pid, run.pid_start_time
-        instance.pid_start_ticks = ProcessId.of(run.pid).start_ticks
+        instance.pid, instance.pid_start_time = engine.pid, engine.pid_start_time
+        instance.pid_start_ticks = ProcessId.of(engine.pid).start_ticks
 
-    async def _until_ready(self, run: EngineRun) -> None:
-        await self._until_healthy(run)
-        self._is_ready(run, "healthy")
-
-    async def _until_healthy(self, run: EngineRun) -> None:
-        instance, dock, goal = self._instance, self._dock, self._goal
+    async def _wait_healthy(self, engine: EngineHandle) -> None:
+        instance, context, desired = self._instance, self._context, self._desired
         is_ready = False
-        while not (is_ready or self.is_over):  # another level of sleep is no reason to give up
-            is_ready = await run.until_ready(dock.client, instance, dock.config, goal.changed)
+        while not (is_ready or self.is_over):  # another sleep level is no reason to give up
+            is_ready = await engine.wait_ready(context.client, instance, context.config, desired.changed)
         if not is_ready:
-            raise _GoalChanged
+            raise _StartCancelled
         if not instance.plan.must_name_model:
-            instance.reported_name = await run.reported_name(dock.client, instance)
+            instance.reported_name = await engine.reported_name(context.client, instance)
 
-    def _is_ready(self, run: EngineRun, reason: str) -> None:
+    def _set_ready(self, engine: EngineHandle, reason: str) -> None:
         is_awake = self._instance.level == 0
         self._instance.set_state(InstanceState.RUNNING if is_awake else InstanceState.SLEEPING, reason)
         if is_awake:
-            self._open_gate(run)
+            self._open_gate(engine)
 
-    async def _watch(self, run: EngineRun) -> None:
-        """Return when the goal changes. Raises EngineFailed when the engine ends by itself."""
+    async def _watch(self, engine: EngineHandle) -> None:
+        """Return when the run is to end. Raises EngineFailed when the engine exits by itself."""
         while not self.is_over:
-            if run.exited.done():
+            if engine.exited.done():
                 self._instance.gate.close()
-                raise await run.post_mortem(was_ready=True)
-            if self._goal.level != self._instance.level:
-                await self._levels(run).change()
+                raise await engine.post_mortem(was_ready=True)
+            if self._desired.sleep_level != self._instance.level:
+                await self._sleep_controller(engine).change_level()
                 continue
-            await self._until_news(run)
+            await self._wait_for_change(engine)
 
-    async def _until_news(self, run: EngineRun) -> None:
-        """Return when the goal has changed or the engine has ended. Raises EngineFailed if it is lifeless."""
-        instance, rules = self._instance, self._dock.config.liveness
-        watching: list[asyncio.Task[None]] = []
+    async def _wait_for_change(self, engine: EngineHandle) -> None:
+        """Return when the desired state changes or the engine exits. Raises EngineFailed if a probe fails."""
+        instance, rules = self._instance, self._context.config.liveness
+        watchers: list[asyncio.Task[None]] = []
         if rules.interval_s and instance.level == 0:
-            vitals = ProbeTarget(f"http://{instance.host}:{run.port}", run.api_key, instance.plan.health_path)
-            alive = watch_liveness(self._dock.client, vitals, rules, time.monotonic)
-            watching.append(asyncio.create_task(alive, name=f"liveness of {run.pid}"))
+            target = ProbeTarget(
+                f"http://{instance.host}:{engine.port}", engine.api_key, instance.plan.health_path
+            )
+            liveness = watch_liveness(self._context.client, target, rules, time.monotonic)
+            watchers.append(asyncio.create_task(liveness, name=f"liveness of {engine.pid}"))
         try:
-            news: list[asyncio.Future[Any]] = [run.exited, self._goal.changed, *watching]
-            await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
-            for task in watching:
-                if task.done() and not run.exited.done():
+            changes: list[asyncio.Future[Any]] = [engine.exited, self._desired.changed, *watchers]
+            await asyncio.wait(changes, return_when=asyncio.FIRST_COMPLETED)
+            for task in watchers:
+                if task.done() and not engine.exited.done():
                     task.result()
         except LivenessFailed as error:
             instance.gate.close()
-            raise run.failed(FailureClass.UNHEALTHY, str(error)) from error
+            raise engine.failed(FailureClass.UNHEALTHY, str(error)) from error
         finally:
-            for task in watching:
+            for task in watchers:
                 task.cancel()
-            await asyncio.gather(*watching, return_exceptions=True)
+            await asyncio.gather(*watchers, return_exceptions=True)
 
-    def _levels(self, run: EngineRun) -> SleepLevels:
-        return SleepLevels(
-            run, self._instance, self._goal, self._dock.client, lambda: self.is_over, self._open_gate
+    def _sleep_controller(self, engine: EngineHandle) -> SleepController:
+        client = self._context.client
+        return SleepController(
+            engine, self._instance, self._desired, client, lambda: self.is_over, self._open_gate
         )
 
-    def _open_gate(self, run: EngineRun) -> None:
+    def _open_gate(self, engine: EngineHandle) -> None:
         instance = self._instance
-        if not self._goal.level:
-            instance.gate.open(instance.endpoint(run.port, run.api_key))
+        if not self._desired.sleep_level:
+            instance.gate.open(instance.endpoint(engine.port, engine.api_key))
 
-    async def _drain(self, run: EngineRun) -> None:
-        """Wait for the leases that are out, as long as the drain time allows and the engine lives."""
+    async def _drain(self, engine: EngineHandle) -> None:
+        """Wait until no lease is out, the drain time has passed or the engine exits."""
         gate = self._instance.gate
         gate.close()
-        if self._goal.desired is not Desired.DETACHED:
-            self._show_stopping()
+        if self._desired.phase is not DesiredPhase.DETACHED:
+            self._set_stopping()
         began = time.monotonic()
-        while gate.in_flight and not run.exited.done():
-            remaining_s = began + self._goal.drain_timeout_s - time.monotonic()
+        while gate.in_flight and not engine.exited.done():
+            remaining_s = began + self._desired.drain_timeout_s - time.monotonic()
             if remaining_s <= 0:
                 logger.warning(
                     "instance=%s stops with %d requests in flight", gate.instance_id, gate.in_flight
                 )
                 return
             await asyncio.wait(
-                (gate.drained(), run.exited, self._goal.changed),
+                (gate.drained(), engine.exited, self._desired.changed),
                 timeout=None if math.isinf(remaining_s) else remaining_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
 
-    def _show_stopping(self) -> None:
+    def _set_stopping(self) -> None:
         state = self._instance.state
         if not state.is_terminal and state is not InstanceState.STOPPING:
-            self._instance.set_state(InstanceState.STOPPING, self._goal.reason)
+            self._instance.set_state(InstanceState.STOPPING, self._desired.reason)
 
-    async def _let_go(self) -> bool:
-        """Leave the process to the next Berth, if that is the goal; whether it was possible."""
-        if self._goal.desired is not Desired.DETACHED:
+    async def _detach(self) -> bool:
+        """Leave the engine to the next Berth process, if that is desired; False = it must be ended."""
+        if self._desired.phase is not DesiredPhase.DETACHED:
             return False
-        if self._run is None or self._instance.state.is_terminal:
-            return True  # as it is, the next Berth begins
-        if not self._run.can_be_left:
-            self._goal.desired = Desired.DELETED  # from this Berth's books; its record stays
-            self._goal.reason = "Berth is shutting down, and no other could take it over: it has no shim"
+        if self._engine is None or self._instance.state.is_terminal:
+            return True  # the next Berth process starts it
+        if not self._engine.can_be_detached:
+            self._desired.phase = DesiredPhase.DELETED  # from the registry; the stored record stays
+            self._desired.reason = "Berth is shutting down, and an engine without a shim can't be adopted"
             return False
-        await self._run.let_go()
-        self._run = None
+        await self._engine.detach()
+        self._engine = None
         return True
 
-    async def _end_run(self, grace_s: float) -> InstanceFailure | None:
-        """End what runs, if anything does. A failure only if it could not be ended."""
-        if self._run is None:
+    async def _end_engine(self, grace_s: float) -> InstanceFailure | None:
+        """End the engine, if there is one. Returns a failure only if it could not be ended."""
+        if self._engine is None:
             return None
-        stuck = await self._run.end(grace_s)
-        self._run = None
+        stuck = await self._engine.end(grace_s)
+        self._engine = None
         self._instance.pid = self._instance.pid_start_time = self._instance.memory_bytes = None
         self._instance.pid_start_ticks = None
         if stuck is not None:
-            self._berth.keep_taken()  # but it stays taken in the range: somebody may still listen there
+            self._port_lease.abandon()  # the surviving process may still listen on it
         return stuck

@@ -1,4 +1,4 @@
-"""What a caller may ask for: the checks every spec has to pass, and the ids instances get. Pure."""
+"""The checks that every instance spec must pass, and new instance ids. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SLUG_LENGTH = 40
 
 
 def check_spec(spec: InstanceSpec) -> None:
-    """Raise InvalidSpec for a field no engine could make sense of; the back end checks the rest."""
+    """Raise InvalidSpec for a field that is invalid for any engine; the back end checks the rest."""
     if not spec.model_name or "\0" in spec.model_name:
         raise InvalidSpec("model_name is empty", param="model_name")
-    # "." and ".." would be eaten by any client that normalises its URLs.
+    # Clients that normalise URLs would drop "." and "..".
     if spec.name is not None and (not _NAME.fullmatch(spec.name) or spec.name in (".", "..")):
         raise InvalidSpec(
             f"name {spec.name!r} must be 1 to 64 letters, digits, '.', '_' or '-'", param="name"
         )
     if spec.timeout_s is not None:
-        check_timeout(spec.timeout_s)
+        check_idle_timeout(spec.timeout_s)
     if spec.health_path is not None and not _PATH.fullmatch(spec.health_path):
         raise InvalidSpec(
             f"health_path {spec.health_path!r} must begin with '/' and hold no space", param="health_path"
@@ -37,21 +37,23 @@ def check_spec(spec: InstanceSpec) -> None:
         _check_variable(key, value)
 
 
-def check_timeout(timeout_s: float) -> None:
-    """Raise InvalidSpec unless it is a number of seconds, 0 or more."""
-    if not math.isfinite(timeout_s) or timeout_s < 0:
-        raise InvalidSpec(f"timeout must be 0 (never) or more seconds, not {timeout_s}", param="timeout")
+def check_idle_timeout(idle_timeout_s: float) -> None:
+    """Raise InvalidSpec unless it is finite and not negative."""
+    if not math.isfinite(idle_timeout_s) or idle_timeout_s < 0:
+        raise InvalidSpec(f"timeout must be 0 (never) or more seconds, not {idle_timeout_s}", param="timeout")
 
 
 def _check_variable(key: str, value: str) -> None:
     if not key or "=" in key or "\0" in key or not isinstance(value, str) or "\0" in value:
-        raise InvalidSpec(f"env: {key!r} is no environment variable with a string value", param=f"env.{key}")
+        raise InvalidSpec(
+            f"env: {key!r} must be a valid environment variable name with a string value", param=f"env.{key}"
+        )
     if key in OWNED_ENV:
-        raise InvalidSpec(f"env.{key} can't be set: Berth decides it for every engine", param=f"env.{key}")
+        raise InvalidSpec(f"env.{key} can't be set: Berth sets it for every engine", param=f"env.{key}")
 
 
 def new_instance_id(model_name: str) -> str:
-    """`<short model slug>-<6 hex digits>`; unique enough that the caller need only look once more."""
+    """`<short model slug>-<6 hex digits>`; the caller checks that it is unused."""
     base = model_name.rstrip("/").rpartition("/")[2].lower()
     slug = re.sub(r"[^a-z0-9.]+", "-", base).strip("-.")[:_SLUG_LENGTH].strip("-.")
     return f"{slug or 'model'}-{secrets.token_hex(3)}"

@@ -1,1 +1,1 @@
-"""Engine processes: spawned under a shim, watched, ended with all their children."""
+"""Engine processes: spawned under a shim, watched, and ended with all their descendants."""

@@ -1,6 +1,6 @@
-"""Whether engines may have control groups of their own: only below one that was handed over to us.
+"""Whether engines may have their own control groups: only below a group that is delegated to us.
 
-Version 2 alone: it can kill a group whole. A shim makes the leaf; this only finds the place.
+Version 2 only, which can kill a whole group. A shim creates the leaf; this only finds its parent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _DELEGATED = ("user.delegate", "trusted.delegate")  # what systemd marks a unit'
 
 
 def delegated_cgroup(own: Path = _OWN, mounts: Path = _MOUNTS) -> str | None:
-    """The directory of our own group if leaves may be made below it, else None. Reads two small files.
+    """The directory of our own group if we may create leaves below it, else None. Reads two small files.
 
-    Another user than root can write there only if it was handed over; root's right to write means nothing.
+    A user other than root can write there only if it was delegated; for root, write access proves nothing.
     """
     try:
         directory = _directory(own.read_text(), mounts.read_text())
@@ -33,13 +33,13 @@ def delegated_cgroup(own: Path = _OWN, mounts: Path = _MOUNTS) -> str | None:
 
 
 def _directory(own: str, mounts: str) -> Path | None:
-    """Where the group named in /proc/self/cgroup lies, by /proc/self/mountinfo."""
+    """The directory of the group in /proc/self/cgroup, by the mounts in /proc/self/mountinfo."""
     paths = [line.removeprefix("0::") for line in own.splitlines() if line.startswith("0::")]
     for line in mounts.splitlines():
         fields, _, kind = line.partition(" - ")
         if paths and kind.startswith("cgroup2 "):
             root, mount_point = fields.split()[3:5]
-            with contextlib.suppress(ValueError):  # a group outside what is mounted here
+            with contextlib.suppress(ValueError):  # the group is outside this mount
                 return Path(mount_point) / Path(paths[0]).relative_to(root)
     return None
 

@@ -1,4 +1,4 @@
-"""The environment an engine, or another child of ours, gets. Pure but for the base environment handed in."""
+"""The environment of an engine or another child process. Pure: the base environment is a parameter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from instance_manager.process.hub_cache import with_absolute_cache_paths
 
-# Berth's own settings: secrets an engine must not see, and names that vLLM would warn of or misread.
+# Berth's own settings: secrets that engines must not see, and names that vLLM would warn about or misread.
 _WITHHELD = frozenset(
     {
         "API_KEYS",
@@ -31,7 +31,7 @@ OWNED_ENV = frozenset({"VLLM_API_KEY", "BERTH_INSTANCE_ID", "BERTH_INSTANCE_TOKE
 
 
 def child_environment(base: Mapping[str, str], *layers: Mapping[str, str]) -> dict[str, str]:
-    """Berth's environment without its own settings, then the layers in order: for any process of ours."""
+    """Berth's environment without its own settings, then the layers in order; for any child process."""
     env = {k: v for k, v in base.items() if k not in _WITHHELD and not k.startswith(_WITHHELD_PREFIX)}
     env["PYTHONUNBUFFERED"] = "1"
     for layer in layers:
@@ -47,13 +47,13 @@ def engine_environment(
     api_key: str,
     devices: Sequence[str] | None,
 ) -> dict[str, str]:
-    """A child's environment, then what Berth decides."""
+    """A child's environment, then the variables that Berth sets."""
     env = child_environment(base, *layers)
     if devices is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     env["VLLM_API_KEY"] = api_key
     env["BERTH_INSTANCE_ID"] = instance_id
     env["BERTH_INSTANCE_TOKEN"] = token
-    # setproctitle, which vLLM names its processes with, else writes over what others can read of this.
+    # Otherwise setproctitle, which vLLM uses, overwrites the environment that other processes can read.
     env.setdefault("SPT_NOENV", "1")
     return env

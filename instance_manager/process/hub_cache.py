@@ -1,4 +1,4 @@
-"""Where the hub's cache lies, by the environment that engines get: the one place that decides it."""
+"""The Hugging Face Hub cache directory, by the engines' environment: the only place that decides it."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ _VARIABLES = (*_CACHES, "HF_HOME", "XDG_CACHE_HOME")
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:
-    """As huggingface_hub decides it; transformers, vLLM and `berth pull` leave it to that.
+    """As huggingface_hub resolves it; transformers, vLLM and `berth pull` all use its result.
 
-    TRANSFORMERS_CACHE, which older versions of transformers read, decides nothing any more.
+    TRANSFORMERS_CACHE, which old versions of transformers read, has no effect.
     """
     for name in _CACHES:
         if environ.get(name):
-            return _located(environ[name])
+            return _absolute(environ[name])
     if environ.get("HF_HOME"):
-        return _located(environ["HF_HOME"]) / "hub"
-    return _located(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+        return _absolute(environ["HF_HOME"]) / "hub"
+    return _absolute(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
 def with_absolute_cache_paths(environ: Mapping[str, str]) -> dict[str, str]:
-    """The same for a child in another folder than Berth: its paths absolute, and what is empty left out.
+    """The environment for a child that runs in another directory: cache paths absolute, empty ones removed.
 
-    huggingface_hub would take an empty name for the folder that it happens to run in.
+    huggingface_hub would take an empty path for its current directory.
     """
-    settled = dict(environ)
+    child_environ = dict(environ)
     for name in _VARIABLES:
-        if value := settled.pop(name, ""):
-            settled[name] = str(_located(value))
-    return settled
+        if value := child_environ.pop(name, ""):
+            child_environ[name] = str(_absolute(value))
+    return child_environ
 
 
-def _located(path: str) -> Path:
+def _absolute(path: str) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(path))).absolute()

@@ -1,7 +1,7 @@
-"""One instance's log: the engine appends to a file of its own, Berth reads along.
+"""One instance's log: the engine appends to its own file, and Berth follows it.
 
-The engine's output never passes through Berth, so an engine outlives a Berth that dies. The file is
-kept small by copy-and-truncate, which asks nothing of the engine: it writes in append mode.
+The engine's output never passes through Berth, so an engine survives the end of Berth. Copy-and-truncate
+keeps the file small without the engine's cooperation, since it writes in append mode.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from instance_manager.broadcast.ring import BroadcastRing
 logger = logging.getLogger("berth.manager")
 
 _CHUNK_BYTES = 256 * 1024
-_MAX_BACKLOG_BYTES = 8 * 1024 * 1024  # further behind than this, reading along makes no sense
+_MAX_BACKLOG_BYTES = 8 * 1024 * 1024  # a follower further behind skips ahead
 _MAX_LINE_BYTES = 8 * 1024
 _POLL_MIN_S = 0.05
 _POLL_MAX_S = 0.5
 
 
 class LogFile:
-    """Follows one file into a ring of lines. All file work runs in threads."""
+    """Follows one file into a ring of lines. All file access runs in threads."""
 
     def __init__(self, path: Path, *, max_bytes: int, ring_lines: int) -> None:
         self.path = path
         self.lines: BroadcastRing[str] = BroadcastRing(ring_lines)
-        self.grown_at = 0.0  # when the engine last wrote something, monotonic seconds
+        self.grown_at = 0.0  # monotonic seconds of the engine's last output
         self._max_bytes = max_bytes
         self._offset = 0
         self._partial = b""
@@ -41,73 +41,73 @@ class LogFile:
 
     @property
     def backup_path(self) -> Path:
-        """Where the part that was rotated away lies."""
+        """The file with the rotated part."""
         return self.path.with_name(self.path.name + ".1")
 
     async def open_for_engine(self) -> int:
-        """A file descriptor in append mode for the child; reading along starts at the present end."""
+        """A file descriptor in append mode for the child; following starts at the current end."""
         descriptor, self._offset = await asyncio.to_thread(_open_append, self.path)
         self._partial = b""
         self._stop = asyncio.Event()
         self.lines.reopen()
         if await asyncio.to_thread(_is_full, self.path):
-            folder = self.path.parent
-            self.lines.extend([f"[Berth: the disk of {folder} is full, what the engine writes is lost]"])
+            directory = self.path.parent
+            self.lines.extend([f"[Berth: the disk of {directory} is full, the engine's output is lost]"])
         return descriptor
 
     async def size(self) -> int:
-        """Bytes that are in the file."""
+        """Size of the file in bytes."""
         return await asyncio.to_thread(_size, self.path)
 
     async def resume(self, start: int) -> int:
-        """Take in the end of what was written before us; `follow` goes on from there.
+        """Read the end of an existing log; `follow` continues from there.
 
-        Returns the number of the last line before the byte `start` (0 where all that is kept came later).
+        Returns the number of the last line before byte `start`, or 0 if all lines that are kept came later.
         """
         size = await asyncio.to_thread(_size, self.path)
-        start = start if start <= size else 0  # rotated since
+        start = start if start <= size else 0  # it was rotated
         begin = max(0, size - _CHUNK_BYTES)
         mark = 0
         for first, last in ((begin, start), (max(begin, start), size)):
             if last > first:
-                self._take(await asyncio.to_thread(_read, self.path, first, last - first))
+                self._add(await asyncio.to_thread(_read, self.path, first, last - first))
             mark = self.lines.last_number if last == start else mark
         self._offset = size
         return mark
 
     async def follow(self) -> None:
-        """Read along until `finish` is called, then once more to the end."""
+        """Follow the file until `finish` is called, then read once more to its end."""
         interval = _POLL_MIN_S
         while not self._stop.is_set():
-            grew = await self._look()
+            grew = await self._poll()
             interval = _POLL_MIN_S if grew else min(interval * 1.5, _POLL_MAX_S)
             try:
                 async with asyncio.timeout(interval):
                     await self._stop.wait()
             except TimeoutError:
                 continue
-        await self._look()
+        await self._poll()
         if self._partial:
-            self._take(b"\n")
+            self._add(b"\n")
 
     def finish(self) -> None:
-        """Let `follow` read what is left and return; nobody writes any more."""
+        """Make `follow` read the rest and return; the engine no longer writes."""
         self._stop.set()
 
     async def stream(self, tail: int) -> AsyncIterator[str]:
-        """The last `tail` lines, then new ones; ends when the instance has stopped."""
+        """The last `tail` lines, then new ones until the instance has stopped."""
         async for line in self.lines.follow(max(0, self.lines.last_number - tail)):
             yield line
 
     async def remove(self) -> None:
-        """Delete the file and its backup; a disk that doesn't let them go keeps them."""
+        """Delete the file and its backup. An error is only logged."""
         try:
             await asyncio.to_thread(_unlink, self.path, self.backup_path)
         except OSError as error:
             logger.warning("the log %s can't be deleted: %s", self.path, error)
 
-    async def _look(self) -> bool:
-        """Read what is new, rotate what is too long; what fails for want of disk or descriptors, later."""
+    async def _poll(self) -> bool:
+        """Read new output and rotate a full file. After an error (disk, descriptors) try again next time."""
         try:
             grew = await self._read_to_end()
             if self._offset > self._max_bytes:
@@ -121,10 +121,10 @@ class LogFile:
         return grew
 
     async def _read_to_end(self) -> bool:
-        """Take what has been appended; at most what was there on entry, so a flood can't hold us."""
+        """Read up to the size at the time of the call, so that a flood can't keep us here."""
         grew = False
         size = await asyncio.to_thread(_size, self.path)
-        if size < self._offset:  # truncated by someone else
+        if size < self._offset:  # truncated by another program
             self._offset = 0
         if size - self._offset > _MAX_BACKLOG_BYTES:
             self._skip_to(size - _CHUNK_BYTES)
@@ -133,7 +133,7 @@ class LogFile:
             if not chunk:
                 break
             self._offset += len(chunk)
-            self._take(chunk)
+            self._add(chunk)
             self.grown_at = time.monotonic()
             grew = True
         return grew
@@ -144,7 +144,7 @@ class LogFile:
         self._partial = b""
         self.lines.extend([f"[{skipped} bytes of log skipped]"])
 
-    def _take(self, chunk: bytes) -> None:
+    def _add(self, chunk: bytes) -> None:
         *complete, rest = (self._partial + chunk).split(b"\n")
         if len(rest) > _MAX_LINE_BYTES:
             complete.append(rest)
@@ -153,12 +153,12 @@ class LogFile:
         self.lines.extend(_text(line) for line in complete[-self.lines.capacity :])
 
     async def _rotate(self) -> None:
-        copied_late = await asyncio.to_thread(
+        late = await asyncio.to_thread(
             _copy_and_truncate, self.path, self.backup_path, self._offset, self._max_bytes
         )
         self._offset = 0
-        if copied_late:
-            self._take(copied_late)
+        if late:
+            self._add(late)
 
 
 def _open_append(path: Path) -> tuple[int, int]:
@@ -188,10 +188,10 @@ def _read(path: Path, offset: int, count: int) -> bytes:
 
 
 def _copy_and_truncate(path: Path, backup: Path, offset: int, max_bytes: int) -> bytes:
-    """Copy the last 2 * `max_bytes` to the backup, empty the file, and return what came after `offset`.
+    """Copy the last 2 * `max_bytes` to the backup, truncate the file, and return what came after `offset`.
 
-    Lines written between the last read and the truncation are lost: the price of needing no help. Where the
-    disk has no room for a copy there is none: the file is emptied all the same, which makes room.
+    Lines written between the last read and the truncation are lost: the price of not involving the engine.
+    If the disk is too full for a backup, the file is truncated without one, which frees space.
     """
     try:
         with path.open("rb") as source:
@@ -214,11 +214,11 @@ def _copy_end(source: BinaryIO, backup: Path, num_bytes: int) -> None:
     source.seek(max(0, source.seek(0, os.SEEK_END) - num_bytes))
     with backup.open("wb") as target:
         _copy(source, target, num_bytes)
-        target.write(source.read(_CHUNK_BYTES))  # what was appended while the bulk was copied
+        target.write(source.read(_CHUNK_BYTES))  # appended during the copy
 
 
 def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
-    """Not all there is: of a flood, there is always more."""
+    """Copy at most `num_bytes`: during a flood the source never ends."""
     while num_bytes > 0 and (chunk := source.read(min(num_bytes, _CHUNK_BYTES))):
         num_bytes -= target.write(chunk)
 
@@ -229,6 +229,6 @@ def _unlink(*paths: Path) -> None:
 
 
 def _text(line: bytes) -> str:
-    r"""A line as a terminal shows it in the end: progress bars overwrite themselves after each `\r`."""
+    r"""The line as a terminal finally shows it: progress bars overwrite it after each `\r`."""
     shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_MAX_LINE_BYTES]
     return shown.decode("utf-8", "replace")

@@ -1,6 +1,6 @@
-"""One engine process and what belongs to it: spawn, watch, end, reap. Knows nothing of instances or states.
+"""One engine process and its children: spawn, watch, end, reap. Knows nothing of instances or states.
 
-Here as a process group, which is all that there is without a shim; `supervised` has the whole tree.
+This file manages a process group, all that is possible without a shim; `supervised` manages the whole tree.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ import psutil  # type: ignore[import-untyped]
 
 logger = logging.getLogger("berth.manager")
 
-_KILL_DEADLINE_S = 10.0  # for the kernel to take a killed group down (large GPU contexts need seconds)
+_KILL_DEADLINE_S = 10.0  # until a killed group is gone (large GPU contexts take seconds)
 _POLL_MIN_S = 0.005
 _POLL_MAX_S = 0.1
 
 
-class Listener(Enum):
-    """Who listens on a port, seen from one of our processes."""
+class PortOwner(Enum):
+    """Whose process listens on a port."""
 
     OURS = auto()
     FOREIGN = auto()
-    UNKNOWN = auto()  # the platform doesn't let us see
+    UNKNOWN = auto()  # the platform doesn't tell
 
 
 class EngineProcess(ABC):
-    """A running engine: leader of a session and group of its own, so that its pid is its group's id too."""
+    """A running engine. It leads its own session and process group, so its pid is also its group id."""
 
     def __init__(self, pid: int, exited: asyncio.Task[int]) -> None:
         self.pid = pid
         self.start_time = _start_time(pid)  # epoch seconds
-        self.exited = exited  # with the engine itself; its return code, negative for a signal
+        self.exited = exited  # done when the engine exits, with its return code; negative for a signal
 
     @abstractmethod
     async def end(self, grace_s: float) -> bool:
-        """End the engine and all that belongs to it: SIGTERM, `grace_s` seconds, SIGKILL. Whether it is gone.
+        """End the engine and its children: SIGTERM, `grace_s` seconds, SIGKILL. Returns whether all are gone.
 
-        With no grace the SIGTERM is left out.
+        Without grace, no SIGTERM is sent.
         """
 
     @abstractmethod
     def kill_now(self) -> None:
-        """SIGKILL without waiting: for the moment when nothing can be awaited any more."""
+        """Send SIGKILL without waiting, for callers that can't await."""
 
 
 class ProcessGroup(EngineProcess):
-    """A child in a session and process group of its own; who leaves the group is lost sight of."""
+    """A child in its own session and process group; processes that leave the group are lost."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         super().__init__(child.pid, asyncio.create_task(child.wait(), name=f"exit of {child.pid}"))
@@ -96,13 +96,13 @@ class ProcessGroup(EngineProcess):
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, signum: signal.Signals) -> None:
-        if self._group_gone:  # the number may be someone else's by now
+        if self._group_gone:  # the id may belong to another group by now
             return
         try:
             os.killpg(self.pid, signum)
         except ProcessLookupError:
             self._group_gone = self._child.returncode is not None
-        except PermissionError:  # macOS says so of a group of zombies
+        except PermissionError:  # macOS raises it for a group of zombies
             logger.debug("process group %d can't be signalled", self.pid)
 
     async def _gone_within(self, timeout_s: float) -> bool:
@@ -129,13 +129,13 @@ class ProcessGroup(EngineProcess):
             except PermissionError:
                 self._group_gone = not await asyncio.to_thread(_has_live_member, self.pid)
             else:
-                # Zombies that nobody reaps (a container without an init) still count for killpg.
+                # killpg still counts unreaped zombies (a container without an init).
                 self._group_gone = not await asyncio.to_thread(_has_live_member, self.pid)
         return self._group_gone
 
 
 def group_members(pgid: int) -> list[psutil.Process]:
-    """The live processes of a group; zombies are dead. Blocking: it reads the process table."""
+    """The live processes of a group, without zombies. Blocking: it reads the process table."""
     members: list[psutil.Process] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -148,29 +148,29 @@ def _has_live_member(pgid: int) -> bool:
     return bool(group_members(pgid))
 
 
-def listener_of(pid: int, port: int) -> Listener:
-    """Whether the process `pid` or a descendant of it listens on the TCP port. Blocking."""
+def port_owner(pid: int, port: int) -> PortOwner:
+    """Whether `pid` or one of its descendants listens on the TCP port. Blocking."""
     try:
         leader = psutil.Process(pid)
         if _listens(leader, port):
-            return Listener.OURS
+            return PortOwner.OURS
         if any(_listens(child, port) for child in leader.children(recursive=True)):
-            return Listener.OURS
+            return PortOwner.OURS
     except psutil.NoSuchProcess:
-        return Listener.FOREIGN
+        return PortOwner.FOREIGN
     except (psutil.Error, OSError, NotImplementedError):
-        return Listener.UNKNOWN
-    return Listener.FOREIGN
+        return PortOwner.UNKNOWN
+    return PortOwner.FOREIGN
 
 
 def listening_ports(pid: int) -> list[int]:
-    """The TCP ports that a process or a descendant of it listens on, as far as we may see. Blocking."""
+    """The TCP ports that `pid` and its descendants listen on, as far as permissions allow. Blocking."""
     ports: set[int] = set()
     with contextlib.suppress(psutil.Error, OSError, NotImplementedError):
         leader = psutil.Process(pid)
         for process in (leader, *leader.children(recursive=True)):
             connections = process.net_connections(kind="tcp")
-            ports |= {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
+            ports |= {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
     return sorted(ports)
 
 

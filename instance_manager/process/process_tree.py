@@ -1,7 +1,7 @@
-"""Who runs for an engine: its shim's status file, its token in the environment, and who of them is alive.
+"""Finds the processes of an engine: by its shim's status file, by its token in the environment, by session.
 
-What a Berth needs to know its engines again after its own death. Looks at the machine and, but for
-`wait_for_exit`, blocks for milliseconds. The status file exists only where the shim runs (Linux).
+With it a new Berth process recognises the engines of the previous one. Apart from the coroutines, functions
+block for milliseconds. The status file exists only where the shim runs (Linux).
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ import psutil  # type: ignore[import-untyped]
 from instance_manager.process.shim import TOKEN_VARIABLE, read_boot_id, read_stat, send
 
 _FREEZE_ROUNDS = 20
-_POLL_S = 0.1  # for an exit, where the kernel or Python has no pidfd
+_POLL_S = 0.1  # for an exit, if the kernel or Python has no pidfd
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process for good: its pid may be given out again, its pid with its start time is not."""
+    """Identifies a process: its pid may be reused, its pid together with its start time is not."""
 
     pid: int
     start_ticks: int  # since boot
 
     @classmethod
     def of(cls, pid: int) -> ProcessId:
-        """Who has this pid now; a child that nobody has reaped keeps it."""
+        """The process that has this pid now; an unreaped child keeps its pid."""
         stat = read_stat(pid)
         return cls(pid, stat.start_ticks if stat is not None else 0)
 
     @property
     def is_alive(self) -> bool:
-        """A zombie is dead."""
+        """False for a zombie."""
         stat = read_stat(self.pid)
         return stat is not None and stat.start_ticks == self.start_ticks and stat.is_alive
 
     def send(self, signum: int) -> bool:
-        """Signal it, never another; whether it was there."""
+        """Signal this process and never another with its pid; returns whether it exists."""
         return send((self.pid, self.start_ticks), signum)
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """What a shim has noted of its engine's run. Times in seconds since the epoch."""
+    """What a shim has recorded about its engine. Times in seconds since the epoch."""
 
     token: str
     boot_id: str
@@ -58,10 +58,10 @@ class RunStatus:
     engine_start_ticks: int
     cgroup: str | None
     started_at: float
-    ended_at: float | None  # None = the engine runs, or the shim was killed
+    ended_at: float | None  # None = the engine is running, or the shim was killed
     ran_s: float | None
     returncode: int | None  # negative for a signal
-    emptied_at: float | None  # when nobody of the tree was left
+    emptied_at: float | None  # when the tree was empty
 
     @property
     def shim(self) -> ProcessId:
@@ -73,27 +73,27 @@ class RunStatus:
 
     @property
     def is_of_this_boot(self) -> bool:
-        """If not, nobody of that run is left, whatever runs under its pids."""
+        """If not, all its processes are gone, whatever has their pids now."""
         return self.boot_id == read_boot_id()
 
     @property
     def can_be_adopted(self) -> bool:
-        """Whether the engine runs under its shim: the very same processes that were noted."""
+        """Whether engine and shim are alive: the same processes that were recorded."""
         is_running = self.ended_at is None and self.is_of_this_boot
         return is_running and self.shim.is_alive and self.engine.is_alive
 
 
 def read_status(path: Path) -> RunStatus | None:
-    """None where there is none that can be read: it is written whole, so that is a shim that could not."""
+    """None if there is no valid file: files are written atomically, so the shim could not write one."""
     try:
-        noted = json.loads(path.read_text())
-        return RunStatus(**{field.name: noted[field.name] for field in fields(RunStatus)})
+        recorded = json.loads(path.read_text())
+        return RunStatus(**{field.name: recorded[field.name] for field in fields(RunStatus)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def find_by_token(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
-    """The live processes that carry each token in their environment, shims included; none = not in it."""
+    """The live processes with each token in their environment, shims included; without entries for none."""
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -104,7 +104,7 @@ def find_by_token(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
 
 
 def find_by_prefix(prefix: str) -> dict[str, list[psutil.Process]]:
-    """The live processes whose token begins so, by token."""
+    """The live processes whose token has this prefix, by token."""
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -115,10 +115,10 @@ def find_by_prefix(prefix: str) -> dict[str, list[psutil.Process]]:
 
 
 def find_tree(token: str, engine: ProcessId | None) -> set[psutil.Process]:
-    """The live processes of a run: who carries its token or is in the engine's session, and all below.
+    """An engine's live processes: those with its token or in its session, and all their descendants.
 
-    For when the shim is gone; `engine` None where nobody knows it. Environments may be overwritten by
-    their processes, sessions may be left: together they find what either alone would miss.
+    For use when the shim is gone; `engine` is None if unknown. A process may overwrite its environment or
+    leave its session: the two searches together find what either alone would miss.
     """
     roots = set(find_by_token((token,)).get(token, ())) if token else set()
     if engine is not None:
@@ -131,7 +131,7 @@ def find_tree(token: str, engine: ProcessId | None) -> set[psutil.Process]:
 
 
 def kill_tree(token: str, engine: ProcessId | None) -> bool:
-    """SIGKILL to all of the run, frozen first so that nobody forks meanwhile. Whether there was anybody."""
+    """SIGKILL all of them, frozen first so that none can fork. Returns whether there were any."""
     frozen: set[psutil.Process] = set()
     for _ in range(_FREEZE_ROUNDS):
         new = find_tree(token, engine) - frozen
@@ -148,7 +148,7 @@ def kill_tree(token: str, engine: ProcessId | None) -> bool:
 
 
 async def kill_until_gone(token: str, engine: ProcessId | None, timeout_s: float) -> bool:
-    """Kill all of the run until nobody is left; whether that came true in time."""
+    """Kill the tree until it is empty; returns whether that happened in time."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while await asyncio.to_thread(kill_tree, token, engine):
@@ -159,24 +159,24 @@ async def kill_until_gone(token: str, engine: ProcessId | None, timeout_s: float
 
 
 async def wait_for_exit(process: ProcessId) -> None:
-    """Wait until the process has ended, be it our child or not; nobody need have reaped it."""
+    """Wait until the process, our child or not, has exited; it need not be reaped."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
     except (AttributeError, OSError):
-        while process.is_alive:  # noqa: ASYNC110 - nothing tells us
+        while process.is_alive:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(_POLL_S)
         return
     try:
-        if process.is_alive:  # and hence the one that we have a descriptor of
+        if process.is_alive:  # so the descriptor refers to this process
             await wait_readable(descriptor)
     finally:
         os.close(descriptor)
 
 
 async def wait_readable(descriptor: int) -> None:
-    """Wait until something, or its end, can be read from a pipe; or until a pidfd's process has ended."""
+    """Wait until a pipe has data or is closed, or until a pidfd's process has exited."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(descriptor, readable.set)
@@ -190,7 +190,7 @@ def _session_members(leader: ProcessId) -> list[psutil.Process]:
     members: list[psutil.Process] = []
     stat = read_stat(leader.pid)
     if stat is not None and stat.start_ticks != leader.start_ticks:
-        return members  # the pid is someone else's now, so that nobody of the session is left
+        return members  # the pid was reused, so the session is empty
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if os.getsid(process.pid) == leader.pid and _is_alive(process):

@@ -1,19 +1,22 @@
-"""Stands between Berth and one engine, and outlives Berth: knows the engine's whole process tree and ends it.
+"""The parent process of one engine. It survives Berth, tracks the engine's whole process tree, and ends it.
 
-Run as a script of its own, standard library only: `python -I -S shim.py [--OPTION=VALUE]… -- ENGINE ARG…`
+One file on purpose: Berth runs it by its path, isolated and without site-packages (`-I -S`), so it can import
+only the standard library, and each further module would add to the start-up time of every engine.
 
-    --status=PATH          where to note, as JSON, who runs and how the engine ended
-    --report=FD            told "PID START_TICKS" once the engine is executed, or "error ERRNO"; then closed
-    --cgroup=DIR           a delegated cgroup (version 2): the tree gets a leaf of its own below it
+    python -I -S shim.py [--OPTION=VALUE]… -- ENGINE ARG…
+
+    --status=PATH          JSON file that records the processes and how the engine exited
+    --report=FD            gets "PID START_TICKS" once the engine is executed, or "error ERRNO"; then closed
+    --cgroup=DIR           a delegated cgroup (version 2); the tree gets its own leaf below it
     --die-with-parent=PID  kill the tree when the parent, which must be PID, is gone
 
-As a subreaper it inherits whatever the engine forks, also what has left the engine's session, so that "no
-child left" means "the tree is empty". It exits only then, and the way the engine did. SIGTERM (also SIGINT,
-SIGHUP) is passed on to the engine's group; SIGUSR1 kills the tree. An engine that ends by itself takes its
-tree along; one that was asked to end leaves it some time. If the shim is killed, the kernel kills the engine.
-Linux only.
+As a subreaper it inherits all processes that the engine forks, even those that leave the engine's session:
+"no child left" means "the tree is empty". It exits only then, in the same way as the engine. SIGTERM, SIGINT
+and SIGHUP are passed on to the engine's group as SIGTERM; SIGUSR1 kills the tree. When an engine exits by
+itself, its tree is killed at once; when it was asked to exit, its tree gets some time. If the shim is killed,
+the kernel kills the engine. Linux only.
 
-Knows nothing of Berth: not its settings, its store or its protocol.
+Knows nothing of Berth's settings, store or protocol.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ from collections.abc import Callable
 TOKEN_VARIABLE = "BERTH_INSTANCE_TOKEN"  # noqa: S105 - a name
 KILL_SIGNAL = signal.SIGUSR1
 
-_ASKED_TO_END = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-_AWAITED = frozenset({*_ASKED_TO_END, KILL_SIGNAL, signal.SIGCHLD})
-_LINGER_S = 30.0  # for the rest of the tree when the engine has ended as asked; Berth is often less patient
+_TERMINATION_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_AWAITED = frozenset({*_TERMINATION_SIGNALS, KILL_SIGNAL, signal.SIGCHLD})
+_LINGER_S = 30.0  # for the rest of the tree once the engine has exited as asked; Berth often kills sooner
 _KILL_AGAIN_MIN_S = 0.01
 _KILL_AGAIN_MAX_S = 0.5
 _FREEZE_ROUNDS = 50
@@ -42,25 +45,25 @@ _NOT_EXECUTED = 127
 
 
 class ProcessStat:
-    """What /proc/PID/stat tells of a process."""
+    """A process as described by /proc/PID/stat."""
 
     __slots__ = ("num_threads", "parent", "start_ticks", "state")
 
     def __init__(self, line: bytes) -> None:
-        fields = line.rpartition(b")")[2].split()  # the name before may hold spaces and brackets
+        fields = line.rpartition(b")")[2].split()  # the name before it may contain spaces and parentheses
         self.state = fields[0].decode()
         self.parent = int(fields[1])
         self.num_threads = int(fields[17])
-        self.start_ticks = int(fields[19])  # since boot; with the pid it names a process for good
+        self.start_ticks = int(fields[19])  # since boot; with the pid, identifies a process
 
     @property
     def is_alive(self) -> bool:
-        """ "Z" is a zombie, or a process whose first thread has ended before the others."""
+        """ "Z" is a zombie, or a process whose first thread has exited before the others."""
         return self.state not in "ZX" or self.num_threads > 1
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """None where there is no such process."""
+    """None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return ProcessStat(file.read())
@@ -69,19 +72,19 @@ def read_stat(pid: int) -> ProcessStat | None:
 
 
 def read_boot_id() -> str:
-    """Differs from boot to boot: pids and ticks mean nothing across. Raises OSError."""
+    """Changes with each boot, which invalidates pids and ticks. Raises OSError."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 
 
 def send(process: tuple[int, int], signum: int) -> bool:
-    """Signal the process (pid, start ticks), never another that has got its pid. Whether it was there."""
+    """Signal the process (pid, start ticks), never another that reuses its pid. Whether it exists."""
     pid, start_ticks = process
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
-    except (AttributeError, OSError):  # an old kernel or C library: microseconds may pass after the look
+    except (AttributeError, OSError):  # old kernel or C library: a race of microseconds
         descriptor = None
     try:
         stat = read_stat(pid)
@@ -100,7 +103,7 @@ def send(process: tuple[int, int], signum: int) -> bool:
 
 
 def descendants(root: int) -> set[tuple[int, int]]:
-    """(pid, start ticks) of all that live below `root`, by a look at every process."""
+    """(pid, start ticks) of all live descendants of `root`; reads every process."""
     stats = {
         int(name): stat for name in os.listdir("/proc") if name.isdigit() and (stat := read_stat(int(name)))
     }
@@ -111,7 +114,7 @@ def descendants(root: int) -> set[tuple[int, int]]:
 
 
 def near_descendants(root: int) -> set[tuple[int, int]]:
-    """The same by the kernel's lists of children: quick, but it may miss some while they come and go."""
+    """The same from the kernel's lists of children: fast, but may miss processes that start meanwhile."""
     return _below(root, _listed_children, read_stat)
 
 
@@ -132,7 +135,7 @@ def _below(
 
 
 def _listed_children(pid: int) -> list[int]:
-    """None, too, where the kernel keeps no such lists."""
+    """Empty also if the kernel keeps no such lists."""
     children: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -144,7 +147,7 @@ def _listed_children(pid: int) -> list[int]:
 
 
 class Status:
-    """The status file: written whole or not at all, and never a reason to fail."""
+    """The status file. Writes are atomic; errors are logged and ignored."""
 
     def __init__(self, path: str | None, fields: dict[str, object]) -> None:
         self._path = path
@@ -160,24 +163,24 @@ class Status:
             with open(descriptor, "w") as file:
                 json.dump(self._fields, file)
             os.replace(draft, self._path)
-        except OSError as error:  # a full disk must not keep us from our work
-            _complain(f"can't write {self._path}: {error}")
+        except OSError as error:  # a full disk must not stop supervision
+            _log(f"can't write {self._path}: {error}")
 
 
-class Leaf:
-    """A cgroup for the engine's tree alone. The shim stays outside: `kill` takes everybody inside."""
+class LeafCgroup:
+    """A cgroup for the engine's tree only. The shim stays outside, since `kill` kills all its processes."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     @classmethod
-    def make(cls, parent: str) -> Leaf | None:
-        """None where that isn't allowed, or the kernel can't kill a cgroup (before 5.14)."""
+    def create(cls, parent: str) -> LeafCgroup | None:
+        """None if that isn't allowed, or the kernel can't kill a cgroup (before 5.14)."""
         path = f"{parent}/berth-{os.getpid()}"
         try:
             os.mkdir(path)
         except OSError as error:
-            _complain(f"no cgroup of its own for the engine: {error}")
+            _log(f"the engine gets no cgroup of its own: {error}")
             return None
         leaf = cls(path)
         if not os.access(f"{path}/cgroup.kill", os.W_OK):
@@ -186,7 +189,7 @@ class Leaf:
         return leaf
 
     def enter(self) -> None:
-        """Put the calling process in; its children will be born there. Not being let in is no failure."""
+        """Move the calling process into it, and so its future children. An error is only logged."""
         _write(f"{self.path}/cgroup.procs", "0")
 
     def kill(self) -> None:
@@ -196,20 +199,20 @@ class Leaf:
         try:
             os.rmdir(self.path)
         except OSError as error:
-            _complain(f"the cgroup {self.path} stays: {error}")
+            _log(f"the cgroup {self.path} can't be removed: {error}")
 
 
 class Shim:
-    """One engine's supervisor, from its birth to the last of its tree. Signals are awaited, not handled."""
+    """Supervises one engine until its tree is empty. Waits for signals instead of handling them."""
 
-    def __init__(self, argv: list[str], status_path: str | None, leaf: Leaf | None) -> None:
+    def __init__(self, argv: list[str], status_path: str | None, leaf: LeafCgroup | None) -> None:
         self.returncode = 0  # of the engine; negative for a signal
         self._leaf = leaf
-        self._began = time.monotonic()
-        self._began_at = time.time()
+        self._started = time.monotonic()
+        self._started_at = time.time()
         self._deadline: float | None = None  # when the tree is killed, monotonic seconds
-        self._was_asked = False
-        self._has_ended = False  # the engine; its pid is no longer ours then
+        self._termination_requested = False
+        self._has_exited = False  # the engine has exited; its pid may be reused then
         self._engine = self._spawn(argv)
         stat = read_stat(self._engine)
         own = read_stat(os.getpid())
@@ -224,11 +227,11 @@ class Shim:
                 "engine_pid": self._engine,
                 "engine_start_ticks": stat.start_ticks if stat else 0,
                 "cgroup": leaf.path if leaf else None,
-                "started_at": self._began_at,  # wall clock, epoch seconds
+                "started_at": self._started_at,  # wall clock, epoch seconds
                 "ended_at": None,  # when the engine ended
                 "ran_s": None,
-                "returncode": None,  # as Python tells it: negative for a signal
-                "emptied_at": None,  # when nobody of its tree was left
+                "returncode": None,  # as in Python: negative for a signal
+                "emptied_at": None,  # when its tree was empty
             },
         )
         self._status.write()
@@ -237,50 +240,50 @@ class Shim:
         """Return when the tree is empty."""
         pause_s = _KILL_AGAIN_MIN_S
         while self._reap():
-            if self._has_ended and self._deadline is None:
-                self._deadline = time.monotonic() + (_LINGER_S if self._was_asked else 0.0)
+            if self._has_exited and self._deadline is None:
+                self._deadline = time.monotonic() + (_LINGER_S if self._termination_requested else 0.0)
             timeout_s = None if self._deadline is None else self._deadline - time.monotonic()
             if timeout_s is not None and timeout_s <= 0:
                 self._kill_tree()
                 timeout_s = pause_s
                 pause_s = min(pause_s * 2, _KILL_AGAIN_MAX_S)
-            self._heed(_next_signal(timeout_s))
+            self._handle_signal(_next_signal(timeout_s))
         if self._leaf is not None:
             self._leaf.remove()
         self._status.write(emptied_at=time.time())
 
     def _spawn(self, argv: list[str]) -> int:
-        """Fork and execute; return the pid. Raises OSError, the child's own, if it can't be executed."""
-        failure, to_us = os.pipe()  # closed by a successful exec
+        """Fork and execute; return the pid. Raises the child's OSError if execution fails."""
+        error_pipe, child_end = os.pipe()  # closed by a successful exec
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become(argv, parent, self._leaf, to_us)
-        os.close(to_us)
-        with open(failure, "rb") as pipe:
-            said = pipe.read()
-        if said:
+            _exec_engine(argv, parent, self._leaf, child_end)
+        os.close(child_end)
+        with open(error_pipe, "rb") as pipe:
+            error_number = pipe.read()
+        if error_number:
             os.waitpid(pid, 0)
-            raise OSError(int(said), os.strerror(int(said)))
+            raise OSError(int(error_number), os.strerror(int(error_number)))
         return pid
 
-    def _heed(self, signum: int | None) -> None:
+    def _handle_signal(self, signum: int | None) -> None:
         if signum == KILL_SIGNAL:
             self._deadline = 0.0
-        elif signum in _ASKED_TO_END:
-            self._was_asked = True
-            if self._has_ended:
-                self._ask_the_rest()
+        elif signum in _TERMINATION_SIGNALS:
+            self._termination_requested = True
+            if self._has_exited:
+                self._terminate_rest()
             else:
                 _signal_group(self._engine, signal.SIGTERM)
 
-    def _ask_the_rest(self) -> None:
-        """SIGTERM for those that are not of the engine's group and have not heard of the end yet."""
+    def _terminate_rest(self) -> None:
+        """Send SIGTERM to the processes outside the engine's group, which haven't got it yet."""
         for process in descendants(os.getpid()):
             send(process, signal.SIGTERM)
 
     def _reap(self) -> bool:
-        """Bury the dead; whether anybody is left. Orphans are our children, so no child means nobody."""
+        """Reap exited processes; whether any are left. Orphans become our children: no child means none."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -288,19 +291,19 @@ class Shim:
                 return False
             if pid == 0:
                 return True
-            if pid == self._engine and not self._has_ended:
-                self._note_end(os.waitstatus_to_exitcode(status))
+            if pid == self._engine and not self._has_exited:
+                self._record_exit(os.waitstatus_to_exitcode(status))
 
-    def _note_end(self, returncode: int) -> None:
-        self._has_ended = True
+    def _record_exit(self, returncode: int) -> None:
+        self._has_exited = True
         self.returncode = returncode
-        ran_s = round(time.monotonic() - self._began, 3)
+        ran_s = round(time.monotonic() - self._started, 3)
         self._status.write(ended_at=time.time(), ran_s=ran_s, returncode=returncode)
-        if self._was_asked:
-            self._ask_the_rest()
+        if self._termination_requested:
+            self._terminate_rest()
 
     def _kill_tree(self) -> None:
-        """SIGKILL for everybody; frozen first, until nobody new is found: who forks can't get away."""
+        """SIGKILL all processes; first freeze them until no new one is found, so that none can fork."""
         if self._leaf is not None:
             self._leaf.kill()
         frozen: set[tuple[int, int]] = set()
@@ -320,38 +323,38 @@ class Shim:
 def main() -> int:
     """See the module."""
     options, argv = _parse(sys.argv[1:])
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # "ignored" may be inherited, and would reap for us
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # SIG_IGN may be inherited, and would make the kernel reap
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     if parent := options.get("die-with-parent"):
         _prctl(_PR_SET_PDEATHSIG, KILL_SIGNAL)
         if os.getppid() != int(parent):
-            return _NOT_EXECUTED  # it was gone before we asked
-    leaf = Leaf.make(options["cgroup"]) if "cgroup" in options else None
+            return _NOT_EXECUTED  # it was gone before the prctl call
+    leaf = LeafCgroup.create(options["cgroup"]) if "cgroup" in options else None
     report = int(options["report"]) if "report" in options else None
     if report is not None:
         os.set_inheritable(report, False)
     try:
         shim = Shim(argv, options.get("status"), leaf)
     except OSError as error:
-        _tell(report, f"error {error.errno or errno.EIO}")
+        _send_report(report, f"error {error.errno or errno.EIO}")
         if leaf is not None:
             leaf.remove()
         return _NOT_EXECUTED
-    _tell(report, shim.report)
+    _send_report(report, shim.report)
     shim.supervise()
-    return _end_as(shim.returncode)
+    return _exit_like(shim.returncode)
 
 
 def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Options and the engine's argv; argparse would double the time to start."""
+    """Options and the engine's argv. argparse would double the start-up time."""
     end = arguments.index("--")
     pairs = (argument.removeprefix("--").partition("=") for argument in arguments[:end])
     return {name: value for name, _, value in pairs}, arguments[end + 1 :]
 
 
-def _become(argv: list[str], parent: int, leaf: Leaf | None, failure: int) -> None:
-    """In the child: turn into the engine, leader of a session and group of its own. Never returns."""
+def _exec_engine(argv: list[str], parent: int, leaf: LeafCgroup | None, error_pipe: int) -> None:
+    """In the child: become the engine, leader of its own session and group. Never returns."""
     try:
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -359,12 +362,12 @@ def _become(argv: list[str], parent: int, leaf: Leaf | None, failure: int) -> No
             os._exit(_NOT_EXECUTED)
         if leaf is not None:
             leaf.enter()
-        for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that is inherited
+        for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and children inherit that
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
-        os.execvp(argv[0], argv)  # noqa: S606 - no shell is the point
+        os.execvp(argv[0], argv)  # noqa: S606 - intentionally without a shell
     except OSError as error:
-        os.write(failure, str(error.errno or errno.EIO).encode())
+        os.write(error_pipe, str(error.errno or errno.EIO).encode())
     finally:
         os._exit(_NOT_EXECUTED)
 
@@ -380,14 +383,14 @@ def _signal_group(leader: int, signum: int) -> None:
     try:
         os.killpg(leader, signum)
     except OSError as error:
-        _complain(f"the group {leader} can't be signalled: {error}")
+        _log(f"the group {leader} can't be signalled: {error}")
 
 
-def _end_as(returncode: int) -> int:
-    """Die of the signal the engine died of, without a core dump; else the exit code."""
+def _exit_like(returncode: int) -> int:
+    """Die from the engine's signal, without a core dump; otherwise return its exit code."""
     if returncode >= 0:
         return returncode
-    import resource  # here: most engines end with a code, and it costs a file
+    import resource  # imported here: it is rarely needed and costs start-up time
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if -returncode != signal.SIGKILL:
@@ -404,13 +407,13 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
-def _tell(report: int | None, line: str) -> None:
+def _send_report(report: int | None, line: str) -> None:
     if report is None:
         return
     try:
         os.write(report, f"{line}\n".encode())
     except BrokenPipeError:
-        _complain("nobody listens any more")  # Berth died while we started; the status file tells the next
+        _log("the report pipe is closed")  # Berth died during our start; the status file has the same facts
     finally:
         os.close(report)
 
@@ -420,11 +423,11 @@ def _write(path: str, text: str) -> None:
         with open(path, "w") as file:
             file.write(text)
     except OSError as error:
-        _complain(f"can't write {path}: {error}")
+        _log(f"can't write {path}: {error}")
 
 
-def _complain(message: str) -> None:
-    """A line in the engine's log: that is where our stderr goes."""
+def _log(message: str) -> None:
+    """Write a line to the engine's log, where our stderr goes."""
     try:
         os.write(2, f"shim {os.getpid()}: {message}\n".encode())
     except OSError:

@@ -1,7 +1,7 @@
-"""What shims tell that still run when their status files, or all of the state, are gone. Linux only.
+"""Identifies running shims whose status files, or all of the state, are gone. Linux only.
 
-A shim names its status file in its command line, and carries its engine's token in an environment that it
-never writes over: whoever reads both knows whose it is. Blocks for tens of milliseconds.
+A shim's command line names its status file, and its environment, which it never overwrites, holds its
+engine's token: together they identify its owner. Blocks for tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OPTION = "--status="
 
 
 def shim_owners(run_dir: Path) -> frozenset[str]:
-    """The names of the Berths whose living engines note their ends in this folder."""
+    """The owners of the live engines whose status files belong in this directory."""
     owners = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -37,20 +37,20 @@ def shim_owners(run_dir: Path) -> frozenset[str]:
 
 
 def process_holding_deleted(path: Path) -> int | None:
-    """The process that has open what was removed from this path; None where nobody has."""
-    wanted = f"{path.resolve()} (deleted)"
+    """The process that holds a deleted file of this path open; None if there is none."""
+    deleted_target = f"{path.resolve()} (deleted)"
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            folder = f"/proc/{process.pid}/fd"
-            for name in os.listdir(folder):
+            directory = f"/proc/{process.pid}/fd"
+            for name in os.listdir(directory):
                 with contextlib.suppress(OSError):
-                    if os.readlink(f"{folder}/{name}") == wanted:
+                    if os.readlink(f"{directory}/{name}") == deleted_target:
                         return int(process.pid)
     return None
 
 
 def status_from_processes(token: str, carriers: Collection[int], engine: ProcessId) -> RunStatus | None:
-    """What the shim of this engine would have noted; None where it is not certain that there is one."""
+    """The status that this engine's shim would have written; None unless its shim is certain."""
     stat = read_stat(engine.pid)
     if stat is None or not engine.is_alive or stat.parent not in carriers:
         return None
@@ -76,17 +76,17 @@ def status_from_processes(token: str, carriers: Collection[int], engine: Process
 
 
 def rewrite_status_files(found: Iterable[tuple[Path, RunStatus]]) -> None:
-    """Write status files that are gone; where that can't be, only the next Berth misses them."""
+    """Rewrite missing status files. After a failure only the next Berth process lacks them."""
     for path, status in found:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(status)))
         except OSError as error:
-            logger.warning("a status file that is gone can't be written anew: %s", error)
+            logger.warning("a missing status file can't be rewritten: %s", error)
 
 
 def _status_path_of(process: psutil.Process) -> Path | None:
-    """Where a shim notes how its engine ends; None for any other process, and one without such a file."""
+    """The shim's status file; None for other processes, and for a shim without one."""
     for argument in process.cmdline():
         if argument == "--":
             return None

@@ -18,8 +18,8 @@ from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
     find_by_prefix,
-    read_status,
     kill_until_gone,
+    read_status,
 )
 from instance_manager.process.shim import read_stat
 from instance_manager.process.shim_processes import rewrite_status_files, status_from_processes

@@ -1,1 +1,1 @@
-"""Faults, with the real thing: a real Berth, real sockets, real engines that misbehave. `make faults`."""
+"""Fault injection with a real Berth, real sockets and real engines that misbehave. `make faults`."""

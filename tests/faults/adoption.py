@@ -1,4 +1,4 @@
-"""Berth killed while it makes and deletes instances, and with engines asleep: nothing is lost or left."""
+"""Berth is killed while it creates and deletes instances, and with engines asleep; nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 
 from tests.fake_engine import command
-from tests.faults.journal import Ledger
-from tests.faults.scenario import Scene
+from tests.faults.journal import Journal
+from tests.faults.scenario import Scenario
 from tests.successive_berths import (
     Berths,
     are_running,
@@ -32,74 +32,76 @@ _ADOPTION_S = 2.0
 _KILLS = 15
 
 
-def killed_while_instances_come_and_go(folder: Path, ledger: Ledger, seed: int) -> None:
-    """While instances are made, deleted and asked without a pause: what was answered holds ever after."""
+def killed_while_instances_come_and_go(directory: Path, journal: Journal, seed: int) -> None:
+    """During constant creations, deletions and requests: what Berth has answered remains true."""
     dice = random.Random(seed)
-    berths = _berths(folder)
-    books = _Books()
-    slowest_s, slowest_in_all_s, seen = 0.0, 0.0, 0
+    berths = _berths(directory)
+    expected = _Expected()
+    slowest_s, slowest_total_s, seen = 0.0, 0.0, 0
     try:
         for _kill in range(_KILLS):
             began = time.monotonic()
             berth = berths.begin()
             with berth.client() as client:
-                slowest_s = max(slowest_s, books.until_taken_over(client, berth.output))
-                slowest_in_all_s = max(slowest_in_all_s, time.monotonic() - began)
+                slowest_s = max(slowest_s, expected.wait_until_adopted(client, berth.output))
+                slowest_total_s = max(slowest_total_s, time.monotonic() - began)
                 last = last_event_id(client, after=seen)
                 assert last >= seen, (last, seen)
                 seen = last
             with berth.client(timeout_s=20) as client:
-                busy = threading.Thread(target=books.keep_busy, args=(client, random.Random(dice.random())))
+                busy = threading.Thread(
+                    target=expected.keep_busy, args=(client, random.Random(dice.random()))
+                )
                 busy.start()
                 time.sleep(dice.uniform(0, 1.0))
                 kill(berth)
                 busy.join()
         berth = berths.begin()
         with berth.client() as client:
-            books.until_taken_over(client, berth.output)
+            expected.wait_until_adopted(client, berth.output)
         end(berth)
         assert berths.survivors() == []
         assert slowest_s < _ADOPTION_S, slowest_s
-        ledger.note(f"taken over within {slowest_s:.2f} s of serving, {slowest_in_all_s:.2f} s of starting")
+        journal.note(f"adopted within {slowest_s:.2f} s of serving, {slowest_total_s:.2f} s of starting")
     finally:
         berths.close()
 
 
-class _Books:
-    """What Berth has answered for."""
+class _Expected:
+    """The instances that must exist, by Berth's responses."""
 
     def __init__(self) -> None:
-        self.pids: dict[str, int | None] = {}  # of instances; None = it may not have had a process yet
-        self._doubtful: str | None = None  # its making, or its deletion, was never answered
+        self.pids: dict[str, int | None] = {}  # of instances; None = possibly without a process yet
+        self._uncertain: str | None = None  # its creation or deletion was not answered
         self._count = 0
 
-    def until_taken_over(self, client: httpx.Client, output: Callable[[], str]) -> float:
-        """Seconds until all that is known runs, under the same pid where it ran; nothing else is there."""
+    def wait_until_adopted(self, client: httpx.Client, output: Callable[[], str]) -> float:
+        """Seconds until all expected instances run, under their old pids, and no others exist."""
         took_s = eventually(
             lambda: are_running(client, *self.pids), lambda: f"{self.pids} {output()[-3000:]}"
         )
-        there = records(client)
+        found = records(client)
         for name, pid in self.pids.items():
-            assert pid in (None, there[name]["pid"]), f"{name} was {pid}: {there[name]} {output()[-3000:]}"
-        if self._doubtful is not None and client.delete(f"/instances/{self._doubtful}").status_code == 204:
-            del there[self._doubtful]
-        assert there.keys() == self.pids.keys(), (list(there), list(self.pids))
-        self._doubtful = None
-        self.pids = {name: there[name]["pid"] for name in self.pids}
+            assert pid in (None, found[name]["pid"]), f"{name} was {pid}: {found[name]} {output()[-3000:]}"
+        if self._uncertain is not None and client.delete(f"/instances/{self._uncertain}").status_code == 204:
+            del found[self._uncertain]
+        assert found.keys() == self.pids.keys(), (list(found), list(self.pids))
+        self._uncertain = None
+        self.pids = {name: found[name]["pid"] for name in self.pids}
         return took_s
 
     def keep_busy(self, client: httpx.Client, dice: random.Random) -> None:
-        """Until nobody answers any more."""
+        """Send requests until Berth is killed."""
         try:
             while True:
                 if len(self.pids) > 3:
-                    self._doubtful = dice.choice(list(self.pids))
-                    pid = self.pids.pop(self._doubtful)
-                    assert client.delete(f"/instances/{self._doubtful}").status_code == 204, pid
+                    self._uncertain = dice.choice(list(self.pids))
+                    pid = self.pids.pop(self._uncertain)
+                    assert client.delete(f"/instances/{self._uncertain}").status_code == 204, pid
                 self._count += 1
-                name = self._doubtful = f"e{self._count}"
+                name = self._uncertain = f"e{self._count}"
                 create(client, name, wait=0)
-                self.pids[name], self._doubtful = None, None
+                self.pids[name], self._uncertain = None, None
                 if dice.random() < 0.5:
                     client.post(f"/proxy/{name}/v1/completions", json={"prompt": "a"})
                     self.pids[name] = records(client)[name]["pid"]
@@ -107,10 +109,10 @@ class _Books:
             return
 
 
-def killed_and_all_notes_of_its_engines_lost(folder: Path, _: Ledger, __: int) -> None:
-    """As after a reboot: what ran is ended where something is left, and runs again, preloaded or not."""
-    berths = _berths(folder)
-    catalog = folder / "models.yaml"
+def killed_with_all_status_files_lost(directory: Path, _: Journal, __: int) -> None:
+    """As after a reboot: old engines are ended and started again, preloaded or not."""
+    berths = _berths(directory)
+    catalog = directory / "models.yaml"
     models = {"ready": {"engine": "command", "command": command(), "preload": True}}
     catalog.write_text(json.dumps({"models": models}))
     try:
@@ -120,7 +122,7 @@ def killed_and_all_notes_of_its_engines_lost(folder: Path, _: Ledger, __: int) -
             eventually(lambda: _pids(client).keys() >= {"one", "ready"}, first.output)
             before = _pids(client)
             kill(first)
-            shutil.rmtree(folder / "state" / "run")
+            shutil.rmtree(directory / "state" / "run")
             second = berths.begin(MODELS_FILE=str(catalog))
             eventually(lambda: _pids(client).keys() == before.keys(), second.output)
             assert not set(before.values()) & set(_pids(client).values()), second.output()
@@ -133,16 +135,16 @@ def killed_and_all_notes_of_its_engines_lost(folder: Path, _: Ledger, __: int) -
 
 
 def _pids(client: httpx.Client) -> dict[str, int]:
-    """Of what runs, by the name that its model or it was given."""
-    running = [one for one in records(client).values() if one["status"] == "running"]
-    return {one["profile"] or one["instance_id"]: one["pid"] for one in running}
+    """Pids of the running instances, by model or instance name."""
+    running = [record for record in records(client).values() if record["status"] == "running"]
+    return {record["profile"] or record["instance_id"]: record["pid"] for record in running}
 
 
-def killed_with_an_embedded_engine_awake_and_asleep(folder: Path, _: Ledger, __: int) -> None:
-    berths = _berths(folder)
+def killed_with_an_embedded_engine_awake_and_asleep(directory: Path, _: Journal, __: int) -> None:
+    berths = _berths(directory)
     model = {"name": "demo", "model_name": "berth-demo", "params": {"enable_sleep_mode": True}}
-    question = {"model": "berth-demo", "prompt": "a", "max_tokens": 4}
-    long = {**question, "max_tokens": 2000, "stream": True, "ignore_eos": True}
+    short = {"model": "berth-demo", "prompt": "a", "max_tokens": 4}
+    long = {**short, "max_tokens": 2000, "stream": True, "ignore_eos": True}
     try:
         first = berths.begin()
         with first.client() as client:
@@ -154,9 +156,9 @@ def killed_with_an_embedded_engine_awake_and_asleep(folder: Path, _: Ledger, __:
                 assert _is_cut(chunks)
 
             second = berths.begin()
-            assert client.post("/v1/completions", json=question).status_code == 200
+            assert client.post("/v1/completions", json=short).status_code == 200
             running = partial(_metric, client, "vllm:num_requests_running")
-            eventually(lambda: running() == 0, second.output)  # what flowed was aborted
+            eventually(lambda: running() == 0, second.output)  # the running request was aborted
             assert client.post("/instances/demo/sleep").json()["status"] == "sleeping"
             kill(second)
 
@@ -165,9 +167,9 @@ def killed_with_an_embedded_engine_awake_and_asleep(folder: Path, _: Ledger, __:
             assert records(client)["demo"]["sleep_level"] == 1
             kill(third)
 
-            third = berths.begin()  # it is woken while it is being taken over
+            third = berths.begin()  # it is woken during its adoption
             assert client.post("/instances/demo/wake").json()["status"] == "running", third.output()
-            assert client.post("/v1/completions", json=question).status_code == 200
+            assert client.post("/v1/completions", json=short).status_code == 200
             assert records(client)["demo"]["pid"] == pid
             kill(third)
 
@@ -185,9 +187,9 @@ def killed_with_an_embedded_engine_awake_and_asleep(folder: Path, _: Ledger, __:
         berths.close()
 
 
-def _berths(folder: Path) -> Berths:
-    folder.mkdir(parents=True)
-    return Berths(folder)
+def _berths(directory: Path) -> Berths:
+    directory.mkdir(parents=True)
+    return Berths(directory)
 
 
 def _is_cut(chunks: Iterator[bytes]) -> bool:
@@ -204,11 +206,11 @@ def _metric(client: httpx.Client, name: str) -> float:
     return float(next(line for line in lines if line.startswith(name)).rpartition(" ")[2])
 
 
-SCENE = Scene(
+SCENARIO = Scenario(
     "adoption",
-    alone=(
+    isolated=(
         killed_while_instances_come_and_go,
-        killed_and_all_notes_of_its_engines_lost,
+        killed_with_all_status_files_lost,
         killed_with_an_embedded_engine_awake_and_asleep,
     ),
 )

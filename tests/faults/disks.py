@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, for logs and for state: what is served goes on being served."""
+"""Full and read-only disks for logs and for state: serving continues."""
 
 from __future__ import annotations
 
@@ -8,99 +8,99 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import fake_engine
-from tests.faults import faulty_engine as rogue_engine
-from tests.faults.environment import NEIGHBOUR, Harbour, small_disk
-from tests.faults.journal import Fate, Ledger
-from tests.faults.scenario import Scene
+from tests.faults import faulty_engine
+from tests.faults.environment import BYSTANDER, FaultEnvironment, small_disk
+from tests.faults.journal import Journal, Outcome
+from tests.faults.scenario import Scenario
 
 
-def full_for_logs(folder: Path, ledger: Ledger, _seed: int) -> None:
-    with small_disk(folder / "logs", "1m") as disk, Harbour(folder, ledger) as harbour:
+def full_for_logs(directory: Path, journal: Journal, _seed: int) -> None:
+    with small_disk(directory / "logs", "1m") as disk, FaultEnvironment(directory, journal) as env:
         with _filled(disk):
-            _serve_and_start(harbour)
-            talker = harbour.create("talker", fake_engine.command())  # it dies of what it can't print
-            assert "is full" in talker.message, str(talker)
-            harbour.control("DELETE", "/instances/talker?force=true")
-        _serve_and_start(harbour)
-        assert not (problems := harbour.settle()), problems
+            _serve_and_start(env)
+            verbose = env.create("verbose", fake_engine.command())  # it exits when it can't print
+            assert "is full" in verbose.message, str(verbose)
+            env.control("DELETE", "/instances/verbose?force=true")
+        _serve_and_start(env)
+        assert not (problems := env.settle()), problems
 
 
-def filled_by_an_engine(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """Its log is longer than the disk, while another engine on it writes its own."""
-    with small_disk(folder / "logs", "4m"), Harbour(folder, ledger) as harbour:
-        with harbour.instance("talker", fake_engine.command("--print-mb", "30")):
-            assert harbour.complete("talker", stream=True).is_done
-            _serve_and_start(harbour)
-        assert not (problems := harbour.settle()), problems
+def filled_by_an_engine(directory: Path, journal: Journal, _seed: int) -> None:
+    """An engine's log fills the disk on which another engine writes its own."""
+    with small_disk(directory / "logs", "4m"), FaultEnvironment(directory, journal) as env:
+        with env.instance("verbose", fake_engine.command("--print-mb", "30")):
+            assert env.complete("verbose", stream=True).is_done
+            _serve_and_start(env)
+        assert not (problems := env.settle()), problems
 
 
-def full_for_state(folder: Path, ledger: Ledger, _seed: int) -> None:
-    with small_disk(folder / "state", "4m") as disk, Harbour(folder, ledger) as harbour:
+def full_for_state(directory: Path, journal: Journal, _seed: int) -> None:
+    with small_disk(directory / "state", "4m") as disk, FaultEnvironment(directory, journal) as env:
         with _filled(disk):
-            _serve_and_start(harbour)
-        _serve_and_start(harbour)
-        assert not (problems := harbour.settle()), problems
+            _serve_and_start(env)
+        _serve_and_start(env)
+        assert not (problems := env.settle()), problems
 
 
-def read_only_for_logs(folder: Path, ledger: Ledger, _seed: int) -> None:
-    with small_disk(folder / "logs", "4m") as disk, Harbour(folder, ledger) as harbour:
-        harbour.create("another", rogue_engine.command())
+def read_only_for_logs(directory: Path, journal: Journal, _seed: int) -> None:
+    with small_disk(directory / "logs", "4m") as disk, FaultEnvironment(directory, journal) as env:
+        env.create("another", faulty_engine.command())
         with _read_only(disk):
-            _serve(harbour)
-            made = harbour.create("one", fake_engine.command())
-            assert made.fate is Fate.REFUSED, str(made)
+            _serve(env)
+            made = env.create("one", fake_engine.command())
+            assert made.outcome is Outcome.REFUSED, str(made)
             assert "Read-only" in made.message, made.message
             assert "an error in Berth" not in made.message, made.message
-            harbour.control("DELETE", "/instances/one?force=true")
-            _delete_another(harbour)
-            _serve(harbour)
-        _serve_and_start(harbour)
-        assert not (problems := harbour.settle()), problems
+            env.control("DELETE", "/instances/one?force=true")
+            _delete_another(env)
+            _serve(env)
+        _serve_and_start(env)
+        assert not (problems := env.settle()), problems
 
 
-def read_only_for_state(folder: Path, ledger: Ledger, _seed: int) -> None:
-    with small_disk(folder / "state", "4m") as disk, Harbour(folder, ledger) as harbour:
-        harbour.create("another", rogue_engine.command())
+def read_only_for_state(directory: Path, journal: Journal, _seed: int) -> None:
+    with small_disk(directory / "state", "4m") as disk, FaultEnvironment(directory, journal) as env:
+        env.create("another", faulty_engine.command())
         with _read_only(disk):
-            _serve(harbour)
-            with harbour.instance("one", fake_engine.command()):
-                _is_clear(harbour)
-            _delete_another(harbour)
-            _serve(harbour)
-        _serve_and_start(harbour)
-        assert not (problems := harbour.settle()), problems
+            _serve(env)
+            with env.instance("one", fake_engine.command()):
+                _check_running_or_explained(env)
+            _delete_another(env)
+            _serve(env)
+        _serve_and_start(env)
+        assert not (problems := env.settle()), problems
 
 
-def _serve(harbour: Harbour) -> None:
+def _serve(env: FaultEnvironment) -> None:
     for is_stream in (False, True):
-        reply = harbour.complete(NEIGHBOUR, stream=is_stream)
-        assert reply.fate is Fate.ANSWERED, str(reply)
+        reply = env.complete(BYSTANDER, stream=is_stream)
+        assert reply.outcome is Outcome.ANSWERED, str(reply)
 
 
-def _serve_and_start(harbour: Harbour) -> None:
-    """Others are served, and an engine that can be silent is started, serves, is restarted and stopped."""
-    _serve(harbour)
-    with harbour.instance("one", rogue_engine.command()):
-        record = harbour.record("one")
+def _serve_and_start(env: FaultEnvironment) -> None:
+    """The bystander is served, and an engine without log output can be started, restarted and stopped."""
+    _serve(env)
+    with env.instance("one", faulty_engine.command()):
+        record = env.record("one")
         assert record["status"] == "running", record["error"]
-        assert harbour.complete("one").fate is Fate.ANSWERED
-        again = harbour.control("POST", "/instances/one/restart?wait=20")
-        assert again.fate is Fate.ANSWERED, str(again)
-        assert harbour.complete("one").fate is Fate.ANSWERED
-    _serve(harbour)
+        assert env.complete("one").outcome is Outcome.ANSWERED
+        again = env.control("POST", "/instances/one/restart?wait=20")
+        assert again.outcome is Outcome.ANSWERED, str(again)
+        assert env.complete("one").outcome is Outcome.ANSWERED
+    _serve(env)
 
 
-def _delete_another(harbour: Harbour) -> None:
-    """One that has files on the disk, which can't be deleted."""
-    gone = harbour.control("DELETE", "/instances/another")
-    assert gone.fate is Fate.ANSWERED, str(gone)
+def _delete_another(env: FaultEnvironment) -> None:
+    """An instance whose files on the disk can't be deleted."""
+    gone = env.control("DELETE", "/instances/another")
+    assert gone.outcome is Outcome.ANSWERED, str(gone)
 
 
-def _is_clear(harbour: Harbour) -> None:
-    """It runs, or it says why it doesn't."""
-    record = harbour.record("one")
+def _check_running_or_explained(env: FaultEnvironment) -> None:
+    """It runs, or its error gives the reason."""
+    record = env.record("one")
     if record["status"] == "running":
-        assert harbour.complete("one").fate is Fate.ANSWERED
+        assert env.complete("one").outcome is Outcome.ANSWERED
         return
     message = record["error"]["message"]
     assert "Read-only" in message, message
@@ -109,7 +109,7 @@ def _is_clear(harbour: Harbour) -> None:
 
 @contextlib.contextmanager
 def _filled(disk: Path) -> Iterator[None]:
-    """Not a byte more fits; as when somebody else has filled it."""
+    """No further byte fits, as if another program had filled the disk."""
     filler = disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         for size in (65536, 4096, 1):
@@ -124,7 +124,7 @@ def _filled(disk: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _read_only(disk: Path) -> Iterator[None]:
-    """As after an error of the disk: it can be read. By a mount on top, as open files forbid another."""
+    """Read-only, as after a disk error. By a bind mount on top, since open files prevent a remount."""
     for options in (["--bind", str(disk)], ["-o", "remount,bind,ro"]):
         subprocess.run(["mount", *options, str(disk)], check=True)  # noqa: S607
     try:
@@ -133,7 +133,7 @@ def _read_only(disk: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)  # noqa: S607
 
 
-SCENE = Scene(
+SCENARIO = Scenario(
     "disks",
-    alone=(full_for_logs, filled_by_an_engine, full_for_state, read_only_for_logs, read_only_for_state),
+    isolated=(full_for_logs, filled_by_an_engine, full_for_state, read_only_for_logs, read_only_for_state),
 )

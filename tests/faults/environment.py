@@ -1,4 +1,4 @@
-"""A Berth under fire: beside each case another engine goes on serving; afterwards all is as it was before."""
+"""A Berth for fault injection: another engine serves throughout; afterwards nothing may be left over."""
 
 from __future__ import annotations
 
@@ -21,64 +21,66 @@ import psutil
 
 from tests import fake_engine
 from tests.berth_process import BerthProcess, is_free
-from tests.faults.journal import Fate, Ledger, Reply
+from tests.faults.journal import Journal, Outcome, Reply
 
-NEIGHBOUR = "neighbour"
+BYSTANDER = "bystander"
 NUM_PORTS = 5
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 _MIB = 1 << 20
 _JSON = {"Content-Type": "application/json"}
-_RSS_SLACK_BYTES = 80 * _MIB  # what the allocator keeps of 60 clients with a megabyte each, and late modules
-_NEIGHBOUR_PAUSE_S = 0.05
-_NEIGHBOUR_SLOWEST_S = 5.0  # on a machine that others use too
+_RSS_SLACK_BYTES = (
+    80 * _MIB
+)  # what the allocator keeps after 60 clients with 1 MB each, and modules loaded late
+_BYSTANDER_PAUSE_S = 0.05
+_BYSTANDER_SLOWEST_S = 5.0  # on a shared machine
 FAULT_IN_LOG = re.compile(
     r"^.*(?:Traceback|never retrieved|the scaler failed|Error in Berth|an error in Berth|never awaited).*$",
     re.MULTILINE,
 )
 
 
-class Harbour:
-    """A Berth, its neighbour and what there was before the first case."""
+class FaultEnvironment:
+    """A Berth with a bystander engine, and its resources before the first case."""
 
     def __init__(
         self,
-        folder: Path,
-        ledger: Ledger,
+        directory: Path,
+        journal: Journal,
         engine_env: Mapping[str, str] | None = None,
         **settings: str,
     ) -> None:
         self._engine_env = dict(engine_env or {})
-        self.folder = folder
-        self.ledger = ledger
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "models.yaml").write_text('{"models": {}}')
+        self.directory = directory
+        self.journal = journal
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "models.yaml").write_text('{"models": {}}')
         defaults = {
-            "STATE_DIR": str(folder / "state"),
-            "MODELS_FILE": str(folder / "models.yaml"),
-            "MODEL_DIRS": str(folder / "no-models"),
+            "STATE_DIR": str(directory / "state"),
+            "MODELS_FILE": str(directory / "models.yaml"),
+            "MODEL_DIRS": str(directory / "no-models"),
             "VLLM_BASE_PORT": str(free_ports()),
             "STOP_GRACE": "1",
             "DRAIN_TIMEOUT": "2",
             "HEALTH_INTERVAL": "0.5",
         }
         settings = {**defaults, **settings}
-        self.berth = BerthProcess(folder, **settings)
+        self.berth = BerthProcess(directory, **settings)
         self.berth.base_port = int(settings["VLLM_BASE_PORT"])
         self.process = psutil.Process(self.berth.pid)
-        self.slowest_s = 0.0  # of the neighbour's answers, since the last case
+        self.slowest_s = 0.0  # of the bystander's responses since the last case
         self.most_rss_bytes = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Harbour:
+    def __enter__(self) -> FaultEnvironment:
         try:
             self.berth.wait_until_serving()
-            made = self.create(NEIGHBOUR, fake_engine.command())
+            made = self.create(BYSTANDER, fake_engine.command())
             assert made.status == 201, f"{made}\n{self.tail_of_log()}"
-            with self.instance("warm-up", fake_engine.command()):  # what is loaded late is loaded now
-                assert self.complete("warm-up").fate is Fate.ANSWERED
+            with self.instance("warm-up", fake_engine.command()):  # so that late imports are done
+                assert self.complete("warm-up").outcome is Outcome.ANSWERED
                 assert self.complete("warm-up", stream=True).is_done
-            self.start_neighbour()
+            self.start_bystander()
             time.sleep(0.3)
             self._descriptors = self.process.num_fds()
             self._rss_bytes = self.process.memory_info().rss
@@ -90,7 +92,7 @@ class Harbour:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            self.stop_neighbour()
+            self.stop_bystander()
             if kind is None:
                 self.berth.terminate()
                 status = self.berth.wait()
@@ -106,13 +108,13 @@ class Harbour:
         self._stop.set()
         self.berth.close()
 
-    # What a case does
+    # For the cases
 
     @contextmanager
     def instance(
-        self, name: str, command: list[str], *, wait_s: float = PATIENCE_S, **fields: Any
+        self, name: str, command: list[str], *, wait_s: float = TIMEOUT_S, **fields: Any
     ) -> Iterator[str]:
-        """An engine that is there for a case; at its end it is deleted, whatever has become of it."""
+        """An instance that is deleted afterwards, in whatever state it is."""
         self.create(name, command, wait_s=wait_s, **fields)
         try:
             yield name
@@ -120,7 +122,7 @@ class Harbour:
             gone = self.control("DELETE", f"/instances/{name}?force=true")
             assert gone.status in (200, 204), f"it can't be deleted: {gone}"
 
-    def create(self, name: str, command: list[str], *, wait_s: float = PATIENCE_S, **fields: Any) -> Reply:
+    def create(self, name: str, command: list[str], *, wait_s: float = TIMEOUT_S, **fields: Any) -> Reply:
         body = {
             "model_name": name,
             "name": name,
@@ -138,51 +140,51 @@ class Harbour:
         record: dict[str, Any] = json.loads(found.body)
         return record
 
-    def until(
-        self, name: str, wanted: Callable[[dict[str, Any]], bool], timeout_s: float = PATIENCE_S
+    def wait_until(
+        self, name: str, wanted: Callable[[dict[str, Any]], bool], timeout_s: float = TIMEOUT_S
     ) -> dict[str, Any]:
-        """The record, once it is as wanted."""
+        """The record once `wanted` is true of it."""
         deadline = time.monotonic() + timeout_s
         while not wanted(record := self.record(name)):
-            assert time.monotonic() < deadline, f"it never came to that: {json.dumps(record)[:1500]}"
+            assert time.monotonic() < deadline, f"it never became true: {json.dumps(record)[:1500]}"
             time.sleep(0.05)
         return record
 
-    def until_status(self, name: str, *statuses: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
-        return self.until(name, lambda record: record["status"] in statuses, timeout_s)
+    def wait_for_status(self, name: str, *statuses: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        return self.wait_until(name, lambda record: record["status"] in statuses, timeout_s)
 
     def complete(
-        self, name: str, *, stream: bool = False, timeout_s: float = PATIENCE_S, **fields: Any
+        self, name: str, *, stream: bool = False, timeout_s: float = TIMEOUT_S, **fields: Any
     ) -> Reply:
-        """A completion by an instance; counted, and lost if it is neither answered nor clearly refused."""
+        """A completion by an instance; counted as lost if it is neither answered nor clearly refused."""
         body = {"model": name, "prompt": "x", "max_tokens": 4, "stream": stream, **fields}
         return self.ask("POST", f"/proxy/{name}/v1/completions", body, timeout_s=timeout_s)
 
-    def asking(self, name: str, number: int, **fields: Any) -> Callable[[], list[Reply]]:
-        """So many clients ask for a completion at once, from now on; call it for what they got."""
+    def start_requests(self, name: str, number: int, **fields: Any) -> Callable[[], list[Reply]]:
+        """Start `number` concurrent completions; the returned function waits for their replies."""
         pool = ThreadPoolExecutor(number)
-        asked = [pool.submit(self.complete, name, **fields) for _ in range(number)]
+        futures = [pool.submit(self.complete, name, **fields) for _ in range(number)]
 
         def replies() -> list[Reply]:
             with pool:
-                return [one.result() for one in asked]
+                return [future.result() for future in futures]
 
         return replies
 
-    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = PATIENCE_S) -> Reply:
-        """A request of a client; counted, by what becomes of it."""
+    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = TIMEOUT_S) -> Reply:
+        """A client's request, counted by its outcome."""
         reply = request(self.berth.url, method, path, body, timeout_s)
-        self.ledger.count(reply.fate, f"{method} {path}: {reply}")
+        self.journal.count(reply.outcome, f"{method} {path}: {reply}")
         return reply
 
     def control(self, method: str, path: str, body: Any = None, *, timeout_s: float = 60.0) -> Reply:
-        """A request of an operator; counted like any other."""
+        """An operator's request, counted like any other."""
         return self.ask(method, path, body, timeout_s=timeout_s)
 
-    def connect(self, timeout_s: float = PATIENCE_S) -> socket.socket:
+    def connect(self, timeout_s: float = TIMEOUT_S) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.berth.port), timeout_s)
 
-    # What there is to be seen
+    # Observations
 
     def engine(self, name: str) -> psutil.Process:
         """The engine's own process."""
@@ -193,7 +195,7 @@ class Harbour:
 
     @contextmanager
     def memory_bounded(self, mib: float) -> Iterator[None]:
-        """Berth's own memory, sampled all the time, never grows by more."""
+        """Checks, by sampling, that Berth's own memory grows by no more than this."""
         before = self.process.memory_info().rss
         most = [before]
         done = threading.Event()
@@ -212,72 +214,72 @@ class Harbour:
         grown = (most[0] - before) / _MIB
         assert grown < mib, f"Berth's memory has grown by {grown:.0f} MiB, {mib:.0f} are allowed"
 
-    # The neighbour
+    # The bystander
 
-    def start_neighbour(self) -> None:
+    def start_bystander(self) -> None:
         self._stop.clear()
-        self._thread = threading.Thread(target=self._serve_neighbour, name="neighbour")
+        self._thread = threading.Thread(target=self._serve_bystander, name="bystander")
         self._thread.start()
 
-    def stop_neighbour(self) -> None:
+    def stop_bystander(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def _serve_neighbour(self) -> None:
-        """One client that goes on asking, each fourth time for a stream: whatever happens, it is served."""
+    def _serve_bystander(self) -> None:
+        """A client that keeps sending requests, every fourth for a stream; all must be served."""
         number = 0
-        with _client(self.berth.url, PATIENCE_S) as http:
-            while not self._stop.wait(_NEIGHBOUR_PAUSE_S):
+        with _client(self.berth.url, TIMEOUT_S) as http:
+            while not self._stop.wait(_BYSTANDER_PAUSE_S):
                 number += 1
                 body = {"prompt": "x", "max_tokens": 5, "stream": number % 4 == 0}
-                reply = _request(http, "POST", f"/proxy/{NEIGHBOUR}/v1/completions", body)
+                reply = _request(http, "POST", f"/proxy/{BYSTANDER}/v1/completions", body)
                 is_right = reply.status == 200 and b"token4" in reply.body and not reply.broken
                 is_right = is_right and (reply.is_done or not body["stream"])
-                self.ledger.count(
-                    Fate.ANSWERED if is_right else Fate.LOST, f"the neighbour's request: {reply}"
+                self.journal.count(
+                    Outcome.ANSWERED if is_right else Outcome.LOST, f"the bystander's request: {reply}"
                 )
                 self.slowest_s = max(self.slowest_s, reply.seconds)
 
-    # Afterwards
+    # After a case
 
     def settle(self) -> list[str]:
-        """What is not as it was before, once it has had time to become so."""
+        """The differences from before the first case, after some time to settle."""
         problems = []
-        if left := _eventually(self.strangers):
+        if left := _eventually(self.unexpected_processes):
             problems.append(f"processes left: {left}")
         if excess := _eventually(lambda: max(0, self.process.num_fds() - self._descriptors)):
             problems.append(f"{excess} descriptors leaked of {self._descriptors}: {self._open_descriptors()}")
         grown = self.process.memory_info().rss - self._rss_bytes
         if grown > _RSS_SLACK_BYTES:
             problems.append(f"Berth's memory has grown by {grown / _MIB:.0f} MiB")
-        if self.slowest_s > _NEIGHBOUR_SLOWEST_S:
+        if self.slowest_s > _BYSTANDER_SLOWEST_S:
             problems.append(f"another instance's client waited {self.slowest_s:.1f} s")
         self.slowest_s = 0.0
-        records = json.loads(request(self.berth.url, "GET", "/instances?all=true", None, PATIENCE_S).body)[
+        records = json.loads(request(self.berth.url, "GET", "/instances?all=true", None, TIMEOUT_S).body)[
             "data"
         ]
-        if [one["instance_id"] for one in records] != [NEIGHBOUR]:
-            problems.append(f"instances left: {[one['instance_id'] for one in records]}")
-        busy = [one for one in records if one["in_flight"] > 1]
+        if [record["instance_id"] for record in records] != [BYSTANDER]:
+            problems.append(f"instances left: {[record['instance_id'] for record in records]}")
+        busy = [record for record in records if record["in_flight"] > 1]
         if busy:
             problems.append(f"leases left: {busy[0]['in_flight']}")
         taken = range(self.berth.base_port, self.berth.base_port + NUM_PORTS)
-        used = {one["port"] for one in records}
+        used = {record["port"] for record in records}
         problems += [f"port {port} is not free" for port in taken if port not in used and not is_free(port)]
         return problems
 
-    def forget_descriptors(self) -> None:
-        """A few more or fewer are right now; more than a handful are still a leak."""
+    def allow_more_descriptors(self) -> None:
+        """Accept a few more descriptors; more than a handful are still a leak."""
         self._descriptors += 4
 
     @property
     def grown_bytes(self) -> int:
         return int(self.process.memory_info().rss) - self._rss_bytes
 
-    def strangers(self) -> list[str]:
-        """Processes of this Berth, other than itself and those of the neighbour."""
+    def unexpected_processes(self) -> list[str]:
+        """Processes of this Berth, except itself and the bystander's."""
         return [
             f"{process.pid} {' '.join(process.cmdline())[-120:]}"
             for process in self.berth.survivors()
@@ -292,7 +294,7 @@ class Harbour:
 
 
 def request(url: str, method: str, path: str, body: Any, timeout_s: float) -> Reply:
-    """One request on a connection of its own."""
+    """One request on its own connection."""
     with _client(url, timeout_s) as http:
         return _request(http, method, path, body)
 
@@ -313,7 +315,7 @@ def _request(http: httpx.Client, method: str, path: str, body: Any) -> Reply:
                 reply.first_byte_s = reply.first_byte_s or time.monotonic() - began
                 reply.body += piece
     except httpx.TimeoutException as error:
-        reply.broken, reply.status = f"nothing more came: {error!r}", 0
+        reply.broken, reply.status = f"timed out: {error!r}", 0
     except httpx.HTTPError as error:
         reply.broken = repr(error)
     reply.seconds = time.monotonic() - began
@@ -321,7 +323,7 @@ def _request(http: httpx.Client, method: str, path: str, body: Any) -> Reply:
 
 
 def free_ports() -> int:
-    """The first of some that are free, below those that the system gives to clients (from 32768 on)."""
+    """The first of NUM_PORTS free ports, below the ephemeral range (from 32768)."""
     while True:
         first = random.randrange(15_000, 32_000)
         if all(is_free(first + offset) for offset in range(NUM_PORTS)):
@@ -329,33 +331,35 @@ def free_ports() -> int:
 
 
 def _eventually(left: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    """What is left when nothing is, or when the time is out."""
+    """The last result of `left`: falsy, or what is still left after the timeout."""
     deadline = time.monotonic() + timeout_s
     while (found := left()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 
 
-def eventually(what: str, is_so: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
-    """Wait for what nothing announces."""
-    assert not _eventually(lambda: not is_so(), timeout_s), f"never so: {what}"
+def eventually(what: str, is_so: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+    """Wait, by polling, until `is_so` returns true."""
+    assert not _eventually(lambda: not is_so(), timeout_s), f"it never happened: {what}"
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own (tmpfs): it takes root, and the case is skipped without."""
-    folder.mkdir(parents=True)
+def small_disk(directory: Path, size: str) -> Iterator[Path]:
+    """A separate file system (tmpfs). Needs root; otherwise the case is skipped."""
+    directory.mkdir(parents=True)
     mount = shutil.which("mount")
     made = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+        [mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)],
+        capture_output=True,
+        check=False,
     )
     if not made or made.returncode:
         raise Skipped("a small disk can only be mounted by root")
     try:
-        yield folder
+        yield directory
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=False)  # noqa: S607
+        subprocess.run(["umount", "--lazy", str(directory)], check=False)  # noqa: S607
 
 
 class Skipped(Exception):
-    """The case can't be run here; the message says why."""
+    """The case can't run here; the message says why."""

@@ -1,7 +1,7 @@
-"""An engine that breaks the rules of HTTP to order, and writes down every byte that it is sent.
+"""An engine that violates HTTP on request and can record every byte that it receives.
 
-`/health` and `/v1/models` answer as they should; `/rogue/NAME` misbehaves as NAME says; all else is echoed.
-Standard library only. With `--record DIR` each connection's bytes go to a file of its own.
+`/health` and `/v1/models` answer correctly; `/rogue/NAME` misbehaves as named; all other paths are echoed.
+Standard library only. With `--record DIR` the bytes of each connection go to a separate file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-ROGUE_ENGINE = str(Path(__file__).resolve())
+FAULTY_ENGINE = str(Path(__file__).resolve())
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 MIB = 1 << 20
-ENDLESS_MIB = 192  # "endless" ends somewhere, if nobody hangs up
+ENDLESS_MIB = 192  # "endless" ends here if the client stays
 EVENT = b'data: {"choices": [{"text": "a"}]}\n\n'
 
 
 def command(*flags: str) -> list[str]:
-    """The argv template, for an instance's `command`."""
-    return [sys.executable, "-S", ROGUE_ENGINE, "--host", "{host}", "--port", "{port}", *flags]
+    """The argv template for an instance's `command`."""
+    return [sys.executable, "-S", FAULTY_ENGINE, "--host", "{host}", "--port", "{port}", *flags]
 
 
 def chunk(data: bytes) -> bytes:
@@ -54,19 +54,19 @@ def _drip(connection: socket.socket, data: bytes, pause_s: float) -> None:
 
 
 def _reset(connection: socket.socket) -> None:
-    """The next close is a RST."""
+    """Make the next close send a RST."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def _wait_for_leaving(connection: socket.socket) -> None:
-    """Until the other side closes."""
+def _wait_for_disconnect(connection: socket.socket) -> None:
+    """Wait until the peer closes the connection."""
     while connection.recv(65536):
         pass
 
 
 def _half_a_head_and_silence(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Ty")
-    _wait_for_leaving(connection)
+    _wait_for_disconnect(connection)
 
 
 def _endless_head(connection: socket.socket) -> None:
@@ -130,7 +130,7 @@ def _garbage_after_events(connection: socket.socket) -> None:
     connection.sendall(SSE + chunk(EVENT))
     time.sleep(0.1)
     connection.sendall(b"\x00\xffnot a chunk\r\n")
-    _wait_for_leaving(connection)
+    _wait_for_disconnect(connection)
 
 
 def _endless_body(connection: socket.socket) -> None:
@@ -162,7 +162,7 @@ BEHAVIOURS: dict[str, Callable[[socket.socket], None]] = {
     "http-2": _sending(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x80"),
     "half-a-head": _sending(b"HTTP/1.1 200 OK\r\nContent-Ty"),
     "half-a-head-and-silence": _half_a_head_and_silence,
-    "silence": _wait_for_leaving,
+    "silence": _wait_for_disconnect,
     "endless-head": _endless_head,
     "endless-header": _endless_header,
     "endless-interim": _endless_interim,
@@ -195,15 +195,15 @@ BEHAVIOURS: dict[str, Callable[[socket.socket], None]] = {
 }  # fmt: skip
 
 
-# Whoever hangs up after these, unannounced, meets the next request on its way, which is lost.
+# An unannounced close after these could lose a request that is already on its way.
 KEEP_ALIVE = frozenset({"drip-body", "drip-head", "drip-events", "many-headers"})
 
 
 class Recorder:
-    """A connection's bytes, as they come, in a file."""
+    """Writes a connection's bytes to a file as they arrive."""
 
-    def __init__(self, folder: Path | None, number: int) -> None:
-        self._path = None if folder is None else folder / f"{number}.raw"
+    def __init__(self, directory: Path | None, number: int) -> None:
+        self._path = None if directory is None else directory / f"{number}.raw"
 
     def write(self, data: bytes) -> None:
         if self._path is not None:
@@ -212,7 +212,7 @@ class Recorder:
 
 
 class Wire:
-    """Reads requests, recording; just enough of a parser, and a trusting one."""
+    """Reads and records requests, with a minimal, trusting parser."""
 
     def __init__(self, connection: socket.socket, recorder: Recorder) -> None:
         self._connection = connection
@@ -225,11 +225,13 @@ class Wire:
                 return None
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         line, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (one.partition(":") for one in lines)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (header.partition(":") for header in lines)
+        }
         return line, headers
 
     def read_body(self, headers: dict[str, str]) -> int:
-        """Its length; -1 where it doesn't end."""
+        """Its length; -1 if it is incomplete."""
         if "chunked" in headers.get("transfer-encoding", ""):
             return self._read_chunks()
         return self._skip(int(headers.get("content-length", 0)))
@@ -265,7 +267,7 @@ class Wire:
         return bool(data)
 
 
-def _converse(connection: socket.socket, recorder: Recorder) -> None:
+def _serve_connection(connection: socket.socket, recorder: Recorder) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     wire = Wire(connection, recorder)
     with connection:
@@ -273,7 +275,7 @@ def _converse(connection: socket.socket, recorder: Recorder) -> None:
             while (head := wire.read_head()) is not None and _answer(connection, wire, *head):
                 pass
         except (OSError, ValueError):
-            pass  # the other side has left, or writes nonsense, which is recorded
+            pass  # the peer disconnected, or sent nonsense, which is recorded
 
 
 def _answer(connection: socket.socket, wire: Wire, line: str, headers: dict[str, str]) -> bool:
@@ -299,7 +301,7 @@ def _answer(connection: socket.socket, wire: Wire, line: str, headers: dict[str,
 
 
 def _fork_daemon(live: Callable[[], None]) -> None:
-    """Twice, and in a session of its own: nobody's child."""
+    """Fork twice, into a new session: no longer our child."""
     if (pid := os.fork()) != 0:
         os.waitpid(pid, 0)
         return
@@ -310,19 +312,19 @@ def _fork_daemon(live: Callable[[], None]) -> None:
     os._exit(0)
 
 
-def _storm() -> None:
+def _fork_constantly() -> None:
     while True:
         _fork_daemon(lambda: time.sleep(2))
         time.sleep(0.01)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="rogue_engine")
+    parser = argparse.ArgumentParser(prog="faulty_engine")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--fork-storm", action="store_true", help="fork daemons, and go on forking")
+    parser.add_argument("--fork-storm", action="store_true", help="fork daemons constantly")
     parser.add_argument(
-        "--hold-port", action="store_true", help="fork a daemon that listens on, deaf to SIGTERM"
+        "--hold-port", action="store_true", help="fork a daemon that keeps listening and ignores SIGTERM"
     )
     parser.add_argument("--record", type=Path, metavar="DIR")
     return parser.parse_args()
@@ -335,12 +337,12 @@ def main() -> int:
     if args.hold_port:
         _fork_daemon(lambda: time.sleep(3600))
     if args.fork_storm:
-        threading.Thread(target=_storm, daemon=True).start()
+        threading.Thread(target=_fork_constantly, daemon=True).start()
     numbers = count(1)
     while True:
         connection, _ = listener.accept()
         recorder = Recorder(args.record, next(numbers))
-        threading.Thread(target=_converse, args=(connection, recorder), daemon=True).start()
+        threading.Thread(target=_serve_connection, args=(connection, recorder), daemon=True).start()
 
 
 if __name__ == "__main__":

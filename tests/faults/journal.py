@@ -1,4 +1,4 @@
-"""What became of every request that was sent, and what a client calls a clear answer."""
+"""The outcome of every request, and what counts as a clear answer for a client."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from enum import StrEnum
 from typing import Any
 
 
-class Fate(StrEnum):
+class Outcome(StrEnum):
     """How a request ended for its client."""
 
-    ANSWERED = "answered"  # whole, below 400
-    REFUSED = "refused"  # an error in the usual envelope, or the engine's own
-    CUT = "cut"  # it had begun, and its end can't be taken for a clean one
-    LEFT = "left"  # the client itself has gone, on purpose
-    LOST = "lost"  # none of these: no answer, no reason, or a lie
+    ANSWERED = "answered"  # complete, status below 400
+    REFUSED = "refused"  # an error in the usual envelope, or the engine's own error
+    CUT = "cut"  # it began, and the client can tell that it is incomplete
+    LEFT = "left"  # the client left on purpose
+    LOST = "lost"  # none of these: no answer, no reason, or a wrong one
 
 
-class Ledger:
-    """Counts from all threads."""
+class Journal:
+    """Thread-safe counts of outcomes."""
 
     def __init__(self) -> None:
-        self.fates: Counter[Fate] = Counter()
+        self.outcomes: Counter[Outcome] = Counter()
         self.losses: list[str] = []
         self.notes: list[str] = []
         self._lock = threading.Lock()
@@ -32,29 +32,29 @@ class Ledger:
     @property
     def num_sent(self) -> int:
         with self._lock:
-            return sum(self.fates.values())
+            return sum(self.outcomes.values())
 
-    def count(self, fate: Fate, what: str = "", number: int = 1) -> None:
-        """`what` is told of those that are lost."""
+    def count(self, outcome: Outcome, description: str = "", number: int = 1) -> None:
+        """`description` is kept for lost requests."""
         with self._lock:
-            self.fates[fate] += number
-            if fate is Fate.LOST:
-                self.losses.append(what)
+            self.outcomes[outcome] += number
+            if outcome is Outcome.LOST:
+                self.losses.append(description)
 
     def note(self, text: str) -> None:
-        """Something that was measured, for the table."""
+        """Add a measurement to the table."""
         self.notes.append(text)
 
-    def take_losses(self) -> list[str]:
-        """What was lost since the last time."""
+    def pop_losses(self) -> list[str]:
+        """Return the losses since the last call."""
         with self._lock:
-            taken, self.losses = self.losses, []
-        return taken
+            losses, self.losses = self.losses, []
+        return losses
 
 
 @dataclass(slots=True)
 class Reply:
-    """What a client got. `status` 0 = no head came; `broken` = the connection did not end as announced."""
+    """What a client received. `status` 0 = no head; `broken` = why the response is incomplete."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -65,12 +65,12 @@ class Reply:
 
     @property
     def never_sent(self) -> bool:
-        """Whether nobody listened."""
+        """Whether the connection was refused."""
         return self.status == 0 and self.broken.startswith("ConnectError")
 
     @property
     def error(self) -> dict[str, Any]:
-        """OpenAI's error object, of an answer or of a stream's last event; empty where there is none."""
+        """OpenAI's error object in the body or in a stream's last event; empty if there is none."""
         text = self.body
         if self.is_event_stream:
             text = text.rstrip().rpartition(b"data: ")[2]
@@ -94,23 +94,23 @@ class Reply:
 
     @property
     def is_done(self) -> bool:
-        """Whether a stream of events has ended as such streams end."""
+        """Whether an event stream has ended properly."""
         return self.body.endswith(b"data: [DONE]\n\n") and not self.broken
 
     @property
-    def fate(self) -> Fate:
+    def outcome(self) -> Outcome:
         if self.status == 0:
-            return Fate.LOST
+            return Outcome.LOST
         if self.status >= 400:
             has_reason = bool(self.error.get("message")) and bool(self.error.get("type"))
-            return Fate.REFUSED if has_reason and not self.broken else Fate.LOST
+            return Outcome.REFUSED if has_reason and not self.broken else Outcome.LOST
         if self.broken:
-            # A stream of events says why, unless its engine's bytes were no plain text.
-            return Fate.CUT
+            # An event stream gives the reason, unless the engine's bytes were compressed.
+            return Outcome.CUT
         if self.is_event_stream and self.error:
-            return Fate.LOST  # an error, and then the end of a stream that went well
-        return Fate.ANSWERED
+            return Outcome.LOST  # an error, then the end of a successful stream
+        return Outcome.ANSWERED
 
     def __str__(self) -> str:
         shown = self.body if len(self.body) < 600 else self.body[:300] + b" ... " + self.body[-300:]
-        return f"status {self.status}, {len(self.body)} bytes {shown!r}, {self.broken or 'whole'}"
+        return f"status {self.status}, {len(self.body)} bytes {shown!r}, {self.broken or 'complete'}"

@@ -1,4 +1,4 @@
-"""Berth killed at random moments under load, and started again: its engines run on, under their old ids."""
+"""Berth is killed at random moments under load and started again; its engines keep running."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ import psutil
 from tests import fake_engine
 from tests.berth_process import BerthProcess, free_port, is_free
 from tests.faults.environment import eventually, free_ports, request
-from tests.faults.journal import Fate, Ledger, Reply
-from tests.faults.scenario import Scene
+from tests.faults.journal import Journal, Outcome, Reply
+from tests.faults.scenario import Scenario
 
 _NUM_KILLS = 30
 _NUM_CLIENTS = 10
 _NAMES = ("first", "second")
 _TOKENS = 15
-_PATIENCE_S = 30.0
-_ADOPTED_S = 2.0  # from the moment that a Berth serves; twice that on a machine that others use too
+_TIMEOUT_S = 30.0
+_ADOPTED_S = 2.0  # after Berth serves; twice that is allowed on a shared machine
 _MARK = "BERTH_FAULTS_KILLS"
 
 
-class Succession:
-    """One Berth after the other, at the same place."""
+class BerthSuccession:
+    """Successive Berth processes with the same settings."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._directory = directory
         self._number = 0
-        folder.mkdir(parents=True)
-        (folder / "models.yaml").write_text('{"models": {}}')
+        directory.mkdir(parents=True)
+        (directory / "models.yaml").write_text('{"models": {}}')
         self._mark = os.urandom(6).hex()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -45,10 +45,10 @@ class Succession:
         self._settings = {
             "APP_PORT": str(self.port),
             "VLLM_BASE_PORT": str(self.first_port),
-            "LOG_DIR": str(folder / "logs"),
-            "STATE_DIR": str(folder / "state"),
-            "MODELS_FILE": str(folder / "models.yaml"),
-            "MODEL_DIRS": str(folder / "no-models"),
+            "LOG_DIR": str(directory / "logs"),
+            "STATE_DIR": str(directory / "state"),
+            "MODELS_FILE": str(directory / "models.yaml"),
+            "MODEL_DIRS": str(directory / "no-models"),
             "HEALTH_INTERVAL": "0.5",
             _MARK: self._mark,
             **(settings or {}),
@@ -57,9 +57,9 @@ class Succession:
 
     def _spawn(self) -> BerthProcess:
         self._number += 1
-        folder = self._folder / f"berth-{self._number}"
-        folder.mkdir()
-        return BerthProcess(folder, **self._settings)
+        directory = self._directory / f"berth-{self._number}"
+        directory.mkdir()
+        return BerthProcess(directory, **self._settings)
 
     def kill(self) -> None:
         os.kill(self.berth.pid, signal.SIGKILL)
@@ -69,9 +69,9 @@ class Succession:
         self.berth = self._spawn()
 
     def ask(self, method: str, path: str, body: Any = None) -> Reply:
-        return request(self.url, method, path, body, _PATIENCE_S)
+        return request(self.url, method, path, body, _TIMEOUT_S)
 
-    def create(self, name: str, *flags: str, wait_s: float = _PATIENCE_S) -> Reply:
+    def create(self, name: str, *flags: str, wait_s: float = _TIMEOUT_S) -> Reply:
         command = fake_engine.command(*flags)
         body = {"model_name": name, "name": name, "engine": "command", "command": command, "timeout": 0}
         return self.ask("POST", f"/instances?wait={wait_s}" if wait_s else "/instances", body)
@@ -83,7 +83,7 @@ class Succession:
         return record
 
     def engines(self) -> dict[int, str]:
-        """Engines' processes that are ours, whichever Berth has started them; without shims and Berths."""
+        """The processes of all Berths of this succession, except the current Berth itself."""
         found = {}
         for process in psutil.process_iter():
             try:
@@ -96,7 +96,7 @@ class Succession:
         return found
 
     def end(self) -> None:
-        """In order: nothing is left."""
+        """End Berth in order, and check that nothing is left."""
         self.berth.terminate()
         assert self.berth.wait() == 0, self.berth.output()[-3000:]
         assert not self.engines(), f"processes left: {self.engines()}"
@@ -110,35 +110,35 @@ class Succession:
 
 
 class _Load:
-    """Clients that go on asking. What breaks while no Berth serves is told from what breaks otherwise."""
+    """Clients that keep sending requests. Distinguishes failures while Berth is down from all others."""
 
-    def __init__(self, succession: Succession, ledger: Ledger, seed: int) -> None:
+    def __init__(self, succession: BerthSuccession, journal: Journal, seed: int) -> None:
         self._succession = succession
-        self._ledger = ledger
+        self._ledger = journal
         self._seed = seed
         self._stop = threading.Event()
-        self._deaths: list[tuple[float, float]] = []  # from a kill until the next Berth served
+        self._outages: list[tuple[float, float]] = []  # from a kill until the next Berth serves
         self._pending: list[tuple[float, float, Reply]] = []
         self._pool = ThreadPoolExecutor(_NUM_CLIENTS)
         self._jobs = [self._pool.submit(self._client, random.Random(seed + n)) for n in range(_NUM_CLIENTS)]
 
-    def was_away(self, since: float, until: float) -> None:
-        self._deaths.append((since, until))
+    def record_outage(self, since: float, until: float) -> None:
+        self._outages.append((since, until))
 
     def finish(self) -> None:
-        """Count everything. Raises what a client has raised."""
+        """Count all requests. Raises the exceptions of the clients."""
         self._stop.set()
         for job in self._jobs:
             job.result()
         self._pool.shutdown()
         for began, ended, reply in self._pending:
-            self._ledger.count(self._fate(began, ended, reply), f"outside of any death: {reply}")
+            self._ledger.count(self._fate(began, ended, reply), f"outside of any outage: {reply}")
 
-    def _fate(self, began: float, ended: float, reply: Reply) -> Fate:
-        if reply.fate in (Fate.ANSWERED, Fate.REFUSED):
-            return reply.fate
-        met_death = any(began <= until and ended >= since for since, until in self._deaths)
-        return Fate.CUT if met_death else Fate.LOST
+    def _fate(self, began: float, ended: float, reply: Reply) -> Outcome:
+        if reply.outcome in (Outcome.ANSWERED, Outcome.REFUSED):
+            return reply.outcome
+        is_in_outage = any(began <= until and ended >= since for since, until in self._outages)
+        return Outcome.CUT if is_in_outage else Outcome.LOST
 
     def _client(self, dice: random.Random) -> None:
         while not self._stop.is_set():
@@ -147,42 +147,42 @@ class _Load:
             began = time.monotonic()
             reply = self._succession.ask("POST", f"/proxy/{dice.choice(_NAMES)}/v1/completions", body)
             if reply.never_sent:
-                self._stop.wait(0.2)  # nobody listens
+                self._stop.wait(0.2)  # Berth is down
                 continue
             self._pending.append((began, time.monotonic(), reply))
             if reply.status == 200 and (reply.is_done or not (is_stream or reply.broken)):
-                assert reply.body.count(b"token") >= _TOKENS, f"a part was taken for all: {reply}"
+                assert reply.body.count(b"token") >= _TOKENS, f"an incomplete reply looks complete: {reply}"
             if is_stream and reply.status == 200 and not reply.is_done:
-                assert reply.broken, f"a stream has ended cleanly, and not whole: {reply}"
+                assert reply.broken, f"an incomplete stream ended cleanly: {reply}"
             self._stop.wait(dice.uniform(0, 0.05))
 
 
-def berth_killed_at_random_moments(folder: Path, ledger: Ledger, seed: int) -> None:
-    """Thirty times: while it serves, while it adopts, while an engine starts, dies or is deleted."""
+def berth_killed_at_random_moments(directory: Path, journal: Journal, seed: int) -> None:
+    """Thirty times: while it serves or adopts, and while an engine starts, dies or is deleted."""
     dice = random.Random(seed)
-    succession = Succession(folder)
+    succession = BerthSuccession(directory)
     try:
         succession.berth.wait_until_serving()
         for name in _NAMES:
             made = succession.create(name, "--chunk-delay", "0.02")
             assert made.status == 201, str(made)
         pids = {name: succession.record(name)["pid"] for name in _NAMES}
-        load = _Load(succession, ledger, seed)
+        load = _Load(succession, journal, seed)
         slowest_s = 0.0
         for number in range(_NUM_KILLS):
-            slowest_s = max(slowest_s, _kill_and_look(succession, load, dice, pids, number))
+            slowest_s = max(slowest_s, _kill_and_restart(succession, load, dice, pids, number))
         load.finish()
         assert slowest_s < 2 * _ADOPTED_S, f"an adoption took {slowest_s:.1f} s"
-        ledger.note(f"adoption: at most {slowest_s:.2f} s after Berth serves, {_NUM_KILLS} times")
+        journal.note(f"adoption: at most {slowest_s:.2f} s after Berth serves, {_NUM_KILLS} times")
         succession.end()
     finally:
         succession.close()
 
 
-def _kill_and_look(
-    succession: Succession, load: _Load, dice: random.Random, pids: dict[str, int], number: int
+def _kill_and_restart(
+    succession: BerthSuccession, load: _Load, dice: random.Random, pids: dict[str, int], number: int
 ) -> float:
-    """Seconds until all is known again."""
+    """Returns the seconds until all engines are adopted."""
     time.sleep(dice.uniform(0, 0.8))
     young = f"young-{number}" if number % 5 == 4 else None
     if young is not None:
@@ -194,26 +194,26 @@ def _kill_and_look(
     if victim is not None:
         psutil.Process(pids[victim]).kill()
     succession.begin_next()
-    if dice.random() < 0.3:  # amid its start, or amid the adoption
+    if dice.random() < 0.3:  # during its start or the adoption
         time.sleep(dice.uniform(0.1, 1.2))
         succession.kill()
         succession.begin_next()
     succession.berth.wait_until_serving()
     serves_at = time.monotonic()
-    load.was_away(killed_at - 0.05, serves_at + 0.05)
+    load.record_outage(killed_at - 0.05, serves_at + 0.05)
     for name in _NAMES:
         if name == victim:
             continue
         eventually(f"{name} is adopted", lambda name=name: succession.record(name)["status"] == "running", 10)
         record = succession.record(name)
-        assert record["pid"] == pids[name], f"{name} has been started anew: {record}"
+        assert record["pid"] == pids[name], f"{name} was started again: {record}"
         reply = succession.ask("POST", f"/proxy/{name}/v1/completions", {"stream": True, "max_tokens": 3})
         assert reply.is_done, str(reply)
     adopted_s = time.monotonic() - serves_at
     if victim is not None:
-        _revive(succession, load, victim, pids)
+        _check_victim(succession, load, victim, pids)
     if young is not None:
-        _follow_up(succession, young)
+        _check_young(succession, young)
     expected = {f"--model {name}" for name in _NAMES}
     eventually(
         "each engine runs once",
@@ -222,39 +222,35 @@ def _kill_and_look(
     return adopted_s
 
 
-def _models(succession: Succession) -> list[str]:
+def _models(succession: BerthSuccession) -> list[str]:
     """`--model NAME` of each engine's process."""
     lines = [line for line in succession.engines().values() if "fake_engine" in line and "shim" not in line]
     return [f"--model {line.split('--model ')[1].split()[0]}" for line in lines]
 
 
-def _revive(succession: Succession, load: _Load, victim: str, pids: dict[str, int]) -> None:
-    """It died while nobody watched: noticed, and started again by policy or by us."""
+def _check_victim(succession: BerthSuccession, load: _Load, victim: str, pids: dict[str, int]) -> None:
+    """It died while Berth was down: Berth must notice, and start it again by policy or on request."""
     began = time.monotonic()
     old = pids[victim]
     eventually("its death is noticed", lambda: succession.record(victim)["pid"] != old)
-    eventually(
-        "it has come to something", lambda: succession.record(victim)["status"] in ("running", "failed")
-    )
+    eventually("it runs or has failed", lambda: succession.record(victim)["status"] in ("running", "failed"))
     if succession.record(victim)["status"] != "running":
         succession.ask("POST", f"/instances/{victim}/start?wait=20")
     eventually("it runs again", lambda: succession.record(victim)["status"] == "running")
     pids[victim] = succession.record(victim)["pid"]
-    load.was_away(began - 5, time.monotonic())
+    load.record_outage(began - 5, time.monotonic())
 
 
-def _follow_up(succession: Succession, young: str) -> None:
-    """It was starting: it goes on, once, or has failed with a reason; it can be deleted."""
+def _check_young(succession: BerthSuccession, young: str) -> None:
+    """It was starting: it must run, as one process, and can be deleted."""
     reply = succession.ask("GET", f"/instances/{young}")
     if reply.status == 404:
-        return  # Berth was killed before it had answered that there is one
-    eventually(
-        "it has come to something", lambda: succession.record(young)["status"] in ("running", "failed")
-    )
+        return  # Berth was killed before it answered the creation
+    eventually("it runs or has failed", lambda: succession.record(young)["status"] in ("running", "failed"))
     record = succession.record(young)
     assert record["status"] == "running", record
     gone = succession.ask("DELETE", f"/instances/{young}?force=true")
     assert gone.status == 204, str(gone)
 
 
-SCENE = Scene("kills", alone=(berth_killed_at_random_moments,))
+SCENARIO = Scenario("kills", isolated=(berth_killed_at_random_moments,))

@@ -1,4 +1,4 @@
-"""State in Redis, and Redis is killed, restarted, frozen, or not there: serving goes on, it is all kept."""
+"""Redis as the store is killed, restarted, frozen or missing: serving continues and nothing is lost."""
 
 from __future__ import annotations
 
@@ -10,77 +10,77 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import fake_engine
-from tests.faults.environment import NEIGHBOUR, Harbour, Skipped, eventually
-from tests.faults.kills import Succession
-from tests.faults.journal import Fate, Ledger
-from tests.faults.scenario import Scene
+from tests.faults.environment import BYSTANDER, FaultEnvironment, Skipped, eventually
+from tests.faults.journal import Journal, Outcome
+from tests.faults.kills import BerthSuccession
+from tests.faults.scenario import Scenario
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
 
 _AWAY_S = 4.0
 
 
-def killed_and_restarted(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """What is started, stopped and deleted meanwhile is as it should be, before and after."""
-    with _redis(folder) as redis, Harbour(folder, ledger, STATE_URL=redis.url) as harbour:
-        harbour.create("stopped-meanwhile", fake_engine.command())
-        harbour.create("deleted-meanwhile", fake_engine.command())
+def killed_and_restarted(directory: Path, journal: Journal, _seed: int) -> None:
+    """Instances started, stopped and deleted meanwhile are in the right state, before and after."""
+    with _redis(directory) as redis, FaultEnvironment(directory, journal, STATE_URL=redis.url) as env:
+        env.create("stopped-meanwhile", fake_engine.command())
+        env.create("deleted-meanwhile", fake_engine.command())
         redis.kill()
-        _use_for(harbour, _AWAY_S)
-        stopped = harbour.control("POST", "/instances/stopped-meanwhile/stop")
+        _send_requests_for(env, _AWAY_S)
+        stopped = env.control("POST", "/instances/stopped-meanwhile/stop")
         assert stopped.status == 200, str(stopped)
-        gone = harbour.control("DELETE", "/instances/deleted-meanwhile")
+        gone = env.control("DELETE", "/instances/deleted-meanwhile")
         assert gone.status == 204, str(gone)
-        made = harbour.create("made-meanwhile", fake_engine.command())
-        assert made.fate in (Fate.ANSWERED, Fate.REFUSED), str(made)
+        made = env.create("made-meanwhile", fake_engine.command())
+        assert made.outcome in (Outcome.ANSWERED, Outcome.REFUSED), str(made)
         redis.start()
-        _use_for(harbour, 2)
-        names = _names(harbour)
-        wanted = {NEIGHBOUR, "stopped-meanwhile"} | ({"made-meanwhile"} if made.status == 201 else set())
+        _send_requests_for(env, 2)
+        names = _names(env)
+        wanted = {BYSTANDER, "stopped-meanwhile"} | ({"made-meanwhile"} if made.status == 201 else set())
         assert names == wanted, names
-        for name in wanted - {NEIGHBOUR}:
-            assert harbour.control("DELETE", f"/instances/{name}").status == 204
-        with harbour.instance("one", fake_engine.command()):
-            assert harbour.complete("one").fate is Fate.ANSWERED
-        harbour.forget_descriptors()  # the connections to Redis are other ones
-        assert not (problems := harbour.settle()), problems
+        for name in wanted - {BYSTANDER}:
+            assert env.control("DELETE", f"/instances/{name}").status == 204
+        with env.instance("one", fake_engine.command()):
+            assert env.complete("one").outcome is Outcome.ANSWERED
+        env.allow_more_descriptors()  # there are new connections to Redis
+        assert not (problems := env.settle()), problems
 
 
-def killed_again_and_again(folder: Path, ledger: Ledger, _seed: int) -> None:
-    with _redis(folder) as redis, Harbour(folder, ledger, STATE_URL=redis.url) as harbour:
+def killed_again_and_again(directory: Path, journal: Journal, _seed: int) -> None:
+    with _redis(directory) as redis, FaultEnvironment(directory, journal, STATE_URL=redis.url) as env:
         for _ in range(5):
             redis.kill()
-            _use_for(harbour, 0.5)
+            _send_requests_for(env, 0.5)
             redis.start()
-            with harbour.instance("one", fake_engine.command()):
-                assert harbour.complete("one").fate is Fate.ANSWERED
-        _use_for(harbour, 1)
-        harbour.forget_descriptors()
-        assert not (problems := harbour.settle()), problems
+            with env.instance("one", fake_engine.command()):
+                assert env.complete("one").outcome is Outcome.ANSWERED
+        _send_requests_for(env, 1)
+        env.allow_more_descriptors()
+        assert not (problems := env.settle()), problems
 
 
-def frozen(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """Redis holds its connections and answers nothing, for longer than a lease lasts, then it goes on."""
-    with _redis(folder) as redis, Harbour(folder, ledger, STATE_URL=redis.url) as harbour:
+def frozen(directory: Path, journal: Journal, _seed: int) -> None:
+    """Redis keeps its connections without answering for longer than a lease, then continues."""
+    with _redis(directory) as redis, FaultEnvironment(directory, journal, STATE_URL=redis.url) as env:
         redis.freeze()
         try:
-            _use_for(harbour, _AWAY_S)
-            made = harbour.create("one", fake_engine.command())
-            assert made.fate in (Fate.ANSWERED, Fate.REFUSED), str(made)
+            _send_requests_for(env, _AWAY_S)
+            made = env.create("one", fake_engine.command())
+            assert made.outcome in (Outcome.ANSWERED, Outcome.REFUSED), str(made)
             assert made.seconds < 20, made.seconds
-            _use_for(harbour, 8)
+            _send_requests_for(env, 8)
         finally:
             redis.thaw()
-        harbour.control("DELETE", "/instances/one?force=true")
-        _use_for(harbour, 1)
-        with harbour.instance("one", fake_engine.command()):
-            assert harbour.complete("one").fate is Fate.ANSWERED
-        harbour.forget_descriptors()
-        assert not (problems := harbour.settle()), problems
+        env.control("DELETE", "/instances/one?force=true")
+        _send_requests_for(env, 1)
+        with env.instance("one", fake_engine.command()):
+            assert env.complete("one").outcome is Outcome.ANSWERED
+        env.allow_more_descriptors()
+        assert not (problems := env.settle()), problems
 
 
-def slow(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """It answers in one of four tenths of a second."""
-    with _redis(folder) as redis, Harbour(folder, ledger, STATE_URL=redis.url) as harbour:
+def is_slow(directory: Path, journal: Journal, _seed: int) -> None:
+    """Redis is frozen for 0.3 s of every 0.4 s."""
+    with _redis(directory) as redis, FaultEnvironment(directory, journal, STATE_URL=redis.url) as env:
         done = threading.Event()
 
         def slow_down() -> None:
@@ -94,46 +94,46 @@ def slow(folder: Path, ledger: Ledger, _seed: int) -> None:
         thread.start()
         try:
             for _ in range(3):
-                with harbour.instance("one", fake_engine.command()):
-                    assert harbour.complete("one").fate is Fate.ANSWERED
-                _use_for(harbour, 1)
+                with env.instance("one", fake_engine.command()):
+                    assert env.complete("one").outcome is Outcome.ANSWERED
+                _send_requests_for(env, 1)
         finally:
             done.set()
             thread.join()
-        harbour.forget_descriptors()
-        assert not (problems := harbour.settle()), problems
+        env.allow_more_descriptors()
+        assert not (problems := env.settle()), problems
 
 
-def berth_and_redis_killed_together(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """Redis comes back with what it had acknowledged: the next Berth has the engines again."""
+def berth_and_redis_killed_together(directory: Path, journal: Journal, _seed: int) -> None:
+    """Redis returns with all that it acknowledged: the next Berth process adopts the engines."""
     with (
-        _redis(folder) as redis,
-        contextlib.closing(Succession(folder / "berths", {"STATE_URL": redis.url})) as one,
+        _redis(directory) as redis,
+        contextlib.closing(BerthSuccession(directory / "berths", {"STATE_URL": redis.url})) as succession,
     ):
-        one.berth.wait_until_serving()
-        made = one.create("first")
+        succession.berth.wait_until_serving()
+        made = succession.create("first")
         assert made.status == 201, str(made)
-        pid = one.record("first")["pid"]
+        pid = succession.record("first")["pid"]
         for _ in range(3):
-            time.sleep(0.5)  # what is written behind is written
+            time.sleep(0.5)  # until pending writes are done
             redis.kill()
-            one.kill()
+            succession.kill()
             redis.start()
-            one.begin_next()
-            one.berth.wait_until_serving()
-            eventually("it is taken over", lambda: one.record("first")["status"] == "running", 20)
-            assert one.record("first")["pid"] == pid, "it was started anew"
-            reply = one.ask("POST", "/proxy/first/v1/completions", {"max_tokens": 3})
-            ledger.count(reply.fate, str(reply))
-            assert reply.fate is Fate.ANSWERED, str(reply)
-        one.end()
+            succession.begin_next()
+            succession.berth.wait_until_serving()
+            eventually("it is adopted", lambda: succession.record("first")["status"] == "running", 20)
+            assert succession.record("first")["pid"] == pid, "it was started again"
+            reply = succession.ask("POST", "/proxy/first/v1/completions", {"max_tokens": 3})
+            journal.count(reply.outcome, str(reply))
+            assert reply.outcome is Outcome.ANSWERED, str(reply)
+        succession.end()
 
 
-def not_there_when_berth_starts(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """It says so and ends, or serves without; it neither hangs nor tells a traceback."""
-    with _redis(folder) as redis:
+def not_there_when_berth_starts(directory: Path, journal: Journal, _seed: int) -> None:
+    """Berth exits with a message, or serves without Redis; it neither hangs nor prints a traceback."""
+    with _redis(directory) as redis:
         redis.kill()
-        succession = Succession(folder / "berths", {"STATE_URL": redis.url})
+        succession = BerthSuccession(directory / "berths", {"STATE_URL": redis.url})
         try:
             try:
                 succession.berth.wait_until_serving()
@@ -144,38 +144,38 @@ def not_there_when_berth_starts(folder: Path, ledger: Ledger, _seed: int) -> Non
                 assert "redis" in output.lower(), output[-2000:]
                 return
             reply = succession.ask("GET", "/instances")
-            ledger.count(reply.fate, str(reply))
-            assert reply.fate is not Fate.LOST, str(reply)
+            journal.count(reply.outcome, str(reply))
+            assert reply.outcome is not Outcome.LOST, str(reply)
             succession.end()
         finally:
             succession.close()
 
 
-def _use_for(harbour: Harbour, seconds: float) -> None:
-    """Requests of clients and operators go on, and none waits for Redis."""
+def _send_requests_for(env: FaultEnvironment, seconds: float) -> None:
+    """Send clients' and operators' requests; none may wait for Redis."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for is_stream in (False, True):
-            reply = harbour.complete(NEIGHBOUR, stream=is_stream)
-            assert reply.fate is Fate.ANSWERED, str(reply)
+            reply = env.complete(BYSTANDER, stream=is_stream)
+            assert reply.outcome is Outcome.ANSWERED, str(reply)
             assert reply.seconds < 3, reply.seconds
-        listed = harbour.control("GET", "/instances")
+        listed = env.control("GET", "/instances")
         assert listed.status == 200, str(listed)
         assert listed.seconds < 3, listed.seconds
         time.sleep(0.1)
 
 
-def _names(harbour: Harbour) -> set[str]:
-    reply = harbour.control("GET", "/instances?all=true")
-    return {one["instance_id"] for one in json.loads(reply.body)["data"]}
+def _names(env: FaultEnvironment) -> set[str]:
+    reply = env.control("GET", "/instances?all=true")
+    return {record["instance_id"] for record in json.loads(reply.body)["data"]}
 
 
 @contextlib.contextmanager
-def _redis(folder: Path) -> Iterator[RedisProcess]:
+def _redis(directory: Path) -> Iterator[RedisProcess]:
     if REDIS_SERVER is None:
         raise Skipped("there is no redis-server")
-    (folder / "redis").mkdir(parents=True)
-    redis = RedisProcess(folder / "redis", keep=True)
+    (directory / "redis").mkdir(parents=True)
+    redis = RedisProcess(directory / "redis", keep=True)
     redis.start()
     try:
         yield redis
@@ -183,13 +183,13 @@ def _redis(folder: Path) -> Iterator[RedisProcess]:
         redis.kill()
 
 
-SCENE = Scene(
+SCENARIO = Scenario(
     "redis",
-    alone=(
+    isolated=(
         killed_and_restarted,
         killed_again_and_again,
         frozen,
-        slow,
+        is_slow,
         berth_and_redis_killed_together,
         not_there_when_berth_starts,
     ),

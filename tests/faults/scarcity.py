@@ -1,4 +1,4 @@
-"""No file descriptors left, and clocks that jump."""
+"""No free file descriptors, and clocks that jump."""
 
 from __future__ import annotations
 
@@ -12,95 +12,95 @@ from pathlib import Path
 import psutil
 
 from tests import fake_engine
-from tests.faults.environment import NEIGHBOUR, Harbour, Skipped, eventually
-from tests.faults.journal import Fate, Ledger
-from tests.faults.scenario import Scene
+from tests.faults.environment import BYSTANDER, FaultEnvironment, Skipped, eventually
+from tests.faults.journal import Journal, Outcome
+from tests.faults.scenario import Scenario
 
 _FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 _HOUR_S = 3600
 
 
-def no_descriptors_left(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """Suddenly there are none to spare: who is served goes on, new ones are served again afterwards."""
-    with Harbour(folder, ledger) as harbour:
-        streams = harbour.asking(NEIGHBOUR, 10, stream=True, max_tokens=400)
-        harbour.until(NEIGHBOUR, lambda record: record["in_flight"] >= 10)
-        with _descriptors(harbour.process, 0), contextlib.ExitStack() as waiting:
-            harbour.stop_neighbour()
+def no_descriptors_left(directory: Path, journal: Journal, _seed: int) -> None:
+    """All descriptors are used up: running requests continue, and new ones are served again afterwards."""
+    with FaultEnvironment(directory, journal) as env:
+        streams = env.start_requests(BYSTANDER, 10, stream=True, max_tokens=400)
+        env.wait_until(BYSTANDER, lambda record: record["in_flight"] >= 10)
+        with _descriptors(env.process, 0), contextlib.ExitStack() as waiting:
+            env.stop_bystander()
             for _ in range(50):
                 with contextlib.suppress(OSError):
-                    waiting.enter_context(harbour.connect(1))
+                    waiting.enter_context(env.connect(1))
             time.sleep(2)
-            busy = harbour.process.cpu_percent(1.0)
-            assert busy < 90, f"Berth spins, at {busy:.0f} % of a CPU"
+            busy = env.process.cpu_percent(1.0)
+            assert busy < 90, f"Berth spins at {busy:.0f} % of a CPU"
         for reply in streams():
             assert reply.is_done, str(reply)
-        harbour.slowest_s = 0.0  # it had to wait
-        harbour.start_neighbour()
-        assert harbour.complete(NEIGHBOUR).fate is Fate.ANSWERED
-        assert not (problems := harbour.settle()), problems
+        env.slowest_s = 0.0  # it had to wait
+        env.start_bystander()
+        assert env.complete(BYSTANDER).outcome is Outcome.ANSWERED
+        assert not (problems := env.settle()), problems
 
 
-def few_descriptors_left(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """Enough for a request, not for an engine's start: it is refused clearly, and works again later."""
-    with Harbour(folder, ledger) as harbour:
+def few_descriptors_left(directory: Path, journal: Journal, _seed: int) -> None:
+    """Enough for a request but not for a start: it is refused with a clear error, and works later."""
+    with FaultEnvironment(directory, journal) as env:
         for spare in (2, 4, 6, 8, 12):
-            with _descriptors(harbour.process, spare):
-                made = harbour.create("one", fake_engine.command(), wait_s=20)
-                assert made.fate in (Fate.ANSWERED, Fate.REFUSED), str(made)
+            with _descriptors(env.process, spare):
+                made = env.create("one", fake_engine.command(), wait_s=20)
+                assert made.outcome in (Outcome.ANSWERED, Outcome.REFUSED), str(made)
                 assert made.status != 500, str(made)
                 assert "error in Berth" not in str(made), str(made)
-            harbour.control("DELETE", "/instances/one?force=true")
-            with harbour.instance("one", fake_engine.command()):
-                assert harbour.complete("one").fate is Fate.ANSWERED
-        assert not (problems := harbour.settle()), problems
+            env.control("DELETE", "/instances/one?force=true")
+            with env.instance("one", fake_engine.command()):
+                assert env.complete("one").outcome is Outcome.ANSWERED
+        assert not (problems := env.settle()), problems
 
 
-def the_clock_jumps(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """The wall clock, by hours, forth and back: nothing expires, times out or waits for it."""
-    clock, settings = _fake_clock(folder)
+def the_clock_jumps(directory: Path, journal: Journal, _seed: int) -> None:
+    """The wall clock jumps by hours in both directions: nothing expires, times out or waits."""
+    clock, settings = _fake_clock(directory)
     with (
-        Harbour(folder, ledger, {"LD_PRELOAD": ""}, **settings) as harbour,
-        harbour.instance("one", fake_engine.command("--chunk-delay", "0.05"), timeout=600),
+        FaultEnvironment(directory, journal, {"LD_PRELOAD": ""}, **settings) as env,
+        env.instance("one", fake_engine.command("--chunk-delay", "0.05"), timeout=600),
     ):
-        pid = harbour.record("one")["pid"]
+        pid = env.record("one")["pid"]
         for hours in (24, -24, 10_000, -10_000, 0):
-            streams = harbour.asking("one", 5, stream=True, max_tokens=60)
+            streams = env.start_requests("one", 5, stream=True, max_tokens=60)
             time.sleep(0.5)
             _set(clock, f"{hours * _HOUR_S:+d}")
             wanted_s = hours * _HOUR_S
-            eventually("the clock has jumped", lambda s=wanted_s: abs(_berths_offset_s(harbour) - s) < 60, 10)
-            with harbour.instance("two", fake_engine.command("--slow-start", "0.5")):
-                assert harbour.complete("two").fate is Fate.ANSWERED
+            eventually("the clock has jumped", lambda s=wanted_s: abs(_berths_offset_s(env) - s) < 60, 10)
+            with env.instance("two", fake_engine.command("--slow-start", "0.5")):
+                assert env.complete("two").outcome is Outcome.ANSWERED
             for reply in streams():
                 assert reply.is_done, str(reply)
                 assert reply.seconds < 15, reply.seconds
             time.sleep(1)
-            record = harbour.record("one")
+            record = env.record("one")
             assert (record["status"], record["pid"], record["restarts"]) == ("running", pid, 0), record
 
 
-def expiry_keeps_to_its_own_clock(folder: Path, ledger: Ledger, _seed: int) -> None:
-    """An idle instance goes after its seconds, whatever the wall clock says meanwhile."""
-    clock, settings = _fake_clock(folder)
-    with Harbour(folder, ledger, {"LD_PRELOAD": ""}, **settings) as harbour:
+def expiry_ignores_the_wall_clock(directory: Path, journal: Journal, _seed: int) -> None:
+    """An idle instance expires after its timeout, whatever the wall clock does."""
+    clock, settings = _fake_clock(directory)
+    with FaultEnvironment(directory, journal, {"LD_PRELOAD": ""}, **settings) as env:
         for hours in (24, -24):
-            with harbour.instance("one", fake_engine.command(), timeout=6):
-                begun = time.monotonic()  # it is idle since a moment ago
+            with env.instance("one", fake_engine.command(), timeout=6):
+                began = time.monotonic()  # it has just become idle
                 _set(clock, f"{hours * _HOUR_S:+d}")
-                harbour.until_status("one", "stopped", timeout_s=12)
-                idle_s = time.monotonic() - begun
+                env.wait_for_status("one", "stopped", timeout_s=12)
+                idle_s = time.monotonic() - began
                 assert idle_s > 4, f"it has expired after {idle_s:.1f} s, too early"
                 _set(clock, "+0")
 
 
-def _fake_clock(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The file that tells how far the wall clock is off, and what makes a process heed it. Raises Skipped."""
+def _fake_clock(directory: Path) -> tuple[Path, dict[str, str]]:
+    """The file with the offset of the wall clock, and the variables that apply it. Raises Skipped."""
     found = glob.glob(_FAKETIME)
     if not found:
         raise Skipped("libfaketime isn't installed")
-    folder.mkdir(parents=True)
-    clock = folder / "clock"
+    directory.mkdir(parents=True)
+    clock = directory / "clock"
     clock.write_text("+0")
     return clock, {
         "LD_PRELOAD": found[0],
@@ -114,23 +114,23 @@ def _set(clock: Path, offset: str) -> None:
     new = clock.with_suffix(".new")
     new.write_text(offset)
     os.replace(new, clock)
-    time.sleep(1.2)  # it is looked at once a second
+    time.sleep(1.2)  # it is read once a second
 
 
-def _berths_offset_s(harbour: Harbour) -> float:
-    """How far Berth's clock is off: by the time of a transition that it writes down."""
-    with harbour.instance("clock", fake_engine.command()):
-        created = harbour.record("clock")["created_at"]
+def _berths_offset_s(env: FaultEnvironment) -> float:
+    """Offset of Berth's clock, by the creation time that it records."""
+    with env.instance("clock", fake_engine.command()):
+        created = env.record("clock")["created_at"]
     assert isinstance(created, int | float), created
     return created - time.time()
 
 
 @contextlib.contextmanager
 def _descriptors(process: psutil.Process, spare: int) -> Iterator[None]:
-    """Only so many more than are open now."""
+    """Allow only `spare` more descriptors than are open now."""
     before = process.rlimit(psutil.RLIMIT_NOFILE)
     taken = {int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
-    limit, free = 0, -1  # of the numbers below the limit
+    limit, free = 0, -1  # free numbers below the limit
     while free < spare:
         free += limit not in taken
         limit += 1
@@ -141,7 +141,7 @@ def _descriptors(process: psutil.Process, spare: int) -> Iterator[None]:
         process.rlimit(psutil.RLIMIT_NOFILE, before)
 
 
-SCENE = Scene(
+SCENARIO = Scenario(
     "scarcity",
-    alone=(no_descriptors_left, few_descriptors_left, the_clock_jumps, expiry_keeps_to_its_own_clock),
+    isolated=(no_descriptors_left, few_descriptors_left, the_clock_jumps, expiry_ignores_the_wall_clock),
 )

@@ -1,4 +1,4 @@
-"""Cases that belong together."""
+"""A group of related cases."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.environment import Harbour
-from tests.faults.journal import Ledger
+from tests.faults.environment import FaultEnvironment
+from tests.faults.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """A case passes when it raises nothing and all is as before; its name is what it is about.
+class Scenario:
+    """A case passes if it raises nothing and the environment is as before; its name says what it is about.
 
-    `cases` share one Berth, so that what one of them leaks is still there for the next. Those `alone` bring
-    their own, and get a folder that isn't there yet, the ledger and the seed.
+    `cases` share one Berth, so that a leak of one is seen by the next. `isolated` cases start their own
+    Berth; they get a directory that doesn't exist yet, the journal and the seed.
     """
 
     name: str
-    cases: Sequence[Callable[[Harbour], None]] = ()
-    alone: Sequence[Callable[[Path, Ledger, int], None]] = ()
+    cases: Sequence[Callable[[FaultEnvironment], None]] = ()
+    isolated: Sequence[Callable[[Path, Journal, int], None]] = ()
     settings: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Requests that two servers could read differently, through Berth to an engine that records all."""
+"""Ambiguous requests, sent through Berth to an engine that records every byte."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 import h11
 
-from tests.faults import faulty_engine as rogue_engine
-from tests.faults.environment import Harbour
-from tests.faults.journal import Fate
-from tests.faults.scenario import Scene
+from tests.faults import faulty_engine
+from tests.faults.environment import FaultEnvironment
+from tests.faults.journal import Outcome
+from tests.faults.scenario import Scenario
 
 EVIL = b"GET /proxy/rogue/evil HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _READ_S = 2.0
@@ -28,7 +28,7 @@ _CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Trick:
-    """`lines` of the head, then `body`. A `refused` one must not reach the engine as a whole request."""
+    """Header `lines`, then `body`. If `refused`, it must not reach the engine as a complete request."""
 
     lines: Sequence[bytes]
     body: bytes = b""
@@ -41,7 +41,7 @@ def _length(body: bytes) -> bytes:
     return b"Content-Length: %d" % len(body)
 
 
-_HIDDEN = b"0\r\n\r\n" + EVIL  # no body and a request, or a body of this length
+_HIDDEN = b"0\r\n\r\n" + EVIL  # an empty body and a request, or a body of this length
 
 LENGTHS = (
     Trick((b"Content-Length: 5", _length(b"hello" + EVIL)), b"hello" + EVIL),
@@ -141,51 +141,53 @@ HEADS = (
 )
 
 
-def _case(name: str, tricks: Sequence[Trick]) -> Callable[[Harbour], None]:
-    def case(harbour: Harbour) -> None:
-        folder = harbour.folder / f"recorded {name}"
-        folder.mkdir()
-        with harbour.instance("rogue", rogue_engine.command("--record", str(folder))):
+def _case(name: str, tricks: Sequence[Trick]) -> Callable[[FaultEnvironment], None]:
+    def case(env: FaultEnvironment) -> None:
+        directory = env.directory / f"recorded {name}"
+        directory.mkdir()
+        with env.instance("rogue", faulty_engine.command("--record", str(directory))):
             for number, trick in enumerate(tricks):
                 for split in (False, True):
-                    _try(harbour, folder, trick, f"{number}{'s' if split else ''}", split=split)
+                    _try(env, directory, trick, f"{number}{'s' if split else ''}", split=split)
 
     case.__name__ = name
     return case
 
 
-def _try(harbour: Harbour, folder: Path, trick: Trick, mark: str, *, split: bool) -> None:
+def _try(env: FaultEnvironment, directory: Path, trick: Trick, mark: str, *, split: bool) -> None:
     line = b"%b /proxy/rogue/trick/%b %b" % (trick.method, mark.encode(), trick.version)
     head = b"\r\n".join([line, b"Host: localhost", *trick.lines, b"", b""])
     after = (
         b"GET /proxy/rogue/after/%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % mark.encode()
     )
     pieces = [head, trick.body + after] if split else [head + trick.body + after]
-    answer = _say(harbour, pieces)
-    innocent = harbour.ask("GET", f"/proxy/rogue/innocent/{mark}")
-    assert innocent.fate is Fate.ANSWERED and f"innocent/{mark}".encode() in innocent.body, str(innocent)
+    answer = _send(env, pieces)
+    innocent = env.ask("GET", f"/proxy/rogue/innocent/{mark}")
+    assert innocent.outcome is Outcome.ANSWERED and f"innocent/{mark}".encode() in innocent.body, str(
+        innocent
+    )
     statuses = [
         int(status) for status in re.findall(rb"^HTTP/1\.1 (\d+)", answer, re.MULTILINE) if status != b"100"
     ]
-    told = f"{head!r} {trick.body!r} -> {answer[:400]!r}"
-    seen = heard(folder)
+    details = f"{head!r} {trick.body!r} -> {answer[:400]!r}"
+    seen = recorded_requests(directory)
     targets = [target for target, _ in seen]
-    assert not any("evil" in target for target in targets), f"smuggled: {told}"
-    assert targets.count(f"/trick/{mark}") <= 1, told
-    assert targets.count(f"/after/{mark}") <= 1, told
-    assert statuses, f"no answer: {told}"
-    harbour.ledger.count(Fate.REFUSED if statuses[0] >= 400 else Fate.ANSWERED)
+    assert not any("evil" in target for target in targets), f"smuggled: {details}"
+    assert targets.count(f"/trick/{mark}") <= 1, details
+    assert targets.count(f"/after/{mark}") <= 1, details
+    assert statuses, f"no answer: {details}"
+    env.journal.count(Outcome.REFUSED if statuses[0] >= 400 else Outcome.ANSWERED)
     if trick.refused:
-        assert statuses == [400], f"{statuses}: {told}"
-        assert b'"error"' in answer, told
-        assert f"/trick/{mark}" not in targets, f"it reached the engine whole: {told}"
-        assert f"/after/{mark}" not in targets, f"the connection went on: {told}"
+        assert statuses == [400], f"{statuses}: {details}"
+        assert b'"error"' in answer, details
+        assert f"/trick/{mark}" not in targets, f"it reached the engine: {details}"
+        assert f"/after/{mark}" not in targets, f"the connection was not closed: {details}"
     elif statuses[0] < 400:
-        assert f"/trick/{mark}" in targets, f"answered by nobody: {told}"
+        assert f"/trick/{mark}" in targets, f"it never reached the engine: {details}"
         body = next(body for target, body in seen if target == f"/trick/{mark}")
         expected = b"hello" if trick.body[:1] in (b"5", b"0") and _is_chunked(trick) else trick.body
-        assert body == expected, f"{body!r} came to the engine: {told}"
-    assert len(statuses) <= 2, told
+        assert body == expected, f"{body!r} reached the engine: {details}"
+    assert len(statuses) <= 2, details
 
 
 def _is_chunked(trick: Trick) -> bool:
@@ -193,10 +195,10 @@ def _is_chunked(trick: Trick) -> bool:
     return any(line.startswith(b"transfer-encoding:") for line in names)
 
 
-def _say(harbour: Harbour, pieces: Sequence[bytes]) -> bytes:
-    """All that comes back, until the connection is closed."""
+def _send(env: FaultEnvironment, pieces: Sequence[bytes]) -> bytes:
+    """Everything received until the connection is closed."""
     answer = b""
-    with harbour.connect(_READ_S) as client:
+    with env.connect(_READ_S) as client:
         try:
             for piece in pieces:
                 client.sendall(piece)
@@ -214,16 +216,16 @@ def _say(harbour: Harbour, pieces: Sequence[bytes]) -> bytes:
     return answer
 
 
-def heard(folder: Path) -> list[tuple[str, bytes]]:
-    """Target and body of each whole request that the engine was sent; raises AssertionError for nonsense."""
+def recorded_requests(directory: Path) -> list[tuple[str, bytes]]:
+    """Target and body of each complete request the engine received. Raises AssertionError if ambiguous."""
     found = []
-    for path in folder.iterdir():
+    for path in directory.iterdir():
         found += _requests(path.read_bytes())
     return found
 
 
 def _requests(data: bytes) -> list[tuple[str, bytes]]:
-    """By a strict parser of others; what a cut connection left unfinished doesn't count."""
+    """Parsed strictly by h11; an incomplete last request is ignored."""
     found: list[tuple[str, bytes]] = []
     while data:
         connection = h11.Connection(h11.SERVER)
@@ -247,16 +249,16 @@ def _requests(data: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
-def many_on_one_connection_cut_anywhere(harbour: Harbour) -> None:
-    """Pipelined or one by one, heads that come again or not, in random pieces: the engine gets just that."""
-    folder = harbour.folder / "recorded many"
-    folder.mkdir()
-    with harbour.instance("rogue", rogue_engine.command("--record", str(folder))):
+def many_on_one_connection_in_random_pieces(env: FaultEnvironment) -> None:
+    """Pipelined or one by one, with repeated heads, in random pieces: the engine gets exactly these."""
+    directory = env.directory / "recorded many"
+    directory.mkdir()
+    with env.instance("rogue", faulty_engine.command("--record", str(directory))):
         for seed in range(20):
-            _send_many(harbour, folder, random.Random(seed), f"{seed}")
+            _send_many(env, directory, random.Random(seed), f"{seed}")
 
 
-def _send_many(harbour: Harbour, folder: Path, dice: random.Random, mark: str) -> None:
+def _send_many(env: FaultEnvironment, directory: Path, dice: random.Random, mark: str) -> None:
     bodies = [dice.choice((b"", b"hello", EVIL, EVIL * dice.randint(1, 40))) for _ in range(40)]
     heads = [
         b"POST /proxy/rogue/many/%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n"
@@ -264,7 +266,7 @@ def _send_many(harbour: Harbour, folder: Path, dice: random.Random, mark: str) -
         for body in bodies
     ]
     is_pipelined = dice.random() < 0.5
-    with harbour.connect() as client, client.makefile("rb") as reader:
+    with env.connect() as client, client.makefile("rb") as reader:
         if is_pipelined:
             _send_in_pieces(client, b"".join(map(b"".join, zip(heads, bodies, strict=True))), dice)
         for head, body in zip(heads, bodies, strict=True):
@@ -273,13 +275,13 @@ def _send_many(harbour: Harbour, folder: Path, dice: random.Random, mark: str) -
             status, answer = read_answer(reader)
             assert status == 200, (status, answer)
             assert json.loads(answer)["bytes"] == len(body), answer
-            harbour.ledger.count(Fate.ANSWERED)
-    got = [body for target, body in heard(folder) if target == f"/many/{mark}"]
-    assert sorted(got) == sorted(bodies), "the engine was sent something else"
+            env.journal.count(Outcome.ANSWERED)
+    received = [body for target, body in recorded_requests(directory) if target == f"/many/{mark}"]
+    assert sorted(received) == sorted(bodies), "the engine received something else"
 
 
 def _send_in_pieces(client: socket.socket, data: bytes, dice: random.Random) -> None:
-    """Whole, or cut at random places, with time to arrive one by one."""
+    """In one piece, or cut at random places with pauses between."""
     cuts = sorted(dice.randrange(len(data)) for _ in range(dice.choice((0, 0, 1, 3))))
     for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         client.sendall(data[begin:end])
@@ -287,7 +289,7 @@ def _send_in_pieces(client: socket.socket, data: bytes, dice: random.Random) -> 
 
 
 def read_answer(reader: BinaryIO) -> tuple[int, bytes]:
-    """Status and body of an answer with a length. Raises IndexError where the connection has ended."""
+    """Status and body of a response with a length. Raises IndexError if the connection has ended."""
     status = int(reader.readline().split()[1])
     length = 0
     while line := reader.readline().strip():
@@ -296,13 +298,13 @@ def read_answer(reader: BinaryIO) -> tuple[int, bytes]:
     return status, reader.read(length)
 
 
-SCENE = Scene(
+SCENARIO = Scenario(
     "smuggling",
     cases=(
-        _case("two_lengths_and_odd_ones", LENGTHS),
+        _case("several_and_invalid_lengths", LENGTHS),
         _case("lengths_and_codings", CODINGS),
-        _case("odd_chunks_and_trailers", CHUNKS),
-        _case("odd_heads", HEADS),
-        many_on_one_connection_cut_anywhere,
+        _case("invalid_chunks_and_trailers", CHUNKS),
+        _case("invalid_heads", HEADS),
+        many_on_one_connection_in_random_pieces,
     ),
 )

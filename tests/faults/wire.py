@@ -1,4 +1,4 @@
-"""Engines that answer what is no HTTP, too little of it, too much, or too slowly."""
+"""Engines whose responses are invalid, incomplete, too long or too slow."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 import time
 from collections.abc import Callable, Iterable
 
-from tests.faults import faulty_engine as rogue_engine
-from tests.faults.environment import Harbour, eventually
-from tests.faults.journal import Fate, Reply
-from tests.faults.scenario import Scene
+from tests.faults import faulty_engine
+from tests.faults.environment import FaultEnvironment, eventually
+from tests.faults.journal import Outcome, Reply
+from tests.faults.scenario import Scenario
 
 _MEMORY_MIB = 24.0
-_TIMES = 4  # each by GET and by POST: of an answer in pieces, these can come together or not
+_TIMES = 4  # half by GET, half by POST: parts of a response may arrive together or not
 _CHAT = {"model": "rogue", "prompt": "x", "stream": True}
 
-# No answer can be made of these.
+# No response can be made from these.
 _BAD_HEADS = (
     "nothing",
     "reset",
@@ -35,7 +35,7 @@ _BAD_HEADS = (
     "split-header",
     "zero-byte-in-header",
 )
-# These may be found out before the answer has begun for the client, or after.
+# These may be detected before or after the response to the client has begun.
 _BAD_BODIES = ("endless-chunk-size", "endless-trailer", "endless-trailers", "vast-chunk", "length-too-long")
 _GOOD = {
     "no-length": b"until the end",
@@ -52,32 +52,32 @@ _CUT_STREAMS = {
 }
 
 
-def _case(name: str, check: Callable[[Harbour], None]) -> Callable[[Harbour], None]:
-    """`check` with an engine "rogue", which still serves others well afterwards."""
+def _case(name: str, check: Callable[[FaultEnvironment], None]) -> Callable[[FaultEnvironment], None]:
+    """Run `check` with an engine "rogue", which must serve other requests afterwards."""
 
-    def case(harbour: Harbour) -> None:
-        with harbour.memory_bounded(_MEMORY_MIB), harbour.instance("rogue", rogue_engine.command()):
-            check(harbour)
+    def case(env: FaultEnvironment) -> None:
+        with env.memory_bounded(_MEMORY_MIB), env.instance("rogue", faulty_engine.command()):
+            check(env)
             for number in range(3):
-                reply = harbour.ask("GET", f"/proxy/rogue/echo/{number}")
-                assert reply.fate is Fate.ANSWERED, str(reply)
+                reply = env.ask("GET", f"/proxy/rogue/echo/{number}")
+                assert reply.outcome is Outcome.ANSWERED, str(reply)
                 assert json.loads(reply.body)["target"] == f"/echo/{number}", f"another's answer: {reply}"
 
     case.__name__ = name.replace("-", "_")
     return case
 
 
-def _replies(harbour: Harbour, name: str) -> Iterable[Reply]:
+def _replies(env: FaultEnvironment, name: str) -> Iterable[Reply]:
     for number in range(_TIMES):
         if number % 2:
-            yield harbour.ask("POST", f"/proxy/rogue/rogue/{name}", _CHAT)
+            yield env.ask("POST", f"/proxy/rogue/rogue/{name}", _CHAT)
         else:
-            yield harbour.ask("GET", f"/proxy/rogue/rogue/{name}")
+            yield env.ask("GET", f"/proxy/rogue/rogue/{name}")
 
 
-def _bad_head(name: str) -> Callable[[Harbour], None]:
-    def check(harbour: Harbour) -> None:
-        for reply in _replies(harbour, name):
+def _bad_head(name: str) -> Callable[[FaultEnvironment], None]:
+    def check(env: FaultEnvironment) -> None:
+        for reply in _replies(env, name):
             assert reply.status == 502, str(reply)
             assert reply.error["type"] == "upstream_error", str(reply)
             assert reply.seconds < 10
@@ -85,71 +85,71 @@ def _bad_head(name: str) -> Callable[[Harbour], None]:
     return _case(name, check)
 
 
-def _bad_body(name: str) -> Callable[[Harbour], None]:
-    def check(harbour: Harbour) -> None:
-        for reply in _replies(harbour, name):
-            assert reply.fate is Fate.CUT or reply.status == 502, str(reply)
+def _bad_body(name: str) -> Callable[[FaultEnvironment], None]:
+    def check(env: FaultEnvironment) -> None:
+        for reply in _replies(env, name):
+            assert reply.outcome is Outcome.CUT or reply.status == 502, str(reply)
             assert len(reply.body) < 1000, str(reply)
             assert reply.seconds < 10
 
     return _case(name, check)
 
 
-def _good(name: str) -> Callable[[Harbour], None]:
-    def check(harbour: Harbour) -> None:
-        for reply in _replies(harbour, name):
-            assert reply.fate is Fate.ANSWERED, str(reply)
+def _good(name: str) -> Callable[[FaultEnvironment], None]:
+    def check(env: FaultEnvironment) -> None:
+        for reply in _replies(env, name):
+            assert reply.outcome is Outcome.ANSWERED, str(reply)
             assert reply.body == _GOOD[name], str(reply)
             if name == "drip-body":
-                assert reply.first_byte_s < reply.seconds / 2, "it was held back"
+                assert reply.first_byte_s < reply.seconds / 2, "it was buffered"
 
     return _case(name, check)
 
 
-def _cut_stream(name: str) -> Callable[[Harbour], None]:
-    def check(harbour: Harbour) -> None:
-        for reply in _replies(harbour, name):
-            assert reply.fate is Fate.CUT, str(reply)
-            assert reply.body.startswith(rogue_engine.EVENT), str(reply)
+def _cut_stream(name: str) -> Callable[[FaultEnvironment], None]:
+    def check(env: FaultEnvironment) -> None:
+        for reply in _replies(env, name):
+            assert reply.outcome is Outcome.CUT, str(reply)
+            assert reply.body.startswith(faulty_engine.EVENT), str(reply)
             assert reply.code == _CUT_STREAMS[name], str(reply)
 
     return _case(name, check)
 
 
-def _drip_events(harbour: Harbour) -> None:
-    for reply in _replies(harbour, "drip-events"):
+def _drip_events(env: FaultEnvironment) -> None:
+    for reply in _replies(env, "drip-events"):
         assert reply.is_done, str(reply)
-        assert reply.body.count(rogue_engine.EVENT) == 3, str(reply)
+        assert reply.body.count(faulty_engine.EVENT) == 3, str(reply)
 
 
-def _silence(harbour: Harbour) -> None:
-    """Clients lose their patience, and their requests leave nothing behind."""
+def _silence(env: FaultEnvironment) -> None:
+    """Clients give up, and their requests leave nothing behind."""
     for name in ("silence", "half-a-head-and-silence"):
         for number in range(4):
-            with harbour.connect() as client:
+            with env.connect() as client:
                 body = b"{}" if number % 2 else b""
                 line = f"POST /proxy/rogue/rogue/{name} HTTP/1.1\r\nHost: localhost\r\n"
                 client.sendall(line.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
-                eventually("it has arrived", lambda: harbour.record("rogue")["in_flight"] == 1)
-            harbour.ledger.count(Fate.LEFT)
-            eventually("it is gone", lambda: harbour.record("rogue")["in_flight"] == 0)
+                eventually("the request has arrived", lambda: env.record("rogue")["in_flight"] == 1)
+            env.journal.count(Outcome.LEFT)
+            eventually("the request has ended", lambda: env.record("rogue")["in_flight"] == 0)
 
 
-def _early_refusal(harbour: Harbour) -> None:
-    """The engine refuses after the head and hangs up, while megabytes are still on their way."""
+def _early_refusal(env: FaultEnvironment) -> None:
+    """The engine refuses after the head and disconnects while megabytes are still being sent."""
     for size in (10, 100_000, 20_000_000):
         for _ in range(3):
-            reply = harbour.ask("POST", "/proxy/rogue/rogue/early-refusal", b"x" * size)
+            reply = env.ask("POST", "/proxy/rogue/rogue/early-refusal", b"x" * size)
             assert reply.status in (400, 502), str(reply)
 
 
-def _never_reads(harbour: Harbour) -> None:
-    """It takes the head of an upload and no more: what the client sends must not pile up in Berth.
+def _never_reads(env: FaultEnvironment) -> None:
+    """The engine reads only the head of an upload: the client's data must not accumulate in Berth.
 
-    That the client has left can't be heard behind what it has sent: the stop of the engine ends the request.
+    The disconnect can't be seen behind unread data: restarting the engine ends the request.
     """
     target = b"POST /proxy/rogue/rogue/never-reads HTTP/1.1\r\nHost: localhost\r\n"
-    with harbour.connect() as client:
+    with env.connect() as client:
         client.sendall(target + b"Content-Length: 200000000\r\n\r\n")
         client.settimeout(1.5)
         sent = 0
@@ -159,31 +159,31 @@ def _never_reads(harbour: Harbour) -> None:
         except TimeoutError:
             pass
         assert sent < 40_000_000, f"{sent} bytes were taken for an engine that reads none"
-    harbour.ledger.count(Fate.LEFT)
-    stopped = harbour.control("POST", "/instances/rogue/restart?force=true&wait=20")
-    assert stopped.fate is Fate.ANSWERED, str(stopped)
-    harbour.until("rogue", lambda record: record["status"] == "running" and record["in_flight"] == 0)
+    env.journal.count(Outcome.LEFT)
+    stopped = env.control("POST", "/instances/rogue/restart?force=true&wait=20")
+    assert stopped.outcome is Outcome.ANSWERED, str(stopped)
+    env.wait_until("rogue", lambda record: record["status"] == "running" and record["in_flight"] == 0)
 
 
-def _endless_body(harbour: Harbour) -> None:
-    """As much as the client wants: it takes some and leaves, or takes all; or reads nothing for a while."""
+def _endless_body(env: FaultEnvironment) -> None:
+    """The client reads nothing for a while, or some and disconnects."""
     head = b"GET /proxy/rogue/rogue/endless-body HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with harbour.connect() as client:
+    with env.connect() as client:
         client.sendall(head)
         time.sleep(1.5)  # the engine is much faster than a client that does not read
-    harbour.ledger.count(Fate.LEFT)
-    with harbour.connect() as client:
+    env.journal.count(Outcome.LEFT)
+    with env.connect() as client:
         client.sendall(head)
         taken = len(client.recv(12))
         while taken < 50_000_000:
             piece = client.recv(1 << 20)
             assert piece, f"it ends after {taken} bytes"
             taken += len(piece)
-    harbour.ledger.count(Fate.LEFT)
-    eventually("no request is left", lambda: harbour.record("rogue")["in_flight"] == 0)
+    env.journal.count(Outcome.LEFT)
+    eventually("no request is left", lambda: env.record("rogue")["in_flight"] == 0)
 
 
-SCENE = Scene(
+SCENARIO = Scenario(
     "an engine that answers",
     cases=(
         *map(_bad_head, _BAD_HEADS),

@@ -1,4 +1,4 @@
-"""A manager on ports of its own, and the check that no test leaves a process behind."""
+"""A manager on its own ports, and a check that no test leaves a process behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fake_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def mark() -> Iterator[str]:
-    """A value in the environment of every engine of this test; at the end none that has it may be left."""
+    """A value in the environment of each engine of a test; afterwards no process with it may be left."""
     value = secrets.token_hex(8)
     yield value
     left = marked(value)
@@ -45,7 +45,7 @@ def mark() -> Iterator[str]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Live processes, wherever they hang in the tree, whose environment carries the mark."""
+    """All live processes with the mark in their environment, anywhere in the process tree."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -72,7 +72,7 @@ def config(tmp_path: Path, mark: str, fake_python: str) -> ManagerConfig:
 
 @pytest.fixture
 def managing(config: ManagerConfig) -> ManagerFactory:
-    """`async with managing(stop_grace_s=1) as manager`: the usual configuration with changes."""
+    """`async with managing(stop_grace_s=1) as manager`: a manager with a changed test configuration."""
 
     @asynccontextmanager
     async def make(**changes: Any) -> AsyncIterator[InstanceManager]:
@@ -90,7 +90,7 @@ async def manager(managing: ManagerFactory) -> AsyncIterator[InstanceManager]:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` successive ports nobody uses, below the range the system gives out itself."""
+    """The first of `count` successive unused ports, below the system's ephemeral range."""
     for _ in range(200):
         base = random.randrange(12000, 32000 - count)
         if all(_is_free(port) for port in range(base, base + count)):
@@ -109,7 +109,7 @@ def fake(*flags: str, **fields: Any) -> InstanceSpec:
 
 
 def fake_vllm(**params: Any) -> InstanceSpec:
-    """A spec for a fake engine behind the vLLM back end: it must name its model and take its key."""
+    """A spec for a fake engine of the vLLM back end: it must name its model and accept its key."""
     return InstanceSpec("fake-model", "vllm", params=params)
 
 
@@ -120,7 +120,7 @@ async def running(manager: InstanceManager, spec: InstanceSpec) -> Instance:
 
 
 async def until_state(instance: Instance, state: InstanceState) -> float:
-    """Wait for the state; seconds it took."""
+    """Wait for the state; returns the seconds it took."""
     began = time.monotonic()
     while instance.state is not state:
         await instance.wait_for_change()

@@ -1,4 +1,4 @@
-"""The bounded ring and the event log on it."""
+"""The broadcast ring, and the event log that uses it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_followers_see_old_and_new_until_the_ring_is_closed() -> None:
     assert await late == []
 
 
-async def test_a_slow_reader_loses_items_and_holds_nobody_up() -> None:
+async def test_a_slow_reader_loses_items_and_delays_no_other() -> None:
     ring: BroadcastRing[int] = BroadcastRing(3)
     ring.extend([1])
     reader = ring.follow(0)
@@ -59,7 +59,7 @@ async def test_a_slow_reader_loses_items_and_holds_nobody_up() -> None:
     assert [item async for item in reader] == [98, 99]
 
 
-async def test_what_comes_while_a_reader_works_is_not_missed() -> None:
+async def test_items_that_arrive_while_a_reader_works_are_not_missed() -> None:
     ring: BroadcastRing[int] = BroadcastRing(10)
     ring.extend([1])
     reader = ring.follow(0)
@@ -69,19 +69,19 @@ async def test_what_comes_while_a_reader_works_is_not_missed() -> None:
     assert [item async for item in reader] == [2]
 
 
-def test_events_are_numbered_and_told_in_order() -> None:
+def test_events_are_numbered_and_published_in_order() -> None:
     log = EventLog()
-    heard: list[Event] = []
-    remove = log.add_listener(heard.append)
+    received: list[Event] = []
+    remove = log.add_listener(received.append)
     first = log.publish("instance.state", "i", {"status": "starting"})
     second = log.publish("instance.deleted", "i")
-    assert [event.event_id for event in heard] == [1, 2]
-    assert heard == [first, second]
+    assert [event.event_id for event in received] == [1, 2]
+    assert received == [first, second]
     assert (second.type, second.instance_id, dict(second.data)) == ("instance.deleted", "i", {})
     remove()
     remove()
     log.publish("instance.state", "i")
-    assert len(heard) == 2
+    assert len(received) == 2
     assert log.last_event_id == 3
 
 
@@ -89,16 +89,16 @@ def test_a_listener_that_fails_stops_neither_the_others_nor_the_event(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = EventLog()
-    heard: list[Event] = []
+    received: list[Event] = []
 
     def broken(_: Event) -> None:
         raise RuntimeError("no")
 
     log.add_listener(broken)
-    log.add_listener(heard.append)
+    log.add_listener(received.append)
     with caplog.at_level(logging.ERROR, "berth.manager"):
         log.publish("instance.state", "i")
-    assert len(heard) == 1
+    assert len(received) == 1
     assert "a listener failed on event 1" in caplog.text
 
 
@@ -115,11 +115,11 @@ async def test_a_reader_resumes_after_the_last_event_it_saw() -> None:
     assert [event.event_id async for event in fresh] == [6]
 
 
-async def test_a_reader_of_an_earlier_berth_s_goes_on_where_it_was() -> None:
-    earlier = EventLog()
-    told = [earlier.publish("instance.state", "i") for _ in range(5)]
+async def test_a_reader_of_a_previous_process_resumes_where_it_was() -> None:
+    previous = EventLog()
+    published = [previous.publish("instance.state", "i") for _ in range(5)]
     log = EventLog()
-    log.seed(told[:3], 1000)  # the other two were never stored
+    log.seed(published[:3], 1000)  # the other two were never stored
     assert [event.event_id for event in log.since(2)] == [3]
     new = log.publish("instance.state", "i")
     assert new.event_id == 1001 == log.last_event_id
@@ -129,7 +129,7 @@ async def test_a_reader_of_an_earlier_berth_s_goes_on_where_it_was() -> None:
     assert ids == [[1, 2, 3, 1001], [3, 1001], [1001], [1001], [1001], [], [1, 2, 3, 1001]]
 
 
-async def test_an_id_from_an_earlier_berth_means_everything() -> None:
+async def test_an_unknown_id_from_a_previous_process_returns_all_events() -> None:
     log = EventLog()
     log.publish("instance.state", "i")
     log.close()

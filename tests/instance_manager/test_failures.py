@@ -1,4 +1,4 @@
-"""What an engine died of."""
+"""The classes and messages of failures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from instance_manager.lifecycle.failures import (
     classify_exit,
     describe_exit,
     explain,
-    start_error,
     relevant_lines,
+    start_error,
 )
 from instance_manager.types import FailureClass
 
@@ -48,7 +48,7 @@ from instance_manager.types import FailureClass
         ("something else entirely", FailureClass.CRASHED),
     ],
 )
-def test_the_log_tells_why_a_start_failed(line: str, expected: FailureClass) -> None:
+def test_log_lines_classify_a_failed_start(line: str, expected: FailureClass) -> None:
     assert classify_exit(1, ["loading", line, "bye"], was_ready=False).failure_class is expected
 
 
@@ -57,7 +57,7 @@ def test_exit_code_two_means_wrong_arguments_only_while_starting() -> None:
     assert classify_exit(2, [], was_ready=True).failure_class is FailureClass.CRASHED
 
 
-def test_once_ready_only_memory_explains_a_crash() -> None:
+def test_once_ready_only_memory_errors_classify_a_crash() -> None:
     request_line = "error for request 7: model_not_found"
     assert classify_exit(1, [request_line], was_ready=True).failure_class is FailureClass.CRASHED
     assert classify_exit(1, ["out of memory"], was_ready=True).failure_class is FailureClass.OUT_OF_MEMORY
@@ -69,9 +69,9 @@ def test_exit_code_and_signal_exclude_each_other() -> None:
     assert describe_exit(-250) == (None, "signal 250")
 
 
-def test_a_kill_hints_at_the_kernel() -> None:
-    assert "for want of memory" in classify_exit(-9, [], was_ready=True).message
-    assert "for want of memory" not in classify_exit(-15, [], was_ready=True).message
+def test_sigkill_is_explained_by_the_kernels_memory_killer() -> None:
+    assert "out-of-memory killer" in classify_exit(-9, [], was_ready=True).message
+    assert "out-of-memory killer" not in classify_exit(-15, [], was_ready=True).message
 
 
 def test_the_tail_is_bounded_and_the_message_short() -> None:
@@ -88,9 +88,9 @@ def test_the_tail_is_bounded_and_the_message_short() -> None:
     )
 
 
-def test_parting_words_push_no_reason_out_of_the_tail() -> None:
+def test_exit_noise_and_access_lines_are_left_out_of_the_tail() -> None:
     reason = ["EngineDeadError: EngineCore encountered an issue.", " - a list's item"]
-    parting = [
+    noise = [
         "INFO:     Shutting down",
         "INFO:     Finished server process [8468]",
         "nanobind: leaked 514 functions!",
@@ -98,7 +98,7 @@ def test_parting_words_push_no_reason_out_of_the_tail() -> None:
         " - ... skipped remainder",
         "See https://nanobind.readthedocs.io/en/latest/refleaks.html",
     ]
-    assert relevant_lines([*reason, *parting]) == reason
+    assert relevant_lines([*reason, *noise]) == reason
     access = ['INFO:     127.0.0.1:0 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error'] * 30
     assert relevant_lines([*reason, *access]) == reason
     ours = [
@@ -110,16 +110,16 @@ def test_parting_words_push_no_reason_out_of_the_tail() -> None:
     assert relevant_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
 
 
-def test_a_checkpoint_that_can_not_be_run_is_explained_by_one_line() -> None:
+def test_an_unsupported_checkpoint_is_explained_by_one_line() -> None:
     lines = ["INFO engine: Listening", "2026 ERROR engine: unsupported model: it holds GGUF weights only."]
     failure = classify_exit(65, lines, was_ready=False)
     assert explain(failure) == "unsupported_model: it holds GGUF weights only."
-    told = start_error("model 'x'", failure, "i1")
-    assert (told.code, str(told)) == ("unsupported_model", f"model 'x': {explain(failure)}")
+    error = start_error("model 'x'", failure, "i1")
+    assert (error.code, str(error)) == ("unsupported_model", f"model 'x': {explain(failure)}")
     assert start_error("x", classify_exit(1, [], was_ready=False), "i1").code == "instance_failed"
 
 
-def test_the_engines_own_word_on_memory_is_the_explanation() -> None:
+def test_the_engines_own_memory_message_is_the_explanation() -> None:
     lines = [
         "INFO engine: Listening",
         "2026 ERROR engine: out of memory: One sequence needs 5 GiB. Lower it.",

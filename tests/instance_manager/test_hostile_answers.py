@@ -1,4 +1,4 @@
-"""Engines that answer Berth's own questions without end, slowly, packed, or from elsewhere."""
+"""Engines whose responses to Berth's own requests are endless, slow, compressed or redirects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from instance_manager.config import LivenessRules
 from instance_manager.lifecycle.bounded_fetch import ResponseTooLong, engine_client, fetch
 from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, reported_names, wait_until_ready
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
-from instance_manager.lifecycle.sleep_client import SleepController, SleepRefused
+from instance_manager.lifecycle.sleep_client import SleepClient, SleepRefused
 from tests.api.upstreams import Wire, response, upstream
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -47,8 +47,8 @@ async def until_it_closes(wire: Wire) -> None:
 
 
 async def gzip_bomb(wire: Wire) -> None:
-    packed = gzip.compress(b"\0" * (64 * MIB))
-    await wire.send(response(packed, "Content-Encoding: gzip"))
+    compressed = gzip.compress(b"\0" * (64 * MIB))
+    await wire.send(response(compressed, "Content-Encoding: gzip"))
 
 
 async def drip(wire: Wire) -> None:
@@ -80,7 +80,7 @@ BAD: list[Answering] = [*UNBOUNDED, drip, endless_head, interim_for_ever, wrong_
 
 @asynccontextmanager
 async def engine(answers: dict[bytes, Answering | bytes]) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """Its URL, and the paths it was asked for; what `answers` doesn't have is 200 and empty."""
+    """Yields its URL and the requested paths; other paths than those in `answers` return an empty 200."""
     asked: list[bytes] = []
 
     async def serve(wire: Wire) -> None:
@@ -92,8 +92,8 @@ async def engine(answers: dict[bytes, Answering | bytes]) -> AsyncIterator[tuple
         else:
             await answer(wire)
 
-    async with upstream(serve) as one:
-        yield f"http://127.0.0.1:{one.endpoint.port}", asked
+    async with upstream(serve) as server:
+        yield f"http://127.0.0.1:{server.endpoint.port}", asked
 
 
 def probe(url: str, model: str | None = "m") -> Probe:
@@ -101,7 +101,7 @@ def probe(url: str, model: str | None = "m") -> Probe:
 
 
 async def longest_gap_during(work: Awaitable[object]) -> float:
-    """Of something else that wants to go on each 5 ms, in seconds."""
+    """Longest delay, in seconds, of a task that runs every 5 ms."""
     gap, last = 0.0, time.monotonic()
     task = asyncio.ensure_future(work)
     while not task.done():
@@ -112,8 +112,8 @@ async def longest_gap_during(work: Awaitable[object]) -> float:
     return gap
 
 
-@pytest.mark.parametrize("answer", BAD, ids=lambda one: one.__name__)
-async def test_what_has_no_end_is_read_to_a_bound_and_a_time(answer: Answering) -> None:
+@pytest.mark.parametrize("answer", BAD, ids=lambda answer: answer.__name__)
+async def test_responses_are_bounded_in_size_and_time(answer: Answering) -> None:
     async def ask() -> None:
         async with engine_client(1.0) as client:
             with pytest.raises(httpx.HTTPError) as raised:
@@ -121,7 +121,7 @@ async def test_what_has_no_end_is_read_to_a_bound_and_a_time(answer: Answering) 
             assert isinstance(raised.value, ResponseTooLong) is (answer in UNBOUNDED)
 
     async with engine({b"/x": answer}) as (url, _), engine_client(5.0) as client:
-        await fetch(client, "GET", url + "/", headers={}, timeout_s=5, max_bytes=MIB)  # what is loaded late
+        await fetch(client, "GET", url + "/", headers={}, timeout_s=5, max_bytes=MIB)  # late imports
         began = time.monotonic()
         tracemalloc.start()
         try:
@@ -134,11 +134,11 @@ async def test_what_has_no_end_is_read_to_a_bound_and_a_time(answer: Answering) 
         assert gap < 0.25
 
 
-async def test_nothing_is_unpacked_followed_or_remembered() -> None:
-    redirect = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"
+async def test_nothing_is_decompressed_and_no_redirect_or_cookie_is_kept() -> None:
+    redirect = b"HTTP/1.1 302 Found\r\nLocation: /other\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"
     async with engine({b"/bomb": gzip_bomb, b"/302": redirect}) as (url, asked), engine_client(1.0) as client:
-        packed = await fetch(client, "GET", url + "/bomb", headers={}, timeout_s=5, max_bytes=MIB)
-        assert len(packed.body) < MIB
+        compressed = await fetch(client, "GET", url + "/bomb", headers={}, timeout_s=5, max_bytes=MIB)
+        assert len(compressed.body) < MIB
         found = await fetch(client, "GET", url + "/302", headers={}, timeout_s=1, max_bytes=MIB)
         assert (found.status, found.is_ok) == (302, False)
         assert asked == [b"/bomb", b"/302"]
@@ -146,12 +146,12 @@ async def test_nothing_is_unpacked_followed_or_remembered() -> None:
 
 
 @pytest.mark.parametrize("path", [b"/health", b"/v1/models"])
-@pytest.mark.parametrize("answer", UNBOUNDED, ids=lambda one: one.__name__)
-async def test_an_engine_that_answers_too_much_is_to_blame_for_its_start(
+@pytest.mark.parametrize("answer", UNBOUNDED, ids=lambda answer: answer.__name__)
+async def test_an_engine_whose_probe_responses_are_too_long_fails_to_start(
     path: bytes, answer: Answering
 ) -> None:
     async with engine({path: answer}) as (url, _), engine_client(1.0) as client:
-        with pytest.raises(WrongEngine, match=f"{path.decode()}: it answers with more than"):
+        with pytest.raises(WrongEngine, match=f"{path.decode()}: the response exceeds"):
             await wait_until_ready(client, probe(url), LastProbe())
 
 
@@ -172,14 +172,14 @@ async def test_an_engine_that_answers_too_much_is_to_blame_for_its_start(
     ],
     ids=range(11),
 )
-async def test_what_is_no_list_of_models_is_the_engines_fault(body: bytes) -> None:
+async def test_an_invalid_list_of_models_fails_the_start(body: bytes) -> None:
     async with engine({b"/v1/models": response(body)}) as (url, _), engine_client(1.0) as client:
-        with pytest.raises(WrongEngine, match="does not answer with a list of models"):
+        with pytest.raises(WrongEngine, match="does not return a list of models"):
             await wait_until_ready(client, probe(url), LastProbe())
         assert await reported_names(client, probe(url)) == []
 
 
-async def test_long_names_and_many_are_told_in_short() -> None:
+async def test_many_and_long_model_names_are_abbreviated() -> None:
     listed = [{"id": "x" * 1000}, {"id": "y" * 5000}, *({"id": f"m{number}"} for number in range(9000))]
     body = json.dumps({"data": listed}).encode()
     async with engine({b"/v1/models": response(body)}) as (url, _), engine_client(1.0) as client:
@@ -189,18 +189,20 @@ async def test_long_names_and_many_are_told_in_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
-        (seven_hundred_mib, "it answers with more than 64 KiB"),
+        (seven_hundred_mib, "the response exceeds 64 KiB"),
         (drip, "did not answer within 0.2 s"),
         (b"HTTP/1.1 302 Found\r\nLocation: /v1/models\r\nContent-Length: 0\r\n\r\n", "answered 302"),
     ],
     ids=["large", "drip", "redirect"],
 )
-async def test_a_running_engine_that_answers_so_is_unhealthy(answer: Answering | bytes, told: str) -> None:
+async def test_a_running_engine_with_such_health_responses_is_unhealthy(
+    answer: Answering | bytes, message: str
+) -> None:
     rules = LivenessRules(interval_s=0.01, stall_s=0, timeout_s=0.2)
     async with engine({b"/health": answer}) as (url, asked), engine_client(1.0) as client:
-        with pytest.raises(LivenessFailed, match=told):
+        with pytest.raises(LivenessFailed, match=message):
             await watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
         assert asked == [b"/health"] * 3
 
@@ -216,7 +218,7 @@ async def test_a_running_engine_that_answers_so_is_unhealthy(answer: Answering |
     ],
     ids=["word", "hex", "long", "unclosed", "nan"],
 )  # fmt: skip
-async def test_metrics_that_are_none_are_passed_over(page: bytes) -> None:
+async def test_invalid_metrics_are_ignored(page: bytes) -> None:
     asked_twice = asyncio.Event()
 
     async def metrics(wire: Wire) -> None:
@@ -226,19 +228,19 @@ async def test_metrics_that_are_none_are_passed_over(page: bytes) -> None:
 
     rules = LivenessRules(interval_s=0.01, stall_s=30, timeout_s=5)
     async with engine({b"/metrics": metrics}) as (url, asked), engine_client(5.0) as client:
-        vitals = ProbeTarget(url, "key", "/health")
-        watching = asyncio.create_task(watch_liveness(client, vitals, rules, time.monotonic))
+        target = ProbeTarget(url, "key", "/health")
+        watching = asyncio.create_task(watch_liveness(client, target, rules, time.monotonic))
         async with asyncio.timeout(5):
             assert await longest_gap_during(asked_twice.wait()) < 0.25
         assert not watching.done()
         watching.cancel()
 
 
-async def test_an_engine_that_floods_the_calls_for_sleep_refuses_them() -> None:
+async def test_an_engine_whose_sleep_responses_are_endless_refuses_to_sleep() -> None:
     answers: dict[bytes, Answering | bytes] = {b"/sleep?level=1": endless, b"/is_sleeping": endless}
     async with engine(answers) as (url, _), engine_client(5.0) as client:
-        sleeper = SleepController(client, url, "key", SleepStyle.VLLM, "m")
-        with pytest.raises(SleepRefused, match="more than"):
-            await sleeper.sleep(1)
-        with pytest.raises(SleepRefused, match="more than"):
-            await sleeper.is_asleep()
+        sleep_client = SleepClient(client, url, "key", SleepStyle.VLLM, "m")
+        with pytest.raises(SleepRefused, match="exceeds"):
+            await sleep_client.sleep(1)
+        with pytest.raises(SleepRefused, match="exceeds"):
+            await sleep_client.is_asleep()

@@ -1,4 +1,4 @@
-"""When an instance expires: pure, with times handed in."""
+"""When an instance expires. Pure: times are parameters."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from instance_manager.lifecycle.idle_policy import Idleness, expires_at, is_expi
 
 
 def idle(
-    timeout_s: float = 10.0, *, pinned: bool = False, in_flight: int = 0, last: float = 100.0
+    idle_timeout_s: float = 10.0, *, pinned: bool = False, in_flight: int = 0, last: float = 100.0
 ) -> Idleness:
-    return Idleness(timeout_s, pinned, in_flight, last)
+    return Idleness(idle_timeout_s, pinned, in_flight, last)
 
 
-def test_it_expires_a_timeout_after_the_last_activity_and_not_earlier() -> None:
+def test_it_expires_exactly_one_idle_timeout_after_the_last_activity() -> None:
     assert expires_at(idle()) == 110.0
     assert not is_expired(idle(), 109.999)
     assert is_expired(idle(), 110.0)
 
 
 @pytest.mark.parametrize("never", [idle(0.0), idle(pinned=True), idle(in_flight=1)])
-def test_what_is_endless_pinned_or_in_use_does_not_expire(never: Idleness) -> None:
+def test_without_a_timeout_pinned_or_in_use_it_does_not_expire(never: Idleness) -> None:
     assert expires_at(never) is None
     assert not is_expired(never, 1e9)
 
@@ -31,12 +31,12 @@ def test_the_next_check_is_the_earliest_possible_expiry() -> None:
     assert next_check_at([], 105.0) is None
 
 
-def test_an_instance_in_use_is_looked_at_again_after_a_whole_timeout() -> None:
+def test_an_instance_in_use_is_checked_again_after_a_full_timeout() -> None:
     assert next_check_at([idle(in_flight=2)], 500.0) == 510.0
 
 
 def test_following_the_checks_finds_the_expiry_exactly() -> None:
-    """A lease that ends at 117 makes the instance expire at 127, whenever it was looked at before."""
+    """A lease that ends at 117 makes the instance expire at 127, whenever it was checked before."""
     first = next_check_at([idle(in_flight=1)], 103.0)
     assert first == 113.0
     second = next_check_at([idle(in_flight=1)], first)

@@ -1,4 +1,4 @@
-"""Leases through the manager: who waits for a start, a restart or a place."""
+"""Leases of a manager's instances: waiting for a start, a restart or another lease."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ async def test_requests_for_a_starting_instance_are_served_in_order(
         assert instance.gate.in_flight == 0
 
 
-async def test_the_queue_has_an_end_and_leaving_it_makes_room(managing: ManagerFactory) -> None:
+async def test_the_queue_is_bounded_and_a_cancelled_request_leaves_it(managing: ManagerFactory) -> None:
     async with managing(max_queue=2) as manager:
         instance = manager.create(fake("--slow-start", "0.3"))
-        leaver, stayer = await queued(manager, instance.instance_id, 2)
+        leaving, staying = await queued(manager, instance.instance_id, 2)
         with pytest.raises(QueueFull):
             await manager.wait_for_lease(instance.instance_id)
-        leaver.cancel()
-        await asyncio.wait((leaver,))
+        leaving.cancel()
+        await asyncio.wait((leaving,))
         (third,) = await queued(manager, instance.instance_id, 1)
-        (await stayer).release()
+        (await staying).release()
         (await third).release()
         assert instance.gate.in_flight == 0
 
@@ -64,7 +64,7 @@ async def test_requests_wait_through_a_restart(manager: InstanceManager) -> None
     assert manager.try_lease(instance.instance_id) is None
     (waiting,) = await queued(manager, instance.instance_id, 1)
     await asyncio.sleep(0.2)
-    assert instance.state is InstanceState.STOPPING  # the old request is finished first
+    assert instance.state is InstanceState.STOPPING  # the old request finishes first
     old.release()
     await restarting
     new = await waiting
@@ -72,7 +72,7 @@ async def test_requests_wait_through_a_restart(manager: InstanceManager) -> None
     new.release()
 
 
-async def test_a_stop_sends_those_who_wait_away(manager: InstanceManager) -> None:
+async def test_a_stop_rejects_waiting_requests(manager: InstanceManager) -> None:
     instance = manager.create(fake("--slow-start", "60"))
     (waiting,) = await queued(manager, instance.instance_id, 1)
     await manager.stop(instance.instance_id, reason="no more")
@@ -80,7 +80,7 @@ async def test_a_stop_sends_those_who_wait_away(manager: InstanceManager) -> Non
         await waiting
 
 
-async def test_waiting_too_long_leaves_the_start_alone(managing: ManagerFactory) -> None:
+async def test_a_wait_that_times_out_leaves_the_queue(managing: ManagerFactory) -> None:
     async with managing(start_timeout_cap_s=0.3, start_timeout_s=30.0, max_in_flight=1) as manager:
         instance = await running(manager, fake())
         lease = manager.try_lease(instance.instance_id)
@@ -92,7 +92,7 @@ async def test_waiting_too_long_leaves_the_start_alone(managing: ManagerFactory)
         lease.release()
 
 
-async def test_a_lease_is_released_whatever_happens_inside(manager: InstanceManager) -> None:
+async def test_a_lease_is_released_after_an_error(manager: InstanceManager) -> None:
     instance = await running(manager, fake())
     with pytest.raises(LookupError):
         async with manager.lease(instance.instance_id):
@@ -100,14 +100,14 @@ async def test_a_lease_is_released_whatever_happens_inside(manager: InstanceMana
     assert instance.gate.in_flight == 0
 
 
-async def test_no_lease_for_nobody(manager: InstanceManager) -> None:
+async def test_there_is_no_lease_for_an_unknown_instance(manager: InstanceManager) -> None:
     with pytest.raises(InstanceNotFound):
-        manager.try_lease("nobody")
+        manager.try_lease("unknown")
     with pytest.raises(InstanceNotFound):
-        await manager.wait_for_lease("nobody")
+        await manager.wait_for_lease("unknown")
 
 
-async def test_a_lease_from_before_a_crash_still_counts_down(manager: InstanceManager) -> None:
+async def test_a_lease_from_before_a_crash_still_counts_until_released(manager: InstanceManager) -> None:
     instance = await running(manager, fake("--die-after", "0.3"))
     old = manager.try_lease(instance.instance_id)
     assert old is not None

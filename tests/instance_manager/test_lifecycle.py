@@ -1,4 +1,4 @@
-"""The life of an instance: create, gate, stop, start, restart, delete; on both event loops."""
+"""An instance from create to delete: gate, stop, start, restart; on both event loops."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_from_create_to_delete(manager: InstanceManager) -> None:
     assert abs(record["pid_start_time"] - time.time()) < 60
     assert 0 < record["load_seconds"] < 30
     process = psutil.Process(record["pid"])
-    assert os.getpgid(process.pid) == process.pid  # in a group of its own
+    assert os.getpgid(process.pid) == process.pid  # in its own group
     await manager.delete("one")
     assert not process.is_running()
     assert statuses(manager, "one") == ["starting", "health_checking", "running", "stopping", "stopped"]
@@ -81,7 +81,7 @@ async def test_stop_then_start_again(manager: InstanceManager) -> None:
         None,
         None,
     )
-    await manager.stop(instance.instance_id)  # once more does nothing
+    await manager.stop(instance.instance_id)  # a second stop does nothing
     assert manager.start(instance.instance_id) is instance
     assert instance.state is InstanceState.STARTING
     await manager.wait_ready(instance.instance_id, 30)
@@ -106,8 +106,8 @@ async def test_restart_gives_another_process_on_the_same_port(manager: InstanceM
     assert seen[5:] == ["starting", "health_checking", "running"]
 
 
-async def test_a_restart_of_a_life_that_has_not_begun(manager: InstanceManager) -> None:
-    """The life that is to end is never lived; whoever waits for its end must not wait for ever."""
+async def test_restarting_before_the_first_run_has_begun(manager: InstanceManager) -> None:
+    """The replaced run never begins; waiting for its end must still return."""
     instance = manager.create(fake())
     async with asyncio.timeout(30):
         await manager.restart(instance.instance_id)
@@ -118,7 +118,9 @@ async def test_a_restart_of_a_life_that_has_not_begun(manager: InstanceManager) 
     assert (await manager.wait_ready(instance.instance_id, 30)).state is InstanceState.RUNNING
 
 
-async def test_a_crash_is_noticed_within_a_second_and_disturbs_nobody_else(manager: InstanceManager) -> None:
+async def test_a_crash_is_noticed_within_a_second_and_leaves_other_instances_alone(
+    manager: InstanceManager,
+) -> None:
     victim, other = await asyncio.gather(running(manager, fake("--grandchild")), running(manager, fake()))
     assert victim.pid is not None
     port, other_pid = victim.port, other.pid
@@ -131,12 +133,12 @@ async def test_a_crash_is_noticed_within_a_second_and_disturbs_nobody_else(manag
     assert victim.port is None
     assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
     assert (other.state, other.pid) == (InstanceState.RUNNING, other_pid)
-    again = await running(manager, fake())  # the port is free again, and given out again
+    again = await running(manager, fake())  # the port was released and is used again
     assert again.port == port
     assert victim.record()["error"]["class"] == "crashed"
 
 
-async def test_failed_is_not_for_ever(manager: InstanceManager) -> None:
+async def test_a_failed_instance_can_be_started_restarted_and_stopped(manager: InstanceManager) -> None:
     instance = await running(manager, fake("--die-after", "0.2", "--exit-code", "3"))
     await until_state(instance, InstanceState.FAILED)
     assert instance.failure is not None
@@ -146,13 +148,15 @@ async def test_failed_is_not_for_ever(manager: InstanceManager) -> None:
     await manager.wait_ready(instance.instance_id, 30)
     assert instance.state is InstanceState.RUNNING
     await until_state(instance, InstanceState.FAILED)
-    await manager.restart(instance.instance_id)  # from failed, a restart is a start
+    await manager.restart(instance.instance_id)  # a failed instance is started
     await until_state(instance, InstanceState.RUNNING)
     await until_state(instance, InstanceState.FAILED)
     assert (await manager.stop(instance.instance_id)).state is InstanceState.STOPPED
 
 
-async def test_the_model_is_named_and_the_key_taken_before_it_runs(manager: InstanceManager) -> None:
+async def test_running_requires_that_the_engine_names_the_model_and_accepts_the_key(
+    manager: InstanceManager,
+) -> None:
     instance = await running(manager, fake_vllm(check_key=True, served_model_name="public"))
     assert instance.served_model_name == "public"
     async with manager.lease(instance.instance_id) as lease, httpx.AsyncClient(trust_env=False) as client:
@@ -176,7 +180,7 @@ async def test_the_engine_gets_its_environment(
     assert "ADMIN_API_KEYS" not in env
 
 
-async def test_what_is_wrong_is_refused_at_once_and_takes_nothing(managing: ManagerFactory) -> None:
+async def test_invalid_specs_are_refused_at_once_and_hold_no_port(managing: ManagerFactory) -> None:
     async with managing(max_instances=1) as manager:
         for spec, error in (
             (InstanceSpec("m", "nope"), InvalidSpec),
@@ -187,7 +191,7 @@ async def test_what_is_wrong_is_refused_at_once_and_takes_nothing(managing: Mana
                 manager.create(spec)
         assert manager.list(include_terminal=True) == []
         await running(manager, fake(name="a"))
-        with pytest.raises(InstanceExists, match="'a' exists already"):
+        with pytest.raises(InstanceExists, match="'a' already exists"):
             manager.create(fake(name="a"))
         with pytest.raises(NoCapacity, match="VLLM_MAX_INSTANCES"):
             manager.create(fake())
@@ -196,7 +200,7 @@ async def test_what_is_wrong_is_refused_at_once_and_takes_nothing(managing: Mana
         with pytest.raises(NoCapacity):
             manager.start("a")
         assert other.port == manager.config.base_port
-        with pytest.raises(InstanceExists):  # also while the first is only stopped
+        with pytest.raises(InstanceExists):  # even while the first is only stopped
             manager.create(fake(name="a"))
 
 
@@ -209,18 +213,18 @@ async def test_listing_and_patching(manager: InstanceManager) -> None:
     assert manager.list(status="stopped") == [down]
     assert manager.list(model="public", include_terminal=True) == [down]
     assert manager.list(model="fake-model") == [up]
-    manager.patch("up", timeout_s=5.0, pinned=True)
+    manager.patch("up", idle_timeout_s=5.0, pinned=True)
     assert up.record()["timeout"] == 5.0
     assert up.record()["expires_at"] is None
     manager.patch("up", pinned=False)
     assert up.record()["expires_at"] is not None
     with pytest.raises(InvalidSpec):
-        manager.patch("up", timeout_s=-1.0)
+        manager.patch("up", idle_timeout_s=-1.0)
     with pytest.raises(InstanceNotFound):
         manager.patch("nobody", pinned=True)
 
 
-async def test_verbs_in_the_wrong_state_are_refused(manager: InstanceManager) -> None:
+async def test_actions_in_the_wrong_state_are_refused(manager: InstanceManager) -> None:
     instance = await running(manager, fake(name="x"))
     with pytest.raises(WrongState, match="it is running"):
         manager.start("x")
@@ -228,9 +232,9 @@ async def test_verbs_in_the_wrong_state_are_refused(manager: InstanceManager) ->
     assert lease is not None
     stopping = asyncio.create_task(manager.stop("x"))
     await until_state(instance, InstanceState.STOPPING)
-    for verb in (manager.start, manager.restart):
+    for action in (manager.start, manager.restart):
         with pytest.raises(WrongState, match="it is stopping"):
-            result = verb("x")
+            result = action("x")
             if asyncio.iscoroutine(result):
                 await result
     deleting = asyncio.create_task(manager.delete("x"))
@@ -244,7 +248,7 @@ async def test_verbs_in_the_wrong_state_are_refused(manager: InstanceManager) ->
             call("x")
 
 
-async def test_waiting_ends_with_the_time_and_changes_nothing(manager: InstanceManager) -> None:
+async def test_a_wait_for_readiness_that_times_out_changes_nothing(manager: InstanceManager) -> None:
     instance = manager.create(fake("--slow-start", "1"))
     assert (await manager.wait_ready(instance.instance_id, 0.05)).state.is_pending
     waiter = asyncio.create_task(manager.wait_ready(instance.instance_id, 30))
@@ -264,7 +268,7 @@ async def test_every_transition_is_checked(manager: InstanceManager) -> None:
     assert set(TRANSITIONS) == set(InstanceState)
 
 
-async def test_a_manager_that_has_ended_takes_nothing(managing: ManagerFactory) -> None:
+async def test_a_manager_that_has_shut_down_refuses_everything(managing: ManagerFactory) -> None:
     async with managing() as manager:
         instance = await running(manager, fake())
     assert instance.state is InstanceState.STOPPED
@@ -276,7 +280,7 @@ async def test_a_manager_that_has_ended_takes_nothing(managing: ManagerFactory) 
         InstanceManager(manager.config).create(fake())
 
 
-async def test_an_error_inside_comes_out_as_it_is(managing: ManagerFactory) -> None:
+async def test_an_error_inside_run_is_raised_unchanged(managing: ManagerFactory) -> None:
     with pytest.raises(LookupError, match="mine"):
         async with managing() as manager:
             manager.create(fake())

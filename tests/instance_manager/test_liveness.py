@@ -1,4 +1,4 @@
-"""Engines that die, hang or stand still while they run: what is noticed, and what is started again."""
+"""Running engines that crash or hang: how that is noticed, and which are restarted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from instance_manager.config import LivenessRules, RestartPolicy, RestartRules
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
-from instance_manager.lifecycle.restart_backoff import Restarts
+from instance_manager.lifecycle.restart_backoff import RestartBackoff
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.instance_manager.conftest import ManagerFactory
@@ -41,19 +41,19 @@ async def until(instance: Instance, *states: InstanceState) -> None:
 
 
 async def until_ended(instance: Instance) -> None:
-    """Until it is down and no restart follows."""
+    """Wait until it has failed and no restart follows."""
     async with asyncio.timeout(60):
-        while instance.state is not InstanceState.FAILED or "started again" in instance.status_reason:
+        while instance.state is not InstanceState.FAILED or "restarting in" in instance.status_reason:
             await instance.wait_for_change()
 
 
-async def test_that_we_have_no_descriptors_left_is_not_held_against_an_engine() -> None:
+async def test_running_out_of_descriptors_does_not_fail_the_engine() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # nobody listens
-        vitals = ProbeTarget(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health")
+        closed.bind(("127.0.0.1", 0))  # no process listens
+        target = ProbeTarget(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health")
         async with probe_client() as client:
-            watching = asyncio.create_task(watch_liveness(client, vitals, WATCHFUL, time.monotonic))
+            watching = asyncio.create_task(watch_liveness(client, target, WATCHFUL, time.monotonic))
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))  # those three are open
             try:
                 await asyncio.wait((watching,), timeout=1.5)
@@ -64,20 +64,22 @@ async def test_that_we_have_no_descriptors_left_is_not_held_against_an_engine() 
                 await watching
 
 
-async def test_a_crashed_engine_is_started_again_and_who_waits_is_served(managing: ManagerFactory) -> None:
+async def test_a_crashed_engine_is_restarted_and_serves_waiting_requests(managing: ManagerFactory) -> None:
     async with managing(restart=QUICK) as manager:
         instance = manager.create(spec())
         await manager.wait_ready("one", 60)
         assert instance.pid is not None
         os.kill(instance.pid, signal.SIGKILL)
         await until(instance, InstanceState.FAILED)
-        assert "it is started again in 0.2 s" in instance.status_reason
+        assert "restarting in 0.2 s" in instance.status_reason
         async with asyncio.timeout(60), manager.lease("one") as lease:
             assert lease.endpoint.generation == 2
         assert instance.record()["restarts"] == 1
 
 
-async def test_after_too_many_restarts_it_stays_failed_until_it_is_started(managing: ManagerFactory) -> None:
+async def test_after_too_many_restarts_an_instance_stays_failed_until_it_is_started(
+    managing: ManagerFactory,
+) -> None:
     async with managing(restart=QUICK) as manager:
         instance = manager.create(spec("--die-after", "0.1", "--exit-code", "7"))
         await until_ended(instance)
@@ -90,16 +92,16 @@ async def test_after_too_many_restarts_it_stays_failed_until_it_is_started(manag
         assert instance.generation == 6
 
 
-async def test_what_never_ran_is_not_started_again(managing: ManagerFactory) -> None:
+async def test_an_engine_that_was_never_ready_is_not_restarted(managing: ManagerFactory) -> None:
     async with managing(restart=QUICK) as manager:
-        instance = manager.create(spec("--fail-with", "bad luck"))
+        instance = manager.create(spec("--fail-with", "an error"))
         await until(instance, InstanceState.FAILED)
         await manager.stop("one")
         assert instance.generation == 1
 
 
 @pytest.mark.parametrize("how", ["stop", "delete", "start", "shutdown"])
-async def test_a_wish_interrupts_the_wait_for_a_restart(managing: ManagerFactory, how: str) -> None:
+async def test_a_request_interrupts_the_back_off(managing: ManagerFactory, how: str) -> None:
     rules = RestartRules(RestartPolicy.ON_FAILURE, initial_backoff_s=300)
     async with managing(restart=rules) as manager:
         instance = manager.create(spec())
@@ -121,11 +123,11 @@ async def test_a_wish_interrupts_the_wait_for_a_restart(managing: ManagerFactory
             else:
                 await manager.shutdown()
         if how != "start":
-            with pytest.raises(Exception, match=r"not running any more|shutting down"):
+            with pytest.raises(Exception, match=r"no longer running|shutting down"):
                 await waiting
 
 
-async def test_an_engine_that_stands_still_is_ended_and_started_again(managing: ManagerFactory) -> None:
+async def test_an_engine_that_hangs_is_ended_and_restarted(managing: ManagerFactory) -> None:
     async with managing(restart=QUICK, liveness=WATCHFUL, stop_grace_s=0.2) as manager:
         instance = manager.create(spec())
         await manager.wait_ready("one", 60)
@@ -140,7 +142,7 @@ async def test_an_engine_that_stands_still_is_ended_and_started_again(managing: 
         await until(instance, InstanceState.RUNNING)
 
 
-async def test_a_busy_moment_is_no_failure(managing: ManagerFactory) -> None:
+async def test_a_single_failed_probe_is_no_failure(managing: ManagerFactory) -> None:
     async with managing(liveness=WATCHFUL) as manager:
         instance = manager.create(spec())
         await manager.wait_ready("one", 60)
@@ -152,8 +154,8 @@ async def test_a_busy_moment_is_no_failure(managing: ManagerFactory) -> None:
         assert instance.state is InstanceState.RUNNING
 
 
-class StillEngine:
-    """Answers /health, and /metrics with what it is told to: an engine of which only that is seen."""
+class StuckEngine:
+    """A server with only /health, and /metrics as set in `metrics`."""
 
     def __init__(self) -> None:
         self.metrics = b""
@@ -166,7 +168,7 @@ class StillEngine:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.read(65536)
-        body = self.metrics if b" /metrics " in head else b"ok"  # nothing, where the client has left
+        body = self.metrics if b" /metrics " in head else b"ok"  # empty if the client has disconnected
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
         with contextlib.suppress(ConnectionError):
             await writer.drain()
@@ -174,7 +176,7 @@ class StillEngine:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "is_dead"),
+    ("metrics", "is_stuck"),
     [
         (b'vllm:num_requests_running{model="m"} 2.0\nvllm:generation_tokens_total{model="m"} 77.0\n', True),
         (b'vllm:num_requests_running{model="m"} 0.0\nvllm:generation_tokens_total{model="m"} 77.0\n', False),
@@ -183,29 +185,29 @@ class StillEngine:
         (b"", False),
     ],
 )
-async def test_an_engine_with_work_that_takes_no_step_has_failed(metrics: bytes, is_dead: bool) -> None:
-    engine = StillEngine()
+async def test_an_engine_with_requests_that_takes_no_step_fails(metrics: bytes, is_stuck: bool) -> None:
+    engine = StuckEngine()
     engine.metrics = metrics
     rules = LivenessRules(interval_s=0.02, stall_s=0.3, timeout_s=5)
     async with engine.serving() as url, probe_client() as client:
         watching = watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
-        if is_dead:
-            with pytest.raises(LivenessFailed, match="has taken no step for 0 s although it has requests"):
+        if is_stuck:
+            with pytest.raises(LivenessFailed, match="has taken no step for 0 s while requests are pending"):
                 await asyncio.wait_for(watching, 30)
         else:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(watching, 1)
 
 
-def test_the_back_off_doubles_and_the_window_forgets() -> None:
+def test_the_back_off_doubles_and_old_failures_expire() -> None:
     rules = RestartRules(
         RestartPolicy.ON_FAILURE, limit=4, window_s=100, initial_backoff_s=1, max_backoff_s=3
     )
-    restarts = Restarts(rules)
-    assert restarts.next_delay_s(0, was_ready=False) is None
-    assert [restarts.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
-    assert restarts.next_delay_s(50, was_ready=False) is None
-    assert restarts.next_delay_s(102.5, was_ready=False) == 2.0, "one of the last hundred seconds is left"
-    restarts.reset_backoff()
-    assert restarts.next_delay_s(103, was_ready=False) is None
-    assert Restarts(RestartRules()).next_delay_s(0, was_ready=True) is None
+    backoff = RestartBackoff(rules)
+    assert backoff.next_delay_s(0, was_ready=False) is None
+    assert [backoff.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
+    assert backoff.next_delay_s(50, was_ready=False) is None
+    assert backoff.next_delay_s(102.5, was_ready=False) == 2.0, "one failure is left in the window"
+    backoff.reset()
+    assert backoff.next_delay_s(103, was_ready=False) is None
+    assert RestartBackoff(RestartRules()).next_delay_s(0, was_ready=True) is None

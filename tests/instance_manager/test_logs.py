@@ -1,4 +1,4 @@
-"""Following a log file that somebody else writes."""
+"""Following a log file that another process writes."""
 
 from __future__ import annotations
 
@@ -48,19 +48,23 @@ async def test_lines_arrive_as_they_are_written(path: Path) -> None:
         assert await next_lines(log, 0, 1) == ["one"]
         os.write(descriptor, b"o\nthree")
         assert await next_lines(log, 1, 1) == ["two"]
-    assert log.lines.tail(9) == ["one", "two", "three"]  # the unfinished line counts once the writer is gone
+    assert log.lines.tail(9) == [
+        "one",
+        "two",
+        "three",
+    ]  # the unfinished line comes once the writer is gone
 
 
-async def test_only_what_is_new_is_read(path: Path) -> None:
+async def test_only_new_output_is_read(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text("from an earlier life\n")
+    path.write_text("from a previous run\n")
     async with followed(path) as (log, descriptor):
         os.write(descriptor, b"now\n")
     assert log.lines.tail(9) == ["now"]
-    assert path.read_text() == "from an earlier life\nnow\n"
+    assert path.read_text() == "from a previous run\nnow\n"
 
 
-async def test_odd_bytes_and_progress_bars_make_readable_lines(path: Path) -> None:
+async def test_invalid_bytes_and_progress_bars_make_readable_lines(path: Path) -> None:
     async with followed(path) as (log, descriptor):
         os.write(descriptor, b" 10%\r 50%\r100%\nbad \xff byte\r\n" + b"x" * 50_000 + b"\nend\n")
     first, second, long, end = log.lines.tail(9)
@@ -68,13 +72,13 @@ async def test_odd_bytes_and_progress_bars_make_readable_lines(path: Path) -> No
     assert long == "x" * 8192
 
 
-async def test_a_line_without_end_is_cut(path: Path) -> None:
+async def test_an_endless_line_is_cut(path: Path) -> None:
     async with followed(path) as (log, descriptor):
         os.write(descriptor, b"y" * 20_000)
         assert await next_lines(log, 0, 1) == ["y" * 8192]
 
 
-async def test_rotation_keeps_one_backup_and_the_writer_goes_on(path: Path) -> None:
+async def test_rotation_keeps_one_backup_while_the_engine_keeps_writing(path: Path) -> None:
     async with followed(path, max_bytes=1000) as (log, descriptor):
         for number in range(5):
             os.write(descriptor, f"line {number} ".encode() + b"z" * 1200 + b"\n")
@@ -90,7 +94,7 @@ async def test_rotation_keeps_one_backup_and_the_writer_goes_on(path: Path) -> N
     await log.remove()
 
 
-async def test_what_is_written_while_the_copy_runs_is_not_lost(
+async def test_output_written_during_the_copy_is_not_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from instance_manager.process import logs
@@ -108,7 +112,7 @@ async def test_what_is_written_while_the_copy_runs_is_not_lost(
     assert log.backup_path.read_text().endswith("q\nlate\n")
 
 
-async def test_what_is_kept_of_a_flood_is_bounded(path: Path) -> None:
+async def test_the_backup_of_a_flood_is_bounded(path: Path) -> None:
     async with followed(path, max_bytes=1000) as (log, descriptor):
         os.write(descriptor, b"first\n" + (b"f" * 99 + b"\n") * 1000 + b"last\n")
         while path.stat().st_size:  # noqa: ASYNC110 - a file has no event to await
@@ -117,7 +121,7 @@ async def test_what_is_kept_of_a_flood_is_bounded(path: Path) -> None:
         assert log.backup_path.read_text().endswith("\nlast\n")
 
 
-async def test_where_no_backup_can_be_written_the_log_is_emptied_and_followed_all_the_same(
+async def test_a_log_whose_backup_can_not_be_written_is_truncated_and_still_followed(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with followed(path, max_bytes=1000) as (log, descriptor):
@@ -130,14 +134,14 @@ async def test_where_no_backup_can_be_written_the_log_is_emptied_and_followed_al
     assert "no backup of the log" in caplog.text
 
 
-async def test_a_log_that_cannot_be_read_for_a_while_is_read_later(
+async def test_a_log_that_is_unreadable_for_a_while_is_read_later(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with followed(path) as (log, descriptor):
         os.write(descriptor, b"one\n")
         assert await next_lines(log, 0, 1) == ["one"]
-        moved = path.rename(path.with_name("elsewhere"))
-        path.mkdir()  # what stands at its place can't be read as a file
+        moved = path.rename(path.with_name("moved"))
+        path.mkdir()  # a directory can't be read as a file
         while "can't be followed" not in caplog.text:
             os.write(descriptor, b"two\n")
             await asyncio.sleep(0.01)
@@ -148,12 +152,12 @@ async def test_a_log_that_cannot_be_read_for_a_while_is_read_later(
 
 async def test_a_log_that_cannot_be_deleted_stays(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = LogFile(path, max_bytes=1000, ring_lines=9)
-    path.mkdir(parents=True)  # what stands there is no file
+    path.mkdir(parents=True)  # a directory can't be unlinked
     await log.remove()
     assert "can't be deleted" in caplog.text
 
 
-async def test_a_flood_is_skipped_over(path: Path) -> None:
+async def test_a_flood_is_skipped_to_its_end(path: Path) -> None:
     async with followed(path, max_bytes=1 << 40, lines=1000) as (log, descriptor):
         block = b"f" * 99 + b"\n"
         for _ in range(20):
@@ -165,7 +169,7 @@ async def test_a_flood_is_skipped_over(path: Path) -> None:
     assert log.lines.tail(1) == ["last"]
 
 
-async def test_a_file_cut_short_or_removed_by_someone_else_is_survived(path: Path) -> None:
+async def test_following_survives_truncation_and_removal_by_others(path: Path) -> None:
     async with followed(path) as (log, descriptor):
         os.write(descriptor, b"before, and quite long\n")
         assert await next_lines(log, 0, 1) == ["before, and quite long"]
@@ -173,11 +177,11 @@ async def test_a_file_cut_short_or_removed_by_someone_else_is_survived(path: Pat
         os.write(descriptor, b"short\n")
         assert await next_lines(log, 1, 1) == ["short"]
         path.unlink()
-        os.write(descriptor, b"into nothing\n")
+        os.write(descriptor, b"unread\n")
     assert log.lines.tail(1) == ["short"]
 
 
-async def test_a_stream_begins_with_the_tail_and_ends_with_the_ring(path: Path) -> None:
+async def test_a_stream_starts_with_the_tail_and_ends_when_the_ring_closes(path: Path) -> None:
     async with followed(path) as (log, descriptor):
         os.write(descriptor, b"a\nb\nc\n")
         await next_lines(log, 0, 3)

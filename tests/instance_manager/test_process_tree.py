@@ -1,4 +1,4 @@
-"""Engines under their shims as a manager sees them: started, found again, ended whole. Real processes."""
+"""Engines under their shims as the manager handles them: spawned, adopted, ended. Real processes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
     find_by_token,
+    kill_until_gone,
     read_status,
     wait_for_exit,
-    kill_until_gone,
 )
 from instance_manager.process.supervised import SupervisedProcess, can_supervise
 from tests.instance_manager.conftest import LOOPS, MARK, ManagerFactory, fake, marked, running
@@ -50,7 +50,7 @@ def token() -> str:
 
 @pytest.fixture
 async def spawn(tmp_path: Path, mark: str, token: str) -> AsyncIterator[Spawn]:
-    """`await spawn(argv)`: an engine whose output goes to tmp_path/log, and whose tree is ended at last."""
+    """`await spawn(argv)`: an engine with its output in tmp_path/log; its tree is ended after the test."""
     spawned: list[SupervisedProcess] = []
 
     async def make(argv: list[str], path: Path | None = None, **options: Any) -> SupervisedProcess:
@@ -68,9 +68,9 @@ async def spawn(tmp_path: Path, mark: str, token: str) -> AsyncIterator[Spawn]:
         await process.end(0)
 
 
-async def until_said(log: Path, text: str = "ready") -> None:
+async def until_logged(log: Path, text: str = "ready") -> None:
     async with asyncio.timeout(30):
-        while text not in log.read_text():  # noqa: ASYNC110 - a file tells nobody
+        while text not in log.read_text():  # noqa: ASYNC110 - a file has no event to await
             await asyncio.sleep(0.01)
 
 
@@ -80,22 +80,24 @@ def status_of(tmp_path: Path) -> RunStatus:
     return status
 
 
-async def test_the_end_of_a_stubborn_tree(spawn: Spawn, tmp_path: Path, token: str) -> None:
+async def test_a_tree_that_ignores_sigterm_is_ended(spawn: Spawn, tmp_path: Path, token: str) -> None:
     process = await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     status = status_of(tmp_path)
     assert status.can_be_adopted
     assert (status.engine_pid, status.token) == (process.pid, token)
     assert os.getpgid(process.pid) == process.pid
-    assert len(find_by_token([token])[token]) == 4  # the shim and the three
+    assert len(find_by_token([token])[token]) == 4  # the shim and three processes
     assert await process.end(0.2)
     assert process.exited.result() == -signal.SIGKILL
     assert find_by_token([token]) == {}
-    assert await process.end(0.2)  # once more does nothing
+    assert await process.end(0.2)  # a second end does nothing
 
 
 @pytest.mark.parametrize(("code", "returncode"), [("exit 3", 3), ("kill -SEGV $$", -signal.SIGSEGV)])
-async def test_the_way_it_ended_by_itself(spawn: Spawn, tmp_path: Path, code: str, returncode: int) -> None:
+async def test_the_return_code_of_an_engine_that_exits_by_itself(
+    spawn: Spawn, tmp_path: Path, code: str, returncode: int
+) -> None:
     process = await spawn(["/bin/sh", "-c", code])
     assert await process.exited == returncode
     assert await process.end(0)
@@ -103,7 +105,7 @@ async def test_the_way_it_ended_by_itself(spawn: Spawn, tmp_path: Path, code: st
     assert not status_of(tmp_path).can_be_adopted
 
 
-async def test_where_nothing_can_be_noted_engines_run_all_the_same(
+async def test_engines_run_even_if_the_status_file_can_not_be_written(
     spawn: Spawn, tmp_path: Path, token: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -111,19 +113,19 @@ async def test_where_nothing_can_be_noted_engines_run_all_the_same(
     assert await process.exited == 6
     assert await process.end(0)
     process = await spawn([*PYTHON, STUBBORN], path=tmp_path / "file" / "engine.json")
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     assert await process.end(0.1)
     assert find_by_token([token]) == {}
 
 
-async def test_an_engine_that_obeys_ends_within_its_grace(spawn: Spawn, tmp_path: Path) -> None:
+async def test_an_engine_that_obeys_sigterm_ends_within_its_grace_time(spawn: Spawn, tmp_path: Path) -> None:
     process = await spawn(["/bin/sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.02; done"])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     assert await process.end(30)
     assert process.exited.result() == 0
 
 
-async def test_what_can_not_be_run_is_an_oserror_and_leaves_nobody(
+async def test_a_program_that_can_not_be_run_is_an_oserror_and_leaves_no_process(
     spawn: Spawn, mark: str, tmp_path: Path
 ) -> None:
     with pytest.raises(FileNotFoundError, match="/no/such/program"):
@@ -141,7 +143,7 @@ async def test_a_shim_that_can_not_start_is_an_oserror_too(
         await spawn(["/bin/true"])
 
 
-async def test_a_start_that_is_cancelled_leaves_nobody(spawn: Spawn, mark: str) -> None:
+async def test_a_cancelled_start_leaves_no_process(spawn: Spawn, mark: str) -> None:
     for delay_s in (0.0, 0.01, 0.02, 0.03, 0.05):
         starting = asyncio.create_task(spawn([*PYTHON, STUBBORN]))  # type: ignore[arg-type]
         await asyncio.sleep(delay_s)
@@ -152,19 +154,19 @@ async def test_a_start_that_is_cancelled_leaves_nobody(spawn: Spawn, mark: str) 
     assert marked(mark) == []
 
 
-async def test_nobody_is_left_when_the_shim_is_killed(spawn: Spawn, tmp_path: Path, token: str) -> None:
+async def test_no_process_is_left_when_the_shim_is_killed(spawn: Spawn, tmp_path: Path, token: str) -> None:
     process = await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     os.kill(status_of(tmp_path).shim_pid, signal.SIGKILL)
     assert await process.exited == -signal.SIGKILL
-    assert len(find_by_token([token])[token]) == 2  # whom the kernel doesn't know to be ours
+    assert len(find_by_token([token])[token]) == 2  # the kernel kills only the engine itself
     assert await process.end(0)
     assert find_by_token([token]) == {}
 
 
-async def test_an_end_is_noticed_before_the_tree_is_empty(spawn: Spawn, tmp_path: Path) -> None:
+async def test_the_engines_exit_is_noticed_before_the_tree_is_empty(spawn: Spawn, tmp_path: Path) -> None:
     process = await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     shim = status_of(tmp_path).shim
     os.kill(process.pid, signal.SIGKILL)
     async with asyncio.timeout(10):
@@ -172,28 +174,28 @@ async def test_an_end_is_noticed_before_the_tree_is_empty(spawn: Spawn, tmp_path
         await wait_for_exit(shim)
 
 
-async def test_a_stopped_shim_is_woken_to_do_its_work(spawn: Spawn, tmp_path: Path) -> None:
+async def test_a_stopped_shim_is_continued_and_ends_its_tree(spawn: Spawn, tmp_path: Path) -> None:
     process = await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     os.kill(status_of(tmp_path).shim_pid, signal.SIGSTOP)
     began = time.monotonic()
     assert await process.end(0)
     assert time.monotonic() - began < 5
 
 
-async def test_a_shim_that_does_not_do_its_work_is_killed_with_the_tree(
+async def test_a_shim_that_ignores_signals_is_killed_with_its_tree(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     monkeypatch.setattr(supervised, "_KILL_DEADLINE_S", 0.2)
-    monkeypatch.setattr(process, "_tell", lambda signum: None)  # as if it heard nothing
+    monkeypatch.setattr(process, "_signal_shim", lambda signum: None)  # as if it ignored all signals
     assert await process.end(0)
 
 
 async def test_killing_without_waiting(spawn: Spawn, tmp_path: Path) -> None:
     process = await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     process.kill_now()
     assert await process.exited == -signal.SIGKILL
     await wait_for_exit(status_of(tmp_path).shim)
@@ -204,14 +206,14 @@ async def test_it_works_without_pidfd(
 ) -> None:
     monkeypatch.delattr(os, "pidfd_open")
     process = await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     assert await process.end(0)
     assert process.exited.result() == -signal.SIGKILL
     assert not process.exited.cancelled()
     assert find_by_token([token]) == {}
 
 
-# Another Berth finds what this one has left.
+# Adoption of what a killed manager left.
 
 MANAGER = """
 import asyncio, os, sys
@@ -245,11 +247,11 @@ def orphaned(tmp_path: Path, mark: str, token: str) -> Callable[..., RunStatus]:
     return make
 
 
-async def test_an_engine_outlives_its_manager_and_another_ends_it(
+async def test_an_engine_survives_its_manager_and_another_process_ends_it(
     orphaned: Callable[..., RunStatus], tmp_path: Path, token: str
 ) -> None:
     status = await asyncio.to_thread(orphaned, [*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     assert status.can_be_adopted
     assert len(find_by_token([token, "other"])[token]) == 4
     process = SupervisedProcess.adopt(status, tmp_path / "run" / "engine.json")
@@ -262,7 +264,7 @@ async def test_an_engine_outlives_its_manager_and_another_ends_it(
     assert find_by_token([token]) == {}
 
 
-async def test_an_adopted_engines_exit_code_is_learnt(
+async def test_the_exit_code_of_an_adopted_engine_is_known(
     orphaned: Callable[..., RunStatus], tmp_path: Path
 ) -> None:
     wait = f"while ! [ -e {tmp_path}/go ]; do sleep 0.02; done; exit 3"
@@ -271,16 +273,16 @@ async def test_an_adopted_engines_exit_code_is_learnt(
     (tmp_path / "go").touch()
     assert await process.exited == 3
     assert await process.end(0)
-    late = SupervisedProcess.adopt(status, tmp_path / "run" / "engine.json")  # all over when it looks
+    late = SupervisedProcess.adopt(status, tmp_path / "run" / "engine.json")  # it has ended before
     assert await late.exited == 3
     assert await late.end(1)
 
 
-async def test_an_adopted_engines_shim_is_killed(
+async def test_no_process_is_left_when_an_adopted_engines_shim_is_killed(
     orphaned: Callable[..., RunStatus], tmp_path: Path, token: str
 ) -> None:
     status = await asyncio.to_thread(orphaned, [*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     process = SupervisedProcess.adopt(status, tmp_path / "run" / "engine.json")
     os.kill(status.shim_pid, signal.SIGKILL)
     assert await process.exited == -signal.SIGKILL
@@ -288,20 +290,18 @@ async def test_an_adopted_engines_shim_is_killed(
     assert find_by_token([token]) == {}
 
 
-async def test_strays_without_a_status_are_ended_by_their_token(
+async def test_orphans_without_a_status_file_are_ended_by_their_token(
     orphaned: Callable[..., RunStatus], tmp_path: Path, token: str
 ) -> None:
     await asyncio.to_thread(orphaned, [*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     assert await kill_until_gone(token, None, 10)
     assert find_by_token([token]) == {}
 
 
-async def test_who_is_not_the_one_that_was_noted_is_not_adopted(
-    spawn: Spawn, tmp_path: Path, token: str
-) -> None:
+async def test_only_the_recorded_processes_are_adopted(spawn: Spawn, tmp_path: Path, token: str) -> None:
     await spawn([*PYTHON, STUBBORN])
-    await until_said(tmp_path / "log")
+    await until_logged(tmp_path / "log")
     status = status_of(tmp_path)
     assert status.can_be_adopted
     for change in (
@@ -312,14 +312,14 @@ async def test_who_is_not_the_one_that_was_noted_is_not_adopted(
         {"ended_at": 1.0},
     ):
         assert not replace(status, **change).can_be_adopted  # type: ignore[arg-type]
-    stranger = ProcessId(status.engine_pid, status.engine_start_ticks - 1)
-    assert not stranger.is_alive
-    assert await kill_until_gone("", stranger, 1)  # finds nobody, hurts nobody
+    reused_pid = ProcessId(status.engine_pid, status.engine_start_ticks - 1)
+    assert not reused_pid.is_alive
+    assert await kill_until_gone("", reused_pid, 1)  # finds and kills no process
     assert status_of(tmp_path).can_be_adopted
-    await wait_for_exit(stranger)
+    await wait_for_exit(reused_pid)
 
 
-def test_a_status_that_can_not_be_read_is_none(tmp_path: Path) -> None:
+def test_an_unreadable_status_file_is_none(tmp_path: Path) -> None:
     path = tmp_path / "engine.json"
     assert read_status(path) is None
     for text in ("", "{", "[]", "3", '{"token": "x"}'):
@@ -330,7 +330,7 @@ def test_a_status_that_can_not_be_read_is_none(tmp_path: Path) -> None:
     assert read_status(path) == status
 
 
-# Behind the manager.
+# Through the manager.
 
 
 async def test_a_daemon_is_ended_with_its_engine(managing: ManagerFactory, mark: str) -> None:
@@ -346,7 +346,7 @@ async def test_a_daemon_is_ended_with_its_engine(managing: ManagerFactory, mark:
         assert not manager.config.status_path(instance.instance_id).exists()
 
 
-async def test_without_a_shim_it_is_the_group_that_is_ended(managing: ManagerFactory, mark: str) -> None:
+async def test_without_a_shim_the_process_group_is_ended(managing: ManagerFactory, mark: str) -> None:
     async with managing(stop_grace_s=0.3, use_shim=False) as manager:
         instance = await running(manager, fake("--ignore-term", "--grandchild"))
         assert len(marked(mark)) == 2
@@ -354,8 +354,8 @@ async def test_without_a_shim_it_is_the_group_that_is_ended(managing: ManagerFac
         assert marked(mark) == []
 
 
-async def test_twenty_at_once(tmp_path: Path, mark: str) -> None:
-    async def one(number: int) -> SupervisedProcess:
+async def test_twenty_engines_start_and_end_at_once(tmp_path: Path, mark: str) -> None:
+    async def spawn_one(number: int) -> SupervisedProcess:
         env = {**os.environ, MARK: mark, "BERTH_INSTANCE_TOKEN": f"{mark}{number}"}
         output = os.open(tmp_path / f"{number}.log", os.O_WRONLY | os.O_CREAT)
         try:
@@ -364,9 +364,9 @@ async def test_twenty_at_once(tmp_path: Path, mark: str) -> None:
         finally:
             os.close(output)
 
-    processes = await asyncio.gather(*(one(number) for number in range(20)))
+    processes = await asyncio.gather(*(spawn_one(number) for number in range(20)))
     for number in range(20):
-        await until_said(tmp_path / f"{number}.log")
+        await until_logged(tmp_path / f"{number}.log")
     assert len(marked(mark)) == 80
     assert await asyncio.gather(*(process.end(0.2) for process in processes)) == [True] * 20
     assert marked(mark) == []
@@ -375,13 +375,13 @@ async def test_twenty_at_once(tmp_path: Path, mark: str) -> None:
 # Control groups.
 
 
-def test_a_cgroup_is_used_only_if_it_was_handed_over(tmp_path: Path) -> None:
+def test_a_cgroup_is_used_only_if_it_is_delegated(tmp_path: Path) -> None:
     own, mounts = tmp_path / "own", tmp_path / "mounts"
     group = tmp_path / "fs" / "berth.service"
     group.mkdir(parents=True)
     own.write_text("4:memory:/x\n0::/system.slice/berth.service\n")
     mounts.write_text(f"30 1 0:26 /system.slice {tmp_path}/fs rw - cgroup2 cgroup2 rw\n")
-    assert delegated_cgroup(own, mounts) is None  # no cgroup.procs that we may write
+    assert delegated_cgroup(own, mounts) is None  # no writable cgroup.procs
     (group / "cgroup.procs").touch()
     if os.geteuid() == 0:
         assert delegated_cgroup(own, mounts) is None  # root may write anywhere
@@ -390,7 +390,7 @@ def test_a_cgroup_is_used_only_if_it_was_handed_over(tmp_path: Path) -> None:
         except OSError as error:
             pytest.skip(f"no extended attributes here: {error}")
     assert delegated_cgroup(own, mounts) == str(group)
-    own.write_text("0::/elsewhere\n")
+    own.write_text("0::/outside\n")
     assert delegated_cgroup(own, mounts) is None
     own.write_text("4:memory:/x\n")
     assert delegated_cgroup(own, mounts) is None

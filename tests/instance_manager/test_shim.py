@@ -1,4 +1,4 @@
-"""The shim alone, as a script with real trees of processes below it."""
+"""The shim on its own, run as a script with real process trees."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shim needs 
 SHIM = [sys.executable, "-I", "-S", shim.__file__]
 PYTHON = [sys.executable, "-S", "-c"]
 
-# A tree in which nobody heeds SIGTERM: a leader, a child in another session, and a daemon (forked twice).
+# A tree that ignores SIGTERM: a leader, a child in another session, and a daemon (forked twice).
 STUBBORN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -44,7 +44,7 @@ os.write(1, b"ready\\n")
 time.sleep(600)
 """
 
-# Fifty processes of which each forks and exits, over and over: whoever is signalled may be gone already.
+# Fifty processes that fork and exit in a loop: the target of a signal may already be gone.
 RESTLESS = """
 import os, signal, time
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -64,7 +64,7 @@ time.sleep(600)
 
 
 class Run:
-    """A shim that was started with `argv`, and what it notes."""
+    """A shim started with `argv`, and its status file."""
 
     def __init__(self, status_path: Path, mark: str, argv: list[str], *options: str) -> None:
         self.status_path = status_path
@@ -78,7 +78,7 @@ class Run:
     def until_ready(self) -> None:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"ready\n"
-        while not self.status_path.exists():  # the engine may be quicker than its shim's pen
+        while not self.status_path.exists():  # the engine may be ready before the file is written
             time.sleep(0.01)
 
     def wait(self) -> int:
@@ -93,7 +93,7 @@ class Run:
 
 @pytest.fixture
 def start(tmp_path: Path, mark: str) -> Iterator[Any]:
-    """`start(argv, *options)` gives a Run; `mark` sees to it that nobody of its tree is left."""
+    """`start(argv, *options)` returns a Run; `mark` checks that no process of its tree is left."""
     runs: list[Run] = []
 
     def make(argv: list[str], *options: str, status_path: Path = tmp_path / "run.json") -> Run:
@@ -102,14 +102,14 @@ def start(tmp_path: Path, mark: str) -> Iterator[Any]:
 
     yield make
     for run in runs:
-        run.process.send_signal(shim.KILL_SIGNAL)  # does nothing to those that have ended
+        run.process.send_signal(shim.KILL_SIGNAL)  # does nothing if it has ended
         run.wait()
 
 
 @pytest.mark.parametrize(
     ("code", "returncode"), [("exit 0", 0), ("exit 3", 3), ("kill -SEGV $$", -11), ("kill -KILL $$", -9)]
 )
-def test_it_ends_as_the_engine_did_and_notes_how(start: Any, code: str, returncode: int) -> None:
+def test_the_shim_exits_like_the_engine_and_records_how(start: Any, code: str, returncode: int) -> None:
     began = time.time()
     run = start(["/bin/sh", "-c", code])
     assert run.wait() == returncode
@@ -123,18 +123,18 @@ def test_it_ends_as_the_engine_did_and_notes_how(start: Any, code: str, returnco
     assert list(run.status_path.parent.iterdir()) == [run.status_path]  # no draft is left
 
 
-def test_an_engine_that_ends_by_itself_takes_its_tree_along(start: Any) -> None:
+def test_the_tree_of_an_engine_that_exits_by_itself_is_killed(start: Any) -> None:
     run = start([*PYTHON, STUBBORN.replace('os.write(1, b"ready\\n")', "os._exit(7)")])
     assert run.wait() == 7
 
 
-def test_told_to_kill_it_gets_daemons_and_other_sessions(start: Any) -> None:
+def test_the_kill_signal_ends_daemons_and_other_sessions(start: Any) -> None:
     run = start([*PYTHON, STUBBORN])
     run.until_ready()
     below = psutil.Process(run.process.pid).children(recursive=True)
     assert len(below) == 3
     assert len({os.getsid(process.pid) for process in below}) == 3
-    run.process.send_signal(signal.SIGTERM)  # which nobody heeds
+    run.process.send_signal(signal.SIGTERM)  # which all ignore
     time.sleep(0.1)
     assert all(process.is_running() for process in below)
     run.process.send_signal(shim.KILL_SIGNAL)
@@ -142,7 +142,7 @@ def test_told_to_kill_it_gets_daemons_and_other_sessions(start: Any) -> None:
     assert not any(process.is_running() for process in below)
 
 
-def test_processes_that_fork_all_the_time_do_not_get_away(start: Any) -> None:
+def test_processes_that_fork_constantly_do_not_escape(start: Any) -> None:
     run = start([*PYTHON, RESTLESS])
     run.until_ready()
     run.process.send_signal(shim.KILL_SIGNAL)
@@ -151,7 +151,7 @@ def test_processes_that_fork_all_the_time_do_not_get_away(start: Any) -> None:
     assert time.monotonic() - began < 15
 
 
-def test_a_process_whose_first_thread_has_ended_lives_and_is_killed(start: Any) -> None:
+def test_a_process_whose_first_thread_has_exited_is_alive_and_killed(start: Any) -> None:
     code = "import ctypes, os, threading, time; os.setsid(); "
     code += "threading.Thread(target=time.sleep, args=(600,)).start(); "
     code += "os.write(1, b'ready\\n'); ctypes.CDLL(None).pthread_exit(0)"
@@ -167,17 +167,17 @@ def test_a_process_whose_first_thread_has_ended_lives_and_is_killed(start: Any) 
     assert run.wait() == -signal.SIGKILL
 
 
-def test_asked_to_end_it_leaves_the_rest_of_the_tree_time(start: Any, tmp_path: Path) -> None:
-    farewell = tmp_path / "farewell"
-    worker = f"trap 'sleep 0.3; touch {farewell}; exit' TERM; echo ready; while :; do sleep 0.05; done"
+def test_after_sigterm_the_rest_of_the_tree_gets_time(start: Any, tmp_path: Path) -> None:
+    cleaned_up = tmp_path / "cleaned_up"
+    worker = f"trap 'sleep 0.3; touch {cleaned_up}; exit' TERM; echo ready; while :; do sleep 0.05; done"
     run = start(["/bin/sh", "-c", f'setsid /bin/sh -c "{worker}" & exec sleep 600'])
     run.until_ready()
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == -signal.SIGTERM
-    assert farewell.exists()
+    assert cleaned_up.exists()
 
 
-def test_a_killed_shim_takes_the_engine_along(start: Any) -> None:
+def test_the_engine_of_a_killed_shim_is_killed(start: Any) -> None:
     run = start(["/bin/sh", "-c", "echo ready; exec sleep 600"])
     run.until_ready()
     engine = psutil.Process(run.status["engine_pid"])
@@ -187,7 +187,7 @@ def test_a_killed_shim_takes_the_engine_along(start: Any) -> None:
     assert (run.status["ended_at"], run.status["emptied_at"]) == (None, None)
 
 
-def test_it_dies_with_its_parent_if_it_shall(tmp_path: Path, mark: str) -> None:
+def test_with_die_with_parent_the_tree_ends_with_the_parent(tmp_path: Path, mark: str) -> None:
     status = tmp_path / "run.json"
     argv = [*SHIM, f"--status={status}", "--die-with-parent=PID", "--", *PYTHON, STUBBORN]
     code = "import os, subprocess; argv = [arg.replace('PID', str(os.getpid())) for arg in ARGV]; "
@@ -199,21 +199,21 @@ def test_it_dies_with_its_parent_if_it_shall(tmp_path: Path, mark: str) -> None:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"
         processes = psutil.Process(parent.pid).children(recursive=True)
-        assert len(processes) == 4  # the shim and the three
+        assert len(processes) == 4  # the shim and three processes
         parent.kill()
     assert psutil.wait_procs(processes, timeout=10)[1] == []
     assert json.loads(status.read_text())["emptied_at"] is not None
 
 
-def test_a_parent_that_is_gone_already_is_noticed(start: Any) -> None:
+def test_a_parent_that_is_already_gone_is_noticed(start: Any) -> None:
     run = start(["/bin/sh", "-c", "echo never"], f"--die-with-parent={os.getppid()}")
     assert run.wait() == 127
     assert not run.status_path.exists()
 
 
-def test_what_can_not_be_executed_is_reported(tmp_path: Path) -> None:
+def test_an_execution_error_is_reported(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
-    plain.write_text("no program")
+    plain.write_text("not a program")
     for program, number in ((str(tmp_path / "missing"), errno.ENOENT), (str(plain), errno.EACCES)):
         read_end, write_end = os.pipe()
         child = subprocess.Popen([*SHIM, f"--report={write_end}", "--", program], pass_fds=(write_end,))
@@ -223,32 +223,32 @@ def test_what_can_not_be_executed_is_reported(tmp_path: Path) -> None:
         assert child.wait(10) == 127
 
 
-def test_a_status_that_can_not_be_written_stops_nothing(start: Any, tmp_path: Path) -> None:
+def test_an_unwritable_status_file_stops_nothing(start: Any, tmp_path: Path) -> None:
     run = start(["/bin/sh", "-c", "exit 5"], status_path=tmp_path / "no" / "such" / "folder.json")
     assert run.wait() == 5
 
 
-def test_the_engine_leads_its_own_session_and_inherits_nothing_odd(start: Any) -> None:
+def test_the_engine_leads_its_own_session_and_inherits_no_descriptors(start: Any) -> None:
     script = "import os, signal, sys; print(os.getsid(0) == os.getpgid(0) == os.getpid(), "
     script += "signal.pthread_sigmask(0, ()), os.listdir('/proc/self/fd'), open('/proc/self/status').read())"
     run = start([*PYTHON, script])
     assert run.process.stdout is not None
-    said = run.process.stdout.read().decode()
+    output = run.process.stdout.read().decode()
     assert run.wait() == 0
-    assert said.startswith("True set() ['0', '1', '2', '3'] ")  # 3 is the folder itself
-    assert "SigBlk:\t0000000000000000" in said
+    assert output.startswith("True set() ['0', '1', '2', '3'] ")  # 3 is the listed directory itself
+    assert "SigBlk:\t0000000000000000" in output
 
 
 @pytest.fixture
 def cgroup() -> Iterator[str]:
-    """A control group (version 2) that we may do with as we like."""
+    """A control group (version 2) that the test may change."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     points = [fields[1] for fields in mounts if fields[2] == "cgroup2"]
     directory = Path(points[0] if points else "/nowhere") / f"test-{os.getpid()}"
     try:
         directory.mkdir()
     except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
+        pytest.skip(f"no control group can be created here: {error}")
     if not (directory / "cgroup.kill").exists():
         directory.rmdir()
         pytest.skip("this kernel can't kill a control group")
@@ -256,19 +256,21 @@ def cgroup() -> Iterator[str]:
     directory.rmdir()
 
 
-def test_a_delegated_cgroup_holds_the_tree_and_is_given_back(start: Any, cgroup: str) -> None:
+def test_a_delegated_cgroup_holds_the_tree_and_is_removed(start: Any, cgroup: str) -> None:
     run = start([*PYTHON, STUBBORN], f"--cgroup={cgroup}")
     run.until_ready()
     leaf = Path(run.status["cgroup"])
     assert leaf.parent == Path(cgroup)
     below = psutil.Process(run.process.pid).children(recursive=True)
-    assert {int(pid) for pid in (leaf / "cgroup.procs").read_text().split()} == {one.pid for one in below}
+    assert {int(pid) for pid in (leaf / "cgroup.procs").read_text().split()} == {
+        process.pid for process in below
+    }
     run.process.send_signal(shim.KILL_SIGNAL)
     assert run.wait() == -signal.SIGKILL
     assert not leaf.exists()
 
 
-def test_a_cgroup_that_can_not_be_used_stops_nothing(start: Any, tmp_path: Path) -> None:
+def test_an_unusable_cgroup_stops_nothing(start: Any, tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "missing"):
         run = start(["/bin/sh", "-c", "exit 4"], f"--cgroup={directory}")
         assert run.wait() == 4
@@ -276,7 +278,7 @@ def test_a_cgroup_that_can_not_be_used_stops_nothing(start: Any, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [run.status_path]
 
 
-def test_it_is_small(start: Any) -> None:
+def test_the_shim_needs_little_memory(start: Any) -> None:
     run = start(["/bin/sh", "-c", "echo ready; exec sleep 600"])
     run.until_ready()
     assert psutil.Process(run.process.pid).memory_info().rss < 20 * 1024 * 1024
@@ -284,7 +286,7 @@ def test_it_is_small(start: Any) -> None:
     run.wait()
 
 
-def test_a_signal_never_reaches_another_with_the_same_pid(start: Any) -> None:
+def test_a_signal_never_reaches_another_process_with_the_same_pid(start: Any) -> None:
     run = start(["/bin/sh", "-c", "echo ready; exec sleep 600"])
     run.until_ready()
     pid, ticks = run.status["engine_pid"], run.status["engine_start_ticks"]

@@ -1,4 +1,4 @@
-"""Checks of specs, instance ids, environments and the way to a model's directory."""
+"""Checks of specs, instance ids, environments and model directories."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def spec(**fields: Any) -> InstanceSpec:
         ({"env": {"VLLM_API_KEY": "mine"}}, "env.VLLM_API_KEY"),
     ],
 )
-def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_named(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidSpec) as refusal:
         check_spec(spec(**fields))
     assert refusal.value.param == param
 
 
-def test_a_full_spec_passes() -> None:
+def test_a_complete_spec_passes() -> None:
     check_spec(
         spec(
             name="My-model_1.0",
@@ -82,7 +82,7 @@ def environment(
     return engine_environment(base, *layers, instance_id="i", token="t", api_key="k", devices=devices)
 
 
-def test_berths_own_settings_and_secrets_stay_at_home() -> None:
+def test_engines_do_not_get_berths_own_settings_and_secrets() -> None:
     base = {
         "PATH": "/bin",
         "API_KEYS": "s",
@@ -121,7 +121,7 @@ def test_a_name_is_looked_up_in_the_model_directories_first(
     assert find_model("here", ()) == str(tmp_path / "here")
 
 
-def test_a_hub_id_is_passed_on(tmp_path: Path) -> None:
+def test_a_hub_id_is_returned_unchanged(tmp_path: Path) -> None:
     assert find_model("Qwen/Qwen3-0.6B", (tmp_path,)) == "Qwen/Qwen3-0.6B"
     assert find_model("gpt2", ()) == "gpt2"
 
@@ -129,11 +129,11 @@ def test_a_hub_id_is_passed_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["/no/such/dir", "./nope", "../nope", "~/nope-nope", "a/b/c", "a b", "--model", "."]
 )
-def test_what_is_neither_directory_nor_hub_id_is_not_found(
+def test_a_name_that_is_neither_directory_nor_hub_id_is_not_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if name == ".":  # the working directory exists, so it is a model as far as we can know
+    if name == ".":  # the working directory exists, so it may be a model
         assert find_model(name, ()) == str(tmp_path)
         return
     with pytest.raises(ModelNotFound) as refusal:
@@ -141,19 +141,19 @@ def test_what_is_neither_directory_nor_hub_id_is_not_found(
     assert refusal.value.param == "model_name"
 
 
-def test_no_link_leads_out_of_the_folders_of_models(tmp_path: Path) -> None:
-    elsewhere, root = tmp_path / "elsewhere", tmp_path / "models"
-    for folder in (elsewhere, root / "inside", root / "loaded"):
-        folder.mkdir(parents=True)
-    (elsewhere / "model.safetensors").touch()
-    (root / "out").symlink_to(elsewhere)
+def test_no_link_leads_out_of_the_model_directories(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "models"
+    for directory in (outside, root / "inside", root / "loaded"):
+        directory.mkdir(parents=True)
+    (outside / "model.safetensors").touch()
+    (root / "out").symlink_to(outside)
     (root / "in").symlink_to(root / "inside")
-    (root / "loaded" / "model.safetensors").symlink_to(elsewhere / "model.safetensors")
+    (root / "loaded" / "model.safetensors").symlink_to(outside / "model.safetensors")
     assert find_model("in", (root,)) == str(root / "in")
     for name in ("out", "loaded"):
-        with pytest.raises(ModelNotFound, match=f"leads out of {root}, to {elsewhere}"):
+        with pytest.raises(ModelNotFound, match=f"leads out of {root}, to {outside}"):
             find_model(name, (root,))
-    assert find_model(str(root / "out"), (root,)) == str(elsewhere)
+    assert find_model(str(root / "out"), (root,)) == str(outside)
 
 
 def test_a_name_does_not_lead_out_of_the_model_directories(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Starts that fail, and what is said about them; starts that are disturbed and succeed."""
+"""Starts that fail, with their messages, and starts that succeed in spite of a disturbance."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ async def failing(manager: InstanceManager, spec: InstanceSpec) -> InstanceFailu
         (("--port-in-use",), FailureClass.PORT_IN_USE, 1),
     ],
 )
-async def test_a_failure_has_a_class_an_exit_code_and_the_last_lines(
+async def test_a_failure_has_a_class_an_exit_code_and_the_last_log_lines(
     manager: InstanceManager, flags: tuple[str, ...], expected: FailureClass, exit_code: int
 ) -> None:
     began = time.monotonic()
     failure = await failing(manager, fake(*flags))
-    assert time.monotonic() - began < 20  # nobody waits for the start time-out
+    assert time.monotonic() - began < 20  # without waiting for the start timeout
     assert (failure.failure_class, failure.exit_code, failure.signal) == (expected, exit_code, None)
     if flags[0] == "--fail-with":
         assert failure.log_tail == (flags[1],)
@@ -56,7 +56,7 @@ async def test_a_program_that_does_not_exist(manager: InstanceManager) -> None:
     assert failure.message == "'/no/such/program' can't be run: No such file or directory"
 
 
-async def test_the_wrong_model_is_noticed_at_once(manager: InstanceManager) -> None:
+async def test_an_engine_with_the_wrong_model_fails_at_once(manager: InstanceManager) -> None:
     failure = await failing(manager, fake_vllm(wrong_model=True))
     assert failure.failure_class is FailureClass.UNHEALTHY
     assert failure.message == "/v1/models names something-else, not 'fake-model'"
@@ -68,7 +68,9 @@ async def test_an_engine_that_refuses_its_key_is_not_running(manager: InstanceMa
 
 
 @pytest.mark.parametrize("flags", [("--wedge",), ("--unhealthy",), ("--slow-start", "60")])
-async def test_silence_ends_in_a_start_timeout(managing: ManagerFactory, flags: tuple[str, ...]) -> None:
+async def test_an_engine_without_log_output_gets_a_start_timeout(
+    managing: ManagerFactory, flags: tuple[str, ...]
+) -> None:
     async with managing(start_timeout_s=0.4) as manager:
         failure = await failing(manager, fake(*flags, "--ignore-term", "--grandchild"))
     assert failure.failure_class is FailureClass.START_TIMEOUT
@@ -76,37 +78,39 @@ async def test_silence_ends_in_a_start_timeout(managing: ManagerFactory, flags: 
 
 
 @pytest.mark.parametrize(
-    ("flags", "met"),
+    ("flags", "problem"),
     [
         (("--slow-start", "60"), "nothing listens for {url}"),
         (("--unhealthy",), "{url} answered 503"),
     ],
 )
-async def test_a_start_timeout_says_which_address_was_asked_and_what_it_met(
-    managing: ManagerFactory, flags: tuple[str, ...], met: str
+async def test_a_start_timeout_names_the_probed_url_and_the_last_problem(
+    managing: ManagerFactory, flags: tuple[str, ...], problem: str
 ) -> None:
     async with managing(start_timeout_s=1.0) as manager:
         failure = await failing(manager, fake(*flags, health_path="/health"))
-        expected = met.format(url=f"http://127.0.0.1:{manager.config.base_port}/health")
+        expected = problem.format(url=f"http://127.0.0.1:{manager.config.base_port}/health")
     assert expected in failure.message
 
 
-async def test_an_engine_that_listens_elsewhere_is_told_where(managing: ManagerFactory) -> None:
+async def test_a_start_timeout_names_the_port_on_which_the_engine_listens_instead(
+    managing: ManagerFactory,
+) -> None:
     async with managing(start_timeout_s=2.0) as manager:
-        elsewhere = manager.config.base_port + manager.config.max_instances - 1
-        argv = [str(elsewhere) if part == "{port}" else part for part in command()]
+        other_port = manager.config.base_port + manager.config.max_instances - 1
+        argv = [str(other_port) if part == "{port}" else part for part in command()]
         failure = await failing(manager, InstanceSpec("fake-model", "command", command=argv))
-    asked = f"http://127.0.0.1:{manager.config.base_port}/health"
-    assert f"nothing listens for {asked}; its process listens on port {elsewhere} instead" in failure.message
+    url = f"http://127.0.0.1:{manager.config.base_port}/health"
+    assert f"nothing listens for {url}; its process listens on port {other_port} instead" in failure.message
 
 
-async def test_a_start_that_shows_progress_gets_more_time(managing: ManagerFactory) -> None:
+async def test_a_start_with_progress_in_its_log_gets_more_time(managing: ManagerFactory) -> None:
     async with managing(start_timeout_s=0.8) as manager:
         instance = await running(manager, fake("--slow-start", "2", "--chatty-start"))
         assert instance.record()["load_seconds"] > 1.5
 
 
-async def test_but_never_more_than_the_cap(managing: ManagerFactory) -> None:
+async def test_a_start_with_progress_gets_no_more_time_than_the_cap(managing: ManagerFactory) -> None:
     async with managing(start_timeout_s=0.8, start_timeout_cap_s=1.5) as manager:
         began = time.monotonic()
         failure = await failing(manager, fake("--slow-start", "60", "--chatty-start"))
@@ -116,8 +120,8 @@ async def test_but_never_more_than_the_cap(managing: ManagerFactory) -> None:
 
 
 @contextmanager
-def stranger(port: int) -> Iterator[None]:
-    """Another program's engine on this port: healthy, and of the same model."""
+def foreign_engine(port: int) -> Iterator[None]:
+    """Another program's engine on this port: healthy, with the same model."""
     argv = [sys.executable, "-S", FAKE_ENGINE, "--port", str(port), "--model", "fake-model"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
         try:
@@ -133,12 +137,14 @@ def port_of(instance: Instance) -> int:
     return instance.port
 
 
-async def test_a_lost_race_for_the_port_is_run_again_on_the_next(manager: InstanceManager) -> None:
-    """The stranger comes after the bind test, before our child listens, and answers as if it were ours."""
+async def test_an_engine_that_loses_the_race_for_its_port_is_spawned_on_the_next(
+    manager: InstanceManager,
+) -> None:
+    """The foreign engine starts after the bind test, before our child listens, and answers like ours."""
     instance = manager.create(fake_vllm(slow_start=1.5))
     lost = port_of(instance)
     await until_state(instance, InstanceState.HEALTH_CHECKING)
-    with stranger(lost):
+    with foreign_engine(lost):
         await manager.wait_ready(instance.instance_id, 60)
         assert instance.state is InstanceState.RUNNING
         assert port_of(instance) == lost + 1
@@ -148,22 +154,22 @@ async def test_a_lost_race_for_the_port_is_run_again_on_the_next(manager: Instan
         await manager.stop(instance.instance_id)
 
 
-async def test_a_port_taken_between_two_lives_is_left_alone(manager: InstanceManager) -> None:
+async def test_a_port_that_another_program_uses_is_skipped(manager: InstanceManager) -> None:
     with socket.create_server(("127.0.0.1", manager.config.base_port)):
         instance = await running(manager, fake())
         assert port_of(instance) == manager.config.base_port + 1
 
 
-async def test_no_port_left_to_try_is_a_failure(managing: ManagerFactory) -> None:
+async def test_a_start_fails_when_no_port_is_left_to_try(managing: ManagerFactory) -> None:
     async with managing(max_instances=1) as manager:
         instance = manager.create(fake("--port-in-use"))
         await manager.wait_ready(instance.instance_id, 60)
         assert instance.failure is not None
         assert instance.failure.failure_class is FailureClass.PORT_IN_USE
-        await running(manager, fake())  # the port was given back
+        await running(manager, fake())  # the port was released
 
 
-async def test_stopping_a_start_ends_the_whole_group_soon(managing: ManagerFactory) -> None:
+async def test_stopping_a_starting_engine_ends_its_group_quickly(managing: ManagerFactory) -> None:
     async with managing(stop_grace_s=30.0) as manager:
         instance = manager.create(fake("--slow-start", "60", "--ignore-term", "--grandchild"))
         await until_state(instance, InstanceState.HEALTH_CHECKING)
@@ -176,13 +182,13 @@ async def test_stopping_a_start_ends_the_whole_group_soon(managing: ManagerFacto
 async def test_stop_and_delete_before_the_spawn(manager: InstanceManager) -> None:
     stopped = manager.create(fake(name="a"))
     await manager.stop("a")
-    assert (stopped.state, stopped.spawns) == (InstanceState.STOPPED, 0)
+    assert (stopped.state, stopped.generation) == (InstanceState.STOPPED, 0)
     deleted = manager.create(fake(name="b"))
     await manager.delete("b")
-    assert (deleted.state, deleted.spawns) == (InstanceState.STOPPED, 0)
+    assert (deleted.state, deleted.generation) == (InstanceState.STOPPED, 0)
 
 
-async def test_whoever_waits_for_a_start_that_fails_is_told(manager: InstanceManager) -> None:
+async def test_requests_that_wait_for_a_failed_start_get_its_reason(manager: InstanceManager) -> None:
     instance = manager.create(
         fake("--slow-start", "0.3", "--die-after", "0", "--exit-code", "5", "--unhealthy")
     )

@@ -1,4 +1,4 @@
-"""Ends: draining, stubborn groups, expiry, shutdown. Nothing stays behind, and no port is freed too early."""
+"""Draining, killing, expiry, shutdown: no process is left, and no port is released too early."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def group(instance: Instance) -> list[psutil.Process]:
     return [leader, *leader.children(recursive=True)]
 
 
-async def test_a_stubborn_group_is_killed_whole_and_its_port_kept_till_then(managing: ManagerFactory) -> None:
+async def test_a_group_that_ignores_sigterm_is_killed_and_holds_its_port_until_then(
+    managing: ManagerFactory,
+) -> None:
     async with managing(stop_grace_s=0.5, max_instances=1) as manager:
         instance = await running(manager, fake("--ignore-term", "--grandchild"))
         processes = group(instance)
@@ -41,7 +43,9 @@ async def test_a_stubborn_group_is_killed_whole_and_its_port_kept_till_then(mana
         assert ports_while_stopping == [port, None]  # held while stopping, free once stopped
 
 
-async def test_a_grandchild_outliving_its_parent_is_ended_too(managing: ManagerFactory, mark: str) -> None:
+async def test_a_grandchild_that_outlives_its_parent_is_ended_too(
+    managing: ManagerFactory, mark: str
+) -> None:
     async with managing(stop_grace_s=0.5) as manager:
         instance = await running(manager, fake("--grandchild"))  # the leader itself obeys SIGTERM
         await manager.stop(instance.instance_id)
@@ -65,21 +69,21 @@ async def test_stopping_waits_for_the_lease(manager: InstanceManager) -> None:
     assert instance.state is InstanceState.STOPPED
 
 
-async def test_force_waits_for_nobody_even_when_it_comes_later(manager: InstanceManager) -> None:
+async def test_a_later_forced_stop_cuts_the_drain_short(manager: InstanceManager) -> None:
     instance = await running(manager, fake())
     lease = manager.try_lease(instance.instance_id)
     assert lease is not None
-    polite = asyncio.create_task(manager.stop(instance.instance_id))
+    draining = asyncio.create_task(manager.stop(instance.instance_id))
     await until_state(instance, InstanceState.STOPPING)
     began = time.monotonic()
     await manager.stop(instance.instance_id, force=True)
     assert time.monotonic() - began < 5
-    await polite
+    await draining
     lease.release()
     assert instance.gate.in_flight == 0
 
 
-async def test_draining_ends_with_its_time_or_with_the_engine(managing: ManagerFactory) -> None:
+async def test_draining_ends_after_its_timeout_or_with_the_engine(managing: ManagerFactory) -> None:
     async with managing(drain_timeout_s=0.3) as manager:
         instance = await running(manager, fake())
         lease = manager.try_lease(instance.instance_id)
@@ -94,31 +98,31 @@ async def test_draining_ends_with_its_time_or_with_the_engine(managing: ManagerF
         assert lease is not None
 
 
-async def test_cancelling_who_asked_does_not_cancel_the_stop(manager: InstanceManager) -> None:
+async def test_cancelling_the_caller_does_not_cancel_the_stop(manager: InstanceManager) -> None:
     instance = await running(manager, fake())
-    for verb in (manager.stop, manager.delete):
-        asked = asyncio.create_task(verb(instance.instance_id))
+    for action in (manager.stop, manager.delete):
+        call = asyncio.create_task(action(instance.instance_id))
         await asyncio.sleep(0)
-        asked.cancel()
-        await asyncio.wait((asked,))
-        assert asked.cancelled()
+        call.cancel()
+        await asyncio.wait((call,))
+        assert call.cancelled()
     await until_state(instance, InstanceState.STOPPED)
     while manager.list(include_terminal=True):
         await instance.wait_for_change()
 
 
-async def test_an_idle_instance_expires_and_says_so(manager: InstanceManager) -> None:
+async def test_an_idle_instance_expires_with_an_event_and_a_reason(manager: InstanceManager) -> None:
     instance = await running(manager, fake(timeout_s=0.5))
     took = await until_state(instance, InstanceState.STOPPED)
     assert 0.3 < took < 5
-    kinds = [event.type for event in manager.events.since(0)]
-    assert kinds.count("instance.expired") == 1
+    event_types = [event.type for event in manager.events.since(0)]
+    assert event_types.count("instance.expired") == 1
     assert instance.status_reason.startswith("idle for 0.5")
     with pytest.raises(InstanceNotRunning, match="idle for"):
         manager.try_lease(instance.instance_id)
 
 
-async def test_a_long_request_is_not_idleness(manager: InstanceManager) -> None:
+async def test_an_instance_with_a_long_request_is_not_idle(manager: InstanceManager) -> None:
     instance = await running(manager, fake(timeout_s=0.4))
     async with manager.lease(instance.instance_id):
         await asyncio.sleep(1.0)
@@ -128,14 +132,14 @@ async def test_a_long_request_is_not_idleness(manager: InstanceManager) -> None:
     assert 0.4 <= time.monotonic() - released < 5
 
 
-async def test_pinned_and_endless_instances_stay(manager: InstanceManager) -> None:
+async def test_pinned_instances_and_those_without_a_timeout_do_not_expire(manager: InstanceManager) -> None:
     pinned, endless, short = await asyncio.gather(
         running(manager, fake(name="pinned", timeout_s=60.0)),
         running(manager, fake(name="endless", timeout_s=0.0)),
         running(manager, fake(name="short", timeout_s=60.0)),
     )
-    manager.patch("pinned", timeout_s=0.2, pinned=True)
-    manager.patch("short", timeout_s=0.2)  # a patch takes effect at once
+    manager.patch("pinned", idle_timeout_s=0.2, pinned=True)
+    manager.patch("short", idle_timeout_s=0.2)  # a patch takes effect at once
     await until_state(short, InstanceState.STOPPED)
     await asyncio.sleep(0.3)
     assert pinned.state is endless.state is InstanceState.RUNNING
@@ -144,19 +148,19 @@ async def test_pinned_and_endless_instances_stay(manager: InstanceManager) -> No
     assert endless.state is InstanceState.RUNNING
 
 
-async def test_one_error_does_not_end_expiry_for_ever(
+async def test_expiry_continues_after_an_error(
     manager: InstanceManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from instance_manager.lifecycle import expiry
 
-    honest, calls = expiry.is_expired, 0
+    original, calls = expiry.is_expired, 0
 
     def broken_once(*args: Any) -> bool:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise ValueError("once")
-        return honest(*args)
+        return original(*args)
 
     monkeypatch.setattr(expiry, "is_expired", broken_once)
     instance = await running(manager, fake(timeout_s=0.2))
@@ -181,7 +185,7 @@ async def test_shutdown_ends_everything_in_parallel(managing: ManagerFactory, ma
             manager.try_lease(first.instance_id)
         with pytest.raises(ShuttingDown):
             await waiting
-        assert [line async for line in log] == []  # who follows is let go
+        assert [line async for line in log] == []  # followers are disconnected
         assert all([event.data["reason"] == "Berth is shutting down" async for event in events])
         assert not ending.done()
         await ending
@@ -191,14 +195,14 @@ async def test_shutdown_ends_everything_in_parallel(managing: ManagerFactory, ma
     lease.release()
 
 
-async def test_a_second_shutdown_may_be_less_patient(managing: ManagerFactory) -> None:
+async def test_a_second_shutdown_can_shorten_the_drain_time(managing: ManagerFactory) -> None:
     async with managing(drain_timeout_s=60.0) as manager:
         instance = await running(manager, fake())
         lease = manager.try_lease(instance.instance_id)
-        patient = asyncio.create_task(manager.shutdown())
+        first = asyncio.create_task(manager.shutdown())
         await until_state(instance, InstanceState.STOPPING)
         await manager.shutdown(drain_timeout_s=0.0)
-        await patient
+        await first
         assert instance.state is InstanceState.STOPPED
         assert lease is not None
 
@@ -217,7 +221,7 @@ async def test_cancelling_the_owner_still_ends_every_group(managing: ManagerFact
     assert len(marked(mark)) == 2 + can_supervise()  # the engine, its child and the shim
     owner.cancel()
     await asyncio.sleep(0.1)
-    owner.cancel()  # and again, in the middle of the clean-up
+    owner.cancel()  # again, during the clean-up
     await asyncio.wait((owner,))
     assert owner.cancelled()
     assert marked(mark) == []

@@ -1,4 +1,4 @@
-"""Everything at once, in a seeded random order; a flood of log; logs and memory of real engines."""
+"""Random concurrent actions from a seed; a flood of log output; reading logs; old instances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.instance_manager.conftest import ManagerFactory, fake, marked, runnin
 NAMES = ["a", "b", "c"]
 
 
-async def one_step(manager: InstanceManager, rng: random.Random) -> None:
+async def random_action(manager: InstanceManager, rng: random.Random) -> None:
     name = rng.choice(NAMES)
     match rng.choice(
         ["create", "create", "start", "stop", "force", "restart", "delete", "use", "use", "wait"]
@@ -43,13 +43,13 @@ async def one_step(manager: InstanceManager, rng: random.Random) -> None:
 
 
 async def client(manager: InstanceManager, seed: int) -> int:
-    """Some thirty acts, each of which may be refused, and a fifth of which loses patience."""
+    """Thirty random actions; each may be refused, and a fifth of them are cancelled by a timeout."""
     rng = random.Random(seed)
     done = 0
     for _ in range(30):
         try:
             async with asyncio.timeout(rng.random() * 0.1 if rng.random() < 0.2 else 60):
-                await one_step(manager, rng)
+                await random_action(manager, rng)
             done += 1
         except (ManagerError, TimeoutError):
             await asyncio.sleep(rng.random() * 0.01)
@@ -57,7 +57,9 @@ async def client(manager: InstanceManager, seed: int) -> int:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_a_storm_of_verbs_ends_in_order(managing: ManagerFactory, seed: int, mark: str) -> None:
+async def test_a_storm_of_actions_ends_in_a_clean_state(
+    managing: ManagerFactory, seed: int, mark: str
+) -> None:
     async with managing(stop_grace_s=0.2, drain_timeout_s=1.0, max_instances=3) as manager:
         clients = [asyncio.create_task(client(manager, seed * 100 + number)) for number in range(4)]
         done = await asyncio.gather(*clients)
@@ -66,7 +68,7 @@ async def test_a_storm_of_verbs_ends_in_order(managing: ManagerFactory, seed: in
         live = [instance for instance in survivors if not instance.state.is_terminal]
         for instance in live:
             await manager.wait_ready(instance.instance_id, 30)
-            # Stopped is right, too: by a stop whose caller has lost patience.
+            # Stopped is valid too: by a stop whose caller timed out.
             assert instance.state in (InstanceState.RUNNING, InstanceState.STOPPED), instance.record()
             assert instance.gate.in_flight == instance.gate.queued == 0
         ports = [instance.port for instance in live if instance.state is InstanceState.RUNNING]
@@ -75,13 +77,15 @@ async def test_a_storm_of_verbs_ends_in_order(managing: ManagerFactory, seed: in
         for instance in survivors:
             await manager.delete(instance.instance_id)
         assert marked(mark) == []
-        for _ in range(3):  # every place is free again
+        for _ in range(3):  # all ports are free again
             manager.create(fake())
     assert marked(mark) == []
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_of_many_who_create_one_name_one_succeeds(manager: InstanceManager, seed: int) -> None:
+async def test_of_many_creations_with_one_name_exactly_one_succeeds(
+    manager: InstanceManager, seed: int
+) -> None:
     async def create() -> bool:
         try:
             manager.create(fake(name="same"))
@@ -94,18 +98,18 @@ async def test_of_many_who_create_one_name_one_succeeds(manager: InstanceManager
     assert manager.list(include_terminal=True) == []
 
 
-async def test_a_flood_of_log_stalls_nothing(managing: ManagerFactory) -> None:
+async def test_a_flood_of_log_output_does_not_stall_the_loop(managing: ManagerFactory) -> None:
     async with managing(log_max_bytes=1_000_000) as manager:
         instance = await running(manager, fake("--print-mb", "30"))
         worst = 0.0
         followed = manager.follow_log(instance.instance_id, 0)
 
-        async def wait_for_the_end() -> None:
+        async def wait_for_end() -> None:
             async for line in followed:
                 if line == "flood over":
                     return
 
-        reader = asyncio.create_task(wait_for_the_end())
+        reader = asyncio.create_task(wait_for_end())
         while not reader.done():
             began = time.monotonic()
             await asyncio.sleep(0.005)
@@ -121,18 +125,18 @@ async def test_logs_can_be_read_and_followed_to_the_end(manager: InstanceManager
     instance = await running(manager, fake("--die-after", "0.3"))
     followed = manager.follow_log(instance.instance_id, 10)
     assert await anext(followed) == f"listening on {instance.port}"
-    assert [line async for line in followed] == []  # the engine's end ends it
+    assert [line async for line in followed] == []  # it ends with the engine
     assert manager.read_log(instance.instance_id, 5)[-1].startswith("listening on")
     manager.start(instance.instance_id)
     await until_state(instance, InstanceState.RUNNING)
     await until_state(instance, InstanceState.FAILED)
-    assert len(manager.read_log(instance.instance_id, 5)) == 2  # both lives
+    assert len(manager.read_log(instance.instance_id, 5)) == 2  # of both runs
 
 
-async def test_ended_instances_without_a_name_are_forgotten_in_the_end(
+async def test_the_oldest_ended_instances_without_a_name_are_deleted(
     manager: InstanceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "_MAX_FINISHED", 2)
+    monkeypatch.setattr(expiry, "_MAX_ENDED", 2)
     named = manager.create(fake("--fail-with", "x", name="named"))
     await until_state(named, InstanceState.FAILED)
     ids = []

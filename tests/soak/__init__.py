@@ -1,1 +1,1 @@
-"""Many clients, more models than fit: a long run of a real Berth, watched from outside. `make soak`."""
+"""Many clients and more models than fit in memory: a long run of a real Berth. `make soak`."""

@@ -1,4 +1,4 @@
-"""One request and what became of it, every piece of its answer checked."""
+"""Sends one request and checks every chunk of its response."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 
-from tests.soak.requests import Ask
+from tests.soak.requests import Request
 
-ANSWER_TIMEOUT_S = 180.0  # without its end for so long, a request counts as lost
+REQUEST_TIMEOUT_S = 180.0  # a request without an end after this time counts as lost
 
 
 class Outcome(Enum):
@@ -25,45 +25,45 @@ class Outcome(Enum):
     FAILED = "failed"
 
 
-class Trouble(Enum):
-    """What kept a request from being answered."""
+class FailureKind(Enum):
+    """Why a request was not answered."""
 
-    STATUS = "status"  # an answer that says why, by its status
-    EVENT = "event"  # an answer that had begun, and then an error
+    STATUS = "status"  # an error response
+    EVENT = "event"  # an error after the response had begun
     WIRE = "wire"  # the connection broke
-    UNREACHED = "unreached"  # nobody listened
-    SILENCE = "silence"  # no end within the time
-    WRONG = "wrong"  # it isn't what was asked for
+    UNREACHED = "unreached"  # the connection was refused
+    SILENCE = "silence"  # a timeout
+    WRONG = "wrong"  # an incorrect response
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of an ask, or of one attempt. `wait_s`: until its first token, unstreamed until its end."""
+class Attempt:
+    """One attempt at a request. `wait_s`: until the first token; if not streamed, until the end."""
 
-    ask: Ask
+    request: Request
     outcome: Outcome
     wait_s: float
     problem: str = ""
-    trouble: Trouble | None = None  # of those that failed
-    status: int = 0  # 0 = no head came
-    code: str = ""  # of an error in OpenAI's envelope; empty = there was no such error
+    failure: FailureKind | None = None  # if it failed
+    status: int = 0  # 0 = no response head
+    code: str = ""  # of the error in OpenAI's envelope; empty = no such error
     client: int = 0
     began: float = 0.0  # monotonic seconds
     ended: float = 0.0
     is_retry: bool = False
 
 
-class NotAnswered(Exception):
-    """Something else came than what was asked for."""
+class InvalidResponse(Exception):
+    """The response is an error, or not what was requested."""
 
-    def __init__(self, problem: str, trouble: Trouble = Trouble.WRONG, body: str = "") -> None:
+    def __init__(self, problem: str, failure: FailureKind = FailureKind.WRONG, body: str = "") -> None:
         super().__init__(problem)
-        self.trouble = trouble
+        self.failure = failure
         self.code = code_of(body)
 
 
 def code_of(body: str) -> str:
-    """That of an error in OpenAI's envelope which says what was wrong; else nothing."""
+    """The code of a complete error in OpenAI's envelope; else empty."""
     try:
         error = json.loads(body)["error"]
         return str(error["code"] or error["type"]) if error["message"] and error["type"] else ""
@@ -72,85 +72,87 @@ def code_of(body: str) -> str:
 
 
 async def send(
-    http: httpx.AsyncClient, ask: Ask, key: str = "", timeout_s: float = ANSWER_TIMEOUT_S
-) -> Answer:
-    """Send it and check every piece of what comes."""
+    http: httpx.AsyncClient, request: Request, key: str = "", timeout_s: float = REQUEST_TIMEOUT_S
+) -> Attempt:
+    """Send the request and check every chunk of the response."""
     began = time.monotonic()
-    seen = _Seen({"Authorization": f"Bearer {key}"} if key else {})
-    outcome, problem, trouble, code = Outcome.FAILED, "", None, ""
+    progress = _Progress({"Authorization": f"Bearer {key}"} if key else {})
+    outcome, problem, failure, code = Outcome.FAILED, "", None, ""
     try:
-        async with asyncio.timeout(timeout_s) as whole:
-            outcome = await (_stream if ask.is_stream else _plain)(http, ask, seen)
+        async with asyncio.timeout(timeout_s) as deadline:
+            outcome = await (_stream if request.is_stream else _plain)(http, request, progress)
     except TimeoutError:
-        if whole.expired():
-            problem, trouble = f"it did not end within {timeout_s:.0f} s", Trouble.SILENCE
+        if deadline.expired():
+            problem, failure = f"it did not end within {timeout_s:.0f} s", FailureKind.SILENCE
         else:
             outcome = Outcome.LEFT
-    except NotAnswered as error:
-        problem, trouble, code = str(error), error.trouble, error.code
+    except InvalidResponse as error:
+        problem, failure, code = str(error), error.failure, error.code
     except httpx.HTTPError as error:
-        problem, trouble = repr(error), _trouble_of(error)
+        problem, failure = repr(error), _failure_kind(error)
     ended = time.monotonic()
-    wait_s = (seen.first_at or ended) - began
-    return Answer(ask, outcome, wait_s, problem, trouble, seen.status, code, began=began, ended=ended)
+    wait_s = (progress.first_at or ended) - began
+    return Attempt(
+        request, outcome, wait_s, problem, failure, progress.status, code, began=began, ended=ended
+    )
 
 
-def _trouble_of(error: httpx.HTTPError) -> Trouble:
+def _failure_kind(error: httpx.HTTPError) -> FailureKind:
     if isinstance(error, httpx.ConnectError):
-        return Trouble.UNREACHED
-    return Trouble.SILENCE if isinstance(error, httpx.TimeoutException) else Trouble.WIRE
+        return FailureKind.UNREACHED
+    return FailureKind.SILENCE if isinstance(error, httpx.TimeoutException) else FailureKind.WIRE
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What has come of an answer so far."""
+class _Progress:
+    """The response so far."""
 
     headers: dict[str, str]  # of the request
     status: int = 0
     first_at: float = 0.0
 
 
-async def _plain(http: httpx.AsyncClient, ask: Ask, seen: _Seen) -> Outcome:
-    async with asyncio.timeout(ask.patience_s):
-        response = await http.post(ask.path, json=ask.body(), headers=seen.headers)
-    seen.first_at, seen.status = time.monotonic(), response.status_code
+async def _plain(http: httpx.AsyncClient, request: Request, progress: _Progress) -> Outcome:
+    async with asyncio.timeout(request.first_byte_timeout_s):
+        response = await http.post(request.path, json=request.body(), headers=progress.headers)
+    progress.first_at, progress.status = time.monotonic(), response.status_code
     if response.status_code != 200:
         raise _refusal(response.status_code, response.text)
     answer = response.json()
-    _check_piece(ask, answer)
-    _check_usage(ask, answer)
+    _check_chunk(request, answer)
+    _check_usage(request, answer)
     if answer["choices"][0]["finish_reason"] != "length":
-        raise NotAnswered(f"it ended otherwise than by its length: {answer}")
+        raise InvalidResponse(f"it did not end by its length: {answer}")
     return Outcome.ANSWERED
 
 
-async def _stream(http: httpx.AsyncClient, ask: Ask, seen: _Seen) -> Outcome:
-    async with http.stream("POST", ask.path, json=ask.body(), headers=seen.headers) as response:
-        seen.status = response.status_code
+async def _stream(http: httpx.AsyncClient, request: Request, progress: _Progress) -> Outcome:
+    async with http.stream("POST", request.path, json=request.body(), headers=progress.headers) as response:
+        progress.status = response.status_code
         if response.status_code != 200:
             raise _refusal(response.status_code, (await response.aread()).decode())
-        pieces = _data_lines(response)
-        async with asyncio.timeout(ask.patience_s):
-            last = await anext(pieces, "")
-        seen.first_at = time.monotonic()
+        chunks = _data_lines(response)
+        async with asyncio.timeout(request.first_byte_timeout_s):
+            last = await anext(chunks, "")
+        progress.first_at = time.monotonic()
         usage: dict[str, Any] | None = None
         number = 0
         while last not in ("", "[DONE]"):
-            piece = json.loads(last)
-            _check_piece(ask, piece)
-            usage = piece if piece.get("usage") else usage
+            chunk = json.loads(last)
+            _check_chunk(request, chunk)
+            usage = chunk if chunk.get("usage") else usage
             number += 1
-            if ask.leaves_after == number:
+            if request.disconnects_after == number:
                 return Outcome.LEFT
-            last = await anext(pieces, "")
-        if last != "[DONE]" or await anext(pieces, ""):
-            raise NotAnswered(f"the stream of {number} pieces did not end with [DONE] but with {last!r}")
-    _check_usage(ask, usage or {})
+            last = await anext(chunks, "")
+        if last != "[DONE]" or await anext(chunks, ""):
+            raise InvalidResponse(f"the stream of {number} chunks did not end with [DONE] but with {last!r}")
+    _check_usage(request, usage or {})
     return Outcome.ANSWERED
 
 
-def _refusal(status: int, body: str) -> NotAnswered:
-    return NotAnswered(f"{status} {body[:500]}", Trouble.STATUS, body)
+def _refusal(status: int, body: str) -> InvalidResponse:
+    return InvalidResponse(f"{status} {body[:500]}", FailureKind.STATUS, body)
 
 
 async def _data_lines(response: httpx.Response) -> AsyncIterator[str]:
@@ -159,14 +161,14 @@ async def _data_lines(response: httpx.Response) -> AsyncIterator[str]:
             yield line.removeprefix("data:").strip()
 
 
-def _check_piece(ask: Ask, piece: dict[str, Any]) -> None:
-    if "error" in piece:
-        raise NotAnswered(f"an error in the answer: {piece}", Trouble.EVENT, json.dumps(piece))
-    if piece["model"] != ask.model:
-        raise NotAnswered(f"{ask.model} was asked for, and {piece['model']} has answered: {piece}")
+def _check_chunk(request: Request, chunk: dict[str, Any]) -> None:
+    if "error" in chunk:
+        raise InvalidResponse(f"an error in the response: {chunk}", FailureKind.EVENT, json.dumps(chunk))
+    if chunk["model"] != request.model:
+        raise InvalidResponse(f"{request.model} was requested, but {chunk['model']} answered: {chunk}")
 
 
-def _check_usage(ask: Ask, piece: dict[str, Any]) -> None:
-    counted = (piece.get("usage") or {}).get("completion_tokens")
-    if counted != ask.max_tokens:
-        raise NotAnswered(f"{ask.max_tokens} tokens were asked for, and {counted} have come: {piece}")
+def _check_usage(request: Request, chunk: dict[str, Any]) -> None:
+    counted = (chunk.get("usage") or {}).get("completion_tokens")
+    if counted != request.max_tokens:
+        raise InvalidResponse(f"{request.max_tokens} tokens were requested, but {counted} arrived: {chunk}")

@@ -1,4 +1,4 @@
-"""The place of one Berth after another: who kills it starts the next one, as systemd would."""
+"""Successive Berth processes: whatever kills one starts the next, as systemd would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 from tests.berth_process import BerthProcess, free_port, is_free
 from tests.instance_manager.stores.redis_process import RedisProcess
-from tests.soak.history import Harm, History
+from tests.soak.history import History, Impact
 
 NUM_PORTS = 12
 _MARK = "BERTH_SOAK_MARK"
@@ -23,13 +23,13 @@ _SERVES_WITHIN_S = 90.0
 _PAUSE_S = 0.3
 
 
-class Place:
-    """Settings, folder, ports and Redis are the same for all Berths; each has a folder for its own log."""
+class Deployment:
+    """All Berth processes share settings, state, ports and Redis; each has a directory for its log."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, str], history: History, redis: RedisProcess | None
+        self, directory: Path, settings: Mapping[str, str], history: History, redis: RedisProcess | None
     ) -> None:
-        self.folder = folder
+        self.directory = directory
         self.history = history
         self.redis = redis
         self.port = free_port()
@@ -40,67 +40,69 @@ class Place:
             "APP_PORT": str(self.port),
             "VLLM_BASE_PORT": str(self.first_port),
             "VLLM_MAX_INSTANCES": str(NUM_PORTS),
-            "LOG_DIR": str(folder / "logs"),
-            "STATE_DIR": str(folder / "state"),
+            "LOG_DIR": str(directory / "logs"),
+            "STATE_DIR": str(directory / "state"),
             _MARK: self._mark,
             **settings,
         }
-        self.all: list[BerthProcess] = []
-        self._turn = asyncio.Lock()  # who has it is ending Berth, or starting the next
+        self.berths: list[BerthProcess] = []
+        self._turn = asyncio.Lock()  # held while Berth is being ended or started
 
     @property
     def berth(self) -> BerthProcess:
-        return self.all[-1]
+        return self.berths[-1]
 
-    def begin(self, **settings: str) -> None:
-        folder = self.folder / f"berth-{len(self.all)}"
-        folder.mkdir()
-        self.all.append(BerthProcess(folder, **{**self._settings, **settings}))
+    def start_berth(self, **settings: str) -> None:
+        directory = self.directory / f"berth-{len(self.berths)}"
+        directory.mkdir()
+        self.berths.append(BerthProcess(directory, **{**self._settings, **settings}))
 
-    async def fell(self, kind: str, number: signal.Signals, dice: random.Random, **settings: str) -> None:
-        """End the Berth that serves; return when the next one does. Now and then that one is killed too."""
-        harm = Harm.END if number is signal.SIGTERM else Harm.KILL
+    async def end_and_restart(
+        self, kind: str, number: signal.Signals, rng: random.Random, **settings: str
+    ) -> None:
+        """End Berth and return when the next one serves. Some of those are killed during their start."""
+        impact = Impact.END if number is signal.SIGTERM else Impact.KILL
         async with self._turn:
-            with self.history.during(kind, harm):
+            with self.history.during(kind, impact):
                 os.kill(self.berth.pid, number)
                 status = await asyncio.to_thread(self.berth.wait)
-                if harm is Harm.END and status != 0:
+                if impact is Impact.END and status != 0:
                     self.history.problems.append(f"exit status {status} after SIGTERM: {self.log_tail()}")
-                if dice.random() < 0.2:
-                    await self._kill_amid_its_start(dice.uniform(0.1, 2.0), settings)
-                await self._serve_again(settings)
+                if rng.random() < 0.2:
+                    await self._kill_during_start(rng.uniform(0.1, 2.0), settings)
+                await self._start_until_serving(settings)
 
-    async def _kill_amid_its_start(self, after_s: float, settings: Mapping[str, str]) -> None:
-        with self.history.during("Berth killed amid its start", Harm.KILL):
-            self.begin(**settings)
+    async def _kill_during_start(self, after_s: float, settings: Mapping[str, str]) -> None:
+        with self.history.during("Berth killed during its start", Impact.KILL):
+            self.start_berth(**settings)
             await asyncio.sleep(after_s)
             os.kill(self.berth.pid, signal.SIGKILL)
             await asyncio.to_thread(self.berth.wait)
 
-    async def look_after(self) -> None:
-        """Until cancelled: a Berth that nobody has ended is not to end."""
+    async def watch_and_restart(self) -> None:
+        """Until cancelled, report and replace a Berth that exits by itself."""
         while True:
             await asyncio.sleep(_PAUSE_S)
             if self._turn.locked() or not self.berth.has_ended:
                 continue
             async with self._turn:
-                self.history.problems.append(f"Berth has ended by itself: {self.log_tail()}")
-                with self.history.during("Berth ended by itself", Harm.KILL):
-                    await self._serve_again({})
+                self.history.problems.append(f"Berth has exited by itself: {self.log_tail()}")
+                with self.history.during("Berth exited by itself", Impact.KILL):
+                    await self._start_until_serving({})
 
-    async def _serve_again(self, settings: Mapping[str, str]) -> None:
-        """Start one after the other until one serves: it may not while its Redis is away."""
+    async def _start_until_serving(self, settings: Mapping[str, str]) -> None:
+        """Start Berth, repeatedly if need be, until it serves: it may fail while Redis is away."""
         until = time.monotonic() + _SERVES_WITHIN_S
         while True:
             began = time.monotonic()
-            self.begin(**settings)
+            self.start_berth(**settings)
             try:
                 await asyncio.to_thread(self.berth.wait_until_serving)
                 return
             except AssertionError:
                 if not self.berth.has_ended or time.monotonic() > until:
                     raise
-                if not self.history.has(Harm.STORE, began, time.monotonic(), after_s=1.0):
+                if not self.history.has(Impact.STORE, began, time.monotonic(), after_s=1.0):
                     self.history.problems.append(f"Berth did not start: {self.log_tail()}")
                 await asyncio.sleep(_PAUSE_S)
 
@@ -108,11 +110,11 @@ class Place:
         return self.berth.output()[-1500:]
 
     def logs(self) -> str:
-        return "\n".join(berth.output() for berth in self.all)
+        return "\n".join(berth.output() for berth in self.berths)
 
     def processes(self) -> list[psutil.Process]:
-        """Live ones that any of these Berths has started: shims, engines and what those have started."""
-        berths = {berth.pid for berth in self.all}
+        """The live processes that any of these Berths started: shims, engines and their children."""
+        berths = {berth.pid for berth in self.berths}
         found = []
         for process in psutil.process_iter():
             try:
@@ -131,13 +133,13 @@ class Place:
             return False
 
     def taken_ports(self) -> list[int]:
-        """Of ours, those that are not free."""
+        """Those of our ports that are not free."""
         ports = [self.port, *range(self.first_port, self.first_port + NUM_PORTS)]
         return [port for port in ports if not is_free(port)]
 
     def close(self) -> None:
-        """Nothing outlives the storm, however it has ended."""
-        for berth in reversed(self.all):
+        """End all processes, however the storm has ended."""
+        for berth in reversed(self.berths):
             berth.close()
         for process in self.processes():
             process.kill()
@@ -146,7 +148,7 @@ class Place:
 
 
 def _free_ports() -> int:
-    """The first of some, below those that the system gives to clients (from 32768 on)."""
+    """The first of NUM_PORTS free ports, below the ephemeral range (from 32768)."""
     while True:
         first = random.randrange(23_000, 23_480)
         if all(is_free(first + offset) for offset in range(NUM_PORTS)):

@@ -1,4 +1,4 @@
-"""What was done to Berth, its engines and its store, and when: what may have a victim, and which."""
+"""The faults injected into Berth, its engines and its store, with their times and possible victims."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 
-class Harm(Enum):
-    """Whose requests may fail of it."""
+class Impact(Enum):
+    """Whose requests may fail because of a fault."""
 
-    NONE = auto()  # nobody's: Berth has to see to that
-    ENGINE = auto()  # those of one model
-    KILL = auto()  # everybody's, from Berth's death until the next one serves
-    END = auto()  # those of new requests, until the next Berth serves; what had begun is answered to its end
-    STORE = auto()  # nobody's, but an operator may be told to come again
+    NONE = auto()  # none
+    ENGINE = auto()  # those to one model
+    KILL = auto()  # all, from the kill until the next Berth serves
+    END = auto()  # new ones, until the next Berth serves; running ones are completed
+    STORE = auto()  # none, but operators may have to retry
 
 
 @dataclass(slots=True)
 class Fault:
-    """One of them. Times are monotonic seconds; `model`: None where it isn't known which was hit."""
+    """One fault. Times in monotonic seconds; `model` is None if it is unknown which one was hit."""
 
     kind: str
-    harm: Harm
+    impact: Impact
     model: str | None
     began: float
     ended: float = math.inf
 
 
 class History:
-    """Written by those who do it, read when all is over. `problems`: what has gone wrong by itself."""
+    """Written during the storm, read afterwards. `problems`: failures without a fault."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.problems: list[str] = []
 
     @contextmanager
-    def during(self, kind: str, harm: Harm = Harm.NONE, model: str | None = None) -> Iterator[Fault]:
-        """It goes on as long as the block."""
-        fault = Fault(kind, harm, model, time.monotonic())
+    def during(self, kind: str, impact: Impact = Impact.NONE, model: str | None = None) -> Iterator[Fault]:
+        """The fault lasts as long as the block."""
+        fault = Fault(kind, impact, model, time.monotonic())
         self.faults.append(fault)
         try:
             yield fault
@@ -50,19 +50,19 @@ class History:
             fault.ended = time.monotonic()
 
     def is_berth_away(self, began: float, ended: float, after_s: float = 0.0) -> bool:
-        """Whether for a part of this time no Berth served, or the one that did was ending."""
-        return any(self.has(harm, began, ended, after_s=after_s) for harm in (Harm.KILL, Harm.END))
+        """Whether no Berth served for a part of this time, or Berth was ending."""
+        return any(self.has(impact, began, ended, after_s=after_s) for impact in (Impact.KILL, Impact.END))
 
     @property
     def counts(self) -> Counter[str]:
         return Counter(fault.kind for fault in self.faults)
 
     def has(
-        self, harm: Harm, began: float, ended: float, *, after_s: float = 0.0, model: str | None = None
+        self, impact: Impact, began: float, ended: float, *, after_s: float = 0.0, model: str | None = None
     ) -> bool:
-        """Whether such a thing was going on between these times, or had ended at most `after_s` before."""
+        """Whether such a fault overlaps these times, or ended at most `after_s` before."""
         return any(
-            fault.harm is harm
+            fault.impact is impact
             and (model is None or fault.model in (None, model))
             and fault.began <= ended
             and fault.ended + after_s >= began

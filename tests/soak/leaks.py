@@ -1,4 +1,4 @@
-"""What a storm may not leave behind: leases, processes, descriptors, ports, files, rows in the store."""
+"""Checks that a storm leaks nothing: leases, processes, descriptors, ports, files, rows in the store."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.soak.deployment import Place
+from tests.soak.deployment import Deployment
 
 _SETTLES_WITHIN_S = 60.0
-_SPARE_DESCRIPTORS = 4  # the connections to Redis are other ones, and one to a client may yet be closing
+_SPARE_DESCRIPTORS = 4  # new connections to Redis, and a client connection that is still closing
 
 
 def open_descriptors(pid: int) -> Counter[str]:
-    """By what they are, without numbers."""
+    """Counted by kind, without inode numbers."""
     found: Counter[str] = Counter()
     for path in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -33,55 +33,56 @@ def open_descriptors(pid: int) -> Counter[str]:
 
 
 def eventually(problem: Callable[[], str], within_s: float = _SETTLES_WITHIN_S) -> list[str]:
-    """Empty, as soon as there is none; what it is when the time is out."""
+    """Empty as soon as there is no problem; else the problem at the timeout."""
     until = time.monotonic() + within_s
     while (found := problem()) and time.monotonic() < until:
         time.sleep(0.1)
     return [found] if found else []
 
 
-def at_rest(http: httpx.Client, place: Place) -> list[str]:
-    """Nobody asks any more: no lease is out, nobody waits, and each engine is known, and known once."""
+def when_idle(http: httpx.Client, deployment: Deployment) -> list[str]:
+    """Without clients: no lease is out, no request waits, and each engine belongs to exactly one record."""
 
     def leases() -> str:
         records = _records(http)
         models = http.get("/models").json()["data"]
-        busy = {one["instance_id"]: one["in_flight"] for one in records if one["in_flight"]}
-        waiting = {one["name"]: one["queued"] for one in models if one["queued"]}
+        busy = {record["instance_id"]: record["in_flight"] for record in records if record["in_flight"]}
+        waiting = {model["name"]: model["queued"] for model in models if model["queued"]}
         return f"leases left: {busy}, waiting: {waiting}" if busy or waiting else ""
 
     def engines() -> str:
-        known = {one["pid"] for one in _records(http) if one["pid"] is not None}
-        there = {one.pid for one in place.processes() if not _is_shim(one)}
-        unknown = {pid for pid in there - known if not _is_below(pid, known)}
+        known = {record["pid"] for record in _records(http) if record["pid"] is not None}
+        running = {process.pid for process in deployment.processes() if not _is_shim(process)}
+        unknown = {pid for pid in running - known if not _is_below(pid, known)}
         return (
-            f"engines without a record: {unknown}; records without an engine: {known - there}"
-            if (unknown or known - there)
+            f"engines without a record: {unknown}; records without an engine: {known - running}"
+            if (unknown or known - running)
             else ""
         )
 
     def zombies() -> str:
-        dead = [one.pid for one in psutil.Process(place.berth.pid).children() if _is_zombie(one)]
+        children = psutil.Process(deployment.berth.pid).children()
+        dead = [child.pid for child in children if _is_zombie(child)]
         return f"zombies: {dead}" if dead else ""
 
     return [*eventually(leases), *eventually(engines), *eventually(zombies)]
 
 
-def clear(http: httpx.Client, models: list[str]) -> list[str]:
-    """Stop and delete all there is."""
+def delete_all(http: httpx.Client, models: list[str]) -> list[str]:
+    """Stop and delete all instances."""
     problems = []
     for name in models:
         answer = http.post(f"/models/{name}/stop")
         problems += [] if answer.status_code == 200 else [f"{name} can't be stopped: {answer.text[:300]}"]
-    for one in _records(http):
-        answer = http.delete(f"/instances/{one['instance_id']}")
+    for record in _records(http):
+        answer = http.delete(f"/instances/{record['instance_id']}")
         gone = answer.status_code in (204, 404)
-        problems += [] if gone else [f"{one['instance_id']} can't be deleted: {answer.text[:300]}"]
+        problems += [] if gone else [f"{record['instance_id']} can't be deleted: {answer.text[:300]}"]
     return problems
 
 
 def descriptors(pid: int, before: Mapping[str, int]) -> list[str]:
-    """Those that Berth has open more than a fresh one, without any engine."""
+    """Descriptors that Berth has open beyond those of a fresh one without engines."""
 
     def excess() -> str:
         now = open_descriptors(pid)
@@ -92,42 +93,45 @@ def descriptors(pid: int, before: Mapping[str, int]) -> list[str]:
     return eventually(excess)
 
 
-def after_all(place: Place) -> list[str]:
-    """When Berth has ended and everything had been deleted before."""
-    problems = eventually(lambda: _names(place), 10.0)
-    problems += eventually(lambda: f"ports taken: {ports}" if (ports := place.taken_ports()) else "", 10.0)
-    folders = (place.folder / "logs", place.folder / "state" / "run")
-    files = [str(path) for folder in folders for path in folder.rglob("*") if path.is_file()]
-    beside = [str(path) for path in (place.folder / "state").glob("*") if path.suffix in (".tmp", ".new")]
-    problems += [f"files left: {files + beside}"] if files or beside else []
-    rows = _rows_in_redis(place) if place.redis is not None else _rows_in_file(place.folder / "state")
+def after_end(deployment: Deployment) -> list[str]:
+    """What is left after Berth has ended, when everything was deleted before."""
+    problems = eventually(lambda: _names(deployment), 10.0)
+    problems += eventually(
+        lambda: f"ports taken: {ports}" if (ports := deployment.taken_ports()) else "", 10.0
+    )
+    state = deployment.directory / "state"
+    directories = (deployment.directory / "logs", state / "run")
+    files = [str(path) for directory in directories for path in directory.rglob("*") if path.is_file()]
+    drafts = [str(path) for path in state.glob("*") if path.suffix in (".tmp", ".new")]
+    problems += [f"files left: {files + drafts}"] if files or drafts else []
+    rows = _rows_in_redis(deployment) if deployment.redis is not None else _rows_in_file(state)
     left = {name: number for name, number in rows.items() if number}
     return [*problems, *([f"left in the store: {left}"] if left else [])]
 
 
-def _names(place: Place) -> str:
-    left = [f"{one.pid} {' '.join(one.cmdline())[-100:]}" for one in place.processes()]
+def _names(deployment: Deployment) -> str:
+    left = [f"{process.pid} {' '.join(process.cmdline())[-100:]}" for process in deployment.processes()]
     return f"processes left: {left}" if left else ""
 
 
-def _rows_in_file(folder: Path) -> dict[str, int]:
-    with closing(sqlite3.connect(folder / "berth.db")) as database:
+def _rows_in_file(directory: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(directory / "berth.db")) as database:
         tables = ("records", "ports")
-        return {one: database.execute(f"SELECT count(*) FROM {one}").fetchone()[0] for one in tables}  # noqa: S608
+        return {table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}  # noqa: S608
 
 
-def _rows_in_redis(place: Place) -> dict[str, int]:
-    """Of the hashes that an orderly end empties."""
-    assert place.redis is not None
-    with socket.create_connection(("127.0.0.1", place.redis.port), timeout=10) as connection:
+def _rows_in_redis(deployment: Deployment) -> dict[str, int]:
+    """Sizes of the hashes that an orderly end empties."""
+    assert deployment.redis is not None
+    with socket.create_connection(("127.0.0.1", deployment.redis.port), timeout=10) as connection:
         stream = connection.makefile("rwb")
 
-        def ask(line: str) -> int:
+        def query(line: str) -> int:
             stream.write(f"{line}\r\n".encode())
             stream.flush()
             return int(stream.readline()[1:])
 
-        return {one: ask(f"HLEN {{berth}}:{one}") for one in ("records", "ports", "leases")}
+        return {name: query(f"HLEN {{berth}}:{name}") for name in ("records", "ports", "leases")}
 
 
 def _records(http: httpx.Client) -> list[dict[str, Any]]:
@@ -143,9 +147,9 @@ def _is_shim(process: psutil.Process) -> bool:
 
 
 def _is_below(pid: int, known: set[int]) -> bool:
-    """Whether it is an engine's own child, or has just gone."""
+    """Whether it is a descendant of an engine, or has just exited."""
     try:
-        return any(one.pid in known for one in psutil.Process(pid).parents())
+        return any(parent.pid in known for parent in psutil.Process(pid).parents())
     except psutil.Error:
         return not os.path.exists(f"/proc/{pid}")
 

@@ -1,4 +1,4 @@
-"""What a soak has shown, as text, and whether all of it is as it must be."""
+"""The results of a soak as text, and the guarantees that it found violated."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.soak.scenario import Run
 from tests.soak.client import Outcome
+from tests.soak.scenario import Run
 from tests.soak.watch import MemoryWatch
 
 _MIB = 1 << 20
@@ -15,24 +15,24 @@ _MAX_SHOWN = 12
 
 
 def broken_promises(run: Run) -> list[str]:
-    """Each in one line; empty = all were kept."""
+    """The violated guarantees, one per line; empty = none."""
     broken = [
-        f"failed after {one.wait_s:.2f} s: {one.ask}: {one.problem}"
-        for one in run.traffic.answers
+        f"failed after {one.wait_s:.2f} s: {one.request}: {one.problem}"
+        for one in run.traffic.attempts
         if one.outcome is Outcome.FAILED
     ]
     broken += over_budget(run.memory, run.budget_bytes)
     broken += run.events.problems
     broken += [f"in Berth's log: {line}" for line in run.faults_in_log]
-    answered = {one.ask.model for one in run.traffic.answers if one.outcome is Outcome.ANSWERED}
+    answered = {one.request.model for one in run.traffic.attempts if one.outcome is Outcome.ANSWERED}
     broken += [f"{name} has answered nothing" for name in run.plan.models if name not in answered]
     if not run.events.evictions:
-        broken.append("nothing was ever displaced: the soak has shown nothing")
+        broken.append("no model was ever evicted: the soak has tested nothing")
     return broken
 
 
 def over_budget(memory: MemoryWatch, budget_bytes: int) -> list[str]:
-    """Empty where it never was."""
+    """Empty if memory never exceeded the budget."""
     if not memory.over:
         return []
     most = max((held for _, held in memory.over), key=lambda held: sum(held.values()))
@@ -44,13 +44,13 @@ def over_budget(memory: MemoryWatch, budget_bytes: int) -> list[str]:
 
 
 def table(run: Run) -> str:
-    """Some lines of name and value."""
-    outcomes = Counter(one.outcome for one in run.traffic.answers)
-    waits = sorted(one.wait_s for one in run.traffic.answers if one.outcome is Outcome.ANSWERED)
+    """Lines of name and value."""
+    outcomes = Counter(one.outcome for one in run.traffic.attempts)
+    waits = sorted(one.wait_s for one in run.traffic.attempts if one.outcome is Outcome.ANSWERED)
     states = run.events.states
     memory = run.memory
     rows = [
-        ("requests", f"{len(run.traffic.answers)} by {run.plan.num_clients} clients"),
+        ("requests", f"{len(run.traffic.attempts)} by {run.plan.num_clients} clients"),
         ("answered", f"{outcomes[Outcome.ANSWERED]}"),
         ("left on purpose", f"{outcomes[Outcome.LEFT]}"),
         ("failed", f"{outcomes[Outcome.FAILED]}"),
@@ -71,13 +71,13 @@ def table(run: Run) -> str:
 
 
 def shown(broken: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
+    """The first lines, and the number of the others."""
     rest = [f"… and {len(broken) - _MAX_SHOWN} more"] if len(broken) > _MAX_SHOWN else []
     return "\n".join([*(f"BROKEN: {line}" for line in broken[:_MAX_SHOWN]), *rest])
 
 
 def quantile(ordered: Sequence[float], part: float) -> float:
-    """The smallest that is at least as large as `part` of all; 0 of none."""
+    """The smallest value not below `part` of all values; 0 without values."""
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What clients ask for: requests at random, that no other prompt begins like."""
+"""Random requests, each with a prompt that shares no prefix with another."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _MAX_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One request. `leaves_after`: pieces of a stream that are read; `patience_s`: until the first byte."""
+class Request:
+    """One request. `disconnects_after`: number of chunks after which the client disconnects."""
 
     model: str
     is_chat: bool
     is_stream: bool
     max_tokens: int
     prompt: str = field(repr=False)
-    leaves_after: int | None = None
-    patience_s: float | None = None
+    disconnects_after: int | None = None
+    first_byte_timeout_s: float | None = None
 
     @property
     def path(self) -> str:
@@ -43,21 +43,21 @@ class Ask:
         return body
 
 
-def random_prompt(dice: random.Random, num_words: int) -> str:
-    """Words that no other prompt begins with, so that they fill an engine's cache."""
-    return " ".join(str(dice.randrange(100)) for _ in range(num_words))
+def random_prompt(rng: random.Random, num_words: int) -> str:
+    """Random words: no common prefix with other prompts, so that they fill an engine's cache."""
+    return " ".join(str(rng.randrange(100)) for _ in range(num_words))
 
 
-def draw(dice: random.Random, models: Sequence[str]) -> Ask:
-    """A request at random."""
-    is_stream = dice.random() < 0.5
-    max_tokens = dice.randint(1, _MAX_TOKENS)
-    return Ask(
-        model=dice.choice(models),
-        is_chat=dice.random() < 0.5,
+def random_request(rng: random.Random, models: Sequence[str]) -> Request:
+    """A random request."""
+    is_stream = rng.random() < 0.5
+    max_tokens = rng.randint(1, _MAX_TOKENS)
+    return Request(
+        model=rng.choice(models),
+        is_chat=rng.random() < 0.5,
         is_stream=is_stream,
         max_tokens=max_tokens,
-        prompt=random_prompt(dice, LONG_PROMPT_WORDS if dice.random() < 0.05 else dice.randint(1, 20)),
-        leaves_after=dice.randint(1, max_tokens) if is_stream and dice.random() < 0.15 else None,
-        patience_s=dice.uniform(0.02, 1.0) if dice.random() < 0.05 else None,
+        prompt=random_prompt(rng, LONG_PROMPT_WORDS if rng.random() < 0.05 else rng.randint(1, 20)),
+        disconnects_after=rng.randint(1, max_tokens) if is_stream and rng.random() < 0.15 else None,
+        first_byte_timeout_s=rng.uniform(0.02, 1.0) if rng.random() < 0.05 else None,
     )

@@ -1,4 +1,4 @@
-"""The scenario: memory for all models but one, all of them asked for, and what is to hold throughout."""
+"""The scenario: memory for all models but one, requests to all of them, and what must hold throughout."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.soak.watch import EventWatch, MemoryWatch, below
 
 _GIB = 1 << 30
 _START_TIMEOUT_S = 120.0
-_MEDDLE_EVERY_S = 5.0
+_OPERATE_EVERY_S = 5.0
 _ACT_TIMEOUT_S = 30.0
-_ACTS = ("sleep?level=1", "sleep?level=2", "stop", "restart", "wake?wait=0", "start")
-_ROOM_LEFT = 0.7  # of a model, beside all but one
-_PROMPTS_THAT_FILL = 150
+_ACTIONS = ("sleep?level=1", "sleep?level=2", "stop", "restart", "wake?wait=0", "start")
+_SPARE_MEMORY = 0.7  # as a fraction of a model, beyond all but one
+_PROMPTS_TO_FILL = 150
 _FAULTS_IN_LOG = re.compile(
     r"^.*(?:stops with \d+ requests in flight|Traceback|the scaler failed|Error in Berth).*$", re.MULTILINE
 )
@@ -38,12 +38,12 @@ class Engine(StrEnum):
     """What runs the models."""
 
     REAL = "engine"  # the embedded engine, with the demo model
-    FAKE = "fake"  # starts in a moment and can't sleep: many more swaps
+    FAKE = "fake"  # starts quickly and can't sleep: many more swaps
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One soak. `num_models - 1` of them fit."""
+    """One soak. `num_models - 1` models fit in memory."""
 
     engine: Engine
     seconds: float
@@ -51,9 +51,9 @@ class Plan:
     num_models: int = 3
     seed: int = 0
     calibration_s: float = 6.0
-    store: str = "sqlite"  # or redis; of a storm
-    pace: float | None = None  # of a storm's faults: 0.5 = twice as many; None: as the engine bears it
-    budget_mib: int | None = None  # of an earlier run; None: measured first
+    store: str = "sqlite"  # or redis; for a storm
+    pace: float | None = None  # interval factor of a storm's faults: 0.5 = twice as many; None = by engine
+    budget_mib: int | None = None  # None = measured first
 
     @property
     def models(self) -> list[str]:
@@ -62,7 +62,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that was seen."""
+    """All observations."""
 
     plan: Plan
     budget_bytes: int
@@ -74,7 +74,7 @@ class Run:
 
 
 def catalog(plan: Plan) -> dict[str, Any]:
-    """The models differ in what happens to them when nobody asks for them for some seconds."""
+    """The models differ in what happens after their idle timeout."""
     if plan.engine is Engine.FAKE:
         return {
             name: {"command": command("--served-model-name", name, "--ballast-mb", "200"), "timeout": 2}
@@ -84,7 +84,7 @@ def catalog(plan: Plan) -> dict[str, Any]:
     return {
         name: {
             "path": str(ROOT / "models" / "berth-demo"),
-            # A cache that weighs about as much as all else, so that sleep gives half of it back.
+            # A cache about as large as everything else, so that sleep frees half of the memory.
             "params": {"kv_cache_memory_bytes": "250M", "num_threads": 1},
             "timeout": 4,
             "expire_action": actions[number % len(actions)],
@@ -93,60 +93,60 @@ def catalog(plan: Plan) -> dict[str, Any]:
     }
 
 
-def run(plan: Plan, folder: Path, tell: Callable[[str], None]) -> Run:
-    """Measure what models need, then soak. Raises AssertionError where Berth doesn't even start."""
+def run(plan: Plan, directory: Path, report: Callable[[str], None]) -> Run:
+    """Measure the models' memory, then soak. Raises AssertionError if Berth doesn't start."""
     models = catalog(plan)
-    write_catalog(folder, {name: {**entry, "timeout": 0} for name, entry in models.items()})
-    budget = find_budget(plan, folder)
-    write_catalog(folder, models)
-    tell(f"budget {budget / _GIB:.2f} GiB, {plan.num_models} models, {plan.seconds:.0f} s")
+    write_catalog(directory, {name: {**entry, "timeout": 0} for name, entry in models.items()})
+    budget = find_budget(plan, directory)
+    write_catalog(directory, models)
+    report(f"budget {budget / _GIB:.2f} GiB, {plan.num_models} models, {plan.seconds:.0f} s")
     settings = settings_for(plan, budget)
     traffic = Traffic("", plan.models, plan.num_clients, plan.seed)
     events = EventWatch()
     ends_clean = False
     try:
-        with _berth(folder, settings) as berth:
+        with _berth(directory, settings) as berth:
             traffic.base_url = berth.url
             memory = MemoryWatch(below(berth.pid), budget)
             with memory.running():
                 asyncio.run(_soak(plan, berth, traffic, events))
         ends_clean = True
-    except AssertionError as error:  # it did not end, or has left something behind
+    except AssertionError as error:  # it did not end, or left something behind
         events.problems.append(f"Berth did not end well: {str(error)[-2000:]}")
-    log = (folder / "berth.log").read_text(errors="replace")
+    log = (directory / "berth.log").read_text(errors="replace")
     faults = [match[0] for match in _FAULTS_IN_LOG.finditer(log)]
     return Run(plan, budget, traffic, events, memory, faults, ends_clean)
 
 
 def settings_for(plan: Plan, budget: int) -> dict[str, str]:
-    """Memory for all models but one, and haste, so that much happens."""
-    residency, patience = ("0.3", "2") if plan.engine is Engine.FAKE else ("3", "8")
+    """Memory for all models but one, and short times, so that much happens."""
+    residency, max_wait = ("0.3", "2") if plan.engine is Engine.FAKE else ("3", "8")
     return {
         "HOST_MEMORY": repr(budget / _GIB if budget > _GIB else budget / host_total_bytes()),
         "MIN_RESIDENCY": residency,
-        "MAX_WAIT": patience,
+        "MAX_WAIT": max_wait,
         "MAX_QUEUE": str(plan.num_clients),
     }
 
 
-def write_catalog(folder: Path, models: Mapping[str, Any]) -> None:
-    (folder / "models.yaml").write_text(json.dumps({"models": models}))  # JSON is YAML
+def write_catalog(directory: Path, models: Mapping[str, Any]) -> None:
+    (directory / "models.yaml").write_text(json.dumps({"models": models}))  # JSON is YAML
 
 
 @contextmanager
-def _berth(folder: Path, settings: Mapping[str, str]) -> Iterator[BerthProcess]:
-    common = {"MODELS_FILE": str(folder / "models.yaml"), "STATE_DIR": str(folder / "state")}
-    with running_berth(folder, **common, **settings) as berth:
+def _berth(directory: Path, settings: Mapping[str, str]) -> Iterator[BerthProcess]:
+    common = {"MODELS_FILE": str(directory / "models.yaml"), "STATE_DIR": str(directory / "state")}
+    with running_berth(directory, **common, **settings) as berth:
         yield berth
 
 
-def find_budget(plan: Plan, folder: Path) -> int:
-    """What is enough for all models but one under load, and part of another: for one that sleeps.
+def find_budget(plan: Plan, directory: Path) -> int:
+    """Enough memory for all models but one under load, and for part of another, which may sleep.
 
-    Of a command nothing is known before its first run, so all are run once; of the embedded engine's
-    models the last is left to Berth's estimate.
+    Berth knows nothing about a command before its first run, so all run once; for the embedded engine, the
+    last model is left to Berth's estimate.
     """
-    with _berth(folder, {}) as berth:
+    with _berth(directory, {}) as berth:
         memory = MemoryWatch(below(berth.pid), interval_s=0.1)
         traffic = Traffic(berth.url, plan.models[:-1], plan.num_clients, plan.seed)
         with berth.client(_START_TIMEOUT_S) as http:
@@ -157,11 +157,11 @@ def find_budget(plan: Plan, folder: Path) -> int:
             for name in plan.models[:-1]:
                 _start(http, name)
             with memory.running():
-                if plan.engine is Engine.REAL:  # its cache takes memory only as it is filled
-                    asyncio.run(traffic.fill(_PROMPTS_THAT_FILL))
+                if plan.engine is Engine.REAL:  # its cache takes memory only when filled
+                    asyncio.run(traffic.fill(_PROMPTS_TO_FILL))
                 asyncio.run(traffic.run(plan.calibration_s))
     num_resident = plan.num_models - 1
-    return int(memory.peak_bytes * (num_resident + _ROOM_LEFT) / num_resident)
+    return int(memory.peak_bytes * (num_resident + _SPARE_MEMORY) / num_resident)
 
 
 def _start(http: httpx.Client, name: str) -> None:
@@ -172,7 +172,7 @@ def _start(http: httpx.Client, name: str) -> None:
 def _wait_until_measured(http: httpx.Client, name: str) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not http.get(f"/models/{name}").json()["memory_bytes"]:
-        assert time.monotonic() < deadline, f"{name} is never measured"
+        assert time.monotonic() < deadline, f"{name} was never measured"
         time.sleep(0.05)
 
 
@@ -180,7 +180,7 @@ async def _soak(plan: Plan, berth: BerthProcess, traffic: Traffic, events: Event
     async with berth.async_client() as http:
         following = asyncio.create_task(events.follow(http))
         await events.connected.wait()
-        jobs = [following, asyncio.create_task(_meddle(http, plan, events.problems))]
+        jobs = [following, asyncio.create_task(_operate(http, plan, events.problems))]
         try:
             await traffic.run(plan.seconds)
         finally:
@@ -192,14 +192,18 @@ async def _soak(plan: Plan, berth: BerthProcess, traffic: Traffic, events: Event
                 events.problems.append(f"watching failed: {error!r}")
 
 
-async def _meddle(http: httpx.AsyncClient, plan: Plan, problems: list[str]) -> None:
-    """Somebody puts models to sleep, stops and restarts them in the middle of it all."""
-    dice = random.Random(plan.seed)
-    acts = _ACTS if plan.engine is Engine.REAL else [act for act in _ACTS if not act.startswith("sleep")]
+async def _operate(http: httpx.AsyncClient, plan: Plan, problems: list[str]) -> None:
+    """An operator puts models to sleep, stops and restarts them meanwhile."""
+    rng = random.Random(plan.seed)
+    actions = (
+        _ACTIONS
+        if plan.engine is Engine.REAL
+        else [action for action in _ACTIONS if not action.startswith("sleep")]
+    )
     while True:
-        await asyncio.sleep(min(_MEDDLE_EVERY_S, plan.seconds / 5) * dice.uniform(0.2, 1.8))
-        url = f"/models/{dice.choice(plan.models)}/{dice.choice(acts)}"
+        await asyncio.sleep(min(_OPERATE_EVERY_S, plan.seconds / 5) * rng.uniform(0.2, 1.8))
+        url = f"/models/{rng.choice(plan.models)}/{rng.choice(actions)}"
         with suppress(httpx.TimeoutException):
             response = await http.post(url, timeout=_ACT_TIMEOUT_S)
-            if response.status_code not in (200, 409):  # 409: what doesn't run can't sleep
+            if response.status_code not in (200, 409):  # 409: a stopped model can't sleep
                 problems.append(f"POST {url}: {response.status_code} {response.text[:500]}")

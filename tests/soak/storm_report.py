@@ -1,16 +1,16 @@
-"""What a storm has shown, as a table that fits a note, and which promises it has found broken."""
+"""The results of a storm as a table, and the guarantees that it found violated."""
 
 from __future__ import annotations
 
-from tests.soak.accounting import Fate
-from tests.soak.report import counted, over_budget, quantile
+from tests.soak.accounting import Verdict
 from tests.soak.client import Outcome
+from tests.soak.report import counted, over_budget, quantile
 from tests.soak.storm import Storm, failed_events_without_cause
 
 
 def broken_in_storm(storm: Storm) -> list[str]:
-    """Each in one line; empty = all were kept."""
-    answered = {one.ask.model for one in storm.traffic.answers if one.outcome is Outcome.ANSWERED}
+    """The violated guarantees, one per line; empty = none."""
+    answered = {one.request.model for one in storm.traffic.attempts if one.outcome is Outcome.ANSWERED}
     return [
         *(f"lost: {line}" for line in storm.accounts.lost),
         *storm.history.problems,
@@ -25,14 +25,14 @@ def broken_in_storm(storm: Storm) -> list[str]:
 
 
 def storm_table(storm: Storm) -> str:
-    """Some lines of name and value."""
+    """Lines of name and value."""
     plan, accounts, states = storm.plan, storm.accounts, storm.events.states
-    waits = sorted(one.wait_s for one in storm.traffic.answers if one.outcome is Outcome.ANSWERED)
-    longest = max((one.ended - one.began for one in storm.traffic.answers), default=0.0)
+    waits = sorted(one.wait_s for one in storm.traffic.attempts if one.outcome is Outcome.ANSWERED)
+    longest = max((one.ended - one.began for one in storm.traffic.attempts), default=0.0)
     rows = [
         ("storm", f"{plan.engine}, {plan.store}, {plan.seconds:.0f} s, seed {plan.seed}"),
-        ("requests", f"{len(storm.traffic.answers)} by {plan.num_clients} clients"),
-        *((f"  {fate}", f"{accounts.fates[fate]}") for fate in Fate),
+        ("requests", f"{len(storm.traffic.attempts)} by {plan.num_clients} clients"),
+        *((f"  {verdict}", f"{accounts.verdicts[verdict]}") for verdict in Verdict),
         ("retries", f"{accounts.num_retried} of these"),
         ("refusals", counted(accounts.refusals)),
         ("faults", counted(storm.history.counts)),
@@ -44,6 +44,6 @@ def storm_table(storm: Storm) -> str:
         ("longest attempt", f"{longest:.1f} s"),
         ("most held", f"{storm.memory.peak_bytes >> 20} of {storm.budget_bytes >> 20} MiB"),
         ("left over", "none" if not storm.left else "SOME"),
-        ("usage", "right" if not storm.wrong_usage else "WRONG"),
+        ("usage", "correct" if not storm.wrong_usage else "WRONG"),
     ]
     return "\n".join(f"{name:<18} {value}" for name, value in rows)

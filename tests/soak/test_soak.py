@@ -1,4 +1,4 @@
-"""A few seconds of the soak with engines that start in a moment, and that the soak sees what is wrong."""
+"""A few seconds of the soak with fast engines, and tests that the soak detects violations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.soak.requests import Ask
-from tests.soak.report import broken_promises, quantile, shown, table
-from tests.soak.scenario import Engine, Plan, run
 from tests.soak.client import Outcome, send
+from tests.soak.report import broken_promises, quantile, shown, table
+from tests.soak.requests import Request
+from tests.soak.scenario import Engine, Plan, run
 from tests.soak.watch import EventWatch, MemoryWatch, below
 
 
@@ -27,12 +27,12 @@ def test_nothing_is_lost_while_models_take_turns_in_memory(tmp_path: Path) -> No
     assert not broken, f"{table(result)}\n{shown(broken)}"
 
 
-def piece(model: str = "m", **fields: Any) -> dict[str, Any]:
+def chunk(model: str = "m", **fields: Any) -> dict[str, Any]:
     return {"model": model, "choices": [{"text": "a", "finish_reason": "length"}], **fields}
 
 
-def sse(pieces: Iterable[dict[str, Any]], end: str = "data: [DONE]\n\n") -> str:
-    return "".join(f"data: {json.dumps(one)}\n\n" for one in pieces) + end
+def sse(chunks: Iterable[dict[str, Any]], end: str = "data: [DONE]\n\n") -> str:
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + end
 
 
 USAGE = {"completion_tokens": 2}
@@ -42,38 +42,38 @@ ERROR = {"error": {"message": "it broke"}}
 @pytest.mark.parametrize(
     ("is_stream", "status", "answer", "problem"),
     [
-        (False, 200, json.dumps(piece(usage=USAGE)), None),
+        (False, 200, json.dumps(chunk(usage=USAGE)), None),
         (False, 503, "no room", "503 no room"),
-        (False, 200, json.dumps(piece("other", usage=USAGE)), "other has answered"),
-        (False, 200, json.dumps(piece(usage={"completion_tokens": 1})), "1 have come"),
-        (True, 200, sse([piece(), piece(usage=USAGE)]), None),
-        (True, 200, ": waiting\n\n" + sse([piece(usage=USAGE)]), None),
+        (False, 200, json.dumps(chunk("other", usage=USAGE)), "other answered"),
+        (False, 200, json.dumps(chunk(usage={"completion_tokens": 1})), "1 arrived"),
+        (True, 200, sse([chunk(), chunk(usage=USAGE)]), None),
+        (True, 200, ": waiting\n\n" + sse([chunk(usage=USAGE)]), None),
         (True, 503, "no room", "503 no room"),
-        (True, 200, sse([piece("other")]), "other has answered"),
-        (True, 200, sse([piece(usage=USAGE)], end=""), "did not end with"),
-        (True, 200, sse([piece(usage=USAGE)], end="data: [DONE]\n\n" * 2), "did not end with"),
-        (True, 200, sse([]), "None have come"),
-        (True, 200, sse([piece(), ERROR]), "it broke"),
+        (True, 200, sse([chunk("other")]), "other answered"),
+        (True, 200, sse([chunk(usage=USAGE)], end=""), "did not end with"),
+        (True, 200, sse([chunk(usage=USAGE)], end="data: [DONE]\n\n" * 2), "did not end with"),
+        (True, 200, sse([]), "None arrived"),
+        (True, 200, sse([chunk(), ERROR]), "it broke"),
     ],
 )
-async def test_a_wrong_answer_is_a_failure(
+async def test_an_incorrect_response_is_a_failure(
     is_stream: bool, status: int, answer: str, problem: str | None
 ) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text=answer))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        seen = await send(http, Ask("m", False, is_stream, 2, "a"))
-    assert seen.outcome is (Outcome.ANSWERED if problem is None else Outcome.FAILED)
-    assert (problem or "") in seen.problem
+        attempt = await send(http, Request("m", False, is_stream, 2, "a"))
+    assert attempt.outcome is (Outcome.ANSWERED if problem is None else Outcome.FAILED)
+    assert (problem or "") in attempt.problem
 
 
-async def test_who_leaves_on_purpose_has_not_failed() -> None:
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=sse([piece(), piece()], end="")))
+async def test_a_client_that_disconnects_on_purpose_has_not_failed() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=sse([chunk(), chunk()], end="")))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        seen = await send(http, Ask("m", True, True, 2, "a", leaves_after=2))
-    assert seen.outcome is Outcome.LEFT
+        attempt = await send(http, Request("m", True, True, 2, "a", disconnects_after=2))
+    assert attempt.outcome is Outcome.LEFT
 
 
-async def test_faults_among_events_are_seen() -> None:
+async def test_violations_in_the_events_are_reported() -> None:
     def event(number: int, status: str, in_flight: int) -> str:
         data = {"instance_id": "x", "status": status, "in_flight": in_flight}
         return f"event: instance.state\ndata: {json.dumps(data)}\nid: {number}\n\n"
@@ -92,7 +92,7 @@ async def test_faults_among_events_are_seen() -> None:
     ]
 
 
-def test_memory_over_the_budget_is_seen() -> None:
+def test_memory_over_the_budget_is_reported() -> None:
     script = "import sys; held = bytearray(b'x') * 60_000_000; print(flush=True); sys.stdin.read()"
     with psutil.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as child:
         child.stdout.readline()

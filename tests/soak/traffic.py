@@ -1,4 +1,4 @@
-"""Clients that ask for models in turn, and what became of each of their requests."""
+"""Clients that send requests to changing models, and the outcome of each attempt."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
-from tests.soak.requests import LONG_PROMPT_WORDS, Ask, draw, random_prompt
-from tests.soak.client import ANSWER_TIMEOUT_S, Answer, NotAnswered, Outcome, send
+from tests.soak.client import REQUEST_TIMEOUT_S, Attempt, InvalidResponse, Outcome, send
+from tests.soak.requests import LONG_PROMPT_WORDS, Request, random_prompt, random_request
 
 _RETRY_PAUSE_S = (0.1, 1.0)
-_NOT_TRIED_AGAIN = {400, 401, 403, 404, 422}
-_MOOD_S = 7.0  # how long all ask for the same few models
-_MOODS_AT_LEAST = 5
+_NOT_RETRIED = {400, 401, 403, 404, 422}
+_PHASE_S = 7.0  # how long all clients use the same few models
+_MIN_PHASES = 5
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Clients over one base URL, until the time is out; each finishes the request that it is at."""
+    """Clients of one base URL. When the time is up, each finishes its current request."""
 
     base_url: str
     models: Sequence[str]
     num_clients: int
     seed: int = 0
-    answers: list[Answer] = field(default_factory=list)
-    keys: Sequence[str] = ()  # an API key for each client
-    guest: str = ""  # a model that is asked for now and then, and may not be there
+    attempts: list[Attempt] = field(default_factory=list)
+    keys: Sequence[str] = ()  # one API key per client
+    guest: str = ""  # a model that is sometimes requested and may not exist
     num_retries: int = 0
-    timeout_s: float = ANSWER_TIMEOUT_S
+    timeout_s: float = REQUEST_TIMEOUT_S
 
     async def run(self, seconds: float) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.num_clients)
         timeout = httpx.Timeout(self.timeout_s)
         began = time.monotonic()
         until = began + seconds
-        moods = self._moods(began, min(_MOOD_S, seconds / _MOODS_AT_LEAST))
+        choose_models = self._model_phases(began, min(_PHASE_S, seconds / _MIN_PHASES))
         async with (
             httpx.AsyncClient(
                 base_url=self.base_url, limits=limits, timeout=timeout, trust_env=False
@@ -46,55 +46,57 @@ class Traffic:
             asyncio.TaskGroup() as clients,
         ):
             for number in range(self.num_clients):
-                clients.create_task(self._client(http, number, moods, until))
+                clients.create_task(self._client(http, number, choose_models, until))
 
     async def fill(self, num_prompts: int) -> None:
-        """Ask each model for one token after each of so many long prompts. Raises NotAnswered."""
-        dice = random.Random(self.seed)
+        """Request one token from each model per long prompt, to fill its cache. Raises InvalidResponse."""
+        rng = random.Random(self.seed)
         async with httpx.AsyncClient(
-            base_url=self.base_url, timeout=ANSWER_TIMEOUT_S, trust_env=False
+            base_url=self.base_url, timeout=REQUEST_TIMEOUT_S, trust_env=False
         ) as http:
             for model in self.models:
                 for _ in range(num_prompts):
-                    prompt = random_prompt(dice, LONG_PROMPT_WORDS)
-                    answer = await send(http, Ask(model, False, False, 1, prompt))
+                    prompt = random_prompt(rng, LONG_PROMPT_WORDS)
+                    answer = await send(http, Request(model, False, False, 1, prompt))
                     if answer.outcome is not Outcome.ANSWERED:
-                        raise NotAnswered(answer.problem)
+                        raise InvalidResponse(answer.problem)
 
     async def _client(
-        self, http: httpx.AsyncClient, number: int, moods: Callable[[], list[str]], until: float
+        self, http: httpx.AsyncClient, number: int, choose_models: Callable[[], list[str]], until: float
     ) -> None:
-        """Bursts: some requests one after the other, then a pause."""
-        dice = random.Random(self.seed + number)
+        """Send bursts of sequential requests, with pauses."""
+        rng = random.Random(self.seed + number)
         while time.monotonic() < until:
-            for _ in range(dice.randint(1, 6)):
+            for _ in range(rng.randint(1, 6)):
                 if time.monotonic() >= until:
                     return
-                ask = draw(dice, [self.guest] if self.guest and dice.random() < 0.05 else moods())
-                if self.keys and number % 2:  # what half of them have used is known to the token
-                    ask = replace(ask, leaves_after=None, patience_s=None)
-                await self._ask(http, number, ask, dice, until)
-            await asyncio.sleep(dice.expovariate(3.0))
+                request = random_request(
+                    rng, [self.guest] if self.guest and rng.random() < 0.05 else choose_models()
+                )
+                if self.keys and number % 2:  # so that the exact usage of half of them is known
+                    request = replace(request, disconnects_after=None, first_byte_timeout_s=None)
+                await self._send(http, number, request, rng, until)
+            await asyncio.sleep(rng.expovariate(3.0))
 
-    async def _ask(
-        self, http: httpx.AsyncClient, number: int, ask: Ask, dice: random.Random, until: float
+    async def _send(
+        self, http: httpx.AsyncClient, number: int, request: Request, rng: random.Random, until: float
     ) -> None:
-        """As clients do: what has failed is tried again, some times. Each attempt stands for itself."""
+        """Send a request, with retries after failures, as clients do. Each attempt is recorded."""
         key = self.keys[number] if self.keys else ""
         for attempt in range(1 + self.num_retries):
-            answer = await send(http, ask, key, self.timeout_s)
-            self.answers.append(replace(answer, client=number, is_retry=attempt > 0))
-            is_final = answer.outcome is not Outcome.FAILED or answer.status in _NOT_TRIED_AGAIN
+            answer = await send(http, request, key, self.timeout_s)
+            self.attempts.append(replace(answer, client=number, is_retry=attempt > 0))
+            is_final = answer.outcome is not Outcome.FAILED or answer.status in _NOT_RETRIED
             if is_final or time.monotonic() >= until:
                 return
-            await asyncio.sleep(dice.uniform(*_RETRY_PAUSE_S))
+            await asyncio.sleep(rng.uniform(*_RETRY_PAUSE_S))
 
-    def _moods(self, began: float, mood_s: float) -> Callable[[], list[str]]:
-        """What is asked for now: all models, then one, then two: so the others may fall asleep."""
+    def _model_phases(self, began: float, phase_s: float) -> Callable[[], list[str]]:
+        """The models used now: all of them, then one, then two, so that the others may expire."""
 
-        def favourites() -> list[str]:
-            mood = int((time.monotonic() - began) / mood_s)
-            dice = random.Random(self.seed + mood)
-            return list(self.models) if mood % 3 == 0 else dice.sample(list(self.models), mood % 3)
+        def current_models() -> list[str]:
+            phase = int((time.monotonic() - began) / phase_s)
+            rng = random.Random(self.seed + phase)
+            return list(self.models) if phase % 3 == 0 else rng.sample(list(self.models), phase % 3)
 
-        return favourites
+        return current_models

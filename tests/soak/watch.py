@@ -1,4 +1,4 @@
-"""What a Berth does, seen from outside: the memory of its engines' processes, and its events."""
+"""Observes Berth from outside: the memory of its engines' processes, and its events."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import psutil
 from tests.soak.history import History
 
 _RECONNECT_S = 0.1
-_AT_REST = {"sleeping", "waking", "stopped"}
+_IDLE_STATES = {"sleeping", "waking", "stopped"}
 
 
 class MemoryWatch:
-    """Samples what processes hold together, in a thread.
+    """Samples the total memory of processes in a thread.
 
-    Counted is what is a process's own (USS), as its end would give it back. Pages of libraries that several
-    engines map are there once, whoever leaves: they stand in no engine's account, in Berth's neither.
+    Counts each process's own memory (USS), which its end would free. Library pages shared by several engines
+    remain, whichever engine ends: neither this nor Berth counts them for any engine.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MemoryWatch:
             processes = self._processes()
             held, pss = _held(processes)
             if self._budget_bytes is not None and sum(held.values()) > self._budget_bytes:
-                # One process was read after the other. What was there at one moment, is there still.
+                # Processes are read one by one: only memory held in both samples existed at one moment.
                 again, _ = _held(processes)
                 held = {pid: min(size, again.get(pid, 0)) for pid, size in held.items()}
                 if sum(held.values()) > self._budget_bytes:
@@ -71,7 +71,7 @@ class MemoryWatch:
 
 
 def _held(processes: Sequence[psutil.Process]) -> tuple[dict[int, int], int]:
-    """Bytes of each alone, and of all with what they share."""
+    """Bytes of each process alone, and of all with shared pages."""
     held: dict[int, int] = {}
     pss = 0
     for process in processes:
@@ -83,40 +83,40 @@ def _held(processes: Sequence[psutil.Process]) -> tuple[dict[int, int], int]:
 
 
 def below(pid: int) -> Callable[[], Sequence[psutil.Process]]:
-    """All processes below one."""
+    """All descendants of a process."""
     root = psutil.Process(pid)
     return lambda: root.children(recursive=True)
 
 
 class EventWatch:
-    """Follows `GET /events`. Every faulty thing that is seen becomes one line of `problems`."""
+    """Follows `GET /events`; each violation becomes a line of `problems`."""
 
     def __init__(self, *, is_stormy: bool = False) -> None:
-        """`is_stormy`: engines are killed and forced to stop: they fail, and go while they are in use."""
+        """`is_stormy`: engines may fail, and may stop while they are in use."""
         self._is_stormy = is_stormy
-        self.failures: list[tuple[float, str, Mapping[str, Any]]] = []  # when, of which instance, the event
-        self.states: Counter[str] = Counter()  # how often an instance came to a state
+        self.failures: list[tuple[float, str, Mapping[str, Any]]] = []  # time, instance id, event
+        self.states: Counter[str] = Counter()  # transitions to each state
         self.evictions: Counter[str] = Counter()  # by action
         self.expiries: Counter[str] = Counter()  # by action
-        self.drains = 0  # engines that had to stop and were still in use: their requests are to end first
+        self.drains = 0  # stops of engines in use, which must drain first
         self.problems: list[str] = []
         self.connected = asyncio.Event()
         self._last_id: int | None = None
         self._is_continued = True
 
     async def follow_on(self, http: httpx.AsyncClient, history: History) -> None:
-        """Until cancelled, over Berths that come one after the other. Numbers only ever go up."""
+        """Until cancelled, over successive Berth processes. Event ids only ever increase."""
         while True:
             began, self._is_continued = time.monotonic(), False
             try:
                 await self.follow(http)
             except httpx.HTTPError as error:
                 if not history.is_berth_away(began, time.monotonic()):
-                    self.problems.append(f"the events broke off: {error!r}")
+                    self.problems.append(f"the event stream broke: {error!r}")
             await asyncio.sleep(_RECONNECT_S)
 
     async def follow(self, http: httpx.AsyncClient) -> None:
-        """Until cancelled, or the stream's end."""
+        """Until cancelled or the stream ends."""
         async with http.stream("GET", "/events", timeout=None) as response:
             response.raise_for_status()
             self.connected.set()
@@ -133,7 +133,7 @@ class EventWatch:
         if self._last_id is not None and self._is_continued and number != self._last_id + 1:
             self.problems.append(f"event {self._last_id} is followed by {number}: some were lost")
         if self._last_id is not None and number <= self._last_id:
-            self.problems.append(f"event {self._last_id} is followed by {number}, which was there before")
+            self.problems.append(f"event {self._last_id} is followed by {number}, which is not higher")
         self._last_id, self._is_continued = number, True
         if kind == "instance.state":
             status = data["status"]
@@ -143,7 +143,7 @@ class EventWatch:
             elif status == "failed":
                 self.problems.append(f"an engine failed: {data}")
             self.drains += status == "stopping" and data["in_flight"] > 0
-            if status in _AT_REST and data["in_flight"] and not self._is_stormy:
+            if status in _IDLE_STATES and data["in_flight"] and not self._is_stormy:
                 self.problems.append(f"an engine that was in use is {status}: {data}")
         elif kind == "instance.evicted":
             self.evictions[data["action"]] += 1
