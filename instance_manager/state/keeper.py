@@ -193,7 +193,8 @@ class StateKeeper:
             except Conflict as conflict:
                 await self._settle(instance_id, conflict)
                 continue
-            for _ in events:
+            # By id, not by count: a full queue may have dropped some of them while the write was awaited.
+            while events and self._events and self._events[0].event_id <= events[-1].event_id:
                 self._events.popleft()
             self._note_stored(write, record)
             if len(events) < _EVENTS_PER_WRITE:

@@ -215,16 +215,21 @@ async def test_a_database_that_is_damaged_while_open_gets_every_record_again(
 
 
 class Refusing(MemoryStore):
-    """Refuses the next writes with these errors."""
+    """Refuses the next writes with these errors. `on_commit` is called in the middle of the next write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[StoreError] = []
+        self.on_commit: Callable[[], None] | None = None
 
     async def commit(self, write: Write) -> Commit:
         if self.errors:
             raise self.errors.pop(0)
-        return await super().commit(write)
+        commit = await super().commit(write)
+        if self.on_commit is not None:
+            on_commit, self.on_commit = self.on_commit, None
+            on_commit()
+        return commit
 
 
 class Books:
@@ -269,6 +274,30 @@ async def test_many_changes_become_few_writes_in_order(books: Books) -> None:
     assert (record.port, record.version) == (9699, 2)
     events = await books.store.events_since(0)
     assert events == [replace(kept) for kept in books.events.since(0)]
+
+
+async def test_events_that_overflow_during_a_write_lose_only_those_already_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The oldest are dropped from memory while they are being written: none of the newer may go with them."""
+    monkeypatch.setattr("instance_manager.state.keeper._MAX_EVENTS", 10)
+    books = Books()
+    for number in range(8):
+        books.put("one", port=9000 + number)
+
+    def publish_six_more() -> None:
+        for number in range(6):
+            books.put("one", port=9100 + number)
+
+    books.store.on_commit = publish_six_more
+    task = asyncio.create_task(books.keeper.run())
+    try:
+        await books.keeper.written("one")
+        await books.keeper.finish()
+        assert await books.store.events_since(0) == books.events.since(0)
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 async def test_ports_follow_their_instances(books: Books) -> None:
