@@ -31,7 +31,7 @@ from composition.version import VERSION
 from configs.settings import Settings
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.hub.pull import Pulls
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.eviction import EvictionPolicy
@@ -72,7 +72,7 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     metrics, lifecycle = _metrics(manager)
     page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
     detours = Detours(
-        manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
+        manager.peers, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
     )
     data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=pace_rules(settings))
     manager.events.add_listener(partial(_forget_what_ended, data_plane, metrics))
@@ -121,15 +121,15 @@ def _forget_what_ended(data_plane: DataPlane, metrics: ProxyMetrics, event: Even
 
 def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
     """What an instance's model is called; nothing for an unknown one."""
-    return fleet.names_of_instance(instance_id) or fleet.manager.neighbours.names_of(instance_id)
+    return fleet.names_of_instance(instance_id) or fleet.manager.peers.names_of(instance_id)
 
 
 def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:
     host_bytes = int(settings.host_memory * 2**30) if settings.host_memory > 1 else None
-    room = RoomConfig(
+    room = MemoryPlannerConfig(
         host_fraction=min(1.0, settings.host_memory),
         host_bytes=host_bytes,
         policy=EvictionPolicy(min_residency_s=settings.min_residency, max_wait_s=settings.max_wait),
     )
-    keeper = RoomKeeper(manager, room, Measurements(settings.state_dir), driver)
+    keeper = MemoryPlanner(manager, room, Measurements(settings.state_dir), driver)
     return Fleet(manager, FleetConfig(autostart=settings.autostart, max_queue=settings.max_queue), keeper)

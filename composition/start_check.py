@@ -11,7 +11,7 @@ from configs.catalog import load_catalog
 from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
 from configs.settings import Loaded, SettingsError
-from instance_manager.fleet.startable import problem_of, told_together
+from instance_manager.fleet.startable import grouped_problems, problem_of
 from instance_manager.memory.gpu import GpuDriver
 
 
@@ -46,7 +46,7 @@ def check(loaded: Loaded) -> Report:
     profiles = source.profiles()
     gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
     problems = {one.name: problem_of(one, config, gpus) for one in profiles}
-    told = told_together({name: problem for name, problem in problems.items() if problem is not None})
+    told = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
     report.add([*source.found(), *(Remark(line, is_mistake=True) for line in told)])
     report.num_models = len(profiles)
     return report

@@ -33,7 +33,7 @@ from instance_manager.lifecycle.shutdown import all_ended, request_detach, reque
 from instance_manager.lifecycle.sleeping import SLEEP_LEVELS
 from instance_manager.lifecycle.specs import check_spec, check_timeout
 from instance_manager.memory.checkpoint import check_can_run
-from instance_manager.state.peers import Neighbours
+from instance_manager.state.peers import Peers
 from instance_manager.state.recovery import reap
 from instance_manager.state.session import StateSession
 from instance_manager.state.store_state import State
@@ -65,7 +65,7 @@ class InstanceManager:
         self._state: State | None = None
         self._claiming = asyncio.Lock()  # one key after the other: its instance is there when the next asks
         self.usage = UsageMeter()
-        self.neighbours = Neighbours()
+        self.peers = Peers()
         self._shutdown: asyncio.Task[None] | None = None
         self._desk = LeaseDesk(
             self._books.gates, self._find, lambda one: self.on_wanted(one), config.start_timeout_cap_s
@@ -88,7 +88,7 @@ class InstanceManager:
         Raises StoreUnavailable, StoreInUse or InvalidStateUrl.
         """
         session = await StateSession.open(self.config)
-        self._state = State(session, self._books.describe, self.usage, self.neighbours)
+        self._state = State(session, self._books.describe, self.usage, self.peers)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -119,8 +119,8 @@ class InstanceManager:
 
     async def _take_over(self, tasks: asyncio.TaskGroup, dock: Dock) -> None:
         """Every instance of an earlier Berth; what nobody knows any more is ended."""
-        leftovers = await self.state.take_in(self.events, self.config)
-        tasks.create_task(reap(leftovers.strays, leftovers.status_files), name="reaping")
+        leftovers = await self.state.recover(self.events, self.config)
+        tasks.create_task(reap(leftovers.orphans, leftovers.status_files), name="reaping")
         for leftover in leftovers.instances:
             self.on_created(await self._books.enter_again(leftover, dock, tasks))
 
@@ -168,13 +168,13 @@ class InstanceManager:
     # The set of instances.
 
     @property
-    def has_place(self) -> bool:
+    def has_free_slot(self) -> bool:
         """Whether another instance may have a process: a port is free, of as many as VLLM_MAX_INSTANCES."""
         ports = None if self._dock is None else self._dock.ports
         return ports is not None and len(ports.held) < self.config.max_instances and ports.has_free
 
     @property
-    def why_no_place(self) -> str:
+    def why_no_free_slot(self) -> str:
         """For the person who reads it."""
         return "" if self._dock is None else self._dock.ports.refusal
 

@@ -19,7 +19,7 @@ from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec,
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
-from instance_manager.fleet.startable import check_startable, problem_of, told_together
+from instance_manager.fleet.startable import check_startable, grouped_problems, problem_of
 from instance_manager.hub.pull import Pulls
 from instance_manager.hub.removal import remove_model
 from instance_manager.memory.gpu import Gpu
@@ -146,7 +146,7 @@ class ModelFiles:
             for profile in profiles
             if (problem := problem_of(profile, config, gpus)) is not None
         }
-        return _Look(profiles, problems, [*self._source.remarks(), *told_together(problems)])
+        return _Look(profiles, problems, [*self._source.remarks(), *grouped_problems(problems)])
 
     def _take(self, look: _Look) -> frozenset[str]:
         """Hand on what was found; what wasn't said before is said now."""

@@ -68,7 +68,7 @@ async def list_instances(
     found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
     elsewhere = [
         shown_elsewhere(one, is_alive=is_alive)
-        for one, is_alive in await manager.state.elsewhere()
+        for one, is_alive in await manager.state.instances_of_peers()
         if (status is None or one.state == status)
         and (model is None or model in (one.model_name, one.served_model_name))
         and (include_ended or status is not None or not one.state.is_terminal)
@@ -81,7 +81,7 @@ async def get_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     try:
         return manager.get(instance_id).record()
     except InstanceNotFound:
-        for one, is_alive in await manager.state.elsewhere():
+        for one, is_alive in await manager.state.instances_of_peers():
             if one.instance_id == instance_id:
                 return shown_elsewhere(one, is_alive=is_alive)
         raise

@@ -44,7 +44,7 @@ async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
     here = [entry for one in fleet.models if may_use(request.scope, one) for entry in openai_entries(one)]
     elsewhere = [
         entry_elsewhere(name, record)
-        for name, record in sorted(fleet.manager.neighbours.models().items())
+        for name, record in sorted(fleet.manager.peers.models().items())
         if not is_listed(fleet, name) and caller.may_use((name, *names_of(record)))
     ]
     return {"object": "list", "data": [_shown(entry, request.scope) for entry in (*here, *elsewhere)]}
@@ -53,7 +53,7 @@ async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
 @router.get("/v1/models/{name:path}", summary="One of them")
 async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[str, Any]:
     if not is_listed(fleet, name):
-        record = fleet.manager.neighbours.models().get(name)
+        record = fleet.manager.peers.models().get(name)
         if record is not None and caller_of(request.scope).may_use((name, *names_of(record))):
             return _shown(entry_elsewhere(name, record), request.scope)
     model = fleet.find(name)
@@ -82,7 +82,7 @@ async def get_model(name: str, fleet: Models) -> dict[str, Any]:
 @router.post("/models/{name:path}/start", summary="Bring a replica up unless one runs")
 async def start_model(name: str, fleet: Models, wait: Wait = 0) -> dict[str, Any]:
     model = fleet.find(name)
-    model.forgive()
+    model.reset_backoff()
     return await _up(fleet, model, wait)
 
 
@@ -121,7 +121,7 @@ async def restart_model(
     await request.app.state.model_files.check_startable(model)
     for one in model.live:
         await manager.stop(one.instance_id)
-    model.forgive()
+    model.reset_backoff()
     return await _up(fleet, model, wait)
 
 

@@ -179,7 +179,7 @@ class Gateway:
             raise _Refused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
             raise _Refused(_bad_body(str(error), "body_too_large", 413)) from None
-        if scope["method"] in READING and not (model.awake or model.is_coming or _is_elsewhere(model)):
+        if scope["method"] in READING and not (model.awake or model.is_starting or _is_elsewhere(model)):
             raise InstanceNotRunning(
                 f"model {model.name!r} doesn't run, and a {scope['method']} starts nothing: send a POST, or "
                 f"start it by POST /models/{model.name}/start"

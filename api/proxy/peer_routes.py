@@ -21,7 +21,7 @@ from instance_manager.errors import OwnerAway
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.metrics.proxy import ProxyMetrics
-from instance_manager.state.peers import Neighbours
+from instance_manager.state.peers import Peers
 from instance_manager.state.stores.records import Owner
 from instance_manager.types import Endpoint
 
@@ -98,7 +98,7 @@ class Detours:
 
     def __init__(
         self,
-        neighbours: Neighbours,
+        neighbours: Peers,
         metrics: ProxyMetrics,
         own_name: Callable[[], str],
         check: Callable[[], None] = lambda: None,

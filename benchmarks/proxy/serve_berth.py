@@ -28,7 +28,7 @@ from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance, new_instance
 from instance_manager.manager import InstanceManager
@@ -71,7 +71,7 @@ def application(upstream_port: int) -> AccessControl:
         log_path=Path("engine.log"),
     )
     instance.gate.open(Endpoint("127.0.0.1", upstream_port, "engine-key", 1))
-    room = RoomKeeper(manager, RoomConfig(), Measurements(Path("state")), GpuDriver({}))
+    room = MemoryPlanner(manager, MemoryPlannerConfig(), Measurements(Path("state")), GpuDriver({}))
     fleet = Fleet(manager, FleetConfig(), room)
     fleet.adopt(instance)
     data_plane = DataPlane(Instances(instance), ProxyMetrics())

@@ -29,7 +29,7 @@ from instance_manager.errors import (
     UnsupportedModel,
     WrongRunner,
 )
-from instance_manager.fleet.memory_planner import RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.replicas import is_replica_of, models_of
@@ -67,7 +67,7 @@ class Fleet:
         self,
         manager: InstanceManager,
         config: FleetConfig,
-        room: RoomKeeper,
+        room: MemoryPlanner,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -216,7 +216,7 @@ class Fleet:
         runner = self._starter.own_runner(model)
         try:
             async with asyncio.timeout(timeout_s):
-                while not model.is_awake_for(runner) and (model.wants_another or model.is_coming):
+                while not model.is_awake_for(runner) and (model.wants_another or model.is_starting):
                     await self._news.wait(0.5)
         except TimeoutError:
             return
@@ -298,7 +298,7 @@ class Fleet:
         del samples[: -self.config.scale.window_samples]
         awake = [one for one in model.awake if one.spec.profile is not None]  # others aren't the catalog's
         wanted = wanted_replicas(profile, samples, len(awake), self.config.scale)
-        if wanted > len(awake) and not model.is_coming and self._clock() >= model.retry_at:
+        if wanted > len(awake) and not model.is_starting and self._clock() >= model.retry_at:
             model.wants_another = True
             self._news.tell()
         elif wanted < len(awake):

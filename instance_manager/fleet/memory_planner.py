@@ -30,6 +30,7 @@ from instance_manager.memory.device_memory import (
 from instance_manager.memory.eviction import (
     HOST,
     PLACE,
+    CapacityPlan,
     Device,
     Evict,
     EvictionAction,
@@ -37,8 +38,7 @@ from instance_manager.memory.eviction import (
     EvictionStep,
     NeverFits,
     Resident,
-    RoomPlan,
-    plan_room,
+    plan_capacity,
 )
 from instance_manager.memory.gpu import Gpu, GpuDriver, find_gpu
 from instance_manager.memory.kv_cache_size import Machine
@@ -55,7 +55,7 @@ _FREED_PART = 0.9  # of what a victim held on a GPU; others may take some meanwh
 
 
 @dataclass(frozen=True, slots=True)
-class RoomConfig:
+class MemoryPlannerConfig:
     """How much memory engines may take together, and how patient the policy is."""
 
     host_fraction: float = 0.9
@@ -91,18 +91,18 @@ class _Look:
 class Placed:
     """How a model gets its room."""
 
-    plan: RoomPlan
+    plan: CapacityPlan
     devices: tuple[str, ...] | None  # the GPUs that it would have; None = as its spec says
     fills: frozenset[Device]  # where nothing else may come up meanwhile
 
 
-class RoomKeeper:
+class MemoryPlanner:
     """One for all models; `plan` and `make` are called by one task, one after the other."""
 
     def __init__(
         self,
         manager: InstanceManager,
-        config: RoomConfig,
+        config: MemoryPlannerConfig,
         measurements: Measurements,
         driver: GpuDriver,
         *,
@@ -142,12 +142,12 @@ class RoomKeeper:
             gpus = devices or ()
             need = {**expected.on(gpus), PLACE: 1}
         residents = [_with_place(one, self._resident(one, look)) for one in self._live()]
-        has_place = self._manager.has_place
-        limits = {**look.budgets, PLACE: sum(one.held.get(PLACE, 0) for one in residents) + has_place}
+        has_free_slot = self._manager.has_free_slot
+        limits = {**look.budgets, PLACE: sum(one.held.get(PLACE, 0) for one in residents) + has_free_slot}
 
-        def planned(need: Mapping[Device, int]) -> RoomPlan:
+        def planned(need: Mapping[Device, int]) -> CapacityPlan:
             now, policy = self._clock(), self._config.policy
-            return plan_room(need, model.name, waiting_since, residents, limits, now, policy)
+            return plan_capacity(need, model.name, waiting_since, residents, limits, now, policy)
 
         plan = planned(need)
         if isinstance(plan, NeverFits):
@@ -157,7 +157,7 @@ class RoomKeeper:
                 advice = self._advice(model, spec, sleeper, need, residents, look)
                 plan = NeverFits(f"{without_place.message}. {advice}")
             else:
-                plan = NeverFits(f"{plan.message}: {self._manager.why_no_place}")
+                plan = NeverFits(f"{plan.message}: {self._manager.why_no_free_slot}")
         return Placed(plan, devices, frozenset(gpus or (HOST,)))
 
     def _advice(
@@ -212,7 +212,7 @@ class RoomKeeper:
         now = self._clock()
         since = self._overdrawn_since = now if self._overdrawn_since is None else self._overdrawn_since
         a_byte = dict.fromkeys(look.budgets, 1)  # of a device where nothing is needed, no debt is settled
-        plan = plan_room(a_byte, "", since, residents, look.budgets, now, self._config.policy)
+        plan = plan_capacity(a_byte, "", since, residents, look.budgets, now, self._config.policy)
         return plan.steps if isinstance(plan, Evict) else ()
 
     async def make(self, steps: Sequence[EvictionStep], *, for_whom: str) -> None:

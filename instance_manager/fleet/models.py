@@ -79,7 +79,7 @@ class Model:
         return [one for one in self.replicas.values() if not one.state.is_terminal]
 
     @property
-    def is_coming(self) -> bool:
+    def is_starting(self) -> bool:
         """Whether a replica is on its way to running, by itself."""
         return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
 
@@ -111,7 +111,7 @@ class Model:
         states = {one.state for one in self.replicas.values()}
         if any(one.gate.is_open for one in self.replicas.values()):
             return "running"
-        if self.is_coming or self.wants_another:  # which may wait for room
+        if self.is_starting or self.wants_another:  # which may wait for room
             return "starting"
         if InstanceState.SLEEPING in states or InstanceState.RUNNING in states:  # or about to sleep
             return "sleeping"
@@ -139,7 +139,7 @@ class Model:
     def started(self) -> None:
         self.error, self._failures, self.retry_at = None, 0, 0.0
 
-    def forgive(self) -> None:
+    def reset_backoff(self) -> None:
         """Somebody asks for another try: it is not put off any longer."""
         self.retry_at = 0.0
         self._deaths.clear()

@@ -39,7 +39,7 @@ def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]
     return None if profile.command is None else _problem_of_command(profile, config)
 
 
-def told_together(problems: Mapping[str, str]) -> list[str]:
+def grouped_problems(problems: Mapping[str, str]) -> list[str]:
     """A line for each problem, however many models have it. `problems`: by model."""
     models: dict[str, list[str]] = {}
     for name, problem in problems.items():

@@ -23,7 +23,7 @@ from instance_manager.errors import (
     NoCapacity,
     WrongState,
 )
-from instance_manager.fleet.memory_planner import RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.failures import start_error
@@ -43,7 +43,7 @@ class Starter:
     def __init__(
         self,
         manager: InstanceManager,
-        room: RoomKeeper,
+        room: MemoryPlanner,
         models: Mapping[str, Model],
         news: News,
         clock: Callable[[], float],
@@ -152,7 +152,7 @@ class Starter:
                     await instance.changed()
         except ManagerError as error:
             model.is_loading = False
-            if isinstance(error, NoCapacity) and not self._manager.has_place:
+            if isinstance(error, NoCapacity) and not self._manager.has_free_slot:
                 model.wants_another = True  # somebody was faster: it waits for a place as others do
                 return
             self._fail(model, error)
@@ -266,7 +266,7 @@ class Starter:
             return False
         if model.error is not None and self._clock() < model.retry_at:
             return False
-        if model.wants_another and not model.is_coming:
+        if model.wants_another and not model.is_starting:
             return True
         return any(not model.is_up_for(need) for need in model.queue.needs)
 

@@ -18,7 +18,7 @@ from instance_manager.lifecycle.instance_record import instance_of, record_of
 from instance_manager.lifecycle.specs import new_instance_id
 from instance_manager.lifecycle.supervisor import Supervisor
 from instance_manager.process.logs import LogFile
-from instance_manager.state.recovery import Fate, Leftover
+from instance_manager.state.recovery import RecoveredInstance, RecoveryAction
 from instance_manager.state.session import StateSession
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceSpec, InstanceState
@@ -77,13 +77,15 @@ class Register:
         instance.begin(InstanceState.STARTING, "created")
         return instance
 
-    async def enter_again(self, leftover: Leftover, dock: Dock, tasks: asyncio.TaskGroup) -> Instance:
+    async def enter_again(
+        self, leftover: RecoveredInstance, dock: Dock, tasks: asyncio.TaskGroup
+    ) -> Instance:
         """One of an earlier Berth, under its old id; its supervisor goes on with what there is of it."""
         record = leftover.record
         instance = instance_of(record, self._config, self._events, self._clock)
         log = self._log_of(instance)
         run = replace(leftover.run, log_mark=await log.resume(instance.log_start))
-        if run.fate is Fate.ADOPT and record.port is not None:
+        if run.action is RecoveryAction.ADOPT and record.port is not None:
             dock.ports.hold(record.port)
             instance.port = record.port
         self._enter(Supervisor(instance, log, dock, instance.port, run), tasks)

@@ -30,6 +30,6 @@ class Restarts:
         self._times.append(now)
         return delay_s
 
-    def forgive(self) -> None:
+    def reset_backoff(self) -> None:
         """Somebody has started it: what was before doesn't count."""
         self._times.clear()

@@ -18,7 +18,7 @@ from instance_manager.lifecycle.port_hold import PortHold
 from instance_manager.lifecycle.sleep_levels import SleepLevels
 from instance_manager.process.logs import LogFile
 from instance_manager.process.process_tree import ProcessId, until_tree_gone
-from instance_manager.state.recovery import SWEEP_DEADLINE_S, Fate, FoundRun
+from instance_manager.state.recovery import SWEEP_DEADLINE_S, FoundRun, RecoveryAction
 from instance_manager.types import FailureClass, InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
@@ -115,12 +115,12 @@ class Life:
     async def _take_over(self, found: FoundRun) -> EngineRun | None:
         """Go on with an earlier Berth's process; None = there is to be a new one. Raises EngineFailed."""
         instance = self._instance
-        if found.fate is not Fate.ADOPT:
+        if found.action is not RecoveryAction.ADOPT:
             if found.secrets is not None:
                 await self._sweep(found.secrets.token, found.engine)
             if self.is_over:
                 raise _GoalChanged
-            if found.fate is Fate.BEGIN:
+            if found.action is RecoveryAction.START:
                 return None
             message = "it ran when an earlier Berth ended, and can't be found any more"
             raise EngineFailed(InstanceFailure(FailureClass.LOST, message))

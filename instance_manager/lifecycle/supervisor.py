@@ -27,7 +27,7 @@ from instance_manager.lifecycle.restarts import Restarts
 from instance_manager.lifecycle.run_loop import Life
 from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
 from instance_manager.process.logs import LogFile
-from instance_manager.state.recovery import Fate, FoundRun
+from instance_manager.state.recovery import FoundRun, RecoveryAction
 from instance_manager.types import InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
@@ -89,7 +89,7 @@ class Supervisor:
 
     def request_start(self) -> None:
         """Begin a new life, from a terminal state only. Raises WrongState or NoCapacity."""
-        self._restarts.forgive()
+        self._restarts.reset_backoff()
         if self._is_backing_off:
             self._resume_at = 0.0
             self._goal.announce()
@@ -301,7 +301,7 @@ class Supervisor:
     def _go_on(self, found: FoundRun) -> None:
         """From where an earlier Berth has left it."""
         goal, instance = self._goal, self.instance
-        if found.fate is Fate.ENDED:
+        if found.action is RecoveryAction.LEAVE:
             goal.desired = Desired.STOPPED
             self.ended_life = goal.life
             instance.level = 0
@@ -312,7 +312,7 @@ class Supervisor:
         if instance.state is InstanceState.STOPPING:
             goal.desired = Desired.STOPPED
             goal.reason = instance.status_reason
-        elif found.fate is Fate.BEGIN:
+        elif found.action is RecoveryAction.START:
             goal.reason = "it was to run when an earlier Berth ended"
 
     # Small questions.

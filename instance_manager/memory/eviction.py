@@ -95,10 +95,10 @@ class NeverFits:
     message: str
 
 
-RoomPlan = Fits | Evict | Wait | NeverFits
+CapacityPlan = Fits | Evict | Wait | NeverFits
 
 
-def plan_room(
+def plan_capacity(
     need: Mapping[Device, int],
     model_name: str,
     waiting_since: float,
@@ -106,7 +106,7 @@ def plan_room(
     budgets: Mapping[Device, int],
     now: float,
     policy: EvictionPolicy,
-) -> RoomPlan:
+) -> CapacityPlan:
     """How `model_name` gets `need` bytes more on each device; a device without a budget has none.
 
     For a sleeper that wakes, `need` is what it will hold less what it holds.

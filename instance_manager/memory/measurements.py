@@ -39,7 +39,7 @@ class Footprint:
         return cls(held.get(HOST, 0), max(gpus, default=0))
 
     def on(self, gpu_uuids: Iterable[str]) -> dict[Device, int]:
-        """As bytes per device, for `plan_room`."""
+        """As bytes per device, for `plan_capacity`."""
         return {HOST: self.host_bytes} | dict.fromkeys(gpu_uuids, self.gpu_bytes_each)
 
     def peak(self, other: Footprint) -> Footprint:

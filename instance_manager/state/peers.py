@@ -24,7 +24,7 @@ _LOOK_INTERVAL_S = 1.0
 _AVOID_S = 5.0
 
 
-class Neighbours:
+class Peers:
     """Empty until `run` has heard of somebody."""
 
     def __init__(self) -> None:

@@ -32,20 +32,20 @@ logger = logging.getLogger("berth.manager")
 SWEEP_DEADLINE_S = 10.0  # for what can't be adopted to be gone (large GPU contexts need seconds)
 
 
-class Fate(Enum):
+class RecoveryAction(Enum):
     """What becomes of an instance that an earlier Berth has left."""
 
-    ENDED = auto()  # it had ended, and stays so until somebody starts it
-    BEGIN = auto()  # it was to start, and nothing of it runs: it is started
+    LEAVE = auto()  # it had ended, and stays so until somebody starts it
+    START = auto()  # it was to start, and nothing of it runs: it is started
     ADOPT = auto()  # its process is known for certain, be it alive or dead
-    LOST = auto()  # it ran, and can't be found for certain: what is left of it is ended
+    CLEAN_UP = auto()  # it ran, and can't be found for certain: what is left of it is ended
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRun:
     """The process that an earlier Berth has started for an instance, and how it stood."""
 
-    fate: Fate
+    action: RecoveryAction
     state: InstanceState  # that the instance begins in now
     secrets: RunSecrets | None
     status: RunStatus | None  # with ADOPT
@@ -57,7 +57,7 @@ class FoundRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
+class RecoveredInstance:
     """One record of ours with what was found for it."""
 
     record: InstanceRecord
@@ -65,17 +65,17 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
-class Leftovers:
+class RecoveredInstances:
     """All that an earlier Berth has left."""
 
-    instances: tuple[Leftover, ...]
+    instances: tuple[RecoveredInstance, ...]
     strays: frozenset[str]  # tokens of ours that live processes carry, and no instance of these has
     status_files: tuple[Path, ...]  # of nobody
 
 
-async def find_leftovers(
+async def recover_instances(
     session: StateSession, records: Iterable[InstanceRecord], config: ManagerConfig
-) -> Leftovers:
+) -> RecoveredInstances:
     """Look at our records, the status files and all processes. Takes some ten milliseconds.
 
     Nothing of ours may be started meanwhile.
@@ -84,7 +84,7 @@ async def find_leftovers(
     return await asyncio.to_thread(_find, session, ours, config)
 
 
-def _find(session: StateSession, records: list[InstanceRecord], config: ManagerConfig) -> Leftovers:
+def _find(session: StateSession, records: list[InstanceRecord], config: ManagerConfig) -> RecoveredInstances:
     carriers: Mapping[str, Collection[int]] = {}
     if session.is_sole:
         by_token = find_by_prefix(session.token_prefix)
@@ -101,13 +101,13 @@ def _find(session: StateSession, records: list[InstanceRecord], config: ManagerC
             if status is not None:
                 missed.append((path, status))
         run = _look_for(record, path, status, session.boot_id, of_token)
-        leftovers.append(Leftover(record, run))
+        leftovers.append(RecoveredInstance(record, run))
     note_again(missed)
-    known = {one.record.token for one in leftovers if one.run.fate is not Fate.ENDED}
+    known = {one.record.token for one in leftovers if one.run.action is not RecoveryAction.LEAVE}
     paths = {config.status_path(record.instance_id) for record in records}
     folder = config.status_path("any").parent
     orphaned = [path for path in folder.glob("*.json") if path not in paths] if session.is_sole else []
-    return Leftovers(tuple(leftovers), frozenset(carriers.keys() - known), tuple(orphaned))
+    return RecoveredInstances(tuple(leftovers), frozenset(carriers.keys() - known), tuple(orphaned))
 
 
 def _look_for(
@@ -132,7 +132,7 @@ def _look_for(
         fate,
         _first_state(record.state, fate),
         secrets,
-        status if fate is Fate.ADOPT else None,
+        status if fate is RecoveryAction.ADOPT else None,
         path,
         engine,
         was_ready=record.ready_at is not None,
@@ -140,22 +140,22 @@ def _look_for(
     )
 
 
-def judge(record: InstanceRecord, *, has_status: bool, is_certain: bool) -> Fate:
+def judge(record: InstanceRecord, *, has_status: bool, is_certain: bool) -> RecoveryAction:
     """Pure. `has_status`: its shim has noted, in this boot, who runs; `is_certain`: and nobody else does."""
     if record.state.is_terminal:
-        return Fate.BEGIN if record.extra.get("is_wanted") else Fate.ENDED
+        return RecoveryAction.START if record.extra.get("is_wanted") else RecoveryAction.LEAVE
     if is_certain and record.port is not None:
-        return Fate.ADOPT
+        return RecoveryAction.ADOPT
     if record.state is InstanceState.STARTING and not has_status:
-        return Fate.BEGIN
-    return Fate.LOST
+        return RecoveryAction.START
+    return RecoveryAction.CLEAN_UP
 
 
-def _first_state(left_in: InstanceState, fate: Fate) -> InstanceState:
+def _first_state(left_in: InstanceState, fate: RecoveryAction) -> InstanceState:
     """What ran has yet to show that it does; what had ended, or was to end, is where it was."""
     if left_in.is_terminal or left_in is InstanceState.STOPPING:
         return left_in
-    return InstanceState.STARTING if fate is Fate.BEGIN else InstanceState.HEALTH_CHECKING
+    return InstanceState.STARTING if fate is RecoveryAction.START else InstanceState.HEALTH_CHECKING
 
 
 def _is_certain(status: RunStatus, carriers: Collection[int]) -> bool:

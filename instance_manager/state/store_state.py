@@ -11,8 +11,8 @@ from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.state.idempotency import claim
 from instance_manager.state.keeper import StateKeeper
-from instance_manager.state.peers import Neighbours
-from instance_manager.state.recovery import Leftovers, find_leftovers
+from instance_manager.state.peers import Peers
+from instance_manager.state.recovery import RecoveredInstances, recover_instances
 from instance_manager.state.session import StateSession
 from instance_manager.state.stores.base import DEFAULT_HISTORY, StateStore
 from instance_manager.state.stores.records import InstanceRecord
@@ -29,7 +29,7 @@ class State:
         session: StateSession,
         describe: Callable[[str, StateSession], InstanceRecord | None],
         usage: UsageMeter,
-        neighbours: Neighbours,
+        neighbours: Peers,
     ) -> None:
         """`describe` gives an instance's record as it is now, None once it is deleted."""
         self.session = session
@@ -65,12 +65,12 @@ class State:
             finally:
                 await self.session.close()
 
-    async def take_in(self, events: EventLog, config: ManagerConfig) -> Leftovers:
+    async def take_in(self, events: EventLog, config: ManagerConfig) -> RecoveredInstances:
         """What an earlier Berth has left; its events are gone on with. Before anything is started."""
         last_event_id = max(await self.store.last_event_id(), int(time.time() * 1000))
         events.seed(await self.store.events_since(0, DEFAULT_HISTORY), last_event_id)
         events.add_listener(self.keeper.on_event)
-        leftovers = await find_leftovers(self.session, await self.store.records(), config)
+        leftovers = await recover_instances(self.session, await self.store.records(), config)
         held = await self._held_ports({one.record.instance_id for one in leftovers.instances})
         for one in leftovers.instances:
             self.keeper.know(one.record, held.get(one.record.instance_id))

@@ -25,7 +25,7 @@ from instance_manager.memory.eviction import (
     Wait,
     WaitingModel,
     next_to_start,
-    plan_room,
+    plan_capacity,
 )
 
 GPU = "GPU-0"
@@ -159,7 +159,7 @@ class World:
         need = {d: max(n - held.get(d, 0), 0) for d, n in engine.model.held_at(AWAKE).items()}
         since = engine.queue[0].at
         residents = [self._resident(e) for e in self.engines.values() if e.level != STOPPED]
-        plan = plan_room(need, engine.model.name, since, residents, self.budgets, self.now, self.policy)
+        plan = plan_capacity(need, engine.model.name, since, residents, self.budgets, self.now, self.policy)
         match plan:
             case Fits():
                 self._start(engine)

@@ -11,7 +11,7 @@ import pytest
 from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.instance_record import instance_of, record_of
-from instance_manager.state.recovery import Fate, judge
+from instance_manager.state.recovery import RecoveryAction, judge
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState, RunSecrets
 
@@ -49,17 +49,17 @@ def test_each_instance_has_one_fate(
     record = replace(RECORD, state=state, extra={"is_wanted": is_wanted})
     fate = judge(record, has_status=has_status, is_certain=is_certain)
     if state in ENDED:
-        assert fate is (Fate.BEGIN if is_wanted else Fate.ENDED)
+        assert fate is (RecoveryAction.START if is_wanted else RecoveryAction.LEAVE)
     elif is_certain:
-        assert fate is Fate.ADOPT
+        assert fate is RecoveryAction.ADOPT
     elif state is InstanceState.STARTING and not has_status:
-        assert fate is Fate.BEGIN  # Berth died before it could start it
+        assert fate is RecoveryAction.START  # Berth died before it could start it
     else:
-        assert fate is Fate.LOST
+        assert fate is RecoveryAction.CLEAN_UP
 
 
 def test_an_engine_whose_port_nobody_knows_is_not_adopted() -> None:
-    assert judge(replace(RECORD, port=None), has_status=True, is_certain=True) is Fate.LOST
+    assert judge(replace(RECORD, port=None), has_status=True, is_certain=True) is RecoveryAction.CLEAN_UP
 
 
 async def test_an_instance_comes_back_as_it_was_stored() -> None:

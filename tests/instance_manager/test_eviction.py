@@ -10,6 +10,7 @@ import pytest
 
 from instance_manager.memory.eviction import (
     HOST,
+    CapacityPlan,
     Evict,
     EvictionAction,
     EvictionPolicy,
@@ -17,11 +18,10 @@ from instance_manager.memory.eviction import (
     Fits,
     NeverFits,
     Resident,
-    RoomPlan,
     Wait,
     WaitingModel,
     next_to_start,
-    plan_room,
+    plan_capacity,
 )
 
 GIB = 1 << 30
@@ -66,14 +66,14 @@ def plan(
     host: float = 100,
     waited_s: float = 0.0,
     **options: Any,
-) -> RoomPlan:
+) -> CapacityPlan:
     budgets = sized({GPU: gpu, HOST: host})
-    return plan_room(
+    return plan_capacity(
         sized(need), "new", NOW - waited_s, residents, budgets, NOW, options.get("policy", POLICY)
     )
 
 
-def steps(planned: RoomPlan) -> list[tuple[str, EvictionAction]]:
+def steps(planned: CapacityPlan) -> list[tuple[str, EvictionAction]]:
     assert isinstance(planned, Evict), planned
     return [(step.instance_id, step.action) for step in planned.steps]
 

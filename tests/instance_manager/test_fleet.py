@@ -22,7 +22,7 @@ from instance_manager.errors import (
     NoSuchDevice,
 )
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import RoomConfig, RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
@@ -54,8 +54,8 @@ async def fleet_of(
     manager: InstanceManager, directory: Path, *profiles: ModelProfile, host_bytes: int | None = None
 ) -> AsyncIterator[Fleet]:
     driver = GpuDriver({})
-    config = RoomConfig(host_bytes=host_bytes, policy=EvictionPolicy(min_residency_s=0.0))
-    room = RoomKeeper(manager, config, Measurements(directory / "state"), driver)
+    config = MemoryPlannerConfig(host_bytes=host_bytes, policy=EvictionPolicy(min_residency_s=0.0))
+    room = MemoryPlanner(manager, config, Measurements(directory / "state"), driver)
     fleet = Fleet(manager, FleetConfig(), room)
     fleet.set_profiles(profiles)
     async with fleet.run():

@@ -206,6 +206,6 @@ def test_the_back_off_doubles_and_the_window_forgets() -> None:
     assert [restarts.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
     assert restarts.next_delay_s(50, was_ready=False) is None
     assert restarts.next_delay_s(102.5, was_ready=False) == 2.0, "one of the last hundred seconds is left"
-    restarts.forgive()
+    restarts.reset_backoff()
     assert restarts.next_delay_s(103, was_ready=False) is None
     assert Restarts(RestartRules()).next_delay_s(0, was_ready=True) is None

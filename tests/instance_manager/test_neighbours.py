@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instance_manager.state.peers import Neighbours
+from instance_manager.state.peers import Peers
 from instance_manager.state.stores.records import InstanceRecord, Owner
 from instance_manager.types import InstanceSpec, InstanceState
 
@@ -16,8 +16,8 @@ def record(instance_id: str, owner: str, state: InstanceState, profile: str | No
     return InstanceRecord(instance_id, state, owner, spec, "path", "served")
 
 
-def heard(*records: InstanceRecord, alive: tuple[str, ...] = ("a", "b"), away: str = "") -> Neighbours:
-    neighbours = Neighbours()
+def heard(*records: InstanceRecord, alive: tuple[str, ...] = ("a", "b"), away: str = "") -> Peers:
+    neighbours = Peers()
     neighbours.take(
         records, [*(Owner(name, 1, 5.0) for name in alive), *(Owner(name, 1, -1.0) for name in away)]
     )

@@ -19,7 +19,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import WrongState
 from instance_manager.events import EventLog
 from instance_manager.fleet import memory_planner as room_module
-from instance_manager.fleet.memory_planner import Placed, RoomConfig, RoomKeeper
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig, Placed
 from instance_manager.fleet.models import Model
 from instance_manager.lifecycle.instance import Instance, new_instance
 from instance_manager.memory.eviction import (
@@ -45,13 +45,13 @@ SPEC = InstanceSpec("m", "command", command=("x",))
 
 
 class FakeManager:
-    """What RoomKeeper asks of a manager; `acts` are those that it was told to do."""
+    """What MemoryPlanner asks of a manager; `acts` are those that it was told to do."""
 
     def __init__(self, config: ManagerConfig) -> None:
         self.config = config
         self.events = EventLog()
-        self.has_place = True
-        self.why_no_place = "all are taken"
+        self.has_free_slot = True
+        self.why_no_free_slot = "all are taken"
         self.instances: list[Instance] = []
         self.acts: list[tuple[Any, ...]] = []
         self.refuses = ""  # the id of the instance that won't be put to sleep
@@ -80,11 +80,11 @@ class World:
         self.while_measuring: Callable[[], None] = lambda: None
         self.now = NOW
 
-    def keeper(self, host_gb: float = 10.0, **policy: float) -> RoomKeeper:
+    def keeper(self, host_gb: float = 10.0, **policy: float) -> MemoryPlanner:
         driver: Any = FakeDriver(self)
         manager: Any = self.manager
-        config = RoomConfig(host_bytes=int(host_gb * GB), policy=EvictionPolicy(**policy))
-        return RoomKeeper(manager, config, self.measurements, driver, clock=lambda: self.now)
+        config = MemoryPlannerConfig(host_bytes=int(host_gb * GB), policy=EvictionPolicy(**policy))
+        return MemoryPlanner(manager, config, self.measurements, driver, clock=lambda: self.now)
 
     def add(self, name: str, holds_gb: float, *, used: float = 100.0, **fields: Any) -> Instance:
         """A running instance of a model of its own, last used at `used`."""
@@ -139,12 +139,14 @@ def gpu(index: int, free_gb: float = 80.0) -> Gpu:
     return Gpu(f"GPU-{index}", index, "Fake", 80 * GB, int(free_gb * GB))
 
 
-async def plan(world: World, keeper: RoomKeeper, spec: InstanceSpec = SPEC, since: float = NOW) -> Placed:
+async def plan(world: World, keeper: MemoryPlanner, spec: InstanceSpec = SPEC, since: float = NOW) -> Placed:
     model = Model(spec.model_name, None, 5, lambda: world.now)
     return await keeper.plan(model, spec, None, since)
 
 
-async def learn(world: World, keeper: RoomKeeper, name: str, holds_gb: float, **fields: Any) -> InstanceSpec:
+async def learn(
+    world: World, keeper: MemoryPlanner, name: str, holds_gb: float, **fields: Any
+) -> InstanceSpec:
     """Let a model run and be measured, and end; its spec."""
     one = world.add(name, holds_gb, **fields)
     await keeper.overdrawn()
@@ -446,7 +448,7 @@ async def test_a_gpus_memory_is_waited_for_until_the_driver_has_it(
 
 async def test_the_idle_one_used_longest_ago_gives_its_place(world: World) -> None:
     keeper = world.keeper(min_residency_s=10, max_wait_s=60)
-    world.manager.has_place = False
+    world.manager.has_free_slot = False
     assert isinstance((await plan(world, keeper)).plan, NeverFits)  # nobody is there to go
     world.add("pinned", 1, used=1, pinned=True)
     world.add("busy", 1, used=2).gate.try_acquire()
@@ -455,13 +457,13 @@ async def test_the_idle_one_used_longest_ago_gives_its_place(world: World) -> No
     world.add("longer", 1, used=40)
     step = EvictionStep("longer", EvictionAction.STOP, must_drain=False)
     assert (await plan(world, keeper)).plan == Evict((step,))
-    world.manager.has_place = True
+    world.manager.has_free_slot = True
     assert isinstance((await plan(world, keeper)).plan, Fits)
 
 
 async def test_one_in_use_gives_its_place_after_the_longest_wait_and_drains(world: World) -> None:
     keeper = world.keeper(min_residency_s=0, max_wait_s=60)
-    world.manager.has_place = False
+    world.manager.has_free_slot = False
     world.add("busy", 1).gate.try_acquire()
     waits = (await plan(world, keeper)).plan
     assert waits == Wait(NOW + 60, "m waits for a place: busy in use")
@@ -471,7 +473,7 @@ async def test_one_in_use_gives_its_place_after_the_longest_wait_and_drains(worl
 
 async def test_one_that_starts_or_stops_is_waited_for(world: World) -> None:
     keeper = world.keeper(min_residency_s=0)
-    world.manager.has_place = False
+    world.manager.has_free_slot = False
     one = world.add("starts", 1)
     one.state = InstanceState.STARTING
     assert isinstance((await plan(world, keeper, since=0)).plan, Wait)
@@ -480,7 +482,7 @@ async def test_one_that_starts_or_stops_is_waited_for(world: World) -> None:
 
 
 async def test_a_sleeper_gives_its_place_however_short_it_was_awake(world: World) -> None:
-    world.manager.has_place = False
+    world.manager.has_free_slot = False
     sleeper = world.add("sleeper", 1, used=NOW - 1)
     keeper = world.keeper(min_residency_s=10)
     sleeper.awake_since = NOW - 1
@@ -494,7 +496,7 @@ async def test_a_sleeper_gives_its_place_however_short_it_was_awake(world: World
 
 
 async def test_where_no_place_can_be_made_it_is_told_why(world: World) -> None:
-    world.manager.has_place = False
+    world.manager.has_free_slot = False
     world.add("pinned", 1, pinned=True)
     never = (await plan(world, world.keeper())).plan
     assert never == NeverFits(
@@ -504,7 +506,7 @@ async def test_where_no_place_can_be_made_it_is_told_why(world: World) -> None:
 
 
 async def test_what_is_too_large_is_not_told_that_a_place_would_help(world: World) -> None:
-    world.manager.has_place = False
+    world.manager.has_free_slot = False
     world.add("other", 0.1)
     spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())
     never = (await plan(world, world.keeper(host_gb=1), spec)).plan
@@ -520,7 +522,9 @@ async def test_a_real_engine_is_measured_with_its_whole_group_until_it_ends(
     managing: ManagerFactory, tmp_path: Path
 ) -> None:
     async with managing(stop_grace_s=0.3) as manager, asyncio.timeout(60):
-        keeper = RoomKeeper(manager, RoomConfig(), Measurements(tmp_path / "state"), GpuDriver({}))
+        keeper = MemoryPlanner(
+            manager, MemoryPlannerConfig(), Measurements(tmp_path / "state"), GpuDriver({})
+        )
         instance = await running(manager, fake("--grandchild"))
         assert instance.memory_bytes is None
         await keeper.overdrawn()

@@ -150,7 +150,7 @@ async def test_berths_on_one_redis_see_each_other(
             other = await running(two, fake(name="other"))
             assert other.port != mine.port  # both have the same range
             await two.state.keeper.settled("other")
-            found = await until_some(one.state.elsewhere)
+            found = await until_some(one.state.instances_of_peers)
             assert [(record.instance_id, is_alive) for record, is_alive in found] == [("other", True)]
             assert mine.state is InstanceState.RUNNING
 
