@@ -266,7 +266,7 @@ async def patch_model(
         for one in live:
             await fleet.manager.stop(one.instance_id)
         if live:
-            fleet.want(model)
+            fleet.request_start(model)
     return model_record(model)
 
 

@@ -126,7 +126,7 @@ async def restart_model(
 
 
 async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
-    fleet.want(model)
+    fleet.request_start(model)
     if wait_s > 0:
         await fleet.wait_until_up(model, wait_s)
         if model.error is not None and not model.awake:

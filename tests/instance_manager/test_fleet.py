@@ -115,7 +115,7 @@ async def test_a_slow_start_does_not_keep_others_from_failing_or_running(
         profile("quick", devices=("1",)),
     ]
     async with managing() as manager, fleet_of(manager, tmp_path, *models) as fleet:
-        fleet.want(fleet.find("slow"))
+        fleet.request_start(fleet.find("slow"))
         await bring_up(fleet, "quick")
         assert fleet.find("slow").status == "starting"
 
@@ -262,7 +262,7 @@ async def test_a_refused_start_is_refused_for_the_same_reason_until_it_is_tried_
             assert type(found.value) is kind
             assert (found.value.retry_after_s is not None) == (kind is NoCapacity)
         with pytest.raises(kind, match=r"the next start is tried in \d+ s at the soonest"):
-            fleet.want(model)
+            fleet.request_start(model)
 
 
 async def test_a_model_that_has_been_corrected_is_tried_at_once(
