@@ -33,8 +33,8 @@ from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.replicas import is_replica_of, models_of
+from instance_manager.fleet.scaler import Scaler, spec_of
 from instance_manager.fleet.scaling import ScalePolicy, wanted_replicas
-from instance_manager.fleet.starter import Starter, spec_of
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
@@ -79,7 +79,7 @@ class Fleet:
         self._num_waiting = 0  # requests, for any model
         self._news = News()
         self._room = room
-        self._starter = Starter(manager, room, self._models, self._news, clock)
+        self._starter = Scaler(manager, room, self._models, self._news, clock)
         manager.events.add_listener(self._on_event)
         manager.on_wanted = self._want_awake
         manager.on_created = self.adopt

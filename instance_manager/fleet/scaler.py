@@ -37,7 +37,7 @@ logger = logging.getLogger("berth.fleet")
 _LOOK_AGAIN_S = 1.0  # where nothing tells of a change, such as another program's memory
 
 
-class Starter:
+class Scaler:
     """`models` by name are the fleet's, which alone adds and takes away."""
 
     def __init__(
