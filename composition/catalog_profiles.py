@@ -111,7 +111,7 @@ class CatalogProfiles:
             params=entry.engine_params(),
             aliases=tuple(entry.aliases),
             devices=entry.devices,
-            timeout_s=entry.timeout,
+            idle_timeout_s=entry.timeout,
             expire_action=None if entry.expire_action is None else ExpireAction(entry.expire_action),
             min_replicas=entry.min_replicas,
             max_replicas=entry.max_replicas,

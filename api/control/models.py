@@ -209,7 +209,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "pinned": profile.pinned if profile else any(one.pinned for one in live),
         "params": mask_params(profile.params if profile else (latest.plan.params if latest else {})),
         "devices": list(profile.devices) if profile and profile.devices is not None else None,
-        "timeout": profile.timeout_s if profile else (latest.timeout_s if latest else None),
+        "timeout": profile.idle_timeout_s if profile else (latest.timeout_s if latest else None),
         "replicas": [one.instance_id for one in live],
         "in_flight": model.in_flight,
         "queued": len(model.queue),
