@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instance_manager.memory.eviction import HOST, PLACE, Device, EvictionAction, EvictionPolicy
+from instance_manager.memory.eviction import HOST, SLOT, Device, EvictionAction, EvictionPolicy
 from tests.instance_manager.eviction_world import ACT_S, GPU, Model, Request, World
 
 MAX_SERVICE_S = 8.0
 KINDS = st.tuples(st.integers(1, 8), st.integers(0, 6), st.booleans(), st.booleans())
-BUDGETS = st.fixed_dictionaries({HOST: st.integers(5, 30), GPU: st.integers(5, 24), PLACE: st.integers(1, 6)})
+BUDGETS = st.fixed_dictionaries({HOST: st.integers(5, 30), GPU: st.integers(5, 24), SLOT: st.integers(1, 6)})
 POLICIES = st.builds(EvictionPolicy, min_residency_s=st.floats(0, 20), max_wait_s=st.floats(0, 40))
 TRACES = st.lists(
     st.tuples(st.floats(0, 5), st.integers(0, 5), st.floats(0.01, MAX_SERVICE_S)), min_size=1, max_size=50
@@ -124,7 +124,7 @@ def test_places_are_shared_as_memory_is(can_sleep: bool) -> None:
     """Three models on two places, with memory for all: each comes to its turn, and stays its time."""
     policy = EvictionPolicy(min_residency_s=2.0, max_wait_s=6.0)
     world = World(
-        [Model(f"m{i}", 1, 1, False, can_sleep) for i in range(3)], {HOST: 90, GPU: 0, PLACE: 2}, policy
+        [Model(f"m{i}", 1, 1, False, can_sleep) for i in range(3)], {HOST: 90, GPU: 0, SLOT: 2}, policy
     )
     requests = trace([(0.2, i, 1.5) for i in range(600)], 3)
     world.run(requests)
