@@ -31,7 +31,7 @@ async def readiness(manager: Manager) -> dict[str, str]:
         raise ShuttingDown("Berth is shutting down")
     status = manager.state.keeper.status
     if status.is_deposed:
-        raise StoreUnavailable("another Berth works under this one's name: end one of them")
+        raise StoreUnavailable("another Berth process uses this node's name: end one of them")
     return {"status": "ok"} if status.trouble is None else {"status": "ok", "state": "behind"}
 
 

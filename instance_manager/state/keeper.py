@@ -72,7 +72,7 @@ class StateKeeper:
     def check_is_owner(self) -> None:
         """Raises LeaseLost where nothing new may be begun."""
         if self._is_deposed:
-            raise LeaseLost("another Berth works under this one's name: end one of them")
+            raise LeaseLost("another Berth process uses this node's name: end one of them")
 
     def know(self, record: InstanceRecord, port: int | None) -> None:
         """A record that is stored already, and the port that is held for it there."""
@@ -294,7 +294,7 @@ class StateKeeper:
             logger.critical("another Berth works under the name of this one (%s): end one of them", reason)
         self._is_deposed = True
         self._dirty.clear()
-        self._trouble = "another Berth works under this one's name"
+        self._trouble = "another Berth process uses this node's name"
         self._let_waiters_go()
         self._idle.set()
 

@@ -32,7 +32,7 @@ _RSS_SLACK_BYTES = 80 * _MIB  # what the allocator keeps of 60 clients with a me
 _NEIGHBOUR_PAUSE_S = 0.05
 _NEIGHBOUR_SLOWEST_S = 5.0  # on a machine that others use too
 FAULT_IN_LOG = re.compile(
-    r"^.*(?:Traceback|never retrieved|the starter failed|Error in Berth|an error in Berth|never awaited).*$",
+    r"^.*(?:Traceback|never retrieved|the scaler failed|Error in Berth|an error in Berth|never awaited).*$",
     re.MULTILINE,
 )
 

@@ -30,7 +30,7 @@ _ACTS = ("sleep?level=1", "sleep?level=2", "stop", "restart", "wake?wait=0", "st
 _ROOM_LEFT = 0.7  # of a model, beside all but one
 _PROMPTS_THAT_FILL = 150
 _FAULTS_IN_LOG = re.compile(
-    r"^.*(?:stops with \d+ requests in flight|Traceback|the starter failed|Error in Berth).*$", re.MULTILINE
+    r"^.*(?:stops with \d+ requests in flight|Traceback|the scaler failed|Error in Berth).*$", re.MULTILINE
 )
 
 

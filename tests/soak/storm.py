@@ -39,8 +39,8 @@ _NOTICED_WITHIN_S = 20.0  # that an engine was killed; by the next Berth, when t
 _CALM_AGAIN_S = 120.0
 _CALM_AGAIN_TOKENS = 8
 _FAULTS_IN_LOG = re.compile(
-    r"^.*(?:Traceback|never retrieved|the starter failed|Error in Berth|an error in Berth|never awaited"
-    r"|another Berth works).*$",
+    r"^.*(?:Traceback|never retrieved|the scaler failed|Error in Berth|an error in Berth|never awaited"
+    r"|another Berth process uses).*$",
     re.MULTILINE,
 )
 
