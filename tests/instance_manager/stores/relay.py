@@ -1,4 +1,4 @@
-"""A way to Redis that can be cut for one Berth alone, or lose an answer."""
+"""A relay to Redis that can be cut for one node only, or lose a reply."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Break all lines, refuse new ones."""
+        """Break all connections, refuse new ones."""
         self._cut = True
         for writer in self._writers:
             writer.transport.abort()
