@@ -68,12 +68,12 @@ class Scaler:
             while True:
                 count = self._news.count
                 try:
-                    retry_s = await self._start_next()
+                    look_again_s = await self._start_next()
                 except Exception:  # the task's root: a fault in one model's start must not block all others
                     logger.exception("the scaler failed; it continues")
-                    retry_s = _RETRY_S
-                if retry_s != 0 and self._news.count == count:
-                    await self._news.wait(retry_s)
+                    look_again_s = _RETRY_S
+                if look_again_s != 0 and self._news.count == count:
+                    await self._news.wait(look_again_s)
         finally:
             for task in self._starting:
                 task.cancel()
