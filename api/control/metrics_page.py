@@ -22,7 +22,7 @@ from instance_manager.fleet.fleet import Fleet
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.metrics.lifecycle import LifecycleMetrics
 from instance_manager.metrics.proxy import ProxyMetrics
-from instance_manager.metrics.state import StateMetrics, look_at_memory
+from instance_manager.metrics.state import StateMetrics, read_memory
 
 router = APIRouter(tags=["operations"])
 
@@ -53,7 +53,7 @@ class MetricsPage:
         targets = self.targets() if with_engines else []
         leaders = self._state.leaders()
         memory, scrapes = await asyncio.gather(
-            asyncio.to_thread(look_at_memory, leaders, self._driver), scrape_engines(targets)
+            asyncio.to_thread(read_memory, leaders, self._driver), scrape_engines(targets)
         )
         self._state.memory = memory
         self._failures.update(scrape.failure for scrape in scrapes if scrape.failure is not None)

@@ -142,7 +142,7 @@ class Detours:
     def _detour(self, scope: Scope, owner: Owner, what: str) -> Detour | None:
         if find_header(scope["headers"], VIA):
             return None
-        self._metrics.of_berth(label(owner))
+        self._metrics.of_peer(label(owner))
         return Detour(scope, owner, what, self._own_name(), self._check)
 
 

@@ -122,7 +122,7 @@ class ProxyMetrics(Collector):
             metrics = self._instances[instance_id] = InstanceMetrics(instance_id, label, self._on_usage)
         return metrics
 
-    def of_berth(self, name: str) -> InstanceMetrics:
+    def of_peer(self, name: str) -> InstanceMetrics:
         """Another Berth's, kept as an instance's of this name."""
         return self._instances.get(name) or self._instances.setdefault(name, BerthMetrics(name))
 

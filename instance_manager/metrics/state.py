@@ -46,7 +46,7 @@ def model_label(instance: Instance) -> str:
     return instance.spec.profile or instance.model_name
 
 
-def look_at_memory(leaders: Mapping[int, str], driver: GpuDriver) -> MemoryLook:
+def read_memory(leaders: Mapping[int, str], driver: GpuDriver) -> MemoryLook:
     """`leaders`: instances' ids by the pid of their process group. Blocks for milliseconds."""
     by_pid = measure_groups(leaders, driver)
     devices = [DeviceMemory(HOST, "", host_total_bytes(), host_available_bytes())]
@@ -62,7 +62,7 @@ class StateMetrics(Collector):
         self.memory = MemoryLook()
 
     def leaders(self) -> dict[int, str]:
-        """What `look_at_memory` wants to know."""
+        """What `read_memory` wants to know."""
         live = self._fleet.manager.list()
         return {one.pid: one.instance_id for one in live if one.pid is not None}
 
