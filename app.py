@@ -1,6 +1,6 @@
-"""Berth's entry: reads the settings, builds the server and serves.
+"""Berth's entry point: reads the settings, builds the server and serves.
 
-`create_app(settings)` gives the ASGI application; `python app.py` serves it.
+`create_app(settings)` returns the ASGI application; `python app.py` serves it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ logger = logging.getLogger("berth")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
-    logging.getLogger("dotenv").setLevel(logging.ERROR)  # what it warns of is told by its line
+    """Serve until stopped; the exit status is 0, 1 (could not serve) or 2 (invalid settings)."""
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # env_file.py reports the same by line
     try:
         flags = parse_flags(argv, VERSION)
     except FlagError as error:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         telemetry = Telemetry(loaded.settings)
         server = create_server(loaded.settings, ENV_FILE, telemetry.traces)
     except (SettingsError, CatalogError, PluginError) as error:
-        return _refuse(all_mistakes(loaded) or [str(error)])  # with whatever else is wrong
+        return _refuse(all_mistakes(loaded) or [str(error)])  # with all other mistakes
     return _serve(loaded.settings, server, telemetry)
 
 
@@ -60,7 +60,7 @@ def _serve(settings: Settings, server: BerthServer, telemetry: Telemetry) -> int
         return 2 if isinstance(error, InvalidStateUrl) else 1
     except OSError as error:
         address = f"APP_HOST={settings.app_host} APP_PORT={settings.app_port}"
-        sys.stderr.write(f"berth: {address}: can't listen there: {error.strerror or error}\n")
+        sys.stderr.write(f"berth: {address}: can't listen: {error.strerror or error}\n")
         return 1
     finally:
         telemetry.close()

@@ -1,4 +1,4 @@
-"""The settings, as the policies that the parts are given."""
+"""Turns the settings into the policies of the parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENV_FILE = Path(".env")
 
 
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
-    """The manager's policy, as the settings have it."""
+    """The manager's policy."""
     return ManagerConfig(
         base_port=settings.vllm_base_port,
         max_instances=settings.vllm_max_instances,
@@ -52,7 +52,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
 
 
 def _advertised(settings: Settings) -> str:
-    """Where other Berths reach this one; empty where the port is the system's choice."""
+    """The URL for other nodes; empty if the system chooses the port."""
     if settings.advertise_url or not settings.app_port:
         return settings.advertise_url or ""
     host = settings.app_host
@@ -71,7 +71,7 @@ def state_url(settings: Settings) -> str:
 
 
 def api_keys(settings: Settings) -> Keys:
-    """All keys that open Berth. Raises SettingsError."""
+    """All API keys. Raises SettingsError."""
     listed = (
         ApiKey(
             line.key,
@@ -87,7 +87,7 @@ def api_keys(settings: Settings) -> Keys:
 
 
 def read_keys(settings: Settings) -> Keys:
-    """The same while Berth runs. Raises InvalidKeyFile."""
+    """The same while Berth is running. Raises InvalidKeyFile."""
     try:
         return api_keys(settings)
     except SettingsError as error:
@@ -99,5 +99,5 @@ def pace_rules(settings: Settings) -> PaceRules:
 
 
 def origins_of(settings: Settings) -> Origins | None:
-    """Whose pages may use Berth; None = nobody's, and nothing is looked at for it."""
+    """The origins whose web pages may use Berth; None disables CORS."""
     return Origins(settings.allowed_origins) if settings.allowed_origins else None
