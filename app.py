@@ -18,8 +18,11 @@ from composition.start_check import all_mistakes, check
 from composition.telemetry import Telemetry
 from composition.version import VERSION
 from configs.catalog_error import CatalogError
+from configs.engine_variables import sdk_environment
 from configs.service_flags import FlagError, parse_flags
-from configs.settings import Loaded, Settings, SettingsError, read_settings
+from configs.settings import Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import Loaded, read_settings
 from instance_manager.state.stores.errors import InvalidStateUrl, StoreError
 from log_output.setup import configure_logging
 
@@ -80,7 +83,7 @@ def _begin_logging(loaded: Loaded) -> None:
         )
     except OSError as error:
         raise SettingsError(f"LOG_FILE={settings.log_file}: {error.strerror or error}") from None
-    for name, value in settings.sdk_environment(ENV_FILE).items():
+    for name, value in sdk_environment(ENV_FILE).items():
         os.environ.setdefault(name, value)
     for remark in loaded.remarks:
         logger.warning("%s", remark)

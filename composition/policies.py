@@ -9,7 +9,9 @@ from api.access.key_book import Keys
 from api.access.keys import Access, ApiKey
 from api.cors import Origins
 from api.proxy.pace import PaceRules
-from configs.settings import Settings, SettingsError
+from configs.engine_variables import engine_variables
+from configs.settings import Settings
+from configs.settings_error import SettingsError
 from instance_manager.config import LivenessRules, ManagerConfig, OnShutdown, RestartPolicy, RestartRules
 from instance_manager.errors import InvalidKeyFile
 from instance_manager.state.stores.errors import InvalidStateUrl
@@ -47,7 +49,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         default_params=settings.parameters(),
         engine_params={"unknown_fields": settings.unknown_fields},
         vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
-        engine_env=settings.engine_environment(env_file),
+        engine_env=engine_variables(settings, env_file),
     )
 
 

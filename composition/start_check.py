@@ -10,7 +10,8 @@ from composition.policies import ENV_FILE, api_keys, manager_config, state_url
 from configs.catalog import load_catalog
 from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
-from configs.settings import Loaded, SettingsError
+from configs.settings_error import SettingsError
+from configs.settings_reader import Loaded
 from instance_manager.fleet.startable import grouped_problems, problem_of
 from instance_manager.memory.gpu import GpuDriver
 

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 from configs.home import expand_home
 from configs.near_names import nearest
-from configs.settings import Given, Settings
+from configs.settings import Settings
+from configs.settings_reader import Given
 
 # What services like ours call some settings. A limit of concurrency guards the model, not the sockets.
 SHORT_NAMES: Mapping[str, str] = {

@@ -5,32 +5,20 @@ Knows nothing of what the settings are for; app.py hands them down as each part'
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from configs.bounded_file import read_bounded
-from configs.env_file import (
-    ENCODING,
-    EnvFile,
-    former_names,
-    nearly_settings,
-    read_env_file,
-    shown,
-)
 from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
-from configs.one_line import one_line
 from configs.origins import normalized_origin
+from configs.parameter_file import read_parameters
+from configs.settings_error import SettingsError
 from configs.syslog_address import SyslogAddress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,14 +26,6 @@ _PATHS = (
     "api_keys_file", "hf_home", "log_dir", "log_file",
     "model_dirs", "models_file", "state_dir", "vllm_config",
 )  # fmt: skip
-
-
-class SettingsError(Exception):
-    """Settings are wrong; of each the message has a line with its name, its value and what is allowed."""
-
-    def __init__(self, *mistakes: str) -> None:
-        self.mistakes = tuple(map(one_line, mistakes))
-        super().__init__("\n".join(self.mistakes))
 
 
 class Settings(BaseSettings):
@@ -326,147 +306,8 @@ class Settings(BaseSettings):
         except KeyFileError as error:
             raise SettingsError(f"API_KEYS_FILE={self.api_keys_file}: {error}") from None
 
-    @staticmethod
-    def sdk_environment(env_file: Path | None = None) -> dict[str, str]:
-        """Variables for OpenTelemetry's SDK that stand in `env_file`."""
-        return read_env_file(env_file, NAMES).for_sdk()
-
-    def engine_environment(self, env_file: Path | None = None) -> dict[str, str]:
-        """Variables that engines get on top of Berth's own environment."""
-        environment = read_env_file(env_file, NAMES).for_engines(NAMES)
-        for name in ("hf_endpoint", "hf_home", "http_proxy", "https_proxy"):
-            if value := getattr(self, name):
-                environment[name.upper()] = value
-        if self.http_proxy or self.https_proxy:
-            # Engines talk to each other and to Berth over loopback; no proxy belongs there.
-            names = [name for name in os.environ if name.upper() == "NO_PROXY"]  # both are read
-            given = [environment.get("NO_PROXY"), *(os.environ[name] for name in names)]
-            said = next(filter(None, given), None)
-            no_proxy = ",".join(filter(None, [said, "127.0.0.1", "localhost"]))
-            environment |= dict.fromkeys(["NO_PROXY", *names], no_proxy)
-        return environment
-
 
 NAMES = frozenset(name.upper() for name in Settings.model_fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A setting's value from elsewhere than the environment, and what it was called there."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings, and all that was found to be wrong with what they were read from.
-
-    Where there are mistakes, what is wrong has its default in `settings`: good for further checks.
-    """
-
-    settings: Settings
-    mistakes: tuple[str, ...]
-    remarks: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # nothing is wrong, but it should be known
-
-
-def load_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Settings:
-    """As `read_settings`. Raises SettingsError with a line for each thing that is wrong."""
-    loaded = read_settings(env_file, flags)
-    if loaded.mistakes:
-        raise SettingsError(*loaded.mistakes)
-    return loaded.settings
-
-
-def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Loaded:
-    """Read `flags` (by field), below them the environment, below that `env_file`, where there is one."""
-    file = read_env_file(env_file, NAMES)
-    former = {
-        field: Given(name, value) for field, (name, value) in former_names(file.variables, os.environ).items()
-    }
-    given = {**former, **(flags or {})}
-    settings, mistakes = _validated(file, given)
-    mistakes = [*file.mistakes, *mistakes, *_contradictions(settings)]
-    notes = [f"{one.name}={one.value} is taken as {field.upper()}" for field, one in former.items()]
-    if file.others:
-        notes.append(f"{file.path}: no settings of Berth's, left alone: {', '.join(file.others)}")
-    remarks = [
-        *(
-            f"{one.name}: everybody on this machine can read it in the list of processes; .env and "
-            "API_KEYS_FILE are for keys"
-            for field, one in (flags or {}).items()
-            if field in ("api_keys", "admin_api_keys")
-        ),
-        *file.remarks,
-        *nearly_settings(os.environ, NAMES),
-    ]
-    told = [tuple(map(one_line, lines)) for lines in (mistakes, remarks, notes)]
-    return Loaded(settings, *told)
-
-
-def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, list[str]]:
-    """The settings, with defaults for those that are wrong; a line for each of these."""
-    values: dict[str, Any] = {  # empty: as if nothing were said, in the environment as well
-        field: one.value if one.value else Settings.model_fields[field].default
-        for field, one in given.items()
-    }
-    mistakes: list[str] = []
-    while True:
-        try:
-            sources: Any = {"_env_file": file.path, "_env_file_encoding": ENCODING}
-            return Settings(**sources, **values), mistakes
-        except ValidationError as error:
-            for details in error.errors(include_url=False):
-                field = str(details["loc"][0]).lower()
-                mistakes.append(_mistake(given[field].name if field in given else field.upper(), details))
-                values[field] = Settings.model_fields[field].default
-
-
-def _contradictions(settings: Settings) -> Iterator[str]:
-    """What is wrong with settings that are right one by one."""
-    try:
-        settings.parameters()
-    except SettingsError as error:
-        yield str(error)
-    if settings.on_shutdown == "detach" and settings.state_url.startswith("memory:"):
-        yield (
-            "ON_SHUTDOWN=detach: with STATE_URL=memory:// no Berth could find its engines again; "
-            "take another STATE_URL, or ON_SHUTDOWN=stop"
-        )
-    if settings.log_otlp and settings.otel_exporter_otlp_endpoint is None:
-        yield "LOG_OTLP=true: needs OTEL_EXPORTER_OTLP_ENDPOINT, the collector to send to"
-    last_port = settings.vllm_base_port + settings.vllm_max_instances - 1
-    if last_port > 65535:
-        yield (
-            f"VLLM_MAX_INSTANCES={settings.vllm_max_instances}: needs ports {settings.vllm_base_port} to "
-            f"{last_port}, but ports end at 65535; lower it or VLLM_BASE_PORT"
-        )
-    if settings.log_file is not None and (problem := _unwritable(settings.log_file)):
-        yield f"LOG_FILE={settings.log_file}: {problem}"
-
-
-def _unwritable(path: Path) -> str | None:
-    """Why no log can be written to a file; None where it can."""
-    if path.is_dir():
-        return "is a folder; name a file in it"
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    target = path if path.exists() else path.parent
-    return None if os.access(target, os.W_OK) else "Permission denied"
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
-    try:
-        parameters = json.loads(read_bounded(path))
-    except OSError as error:
-        raise SettingsError(f"VLLM_CONFIG={path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
-    if not isinstance(parameters, dict):
-        raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")
-    return parameters
 
 
 def _is_front_door(url: str) -> bool:
@@ -477,7 +318,3 @@ def _is_front_door(url: str) -> bool:
     except ValueError:
         return False
     return at is not None and url.rstrip("/").lower() == f"http://{plain}"
-
-
-def _mistake(name: str, details: ErrorDetails) -> str:
-    return f"{name}={shown(name, details['input'])}: {details['msg'].removeprefix('Value error, ')}"

@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from composition.policies import manager_config
-from configs.settings import SettingsError, load_settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 
 @pytest.mark.parametrize(

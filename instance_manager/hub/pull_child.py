@@ -1,8 +1,9 @@
 """One operation on the hub's cache: `python -m instance_manager.hub.pull_child`, then `pull` or `rm`.
 
 Arguments are `pull MODEL [REVISION]` or `rm MODEL`. A process of its own because the library can't be
-cancelled, and so that Berth never imports it. Writes the response of `POST /models/pull`, one JSON object per line; the last has `status: success` or `error`. HF_HOME,
-HF_ENDPOINT, HF_TOKEN and proxies come from the environment.
+cancelled, and so that Berth never imports it. Writes the response of `POST /models/pull`, one JSON object per
+line; the last has `status: success` or `error`. HF_HOME, HF_ENDPOINT, HF_TOKEN and proxies come from the
+environment.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 from composition.start_check import check
 from configs.discovery import FoundModel, discover_models, look_for_models
-from configs.settings import read_settings
+from configs.settings_reader import read_settings
 
 
 def put(folder: Path, *files: str) -> Path:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from configs.engine_variables import engine_variables, sdk_environment
 from configs.env_file import read_env_file
 from configs.near_names import count_slips
-from configs.settings import NAMES, ROOT, Settings, SettingsError, load_settings, read_settings
+from configs.settings import NAMES, ROOT, Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings, read_settings
 
 # What stands in the .env files of others, by whose they are.
 OTHERS = {
@@ -73,10 +76,8 @@ def test_small_letters_mean_what_capitals_do(tmp_path: Path, monkeypatch: pytest
     assert [line.split(" in ")[0] for line in loaded.remarks] == ["vllm_api_key"]
     bypassed = dict.fromkeys(["NO_PROXY", "no_proxy"], "inside,127.0.0.1,localhost")
     own = {"HTTP_PROXY": "http://p:1", "HF_TOKEN": "t", "HF_HUB_CACHE": "/large"}
-    assert loaded.settings.engine_environment(path) == {**own, **bypassed}
-    assert Settings.sdk_environment(env_file(tmp_path, "otel_traces_sampler=a")) == {
-        "OTEL_TRACES_SAMPLER": "a"
-    }
+    assert engine_variables(loaded.settings, path) == {**own, **bypassed}
+    assert sdk_environment(env_file(tmp_path, "otel_traces_sampler=a")) == {"OTEL_TRACES_SAMPLER": "a"}
 
 
 def test_every_variable_of_the_compose_files_may_stand_there(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_what_is_for_engines_reaches_them_and_nothing_else_does(tmp_path: Path) 
     path = env_file(
         tmp_path, "\n".join([*lines, "TZ=UTC", "OPENAI_API_KEY=k", "VLLM_API_KEY=k", "VLLM_PORT=1"])
     )
-    assert load_settings(path).engine_environment(path) == dict(line.split("=") for line in lines)
+    assert engine_variables(load_settings(path), path) == dict(line.split("=") for line in lines)
 
 
 def test_what_is_left_alone_is_said_once_and_what_has_no_effect_too(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from configs.catalog import load_catalog
 from configs.catalog_error import CatalogError
 from configs.key_file import KeyFileError, read_key_file
 from configs.model_entry import ModelEntry
-from configs.settings import Settings, SettingsError, load_settings
+from configs.settings import Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20")) * 10
 IS_LONG = NUM_EXAMPLES > 1000

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.key_file import KeyFileError, KeyLine, read_key_file
-from configs.settings import SettingsError, load_settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 SECRET = "sk-not-to-be-shown"
 

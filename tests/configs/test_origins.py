@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.origins import normalized_origin
-from configs.settings import SettingsError, load_settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 
 @pytest.mark.parametrize(

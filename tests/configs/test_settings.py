@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.settings import ROOT, Given, Settings, SettingsError, load_settings, read_settings
+from configs.engine_variables import engine_variables
+from configs.settings import ROOT, Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import Given, load_settings, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +71,7 @@ def test_paths_mean_the_same_to_engines_which_run_in_another_folder(
     for name in (*names, "LOG_FILE"):
         value = getattr(loaded.settings, name.lower())
         assert value in (wanted, str(wanted), (wanted,), None)
-    assert loaded.settings.engine_environment()["HF_HOME"] == str(wanted)
+    assert engine_variables(loaded.settings)["HF_HOME"] == str(wanted)
 
 
 def test_a_program_named_without_a_folder_is_looked_for_in_path(tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_proxies_and_hub_variables_reach_engines_alone(
     monkeypatch.delenv("NO_PROXY", raising=False)
     lines = ["HTTP_PROXY=http://proxy:3128", "HF_HOME=/cache", "HF_TOKEN=secret", "OMP_NUM_THREADS=2"]
     path = env_file(tmp_path, "\n".join(lines))
-    assert load_settings(path).engine_environment(path) == {
+    assert engine_variables(load_settings(path), path) == {
         "HTTP_PROXY": "http://proxy:3128",
         "HF_HOME": "/cache",
         "HF_TOKEN": "secret",

@@ -11,7 +11,8 @@ import pytest
 from configs.bounded_file import MAX_BYTES, read_bounded
 from configs.catalog import CatalogError, load_catalog
 from configs.key_file import KeyFileError, read_key_file
-from configs.settings import SettingsError, read_parameters
+from configs.parameter_file import read_parameters
+from configs.settings_error import SettingsError
 from configs.yaml_bounds import MAX_DEPTH, MAX_ENTRIES, MAX_VALUES
 from configs.yaml_document import YamlMistake, read_yaml
 
