@@ -12,7 +12,7 @@ from api.protocols.registry import load_protocols
 from configs.catalog import Catalog, CatalogFile
 from configs.catalog_edit import edit_model, preview_edit
 from configs.catalog_error import CatalogError
-from configs.discovery import Discovery, FoundModel, config_problem, files_at, look_for_models
+from configs.discovery import Discovery, FoundModel, config_problem, files_at, scan_models
 from configs.home import expand_home
 from configs.model_entry import ModelEntry
 from configs.one_line import one_line
@@ -42,7 +42,7 @@ class CatalogProfiles:
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and models found on disk under names that the catalog doesn't use."""
         catalog = self._file.current
-        self._discovery = look_for_models(self._settings.model_dirs, self._cache)
+        self._discovery = scan_models(self._settings.model_dirs, self._cache)
         on_disk = {found.name: found for found in self._discovery.models}
         profiles = {
             name: _with_files(self._profile(name, entry), _files_of(entry, on_disk))

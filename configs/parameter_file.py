@@ -11,7 +11,7 @@ from configs.settings_error import SettingsError
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
+    """The engine parameters in a JSON file: one object with `snake_case` keys. Raises SettingsError."""
     try:
         parameters = json.loads(read_bounded(path))
     except OSError as error:
@@ -19,5 +19,5 @@ def read_parameters(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
     if not isinstance(parameters, dict):
-        raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")
+        raise SettingsError(f"VLLM_CONFIG={path}: must contain one JSON object of parameters")
     return parameters

@@ -6,7 +6,7 @@ from configs.one_line import one_line
 
 
 class SettingsError(Exception):
-    """Settings are wrong; of each the message has a line with its name, its value and what is allowed."""
+    """Invalid settings; the message has a line for each, with its name, its value and what is allowed."""
 
     def __init__(self, *mistakes: str) -> None:
         self.mistakes = tuple(map(one_line, mistakes))

@@ -26,7 +26,7 @@ from configs.settings_error import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A setting's value from elsewhere than the environment, and what it was called there."""
+    """A setting's value from a flag or a former name, and the name it was given under."""
 
     name: str
     value: str
@@ -34,19 +34,19 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings, and all that was found to be wrong with what they were read from.
+    """The settings, and everything that is wrong with their sources.
 
-    Where there are mistakes, what is wrong has its default in `settings`: good for further checks.
+    Invalid settings have their defaults in `settings`, so that further checks are possible.
     """
 
     settings: Settings
     mistakes: tuple[str, ...]
     remarks: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # nothing is wrong, but it should be known
+    notes: tuple[str, ...] = ()  # not mistakes, but worth knowing
 
 
 def load_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Settings:
-    """As `read_settings`. Raises SettingsError with a line for each thing that is wrong."""
+    """As `read_settings`. Raises SettingsError with a line for each mistake."""
     loaded = read_settings(env_file, flags)
     if loaded.mistakes:
         raise SettingsError(*loaded.mistakes)
@@ -54,7 +54,7 @@ def load_settings(env_file: Path | None = None, flags: Mapping[str, Given] | Non
 
 
 def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Loaded:
-    """Read `flags` (by field), below them the environment, below that `env_file`, where there is one."""
+    """Read `flags` (by field), which win over the environment, which wins over `env_file` if there is one."""
     file = read_env_file(env_file, NAMES)
     former = {
         field: Given(name, value) for field, (name, value) in former_names(file.variables, os.environ).items()
@@ -62,26 +62,26 @@ def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | Non
     given = {**former, **(flags or {})}
     settings, mistakes = _validated(file, given)
     mistakes = [*file.mistakes, *mistakes, *_contradictions(settings)]
-    notes = [f"{one.name}={one.value} is taken as {field.upper()}" for field, one in former.items()]
+    notes = [f"{one.name}={one.value} is used as {field.upper()}" for field, one in former.items()]
     if file.others:
-        notes.append(f"{file.path}: no settings of Berth's, left alone: {', '.join(file.others)}")
+        notes.append(f"{file.path}: not settings of Berth, ignored: {', '.join(file.others)}")
     remarks = [
         *(
-            f"{one.name}: everybody on this machine can read it in the list of processes; .env and "
-            "API_KEYS_FILE are for keys"
+            f"{one.name}: every user of this machine can read it in the process list; put keys into .env or "
+            "API_KEYS_FILE"
             for field, one in (flags or {}).items()
             if field in ("api_keys", "admin_api_keys")
         ),
         *file.remarks,
         *nearly_settings(os.environ, NAMES),
     ]
-    told = [tuple(map(one_line, lines)) for lines in (mistakes, remarks, notes)]
-    return Loaded(settings, *told)
+    escaped = [tuple(map(one_line, lines)) for lines in (mistakes, remarks, notes)]
+    return Loaded(settings, *escaped)
 
 
 def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, list[str]]:
-    """The settings, with defaults for those that are wrong; a line for each of these."""
-    values: dict[str, Any] = {  # empty: as if nothing were said, in the environment as well
+    """The settings, with defaults for invalid ones, and a line for each of those."""
+    values: dict[str, Any] = {  # an empty value counts as not given, also over the environment
         field: one.value if one.value else Settings.model_fields[field].default
         for field, one in given.items()
     }
@@ -98,15 +98,15 @@ def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, lis
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
-    """What is wrong with settings that are right one by one."""
+    """Mistakes in settings that are valid one by one."""
     try:
         settings.parameters()
     except SettingsError as error:
         yield str(error)
     if settings.on_shutdown == "detach" and settings.state_url.startswith("memory:"):
         yield (
-            "ON_SHUTDOWN=detach: with STATE_URL=memory:// no Berth could find its engines again; "
-            "take another STATE_URL, or ON_SHUTDOWN=stop"
+            "ON_SHUTDOWN=detach: with STATE_URL=memory://, the engines could not be found again; "
+            "use another STATE_URL, or ON_SHUTDOWN=stop"
         )
     if settings.log_otlp and settings.otel_exporter_otlp_endpoint is None:
         yield "LOG_OTLP=true: needs OTEL_EXPORTER_OTLP_ENDPOINT, the collector to send to"
@@ -121,7 +121,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def _unwritable(path: Path) -> str | None:
-    """Why no log can be written to a file; None where it can."""
+    """Why no log can be written to a file; None if one can."""
     if path.is_dir():
         return "is a folder; name a file in it"
     if not path.parent.is_dir():

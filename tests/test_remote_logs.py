@@ -19,7 +19,7 @@ from configs.syslog_address import SyslogAddress
 from log_output.json_format import JsonFormatter
 from log_output.otlp import OtlpSink
 from log_output.remote_logs import LogSink, RemoteLogs
-from log_output.setup import FewRepeats
+from log_output.setup import RateLimitFilter
 from log_output.syslog import SyslogSink
 from tests.collector import Collector
 
@@ -239,7 +239,7 @@ def wait_until(is_true: Callable[[], bool]) -> None:
 
 
 def test_a_library_that_repeats_itself_is_heard_once_a_minute() -> None:
-    few = FewRepeats()
+    few = RateLimitFilter()
 
     def is_said(name: str, text: str, at: float) -> bool:
         record = logging.LogRecord(name, logging.WARNING, __file__, 0, text, (at,), None)

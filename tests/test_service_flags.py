@@ -81,7 +81,7 @@ def test_switches_may_be_bare_or_have_a_value() -> None:
         (["--max-model-len", "4096"], "models.yaml"),
         (["--workers", "4"], "there is no flag --workers"),
         (["-p", "1"], "there is no flag -p"),
-        (["serve"], "'serve' is no flag"),
+        (["serve"], "'serve' isn't a flag"),
         (["--port"], "--port"),
         (["--por", "1"], "did you mean --port?"),
         (["--json"], "--check"),
@@ -217,7 +217,7 @@ TOLD = {
     "number": "max_model_len=abc",
     "program": "no-such-server",
     "portless": "{port}",
-    "broken": "config.json is no JSON",
+    "broken": "config.json isn't valid JSON",
 }
 
 
@@ -237,7 +237,7 @@ def test_a_check_tells_all_without_serving(wrong: Path) -> None:
         assert [line for line in found["mistakes"] if line.startswith(f"model {name}") and part in line], name
     for part in (
         f"{wrong}/models: there is no such folder",
-        "config.json: is no folder",
+        "config.json: isn't a folder",
         "LOG_DIR=",
         "APP_PORT=9003",
     ):

@@ -64,11 +64,11 @@ models:
         ("models:\n  a:\n    path: x\n    model: y\n", 2, "keep one"),
         ("models:\n  a:\n    min_replicas: 3\n    max_replicas: 2\n", 4, "min_replicas"),
         ("models:\n  a:\n    filters:\n      set: {}\n", 4, "did you mean set_params?"),
-        ("models:\n  a: {}\n  b:\n    aliases: [a]\n", 4, "is a name of 'a' already"),
+        ("models:\n  a: {}\n  b:\n    aliases: [a]\n", 4, "is already a name of 'a'"),
         ("models:\n  a: {}\n  a: {}\n", 3, "a"),
         ("models: [1]\n", 1, "must be a mapping"),
-        ("models:\n  a: {\n", 3, "no valid YAML"),
-        ("models:\n  ../a: {}\n", 2, "a name is printable text"),
+        ("models:\n  a: {\n", 3, "invalid YAML"),
+        ("models:\n  ../a: {}\n", 2, "a name must be printable text"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, told: str) -> None:

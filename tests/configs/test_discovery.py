@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from composition.start_check import check
-from configs.discovery import FoundModel, discover_models, look_for_models
+from configs.discovery import FoundModel, discover_models, scan_models
 from configs.settings_reader import read_settings
 
 
@@ -160,8 +160,7 @@ def test_what_can_not_be_read_is_passed_over(tmp_path: Path) -> None:
 
 def remarks(*model_dirs: Path) -> list[str]:
     return [
-        remark.text.removeprefix("MODEL_DIRS: ")
-        for remark in look_for_models(model_dirs, Path("/none")).remarks
+        remark.text.removeprefix("MODEL_DIRS: ") for remark in scan_models(model_dirs, Path("/none")).remarks
     ]
 
 
@@ -182,7 +181,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     put(tmp_path / "notes", "readme.txt")
-    assert remarks(tmp_path) == [f"{tmp_path}: no folder in it is a model"]
+    assert remarks(tmp_path) == [f"{tmp_path}: contains no models"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
         (("model.safetensors",), "has no config.json"),
         (("config.json",), "has no weights"),
         (("config.json", "training_args.bin"), "has no weights"),
-        (("config.json", "model-00001-of-00002.safetensors"), "not all shards"),
+        (("config.json", "model-00001-of-00002.safetensors"), "lacks some shards"),
     ],
 )
 @pytest.mark.parametrize("name", ["one", "owner/one"])
@@ -205,7 +204,7 @@ def test_what_looks_like_a_model_and_is_none_is_told(
 
 
 @pytest.mark.parametrize(
-    ("config", "told"), [("{", "is no JSON"), ("[]", "holds no object"), ("", "is no JSON")]
+    ("config", "told"), [("{", "isn't valid JSON"), ("[]", "isn't a JSON object"), ("", "isn't valid JSON")]
 )
 def test_a_broken_config_is_told(tmp_path: Path, config: str, told: str) -> None:
     (whole(tmp_path / "one") / "config.json").write_text(config)
@@ -231,15 +230,15 @@ def test_links_that_lead_out_or_nowhere_are_told_with_where_they_lead(tmp_path: 
     for line in (
         f"{root}/out: {leads_out}, so it isn't followed",
         f"{root}/team/big: {leads_out}, so it isn't followed",
-        f"{root}/gone: is a link to nothing",
+        f"{root}/gone: is a broken link",
         f"{root}/weights-out: looks like a model, but model.safetensors {leads_out}/model.safetensors",
-        f"{root}/weights-gone: looks like a model, but model.safetensors is a link to nothing",
+        f"{root}/weights-gone: looks like a model, but model.safetensors is a broken link",
     ):
         assert [one for one in told if one.startswith(line)], (line, told)
 
 
 def test_a_folder_that_is_itself_a_model_is_told(tmp_path: Path) -> None:
-    assert "has a model itself" in remarks(whole(tmp_path / "one"))[0]
+    assert "is a model itself" in remarks(whole(tmp_path / "one"))[0]
     assert "a file of a model" in remarks(put(tmp_path / "files", "x.gguf"))[0]
 
 
@@ -252,7 +251,7 @@ def test_gguf_is_listed_whose_problem_is_told_there(tmp_path: Path, name: str) -
 
 def test_a_name_that_stands_in_two_folders_is_told(tmp_path: Path) -> None:
     first, second = whole(tmp_path / "a" / "m"), whole(tmp_path / "b" / "m")
-    assert remarks(tmp_path / "a", tmp_path / "b") == [f"{second}: m is {first} already"]
+    assert remarks(tmp_path / "a", tmp_path / "b") == [f"{second}: m is already {first}"]
 
 
 def test_of_whole_models_nothing_is_said(tmp_path: Path) -> None:

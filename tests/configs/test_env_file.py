@@ -10,7 +10,7 @@ import pytest
 
 from configs.engine_variables import engine_variables, sdk_environment
 from configs.env_file import read_env_file
-from configs.near_names import count_slips
+from configs.near_names import count_typos
 from configs.settings import NAMES, ROOT, Settings
 from configs.settings_error import SettingsError
 from configs.settings_reader import load_settings, read_settings
@@ -125,7 +125,7 @@ def test_what_is_for_engines_reaches_them_and_nothing_else_does(tmp_path: Path) 
 def test_what_is_left_alone_is_said_once_and_what_has_no_effect_too(tmp_path: Path) -> None:
     path = env_file(tmp_path, "TZ=UTC\nLANG=C\nVLLM_API_KEY=k\nHF_TOKEN=t\nthis is no line\n")
     loaded = read_settings(path)
-    assert loaded.notes == (f"{path}: no settings of Berth's, left alone: TZ, LANG",)
+    assert loaded.notes == (f"{path}: not settings of Berth, ignored: TZ, LANG",)
     remarks = loaded.remarks
     assert [line for line in remarks if line.startswith("VLLM_API_KEY") and "API_KEYS" in line]
     assert [line for line in remarks if f"{path}:5: this: sets nothing" in line]
@@ -144,7 +144,7 @@ def test_a_setting_that_stands_twice_is_told(tmp_path: Path) -> None:
     loaded = read_settings(path)
     assert loaded.settings.app_port == 5002
     assert [line for line in loaded.remarks if "twice" in line or "already" in line] == [
-        f"{path}:5: APP_PORT stands in line 1 already; this one holds"
+        f"{path}:5: APP_PORT is already set in line 1; this line wins"
     ]
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_is_no_text_and_a_folder_are_told(tmp_path: Path) -> None:
         load_settings(path)
     path.unlink()
     path.mkdir()
-    assert read_settings(path).remarks == (f"{path}: is no file, so no setting comes from it",)
+    assert read_settings(path).remarks == (f"{path}: isn't a file; no settings are read from it",)
 
 
 def test_what_nearly_is_a_setting_in_the_environment_is_told_but_stops_nothing(
@@ -179,8 +179,8 @@ def test_every_setting_is_its_own_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "slips"),
+    ("one", "other", "typos"),
     [("port", "port", 0), ("prot", "port", 1), ("ports", "port", 1), ("pint", "port", 2), ("", "ab", 2)],
 )
-def test_slips_are_counted(one: str, other: str, slips: int) -> None:
-    assert count_slips(one, other) == count_slips(other, one) == slips
+def test_typos_are_counted(one: str, other: str, typos: int) -> None:
+    assert count_typos(one, other) == count_typos(other, one) == typos

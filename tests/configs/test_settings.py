@@ -156,7 +156,7 @@ def test_a_former_name_counts_where_the_present_one_is_not_given(
     path = env_file(tmp_path, "SERVICE_PORT=5001\nMODEL_NAME=small\n")
     loaded = read_settings(path)
     assert (loaded.settings.app_port, loaded.settings.default_model) == (5001, "small")
-    assert "SERVICE_PORT=5001 is taken as APP_PORT" in loaded.notes
+    assert "SERVICE_PORT=5001 is used as APP_PORT" in loaded.notes
     monkeypatch.setenv("APP_PORT", "5002")
     assert load_settings(path).app_port == 5002
     with pytest.raises(SettingsError, match="SERVICE_PORT=much"):

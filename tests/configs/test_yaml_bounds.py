@@ -35,11 +35,11 @@ def merges(levels: int) -> str:
 @pytest.mark.parametrize(
     ("text", "problem", "line"),
     [
-        (laughs(8), "50,000 values in all, aliases followed", 6),
-        (laughs(30), "50,000 values in all, aliases followed", 6),
-        (laughs(8, "{{a: [{}]}}"), "50,000 values in all, aliases followed", 6),
-        (merges(8), "50,000 values in all, aliases followed", 6),
-        ("a: &a [" + "1, " * 1000 + "]\nb: [" + "*a, " * 1000 + "]", "50,000 values in all", 2),
+        (laughs(8), "50,000 values, with aliases expanded", 6),
+        (laughs(30), "50,000 values, with aliases expanded", 6),
+        (laughs(8, "{{a: [{}]}}"), "50,000 values, with aliases expanded", 6),
+        (merges(8), "50,000 values, with aliases expanded", 6),
+        ("a: &a [" + "1, " * 1000 + "]\nb: [" + "*a, " * 1000 + "]", "50,000 values", 2),
         ("[" * 40 + "]" * 40, f"nested more than {MAX_DEPTH} deep", 1),
         (
             "a:\n" + "\n".join(f"{' ' * n}b{n}:" for n in range(1, 60)),
@@ -50,7 +50,7 @@ def merges(levels: int) -> str:
         ("- " * 100_000, f"nested more than {MAX_DEPTH} deep", 1),
         ("models:\n" + "".join(f"  m{n}: {{}}\n" for n in range(20_000)), "2000 entries", 2002),
         ("- 1\n" * 3000, "2000 entries", 2001),
-        ("a: &a [*a]", "alias that refers to what it stands in", 1),
+        ("a: &a [*a]", "alias refers to a node that contains it", 1),
     ],
     ids=range(12),
 )
