@@ -17,7 +17,7 @@ def test_a_question_is_answered_and_nothing_else_is_said(url: str) -> None:
     ran = berth(url, "run", "talker", "Hello", "--system", "Be short", "--set", "temperature=0.5")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("[Hello] after 0, system=Be short, temperature=0.5")
-    assert "Hm." not in ran.stdout  # thoughts are for people at a terminal
+    assert "Hm." not in ran.stdout  # reasoning is shown at a terminal only
 
 
 def test_what_is_piped_in_is_the_question_or_follows_it(url: str) -> None:
@@ -62,7 +62,7 @@ def test_a_chat(url: str) -> None:
         chat.expect("chatty")  # an alias
         chat.expect(">>> ")
         chat.type("/system Be kind\r")
-        chat.expect("so be it")
+        chat.expect("system message set")
         chat.expect(">>> ")
         chat.type('"""two\r')
         chat.expect("... ")
@@ -70,10 +70,10 @@ def test_a_chat(url: str) -> None:
         chat.expect("[two\nlines] after 2, system=Be kind, temperature=0.2")
         chat.expect(">>> ")
         chat.type("/clear\r")
-        chat.expect("forgotten")
+        chat.expect("messages cleared")
         chat.expect(">>> ")
         chat.type("/nonsense\r")
-        chat.expect("/nonsense is no command")
+        chat.expect("/nonsense is not a command")
         chat.expect(">>> ")
         chat.type(f"{BREAK}\r")
         chat.expect("berth: the engine is broken")
@@ -89,15 +89,15 @@ def test_ctrl_c_stops_an_answer_and_no_more(url: str) -> None:
     with terminal(url, "run", "talker", NO_COLOR="1") as chat:
         chat.expect(">>> ")
         chat.type(f"{FOREVER}\r")
-        chat.expect("(thinking)\nHm.\n(answer)\nmore more more")
+        chat.expect("(reasoning)\nHm.\n(response)\nmore more more")
         assert not re.search(r"\x1b\[3\dm|\x1b\[2mHm", chat.raw)
         chat.type(CTRL_C)
         chat.expect("(stopped)")
         chat.expect(">>> ")
         chat.type("and now\r")
-        chat.expect("[and now] after 2")  # what came of the answer is kept
+        chat.expect("[and now] after 2")  # the response so far is kept
         chat.expect(">>> ")
-        chat.press_until(CTRL_C, "Ctrl-D or /bye leaves")
+        chat.press_until(CTRL_C, "Ctrl-D or /bye exits")
         chat.expect(">>> ")
         chat.type("/exit\r")
         assert chat.wait() == 0
@@ -115,12 +115,12 @@ def test_ctrl_c_ends_a_single_question(url: str) -> None:
         assert "Traceback" not in asked.screen
 
 
-def test_verbose_tells_tokens_as_the_engine_counts_them(url: str) -> None:
+def test_verbose_shows_tokens_as_counted_by_the_engine(url: str) -> None:
     ran = berth(url, "run", "talker", "Hello", "--verbose")
     assert ran.returncode == 0
-    told = dict(line.split(":", 1) for line in ran.stderr.splitlines())
-    assert (told["prompt tokens"].strip(), told["answer tokens"].strip()) == ("7", "5")
-    assert told["answer rate"].endswith("tokens/s")
+    reported = dict(line.split(":", 1) for line in ran.stderr.splitlines())
+    assert (reported["prompt tokens"].strip(), reported["answer tokens"].strip()) == ("7", "5")
+    assert reported["answer rate"].endswith("tokens/s")
 
 
 def test_lines_end_between_words(url: str) -> None:

@@ -47,7 +47,7 @@ def test_a_download_shows_bars_and_goes_on_after_ctrl_c(url: str, hub: FakeHub) 
         pull.expect("3.0/6.4 MiB")  # written, not only sent
         pull.type(CTRL_C)
         assert pull.wait() == 130
-        assert "pull it again to go on" in pull.screen
+        assert "pull it again to resume" in pull.screen
         assert "Traceback" not in pull.screen
     hub.stall_at = None
     hub.go_on.set()

@@ -68,10 +68,10 @@ def test_halves_of_a_character_are_joined_over_pieces() -> None:
     assert halves.joined("", is_last=True) == "\ufffd"
 
 
-def obeyed(conversation: Conversation, line: str) -> str:
+def executed(conversation: Conversation, line: str) -> str:
     command = command_in(line)
     assert command is not None
-    return conversation.obey(*command)
+    return conversation.execute(*command)
 
 
 @pytest.mark.parametrize("line", ["/bye", "/exit", "/quit"])
@@ -90,35 +90,35 @@ def test_ways_out(line: str) -> None:
         ("/set nothink", {"chat_template_kwargs": {"enable_thinking": False}}),
     ],
 )
-def test_what_is_set_is_asked_for(line: str, fields: dict[str, Any]) -> None:
+def test_fields_that_are_set_are_sent(line: str, fields: dict[str, Any]) -> None:
     conversation = Conversation("m")
-    obeyed(conversation, line)
+    executed(conversation, line)
     assert conversation.fields == fields
-    assert next(iter(fields)) in obeyed(conversation, "/show parameters")
+    assert next(iter(fields)) in executed(conversation, "/show parameters")
 
 
 def test_switches_of_a_chat() -> None:
     conversation = Conversation("m")
-    obeyed(conversation, '/set system "Be kind"')
-    assert (conversation.system, obeyed(conversation, "/show system")) == ("Be kind", "Be kind")
-    obeyed(conversation, "/set verbose")
+    executed(conversation, '/set system "Be kind"')
+    assert (conversation.system, executed(conversation, "/show system")) == ("Be kind", "Be kind")
+    executed(conversation, "/set verbose")
     assert conversation.body(stream=True)["stream_options"] == {"include_usage": True}
-    obeyed(conversation, "/set quiet")
+    executed(conversation, "/set quiet")
     assert "stream_options" not in conversation.body(stream=True)
-    obeyed(conversation, "/set nowordwrap")
-    obeyed(conversation, "/set nohistory")
+    executed(conversation, "/set nowordwrap")
+    executed(conversation, "/set nohistory")
     assert (conversation.word_wrap, conversation.history) == (False, False)
     conversation.ask("one")
     conversation.answered("two")
     assert conversation.messages == []
-    obeyed(conversation, "/load other")
+    executed(conversation, "/load other")
     assert conversation.model == "other"
-    assert obeyed(conversation, "/?") == obeyed(conversation, "/help")
+    assert executed(conversation, "/?") == executed(conversation, "/help")
 
 
 @pytest.mark.parametrize(
     "line", ["/set model x", "/set nonsense", "/nonsense", "/show license", "/load", "/set num_ctx 9"]
 )
-def test_what_can_not_be_done_is_said(line: str) -> None:
+def test_impossible_commands_are_refused(line: str) -> None:
     with pytest.raises(CliError):
-        obeyed(Conversation("m"), line)
+        executed(Conversation("m"), line)
