@@ -41,7 +41,7 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
         )  # not resolved: in the hub's cache it is a link to a file without the suffix
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(model_name):
         raise ModelNotFound(
-            f"model {model_name!r}: there is no such directory, also not under MODEL_DIRS "
+            f"model {model_name!r}: there is no such directory, neither as a path nor under MODEL_DIRS "
             f"({', '.join(map(str, model_dirs)) or 'none set'})",
             param="model_name",
         )

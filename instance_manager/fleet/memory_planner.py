@@ -135,7 +135,7 @@ class MemoryPlanner:
         residents: Sequence[Resident],
         snapshot: MemorySnapshot,
     ) -> str:
-        """What would make the model fit; slots are no concern here. Blocks for a moment: opens files."""
+        """What would make the model fit; slots don't matter here. Blocks for a moment: opens files."""
         need = {device: size for device, size in need.items() if device != SLOT}
         wanted = spec if sleeping is None else sleeping.spec
         gpus = tuple(device for device in need if device != HOST)

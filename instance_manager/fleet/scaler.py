@@ -219,7 +219,7 @@ class Scaler:
         """Start an ended replica again, or create a new one. Raises ManagerError."""
         if spec is None:
             raise InstanceNotRunning(f"model {model.name!r} has no instance left to start")
-        # GPUs that Berth chose are no reason to skip an instance that was created without naming any.
+        # An instance that was created without naming GPUs matches a spec for which Berth chose some.
         unplaced = replace(spec, devices=None)
         same = [one for one in self._startable(model) if one.spec in (spec, unplaced)]
         return self._manager.start(same[-1].instance_id) if same else self._manager.create(spec)

@@ -16,7 +16,7 @@ from instance_manager.memory.kv_cache_size import decoder_config, dtype_bytes, g
 _MAX_NUM_BATCHED_TOKENS = 2048
 _MAX_NUM_SEQS = 64
 
-_RESIDUALS = 4  # rows of the hidden size at once: residual, what is added to it, its norm, a copy
+_RESIDUALS = 4  # rows of the hidden size at once: residual, the term added to it, its norm, a copy
 _GATED = 3  # rows of the MLP's size at once: gate and up fused, and their product
 # On top of each sampled logit: a float32 copy, a sorted copy and the order. On top of each logit that scores
 # a prompt, of which the engine holds a bounded number at a time: a float32 copy and a logprob.

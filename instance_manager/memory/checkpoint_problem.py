@@ -1,8 +1,8 @@
 """Why the embedded engine can't run a checkpoint, found from file names and JSON before a start.
 
 Covers most of the checks that the engine itself makes, in its words (engine/checkpoint/layout.py and
-engine/models/): a process boundary separates the two, and a test compares them. The engine reports what is
-missing here within a second of its start. Reads no weights.
+engine/models/): a process boundary separates the two, and a test compares them. The engine reports the
+remaining problems within a second of its start. Reads no weights.
 """
 
 from __future__ import annotations

@@ -140,14 +140,14 @@ class StateKeeper:
             if self._is_deposed:
                 return
             if change.kind is ChangeKind.REJECTED and change.instance_id is not None:
-                self.mark(change.instance_id)  # the next write reads what is stored instead
+                self.mark(change.instance_id)  # the next write reads the stored record
             elif change.kind is ChangeKind.REBUILT:
                 self._rewrite_all()
             elif change.kind is ChangeKind.OWNER_LOST and change.owner == self._owner:
                 await self._keep_lease()
 
     async def finish(self) -> None:
-        """Write what is pending, for a bounded time; after that nothing is written."""
+        """Write pending changes for a bounded time; after that nothing is written."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WRITES_S):
                 await self._idle.wait()

@@ -38,7 +38,7 @@ class RecoveryAction(Enum):
     LEAVE = auto()  # it had ended, and stays so until it is started
     START = auto()  # it should start, and nothing of it runs: start it
     ADOPT = auto()  # its process was identified with certainty, alive or dead
-    CLEAN_UP = auto()  # it ran, and can't be identified with certainty: end what is left of it
+    CLEAN_UP = auto()  # it ran, and can't be identified with certainty: end its remaining processes
 
 
 @dataclass(frozen=True, slots=True)

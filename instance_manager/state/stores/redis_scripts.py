@@ -75,7 +75,7 @@ if w.release and redis.call('HGET', KEYS[7], w.release.port) == w.release.instan
 end
 if w.hold then redis.call('HSET', KEYS[7], w.hold.port, w.hold.instance) end
 for _, used in ipairs(w.usage) do
-  local sum = redis.pcall('HINCRBY', KEYS[8], used[1], used[2])  -- what is full, or no number, stays as it is
+  local sum = redis.pcall('HINCRBY', KEYS[8], used[1], used[2])  -- a full or non-numeric field stays as it is
   if type(sum) == 'table' and string.find(sum.err, 'WRONGTYPE') then return sum end
 end
 local first = 0
