@@ -1,6 +1,6 @@
 """The eviction policy over random traces, in a simulated world.
 
-Never over budget, never a leased or pinned victim: eviction_world.py sees to that at each step. Here: nobody
+Never over budget, never a leased or pinned victim: eviction_world.py checks that at each step. Here: no model
 starves, and nothing thrashes.
 """
 
@@ -46,7 +46,7 @@ def fits_beside_pinned(model: Model, all_models: list[Model], budgets: Mapping[D
 
 
 def longest_wait(num_models: int, policy: EvictionPolicy) -> float:
-    """Everybody else may be before us once; each turn waits, drains, and evicts them all."""
+    """Every other model may come first once; each turn waits, drains, and evicts them all."""
     turn_s = policy.max_wait_s + policy.min_residency_s + MAX_SERVICE_S
     return (num_models + 1) * (turn_s + num_models * ACT_S["evict"] + ACT_S["start"])
 
@@ -59,7 +59,7 @@ def longest_wait(num_models: int, policy: EvictionPolicy) -> float:
     policy=POLICIES,
     steps=TRACES,
 )
-def test_whatever_is_asked_for_is_served_in_bounded_time_or_never_fits(
+def test_every_request_is_served_in_bounded_time_or_never_fits(
     kinds: list[tuple[int, int, bool, bool]],
     num_pinned: int,
     budgets: dict[Device, int],
@@ -81,8 +81,8 @@ def test_whatever_is_asked_for_is_served_in_bounded_time_or_never_fits(
 
 @pytest.mark.parametrize("can_sleep", [True, False])
 @pytest.mark.parametrize("num_models", [2, 3])
-def test_models_asked_for_in_turn_do_not_thrash(num_models: int, can_sleep: bool) -> None:
-    """A-B-A-B without a pause, room for one: each stays its time, so swaps are few and nobody waits long."""
+def test_alternating_models_do_not_thrash(num_models: int, can_sleep: bool) -> None:
+    """A-B-A-B without a pause, memory for one: each stays for a while, so swaps are few and waits short."""
     policy = EvictionPolicy(min_residency_s=10.0, max_wait_s=15.0)
     world = World(
         [Model(f"m{i}", 6, 2, True, can_sleep) for i in range(num_models)], {GPU: 12, HOST: 40}, policy
@@ -120,8 +120,8 @@ def test_sleep_comes_before_stop() -> None:
 
 
 @pytest.mark.parametrize("can_sleep", [True, False])
-def test_places_are_shared_as_memory_is(can_sleep: bool) -> None:
-    """Three models on two places, with memory for all: each comes to its turn, and stays its time."""
+def test_slots_are_shared_like_memory(can_sleep: bool) -> None:
+    """Three models on two slots, with memory for all: each gets its turn, and stays for a while."""
     policy = EvictionPolicy(min_residency_s=2.0, max_wait_s=6.0)
     world = World(
         [Model(f"m{i}", 1, 1, False, can_sleep) for i in range(3)], {HOST: 90, GPU: 0, SLOT: 2}, policy

@@ -71,7 +71,9 @@ def test_the_variable() -> None:
 
 
 @given(free=st.lists(st.integers(0, 80), min_size=1, max_size=8), data=st.data())
-def test_it_chooses_the_requested_number_and_leaves_no_better_gpu_out(free: list[int], data: st.DataObject) -> None:
+def test_it_chooses_the_requested_number_and_leaves_no_better_gpu_out(
+    free: list[int], data: st.DataObject
+) -> None:
     count, need = data.draw(st.integers(0, len(free))), data.draw(st.integers(0, 80))
     machine = gpus(*free)
     chosen = choose_devices(machine, count, need * GIB, None)
