@@ -13,40 +13,40 @@ from tests.cli.talking_engine import BREAK, FOREVER
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_a_question_is_answered_and_nothing_else_is_said(url: str) -> None:
+def test_a_question_prints_only_the_answer(url: str) -> None:
     ran = berth(url, "run", "talker", "Hello", "--system", "Be short", "--set", "temperature=0.5")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("[Hello] after 0, system=Be short, temperature=0.5")
     assert "Hm." not in ran.stdout  # reasoning is shown at a terminal only
 
 
-def test_what_is_piped_in_is_the_question_or_follows_it(url: str) -> None:
+def test_piped_input_is_the_question_or_is_appended_to_it(url: str) -> None:
     assert "[from a pipe]" in berth(url, "run", "chatty", stdin="from a pipe\n").stdout
     assert "[Explain\n\nx = 1]" in berth(url, "run", "talker", "Explain", stdin="x = 1\n").stdout
     empty = berth(url, "run", "talker", stdin=" \n")
     assert (empty.returncode, "the prompt is empty" in empty.stderr) == (2, True)
 
 
-def test_as_json_it_is_the_whole_answer(url: str) -> None:
+def test_json_output_is_the_complete_response(url: str) -> None:
     answer = json.loads(berth(url, "run", "talker", "Hello", "--json").stdout)
     assert answer["choices"][0]["message"]["content"].startswith("[Hello]")
 
 
-def test_an_error_in_the_stream_ends_it_in_one_line(url: str) -> None:
+def test_an_error_in_the_stream_is_shown_in_one_line(url: str) -> None:
     ran = berth(url, "run", "talker", BREAK)
     assert (ran.returncode, ran.stderr) == (1, "berth: the engine is broken\n")
 
 
-def test_an_unknown_model_is_told_with_the_next_step(url: str) -> None:
+def test_an_unknown_model_is_reported_with_the_next_step(url: str) -> None:
     ran = berth(url, "run", "talkre", "Hello")
     assert ran.returncode == 4
     assert "talker" in ran.stderr
     assert "berth list" in ran.stderr
 
 
-def test_a_chat(url: str) -> None:
+def test_a_chat_session(url: str) -> None:
     with terminal(url, "run", "talker") as chat:
-        chat.expect(">>> ")  # before it, a key would reach no editor
+        chat.expect(">>> ")  # earlier, a key would reach no editor
         chat.type("one\r")
         chat.expect("[one] after 0, system=None, temperature=None")
         assert "\x1b[2mHm." in chat.raw  # dim
@@ -85,7 +85,7 @@ def test_a_chat(url: str) -> None:
         assert chat.wait() == 0
 
 
-def test_ctrl_c_stops_an_answer_and_no_more(url: str) -> None:
+def test_ctrl_c_stops_only_the_answer(url: str) -> None:
     with terminal(url, "run", "talker", NO_COLOR="1") as chat:
         chat.expect(">>> ")
         chat.type(f"{FOREVER}\r")
@@ -102,7 +102,7 @@ def test_ctrl_c_stops_an_answer_and_no_more(url: str) -> None:
         chat.type("/exit\r")
         assert chat.wait() == 0
     with terminal(url, "logs", "talker", "-f") as logs:
-        logs.expect("the client has left")  # the engine was told
+        logs.expect("the client has left")  # the engine noticed
         logs.type(CTRL_C)
         assert logs.wait() == 130
 

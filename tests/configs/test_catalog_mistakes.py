@@ -1,4 +1,4 @@
-"""What can be wrong with models.yaml: each mistake is one line that says where, what and what else."""
+"""Errors in models.yaml: each is one line with the place, the problem and what is allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mistake(text: str) -> str:
     return str(raised.value).removeprefix("/somewhere/models.yaml:")
 
 
-def test_all_mistakes_are_told_with_the_first() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     text = "models:\n  a:\n    timeout: -1\n    max_modellen: 5\n  b: {pinned: maybe}\n  c: {}\n  d: []\n"
     with pytest.raises(CatalogError) as raised:
         parse_catalog(text, PATH)
@@ -46,7 +46,7 @@ def test_all_mistakes_are_told_with_the_first() -> None:
             "models:\n  a: {aliases: [b]}\n  b: {aliases: [..]}\n  c: {aliases: [a]}\n",
             ["2: models.a.aliases.0='b'", "3: models.b.aliases.0='..'", "4: models.c.aliases.0='a'"],
         ),
-        (  # what a model takes from defaults is wrong once, there
+        (  # a wrong value in defaults is reported once, there
             "defaults: {timeout: -1, pinned: 3}\nmodels: {a: {}, b: {}}\n",
             ["1: defaults.pinned=3", "1: defaults.timeout=-1"],
         ),
@@ -56,7 +56,7 @@ def test_all_mistakes_are_told_with_the_first() -> None:
         ),
     ],
 )
-def test_no_mistake_hides_another_and_none_is_told_twice(text: str, places: list[str]) -> None:
+def test_no_error_hides_another_and_none_is_reported_twice(text: str, places: list[str]) -> None:
     with pytest.raises(CatalogError) as raised:
         parse_catalog(text, PATH)
     lines = [line.removeprefix("/somewhere/models.yaml:") for line in raised.value.lines]
@@ -68,7 +68,7 @@ def test_no_mistake_hides_another_and_none_is_told_twice(text: str, places: list
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("a: [1\n", "2: invalid YAML: "),
         ("models:\n\ta: 1\n", "2: invalid YAML: "),
@@ -96,12 +96,12 @@ def test_no_mistake_hides_another_and_none_is_told_twice(text: str, places: list
         ("models:\n  a: {}\n  a: {}\n", "3: models.a: is given twice"),
     ],
 )
-def test_yaml_that_is_none(text: str, told: str) -> None:
-    assert mistake(text).startswith(told)
+def test_invalid_yaml_is_reported(text: str, expected: str) -> None:
+    assert mistake(text).startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("- a\n", "1: must be a mapping"),
         ("models: [a]\n", "1: models=['a']: must be a mapping (`key: value`)"),
@@ -132,12 +132,12 @@ def test_yaml_that_is_none(text: str, told: str) -> None:
         ),
     ],
 )
-def test_a_whole_that_does_not_fit_together(text: str, told: str) -> None:
-    assert mistake(text).startswith(told)
+def test_inconsistent_entries_are_reported(text: str, expected: str) -> None:
+    assert mistake(text).startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("field", "told"),
+    ("field", "expected"),
     [
         ("max_modl_len: 5", ".max_modl_len: unknown key; did you mean max_model_len?"),
         ("Max-Model-Len: 5", ".Max-Model-Len: unknown key; did you mean max_model_len?"),
@@ -192,29 +192,29 @@ def test_a_whole_that_does_not_fit_together(text: str, told: str) -> None:
         ("filters: {set_params: 1}", ".filters.set_params=1: must be a mapping"),
     ],
 )
-def test_a_field_that_is_wrong(field: str, told: str) -> None:
-    """The line is that of the key, or the model's where a key is missing or two don't go together."""
+def test_an_invalid_field_is_reported(field: str, expected: str) -> None:
+    """The line is the key's, or the model's if a key is missing or two contradict each other."""
     found = mistake(f"models:\n  other: {{}}\n  a:\n    {field}\n")
     line, _, rest = found.partition(": ")
-    assert line == ("3" if told.startswith((":", ".max_replicas=1")) else "4")
-    assert rest.startswith(f"models.a{told}")
+    assert line == ("3" if expected.startswith((":", ".max_replicas=1")) else "4")
+    assert rest.startswith(f"models.a{expected}")
 
 
-def test_a_mistake_in_the_defaults_is_told_where_it_is_written() -> None:
-    told = mistake("defaults:\n  max_replicas: 1\nmodels:\n  a:\n    min_replicas: 3\n")
-    assert told == "2: defaults.max_replicas=1: must be min_replicas (3) or more"
+def test_an_error_in_the_defaults_is_reported_at_its_own_line() -> None:
+    error = mistake("defaults:\n  max_replicas: 1\nmodels:\n  a:\n    min_replicas: 3\n")
+    assert error == "2: defaults.max_replicas=1: must be min_replicas (3) or more"
 
 
-def test_values_of_variables_are_not_told() -> None:
+def test_values_of_variables_are_not_shown() -> None:
     assert "hunter2" not in mistake("models:\n  a:\n    env: {HF_TOKEN: [hunter2]}\n")
     assert "hunter2" not in mistake("models:\n  a:\n    params: [hunter2]\n")
 
 
-def test_long_values_are_told_in_short() -> None:
+def test_long_values_are_shortened() -> None:
     assert len(mistake("models:\n  a:\n    engine: " + "x" * 5000)) < 200
 
 
-def test_a_file_that_can_not_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="can't be read: Is a directory"):
         load_catalog(tmp_path)
     path = tmp_path / "models.yaml"
@@ -223,7 +223,7 @@ def test_a_file_that_can_not_be_read_is_told(tmp_path: Path) -> None:
         load_catalog(path)
 
 
-def test_a_mistake_is_told_again_when_asked_and_the_old_catalog_stays(tmp_path: Path) -> None:
+def test_an_explicit_reload_reports_the_error_again_and_keeps_the_old_catalog(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text("models:\n  a: {protocol: chat}\n")
 

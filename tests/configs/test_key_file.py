@@ -1,4 +1,4 @@
-"""The file of keys: what it may say, and mistakes that name their line and show no key."""
+"""The key file: its content, and errors that name their line and show no key."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_keys_with_names_and_limits(tmp_path: Path) -> None:
         ("first: other", "the name is already in line 1"),
     ],
 )
-def test_a_mistake_names_its_line_and_shows_no_key(tmp_path: Path, line: str, problem: str) -> None:
+def test_an_error_names_its_line_and_shows_no_key(tmp_path: Path, line: str, problem: str) -> None:
     before = f"first: {SECRET if problem.startswith('the key is') else 'k1'}"
     text = f"{before}\n\n{line}\n"
     with pytest.raises(KeyFileError) as caught:
@@ -83,7 +83,7 @@ def test_the_setting_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(("mode", "is_warned"), [(0o600, False), (0o640, False), (0o644, True)])
-def test_a_file_that_everybody_may_read_is_told_of(
+def test_a_world_readable_file_is_reported(
     tmp_path: Path, mode: int, is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="berth"):
