@@ -162,7 +162,7 @@ async def test_a_request_that_waits_while_the_only_replica_is_deleted_is_served_
         assert other.instance_id != instance.instance_id
 
 
-async def test_a_request_waiting_for_a_model_that_leaves_the_catalog_is_told_so(
+async def test_a_request_waiting_for_a_model_that_leaves_the_catalog_is_rejected(
     managing: ManagerFactory, tmp_path: Path
 ) -> None:
     """The dropped model isn't started again for it, and is forgotten a moment later."""

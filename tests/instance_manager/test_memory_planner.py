@@ -507,7 +507,7 @@ async def test_a_refusal_says_why_no_slot_can_be_freed(world: World) -> None:
     )
 
 
-async def test_a_model_that_is_too_large_is_not_told_about_slots(world: World) -> None:
+async def test_the_refusal_of_a_too_large_model_does_not_mention_slots(world: World) -> None:
     world.manager.has_free_slot = False
     world.add("other", 0.1)
     spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())

@@ -17,22 +17,22 @@ def gpus(*free_gib: int, total_gib: int = 80, name: str = "Fake H100") -> list[G
     return [Gpu(f"GPU-{i}abc", i, name, total_gib * GIB, free * GIB) for i, free in enumerate(free_gib)]
 
 
-def test_one_goes_to_the_emptiest() -> None:
+def test_a_single_gpu_is_the_emptiest() -> None:
     assert choose_devices(gpus(10, 70, 40), 1, 5 * GIB, None) == ("GPU-1abc",)
     assert choose_devices(gpus(80, 80), 1, 5 * GIB, None) == ("GPU-0abc",)
 
 
-def test_several_go_to_the_emptiest_in_the_order_of_the_machine() -> None:
+def test_several_gpus_are_the_emptiest_in_the_machines_order() -> None:
     assert choose_devices(gpus(10, 60, 40, 70), 2, 5 * GIB, None) == ("GPU-1abc", "GPU-3abc")
 
 
-def test_where_none_is_empty_enough_room_has_to_be_made_on_the_emptiest_that_is_large_enough() -> None:
+def test_if_none_is_empty_enough_the_emptiest_that_is_large_enough_is_chosen() -> None:
     assert choose_devices(gpus(10, 20), 1, 50 * GIB, None) == ("GPU-1abc",)
     small = Gpu("GPU-small", 1, "Fake T4", 16 * GIB, 16 * GIB)
     assert choose_devices([gpus(10)[0], small], 1, 50 * GIB, None) == ("GPU-0abc",)
 
 
-def test_several_are_alike_if_possible() -> None:
+def test_several_gpus_are_of_one_model_if_possible() -> None:
     large = gpus(30, 30)
     small = [Gpu("GPU-s", 2, "Fake T4", 40 * GIB, 40 * GIB)]
     assert choose_devices(large + small, 2, 20 * GIB, None) == ("GPU-0abc", "GPU-1abc")
@@ -65,7 +65,7 @@ def test_an_invalid_request_is_refused() -> None:
         choose_devices(gpus(1, 1), 2, 0, ("1",))
 
 
-def test_the_variable() -> None:
+def test_cuda_visible_devices_lists_the_chosen_gpus() -> None:
     assert visible_devices_value(("GPU-b", "GPU-a")) == "GPU-b,GPU-a"
     assert visible_devices_value(()) == ""
 

@@ -48,7 +48,7 @@ def test_one_more_when_the_latest_samples_all_ask_for_it(
         ([0] * 6, 0, 0),
     ],
 )
-def test_one_less_when_a_whole_window_did_not_need_the_last(
+def test_one_less_when_the_last_was_not_needed_for_a_whole_window(
     samples: list[int], num_awake: int, expected: int
 ) -> None:
     assert wanted(samples, num_awake) == expected

@@ -17,10 +17,10 @@ Every script returns JSON: {"ok": …} or {"error": code, …}.
 
 from __future__ import annotations
 
-# The common beginning of both writing scripts: `tell` adds to the stream of changes and returns its number;
+# Shared by both writing scripts: `publish` appends to the stream of changes and returns its number;
 # `lease_of` returns an owner's lease, or nil if it has no readable one.
 _PRELUDE = """
-local function tell(...)
+local function publish(...)
   local n = redis.call('HINCRBY', KEYS[1], 'change', 1)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*', 'n', n, ...)
   return n
@@ -89,9 +89,9 @@ for i, body in ipairs(w.events) do
   redis.call('XADD', KEYS[9], 'MAXLEN', ARGV[3], string.format('%d-0', id), 'b', body)
 end
 local n = 0
-local told = string.format('%d', first)
-if w.instance or w.hold or w.release or #w.events > 0 then n = tell('first', told, 'w', ARGV[2]) end
-local reply = cjson.encode({ok = true, n = n, first = told})
+local first_id = string.format('%d', first)
+if w.instance or w.hold or w.release or #w.events > 0 then n = publish('first', first_id, 'w', ARGV[2]) end
+local reply = cjson.encode({ok = true, n = n, first = first_id})
 redis.call('SET', KEYS[10], reply, 'EX', ARGV[4])
 return reply
 """
@@ -111,7 +111,7 @@ local alive = lease and lease.expires > now
 if verb == 'release' then
   if mine then
     redis.call('HDEL', KEYS[4], owner)
-    tell('lost', owner)
+    publish('lost', owner)
   end
   return cjson.encode({ok = true})
 end
@@ -122,7 +122,7 @@ end
 local fence = mine and lease.fence or redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HSET', KEYS[4], owner,
   cjson.encode({session = session, fence = fence, expires = now + tonumber(ARGV[5]), url = ARGV[7]}))
-if not (mine and alive) then tell('joined', owner) end
+if not (mine and alive) then publish('joined', owner) end
 return cjson.encode({ok = true, fence = fence, again = verb == 'renew' and not mine})
 """
 )
