@@ -203,7 +203,7 @@ class Fleet:
             return
         if isinstance(error, UnsupportedModel):
             raise UnsupportedModel(str(error), param="model", public=error.public)
-        next_try = f"; the next start will be tried in {wait_s:.0f} s at the earliest"
+        next_try = f"; the next start is tried in {wait_s:.0f} s at the earliest"
         retry_after_s = None if error.is_lasting else wait_s
         raise type(error)(f"{error}{next_try}", retry_after_s=retry_after_s, public=error.public + next_try)
 

@@ -88,7 +88,7 @@ def test_another_web_server_is_reported() -> None:
         url = f"http://127.0.0.1:{port}"
         assert f"{url} answered 404, and not as Berth does" in refused(url, "info")
         assert f"{url} answered with something that isn't JSON" in refused(url, "list")
-        assert f"{url} answered otherwise than Berth" in refused(url, "ps")
+        assert f"{url} answered differently from Berth" in refused(url, "ps")
 
 
 def test_a_server_without_http_is_reported() -> None:

@@ -141,8 +141,8 @@ def test_an_invalid_change_leaves_the_file_untouched(tmp_path: Path) -> None:
             r"models\.yaml: models\.small\.max_model_len=0: must be greater than or equal",
         ),
         ({"timout": 3}, r"models\.small\.timout: unknown key; did you mean timeout\?"),
-        ({"params": {"x": float("nan")}}, "no file can hold these changes"),
-        ({"params": {"x": Path()}}, "no file can hold these changes"),
+        ({"params": {"x": float("nan")}}, "these changes can't be written as YAML"),
+        ({"params": {"x": Path()}}, "these changes can't be written as YAML"),
         ({"aliases": ["big"]}, "is a name of 'big' already"),
     ):
         with pytest.raises(CatalogError, match=problem):
