@@ -17,7 +17,7 @@ class Relay:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._cut = False
-        self._losing = b""  # the next request with this in it is passed on, and its answer lost with the line
+        self._losing = b""  # the next request with this is passed on, its reply lost with the connection
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -77,7 +77,7 @@ class Relay:
                 answers.cancel()
                 upstream.write(data)
                 await upstream.drain()
-                # An answer shows that it was done; nobody reads it.
+                # A reply shows that it was executed; it is discarded.
                 await asyncio.sleep(0.2)
                 return
             upstream.write(data)

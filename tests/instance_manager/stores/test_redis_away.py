@@ -317,7 +317,7 @@ async def test_of_two_processes_with_one_name_the_later_writes(
 
 
 async def test_without_redis_there_is_a_clear_error(tmp_path: Path) -> None:
-    port = RedisProcess(tmp_path).port  # nobody listens there
+    port = RedisProcess(tmp_path).port  # nothing listens there
     with pytest.raises(StoreUnavailable, match="no Redis answers") as refused:
         await RedisStore.open(f"redis://me:hunter2@127.0.0.1:{port}/0", timeout_s=0.2)
     assert "hunter2" not in str(refused.value)

@@ -26,14 +26,14 @@ EVENT = NewEvent("instance.state", "one", 1.0, {"n": 1})
 MINE = a_record("one", owner="berth-a", version=1)
 THEIRS = a_record("two", owner="berth-b", version=1)
 
-# What somebody says to Redis, as words.
+# Commands of other clients.
 LOSSES: list[list[str]] = [
     ["FLUSHALL"],
     ["FLUSHDB"],
     ["HDEL", "{berth}:leases", "berth-a"],
     ["HSET", "{berth}:leases", "berth-a", "garbage"],
     ["HSET", "{berth}:leases", "berth-a", "[]"],
-    ["HSET", "{berth}:leases", "berth-a", '{"session":"x","fence":9,"expires":5}'],  # another's, run out
+    ["HSET", "{berth}:leases", "berth-a", '{"session":"x","fence":9,"expires":5}'],  # another node's, expired
     ["HSET", "{berth}:leases", "garbage", "garbage"],
     ["HDEL", "{berth}:records", "one"],
     ["HSET", "{berth}:records", "one", "{"],
@@ -153,7 +153,7 @@ async def test_a_write_finds_the_lease_gone_before_a_check_does(
         assert first.queued
         await until(lambda: one._sync.is_up)
         redis.delete("{berth}:leases")
-        with suppress(StoreUnavailable):  # taken again; what else is lost is looked for first
+        with suppress(StoreUnavailable):  # acquired again; other losses are searched first
             await one.renew_lease()
         await until(lambda: one._sync.is_up)
         assert (await one.renew_lease()).owner == "berth-a"

@@ -22,7 +22,7 @@ from tests.instance_manager.stores.conftest import a_record
 
 URL = "sqlite:///berth.db"
 
-# Writes until it is killed; says each number once the store has acknowledged it.
+# Writes until it is killed; prints each number once the store has acknowledged it.
 WRITER = """
 import asyncio, sys
 from pathlib import Path
@@ -53,12 +53,12 @@ async def test_killed_while_writing_nothing_acknowledged_is_lost(tmp_path: Path)
                     acknowledged = int(writer.stdout.readline())
             finally:
                 writer.send_signal(signal.SIGKILL)
-            for line in writer.stdout.read().splitlines(keepends=True):  # said before it died
+            for line in writer.stdout.read().splitlines(keepends=True):  # printed before it died
                 acknowledged = int(line) if line.endswith("\n") else acknowledged
         async with await open_store(URL, tmp_path) as store:
             record = await store.get("one")
             assert record is not None
-            assert acknowledged <= record.version <= acknowledged + 1  # the last one's word may not have come
+            assert acknowledged <= record.version <= acknowledged + 1  # the last may not have been printed
             assert await store.last_event_id() == record.version  # a record and its event: both or neither
             events = await store.events_since(0)
             assert [event.event_id for event in events] == list(range(1, record.version + 1))

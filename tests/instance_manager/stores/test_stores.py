@@ -105,14 +105,14 @@ async def test_events_are_numbered_and_the_oldest_dropped(store: StateStore) -> 
 async def test_events_keep_their_published_ids(store: StateStore) -> None:
     now = 1_764_444_444_444
     await store.append([an_event(number=1), an_event(number=2)])
-    told = await store.commit(Write(events=(an_event(number=3), an_event(number=4)), first_event_id=now))
-    assert [event.event_id for event in told.events] == [now, now + 1]
+    stored = await store.commit(Write(events=(an_event(number=3), an_event(number=4)), first_event_id=now))
+    assert [event.event_id for event in stored.events] == [now, now + 1]
     late = await store.commit(Write(events=(an_event(number=5),), first_event_id=now - 5))  # another's
     assert [event.event_id for event in late.events] == [now + 2]
     await store.append([an_event(number=number) for number in range(6, 22)])
     kept = await store.events_since(0)
     assert [event.event_id for event in kept] == [2, *range(now, now + 19)]  # 20 of them
-    assert kept[1:3] == list(told.events)
+    assert kept[1:3] == list(stored.events)
     assert await store.last_event_id() == now + 18
 
 
@@ -165,7 +165,7 @@ async def test_an_idempotency_key_belongs_to_the_first(store: StateStore) -> Non
     assert {(claim.instance_id, claim.fingerprint) for claim in claims} == {
         (winners[0].instance_id, winners[0].fingerprint)
     }
-    await store.forget_key("key", "somebody else")
+    await store.forget_key("key", "another")
     assert not (await store.claim_key("key", "x", fingerprint="f", ttl_s=60)).is_new
     await store.forget_key("key", winners[0].instance_id)
     assert (await store.claim_key("key", "x", fingerprint="f", ttl_s=60)).is_new
