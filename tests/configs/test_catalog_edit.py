@@ -143,7 +143,7 @@ def test_an_invalid_change_leaves_the_file_untouched(tmp_path: Path) -> None:
         ({"timout": 3}, r"models\.small\.timout: unknown key; did you mean timeout\?"),
         ({"params": {"x": float("nan")}}, "these changes can't be written as YAML"),
         ({"params": {"x": Path()}}, "these changes can't be written as YAML"),
-        ({"aliases": ["big"]}, "is a name of 'big' already"),
+        ({"aliases": ["big"]}, "is already a name of 'big'"),
     ):
         with pytest.raises(CatalogError, match=problem):
             edit_model(path, "small", changes)

@@ -175,7 +175,7 @@ def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     file = whole(tmp_path / "real" / "one") / "config.json"
     assert remarks(tmp_path / "nowhere", file, tmp_path / "real") == [
         f"{tmp_path}/nowhere: there is no such folder",
-        f"{file}: is no folder",
+        f"{file}: isn't a folder",
     ]
 
 
