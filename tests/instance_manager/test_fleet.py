@@ -257,7 +257,7 @@ async def test_a_start_is_refused_for_the_same_reason_until_the_next_try(
                 await fleet.wait_for_lease(model)
             assert type(found.value) is kind
             assert (found.value.retry_after_s is not None) == (kind is NoCapacity)
-        with pytest.raises(kind, match=r"the next start will be tried in \d+ s at the earliest"):
+        with pytest.raises(kind, match=r"the next start is tried in \d+ s at the earliest"):
             fleet.request_start(model)
 
 

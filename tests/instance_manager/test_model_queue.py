@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instance_manager.errors import ManagerError, NoCapacity, QueueFull, ShuttingDown
@@ -158,6 +158,7 @@ async def test_each_rejected_request_gets_an_error_of_its_own() -> None:
 Act = tuple[str, int]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["come", "leave", "grant", "give_back"]), st.integers(-2, 2))))
 def test_no_lease_is_lost_in_any_order_of_arrivals_and_cancellations(acts: list[Act]) -> None:
     async def story() -> None:
