@@ -190,7 +190,7 @@ class Settings(BaseSettings):
         1024, ge=0, description="Bytes per second that a client must read or send while it is behind"
     )
     max_connections: int = Field(
-        4096, ge=1, description="Maximum number of connections; beyond it, idle ones are closed"
+        4096, ge=1, description="Maximum number of connections; beyond it, those idle longest are closed"
     )
     max_body_mb: int = Field(256, ge=1, description="Maximum size of a request body in MiB")
 

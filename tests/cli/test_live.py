@@ -61,7 +61,7 @@ def test_deleting_asks_for_confirmation(url: str) -> None:
     assert berth(url, "start", "talker").returncode == 0
     replica = json.loads(berth(url, "show", "talker", "--json").stdout)["replicas"][0]
     with terminal(url, "rm", replica) as no:
-        no.expect(f"Stop instance {replica} and forget it? [y/N]")
+        no.expect(f"Stop and delete instance {replica}? [y/N]")
         no.type("n\r")
         assert no.wait() == 1
     with terminal(url, "rm", replica) as interrupted:

@@ -80,13 +80,13 @@ def test_an_unknown_host_is_reported() -> None:
 
 
 def test_a_server_without_tls_is_reported(url: str) -> None:
-    assert f"it doesn't speak TLS; try {url}" in refused(url.replace("http:", "https:"), "ps")
+    assert f"it doesn't use TLS; try {url}" in refused(url.replace("http:", "https:"), "ps")
 
 
 def test_another_web_server_is_reported() -> None:
     with something_else() as port:
         url = f"http://127.0.0.1:{port}"
-        assert f"{url} answered 404, and not as Berth does" in refused(url, "info")
+        assert f"{url} answered 404, but not as Berth does" in refused(url, "info")
         assert f"{url} answered with something that isn't JSON" in refused(url, "list")
         assert f"{url} answered differently from Berth" in refused(url, "ps")
 
