@@ -18,7 +18,7 @@ from instance_manager.lifecycle.instance_record import instance_of, record_of
 from instance_manager.lifecycle.specs import new_instance_id
 from instance_manager.lifecycle.supervisor import Supervisor
 from instance_manager.process.logs import LogFile
-from instance_manager.state.recovery import RecoveryAction, RecoveredInstance
+from instance_manager.state.recovery import RecoveredInstance, RecoveryAction
 from instance_manager.state.session import StateSession
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceSpec, InstanceState
@@ -77,7 +77,9 @@ class InstanceRegistry:
         instance.begin(InstanceState.STARTING, "created")
         return instance
 
-    async def enter_again(self, leftover: RecoveredInstance, dock: SupervisorContext, tasks: asyncio.TaskGroup) -> Instance:
+    async def enter_again(
+        self, leftover: RecoveredInstance, dock: SupervisorContext, tasks: asyncio.TaskGroup
+    ) -> Instance:
         """One of an earlier Berth, under its old id; its supervisor goes on with what there is of it."""
         record = leftover.record
         instance = instance_of(record, self._config, self._events, self._clock)

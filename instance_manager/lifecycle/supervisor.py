@@ -27,7 +27,7 @@ from instance_manager.lifecycle.restart_backoff import Restarts
 from instance_manager.lifecycle.run_loop import Life
 from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS, SleepController, SleepRefused
 from instance_manager.process.logs import LogFile
-from instance_manager.state.recovery import RecoveryAction, FoundRun
+from instance_manager.state.recovery import FoundRun, RecoveryAction
 from instance_manager.types import InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")

@@ -1,4 +1,4 @@
-"""Models are looked for where engines download them to."""
+"""Berth looks for models where engines download them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _NAMES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", 
     ],
 )
 def test_a_child_and_berth_find_the_same_cache(given: dict[str, str], tmp_path: Path) -> None:
-    """Asked is the hub's own library, in a child that runs elsewhere."""
+    """As found by the hub's own library, in a child in another folder."""
     base = {name: value for name, value in os.environ.items() if name not in _NAMES}
     environ = child_environment(base, given)
-    told = subprocess.run(
+    found = subprocess.run(
         [sys.executable, "-c", _ASK_THE_HUB],
         env=environ,
         cwd=tmp_path,
@@ -41,8 +41,8 @@ def test_a_child_and_berth_find_the_same_cache(given: dict[str, str], tmp_path: 
         capture_output=True,
         text=True,
     )
-    assert Path(told.stdout.strip()) == hub_cache({**base, **given}) == hub_cache(environ)
+    assert Path(found.stdout.strip()) == hub_cache({**base, **given}) == hub_cache(environ)
 
 
-def test_what_else_stands_in_the_environment_stays() -> None:
+def test_other_variables_of_the_environment_stay() -> None:
     assert with_absolute_cache_paths({"A": "", "HF_TOKEN": "", "HF_HOME": ""}) == {"A": "", "HF_TOKEN": ""}
