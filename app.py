@@ -1,6 +1,6 @@
-"""Berth's entry: reads the settings, builds the server and serves.
+"""Berth's entry point: reads the settings, builds the server and serves.
 
-`create_app(settings)` gives the ASGI application; `python app.py` serves it.
+`create_app(settings)` returns the ASGI application; `python app.py` serves it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from composition.start_check import all_mistakes, check
 from composition.telemetry import Telemetry
 from composition.version import VERSION
 from configs.catalog_error import CatalogError
+from configs.engine_variables import sdk_environment
 from configs.root import CODE, HOME
 from configs.service_flags import FlagError, parse_flags
-from configs.settings import Loaded, Settings, SettingsError, read_settings
+from configs.settings import Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import Loaded, read_settings
 from instance_manager.state.stores.errors import InvalidStateUrl, StoreError
 from log_output.setup import configure_logging
 
@@ -30,11 +33,11 @@ logger = logging.getLogger("berth")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until told to stop; the exit status is 0, 1 (could not serve) or 2 (a setting is wrong)."""
-    if HOME != CODE:  # where .env is, and what settings name by relative paths
+    """Serve until stopped; the exit status is 0, 1 (could not serve) or 2 (invalid settings)."""
+    if HOME != CODE:  # .env is there, and relative paths in settings are relative to it
         HOME.mkdir(parents=True, exist_ok=True)
         os.chdir(HOME)
-    logging.getLogger("dotenv").setLevel(logging.ERROR)  # what it warns of is told by its line
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # env_file.py reports the same by line
     try:
         flags = parse_flags(argv, VERSION)
     except FlagError as error:
@@ -51,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         telemetry = Telemetry(loaded.settings)
         server = create_server(loaded.settings, ENV_FILE, telemetry.traces)
     except (SettingsError, CatalogError, PluginError) as error:
-        return _refuse(all_mistakes(loaded) or [str(error)])  # with whatever else is wrong
+        return _refuse(all_mistakes(loaded) or [str(error)])  # with all other mistakes
     return _serve(loaded.settings, server, telemetry)
 
 
@@ -64,7 +67,7 @@ def _serve(settings: Settings, server: BerthServer, telemetry: Telemetry) -> int
         return 2 if isinstance(error, InvalidStateUrl) else 1
     except OSError as error:
         address = f"APP_HOST={settings.app_host} APP_PORT={settings.app_port}"
-        sys.stderr.write(f"berth: {address}: can't listen there: {error.strerror or error}\n")
+        sys.stderr.write(f"berth: {address}: can't listen: {error.strerror or error}\n")
         return 1
     finally:
         telemetry.close()
@@ -84,7 +87,7 @@ def _begin_logging(loaded: Loaded) -> None:
         )
     except OSError as error:
         raise SettingsError(f"LOG_FILE={settings.log_file}: {error.strerror or error}") from None
-    for name, value in settings.sdk_environment(ENV_FILE).items():
+    for name, value in sdk_environment(ENV_FILE).items():
         os.environ.setdefault(name, value)
     for remark in loaded.remarks:
         logger.warning("%s", remark)

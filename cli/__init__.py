@@ -1,3 +1,3 @@
-"""The command line, `berth`. It knows a running Berth by HTTP alone and imports nothing of it."""
+"""The command line, `berth`. It uses a running Berth through HTTP only and imports nothing of it."""
 
 VERSION = "0.2.0"

@@ -1,4 +1,4 @@
-"""`python -m cli`, and what the script `berth` calls."""
+"""`python -m cli`, which the script `berth` calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer of `/v1/chat/completions` as it streams in: pieces of thought, pieces of text, an end."""
+"""A streamed response of `/v1/chat/completions`: pieces of reasoning, pieces of text, an end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _DONE = "[DONE]"
 
 
 class Part(Enum):
-    """What a piece belongs to."""
+    """The kind of a piece."""
 
     REASONING = auto()
     CONTENT = auto()
-    FINISH = auto()  # its text is the reason
+    FINISH = auto()  # its text is the finish reason
     USAGE = auto()
 
 
@@ -29,13 +29,13 @@ class Part(Enum):
 class Piece:
     part: Part
     text: str = ""
-    usage: Mapping[str, Any] | None = None  # tokens, as the engine has counted them
+    usage: Mapping[str, Any] | None = None  # tokens, as counted by the engine
 
 
 def stream_answer(server: Server, body: dict[str, Any]) -> Generator[Piece]:
-    """The answer's pieces; closing the iterator closes the connection, and so ends the answer.
+    """The response's pieces; closing the iterator closes the connection and thus ends the response.
 
-    Raises CliError, also where the stream tells of an error or ends before its time.
+    Raises CliError, also if the stream reports an error or breaks off.
     """
     halves = {Part.REASONING: _Halves(), Part.CONTENT: _Halves()}
     with server.stream("POST", PATH, body=body) as response:
@@ -47,11 +47,11 @@ def stream_answer(server: Server, body: dict[str, Any]) -> Generator[Piece]:
                 whole = halves[piece.part].joined(piece.text) if piece.part in halves else piece.text
                 if whole or piece.part not in halves:
                     yield replace(piece, text=whole)
-    raise CliError("the answer broke off", ExitCode.REFUSED, next_step="`berth logs NAME` may say why")
+    raise CliError("the response broke off", ExitCode.REFUSED, next_step="`berth logs NAME` may show why")
 
 
 class _Halves:
-    """Joins the halves of a character that JSON writes as two, should they come in two pieces."""
+    """Joins the two halves of a surrogate pair if they arrive in different pieces."""
 
     def __init__(self) -> None:
         self._first = ""
@@ -73,7 +73,7 @@ def _parsed(data: str) -> Any:
     try:
         chunk = json.loads(data)
     except ValueError:
-        raise CliError(f"the answer has a piece that isn't JSON: {data[:80]!r}", ExitCode.REFUSED) from None
+        raise CliError(f"the response has a piece that isn't JSON: {data[:80]!r}", ExitCode.REFUSED) from None
     if error := refusal_in_stream(chunk):
         raise error
     return chunk
@@ -82,8 +82,8 @@ def _parsed(data: str) -> Any:
 def _pieces(chunk: dict[str, Any]) -> Iterator[Piece]:
     for choice in chunk.get("choices") or []:
         delta = choice.get("delta") or {}
-        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-            yield Piece(Part.REASONING, thought)
+        if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
+            yield Piece(Part.REASONING, reasoning)
         if text := delta.get("content"):
             yield Piece(Part.CONTENT, text)
         if reason := choice.get("finish_reason"):

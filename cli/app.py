@@ -1,4 +1,4 @@
-"""The command `berth`: its options, its commands by subject, and how an error ends it."""
+"""The command `berth`: its options, its commands by subject, and its exit on errors."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from cli.tables import printable
 
 _EXIT_CODES = """\b
 Exit status:
-  0    fine
-  1    the server said no; the message says why and what to do
-  2    wrong use
-  3    Berth can't be reached, or something else answers there
+  0    success
+  1    the server refused the request; the message says why and what to do
+  2    invalid command line
+  3    Berth can't be reached, or another server answers at its address
   4    no such model or instance
   5    the API key is missing, unknown, or not allowed to do this
-  130  interrupted with Ctrl-C
+  130  interrupted by Ctrl-C
 
 \b
 Environment: BERTH_URL, BERTH_API_KEY, NO_COLOR."""
 
-# Plain help: Rich would more than double the time to show it.
+# Plain help: Rich would more than double the time that it takes.
 app = typer.Typer(
     name="berth",
     cls=Commands,
-    help="Run models with Berth: start them, talk to them, look after them.",
+    help="Run models with Berth: start them, chat with them, manage them.",
     epilog=_EXIT_CODES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -43,8 +43,8 @@ for module in (serve, look, chat, lifecycle, catalog, pull, logs, bench, help):
     module.register(app)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"berth {VERSION}")
         raise typer.Exit
 
@@ -53,7 +53,7 @@ def _print_version(asked: bool) -> None:
 def berth(
     ctx: typer.Context,
     url: Annotated[
-        str | None, typer.Option(envvar="BERTH_URL", help=f"Where Berth is; by default {DEFAULT_URL}")
+        str | None, typer.Option(envvar="BERTH_URL", help=f"Berth's URL; default: {DEFAULT_URL}")
     ] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="BERTH_API_KEY", help="One of Berth's API keys")
@@ -61,10 +61,10 @@ def berth(
     as_json: Json = False,
     version: Annotated[
         bool,
-        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="The version"),
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version"),
     ] = False,
 ) -> None:
-    """Without a command: the help. What is given here is read by `cli.session`."""
+    """Without a command, prints the help. `cli.session` reads these options."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(ExitCode.USAGE)
@@ -74,25 +74,25 @@ def main() -> int:
     """Run one command; the exit status is an `ExitCode`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that can't show a letter shows a `?`
+            stream.reconfigure(errors="replace")  # a character that the terminal can't show becomes `?`
     try:
         status = app(prog_name="berth", standalone_mode=False)
     except CliError as exc:
-        return _tell(exc)
-    except typer.TyperException as exc:  # the arguments are wrong
+        return _print_error(exc)
+    except typer.TyperException as exc:  # invalid arguments
         line = " ".join(exc.format_message().split())
         where = getattr(getattr(exc, "ctx", None), "command_path", "berth")
-        return _tell(CliError(line.rstrip("."), ExitCode.USAGE, next_step=f"see `{where} --help`"))
+        return _print_error(CliError(line.rstrip("."), ExitCode.USAGE, next_step=f"see `{where} --help`"))
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # who reads us has seen enough
-        sys.stdout = None  # or closing it would fail once more
+    except BrokenPipeError:  # the reader has closed its end
+        sys.stdout = None  # or closing it would fail again
         return ExitCode.OK
     return status if isinstance(status, int) else ExitCode.OK
 
 
-def _tell(exc: CliError) -> ExitCode:
-    """The error in one line on standard error; with --json as an envelope on standard output."""
+def _print_error(exc: CliError) -> ExitCode:
+    """Print the error in one line on standard error; with --json as an envelope on standard output."""
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps(exc.envelope, ensure_ascii=False) + "\n")
     else:

@@ -17,12 +17,12 @@ _TIMEOUT_S = 0.8
 
 
 def complete_models(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Models' names and aliases."""
+    """Names and aliases of models."""
     return _matching(ctx, incomplete, ("/models",))
 
 
 def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The same, and instances' ids."""
+    """Names and aliases of models, and ids of instances."""
     return _matching(ctx, incomplete, ("/models", "/instances?all=true"))
 
 
@@ -37,7 +37,7 @@ def _matching(ctx: typer.Context, incomplete: str, paths: tuple[str, ...]) -> li
                 for record in answer["data"]:
                     found.update(_names(record))
     except (CliError, LookupError, TypeError):
-        pass  # what was found until then is of use
+        pass  # names found so far are still useful
     return sorted(name for name in found if name.startswith(incomplete))
 
 

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and the one exception that carries them. Knows no terminal and no HTTP."""
+"""Exit codes, and the exception that carries them. Knows nothing of terminals or HTTP."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ class ExitCode(IntEnum):
     """The exit statuses of `berth`; `berth --help` lists them."""
 
     OK = 0
-    REFUSED = 1  # the server said no
+    REFUSED = 1  # by the server
     USAGE = 2
     UNREACHABLE = 3
     NOT_FOUND = 4
-    NOT_ALLOWED = 5  # key missing, unknown, or not good enough
-    INTERRUPTED = 130  # as shells have it for SIGINT
+    NOT_ALLOWED = 5  # the key is missing, unknown, or lacks permission
+    INTERRUPTED = 130  # as in shells, for SIGINT
 
 
 class CliError(Exception):
-    """Ends the command. `message` says what is wrong and what to do; `envelope` is the same as JSON."""
+    """Ends the command. `message`: the problem and the next step; `envelope`: the same as JSON."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class CliError(Exception):
         error: dict[str, Any] | None = None,
         details: Sequence[str] = (),
     ) -> None:
-        """`details`: lines shown below the message, such as a log's last ones."""
+        """`details`: lines shown below the message, such as the end of a log."""
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
@@ -41,19 +41,19 @@ class CliError(Exception):
 
     @property
     def code(self) -> str | None:
-        """Of the server's error."""
+        """The code of the server's error."""
         code = (self._error or {}).get("code")
         return None if code is None else str(code)
 
     @property
     def line(self) -> str:
-        """Everything in one line."""
+        """Message and next step in one line."""
         text = " ".join(self.message.split())
         return f"{text.rstrip('.')}; {self.next_step}" if self.next_step else text
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """OpenAI's error envelope: the server's, or one of the same form."""
+        """OpenAI's error envelope: the server's, or one in the same form."""
         ours = {
             "message": self.line,
             "type": f"{self.exit_code.name.lower()}_error",
@@ -64,5 +64,5 @@ class CliError(Exception):
 
 
 def wrong_use(message: str, next_step: str | None = None) -> CliError:
-    """The command line itself is wrong."""
+    """An error for an invalid command line."""
     return CliError(message, ExitCode.USAGE, next_step=next_step)

@@ -1,4 +1,4 @@
-"""What a benchmark has measured, in figures. Pure."""
+"""The statistics of a benchmark. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TIMES = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request; times in seconds from its start. Tokens are the server's count, None = it told none."""
+    """One request; times in seconds from its start. Tokens as counted by the server, None = not reported."""
 
     ended_s: float
-    arrivals_s: tuple[float, ...] = ()  # of each piece of the answer
+    arrivals_s: tuple[float, ...] = ()  # of each piece of the response
     input_tokens: int | None = None
     output_tokens: int | None = None
     error: str | None = None
@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between tokens; where pieces hold several, or none, the times between pieces are shared out."""
+        """Times between tokens; if pieces don't hold one token each, the times between pieces are divided."""
         pairs = zip(self.arrivals_s, self.arrivals_s[1:], strict=False)
         gaps = [later - earlier for earlier, later in pairs]
         if not gaps or not self.output_tokens or self.output_tokens < 2:
@@ -50,35 +50,35 @@ class Outcome:
 
 
 def summary(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any]:
-    """Everything, of the requests that were answered. Rates are per second; unknown ones are None."""
-    good = [one for one in outcomes if one.error is None]
-    tokens_in = _total([one.input_tokens for one in good])
-    tokens_out = _total([one.output_tokens for one in good])
+    """All statistics of the successful requests. Rates are per second; unknown values are None."""
+    succeeded = [one for one in outcomes if one.error is None]
+    tokens_in = _total([one.input_tokens for one in succeeded])
+    tokens_out = _total([one.output_tokens for one in succeeded])
     both = None if tokens_in is None or tokens_out is None else tokens_in + tokens_out
     return {
-        "completed": len(good),
-        "failed": len(outcomes) - len(good),
+        "completed": len(succeeded),
+        "failed": len(outcomes) - len(succeeded),
         "errors": dict(Counter(one.error for one in outcomes if one.error is not None)),
         "duration_s": duration_s,
         "input_tokens": tokens_in,
         "output_tokens": tokens_out,
-        "requests_per_s": _rate(len(good), duration_s),
+        "requests_per_s": _rate(len(succeeded), duration_s),
         "input_tokens_per_s": _rate(tokens_in, duration_s),
         "output_tokens_per_s": _rate(tokens_out, duration_s),
         "total_tokens_per_s": _rate(both, duration_s),
-        "ttft_ms": _spread([one.first_s for one in good]),
-        "tpot_ms": _spread([one.tpot_s for one in good]),
-        "itl_ms": _spread([gap for one in good for gap in one.gaps_s]),
-        "e2e_ms": _spread([one.ended_s for one in good]),
+        "ttft_ms": _spread([one.first_s for one in succeeded]),
+        "tpot_ms": _spread([one.tpot_s for one in succeeded]),
+        "itl_ms": _spread([gap for one in succeeded for gap in one.gaps_s]),
+        "e2e_ms": _spread([one.ended_s for one in succeeded]),
     }
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Interpolated between neighbours, as NumPy does it. `values` are sorted and not empty."""
-    place = (len(values) - 1) * percent / 100
-    below = int(place)
+    """Interpolated between adjacent values, as in NumPy. `values`: sorted and not empty."""
+    position = (len(values) - 1) * percent / 100
+    below = int(position)
     above = min(below + 1, len(values) - 1)
-    return values[below] + (values[above] - values[below]) * (place - below)
+    return values[below] + (values[above] - values[below]) * (position - below)
 
 
 def _spread(times_s: Sequence[float | None]) -> dict[str, float] | None:

@@ -1,7 +1,7 @@
-"""Tables that fit their terminal: what somebody may copy is never cut, and never broken over two lines.
+"""Tables that fit the terminal: text that users may copy is never cut or broken over two lines.
 
-Where the columns don't all fit, those of least use are left out; where not even the needed ones do, each row
-becomes a block of lines. Knows nothing of what the cells say.
+If the columns don't all fit, the least useful ones are left out; if not even the necessary ones fit, each row
+becomes a block of lines. Knows nothing of the cells' content.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _GAP = "  "
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`rank`: 0 = always shown; of the others, the highest is left out first."""
+    """`rank`: 0 = always shown; among the others, the highest is left out first."""
 
     title: str
     rank: int = 0
     is_right: bool = False
-    only_if_any: bool = False  # left out where no row has anything in it
+    only_if_any: bool = False  # left out if it is empty in all rows
 
 
 Row = Sequence[str]  # a cell for each column
 
 
 def fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[int] | None:
-    """The indexes of the columns to show; None where those that are always shown don't fit."""
+    """The indexes of the columns to show; None if the columns with rank 0 don't fit."""
     widths = _widths(columns, rows)
     kept = [
         index
@@ -48,7 +48,7 @@ def fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[
 
 
 def drawn(columns: Sequence[Column], rows: Sequence[Row], styles: Sequence[str], width: int) -> Text:
-    """The table; `styles` are of each row's STATUS."""
+    """The table; `styles`: of each row's STATUS."""
     from rich.text import Text
 
     kept = fitting(columns, rows, width)
@@ -80,7 +80,7 @@ def _line(shown: Sequence[tuple[Column, int, int]], row: Row, style: str) -> Tex
 
 
 def _block(columns: Sequence[Column], row: Row, style: str) -> Text:
-    """The first cell as a heading, the others that say something below it, a line each."""
+    """The first cell as a heading, and the other non-empty cells below it, one per line."""
     from rich.text import Text
 
     widest = max(len(column.title) for column in columns)

@@ -1,4 +1,4 @@
-"""A streaming load on an OpenAI-compatible server, and what came of each request."""
+"""A load of streaming requests on an OpenAI-compatible server, and the outcome of each request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`prompts`: one request each, `concurrency` at a time; `rate_per_s`: 0 = as soon as one may."""
+    """`prompts`: one request each, `concurrency` in parallel; `rate_per_s`: 0 = as soon as possible."""
 
     path: str
     body: Callable[[str], dict[str, Any]]
@@ -31,25 +31,25 @@ class Load:
 
 @dataclass(slots=True)
 class Progress:
-    """What has been measured so far; it is there when the load is interrupted, too."""
+    """The measurements so far, also available after an interruption."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
-    ended: float = 0.0  # of the last request that has ended
+    ended: float = 0.0  # when the last finished request ended
 
     @property
     def duration_s(self) -> float:
         return max(0.0, self.ended - self.began)
 
 
-async def put_on(
+async def run_load(
     load: Load,
     client_for: Callable[[httpx.Limits, httpx.Timeout], httpx.AsyncClient],
     progress: Progress,
     on_end: Callable[[Progress], None],
     rng: random.Random,
 ) -> None:
-    """Every request, each noted in `progress` as it ends."""
+    """Send all requests; each is recorded in `progress` as it ends."""
     import httpx
 
     limits = httpx.Limits(max_connections=load.concurrency, max_keepalive_connections=load.concurrency)
@@ -80,7 +80,7 @@ async def _ask(
 
 
 async def _measured(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Outcome:
-    """One request; whatever goes wrong with it is its outcome."""
+    """One request; an error becomes part of its outcome."""
     import httpx
 
     began = time.perf_counter()
@@ -90,7 +90,7 @@ async def _measured(client: httpx.AsyncClient, path: str, body: dict[str, Any]) 
     try:
         async with client.stream("POST", path, json=body) as response:
             if not response.is_success:
-                error = _told(response.status_code, await response.aread())
+                error = _error_text(response.status_code, await response.aread())
             else:
                 async for event in _events(response):
                     if found := error_in(event):
@@ -99,17 +99,17 @@ async def _measured(client: httpx.AsyncClient, path: str, body: dict[str, Any]) 
                     if _has_text(event):
                         arrivals.append(time.perf_counter() - began)
     except httpx.TimeoutException:
-        error = "not answered in time"
+        error = "timed out"
     except httpx.TransportError as exc:
         error = f"the connection broke: {exc or type(exc).__name__}"
     except ValueError:
-        error = "the answer has a piece that isn't JSON"
+        error = "the response has a piece that isn't JSON"
     return Outcome(
         time.perf_counter() - began,
         tuple(arrivals),
         usage.get("prompt_tokens"),
         usage.get("completion_tokens"),
-        error or (None if arrivals or usage else "an answer without any text"),
+        error or (None if arrivals or usage else "a response without any text"),
     )
 
 
@@ -134,7 +134,7 @@ def _has_text(event: Mapping[str, Any]) -> bool:
     return False
 
 
-def _told(status: int, content: bytes) -> str:
+def _error_text(status: int, content: bytes) -> str:
     try:
         found = error_in(json.loads(content))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Commands' other names: those that work, and those of other tools that are answered with the right one."""
+"""Other names of commands: aliases, and names from other tools, for which the right one is suggested."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from cli.errors import wrong_use
 
 ALIASES: Mapping[str, str] = {"ls": "list", "status": "ps", "up": "serve"}
-_MEANT: Mapping[str, str] = {
+_SUGGESTED: Mapping[str, str] = {
     "ask": "run",
     "benchmark": "bench",
     "chat": "run",
@@ -33,12 +33,12 @@ _MEANT: Mapping[str, str] = {
 
 
 class Commands(TyperGroup):
-    """Finds commands by these names as well."""
+    """Also finds commands by their aliases."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] in _MEANT and args[0] not in self.commands:
-            raise wrong_use(f"no such command {args[0]!r}", f"did you mean `berth {_MEANT[args[0]]}`?")
+        if args and args[0] in _SUGGESTED and args[0] not in self.commands:
+            raise wrong_use(f"no such command {args[0]!r}", f"did you mean `berth {_SUGGESTED[args[0]]}`?")
         return super().resolve_command(ctx, args)

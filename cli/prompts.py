@@ -1,12 +1,12 @@
-"""Prompts of about so many tokens, for a server whose tokenizer isn't known here: it is asked to count."""
+"""Prompts of about a given number of tokens, for a server with an unknown tokenizer: the server counts."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 
-# Common and short, so that most tokenizers have one token for each. Their order differs in each prompt, so
-# that no cache of prefixes makes the work less.
+# Common short words, so that most tokenizers have one token for each. Their order differs in each prompt, so
+# that prefix caches don't reduce the work.
 # fmt: off
 _WORDS = (
     "the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was", "for", "on", "are",
@@ -23,7 +23,7 @@ _CLOSE_ENOUGH = 0.02
 
 
 def prompt_of(num_words: int, rng: random.Random) -> str:
-    """Every word as often as the others, so that prompts of as many words have about as many tokens."""
+    """Uses all words equally often, so that prompts of equal word counts have about equal token counts."""
     words: list[str] = []
     while len(words) < max(1, num_words):
         words += rng.sample(_WORDS, len(_WORDS))
@@ -31,11 +31,11 @@ def prompt_of(num_words: int, rng: random.Random) -> str:
 
 
 def words_for(num_tokens: int, count: Callable[[str], int | None], rng: random.Random) -> int:
-    """How many words make about so many tokens, as `count` has it; as many words where that tells none."""
+    """The number of words for about `num_tokens` tokens, by `count`; if that is unknown, `num_tokens`."""
     num_words = num_tokens
     for _ in range(_ROUNDS):
         counts = [count(prompt_of(num_words, rng)) for _ in range(_SAMPLES)]
-        known = [one for one in counts if one]
+        known = [tokens for tokens in counts if tokens]
         if not known:
             break
         counted = sum(known) / len(known)

@@ -1,4 +1,4 @@
-"""What Berth's errors mean to somebody at a terminal: an exit code, and the next step."""
+"""Maps Berth's errors to exit codes and next steps for the user."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from cli.errors import CliError, ExitCode
 from cli.reach import WHERE
 
 _NEXT_STEPS: Mapping[str, str] = {
-    "invalid_api_key": "set BERTH_API_KEY, or give --api-key",
+    "invalid_api_key": "set BERTH_API_KEY or use --api-key",
     "admin_key_required": "set BERTH_API_KEY to it",
     "instance_not_found": "`berth ps --all` shows the instances",
     "model_not_found": "`berth list` shows the models, `berth pull OWNER/NAME` downloads one",
-    "wrong_state": "`berth ps --all` shows what is in which state",
+    "wrong_state": "`berth ps --all` shows the instances' states",
     "instance_not_running": "`berth start NAME` starts it",
     "instance_failed": "`berth logs NAME` shows the engine's output",
-    "instance_starting": "it goes on starting: `berth ps --watch` follows it",
+    "instance_starting": "it is still starting: `berth ps --watch` shows its progress",
     "sleep_failed": "`berth logs NAME` shows the engine's output",
-    "no_capacity": "`berth ps` shows what runs",  # what helps, the message says
-    "unsupported_model": "`engine` in models.yaml says what runs a model",
+    "no_capacity": "`berth ps` shows the running instances",  # the message itself has advice
+    "unsupported_model": "`engine` in models.yaml selects the engine of a model",
     "invalid_catalog": "correct models.yaml, then `berth reload`",
 }
 _TYPES: Mapping[str, ExitCode] = {
@@ -34,11 +34,11 @@ _STATUSES: Mapping[int, ExitCode] = {
 
 
 def refusal(status: int, body: Any, *, url: str, retry_after: str | None = None) -> CliError:
-    """The error that an answer with this status and body is."""
+    """The error for a response with this status and body."""
     error = error_in(body)
     exit_code = _STATUSES.get(status, ExitCode.REFUSED)
     if error is None:
-        message = f"{url} answered {status}, and not as Berth does"
+        message = f"{url} answered {status}, but not as Berth does"
         return CliError(message, ExitCode.UNREACHABLE, next_step=WHERE)
     code = str(error.get("code"))
     next_step = _NEXT_STEPS.get(code) or (f"try again in {retry_after} s" if retry_after else None)
@@ -46,7 +46,7 @@ def refusal(status: int, body: Any, *, url: str, retry_after: str | None = None)
 
 
 def refusal_in_stream(body: Any) -> CliError | None:
-    """The error that a line of a stream tells; None where it tells none."""
+    """The error in a line of a stream; None if it has none."""
     error = error_in(body)
     if error is None:
         return None
@@ -56,6 +56,6 @@ def refusal_in_stream(body: Any) -> CliError | None:
 
 def error_in(body: Any) -> dict[str, Any] | None:
     error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, str):  # some engines' servers
+    if isinstance(error, str):  # as some engines send it
         return {"message": error, "type": None, "param": None, "code": None}
     return error if isinstance(error, dict) and "message" in error else None

@@ -1,4 +1,4 @@
-"""The instances of a model: whose log tells of it."""
+"""The instances of a model, for their logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ended(server: Server, target: Target) -> list[str]:
 
 
 def latest(server: Server, target: Target) -> dict[str, Any] | None:
-    """The record of the instance, or of the model's newest one; None: it never had any. Raises CliError."""
+    """The record of the instance, or of the model's newest one; None if it never had any. Raises CliError."""
     if target.kind is Kind.INSTANCE:
         return record_of(server, target.name)
     replicas: list[str] = server.get(target.path)["replicas"] or ended(server, target)

@@ -1,4 +1,4 @@
-"""Berth over HTTP. What goes wrong on the way becomes a `CliError`; httpx is loaded with the first."""
+"""Berth over HTTP. Errors become a `CliError`; httpx is imported with the first `Server`."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A server-sent event; its data is joined lines."""
+    """A server-sent event; its data lines are joined."""
 
     type: str
     data: str
 
 
 class Server:
-    """One Berth, by its URL. Every method may raise CliError; times are in seconds, None waits for ever."""
+    """One server, by its URL. Every method may raise CliError; time-outs are in seconds, None = none."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         import httpx
 
         self.url = checked_url(url)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # A proxy is for servers elsewhere; the one on this machine is never behind it.
+        # Proxies apply to remote servers only, never to one on this machine.
         self._trust_env = urlsplit(self.url).hostname not in _LOOPBACK
         self._http = httpx.Client(base_url=self.url, headers=self._headers, trust_env=self._trust_env)
 
@@ -51,7 +51,7 @@ class Server:
         self._http.close()
 
     def async_client(self, limits: httpx.Limits, timeout: httpx.Timeout) -> httpx.AsyncClient:
-        """For many requests at a time; its errors are httpx's own."""
+        """For many parallel requests; raises httpx's own errors."""
         import httpx
 
         return httpx.AsyncClient(
@@ -74,14 +74,14 @@ class Server:
         body: Any = None,
         timeout_s: float | None = READ_TIMEOUT_S,
     ) -> Any:
-        """The answer's JSON; None where there is none (204)."""
+        """The response's JSON; None if it has no body (204)."""
         with self.stream(method, path, params=params, body=body, timeout_s=timeout_s) as response:
             with self._reaching(timeout_s):
                 content = response.read()
             return self._parsed(content) if content else None
 
     def text(self, path: str, **params: Any) -> str:
-        """The answer as text."""
+        """The response as text."""
         timeout_s = READ_TIMEOUT_S
         with (
             self.stream("GET", path, params=params, timeout_s=timeout_s) as response,
@@ -99,16 +99,16 @@ class Server:
         body: Any = None,
         timeout_s: float | None = None,
     ) -> Iterator[httpx.Response]:
-        """An answer whose body is yet to be read; leaving the block closes the connection."""
+        """A response with an unread body; leaving the block closes the connection."""
         import httpx
 
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         with self._reaching(timeout_s):
             try:
                 request = self._http.build_request(
-                    method, path, params=_said(params), json=body, timeout=timeout
+                    method, path, params=_given(params), json=body, timeout=timeout
                 )
-            except ValueError as exc:  # an argument in another encoding than UTF-8
+            except ValueError as exc:  # an argument that isn't UTF-8
                 raise wrong_use(f"this can't be sent: {exc}") from None
             response = self._http.send(request, stream=True)
         try:
@@ -121,7 +121,7 @@ class Server:
             response.close()
 
     def lines(self, response: httpx.Response) -> Iterator[str]:
-        """The body's lines as they come. Only a newline ends one: JSON may hold other separators."""
+        """The body's lines as they arrive. Only a newline ends a line: JSON may contain other separators."""
         rest = b""
         with self._reaching():
             for piece in response.iter_bytes():
@@ -138,7 +138,7 @@ class Server:
                 yield self._parsed(line)
 
     def events(self, response: httpx.Response) -> Iterator[Event]:
-        """The body as server-sent events; comments, which keep a connection alive, are passed over."""
+        """The body as server-sent events; comments, which keep the connection alive, are ignored."""
         kind, data = "message", list[str]()
         for line in self.lines(response):
             name, _, value = line.partition(":")
@@ -169,7 +169,7 @@ class Server:
 
     @contextmanager
     def _reaching(self, timeout_s: float | None = None) -> Iterator[None]:
-        """Foreign errors are translated here, and nowhere else."""
+        """The only place where httpx's errors are translated."""
         import httpx
 
         try:
@@ -178,9 +178,9 @@ class Server:
             raise unreachable(self.url, exc) from None
         except httpx.TimeoutException:
             raise CliError(
-                f"{self.url} has not answered within {timeout_s:g} s",
+                f"{self.url} didn't respond within {timeout_s:g} s",
                 ExitCode.UNREACHABLE,
-                next_step="`berth info` tells whether it still serves",
+                next_step="`berth info` shows whether it still responds",
             ) from None
         except httpx.RemoteProtocolError as exc:
             raise not_http(self.url, exc) from None
@@ -188,12 +188,12 @@ class Server:
             raise CliError(
                 f"the connection to {self.url} broke ({exc or type(exc).__name__})",
                 ExitCode.UNREACHABLE,
-                next_step="`berth info` tells whether it still serves",
+                next_step="`berth info` shows whether it still responds",
             ) from None
 
 
 def checked_url(url: str) -> str:
-    """A server's URL in full; `host:port` will do. Raises CliError."""
+    """A server's complete URL; accepts `host:port`. Raises CliError."""
     full = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
     try:
         parts = urlsplit(full)
@@ -201,10 +201,10 @@ def checked_url(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise wrong_use(f"{url!r} is no URL of a Berth", "it looks like http://127.0.0.1:5000")
+        raise wrong_use(f"{url!r} is not a valid URL for Berth", "it must look like http://127.0.0.1:5000")
     return full
 
 
-def _said(params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Query parameters, without those that say nothing."""
+def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Query parameters without those that are None."""
     return {key: value for key, value in (params or {}).items() if value is not None}

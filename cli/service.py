@@ -1,4 +1,4 @@
-"""Becoming app.py, the service: the only thing that the command line knows of it is its flags."""
+"""Replaces this process with app.py, the service, of which the command line knows only the flags."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def become_service(flags: Sequence[str]) -> NoReturn:
-    """Runs in Berth's own folder, so that settings come from the .env there; paths in flags are the caller's.
+    """Runs in Berth's own folder, and thus reads the .env there; paths in flags are relative to the caller's.
 
-    Raises CliError where there is no such folder.
+    Raises CliError if there is no such folder.
     """
     main = _ROOT / "app.py"
     if not main.is_file():
         raise wrong_use(f"there is no {main}", "run it from a checkout of Berth")
     argv = [sys.executable, str(main), f"--relative-to={os.getcwd()}", *flags]
     os.chdir(_ROOT)
-    os.execv(sys.executable, argv)  # noqa: S606 - no shell is the point
+    os.execv(sys.executable, argv)  # noqa: S606 - deliberately without a shell

@@ -1,4 +1,4 @@
-"""What all commands share: where Berth is, how to answer; and the decorator that gives them these options."""
+"""Common to all commands: the server's URL, the output, and the decorator that adds these options."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 DEFAULT_URL = "http://127.0.0.1:5000"
-_WIDE = 10_000  # columns where no terminal limits them, so that nothing is cut
+_WIDE = 10_000  # columns without a terminal, so that nothing is cut
 
 
 @dataclass(frozen=True)
 class Session:
-    """One call of `berth`."""
+    """One run of `berth`."""
 
     url: str
     api_key: str | None
     as_json: bool
 
     def server(self) -> Server:
-        """Berth. Raises CliError when the URL is none."""
+        """The server. Raises CliError for an invalid URL."""
         return Server(self.url, self.api_key)
 
     @cached_property
     def out(self) -> Console:
-        """Standard output; without colours where it isn't a terminal or NO_COLOR is set."""
+        """Standard output; without colours if it isn't a terminal or NO_COLOR is set."""
         from rich.console import Console
 
         width = None if sys.stdout.isatty() else _WIDE
@@ -54,16 +54,16 @@ class Session:
         return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str | Text) -> None:
-        """Lines on standard output; those that are too long are left to the terminal."""
+        """Print lines on standard output; the terminal wraps long ones."""
         self.out.print(text, soft_wrap=True)
 
     def remark(self, text: str, style: str = "dim") -> None:
-        """The same on standard error, for what isn't the answer itself."""
+        """Print on standard error, for everything but the result itself."""
         self.err.print(text, style=style, soft_wrap=True)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
-        """A sign of life on standard error, where somebody looks; the function given changes its text."""
+        """A spinner on standard error, if it is a terminal; the yielded function changes its text."""
         from rich.text import Text
 
         if self.as_json or not self.err.is_terminal:
@@ -73,22 +73,22 @@ class Session:
             yield lambda text: status.update(Text(text))
 
     def print_json(self, value: Any, *, indent: int | None = 2) -> None:
-        """One JSON document on standard output, at once."""
+        """Print one JSON document on standard output, unbuffered."""
         sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
         sys.stdout.flush()
 
 
-Url = Annotated[str | None, typer.Option(help="Where Berth is, in place of BERTH_URL")]
-ApiKey = Annotated[str | None, typer.Option(help="Its key, in place of BERTH_API_KEY")]
-Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, errors too")]
+Url = Annotated[str | None, typer.Option(help="Berth's URL, instead of BERTH_URL")]
+ApiKey = Annotated[str | None, typer.Option(help="API key, instead of BERTH_API_KEY")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, also for errors")]
 
 _SHARED = {"url": Url, "api_key": ApiKey, "as_json": Json}
 
 
 def with_session(function: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter is the session: --url, --api-key and --json are added to it.
+    """Add --url, --api-key and --json to a command whose first parameter is the session.
 
-    They may stand before the command or after it; what stands after it counts.
+    They are allowed before and after the command; those after it win.
     """
     own = inspect.signature(function, eval_str=True)
     _, *parameters = own.parameters.values()
@@ -106,10 +106,8 @@ def with_session(function: Callable[..., None]) -> Callable[..., None]:
         )
         try:
             function(session, **given)
-        except (LookupError, TypeError, AttributeError) as exc:  # a field is missing, or is something else
-            message = (
-                f"{session.url} answered otherwise than Berth {VERSION} does ({type(exc).__name__}: {exc})"
-            )
+        except (LookupError, TypeError, AttributeError) as exc:  # a field is missing or has another type
+            message = f"{session.url} answered differently from Berth {VERSION} ({type(exc).__name__}: {exc})"
             raise CliError(message, ExitCode.UNREACHABLE, next_step=WHERE) from exc
 
     shared = [

@@ -1,4 +1,4 @@
-"""How fast an answer came: its times, and tokens as the engine counts them."""
+"""The speed of a response: its times, and tokens as counted by the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cli.answers import Part, Piece
 
 
 class Stopwatch:
-    """Started when it is made."""
+    """Starts when it is created."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -19,7 +19,7 @@ class Stopwatch:
         self._usage: Mapping[str, Any] | None = None
 
     def watching(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """The pieces as they are."""
+        """Pass the pieces on unchanged, and note their times."""
         for piece in pieces:
             if piece.usage is not None:
                 self._usage = piece.usage
@@ -29,21 +29,21 @@ class Stopwatch:
             yield piece
 
     def report(self) -> str:
-        """A line for each figure."""
+        """One line per figure."""
         total_s = time.monotonic() - self._began
         lines = [("total duration", f"{total_s:.3f} s")]
         if self._first is not None:
             lines.append(("time to first token", f"{self._first - self._began:.3f} s"))
         if self._usage is None:
-            lines.append(("tokens", "the engine told no counts"))
+            lines.append(("tokens", "not reported by the engine"))
         else:
             lines += self._tokens(self._usage)
         return "\n".join(f"{name + ':':<22}{figure}" for name, figure in lines)
 
     def _tokens(self, usage: Mapping[str, Any]) -> list[tuple[str, str]]:
-        asked, answered = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        lines = [("prompt tokens", str(asked)), ("answer tokens", str(answered))]
+        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        lines = [("prompt tokens", str(prompt)), ("answer tokens", str(completion))]
         took_s = self._last - (self._first or self._last)
-        if answered and answered > 1 and took_s > 0:
-            lines.append(("answer rate", f"{(answered - 1) / took_s:.1f} tokens/s"))
+        if completion and completion > 1 and took_s > 0:
+            lines.append(("answer rate", f"{(completion - 1) / took_s:.1f} tokens/s"))
         return lines

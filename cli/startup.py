@@ -1,4 +1,4 @@
-"""How far a start is: shown at a terminal while a command waits for it."""
+"""Shows the progress of a start at a terminal while a command waits for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cli.session import Session
 from cli.tables import printable
 from cli.target import Target
 
-_LOOK_INTERVAL_S = 0.5
+_POLL_INTERVAL_S = 0.5
 _SPINNER = 3  # columns
 
 
@@ -29,7 +29,7 @@ class Seen:
 
 @contextmanager
 def following(session: Session, target: Target, verb: str) -> Iterator[Seen]:
-    """While the block waits: state, time taken and the log's last line; once, the log's path."""
+    """While the block waits, show state, elapsed time and the log's last line; once, the log's path."""
     seen, over = Seen(), threading.Event()
     with session.waiting(f"{verb} {target.name}") as show:
         watcher = None
@@ -42,7 +42,7 @@ def following(session: Session, target: Target, verb: str) -> Iterator[Seen]:
         finally:
             over.set()
             if watcher is not None:
-                watcher.join(_LOOK_INTERVAL_S)
+                watcher.join(_POLL_INTERVAL_S)
 
 
 def _watch(
@@ -53,22 +53,22 @@ def _watch(
     show: Callable[[str], None],
     over: threading.Event,
 ) -> None:
-    """What goes wrong here is the waiting request's to tell."""
+    """Errors are left to the waiting request."""
     with session.server() as server:
-        while not over.wait(_LOOK_INTERVAL_S):
+        while not over.wait(_POLL_INTERVAL_S):
             try:
-                _look(session, server, target, verb, seen, show)
+                _poll(session, server, target, verb, seen, show)
             except CliError:
                 continue
 
 
-def _look(
+def _poll(
     session: Session, server: Server, target: Target, verb: str, seen: Seen, show: Callable[[str], None]
 ) -> None:
     instance = latest(server, target)
     took_s = time.monotonic() - seen.began
     if instance is None or instance["status"] in ("stopped", "failed"):
-        show(f"{verb} {target.name} … {took_s:.0f} s")  # it waits for room
+        show(f"{verb} {target.name} … {took_s:.0f} s")  # it waits for memory
         return
     if seen.log_path is None:
         seen.log_path = instance["log_path"]

@@ -1,4 +1,4 @@
-"""Records as rows of tables, and as pages. Where they fit is cli/layout.py's business."""
+"""Records as rows of tables and as pages. cli/layout.py fits them to the terminal."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ ENTRY_COLUMNS = (
     Column(PROBLEM, rank=2, only_if_any=True),
 )
 _STYLES = {"running": "green", "sleeping": "blue", "failed": "red", "stopped": "dim", "unsupported": "red"}
-_ON_ITS_WAY = "yellow"
-_STEERS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # categories: control characters, surrogates, line separators
+_IN_TRANSITION = "yellow"
+_CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # categories: control characters, surrogates, line separators
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of the text's direction
 
 
@@ -74,10 +74,10 @@ def instance_row(record: Record, now: float) -> Row:
 
 def model_row(record: Record, now: float) -> Row:
     """One line of `berth list`."""
-    marks = " (pinned)" if record["pinned"] else ""
+    mark = " (pinned)" if record["pinned"] else ""
     return (
         record["name"],
-        model_status(record) + marks,
+        model_status(record) + mark,
         size(record["size_bytes"]),
         ago(record["last_used"], now),
         size(record["memory_bytes"]),
@@ -89,7 +89,7 @@ def model_row(record: Record, now: float) -> Row:
 
 
 def entry_row(entry: Record) -> Row:
-    """One line of `berth list` for a key that may only send requests: OpenAI's entry says less."""
+    """One line of `berth list` for a key that only allows requests: OpenAI's entry has fewer fields."""
     status = model_status(entry) if "status" in entry else NOTHING
     return entry["id"], status, _shown(entry.get("max_model_len")), _shown(entry.get("problem"))
 
@@ -105,25 +105,25 @@ def problem_of(record: Record) -> str | None:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Row], width: int) -> Text:
-    """A table without lines, its states coloured."""
+    """A table without lines and with coloured states."""
     clean = [tuple(_one_line(cell) for cell in row) for row in rows]
     status = [column.title for column in columns].index("STATUS")
-    styles = [_STYLES.get(row[status].split(" ")[0], _ON_ITS_WAY) for row in clean]
+    styles = [_STYLES.get(row[status].split(" ")[0], _IN_TRANSITION) for row in clean]
     return drawn(columns, clean, styles, width)
 
 
 def model_table(records: Sequence[Record], now: float, width: int) -> Text:
-    """The models; a problem that has no room in its line stands below all."""
+    """The models; problems that don't fit into their lines go below the table."""
     return _with_problems(MODEL_COLUMNS, [model_row(record, now) for record in records], width)
 
 
 def entry_table(entries: Sequence[Record], width: int) -> Text:
-    """The same of OpenAI's entries."""
+    """The same for OpenAI's entries."""
     return _with_problems(ENTRY_COLUMNS, [entry_row(entry) for entry in entries], width)
 
 
 def _with_problems(columns: Sequence[Column], rows: Sequence[Row], width: int) -> Text:
-    """A table whose first column is a name, and its last a problem."""
+    """A table whose first column is the name and whose last is the problem."""
     text = table(columns, rows, width)
     clean = [tuple(_one_line(cell) for cell in row) for row in rows]
     kept = fitting(columns, clean, width)
@@ -136,7 +136,7 @@ def _with_problems(columns: Sequence[Column], rows: Sequence[Row], width: int) -
 
 
 def details(record: Record) -> Text:
-    """Every field of a record, one a line; what is empty is left out."""
+    """All fields of a record, one per line, without empty ones."""
     from rich.text import Text
 
     shown = {key: _field(key, value) for key, value in record.items() if value not in (None, [], {}, "")}
@@ -150,12 +150,12 @@ def details(record: Record) -> Text:
 
 
 def printable(text: str) -> str:
-    """Without what would steer the terminal; new lines and tabs stay, and all letters and signs."""
+    """Without characters that control the terminal, except newlines and tabs."""
     if text.isprintable():
         return text
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
-        if char not in "\n\t" and (char in _OVERRIDES or unicodedata.category(char) in _STEERS)
+        if char not in "\n\t" and (char in _OVERRIDES or unicodedata.category(char) in _CONTROLS)
         else char
         for char in text
     )
@@ -168,8 +168,8 @@ def _one_line(text: str) -> str:
 def _field(key: str, value: Any) -> str:
     if key.endswith("_bytes"):
         return f"{size(value)} ({value})"
-    if key in _MOMENTS:
-        return _moment(value)
+    if key in _TIMESTAMPS:
+        return _timestamp(value)
     if key == "error":
         tail = value.get("log_tail") or []
         return "\n".join([f"{value.get('class')}: {value.get('message')}", *tail])
@@ -182,12 +182,12 @@ def _field(key: str, value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-_MOMENTS = frozenset(
+_TIMESTAMPS = frozenset(
     {"created_at", "ready_at", "expires_at", "last_active", "last_used", "modified", "pid_start_time"}
 )
 
 
-def _moment(seconds: float) -> str:
+def _timestamp(seconds: float) -> str:
     from datetime import datetime
 
     return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
@@ -199,7 +199,7 @@ def _instance_status(record: Record) -> str:
 
 
 def model_status(record: Record) -> str:
-    """A model that no engine here can run is not merely stopped."""
+    """A stopped model that no engine can run is 'unsupported'."""
     is_down = record["status"] in ("stopped", "failed")
     return "unsupported" if is_down and record.get("problem") else str(record["status"])
 

@@ -1,4 +1,4 @@
-"""What a NAME on the command line means: an instance, or else a model."""
+"""Resolves a NAME on the command line: an instance, or else a model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cli.errors import CliError, ExitCode, wrong_use
 from cli.server import Server
 
 T = TypeVar("T")
-MODELS_PATH = "/v1/models"  # all that a key for requests may see
-_ADMINS_ONLY = "admin_key_required"  # the code of errors
+MODELS_PATH = "/v1/models"  # all that a key for requests may read
+_ADMIN_KEY_REQUIRED = "admin_key_required"  # the code of errors
 
 
 class Kind(StrEnum):
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that Berth knows, with its record."""
+    """An instance or a model, with its record."""
 
     kind: Kind
     name: str
@@ -40,24 +40,24 @@ class Target:
 
 
 def path_of(kind: Kind, name: str) -> str:
-    """Where an instance or a model is found; models' names may have slashes. Raises CliError."""
+    """The URL path of an instance or a model; models' names may have slashes. Raises CliError."""
     if not name:
-        raise wrong_use("an empty name names nothing", "`berth list` shows the models")
+        raise wrong_use("the name is empty", "`berth list` shows the models")
     return f"/{kind}/{quote(name, safe='/' if kind is Kind.MODEL else '')}"
 
 
 def unless_not_admin(ask: Callable[[], T]) -> T | None:
-    """The answer; None where the key may only send requests. Raises CliError."""
+    """The response; None if the key only allows requests. Raises CliError."""
     try:
         return ask()
     except CliError as exc:
-        if exc.code != _ADMINS_ONLY:
+        if exc.code != _ADMIN_KEY_REQUIRED:
             raise
         return None
 
 
 def record_for(server: Server, name: str) -> dict[str, Any]:
-    """All that the key may know of an instance or a model. Raises CliError."""
+    """The record of an instance or a model, as far as the key allows. Raises CliError."""
     target = unless_not_admin(lambda: find(server, name))
     if target is not None:
         return target.record
@@ -66,9 +66,9 @@ def record_for(server: Server, name: str) -> dict[str, Any]:
 
 
 def find(server: Server, name: str) -> Target:
-    """The instance of this id, or else the model of this name or alias. Raises CliError."""
+    """The instance with this id, or else the model with this name or alias. Raises CliError."""
     instance_path = path_of(Kind.INSTANCE, name)
-    if "/" not in name:  # as only hub ids have them
+    if "/" not in name:  # only hub ids contain slashes
         try:
             return Target(Kind.INSTANCE, name, server.get(instance_path))
         except CliError as exc:

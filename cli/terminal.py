@@ -1,4 +1,4 @@
-"""A chat's two ends at a terminal: lines typed, and an answer written as it comes."""
+"""Input and output of a chat at a terminal: typed lines, and responses written as they arrive."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _USUAL_COLUMNS = 80
 
 
 def read_message() -> str:
-    """What is typed: a line, or several between triple quotes. Raises EOFError and KeyboardInterrupt."""
-    with suppress(ImportError):  # some Pythons have none
+    """A typed message: one line, or several between triple quotes. Raises EOFError and KeyboardInterrupt."""
+    with suppress(ImportError):  # missing in some Pythons
         import readline  # noqa: F401  # gives `input` editing and history
 
     line = input(">>> ").strip()
@@ -34,47 +34,47 @@ def read_message() -> str:
 
 
 class AnswerWriter:
-    """Writes pieces to a stream as they come. Thoughts are for people: shown dim, and only at a terminal."""
+    """Writes pieces to a stream as they arrive. Reasoning is shown dim, and only at a terminal."""
 
     def __init__(self, out: TextIO, *, word_wrap: bool = True) -> None:
         self._out = out
         self._is_terminal = out.isatty()
         self._colours = self._is_terminal and "NO_COLOR" not in os.environ
         self._wrap = WordWrap(out, self._columns) if word_wrap and self._is_terminal else None
-        self.text = ""  # of the answer so far, without thoughts
+        self.text = ""  # of the response so far, without reasoning
 
     def write(self, pieces: Iterable[Piece]) -> None:
-        """Every piece as it comes; whatever ends it, the terminal is left as it was."""
-        thinking = False
+        """Write every piece as it arrives; restores the terminal's style in any case."""
+        is_reasoning = False
         try:
             for piece in pieces:
                 if piece.part is Part.REASONING and not self._is_terminal:
                     continue
                 if piece.part in (Part.REASONING, Part.CONTENT):
-                    if thinking is not (piece.part is Part.REASONING):
-                        thinking = not thinking
-                        self._turn(thinking)
+                    if is_reasoning is not (piece.part is Part.REASONING):
+                        is_reasoning = not is_reasoning
+                        self._switch(is_reasoning)
                     self._put(piece)
                 elif piece.part is Part.FINISH and piece.text == "length" and self._is_terminal:
-                    self._show(" [cut: as many tokens as asked for]")
+                    self._show(" [cut off at the maximum number of tokens]")
         finally:
             if self._wrap is not None:
                 self._wrap.flush()
-            if thinking and self._colours:
+            if is_reasoning and self._colours:
                 self._out.write(_PLAIN)
             if self._is_terminal or not self.text.endswith("\n"):
                 self._out.write("\n")
             self._out.flush()
 
-    def _turn(self, thinking: bool) -> None:
-        """Between thoughts and answer; without colours a word tells them apart."""
+    def _switch(self, is_reasoning: bool) -> None:
+        """Separate reasoning and response; without colours by a word."""
         if self._wrap is not None:
             self._wrap.flush()
             self._wrap.at_line_start()
         if self._colours:
-            self._out.write(_DIM if thinking else f"{_PLAIN}\n\n")
+            self._out.write(_DIM if is_reasoning else f"{_PLAIN}\n\n")
         else:
-            self._out.write("(thinking)\n" if thinking else "\n(answer)\n")
+            self._out.write("(reasoning)\n" if is_reasoning else "\n(response)\n")
 
     def _put(self, piece: Piece) -> None:
         if piece.part is Part.CONTENT:

@@ -1,4 +1,4 @@
-"""Sizes and times as people read them."""
+"""Sizes and times in readable units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ NOTHING = "–"
 
 
 def size(num_bytes: int | None) -> str:
-    """Binary units, three digits."""
+    """In binary units, with up to three digits."""
     if num_bytes is None:
         return NOTHING
     amount = float(num_bytes)
@@ -18,7 +18,7 @@ def size(num_bytes: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """One unit, the largest that leaves at least one of it."""
+    """In the largest unit with a value of at least one."""
     if seconds is None:
         return NOTHING
     for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -33,5 +33,5 @@ def ago(moment: float | None, now: float) -> str:
 
 
 def ahead(moment: float | None, now: float) -> str:
-    """A moment to come (seconds since the epoch)."""
+    """A future moment (seconds since the epoch)."""
     return NOTHING if moment is None else f"in {duration(max(0.0, moment - now))}"

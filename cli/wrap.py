@@ -1,4 +1,4 @@
-"""Words written as they come, whole: a line ends between them, never in one."""
+"""Writes words whole as they arrive: lines break between words, never within one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rich.cells import cell_len
 
 _TAB = 8
 _JOINER = "\u200d"
-_NARROWEST = 20  # columns; on fewer, the terminal breaks lines as it likes
+_NARROWEST = 20  # columns; on fewer, the terminal breaks lines
 
 
 class WordWrap:
-    """Holds a word back until it is whole; a word longer than a line is left to the terminal to break."""
+    """Holds a word back until it is complete; the terminal breaks words longer than a line."""
 
     def __init__(self, out: TextIO, columns: Callable[[], int]) -> None:
-        """`columns` is asked for each word: a window may be resized."""
+        """`columns` is called for each word, as the window may be resized."""
         self._out = out
         self._columns = columns
-        self._column = 0  # where the cursor is
+        self._column = 0  # of the cursor
         self._space = ""  # before the word
         self._word = ""
         self._in_long_word = False
@@ -44,14 +44,14 @@ class WordWrap:
                     self._in_long_word = True
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Write the text held back."""
         self._end_word()
         self._out.write(self._space)
         self._column += len(self._space)
         self._space = ""
 
     def at_line_start(self) -> None:
-        """The cursor is there now."""
+        """The cursor is at the start of a line."""
         self._column, self._in_long_word = 0, False
 
     def _end_word(self) -> None:
@@ -75,7 +75,7 @@ class WordWrap:
 
 
 def _may_break_between(last: str, char: str) -> bool:
-    """Between the letters of scripts that know no spaces; what belongs to a sign stays with it."""
+    """Between characters of scripts without spaces, but not before modifiers and joiners."""
     if last == _JOINER or not (cell_len(last) == 2 or cell_len(char) == 2):
         return False
     is_modifier = "\U0001f3fb" <= char <= "\U0001f3ff"

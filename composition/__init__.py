@@ -1,1 +1,1 @@
-"""Berth put together: settings become policies, and the parts one application and one server."""
+"""Assembles Berth: settings become policies, and the parts one application and one server."""

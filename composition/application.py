@@ -1,4 +1,4 @@
-"""The parts of Berth, made into one ASGI application."""
+"""Assembles the parts of Berth into one ASGI application."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from composition.version import VERSION
 from configs.settings import Settings
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import MemoryPlannerConfig, MemoryPlanner
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.hub.pull import Pulls
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.eviction import EvictionPolicy
@@ -45,7 +45,7 @@ from instance_manager.types import Event, InstanceState
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """Berth put together. `app` serves; its lifespan owns the engines."""
+    """The assembled Berth. `app` serves; its lifespan owns the engines."""
 
     app: FastPathApp
     manager: InstanceManager
@@ -75,7 +75,7 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
         manager.peers, metrics, lambda: manager.state.session.owner, manager.check_accepts_requests
     )
     data_plane = DataPlane(manager, metrics, peer_routes=peer_routes, sleep=manager, pace=pace_rules(settings))
-    manager.events.add_listener(partial(_forget_what_ended, data_plane, metrics))
+    manager.events.add_listener(partial(_forget_ended, data_plane, metrics))
     manager.events.add_listener(lifecycle.on_event)
     gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, peer_routes=peer_routes)
     cache = None
@@ -112,7 +112,7 @@ def _metrics(manager: InstanceManager) -> tuple[ProxyMetrics, LifecycleMetrics]:
     return ProxyMetrics(model_of, manager.usage.add), LifecycleMetrics(model_of)
 
 
-def _forget_what_ended(data_plane: DataPlane, metrics: ProxyMetrics, event: Event) -> None:
+def _forget_ended(data_plane: DataPlane, metrics: ProxyMetrics, event: Event) -> None:
     if event.type == "instance.deleted":
         metrics.forget(event.instance_id)
     elif event.type == "instance.state" and event.data["previous"] == InstanceState.RUNNING:
@@ -120,16 +120,16 @@ def _forget_what_ended(data_plane: DataPlane, metrics: ProxyMetrics, event: Even
 
 
 def _names_served_by(fleet: Fleet, instance_id: str) -> tuple[str, ...]:
-    """What an instance's model is called; nothing for an unknown one."""
+    """The names of an instance's model; none for an unknown instance."""
     return fleet.names_of_instance(instance_id) or fleet.manager.peers.names_of(instance_id)
 
 
 def _fleet(settings: Settings, manager: InstanceManager, driver: GpuDriver) -> Fleet:
     host_bytes = int(settings.host_memory * 2**30) if settings.host_memory > 1 else None
-    room = MemoryPlannerConfig(
+    config = MemoryPlannerConfig(
         host_fraction=min(1.0, settings.host_memory),
         host_bytes=host_bytes,
         policy=EvictionPolicy(min_residency_s=settings.min_residency, max_wait_s=settings.max_wait),
     )
-    keeper = MemoryPlanner(manager, room, Measurements(settings.state_dir), driver)
-    return Fleet(manager, FleetConfig(autostart=settings.autostart, max_queue=settings.max_queue), keeper)
+    planner = MemoryPlanner(manager, config, Measurements(settings.state_dir), driver)
+    return Fleet(manager, FleetConfig(autostart=settings.autostart, max_queue=settings.max_queue), planner)

@@ -1,4 +1,4 @@
-"""models.yaml and the folders of models as profiles: the one place that knows both sides."""
+"""Turns models.yaml and the models found on disk into profiles: the one place that knows both sides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api.protocols.registry import load_protocols
 from configs.catalog import Catalog, CatalogFile
 from configs.catalog_edit import edit_model, preview_edit
 from configs.catalog_error import CatalogError
-from configs.discovery import Discovery, FoundModel, config_problem, files_at, look_for_models
+from configs.discovery import Discovery, FoundModel, config_problem, files_at, scan_models
 from configs.home import expand_home
 from configs.model_entry import ModelEntry
 from configs.one_line import one_line
@@ -28,21 +28,21 @@ from instance_manager.types import ExpireAction
 
 
 class CatalogProfiles:
-    """models.yaml and the folders of models, as profiles: the one place that knows both sides."""
+    """The current profiles, from models.yaml and from the folders of models."""
 
     def __init__(self, settings: Settings, protocols: frozenset[str], cache: Path) -> None:
-        """`cache`: the hub's. Raises CatalogError."""
+        """`cache`: of the hub. Raises CatalogError."""
         self._settings = settings
         self._protocols = protocols
         self._cache = cache
         self._file = CatalogFile(settings.models_file, self._check)
         self._discovery = Discovery([], [])
-        self._names: frozenset[str] = frozenset()  # and aliases, of all models
+        self._names: frozenset[str] = frozenset()  # and aliases of all models
 
     def profiles(self) -> list[ModelProfile]:
-        """The catalog's models, and those found on disk whose names it doesn't use."""
+        """The catalog's models, and models found on disk under names that the catalog doesn't use."""
         catalog = self._file.current
-        self._discovery = look_for_models(self._settings.model_dirs, self._cache)
+        self._discovery = scan_models(self._settings.model_dirs, self._cache)
         on_disk = {found.name: found for found in self._discovery.models}
         profiles = {
             name: _with_files(self._profile(name, entry), _files_of(entry, on_disk))
@@ -57,13 +57,15 @@ class CatalogProfiles:
         return list(profiles.values())
 
     def found(self) -> Iterator[Remark]:
-        """What the operator should know of settings, folders and the catalog's paths, as last looked at."""
+        """Remarks for the operator on settings, folders and the catalog's paths, as last read."""
         settings = self._settings
         yield from remarks_on(settings)
         yield from self._discovery.remarks
         default = settings.default_model
         if "default_model" in settings.model_fields_set and not self._is_here(default):
-            yield Remark(f"DEFAULT_MODEL={default}: no model here has this name; it would be the hub's")
+            yield Remark(
+                f"DEFAULT_MODEL={default}: no local model has this name; it would be loaded from the hub"
+            )
         for name, entry in self._file.current.models.items():
             folder = None if entry.engine == "command" else entry.path
             if folder is not None and folder.is_dir() and (problem := config_problem(folder)) is not None:
@@ -84,7 +86,7 @@ class CatalogProfiles:
         return self._profile(name, catalog.models[name])
 
     def reload(self, *, only_if_changed: bool) -> bool:
-        """Raises InvalidCatalog, and then the old one stays."""
+        """Raises InvalidCatalog; the old catalog then stays in use."""
         try:
             if only_if_changed:
                 return self._file.reload_if_changed() is not None
@@ -111,7 +113,7 @@ class CatalogProfiles:
             params=entry.engine_params(),
             aliases=tuple(entry.aliases),
             devices=entry.devices,
-            timeout_s=entry.timeout,
+            idle_timeout_s=entry.timeout,
             expire_action=None if entry.expire_action is None else ExpireAction(entry.expire_action),
             min_replicas=entry.min_replicas,
             max_replicas=entry.max_replicas,
@@ -132,14 +134,14 @@ class CatalogProfiles:
                 known = ", ".join(sorted(self._protocols))
                 raise CatalogError(
                     self._settings.models_file,
-                    f"there is no such protocol; known are {known}",
+                    f"unknown protocol; known protocols: {known}",
                     keys=("models", name, "protocol"),
                     value=entry.protocol,
                 )
 
 
 def _files_of(entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
-    """What an entry's engine would load, where it lies here already; `on_disk` by name."""
+    """The files that an entry's engine would load, if they are local; `on_disk`: by name."""
     if entry.path is not None:
         return files_at(entry.path)
     return None if entry.engine == "command" else on_disk.get(entry.target)
@@ -158,5 +160,5 @@ def catalog_profiles(settings: Settings, config: ManagerConfig) -> CatalogProfil
 
 
 def hub_cache_of(config: ManagerConfig) -> Path:
-    """Where engines keep what they have downloaded, but for models whose `env` says otherwise."""
+    """Where engines store downloads, unless a model's `env` says otherwise."""
     return hub_cache(child_environment(os.environ, config.engine_env))

@@ -1,4 +1,4 @@
-"""The settings, as the policies that the parts are given."""
+"""Turns the settings into the policies of the parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from api.access.key_store import Keys
 from api.access.keys import Access, ApiKey
 from api.cors import Origins
 from api.proxy.pace import PaceRules
-from configs.settings import Settings, SettingsError
+from configs.engine_variables import engine_variables
+from configs.settings import Settings
+from configs.settings_error import SettingsError
 from instance_manager.config import LivenessRules, ManagerConfig, OnShutdown, RestartPolicy, RestartRules
 from instance_manager.errors import InvalidKeyFile
 from instance_manager.state.stores.errors import InvalidStateUrl
@@ -20,7 +22,7 @@ ENV_FILE = Path(".env")
 
 
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
-    """The manager's policy, as the settings have it."""
+    """The manager's policy."""
     return ManagerConfig(
         base_port=settings.vllm_base_port,
         max_instances=settings.vllm_max_instances,
@@ -47,12 +49,12 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         default_params=settings.parameters(),
         engine_params={"unknown_fields": settings.unknown_fields},
         vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
-        engine_env=settings.engine_environment(env_file),
+        engine_env=engine_variables(settings, env_file),
     )
 
 
 def _advertised(settings: Settings) -> str:
-    """Where other Berths reach this one; empty where the port is the system's choice."""
+    """The URL for other nodes; empty if the system chooses the port."""
     if settings.advertise_url or not settings.app_port:
         return settings.advertise_url or ""
     host = settings.app_host
@@ -71,7 +73,7 @@ def state_url(settings: Settings) -> str:
 
 
 def api_keys(settings: Settings) -> Keys:
-    """All keys that open Berth. Raises SettingsError."""
+    """All API keys. Raises SettingsError."""
     listed = (
         ApiKey(
             line.key,
@@ -87,7 +89,7 @@ def api_keys(settings: Settings) -> Keys:
 
 
 def read_keys(settings: Settings) -> Keys:
-    """The same while Berth runs. Raises InvalidKeyFile."""
+    """The same while Berth is running. Raises InvalidKeyFile."""
     try:
         return api_keys(settings)
     except SettingsError as error:
@@ -99,5 +101,5 @@ def pace_rules(settings: Settings) -> PaceRules:
 
 
 def origins_of(settings: Settings) -> Origins | None:
-    """Whose pages may use Berth; None = nobody's, and nothing is looked at for it."""
+    """The origins whose web pages may use Berth; None disables CORS."""
     return Origins(settings.allowed_origins) if settings.allowed_origins else None

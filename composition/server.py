@@ -1,4 +1,4 @@
-"""The HTTP server around the application, and how it begins and ends."""
+"""The HTTP server around the application, its start and its shutdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from instance_manager.manager import InstanceManager
 
 
 class BerthServer(uvicorn.Server):
-    """uvicorn, except that manager and pulls hear of a shutdown first, and that a clean end is status 0."""
+    """uvicorn, but a shutdown notifies manager and downloads first, and a clean end has exit status 0."""
 
     def __init__(self, config: uvicorn.Config, manager: InstanceManager, pulls: Pulls) -> None:
         super().__init__(config)
@@ -38,13 +38,13 @@ class BerthServer(uvicorn.Server):
         self.has_broken_down = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Raises OSError where the port is taken, and StoreError where the state can't be opened."""
+        """Raises OSError if the port is taken, and StoreError if the state can't be opened."""
         sockets = sockets or bind(self.config.host, self.config.port)
         try:
             await self._manager.prepare()
         except BaseException:
-            for one in sockets:
-                one.close()
+            for listener in sockets:
+                listener.close()
             raise
         await super().serve(sockets)
 
@@ -54,19 +54,19 @@ class BerthServer(uvicorn.Server):
         garbage.settle()
 
     async def on_tick(self, counter: int) -> bool:
-        """A manager that has ended by itself takes the server with it: whoever runs Berth starts it anew."""
+        """If the manager has ended by itself, so does the server: a service manager will restart Berth."""
         should_exit = await super().on_tick(counter)
         self.has_broken_down = not should_exit and self._manager.is_shutting_down
         return should_exit or self.has_broken_down
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Connections close once what they wait for or follow has ended, so that comes first.
+        # Connections close once the requests and streams on them have ended, so those end first.
         self._manager.begin_shutdown()
         self._pulls.close()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins the shutdown; a second one lets requests in flight have no more time."""
+        """The first signal starts the shutdown; a second one cuts off requests in flight."""
         if self.should_exit and self._loop is not None:
             hurry = partial(self._manager.begin_shutdown, drain_timeout_s=0)
             self._loop.call_soon_threadsafe(hurry)
@@ -96,7 +96,7 @@ def create_server(
         ),
         ws=GuardedWebSocket,
         access_log=False,
-        proxy_headers=False,  # who is in front of us is told by the peer's address alone
+        proxy_headers=False,  # only the peer's address identifies a proxy in front of us
         server_header=False,
         date_header=False,
         log_config=None,

@@ -1,4 +1,4 @@
-"""All that keeps Berth from starting, or that an operator should know of, without a start."""
+"""Finds everything that would prevent a start, or that the operator should know, without a start."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from composition.policies import ENV_FILE, api_keys, manager_config, state_url
 from configs.catalog import load_catalog
 from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
-from configs.settings import Loaded, SettingsError
-from instance_manager.fleet.startable import problem_of, grouped_problems
+from configs.settings_error import SettingsError
+from configs.settings_reader import Loaded
+from instance_manager.fleet.startable import grouped_problems, problem_of
 from instance_manager.memory.gpu import GpuDriver
 
 
 def all_mistakes(loaded: Loaded) -> list[str]:
-    """Everything that keeps Berth from starting."""
+    """Everything that prevents a start."""
     settings = loaded.settings
     mistakes = list(loaded.mistakes)
     for attempt in (
@@ -32,21 +33,21 @@ def all_mistakes(loaded: Loaded) -> list[str]:
             mistakes += error.lines
         except (SettingsError, PluginError) as error:
             mistakes += str(error).splitlines()
-    return list(dict.fromkeys(mistakes))  # the last of the attempts takes the two before it up again
+    return list(dict.fromkeys(mistakes))  # the last attempt repeats the two before it
 
 
 def check(loaded: Loaded) -> Report:
-    """All that a start would refuse or tell of, without one."""
+    """Everything that a start would refuse or remark on, without a start."""
     report, settings = Report(all_mistakes(loaded), [*loaded.remarks, *loaded.notes]), loaded.settings
     try:
         config = manager_config(settings, ENV_FILE)
         source = catalog_profiles(settings, config)
     except (SettingsError, CatalogError, PluginError):
-        return report  # what would follow from it is no news
+        return report  # the rest would only repeat it
     profiles = source.profiles()
     gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
     problems = {one.name: problem_of(one, config, gpus) for one in profiles}
-    told = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
-    report.add([*source.found(), *(Remark(line, is_mistake=True) for line in told)])
+    lines = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
+    report.add([*source.found(), *(Remark(line, is_mistake=True) for line in lines)])
     report.num_models = len(profiles)
     return report

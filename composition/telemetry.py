@@ -1,4 +1,4 @@
-"""What Berth sends elsewhere: traces and copies of log lines."""
+"""Exports traces and copies of log lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("berth")
 
 
 class Telemetry:
-    """What Berth sends elsewhere: traces and copies of log lines. None of it is needed to serve."""
+    """Exports traces and copies of log lines; Berth serves without it."""
 
     def __init__(self, settings: Settings) -> None:
         self.traces: TraceExport | None = None
@@ -31,13 +31,13 @@ class Telemetry:
                 self.traces = TraceExport(endpoint, name, VERSION)
             except ImportError as error:
                 logger.error(
-                    "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there is no %s: nothing is sent there. "
+                    "OTEL_EXPORTER_OTLP_ENDPOINT is set, but %s isn't installed: nothing is sent there. "
                     "Install it: pip install -r requirements.txt",
                     error.name,
                 )
 
     def close(self) -> None:
-        """Send what is left, all at once; takes three seconds where nobody answers."""
+        """Send the rest in parallel; takes up to three seconds if a receiver doesn't respond."""
         finishes: list[Callable[[], None]] = [handler.finish for handler in self._logs]
         if self.traces is not None:
             finishes.append(self.traces.close)

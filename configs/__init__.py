@@ -1,1 +1,1 @@
-"""Settings from the environment and .env, read once, checked and frozen. Imports nothing of Berth's."""
+"""Settings from the environment and .env, read once, checked and frozen. Imports no other package."""

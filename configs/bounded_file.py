@@ -1,4 +1,4 @@
-"""Files that people write by hand, read whole: no more of them than anybody writes by hand."""
+"""Reads files that people write by hand, up to a size that no one exceeds by hand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ MAX_BYTES = 2**20
 
 
 def read_bounded(path: Path) -> bytes:
-    """The file's content. Raises OSError, also where it is longer than MAX_BYTES."""
+    """The file's content. Raises OSError, also if it is longer than MAX_BYTES."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than the {MAX_BYTES >> 20} MiB that are read", str(path))
+        raise OSError(errno.EFBIG, f"it is larger than the {MAX_BYTES >> 20} MiB that Berth reads", str(path))
     return content

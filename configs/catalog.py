@@ -1,6 +1,6 @@
-"""configs/models.yaml: which models there are and how each is to be run. Checked as a whole, frozen.
+"""configs/models.yaml: the models and how to run each of them. Checked as a whole, frozen.
 
-Knows what the file says, not what is done with it: app.py hands it on. A missing file is an empty catalog.
+Knows the file's content, not its use: composition/ passes it on. A missing file is an empty catalog.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.bounded_file import read_bounded
-from configs.catalog_error import NO_VALUE, CatalogError, noted, together
+from configs.catalog_error import NO_VALUE, CatalogError, collecting, combined
 from configs.home import expand_home
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
@@ -28,8 +28,8 @@ _MESSAGES = {
     "model_type": "must be a mapping",
     "tuple_type": "must be a list",
     "is_instance_of": "must be a path",
-    "string_pattern_mismatch": "must begin with '/' and hold no space",
-    "string_type": "must be text; put it into quotes",
+    "string_pattern_mismatch": "must begin with '/' and contain no spaces",
+    "string_type": "must be text; put it in quotes",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
 }
@@ -43,16 +43,16 @@ class Catalog:
 
     models: Mapping[str, ModelEntry] = field(default_factory=lambda: MappingProxyType({}))
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # as written
-    folder: Path = Path()  # where the file lies, absolute
+    folder: Path = Path()  # of the file, absolute
 
     def resolve(self, name: str) -> str | None:
-        """The name of the model that `name` is, or is an alias of; None: not in the catalog."""
+        """The model's own name for a name or alias; None: not in the catalog."""
         if name in self.models:
             return name
         return next((model for model, entry in self.models.items() if name in entry.aliases), None)
 
     def found_entry(self, path: Path) -> ModelEntry:
-        """What `defaults:` makes of a model that was found on disk and isn't in the file."""
+        """The entry, from `defaults:`, of a model that was found on disk and isn't in the file."""
         return ModelEntry.model_validate({**self.defaults, "path": str(path)}).located("", self.folder)
 
 
@@ -60,22 +60,22 @@ class CatalogFile:
     """The catalog of one file, read again when it has changed."""
 
     def __init__(self, path: Path, check: Callable[[Catalog], None] | None = None) -> None:
-        """`check` raises CatalogError for what the file alone can't tell is wrong. So does this."""
+        """`check` raises CatalogError for mistakes that the file alone doesn't show. Raises CatalogError."""
         self.path = path
         self._check = check
-        self._seen = _stamp(path)
+        self._stamp = _stamp(path)
         self.current = load_catalog(path, check)
 
     def reload_if_changed(self) -> frozenset[str] | None:
-        """The names of models that are new, gone or changed; None where the file is as it was.
+        """The names of models that are new, gone or changed; None if the file is unchanged.
 
-        Raises CatalogError for a mistake, once for each change of the file; `current` stays as it was then.
+        Raises CatalogError for a mistake, once for each change of the file; `current` then stays as it was.
         """
-        return None if _stamp(self.path) == self._seen else self.reload()
+        return None if _stamp(self.path) == self._stamp else self.reload()
 
     def reload(self) -> frozenset[str]:
-        """The same, and a mistake is told each time."""
-        self._seen = _stamp(self.path)  # before it is read: what changes meanwhile is seen next time
+        """The same, but raises for a mistake each time."""
+        self._stamp = _stamp(self.path)  # taken first: later changes are seen next time
         new, old = load_catalog(self.path, self._check), self.current
         self.current = new
         names = new.models.keys() | old.models.keys()
@@ -91,7 +91,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def load_catalog(path: Path, check: Callable[[Catalog], None] | None = None) -> Catalog:
-    """Read and check models.yaml. Raises CatalogError for what is wrong, and what `check` raises."""
+    """Read and check models.yaml. Raises CatalogError for mistakes, also those that `check` finds."""
     text = read_text(path)
     if text is None:
         return Catalog(folder=folder_of(path))
@@ -105,7 +105,7 @@ def load_catalog(path: Path, check: Callable[[Catalog], None] | None = None) -> 
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text, line ends as they are; None: there is no such file. Raises CatalogError."""
+    """The file's text with its line ends; None: there is no such file. Raises CatalogError."""
     try:
         return read_bounded(path).decode("utf-8")
     except FileNotFoundError:
@@ -114,16 +114,18 @@ def read_text(path: Path) -> str | None:
         raise CatalogError(path, f"can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise CatalogError(path, f"byte {error.object[error.start]:#04x} is no UTF-8", line=line) from None
+        raise CatalogError(
+            path, f"byte {error.object[error.start]:#04x} isn't valid UTF-8", line=line
+        ) from None
 
 
 def folder_of(path: Path) -> Path:
-    """Where the relative paths in the file begin."""
+    """The base of relative paths in the file."""
     return expand_home(path).absolute().parent
 
 
 def parse_catalog(text: str, path: Path) -> Catalog:
-    """The catalog that `text` would be in the file `path`. Raises CatalogError."""
+    """The catalog from `text`, as if it were the content of `path`. Raises CatalogError."""
     try:
         document = read_yaml(text)
     except YamlMistake as error:
@@ -132,10 +134,10 @@ def parse_catalog(text: str, path: Path) -> Catalog:
 
 
 def merge_defaults(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's fields over the defaults, as written; null takes a default away.
+    """A model's fields over the defaults, as written; null removes a default.
 
     `params`, `env` and `filters` are merged key by key, everything else is replaced. A null in `params` or
-    `set_params` stays: there it means something to the engine.
+    `set_params` is kept, as it has a meaning for the engine.
     """
     merged = dict(defaults)
     for key, value in own.items():
@@ -154,7 +156,7 @@ def merge_defaults(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[
 
 
 class _Reader:
-    """Checks one document; knows where things stand in it when something is wrong."""
+    """Checks one document; finds the lines of its mistakes."""
 
     def __init__(self, path: Path, document: YamlDocument) -> None:
         self._path = path
@@ -164,32 +166,34 @@ class _Reader:
     def catalog(self) -> Catalog:
         data = self._mapping(self._document.data, ())
         mistakes = [
-            self._error((key,), f"unknown key; {_hint(key, _SECTIONS)}; models stand below `models`")
+            self._error((key,), f"unknown key; {_hint(key, _SECTIONS)}; models belong under `models`")
             for key in data
             if key not in _SECTIONS
         ]
         defaults = self._defaults(data, mistakes)
         models: dict[str, ModelEntry] = {}
-        with noted(mistakes):
+        with collecting(mistakes):
             for name, fields in self._mapping(data.get("models"), ("models",)).items():
-                with noted(mistakes):
+                with collecting(mistakes):
                     models[name] = self._entry(name, fields, defaults)
         mistakes += self._mistakes_in_aliases(models)
         if mistakes:
-            told = {str(one): one for one in mistakes}  # what a model has from defaults, once
-            raise together(sorted(told.values(), key=lambda one: one.line or 0))
+            unique = {
+                str(one): one for one in mistakes
+            }  # a mistake in `defaults` appears once, not per model
+            raise combined(sorted(unique.values(), key=lambda one: one.line or 0))
         return Catalog(MappingProxyType(models), MappingProxyType(defaults), self._folder)
 
     def _defaults(self, data: Mapping[str, Any], mistakes: list[CatalogError]) -> dict[str, Any]:
-        """As written, without those that are wrong: models are checked with the others."""
+        """As written, without invalid fields: models are checked with the others."""
         defaults: dict[str, Any] = {}
-        with noted(mistakes):
+        with collecting(mistakes):
             defaults = merge_defaults({}, self._mapping(data.get("defaults"), ("defaults",)))
             try:
                 self._validated(ModelDefaults, defaults, ("defaults",))
             except CatalogError as error:
-                wrong = {one.keys[1] for one in (error, *error.more) if len(one.keys) > 1}
-                defaults = {key: value for key, value in defaults.items() if key not in wrong}
+                invalid = {one.keys[1] for one in (error, *error.more) if len(one.keys) > 1}
+                defaults = {key: value for key, value in defaults.items() if key not in invalid}
                 raise
         return defaults
 
@@ -198,7 +202,7 @@ class _Reader:
         if not is_model_name(name):
             raise self._error(
                 keys,
-                "a name is printable text without space around it; between its '/' is more than dots",
+                "a name must be printable text without surrounding spaces, with more than dots between '/'",
             )
         merged = merge_defaults(defaults, self._mapping(fields, keys))
         return self._validated(ModelEntry, merged, keys).located(name, self._folder)
@@ -207,7 +211,7 @@ class _Reader:
         try:
             return kind.model_validate(fields)
         except ValidationError as error:
-            raise together([self._mistake(one, keys) for one in error.errors(include_url=False)]) from None
+            raise combined([self._mistake(one, keys) for one in error.errors(include_url=False)]) from None
 
     def _mistake(self, details: ErrorDetails, keys: KeyPath) -> CatalogError:
         loc = tuple(details["loc"])
@@ -223,19 +227,19 @@ class _Reader:
             for index, alias in enumerate(entry.aliases):
                 keys = ("models", name, "aliases", index)
                 if not is_model_name(alias):
-                    yield self._error(keys, "an alias is a name, as models have", alias)
+                    yield self._error(keys, "an alias must be a valid model name", alias)
                     continue
                 owner = owners.setdefault(alias, name)
                 if alias in models or owner != name or alias in entry.aliases[:index]:
-                    yield self._error(keys, f"is a name of {owner!r} already; choose another", alias)
+                    yield self._error(keys, f"is already a name of {owner!r}; choose another", alias)
 
     def _mapping(self, value: Any, keys: KeyPath) -> Mapping[str, Any]:
-        """The mapping at `keys`; nothing is an empty one."""
+        """The mapping at `keys`; a missing value counts as an empty one."""
         if isinstance(value, Mapping):
             return value
         if value is None:
             return {}
-        raise self._error(keys, "must be a mapping, as `key: value`", value)
+        raise self._error(keys, "must be a mapping (`key: value`)", value)
 
     def _error(self, keys: KeyPath, problem: str, value: Any = NO_VALUE) -> CatalogError:
         _, line = self._document.find(keys)
@@ -243,13 +247,13 @@ class _Reader:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a name can stand in a URL's path as it is, with its slashes."""
+    """Whether a name can be used in a URL path unchanged, with its slashes."""
     parts = name.split("/")
     return name.isprintable() and name == name.strip() and not {"", ".", ".."} & set(parts)
 
 
 def _problem(details: ErrorDetails) -> str:
-    """What is wrong and what is allowed, in our words."""
+    """The mistake and what is allowed."""
     kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
         fields = Filters.model_fields if details["loc"][0] == "filters" else ModelEntry.model_fields
@@ -272,11 +276,11 @@ def _hint(key: str, known: Iterable[str]) -> str:
     known = list(known)
     key = key.replace("-", "_").lower()
     close = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.startswith(key)]
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
 
 
 def _shown_value(details: ErrorDetails) -> Any:
-    """The value, unless it is long, the key's absence, or may be a secret."""
+    """The value, unless it is missing, is a collection, or may be a secret."""
     value = details["input"]
     hidden = isinstance(value, Mapping | list | tuple) or details["loc"][:1] == ("env",)
     return NO_VALUE if hidden or details["type"] == "extra_forbidden" else value

@@ -1,4 +1,4 @@
-"""Changes to models.yaml that leave everything else in it as it was, comments too."""
+"""Edits models.yaml and leaves the rest of it, comments included, unchanged."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ NEW_FILE = "# yaml-language-server: $schema=models.schema.json\n"
 
 
 def edit_model(path: Path, name: str, changes: Mapping[str, Any]) -> None:
-    """Change fields of a model's entry, or add the model; None takes a field out. Blocks for milliseconds.
+    """Change fields of a model's entry, or add the model; None removes a field. Blocks for milliseconds.
 
-    `params` are merged: those that aren't named stay, None takes one out.
+    `params` are merged: unnamed ones stay, None removes one.
 
-    A field's new value takes the whole of the old one's place; comments beside what stays are kept. The file
-    changes at one stroke, and edits by several callers come one after the other.
+    A new value replaces the whole old one; comments beside the rest are kept. The file changes atomically,
+    and concurrent edits are serialised.
 
-    Raises CatalogError where the file can't be read or written, or wouldn't be valid: then it is as before.
+    Raises CatalogError if the file can't be read or written, or would become invalid; it is then unchanged.
     """
     try:
         with _exclusively(path):
             text = read_text(path)
             edited = edit_text(NEW_FILE if text is None else text, path, name, changes)
             if edited != text:
-                _put(path.resolve(), edited)  # a link stays one
+                _replace_file(path.resolve(), edited)  # a link stays a link
     except OSError as error:
         raise CatalogError(path, f"can't be written: {error.strerror or error}") from None
 
 
 def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> str:
-    """What `edit_model` makes of the file's text. Raises CatalogError."""
-    parse_catalog(text, path)  # what is wrong already is told with its line
+    """The file's text after `edit_model`. Raises CatalogError."""
+    parse_catalog(text, path)  # reports existing mistakes with their lines
     keys = ("models", name)
     try:
         fields = json.loads(json.dumps(dict(changes), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise CatalogError(path, f"no file can hold these changes: {error}", keys=keys) from None
+        raise CatalogError(path, f"these changes can't be written as YAML: {error}", keys=keys) from None
     wanted = dict(read_yaml(text).data or {})
     wanted["models"] = models = dict(wanted.get("models") or {})
     entry = dict(models.get(name) or {})
@@ -66,13 +66,13 @@ def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> s
 
 
 def preview_edit(path: Path, name: str, changes: Mapping[str, Any]) -> Catalog:
-    """The catalog that `edit_model` would make; nothing is written. Raises CatalogError."""
+    """The catalog after `edit_model`, without writing it. Raises CatalogError."""
     text = read_text(path)
     return parse_catalog(edit_text(NEW_FILE if text is None else text, path, name, changes), path)
 
 
 def _merged(have: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` over `have`, without those that are None. Dashes and underscores are the same."""
+    """`have` with `changes` applied; None removes a key. Dashes and underscores are equivalent."""
     spelled = {key.replace("-", "_"): key for key in have}
     named = {spelled.get(key.replace("-", "_"), key): value for key, value in changes.items()}
     return {key: value for key, value in {**have, **named}.items() if key not in named or value is not None}
@@ -80,7 +80,7 @@ def _merged(have: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 @contextlib.contextmanager
 def _exclusively(path: Path) -> Iterator[None]:
-    """One editor at a time, threads and processes alike: the folder is locked, for the file is replaced."""
+    """One editor at a time, among threads and processes. Locks the folder, since the file is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.resolve().parent, os.O_RDONLY)
     try:
@@ -90,15 +90,15 @@ def _exclusively(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _put(target: Path, text: str) -> None:
-    """Replace a file's content: after a crash it is the old or the new one. Mode and owner are kept."""
+def _replace_file(target: Path, text: str) -> None:
+    """Replace a file's content atomically. Mode and owner are kept."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(descriptor, "wb") as file:
             with contextlib.suppress(FileNotFoundError):
                 before = target.stat()
-                with contextlib.suppress(PermissionError):  # only root may give files away
+                with contextlib.suppress(PermissionError):  # only root may change the owner
                     os.fchown(descriptor, before.st_uid, before.st_gid)
                 os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
             file.write(text.encode())

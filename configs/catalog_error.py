@@ -1,4 +1,4 @@
-"""What is wrong with models.yaml: one mistake, a line that says where and what; and all of them together."""
+"""Mistakes in models.yaml: each is a line that says where and what; and all of them combined."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_VALUE = object()
 
 
 class CatalogError(Exception):
-    """The catalog is wrong; the message is one line: file and line, key, value, and what is allowed."""
+    """An invalid catalog; the message is one line: file and line, key, value, and what is allowed."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class CatalogError(Exception):
         self.line = line  # from 1; None: about the file as a whole
         self.keys = keys
         self.value = value
-        self.more: tuple[CatalogError, ...] = ()  # what else is wrong in the same file
+        self.more: tuple[CatalogError, ...] = ()  # further mistakes in the same file
         place = str(path) if line is None else f"{path}:{line}"
         key = ".".join(map(str, keys))
         shown = "" if value is NO_VALUE else f"={reprlib.repr(value)}"
@@ -40,15 +40,15 @@ class CatalogError(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """This and what else is wrong, a line each."""
+        """This and all further mistakes, one line each."""
         return [str(self), *map(str, self.more)]
 
     def without_line(self) -> CatalogError:
-        """The same, about a text that stands in no file."""
+        """The same for a text that is in no file."""
         return self._at(None)
 
     def found_in(self, text: str) -> CatalogError:
-        """The same, with the line where its keys stand in the file's text."""
+        """The same, with the line of its keys in the file's text."""
         return self._at(read_yaml(text).find(self.keys)[1]) if self.keys else self
 
     def _at(self, line: int | None) -> CatalogError:
@@ -56,16 +56,16 @@ class CatalogError(Exception):
 
 
 @contextmanager
-def noted(mistakes: list[CatalogError]) -> Iterator[None]:
-    """Go on after a mistake."""
+def collecting(mistakes: list[CatalogError]) -> Iterator[None]:
+    """Continue after a mistake."""
     try:
         yield
     except CatalogError as error:
         mistakes += [error, *error.more]
 
 
-def together(mistakes: Sequence[CatalogError]) -> CatalogError:
-    """The first, which tells of the others."""
+def combined(mistakes: Sequence[CatalogError]) -> CatalogError:
+    """The first, which holds the others."""
     first, *more = mistakes
     first.more = tuple(more)
     return first

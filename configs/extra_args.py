@@ -1,4 +1,4 @@
-"""Flags written as on a command line, turned into named parameters. Pure."""
+"""Turns flags in command-line form into named parameters. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"-[0-9.]+(?:[eE][-+]?[0-9]+)?")
 def parse_extra_args(value: Any) -> dict[str, Any]:
     """`["--max-num-seqs", 8, "--enforce-eager"]` or a mapping → `{"max_num_seqs": 8, "enforce_eager": True}`.
 
-    Several values after a flag become a list. Raises ValueError for what is no flag.
+    Several values after a flag become a list. Raises ValueError for invalid flags.
     """
     if isinstance(value, Mapping):
         return _from_pairs([(str(name), item) for name, item in value.items()])
@@ -28,14 +28,14 @@ def _pairs(arguments: Sequence[Any]) -> list[tuple[str, Any]]:
         if isinstance(argument, str) and argument.startswith("-") and not _NUMBER.fullmatch(argument):
             flag = _FLAG.fullmatch(argument)
             if flag is None:
-                raise ValueError(f"{argument!r} is no long flag; write it as --name or --name=value")
+                raise ValueError(f"{argument!r} isn't a long flag; write it as --name or --name=value")
             values.append((flag[1], [] if flag[2] is None else [flag[2]]))
         elif not values:
-            raise ValueError(f"{argument!r} stands before any flag; a list begins with --name")
+            raise ValueError(f"{argument!r} comes before any flag; a list begins with --name")
         elif isinstance(argument, str | int | float):
             values[-1][1].append(argument)
         else:
-            raise ValueError(f"{argument!r} is no argument: text and numbers are")
+            raise ValueError(f"{argument!r} isn't a valid argument; use text or numbers")
     return [(name, items[0] if len(items) == 1 else items or True) for name, items in values]
 
 
@@ -44,9 +44,11 @@ def _from_pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         flag = _FLAG.fullmatch(name if name.startswith("--") else f"--{name}")
         if flag is None or flag[2] is not None:
-            raise ValueError(f"{name!r} is no flag's name: letters, digits, '_' and '-', a letter first")
+            raise ValueError(
+                f"{name!r} isn't a valid flag name: letters, digits, '_' and '-', a letter first"
+            )
         key = flag[1].replace("-", "_")
         if key in params:
-            raise ValueError(f"--{flag[1]} stands twice; list its values after it once")
+            raise ValueError(f"--{flag[1]} is given twice; give it once with all its values")
         params[key] = value
     return params

@@ -1,4 +1,4 @@
-"""`~` in paths, for users without a home directory as well: containers run under whatever user id."""
+"""`~` in paths, also for users without a home directory: containers run under arbitrary user ids."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def expand_home(path: str | Path) -> Path:
-    """Unlike Path's own, it leaves a `~` alone that nobody has: no such folder is there then."""
+    """Unlike Path.expanduser, leaves `~` as it is for a user without a home directory."""
     return Path(os.path.expanduser(path))

@@ -1,13 +1,13 @@
-"""The file of keys that `API_KEYS_FILE` names: who may ask for what, and how often.
+"""The file of API keys that `API_KEYS_FILE` names: which models each key may use, and how often.
 
-One key a line, `name: key`, then what the key may do; `#` begins a comment:
+One key per line, `name: key`, then its permissions; `#` begins a comment:
 
     alice: sk-4f1c…  models=small,qwen* rate=10/s
     nightly: sk-77ab…  rate=1000/h burst=50
     ops: sk-90de…  admin
 
-A key without `models` may ask for every model, one without `rate` as often as it likes. `burst` is how many
-requests may come at once; by default as many as `rate` says. No message here shows a key.
+A key without `models` may use every model, one without `rate` has no rate limit. `burst` is the number of
+requests that may arrive at once; by default the number in `rate`. No message here shows a key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class KeyFileError(Exception):
-    """The file can't be used; the message says which line and why, and shows no key."""
+    """The file can't be used; the message names the line and the reason, and shows no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class KeyLine:
 
 
 def read_key_file(path: Path) -> tuple[KeyLine, ...]:
-    """All keys of the file, which may be none. Warns where others on this machine may read it.
+    """All keys of the file, possibly none. Warns if other users of this machine can read it.
 
     Raises KeyFileError.
     """
@@ -59,10 +59,10 @@ def read_key_file(path: Path) -> tuple[KeyLine, ...]:
     except OSError as error:
         raise KeyFileError(error.strerror or str(error)) from None
     except UnicodeDecodeError:
-        raise KeyFileError("is no text in UTF-8") from None
+        raise KeyFileError("isn't UTF-8 text") from None
     if mode & stat.S_IROTH:
-        logger.warning("%s can be read by everybody on this machine; chmod 600 ends that", path)
-    return _without_doubles(list(_lines(text)))
+        logger.warning("%s can be read by every user of this machine; run chmod 600 on it", path)
+    return _without_duplicates(list(_lines(text)))
 
 
 def _lines(text: str) -> Iterator[tuple[int, KeyLine]]:
@@ -76,7 +76,7 @@ def _lines(text: str) -> Iterator[tuple[int, KeyLine]]:
 
 
 def _parse(line: str) -> KeyLine:
-    """Raises KeyFileError, without the line's number."""
+    """Raises KeyFileError without the line number."""
     name, colon, rest = line.partition(":")
     words = rest.split()
     if not colon or not _NAME.fullmatch(name.strip()):
@@ -86,18 +86,18 @@ def _parse(line: str) -> KeyLine:
     if not words or not _KEY.fullmatch(words[0]):
         raise KeyFileError("the key after the name must be 1 to 512 printable ASCII characters")
     options: dict[str, str] = {}
-    for place, word in enumerate(words[1:], start=2):
+    for position, word in enumerate(words[1:], start=2):
         if word.startswith("#"):
             break
         option, equals, value = word.partition("=")
         if option not in ("admin", "models", "rate", "burst") or (option == "admin") == bool(equals):
-            # Not shown: it may be a piece of a key.
-            raise KeyFileError(f"word {place} after the colon must be admin, models=, rate= or burst=")
+            # Not shown: it may be part of a key.
+            raise KeyFileError(f"word {position} after the colon must be admin, models=, rate= or burst=")
         if option in options:
-            raise KeyFileError(f"{option} is there twice")
+            raise KeyFileError(f"{option} is given twice")
         options[option] = value
     if "admin" in options and len(options) > 1:
-        raise KeyFileError("an admin's key has no limits: leave out models, rate and burst")
+        raise KeyFileError("an admin key has no limits: leave out models, rate and burst")
     rate_per_s, burst = _read_rate(options)
     return KeyLine(
         name=name.strip(),
@@ -114,12 +114,12 @@ def _read_models(value: str | None) -> tuple[str, ...] | None:
         return None
     models = tuple(filter(None, value.split(",")))
     if not models:
-        raise KeyFileError("models= names none; leave it out to allow all")
+        raise KeyFileError("models= is empty; leave it out to allow all")
     return models
 
 
 def _read_rate(options: dict[str, str]) -> tuple[float | None, int]:
-    """Requests per second, and how many at once."""
+    """Requests per second, and the burst."""
     if "rate" not in options:
         if "burst" in options:
             raise KeyFileError("burst needs a rate")
@@ -134,13 +134,13 @@ def _read_rate(options: dict[str, str]) -> tuple[float | None, int]:
     return number / _SECONDS[found[2]], int(burst)
 
 
-def _without_doubles(lines: list[tuple[int, KeyLine]]) -> tuple[KeyLine, ...]:
-    """Raises KeyFileError where a key or a name is there twice: who a request is from must be certain."""
+def _without_duplicates(lines: list[tuple[int, KeyLine]]) -> tuple[KeyLine, ...]:
+    """Raises KeyFileError for a duplicate key or name, as requests must be attributed unambiguously."""
     names: dict[str, int] = {}
     keys: dict[str, int] = {}
     for number, line in lines:
         for seen, value, what in ((names, line.name, "the name"), (keys, line.key, "the key")):
             if value in seen:
-                raise KeyFileError(f"line {number}: {what} is in line {seen[value]} already")
+                raise KeyFileError(f"line {number}: {what} is already in line {seen[value]}")
             seen[value] = number
     return tuple(line for _, line in lines)

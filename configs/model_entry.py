@@ -1,4 +1,4 @@
-"""What models.yaml may say of one model. Knows nothing of the file's text, nor of what entries are for."""
+"""The fields of a model's entry in models.yaml. Knows nothing of the file's text or of an entry's use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TEMPLATE_CHARACTERS = frozenset("{}\n")
 
 
 def _split(value: Any) -> Any:
-    """`0,1` and a number by itself are lists, too; numbers in a list are names."""
+    """`0,1` and a single number are lists as well; numbers in a list become names."""
     if isinstance(value, str):
         return tuple(filter(None, (part.strip() for part in value.split(","))))
     if isinstance(value, int) and not isinstance(value, bool):
@@ -38,7 +38,7 @@ def _split(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> Any:
-    """Numbers in `env` mean what they look like; true and false don't, so they stay an error."""
+    """Numbers in `env` become text; true and false are ambiguous and stay an error."""
     if not isinstance(value, Mapping):
         return value
     return {name: str(item) if type(item) in (int, float) else item for name, item in value.items()}
@@ -53,7 +53,7 @@ def _to_path(value: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """Refuse what JSON can't carry: requests and flags are made of it."""
+    """Refuse values that JSON can't represent, as requests and flags are JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
@@ -78,69 +78,76 @@ Flags = Annotated[
 
 
 class _Strict(BaseModel):
-    """YAML has types of its own; `"8"` is no number and `1` is not true."""
+    """YAML has its own types: `"8"` isn't a number and `1` isn't true."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Filters(_Strict):
-    """What is changed in each request's body before the engine gets it."""
+    """Changes to each request's body before the engine gets it."""
 
-    set_params: JsonObject = Field({}, description="Fields put into each request's body")
-    strip_params: NameList = Field((), description="Fields taken out of each request's body")
+    set_params: JsonObject = Field({}, description="Fields to set in each request's body")
+    strip_params: NameList = Field((), description="Fields to remove from each request's body")
 
 
 class ModelDefaults(_Strict):
-    """What may be said of one model and, under `defaults:`, of all."""
+    """Fields of one model and, under `defaults:`, of all models."""
 
     engine: Literal["auto", "engine", "vllm", "command"] | None = Field(
-        None, description="The engine that serves it; without: DEFAULT_ENGINE, or command if there is one"
+        None, description="The engine that serves it; default: DEFAULT_ENGINE, or command if `command` is set"
     )
-    params: JsonObject = Field({}, description="Any of the engine's flags; null takes an inherited one away")
-    extra_args: Flags = Field({}, description="Flags as on a command line, or as a mapping; `params` win")
-    devices: NameList | None = Field(None, description="GPUs by number or UUID; without: Berth chooses")
+    params: JsonObject = Field({}, description="Any of the engine's flags; null removes an inherited one")
+    extra_args: Flags = Field({}, description="Flags in command-line form, or as a mapping; `params` win")
+    devices: NameList | None = Field(None, description="GPUs by number or UUID; default: Berth chooses")
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="The part of a GPU's memory that the engine may take"
+        None, gt=0, le=1, description="The fraction of a GPU's memory that the engine may use"
     )
-    max_model_len: int | None = Field(None, ge=1, description="Tokens of a prompt and its answer, at most")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Maximum number of tokens of a prompt and its completion"
+    )
     tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs that share each layer")
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = Field(
         None, description="The type of the weights in memory"
     )
-    trust_remote_code: bool | None = Field(None, description="Let the engine run code that the model brings")
+    trust_remote_code: bool | None = Field(
+        None, description="Let the engine run code that comes with the model"
+    )
     chat_template: Text | None = Field(None, description="A Jinja file, or the template itself")
-    response_role: Text | None = Field(None, description="The role in chat answers")
+    response_role: Text | None = Field(None, description="The role in chat responses")
     timeout: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="Seconds without a request until it expires; 0: never"
+        None, ge=0, allow_inf_nan=False, description="Seconds without a request until it expires; 0 = never"
     )
     expire_action: Literal["stop", "sleep1", "sleep2"] | None = Field(
-        None, description="What expiry does: stop it, or free its KV cache (1), its weights, too (2)"
+        None,
+        description="What to do when it expires: stop it, or free its KV cache (1), or also its weights (2)",
     )
-    min_replicas: int = Field(0, ge=0, description="Instances that are kept running")
-    max_replicas: int = Field(1, ge=1, validate_default=True, description="Instances at most")
+    min_replicas: int = Field(0, ge=0, description="Minimum number of running instances")
+    max_replicas: int = Field(1, ge=1, validate_default=True, description="Maximum number of instances")
     pinned: bool = Field(False, description="Never expires and is never evicted for another model")
     concurrency_limit: int = Field(
-        0, ge=0, description="Requests in flight per instance; 0: as MAX_IN_FLIGHT says"
+        0, ge=0, description="Maximum number of requests in flight per instance; 0 = MAX_IN_FLIGHT"
     )
     env: Environment = Field({}, description="Environment variables of the engine")
     command: Annotated[Names, Field(min_length=1)] | None = Field(
-        None, description="For the engine `command`: its program and arguments, with {port}, {model}, {host}"
+        None, description="For the engine `command`: program and arguments, with {port}, {model}, {host}"
     )
     health_path: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = Field(
-        None, description="Where the engine says that it is ready; without: /health"
+        None, description="The engine's health route; default: /health"
     )
-    protocol: Text | None = Field(None, description="A protocol adapter; without: OpenAI's")
+    protocol: Text | None = Field(None, description="A protocol adapter; default: OpenAI's protocol")
     filters: Filters = Field(Filters.model_validate({}), description="Changes to each request's body")
-    preload: bool = Field(False, description="Start it with Berth")
+    preload: bool = Field(False, description="Start it together with Berth")
 
     @field_validator("params")
     @classmethod
     def _check_params(cls, params: dict[str, Any]) -> dict[str, Any]:
-        spelt: dict[str, str] = {}
+        spellings: dict[str, str] = {}
         for name in params:
             if not _FLAG_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no flag's name: letters, digits, '_' and '-', a letter first")
-            other = spelt.setdefault(name.replace("-", "_"), name)
+                raise ValueError(
+                    f"{name!r} isn't a valid flag name: letters, digits, '_' and '-', a letter first"
+                )
+            other = spellings.setdefault(name.replace("-", "_"), name)
             if other != name:
                 raise ValueError(f"{other!r} and {name!r} are the same flag; keep one")
         return params
@@ -150,16 +157,16 @@ class ModelDefaults(_Strict):
     def _check_devices(cls, devices: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for device in devices or ():
             if "," in device or (devices or ()).count(device) > 1:
-                raise ValueError(f"must list each device once, by number or UUID; look at {device!r}")
+                raise ValueError(f"must list each device once, by number or UUID; check {device!r}")
         return devices
 
     @field_validator("max_replicas")
     @classmethod
-    def _check_replicas(cls, most: int, info: ValidationInfo) -> int:
-        least = info.data.get("min_replicas", 0)
-        if most < least:
-            raise ValueError(f"must be min_replicas ({least}) or more")
-        return most
+    def _check_replicas(cls, maximum: int, info: ValidationInfo) -> int:
+        minimum = info.data.get("min_replicas", 0)
+        if maximum < minimum:
+            raise ValueError(f"must be min_replicas ({minimum}) or more")
+        return maximum
 
     @field_validator("env")
     @classmethod
@@ -190,25 +197,25 @@ class ModelDefaults(_Strict):
 class ModelEntry(ModelDefaults):
     """One model, `defaults:` merged in and paths made absolute."""
 
-    path: FolderPath | None = Field(None, description="The model's folder, as seen from this file's folder")
-    model: Text | None = Field(None, description="A hub id; without `path` and `model`: the entry's own name")
-    aliases: Names = Field((), description="Other names that requests may use")
+    path: FolderPath | None = Field(None, description="The model's folder, relative to this file's folder")
+    model: Text | None = Field(None, description="A hub id; without `path` and `model`, the entry's own name")
+    aliases: Names = Field((), description="Other names that clients can use")
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if self.path is not None and self.model is not None:
-            raise ValueError("`path` and `model` both say what to load; keep one")
+            raise ValueError("`path` and `model` exclude each other; keep one")
         return self
 
     @property
     def target(self) -> str:
-        """What the engine is to load: an absolute folder or a hub id; "" for an entry without a name yet."""
+        """What the engine loads: an absolute folder or a hub id; "" for an entry without a name yet."""
         return str(self.path) if self.path is not None else self.model or ""
 
     def engine_params(self) -> dict[str, Any]:
-        """The engine's flags in snake_case: the fields that are flags, below `extra_args`, below `params`.
+        """The engine's flags in snake_case: from fields, overridden by `extra_args` and then by `params`.
 
-        None: the flag is taken away from what all engines get.
+        None removes a flag that all engines get.
         """
         names = (
             "gpu_memory_utilization", "max_model_len", "tensor_parallel_size", "dtype",
@@ -219,7 +226,7 @@ class ModelEntry(ModelDefaults):
         return fields | self.extra_args | params
 
     def located(self, name: str, folder: Path) -> Self:
-        """The entry with its paths, as seen from `folder`, made absolute; `model` is the name by default."""
+        """The entry with paths made absolute, relative to `folder`; `model` is the name by default."""
         changes: dict[str, Any] = {}
         if self.path is not None:
             changes["path"] = Path(folder, self.path)

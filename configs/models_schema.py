@@ -1,4 +1,4 @@
-"""`python -m configs.models_schema`: writes models.schema.json, by which editors check models.yaml."""
+"""`python -m configs.models_schema` writes models.schema.json, with which editors check models.yaml."""
 
 from __future__ import annotations
 

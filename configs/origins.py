@@ -1,7 +1,7 @@
-"""What ALLOWED_ORIGINS may hold: web pages' origins as browsers write them, and patterns of such.
+"""The values of ALLOWED_ORIGINS: origins as browsers write them, and patterns.
 
-A `*` stands for a whole thing only – every origin, a port, the names below a domain, or all behind a scheme –
-since `http://192.168.1.*` would be `http://192.168.1.example.com` too.
+A `*` stands for a whole part only (any origin, a port, the names below a domain, or everything after a
+scheme), since `http://192.168.1.*` would also match `http://192.168.1.example.com`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def normalized_origin(text: str) -> str:
-    """As a browser would write it: in lower case, without a default port and a slash at its end.
+    """As a browser would write it: in lower case, without a default port or a trailing slash.
 
     Raises ValueError.
     """
@@ -28,7 +28,7 @@ def normalized_origin(text: str) -> str:
     if found is None:
         raise ValueError(
             "must be `*`, or origins separated by commas, such as https://app.example.com, "
-            f"https://*.example.com or http://localhost:*; {text!r} is none"
+            f"https://*.example.com or http://localhost:*; {text!r} isn't an origin"
         )
     scheme, host, port = found["scheme"], found["host"], found["port"]
     return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS.get(scheme)) else f":{port}")

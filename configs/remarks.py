@@ -1,4 +1,4 @@
-"""What an operator is told of before it hurts: a line each, at the start, at a reload and by `--check`."""
+"""Early remarks for the operator, one line each: at the start, at a reload and with `--check`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from configs.one_line import one_line
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """A line for people. A mistake makes something fail later; what is none may well be meant."""
+    """A line for people. A mistake will make something fail later; other remarks may describe intentions."""
 
     text: str
     is_mistake: bool = False
@@ -19,7 +19,7 @@ class Remark:
 
 @dataclass(slots=True)
 class Report:
-    """What a check has found."""
+    """The result of a check."""
 
     mistakes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""The command line of app.py: every setting as a flag, the service's usual short names, and nothing besides.
+"""The command line of app.py: every setting as a flag, the usual short names of such services, nothing else.
 
-Knows the settings' names and descriptions; what their values may be is checked where they are read.
+Knows the settings' names and descriptions; their values are checked where they are read.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 from configs.home import expand_home
 from configs.near_names import nearest
-from configs.settings import Given, Settings
+from configs.settings import Settings
+from configs.settings_reader import Given
 
-# What services like ours call some settings. A limit of concurrency guards the model, not the sockets.
+# Names of settings in similar services. Their concurrency limit protects the model, not the sockets.
 SHORT_NAMES: Mapping[str, str] = {
     "--host": "app_host",
     "--port": "app_port",
@@ -34,15 +35,15 @@ _PATHS = frozenset(
 
 
 class FlagError(Exception):
-    """The command line is wrong; the message is one line."""
+    """An invalid command line; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceFlags:
-    """What the command line says."""
+    """The parsed command line."""
 
     given: Mapping[str, Given]  # settings, by field
-    check: bool = False  # look at everything, serve nothing
+    check: bool = False  # check everything, serve nothing
     as_json: bool = False
 
 
@@ -53,7 +54,7 @@ def parse_flags(argv: Sequence[str], version: str) -> ServiceFlags:
     if unknown:
         raise FlagError(_describe_unknown(unknown[0], parser))
     if namespace.json and not namespace.check:
-        raise FlagError("--json goes with --check; for logs in JSON: --log-format json")
+        raise FlagError("--json needs --check; for logs in JSON use --log-format json")
     given: dict[str, Given] = namespace.given
     if namespace.relative_to is not None:
         given = {field: _located(field, one, Path(namespace.relative_to)) for field, one in given.items()}
@@ -66,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Setting(argparse.Action):
-    """Keeps a setting's value with the name that it was given under."""
+    """Stores a setting's value with the name under which it was given."""
 
     def __call__(
         self,
@@ -85,20 +86,20 @@ def _build_parser(version: str) -> argparse.ArgumentParser:
         prog="app.py",
         allow_abbrev=False,
         usage="%(prog)s [--SETTING VALUE] …",
-        description="Serve Berth. Each flag is a setting, and wins over the environment and .env.",
-        epilog="Flags of engines are no settings: they stand in models.yaml, in the file VLLM_CONFIG or in "
-        "a request's params.",
+        description="Serve Berth. Each flag is a setting and overrides the environment and .env.",
+        epilog="Engine flags aren't settings: they belong in models.yaml, in the file VLLM_CONFIG or in a "
+        "request's params.",
     )
     parser.set_defaults(given={})
     parser.add_argument("--version", action="version", version=f"Berth {version}")
     parser.add_argument(
-        "--check", action="store_true", help="tell what is wrong with all of it; serve nothing"
+        "--check", action="store_true", help="check settings and models, report all mistakes, and exit"
     )
-    parser.add_argument("--json", action="store_true", help="with --check: answer in JSON")
+    parser.add_argument("--json", action="store_true", help="with --check: report in JSON")
     parser.add_argument(
         "--relative-to",
         metavar="DIR",
-        help="where relative paths in flags begin; without: in the present folder",
+        help="the base folder of relative paths in flags; default: the current folder",
     )
     short: dict[str, list[str]] = {}
     for name, field in SHORT_NAMES.items():
@@ -124,7 +125,7 @@ def _flag_of(field: str) -> str:
 
 
 def _located(field: str, given: Given, folder: Path) -> Given:
-    """A path as seen from `folder`."""
+    """A path relative to `folder`."""
     if field == "model_dirs":
         parts = (str(folder / expand_home(part)) for part in given.value.split(os.pathsep) if part)
         return Given(given.name, os.pathsep.join(parts))
@@ -133,7 +134,7 @@ def _located(field: str, given: Given, folder: Path) -> Given:
 
 
 def _normalised(word: str) -> str:
-    """`--APP_PORT=5001` as the parser knows it."""
+    """`--APP_PORT=5001` in the parser's form."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-").lower() + equals + value if word.startswith("--") else word
 
@@ -141,13 +142,13 @@ def _normalised(word: str) -> str:
 def _describe_unknown(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.partition("=")[0]
     if not name.startswith("-"):
-        return f"{name!r} is no flag: a setting is given as --name value; --help lists them"
+        return f"{name!r} isn't a flag; give settings as --name value; --help lists them"
     known = {flag.strip("-").replace("-", "_"): flag for flag in parser._option_string_actions}
     word = name.strip("-").replace("-", "_")
     close = nearest(word, known) or next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.75)), None)
     if close is not None:
         return f"there is no flag {name}; did you mean {known[close]}?"
     return (
-        f"there is no flag {name}; --help lists them. Flags of engines stand in models.yaml, in the file "
+        f"there is no flag {name}; --help lists them. Engine flags belong in models.yaml, in the file "
         "VLLM_CONFIG or in a request's params"
     )

@@ -1,111 +1,93 @@
-"""Every setting of Berth: from the environment and `.env`, checked, frozen.
+"""Every setting of Berth: its default, its checks and its description; frozen.
 
-Knows nothing of what the settings are for; app.py hands them down as each part's own policy object.
+Knows nothing of the settings' use; composition/ turns them into the parts' own policies.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from configs.bounded_file import read_bounded
-from configs.env_file import (
-    ENCODING,
-    EnvFile,
-    former_names,
-    nearly_settings,
-    read_env_file,
-    shown,
-)
+from configs.base_url import is_base_url
 from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
-from configs.one_line import one_line
 from configs.origins import normalized_origin
+from configs.parameter_file import read_parameters
 from configs.root import CODE, HOME
+from configs.settings_error import SettingsError
 from configs.syslog_address import SyslogAddress
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _PATHS = (
     "api_keys_file", "hf_home", "log_dir", "log_file",
     "model_dirs", "models_file", "state_dir", "vllm_config",
 )  # fmt: skip
 
 
-class SettingsError(Exception):
-    """Settings are wrong; of each the message has a line with its name, its value and what is allowed."""
-
-    def __init__(self, *mistakes: str) -> None:
-        self.mistakes = tuple(map(one_line, mistakes))
-        super().__init__("\n".join(self.mistakes))
-
-
 class Settings(BaseSettings):
-    """All settings; the environment's name of a field is its name in capitals."""
+    """All settings; a field's environment variable is its name in capitals."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     app_host: str = Field(
-        "0.0.0.0",  # noqa: S104 - without keys only this machine is answered, see api/auth.py
-        description="Address that Berth listens on; `0.0.0.0`: all there are, of IPv6 too",
+        "0.0.0.0",  # noqa: S104 - without keys, only local clients are served, see api/auth.py
+        description="Address to listen on; `0.0.0.0` = all addresses, including IPv6",
     )
-    app_port: int = Field(5000, ge=0, le=65535, description="Port that Berth listens on")
-    app_debug: bool = Field(False, description="Debug logging, whatever `LOG_LEVEL` says")
+    app_port: int = Field(5000, ge=0, le=65535, description="Port to listen on")
+    app_debug: bool = Field(False, description="Debug logging, whatever `LOG_LEVEL` is")
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         repr=False,
-        description="Keys for requests to models, separated by commas; without any: this machine's callers",
+        description="API keys for requests to models, separated by commas; empty = only local clients",
     )
     admin_api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), repr=False, description="Keys for everything; without any: this machine's callers"
+        (), repr=False, description="API keys for everything; empty = only local clients"
     )
     api_keys_file: Path | None = Field(
-        None, description="File of more keys, with names and limits, see SECURITY.md"
+        None, description="File with more API keys, with names and limits; see SECURITY.md"
     )
 
     request_paths: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="More routes of engines that keys for requests are good for, `/predict`, `/custom/*`, "
-        "`/all/below/**`, separated by commas; SECURITY.md",
+        description="Further engine routes that `API_KEYS` may use, such as `/predict`, `/custom/*`, "
+        "`/all/below/**`, separated by commas; see SECURITY.md",
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Web pages that may use Berth from a browser, `https://app.example.com`, separated by "
-        "commas; `*`: all",
+        description="Origins of web pages that may use Berth from a browser, such as "
+        "`https://app.example.com`, separated by commas; `*` = all",
     )
 
-    vllm_base_port: int = Field(9000, ge=1, le=65535, description="First port of engines; the next follow")
-    vllm_max_instances: int = Field(20, ge=1, le=1000, description="Instances, and so ports, at most")
-    vllm_default_dtype: str = Field("auto", description="`--dtype` of engines")
-    vllm_default_kv_cache_dtype: str = Field("auto", description="`--kv-cache-dtype` of engines")
+    vllm_base_port: int = Field(
+        9000, ge=1, le=65535, description="First port for engines; further ports follow it"
+    )
+    vllm_max_instances: int = Field(
+        20, ge=1, le=1000, description="Maximum number of instances, and thus of ports"
+    )
+    vllm_default_dtype: str = Field("auto", description="`--dtype` for engines")
+    vllm_default_kv_cache_dtype: str = Field("auto", description="`--kv-cache-dtype` for engines")
     vllm_default_trust_remote_code: bool = Field(True, description="`--trust-remote-code`, for vLLM only")
-    vllm_default_timeout: float = Field(
-        600.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Seconds without a request until an instance expires; 0: never",
+    vllm_default_timeout: Seconds = Field(
+        600.0, description="Seconds without a request after which an instance expires; 0 = never"
     )
     vllm_config: Path = Field(
         CODE / "configs" / "vllm_config.json", description="JSON file with parameters for all engines"
     )
-    vllm_python: str | None = Field(None, description="Python interpreter that has vLLM installed")
+    vllm_python: str | None = Field(None, description="Python interpreter with vLLM installed")
 
-    hf_endpoint: str | None = Field(None, description="Model hub that engines download from")
+    hf_endpoint: str | None = Field(None, description="Model hub from which engines download")
     hf_home: str | None = Field(None, description="Folder of the hub's cache")
-    http_proxy: str | None = Field(None, description="Proxy for engines' downloads, for nothing else")
-    https_proxy: str | None = Field(None, description="The same, for https")
+    http_proxy: str | None = Field(None, description="HTTP proxy for engines' downloads only")
+    https_proxy: str | None = Field(None, description="HTTPS proxy for engines' downloads only")
 
     default_engine: Literal["auto", "engine", "vllm"] = Field(
-        "auto", description="Engine for requests that name none; auto = engine"
+        "auto", description="Engine for requests that name none; `auto` = `engine`, the embedded one"
     )
     default_model: str = Field("berth-demo", description="Model for requests that name none")
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
@@ -117,122 +99,118 @@ class Settings(BaseSettings):
         600.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds a start may take; more while its log grows",
+        description="Seconds that a start may take; extended while the engine's log grows",
     )
-    stop_grace: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="Seconds between SIGTERM and SIGKILL"
+    stop_grace: Seconds = Field(
+        10.0, description="Seconds between SIGTERM and SIGKILL when an engine is stopped"
     )
-    drain_timeout: float = Field(
-        30.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Seconds that requests in flight get before a stop",
+    drain_timeout: Seconds = Field(
+        30.0, description="Seconds that requests in flight get to finish before a stop"
     )
     restart_policy: Literal["never", "on-failure"] = Field(
-        "on-failure", description="Whether an instance that was running and failed starts again by itself"
+        "on-failure", description="Whether to restart an instance that fails while running"
     )
     restart_limit: int = Field(
-        5, ge=1, description="Restarts within ten minutes; then an instance stays failed until it is started"
+        5,
+        ge=1,
+        description="Restarts within ten minutes, after which an instance stays failed until it is started",
     )
-    health_interval: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="Seconds between health probes of what runs; 0 = none"
+    health_interval: Seconds = Field(
+        10.0, description="Seconds between health probes of running engines; 0 = no probes"
     )
-    stall_timeout: float = Field(
+    stall_timeout: Seconds = Field(
         300.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Seconds without a step, with requests, after which an engine has failed; 0 = never",
+        description="Seconds without progress on its requests after which an engine has failed; 0 = never",
     )
-    max_queue: int = Field(256, ge=0, description="Requests that may wait for one instance")
-    autostart: bool = Field(True, description="Start or wake a model that is asked for by name")
-    stream_keepalive: float = Field(
-        10.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Seconds that a stream waits for its model before, and between, comments; 0 = none",
+    max_queue: int = Field(
+        256, ge=0, description="Maximum number of requests that wait for a model or an instance"
+    )
+    autostart: bool = Field(True, description="Start or wake a model when it is requested by name")
+    stream_keepalive: Seconds = Field(
+        10.0, description="Seconds between keep-alive comments while a stream waits for its model; 0 = none"
     )
     expire_action: Literal["stop", "sleep1", "sleep2"] = Field(
-        "stop", description="What expiry does: stop, or sleep (1: KV cache freed, 2: weights too)"
+        "stop",
+        description="What to do with an expired instance: stop it, or free its KV cache (`sleep1`) or also "
+        "its weights (`sleep2`)",
     )
     models_file: Path = Field(
-        HOME / "configs" / "models.yaml", description="The catalog: which models there are, and how they run"
+        HOME / "configs" / "models.yaml", description="The catalog: the models and how to run them"
     )
     host_memory: float = Field(
         0.9,
         gt=0,
         allow_inf_nan=False,
-        description="Host memory for engines: up to 1 a fraction of it, above that GiB",
+        description="Host memory for all engines together: a fraction up to 1, else GiB",
     )
-    min_residency: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="Seconds a model stays before another may displace it"
+    min_residency: Seconds = Field(
+        10.0, description="Seconds that a model stays in memory before another may displace it"
     )
-    max_wait: float = Field(
-        60.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Seconds a request waits until a model in use is drained to make room for its own",
+    max_wait: Seconds = Field(
+        60.0, description="Seconds that a request waits before a busy model is drained to free memory for it"
     )
     protocol_plugins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Protocol adapters to load: `module:Class` or entry points, separated by commas"
     )
     response_cache_mb: int = Field(
-        0, ge=0, description="Size of the cache of deterministic answers; 0 = none"
+        0, ge=0, description="Size of the cache for deterministic responses in MiB; 0 = no cache"
     )
-    share_caches: bool = Field(
-        False, description="Whether keys find cached prefixes and answers of each other's requests"
-    )
+    share_caches: bool = Field(False, description="Whether API keys share cached prefixes and responses")
     state_dir: Path = Field(
-        HOME / "state", description="Folder for what Berth remembers; each Berth has one of its own"
+        HOME / "state", description="Folder for persistent state; each node needs its own"
     )
     state_url: str = Field(
         "sqlite:///berth.db",
         repr=False,
-        description="Where instances are kept: `sqlite:///FILE` (in STATE_DIR), `redis://HOST:6379/0`, "
+        description="Where to store instances: `sqlite:///FILE` (in STATE_DIR), `redis://HOST:6379/0`, "
         "`memory://`",
     )
     advertise_url: str | None = Field(
         None,
-        description="Where other Berths on the same `STATE_URL` reach this one, `http://HOST:PORT`; "
-        "empty = by `APP_HOST`, or this machine's name, and `APP_PORT`",
+        description="Where other nodes on the same `STATE_URL` reach this one, `http://HOST:PORT`; "
+        "empty = `APP_HOST`, or this machine's name, and `APP_PORT`",
     )
     on_shutdown: Literal["stop", "detach"] = Field(
-        "stop", description="What becomes of engines when Berth ends: they end, or the next Berth has them"
+        "stop",
+        description="What to do with engines when Berth ends: stop them, or leave them to the next process",
     )
     unknown_fields: Literal["warn", "refuse"] = Field(
         "warn",
-        description="Fields of requests that the embedded engine doesn't know: warned of, or refused",
+        description="How the embedded engine treats unknown request fields: with a warning, or a refusal",
     )
-    max_in_flight: int = Field(0, ge=0, description="Requests in flight for one instance; 0 = no limit")
-    client_timeout: float = Field(
+    max_in_flight: int = Field(
+        0, ge=0, description="Maximum number of requests in flight per instance; 0 = no limit"
+    )
+    client_timeout: Seconds = Field(
         30.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Seconds within which a client that reads or sends less than `CLIENT_MIN_RATE` is cut "
-        "off, where others wait for its place; 0: never",
+        description="Seconds after which a client slower than `CLIENT_MIN_RATE` is disconnected if other "
+        "requests wait for its slot; 0 = never",
     )
     client_min_rate: int = Field(
-        1024, ge=0, description="Bytes a second that a client has to read or send then, where it is behind"
+        1024, ge=0, description="Bytes per second that a client must read or send while it is behind"
     )
-    max_connections: int = Field(4096, ge=1, description="Clients connected at once; the idle ones give way")
-    max_body_mb: int = Field(256, ge=1, description="Megabytes (2^20) of a request's body at most")
+    max_connections: int = Field(
+        4096, ge=1, description="Maximum number of connections; beyond it, those idle longest are closed"
+    )
+    max_body_mb: int = Field(256, ge=1, description="Maximum size of a request body in MiB")
 
-    log_dir: Path = Field(HOME / "logs", description="Folder of the engines' log files")
+    log_dir: Path = Field(HOME / "logs", description="Folder for the engines' log files")
     log_file: Path | None = Field(
-        None, description="File that Berth's own log lines go to as well; may be rotated"
+        None, description="Additional file for Berth's own log lines; may be rotated"
     )
     log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
-        "info", description="What Berth says of itself: debug, info, warning, error or critical"
+        "info", description="Level of Berth's own log: debug, info, warning, error or critical"
     )
-    log_format: Literal["text", "json"] = Field("text", description="Berth's own log lines")
-    access_log: bool = Field(False, description="A log line per request; `APP_DEBUG` has them too")
+    log_format: Literal["text", "json"] = Field("text", description="Format of Berth's own log lines")
+    access_log: bool = Field(False, description="Log a line per request; `APP_DEBUG` implies it")
     log_syslog: str | None = Field(
-        None, description="Where log lines go as well: `udp://host:514`, `tcp://host:514`, `/dev/log`"
+        None, description="Syslog server for log lines: `udp://host:514`, `tcp://host:514`, `/dev/log`"
     )
-    log_otlp: bool = Field(False, description="Send log lines to `OTEL_EXPORTER_OTLP_ENDPOINT` as well")
+    log_otlp: bool = Field(False, description="Also send log lines to `OTEL_EXPORTER_OTLP_ENDPOINT`")
     otel_exporter_otlp_endpoint: str | None = Field(
-        None, description="OpenTelemetry collector that gets traces, `http://host:4318`"
+        None, description="OpenTelemetry collector for traces, `http://host:4318`"
     )
-    otel_service_name: str = Field("berth", description="What Berth is called there")
+    otel_service_name: str = Field("berth", description="Berth's service name in traces and logs")
 
     @field_validator(
         "api_keys", "admin_api_keys", "request_paths", "allowed_origins", "protocol_plugins", mode="before"
@@ -246,9 +224,11 @@ class Settings(BaseSettings):
     @field_validator("request_paths")
     @classmethod
     def _check_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for one in value:
-            if not re.fullmatch(r"(/(?!\*\*/)(\*\*?|[A-Za-z0-9._~-]+))+", one) or "/.." in one:
-                raise ValueError("must be paths of engines, /predict or /custom/*, and ** only at the end")
+        for path in value:
+            if not re.fullmatch(r"(/(?!\*\*/)(\*\*?|[A-Za-z0-9._~-]+))+", path) or "/.." in path:
+                raise ValueError(
+                    "must be engine paths such as /predict or /custom/*, with ** only at the end"
+                )
         return value
 
     @field_validator("allowed_origins")
@@ -281,14 +261,16 @@ class Settings(BaseSettings):
     @classmethod
     def _check_otlp(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("must be the URL of a collector that takes OTLP over HTTP, http://host:4318")
+            raise ValueError(
+                "must be the URL of a collector that accepts OTLP over HTTP, such as http://host:4318"
+            )
         return value
 
     @field_validator("advertise_url")
     @classmethod
     def _check_advertise_url(cls, value: str | None) -> str | None:
-        if value is not None and not _is_front_door(value):
-            raise ValueError("must be the URL of this Berth's front door, http://HOST:PORT, without a path")
+        if value is not None and not is_base_url(value):
+            raise ValueError("must be the URL of this node, http://HOST:PORT, without a path")
         return value
 
     @field_validator("model_dirs", mode="before")
@@ -301,7 +283,7 @@ class Settings(BaseSettings):
     @field_validator(*_PATHS)
     @classmethod
     def _locate(cls, value: Any) -> Any:
-        """Engines run in another folder than Berth, and what is said of a path is read in a third."""
+        """Make paths absolute: engines run in another folder than Berth."""
         if isinstance(value, tuple):
             return tuple(expand_home(one).absolute() for one in value)
         return value if value is None else type(value)(expand_home(value).absolute())
@@ -313,12 +295,12 @@ class Settings(BaseSettings):
         return value if is_name else str(expand_home(value or "").absolute())
 
     def parameters(self) -> dict[str, Any]:
-        """Parameters for every engine that takes vLLM's flags: VLLM_DEFAULT_*, then the file VLLM_CONFIG."""
+        """Parameters for engines with vLLM's flags: VLLM_DEFAULT_*, overridden by the file VLLM_CONFIG."""
         defaults = {"dtype": self.vllm_default_dtype, "kv_cache_dtype": self.vllm_default_kv_cache_dtype}
         return {**defaults, **read_parameters(self.vllm_config)}
 
     def listed_keys(self) -> tuple[KeyLine, ...]:
-        """What API_KEYS_FILE holds. Raises SettingsError."""
+        """The keys in API_KEYS_FILE. Raises SettingsError."""
         if self.api_keys_file is None:
             return ()
         try:
@@ -326,158 +308,5 @@ class Settings(BaseSettings):
         except KeyFileError as error:
             raise SettingsError(f"API_KEYS_FILE={self.api_keys_file}: {error}") from None
 
-    @staticmethod
-    def sdk_environment(env_file: Path | None = None) -> dict[str, str]:
-        """Variables for OpenTelemetry's SDK that stand in `env_file`."""
-        return read_env_file(env_file, NAMES).for_sdk()
-
-    def engine_environment(self, env_file: Path | None = None) -> dict[str, str]:
-        """Variables that engines get on top of Berth's own environment."""
-        environment = read_env_file(env_file, NAMES).for_engines(NAMES)
-        for name in ("hf_endpoint", "hf_home", "http_proxy", "https_proxy"):
-            if value := getattr(self, name):
-                environment[name.upper()] = value
-        if self.http_proxy or self.https_proxy:
-            # Engines talk to each other and to Berth over loopback; no proxy belongs there.
-            names = [name for name in os.environ if name.upper() == "NO_PROXY"]  # both are read
-            given = [environment.get("NO_PROXY"), *(os.environ[name] for name in names)]
-            said = next(filter(None, given), None)
-            no_proxy = ",".join(filter(None, [said, "127.0.0.1", "localhost"]))
-            environment |= dict.fromkeys(["NO_PROXY", *names], no_proxy)
-        return environment
-
 
 NAMES = frozenset(name.upper() for name in Settings.model_fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A setting's value from elsewhere than the environment, and what it was called there."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings, and all that was found to be wrong with what they were read from.
-
-    Where there are mistakes, what is wrong has its default in `settings`: good for further checks.
-    """
-
-    settings: Settings
-    mistakes: tuple[str, ...]
-    remarks: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # nothing is wrong, but it should be known
-
-
-def load_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Settings:
-    """As `read_settings`. Raises SettingsError with a line for each thing that is wrong."""
-    loaded = read_settings(env_file, flags)
-    if loaded.mistakes:
-        raise SettingsError(*loaded.mistakes)
-    return loaded.settings
-
-
-def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Loaded:
-    """Read `flags` (by field), below them the environment, below that `env_file`, where there is one."""
-    file = read_env_file(env_file, NAMES)
-    former = {
-        field: Given(name, value) for field, (name, value) in former_names(file.variables, os.environ).items()
-    }
-    given = {**former, **(flags or {})}
-    settings, mistakes = _validated(file, given)
-    mistakes = [*file.mistakes, *mistakes, *_contradictions(settings)]
-    notes = [f"{one.name}={one.value} is taken as {field.upper()}" for field, one in former.items()]
-    if file.others:
-        notes.append(f"{file.path}: no settings of Berth's, left alone: {', '.join(file.others)}")
-    remarks = [
-        *(
-            f"{one.name}: everybody on this machine can read it in the list of processes; .env and "
-            "API_KEYS_FILE are for keys"
-            for field, one in (flags or {}).items()
-            if field in ("api_keys", "admin_api_keys")
-        ),
-        *file.remarks,
-        *nearly_settings(os.environ, NAMES),
-    ]
-    told = [tuple(map(one_line, lines)) for lines in (mistakes, remarks, notes)]
-    return Loaded(settings, *told)
-
-
-def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, list[str]]:
-    """The settings, with defaults for those that are wrong; a line for each of these."""
-    values: dict[str, Any] = {  # empty: as if nothing were said, in the environment as well
-        field: one.value if one.value else Settings.model_fields[field].default
-        for field, one in given.items()
-    }
-    mistakes: list[str] = []
-    while True:
-        try:
-            sources: Any = {"_env_file": file.path, "_env_file_encoding": ENCODING}
-            return Settings(**sources, **values), mistakes
-        except ValidationError as error:
-            for details in error.errors(include_url=False):
-                field = str(details["loc"][0]).lower()
-                mistakes.append(_mistake(given[field].name if field in given else field.upper(), details))
-                values[field] = Settings.model_fields[field].default
-
-
-def _contradictions(settings: Settings) -> Iterator[str]:
-    """What is wrong with settings that are right one by one."""
-    try:
-        settings.parameters()
-    except SettingsError as error:
-        yield str(error)
-    if settings.on_shutdown == "detach" and settings.state_url.startswith("memory:"):
-        yield (
-            "ON_SHUTDOWN=detach: with STATE_URL=memory:// no Berth could find its engines again; "
-            "take another STATE_URL, or ON_SHUTDOWN=stop"
-        )
-    if settings.log_otlp and settings.otel_exporter_otlp_endpoint is None:
-        yield "LOG_OTLP=true: needs OTEL_EXPORTER_OTLP_ENDPOINT, the collector to send to"
-    last_port = settings.vllm_base_port + settings.vllm_max_instances - 1
-    if last_port > 65535:
-        yield (
-            f"VLLM_MAX_INSTANCES={settings.vllm_max_instances}: needs ports {settings.vllm_base_port} to "
-            f"{last_port}, but ports end at 65535; lower it or VLLM_BASE_PORT"
-        )
-    if settings.log_file is not None and (problem := _unwritable(settings.log_file)):
-        yield f"LOG_FILE={settings.log_file}: {problem}"
-
-
-def _unwritable(path: Path) -> str | None:
-    """Why no log can be written to a file; None where it can."""
-    if path.is_dir():
-        return "is a folder; name a file in it"
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    target = path if path.exists() else path.parent
-    return None if os.access(target, os.W_OK) else "Permission denied"
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    """The engine parameters in a JSON file: one object, `snake_case` keys. Raises SettingsError."""
-    try:
-        parameters = json.loads(read_bounded(path))
-    except OSError as error:
-        raise SettingsError(f"VLLM_CONFIG={path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"VLLM_CONFIG={path}: not valid JSON: {error}") from None
-    if not isinstance(parameters, dict):
-        raise SettingsError(f"VLLM_CONFIG={path}: must hold one JSON object of parameters")
-    return parameters
-
-
-def _is_front_door(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        at = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        plain = at if parts.port is None else f"{at}:{parts.port}"
-    except ValueError:
-        return False
-    return at is not None and url.rstrip("/").lower() == f"http://{plain}"
-
-
-def _mistake(name: str, details: ErrorDetails) -> str:
-    return f"{name}={shown(name, details['input'])}: {details['msg'].removeprefix('Value error, ')}"

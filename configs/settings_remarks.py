@@ -1,4 +1,4 @@
-"""What settings name and isn't there, or can't be used: none of it keeps Berth from serving."""
+"""Remarks on missing or unusable files, programs and ports in the settings; none prevents serving."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from configs.settings import Settings
 
 
 def remarks_on(settings: Settings) -> Iterator[Remark]:
-    """Looks at the file system; blocks for milliseconds."""
+    """Reads the file system; blocks for milliseconds."""
     yield from _programs(settings)
     yield from _files(settings)
     yield from _ports(settings)
@@ -23,22 +23,24 @@ def _programs(settings: Settings) -> Iterator[Remark]:
     python = settings.vllm_python
     if python is None:
         if settings.default_engine == "vllm":
-            yield Remark("DEFAULT_ENGINE=vllm: needs VLLM_PYTHON, the interpreter that has vLLM", True)
+            yield Remark("DEFAULT_ENGINE=vllm: needs VLLM_PYTHON, the interpreter with vLLM installed", True)
         return
     if shutil.which(python) is None:
-        what = "can't be run" if Path(python).exists() else "isn't there"
-        yield Remark(f"VLLM_PYTHON={python}: {what}; name the Python interpreter that has vLLM", True)
+        what = "can't be run" if Path(python).exists() else "doesn't exist"
+        yield Remark(f"VLLM_PYTHON={python}: {what}; name the Python interpreter with vLLM installed", True)
 
 
 def _files(settings: Settings) -> Iterator[Remark]:
-    """Those that Berth makes when it needs them are only told of where somebody has named them."""
+    """Files that Berth creates when needed get a remark only if they were named explicitly."""
     named = settings.model_fields_set
     if "models_file" in named and not settings.models_file.exists():
         yield Remark(
-            f"MODELS_FILE={settings.models_file}: there is no such file yet; `berth assign` makes it"
+            f"MODELS_FILE={settings.models_file}: there is no such file yet; `berth assign` creates it"
         )
     if settings.hf_home and not expand_home(settings.hf_home).is_dir():
-        yield Remark(f"HF_HOME={settings.hf_home}: there is no such folder yet; the first download makes it")
+        yield Remark(
+            f"HF_HOME={settings.hf_home}: there is no such folder yet; the first download creates it"
+        )
     for field in ("log_dir", "state_dir"):
         folder: Path = getattr(settings, field)
         if problem := _unusable(folder):
@@ -46,14 +48,15 @@ def _files(settings: Settings) -> Iterator[Remark]:
 
 
 def _unusable(folder: Path) -> str | None:
-    """Why no file can be written in a folder, which may be yet to be made; None where one can."""
-    there = expand_home(folder).absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        return "is no folder" if there == folder.absolute() else f"{there} is no folder"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return "can't be written in" if there == folder.absolute() else f"can't be made: {there} is read-only"
+    """Why no file can be written in a folder, which may not exist yet; None if one can."""
+    existing = expand_home(folder).absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    is_folder = existing == folder.absolute()
+    if not existing.is_dir():
+        return "isn't a folder" if is_folder else f"{existing} isn't a folder"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return "isn't writable" if is_folder else f"can't be created: {existing} isn't writable"
     return None
 
 
@@ -61,7 +64,7 @@ def _ports(settings: Settings) -> Iterator[Remark]:
     first, count = settings.vllm_base_port, settings.vllm_max_instances
     if first <= settings.app_port < first + count:
         yield Remark(
-            f"APP_PORT={settings.app_port}: lies within the engines' ports, {first} to {first + count - 1} "
-            f"(VLLM_BASE_PORT, VLLM_MAX_INSTANCES); {count - 1} instances are left",
+            f"APP_PORT={settings.app_port}: is one of the engines' ports, {first} to {first + count - 1} "
+            f"(VLLM_BASE_PORT, VLLM_MAX_INSTANCES); {count - 1} instances remain possible",
             True,
         )

@@ -1,4 +1,4 @@
-"""The address of a syslog server, as LOG_SYSLOG has it."""
+"""The address of a syslog server, from LOG_SYSLOG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SyslogAddress:
 
     @classmethod
     def parse(cls, text: str) -> SyslogAddress:
-        """Raises ValueError that says what is allowed."""
+        """Raises ValueError with the allowed forms."""
         if text.startswith("/"):
             return cls("unix", path=text)
         url = urlsplit(text)

@@ -1,7 +1,7 @@
-"""How much a YAML text may say: checked as it is composed, before an alias is followed a thousandfold.
+"""Limits on the size of a YAML text, checked while it is composed, before aliases multiply its size.
 
-A node that is named by aliases is one node in memory, and as many as there are aliases to whoever walks the
-tree. So each counts with all that is below it.
+A node with aliases is one node in memory, but is visited once per alias when the tree is walked. So each
+alias counts with everything below its node.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 from ruamel.yaml.composer import Composer
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-MAX_DEPTH = 32  # mappings and lists within one another
-MAX_ENTRIES = 2000  # of one mapping or list, so also models
-MAX_VALUES = 50_000  # keys and values of the whole text, aliases followed
+MAX_DEPTH = 32  # nested mappings and lists
+MAX_ENTRIES = 2000  # of one mapping or list, and thus of models
+MAX_VALUES = 50_000  # keys and values of the whole text, with aliases expanded
 
 
 class OutOfBounds(Exception):
-    """The text says too much; `line` counts from 1."""
+    """The text is too large; `line` counts from 1."""
 
     def __init__(self, problem: str, line: int) -> None:
         super().__init__(problem)
@@ -32,14 +32,12 @@ class BoundedComposer(Composer):
         super().__init__(loader=loader)
         self._depth = 0
         self._num_values = 0
-        self._sizes: dict[int, int] = {}  # by the node's id: it, and all that is below it
+        self._sizes: dict[int, int] = {}  # by node id: the node and everything below it
 
     def compose_node(self, parent: Node | None, index: Any) -> Node:
         line: int = self.parser.peek_event().start_mark.line + 1
         if parent is not None and len(parent.value) >= MAX_ENTRIES:
-            raise OutOfBounds(
-                f"is more than the {MAX_ENTRIES} entries that one mapping or list may have", line
-            )
+            raise OutOfBounds(f"exceeds the {MAX_ENTRIES} entries that a mapping or list may have", line)
         self._depth += 1
         if self._depth > MAX_DEPTH + 1:
             raise OutOfBounds(f"is nested more than {MAX_DEPTH} deep", line)
@@ -49,11 +47,11 @@ class BoundedComposer(Composer):
         self._num_values += 1 if id(node) not in self._sizes else size
         self._sizes[id(node)] = size
         if max(size, self._num_values) > MAX_VALUES:
-            raise OutOfBounds(f"makes more than {MAX_VALUES:,} values in all, aliases followed", line)
+            raise OutOfBounds(f"brings the total above {MAX_VALUES:,} values, with aliases expanded", line)
         return node
 
     def _size_of(self, node: Node) -> int:
-        """Those below have been composed before it, but for one that stands in itself."""
+        """Children are composed before their parents, except in a node that contains itself."""
         known = self._sizes.get(id(node))
         if known is not None:
             return known

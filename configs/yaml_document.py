@@ -1,6 +1,6 @@
 """A YAML file as plain data, with the line of each key. Knows nothing of what the keys mean.
 
-YAML 1.2 with JSON's types alone: no tags, no dates, no keys that are numbers. A mistake is told by its line.
+YAML 1.2 restricted to JSON's types: no tags, no dates, no numeric keys. Mistakes are reported by line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MERGE = _TAG + "merge"
 
 
 class YamlMistake(Exception):
-    """The text is no YAML that we take; `line` counts from 1."""
+    """Invalid or unsupported YAML; `line` counts from 1."""
 
     def __init__(self, problem: str, line: int = 1, keys: KeyPath = ()) -> None:
         super().__init__(problem)
@@ -34,13 +34,13 @@ class YamlMistake(Exception):
 
 @dataclass(frozen=True, slots=True)
 class YamlDocument:
-    """What a text says, and where."""
+    """A text's data and their lines."""
 
     data: Any  # dicts, lists, str, int, float, bool, None
-    root: Node | None  # None: nothing but comments
+    root: Node | None  # None: only comments
 
     def find(self, keys: Sequence[str | int]) -> tuple[KeyPath, int]:
-        """The longest part of `keys` that is in the text, and the line (from 1) where its last key stands."""
+        """The longest prefix of `keys` that is in the text, and the line (from 1) of its last key."""
         node, line = self.root, 1
         for depth, key in enumerate(keys):
             step = _child(node, key)
@@ -52,7 +52,7 @@ class YamlDocument:
 
 
 def read_yaml(text: str) -> YamlDocument:
-    """Parse one document. Raises YamlMistake, also for a key that stands twice, and for too much of it."""
+    """Parse one document. Raises YamlMistake, also for duplicate keys and for a text that is too large."""
     yaml = _parser()
     try:
         root = yaml.compose(text)
@@ -65,19 +65,19 @@ def read_yaml(text: str) -> YamlDocument:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        raise YamlMistake(f"no valid YAML: {problem}", mark.line + 1 if mark else 1) from None
+        raise YamlMistake(f"invalid YAML: {problem}", mark.line + 1 if mark else 1) from None
     except YAMLError as error:
         problem = " ".join(str(error).split())
         line = 1 + text.count("\n", 0, getattr(error, "position", 0) or 0)
-        raise YamlMistake(f"no valid YAML: {problem}", line) from None
+        raise YamlMistake(f"invalid YAML: {problem}", line) from None
     except RecursionError:
         raise YamlMistake("nested too deeply") from None
     except ValueError as error:  # a number with thousands of digits
-        raise YamlMistake(f"no valid YAML: {error}") from None
+        raise YamlMistake(f"invalid YAML: {error}") from None
 
 
 def compose(text: str) -> Node | None:
-    """The node tree of a text that `read_yaml` takes, as it stands there: merges not yet carried out."""
+    """The node tree of a text that `read_yaml` accepts, as written: merges are not applied."""
     root: Node | None = _parser().compose(text)
     return root
 
@@ -85,12 +85,12 @@ def compose(text: str) -> Node | None:
 def _parser() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = BoundedComposer
-    yaml.composer.warn_double_anchors = False  # YAML allows an anchor to be set anew
+    yaml.composer.warn_double_anchors = False  # YAML allows an anchor to be redefined
     return yaml
 
 
 def _child(node: Node | None, key: str | int) -> tuple[Node, Node] | None:
-    """The node whose line is that of `key`, and the node of its value."""
+    """The node that has the line of `key`, and the node of its value."""
     if isinstance(node, MappingNode):
         for name, value in node.value:
             if name.value == key:
@@ -101,13 +101,13 @@ def _child(node: Node | None, key: str | int) -> tuple[Node, Node] | None:
 
 
 def _check(node: Node, keys: KeyPath, above: list[Node]) -> None:
-    """Raise YamlMistake for what JSON couldn't say."""
+    """Raise YamlMistake for anything that JSON can't represent."""
     line = node.start_mark.line + 1
     if any(node is other for other in above):
-        raise YamlMistake("an alias that refers to what it stands in", line, keys)
+        raise YamlMistake("an alias refers to a node that contains it", line, keys)
     if isinstance(node, ScalarNode):
         if node.tag not in _SCALARS:
-            raise YamlMistake(f"{node.value!r} is a {_kind(node)}; put it into quotes", line, keys)
+            raise YamlMistake(f"{node.value!r} is a {_kind(node)}; put it in quotes", line, keys)
     elif isinstance(node, SequenceNode):
         _check_kind(node, "seq", keys)
         for index, item in enumerate(node.value):
@@ -127,15 +127,15 @@ def _check_key(node: Node, names: set[str], keys: KeyPath) -> None:
     line = node.start_mark.line + 1
     if not isinstance(node, ScalarNode) or node.tag != _TAG + "str":
         shown = repr(node.value) if isinstance(node, ScalarNode) else "a list or mapping"
-        raise YamlMistake(f"the key {shown} is no text; put it into quotes", line, keys)
+        raise YamlMistake(f"the key {shown} isn't text; put it in quotes", line, keys)
     if node.value in names:
-        raise YamlMistake("stands twice", line, (*keys, node.value))
+        raise YamlMistake("is given twice", line, (*keys, node.value))
     names.add(node.value)
 
 
 def _check_kind(node: Node, kind: str, keys: KeyPath) -> None:
     if node.tag != _TAG + kind:
-        raise YamlMistake(f"the tag {node.tag} is not known here", node.start_mark.line + 1, keys)
+        raise YamlMistake(f"the tag {node.tag} isn't supported", node.start_mark.line + 1, keys)
 
 
 def _kind(node: ScalarNode) -> str:

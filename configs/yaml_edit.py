@@ -1,7 +1,7 @@
-"""Changes in a YAML text that leave the rest of it, comments and all, byte for byte as it was. Pure.
+"""Edits a YAML text and leaves the rest of it, comments included, byte for byte unchanged. Pure.
 
-Works on the text by the places of its nodes, one difference at a time, and reads the result after each: what
-comes out says what was wanted, or nothing comes out.
+Edits the text at the positions of its nodes, one difference at a time, and parses the result after each: the
+result has exactly the wanted content, or an error is raised.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 from configs.yaml_document import YamlMistake, compose, read_yaml
 
 _INDENT = 2
-# Text that means itself without quotes, wherever it stands.
+# Text that needs no quotes anywhere.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _COLON = re.compile(r"\s*:")
 _ALIAS = re.compile(r"\*[^\s,\[\]{}]+")
 _DASH = re.compile(r"(?:\s|#[^\n]*)*-")
-# What may stand beside the key of a block: an anchor, a scalar's indicator, and a comment (kept).
+# What may follow the key of a block: an anchor, a scalar's indicator, and a comment (kept).
 _BESIDE_BLOCK = re.compile(r"(?:[ \t]+[&!|>]\S*)*([ \t]+#[^\n]*)?")
-_WORDS_WITH_MEANING = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
+_RESERVED_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 
 def rewrite(text: str, wanted: Mapping[str, Any]) -> str:
-    """The text, changed in as few places as need be, so that it says `wanted` (JSON's types alone).
+    """The text with as few changes as necessary to have the content `wanted` (JSON's types only).
 
-    Raises YamlMistake where that can't be done, such as for a key that comes from elsewhere by an alias.
+    Raises YamlMistake if that is impossible, e.g. for a key that comes from elsewhere through an alias.
     """
     if "\r\n" in text and text.count("\n") == text.count("\r\n"):
         return rewrite(text.replace("\r\n", "\n"), wanted).replace("\n", "\r\n")
@@ -38,11 +38,11 @@ def rewrite(text: str, wanted: Mapping[str, Any]) -> str:
         if same(data or {}, wanted):
             return text
         text = _step(text, data, wanted)
-    raise YamlMistake("can't be edited without a change of other parts; please edit the file by hand")
+    raise YamlMistake("can't be edited without changing other parts; please edit the file by hand")
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality that tells 1 from 1.0 and from True, as a file does."""
+    """Equality that distinguishes 1, 1.0 and True, as a file does."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -62,11 +62,11 @@ def _count_differences(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> in
 
 
 def _step(text: str, data: Any, wanted: Mapping[str, Any]) -> str:
-    """The text with one difference less."""
+    """The text with one difference fewer."""
     root = compose(text)
     if isinstance(root, MappingNode) and root.value:
         return _step_inside(text, root, data, wanted)
-    if root is None:  # nothing there but comments
+    if root is None:  # only comments
         lines = "".join(_block(key, value, 0) for key, value in wanted.items())
         return f"{text}\n{lines}" if text and not text.endswith("\n") else text + lines
     return text[: root.start_mark.index] + _inline(wanted) + text[root.end_mark.index :]
@@ -90,7 +90,7 @@ def _step_inside(text: str, node: MappingNode, have: Mapping[str, Any], wanted: 
 
 
 def _add(text: str, node: MappingNode, key: str, value: Any) -> str:
-    """A pair after the last one."""
+    """Add a pair after the last one."""
     end = _pair_end(text, *node.value[-1])
     if node.flow_style:
         return f"{text[:end]}, {_inline(key)}: {_inline(value)}{text[end:]}"
@@ -98,7 +98,7 @@ def _add(text: str, node: MappingNode, key: str, value: Any) -> str:
 
 
 def _remove(text: str, node: MappingNode, index: int) -> str:
-    """One pair less; comments in lines of their own beside it stay."""
+    """Remove a pair; comments in lines of their own stay."""
     key, value = node.value[index]
     start, end = key.start_mark.index, _pair_end(text, key, value)
     if not node.flow_style:
@@ -109,10 +109,10 @@ def _remove(text: str, node: MappingNode, index: int) -> str:
 
 
 def _replace(text: str, container: MappingNode, pair: tuple[Node, Node], value: Any) -> str:
-    """Another value: in the key's line, or below it where it is a mapping and the file has them so."""
+    """Replace a value: in the key's line, or below it for a mapping in block style."""
     key, old = pair
     colon, end = _colon_end(text, key), _pair_end(text, key, old)
-    if _is_block(old):  # its lines go; a comment beside the key stays
+    if _is_block(old):  # its lines are removed; a comment beside the key stays
         start, tail = colon, _BESIDE_BLOCK.match(text, colon)[1] or ""  # type: ignore[index]
         end = _line_end(text, end)
     else:
@@ -126,7 +126,7 @@ def _replace(text: str, container: MappingNode, pair: tuple[Node, Node], value: 
 
 
 def _insert_below(text: str, index: int, lines: str) -> str:
-    """The text with whole lines put below the line that `index` is in."""
+    """The text with whole lines inserted below the line of `index`."""
     end = _line_end(text, index)
     return text[:end] + "\n" + lines + text[end + 1 :]
 
@@ -145,14 +145,14 @@ def _is_empty(node: Node) -> bool:
 
 
 def _is_block(node: Node) -> bool:
-    """Whether the value stands in lines of its own."""
+    """Whether the value has lines of its own."""
     if isinstance(node, ScalarNode):
         return node.style in ("|", ">")
     return isinstance(node, CollectionNode) and not node.flow_style
 
 
 def _colon_end(text: str, key: Node) -> int:
-    """Where the `:` after a key ends; in `{a}`, where the key does."""
+    """The end of the `:` after a key; in `{a}`, the end of the key."""
     found = _COLON.match(text, key.end_mark.index)
     return found.end() if found else int(key.end_mark.index)
 
@@ -163,12 +163,12 @@ def _value_start(text: str, colon: int, value: Node) -> int:
 
 
 def _pair_end(text: str, key: Node, value: Node) -> int:
-    """Where a pair's text ends, without comments and line ends behind it."""
+    """The end of a pair's text, without trailing comments and line ends."""
     return _node_end(text, _colon_end(text, key), value)
 
 
 def _node_end(text: str, behind: int, node: Node) -> int:
-    """Where a value's text ends; `behind` is where the `:` or `-` before it does."""
+    """The end of a value's text; `behind` is the end of the `:` or `-` before it."""
     if node.start_mark.index < behind:
         alias = _ALIAS.match(text, text.index("*", behind))
         return alias.end() if alias else behind
@@ -190,7 +190,7 @@ def _node_end(text: str, behind: int, node: Node) -> int:
 
 
 def _block(key: str, value: Any, column: int) -> str:
-    """Whole lines that say `key: value`; mappings stand below their key."""
+    """Whole lines with `key: value`; mappings go below their key."""
     head = " " * column + _inline(key) + ":"
     if isinstance(value, Mapping) and value:
         return f"{head}\n" + "".join(_block(k, v, column + _INDENT) for k, v in value.items())
@@ -198,14 +198,14 @@ def _block(key: str, value: Any, column: int) -> str:
 
 
 def _inline(value: Any) -> str:
-    """A value within one line."""
+    """A value on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_inline(key)}: {_inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_inline, value)) + "]"
     if not isinstance(value, str):
         return json.dumps(value)
-    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_WITH_MEANING:
+    if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED_WORDS:
         return value
     quoted = json.dumps(value, ensure_ascii=False)
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)

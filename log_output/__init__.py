@@ -1,1 +1,1 @@
-"""Where Berth's own log lines go: stderr, a file, a syslog server, an OpenTelemetry collector."""
+"""Outputs for Berth's own log lines: stderr, a file, a syslog server, an OpenTelemetry collector."""

@@ -1,4 +1,4 @@
-"""A log record as JSON, and what a call gave besides its message."""
+"""Log records as JSON, with the extra fields of the logging call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; whatever a call gave as `extra` becomes a field."""
+    """One JSON object per line; the `extra` of a logging call becomes fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -27,5 +27,5 @@ class JsonFormatter(logging.Formatter):
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What a call gave as `extra`."""
+    """The `extra` of the logging call."""
     return {name: value for name, value in record.__dict__.items() if name not in _STANDARD_FIELDS}

@@ -1,6 +1,6 @@
-"""Log lines to an OpenTelemetry collector: the message is the body, the JSON line's fields are attributes.
+"""Sends log lines to an OpenTelemetry collector: the message as the body, the extra fields as attributes.
 
-`OTEL_…` variables other than the endpoint are the SDK's to read. Imported only when asked for.
+The SDK reads the other `OTEL_…` variables itself. Imported only when needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SEVERITIES: Mapping[int, tuple[SeverityNumber, str]] = {
 
 
 class OtlpSink:
-    """A LogSink. The exporter tries again for ten seconds by itself; what it gives up is lost."""
+    """A LogSink. The exporter itself retries for ten seconds; after that, lines are lost."""
 
     def __init__(self, endpoint: str, service_name: str, version: str) -> None:
         """`endpoint`: the collector's base URL, `http://host:4318`."""
@@ -41,7 +41,7 @@ class OtlpSink:
         self._resource = Resource.create({"service.name": service_name, "service.version": version})
 
     def send(self, records: list[logging.LogRecord]) -> int:
-        """How many were lost."""
+        """Returns how many were lost."""
         result = self._exporter.export([self._described(record) for record in records])
         return 0 if result is LogRecordExportResult.SUCCESS else len(records)
 

@@ -1,7 +1,7 @@
-"""Log lines to another machine: queued by whoever logs, sent by a thread, dropped and counted when too many.
+"""Sends log lines to another machine from a queue and a thread; a full queue drops and counts lines.
 
-To log never waits for the network. What receives the lines (log_output/syslog.py, log_output/otlp.py) is a
-`LogSink`; while one is away, lines wait in the queue.
+Logging never waits for the network. The destination (log_output/syslog.py, log_output/otlp.py) is a
+`LogSink`; while it is away, lines wait in the queue.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from typing import Protocol
 MAX_QUEUED = 10_000
 _MAX_BATCH = 500
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.5, 30.0
-# What sinks are made of: their complaints about a sink must not go to it.
+# Loggers of the sinks' libraries: their errors about a sink must not be sent to it.
 _OWN_LOGGERS = ("opentelemetry", "requests", "urllib3", "berth.remote_logs")
 
 logger = logging.getLogger("berth.remote_logs")
 
 
 class LogSink(Protocol):
-    """Where lines go. Called by one thread, and may block it for some seconds."""
+    """A destination for lines. Called by one thread, which it may block for some seconds."""
 
     def send(self, records: list[logging.LogRecord]) -> int:
-        """Send them; how many were lost for good. Raises OSError where all may be sent again later."""
+        """Send the lines; returns how many were lost for good. Raises OSError if all may be resent later."""
 
     def close(self) -> None:
-        """Let go of connections. Raises nothing."""
+        """Close all connections. Raises nothing."""
 
 
 class RemoteLogs(logging.Handler):
     """The logging handler in front of one sink."""
 
     def __init__(self, sink: LogSink, name: str, *, max_queued: int = MAX_QUEUED) -> None:
-        """`name`: what the sink is called in Berth's own log, as an operator knows it."""
+        """`name`: the sink's name in Berth's own log, as an operator knows it."""
         super().__init__()
         self._sink = sink
         self._name = name
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(max_queued)
         self._closing = threading.Event()
         self._count_lock = threading.Lock()
-        self.num_dropped = 0  # and not yet told
+        self.num_dropped = 0  # and not yet reported
         self._thread = threading.Thread(target=self._run, name="berth-remote-logs", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put a line in the queue; a full one drops it."""
+        """Put a line into the queue, or drop it if the queue is full."""
         if record.name.startswith(_OWN_LOGGERS):
             return
         record = copy.copy(record)
-        record.msg, record.args = record.getMessage(), None  # what the arguments say now
+        record.msg, record.args = record.getMessage(), None  # formatted now, as the arguments may change
         try:
             self._queue.put_nowait(record)
         except queue.Full:
             self._count_dropped(1)
 
     def finish(self, timeout_s: float = 3.0) -> None:
-        """Send what is left, for at most so long; then nothing more is taken."""
+        """Send the rest for at most `timeout_s`; after that, no more lines are accepted."""
         self._closing.set()
-        with contextlib.suppress(queue.Full):  # then the thread is busy, and looks at `_closing`
+        with contextlib.suppress(queue.Full):  # then the thread is busy and checks `_closing`
             self._queue.put_nowait(None)
         self._thread.join(timeout_s)
 
@@ -75,15 +75,15 @@ class RemoteLogs(logging.Handler):
     def _run(self) -> None:
         is_open = True
         while is_open:
-            batch, is_open = self._take()
+            batch, is_open = self._next_batch()
             try:
                 is_open = self._deliver(batch) and is_open
-            except Exception:  # the thread's root: a line that can't be written must not end all others
+            except Exception:  # the thread's root: a line that can't be sent must not block all others
                 logger.exception("%s: %d log lines are lost", self._name, len(batch))
         self._sink.close()
 
-    def _take(self) -> tuple[list[logging.LogRecord], bool]:
-        """Wait for lines; all that there are, and whether more may come."""
+    def _next_batch(self) -> tuple[list[logging.LogRecord], bool]:
+        """Wait for lines; returns those queued, and whether more may come."""
         batch: list[logging.LogRecord] = []
         try:
             record = self._queue.get()
@@ -97,7 +97,7 @@ class RemoteLogs(logging.Handler):
         return batch, False
 
     def _deliver(self, batch: list[logging.LogRecord]) -> bool:
-        """Send a batch, as often as it takes; False where it could not be before the end."""
+        """Send a batch, retrying as needed; False if that failed until the shutdown."""
         if not batch:
             return True
         batch = [*self._notice(), *batch]
@@ -109,8 +109,8 @@ class RemoteLogs(logging.Handler):
             except OSError as error:
                 if not is_away:
                     is_away = True
-                    most = self._queue.maxsize
-                    logger.warning("%s: %s; log lines wait, %d at most", self._name, error, most)
+                    limit = self._queue.maxsize
+                    logger.warning("%s: %s; up to %d log lines are queued", self._name, error, limit)
                 if self._closing.wait(wait_s):
                     return False
                 wait_s = min(2 * wait_s, _RETRY_MAX_S)
@@ -120,7 +120,7 @@ class RemoteLogs(logging.Handler):
                 return True
 
     def _notice(self) -> list[logging.LogRecord]:
-        """A line that tells how many others were dropped, if any were."""
+        """A line that reports how many others were dropped, if any were."""
         number = self.num_dropped
         if not number:
             return []

@@ -1,4 +1,4 @@
-"""Berth's own log lines: text for people, JSON for machines. Engines' output has files of its own."""
+"""Sets up Berth's own log: text for people or JSON for machines. Engines' output goes to other files."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from log_output.remote_logs import RemoteLogs
 from log_output.syslog import SyslogSink
 
 
-class FewRepeats(logging.Filter):
-    """Of what the libraries below these names say again and again, one line a minute."""
+class RateLimitFilter(logging.Filter):
+    """Lets a repeated line of the loggers with these names through once a minute."""
 
     def __init__(self, names: tuple[str, ...] = ("opentelemetry.",), interval_s: float = 60.0) -> None:
         super().__init__()
         self._names = names
         self._interval_s = interval_s
-        self._said: dict[tuple[str, str], float] = {}  # by logger and message before its arguments
+        self._logged_at: dict[tuple[str, str], float] = {}  # by logger and message before its arguments
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith(self._names):
             return True
         key = (record.name, str(record.msg))
-        if record.created - self._said.get(key, -self._interval_s) < self._interval_s:
+        if record.created - self._logged_at.get(key, -self._interval_s) < self._interval_s:
             return False
-        self._said[key] = record.created
+        self._logged_at[key] = record.created
         return True
 
 
 class RotatedFile(logging.handlers.WatchedFileHandler):
-    """A log file that may be moved away or cut at any time: the next line goes to a file of the old name.
+    """A log file that may be renamed or truncated at any time: the next line goes to a file of the old name.
 
-    Where that can't be written, lines are lost here; stderr tells so once, and who logged is not disturbed.
+    If that can't be written, lines are lost; stderr reports it once, and the logging call isn't affected.
     """
 
     _has_failed = False
-    _was_told = False
+    _was_reported = False
 
     def emit(self, record: logging.LogRecord) -> None:
         self._has_failed = False
@@ -50,13 +50,13 @@ class RotatedFile(logging.handlers.WatchedFileHandler):
         except OSError:
             self.handleError(record)
         if not self._has_failed:
-            self._was_told = False
+            self._was_reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called where the error is being handled."""
+        """Called from within the error's handler."""
         self._has_failed = True
-        if not self._was_told:
-            self._was_told = True
+        if not self._was_reported:
+            self._was_reported = True
             error = sys.exc_info()[1]
             problem = error.strerror if isinstance(error, OSError) else repr(error)
             sys.stderr.write(f"berth: LOG_FILE={self.baseFilename}: {problem}; lines are missing there\n")
@@ -70,9 +70,9 @@ def configure_logging(
     access_log: bool = False,
     file: Path | None = None,
 ) -> None:
-    """Send everything to stderr, and to `file` where one is named, in the format asked for.
+    """Send everything to stderr, and to `file` if given, in this format.
 
-    Access lines cost: `debug` has them anyhow. Raises OSError where the file can't be opened.
+    `debug` implies access lines, which cost time. Raises OSError if the file can't be opened.
     """
     level = "DEBUG" if debug else level.upper()
     debug = level == "DEBUG"
@@ -92,13 +92,13 @@ def configure_logging(
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"default": formatter},
-            "filters": {"few": {"()": FewRepeats}},
+            "filters": {"few": {"()": RateLimitFilter}},
             "handlers": handlers,
             "root": {"handlers": list(handlers), "level": "WARNING"},
             "loggers": {
                 "berth": {"level": level},
                 "berth.access": {"level": "INFO" if debug or access_log else "WARNING"},
-                # Below this they show what they are sent: queries of WebSockets, and headers with keys.
+                # At lower levels they log what they receive: queries of WebSockets, and headers with keys.
                 "uvicorn": {"level": "WARNING"},
                 "websockets": {"level": "WARNING"},
             },
@@ -107,13 +107,13 @@ def configure_logging(
 
 
 def send_to_syslog(address: str) -> RemoteLogs:
-    """Send everything to a syslog server as well, as JSON. Raises ValueError for what is no address."""
+    """Also send everything to a syslog server, as JSON. Raises ValueError for an invalid address."""
     sink = SyslogSink(SyslogAddress.parse(address), JsonFormatter())
     return _added(RemoteLogs(sink, f"LOG_SYSLOG={address}"))
 
 
 def send_to_otlp(endpoint: str, service_name: str, version: str) -> RemoteLogs:
-    """Send everything to an OpenTelemetry collector as well. Raises ImportError without its packages."""
+    """Also send everything to an OpenTelemetry collector. Raises ImportError without its packages."""
     from log_output.otlp import OtlpSink  # its packages are optional
 
     return _added(RemoteLogs(OtlpSink(endpoint, service_name, version), f"LOG_OTLP to {endpoint}"))

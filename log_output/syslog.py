@@ -1,7 +1,7 @@
-"""Syslog over UDP, TCP or a Unix socket: RFC 5424's frame around Berth's JSON lines.
+"""Syslog over UDP, TCP or a Unix socket: Berth's JSON lines in RFC 5424 format.
 
-The standard library's handler is not used: its frame is the older one, over TCP it puts no end to a message,
-a connection that has ended stays ended, and its connect waits without bound.
+The standard library's handler isn't used: it has the older format, doesn't terminate messages over TCP,
+doesn't reconnect, and connects without a time-out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from logging.handlers import SysLogHandler
 from configs.syslog_address import SyslogAddress
 
 _TIMEOUT_S = 5.0
-_MAX_DATAGRAM_BYTES = 60_000  # what one datagram carries anywhere; longer messages lose their end
+_MAX_DATAGRAM_BYTES = 60_000  # fits into a datagram everywhere; longer messages are truncated
 _SEVERITIES = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
 
 
 class SyslogSink:
-    """A LogSink. Over TCP messages end with a line feed, which JSON never holds (RFC 6587, 3.4.2)."""
+    """A LogSink. Over TCP, messages end with a line feed, which JSON never contains (RFC 6587, 3.4.2)."""
 
     def __init__(self, address: SyslogAddress, formatter: logging.Formatter) -> None:
         self._address = address
@@ -31,7 +31,7 @@ class SyslogSink:
         self._host = socket.gethostname() or "-"
 
     def send(self, records: list[logging.LogRecord]) -> int:
-        """Raises OSError where the server is away; then none or some have been sent, all come again."""
+        """Raises OSError if the server is away; some lines may have been sent, and all will be resent."""
         messages = [self._message(record) for record in records]
         try:
             sender = self._connected()
@@ -78,7 +78,7 @@ class SyslogSink:
 
 
 def _connect_unix(path: str) -> socket.socket:
-    """Daemons listen with either kind of socket; the usual one first."""
+    """Daemons use either kind of socket; try the usual one first."""
     try:
         return _connected_to(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), path)
     except OSError as error:
@@ -98,7 +98,7 @@ def _connected_to(new: socket.socket, where: object) -> socket.socket:
 
 
 def _has_ended(connection: socket.socket) -> bool:
-    """Whether the peer has closed: what is sent after that is lost without a word."""
+    """Whether the peer has closed: lines sent after that would be lost silently."""
     connection.setblocking(False)
     try:
         return connection.recv(1) == b""

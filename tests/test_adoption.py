@@ -1,4 +1,4 @@
-"""Berth is killed, or detaches, and the next one goes on with its engines. Real processes throughout."""
+"""Berth is killed or detaches, and its successor adopts the engines. Real processes throughout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.successive_berths import (
     records,
 )
 
-ADOPTION_S = 2.0  # from a serving Berth to its engines' requests; what is promised
+ADOPTION_S = 2.0  # promised: from a serving Berth to requests to its engines
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def berths(tmp_path: Path) -> Iterator[Berths]:
 
 @contextmanager
 def under_load(berth: BerthProcess, path: str) -> Iterator[list[str]]:
-    """Streams that flow all the time; how each of them ended."""
+    """Continuous streams, and how each ended."""
     ends: list[str] = []
     stop = threading.Event()
 
@@ -71,8 +71,8 @@ def under_load(berth: BerthProcess, path: str) -> Iterator[list[str]]:
             thread.join()
 
 
-def test_engines_outlive_berth(berths: Berths) -> None:
-    """Killed, and then detached. Engines that run, that load, that have died meanwhile; strays; strangers."""
+def test_engines_outlive_the_server(berths: Berths) -> None:
+    """Killed, and then detached. With running, loading and dead engines, orphans and foreign processes."""
     first = berths.begin()
     keyed = {"model_name": "fake", "engine": "command", "command": command()}
     with first.client() as client, subprocess.Popen(["/bin/sleep", "600"]) as stranger:
@@ -92,7 +92,7 @@ def test_engines_outlive_berth(berths: Berths) -> None:
             with under_load(first, "/proxy/one/v1/completions") as ends:
                 eventually(lambda: len(ends) > 4, lambda: ends)
                 kill(first)
-            assert any(how not in ("whole", "short") for how in ends)  # clients are told, by a cut connection
+            assert any(how not in ("whole", "short") for how in ends)  # clients see a broken connection
 
             os.kill(before["dead"]["pid"], signal.SIGKILL)
             _give_away_its_pid(berths.folder, "recycled", stranger.pid)
@@ -116,7 +116,7 @@ def test_engines_outlive_berth(berths: Berths) -> None:
             assert after["failing"]["status"] == "failed"
             assert after["failing"]["error"] == before["failing"]["error"]
 
-            # Dead and lost ones fail for what they died of; both were running, so they are started again.
+            # Dead and lost instances fail with their cause; both were running, so they are restarted.
             for name in ("dead", "recycled"):
                 eventually(partial(are_running, client, name), second.output)
                 assert records(client)[name]["pid"] != before[name]["pid"]
@@ -138,8 +138,8 @@ def test_engines_outlive_berth(berths: Berths) -> None:
                 stray.wait()
 
 
-def test_an_id_that_was_told_is_never_another_event_s(berths: Berths) -> None:
-    """Though Berth is killed before it could store it. Who resumes hears of all that has happened since."""
+def test_a_published_event_id_is_never_reused(berths: Berths) -> None:
+    """Even if Berth is killed before storing it. A client that resumes gets all events since then."""
     first = berths.begin()
     with first.client() as client:
         create(client, "one")
@@ -149,22 +149,22 @@ def test_an_id_that_was_told_is_never_another_event_s(berths: Berths) -> None:
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/instances/one/stop", timeout=1)
             eventually(lambda: records(client)["one"]["status"] == "stopped", lambda: records(client))
-            told = last_event_id(client, after=stored)
+            published = last_event_id(client, after=stored)
             kill(first)
         holder.close()
-    assert told > stored
+    assert published > stored
     second = berths.begin()
     with second.client() as client:
         client.delete("/instances/one", params={"force": True})
         create(client, "two")
-        new = events(client, after=told)
-        assert min(new) > told
+        new = events(client, after=published)
+        assert min(new) > published
         assert {("one", "instance.deleted"), ("two", "instance.state")} <= set(new.values())
         assert events(client, after=stored) == new
 
 
 def events(client: httpx.Client, after: int) -> dict[int, tuple[str, str]]:
-    """The instance and the type of each since then, by id."""
+    """The instance and the type of each event since then, by id."""
     found: dict[int, tuple[str, str]] = {}
     fields: dict[str, str] = {}
     resuming = {"Last-Event-ID": str(after)}
@@ -181,21 +181,21 @@ def events(client: httpx.Client, after: int) -> dict[int, tuple[str, str]]:
 
 
 def _give_away_its_pid(folder: Path, name: str, pid: int) -> None:
-    """As if the engine and its shim had ended, and the pids were somebody else's by now."""
+    """As if the engine and its shim had ended, and the pids had been reused by now."""
     path = folder / "state" / "run" / f"{name}.json"
     status = json.loads(path.read_text())
     path.write_text(json.dumps(status | {"engine_pid": pid, "shim_pid": pid}))
 
 
 def _stray(folder: Path) -> subprocess.Popen[bytes]:
-    """A process with a token of this Berth's, of which no record tells."""
+    """A process with this Berth's token but without a record."""
     owner = (folder / "state" / "berth-id").read_text()
     environment = {**os.environ, "BERTH_INSTANCE_TOKEN": f"{owner}.0123"}
     return subprocess.Popen(["/bin/sleep", "600"], env=environment)
 
 
 def _check_detach(berths: Berths, client: httpx.Client, second: BerthProcess) -> None:
-    """A request in flight is answered, engines run on, and the next Berth has them and the usage so far."""
+    """A request in flight is answered, engines keep running, and the next Berth has both and the usage."""
     pid = records(client)["one"]["pid"]
     refused = berths.launch(APP_PORT=str(free_port()))
     assert refused.wait() == 1, "one directory is one Berth's"

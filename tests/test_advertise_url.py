@@ -1,4 +1,4 @@
-"""Where a Berth says that others reach it."""
+"""The address at which other nodes reach this one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from composition.policies import manager_config
-from configs.settings import SettingsError, load_settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from configs.settings import SettingsError, load_settings
         ({"ADVERTISE_URL": "http://door/"}, "http://door/"),
     ],
 )
-def test_the_address_is_the_settings_or_follows_from_others(
+def test_the_address_is_set_or_derived_from_other_settings(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: str
 ) -> None:
     for name, value in settings.items():

@@ -1,4 +1,4 @@
-"""An error in Berth itself ends Berth: it does not stay and refuse everything."""
+"""An error in Berth itself ends Berth instead of leaving a server that refuses everything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.berth_process import ROOT, BerthProcess
 from tests.fake_engine import command
 
-# Berth, with an error where nobody expects one.
+# Berth, with an unexpected error.
 BROKEN = f"""
 import sys
 
@@ -35,7 +35,7 @@ sys.exit(main([]))
 
 
 @pytest.mark.timeout(60)
-def test_berth_ends_where_its_manager_has(tmp_path: Path) -> None:
+def test_berth_exits_when_its_manager_has_failed(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(BROKEN)
     berth = BerthProcess(tmp_path, root=tmp_path)
     try:

@@ -1,4 +1,4 @@
-"""What servers are made of at their start is never looked through again by their garbage collectors.
+"""Garbage collectors never scan the objects that servers created at their start again.
 
 A look through it all holds up every stream for tenths of a second. Each process is asked by its own socket.
 """
@@ -28,21 +28,21 @@ listener.listen()
 def answer():
     while True:
         with listener.accept()[0] as connection:
-            told = {"frozen": gc.get_freeze_count(), "rest": len(gc.get_objects())}
-            connection.sendall(json.dumps({**told, "after": gc.get_threshold()}).encode())
+            counts = {"frozen": gc.get_freeze_count(), "rest": len(gc.get_objects())}
+            connection.sendall(json.dumps({**counts, "after": gc.get_threshold()}).encode())
 
 
 threading.Thread(target=answer, daemon=True).start()
 """
-PYTHON_S_OWN = 700  # new objects, until it looks at the young ones
+PYTHON_S_OWN = 700  # new objects until a young collection
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
 
 
 def collector(folder: Path, process: psutil.Process) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(str(folder / str(process.pid)))
-        told: dict[str, Any] = json.loads(probe.makefile().read())
-    return told
+        counts: dict[str, Any] = json.loads(probe.makefile().read())
+    return counts
 
 
 def engine_of(berth: BerthProcess) -> psutil.Process:
@@ -59,7 +59,7 @@ def engine_of(berth: BerthProcess) -> psutil.Process:
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="it asks by Unix sockets")
-def test_collectors_leave_alone_what_servers_are_made_of(tmp_path: Path) -> None:
+def test_collectors_skip_the_servers_permanent_objects(tmp_path: Path) -> None:
     site, probes = tmp_path / "site", tmp_path / "probes"
     site.mkdir()
     probes.mkdir()
@@ -75,8 +75,8 @@ def test_collectors_leave_alone_what_servers_are_made_of(tmp_path: Path) -> None
         [grammars] = [one for one in engine.children() if "engine.structured.worker" in one.cmdline()]
 
         def has_frozen(process: psutil.Process) -> bool:
-            told = collector(probes, process)
-            return bool(told["frozen"] > 2 * told["rest"])
+            counts = collector(probes, process)
+            return bool(counts["frozen"] > 2 * counts["rest"])
 
         for server in (psutil.Process(berth.pid), engine):
             eventually("what is there is frozen", lambda server=server: has_frozen(server))

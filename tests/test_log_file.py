@@ -1,4 +1,4 @@
-"""LOG_FILE: Berth's own lines go to it, whatever becomes of the file meanwhile."""
+"""LOG_FILE: Berth's own lines go to it, even if the file is moved or removed meanwhile."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_lines_go_to_stderr_and_to_the_file(
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
-def test_the_level_decides_what_is_said(tmp_path: Path, level: str) -> None:
+def test_the_level_filters_lines(tmp_path: Path, level: str) -> None:
     file = tmp_path / "berth.log"
     configure_logging("text", level=level, file=file)
     names = ["debug", "info", "warning", "error", "critical"]
@@ -54,7 +54,7 @@ def test_the_level_decides_what_is_said(tmp_path: Path, level: str) -> None:
     assert [name for name in names if f"a line at {name}" in said] == names[names.index(level) :]
 
 
-def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
+def test_a_rotated_file_is_reopened(tmp_path: Path) -> None:
     file, moved = tmp_path / "berth.log", tmp_path / "berth.log.1"
     configure_logging("text", file=file)
     logger.info("one")
@@ -67,7 +67,7 @@ def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
     assert file.read_text().count("three") == 1 and "\0" not in file.read_text()
 
 
-def test_a_folder_that_goes_away_disturbs_nobody_and_is_told_once(
+def test_a_removed_folder_is_reported_once_and_breaks_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "logs"
@@ -78,9 +78,9 @@ def test_a_folder_that_goes_away_disturbs_nobody_and_is_told_once(
     folder.rmdir()
     for number in range(3):
         logger.info("lost %d", number)
-    told = capsys.readouterr().err
-    assert told.count(f"LOG_FILE={file}: No such file or directory") == 1
-    assert told.count("lost") == 3
+    output = capsys.readouterr().err
+    assert output.count(f"LOG_FILE={file}: No such file or directory") == 1
+    assert output.count("lost") == 3
     folder.mkdir()
     logger.info("again")
     assert "again" in file.read_text()

@@ -35,18 +35,18 @@ def spoil_the_record(folder: Path) -> None:
         database.execute("UPDATE records SET body = '{' WHERE instance_id = 'one'")
 
 
-# What is done to STATE_DIR while no Berth lives, and whether the engine is known again.
+# What happens to STATE_DIR while no Berth runs, and whether the engine is recovered.
 LOSSES: dict[str, tuple[Callable[[Path], None], bool]] = {
     "all": (empty, False),
     "the name damaged": (lambda folder: (folder / "berth-id").write_bytes(b"\xff" * 5000), True),
     "status files": (lambda folder: shutil.rmtree(folder / "run"), True),
     "a record": (spoil_the_record, False),
-    "the database cut off": (lambda folder: os.truncate(folder / "berth.db", 10), True),  # its log has all
+    "the database cut off": (lambda folder: os.truncate(folder / "berth.db", 10), True),  # its WAL has all
 }
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_engines_of_a_lost_state_are_adopted_or_ended(berths: Berths, loss: str) -> None:
+def test_engines_of_a_lost_state_are_adopted_or_stopped(berths: Berths, loss: str) -> None:
     lose, is_adopted = LOSSES[loss]
     first = berths.begin()
     with first.client() as client:
@@ -67,8 +67,8 @@ def test_engines_of_a_lost_state_are_adopted_or_ended(berths: Berths, loss: str)
     assert berths.survivors() == []
 
 
-def test_a_folder_emptied_while_berth_runs_is_written_again(berths: Berths) -> None:
-    """Noticed and said; and the next Berth finds all of it."""
+def test_a_state_folder_emptied_at_run_time_is_rewritten(berths: Berths) -> None:
+    """It is noticed and logged, and the next Berth finds everything."""
     state = berths.folder / "state"
     first = berths.begin()
     with first.client() as client:
@@ -96,12 +96,12 @@ def _refused_beside(berths: Berths) -> str:
     return beside.output()
 
 
-def test_a_strangers_file_stops_the_start(berths: Berths) -> None:
+def test_a_foreign_file_prevents_the_start(berths: Berths) -> None:
     photo = berths.folder / "photo.jpg"
     photo.write_bytes(b"\xff\xd8\xff\xe0 holidays")
     before = photo.stat()
     berth = berths.launch(STATE_URL=f"sqlite:///{photo}")
-    assert berth.wait() == 2  # a setting is wrong: to try again doesn't help
+    assert berth.wait() == 2  # a wrong setting: a restart doesn't help
     said = [line for line in berth.output().splitlines() if line.startswith("berth: ")]
     assert len(said) == 1 and "STATE_URL" in said[0] and str(photo) in said[0]
     assert "Traceback" not in berth.output()

@@ -1,4 +1,4 @@
-"""The whole job on real inference: create engines, talk to them with the stock client, let them expire."""
+"""The main use on real inference: create engines, query them with the stock client, let them expire."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_stock_client_completes_and_streams(berth: BerthProcess, demo: dict[
     assert whole.usage.completion_tokens == 24
 
 
-def test_the_demo_model_answers_with_sense(berth: BerthProcess, demo: dict[str, Any]) -> None:
+def test_the_demo_model_answers_sensibly(berth: BerthProcess, demo: dict[str, Any]) -> None:
     with openai_client(berth, "demo") as client:
         answer = client.chat.completions.create(model="berth-demo", messages=MESSAGES, temperature=0)
     text = answer.choices[0].message.content or ""
@@ -95,7 +95,7 @@ async def test_the_async_client_streams(berth: BerthProcess, demo: dict[str, Any
     assert chunks[-1].usage.completion_tokens > 3
 
 
-def test_a_request_made_while_it_starts_waits_for_it(berth: BerthProcess) -> None:
+def test_a_request_during_the_start_waits_for_it(berth: BerthProcess) -> None:
     with berth.client() as client:
         created = client.post("/instances", json={"model_name": "berth-demo", "name": "early"})
         assert created.json()["status"] == "starting"
@@ -153,7 +153,7 @@ def test_two_engines_and_the_death_of_one(berth: BerthProcess, demo: dict[str, A
         client.delete("/instances/doomed")
 
 
-def test_it_expires_when_idle(berth: BerthProcess) -> None:
+def test_an_idle_model_expires(berth: BerthProcess) -> None:
     create(berth, "brief", timeout=1.5)
     with berth.client() as client, client.stream("GET", "/events", headers={"Last-Event-ID": "0"}) as events:
         for line in events.iter_lines():
@@ -164,7 +164,7 @@ def test_it_expires_when_idle(berth: BerthProcess) -> None:
     assert "idle" in record["status_reason"]
 
 
-def test_a_long_stream_is_not_idleness(berth: BerthProcess) -> None:
+def test_a_long_stream_does_not_count_as_idle(berth: BerthProcess) -> None:
     with berth.client() as client:
         body = {
             "model_name": "fake", "engine": "command", "name": "long", "timeout": 0.5,
@@ -176,7 +176,7 @@ def test_a_long_stream_is_not_idleness(berth: BerthProcess) -> None:
         assert len([chunk for chunk in stream if chunk.choices]) == 30
 
 
-def test_stopped_under_load_it_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stop_under_load_leaves_nothing_behind(tmp_path: Path) -> None:
     """SIGTERM with streams in flight, on an engine that ignores SIGTERM and has a child that does so too."""
     with running_berth(tmp_path, DRAIN_TIMEOUT="1", STOP_GRACE="1") as berth:
         stubborn = {

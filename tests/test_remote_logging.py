@@ -1,4 +1,4 @@
-"""A real Berth's log lines arrive at a syslog server and at a collector as they stand in its own log."""
+"""A real Berth's log lines arrive at a syslog server and at a collector as in its own log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.berth_process import BerthProcess, running_berth
 from tests.collector import Collector
 
 
-def test_every_line_arrives_at_both(tmp_path: Path) -> None:
+def test_every_line_arrives_at_both_sinks(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, Collector().running() as collector:
         settings = {
             "LOG_SYSLOG": f"tcp://127.0.0.1:{server.getsockname()[1]}",
@@ -42,7 +42,7 @@ def test_every_line_arrives_at_both(tmp_path: Path) -> None:
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "must be the URL of a collector"),
     ],
 )
-def test_a_wrong_setting_is_one_line_and_status_2(
+def test_an_invalid_setting_is_one_line_and_status_2(
     tmp_path: Path, setting: str, value: str, said: str
 ) -> None:
     berth = BerthProcess(tmp_path, **{setting: value})

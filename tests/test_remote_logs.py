@@ -1,4 +1,4 @@
-"""Log lines on their way to other machines: real sockets, servers that go and come back, full queues."""
+"""Log lines sent to other machines: real sockets, servers that disappear and return, full queues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from configs.syslog_address import SyslogAddress
 from log_output.json_format import JsonFormatter
 from log_output.otlp import OtlpSink
 from log_output.remote_logs import LogSink, RemoteLogs
-from log_output.setup import FewRepeats
+from log_output.setup import RateLimitFilter
 from log_output.syslog import SyslogSink
 from tests.collector import Collector
 
@@ -29,7 +29,7 @@ TIMEOUT_S = 20.0
 
 @contextmanager
 def logging_to(sink: LogSink, **options: Any) -> Iterator[tuple[logging.Logger, RemoteLogs]]:
-    """A logger of its own, so that nobody else's lines are in the way."""
+    """A separate logger, so that no other lines interfere."""
     handler = RemoteLogs(sink, "the sink", **options)
     log = logging.Logger("berth.test")
     log.addHandler(handler)
@@ -87,8 +87,8 @@ def test_over_udp_each_line_is_a_message_in_syslog_s_frame() -> None:
     assert len(cut) == 60_000
 
 
-def test_over_tcp_lines_outlast_a_server_that_is_away() -> None:
-    """Its connection ends, then it isn't there, then it is back: each line comes, in order, once."""
+def test_over_tcp_lines_survive_an_outage_of_the_server() -> None:
+    """Its connection ends, it is away, it returns: each line arrives once, in order."""
     server = listening(socket.SOCK_STREAM)
     address = server.getsockname()
     with logging_to(syslog(f"tcp://127.0.0.1:{address[1]}")) as (log, _):
@@ -130,12 +130,12 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         SyslogAddress.parse(address)
 
 
-def test_port_514_where_none_is_named() -> None:
+def test_the_default_port_is_514() -> None:
     assert SyslogAddress.parse("udp://[::1]") == SyslogAddress("udp", "::1", 514)
 
 
 class SlowSink:
-    """Stands for a server that takes nothing for a while; a real one's buffers would swallow the lines."""
+    """Stands for a server that accepts nothing for a while; a real server's buffers would take the lines."""
 
     def __init__(self) -> None:
         self.may_go_on = threading.Event()
@@ -152,7 +152,7 @@ class SlowSink:
         pass
 
 
-def test_too_many_lines_are_dropped_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_excess_lines_are_dropped_and_their_number_logged(caplog: pytest.LogCaptureFixture) -> None:
     sink = SlowSink()
     with logging_to(sink, max_queued=10) as (log, handler):
         log.info("the first")
@@ -160,27 +160,27 @@ def test_too_many_lines_are_dropped_counted_and_told(caplog: pytest.LogCaptureFi
         begun = time.perf_counter()
         for number in range(1000):
             log.info("line %d", number)
-        assert time.perf_counter() - begun < 1.0  # nobody waited
+        assert time.perf_counter() - begun < 1.0  # logging didn't block
         assert handler.num_dropped == 990
         sink.may_go_on.set()
         wait_until(lambda: "line 9" in sink.messages)
-    told = "990 log lines were dropped: the sink was away or too slow"
-    assert sink.messages == ["the first", told, *(f"line {number}" for number in range(10))]
-    assert told in caplog.messages
+    report = "990 log lines were dropped: the sink was away or too slow"
+    assert sink.messages == ["the first", report, *(f"line {number}" for number in range(10))]
+    assert report in caplog.messages
 
 
-def test_the_end_waits_for_no_server() -> None:
+def test_the_shutdown_does_not_wait_for_the_server() -> None:
     with listening(socket.SOCK_STREAM) as gone:
         port = gone.getsockname()[1]
     with logging_to(syslog(f"tcp://127.0.0.1:{port}")) as (log, handler):
         for _ in range(20_000):
-            log.info("nobody hears it")
+            log.info("lost")
         begun = time.monotonic()
         handler.finish()
         assert time.monotonic() - begun < 3.5
 
 
-def test_the_last_lines_are_sent_at_the_end() -> None:
+def test_the_last_lines_are_sent_at_shutdown() -> None:
     with listening(socket.SOCK_DGRAM) as server:
         with logging_to(syslog(f"udp://127.0.0.1:{server.getsockname()[1]}")) as (log, _):
             for number in range(100):
@@ -188,7 +188,7 @@ def test_the_last_lines_are_sent_at_the_end() -> None:
         assert [fields(server.recv(65536))["message"] for _ in range(100)] == [str(n) for n in range(100)]
 
 
-def test_a_line_that_cannot_be_written_does_not_end_the_sending(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_that_cannot_be_encoded_does_not_stop_the_sender(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -218,7 +218,7 @@ def test_otlp_has_the_message_as_body_and_the_fields_as_attributes() -> None:
     assert collector.resources[0].items() >= {"service.name": "harbour", "service.version": "1.2"}.items()
 
 
-def test_what_a_collector_refuses_is_counted_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_that_a_collector_refuses_count_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     with Collector().running() as collector:
         collector.status = 400
         with logging_to(OtlpSink(collector.url, "harbour", "1.2")) as (log, handler):
@@ -227,8 +227,8 @@ def test_what_a_collector_refuses_is_counted_as_lost(caplog: pytest.LogCaptureFi
             collector.status = 200
             log.info("taken")
             collector.wait_for(lambda: len(collector.log_records) == 2)
-    told, taken = (record["body"] for record in collector.log_records)
-    assert told.startswith("1 log lines were dropped") and taken == "taken"
+    report, accepted = (record["body"] for record in collector.log_records)
+    assert report.startswith("1 log lines were dropped") and accepted == "taken"
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
@@ -238,8 +238,8 @@ def wait_until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_library_that_repeats_itself_is_heard_once_a_minute() -> None:
-    few = FewRepeats()
+def test_a_librarys_repeated_line_is_logged_once_a_minute() -> None:
+    few = RateLimitFilter()
 
     def is_said(name: str, text: str, at: float) -> bool:
         record = logging.LogRecord(name, logging.WARNING, __file__, 0, text, (at,), None)

@@ -52,7 +52,7 @@ def test_every_setting_is_a_flag() -> None:
         assert given(f"--{field.upper()}=7") == {field: "7"}
 
 
-def test_what_services_call_them_is_understood() -> None:
+def test_names_used_by_other_servers_are_accepted() -> None:
     argv = ["--host", "h", "--port", "5001", "--model-name", "m", "--limit-concurrency", "100"]
     assert given(*argv, "--log-level", "debug") == {
         "app_host": "h",
@@ -71,7 +71,7 @@ def test_switches_may_be_bare_or_have_a_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         (["--prot", "1"], "did you mean --port?"),
         (["--app-prot", "1"], "did you mean --app-port?"),
@@ -81,20 +81,20 @@ def test_switches_may_be_bare_or_have_a_value() -> None:
         (["--max-model-len", "4096"], "models.yaml"),
         (["--workers", "4"], "there is no flag --workers"),
         (["-p", "1"], "there is no flag -p"),
-        (["serve"], "'serve' is no flag"),
+        (["serve"], "'serve' isn't a flag"),
         (["--port"], "--port"),
         (["--por", "1"], "did you mean --port?"),
         (["--json"], "--check"),
     ],
 )
-def test_what_is_not_known_is_refused_and_says_what_was_meant(argv: list[str], told: str) -> None:
+def test_an_unknown_flag_is_refused_with_a_suggestion(argv: list[str], expected: str) -> None:
     with pytest.raises(FlagError) as caught:
         parse_flags(argv, "1")
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_paths_in_flags_are_those_of_who_typed_them() -> None:
+def test_paths_in_flags_are_relative_to_the_callers_folder() -> None:
     argv = ["--relative-to=/here", "--log-file", "a.log", "--models-file=/abs.yaml", "--model-dirs", "m:~/n"]
     argv += ["--vllm-python", "python3", "--hf-home", "hub", "--default-model", "x"]
     assert given(*argv) == {
@@ -107,7 +107,7 @@ def test_paths_in_flags_are_those_of_who_typed_them() -> None:
     }
 
 
-def test_app_ends_with_status_2_and_a_line_for_each_mistake(tmp_path: Path) -> None:
+def test_the_server_exits_with_status_2_and_a_line_for_each_error(tmp_path: Path) -> None:
     ran = app("--limit-concurency", "100", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == "berth: there is no flag --limit-concurency; did you mean --limit-concurrency?\n"
@@ -139,8 +139,8 @@ def test_help_and_version(tmp_path: Path) -> None:
     assert app("--version", cwd=tmp_path).stdout.startswith("Berth ")
 
 
-def test_it_serves_where_and_as_the_flags_say(tmp_path: Path) -> None:
-    """They win over the environment, which names another port."""
+def test_the_server_follows_its_flags(tmp_path: Path) -> None:
+    """Flags win over the environment, which sets another port."""
     port, other, demo = free_port(), free_port(), str(ROOT / "models" / "berth-demo")
     argv = ["--port", str(port), "--model-name", demo, "--limit-concurrency", "100"]
     berth = BerthProcess(tmp_path, APP_PORT=str(other), argv=[*argv, "--unknown-fields=refuse"])
@@ -148,7 +148,7 @@ def test_it_serves_where_and_as_the_flags_say(tmp_path: Path) -> None:
     try:
         berth.wait_until_serving()
         with berth.client() as client:
-            made = client.post("/instances?wait=60", json={})  # which names no model
+            made = client.post("/instances?wait=60", json={})  # without a model
             assert made.status_code == 201, made.text
             assert made.json()["model_name"] == demo
             assert "--unknown-fields refuse" in " ".join(made.json()["command"])
@@ -158,7 +158,7 @@ def test_it_serves_where_and_as_the_flags_say(tmp_path: Path) -> None:
         berth.close()
 
 
-def test_berth_serve_refuses_what_the_service_does_not_know(tmp_path: Path) -> None:
+def test_berth_serve_refuses_flags_that_the_server_does_not_have(tmp_path: Path) -> None:
     ran = berth("serve", "--log-fiel", "x", cwd=tmp_path)
     assert (ran.returncode, "did you mean --log-file?" in ran.stderr) == (2, True)
     ran = berth("serve", "--log-file", "nowhere/x.log", cwd=tmp_path)
@@ -202,14 +202,14 @@ CATALOG = CATALOG.format(demo=ROOT / "models" / "berth-demo")
 
 @pytest.fixture
 def wrong(tmp_path: Path) -> Path:
-    """A folder with a catalog of which one model alone can be started."""
+    """A folder with a catalog in which only one model can be started."""
     (tmp_path / "models.yaml").write_text(CATALOG)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     return tmp_path
 
 
-TOLD = {
+PROBLEMS = {
     "gone": "no such directory",
     "no-vllm": "VLLM_PYTHON",
     "devices": "no device '7'",
@@ -217,11 +217,11 @@ TOLD = {
     "number": "max_model_len=abc",
     "program": "no-such-server",
     "portless": "{port}",
-    "broken": "config.json is no JSON",
+    "broken": "config.json isn't valid JSON",
 }
 
 
-def test_a_check_tells_all_without_serving(wrong: Path) -> None:
+def test_a_check_reports_every_problem_without_serving(wrong: Path) -> None:
     argv = [
         "--models-file",
         "models.yaml",
@@ -233,11 +233,11 @@ def test_a_check_tells_all_without_serving(wrong: Path) -> None:
     argv += ["--vllm-base-port", "9000", "--port", "9003", "--hf-home", "hub", "--vllm-python", ""]
     status, found = checked(*argv, cwd=wrong, CUDA_VISIBLE_DEVICES="", VLLM_BASE_PROT="1")
     assert (status, found["ok"]) == (1, False)
-    for name, part in TOLD.items():
+    for name, part in PROBLEMS.items():
         assert [line for line in found["mistakes"] if line.startswith(f"model {name}") and part in line], name
     for part in (
         f"{wrong}/models: there is no such folder",
-        "config.json: is no folder",
+        "config.json: isn't a folder",
         "LOG_DIR=",
         "APP_PORT=9003",
     ):
@@ -248,14 +248,14 @@ def test_a_check_tells_all_without_serving(wrong: Path) -> None:
     assert not (wrong / "state").exists()
 
 
-def test_a_check_that_finds_nothing_ends_with_status_0(tmp_path: Path) -> None:
+def test_a_check_without_problems_exits_with_status_0(tmp_path: Path) -> None:
     status, found = checked(cwd=tmp_path)
     assert (status, found["ok"], found["mistakes"]) == (0, True, [])
     ran = berth("config", "check", cwd=tmp_path)
     assert (ran.returncode, ran.stdout.startswith("all is well")) == (0, True)
 
 
-def test_a_check_tells_wrong_settings_too(tmp_path: Path) -> None:
+def test_a_check_reports_invalid_settings_too(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models: {a: {max_model_len: x}, b: {pinned: 7}}\n")
     ran = berth(
         *("config", "check", "--port", "none", "--models-file", "models.yaml"),
@@ -268,7 +268,7 @@ def test_a_check_tells_wrong_settings_too(tmp_path: Path) -> None:
     assert berth("config", "check", "--prot", "1", cwd=tmp_path).returncode == 2
 
 
-def test_a_start_and_a_reload_tell_the_same(wrong: Path) -> None:
+def test_a_start_and_a_reload_report_the_same(wrong: Path) -> None:
     settings = {
         "MODELS_FILE": str(wrong / "models.yaml"),
         "CUDA_VISIBLE_DEVICES": "",
@@ -276,11 +276,11 @@ def test_a_start_and_a_reload_tell_the_same(wrong: Path) -> None:
     }
     with running_berth(wrong, **settings) as berth, berth.client() as client:
         log = berth.output()
-        for name, part in TOLD.items():
+        for name, part in PROBLEMS.items():
             assert [line for line in log.splitlines() if f"model {name}" in line and part in line], name
         assert log.count("/nowhere: there is no such folder") == 1
         warnings = client.post("/reload").json()["warnings"]
-        for name, part in TOLD.items():
+        for name, part in PROBLEMS.items():
             assert [line for line in warnings if line.startswith(f"model {name}") and part in line], name
         record = client.get("/models/devices").json()
         assert "no device '7'" in record["problem"]

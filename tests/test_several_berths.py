@@ -1,4 +1,4 @@
-"""Several Berths on one Redis: whichever is asked, the one that owns or runs what is asked for answers."""
+"""Several nodes on one Redis: any of them forwards a request to the node that owns or runs its target."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [
 ADMIN = {"Authorization": "Bearer admin-key"}
 USER = {"Authorization": "Bearer user-key"}
 
-# Models that nobody starts until a test does.
+# Models that are started only by a test.
 CATALOG = f"""\
 models:
   common:
@@ -61,7 +61,7 @@ def talk(socket):
 serve(talk, sys.argv[1], int(sys.argv[2]), process_request=http).serve_forever()
 """
 
-# Berth, taken for dead sooner.
+# Berth, with a shorter owner lease.
 SHORT_LEASE = f"""
 import sys
 
@@ -77,7 +77,7 @@ sys.exit(main([]))
 
 @dataclass
 class Harbour:
-    """Two Berths, and what is needed for more."""
+    """Two nodes, and what is needed for more."""
 
     folder: Path
     redis: RedisProcess
@@ -85,7 +85,7 @@ class Harbour:
     two: BerthProcess
 
     def begin(self, name: str, **settings: str) -> BerthProcess:
-        """Another one in a folder of its own, begun but not awaited."""
+        """Another node in its own folder, started but not awaited."""
         return _begin(self.folder / name, self.redis, **settings)
 
 
@@ -132,7 +132,7 @@ _numbers = itertools.count()
 
 
 def create(berth: BerthProcess, via: BerthProcess, *flags: str, argv: list[str] | None = None) -> str:
-    """A running instance and model of a new name at `berth`, of which `via` has heard."""
+    """A running instance and model with a new name at `berth`, which `via` knows about."""
     name = "sockets" if argv else f"model-{next(_numbers)}"
     body = {"name": name, "model_name": name, "engine": "command", "command": argv or command(*flags)}
     with berth.client() as client, via.client() as other:
@@ -143,13 +143,13 @@ def create(berth: BerthProcess, via: BerthProcess, *flags: str, argv: list[str] 
 
 
 def status_there(client: httpx.Client, name: str) -> str | None:
-    """What a Berth knows of an instance, whosever it is."""
+    """What a node knows about an instance, its own or a peer's."""
     found = client.get(f"/instances/{name}", headers=ADMIN).json()
     return found.get("status") if found.get("owner_is_alive", True) else None
 
 
 @pytest.mark.parametrize("header", ["x-api-key", "api-key"])
-def test_a_key_goes_on_in_the_header_that_it_came_in(harbour: Harbour, header: str) -> None:
+def test_a_key_is_forwarded_in_the_header_it_arrived_in(harbour: Harbour, header: str) -> None:
     name = create(harbour.two, harbour.one)
     with harbour.one.client() as client:
         answer = client.get(f"/proxy/{name}/headers", headers={header: "user-key"})
@@ -163,7 +163,7 @@ def error_of(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def test_by_id_it_arrives_as_it_was_sent(harbour: Harbour) -> None:
+def test_a_request_by_instance_id_arrives_unchanged(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one)
     with harbour.one.client() as client:
         body = b"x" * 3_000_000
@@ -182,7 +182,7 @@ def test_by_id_it_arrives_as_it_was_sent(harbour: Harbour) -> None:
     assert "x-berth-via" not in seen
 
 
-def test_by_name_it_arrives_where_the_model_is(harbour: Harbour) -> None:
+def test_a_request_by_model_name_arrives_at_the_models_node(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one)
     with harbour.one.client() as client:
         body = {"model": name, "prompt": "x", "max_tokens": 3}
@@ -199,7 +199,7 @@ def test_by_name_it_arrives_where_the_model_is(harbour: Harbour) -> None:
         )
 
 
-def test_the_list_of_models_has_those_of_others(harbour: Harbour) -> None:
+def test_the_list_of_models_includes_those_of_peers(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one)
     with harbour.one.client() as client:
         listed = client.get("/v1/models", headers=USER).json()["data"]
@@ -220,10 +220,10 @@ def test_streams_flow_and_end_when_the_client_leaves(harbour: Harbour) -> None:
                 assert stream.headers["content-type"].startswith("text/event-stream")
                 arrived = [(time.monotonic(), line) for line in stream.iter_lines() if line]
             assert len(arrived) == 7 and arrived[-1][1] == "data: [DONE]"
-            assert arrived[-1][0] - arrived[0][0] > 0.4  # each as it came
+            assert arrived[-1][0] - arrived[0][0] > 0.4  # each chunk as it arrived
         with client.stream("POST", path, json={**body, "max_tokens": 600}, headers=USER) as stream:
             next(stream.iter_lines())
-        eventually(lambda: in_flight(owner, name) == 0, lambda: "a stream for nobody")
+        eventually(lambda: in_flight(owner, name) == 0, lambda: "a stream without a client")
 
 
 def in_flight(client: httpx.Client, name: str) -> int:
@@ -231,7 +231,7 @@ def in_flight(client: httpx.Client, name: str) -> int:
     return number
 
 
-def test_websockets_pass(harbour: Harbour) -> None:
+def test_websockets_are_forwarded(harbour: Harbour) -> None:
     script = harbour.folder / "sockets.py"
     script.write_text(SOCKETS)
     argv = [sys.executable, str(script), "{host}", "{port}"]
@@ -241,12 +241,12 @@ def test_websockets_pass(harbour: Harbour) -> None:
         path, headers = json.loads(socket.recv())
         assert path == "/v1/realtime?a=%3D"
         assert "x-berth-via" not in {each.lower() for each in headers}
-        assert headers["x-forwarded-for"] == "127.0.0.1"  # or the other would take it for its own machine's
+        assert headers["x-forwarded-for"] == "127.0.0.1"  # or the peer would take the client for a local one
         socket.send("hello")
         assert socket.recv() == "hello"
 
 
-def test_what_runs_goes_before_what_could_be_started(harbour: Harbour) -> None:
+def test_a_running_remote_model_is_preferred_to_a_local_start(harbour: Harbour) -> None:
     def port_asked(client: httpx.Client, model: str) -> str:
         answer = client.get("/v1/headers", params={"model": model}, headers=USER)
         assert answer.status_code == 200, answer.text
@@ -258,7 +258,7 @@ def test_what_runs_goes_before_what_could_be_started(harbour: Harbour) -> None:
         eventually(lambda: status_there(one, there) == "running", lambda: there)
         at_two = port_asked(two, "common")
         assert port_asked(one, "common") == port_asked(one, "ordinary") == at_two
-        body = {"model": "ordinary", "prompt": "x"}  # the alias is resolved before it goes on
+        body = {"model": "ordinary", "prompt": "x"}  # the alias is resolved before forwarding
         assert one.post("/v1/completions", json=body, headers=USER).json()["model"] == "common"
         assert one.get("/models/common", headers=ADMIN).json()["replicas"] == []
         start(one, "common")
@@ -268,7 +268,7 @@ def test_what_runs_goes_before_what_could_be_started(harbour: Harbour) -> None:
 
 @contextmanager
 def catalog(harbour: Harbour, name: str, models: dict[str, Any]) -> Iterator[None]:
-    """One Berth's models.yaml, for the time being."""
+    """One node's models.yaml, for the duration of the block."""
     path = harbour.folder / name / "models.yaml"
     berth = harbour.one if name == "one" else harbour.two
     with berth.client() as client:
@@ -281,8 +281,8 @@ def catalog(harbour: Harbour, name: str, models: dict[str, Any]) -> Iterator[Non
             client.post("/reload", headers=ADMIN).raise_for_status()
 
 
-def test_an_alias_is_known_everywhere_that_its_model_is(harbour: Harbour) -> None:
-    """In whichever catalog it stands: that of the Berth that is asked, or of the one where the model runs."""
+def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
+    """In the catalog of either node: the one that is asked, or the one where the model runs."""
     ones = {"both": {"command": command(), "aliases": ["of-one"]}}
     twos = {
         "both": {"command": command(), "aliases": ["of-two"]},
@@ -324,19 +324,19 @@ def start(client: httpx.Client, model: str) -> str:
     return instance_id
 
 
-def test_what_was_forwarded_goes_no_further(harbour: Harbour) -> None:
+def test_a_forwarded_request_is_not_forwarded_again(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one)
-    via = {**USER, "x-berth-via": "somebody"}
+    via = {**USER, "x-berth-via": "another"}
     with harbour.one.client() as client, harbour.two.client() as owner:
         assert error_of(client.get(f"/proxy/{name}/x", headers=via)) == (404, "instance_not_found")
         assert error_of(client.post("/v1/completions", json={"model": name}, headers=via)) == (
             404,
             "model_not_found",
         )
-        assert owner.get(f"/proxy/{name}/x", headers=via).status_code == 200  # and takes nothing away
+        assert owner.get(f"/proxy/{name}/x", headers=via).status_code == 200  # and removes nothing
 
 
-def test_both_berths_judge_the_key(harbour: Harbour) -> None:
+def test_both_nodes_check_the_key(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one)
 
     def ask(key: str, path: str = "x") -> tuple[int, str]:
@@ -346,7 +346,7 @@ def test_both_berths_judge_the_key(harbour: Harbour) -> None:
         assert ask("nobody's") == (401, "invalid_api_key")
         assert ask("limited-key") == (403, "model_not_allowed")
         assert ask("user-key", "sleep") == (403, "admin_key_required")
-        assert ask("known-to-one") == (401, "invalid_api_key")  # is what the other says
+        assert ask("known-to-one") == (401, "invalid_api_key")  # the peer's response
         body = {"model": name, "prompt": "x"}
         limited = {"Authorization": "Bearer limited-key"}
         assert error_of(client.post("/v1/completions", json=body, headers=limited))[0] == 403
@@ -374,7 +374,7 @@ def test_tokens_are_counted_once(harbour: Harbour) -> None:
         assert [line.rpartition(" ")[2] for line in counted] == ["0.0"]
 
 
-def test_what_the_owner_says_is_passed_on(harbour: Harbour) -> None:
+def test_the_owners_response_is_passed_on(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one)
     with harbour.one.client() as client, harbour.two.client() as owner:
         owner.post(f"/instances/{name}/stop", headers=ADMIN)
@@ -385,7 +385,7 @@ def test_what_the_owner_says_is_passed_on(harbour: Harbour) -> None:
         eventually(lambda: error_of(gone()) == (404, "instance_not_found"), lambda: gone().text)
 
 
-def test_without_redis_they_go_on(harbour: Harbour) -> None:
+def test_nodes_keep_serving_without_redis(harbour: Harbour) -> None:
     name = create(harbour.two, harbour.one)
     with harbour.one.client() as client:
 
@@ -404,7 +404,7 @@ def test_without_redis_they_go_on(harbour: Harbour) -> None:
         assert client.get(f"/proxy/{name}/x", headers=USER).status_code == 200
 
 
-def test_an_owner_that_is_away_is_named_and_comes_back(harbour: Harbour) -> None:
+def test_an_unreachable_owner_is_named_and_comes_back(harbour: Harbour) -> None:
     folder = harbour.folder / "three"
     folder.mkdir()
     (folder / "app.py").write_text(SHORT_LEASE)
@@ -423,8 +423,8 @@ def test_an_owner_that_is_away_is_named_and_comes_back(harbour: Harbour) -> None
             assert client.post("/v1/completions", json=spare, headers=USER).status_code == 200
             assert client.get("/models/spare", headers=ADMIN).json()["replicas"] == []
             kill(three)
-            assert ask().status_code in (502, 503)  # at once, whether or not it is known yet
-            # From then on what can be started here is.
+            assert ask().status_code in (502, 503)  # at once, whether or not the outage is known yet
+            # From then on, startable models start here.
             assert client.post("/v1/completions", json=spare, headers=USER).status_code == 200
             assert len(client.get("/models/spare", headers=ADMIN).json()["replicas"]) == 1
             eventually(lambda: error_of(ask()) == (503, "owner_away"), lambda: ask().text)

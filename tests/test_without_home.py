@@ -1,4 +1,4 @@
-"""A container may run under any user id: without HOME, and no user has that id. Berth serves all the same."""
+"""A container may run under a user id that has no user and no HOME; Berth serves all the same."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pwd.getpwuid = unknown
 """
 
 
-def test_berth_and_its_engines_do_without_a_home_directory(tmp_path: Path) -> None:
+def test_berth_and_its_engines_need_no_home_directory(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NOBODY)
     (tmp_path / "models.yaml").write_text("models: {tilde: {path: ~/none}, here: {model: berth-demo}}")
     settings = {
         "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}",
         "MODELS_FILE": str(tmp_path / "models.yaml"),
-        "BERTH_NATIVE_KERNELS": "0",  # they would be compiled anew: there is no cache to keep them in
+        "BERTH_NATIVE_KERNELS": "0",  # they would be compiled each time: there is no cache folder
         "STATE_DIR": "state",  # as seen from Berth's folder, which is not that of its engines
         "HF_ENDPOINT": "http://127.0.0.1:9",
     }

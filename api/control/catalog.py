@@ -19,7 +19,7 @@ from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec,
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
-from instance_manager.fleet.startable import check_startable, problem_of, grouped_problems
+from instance_manager.fleet.startable import check_startable, grouped_problems, problem_of
 from instance_manager.hub.pull import Pulls
 from instance_manager.hub.removal import remove_model
 from instance_manager.memory.gpu import Gpu

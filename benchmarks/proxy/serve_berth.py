@@ -28,7 +28,7 @@ from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import MemoryPlannerConfig, MemoryPlanner
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance, new_instance
 from instance_manager.manager import InstanceManager

@@ -1,1 +1,1 @@
-"""What `berth` can be told to do; each module registers its commands with `cli.app`."""
+"""The commands of `berth`; each module registers its own with `cli.app`."""

@@ -1,4 +1,4 @@
-"""`berth bench`: how fast a server answers, Berth's or any other that speaks OpenAI's protocol."""
+"""`berth bench`: measures the speed of Berth, or of any server with OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from cli.completion import complete_models
 from cli.errors import CliError, ExitCode, wrong_use
 from cli.figures import TIMES, summary
-from cli.load import Load, Progress, put_on
+from cli.load import Load, Progress, run_load
 from cli.prompts import prompt_of, words_for
 from cli.server import Server
 from cli.session import Session, with_session
@@ -26,7 +26,7 @@ _HEADS = ("mean", "p50", "p95", "p99")
 
 
 class Endpoint(StrEnum):
-    """Where requests go."""
+    """The route that requests use."""
 
     COMPLETIONS = "completions"
     CHAT = "chat"
@@ -42,50 +42,51 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="By default the server's only one", autocompletion=complete_models
+            metavar="MODEL", help="Default: the server's only model", autocompletion=complete_models
         ),
     ] = None,
     requests: Annotated[
-        int, typer.Option("--requests", "-n", "--num-prompts", min=1, help="Requests in all")
+        int, typer.Option("--requests", "-n", "--num-prompts", min=1, help="Total number of requests")
     ] = 64,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", "--max-concurrency", min=1, help="Requests at a time")
+        int, typer.Option("--concurrency", "-c", "--max-concurrency", min=1, help="Concurrent requests")
     ] = 8,
     input_tokens: Annotated[
-        int, typer.Option("--input-tokens", "--random-input-len", min=1, help="Tokens of a prompt, about")
+        int, typer.Option("--input-tokens", "--random-input-len", min=1, help="Approximate tokens per prompt")
     ] = 128,
     output_tokens: Annotated[
-        int, typer.Option("--output-tokens", "--random-output-len", min=1, help="Tokens of an answer")
+        int, typer.Option("--output-tokens", "--random-output-len", min=1, help="Tokens per response")
     ] = 128,
     request_rate: Annotated[
-        float, typer.Option(min=0, help="Requests begun per second, at random times; 0: as soon as one may")
+        float,
+        typer.Option(min=0, help="Requests started per second, at random times; 0 = as soon as possible"),
     ] = 0,
-    endpoint: Annotated[Endpoint, typer.Option(help="Where requests go")] = Endpoint.COMPLETIONS,
+    endpoint: Annotated[Endpoint, typer.Option(help="Route for the requests")] = Endpoint.COMPLETIONS,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A field of each request, as in temperature=1"),
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of each request, e.g. temperature=1"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Prompts are made from it")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random prompts")] = 0,
 ) -> None:
-    """Measure how fast a model answers.
+    """Measure the speed of a model.
 
-    Streams prompts of random words; --url may name any OpenAI-compatible server. Tokens are counted by the
-    server. Ctrl-C ends it early and shows what there is. A model that doesn't run is started first, which
-    isn't measured.
+    Streams responses to prompts of random words; --url may name any OpenAI-compatible server. The server
+    counts the tokens. Ctrl-C ends the measurement early and shows the results so far. A model that isn't
+    running is started first, which isn't measured.
     """
-    rng = random.Random(seed)  # noqa: S311  # nobody is to be surprised
+    rng = random.Random(seed)  # noqa: S311  # not for security
     with session.server() as server:
-        asked = _Asked(
+        target = _ModelUnderTest(
             server, model or _only_model(server), endpoint, output_tokens, key_values(fields or [])
         )
-        with session.waiting(f"{asked.model}: the first requests"):
-            asked.warm_up()
-            num_words = words_for(input_tokens, asked.count, rng)
+        with session.waiting(f"{target.model}: the first requests"):
+            target.warm_up()
+            num_words = words_for(input_tokens, target.count, rng)
     prompts = [prompt_of(num_words, rng) for _ in range(requests)]
-    load = Load(endpoint.path, asked.body, prompts, concurrency, request_rate)
-    progress, interrupted = _measured(session, load, asked, rng)
+    load = Load(endpoint.path, target.body, prompts, concurrency, request_rate)
+    progress, interrupted = _measured(session, load, target, rng)
     shape = {
-        "model": asked.model,
+        "model": target.model,
         "url": server.url,
         "endpoint": endpoint.path,
         "requests": requests,
@@ -99,15 +100,15 @@ def bench(
     if all(one.error for one in progress.outcomes):
         if session.as_json:
             raise typer.Exit(ExitCode.REFUSED)
-        raise CliError(f"no request was answered: {progress.outcomes[0].error}", ExitCode.REFUSED)
+        raise CliError(f"no request succeeded: {progress.outcomes[0].error}", ExitCode.REFUSED)
 
 
 def register(app: typer.Typer) -> None:
     app.command()(bench)
 
 
-class _Asked:
-    """One model of a server, and how it is asked."""
+class _ModelUnderTest:
+    """One model of a server, and the requests to it."""
 
     def __init__(
         self, server: Server, model: str, endpoint: Endpoint, output_tokens: int, fields: dict[str, Any]
@@ -117,26 +118,26 @@ class _Asked:
         self._endpoint = endpoint
         self._output_tokens = output_tokens
         self._fields = fields
-        self._has_tokenizer = True  # until it is found out
-        self._exactly: dict[str, Any] = {"ignore_eos": True, "min_tokens": output_tokens}
+        self._has_tokenizer = True  # until a request shows otherwise
+        self._exact_length: dict[str, Any] = {"ignore_eos": True, "min_tokens": output_tokens}
 
     def body(self, prompt: str) -> dict[str, Any]:
         stream = {"stream": True, "stream_options": {"include_usage": True}}
-        length = {"max_tokens": self._output_tokens, "temperature": 0, **self._exactly}
+        length = {"max_tokens": self._output_tokens, "temperature": 0, **self._exact_length}
         return self._identified(prompt) | length | stream | self._fields
 
     def warm_up(self) -> None:
-        """Have the model started. A server that can't be told to go on to the last token isn't told."""
+        """Start the model. For a server that refuses fields for the exact length, leave them out."""
         try:
-            self._ask("Hello", self._exactly | {"min_tokens": 1})
+            self._ask("Hello", self._exact_length | {"min_tokens": 1})
         except CliError as exc:
             if exc.exit_code is not ExitCode.REFUSED:
                 raise
-            self._exactly = {}
+            self._exact_length = {}
             self._ask("Hello", {})
 
     def count(self, prompt: str) -> int | None:
-        """The prompt's tokens by the server's tokenizer, or else by an answer; None: it tells none."""
+        """The prompt's tokens by the server's tokenizer, or else by a response's usage; None if unknown."""
         if self._has_tokenizer:
             try:
                 answer = self.server.request("POST", "/tokenize", body=self._identified(prompt))
@@ -158,17 +159,19 @@ class _Asked:
 
 
 def _only_model(server: Server) -> str:
-    """Raises CliError where there isn't exactly one."""
+    """Raises CliError if there isn't exactly one."""
     names = [str(one["id"]) for one in server.get(MODELS_PATH)["data"]]
     if len(names) != 1:
         raise wrong_use(f"{server.url} has {len(names)} models: {', '.join(names)}", "name one of them")
     return names[0]
 
 
-def _measured(session: Session, load: Load, asked: _Asked, rng: random.Random) -> tuple[Progress, bool]:
-    """What came of the load, and whether Ctrl-C ended it."""
+def _measured(
+    session: Session, load: Load, target: _ModelUnderTest, rng: random.Random
+) -> tuple[Progress, bool]:
+    """The results of the load, and whether Ctrl-C ended it."""
     progress = Progress()
-    server = asked.server
+    server = target.server
     with session.waiting(f"0 of {len(load.prompts)} requests") as show:
 
         def on_end(so_far: Progress) -> None:
@@ -177,7 +180,7 @@ def _measured(session: Session, load: Load, asked: _Asked, rng: random.Random) -
             show(f"{len(so_far.outcomes)} of {len(load.prompts)} requests{note} …")
 
         try:
-            asyncio.run(put_on(load, server.async_client, progress, on_end, rng))
+            asyncio.run(run_load(load, server.async_client, progress, on_end, rng))
         except KeyboardInterrupt:
             return progress, True
     return progress, False
@@ -190,21 +193,21 @@ def _print(session: Session, result: dict[str, Any]) -> None:
     answered = f"{result['completed']} answered, {result['failed']} failed, of {result['requests']}"
     lines = {
         "model": f"{result['model']} at {result['url']}{result['endpoint']}",
-        "requests": f"{answered}; {result['concurrency']} at a time",
+        "requests": f"{answered}; {result['concurrency']} concurrent",
         "duration": f"{result['duration_s']:.2f} s",
         "input tokens": _count(result["input_tokens"]),
         "output tokens": _count(result["output_tokens"]),
-        "requests per s": _figure(result["requests_per_s"]),
-        "input tokens per s": _figure(result["input_tokens_per_s"]),
-        "output tokens per s": _figure(result["output_tokens_per_s"]),
-        "all tokens per s": _figure(result["total_tokens_per_s"]),
+        "requests per s": _number(result["requests_per_s"]),
+        "input tokens per s": _number(result["input_tokens_per_s"]),
+        "output tokens per s": _number(result["output_tokens_per_s"]),
+        "all tokens per s": _number(result["total_tokens_per_s"]),
     }
     for name, text in lines.items():
         session.say(f"{name:<24}{text}")
     session.say("\n" + _row("milliseconds", _HEADS))
     for key, name in TIMES.items():
-        figures = result[key] or {}
-        session.say(_row(name, [_figure(figures.get(head)) for head in _HEADS]))
+        numbers = result[key] or {}
+        session.say(_row(name, [_number(numbers.get(head)) for head in _HEADS]))
     for message, count in list(result["errors"].items())[:_SHOWN_ERRORS]:
         session.remark(f"{count} failed: {message}", style="red")
 
@@ -217,5 +220,5 @@ def _count(number: int | None) -> str:
     return NOTHING if number is None else str(number)
 
 
-def _figure(number: float | None) -> str:
+def _number(number: float | None) -> str:
     return NOTHING if number is None else f"{number:.2f}"

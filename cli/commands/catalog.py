@@ -1,4 +1,4 @@
-"""`berth assign | rm | reload`: the models and their settings."""
+"""`berth assign | rm | reload`: models and their settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.commands.lifecycle import COMING, bring_up
+from cli.commands.lifecycle import STARTING, bring_up
 from cli.completion import complete_models, complete_names
 from cli.errors import CliError, ExitCode, wrong_use
 from cli.session import Session, with_session
@@ -16,10 +16,10 @@ from cli.target import Kind, Target, find, path_of
 from cli.units import size
 from cli.values import key_values
 
-_DRAIN_S = 3600.0  # that a stop may take at most
+_DRAIN_S = 3600.0  # the longest duration of a stop
 _START_S = 600.0
-_NO_FLAGS = frozenset({"devices", "pinned", "timeout"})
-_SETTINGS = _NO_FLAGS | {"gpu_memory_utilization", "max_model_len"}
+_NOT_FLAGS = frozenset({"devices", "pinned", "timeout"})
+_SETTINGS = _NOT_FLAGS | {"gpu_memory_utilization", "max_model_len"}
 
 
 @with_session
@@ -27,14 +27,16 @@ def assign(
     session: Session,
     model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_models)],
     devices: Annotated[
-        str | None, typer.Option(help="GPUs by number or UUID, as in 0,1; `none`; `auto`: Berth chooses")
+        str | None, typer.Option(help="GPUs by number or UUID, e.g. 0,1; `none`; `auto` = Berth chooses")
     ] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Part of each GPU's memory it may use, as in 0.8")
+        float | None, typer.Option(min=0, max=1, help="Fraction of each GPU's memory it may use, e.g. 0.8")
     ] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a context, at most")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of a context in tokens")
+    ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds of idleness until it ends; 0: never")
+        float | None, typer.Option(min=0, help="Idle seconds until it expires; 0 = never")
     ] = None,
     pin: Annotated[bool | None, typer.Option("--pin/--no-pin", help="Never evict it")] = None,
     param: Annotated[
@@ -43,16 +45,16 @@ def assign(
     ] = None,
     unset: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Remove a parameter or a setting; may be repeated"),
+        typer.Option(metavar="KEY", help="Parameter or setting to remove; may be repeated"),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Start again what runs, and wait until it does")
+        bool, typer.Option("--restart", help="Restart running replicas, and wait until they run")
     ] = False,
 ) -> None:
-    """Change how a model is run; what isn't named stays.
+    """Change how a model is run; settings that aren't named stay.
 
-    Written to models.yaml, whose comments stay. A parameter's value is JSON if it reads as such (8, 0.5,
-    true, [1, 2]), else text. --unset takes parameters' names, and devices, gpu_memory_utilization,
+    Writes models.yaml and keeps its comments. A parameter's value is JSON if it can be parsed as such (8,
+    0.5, true, [1, 2]), else text. --unset accepts names of parameters, and devices, gpu_memory_utilization,
     max_model_len, pinned and timeout.
     """
     changes: dict[str, Any] = {
@@ -79,11 +81,11 @@ def rm(
         str,
         typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names),
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation")] = False,
 ) -> None:
     """Delete a model's downloaded files.
 
-    Or, if NAME is an instance, stop it and forget it.
+    If NAME is an instance, stop and delete the instance.
     """
     with session.server() as server:
         target = find(server, name)
@@ -100,7 +102,7 @@ def rm(
 
 @with_session
 def reload(session: Session) -> None:
-    """Read models.yaml again; what runs goes on."""
+    """Reload models.yaml; running instances stay as they are."""
     with session.server() as server:
         answer = server.request("POST", "/reload")
     if session.as_json:
@@ -118,7 +120,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _patch(session: Session, model: str, changes: dict[str, Any], removed: list[str], restart: bool) -> None:
-    """Have models.yaml changed, and say so. Raises CliError."""
+    """Change models.yaml and report it. Raises CliError."""
     with session.server() as server:
         if removed:
             _check_is_set(server.get(path_of(Kind.MODEL, model)), removed)
@@ -129,16 +131,18 @@ def _patch(session: Session, model: str, changes: dict[str, Any], removed: list[
             body=changes,
             timeout_s=_DRAIN_S,
         )
-    _check_is_gone(record, removed)
-    starts = restart and record["status"] in COMING
+    _check_is_removed(record, removed)
+    starts = restart and record["status"] in STARTING
     if session.as_json and not starts:
         session.print_json(record)
         return
     if starts:
-        session.remark(f"model {record['name']} is changed, and starts again")
+        session.remark(f"model {record['name']} is changed and restarts")
         bring_up(session, record["name"], "start", timeout_s=_DRAIN_S, wait=_START_S)
         return
-    later = "" if restart or not record["replicas"] else "; it holds from its next start (--restart: now)"
+    later = (
+        "" if restart or not record["replicas"] else "; this takes effect at its next start (--restart: now)"
+    )
     session.say(f"model {record['name']} is changed{later}")
 
 
@@ -149,21 +153,21 @@ def _devices(text: str) -> list[str] | None:
 
 
 def _remove(changes: dict[str, Any], keys: list[str]) -> None:
-    """Have keys removed wherever each may stand. Raises CliError where one is given a value as well."""
+    """Mark keys for removal wherever they may be. Raises CliError for a key that also gets a value."""
     for key in keys:
         params = changes.setdefault("params", {})
         if not key or changes.get(key) is not None or params.get(key) is not None:
-            raise wrong_use(f"--unset {key!r} contradicts its value", "see `berth assign --help`")
+            raise wrong_use(f"--unset {key!r} contradicts a value given for it", "see `berth assign --help`")
         if key in _SETTINGS:
             changes[key] = None
-        if key not in _NO_FLAGS:
+        if key not in _NOT_FLAGS:
             params[key] = None
         elif not params:
             del changes["params"]
 
 
 def _check_is_set(record: Record, keys: list[str]) -> None:
-    """Raises CliError for a parameter that the model doesn't have: the name may be mistyped."""
+    """Raises CliError for a parameter that the model doesn't have: its name may be misspelt."""
     for key in keys:
         if key not in _SETTINGS and key not in _flags(record):
             known = ", ".join(sorted(_flags(record))) or "none"
@@ -171,14 +175,14 @@ def _check_is_set(record: Record, keys: list[str]) -> None:
             raise CliError(message, ExitCode.REFUSED)
 
 
-def _check_is_gone(record: Record, keys: list[str]) -> None:
-    """Raises CliError where a parameter comes from elsewhere than `params`."""
+def _check_is_removed(record: Record, keys: list[str]) -> None:
+    """Raises CliError for a parameter that doesn't come from `params`."""
     for key in keys:
         if key in _flags(record):
             raise CliError(
                 f"model {record['name']} still has the parameter {key!r}",
                 ExitCode.REFUSED,
-                next_step="it stands in `extra_args` or `defaults` of models.yaml: remove it there",
+                next_step="it is set in `extra_args` or `defaults` of models.yaml: remove it there",
             )
 
 
@@ -187,12 +191,12 @@ def _flags(record: Record) -> set[str]:
 
 
 def _confirm(target: Target) -> None:
-    """Raises CliError unless somebody says yes."""
+    """Raises CliError unless the user confirms."""
     if target.kind is Kind.INSTANCE:
-        question = f"Stop {target} and forget it?"
+        question = f"Stop and delete {target}?"
     else:
         question = f"Delete the downloaded files of {target} ({size(target.record['size_bytes'])})?"
     if not sys.stdin.isatty():
-        raise wrong_use(f"nobody can be asked: {question}", "--yes says yes")
+        raise wrong_use(f"not at a terminal, so this can't be confirmed: {question}", "use --yes to confirm")
     if not typer.confirm(question, err=True):
-        raise CliError(f"{target} is kept", ExitCode.REFUSED)
+        raise CliError(f"{target} was not deleted", ExitCode.REFUSED)

@@ -1,4 +1,4 @@
-"""`berth run`: ask a model one thing, or talk with it."""
+"""`berth run`: sends one prompt to a model, or chats with it."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ def run(
     session: Session,
     model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_models)],
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="Without it, and at a terminal: a chat")
+        str | None, typer.Argument(metavar="PROMPT", help="Without a PROMPT, at a terminal: a chat")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="How it is to answer")] = None,
+    system: Annotated[str | None, typer.Option(help="System message")] = None,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A field of the request, as in temperature=0.2"),
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the request, e.g. temperature=0.2"),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Tell tokens per second")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show tokens per second")] = False,
     nowordwrap: Annotated[
-        bool, typer.Option("--nowordwrap", help="Let the terminal break lines, not only between words")
+        bool,
+        typer.Option("--nowordwrap", help="Let the terminal break lines anywhere, not only between words"),
     ] = False,
 ) -> None:
-    """Ask a model; it is started if need be.
+    """Prompt a model or chat with it; it is started if necessary.
 
-    What is piped in is the prompt, or comes after the PROMPT given: git diff | berth run MODEL "Explain".
+    Standard input is the prompt, or is appended to PROMPT: git diff | berth run MODEL "Explain".
     """
     conversation = Conversation(model, system, key_values(fields or []), verbose, not nowordwrap)
     question = _question(prompt)
     with session.server() as server:
         if question is None:
             if session.as_json:
-                raise wrong_use("--json needs a PROMPT", 'as in berth run MODEL "Hello" --json')
+                raise wrong_use("--json needs a PROMPT", 'e.g. berth run MODEL "Hello" --json')
             _chat(session, server, conversation)
             return
         conversation.ask(question)
@@ -66,19 +67,19 @@ def register(app: typer.Typer) -> None:
 
 
 def _question(prompt: str | None) -> str | None:
-    """The prompt with what is piped in; None where somebody sits at a terminal. Raises CliError."""
+    """The prompt with standard input appended; None for a chat at a terminal. Raises CliError."""
     if prompt is not None and not _is_piped():
         return prompt
     if sys.stdin.isatty():
         return None
     parts = [part for part in (prompt, sys.stdin.read().strip()) if part]
     if not parts:
-        raise wrong_use("the prompt is empty", 'as in berth run MODEL "Hello"')
+        raise wrong_use("the prompt is empty", 'e.g. berth run MODEL "Hello"')
     return "\n\n".join(parts)
 
 
 def _is_piped() -> bool:
-    """Whether standard input is a file or a pipe, so that there is something to read and an end to it."""
+    """Whether standard input is a file or a pipe, and thus has an end."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):  # it is closed
@@ -87,8 +88,8 @@ def _is_piped() -> bool:
 
 
 def _chat(session: Session, server: Server, conversation: Conversation) -> None:
-    """Until Ctrl-D or /exit. What goes wrong with one answer doesn't end it."""
-    session.remark(f"{conversation.model}: /? lists the commands, Ctrl-D leaves")
+    """Chat until Ctrl-D or /exit. An error in one response doesn't end the chat."""
+    session.remark(f"{conversation.model}: /? lists the commands, Ctrl-D exits")
     while True:
         try:
             message = read_message()
@@ -96,7 +97,7 @@ def _chat(session: Session, server: Server, conversation: Conversation) -> None:
             session.err.print()
             return
         except KeyboardInterrupt:
-            session.remark("\nCtrl-D or /bye leaves")
+            session.remark("\nCtrl-D or /bye exits")
             continue
         try:
             command = command_in(message)
@@ -108,7 +109,7 @@ def _chat(session: Session, server: Server, conversation: Conversation) -> None:
             elif command[0] is Verb.SHOW and command[1] in ("", "info"):
                 session.err.print(details(record_for(server, conversation.model)), soft_wrap=True)
             else:
-                session.remark(conversation.obey(*command))
+                session.remark(conversation.execute(*command))
         except CliError as exc:
             session.remark(f"berth: {exc.line}", style="red")
             if exc.exit_code is ExitCode.NOT_ALLOWED:
@@ -116,7 +117,7 @@ def _chat(session: Session, server: Server, conversation: Conversation) -> None:
 
 
 def _exchange(session: Session, server: Server, conversation: Conversation, message: str) -> None:
-    """One question and its answer; Ctrl-C ends the answer, and what came of it stays."""
+    """One prompt and its response; Ctrl-C stops the response, and the text so far is kept."""
     conversation.ask(message)
     writer = AnswerWriter(sys.stdout, word_wrap=conversation.word_wrap)
     try:
@@ -136,7 +137,7 @@ def _answer(session: Session, server: Server, conversation: Conversation, writer
 
 
 def _pieces(session: Session, server: Server, conversation: Conversation) -> Generator[Piece]:
-    """The next answer; until it begins, a sign of life where somebody looks at it."""
+    """The next response; until it begins, a spinner at a terminal."""
     with closing(stream_answer(server, conversation.body(stream=True))) as pieces:
         with session.waiting(f"waiting for {conversation.model}"):
             first = next(pieces, None)

@@ -1,4 +1,4 @@
-"""`berth help | version`: the command line about itself."""
+"""`berth help | version`: information on the command line itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TIMEOUT_S = 2.0
 
 def show_help(
     ctx: typer.Context,
-    command: Annotated[str | None, typer.Argument(metavar="COMMAND", help="One command's help")] = None,
+    command: Annotated[str | None, typer.Argument(metavar="COMMAND", help="Command to show help for")] = None,
 ) -> None:
-    """What there is to type, or one command's options."""
+    """List the commands, or one command's options."""
     root = ctx.find_root()
     if command is None:
         typer.echo(root.get_help())
@@ -28,7 +28,7 @@ def show_help(
 
 @with_session
 def version(session: Session) -> None:
-    """The versions of this command line and of the Berth that it talks to."""
+    """Show the versions of this command line and of the server."""
     served: str | None = None
     try:
         with session.server() as server:

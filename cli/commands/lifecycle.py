@@ -1,4 +1,4 @@
-"""`berth start | stop | restart | sleep | wake`, of a model (all its replicas) or of one instance."""
+"""`berth start | stop | restart | sleep | wake`, for a model (all its replicas) or one instance."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cli.startup import following
 from cli.tables import Record
 from cli.target import Target, find
 
-_LONGEST_S = 3600.0  # that the server waits for a start
-_GRACE_S = 30.0  # for its answer after that
+_LONGEST_S = 3600.0  # the server's longest wait for a start
+_GRACE_S = 30.0  # for its response after that
 _UP = frozenset({"running"})
-COMING = frozenset({"starting", "health_checking", "waking"})
+STARTING = frozenset({"starting", "health_checking", "waking"})
 _LOG_LINES = 10
 _FAILED = "instance_failed"  # the code of errors
 
@@ -27,19 +27,19 @@ Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names)
 ]
 Wait = Annotated[
-    float, typer.Option(min=0, max=_LONGEST_S, help="Seconds to wait until it runs; 0: don't wait")
+    float, typer.Option(min=0, max=_LONGEST_S, help="Seconds to wait until it runs; 0 = don't wait")
 ]
 
 
 @with_session
 def start(session: Session, name: Name, wait: Wait = 600) -> None:
-    """Start a model, or an instance that has ended."""
+    """Start a model, or an ended instance."""
     bring_up(session, name, "start", timeout_s=wait + _GRACE_S, wait=wait)
 
 
 @with_session
 def restart(session: Session, name: Name, wait: Wait = 600) -> None:
-    """Stop and start again."""
+    """Stop and start a model or an instance."""
     bring_up(session, name, "restart", timeout_s=wait + _LONGEST_S, wait=wait)
 
 
@@ -51,8 +51,8 @@ def stop(
 ) -> None:
     """Stop a model or an instance.
 
-    Requests in flight are answered first. The next request for a model starts it again. What has failed is
-    stopped then, and its next start isn't put off any more.
+    Requests in flight are completed first. The next request for a model starts it again. A failed model or
+    instance becomes stopped, and its next start is no longer delayed.
     """
     _act(session, name, "stop", force=force or None)
 
@@ -62,16 +62,16 @@ def sleep(
     session: Session,
     name: Name,
     level: Annotated[
-        int, typer.Option(min=1, max=3, help="1 frees the KV cache's memory, 2 the weights' too, 3 stops it")
+        int, typer.Option(min=1, max=3, help="1 = free the KV cache, 2 = also the weights, 3 = stop")
     ] = 1,
 ) -> None:
-    """Give memory back; the next request wakes it."""
+    """Put a model or an instance to sleep to free its memory; the next request wakes it."""
     _act(session, name, "sleep", level=level)
 
 
 @with_session
 def wake(session: Session, name: Name) -> None:
-    """Take the memory back and serve."""
+    """Wake a sleeping model or instance."""
     bring_up(session, name, "wake", timeout_s=_LONGEST_S)
 
 
@@ -92,7 +92,7 @@ def _act(session: Session, name: str, verb: str, **params: Any) -> None:
 
 
 def bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **params: Any) -> None:
-    """Wait until it runs, and say how it went and where its log is."""
+    """Wait until it runs, and print the outcome and the log's path."""
     with session.server() as server:
         target = find(server, name)
         began = time.monotonic()
@@ -111,18 +111,18 @@ def bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **para
 
 
 def _outcome(target: Target, record: Record, instance: Record | None, took_s: float) -> str:
-    """What it has come to, in a line."""
+    """The outcome in one line."""
     line = f"{target} is {record['status']}"
     if record["status"] in _UP:
         where = f" on port {instance['port']}" if instance is not None else ""
         return f"{line}{where} ({took_s:.1f} s)"
-    if record["status"] in COMING:
-        return f"{line}; `berth ps --watch` follows it"
+    if record["status"] in STARTING:
+        return f"{line}; `berth ps --watch` shows its progress"
     return line
 
 
 def _explained(server: Server, target: Target, exc: CliError) -> CliError:
-    """The same with the class of the failure, its reason and the log's last lines, where there are any."""
+    """The error with the failure's class and reason and the log's last lines, if available."""
     try:
         instance = latest(server, target)
     except CliError:

@@ -1,4 +1,4 @@
-"""`berth logs`: what an engine has said."""
+"""`berth logs`: an engine's output."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ def logs(
         str,
         typer.Argument(metavar="NAME", help="An instance's id, or a model", autocompletion=complete_names),
     ],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new lines until Ctrl-C")
+    ] = False,
     tail: Annotated[
-        int, typer.Option("--tail", "-n", min=0, max=100_000, help="How many of the newest lines")
+        int, typer.Option("--tail", "-n", min=0, max=100_000, help="Number of lines from the end")
     ] = 100,
 ) -> None:
-    """An engine's output."""
+    """Show an engine's output."""
     with session.server() as server:
         path = path_of(Kind.INSTANCE, _instance(server, find(server, name))) + "/logs"
         if follow:
@@ -55,13 +57,13 @@ def _follow(session: Session, server: Server, path: str, tail: int) -> None:
 
 
 def _instance(server: Server, target: Target) -> str:
-    """The one instance whose log is meant; of a model that has ended, the last. Raises CliError."""
+    """The instance whose log is shown; for an ended model, its last one. Raises CliError."""
     if target.kind is Kind.INSTANCE:
         return target.name
     replicas: list[str] = target.record["replicas"] or ended(server, target)[-1:]
     if not replicas:
         raise CliError(
-            f"{target} has no log, as it has not been started",
+            f"{target} has no log because it has never been started",
             ExitCode.NOT_FOUND,
             next_step=f"`berth start {target.name}` starts it",
         )

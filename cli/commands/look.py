@@ -1,4 +1,4 @@
-"""`berth ps | list | show | info`: what runs, what there is."""
+"""`berth ps | list | show | info`: instances, models and the server."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ from cli.target import MODELS_PATH, record_for, unless_not_admin
 if TYPE_CHECKING:
     from rich.text import Text
 
-_EVENTS_AGAIN_S = 2.0
+_RECONNECT_S = 2.0
 _UP = frozenset({"running", "starting", "sleeping"})
 
 
 @with_session
 def ps(
     session: Session,
-    include_ended: Annotated[bool, typer.Option("--all", "-a", help="Stopped and failed ones too")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C")] = False,
+    include_ended: Annotated[
+        bool, typer.Option("--all", "-a", help="Include stopped and failed ones")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing until Ctrl-C")] = False,
     interval: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between looks with --watch; changes show at once")
+        float, typer.Option(min=0.1, help="Seconds between updates with --watch; changes show at once")
     ] = 2.0,
 ) -> None:
-    """What runs: the instances.
+    """List running instances.
 
-    With a key that may only send requests: the models that run.
+    With an API key that only allows requests, list the running models instead.
     """
     with session.server() as server:
         if watch:
@@ -60,9 +62,9 @@ def ps(
 
 @with_session
 def list_models(session: Session) -> None:
-    """The models that can be asked for.
+    """List the available models.
 
-    With a key that may only send requests: those that it is good for.
+    With an API key that only allows requests, list the models that the key may use.
     """
     with session.server() as server:
         answer = unless_not_admin(lambda: server.get("/models"))
@@ -71,7 +73,7 @@ def list_models(session: Session) -> None:
             return
     if session.as_json:
         session.print_json(answer)
-    elif answer["data"] and "pinned" not in answer["data"][0]:  # not Berth: OpenAI's list
+    elif answer["data"] and "pinned" not in answer["data"][0]:  # not Berth: a list in OpenAI's form
         session.say(entry_table(answer["data"], session.out.width))
     else:
         session.say(model_table(answer["data"], time.time(), session.out.width))
@@ -85,14 +87,14 @@ def show(
         typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names),
     ],
 ) -> None:
-    """All that is known of a model or an instance."""
+    """Show all details of a model or an instance."""
     with session.server() as server:
         _print_record(session, record_for(server, name))
 
 
 @with_session
 def info(session: Session) -> None:
-    """Berth itself: version, platform, limits."""
+    """Show information on the server: version, platform, limits."""
     with session.server() as server:
         _print_record(session, {"url": server.url, **server.get("/info")})
 
@@ -115,7 +117,7 @@ def _print_record(session: Session, record: Record) -> None:
 def _print_entries(
     session: Session, server: Server, is_shown: Callable[[Record], bool] = lambda _: True
 ) -> None:
-    """What `/v1/models` has, which is all that a key for requests may see."""
+    """Print `/v1/models`, which is all that a key for requests may read."""
     answer = server.get(MODELS_PATH)
     answer["data"] = [one for one in answer["data"] if is_shown(one)]
     if session.as_json:
@@ -135,27 +137,27 @@ def _instance_table(session: Session, records: list[Record]) -> Text:
 
 
 def _watch(session: Session, server: Server, include_ended: bool, interval_s: float) -> None:
-    """A table that stays current, or without a terminal one after the other; with --json NDJSON."""
-    looks = _looks(session, server, include_ended, interval_s)
+    """A table that is kept up to date; without a terminal one after another; with --json NDJSON."""
+    snapshots = _snapshots(session, server, include_ended, interval_s)
     if session.as_json:
-        for answer in looks:
+        for answer in snapshots:
             session.print_json(answer, indent=None)
         return
     if not session.out.is_terminal:
-        for answer in looks:
+        for answer in snapshots:
             session.say(_instance_table(session, answer["data"]))
         return
     from rich.live import Live
 
     with Live(console=session.out, auto_refresh=False, vertical_overflow="crop") as live:
-        for answer in looks:
+        for answer in snapshots:
             live.update(_instance_table(session, answer["data"]), refresh=True)
 
 
-def _looks(
+def _snapshots(
     session: Session, server: Server, include_ended: bool, interval_s: float
 ) -> Iterator[dict[str, Any]]:
-    """The instances at every event, and every `interval_s` for what no event tells: memory, load, age."""
+    """The instances at every event, and every `interval_s` for changes without events: memory, load, age."""
     changed = threading.Event()
     threading.Thread(target=_follow_events, args=(session, changed), daemon=True).start()
     while True:
@@ -165,7 +167,7 @@ def _looks(
 
 
 def _follow_events(session: Session, changed: threading.Event) -> None:
-    """Sets `changed` at every event. A break in the stream is the other connection's to tell."""
+    """Sets `changed` at every event. Errors are left to the other connection."""
     while True:
         try:
             with session.server() as server, server.stream("GET", "/events") as response:
@@ -173,4 +175,4 @@ def _follow_events(session: Session, changed: threading.Event) -> None:
                     changed.set()
         except CliError:
             pass
-        time.sleep(_EVENTS_AGAIN_S)
+        time.sleep(_RECONNECT_S)

@@ -1,4 +1,4 @@
-"""`berth pull`: a download with its progress."""
+"""`berth pull`: downloads a model and shows the progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cli.units import size
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_SAY_EVERY_S = 5.0  # where no terminal shows bars
+_REPORT_INTERVAL_S = 5.0  # without a terminal
 Line = dict[str, Any]
 
 
@@ -27,18 +27,18 @@ def pull(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model on the hub: OWNER/NAME")],
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit")] = None,
 ) -> None:
-    """Download a model. Ctrl-C stops it; the same command again goes on where it broke."""
+    """Download a model. Ctrl-C stops the download; the same command resumes it."""
     body = {"model": model} | ({"revision": revision} if revision else {})
     try:
         with session.server() as server, server.stream("POST", "/models/pull", body=body) as response:
             done = _shown(session, model, server.json_lines(response))
     except KeyboardInterrupt:
         raise CliError(
-            f"the download of {model} is stopped", ExitCode.INTERRUPTED, next_step="pull it again to go on"
+            f"the download of {model} was stopped", ExitCode.INTERRUPTED, next_step="pull it again to resume"
         ) from None
     if done is None:
         raise CliError(
-            f"the download of {model} broke off", ExitCode.UNREACHABLE, next_step="pull it again to go on"
+            f"the download of {model} broke off", ExitCode.UNREACHABLE, next_step="pull it again to resume"
         )
     if not session.as_json:
         session.say(f"{done['model']}: {size(done['size_bytes'])} in {done['path']}")
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _shown(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
-    """Show every line in the way that fits; the last one, of success. Raises CliError."""
+    """Show every line in the appropriate form; returns the last one, of success. Raises CliError."""
     if session.as_json:
         return _as_json(session, lines)
     if session.err.is_terminal:
@@ -68,21 +68,21 @@ def _as_json(session: Session, lines: Iterator[Line]) -> Line | None:
 
 
 def _as_text(session: Session, lines: Iterator[Line]) -> Line | None:
-    said = -_SAY_EVERY_S
+    reported = -_REPORT_INTERVAL_S
     for line in lines:
         if error := refusal_in_stream(line):
             raise error
         if line.get("status") == "success":
             return line
-        is_whole = line.get("status") == "downloading" and line["file"] is None
-        if is_whole and time.monotonic() - said >= _SAY_EVERY_S:
-            said = time.monotonic()
+        is_total = line.get("status") == "downloading" and line["file"] is None
+        if is_total and time.monotonic() - reported >= _REPORT_INTERVAL_S:
+            reported = time.monotonic()
             session.err.print(f"{size(line['completed'])} of {size(line['total'])}")
     return None
 
 
 def _as_bars(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
-    """A bar for the whole, and one for each file on its way."""
+    """A bar for the total, and one for each file being downloaded."""
     with _bars(session) as progress:
         whole = progress.add_task(printable(model), total=None)
         files: dict[str, TaskID] = {}

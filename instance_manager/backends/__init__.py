@@ -1,4 +1,4 @@
-"""Back ends: from an instance's spec to what has to be run. One interface, one module per engine."""
+"""Back ends: from an instance's spec to the command that runs it. One interface, one module per engine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ BACKENDS: Mapping[str, Backend] = {
 
 
 def plan_launch(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-    """What to run for `spec`. Raises InvalidSpec or ModelNotFound."""
+    """How to run `spec`. Raises InvalidSpec or ModelNotFound."""
     backend = BACKENDS.get(spec.engine)
     if backend is None:
-        raise InvalidSpec(f"unknown engine {spec.engine!r}; known are {', '.join(BACKENDS)}", param="engine")
+        raise InvalidSpec(
+            f"unknown engine {spec.engine!r}; known engines: {', '.join(BACKENDS)}", param="engine"
+        )
     return backend.plan(spec, config)

@@ -1,4 +1,4 @@
-"""The interface of the back ends, and what those that take vLLM's flags have in common."""
+"""The interface of the back ends, and what back ends with vLLM's flags have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
-# What decides where an engine listens, what it loads and who may talk to it.
+# Flags that decide where an engine listens, what it loads and which clients it accepts.
 OWNED_PARAMS = frozenset(
     {
         "model",
@@ -34,15 +34,15 @@ OWNED_PARAMS = frozenset(
 
 
 class SleepStyle(StrEnum):
-    """Which calls an engine takes."""
+    """Which routes put an engine to sleep and wake it."""
 
-    ENGINE = "engine"  # ours: one call wakes it whole
+    ENGINE = "engine"  # the embedded engine: one call wakes it completely
     VLLM = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """How to start an engine, but for the port, and how to tell that it is ready."""
+    """How to start an engine, except for its port, and how to check that it is ready."""
 
     argv: Callable[[str, int], list[str]]  # (host, port) -> the command
     params: Mapping[str, Any]  # as merged
@@ -52,8 +52,8 @@ class LaunchPlan:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
     sleep_style: SleepStyle | None = None  # None = it can't sleep
-    runner: RunnerKind | None = None  # what it can serve; None = nobody knows
-    isolates_tenants: bool = False  # it is told whose each request is
+    runner: RunnerKind | None = None  # what it can serve; None = unknown
+    isolates_tenants: bool = False  # it gets the tenant of each request
 
 
 class Backend(Protocol):
@@ -67,20 +67,20 @@ class Backend(Protocol):
 
 
 def check_vllm_like(spec: InstanceSpec, config: ManagerConfig) -> None:
-    """Raise InvalidSpec for what engines with vLLM's command line can't be asked for."""
+    """Raise InvalidSpec for a spec that engines with vLLM's command line can't run."""
     if spec.command is not None:
         raise InvalidSpec(
-            f"command is for engine 'command' only; engine {spec.engine!r} makes its own", param="command"
+            f"command is for engine 'command' only; engine {spec.engine!r} builds its own", param="command"
         )
     check_params(spec.params, OWNED_PARAMS)
     try:
         check_params(config.default_params, OWNED_PARAMS)
     except InvalidSpec as error:
-        raise InvalidSpec(f"{error.message} (it stands in the file VLLM_CONFIG)", param=error.param) from None
+        raise InvalidSpec(f"{error.message} (set in the file VLLM_CONFIG)", param=error.param) from None
 
 
 def served_name(params: Mapping[str, Any], model_name: str) -> str:
-    """The name the engine is to answer to: the first of `served_model_name`, or the model as asked for."""
+    """The name that the engine serves: the first of `served_model_name`, or the model as requested."""
     value = params.get("served_model_name", model_name)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
@@ -91,11 +91,11 @@ def served_name(params: Mapping[str, Any], model_name: str) -> str:
 
 
 def runner_of(params: Mapping[str, Any], model: str) -> RunnerKind | None:
-    """What an engine with vLLM's flags serves. `model`: a folder, or a hub id, of which nothing is known."""
+    """What an engine with vLLM's flags serves. `model`: a folder, or a hub id, which isn't looked up."""
     found = runner_of_params(params)
     return runner_of_checkpoint(Path(model)) if found is None and model.startswith("/") else found
 
 
 def owned_flags(model: str, host: str, port: int) -> list[str]:
-    """The flags Berth decides. They come last: argparse lets the last one win, abbreviations included."""
+    """The flags that Berth sets. They come last: in argparse the last one wins, even over abbreviations."""
     return ["--model", model, "--host", host, "--port", str(port)]

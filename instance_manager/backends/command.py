@@ -1,4 +1,4 @@
-"""Any server command: an argv template in which `{port}`, `{host}` and `{model}` are filled in."""
+"""Any server command: an argv template with the placeholders `{port}`, `{host}` and `{model}`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLACEHOLDER = re.compile(r"\{(port|host|model)\}")
 
 
 class CommandBackend:
-    """Runs what it is told, without a shell; asks the engine for its health only."""
+    """Runs the given command without a shell; requests only the engine's health."""
 
     name = "command"
 
@@ -41,14 +41,14 @@ def _checked(spec: InstanceSpec) -> tuple[str, ...]:
     command = spec.command
     if not isinstance(command, Sequence) or isinstance(command, str) or not command:
         raise InvalidSpec(
-            "engine 'command' needs `command`: a list of arguments in which {port}, {host} and {model} "
-            "are filled in",
+            "engine 'command' needs `command`: a list of arguments with the placeholders {port}, {host} and "
+            "{model}",
             param="command",
         )
     if not all(isinstance(part, str) and "\0" not in part for part in command) or not command[0]:
         raise InvalidSpec("command must be a list of strings, the program's name first", param="command")
     if spec.params:
         raise InvalidSpec(
-            "engine 'command' takes no params: write them into `command` as arguments", param="params"
+            "engine 'command' takes no params: put them into `command` as arguments", param="params"
         )
     return tuple(command)

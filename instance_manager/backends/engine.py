@@ -1,4 +1,4 @@
-"""The embedded engine: `python -m engine`, in the interpreter Berth itself runs in."""
+"""The embedded engine: `python -m engine`, in Berth's own interpreter."""
 
 from __future__ import annotations
 
@@ -52,5 +52,7 @@ class EngineBackend:
             sleep_style=SleepStyle.ENGINE if params.get("enable_sleep_mode") else None,
             runner=runner_of(params, model),
             isolates_tenants=True,
-            cwd=str(_ROOT),  # `-m` looks in the working directory first: no stranger named "engine" there
+            cwd=str(
+                _ROOT
+            ),  # `-m` searches the working directory first: exclude other packages named "engine"
         )

@@ -1,7 +1,7 @@
-"""Whether an engine takes its parameters, told before anything is started or stopped for them.
+"""Checks an engine's parameters before anything is started or stopped for them.
 
-What the embedded engine takes is read from engine_flags.json, which is written from its parser; values are
-judged here as they are there. Of vLLM's flags the names are known where it is the version of that table.
+The embedded engine's flags are read from engine_flags.json, which is generated from its parser; values are
+checked as the parser does. Names of vLLM's flags are checked only for the vLLM version of that table.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)")
 _UNITS = {
     "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
 }  # fmt: skip
-_NUMBERS = frozenset({"count", "length", "fraction"})  # kinds that vLLM reads as the embedded engine does
+_NUMBERS = frozenset({"count", "length", "fraction"})  # kinds that vLLM parses as the embedded engine does
 
 
 def check_engine_flags(params: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
     """Raise InvalidSpec for the first parameter that the embedded engine would refuse.
 
-    `own`: those of the request or of the model's entry; the others come from settings. `folder`: where the
-    engine runs.
+    `own`: parameters of the request or the model's entry; the others come from settings. `folder`: the
+    engine's working directory.
     """
     flags = _table()["flags"]
     for name, value in params.items():
@@ -42,7 +42,7 @@ def check_engine_flags(params: Mapping[str, Any], own: Mapping[str, Any], folder
 
 
 def check_vllm_flags(params: Mapping[str, Any], own: Mapping[str, Any], python: str) -> None:
-    """Raise InvalidSpec for a number that is none, and for a name that this vLLM is known not to have."""
+    """Raise InvalidSpec for an invalid number, and for a name that this vLLM version lacks."""
     table = _table()
     theirs = {name: entry for name, entry in table["flags"].items() if not entry.get("is_ours")}
     is_known = (vllm_version(python) or "").startswith(f"{table['vllm_version']}.")
@@ -58,7 +58,7 @@ def check_vllm_flags(params: Mapping[str, Any], own: Mapping[str, Any], python: 
 
 
 def vllm_version(python: str) -> str | None:
-    """Of the vLLM in an interpreter's environment, where that has the usual layout. Nothing is run for it."""
+    """The version of vLLM in an interpreter's environment, from file names alone; None if not found."""
     found = shutil.which(python)
     root = None if found is None else Path(found).absolute().parent.parent
     folders = [] if root is None else sorted(root.glob("lib/python3.*/site-packages/vllm-*.dist-info"))
@@ -77,21 +77,21 @@ def _flag(name: str) -> str:
 
 def _refusal(name: str, value: Any, problem: str, own: Mapping[str, Any]) -> InvalidSpec:
     shown = MASK if is_secret(name) else value if isinstance(value, str) else json.dumps(value, default=str)
-    spelt = {key.replace("-", "_") for key in own}
-    origin = "" if name.replace("-", "_") in spelt else ", which VLLM_CONFIG or a VLLM_DEFAULT_… setting says"
+    own_names = {key.replace("-", "_") for key in own}
+    origin = "" if name.replace("-", "_") in own_names else ", set by VLLM_CONFIG or a VLLM_DEFAULT_… setting"
     return InvalidSpec(f"params.{name}={shown}{origin}: {problem}", param=f"params.{name}")
 
 
 def _unknown(name: str, flags: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(_flag(name), flags, n=1, cutoff=0.7)
-    meant = f"; did you mean {close[0].replace('-', '_')}?" if close else ""
-    return f"the engine has no such flag{meant}"
+    hint = f"; did you mean {close[0].replace('-', '_')}?" if close else ""
+    return f"the engine has no such flag{hint}"
 
 
 def _problem(value: Any, entry: Mapping[str, Any], folder: Path) -> str | None:
-    """Why the engine wouldn't take the value; None where it would."""
+    """Why the engine would refuse the value; None if it wouldn't."""
     if value == [] or value == ():
-        return None  # no flag is made of it
+        return None  # it becomes no flag
     is_list = entry.get("is_list", False)
     if (entry["kind"] == "switch") != isinstance(value, bool):
         if entry["kind"] == "switch":
@@ -107,7 +107,7 @@ def _problem(value: Any, entry: Mapping[str, Any], folder: Path) -> str | None:
     else:
         texts = [as_argument(value)]
     problems = (_read(text, entry, folder) for text in texts)
-    if (problem := next((one for one in problems if one is not None), None)) is not None:
+    if (problem := next((found for found in problems if found is not None), None)) is not None:
         return problem
     allowed = entry.get("allowed")
     if allowed is None or " ".join(texts) in allowed:
@@ -117,7 +117,7 @@ def _problem(value: Any, entry: Mapping[str, Any], folder: Path) -> str | None:
 
 
 def _read(text: str, entry: Mapping[str, Any], folder: Path) -> str | None:
-    """What is wrong with one value, as it stands on a command line."""
+    """The problem with one value, in its command-line form."""
     kind, choices = entry["kind"], entry.get("choices")
     if choices is not None:
         word = text.lower() if kind == "word" else text
@@ -171,7 +171,7 @@ def _check_object(text: str) -> str | None:
 
 
 def _check_template(text: str, folder: Path) -> str | None:
-    """Text with braces or line ends is the template itself."""
+    """A text with braces or line breaks is the template itself."""
     if re.search(r"[{}\n]", text) or Path(folder, text).is_file():
         return None
     return "there is no such file, and a template itself would have braces"

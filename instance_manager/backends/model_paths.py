@@ -1,4 +1,4 @@
-"""Where a model named in a request lies on this machine."""
+"""Where a requested model is on this machine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 from instance_manager.errors import ModelNotFound
 
-# What the hub calls a repository: "name" or "owner/name", of no more than 96 characters each.
+# Names of repositories on the hub: "name" or "owner/name", of at most 96 characters each.
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,95}(/[A-Za-z0-9][A-Za-z0-9._-]{,95})?")
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _PATH_PREFIXES = ("/", "./", "../", "~")
 
 
 def expand_home(path: str | Path) -> Path:
-    """Unlike Path's own, it leaves a `~` alone that nobody has: not every user has a home directory."""
+    """Unlike Path.expanduser, leaves `~` as it is for a user without a home directory."""
     return Path(os.path.expanduser(path))
 
 
 def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
-    """An absolute directory, or the name itself where it may be a hub id that the engine resolves.
+    """An absolute directory, or the name itself if it may be a hub id that the engine resolves.
 
-    A file of GGUF is a model for some engines. Raises ModelNotFound for a path that is no directory, for what
-    can't be a hub id, and for a name under MODEL_DIRS that a link leads out of there: whoever means the
-    folder behind it gives its path.
+    A GGUF file is a model for some engines. Raises ModelNotFound for a path that isn't a directory, for an
+    invalid hub id, and for a name under MODEL_DIRS that is a link to somewhere else: such a folder must be
+    given by its own path.
     """
     if not model_name.startswith(_PATH_PREFIXES):
         for root in model_dirs:
@@ -33,13 +33,15 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
             if found is not None:
                 return str(found)
     directory = expand_home(model_name)
-    if os.path.isdir(directory):  # False, too, for what no file can be called
+    if os.path.isdir(directory):  # also False for an invalid file name
         return str(directory.resolve())
     if directory.suffix == ".gguf" and os.path.isfile(directory):
-        return str(directory.absolute())  # in the hub's cache, it is a link to a file of another name
+        return str(
+            directory.absolute()
+        )  # not resolved: in the hub's cache it is a link to a file without the suffix
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(model_name):
         raise ModelNotFound(
-            f"model {model_name!r}: there is no such directory, neither by itself nor under MODEL_DIRS "
+            f"model {model_name!r}: there is no such directory, neither as a path nor under MODEL_DIRS "
             f"({', '.join(map(str, model_dirs)) or 'none set'})",
             param="model_name",
         )
@@ -47,7 +49,7 @@ def find_model(model_name: str, model_dirs: Sequence[Path]) -> str:
 
 
 def _directory_below(root: Path, name: str) -> Path | None:
-    """`root/name`, unless the name leads out of the root ("a/../../b"). Raises ModelNotFound."""
+    """`root/name`, unless the name escapes the root ("a/../../b"). Raises ModelNotFound."""
     base = expand_home(root).resolve()
     candidate = base / name
     if not os.path.isdir(candidate) or ".." in Path(name).parts or candidate == base:
@@ -69,7 +71,7 @@ def _directory_below(root: Path, name: str) -> Path | None:
 
 
 def _snapshot_below(root: Path, name: str) -> Path | None:
-    """The main branch of `name`, where `root` has the layout of the hub's cache."""
+    """The main branch of `name`, if `root` has the layout of the hub's cache."""
     if not _HUB_ID.fullmatch(name):
         return None
     repository = expand_home(root).resolve() / f"models--{name.replace('/', '--')}"

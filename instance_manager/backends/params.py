@@ -13,7 +13,7 @@ from instance_manager.errors import InvalidSpec
 MASK = "***"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-# The last word decides: `--api-key` and `hf_token` are secrets, `--max-num-batched-tokens` is none.
+# The last word decides: `--api-key` and `hf_token` are secrets, `--max-num-batched-tokens` isn't.
 _SECRET_NAME = re.compile(r"(?:^|[-_])(?:key|token|secret|password|passwd)$", re.IGNORECASE)
 
 
@@ -34,31 +34,32 @@ def merge_params(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adapter_names(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """The LoRA adapters that an engine is started with, by the names that requests use (--lora-modules)."""
+    """The names by which requests select the LoRA adapters of an engine (--lora-modules)."""
     given = params.get("lora_modules") or ()
     names = []
-    for one in [given] if isinstance(given, str | Mapping) else given:
-        if isinstance(one, str) and one.lstrip().startswith("{"):
+    for adapter in [given] if isinstance(given, str | Mapping) else given:
+        if isinstance(adapter, str) and adapter.lstrip().startswith("{"):
             try:
-                one = json.loads(one)
+                adapter = json.loads(adapter)
             except ValueError:
-                continue  # the engine will say what is wrong with it
-        name = one.get("name") if isinstance(one, Mapping) else str(one).partition("=")[0]
+                continue  # the engine will report the error
+        name = adapter.get("name") if isinstance(adapter, Mapping) else str(adapter).partition("=")[0]
         if isinstance(name, str) and name:
             names.append(name)
     return tuple(names)
 
 
 def check_params(params: Mapping[str, Any], owned: frozenset[str]) -> None:
-    """Raise InvalidSpec (`param` = `params.<name>`) for a name or value no flag can be made of."""
+    """Raise InvalidSpec (`param` = `params.<name>`) for a name or value that can't become a flag."""
     for name, value in params.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidSpec(
-                f"parameter name {name!r} is not made of letters, digits, '_' and '-'", param=f"params.{name}"
+                f"parameter name {name!r} may only contain letters, digits, '_' and '-'",
+                param=f"params.{name}",
             )
         if name.replace("-", "_").lower() in owned:
             raise InvalidSpec(
-                f"params.{name} can't be set: Berth decides it for every engine it starts",
+                f"params.{name} can't be set: Berth decides it for every engine that it starts",
                 param=f"params.{name}",
             )
         _check_value(f"params.{name}", value)
@@ -69,29 +70,29 @@ def _check_value(param: str, value: Any) -> None:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise InvalidSpec(f"{param} is no JSON object: {error}", param=param) from None
+            raise InvalidSpec(f"{param} isn't a JSON object: {error}", param=param) from None
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for item in value:
             if item is None or (isinstance(item, Sequence) and not isinstance(item, str)):
-                raise InvalidSpec(f"{param} may list strings, numbers and objects only", param=param)
+                raise InvalidSpec(f"{param} may only list strings, numbers and objects", param=param)
             if isinstance(item, str) and item.startswith("-"):
-                # After a flag, such an item would be read as the next flag.
-                raise InvalidSpec(f"{param}: the listed value {item!r} may not begin with '-'", param=param)
+                # After a flag, such an item would be parsed as the next flag.
+                raise InvalidSpec(f"{param}: the list item {item!r} must not begin with '-'", param=param)
             _check_value(param, item)
     elif isinstance(value, float) and not math.isfinite(value):
         raise InvalidSpec(f"{param} must be a finite number, not {value}", param=param)
     elif isinstance(value, str) and "\0" in value:
-        raise InvalidSpec(f"{param} may not contain a NUL character", param=param)
+        raise InvalidSpec(f"{param} must not contain a NUL character", param=param)
     elif value is not None and not isinstance(value, str | int | float):
         raise InvalidSpec(
-            f"{param} has the type {type(value).__name__}, which no flag can carry", param=param
+            f"{param} has the type {type(value).__name__}, which can't become a flag", param=param
         )
 
 
 def to_flags(params: Mapping[str, Any], has_negation: Callable[[str], bool]) -> list[str]:
     """Command-line arguments for checked, merged parameters, in their order.
 
-    `has_negation` tells for a kebab-case name whether the engine knows `--no-<name>`.
+    `has_negation`: whether the engine has `--no-<name>` for a kebab-case name.
     """
     argv: list[str] = []
     for name, value in params.items():
@@ -108,12 +109,12 @@ def _flag(name: str, value: Any, has_negation: Callable[[str], bool]) -> list[st
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [flag, *(as_argument(item) for item in value)] if value else []
     argument = as_argument(value)
-    # A value that begins with a dash would be taken for a flag if it stood by itself.
+    # As an argument of its own, a value that begins with a dash would be parsed as a flag.
     return [f"{flag}={argument}"] if argument.startswith("-") else [flag, argument]
 
 
 def as_argument(value: Any) -> str:
-    """A value as it stands on a command line."""
+    """A value in its command-line form."""
     if isinstance(value, Mapping):
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     if isinstance(value, bool):
@@ -122,7 +123,7 @@ def as_argument(value: Any) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a flag, parameter or variable of this name holds something nobody should read."""
+    """Whether a flag, parameter or variable of this name holds a secret."""
     return _SECRET_NAME.search(name) is not None
 
 
@@ -143,7 +144,7 @@ def mask_command(argv: Sequence[str]) -> list[str]:
 
 
 def mask_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with the values of secret ones replaced, those within others too."""
+    """The parameters with secret values masked, nested ones included."""
 
     def masked(name: str, value: Any) -> Any:
         if is_secret(name):

@@ -1,7 +1,7 @@
-"""What an engine makes of its input: it generates, or it pools (embeds, classifies, scores).
+"""Whether an engine generates or pools (embeds, classifies, scores).
 
-An engine does one of both, so a request for the other is none for it. Told from its flags, else from the
-checkpoint, as the engines themselves choose; None where neither tells: then it is asked for anything.
+An engine does one of the two and can't serve requests for the other. Determined from its flags, else from the
+checkpoint, as the engines themselves do; None if neither tells: then it gets any request.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class RunnerKind(StrEnum):
     POOLING = "pooling"
 
 
-# --task is what vLLM had before --runner and --convert.
+# vLLM had --task before --runner and --convert.
 _TASKS = {"generate": RunnerKind.GENERATE, "transcription": RunnerKind.GENERATE} | dict.fromkeys(
     ("embed", "embedding", "classify", "score", "reward", "token_embed", "token_classify", "pooling"),
     RunnerKind.POOLING,
 )
 _CONVERSIONS = frozenset({"embed", "classify", "reward"})
-# Switches of llama.cpp, SGLang and others that leave nothing but pooling.
+# Switches of llama.cpp, SGLang and others that restrict the server to pooling.
 _POOLING_SWITCHES = frozenset({"--embedding", "--embeddings", "--rerank", "--reranking", "--is-embedding"})
 _POOLING_PROGRAMS = frozenset({"text-embeddings-router", "infinity_emb"})
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration")
@@ -34,7 +34,7 @@ _POOLING_HEADS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassific
 
 
 def can_serve(runner: RunnerKind | None, need: RunnerKind | None) -> bool:
-    """Whether an engine that runs so serves what needs that."""
+    """Whether an engine with this runner serves a request with this need."""
     return need is None or runner is None or runner is need
 
 
@@ -50,7 +50,7 @@ def runner_of_params(params: Mapping[str, Any]) -> RunnerKind | None:
 
 
 def runner_of_command(command: Sequence[str]) -> RunnerKind | None:
-    """From a command line of any server's."""
+    """From any server's command line."""
     if command and Path(command[0]).name in _POOLING_PROGRAMS:
         return RunnerKind.POOLING
     params: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def runner_of_command(command: Sequence[str]) -> RunnerKind | None:
 
 
 def runner_of_checkpoint(folder: Path) -> RunnerKind | None:
-    """From a checkpoint's files; None for what is none, or tells nothing. Blocks for a moment."""
+    """From a checkpoint's files; None if they are missing or don't tell. Blocks for a moment."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         (architecture,) = config["architectures"]
@@ -74,7 +74,7 @@ def runner_of_checkpoint(folder: Path) -> RunnerKind | None:
         return None
     if not isinstance(architecture, str):
         return None
-    # Embedding models are made of models that generate too: sentence-transformers' files tell them apart.
+    # Embedding models may have a generating architecture: sentence-transformers' files identify them.
     if (folder / "modules.json").is_file() or architecture.endswith(_POOLING_HEADS):
         return RunnerKind.POOLING
     if architecture.endswith(_GENERATING):

@@ -1,4 +1,4 @@
-"""vLLM, in an interpreter of its own: its dependencies and Berth's need not agree."""
+"""vLLM, in an interpreter of its own: its dependencies may conflict with Berth's."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class VllmBackend:
             params,
             name,
             health_path=spec.health_path or "/health",
-            env={"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {},  # without, it has no sleep routes
+            env={"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {},  # enables its sleep routes
             sleep_style=SleepStyle.VLLM if can_sleep else None,
             runner=runner_of(params, model),
         )

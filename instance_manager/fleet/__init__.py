@@ -1,1 +1,1 @@
-"""Models by name: their replicas, queues and scaling, and room made for them."""
+"""Models by name: their replicas, queues and scaling, and the memory freed for them."""

@@ -1,7 +1,7 @@
-"""Who waits for a model, whichever of its replicas comes free: by priority, then by arrival.
+"""The requests that wait for any replica of a model: by priority, then by arrival.
 
-Requests that need an engine which generates and those that need one which pools wait side by side: neither
-holds the other up.
+Requests that need a generating engine and requests that need a pooling one queue separately: neither holds
+the other up.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _Entry = tuple[int, int, float, _Waiter]  # priority, number, since, waiter
 
 
 class ModelQueue:
-    """Bounded. A waiter that leaves is dropped; what was begun for it goes on."""
+    """Bounded. A waiter that leaves is dropped; a start that was begun for it continues."""
 
     def __init__(self, model_name: str, max_queue: int, clock: Callable[[], float]) -> None:
         self._model_name = model_name
         self._max_queue = max_queue
         self._clock = clock
         self._numbers = itertools.count()
-        self._heaps: dict[RunnerKind | None, list[_Entry]] = {}  # by what is needed
+        self._heaps: dict[RunnerKind | None, list[_Entry]] = {}  # by the runner that the requests need
         self._size = 0
 
     def __len__(self) -> int:
@@ -35,36 +35,36 @@ class ModelQueue:
 
     @property
     def since(self) -> float | None:
-        """When the one who waits longest came, in the clock's seconds; None = nobody waits."""
+        """When the longest-waiting request arrived, in the clock's seconds; None = none waits."""
         return min((since for _, _, since, _ in self._waiting()), default=None)
 
     @property
     def priority(self) -> int:
-        """The most urgent one's; lower is sooner."""
+        """The most urgent request's; lower is sooner."""
         return min((priority for priority, *_ in self._waiting()), default=0)
 
     @property
     def needs(self) -> list[RunnerKind | None]:
-        """What those who wait need, the most urgent first."""
-        heads = [(heap[0][:2], need) for need, heap in self._heaps.items() if _drop_those_who_left(heap)]
+        """The runners that waiting requests need, the most urgent first."""
+        heads = [(heap[0][:2], need) for need, heap in self._heaps.items() if _drop_cancelled(heap)]
         return [need for _, need in sorted(heads, key=lambda head: head[0])]
 
     def is_waited_for(self, need: RunnerKind | None) -> bool:
-        """Whether somebody who waits would be served before one who comes now and needs this."""
-        return self._size > 0 and (need is None or any(one in (None, need) for one in self.needs))
+        """Whether a waiting request would be served before a new one with this need."""
+        return self._size > 0 and (need is None or any(other in (None, need) for other in self.needs))
 
-    def check_room(self) -> None:
-        """Raise QueueFull where as many wait as may."""
+    def check_not_full(self) -> None:
+        """Raise QueueFull at MAX_QUEUE waiting requests."""
         if self._size >= self._max_queue:
             raise QueueFull(
-                f"{self._size} requests wait for model {self._model_name!r} already, as many as MAX_QUEUE "
-                "allows; try again later",
+                f"{self._size} requests already wait for model {self._model_name!r} (MAX_QUEUE); "
+                "try again later",
                 retry_after_s=1.0,
             )
 
     async def wait(self, priority: int, need: RunnerKind | None = None) -> Lease:
-        """A lease, when it is this one's turn. Raises QueueFull, or what `reject` was given."""
-        self.check_room()
+        """A lease, when it is this request's turn. Raises QueueFull, or what `reject` was given."""
+        self.check_not_full()
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         heap = self._heaps.setdefault(need, [])
         heapq.heappush(heap, (priority, next(self._numbers), self._clock(), waiter))
@@ -72,7 +72,7 @@ class ModelQueue:
         try:
             return await waiter
         except asyncio.CancelledError:
-            # The grant and the cancellation may have met: then the lease is ours and nobody else frees it.
+            # Grant and cancellation may have coincided: then the lease is ours, and only we can release it.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 waiter.result().release()
             else:
@@ -81,11 +81,11 @@ class ModelQueue:
         finally:
             self._size -= 1
 
-    def grant(self, take: Callable[[], Lease | None], need: RunnerKind | None = None) -> None:
-        """Give those who wait for this need leases, as long as `take` has any."""
+    def grant(self, try_lease: Callable[[], Lease | None], need: RunnerKind | None = None) -> None:
+        """Give leases to the requests with this need, as long as `try_lease` returns any."""
         heap = self._heaps.get(need, [])
-        while _drop_those_who_left(heap):
-            lease = take()
+        while _drop_cancelled(heap):
+            lease = try_lease()
             if lease is None:
                 return
             heapq.heappop(heap)[-1].set_result(lease)
@@ -93,11 +93,11 @@ class ModelQueue:
     def reject(
         self,
         make_error: Callable[[], ManagerError],
-        is_meant: Callable[[RunnerKind | None], bool] = lambda _: True,
+        is_affected: Callable[[RunnerKind | None], bool] = lambda _: True,
     ) -> None:
-        """Send those who wait away, each with an error of its own; `is_meant` says whom, by their needs."""
+        """Fail waiting requests, each with an error of its own; `is_affected` selects them by their need."""
         for need, heap in self._heaps.items():
-            if not is_meant(need):
+            if not is_affected(need):
                 continue
             for *_, waiter in heap:
                 if not waiter.done():
@@ -108,8 +108,8 @@ class ModelQueue:
         return (entry for heap in self._heaps.values() for entry in heap if not entry[-1].done())
 
 
-def _drop_those_who_left(heap: list[_Entry]) -> bool:
-    """Whether somebody is left."""
+def _drop_cancelled(heap: list[_Entry]) -> bool:
+    """Remove cancelled waiters from the head; whether any waiter is left."""
     while heap and heap[0][-1].done():
         heapq.heappop(heap)
     return bool(heap)

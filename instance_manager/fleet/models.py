@@ -1,4 +1,4 @@
-"""One model that can be asked for by name: its replicas, who waits for them, and how its last start went."""
+"""One model that clients can request by name: its replicas, its queue, and how its last start went."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from instance_manager.types import InstanceState
 
 _FIRST_BACK_OFF_S = 10.0
 _LONGEST_BACK_OFF_S = 300.0
-_DEATHS_WINDOW_S = 600.0
+_CRASH_WINDOW_S = 600.0
 
 
 class Model:
-    """Read by everyone, written by the fleet alone."""
+    """Read anywhere, written by the fleet only."""
 
     def __init__(
         self,
@@ -32,20 +32,20 @@ class Model:
         *,
         find_checkpoint: Callable[[ModelProfile], Checkpoint | None] = lambda profile: None,
     ) -> None:
-        """`profile`: None where instances were created by hand and nothing else is known."""
+        """`profile`: None where instances were created by hand and the catalog has no entry."""
         self.name = name
         self.profile = profile
-        self.start_problem: str | None = None  # of its entry: flags, folders, programs, GPUs
+        self.start_problem: str | None = None  # found in its entry: flags, folders, programs, GPUs
         self.replicas: dict[str, Instance] = {}  # by id, ended ones included
         self.queue = ModelQueue(name, max_queue, clock)
         self.is_loading = False  # a replica is being started or woken
-        self.loading_runner: RunnerKind | None = None  # what that one will serve
-        self.wants_another = False  # one more than are awake
-        self.load_samples: list[int] = []  # requests in flight and waiting, the latest last
+        self.loading_runner: RunnerKind | None = None  # what that replica will serve
+        self.start_requested = False  # of one replica more than are awake
+        self.load_samples: list[int] = []  # requests in flight plus waiting, the latest last
         self.error: ManagerError | None = None  # of the last start, until one succeeds
-        self.retry_at = 0.0  # monotonic seconds; sooner, nothing is started
+        self.retry_at = 0.0  # monotonic seconds; nothing is started before
         self._failures = 0
-        self._deaths: list[float] = []  # of replicas that had been running, the latest last
+        self._crashes: list[float] = []  # times at which running replicas failed, the latest last
         self._clock = clock
         self._find_checkpoint = find_checkpoint
         self._checkpoint: tuple[ModelProfile, Checkpoint | None] | None = None
@@ -55,12 +55,12 @@ class Model:
 
     @property
     def problem(self) -> str | None:
-        """Why it can't be started, as far as that shows beforehand. Blocks for a moment."""
+        """Why it can't be started, as far as that is known beforehand. Blocks for a moment."""
         return self.checkpoint_problem or self.start_problem
 
     @property
     def checkpoint_problem(self) -> str | None:
-        """Why its files can't be run by its engine. Blocks for a moment."""
+        """Why its engine can't run its files. Blocks for a moment."""
         if self.profile is None:
             return None
         if self._checkpoint is None or self._checkpoint[0] is not self.profile:
@@ -70,7 +70,7 @@ class Model:
 
     @property
     def awake(self) -> list[Instance]:
-        """Replicas that take requests."""
+        """Replicas that accept requests."""
         return [one for one in self.replicas.values() if one.gate.is_open]
 
     @property
@@ -80,11 +80,11 @@ class Model:
 
     @property
     def is_starting(self) -> bool:
-        """Whether a replica is on its way to running, by itself."""
+        """Whether a replica is starting or waking and needs nothing further."""
         return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
 
     def is_up_for(self, need: RunnerKind | None) -> bool:
-        """Whether a replica takes requests that need this, or will by itself."""
+        """Whether a replica accepts requests with this need, or is starting or waking to do so."""
         if self.is_loading and can_serve(self.loading_runner, need):
             return True
         return any(
@@ -93,12 +93,12 @@ class Model:
         )
 
     def is_awake_for(self, need: RunnerKind | None) -> bool:
-        """Whether a replica takes requests that need this."""
+        """Whether a replica accepts requests with this need now."""
         return any(one.gate.is_open and can_serve(one.runner, need) for one in self.replicas.values())
 
     @property
     def is_listed(self) -> bool:
-        """Whether it can be asked for: the catalog or a disk has it, or an instance is there to answer."""
+        """Whether it can be requested: it is in the catalog or on disk, or an instance serves it."""
         return self.profile is not None or bool(self.live) or bool(self.queue)
 
     @property
@@ -107,20 +107,20 @@ class Model:
 
     @property
     def status(self) -> str:
-        """running, starting, sleeping, failed or stopped: the best of its replicas'."""
+        """running, starting, sleeping, failed or stopped: the best state among its replicas."""
         states = {one.state for one in self.replicas.values()}
         if any(one.gate.is_open for one in self.replicas.values()):
             return "running"
-        if self.is_starting or self.wants_another:  # which may wait for room
+        if self.is_starting or self.start_requested:  # the latter may wait for memory
             return "starting"
         if InstanceState.SLEEPING in states or InstanceState.RUNNING in states:  # or about to sleep
             return "sleeping"
         return "failed" if self.error is not None else "stopped"
 
-    def take(self, affinity: bytes = b"", need: RunnerKind | None = None) -> Lease | None:
-        """A lease of the replica with the fewest requests in flight; equals are told apart by `affinity`.
+    def try_lease(self, affinity: bytes = b"", need: RunnerKind | None = None) -> Lease | None:
+        """A lease of the replica with the fewest requests in flight; `affinity` breaks ties.
 
-        The same affinity prefers the same replica, whose cache may know the prompt's beginning.
+        The same affinity prefers the same replica, whose prefix cache may hold the prompt's beginning.
         """
         if len(self.replicas) == 1:
             (only,) = self.replicas.values()
@@ -131,43 +131,43 @@ class Model:
         return None
 
     def grant(self) -> None:
-        """Serve those who wait, as far as there is room."""
+        """Give leases to waiting requests, as far as the replicas have capacity."""
         if self.queue:
             for need in self.queue.needs:
-                self.queue.grant(partial(self.take, need=need), need)
+                self.queue.grant(partial(self.try_lease, need=need), need)
 
-    def started(self) -> None:
+    def record_start(self) -> None:
         self.error, self._failures, self.retry_at = None, 0, 0.0
 
     def reset_backoff(self) -> None:
-        """Somebody asks for another try: it is not put off any longer."""
+        """An explicit request: try the next start at once."""
         self.retry_at = 0.0
-        self._deaths.clear()
+        self._crashes.clear()
 
     def clear_failure(self) -> None:
-        """Somebody has stopped it: it is stopped, not failed, and its next start is a first one."""
-        self.started()
-        self._deaths.clear()
+        """Count the model as stopped, not failed; its next start is a first one."""
+        self.record_start()
+        self._crashes.clear()
 
-    def failed(self, error: ManagerError) -> None:
-        """Note it; the next start is put off, each time longer."""
+    def record_failure(self, error: ManagerError) -> None:
+        """A start failed: delay the next one, longer each time."""
         back_off_s = min(_FIRST_BACK_OFF_S * 2**self._failures, _LONGEST_BACK_OFF_S)
         self._failures += 1
         self.error, self.retry_at = error, self._clock() + back_off_s
 
-    def died(self, error: ManagerError) -> None:
-        """A replica that ran has failed: the first is replaced at once, more of them each time later."""
+    def record_crash(self, error: ManagerError) -> None:
+        """A running replica failed: the first is replaced at once, further ones after a growing delay."""
         now = self._clock()
-        self._deaths = [time for time in self._deaths if now - time < _DEATHS_WINDOW_S] + [now]
-        if len(self._deaths) > 1:
-            back_off_s = min(_FIRST_BACK_OFF_S * 2 ** (len(self._deaths) - 2), _LONGEST_BACK_OFF_S)
+        self._crashes = [time for time in self._crashes if now - time < _CRASH_WINDOW_S] + [now]
+        if len(self._crashes) > 1:
+            back_off_s = min(_FIRST_BACK_OFF_S * 2 ** (len(self._crashes) - 2), _LONGEST_BACK_OFF_S)
             self.error, self.retry_at = error, now + back_off_s
 
     def _by_load(self, affinity: bytes, need: RunnerKind | None) -> Iterator[Instance]:
         awake = [one for one in self.awake if can_serve(one.runner, need)]
 
-        def rank(one: Instance) -> tuple[int, bytes]:
-            mixed = blake2b(affinity + one.instance_id.encode(), digest_size=8).digest() if affinity else b""
-            return one.gate.in_flight, mixed
+        def by_load(one: Instance) -> tuple[int, bytes]:
+            digest = blake2b(affinity + one.instance_id.encode(), digest_size=8).digest() if affinity else b""
+            return one.gate.in_flight, digest
 
-        yield from sorted(awake, key=rank)
+        yield from sorted(awake, key=by_load)

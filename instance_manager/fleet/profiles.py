@@ -1,4 +1,4 @@
-"""What is known of a model that can be asked for by name: how to start it, and how many at once. Pure."""
+"""The definition of a model that clients request by name: how to start it, and how many replicas. Pure."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class ModelSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """One model of the catalog, or one that was found on disk. None = the manager's default."""
+    """A model of the catalog, or one that was found on disk. None = the manager's default."""
 
-    name: str  # what clients say in `model`
+    name: str  # what clients send in `model`
     model: str  # what the engine loads: a folder or a hub id
     engine: str  # the name of a back end
     source: ModelSource = ModelSource.CATALOG
     params: Mapping[str, Any] = field(default_factory=dict)  # the engine's flags in snake_case
     aliases: tuple[str, ...] = ()
     devices: tuple[str, ...] | None = None
-    timeout_s: float | None = None  # seconds of idleness; 0 = never
+    idle_timeout_s: float | None = None  # 0 = never
     expire_action: ExpireAction | None = None
     min_replicas: int = 0
     max_replicas: int = 1
@@ -47,5 +47,5 @@ class ModelProfile:
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """What clients may say as well: aliases, and the adapters that its engines are started with."""
+        """Other names that clients can use: aliases, and the adapters that its engines are started with."""
         return tuple(dict.fromkeys((*self.aliases, *adapter_names(self.params))))

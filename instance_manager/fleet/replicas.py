@@ -1,4 +1,4 @@
-"""Which models an instance is a replica of. Looks at folders alone."""
+"""Which models an instance is a replica of. Reads the folders of models only."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from instance_manager.lifecycle.instance import Instance
 
 
 def models_of(instance: Instance) -> tuple[str, ...]:
-    """By name: its profile, or for one that was created by hand all that its engine answers to."""
+    """By name: its profile, or for an instance created by hand all names that its engine serves."""
     return instance.names if instance.spec.profile is None else (instance.spec.profile,)
 
 
 def is_replica_of(instance: Instance, profile: ModelProfile, model_dirs: Sequence[Path]) -> bool:
-    """Whether an instance that has the profile's name is that model, and not another that is called so."""
+    """Whether an instance with the profile's name runs that model, not another one under the same name."""
     if instance.spec.profile is not None:
         return instance.spec.profile == profile.name
     if instance.model_name in (profile.name, profile.model) and "command" in (
         profile.engine,
         instance.spec.engine,
     ):
-        return True  # a command's model is what it is called
+        return True  # a command's model is identified by its name only
     try:
         return find_model(instance.model_name, model_dirs) == find_model(profile.model, model_dirs)
     except ModelNotFound:

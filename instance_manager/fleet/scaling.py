@@ -1,4 +1,4 @@
-"""How many replicas a model is to have. Pure."""
+"""How many replicas a model should have. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from instance_manager.fleet.profiles import ModelProfile
 
 @dataclass(frozen=True, slots=True)
 class ScalePolicy:
-    """Samples are taken once a second: requests in flight and waiting."""
+    """Samples are taken once a second: requests in flight plus waiting."""
 
-    per_replica: int = 16  # requests that one replica serves well, where the profile has no limit
+    per_replica: int = 16  # requests that one replica serves well; the profile may set a limit of its own
     window_samples: int = 30
-    up_samples: int = 3  # the latest, which decide on one more
+    up_samples: int = 3  # the latest ones, which decide on one replica more
 
 
 def wanted_replicas(
     profile: ModelProfile, samples: Sequence[int], num_awake: int, policy: ScalePolicy
 ) -> int:
-    """One more than are awake, one less, or as many; within the profile's bounds.
+    """As many as are awake, one more or one less; within the profile's bounds.
 
-    More when the latest samples ask for it, less only when a whole window has not needed the last one.
+    One more when all of the latest samples need it; one less only when a whole window did not need the last.
     """
     per_replica = profile.concurrency_limit or policy.per_replica
     wanted = num_awake
@@ -34,5 +34,5 @@ def wanted_replicas(
         wanted = num_awake - 1
     least = profile.min_replicas
     if num_awake >= 1:
-        least = max(least, 1)  # the last one goes by its time-out
+        least = max(least, 1)  # the last one ends by its idle time-out
     return min(max(wanted, least), max(profile.max_replicas, 1))

@@ -1,6 +1,6 @@
-"""Whether models can be started, as far as that shows beforehand: flags, folders, programs, GPUs.
+"""Checks before a start whether models can be started: flags, folders, programs, GPUs.
 
-A start finds all of it as well; here it is found before anybody waits, or anything is stopped, for that.
+A start finds the same problems; these checks find them before a request waits or an instance is evicted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices
 
-_MOST_NAMES = 5  # in one line
+_MAX_NAMES = 5  # in one line
 
 
 def check_startable(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]) -> None:
-    """Raises ManagerError for what no start of the model could get over. Blocks for milliseconds."""
+    """Raises ManagerError for a problem that would fail every start. Blocks for milliseconds."""
     spec = spec_of(profile)
     check_spec(spec)
     count = plan_launch(spec, config).params.get("tensor_parallel_size", 1)
@@ -31,7 +31,7 @@ def check_startable(profile: ModelProfile, config: ManagerConfig, gpus: Sequence
 
 
 def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]) -> str | None:
-    """Why the model can't be started, in a line; None where nothing shows."""
+    """Why the model can't be started, in one line; None where no problem is found."""
     try:
         check_startable(profile, config, gpus)
     except ManagerError as error:
@@ -40,7 +40,7 @@ def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]
 
 
 def grouped_problems(problems: Mapping[str, str]) -> list[str]:
-    """A line for each problem, however many models have it. `problems`: by model."""
+    """One line per problem, however many models have it. `problems`: by model."""
     models: dict[str, list[str]] = {}
     for name, problem in problems.items():
         models.setdefault(problem, []).append(name)
@@ -51,15 +51,15 @@ def _problem_of_command(profile: ModelProfile, config: ManagerConfig) -> str | N
     program, *arguments = profile.command or ("",)
     path = {**os.environ, **config.engine_env, **profile.env}.get("PATH")
     if "{" not in program and shutil.which(program, path=path) is None:
-        where = "there is no such program" if "/" in program else "no folder in PATH has this program"
+        where = "no such program" if "/" in program else "no such program in PATH"
         return f"its command's {program!r}: {where}"
     if not any("{port}" in part for part in (program, *arguments)):
-        return "its command has no {port}: it can't know where Berth expects it to listen"
+        return "its command lacks {port}, the port that Berth expects it to listen on"
     return None
 
 
 def _listed(names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"model {names[0]}"
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"models {', '.join(names[:_MOST_NAMES])}{more}"
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"models {', '.join(names[:_MAX_NAMES])}{more}"

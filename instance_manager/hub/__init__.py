@@ -1,1 +1,1 @@
-"""Models from the hub: pulled and removed by child processes."""
+"""Models from the Hugging Face hub: downloaded and deleted by child processes."""

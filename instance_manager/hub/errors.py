@@ -1,4 +1,4 @@
-"""What goes wrong with the hub, in words that help. Runs in the child that talks to it, never in Berth."""
+"""Errors of the hub, with advice. Runs in the child process that talks to the hub, never in Berth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 
 class HubError(Exception):
-    """An error as the stream's last line tells it: OpenAI's type, a stable code, and what to do."""
+    """An error as in the stream's last line: OpenAI's type, a stable code, and a message with advice."""
 
     def __init__(self, error_type: str, code: str, message: str) -> None:
         super().__init__(message)
@@ -28,29 +28,29 @@ class HubError(Exception):
 
 
 def no_weights(model: str) -> HubError:
-    """The repository has nothing that an engine could load."""
+    """The repository has no weights that an engine could load."""
     return HubError(
         "invalid_request_error",
         "no_weights",
-        f"{model} has neither *.safetensors nor *.bin at its top, so there is nothing an engine could load; "
-        "pull a version of it that has (GGUF files belong to llama.cpp)",
+        f"{model} has no *.safetensors or *.bin files at its top level, so an engine has nothing to load; "
+        "pull a version that has them (GGUF files are for llama.cpp)",
     )
 
 
 def disk_full(folder: str, needed: int, free: int) -> HubError:
-    """What is left to download, in bytes, is more than the disk has."""
+    """The remaining download is larger than the free disk space; both in bytes."""
     return HubError(
         "insufficient_storage_error",
         "disk_full",
         f"{_gib(needed)} are left to download, but {folder} has {_gib(free)} free; "
-        "make room there (`berth rm MODEL`), or set HF_HOME to a larger disk",
+        "free some space there (`berth rm MODEL`), or set HF_HOME to a larger disk",
     )
 
 
 def explained(exc: BaseException, model: str, revision: str | None) -> HubError | None:
-    """The error behind an exception and its causes; None where it is none that we know."""
-    for link in _chain(exc):
-        found = _explain(link, model, revision)
+    """The error for an exception or one of its causes; None for an unknown one."""
+    for cause in _chain(exc):
+        found = _explain(cause, model, revision)
         if found is not None:
             return found
     return None
@@ -65,18 +65,18 @@ def _explain(exc: BaseException, model: str, revision: str | None) -> HubError |
         )
     if isinstance(exc, HfHubHTTPError):
         return _refused(exc, model, revision)
-    if isinstance(exc, httpx2.HTTPError):  # no answer at all
+    if isinstance(exc, httpx2.HTTPError):  # no response at all
         return HubError(
             "upstream_error",
             "hub_unreachable",
-            f"{constants.ENDPOINT} can't be reached ({type(exc).__name__}: {exc}); look at the network, "
-            "HTTPS_PROXY and HF_ENDPOINT. What has been downloaded is kept: pull again to go on",
+            f"{constants.ENDPOINT} can't be reached ({type(exc).__name__}: {exc}); check the network, "
+            "HTTPS_PROXY and HF_ENDPOINT. Downloaded data is kept: pull again to resume",
         )
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return HubError(
             "insufficient_storage_error",
             "disk_full",
-            f"the disk of {constants.HF_HUB_CACHE} is full; make room and pull again: it goes on from here",
+            f"the disk of {constants.HF_HUB_CACHE} is full; free some space and pull again to resume",
         )
     if isinstance(exc, OSError) and exc.errno is not None:
         what = f"{exc.filename}: " if exc.filename else ""
@@ -86,7 +86,7 @@ def _explain(exc: BaseException, model: str, revision: str | None) -> HubError |
 
 
 def _refused(exc: HfHubHTTPError, model: str, revision: str | None) -> HubError:
-    """The hub has answered, and its answer is no."""
+    """The hub has refused the request."""
     status = exc.response.status_code
     if isinstance(exc, RevisionNotFoundError):
         message = f"{model} has no revision {revision!r}"
@@ -95,21 +95,21 @@ def _refused(exc: HfHubHTTPError, model: str, revision: str | None) -> HubError:
         return _gated(f"{model} is gated: accept its terms at {constants.ENDPOINT}/{model}")
     if isinstance(exc, RepositoryNotFoundError):
         message = f"there is no model {model!r} at {constants.ENDPOINT}"
-        if status == 401:  # the hub doesn't tell strangers what exists
-            message += ", or it is private: then set HF_TOKEN to a token that may read it"
+        if status == 401:  # the hub doesn't reveal what exists
+            message += ", or it is private: then set HF_TOKEN to a token that can read it"
         return HubError("not_found_error", "model_not_found", message)
     if status in (401, 403):
-        return _gated(f"{constants.ENDPOINT} refuses {model} with {status}")
+        return _gated(f"{constants.ENDPOINT} refused access to {model} with status {status}")
     if status == 404:
         message = f"{model}: {exc.request.url.path} is not at {constants.ENDPOINT}"
         return HubError("not_found_error", "model_not_found", message)
-    message = f"{constants.ENDPOINT} answered {status} for {model}; pull again later: what is there is kept"
+    message = f"{constants.ENDPOINT} answered {status} for {model}; pull again later to resume"
     return HubError("upstream_error", "hub_failed", message)
 
 
 def _gated(what: str) -> HubError:
-    has_token = "the token in use may not read it" if os.environ.get("HF_TOKEN") else "no HF_TOKEN is set"
-    message = f"{what}; {has_token}: set HF_TOKEN to one that may, and restart Berth"
+    has_token = "HF_TOKEN doesn't grant access to it" if os.environ.get("HF_TOKEN") else "no HF_TOKEN is set"
+    message = f"{what}; {has_token}: set HF_TOKEN to a token with access, and restart Berth"
     return HubError("permission_error", "model_gated", message)
 
 

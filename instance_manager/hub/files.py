@@ -1,6 +1,6 @@
-"""Which of a repository's files an engine needs. Pure: names in, names out.
+"""Selects the files of a repository that an engine needs. Pure: names in, names out.
 
-Repositories hold the same weights several times over (other formats, checkpoints, the author's own layout);
+Repositories often hold the same weights several times (other formats, checkpoints, the author's own layout);
 an engine loads one of them.
 """
 
@@ -19,9 +19,9 @@ _SMALL = (
     ".model",
     ".tiktoken",
     ".py",
-)  # all but weights
+)  # everything but weights
 _TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|.*openvino.*)\.bin")
-# Of sentence-transformers, which keeps a module's weights in a folder like "2_Dense".
+# sentence-transformers keeps a module's weights in a folder like "2_Dense".
 _MODULE_FOLDER = re.compile(r"\d+_\w+")
 _FOREIGN_FOLDER = re.compile(r"original|metal|onnx|openvino|coreml|gguf|checkpoint-\d+|runs|\..*")
 
@@ -32,11 +32,11 @@ _MAX_REVISION_CHARS = 200
 
 
 def needed_files(names: Iterable[str]) -> list[str]:
-    """What to download, sorted: weights as safetensors – *.bin only where there are none – and small files.
+    """The files to download, sorted: safetensors weights (*.bin only if there are none), and small files.
 
-    Empty where there are no weights that an engine could load.
+    Empty if there are no weights that an engine could load.
     """
-    candidates = [name for name in names if not _lies_in_foreign_folder(name)]
+    candidates = [name for name in names if not _is_in_foreign_folder(name)]
     weights = _weights(candidates)
     if not weights:
         return []
@@ -44,7 +44,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
 
 
 def check_hub_id(model: str) -> None:
-    """Raise InvalidSpec unless `model` can be a repository's name on the hub: "name" or "owner/name"."""
+    """Raise InvalidSpec unless `model` is a valid repository name on the hub: "name" or "owner/name"."""
     if (
         not _HUB_ID.fullmatch(model)
         or len(model) > _MAX_ID_CHARS
@@ -53,17 +53,17 @@ def check_hub_id(model: str) -> None:
         or any(part.endswith((".", "-", ".git")) for part in model.split("/"))
     ):
         raise InvalidSpec(
-            f"model {_shortened(model)} can't be a model's name on the hub: that is `owner/name`, at most "
+            f"model {_shortened(model)} isn't a valid model name on the hub: that is `owner/name`, at most "
             f"{_MAX_ID_CHARS} letters, digits, '-', '_' and '.' (no '..', no '--'), such as Qwen/Qwen3-0.6B",
             param="model",
         )
 
 
 def check_revision(revision: str) -> None:
-    """Raise InvalidSpec unless `revision` can be a branch, a tag or a commit."""
+    """Raise InvalidSpec unless `revision` is a valid branch, tag or commit."""
     if not _REVISION.fullmatch(revision) or len(revision) > _MAX_REVISION_CHARS or ".." in revision:
         raise InvalidSpec(
-            f"revision {_shortened(revision)} can't be a branch, a tag or a commit's hash", param="revision"
+            f"revision {_shortened(revision)} isn't a valid branch, tag or commit hash", param="revision"
         )
 
 
@@ -71,7 +71,7 @@ def _weights(names: list[str]) -> list[str]:
     loadable = [name for name in names if _may_hold_weights(PurePosixPath(name))]
     tensors = [name for name in loadable if name.endswith(".safetensors")]
     if tensors:
-        # Mistral puts the same weights beside them once more, as "consolidated".
+        # Mistral adds a second copy of the weights, named "consolidated".
         plain = [name for name in tensors if not PurePosixPath(name).name.startswith("consolidated")]
         return plain or tensors
     return [name for name in loadable if name.endswith(".bin") and not _TRAINING.fullmatch(name)]
@@ -81,7 +81,7 @@ def _may_hold_weights(path: PurePosixPath) -> bool:
     return len(path.parts) == 1 or (len(path.parts) == 2 and bool(_MODULE_FOLDER.fullmatch(path.parts[0])))
 
 
-def _lies_in_foreign_folder(name: str) -> bool:
+def _is_in_foreign_folder(name: str) -> bool:
     return any(_FOREIGN_FOLDER.fullmatch(part) for part in PurePosixPath(name).parts[:-1])
 
 

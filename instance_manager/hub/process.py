@@ -1,4 +1,4 @@
-"""The child that works on the hub's cache, seen from Berth: started, read, ended with its group."""
+"""The child process that works on the hub's cache: starts it, reads its output, ends its process group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from instance_manager.process.process_group import ProcessGroup
 
 logger = logging.getLogger("berth.manager")
 
-Line = Mapping[str, Any]  # one JSON object of the child's
+Line = Mapping[str, Any]  # one JSON object of the child's output
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `instance_manager`
 _TERM_GRACE_S = 1.0
@@ -28,7 +28,7 @@ _STDERR_TAIL_BYTES = 2000
 
 
 class HubProcessDied(ManagerError):
-    """The child ended, or could not be started, without saying why; Berth's log has what it wrote."""
+    """The child ended without a result or could not be started; Berth's log has its output."""
 
     code = "hub_process_died"
 
@@ -46,7 +46,7 @@ class HubProcess:
         return self._process.pid
 
     async def lines(self) -> AsyncGenerator[Line]:
-        """What the child says, to its last line. Raises HubProcessDied if that never comes."""
+        """The child's output up to its last line. Raises HubProcessDied if that never comes."""
         assert self._child.stdout is not None  # noqa: S101 - spawned with a pipe; narrows the type
         async for raw in self._child.stdout:
             line: Line = json.loads(raw)
@@ -54,13 +54,13 @@ class HubProcess:
             if "error" in line or line.get("status") == "success":
                 return
         status = await asyncio.shield(self._process.exited)
-        logger.error("the hub's process %d ended with %d: %s", self.pid, status, self._said())
+        logger.error("the hub process %d ended with status %d: %s", self.pid, status, self._stderr_tail())
         raise HubProcessDied(
-            f"the process that talks to the hub ended with status {status} without a word; "
-            "Berth's log has what it wrote"
+            f"the process that talks to the hub ended with status {status} without a result; "
+            "see Berth's log for its output"
         )
 
-    def _said(self) -> str:
+    def _stderr_tail(self) -> str:
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - _STDERR_TAIL_BYTES))
         return self._stderr.read().decode(errors="replace").strip()
@@ -68,9 +68,9 @@ class HubProcess:
 
 @asynccontextmanager
 async def hub_process(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[HubProcess]:
-    """Start `pull_child` with these arguments; when the context is left, its whole group is gone.
+    """Start `pull_child` with these arguments; on exit from the context, its whole process group is gone.
 
-    `env` is laid over Berth's environment without Berth's own settings. Raises HubProcessDied.
+    `env` extends Berth's environment, from which Berth's own settings are removed. Raises HubProcessDied.
     """
     with tempfile.TemporaryFile() as stderr:
         try:

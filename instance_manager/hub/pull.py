@@ -1,6 +1,6 @@
-"""Downloads of models: one child per model and revision, however many listen; none without a listener.
+"""Downloads of models: one child process per model and revision, for as long as it has a listener.
 
-Knows nothing of HTTP, and of the hub only what the child says.
+Knows nothing of HTTP, and of the hub only what the child reports.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ logger = logging.getLogger("berth.manager")
 _Key = tuple[str, str | None]  # model and revision
 
 
-class _Board:
-    """The newest line on each subject. Who reads slowly misses steps of progress, never their outcome."""
+class _LineBroadcast:
+    """The newest line on each subject. Slow readers miss steps of progress, but never the outcome."""
 
     def __init__(self) -> None:
         self._newest: dict[str, tuple[int, Line]] = {}  # by subject, oldest first
@@ -41,7 +41,7 @@ class _Board:
         self._wake()
 
     def close(self, outcome: Line | ManagerError) -> None:
-        """The first outcome stands."""
+        """Only the first outcome counts."""
         if self._outcome is None:
             self._outcome = outcome
             self._wake()
@@ -51,7 +51,7 @@ class _Board:
         self._changed = asyncio.Event()
 
     async def follow(self) -> AsyncGenerator[Line]:
-        """All subjects as they are, then as they change, then the outcome, which may be an exception."""
+        """The newest line of each subject, then changes, then the outcome, which may be raised."""
         seen = -1
         while True:
             changed = self._changed
@@ -69,20 +69,20 @@ class _Board:
 
 @dataclass(eq=False)
 class _Download:
-    """A child at work and its listeners."""
+    """A running child process and its listeners."""
 
     key: _Key
-    predecessor: asyncio.Task[None] | None  # of the same key, on its way out
-    board: _Board = field(default_factory=_Board)
+    predecessor: asyncio.Task[None] | None  # with the same key, which is ending
+    lines: _LineBroadcast = field(default_factory=_LineBroadcast)
     num_listeners: int = 0
     task: asyncio.Task[None] | None = None
 
 
 class Pulls:
-    """All downloads of this Berth. Used inside `run()`."""
+    """All downloads of this node. Use it inside `run()`."""
 
     def __init__(self, env: Mapping[str, str], on_downloaded: Callable[[str], None] = lambda _: None) -> None:
-        """`env`: HF_HOME, HF_ENDPOINT, proxies …; `on_downloaded` is told each model that has arrived."""
+        """`env`: HF_HOME, HF_ENDPOINT, proxies …; `on_downloaded` is called with each downloaded model."""
         self._env = env
         self._on_downloaded = on_downloaded
         self._downloads: dict[_Key, _Download] = {}
@@ -92,7 +92,7 @@ class Pulls:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Owns the children: when it is left they are gone."""
+        """Owns the child processes: they are gone on exit."""
         error: BaseException | None = None
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -105,34 +105,34 @@ class Pulls:
             raise error
 
     def close(self) -> None:
-        """Refuse new downloads; end those that run, telling their listeners. What is here stays."""
+        """Refuse new downloads; end the running ones and notify their listeners. Downloaded data is kept."""
         self._is_closed = True
         for download in list(self._downloads.values()):
-            download.board.close(ShuttingDown("Berth is shutting down; pull again later, to go on from here"))
+            download.lines.close(ShuttingDown("Berth is shutting down; pull again later to resume"))
             self._end(download)
 
     def check(self, model: str, revision: str | None = None) -> None:
-        """Raise InvalidSpec for what can't be a model or revision, and ShuttingDown."""
+        """Raise InvalidSpec for an invalid model or revision, and ShuttingDown."""
         check_hub_id(model)
         if revision is not None:
             check_revision(revision)
         if self._is_closed or self._tasks is None:
-            raise ShuttingDown("Berth is shutting down and downloads nothing new")
+            raise ShuttingDown("Berth is shutting down and accepts no new downloads")
 
     def is_pulling(self, model: str) -> bool:
-        """Whether any revision of it is being downloaded."""
+        """Whether any revision of the model is being downloaded."""
         return any(key[0] == model for key in (*self._downloads, *self._ending))
 
     async def follow(self, model: str, revision: str | None = None) -> AsyncGenerator[Line]:
-        """The lines of the download, which begins with its first listener and ends with its last.
+        """The lines of the download, which starts with its first listener and ends with its last.
 
-        The last line has `status` "success" or `error`. Raises what `check` does, HubProcessDied, and
-        ShuttingDown when Berth ends meanwhile. Close it (`aclosing`): that is how a listener leaves.
+        The last line has `status` "success" or `error`. Raises as `check` does, HubProcessDied, and
+        ShuttingDown if Berth ends meanwhile. A listener leaves by closing the generator (`aclosing`).
         """
         self.check(model, revision)
         download = self._join((model, revision))
         try:
-            async for line in download.board.follow():
+            async for line in download.lines.follow():
                 yield line
         finally:
             download.num_listeners -= 1
@@ -141,8 +141,8 @@ class Pulls:
 
     def _join(self, key: _Key) -> _Download:
         download = self._downloads.get(key)
-        if download is None or download.board.is_over:
-            assert self._tasks is not None  # noqa: S101 - `check` has seen it
+        if download is None or download.lines.is_over:
+            assert self._tasks is not None  # noqa: S101 - ensured by `check`
             download = _Download(key, self._ending.get(key))
             self._downloads[key] = download
             download.task = self._tasks.create_task(self._run(download), name=f"pull of {key[0]}")
@@ -150,7 +150,7 @@ class Pulls:
         return download
 
     def _end(self, download: _Download) -> None:
-        """Without waiting. A download of the same that is asked for from now on comes after this one."""
+        """Without waiting. A new download with the same key starts after this one has ended."""
         if self._downloads.get(download.key) is download:
             del self._downloads[download.key]
         task = download.task
@@ -175,15 +175,15 @@ class Pulls:
                     if "error" in line or line["status"] == "success":
                         outcome = line
                     else:
-                        download.board.post(line)
+                        download.lines.post(line)
             self._conclude(download, outcome)
         except ManagerError as exc:
-            download.board.close(exc)
-        except Exception:  # the root of a task: whatever it is, nobody may wait for ever
+            download.lines.close(exc)
+        except Exception:  # the task's root: no listener may wait for ever
             logger.exception("the download of %s failed", model)
-            download.board.close(HubProcessDied(f"the download of {model} failed; Berth's log says more"))
+            download.lines.close(HubProcessDied(f"the download of {model} failed; see Berth's log"))
 
     def _conclude(self, download: _Download, outcome: Line) -> None:
         if "error" not in outcome:
             self._on_downloaded(download.key[0])
-        download.board.close(outcome)
+        download.lines.close(outcome)

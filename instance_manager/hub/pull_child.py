@@ -1,8 +1,9 @@
-"""One act on the hub's cache: `python -m instance_manager.hub.pull_child pull MODEL [REVISION] | rm MODEL`.
+"""One operation on the hub's cache: `python -m instance_manager.hub.pull_child`, then `pull` or `rm`.
 
-A process of its own because the library can't be cancelled, and so that Berth never imports it. Writes
-what `POST /models/pull` answers, one JSON object per line; the last has `status: success` or `error`.
-HF_HOME, HF_ENDPOINT, HF_TOKEN and proxies come from the environment.
+Arguments are `pull MODEL [REVISION]` or `rm MODEL`. A process of its own because the library can't be
+cancelled, and so that Berth never imports it. Writes the response of `POST /models/pull`, one JSON object per
+line; the last has `status: success` or `error`. HF_HOME, HF_ENDPOINT, HF_TOKEN and proxies come from the
+environment.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ _HUB_TIMEOUT_S = 30.0
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 0 when done, 1 when the last line is an error or a traceback is on stderr."""
-    act, model, *rest = argv
+    """Exit status 0 on success, 1 if the last line is an error or a traceback is on stderr."""
+    operation, model, *rest = argv
     revision = rest[0] if rest else None
     disable_progress_bars()
     prepare_library(_HUB_TIMEOUT_S)
     try:
-        say(pull(model, revision) if act == "pull" else remove(model))
+        say(pull(model, revision) if operation == "pull" else remove(model))
     except Exception as exc:
         error = explained(exc, model, revision)
         if error is None:
@@ -48,24 +49,22 @@ def main(argv: list[str]) -> int:
 
 
 def pull(model: str, revision: str | None) -> dict[str, Any]:
-    """Download what is needed of the model. Returns the last line."""
+    """Download the files that an engine needs. Returns the last line."""
     say({"status": "resolving"})
     info = HfApi().model_info(model, revision=revision, timeout=_HUB_TIMEOUT_S)
     names = needed_files(sibling.rfilename for sibling in info.siblings or ())
     if not names or info.sha is None:
         raise no_weights(model)
     commit = info.sha
-    pool = ThreadPoolExecutor(
-        _PARALLEL_FILES
-    )  # left by `leave` where a file fails: the others don't matter then
+    pool = ThreadPoolExecutor(_PARALLEL_FILES)  # never joined: if one file fails, `leave` ends the process
     files = list(pool.map(lambda name: RemoteFile(model, name, commit), names))
     _check_space(files)
     progress = Progress({file.name: file.size for file in files}, _say_progress)
     for file in files:
-        progress.put(file.name, file.bytes_here)
+        progress.put(file.name, file.num_cached_bytes)
     with progress:
         list(pool.map(lambda file: file.fetch(progress), [file for file in files if file.is_for_http]))
-    # Links the blobs into a snapshot, and downloads what HTTP is too narrow for.
+    # Links the blobs into a snapshot, and downloads files that are too large for HTTP.
     path = snapshot_download(model, revision=revision, allow_patterns=[glob.escape(name) for name in names])
     return {
         "status": "success",
@@ -76,7 +75,7 @@ def pull(model: str, revision: str | None) -> dict[str, Any]:
 
 
 def remove(model: str) -> dict[str, Any]:
-    """Delete all revisions and what broken downloads have left. Returns the last line, with `freed_bytes`."""
+    """Delete all revisions and partial downloads. Returns the last line, with `freed_bytes`."""
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
     if not folder.is_dir():
         raise HubError(
@@ -85,17 +84,17 @@ def remove(model: str) -> dict[str, Any]:
     cache = scan_cache_dir()
     revisions = [found for repo in cache.repos if repo.repo_path == folder for found in repo.revisions]
     used = {file.blob_path for revision in revisions for file in revision.files}
-    left_over = sum(blob.lstat().st_size for blob in folder.glob("blobs/*") if blob not in used)
+    num_unused_bytes = sum(blob.lstat().st_size for blob in folder.glob("blobs/*") if blob not in used)
     strategy = cache.delete_revisions(*(revision.commit_hash for revision in revisions))
     strategy.execute()
-    if folder.exists():  # nothing but beginnings
+    if folder.exists():  # partial downloads only
         shutil.rmtree(folder)
     shutil.rmtree(Path(constants.HF_HUB_CACHE, ".locks", folder.name), ignore_errors=True)
-    return {"status": "success", "freed_bytes": strategy.expected_freed_size + left_over}
+    return {"status": "success", "freed_bytes": strategy.expected_freed_size + num_unused_bytes}
 
 
 def say(line: dict[str, Any]) -> None:
-    """One line to whoever started us. Without a reader – Berth was killed – there is nothing more to do."""
+    """Write one line to the parent process. Exit if it has no reader any more, since Berth was killed."""
     try:
         sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
         sys.stdout.flush()
@@ -110,14 +109,14 @@ def _say_progress(name: str | None, completed: int, total: int) -> None:
 def _check_space(files: list[RemoteFile]) -> None:
     cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    needed = sum(file.size - file.bytes_here for file in files)
+    needed = sum(file.size - file.num_cached_bytes for file in files)
     free = shutil.disk_usage(cache).free
     if needed > free:
         raise disk_full(str(cache), needed, free)
 
 
 def leave(status: int) -> None:
-    """End now: an ordinary end would wait for the threads, that is for all other files."""
+    """Exit at once: a normal exit would wait for the threads, i.e. for all other files."""
     sys.stderr.flush()
     os._exit(status)
 

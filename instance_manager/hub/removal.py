@@ -1,4 +1,4 @@
-"""Deleting a downloaded model from the hub's cache; never a folder that is somebody's own."""
+"""Deletes a downloaded model from the hub's cache; never a folder that Berth didn't download."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from instance_manager.hub.process import HubProcessDied, hub_process
 
 
 class ModelInUse(WrongState):
-    """An instance or a download holds the model's files."""
+    """An instance or a download uses the model's files."""
 
     code = "model_in_use"
 
 
 class ModelNotOurs(WrongState):
-    """The model is a folder that Berth has not downloaded."""
+    """The model is a folder that Berth didn't download."""
 
     code = "model_not_downloaded"
 
 
 class RemovalFailed(ManagerError):
-    """The files could not be deleted; the message says why."""
+    """The files could not be deleted; the message gives the reason."""
 
     code = "removal_failed"
 
@@ -33,15 +33,15 @@ class RemovalFailed(ManagerError):
 async def remove_model(
     model: str, *, env: Mapping[str, str], model_dirs: Sequence[Path], in_use: Callable[[str], bool]
 ) -> int:
-    """Delete all revisions of a model, and what broken downloads have left of it. Returns bytes freed.
+    """Delete all revisions of a model and its partial downloads. Returns the bytes freed.
 
-    `env`: HF_HOME and the like; `in_use`: whether an instance or a download holds its files.
+    `env`: HF_HOME and the like; `in_use`: whether an instance or a download uses its files.
     Raises ModelNotOurs, ModelInUse, ModelNotFound, InvalidSpec, RemovalFailed and HubProcessDied.
     """
     found = find_model(model, model_dirs)
     if found != model or Path(found).is_absolute():
         raise ModelNotOurs(
-            f"{model!r} is the folder {found}, which Berth has not downloaded; delete it yourself",
+            f"{model!r} is the folder {found}, which Berth didn't download; delete it yourself",
             param="model",
         )
     check_hub_id(model)
@@ -57,4 +57,4 @@ async def remove_model(
             if line["error"]["code"] == "model_not_found":
                 raise ModelNotFound(message, param="model")
             raise RemovalFailed(message)
-    raise HubProcessDied("the process that deletes models ended without a word; Berth's log says more")
+    raise HubProcessDied("the process that deletes models ended without a result; see Berth's log")

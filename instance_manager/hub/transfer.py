@@ -1,9 +1,8 @@
-"""Downloads a repository's files into the hub's cache, so that a broken download goes on where it broke.
+"""Downloads a repository's files into the hub's cache, resuming interrupted downloads.
 
-The library's own downloader begins a file anew each time. So blobs are fetched here, by its `http_get`, into
-`blobs/<etag>.incomplete` under the lock it uses itself; it then
-finds them complete and lays out the snapshot.
-Runs in the child that talks to the hub, never in Berth.
+The library's own downloader starts each file over. So blobs are fetched here, by its `http_get`, into
+`blobs/<etag>.incomplete` under its own lock; it then finds them complete and lays out the snapshot. Runs in
+the child process that talks to the hub, never in Berth.
 """
 
 from __future__ import annotations
@@ -26,59 +25,59 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported, t
 from instance_manager.hub.errors import HubError
 
 _REPORT_INTERVAL_S = 0.2
-_CHUNK_BYTES = 1024 * 1024  # of what is read from the network at a time: steps of progress
+_CHUNK_BYTES = 1024 * 1024  # read from the network at a time: the steps of progress
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-Report = Callable[[str | None, int, int], None]  # file or None for all, bytes here, bytes in all
+Report = Callable[[str | None, int, int], None]  # file (None = all), bytes downloaded, bytes in total
 
 
 class Progress:
-    """Bytes per file and in all, told a few times a second by a thread of its own. A context.
+    """Reports bytes per file and in total, a few times a second, from a thread of its own. A context manager.
 
-    Not told by whoever brings the bytes: of a download that stalls, the last ones would never be heard of.
+    The downloading threads don't report: the last bytes before a stall would never be reported.
     """
 
     def __init__(self, sizes: Mapping[str, int], report: Report) -> None:
         self._sizes = sizes
-        self._here = dict.fromkeys(sizes, 0)  # written by the threads that download, one file each
-        self._told: dict[str | None, int] = {}
+        self._completed = dict.fromkeys(sizes, 0)  # written by the threads that download, one file each
+        self._reported: dict[str | None, int] = {}
         self._report = report
         self._is_over = Event()
-        self._thread = Thread(target=self._tell_until_over, name="progress")
+        self._thread = Thread(target=self._report_until_over, name="progress")
 
     def put(self, name: str, completed: int) -> None:
-        """So many bytes of a file are here."""
-        self._here[name] = completed
+        """Set the number of downloaded bytes of a file."""
+        self._completed[name] = completed
 
     def __enter__(self) -> Progress:
-        self._tell()
+        self._report_all()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Tells how far it came."""
+        """Reports the final numbers."""
         self._is_over.set()
         self._thread.join()
-        self._tell()
+        self._report_all()
 
-    def _tell_until_over(self) -> None:
+    def _report_until_over(self) -> None:
         while not self._is_over.wait(_REPORT_INTERVAL_S):
-            self._tell()
+            self._report_all()
 
-    def _tell(self) -> None:
-        here = dict(self._here)
-        for name, completed in here.items():
-            self._tell_if_new(name, completed, self._sizes[name])
-        self._tell_if_new(None, sum(here.values()), sum(self._sizes.values()))
+    def _report_all(self) -> None:
+        completed_by_file = dict(self._completed)
+        for name, completed in completed_by_file.items():
+            self._report_if_new(name, completed, self._sizes[name])
+        self._report_if_new(None, sum(completed_by_file.values()), sum(self._sizes.values()))
 
-    def _tell_if_new(self, name: str | None, completed: int, total: int) -> None:
-        if self._told.get(name) != completed:
-            self._told[name] = completed
+    def _report_if_new(self, name: str | None, completed: int, total: int) -> None:
+        if self._reported.get(name) != completed:
+            self._reported[name] = completed
             self._report(name, completed, total)
 
 
 class _FileBar:
-    """What `http_get` takes for a progress bar."""
+    """Stands in for the progress bar of `http_get`."""
 
     def __init__(self, progress: Progress, name: str, *, initial: int = 0, **_: Any) -> None:
         self._progress = progress
@@ -98,7 +97,7 @@ class _FileBar:
 
 
 class RemoteFile:
-    """One file of a commit and the place of its blob in the cache. Asks the hub for ETag and size."""
+    """One file of a commit and its blob's path in the cache. Gets ETag and size from the hub."""
 
     def __init__(self, model: str, name: str, commit: str) -> None:
         self.name = name
@@ -108,7 +107,7 @@ class RemoteFile:
             raise HubError(
                 "upstream_error",
                 "hub_failed",
-                f"{constants.ENDPOINT} tells no ETag or no size of {model}/{name}; is it a hub?",
+                f"{constants.ENDPOINT} gave no ETag or size for {model}/{name}; is it a hub?",
             )
         self.size = metadata.size
         self._etag = metadata.etag
@@ -120,27 +119,27 @@ class RemoteFile:
         self._lock = Path(constants.HF_HUB_CACHE, ".locks", folder, f"{self._etag}.lock")
 
     @property
-    def bytes_here(self) -> int:
-        """How much of it the cache holds already."""
-        if self._is_here:
+    def num_cached_bytes(self) -> int:
+        """Bytes of the file that are in the cache already."""
+        if self._is_cached:
             return self.size
         return min(self.size, self._partial.stat().st_size) if self._partial.exists() else 0
 
     @property
-    def _is_here(self) -> bool:
+    def _is_cached(self) -> bool:
         return self._is_laid_out or self._blob.exists()
 
     @property
     def is_for_http(self) -> bool:
-        """Larger ones the hub serves by its own protocol alone."""
+        """The hub serves larger files only by its own protocol."""
         return self.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
 
     def fetch(self, progress: Progress) -> None:
-        """Bring the blob into the cache, going on with what is there. Raises HubError and the library's."""
+        """Download the blob, resuming a partial one. Raises HubError and the library's errors."""
         self._blob.parent.mkdir(parents=True, exist_ok=True)
         self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(self._lock):  # another process may be at it: an engine that downloads by itself
-            if not self._is_here:
+        with WeakFileLock(self._lock):  # another process may be downloading it, such as an engine
+            if not self._is_cached:
                 self._complete(progress)
                 self._partial.replace(self._blob)
         progress.put(self.name, self.size)
@@ -150,7 +149,7 @@ class RemoteFile:
         if resume_at > self.size:
             self._partial.unlink()
             resume_at = 0
-        headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # ranges are of the bytes as they are
+        headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # ranges refer to the unencoded bytes
         with self._partial.open("ab") as out:
             http_get(
                 self._url,
@@ -166,11 +165,11 @@ class RemoteFile:
             raise HubError(
                 "upstream_error",
                 "download_corrupt",
-                f"{self.name}: what earlier downloads left doesn't fit the rest; it is deleted: pull again",
+                f"{self.name}: the partial download doesn't match the rest and was deleted; pull again",
             )
 
     def _is_intact(self) -> bool:
-        """Whether the bytes have the hash the ETag says; true where the ETag is none (small files)."""
+        """Whether the bytes match the ETag's hash; true if the ETag isn't a hash (small files)."""
         if not _SHA256.fullmatch(self._etag):
             return True
         with self._partial.open("rb") as content:
@@ -178,6 +177,6 @@ class RemoteFile:
 
 
 def prepare_library(timeout_s: float) -> None:
-    """Small steps of progress, and a limit for answers of the hub that don't come."""
+    """Set small steps of progress and a time-out for the hub."""
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
     get_session().timeout = timeout_s

@@ -18,7 +18,7 @@ from instance_manager.lifecycle.instance_record import instance_of, record_of
 from instance_manager.lifecycle.specs import new_instance_id
 from instance_manager.lifecycle.supervisor import Supervisor
 from instance_manager.process.logs import LogFile
-from instance_manager.state.recovery import RecoveryAction, RecoveredInstance
+from instance_manager.state.recovery import RecoveredInstance, RecoveryAction
 from instance_manager.state.session import StateSession
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceSpec, InstanceState

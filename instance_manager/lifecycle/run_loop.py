@@ -18,7 +18,7 @@ from instance_manager.lifecycle.reservation import change_port, reserve
 from instance_manager.lifecycle.sleep_controller import SleepController
 from instance_manager.process.logs import LogFile
 from instance_manager.process.process_tree import ProcessId, kill_until_gone
-from instance_manager.state.recovery import SWEEP_DEADLINE_S, RecoveryAction, FoundRun
+from instance_manager.state.recovery import SWEEP_DEADLINE_S, FoundRun, RecoveryAction
 from instance_manager.types import FailureClass, InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")

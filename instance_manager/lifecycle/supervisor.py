@@ -23,7 +23,7 @@ from instance_manager.lifecycle.restart_backoff import RestartBackoff
 from instance_manager.lifecycle.run_loop import RunLoop
 from instance_manager.lifecycle.sleep_requests import SleepRequests
 from instance_manager.process.logs import LogFile
-from instance_manager.state.recovery import RecoveryAction, FoundRun
+from instance_manager.state.recovery import FoundRun, RecoveryAction
 from instance_manager.types import InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")

@@ -1,1 +1,1 @@
-"""How much memory there is, who holds it, what a model will need, and whom to evict for it."""
+"""How much memory there is, what holds it, how much a model will need, and what to evict for it."""

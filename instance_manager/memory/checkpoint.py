@@ -1,4 +1,4 @@
-"""What an instance of the embedded engine would load, and whether it can run that: known before a start."""
+"""What an instance of the embedded engine would load, and whether it can run it: known before a start."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from instance_manager.types import InstanceSpec
 
 
 class Checkpoint:
-    """Files and the flags that are read with them; looked at again only when they have changed."""
+    """Files and the flags that apply to them; files are read again only when they have changed."""
 
     def __init__(self, model: str, params: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         """`model`: a path or a hub id; `params` as merged."""
         self._model = model
         self._params = params
         self._environ = environ
-        self._seen: tuple[Path, int, int] | None = None
+        self._checked: tuple[Path, int, int] | None = None
         self._problem: str | None = None
 
     @classmethod
     def of(cls, spec: InstanceSpec, config: ManagerConfig) -> Checkpoint | None:
-        """None for other engines, which know best themselves. Raises InvalidSpec and ModelNotFound."""
+        """None for other engines, which check for themselves. Raises InvalidSpec and ModelNotFound."""
         if spec.engine != "engine":
             return None
         params = plan_launch(spec, config).params
@@ -39,19 +39,19 @@ class Checkpoint:
 
     @property
     def problem(self) -> str | None:
-        """Why it can't be run; None where nothing is known. Blocks for a moment, and seldom longer."""
+        """Why it can't be run; None if no problem is known. Usually blocks for a moment only."""
         path = locate(self._model, self._environ, self._params.get("revision"))
         if path is None:
             return None
-        seen = (path, _changed_at(path), _changed_at(path / "config.json"))
-        if seen != self._seen:
+        version = (path, _modified_ns(path), _modified_ns(path / "config.json"))
+        if version != self._checked:
             is_hub_id = not Path(self._model).is_absolute()
-            self._seen, self._problem = seen, problem_of(path, self._params, may_download=is_hub_id)
+            self._checked, self._problem = version, problem_of(path, self._params, may_download=is_hub_id)
         return self._problem
 
 
 def check_can_run(spec: InstanceSpec, config: ManagerConfig) -> None:
-    """Raise UnsupportedModel for a checkpoint that the engine would refuse; InvalidSpec and ModelNotFound."""
+    """Raise UnsupportedModel for a checkpoint that the engine would refuse; or InvalidSpec, ModelNotFound."""
     checkpoint = Checkpoint.of(spec, config)
     if checkpoint is not None and (problem := checkpoint.problem) is not None:
         raise unsupported(spec.model_name, problem)
@@ -61,8 +61,8 @@ def unsupported(name: str, problem: str) -> UnsupportedModel:
     return UnsupportedModel(f"model {name!r} can't be run: {problem}", param="model")
 
 
-def _changed_at(path: Path) -> int:
-    """Nanoseconds; 0 where nothing is."""
+def _modified_ns(path: Path) -> int:
+    """Modification time; 0 for a missing file."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

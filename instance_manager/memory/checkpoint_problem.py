@@ -1,8 +1,8 @@
-"""What keeps the embedded engine from running a checkpoint, told from names and JSON before it is started.
+"""Why the embedded engine can't run a checkpoint, found from file names and JSON before a start.
 
-The greater part of what the engine itself would say, in its words (engine/checkpoint/layout.py and
-engine/models/): the process boundary lies between the two, and a test holds them together. What isn't told
-here, the engine says within a second of its start. Reads no weights.
+Covers most of the checks that the engine itself makes, in its words (engine/checkpoint/layout.py and
+engine/models/): a process boundary separates the two, and a test compares them. The engine reports the
+remaining problems within a second of its start. Reads no weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
 _QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 _TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
-_NO_WEIGHTS = frozenset(
+_NOT_WEIGHTS = frozenset(
     {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
 )
 _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})\.safetensors")
@@ -38,10 +38,10 @@ _SHOWN = 5
 
 
 def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = False) -> str | None:
-    """Why the embedded engine won't run the checkpoint at `path`; None where nothing is known against it.
+    """Why the embedded engine won't run the checkpoint at `path`; None if no problem is known.
 
-    `params`: its flags as merged, with underscores. `may_download`: what isn't there the engine will fetch.
-    Blocks for a moment.
+    `params`: its merged flags, with underscores. `may_download`: the engine will fetch missing files. Blocks
+    for a moment.
     """
     if path.suffix == ".gguf" and path.is_file():
         return _GGUF
@@ -71,7 +71,7 @@ _GGUF = "it holds GGUF weights only: llama.cpp runs them (`engine: command` with
 
 
 def _layout(path: Path, names: frozenset[str]) -> str | None:
-    if "adapter_config.json" in names and not _models_own(names):
+    if "adapter_config.json" in names and not _weight_files(names):
         base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return (
             f"it is an adapter (LoRA) of {base!r}, no model by itself: vLLM runs it beside that one "
@@ -146,7 +146,7 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
 
 
 def _feature(raw: Mapping[str, Any]) -> str | None:
-    """What a decoder's configuration may ask for that the engine doesn't do."""
+    """Features that a decoder's configuration may require and the engine lacks."""
     activation = raw.get("hidden_act", "silu")
     layer_types = raw.get("layer_types") or ()
     rope: Mapping[str, Any] = next(
@@ -177,8 +177,8 @@ def _weights(path: Path, names: frozenset[str]) -> str | None:
         needed = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
         source = "its index names"
     else:
-        needed = _models_own(names)
-        needed += [name for name in _fellows(needed) if name not in needed]
+        needed = _weight_files(names)
+        needed += [name for name in _shards(needed) if name not in needed]
         source = "the others' names tell of"
         if not needed:
             return _weightless(names)
@@ -192,7 +192,7 @@ def _weights(path: Path, names: frozenset[str]) -> str | None:
 
 def _weightless(names: frozenset[str]) -> str:
     ends = (".bin", ".pt", ".pth")
-    if pickled := sorted(name for name in names if name.endswith(ends) and name not in _NO_WEIGHTS):
+    if pickled := sorted(name for name in names if name.endswith(ends) and name not in _NOT_WEIGHTS):
         return (
             f"it holds no .safetensors file, but pickled weights ({_enumerate(pickled)}), which may run code "
             f"when they are read: convert them to safetensors, or {_VLLM}."
@@ -210,15 +210,15 @@ def _tokenizer(names: frozenset[str], params: Mapping[str, Any]) -> str | None:
     return "it has no tokenizer: neither tokenizer.json nor another known file."
 
 
-def _models_own(names: frozenset[str]) -> list[str]:
-    """Files of weights where no index names them; adapters lie beside models and are none."""
+def _weight_files(names: frozenset[str]) -> list[str]:
+    """Weight files where no index names them; adapters may lie beside them and don't count."""
     if "model.safetensors" in names:
         return ["model.safetensors"]
     return sorted(n for n in names if n.endswith(".safetensors") and not n.startswith("adapter_"))
 
 
-def _fellows(names: Sequence[str]) -> list[str]:
-    """All shards that the names of these tell of."""
+def _shards(names: Sequence[str]) -> list[str]:
+    """All shards of the set that these names belong to."""
     match = next((match for name in names if (match := _SHARD.fullmatch(name))), None)
     if match is None:
         return []
@@ -241,7 +241,7 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 def _merged(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
-    """As --hf-overrides win over config.json."""
+    """config.json with --hf-overrides applied."""
     if isinstance(overrides, str):
         try:
             overrides = json.loads(overrides)

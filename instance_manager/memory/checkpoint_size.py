@@ -1,7 +1,7 @@
 """How much memory a model will need, estimated from its files before it has ever run here.
 
-An estimate for the first start only: afterwards what was measured counts (measurements.py). Reads headers of
-files, never weights. Knows of the engines what their flags say and what was measured of them once.
+For the first start only: afterwards measurements count (measurements.py). Reads headers of files, never
+weights. About the engines it knows their flags, and overheads that were measured once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from instance_manager.memory.kv_cache_size import (
     decoder_config,
     dtype_bytes,
     generates,
-    is_cache_asked_for,
+    is_cache_size_set,
     kv_cache_bytes,
     quantity,
 )
@@ -30,8 +30,8 @@ from instance_manager.process.hub_cache import hub_cache
 
 _GIB = 1 << 30
 _MIB = 1 << 20
-_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # what is converted to the type the engine computes in
-_PACKED_BYTES = 2  # of a weight
+_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # tensors converted to the type that the engine computes in
+_PACKED_BYTES = 2  # per weight
 _MAX_HEADER_BYTES = 100 * _MIB  # as the format's own reader allows
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -46,7 +46,7 @@ class Estimate:
     gpu_overhead_bytes: int  # of each GPU: CUDA context, activations
     num_gpus: int  # 0 = on the CPU
     activations: Activations = field(default_factory=Activations)  # on a CPU
-    grows_to_bytes: int = 0  # what an engine that takes memory only as it uses it soon holds, if it is used
+    grows_to_bytes: int = 0  # what an engine that allocates on use will soon hold under load
 
     def footprint(self, level: int = 0) -> Footprint:
         """Awake (0), with the KV cache dropped and GPU weights on the host (1), with both dropped (2)."""
@@ -61,9 +61,9 @@ class Estimate:
         return Footprint(self.host_overhead_bytes + weights, self.gpu_overhead_bytes)
 
     def expected(self, measured: Footprint | None, level: int = 0) -> Footprint:
-        """What it will hold, now that some runs were `measured`: their peak, None if there were none.
+        """What it will hold. `measured`: the peak of earlier runs, None if there were none.
 
-        One that grows may only not have grown yet.
+        An engine that allocates on use may not have reached its full size in those runs.
         """
         if measured is None:
             return self.footprint(level)
@@ -73,9 +73,9 @@ class Estimate:
 def estimate(
     model: str, engine: str, params: Mapping[str, Any], environ: Mapping[str, str], machine: Machine
 ) -> Estimate | None:
-    """What an instance of `model` (a path or a hub id) needs; None if its files aren't here or tell nothing.
+    """What an instance of `model` (a path or a hub id) needs; None if its files are missing or unreadable.
 
-    `params` as merged, with underscores; `environ` as the engine will have it. Blocking: opens files.
+    `params`: merged, with underscores; `environ`: the engine's. Blocking: opens files.
     """
     path = locate(model, environ, params.get("revision"))
     if path is None:
@@ -87,7 +87,7 @@ def estimate(
     overhead = _OVERHEADS.get(engine, _COMMAND_OVERHEAD)
     gpu_overhead_bytes = overhead.gpu_bytes if machine.num_gpus else 0
     fixed_bytes = weights_bytes + gpu_overhead_bytes * machine.num_gpus
-    cache_bytes = 0  # of a command's arguments nothing is known
+    cache_bytes = 0  # unknown for a command
     if engine != "command":
         cache_bytes = kv_cache_bytes(engine, params, config, environ, machine, fixed_bytes)
     found = Estimate(
@@ -101,11 +101,11 @@ def estimate(
 
 
 def _on_a_cpu(found: Estimate, params: Mapping[str, Any], config: Mapping[str, Any]) -> Estimate:
-    """Of the embedded engine, which takes main memory as it uses it."""
+    """For the embedded engine, which allocates main memory on use."""
     weights_bytes = found.weights_bytes + _packed_head_bytes(params, config)
     steps = activations(params, config)
-    # A cache that nobody has asked for in this size isn't filled by everyone.
-    cache_bytes = found.kv_cache_bytes if is_cache_asked_for(params) else 0
+    # A cache of default size may never be filled.
+    cache_bytes = found.kv_cache_bytes if is_cache_size_set(params) else 0
     return replace(
         found,
         weights_bytes=weights_bytes,
@@ -115,7 +115,7 @@ def _on_a_cpu(found: Estimate, params: Mapping[str, Any], config: Mapping[str, A
 
 
 def _packed_head_bytes(params: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """Of a head that shares the embedding's weights, but packed for the CPU, as 16-bit ones are there."""
+    """A head tied to the embedding has a second, packed copy on the CPU if its weights are 16-bit."""
     text = decoder_config(config)
     value_bytes = dtype_bytes(params.get("dtype", "auto"), text)
     if value_bytes != _PACKED_BYTES or not text.get("tie_word_embeddings") or not generates(params, config):
@@ -133,7 +133,7 @@ _OVERHEADS = {
     "engine": _Overhead(448 * _MIB, 1 * _GIB),  # 300 MiB once it is ready, 90 of kernels for many shapes
     "vllm": _Overhead(2 * _GIB, 2 * _GIB),  # two processes; CUDA graphs
 }
-_USED_OVERHEAD_BYTES = 288 * _MIB  # of several embedded engines, which share the pages of their libraries
+_USED_OVERHEAD_BYTES = 288 * _MIB  # per embedded engine when several run and share their libraries' pages
 _COMMAND_OVERHEAD = _Overhead(256 * _MIB, _GIB // 2)
 
 
@@ -149,7 +149,7 @@ def locate(model: str, environ: Mapping[str, str], revision: object = None) -> P
     try:
         commit = (repository / "refs" / wanted).read_text().strip()
     except OSError:
-        commit = wanted  # a commit's hash has no ref
+        commit = wanted  # a commit hash has no ref file
     snapshot = repository / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
 
@@ -174,7 +174,7 @@ def weights_size(path: Path, float_bytes: int | None) -> int | None:
         return None if None in sizes else sum(size for size in sizes if size is not None)
     others = [*path.glob("*.gguf")] or [*path.glob("pytorch_model*.bin")]
     if not all(file.exists() for file in others):
-        return None  # a link to nothing: the hub's cache was cleaned
+        return None  # a broken link: the hub's cache was cleaned
     return sum(file.stat().st_size for file in others) or None
 
 
@@ -187,7 +187,7 @@ def _safetensors_size(file: Path, float_bytes: int | None) -> int | None:
             header = json.loads(stream.read(length))
         return sum(_tensor_size(t, float_bytes) for name, t in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # no safetensors file, whatever its name says: the engine will tell
+        return None  # not a safetensors file despite its name: the engine will report it
 
 
 def _tensor_size(tensor: Mapping[str, Any], float_bytes: int | None) -> int:

@@ -1,6 +1,6 @@
-"""How much memory there is, how much of it each engine really holds, and when it has come back.
+"""How much memory there is, how much each engine really holds, and when it is free again.
 
-Everything here looks at the machine and blocks for milliseconds, but for `wait_until_freed`.
+Everything here reads the machine's state and blocks for milliseconds, except `wait_until_freed`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def measure_groups(pgids: Iterable[int], driver: GpuDriver) -> dict[int, dict[Device, int]]:
-    """What each process group holds, per device: what its end would give back. A group that is gone has {}.
+    """What each process group holds on each device: what its end would free. {} for a group that is gone.
 
-    Where the driver doesn't tell of processes (some containers), only host memory is measured.
+    Where the driver doesn't list processes (in some containers), only host memory is measured.
     """
     held: dict[int, dict[Device, int]] = {pgid: {} for pgid in pgids}
     if not held:
@@ -45,10 +45,10 @@ def measure_groups(pgids: Iterable[int], driver: GpuDriver) -> dict[int, dict[De
 
 
 def private_bytes(process: psutil.Process) -> int:
-    """Host memory that is a process's own; what it shares with processes of its kind counts in part.
+    """A process's private host memory, plus its proportional part of shared memory.
 
-    Pages of files that others map too (libraries, the weights of a second replica) don't count: they are
-    there once and stay. Raises psutil.Error or OSError where the process is gone or not ours.
+    File pages that other processes map too (libraries, the weights of a second replica) don't count: they
+    exist once and stay. Raises psutil.Error or OSError where the process is gone or not ours.
     """
     with contextlib.suppress(FileNotFoundError, PermissionError, ValueError, KeyError):
         return _from_smaps(Path(f"/proc/{process.pid}/smaps_rollup").read_text())
@@ -57,7 +57,7 @@ def private_bytes(process: psutil.Process) -> int:
 
 
 def _from_smaps(text: str) -> int:
-    """Anonymous and shared memory in proportion, and pages of files that nobody else maps."""
+    """Anonymous and shared memory in proportion, and file pages that no other process maps."""
     fields = {}
     for line in text.splitlines()[1:]:
         name, _, value = line.partition(":")
@@ -71,8 +71,8 @@ def budgets(
 ) -> dict[Device, int]:
     """Bytes that all engines together may hold on each device.
 
-    A fraction of all there is; less if other programs leave less. `ours`: what `measure_groups` has found
-    of our engines, summed.
+    A fraction of the total, or less if other programs leave less. `ours`: the sums that `measure_groups`
+    found for our engines.
     """
     result = {HOST: min(int(host_total_bytes() * host_fraction), host_available_bytes() + ours.get(HOST, 0))}
     for gpu in gpus:
@@ -81,13 +81,13 @@ def budgets(
     return result
 
 
-async def wait_until_freed(device: Device, free_bytes: int, cap_s: float, driver: GpuDriver) -> bool:
-    """Wait until `free_bytes` are free on the device, at most `cap_s` seconds; whether they are.
+async def wait_until_freed(device: Device, free_bytes: int, timeout_s: float, driver: GpuDriver) -> bool:
+    """Wait until `free_bytes` are free on the device, at most `timeout_s` seconds; returns whether they are.
 
-    A driver gives memory back some time after the process has gone (up to 1.5 s): wait for that first.
+    A driver frees memory some time after the process has ended (up to 1.5 s).
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + cap_s
+    deadline = loop.time() + timeout_s
     interval = _POLL_MIN_S
     while (await asyncio.to_thread(_free_on, device, driver)) < free_bytes:
         remaining = deadline - loop.time()
@@ -109,15 +109,15 @@ def host_total_bytes() -> int:
 
 
 def host_available_bytes() -> int:
-    """What can be taken without swapping: of the machine, and within each control group's limit."""
-    left = [max(limit - used, 0) for limit, used in cgroup_memory(_OWN_CGROUP, _CGROUP_ROOT)]
-    return min([int(psutil.virtual_memory().available), *left])
+    """Memory available without swapping, on the machine and within each control group's limit."""
+    available = [max(limit - used, 0) for limit, used in cgroup_memory(_OWN_CGROUP, _CGROUP_ROOT)]
+    return min([int(psutil.virtual_memory().available), *available])
 
 
 def cgroup_memory(own: Path, root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use in bytes of each control group around us that can be read, version 2 or 1.
+    """Limit and use in bytes of each readable control group around this process, version 2 or 1.
 
-    Use is without the page cache that the kernel would drop first. `own`: /proc/self/cgroup.
+    Use excludes the page cache that the kernel would drop first. `own`: /proc/self/cgroup.
     """
     for line in _lines(own):
         _, controllers, path = line.split(":", 2)

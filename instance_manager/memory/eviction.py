@@ -1,7 +1,7 @@
-"""Whom to put to sleep or to stop so that a model fits, and whose start comes next.
+"""Which instances to put to sleep or to stop so that a model fits.
 
-Pure: bytes and monotonic seconds are handed in, nothing is measured or ended here. Knows nothing of how a
-sleep or a stop is done. Places for instances are one more device, of which each process holds one.
+Pure: bytes and monotonic seconds are passed in; nothing is measured or stopped here. Knows nothing of how a
+sleep or a stop is done. Instance slots count as one more device, of which each process holds one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from enum import IntEnum
 
 Device = str  # "cpu" = host memory; else a GPU's UUID
 HOST: Device = "cpu"
-PLACE: Device = "place"  # a port: each instance with a process holds one, asleep too; not in bytes
+SLOT: Device = "slot"  # an instance slot (a port), not bytes: one per instance with a process, also asleep
 
 
 class EvictionAction(IntEnum):
-    """What is done to a victim; the value is the level it has afterwards."""
+    """What is done to a victim; the value is its level afterwards."""
 
     SLEEP1 = 1
     SLEEP2 = 2
@@ -31,21 +31,21 @@ class Resident:
     instance_id: str
     model_name: str
     level: int  # 0 awake (or starting), 1 and 2 asleep
-    held: Mapping[Device, int]  # bytes now; of one that starts, what it is expected to need
-    held_asleep: Mapping[int, Mapping[Device, int]]  # level -> bytes it would hold; empty: it can't sleep
+    held: Mapping[Device, int]  # bytes now; of a starting instance, its expected need
+    held_asleep: Mapping[int, Mapping[Device, int]]  # level -> bytes; empty: it can't sleep
     in_flight: int
     queued: int
     pinned: bool
     last_used: float
     resident_since: float  # when it last became awake
-    leaving: EvictionAction | None = None  # on its way there already: what it gives back is counted on
+    leaving: EvictionAction | None = None  # already under way: its memory counts as about to be free
 
     @property
     def is_busy(self) -> bool:
         return self.in_flight > 0 or self.queued > 0
 
     def held_after(self, action: EvictionAction | None) -> Mapping[Device, int]:
-        """Bytes it holds once the action is done; None = nothing is done."""
+        """Bytes that it holds after the action; None = no action."""
         if action is None:
             return self.held
         return {} if action is EvictionAction.STOP else self.held_asleep[action]
@@ -53,7 +53,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class EvictionPolicy:
-    """`min_residency_s`: what is awake stays so this long. `max_wait_s`: then a waiter may disturb others."""
+    """Instances stay awake for `min_residency_s`. After `max_wait_s`, a waiting model may evict busy ones."""
 
     min_residency_s: float = 10.0
     max_wait_s: float = 60.0
@@ -70,12 +70,12 @@ class EvictionStep:
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """There is room now."""
+    """It fits now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Do these in their order: memory needed by a later step is freed by an earlier one. Then plan again."""
+    """Execute in this order: earlier steps free memory that later ones need. Then plan again."""
 
     steps: tuple[EvictionStep, ...]
 
@@ -90,7 +90,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class NeverFits:
-    """Waiting won't help; the message says what holds the memory."""
+    """Waiting won't help; the message names what holds the memory."""
 
     message: str
 
@@ -107,69 +107,44 @@ def plan_capacity(
     now: float,
     policy: EvictionPolicy,
 ) -> CapacityPlan:
-    """How `model_name` gets `need` bytes more on each device; a device without a budget has none.
+    """How `model_name` gets `need` more bytes on each device; a device without a budget has none.
 
-    For a sleeper that wakes, `need` is what it will hold less what it holds.
+    For a waking instance, `need` is what it will hold less what it holds asleep.
 
-    Least recent use goes first. Never a victim: the pinned, the model's own instances, those awake for
-    less than the minimum residency, and, until the waiter has waited `max_wait_s`, those in use.
+    The least recently used instance goes first. Never a victim: pinned instances, the model's own, those
+    awake for less than the minimum residency, and, until the model has waited `max_wait_s`, those in use.
     """
-    room = _Room(need, model_name, tuple(residents), budgets)
-    fits_soon = room.fits({})
-    if fits_soon and room.fits_now():
+    question = _Question(need, model_name, tuple(residents), budgets)
+    fits_soon = question.fits({})
+    if fits_soon and question.fits_now():
         return Fits()
-    leaving = f"{model_name} waits until {_names(room.leaving)} has given its memory back"
+    leaving = f"{model_name} waits until {_names(question.leaving)} has released its memory"
     if fits_soon:
         return Wait(None, leaving)
     overdue_at = waiting_since + policy.max_wait_s
-    steps = room.plan(now, overdue_at, policy)
+    steps = question.plan(now, overdue_at, policy)
     if steps:
         return Evict(steps)
-    ends = {r.resident_since + policy.min_residency_s for r in room.residents if r.level == 0}
+    ends = {r.resident_since + policy.min_residency_s for r in question.residents if r.level == 0}
     for time in sorted(t for t in ends | {overdue_at} if t > now):
-        if room.plan(time, overdue_at, policy):
-            return Wait(None if math.isinf(time) else time, room.why_wait(now, policy))
-    return Wait(None, leaving) if room.leaving else NeverFits(room.why_never())
+        if question.plan(time, overdue_at, policy):
+            return Wait(None if math.isinf(time) else time, question.why_wait(now, policy))
+    return Wait(None, leaving) if question.leaving else NeverFits(question.why_never())
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingModel:
-    """Requests that wait for one model, which isn't awake. `priority`: the lower, the sooner (as vLLM's)."""
+class _EvictionTier(IntEnum):
+    """How far evictions may go; the next tier is tried when the last isn't enough."""
 
-    model_name: str
-    since: float  # monotonic seconds, of the one that waits longest
-    priority: int = 0
-    queued: int = 1
-
-
-def next_to_start(waiting: Sequence[WaitingModel], ageing_s: float = 10.0) -> str | None:
-    """The model whose start comes next; entries of one model count together.
-
-    The longest wait wins. A step of priority is worth `ageing_s` seconds of waiting, so that no stream of
-    urgent requests holds another model up for ever. Ties go to the longer queue.
-    """
-    turns: dict[str, float] = {}
-    queued: dict[str, int] = {}
-    for entry in waiting:
-        turn = entry.since + entry.priority * ageing_s
-        turns[entry.model_name] = min(turn, turns.get(entry.model_name, math.inf))
-        queued[entry.model_name] = queued.get(entry.model_name, 0) + entry.queued
-    return min(turns, key=lambda name: (turns[name], -queued[name], name), default=None)
-
-
-class _Effort(IntEnum):
-    """How far evictions may go; the next is tried when the last isn't enough."""
-
-    SLEEP = 1  # the awake go to sleep; those that can't are stopped
-    STOP_SLEEPERS = 2  # and sleepers sleep deeper or are stopped
-    STOP = 3  # and the awake are stopped
+    SLEEP = 1  # awake instances go to sleep; those that can't are stopped
+    STOP_SLEEPING = 2  # and sleeping instances sleep deeper or are stopped
+    STOP = 3  # and awake instances are stopped
 
 
 _Choice = Mapping[str, EvictionAction | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Room:
+class _Question:
     """One question: can `need` be met?"""
 
     need: Mapping[Device, int]
@@ -177,7 +152,7 @@ class _Room:
     residents: tuple[Resident, ...]
     budgets: Mapping[Device, int]
     _now: dict[Device, int] = field(init=False)  # used bytes
-    _settled: dict[Device, int] = field(init=False)  # the same once those that leave have left
+    _settled: dict[Device, int] = field(init=False)  # used bytes once the leaving instances have left
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_now", _total(r.held for r in self.residents))
@@ -189,7 +164,7 @@ class _Room:
 
     @property
     def lacking(self) -> list[Device]:
-        """Devices that don't have what is needed, even once those that leave have left."""
+        """Devices that are too full, even once the leaving instances have left."""
         return [
             device
             for device, need in self.need.items()
@@ -200,52 +175,52 @@ class _Room:
         return self._within(self._now)
 
     def fits(self, choice: _Choice) -> bool:
-        """Whether there is room, and no other device is overdrawn, when the choice is done."""
+        """Whether the need is met, and no other device overcommitted, once the choice is executed."""
         used = _total(r.held_after(choice.get(r.instance_id) or r.leaving) for r in self.residents)
         return self._within(used)
 
     def _within(self, used: Mapping[Device, int]) -> bool:
         for device in used.keys() | self.need.keys():
             need, budget = self.need.get(device, 0), self.budgets.get(device, 0)
-            if need == 0:  # what others have overdrawn is not this model's debt; it may not grow
+            if need == 0:  # this model needn't reduce others' overcommitment; it must not grow
                 budget = max(budget, self._now.get(device, 0), self._settled.get(device, 0))
             if used.get(device, 0) + need > budget:
                 return False
         return True
 
     def plan(self, now: float, overdue_at: float, policy: EvictionPolicy) -> tuple[EvictionStep, ...]:
-        """The gentlest steps that would do at the time `now`; empty = there are none."""
+        """The mildest steps that suffice at the time `now`; empty = there are none."""
         allowed = [
             r
             for r in self.residents
-            if self._may_ever_go(r) and (r.level > 0 or r.resident_since + policy.min_residency_s <= now)
+            if self._is_evictable(r) and (r.level > 0 or r.resident_since + policy.min_residency_s <= now)
         ]
         idle = [r for r in allowed if not r.is_busy]
         for victims in (idle, allowed) if now >= overdue_at else (idle,):
-            for effort in _Effort:
-                choice = self._choose(victims, effort)
+            for tier in _EvictionTier:
+                choice = self._choose(victims, tier)
                 if choice:
                     return self._in_order(choice)
         return ()
 
-    def _may_ever_go(self, resident: Resident) -> bool:
+    def _is_evictable(self, resident: Resident) -> bool:
         return not resident.pinned and resident.leaving is None and resident.model_name != self.model_name
 
-    def _choose(self, victims: Sequence[Resident], effort: _Effort) -> dict[str, EvictionAction | None]:
-        """All that the effort allows, then taken back as far as possible, the most precious first."""
-        moves = {r.instance_id: _moves(r, effort) for r in victims}
-        choice: dict[str, EvictionAction | None] = {name: m[-1] for name, m in moves.items() if m}
+    def _choose(self, victims: Sequence[Resident], tier: _EvictionTier) -> dict[str, EvictionAction | None]:
+        """Everything that the tier allows, then undone as far as possible, the last in victim order first."""
+        actions = {r.instance_id: _allowed_actions(r, tier) for r in victims}
+        choice: dict[str, EvictionAction | None] = {name: m[-1] for name, m in actions.items() if m}
         if not self.fits(choice):
             return {}
-        for resident in sorted(victims, key=_preciousness, reverse=True):
+        for resident in sorted(victims, key=_victim_order, reverse=True):
             name = resident.instance_id
             if name in choice:
-                options = (None, *moves[name])
+                options = (None, *actions[name])
                 choice[name] = next(o for o in options if self.fits({**choice, name: o}))
         return {name: action for name, action in choice.items() if action is not None}
 
     def _in_order(self, choice: _Choice) -> tuple[EvictionStep, ...]:
-        """Those that free host memory before those that take it; the idle before the busy."""
+        """Steps that free host memory before those that take it; idle victims before busy ones."""
         chosen = [(r, action) for r in self.residents if (action := choice.get(r.instance_id))]
 
         def order(pair: tuple[Resident, EvictionAction]) -> tuple[bool, bool, float, str]:
@@ -256,19 +231,19 @@ class _Room:
         return tuple(EvictionStep(r.instance_id, a, r.is_busy) for r, a in sorted(chosen, key=order))
 
     def why_wait(self, now: float, policy: EvictionPolicy) -> str:
-        candidates = [r for r in self.residents if self._may_ever_go(r)]
+        candidates = [r for r in self.residents if self._is_evictable(r)]
         busy = [r for r in candidates if r.is_busy]
-        young = [r for r in candidates if r.level == 0 and r.resident_since + policy.min_residency_s > now]
-        what = "a place" if PLACE in self.lacking else "memory"
+        recent = [r for r in candidates if r.level == 0 and r.resident_since + policy.min_residency_s > now]
+        what = "an instance slot" if SLOT in self.lacking else "memory"
         reasons = [f"{_names(busy)} in use"] if busy else []
-        if young:
-            reasons.append(f"{_names(young)} awake for less than {policy.min_residency_s:g} s")
+        if recent:
+            reasons.append(f"{_names(recent)} awake for less than {policy.min_residency_s:g} s")
         return f"{self.model_name} waits for {what}: {'; '.join(reasons)}"
 
     def why_never(self) -> str:
-        """For each device that stays too small: the budget, and who keeps how much of it."""
+        """For each device that stays too small: the budget, and which instances keep how much of it."""
         staying = [
-            r for r in self.residents if not self._may_ever_go(r) and r.leaving is not EvictionAction.STOP
+            r for r in self.residents if not self._is_evictable(r) and r.leaving is not EvictionAction.STOP
         ]
         parts = []
         for device, need in self.need.items():
@@ -276,26 +251,26 @@ class _Room:
             keeps = [(r, num_bytes) for r in staying if (num_bytes := r.held_after(r.leaving).get(device, 0))]
             if need == 0 or need + sum(num_bytes for _, num_bytes in keeps) <= budget:
                 continue
-            if device == PLACE:
-                text = f"one more place for an instance, of which there are {budget}"
-                text += "".join(f"; {_whose(r)} keeps one" for r, _ in keeps)
+            if device == SLOT:
+                text = f"one more instance slot, of which there are {budget}"
+                text += "".join(f"; {_described(r)} keeps one" for r, _ in keeps)
             else:
                 text = f"{_gib(need)} of {_device_name(device)}, whose budget is {_gib(budget)}"
                 if need <= budget:
-                    text += "; of that " + ", ".join(f"{_whose(r)} keeps {_gib(n)}" for r, n in keeps)
+                    text += "; of that " + ", ".join(f"{_described(r)} keeps {_gib(n)}" for r, n in keeps)
             parts.append(text)
         return f"{self.model_name} needs {' and '.join(parts)}"
 
 
-def _moves(resident: Resident, effort: _Effort) -> list[EvictionAction]:
-    """What may be done to it, the gentlest first."""
+def _allowed_actions(resident: Resident, tier: _EvictionTier) -> list[EvictionAction]:
+    """The mildest first."""
     sleeps = [a for a in EvictionAction if a > resident.level and a in resident.held_asleep]
     if resident.level > 0:
-        return [] if effort is _Effort.SLEEP else [*sleeps, EvictionAction.STOP]
-    return [*sleeps, EvictionAction.STOP] if effort is _Effort.STOP or not sleeps else sleeps
+        return [] if tier is _EvictionTier.SLEEP else [*sleeps, EvictionAction.STOP]
+    return [*sleeps, EvictionAction.STOP] if tier is _EvictionTier.STOP or not sleeps else sleeps
 
 
-def _preciousness(resident: Resident) -> tuple[bool, bool, float, str]:
+def _victim_order(resident: Resident) -> tuple[bool, bool, float, str]:
     return resident.is_busy, resident.level == 0, resident.last_used, resident.instance_id
 
 
@@ -311,7 +286,7 @@ def _names(residents: Iterable[Resident]) -> str:
     return ", ".join(sorted({r.model_name for r in residents}))
 
 
-def _whose(resident: Resident) -> str:
+def _described(resident: Resident) -> str:
     return f"{resident.model_name} ({'pinned' if resident.pinned else resident.instance_id})"
 
 

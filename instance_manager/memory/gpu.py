@@ -1,4 +1,4 @@
-"""The GPUs of this machine and who holds their memory, as NVML tells it. Opens no CUDA context.
+"""The GPUs of this machine and the processes that hold their memory, from NVML. Opens no CUDA context.
 
 Without NVML, or when it fails, there are no GPUs. Calls block for milliseconds.
 """
@@ -16,7 +16,7 @@ logger = logging.getLogger("berth.manager")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU that Berth may use. `index`: its place in the outer CUDA_VISIBLE_DEVICES, else in NVML."""
+    """One GPU that Berth may use. `index`: its position in the outer CUDA_VISIBLE_DEVICES, else in NVML."""
 
     uuid: str
     index: int
@@ -26,9 +26,9 @@ class Gpu:
 
 
 class GpuDriver:
-    """NVML, loaded at the first question and kept. May be asked from any thread.
+    """NVML, loaded on first use and kept. Thread-safe.
 
-    `environ` is Berth's own environment: its CUDA_VISIBLE_DEVICES bounds what is listed.
+    `environ` is Berth's own environment: its CUDA_VISIBLE_DEVICES limits the GPUs that are listed.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -38,7 +38,7 @@ class GpuDriver:
         self._is_absent = False
 
     def list_gpus(self) -> tuple[Gpu, ...]:
-        """The GPUs that the outer mask leaves, in its order, with what is free now."""
+        """The GPUs that the outer mask leaves, in its order, with their free memory."""
         nvml = self._library()
         if nvml is None:
             return ()
@@ -51,9 +51,9 @@ class GpuDriver:
         return apply_mask(found, self._mask)
 
     def memory_by_pid(self, uuid: str) -> dict[int, int]:
-        """Bytes that each process holds on a GPU; empty where the driver doesn't say.
+        """Bytes that each process holds on a GPU; empty where the driver doesn't report them.
 
-        In a container the driver's pids may be the host's: then none of them is ours.
+        In a container, the driver may report the host's pids: then none matches a process of ours.
         """
         nvml = self._library()
         if nvml is None:
@@ -61,7 +61,7 @@ class GpuDriver:
         try:
             processes = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(uuid))
         except nvml.NVMLError as error:
-            logger.debug("NVML doesn't tell the processes of %s: %s", uuid, error)
+            logger.debug("NVML doesn't list the processes of %s: %s", uuid, error)
             return {}
         totals: dict[int, int] = {}
         for process in processes:
@@ -70,11 +70,11 @@ class GpuDriver:
         return totals
 
     def free_bytes(self, uuid: str) -> int | None:
-        """What is free on a GPU now; None if there is no such GPU."""
+        """Free memory of a GPU; None if there is no such GPU."""
         return next((gpu.free_bytes for gpu in self.list_gpus() if gpu.uuid == uuid), None)
 
     def close(self) -> None:
-        """Give NVML back. It is loaded again if asked again."""
+        """Shut NVML down. The next call loads it again."""
         with self._lock:
             if self._nvml is not None:
                 self._nvml.nvmlShutdown()
@@ -104,23 +104,23 @@ def _load() -> Any:
 
 
 def _read_gpu(nvml: Any, index: int) -> Gpu | None:
-    """None for a GPU that has failed: the others are still of use."""
+    """None for a GPU that has failed: the others remain usable."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
     except nvml.NVMLError as error:
-        logger.warning("NVML can't read GPU %d, which is left out: %s", index, error)
+        logger.warning("NVML can't read GPU %d, which is ignored: %s", index, error)
         return None
-    # `total` includes what the driver keeps for itself, `free` doesn't: the difference is no one's.
+    # `total` includes the driver's own memory, `free` doesn't: no process can use the difference.
     return Gpu(str(uuid), index, str(name), int(memory.total), int(memory.free))
 
 
 def apply_mask(gpus: Sequence[Gpu], mask: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, numbered anew in its order. None = no mask, "" = no GPU.
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, renumbered in its order. None = no mask, "" = no GPU.
 
-    An entry is an index or a UUID, or its beginning. As CUDA does, what follows an unknown entry is ignored.
-    Indices are NVML's, by PCI bus; CUDA's are the same where all GPUs are alike or CUDA_DEVICE_ORDER says so.
+    An entry is an index, a UUID or the beginning of one. As in CUDA, an unknown entry ends the list.
+    Indices are NVML's, by PCI bus; CUDA's are equal if all GPUs are of one model, or by CUDA_DEVICE_ORDER.
     """
     if mask is None:
         return tuple(gpus)
@@ -129,7 +129,9 @@ def apply_mask(gpus: Sequence[Gpu], mask: str | None) -> tuple[Gpu, ...]:
         gpu = find_gpu(gpus, entry.strip())
         if gpu is None or any(gpu.uuid == other.uuid for other in chosen):
             if entry.strip() not in ("", "-1"):
-                logger.warning("CUDA_VISIBLE_DEVICES=%s: %r and what follows is ignored", mask, entry.strip())
+                logger.warning(
+                    "CUDA_VISIBLE_DEVICES=%s: %r and everything after it is ignored", mask, entry.strip()
+                )
             break
         chosen.append(replace(gpu, index=len(chosen)))
     return tuple(chosen)

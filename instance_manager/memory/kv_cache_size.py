@@ -1,4 +1,4 @@
-"""How much KV cache an engine takes when it starts, from its flags and the model's configuration. Pure."""
+"""How much KV cache an engine allocates at its start, from its flags and the model's configuration. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 _GIB = 1 << 30
 _TORCH_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 
-# The embedded engine's on a CPU, unless asked for more: engine/execution/memory.py says the same.
+# The embedded engine's default on a CPU, as in engine/execution/memory.py.
 _CPU_CACHE_LIMIT_BYTES = 4 * _GIB
 _CPU_CACHE_SHARE = 0.25
 _CPU_MEMORY_SHARE = 0.8
@@ -23,7 +23,7 @@ _DEFAULT_UTILIZATION = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What an engine finds when it starts. `gpu_total_bytes`: of one of its GPUs, 0 if it gets none."""
+    """The machine at an engine's start. `gpu_total_bytes`: of one of the engine's GPUs, 0 without any."""
 
     host_available_bytes: int
     num_gpus: int = 0
@@ -38,15 +38,15 @@ def kv_cache_bytes(
     machine: Machine,
     fixed_bytes: int,
 ) -> int:
-    """Bytes on all GPUs together, or on the host. `config`: config.json; `environ`: the engine's.
+    """Bytes on all GPUs together, or on the host; 0 for a pooling model.
 
-    `fixed_bytes`: what else the engine takes of its GPUs, over all of them. 0 for a model that only encodes.
+    `config`: config.json; `environ`: the engine's; `fixed_bytes`: what else it takes on all its GPUs.
     """
     if not generates(params, config):
         return 0
-    asked = quantity(params.get("kv_cache_memory_bytes"))
-    if asked is not None:
-        return asked * max(machine.num_gpus, 1)  # the flag is for each GPU
+    requested = quantity(params.get("kv_cache_memory_bytes"))
+    if requested is not None:
+        return requested * max(machine.num_gpus, 1)  # the flag is per GPU
     text = decoder_config(config)
     block_bytes = _block_bytes(params, text)
     blocks = quantity(params.get("num_gpu_blocks_override"))
@@ -60,20 +60,20 @@ def kv_cache_bytes(
     return _embedded_cpu_cache(params, text, block_bytes, machine)
 
 
-def is_cache_asked_for(params: Mapping[str, Any]) -> bool:
-    """Whether somebody has said how large the KV cache is to be, and not the engine decides."""
+def is_cache_size_set(params: Mapping[str, Any]) -> bool:
+    """Whether a flag sets the size of the KV cache; otherwise the engine decides."""
     return bool(
         quantity(params.get("kv_cache_memory_bytes")) or quantity(params.get("num_gpu_blocks_override"))
     )
 
 
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder's part, which models that see keep by itself."""
+    """The text decoder's part, which vision-language models nest in `text_config`."""
     return {**config, **(config.get("text_config") or {})}
 
 
 def generates(params: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether the engine makes text with it, and not vectors or scores."""
+    """Whether the engine generates text with the model, not vectors or scores."""
     if params.get("runner", "auto") != "auto":
         return bool(params["runner"] == "generate")
     if params.get("convert", "auto") not in ("auto", "none"):
@@ -85,15 +85,17 @@ def generates(params: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 def _embedded_cpu_cache(
     params: Mapping[str, Any], text: Mapping[str, Any], block_bytes: int, machine: Machine
 ) -> int:
-    unasked = min(_CPU_CACHE_LIMIT_BYTES, int(machine.host_available_bytes * _CPU_CACHE_SHARE))
+    default_bytes = min(_CPU_CACHE_LIMIT_BYTES, int(machine.host_available_bytes * _CPU_CACHE_SHARE))
     if not block_bytes:
-        return unasked
+        return default_bytes
     max_len = quantity(params.get("max_model_len"))
     longest = max_len or quantity(text.get("max_position_embeddings")) or 1
     sequence = math.ceil(longest / _block_size(params)) * block_bytes
     if max_len is not None:
-        unasked = max(unasked, min(sequence, int(machine.host_available_bytes * _CPU_MEMORY_SHARE)))
-    return min(unasked, sequence * (quantity(params.get("max_num_seqs")) or _DEFAULT_MAX_NUM_SEQS))
+        default_bytes = max(
+            default_bytes, min(sequence, int(machine.host_available_bytes * _CPU_MEMORY_SHARE))
+        )
+    return min(default_bytes, sequence * (quantity(params.get("max_num_seqs")) or _DEFAULT_MAX_NUM_SEQS))
 
 
 def _block_size(params: Mapping[str, Any]) -> int:
@@ -101,7 +103,7 @@ def _block_size(params: Mapping[str, Any]) -> int:
 
 
 def _block_bytes(params: Mapping[str, Any], text: Mapping[str, Any]) -> int:
-    """Keys and values of one block in all layers; 0 if the configuration doesn't tell."""
+    """Keys and values of one block in all layers; 0 if the configuration lacks the sizes."""
     layers, heads = quantity(text.get("num_hidden_layers")), quantity(text.get("num_attention_heads"))
     hidden = quantity(text.get("hidden_size"))
     if not (layers and heads and hidden):
@@ -113,7 +115,7 @@ def _block_bytes(params: Mapping[str, Any], text: Mapping[str, Any]) -> int:
 
 
 def dtype_bytes(dtype: object, config: Mapping[str, Any]) -> int | None:
-    """Of a weight as the engine keeps it; None: as it is stored."""
+    """Bytes of a weight in the engine's memory; None: as stored."""
     if dtype == "auto":
         dtype = config.get("dtype") or config.get("torch_dtype") or ""
     return _TORCH_BYTES.get(str(dtype).removeprefix("torch."))
@@ -133,7 +135,7 @@ _UNITS = {
 
 
 def quantity(value: object) -> int | None:
-    """A whole number above 0 as the engines' flags read it (4096, "4k", "1.5G"); None if it is none."""
+    """A positive whole number as the engines' flags accept it (4096, "4k", "1.5G"); else None."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", str(value))
     number = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     return number or None

@@ -1,4 +1,4 @@
-"""What each model was measured to hold, kept over restarts: the best estimate of what it will need again.
+"""Measured memory of each model, kept across restarts: the best estimate of what it will need again.
 
 Knows nothing of how memory is measured.
 """
@@ -22,13 +22,13 @@ logger = logging.getLogger("berth.manager")
 
 _FILE = "memory.json"
 _FORMAT = 1
-_MAX_ENTRIES = 500  # models and their parameters; the ones measured longest ago are forgotten
-_MAX_RUNS = 16  # where models take turns many are short, and end before they had their peak
+_MAX_ENTRIES = 500  # of models with their parameters; those measured longest ago are dropped
+_MAX_RUNS = 16  # many, since models that take turns end before they reach their peak
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of an instance wherever it runs: on the host, and on each of its GPUs (the fullest counts)."""
+    """Bytes of an instance on the host, and on each of its GPUs (the fullest counts)."""
 
     host_bytes: int
     gpu_bytes_each: int = 0
@@ -50,7 +50,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredKind:
-    """Instances that need the same: one model, one engine, one set of parameters."""
+    """Instances with equal needs: one model, one engine, one set of parameters."""
 
     model: str
     engine: str
@@ -61,7 +61,7 @@ class MeasuredKind:
 
 
 def params_fingerprint(params: Mapping[str, Any], num_gpus: int) -> str:
-    """The same for the same merged parameters in any order, on as many GPUs."""
+    """Equal for equal merged parameters in any order, on the same number of GPUs."""
     text = json.dumps([params, num_gpus], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -70,9 +70,9 @@ _Runs = dict[str, dict[int, Footprint]]  # run -> level -> peak
 
 
 class Measurements:
-    """Peaks per kind, run and level of sleep. `save` writes what is new to `directory`/memory.json.
+    """Peaks by kind, run and sleep level. `save` writes them to `directory`/memory.json.
 
-    May be used from any thread.
+    Thread-safe.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -82,9 +82,9 @@ class Measurements:
         self._lock = threading.Lock()
 
     def record(self, kind: MeasuredKind, run: str, level: int, footprint: Footprint) -> None:
-        """Note what an instance holds at a level (0 = awake). `run` names one life of one process."""
+        """Record what an instance holds at a level (0 = awake). `run` identifies one process of it."""
         with self._lock:
-            runs = self._peaks[str(kind)] = self._peaks.pop(str(kind), {})  # the last measured come last
+            runs = self._peaks[str(kind)] = self._peaks.pop(str(kind), {})  # measured last comes last
             levels = runs.setdefault(run, {})
             peak = footprint.peak(levels.get(level, footprint))
             if levels.get(level) != peak:
@@ -94,23 +94,23 @@ class Measurements:
                 del runs[oldest]
 
     def peak(self, kind: MeasuredKind, level: int = 0) -> Footprint | None:
-        """The most that the last runs held at a level; None if that was never measured."""
+        """The most that recent runs held at a level; None if that was never measured."""
         with self._lock:
             runs = self._peaks.get(str(kind), {})
             found = [levels[level] for levels in runs.values() if level in levels]
         return reduce(Footprint.peak, found) if found else None
 
     def save(self) -> None:
-        """Write what has changed since the last call, at one stroke. Raises OSError."""
+        """Write changes since the last call, atomically. Raises OSError."""
         with self._lock:
             if self._is_saved:
                 return
             self._peaks = dict(list(self._peaks.items())[-_MAX_ENTRIES:])
             data = {kind: _as_json(runs) for kind, runs in self._peaks.items()}
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self._path.with_suffix(f".{os.getpid()}.new")
-            beside.write_text(json.dumps({"format": _FORMAT, "peaks": data}, indent=1))
-            beside.replace(self._path)
+            temporary = self._path.with_suffix(f".{os.getpid()}.new")
+            temporary.write_text(json.dumps({"format": _FORMAT, "peaks": data}, indent=1))
+            temporary.replace(self._path)
             self._is_saved = True
 
 
@@ -122,7 +122,7 @@ def _as_json(runs: _Runs) -> dict[str, dict[str, list[int]]]:
 
 
 def _read(path: Path) -> dict[str, _Runs]:
-    """Empty where there is no file, or none that we can read: then everything is measured anew."""
+    """Empty for a missing or unreadable file: then everything is measured anew."""
     try:
         data = json.loads(path.read_text())
         if data["format"] != _FORMAT:

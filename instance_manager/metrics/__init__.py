@@ -1,1 +1,1 @@
-"""What is counted of requests, lifecycles and state, as `/metrics` has it."""
+"""Metrics of requests, lifecycles and state for `/metrics`."""

@@ -1,6 +1,6 @@
-"""Counts of what happens to instances: starts, failures, loads, sleeps, evictions. Hears of it by events.
+"""Counts starts, failures, loads, sleeps and evictions of instances, from events.
 
-Labels are bounded: a class or an action comes from an enum, and beyond some hundred models all further ones
+Labels are bounded: classes and actions come from enums, and beyond some hundred models all further ones
 count as "other".
 """
 
@@ -22,8 +22,8 @@ _MAX_MODELS = 500
 _OTHER = "other"
 
 
-class _Life:
-    """What one model's instances have been through."""
+class _ModelCounts:
+    """Counts for all instances of one model."""
 
     __slots__ = ("evictions", "expirations", "failures", "load_s", "restarts", "sleeps", "starts", "wake_s")
 
@@ -39,7 +39,7 @@ class _Life:
 
 
 class LifecycleMetrics(Collector):
-    """Give `on_event` to the event log as a listener."""
+    """Add `on_event` to the event log as a listener."""
 
     def __init__(
         self,
@@ -47,24 +47,23 @@ class LifecycleMetrics(Collector):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`model_of`: the name that clients know an instance's model by, where there is one."""
+        """`model_of`: the name by which clients know an instance's model, if there is one."""
         self._model_of = model_of
         self._clock = clock
-        self._lives: dict[str, _Life] = {}  # by model
+        self._counts: dict[str, _ModelCounts] = {}  # by model
         self._models: dict[str, str] = {}  # by instance
-        self._since: dict[str, float] = {}  # by instance: when its start, or its waking, began
+        self._since: dict[str, float] = {}  # by instance: when its start or wake-up began
         self._spawned: set[str] = set()  # instances that have had a process
 
     def on_event(self, event: Event) -> None:
-        """Count it."""
         instance_id = event.instance_id
         if event.type == "instance.state":
             self._models[instance_id] = self._model_of(instance_id) or str(event.data["model_name"])
             self._on_state(instance_id, event)
         elif event.type == "instance.evicted":
-            self._life(instance_id).evictions[str(event.data["action"])] += 1
+            self._counts_of(instance_id).evictions[str(event.data["action"])] += 1
         elif event.type == "instance.expired":
-            self._life(instance_id).expirations += 1
+            self._counts_of(instance_id).expirations += 1
         elif event.type == "instance.deleted":
             self._models.pop(instance_id, None)
             self._since.pop(instance_id, None)
@@ -73,62 +72,68 @@ class LifecycleMetrics(Collector):
     def _on_state(self, instance_id: str, event: Event) -> None:
         state, previous = event.data["status"], event.data["previous"]
         if state == InstanceState.STARTING:
-            if previous != InstanceState.HEALTH_CHECKING:  # else it goes on, on another port
+            if previous != InstanceState.HEALTH_CHECKING:  # else the same start continues on another port
                 self._since[instance_id] = self._clock()
         elif state == InstanceState.HEALTH_CHECKING:
-            life = self._life(instance_id)
-            life.starts += 1
-            life.restarts += instance_id in self._spawned
+            counts = self._counts_of(instance_id)
+            counts.starts += 1
+            counts.restarts += instance_id in self._spawned
             self._spawned.add(instance_id)
         elif state == InstanceState.WAKING:
             self._since[instance_id] = self._clock()
         elif state == InstanceState.RUNNING:
             if (since := self._since.pop(instance_id, None)) is not None:
-                life = self._life(instance_id)
-                took = life.wake_s if previous == InstanceState.WAKING else life.load_s
-                took.observe(self._clock() - since)
+                counts = self._counts_of(instance_id)
+                histogram = counts.wake_s if previous == InstanceState.WAKING else counts.load_s
+                histogram.observe(self._clock() - since)
         elif state == InstanceState.SLEEPING:
-            self._life(instance_id).sleeps += 1
+            self._counts_of(instance_id).sleeps += 1
         elif state == InstanceState.FAILED:
-            self._life(instance_id).failures[str(event.data.get("error", {}).get("class", _OTHER))] += 1
+            self._counts_of(instance_id).failures[str(event.data.get("error", {}).get("class", _OTHER))] += 1
 
-    def _life(self, instance_id: str) -> _Life:
+    def _counts_of(self, instance_id: str) -> _ModelCounts:
         model = self._models.get(instance_id, "")
-        if model not in self._lives and len(self._lives) >= _MAX_MODELS:
+        if model not in self._counts and len(self._counts) >= _MAX_MODELS:
             model = _OTHER
-        return self._lives.setdefault(model, _Life())
+        return self._counts.setdefault(model, _ModelCounts())
 
     def collect(self) -> Iterable[Metric]:
         label = ["model"]
-        starts = CounterMetricFamily("berth_instance_starts", "Engine processes spawned.", labels=label)
+        starts = CounterMetricFamily("berth_instance_starts", "Engine processes started.", labels=label)
         restarts = CounterMetricFamily(
-            "berth_instance_restarts", "Processes spawned for an instance that had one before.", labels=label
+            "berth_instance_restarts",
+            "Engine processes started for an instance that had one before.",
+            labels=label,
         )
         failures = CounterMetricFamily(
-            "berth_instance_failures", "Instances that failed, by why.", labels=[*label, "class"]
+            "berth_instance_failures", "Instances that failed, by failure class.", labels=[*label, "class"]
         )
         evictions = CounterMetricFamily(
-            "berth_evictions", "Instances stopped or put to sleep to make room.", labels=[*label, "action"]
+            "berth_evictions",
+            "Instances stopped or put to sleep to free memory or a slot.",
+            labels=[*label, "action"],
         )
         expirations = CounterMetricFamily(
-            "berth_expirations", "Instances stopped or put to sleep for idleness.", labels=label
+            "berth_expirations", "Instances stopped or put to sleep after their idle time-out.", labels=label
         )
-        sleeps = CounterMetricFamily("berth_sleeps", "Times that an instance fell asleep.", labels=label)
+        sleeps = CounterMetricFamily("berth_sleeps", "Instances put to sleep.", labels=label)
         load_s = HistogramMetricFamily(
-            "berth_instance_load_seconds", "From the wish to start to healthy.", labels=label
+            "berth_instance_load_seconds",
+            "Time from the start request until the engine is healthy.",
+            labels=label,
         )
         wake_s = HistogramMetricFamily(
-            "berth_wake_seconds", "From asleep to serving again; the count is that of wakes.", labels=label
+            "berth_wake_seconds", "Time from the wake request until the engine serves again.", labels=label
         )
-        for model, life in self._lives.items():
-            starts.add_metric([model], life.starts)
-            restarts.add_metric([model], life.restarts)
-            sleeps.add_metric([model], life.sleeps)
-            expirations.add_metric([model], life.expirations)
-            for why, number in life.failures.items():
-                failures.add_metric([model, why], number)
-            for action, number in life.evictions.items():
+        for model, counts in self._counts.items():
+            starts.add_metric([model], counts.starts)
+            restarts.add_metric([model], counts.restarts)
+            sleeps.add_metric([model], counts.sleeps)
+            expirations.add_metric([model], counts.expirations)
+            for failure_class, number in counts.failures.items():
+                failures.add_metric([model, failure_class], number)
+            for action, number in counts.evictions.items():
                 evictions.add_metric([model, action], number)
-            load_s.add_metric([model], life.load_s.cumulated(), life.load_s.total)
-            wake_s.add_metric([model], life.wake_s.cumulated(), life.wake_s.total)
+            load_s.add_metric([model], counts.load_s.cumulated(), counts.load_s.total)
+            wake_s.add_metric([model], counts.wake_s.cumulated(), counts.wake_s.total)
         return (starts, restarts, failures, load_s, sleeps, wake_s, evictions, expirations)

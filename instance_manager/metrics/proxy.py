@@ -1,7 +1,7 @@
-"""Counts of what passes through the proxy: plain ints and lists, rendered for Prometheus when somebody asks.
+"""Counts the proxy's traffic: plain ints and lists, rendered for Prometheus on request.
 
-One event loop writes and reads, so nothing here locks. Labels are bounded: instances are forgotten with
-`forget`, methods outside a fixed list become "other", and what no instance served counts under no name.
+One event loop writes and reads, so nothing here locks. Labels are bounded: `forget` removes instances,
+methods outside a fixed list become "other", and requests that no instance served have an empty label.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"
 
 
 class Histogram:
-    """Counts per bucket, with a running sum; `counts` has one entry more than there are bounds."""
+    """Counts per bucket, with a running sum; `counts` has one entry more than `bounds`."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -35,7 +35,7 @@ class Histogram:
         self.total += value
 
     def cumulated(self) -> list[tuple[str, float]]:
-        """Pairs of upper bound and count up to it, as Prometheus has them."""
+        """Pairs of upper bound and cumulative count, in Prometheus's format."""
         pairs = []
         running = 0
         for bound, number in zip((*self.bounds, float("inf")), self.counts, strict=True):
@@ -45,7 +45,7 @@ class Histogram:
 
 
 class InstanceMetrics:
-    """What one instance's requests add up to."""
+    """Totals of one instance's requests."""
 
     __slots__ = (
         "_on_usage",
@@ -66,14 +66,14 @@ class InstanceMetrics:
         self.instance_id = instance_id
         self.model = model
         self._on_usage = on_usage
-        self.requests: dict[tuple[str, int], int] = {}  # by method and status; 499: the client left
+        self.requests: dict[tuple[str, int], int] = {}  # by method and status; 499: the client disconnected
         self.request_s = Histogram()
         self.first_byte_s = Histogram()
-        self.queue_wait_s = Histogram()  # of those that had to wait, the others are not in it
+        self.queue_wait_s = Histogram()  # only of requests that had to wait
         self.in_flight = 0
         self.bytes_in = 0  # bodies, client to engine
         self.bytes_out = 0  # bodies, engine to client
-        self.prompt_tokens = 0  # as engines' answers tell, see api/telemetry/token_usage.py
+        self.prompt_tokens = 0  # as engines report, see api/telemetry/token_usage.py
         self.completion_tokens = 0
 
     def count(self, method: str, status: int) -> None:
@@ -81,14 +81,14 @@ class InstanceMetrics:
         self.requests[key] = self.requests.get(key, 0) + 1
 
     def count_tokens(self, key_id: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """What an answer has told of its tokens; `key_id` names the caller's key."""
+        """Tokens that a response reported; `key_id` names the caller's key."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         self._on_usage(key_id, self.model, 1, prompt_tokens, completion_tokens)
 
 
-class BerthMetrics(InstanceMetrics):
-    """What the requests add up to that went on to another Berth, which counts their tokens itself."""
+class PeerMetrics(InstanceMetrics):
+    """Totals of the requests forwarded to another node, which counts their tokens itself."""
 
     __slots__ = ()
 
@@ -96,7 +96,7 @@ class BerthMetrics(InstanceMetrics):
         super().__init__(name, "", lambda *_: None)
 
     def count_tokens(self, key_id: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Counted twice, they would be the key's twice."""
+        """Does nothing: the key's usage would count twice."""
 
 
 class ProxyMetrics(Collector):
@@ -105,9 +105,9 @@ class ProxyMetrics(Collector):
     def __init__(
         self, model_of: Callable[[str], str | None] = lambda _: None, on_usage: OnUsage = lambda *_: None
     ) -> None:
-        """`model_of`: the name that clients know an instance's model by, where there is one.
+        """`model_of`: the name by which clients know an instance's model, if there is one.
 
-        `on_usage` is told of each answer with tokens: key id, model, 1, prompt and completion tokens.
+        `on_usage` is called for each response with tokens: key id, model, 1, prompt and completion tokens.
         """
         self._model_of = model_of
         self._on_usage = on_usage
@@ -123,11 +123,11 @@ class ProxyMetrics(Collector):
         return metrics
 
     def of_peer(self, name: str) -> InstanceMetrics:
-        """Another Berth's, kept as an instance's of this name."""
-        return self._instances.get(name) or self._instances.setdefault(name, BerthMetrics(name))
+        """Another node's metrics, kept like those of an instance of this name."""
+        return self._instances.get(name) or self._instances.setdefault(name, PeerMetrics(name))
 
     def forget(self, instance_id: str) -> None:
-        """The instance is gone; so are its series."""
+        """Remove a deleted instance's series."""
         self._instances.pop(instance_id, None)
 
     def _all(self) -> Iterator[tuple[list[str], InstanceMetrics]]:
@@ -138,7 +138,7 @@ class ProxyMetrics(Collector):
         labels = ["instance", "model"]
         requests = CounterMetricFamily(
             "berth_requests",
-            "Requests answered, by instance; an empty instance: refused before one was found.",
+            "Requests answered, by instance; without an instance if refused before one was chosen.",
             labels=[*labels, "method", "code"],
         )
         in_flight = GaugeMetricFamily("berth_requests_in_flight", "Requests being served.", labels=labels)
@@ -149,24 +149,26 @@ class ProxyMetrics(Collector):
             "berth_response_bytes", "Response body bytes from engines.", labels=labels
         )
         prompt_tokens = CounterMetricFamily(
-            "berth_prompt_tokens", "Prompt tokens, as answers tell.", labels=labels
+            "berth_prompt_tokens", "Prompt tokens, as reported by responses.", labels=labels
         )
         completion_tokens = CounterMetricFamily(
             "berth_completion_tokens",
-            "Completion tokens, as answers tell; of a stream that doesn't, its events.",
+            "Completion tokens, as reported by responses; events of streams that report none.",
             labels=labels,
         )
         request_s = HistogramMetricFamily(
-            "berth_request_seconds", "From a request's arrival to its last byte.", labels=labels
+            "berth_request_seconds",
+            "Time from a request's arrival to the last byte of its response.",
+            labels=labels,
         )
         first_byte_s = HistogramMetricFamily(
             "berth_time_to_first_byte_seconds",
-            "From a request's arrival to its response's head.",
+            "Time from a request's arrival to the head of its response.",
             labels=labels,
         )
         queue_wait_s = HistogramMetricFamily(
             "berth_queue_wait_seconds",
-            "From the arrival of a request that had to wait to its turn.",
+            "Time that requests waited in a queue; requests that did not wait are not counted.",
             labels=labels,
         )
         for names, metrics in self._all():

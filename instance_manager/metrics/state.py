@@ -1,6 +1,6 @@
-"""How things stand, as gauges: instances, who waits for which model, memory and who holds it.
+"""The current state as gauges: instances, waiting requests, and memory by device and instance.
 
-Read when somebody asks; nothing is kept here.
+Read on request; nothing is stored here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MODEL_STATUS = ("running", "starting", "sleeping", "stopped", "failed")
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """One device's memory in bytes; `name` is the GPU's make, or nothing."""
+    """One device's memory in bytes; `name` is the GPU's model, or empty."""
 
     device: Device
     name: str
@@ -34,35 +34,35 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryLook:
-    """Devices, and what each instance holds on each, at one moment."""
+class MemoryReading:
+    """Devices and what each instance holds on each, at one moment."""
 
     devices: tuple[DeviceMemory, ...] = ()
     held: Mapping[str, Mapping[Device, int]] | None = None  # by instance id
 
 
 def model_label(instance: Instance) -> str:
-    """The name of an instance's model in all metrics: the catalog's, else what it was created with."""
+    """The name of an instance's model in all metrics: the catalog's, else the one it was created with."""
     return instance.spec.profile or instance.model_name
 
 
-def read_memory(leaders: Mapping[int, str], driver: GpuDriver) -> MemoryLook:
-    """`leaders`: instances' ids by the pid of their process group. Blocks for milliseconds."""
+def read_memory(leaders: Mapping[int, str], driver: GpuDriver) -> MemoryReading:
+    """`leaders`: instance ids by the pid of their process group. Blocks for milliseconds."""
     by_pid = measure_groups(leaders, driver)
     devices = [DeviceMemory(HOST, "", host_total_bytes(), host_available_bytes())]
     devices += [DeviceMemory(g.uuid, g.name, g.total_bytes, g.free_bytes) for g in driver.list_gpus()]
-    return MemoryLook(tuple(devices), {leaders[pid]: held for pid, held in by_pid.items()})
+    return MemoryReading(tuple(devices), {leaders[pid]: held for pid, held in by_pid.items()})
 
 
 class StateMetrics(Collector):
-    """Renders the fleet as it is, and memory as it was at the last `memory`."""
+    """Renders the fleet's current state, and the last reading of memory."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self.memory = MemoryLook()
+        self.memory = MemoryReading()
 
     def leaders(self) -> dict[int, str]:
-        """What `read_memory` wants to know."""
+        """The argument of `read_memory`."""
         live = self._fleet.manager.list()
         return {one.pid: one.instance_id for one in live if one.pid is not None}
 
@@ -75,19 +75,21 @@ class StateMetrics(Collector):
         total = GaugeMetricFamily("berth_instances", "Instances by state.", labels=["state"])
         state = GaugeMetricFamily(
             "berth_instance_state",
-            "1 for the state that an instance is in, 0 for all others.",
+            "1 for the current state of an instance, 0 for all other states.",
             labels=[*labels, "engine", "state"],
         )
         level = GaugeMetricFamily(
-            "berth_instance_sleep_level", "How deep an instance sleeps; 0 is awake.", labels=labels
+            "berth_instance_sleep_level", "Sleep level of an instance; 0 = awake.", labels=labels
         )
         waiting = GaugeMetricFamily(
             "berth_instance_requests_waiting",
-            "Requests that wait for this instance alone, under /proxy/.",
+            "Requests under /proxy/ that wait for this particular instance.",
             labels=labels,
         )
         idle = GaugeMetricFamily(
-            "berth_instance_idle_seconds", "Since an instance's last request; 0 with any.", labels=labels
+            "berth_instance_idle_seconds",
+            "Time since an instance's last request; 0 while it has requests in flight.",
+            labels=labels,
         )
         now = time.monotonic()
         counts = Counter(one.state for one in instances)
@@ -110,7 +112,9 @@ class StateMetrics(Collector):
             "berth_model_requests_waiting", "Requests that wait for any replica of a model.", labels=["model"]
         )
         oldest = GaugeMetricFamily(
-            "berth_model_oldest_wait_seconds", "How long the first of them has waited.", labels=["model"]
+            "berth_model_oldest_wait_seconds",
+            "How long the longest-waiting of these requests has waited.",
+            labels=["model"],
         )
         now = time.monotonic()
         counts = Counter(model.status for model in self._fleet.models)
@@ -118,7 +122,7 @@ class StateMetrics(Collector):
             status.add_metric([each], counts[each])
         for model in self._fleet.models:
             if not model.replicas and not model.queue:
-                continue  # a catalog may be long
+                continue  # catalogs can be long
             since = model.queue.since
             waiting.add_metric([model.name], len(model.queue))
             oldest.add_metric([model.name], 0.0 if since is None else max(0.0, now - since))
@@ -127,15 +131,17 @@ class StateMetrics(Collector):
     def _memory(self, instances: list[Instance]) -> Iterable[Metric]:
         size = GaugeMetricFamily(
             "berth_device_memory_size_bytes",
-            "Memory of the host (as its control group allows) and of each GPU.",
+            "Total memory of the host (or its control group's limit) and of each GPU.",
             labels=["device", "name"],
         )
         free = GaugeMetricFamily(
-            "berth_device_memory_free_bytes", "What of it can be taken now.", labels=["device", "name"]
+            "berth_device_memory_free_bytes",
+            "Available memory of the host and of each GPU.",
+            labels=["device", "name"],
         )
         held = GaugeMetricFamily(
             "berth_instance_memory_bytes",
-            "What an instance's processes hold on a device.",
+            "Memory that an instance's processes hold on a device.",
             labels=["instance", "model", "device"],
         )
         for device in self.memory.devices:

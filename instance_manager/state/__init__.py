@@ -1,1 +1,1 @@
-"""What outlives Berth: records in a store, engines found again, other Berths on the same store."""
+"""What outlives a Berth process: stored records, recovered engines, and other nodes on the same store."""

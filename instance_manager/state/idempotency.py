@@ -1,4 +1,4 @@
-"""Which instance a client has created under which key: asked again, it gets the same one, for a day."""
+"""Which instance a client created under which idempotency key: a repeated request returns it, for a day."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ _KEPT_S = 24 * 3600.0
 
 
 async def claim(store: StateStore, key: str, spec: InstanceSpec, instance_id: str) -> tuple[str, bool]:
-    """The instance that the key belongs to, `instance_id` unless another has it; and whether that is new.
+    """The instance that the key belongs to (`instance_id` unless it is taken), and whether the claim is new.
 
-    It is kept before this returns. Raises IdempotencyKeyReused for another request, and StoreUnavailable.
+    The claim is stored before this returns. Raises IdempotencyKeyReused if the key belongs to a different
+    request, and StoreUnavailable.
     """
     fingerprint = fingerprint_of(spec)
     held = await store.claim_key(key, instance_id, fingerprint=fingerprint, ttl_s=_KEPT_S)
     if held.fingerprint != fingerprint:
         raise IdempotencyKeyReused(
-            f"this Idempotency-Key has created instance {held.instance_id!r} from another request; "
-            "take a new key for a new request"
+            f"this Idempotency-Key was used to create instance {held.instance_id!r} with another request; "
+            "use a new key for a new request"
         )
     return held.instance_id, held.is_new
 
 
 def fingerprint_of(spec: InstanceSpec) -> str:
-    """Equal for equal requests alone; tells nothing of what is in them."""
+    """Equal for equal requests only; reveals nothing of their content."""
     content = {field.name: getattr(spec, field.name) for field in fields(spec)}
     text = json.dumps(content, sort_keys=True, default=_plain, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

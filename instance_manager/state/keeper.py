@@ -1,7 +1,7 @@
-"""Writes down what happens to instances, behind the event loop's back and in order.
+"""Stores what happens to instances, in the background and in order.
 
-Every event marks its instance; one task writes records as they then are, with the events since the last
-write. Where the store can't be written, Berth goes on from memory, and all of it is written later.
+Every event marks its instance; one task writes the instance's current record, with the events since the last
+write. While the store can't be written, Berth continues from memory and writes everything later.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from instance_manager.types import Event
 logger = logging.getLogger("berth.state")
 
 _BACK_OFF_S = (0.1, 5.0)  # between attempts to write: the first, the longest
-_MAX_EVENTS = 10_000  # kept for a store that can't be written; the oldest go
+_MAX_EVENTS = 10_000  # kept while the store can't be written; the oldest are dropped
 _EVENTS_PER_WRITE = 500
-_PATIENCE_S = 5.0  # of who waits for a write; then things go on, and it is written when it can be
-_LAST_WRITES_S = 5.0  # that Berth's end waits for
+_WRITE_TIMEOUT_S = 5.0  # that callers wait for a write; after that they continue, and it is written later
+_LAST_WRITES_S = 5.0  # that the shutdown waits for the last writes
 
 Describe = Callable[[str], InstanceRecord | None]
 
 
 @dataclass(frozen=True, slots=True)
 class KeeperStatus:
-    """How the state stands. `trouble`: why it isn't up to date; None = it is, or will be in milliseconds."""
+    """`trouble`: why the stored state isn't up to date; None = it is, or will be in milliseconds."""
 
     trouble: str | None
     num_unwritten: int  # instances
-    is_deposed: bool  # another process works under our name: nothing is written any more
+    is_deposed: bool  # another process uses our name: nothing more is written
 
 
 class StateKeeper:
-    """`describe` gives an instance's record as it is now, None once it is deleted."""
+    """`describe` returns an instance's current record, None once it is deleted."""
 
     def __init__(self, session: StateSession, describe: Describe) -> None:
         self._store = session.store
@@ -50,15 +50,15 @@ class StateKeeper:
         self._describe = describe
         self._dirty: dict[str, None] = {}  # instances, in the order of their first change
         self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
-        self._versions: dict[str, int] = {}  # as stored; absent = there is no record
+        self._versions: dict[str, int] = {}  # as stored; absent = no record
         self._ports: dict[str, int] = {}  # as held in the store
-        self._foreign: set[str] = set()  # ids that another Berth's instances have
+        self._foreign: set[str] = set()  # ids that belong to another node's instances
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._trouble: str | None = None
-        self._loss: str | None = None  # of the store's files, see `note_loss`
+        self._loss: str | None = None  # of files of the store, see `note_loss`
         self._is_deposed = False
         self._has_ended = False
 
@@ -70,32 +70,32 @@ class StateKeeper:
         return KeeperStatus(trouble, len(self._dirty), self._is_deposed)
 
     def check_is_owner(self) -> None:
-        """Raises LeaseLost where nothing new may be begun."""
+        """Raises LeaseLost if another process has taken over this node's name."""
         if self._is_deposed:
-            raise LeaseLost("another Berth process uses this node's name: end one of them")
+            raise LeaseLost("another Berth process uses this node's name: stop one of them")
 
-    def know(self, record: InstanceRecord, port: int | None) -> None:
-        """A record that is stored already, and the port that is held for it there."""
+    def set_stored(self, record: InstanceRecord, port: int | None) -> None:
+        """A record that is already stored, and the port that the store holds for it."""
         self._versions[record.instance_id] = record.version
         if port is not None:
             self._ports[record.instance_id] = port
 
     def on_event(self, event: Event) -> None:
-        """A listener of the event log: each event is kept, and its instance's record is written anew."""
+        """A listener of the event log: the event is stored, and its instance's record is rewritten."""
         self._events.append(event)
         self.mark(event.instance_id)
 
     def mark(self, instance_id: str) -> None:
-        """It has changed."""
+        """The instance has changed: write its record."""
         if not (self._has_ended or self._is_deposed):
             self._dirty.setdefault(instance_id)
             self._idle.clear()
             self._work.set()
 
     async def written(self, instance_id: str) -> None:
-        """Return when the instance is stored as it is now, or when that can't be for the time being.
+        """Return when the instance's current record is stored, or can't be stored for the time being.
 
-        Raises InstanceExists if another Berth has an instance of this id, and PortHeld if it holds the port.
+        Raises InstanceExists if another node has an instance with this id, PortHeld if it holds the port.
         """
         if self._is_deposed or self._has_ended:
             return
@@ -105,11 +105,11 @@ class StateKeeper:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(instance_id, []).append(waiter)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_WRITE_TIMEOUT_S):
                 await waiter
 
     async def settled(self, instance_id: str) -> None:
-        """The same, where it doesn't matter that another Berth has it."""
+        """The same, but ignore that another node has the id or the port."""
         with suppress(InstanceExists, PortHeld):
             await self.written(instance_id)
 
@@ -128,33 +128,33 @@ class StateKeeper:
                 self.depose(str(error))
             except StoreUnavailable as error:
                 self._note_trouble(str(error))
-            except Exception as error:  # the task's root: what can't be written must not end the writing
+            except Exception as error:  # the task's root: one failing write must not end all writing
                 logger.exception("the state could not be written")
                 self._note_trouble(repr(error))
             await asyncio.sleep(back_off_s)
             back_off_s = min(back_off_s * 2, _BACK_OFF_S[1])
 
     async def watch(self) -> None:
-        """Hear from the store what became of writes that it had queued, and of the lease."""
+        """Follow the store's reports on queued writes and on the lease."""
         async for change in self._store.watch():
             if self._is_deposed:
                 return
             if change.kind is ChangeKind.REJECTED and change.instance_id is not None:
-                self.mark(change.instance_id)  # the next write finds out what is there instead
+                self.mark(change.instance_id)  # the next write reads the stored record
             elif change.kind is ChangeKind.REBUILT:
-                self._write_again()
+                self._rewrite_all()
             elif change.kind is ChangeKind.OWNER_LOST and change.owner == self._owner:
-                await self._hold_on()
+                await self._keep_lease()
 
     async def finish(self) -> None:
-        """Write what is left, for a bounded time; after that nothing is written."""
+        """Write pending changes for a bounded time; after that nothing is written."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WRITES_S):
                 await self._idle.wait()
         self._has_ended = True
         if self._dirty:
-            logger.error("Berth ends, and the state of %d instances is not written", len(self._dirty))
-        self._let_waiters_go()
+            logger.error("Berth exits before the state of %d instances was written", len(self._dirty))
+        self._release_waiters()
 
     # Writing.
 
@@ -168,8 +168,8 @@ class StateKeeper:
                 await self._write(instance_id)
             except (InstanceExists, PortHeld) as refusal:
                 error = refusal
-            except (TypeError, ValueError):  # a parameter that JSON doesn't know: no reason to keep nothing
-                logger.exception("the state of instance=%s can't be kept", instance_id)
+            except (TypeError, ValueError):  # a parameter that isn't JSON must not block the others
+                logger.exception("the state of instance=%s can't be stored", instance_id)
             except BaseException:
                 self._dirty = {instance_id: None, **self._dirty}
                 self._waiting.setdefault(instance_id, []).extend(waiters)
@@ -178,12 +178,12 @@ class StateKeeper:
                 if not waiter.done():
                     waiter.set_result(None) if error is None else waiter.set_exception(error)
             if error is not None and not waiters:
-                logger.error("the state of instance=%s is not kept: %s", instance_id, error)
+                logger.error("the state of instance=%s is not stored: %s", instance_id, error)
         self._work.clear()
         self._idle.set()
 
     async def _write(self, instance_id: str) -> None:
-        """Store the instance as it is now. Raises InstanceExists, PortHeld and what the store raises."""
+        """Store the instance's current record. Raises InstanceExists, PortHeld and the store's errors."""
         while True:
             events = tuple(islice(self._events, _EVENTS_PER_WRITE))
             record = None if instance_id in self._foreign else self._describe(instance_id)
@@ -191,9 +191,10 @@ class StateKeeper:
             try:
                 await self._store.commit(write)
             except Conflict as conflict:
-                await self._settle(instance_id, conflict)
+                await self._resolve_conflict(instance_id, conflict)
                 continue
-            for _ in events:
+            # By id, not by count: a full queue may have dropped some of them while the write was awaited.
+            while events and self._events and self._events[0].event_id <= events[-1].event_id:
                 self._events.popleft()
             self._note_stored(write, record)
             if len(events) < _EVENTS_PER_WRITE:
@@ -202,24 +203,26 @@ class StateKeeper:
             if self._describe(instance_id) is None:
                 self._foreign.discard(instance_id)
                 return
-            raise InstanceExists(f"another Berth has an instance named {instance_id!r}", param="name")
+            raise InstanceExists(f"another node has an instance named {instance_id!r}", param="name")
 
-    def _write_of(self, instance_id: str, record: InstanceRecord | None, told: tuple[Event, ...]) -> Write:
+    def _write_of(
+        self, instance_id: str, record: InstanceRecord | None, published: tuple[Event, ...]
+    ) -> Write:
         version = self._versions.get(instance_id, 0)
-        events = tuple(NewEvent(one.type, one.instance_id, one.time, one.data) for one in told)
-        first = told[0].event_id if told else 0
+        events = tuple(NewEvent(one.type, one.instance_id, one.time, one.data) for one in published)
+        first = published[0].event_id if published else 0
         if record is None:
             known = instance_id if version else None
             return Write(delete=known, expected_version=version, events=events, first_event_id=first)
         held, port = self._ports.get(instance_id), record.port
-        is_other = held != port
+        has_changed = held != port
         return Write(
             put=replace(record, version=version + 1),
             expected_version=version,
             events=events,
             first_event_id=first,
-            hold=PortHold(self._node, port, instance_id) if is_other and port is not None else None,
-            release=PortHold(self._node, held, instance_id) if is_other and held is not None else None,
+            hold=PortHold(self._node, port, instance_id) if has_changed and port is not None else None,
+            release=PortHold(self._node, held, instance_id) if has_changed and held is not None else None,
         )
 
     def _note_stored(self, write: Write, record: InstanceRecord | None) -> None:
@@ -233,11 +236,11 @@ class StateKeeper:
             else:
                 self._ports[record.instance_id] = record.port
 
-    async def _settle(self, instance_id: str, conflict: Conflict) -> None:
-        """The record is not at the version we knew: take the store's, unless it is another Berth's."""
+    async def _resolve_conflict(self, instance_id: str, conflict: Conflict) -> None:
+        """The record isn't at the version we expected: adopt the store's, unless another node owns it."""
         stored = await self._store.get(instance_id)
         if stored is None and conflict.found:
-            self._take_unreadable(instance_id, conflict)
+            self._overwrite_unreadable(instance_id, conflict)
             return
         if stored is not None and stored.owner != self._owner:
             self._foreign.add(instance_id)
@@ -245,20 +248,20 @@ class StateKeeper:
             return
         logger.warning("%s", conflict)
         version = 0 if stored is None else stored.version
-        if version == conflict.expected:  # it would be refused again, and again
+        if version == conflict.expected:  # it would be refused for ever
             raise StoreUnavailable(f"the store contradicts itself: {conflict}")
         self._versions[instance_id] = version
         if stored is None:
             self._ports.pop(instance_id, None)
 
-    def _write_again(self) -> None:
-        """The store has lost something: every record is written anew, with its port."""
+    def _rewrite_all(self) -> None:
+        """The store has lost data: write every record again, with its port."""
         self._ports.clear()
         for instance_id in list(self._versions):
             self.mark(instance_id)
 
-    def _take_unreadable(self, instance_id: str, conflict: Conflict) -> None:
-        """There is a record, which nobody can read: ours is written over it, where it can be no other's."""
+    def _overwrite_unreadable(self, instance_id: str, conflict: Conflict) -> None:
+        """The stored record is unreadable: overwrite it with ours, unless it may be another node's."""
         if self._store.is_shared and instance_id not in self._versions:
             self._foreign.add(instance_id)
         else:
@@ -267,37 +270,37 @@ class StateKeeper:
     # Trouble.
 
     def note_loss(self, message: str | None) -> None:
-        """Files of the store were removed and can't be put back now; None: nothing is missing."""
+        """Files of the store were removed and can't be restored now; None: nothing is missing."""
         if message is not None and self._loss is None:
-            logger.error("%s: going on from memory", message)
+            logger.error("%s: continuing from memory", message)
         self._loss = message
 
-    async def _hold_on(self) -> None:
-        """Our lease has run out, as after a suspension, or somebody has taken it: only that is the end."""
+    async def _keep_lease(self) -> None:
+        """Our lease has expired, e.g. after a suspension: renew it, unless another process has taken it."""
         try:
             await self._store.renew_lease()
         except LeaseLost as error:
             self.depose(str(error))
         except StoreUnavailable as error:
-            logger.warning("the lease is to be renewed when the store is back: %s", error)
+            logger.warning("the lease will be renewed when the store is back: %s", error)
 
     def _note_trouble(self, message: str) -> None:
         if self._trouble is None:
-            logger.error("%s: going on from memory; it is written as soon as that works", message)
+            logger.error("%s: continuing from memory; the state will be written as soon as possible", message)
         self._trouble = message
-        self._let_waiters_go()
+        self._release_waiters()
 
     def depose(self, reason: str) -> None:
-        """Somebody else is this Berth now: nothing is written any more."""
+        """Another process uses this node's name now: nothing more is written."""
         if not self._is_deposed:
-            logger.critical("another Berth works under the name of this one (%s): end one of them", reason)
+            logger.critical("another Berth process uses this node's name (%s): stop one of them", reason)
         self._is_deposed = True
         self._dirty.clear()
         self._trouble = "another Berth process uses this node's name"
-        self._let_waiters_go()
+        self._release_waiters()
         self._idle.set()
 
-    def _let_waiters_go(self) -> None:
+    def _release_waiters(self) -> None:
         for waiters in self._waiting.values():
             for waiter in waiters:
                 if not waiter.done():

@@ -1,7 +1,7 @@
-"""Which engines of an earlier Berth still run, and what is to become of the others.
+"""Which engines of an earlier Berth process still run, and what to do with each instance.
 
-An engine is known again by its instance token, the boot's id, and pids with their start times; a pid alone
-is never trusted, so that no stranger who has got it since is touched.
+An engine is identified by its instance token, the boot id, and pids with their start times; a pid alone is
+never trusted, so that a process that has reused it is left alone.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from instance_manager.types import InstanceState, RunSecrets
 
 logger = logging.getLogger("berth.manager")
 
-SWEEP_DEADLINE_S = 10.0  # for what can't be adopted to be gone (large GPU contexts need seconds)
+SWEEP_DEADLINE_S = 10.0  # for engines that can't be adopted to end (large GPU contexts need seconds)
 
 
-class Fate(Enum):
-    """What becomes of an instance that an earlier Berth has left."""
+class RecoveryAction(Enum):
+    """What to do with an instance of an earlier process."""
 
-    ENDED = auto()  # it had ended, and stays so until somebody starts it
-    BEGIN = auto()  # it was to start, and nothing of it runs: it is started
-    ADOPT = auto()  # its process is known for certain, be it alive or dead
-    LOST = auto()  # it ran, and can't be found for certain: what is left of it is ended
+    LEAVE = auto()  # it had ended, and stays so until it is started
+    START = auto()  # it should start, and nothing of it runs: start it
+    ADOPT = auto()  # its process was identified with certainty, alive or dead
+    CLEAN_UP = auto()  # it ran, and can't be identified with certainty: end its remaining processes
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRun:
-    """The process that an earlier Berth has started for an instance, and how it stood."""
+    """The engine process that an earlier Berth process started for an instance, and its state."""
 
-    fate: Fate
-    state: InstanceState  # that the instance begins in now
+    action: RecoveryAction
+    state: InstanceState  # in which the instance starts now
     secrets: RunSecrets | None
     status: RunStatus | None  # with ADOPT
     status_path: Path
-    engine: ProcessId | None  # with LOST, where it is certain which process that was
+    engine: ProcessId | None  # with CLEAN_UP, if the process was identified with certainty
     was_ready: bool
     level: int  # of sleep
     log_mark: int = 0  # number of the last line before the process's own
@@ -58,7 +58,7 @@ class FoundRun:
 
 @dataclass(frozen=True, slots=True)
 class RecoveredInstance:
-    """One record of ours with what was found for it."""
+    """One of our records with the run that was found for it."""
 
     record: InstanceRecord
     run: FoundRun
@@ -66,51 +66,53 @@ class RecoveredInstance:
 
 @dataclass(frozen=True, slots=True)
 class RecoveredInstances:
-    """All that an earlier Berth has left."""
+    """All instances of an earlier process."""
 
     instances: tuple[RecoveredInstance, ...]
-    strays: frozenset[str]  # tokens of ours that live processes carry, and no instance of these has
-    status_files: tuple[Path, ...]  # of nobody
+    orphans: frozenset[str]  # our tokens that live processes carry, but no instance has
+    status_files: tuple[Path, ...]  # that belong to no instance
 
 
 async def recover_instances(
     session: StateSession, records: Iterable[InstanceRecord], config: ManagerConfig
 ) -> RecoveredInstances:
-    """Look at our records, the status files and all processes. Takes some ten milliseconds.
+    """Match our records with the status files and all processes. Takes some tens of milliseconds.
 
-    Nothing of ours may be started meanwhile.
+    Nothing may be started meanwhile.
     """
     ours = [record for record in records if record.owner == session.owner]
-    return await asyncio.to_thread(_find, session, ours, config)
+    return await asyncio.to_thread(_recover, session, ours, config)
 
 
-def _find(session: StateSession, records: list[InstanceRecord], config: ManagerConfig) -> RecoveredInstances:
+def _recover(
+    session: StateSession, records: list[InstanceRecord], config: ManagerConfig
+) -> RecoveredInstances:
     carriers: Mapping[str, Collection[int]] = {}
     if session.is_sole:
         by_token = find_by_prefix(session.token_prefix)
         carriers = {token: {one.pid for one in found} for token, found in by_token.items()}
-    leftovers = []
-    missed = []  # status files that are gone while their shims run
+    recovered = []
+    missing_files = []  # status files that are gone while their shims run
     for record in sorted(records, key=lambda one: one.created_at):
         path = config.status_path(record.instance_id)
-        of_token = carriers.get(record.token or "", ())
+        token_pids = carriers.get(record.token or "", ())
         status = read_status(path)
         if status is None and record.pid and record.pid_start_ticks and record.boot_id == session.boot_id:
             engine = ProcessId(record.pid, record.pid_start_ticks)
-            status = status_from_processes(record.token or "", of_token, engine)
+            status = status_from_processes(record.token or "", token_pids, engine)
             if status is not None:
-                missed.append((path, status))
-        run = _look_for(record, path, status, session.boot_id, of_token)
-        leftovers.append(RecoveredInstance(record, run))
-    rewrite_status_files(missed)
-    known = {one.record.token for one in leftovers if one.run.action is not RecoveryAction.LEAVE}
+                missing_files.append((path, status))
+        run = _find_run(record, path, status, session.boot_id, token_pids)
+        recovered.append(RecoveredInstance(record, run))
+    rewrite_status_files(missing_files)
+    known = {one.record.token for one in recovered if one.run.action is not RecoveryAction.LEAVE}
     paths = {config.status_path(record.instance_id) for record in records}
     folder = config.status_path("any").parent
     orphaned = [path for path in folder.glob("*.json") if path not in paths] if session.is_sole else []
-    return RecoveredInstances(tuple(leftovers), frozenset(carriers.keys() - known), tuple(orphaned))
+    return RecoveredInstances(tuple(recovered), frozenset(carriers.keys() - known), tuple(orphaned))
 
 
-def _look_for(
+def _find_run(
     record: InstanceRecord,
     path: Path,
     status: RunStatus | None,
@@ -121,7 +123,7 @@ def _look_for(
     if not is_of_record or record.boot_id != boot_id or not record.token:
         status = None
     is_certain = status is not None and _is_certain(status, carriers)
-    fate = judge(record, has_status=status is not None, is_certain=is_certain)
+    action = decide(record, has_status=status is not None, is_certain=is_certain)
     secrets = None
     if record.token and record.api_key:
         secrets = RunSecrets(record.token, record.api_key)
@@ -129,10 +131,10 @@ def _look_for(
     if status is None and record.boot_id == boot_id and record.pid in carriers and record.pid_start_ticks:
         engine = ProcessId(record.pid or 0, record.pid_start_ticks)
     return FoundRun(
-        fate,
-        _first_state(record.state, fate),
+        action,
+        _first_state(record.state, action),
         secrets,
-        status if fate is RecoveryAction.ADOPT else None,
+        status if action is RecoveryAction.ADOPT else None,
         path,
         engine,
         was_ready=record.ready_at is not None,
@@ -140,28 +142,28 @@ def _look_for(
     )
 
 
-def judge(record: InstanceRecord, *, has_status: bool, is_certain: bool) -> Fate:
-    """Pure. `has_status`: its shim has noted, in this boot, who runs; `is_certain`: and nobody else does."""
+def decide(record: InstanceRecord, *, has_status: bool, is_certain: bool) -> RecoveryAction:
+    """Pure. `has_status`: its shim noted its pids in this boot; `is_certain`: they are still its own."""
     if record.state.is_terminal:
         return RecoveryAction.START if record.extra.get("is_wanted") else RecoveryAction.LEAVE
     if is_certain and record.port is not None:
         return RecoveryAction.ADOPT
     if record.state is InstanceState.STARTING and not has_status:
         return RecoveryAction.START
-    return Fate.LOST
+    return RecoveryAction.CLEAN_UP
 
 
-def _first_state(left_in: InstanceState, fate: Fate) -> InstanceState:
-    """What ran has yet to show that it does; what had ended, or was to end, is where it was."""
+def _first_state(left_in: InstanceState, action: RecoveryAction) -> InstanceState:
+    """A running engine must prove itself healthy again; ended and stopping instances keep their state."""
     if left_in.is_terminal or left_in is InstanceState.STOPPING:
         return left_in
-    return InstanceState.STARTING if fate is RecoveryAction.START else InstanceState.HEALTH_CHECKING
+    return InstanceState.STARTING if action is RecoveryAction.START else InstanceState.HEALTH_CHECKING
 
 
 def _is_certain(status: RunStatus, carriers: Collection[int]) -> bool:
-    """Whether the pids that are noted are still, if anybody's, those of the shim and its engine.
+    """Whether the noted pids, if alive, still belong to the shim and its engine.
 
-    The shim never writes over its environment; an engine may, but is the shim's child.
+    The shim never overwrites its environment; an engine may, but is the shim's child.
     """
     if status.shim.is_alive and status.shim_pid not in carriers:
         return False
@@ -171,14 +173,14 @@ def _is_certain(status: RunStatus, carriers: Collection[int]) -> bool:
     return stat is not None and status.shim.is_alive and stat.parent == status.shim_pid
 
 
-async def reap(strays: Collection[str], status_files: Collection[Path]) -> None:
-    """End all processes with these tokens, and forget what was noted of them."""
-    for token in strays:
-        logger.warning("processes of an engine that nobody knows any more are ended")
+async def reap(orphans: Collection[str], status_files: Collection[Path]) -> None:
+    """End all processes with these tokens, and delete these status files."""
+    for token in orphans:
+        logger.warning("ending processes of an engine that belongs to no instance")
         if not await kill_until_gone(token, None, SWEEP_DEADLINE_S):
-            logger.error("they are still there %.0f s after SIGKILL", SWEEP_DEADLINE_S)
+            logger.error("they still run %.0f s after SIGKILL", SWEEP_DEADLINE_S)
     try:
         for path in status_files:
             await asyncio.to_thread(path.unlink, missing_ok=True)
     except OSError as error:
-        logger.warning("an old status file stays: %s", error)
+        logger.warning("an old status file can't be removed: %s", error)

@@ -1,4 +1,4 @@
-"""This Berth's hold on its state: a directory that is its alone, its name, its store and its lease there."""
+"""This node's claim to its state: a directory of its own, its name, its store and its lease there."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ from instance_manager.state.stores.open import known_owner_id, open_store, owner
 
 logger = logging.getLogger("berth.state")
 
-_LEASE_S = (
-    10.0  # that others wait until they take us for dead; where the store is shared, it renews by itself
-)
+_LEASE_S = 10.0  # after which other nodes consider this one dead; a shared store renews it by itself
 
 
 class StateSession:
-    """Made by `open`, given back by `close`."""
+    """Created by `open`, released by `close`."""
 
     def __init__(
         self, store: StateStore, owner: str, lock: FileLock | None, config: ManagerConfig | None = None
     ) -> None:
         self.store = store
         self.owner = owner  # the same after every restart in the same STATE_DIR
-        self.boot_id = _boot_id()  # None = none is known here, and no pid is worth anything after a restart
-        # Whose ports are held. Machines may have the same name, containers of one machine have its boot id.
+        self.boot_id = _boot_id()  # None = unknown here: then no pid can be trusted after a restart
+        # The holder of ports. Machines may share a name; containers of one machine share its boot id.
         self.node = f"{platform.node()}/{(self.boot_id or '')[:8]}"
         self._lock = lock
         self._config = config
@@ -46,16 +44,16 @@ class StateSession:
             store: StateStore = MemoryStore()
             session = cls(store, secrets.token_hex(8), None)
         else:
-            owner, lock = await _settle(config, config.state_dir)
+            owner, lock = await _lock_directory(config, config.state_dir)
             try:
                 store = await open_store(config.state_url, config.state_dir)
-                owner = owner or await _name_again(store, config.state_dir)
+                owner = owner or await _recover_name(store, config.state_dir)
             except BaseException:
                 _release(lock)
                 raise
             session = cls(store, owner, lock, config)
         try:
-            # The lock proves that who had the lease before us is dead.
+            # The lock proves that the previous holder of the lease is dead.
             is_proven = session._lock is not None
             await store.acquire_lease(session.owner, _LEASE_S, take_over=is_proven, url=config.advertise_url)
         except BaseException:
@@ -65,11 +63,11 @@ class StateSession:
 
     @property
     def is_sole(self) -> bool:
-        """Whether no other Berth can have this owner's name, so that what carries it is ours."""
+        """Whether no other process can have this owner's name, so that anything that carries it is ours."""
         return self._lock is not None
 
     def new_token(self) -> str:
-        """For a new process; it says whose it is."""
+        """For a new engine process; its prefix identifies the owner."""
         return f"{self.token_prefix}{secrets.token_hex(16)}"
 
     @property
@@ -77,22 +75,24 @@ class StateSession:
         return f"{self.owner}."
 
     async def tend(self) -> None:
-        """Put back what somebody has removed: the lock, our name, the folder of status files, the store.
+        """Restore what was removed: the lock, our name, the folder of status files, the store.
 
-        Raises LeaseLost where another Berth has taken the place, StoreUnavailable where it can't be put back.
+        Raises LeaseLost if another process has taken over, StoreUnavailable if it can't be restored.
         """
         if self._lock is not None:
-            await asyncio.to_thread(self._put_back)
+            await asyncio.to_thread(self._restore_files)
         await self.store.tend()
 
-    def _put_back(self) -> None:
+    def _restore_files(self) -> None:
         if self._lock is None or self._config is None or self._config.state_dir is None:
             return
         state_dir = self._config.state_dir
         try:
             if not self._lock.is_in_place:
                 self._lock.take_again()
-                logger.error("the files of this Berth in %s were removed while it runs: put back", state_dir)
+                logger.error(
+                    "files of this Berth in %s were removed while it was running: put back", state_dir
+                )
             set_owner_id(state_dir, self.owner)
             self._config.status_path("any").parent.mkdir(parents=True, exist_ok=True)
         except StoreInUse as error:
@@ -101,17 +101,17 @@ class StateSession:
             raise StoreUnavailable(f"can't write to the state directory {state_dir}: {error}") from error
 
     async def close(self) -> None:
-        """Let the next one in."""
+        """Release the state to the next process."""
         try:
             await self.store.close()
         finally:
             _release(self._lock)
 
 
-async def _settle(config: ManagerConfig, state_dir: Path) -> tuple[str | None, FileLock | None]:
-    """The owner's name, where there is one, and the lock.
+async def _lock_directory(config: ManagerConfig, state_dir: Path) -> tuple[str | None, FileLock | None]:
+    """The owner's name, if known, and the lock.
 
-    Without a directory that can be written to, only if nothing is kept.
+    A directory that can't be written is accepted only if the store keeps nothing.
     """
     lock = FileLock(state_dir / "berth.lock")
     try:
@@ -121,7 +121,7 @@ async def _settle(config: ManagerConfig, state_dir: Path) -> tuple[str | None, F
         lock.release()
         if not config.state_url.startswith("memory:"):
             raise
-        logger.warning("%s; engines that outlive this Berth won't be known again", error)
+        logger.warning("%s; engines that outlive this Berth process can't be recovered", error)
         return secrets.token_hex(8), None
     except BaseException:
         lock.release()
@@ -129,31 +129,31 @@ async def _settle(config: ManagerConfig, state_dir: Path) -> tuple[str | None, F
 
 
 def _known_name(config: ManagerConfig, state_dir: Path) -> str | None:
-    """As it is written down, or as engines of an earlier Berth tell it where the directory was emptied.
+    """From the directory, or from an earlier process's engines if the directory was emptied.
 
-    Raises StoreInUse where that Berth is alive, and puts its files back.
+    Raises StoreInUse if that process is still alive; it will restore its files.
     """
     try:
         if (name := known_owner_id(state_dir)) is not None:
             return name
     except OSError as error:
-        raise StoreUnavailable(f"can't read this Berth's name in {state_dir}: {error}") from error
+        raise StoreUnavailable(f"can't read this node's name in {state_dir}: {error}") from error
     owners = shim_owners(config.status_path("any").parent)
     if not owners:
         return None
     if (holder := process_holding_deleted(state_dir / "berth.lock")) is not None:
         raise StoreInUse(
-            f"another Berth (pid {holder}) works in {state_dir}, whose files were removed: "
+            f"another Berth process (pid {holder}) uses {state_dir}, whose files were removed: "
             "stop it, or give this one a STATE_DIR of its own"
         )
     name = min(owners)
-    logger.error("%s has lost this Berth's name: engines that run tell that it was %s", state_dir, name)
+    logger.error("%s no longer holds this node's name: restored as %s from running engines", state_dir, name)
     set_owner_id(state_dir, name)
     return name
 
 
-async def _name_again(store: StateStore, state_dir: Path) -> str:
-    """The name in a file of ours alone that is older than the directory's; a new one otherwise."""
+async def _recover_name(store: StateStore, state_dir: Path) -> str:
+    """The owner in an existing, unshared store; a new name otherwise."""
     owners = set() if store.is_shared else {record.owner for record in await store.records()}
     if len(owners) == 1:
         await asyncio.to_thread(set_owner_id, state_dir, owners.pop())

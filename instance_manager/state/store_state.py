@@ -1,4 +1,4 @@
-"""The state as the manager uses it: opened once, written behind its back, closed at the end."""
+"""The state as the manager uses it: opened once, written in the background, closed at the end."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from instance_manager.state.session import StateSession
 from instance_manager.state.stores.base import DEFAULT_HISTORY, StateStore
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.state.usage import UsageMeter
-from instance_manager.state.watch import watch_over
+from instance_manager.state.watch import watch_files
 from instance_manager.types import InstanceSpec
 
 
 class State:
-    """Made of a session; use it inside `async with state.running()`."""
+    """Use it inside `async with state.running()`."""
 
     def __init__(
         self,
         session: StateSession,
         describe: Callable[[str, StateSession], InstanceRecord | None],
         usage: UsageMeter,
-        neighbours: Peers,
+        peers: Peers,
     ) -> None:
-        """`describe` gives an instance's record as it is now, None once it is deleted."""
+        """`describe` returns an instance's current record, None once it is deleted."""
         self.session = session
         self.keeper = StateKeeper(session, lambda instance_id: describe(instance_id, session))
         self._usage = usage
-        self._neighbours = neighbours
+        self._peers = peers
 
     @property
     def store(self) -> StateStore:
@@ -43,16 +43,16 @@ class State:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Write what happens; at the end what is left, and then let the next Berth in."""
+        """Store what happens; on exit write the rest and release the state to the next process."""
         tasks = [
             asyncio.create_task(self.keeper.run(), name="state"),
-            asyncio.create_task(self.keeper.watch(), name="changes of the state"),
+            asyncio.create_task(self.keeper.watch(), name="state changes"),
             asyncio.create_task(self._usage.run(self.store), name="usage"),
-            asyncio.create_task(watch_over(self.session, self.keeper), name="files of the state"),
+            asyncio.create_task(watch_files(self.session, self.keeper), name="state files"),
         ]
         if self.store.is_shared:
-            looking = self._neighbours.run(self.store, self.session.owner)
-            tasks.append(asyncio.create_task(looking, name="other Berths"))
+            following = self._peers.run(self.store, self.session.owner)
+            tasks.append(asyncio.create_task(following, name="peers"))
         try:
             yield
             await self.keeper.finish()
@@ -65,19 +65,19 @@ class State:
             finally:
                 await self.session.close()
 
-    async def take_in(self, events: EventLog, config: ManagerConfig) -> RecoveredInstances:
-        """What an earlier Berth has left; its events are gone on with. Before anything is started."""
+    async def recover(self, events: EventLog, config: ManagerConfig) -> RecoveredInstances:
+        """Recover an earlier process's instances and continue its event ids, before anything is started."""
         last_event_id = max(await self.store.last_event_id(), int(time.time() * 1000))
         events.seed(await self.store.events_since(0, DEFAULT_HISTORY), last_event_id)
         events.add_listener(self.keeper.on_event)
-        leftovers = await recover_instances(self.session, await self.store.records(), config)
-        held = await self._held_ports({one.record.instance_id for one in leftovers.instances})
-        for one in leftovers.instances:
-            self.keeper.know(one.record, held.get(one.record.instance_id))
-        return leftovers
+        recovered = await recover_instances(self.session, await self.store.records(), config)
+        held = await self._held_ports({one.record.instance_id for one in recovered.instances})
+        for one in recovered.instances:
+            self.keeper.set_stored(one.record, held.get(one.record.instance_id))
+        return recovered
 
     async def _held_ports(self, ours: Collection[str]) -> dict[str, int]:
-        """By instance; what we held under an earlier name of this machine, a container's, is given back."""
+        """By instance. Ports held under an earlier node name (a container's, say) are released."""
         held = {}
         for hold in await self.store.ports():
             if hold.instance_id in ours and hold.node == self.session.node:
@@ -86,8 +86,8 @@ class State:
                 await self.store.release_port(hold)
         return held
 
-    async def elsewhere(self) -> list[tuple[InstanceRecord, bool]]:
-        """Other Berths' instances, in the order of their creation, and whether each one's Berth is alive."""
+    async def instances_of_peers(self) -> list[tuple[InstanceRecord, bool]]:
+        """Other nodes' instances in the order of their creation, and whether each one's node is alive."""
         records = [one for one in await self.store.records() if one.owner != self.session.owner]
         if not records:
             return []
@@ -99,5 +99,5 @@ class State:
         return await claim(self.store, key, spec, instance_id)
 
     async def forget_claim(self, key: str, instance_id: str) -> None:
-        """The key's request has come to nothing."""
+        """The key's request has failed: release the key."""
         await self.store.forget_key(key, instance_id)

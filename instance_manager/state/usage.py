@@ -1,4 +1,4 @@
-"""What each API key has used of each model: gathered here for some seconds, then added to the store."""
+"""Usage by API key and model: collected here for some seconds, then added to the store."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FLUSH_INTERVAL_S = 2.0
 
 
 class UsageMeter:
-    """`add` at any time; `run` while there is a store. What a killed Berth had not stored yet is lost."""
+    """`add` at any time; `run` while a store is open. A killed process loses what it had not stored yet."""
 
     def __init__(self) -> None:
         self._pending: dict[tuple[str, str], Usage] = {}
-        self._sending: Write | None = None  # not known to be stored; sent again as it is, so counted once
+        self._sending: Write | None = None  # unconfirmed; resent unchanged, so that it counts once
         self._is_failing = False
 
     def add(
@@ -36,22 +36,22 @@ class UsageMeter:
         self._pending[key_id, model] = used if before is None else before.plus(used)
 
     async def totals(self, store: StateStore) -> list[Usage]:
-        """What the store has, and what it is still to get; by key id and model. Raises StoreUnavailable."""
+        """Stored plus pending usage, by key id and model. Raises StoreUnavailable."""
         totals = {(one.key_id, one.model): one for one in await store.usage()}
         sending = self._sending.usage if self._sending is not None else ()
         for used in (*sending, *self._pending.values()):
-            where = (used.key_id, used.model)
-            totals[where] = totals[where].plus(used) if where in totals else used
-        return [totals[where] for where in sorted(totals)]
+            key = (used.key_id, used.model)
+            totals[key] = totals[key].plus(used) if key in totals else used
+        return [totals[key] for key in sorted(totals)]
 
     async def run(self, store: StateStore) -> None:
-        """Store what has gathered, every few seconds, until cancelled."""
+        """Store pending usage every few seconds, until cancelled."""
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_S)
             await self.flush(store)
 
     async def flush(self, store: StateStore) -> None:
-        """Store what has gathered; where that can't be, it is kept for the next time."""
+        """Store pending usage; if that fails, keep it for the next time."""
         try:
             while self._sending is not None or self._pending:
                 if self._sending is None:
@@ -61,5 +61,5 @@ class UsageMeter:
                 self._sending, self._is_failing = None, False
         except StoreError as error:
             if not self._is_failing:
-                logger.warning("usage is not stored for now: %s", error)
+                logger.warning("usage can't be stored for now: %s", error)
             self._is_failing = True

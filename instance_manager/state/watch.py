@@ -1,4 +1,4 @@
-"""Looks each second whether the state still lies where it was put: somebody may clear up while Berth runs."""
+"""Checks every second that the state's files are still in place: they may be deleted while Berth runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ logger = logging.getLogger("berth.state")
 _INTERVAL_S = 1.0
 
 
-async def watch_over(session: StateSession, keeper: StateKeeper) -> None:
-    """Until cancelled, or until another Berth has the place."""
+async def watch_files(session: StateSession, keeper: StateKeeper) -> None:
+    """Until cancelled, or until another Berth process has taken the state directory."""
     while True:
         await asyncio.sleep(_INTERVAL_S)
         try:
@@ -27,5 +27,5 @@ async def watch_over(session: StateSession, keeper: StateKeeper) -> None:
         except StoreError as error:
             keeper.note_loss(str(error))
         except Exception as error:  # the task's root
-            logger.exception("the files of the state could not be looked at")
+            logger.exception("the state files could not be checked")
             keeper.note_loss(repr(error))

@@ -1,4 +1,4 @@
-"""The command `berth` as a user has it: in a process of its own, with pipes or at a pseudo-terminal."""
+"""The command `berth` as a user runs it: in its own process, with pipes or at a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 def environment(url: str, **more: str) -> dict[str, str]:
-    """As a user's, with nothing that changes how `berth` answers."""
+    """A user's environment, without variables that change what `berth` prints."""
     kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
     return {**kept, "BERTH_PYTHON": sys.executable, "TERM": "xterm", "BERTH_URL": url, **more}
 
@@ -45,7 +45,7 @@ def berth(
 
 
 class Terminal:
-    """A command at a pseudo-terminal of 200 columns; `screen` is all that it has written, without escapes."""
+    """A command at a pseudo-terminal of 200 columns; `screen` is all of its output, without escapes."""
 
     def __init__(self, url: str, *args: str, **env: str) -> None:
         self._master, slave = pty.openpty()
@@ -60,21 +60,21 @@ class Terminal:
         )
         os.close(slave)
         self.raw = ""
-        self._seen = 0  # how much of the screen was expected
+        self._seen = 0  # how much of the screen has been matched
 
     @property
     def screen(self) -> str:
         return _ESCAPES.sub("", self.raw).replace("\r", "")
 
     def expect(self, text: str) -> None:
-        """Read until the text has come, after what was expected before."""
+        """Read until the text appears after the previous match."""
         deadline = time.monotonic() + TIMEOUT_S
         while (found := self.screen.find(text, self._seen)) < 0:
             assert self._read(deadline), f"{text!r} did not come; what did:\n{self.screen}"
         self._seen = found + len(text)
 
     def press_until(self, key: str, text: str) -> None:
-        """Press a key until the text comes: an editor that has just shown its prompt may miss a signal."""
+        """Press a key until the text appears: an editor that has just shown its prompt may miss a signal."""
         deadline = time.monotonic() + TIMEOUT_S
         while self.screen.find(text, self._seen) < 0:
             assert time.monotonic() < deadline, f"{text!r} did not come; what did:\n{self.screen}"
@@ -86,7 +86,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def interrupt(self) -> int:
-        """Press Ctrl-C until it ends, as in `press_until`; the exit status."""
+        """Press Ctrl-C until the command exits, as in `press_until`; the exit status."""
         deadline = time.monotonic() + TIMEOUT_S
         while self._process.poll() is None:
             assert time.monotonic() < deadline, f"it doesn't end; what came:\n{self.screen}"
@@ -94,7 +94,7 @@ class Terminal:
                 self.type(CTRL_C)
             self._read(time.monotonic() + 0.5)
         status = self.wait()
-        return 130 if status == -signal.SIGINT else status  # a shell makes the same of both
+        return 130 if status == -signal.SIGINT else status  # a shell reports both alike
 
     def wait(self) -> int:
         """The exit status, once all has been read."""
@@ -115,21 +115,21 @@ class Terminal:
             return False
         try:
             piece = os.read(self._master, 65536)
-        except OSError:  # Linux says so where others end the file
+        except OSError:  # on Linux instead of an end of file
             return False
         self.raw += piece.decode("utf-8", "replace")
         return bool(piece)
 
 
 def _own_terminal() -> None:
-    """A session of its own with this terminal, so that Ctrl-C is its own too."""
+    """Its own session with this terminal, so that Ctrl-C reaches it alone."""
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @contextmanager
 def terminal(url: str, *args: str, **env: str) -> Iterator[Terminal]:
-    """A command at a terminal; gone when the block ends."""
+    """A command at a terminal; ended with the block."""
     running = Terminal(url, *args, **env)
     try:
         yield running

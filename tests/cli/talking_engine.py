@@ -1,4 +1,4 @@
-"""An engine for tests of the chat: it says what it was asked, thinks first, and can go on for ever.
+"""An engine for tests of the chat: it repeats the question, reasons first, and can go on for ever.
 
 A fake, since no small model answers in a way that a test could count on. Run as `command` by a real Berth.
 """
@@ -18,10 +18,10 @@ REFUSED, STALLED = "refused", "stalled"  # as `user` of a completion
 
 
 class Handler(BaseHTTPRequestHandler):
-    answers = 0  # streamed ones of completions
+    answers = 0  # streamed completions
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing of the server's own."""
+        """Suppress the server's own lines."""
 
     def do_GET(self) -> None:
         self._send(b'{"object": "list", "data": [{"id": "talker", "object": "model"}]}')

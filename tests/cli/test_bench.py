@@ -1,4 +1,4 @@
-"""`berth bench`: a load on a stand-in whose counts are known, and the figures made of it."""
+"""`berth bench`: a load on a stand-in with known counts, and the results computed from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(120)
 LOAD = ("bench", "talker", "-n", "6", "-c", "3", "--input-tokens", "40", "--output-tokens", "20")
 
 
-def test_tokens_are_those_that_the_server_counts(url: str) -> None:
+def test_tokens_are_counted_by_the_server(url: str) -> None:
     ran = berth(url, *LOAD, "--json")
     assert (ran.returncode, ran.stderr) == (0, "")
     result = json.loads(ran.stdout)
@@ -29,7 +29,7 @@ def test_tokens_are_those_that_the_server_counts(url: str) -> None:
     assert result["e2e_ms"]["mean"] > result["ttft_ms"]["mean"]
 
 
-def test_the_table_has_them_too(url: str) -> None:
+def test_the_table_shows_them_too(url: str) -> None:
     out = berth(url, *LOAD, "--request-rate", "500").stdout
     for name in (
         "output tokens per s",
@@ -42,7 +42,7 @@ def test_the_table_has_them_too(url: str) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_what_fails_is_counted_and_said(url: str) -> None:
+def test_failures_are_counted_and_shown(url: str) -> None:
     ran = berth(url, *LOAD, "--set", f"user={REFUSED}")
     assert ran.returncode == 1
     assert "0 answered, 6 failed" in ran.stdout
@@ -51,7 +51,7 @@ def test_what_fails_is_counted_and_said(url: str) -> None:
     assert (ran.returncode, json.loads(ran.stdout)["errors"]) == (1, {"400: not to you": 6})
 
 
-def test_ctrl_c_shows_what_there_is(url: str) -> None:
+def test_ctrl_c_shows_the_results_so_far(url: str) -> None:
     berth(url, *LOAD)  # by now, two have been answered
     with terminal(url, *LOAD[:2], "--set", f"user={STALLED}", "-c", "1") as running:
         running.expect("0 of 64 requests")
@@ -60,8 +60,8 @@ def test_ctrl_c_shows_what_there_is(url: str) -> None:
         assert "0 answered, 0 failed, of 64" in running.screen
 
 
-def test_another_server_may_be_measured(url: str) -> None:
-    """Of which nothing is known but its URL; its only model need not be named."""
+def test_another_server_can_be_measured(url: str) -> None:
+    """Only its URL is known; its only model need not be named."""
     port = json.loads(berth(url, "ps", "--json").stdout)["data"][0]["port"]
     ran = berth(url, "bench", *LOAD[2:], "--url", f"http://127.0.0.1:{port}/v1", "--json")
     assert json.loads(ran.stdout)["completed"] == 6
@@ -77,7 +77,7 @@ def test_percentiles_are_interpolated() -> None:
     assert percentile([7], 99) == 7
 
 
-def test_times_of_a_request() -> None:
+def test_the_times_of_a_request_are_measured() -> None:
     two_in_each = Outcome(1.0, (0.1, 0.3, 0.5), 10, 5)
     assert (two_in_each.first_s, two_in_each.tpot_s) == (0.1, pytest.approx(0.1))
     assert two_in_each.gaps_s == [pytest.approx(0.1)] * 2
@@ -85,7 +85,7 @@ def test_times_of_a_request() -> None:
     assert (uncounted.tpot_s, uncounted.gaps_s) == (None, [pytest.approx(0.2)])
 
 
-def test_what_is_unknown_is_not_made_up() -> None:
+def test_unknown_values_are_left_out() -> None:
     result = summary([Outcome(1.0, (0.5,), None, None), Outcome(1.0, (), error="x")], 2.0)
     assert (result["input_tokens"], result["output_tokens_per_s"], result["total_tokens_per_s"]) == (
         None,
@@ -96,7 +96,7 @@ def test_what_is_unknown_is_not_made_up() -> None:
 
 @pytest.mark.parametrize("wanted", [1, 10, 128, 1000])
 @pytest.mark.parametrize(("per_word", "always"), [(1.0, 0), (1.37, 5), (3.0, 1)])
-def test_prompts_have_about_as_many_tokens_as_asked_for(wanted: int, per_word: float, always: int) -> None:
+def test_prompts_have_about_the_requested_number_of_tokens(wanted: int, per_word: float, always: int) -> None:
     def count(prompt: str) -> int:
         return always + round(per_word * len(prompt.split()))
 
@@ -105,6 +105,6 @@ def test_prompts_have_about_as_many_tokens_as_asked_for(wanted: int, per_word: f
     assert words_for(wanted, lambda _: None, random.Random(0)) == wanted
 
 
-def test_prompts_differ_from_their_first_words_on() -> None:
+def test_prompts_differ_from_the_first_word() -> None:
     rng = random.Random(0)
     assert len({prompt_of(100, rng)[:20] for _ in range(50)}) == 50

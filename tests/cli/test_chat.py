@@ -13,40 +13,40 @@ from tests.cli.talking_engine import BREAK, FOREVER
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_a_question_is_answered_and_nothing_else_is_said(url: str) -> None:
+def test_a_question_prints_only_the_answer(url: str) -> None:
     ran = berth(url, "run", "talker", "Hello", "--system", "Be short", "--set", "temperature=0.5")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("[Hello] after 0, system=Be short, temperature=0.5")
-    assert "Hm." not in ran.stdout  # thoughts are for people at a terminal
+    assert "Hm." not in ran.stdout  # reasoning is shown at a terminal only
 
 
-def test_what_is_piped_in_is_the_question_or_follows_it(url: str) -> None:
+def test_piped_input_is_the_question_or_is_appended_to_it(url: str) -> None:
     assert "[from a pipe]" in berth(url, "run", "chatty", stdin="from a pipe\n").stdout
     assert "[Explain\n\nx = 1]" in berth(url, "run", "talker", "Explain", stdin="x = 1\n").stdout
     empty = berth(url, "run", "talker", stdin=" \n")
     assert (empty.returncode, "the prompt is empty" in empty.stderr) == (2, True)
 
 
-def test_as_json_it_is_the_whole_answer(url: str) -> None:
+def test_json_output_is_the_complete_response(url: str) -> None:
     answer = json.loads(berth(url, "run", "talker", "Hello", "--json").stdout)
     assert answer["choices"][0]["message"]["content"].startswith("[Hello]")
 
 
-def test_an_error_in_the_stream_ends_it_in_one_line(url: str) -> None:
+def test_an_error_in_the_stream_is_shown_in_one_line(url: str) -> None:
     ran = berth(url, "run", "talker", BREAK)
     assert (ran.returncode, ran.stderr) == (1, "berth: the engine is broken\n")
 
 
-def test_an_unknown_model_is_told_with_the_next_step(url: str) -> None:
+def test_an_unknown_model_is_reported_with_the_next_step(url: str) -> None:
     ran = berth(url, "run", "talkre", "Hello")
     assert ran.returncode == 4
     assert "talker" in ran.stderr
     assert "berth list" in ran.stderr
 
 
-def test_a_chat(url: str) -> None:
+def test_a_chat_session(url: str) -> None:
     with terminal(url, "run", "talker") as chat:
-        chat.expect(">>> ")  # before it, a key would reach no editor
+        chat.expect(">>> ")  # earlier, a key would reach no editor
         chat.type("one\r")
         chat.expect("[one] after 0, system=None, temperature=None")
         assert "\x1b[2mHm." in chat.raw  # dim
@@ -62,7 +62,7 @@ def test_a_chat(url: str) -> None:
         chat.expect("chatty")  # an alias
         chat.expect(">>> ")
         chat.type("/system Be kind\r")
-        chat.expect("so be it")
+        chat.expect("system message set")
         chat.expect(">>> ")
         chat.type('"""two\r')
         chat.expect("... ")
@@ -70,10 +70,10 @@ def test_a_chat(url: str) -> None:
         chat.expect("[two\nlines] after 2, system=Be kind, temperature=0.2")
         chat.expect(">>> ")
         chat.type("/clear\r")
-        chat.expect("forgotten")
+        chat.expect("messages cleared")
         chat.expect(">>> ")
         chat.type("/nonsense\r")
-        chat.expect("/nonsense is no command")
+        chat.expect("/nonsense is not a command")
         chat.expect(">>> ")
         chat.type(f"{BREAK}\r")
         chat.expect("berth: the engine is broken")
@@ -85,24 +85,24 @@ def test_a_chat(url: str) -> None:
         assert chat.wait() == 0
 
 
-def test_ctrl_c_stops_an_answer_and_no_more(url: str) -> None:
+def test_ctrl_c_stops_only_the_answer(url: str) -> None:
     with terminal(url, "run", "talker", NO_COLOR="1") as chat:
         chat.expect(">>> ")
         chat.type(f"{FOREVER}\r")
-        chat.expect("(thinking)\nHm.\n(answer)\nmore more more")
+        chat.expect("(reasoning)\nHm.\n(response)\nmore more more")
         assert not re.search(r"\x1b\[3\dm|\x1b\[2mHm", chat.raw)
         chat.type(CTRL_C)
         chat.expect("(stopped)")
         chat.expect(">>> ")
         chat.type("and now\r")
-        chat.expect("[and now] after 2")  # what came of the answer is kept
+        chat.expect("[and now] after 2")  # the response so far is kept
         chat.expect(">>> ")
-        chat.press_until(CTRL_C, "Ctrl-D or /bye leaves")
+        chat.press_until(CTRL_C, "Ctrl-D or /bye exits")
         chat.expect(">>> ")
         chat.type("/exit\r")
         assert chat.wait() == 0
     with terminal(url, "logs", "talker", "-f") as logs:
-        logs.expect("the client has left")  # the engine was told
+        logs.expect("the client has left")  # the engine noticed
         logs.type(CTRL_C)
         assert logs.wait() == 130
 
@@ -115,12 +115,12 @@ def test_ctrl_c_ends_a_single_question(url: str) -> None:
         assert "Traceback" not in asked.screen
 
 
-def test_verbose_tells_tokens_as_the_engine_counts_them(url: str) -> None:
+def test_verbose_shows_tokens_as_counted_by_the_engine(url: str) -> None:
     ran = berth(url, "run", "talker", "Hello", "--verbose")
     assert ran.returncode == 0
-    told = dict(line.split(":", 1) for line in ran.stderr.splitlines())
-    assert (told["prompt tokens"].strip(), told["answer tokens"].strip()) == ("7", "5")
-    assert told["answer rate"].endswith("tokens/s")
+    reported = dict(line.split(":", 1) for line in ran.stderr.splitlines())
+    assert (reported["prompt tokens"].strip(), reported["answer tokens"].strip()) == ("7", "5")
+    assert reported["answer rate"].endswith("tokens/s")
 
 
 def test_lines_end_between_words(url: str) -> None:

@@ -1,4 +1,4 @@
-"""All commands but `run`, without a terminal: what they print, and how they end."""
+"""All commands but `run`, without a terminal: what they print, and their exit status."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def answer(url: str, *args: str) -> Any:
-    """What a command says in JSON, when all is well."""
+    """A successful command's output in JSON."""
     ran = berth(url, *args, "--json")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return json.loads(ran.stdout)
 
 
-def test_the_life_of_a_model(url: str) -> None:
+def test_a_model_can_be_started_used_stopped_and_removed(url: str) -> None:
     started = berth(url, "start", "team/quiet")
     assert started.returncode == 0, started.stderr
     assert started.stdout.startswith("model team/quiet is running on port ")
@@ -48,7 +48,7 @@ def test_the_life_of_a_model(url: str) -> None:
     assert answer(url, "restart", "team/quiet")["status"] == "running"
     assert answer(url, "stop", "team/quiet", "--force")["status"] == "stopped"
 
-    assert "--yes" in berth(url, "rm", replica).stderr  # nobody can be asked
+    assert "--yes" in berth(url, "rm", replica).stderr  # there is no terminal to ask at
     assert answer(url, "rm", replica, "--yes") == {"object": "instance", "name": replica, "deleted": True}
     assert berth(url, "show", replica).returncode == 4
 
@@ -62,7 +62,7 @@ def test_the_models_are_listed(url: str) -> None:
     assert listed["object"] == "list"
 
 
-def test_what_is_assigned_stands_in_the_file(url: str, catalog: Path) -> None:
+def test_set_writes_the_file(url: str, catalog: Path) -> None:
     args = ("--timeout", "90", "--pin", "--param", "max_num_seqs=4")
     assert "model changing is changed" in berth(url, "assign", "changing", *args).stdout
     text = catalog.read_text()
@@ -99,7 +99,7 @@ def test_parameters_are_merged_and_keep_their_types(url: str, catalog: Path) -> 
     assert berth(url, "assign", "typed", "--param", "a=1", "--unset", "a").returncode == 2
 
 
-def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
+def test_the_catalog_is_reloaded(url: str, catalog: Path) -> None:
     before = catalog.read_text()
     catalog.write_text(before + "  fresh:\n    engine: command\n    command: [cat]\n")
     answer(url, "reload")
@@ -113,7 +113,7 @@ def test_the_catalog_is_read_again(url: str, catalog: Path) -> None:
     assert berth(url, "show", "fresh").returncode == 4
 
 
-def test_a_start_that_fails_says_why_and_what_to_do(url: str) -> None:
+def test_a_failed_start_shows_the_cause_and_the_next_step(url: str) -> None:
     ran = berth(url, "start", "broken")
     assert ran.returncode == 1
     reason, *lines = ran.stderr.splitlines()
@@ -134,13 +134,13 @@ def test_a_model_that_never_ran_has_no_log(url: str, catalog: Path) -> None:
     assert (ran.returncode, "berth start berth-demo" in ran.stderr) == (4, True)
 
 
-def test_berth_tells_of_itself(url: str) -> None:
+def test_info_describes_the_server(url: str) -> None:
     info = answer(url, "info")
     assert info["url"] == url
     assert info["version"] in berth(url, "info").stdout
 
 
-def test_a_download_and_its_end(url: str, hub: FakeHub) -> None:
+def test_a_download_can_be_followed_and_cancelled(url: str, hub: FakeHub) -> None:
     ran = berth(url, "pull", "berth/demo")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("berth/demo: ")
@@ -151,7 +151,7 @@ def test_a_download_and_its_end(url: str, hub: FakeHub) -> None:
     assert berth(url, "rm", "berth/demo", "-y").returncode == 4
 
 
-def test_what_the_hub_refuses_is_told(url: str, hub: FakeHub) -> None:
+def test_the_hubs_refusal_is_shown(url: str, hub: FakeHub) -> None:
     hub.refusal = Refusal(404, "RepoNotFound")
     try:
         ran = berth(url, "pull", "no/such")
@@ -164,7 +164,7 @@ def test_what_the_hub_refuses_is_told(url: str, hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("command", [("ps",), ("show", "x"), ("run", "x", "Hello"), ("pull", "x/y")])
-def test_where_nothing_answers(command: tuple[str, ...]) -> None:
+def test_an_unreachable_server_is_reported(command: tuple[str, ...]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     ran = berth(url, *command)
     assert ran.returncode == 3
@@ -189,7 +189,7 @@ def test_where_nothing_answers(command: tuple[str, ...]) -> None:
         (("run", "x", "--json"), "prompt"),
     ],
 )
-def test_wrong_use(url: str, args: tuple[str, ...], says: str) -> None:
+def test_wrong_usage_is_reported(url: str, args: tuple[str, ...], says: str) -> None:
     ran = berth(url, *args, stdin="")
     assert ran.returncode == 2
     assert says in ran.stderr + ran.stdout
@@ -214,7 +214,7 @@ def test_the_version_is_that_of_the_server(url: str) -> None:
     assert nowhere in berth(nowhere, "version").stdout
 
 
-def test_other_names_of_commands(url: str) -> None:
+def test_commands_have_other_names(url: str) -> None:
     assert answer(url, "ls")["data"][0]["name"] == answer(url, "list")["data"][0]["name"]
     assert answer(url, "status")["object"] == "list"
 
@@ -224,7 +224,7 @@ def test_sleep_at_level_3_is_a_stop(url: str) -> None:
     assert "model team/quiet is stopped" in berth(url, "sleep", "team/quiet", "--level", "3").stdout
 
 
-def test_options_may_stand_before_the_command_or_after_it(server: BerthProcess) -> None:
+def test_options_may_come_before_or_after_the_command(server: BerthProcess) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     assert berth(nowhere, "--url", server.url, "info").returncode == 0
     assert berth(nowhere, "info", "--url", f"127.0.0.1:{server.port}").returncode == 0
@@ -242,7 +242,7 @@ def test_keys(tmp_path: Path) -> None:
         assert berth(server.url, "ps", env={"BERTH_API_KEY": "all"}).returncode == 0
 
 
-def test_a_key_for_requests_sees_what_it_may_ask_for(tmp_path: Path) -> None:
+def test_a_request_key_sees_the_models_it_may_use(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("ops: all admin\nsome: few models=berth-*\nother: none models=x*\n")
     keys.chmod(0o600)
@@ -267,7 +267,7 @@ def test_a_key_for_requests_sees_what_it_may_ask_for(tmp_path: Path) -> None:
 
 
 def test_serve_is_the_server(tmp_path: Path) -> None:
-    """With the address given; ended as the server is."""
+    """At the given address; it exits as the server does."""
     port, log = free_port(), tmp_path / "berth.log"
     files = {"LOG_DIR": "logs", "STATE_DIR": "state", "MODELS_FILE": "models.yaml"}
     with log.open("w") as out:
@@ -291,7 +291,7 @@ def test_serve_is_the_server(tmp_path: Path) -> None:
     assert [line for line in lines if f"127.0.0.1:{port}" in line]
 
 
-def test_names_complete(server: BerthProcess) -> None:
+def test_names_are_completed_by_the_shell(server: BerthProcess) -> None:
     def completed(words: str, url: str = server.url) -> list[str]:
         env = {
             "_BERTH_COMPLETE": "complete_bash",
@@ -321,7 +321,7 @@ sys.exit(f"help loads {heavy}" if heavy else status)
     assert "Exit status:" in ran.stdout
 
 
-def test_what_can_not_be_started_is_told_with_a_step_that_helps(tmp_path: Path) -> None:
+def test_a_model_that_cannot_start_is_reported_with_the_next_step(tmp_path: Path) -> None:
     models = make_broken("qwen2", tmp_path / "models").parent
     shutil.copytree(DEMO, models / "large")
     (tmp_path / "models.yaml").write_text(f"models: {{gone: {{path: {tmp_path}/none}}}}")
@@ -348,7 +348,7 @@ def test_what_can_not_be_started_is_told_with_a_step_that_helps(tmp_path: Path) 
             assert "unsupported" in row and "vLLM may run it" in row
 
 
-def test_a_model_that_is_changed_and_started_again_runs_when_that_is_said(url: str, catalog: Path) -> None:
+def test_a_changed_and_restarted_model_runs_when_the_command_returns(url: str, catalog: Path) -> None:
     text = catalog.read_text()
     try:
         assert berth(url, "start", "changing").returncode == 0

@@ -1,4 +1,4 @@
-"""Tables at any width: nothing that may be copied is cut or broken; and what can be printed."""
+"""Tables at any width: ids and names are never cut or broken; and printable text."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def of_instances(width: int, **fields: Any) -> list[str]:
     return table(INSTANCE_COLUMNS, [row], width).plain.splitlines()
 
 
-def test_at_80_columns_what_must_be_copied_is_whole_and_in_one_line() -> None:
+def test_at_80_columns_ids_and_names_are_complete_and_in_one_line() -> None:
     header, row = of_instances(80)
     assert len(row) <= 80
     assert row.split()[:4] == ["small", "qwen3-0-6b-4cadc1", "health_checking", "22600"]
     assert "1 min ago" in row and header.startswith("NAME ")
 
 
-def test_all_is_shown_where_nothing_limits_it() -> None:
+def test_everything_is_shown_without_a_width_limit() -> None:
     _, row = of_instances(10_000)
     assert {"small", "1.0 GiB", "3", "1234567", "Qwen/Qwen3-0.6B"} <= set(row.split("  ")) | {
         cell.strip() for cell in row.split("  ")
@@ -68,27 +68,27 @@ def test_all_is_shown_where_nothing_limits_it() -> None:
 
 @pytest.mark.parametrize("width", [1, 20, 40, 79])
 @pytest.mark.parametrize("name", ["n" * 120, "名" * 60, "a name of words " * 8 + "."])
-def test_a_name_too_long_for_its_terminal_stands_in_a_line_of_its_own(width: int, name: str) -> None:
+def test_a_name_too_long_for_the_terminal_gets_its_own_line(width: int, name: str) -> None:
     lines = of_instances(width, profile=name)
     assert lines[0] == name
     assert any(line.split() == ["ID", INSTANCE["instance_id"]] for line in lines)
     assert any(line.split() == ["PORT", "22600"] for line in lines)
 
 
-def test_columns_line_up_beneath_wide_letters() -> None:
+def test_columns_line_up_below_wide_letters() -> None:
     rows = [instance_row(INSTANCE | {"profile": name}, NOW) for name in ("名前", "name", "n")]
     _, *lines = table(INSTANCE_COLUMNS, rows, 200).plain.splitlines()
     assert [line.index("qwen3") for line in lines] == [4, 6, 6]  # two letters are four columns wide
 
 
-def test_an_instance_of_another_berth_is_shown_with_its_owner() -> None:
+def test_an_instance_of_another_node_is_shown_with_its_owner() -> None:
     unknown = {"last_active": None, "in_flight": None, "expires_at": None, "owner": "abc"}
     header, row = of_instances(200, **unknown)
     assert "OWNER" in header and "abc" in row
     assert "OWNER" not in of_instances(200)[0]
 
 
-def test_a_model_that_can_not_be_run_is_not_called_stopped() -> None:
+def test_a_model_that_cannot_run_is_not_shown_as_stopped() -> None:
     problem = "no engine here runs XyzForCausalLM; engine: vllm may"
     text = model_table([MODEL | {"problem": problem}], NOW, 80).plain
     assert "unsupported" in text and "stopped" not in text
@@ -98,7 +98,7 @@ def test_a_model_that_can_not_be_run_is_not_called_stopped() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 10_000])
-def test_a_key_for_requests_is_told_as_well_why_a_model_can_not_be_run(width: int) -> None:
+def test_a_request_key_also_sees_why_a_model_cannot_run(width: int) -> None:
     problem = "it has quantised weights, which the embedded engine can't compute with"
     entries = [{"id": name, "status": "stopped", "problem": p} for name, p in (("a", problem), ("b", None))]
     lines = entry_table(entries, width).plain.splitlines()
@@ -107,7 +107,7 @@ def test_a_key_for_requests_is_told_as_well_why_a_model_can_not_be_run(width: in
     assert entry_table(entries[1:], width).plain.splitlines()[0].split() == ["NAME", "STATUS", "CONTEXT"]
 
 
-def test_a_failed_start_is_told_below_the_table() -> None:
+def test_a_failed_start_is_shown_below_the_table() -> None:
     failed = MODEL | {
         "status": "failed",
         "error": {"class": "crashed", "message": "crashed: because\nof this"},
@@ -115,7 +115,7 @@ def test_a_failed_start_is_told_below_the_table() -> None:
     assert model_table([failed], NOW, 80).plain.endswith("small: crashed: because of this")
 
 
-def test_details_stand_a_line_each_and_long_ones_are_not_broken() -> None:
+def test_details_have_a_line_each_and_long_ones_are_not_broken() -> None:
     path = "/a/" + "long/" * 60
     text = details({"path": path, "timeout": 600.0, "empty": None, "created_at": 0.0}).plain
     assert text.splitlines()[:2] == [f"path        {path}", "timeout     600"]
@@ -131,5 +131,5 @@ def test_every_script_can_be_printed(text: str) -> None:
 
 
 @pytest.mark.parametrize("char", ["\x1b", "\x07", "\x9b", "\r", "\ud800", "\u2028", "\u202e"])
-def test_what_steers_the_terminal_can_not(char: str) -> None:
+def test_control_characters_are_not_printed(char: str) -> None:
     assert printable(f"a{char}b") == "a\ufffdb"

@@ -1,4 +1,4 @@
-"""What moves at a terminal: the live table, progress bars, questions, and Ctrl-C."""
+"""Interactive output at a terminal: the live table, progress bars, questions, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEVER_S = "600"
 
 
 def test_the_live_table_shows_a_change_at_once(url: str) -> None:
-    """By the event: the next look would come in ten minutes."""
+    """By the event: the next poll would come in ten minutes."""
     berth(url, "stop", "talker")
     with terminal(url, "ps", "--watch", "--interval", NEVER_S) as table:
         table.expect("IDLE UNTIL")
@@ -29,7 +29,7 @@ def test_the_live_table_shows_a_change_at_once(url: str) -> None:
         assert "Traceback" not in table.screen
 
 
-def test_colours_are_off_where_they_are_not_wanted(url: str) -> None:
+def test_colours_can_be_switched_off(url: str) -> None:
     assert berth(url, "start", "talker").returncode == 0
     assert "\x1b" not in berth(url, "ps").stdout
     with terminal(url, "ps", NO_COLOR="1") as table:
@@ -38,7 +38,7 @@ def test_colours_are_off_where_they_are_not_wanted(url: str) -> None:
         assert "\x1b[32m" not in table.raw
 
 
-def test_a_download_shows_bars_and_goes_on_after_ctrl_c(url: str, hub: FakeHub) -> None:
+def test_a_download_shows_bars_and_continues_after_ctrl_c(url: str, hub: FakeHub) -> None:
     hub.stall_at = 3 * 2**20
     with terminal(url, "pull", "berth/demo") as pull:
         pull.expect("berth/demo")
@@ -47,7 +47,7 @@ def test_a_download_shows_bars_and_goes_on_after_ctrl_c(url: str, hub: FakeHub) 
         pull.expect("3.0/6.4 MiB")  # written, not only sent
         pull.type(CTRL_C)
         assert pull.wait() == 130
-        assert "pull it again to go on" in pull.screen
+        assert "pull it again to resume" in pull.screen
         assert "Traceback" not in pull.screen
     hub.stall_at = None
     hub.go_on.set()
@@ -57,11 +57,11 @@ def test_a_download_shows_bars_and_goes_on_after_ctrl_c(url: str, hub: FakeHub) 
     assert any(part for part in hub.downloads("model.safetensors"))  # a range: not from the start
 
 
-def test_who_deletes_is_asked(url: str) -> None:
+def test_deleting_asks_for_confirmation(url: str) -> None:
     assert berth(url, "start", "talker").returncode == 0
     replica = json.loads(berth(url, "show", "talker", "--json").stdout)["replicas"][0]
     with terminal(url, "rm", replica) as no:
-        no.expect(f"Stop instance {replica} and forget it? [y/N]")
+        no.expect(f"Stop and delete instance {replica}? [y/N]")
         no.type("n\r")
         assert no.wait() == 1
     with terminal(url, "rm", replica) as interrupted:
@@ -75,7 +75,7 @@ def test_who_deletes_is_asked(url: str) -> None:
     assert berth(url, "show", replica).returncode == 4
 
 
-def test_a_start_shows_that_it_waits(url: str) -> None:
+def test_a_waiting_start_is_shown(url: str) -> None:
     with terminal(url, "start", "team/quiet") as start:
         start.expect("start team/quiet …")
         start.expect("model team/quiet is running")

@@ -1,4 +1,4 @@
-"""Addresses at which there is no Berth: each says which one was asked, what is wrong and what to do."""
+"""Addresses without a Berth: the error names the address, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class SomethingElse(BaseHTTPRequestHandler):
-    """A web server of somebody else's."""
+    """Another program's web server."""
 
     def log_message(self, format: str, *args: object) -> None: ...
 
@@ -44,7 +44,7 @@ def something_else() -> Iterator[int]:
 
 @contextmanager
 def no_web_server() -> Iterator[int]:
-    """It greets whoever comes, as a mail server does."""
+    """It greets each client, as a mail server does."""
 
     def greet(listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -66,7 +66,7 @@ def refused(url: str, *args: str) -> str:
     return ran.stderr
 
 
-def test_nothing_listens() -> None:
+def test_a_closed_port_is_reported() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     error = refused(url, "list")
     assert f"at {url}: nothing listens there" in error
@@ -75,31 +75,31 @@ def test_nothing_listens() -> None:
     assert url in envelope["error"]["message"]
 
 
-def test_there_is_no_such_host() -> None:
+def test_an_unknown_host_is_reported() -> None:
     assert "there is no host 'no-such-host.invalid'" in refused("http://no-such-host.invalid:5000", "ps")
 
 
-def test_it_speaks_no_tls(url: str) -> None:
-    assert f"it doesn't speak TLS; try {url}" in refused(url.replace("http:", "https:"), "ps")
+def test_a_server_without_tls_is_reported(url: str) -> None:
+    assert f"it doesn't use TLS; try {url}" in refused(url.replace("http:", "https:"), "ps")
 
 
-def test_it_is_not_berth() -> None:
+def test_another_web_server_is_reported() -> None:
     with something_else() as port:
         url = f"http://127.0.0.1:{port}"
-        assert f"{url} answered 404, and not as Berth does" in refused(url, "info")
+        assert f"{url} answered 404, but not as Berth does" in refused(url, "info")
         assert f"{url} answered with something that isn't JSON" in refused(url, "list")
-        assert f"{url} answered otherwise than Berth" in refused(url, "ps")
+        assert f"{url} answered differently from Berth" in refused(url, "ps")
 
 
-def test_it_is_no_web_server() -> None:
+def test_a_server_without_http_is_reported() -> None:
     with no_web_server() as port:
         assert "didn't answer as Berth does" in refused(f"http://127.0.0.1:{port}", "ps")
 
 
-def test_a_base_url_of_openai_s_clients_does_as_well(url: str) -> None:
+def test_the_base_url_of_openai_clients_is_accepted(url: str) -> None:
     assert berth(f"{url}/v1/", "list").returncode == 0
 
 
-def test_an_argument_in_another_encoding_is_wrong_use(url: str) -> None:
+def test_an_argument_in_another_encoding_is_a_usage_error(url: str) -> None:
     ran = berth(url, "run", "talker", "caf\udce9")
     assert (ran.returncode, "can't be sent" in ran.stderr) == (2, True)

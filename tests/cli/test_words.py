@@ -1,4 +1,4 @@
-"""An answer at a terminal: words stay whole, signs too, however the pieces cut them; and what is typed."""
+"""An answer at a terminal: words and graphemes stay whole however chunks split them; and typed commands."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wrapped(pieces: list[str], columns: int) -> str:
 
 
 @given(cuts=st.lists(st.integers(0, len(TEXT)), max_size=40), columns=st.integers(20, 90))
-def test_lines_end_between_words_however_the_text_is_cut(cuts: list[int], columns: int) -> None:
+def test_lines_break_between_words_however_the_text_is_split(cuts: list[int], columns: int) -> None:
     marks = sorted({0, *cuts, len(TEXT)})
     pieces = [TEXT[start:end] for start, end in itertools.pairwise(marks)]
     text = wrapped(pieces, columns)
@@ -42,7 +42,7 @@ def test_lines_end_between_words_however_the_text_is_cut(cuts: list[int], column
     assert text == wrapped([TEXT], columns)
 
 
-def test_a_text_that_fits_is_left_as_it_is() -> None:
+def test_a_text_that_fits_is_unchanged() -> None:
     text = "  a\tb\n\nc  d \n"
     assert wrapped(list(text), 40) == text
 
@@ -54,28 +54,28 @@ def test_scripts_without_spaces_are_broken_between_letters(text: str) -> None:
     assert all(cell_len(line) <= 30 for line in lines)
 
 
-def test_a_sign_of_several_characters_stays_whole() -> None:
+def test_a_grapheme_of_several_characters_is_not_split() -> None:
     family, thumb = "👨\u200d👩\u200d👧", "👍\U0001f3fd"
     text = wrapped(list((family + thumb) * 20), 31)
     assert text.replace("\n", "") == (family + thumb) * 20
     assert all(line[0] not in "\u200d\U0001f3fd" and line[-1] != "\u200d" for line in text.splitlines())
 
 
-def test_halves_of_a_character_are_joined_over_pieces() -> None:
+def test_halves_of_a_character_are_joined_across_chunks() -> None:
     halves = _Halves()
     pieces = [halves.joined(text) for text in ("a\ud83d", "\ude00b", "\ude00", "c\ud83d")]
     assert pieces == ["a", "😀b", "\ufffd", "c"]
     assert halves.joined("", is_last=True) == "\ufffd"
 
 
-def obeyed(conversation: Conversation, line: str) -> str:
+def executed(conversation: Conversation, line: str) -> str:
     command = command_in(line)
     assert command is not None
-    return conversation.obey(*command)
+    return conversation.execute(*command)
 
 
 @pytest.mark.parametrize("line", ["/bye", "/exit", "/quit"])
-def test_ways_out(line: str) -> None:
+def test_every_way_to_leave_a_chat_works(line: str) -> None:
     assert command_in(line) == (Verb.EXIT, "")
 
 
@@ -90,35 +90,35 @@ def test_ways_out(line: str) -> None:
         ("/set nothink", {"chat_template_kwargs": {"enable_thinking": False}}),
     ],
 )
-def test_what_is_set_is_asked_for(line: str, fields: dict[str, Any]) -> None:
+def test_set_fields_are_sent(line: str, fields: dict[str, Any]) -> None:
     conversation = Conversation("m")
-    obeyed(conversation, line)
+    executed(conversation, line)
     assert conversation.fields == fields
-    assert next(iter(fields)) in obeyed(conversation, "/show parameters")
+    assert next(iter(fields)) in executed(conversation, "/show parameters")
 
 
-def test_switches_of_a_chat() -> None:
+def test_a_chats_switches_work() -> None:
     conversation = Conversation("m")
-    obeyed(conversation, '/set system "Be kind"')
-    assert (conversation.system, obeyed(conversation, "/show system")) == ("Be kind", "Be kind")
-    obeyed(conversation, "/set verbose")
+    executed(conversation, '/set system "Be kind"')
+    assert (conversation.system, executed(conversation, "/show system")) == ("Be kind", "Be kind")
+    executed(conversation, "/set verbose")
     assert conversation.body(stream=True)["stream_options"] == {"include_usage": True}
-    obeyed(conversation, "/set quiet")
+    executed(conversation, "/set quiet")
     assert "stream_options" not in conversation.body(stream=True)
-    obeyed(conversation, "/set nowordwrap")
-    obeyed(conversation, "/set nohistory")
+    executed(conversation, "/set nowordwrap")
+    executed(conversation, "/set nohistory")
     assert (conversation.word_wrap, conversation.history) == (False, False)
     conversation.ask("one")
     conversation.answered("two")
     assert conversation.messages == []
-    obeyed(conversation, "/load other")
+    executed(conversation, "/load other")
     assert conversation.model == "other"
-    assert obeyed(conversation, "/?") == obeyed(conversation, "/help")
+    assert executed(conversation, "/?") == executed(conversation, "/help")
 
 
 @pytest.mark.parametrize(
     "line", ["/set model x", "/set nonsense", "/nonsense", "/show license", "/load", "/set num_ctx 9"]
 )
-def test_what_can_not_be_done_is_said(line: str) -> None:
+def test_invalid_commands_are_refused(line: str) -> None:
     with pytest.raises(CliError):
-        obeyed(Conversation("m"), line)
+        executed(Conversation("m"), line)

@@ -1,4 +1,4 @@
-"""models.yaml: what it says, what is wrong with it and where, and edits that leave the rest alone."""
+"""models.yaml: its content, errors with their line, and edits that leave the rest alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(directory: Path, text: str) -> Catalog:
     return load_catalog(write(directory, text))
 
 
-def test_defaults_hold_below_what_a_model_says(tmp_path: Path) -> None:
+def test_a_models_fields_override_the_defaults(tmp_path: Path) -> None:
     catalog = read(
         tmp_path,
         """
@@ -53,7 +53,7 @@ models:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "told"),
+    ("text", "line", "expected"),
     [
         ("models:\n  a:\n    timout: 3\n", 3, "did you mean timeout?"),
         ("model:\n  a: {}\n", 1, "did you mean models?"),
@@ -64,26 +64,26 @@ models:
         ("models:\n  a:\n    path: x\n    model: y\n", 2, "keep one"),
         ("models:\n  a:\n    min_replicas: 3\n    max_replicas: 2\n", 4, "min_replicas"),
         ("models:\n  a:\n    filters:\n      set: {}\n", 4, "did you mean set_params?"),
-        ("models:\n  a: {}\n  b:\n    aliases: [a]\n", 4, "is a name of 'a' already"),
+        ("models:\n  a: {}\n  b:\n    aliases: [a]\n", 4, "is already a name of 'a'"),
         ("models:\n  a: {}\n  a: {}\n", 3, "a"),
         ("models: [1]\n", 1, "must be a mapping"),
-        ("models:\n  a: {\n", 3, "no valid YAML"),
-        ("models:\n  ../a: {}\n", 2, "a name is printable text"),
+        ("models:\n  a: {\n", 3, "invalid YAML"),
+        ("models:\n  ../a: {}\n", 2, "a name must be printable text"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, told: str) -> None:
+def test_an_error_is_reported_with_its_line(tmp_path: Path, text: str, line: int, expected: str) -> None:
     with pytest.raises(CatalogError) as caught:
         read(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'models.yaml'}:{line}: ")
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_is_an_empty_catalog(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_empty_catalog(tmp_path: Path) -> None:
     assert load_catalog(tmp_path / "none.yaml").models == {}
 
 
-def test_the_example_is_a_catalog_and_the_file_that_commands_write_is_not_tracked() -> None:
+def test_the_example_is_valid_and_the_file_that_commands_write_is_ignored_by_git() -> None:
     assert set(load_catalog(ROOT / "configs" / "models.example.yaml").models) == {"small", "llama"}
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {"/configs/models.yaml", "/state/", "/logs/", ".env", "/berth.key"} <= set(ignored)
@@ -112,7 +112,7 @@ def test_an_edit_keeps_comments_and_order(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_an_edit_that_would_be_wrong_changes_nothing(tmp_path: Path) -> None:
+def test_an_invalid_edit_changes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, "models:\n  a: {}\n")
     with pytest.raises(CatalogError, match=r"models\.a\.timeout"):
         edit_model(path, "a", {"timeout": -1})
@@ -120,14 +120,14 @@ def test_an_edit_that_would_be_wrong_changes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["models.yaml"]
 
 
-def test_an_edit_of_a_file_of_comments_keeps_them(tmp_path: Path) -> None:
+def test_editing_a_file_with_only_comments_keeps_them(tmp_path: Path) -> None:
     path = write(tmp_path, "# only words\n")
     edit_model(path, "a", {"timeout": 1})
     assert path.read_text().startswith("# only words\n")
     assert load_catalog(path).models["a"].timeout == 1
 
 
-def test_a_changed_file_is_read_again_and_a_mistake_told_once(tmp_path: Path) -> None:
+def test_a_changed_file_is_reloaded_and_an_error_logged_once(tmp_path: Path) -> None:
     path = write(tmp_path, "models:\n  a: {}\n  b: {}\n")
     file = CatalogFile(path)
     assert file.reload_if_changed() is None

@@ -1,4 +1,4 @@
-"""Edits of models.yaml: what is asked for, nothing else, at one stroke; comments and layout stay."""
+"""Edits of models.yaml change only what was requested, atomically; comments and layout stay."""
 
 from __future__ import annotations
 
@@ -74,21 +74,19 @@ def edited(text: str, name: str, changes: dict[str, Any]) -> str:
         ("new/one", {"engine": "vllm"}, "    nothing:\n", "    nothing:\n    new/one:\n      engine: vllm\n"),
     ],
 )
-def test_an_edit_changes_its_own_place_alone(
-    name: str, changes: dict[str, Any], before: str, after: str
-) -> None:
+def test_an_edit_changes_nothing_else(name: str, changes: dict[str, Any], before: str, after: str) -> None:
     assert FILE.count(before) == 1
     assert edited(FILE, name, changes) == FILE.replace(before, after)
 
 
-def test_params_are_merged_and_the_last_that_goes_takes_the_field_along() -> None:
+def test_params_are_merged_and_removing_the_last_one_removes_the_field() -> None:
     once = edited("models:\n  a: {params: {x-y: 1, z: 2}}\n", "a", {"params": {"x_y": 3, "new": True}})
     assert parse_catalog(once, PATH).models["a"].params == {"x-y": 3, "z": 2, "new": True}
     empty = edited(once, "a", {"params": {"x_y": None, "z": None, "new": None}})
     assert "params" not in empty
 
 
-def test_params_that_go_leave_what_stands_around_them() -> None:
+def test_removing_params_leaves_the_text_around_them() -> None:
     lines = edited(FILE, "small", {"params": None}).splitlines()
     gone = [line for line in FILE.splitlines() if line not in lines]
     assert gone == [
@@ -104,7 +102,7 @@ def test_params_that_go_leave_what_stands_around_them() -> None:
     ["", "# only this\n", "# only this", "---\n", "{}\n", "models:\n", "models:  # none yet\n  # but soon\n",
      "models: {}\n", "defaults: {timeout: 1}\n", '{"models": {}}', "models:\r\n  a: {}\r\n"],
 )  # fmt: skip
-def test_a_model_is_added_to_whatever_is_there(text: str) -> None:
+def test_a_model_can_be_added_to_any_valid_file(text: str) -> None:
     result = edited(text, "a", {"timeout": 5, "params": {"x": 1}})
     entry = parse_catalog(result, PATH).models["a"]
     assert (entry.timeout, entry.params) == (5, {"x": 1})
@@ -114,7 +112,7 @@ def test_a_model_is_added_to_whatever_is_there(text: str) -> None:
     assert ("\r\n" in text) == ("\r\n" in result) and result.count("\r\n") in (0, result.count("\n"))
 
 
-def test_what_is_as_asked_is_not_written(tmp_path: Path) -> None:
+def test_an_edit_without_a_change_does_not_write(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(FILE)
     before = path.stat()
@@ -122,7 +120,7 @@ def test_what_is_as_asked_is_not_written(tmp_path: Path) -> None:
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_an_alias_is_left_where_it_is_used_elsewhere() -> None:
+def test_an_alias_stays_where_others_use_it() -> None:
     text = (
         "models:\n  a:\n    params: &p {x: 1}  # shared\n  b:\n    params: *p\n  c:\n    <<: {pinned: true}\n"
     )
@@ -134,7 +132,7 @@ def test_an_alias_is_left_where_it_is_used_elsewhere() -> None:
             edited(text, name, changes)
 
 
-def test_a_change_that_would_not_be_valid_leaves_the_file(tmp_path: Path) -> None:
+def test_an_invalid_change_leaves_the_file_untouched(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(FILE)
     for changes, problem in (
@@ -143,9 +141,9 @@ def test_a_change_that_would_not_be_valid_leaves_the_file(tmp_path: Path) -> Non
             r"models\.yaml: models\.small\.max_model_len=0: must be greater than or equal",
         ),
         ({"timout": 3}, r"models\.small\.timout: unknown key; did you mean timeout\?"),
-        ({"params": {"x": float("nan")}}, "no file can hold these changes"),
-        ({"params": {"x": Path()}}, "no file can hold these changes"),
-        ({"aliases": ["big"]}, "is a name of 'big' already"),
+        ({"params": {"x": float("nan")}}, "these changes can't be written as YAML"),
+        ({"params": {"x": Path()}}, "these changes can't be written as YAML"),
+        ({"aliases": ["big"]}, "is already a name of 'big'"),
     ):
         with pytest.raises(CatalogError, match=problem):
             edit_model(path, "small", changes)
@@ -153,7 +151,7 @@ def test_a_change_that_would_not_be_valid_leaves_the_file(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["models.yaml"]
 
 
-def test_a_file_that_is_wrong_already_is_told_with_its_line(tmp_path: Path) -> None:
+def test_an_invalid_file_is_reported_with_the_line(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text("models:\n  a:\n    pined: true\n")
     with pytest.raises(CatalogError, match=r"models\.yaml:3: models\.a\.pined: unknown key"):
@@ -161,7 +159,7 @@ def test_a_file_that_is_wrong_already_is_told_with_its_line(tmp_path: Path) -> N
     assert path.read_text() == "models:\n  a:\n    pined: true\n"
 
 
-def test_mode_and_link_are_kept(tmp_path: Path) -> None:
+def test_file_mode_and_symlink_are_kept(tmp_path: Path) -> None:
     target, link = tmp_path / "real" / "m.yaml", tmp_path / "models.yaml"
     target.parent.mkdir()
     target.write_text(FILE)
@@ -172,19 +170,19 @@ def test_mode_and_link_are_kept(tmp_path: Path) -> None:
     assert load_catalog(link).models["big"].pinned is False
 
 
-def test_a_missing_file_is_made(tmp_path: Path) -> None:
+def test_a_missing_file_is_created(tmp_path: Path) -> None:
     path = tmp_path / "new" / "models.yaml"
     edit_model(path, "a", {"model": "org/a", "timeout": None})
     assert path.read_text().startswith("# yaml-language-server: $schema=")
     assert load_catalog(path).models["a"].target == "org/a"
 
 
-def test_a_folder_in_the_file_s_place_is_told(tmp_path: Path) -> None:
+def test_a_folder_at_the_files_path_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="can't be read: Is a directory"):
         edit_model(tmp_path, "a", {})
 
 
-def test_edits_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(FILE)
     threads = [threading.Thread(target=edit_model, args=(path, f"m{n}", {"timeout": n})) for n in range(8)]
@@ -215,7 +213,7 @@ MAPPINGS = st.dictionaries(TEXT, VALUES, min_size=1, max_size=4)
 
 @settings(max_examples=300, deadline=None)
 @given(have=MAPPINGS, wanted=MAPPINGS, style=st.booleans())
-def test_any_mapping_can_be_made_of_any_other(
+def test_any_mapping_can_be_edited_into_any_other(
     have: dict[str, Any], wanted: dict[str, Any], style: bool
 ) -> None:
     first = rewrite("" if style else "{}\n", have)
@@ -249,7 +247,7 @@ CHANGES = st.dictionaries(st.sampled_from([*KEYS, "new"]), st.just(...) | VALUES
 
 @settings(max_examples=300, deadline=None)
 @given(text=_documents(), changes=CHANGES)
-def test_comments_stay_beside_any_change(text: str, changes: dict[str, Any]) -> None:
+def test_comments_survive_any_change(text: str, changes: dict[str, Any]) -> None:
     data = read_yaml(text).data
     root = {key: value for key, value in (data["root"] | changes).items() if value is not ...}
     result = rewrite(text, data | {"root": root})
@@ -265,6 +263,6 @@ def test_comments_stay_beside_any_change(text: str, changes: dict[str, Any]) -> 
         assert line in result.splitlines()
 
 
-def test_what_can_not_be_edited_is_said() -> None:
+def test_files_that_cannot_be_edited_are_reported() -> None:
     with pytest.raises(YamlMistake, match="by hand"):
         rewrite("a: &x {b: 1}\nc:\n  <<: *x\n", {"a": {"b": 1}, "c": {}})

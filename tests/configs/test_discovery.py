@@ -1,4 +1,4 @@
-"""Models on disk: whole ones are found, whatever lies beside them does no harm."""
+"""Models on disk: complete models are found, and other files beside them do no harm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from composition.start_check import check
-from configs.discovery import FoundModel, discover_models, look_for_models
-from configs.settings import read_settings
+from configs.discovery import FoundModel, discover_models, scan_models
+from configs.settings_reader import read_settings
 
 
 def put(folder: Path, *files: str) -> Path:
@@ -39,7 +39,7 @@ WHOLE = [
     ("model.safetensors",),
     ("pytorch_model.bin", "training_args.bin"),
     ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"),
-    ("model.safetensors", "pytorch_model-00001-of-00002.bin"),  # one of two sets of weights is whole
+    ("model.safetensors", "pytorch_model-00001-of-00002.bin"),  # one of two sets of weights is complete
 ]
 PARTS = [
     (),
@@ -51,7 +51,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_whole_models_are_found_and_parts_are_not(tmp_path: Path, cached: bool) -> None:
+def test_complete_models_are_found_and_incomplete_ones_are_not(tmp_path: Path, cached: bool) -> None:
     for number, files in enumerate([*WHOLE, *PARTS]):
         if cached:
             put_cached(tmp_path, f"o/m{number}", "config.json", *files)
@@ -63,7 +63,7 @@ def test_whole_models_are_found_and_parts_are_not(tmp_path: Path, cached: bool) 
     assert found["o/m0"].size_bytes == 20
 
 
-def test_other_kinds_are_found_in_folders_but_not_in_the_cache(tmp_path: Path) -> None:
+def test_other_formats_are_found_in_folders_but_not_in_the_cache(tmp_path: Path) -> None:
     kinds = {
         "gguf": ("model.gguf",),
         "adapter": ("adapter_config.json", "adapter_model.safetensors"),
@@ -78,21 +78,21 @@ def test_other_kinds_are_found_in_folders_but_not_in_the_cache(tmp_path: Path) -
     assert sorted(found) == sorted([*kinds, *(f"o/{name}" for name in kinds)])
 
 
-def test_names_are_folders_or_owner_and_folder_and_no_deeper(tmp_path: Path) -> None:
+def test_names_have_at_most_two_parts(tmp_path: Path) -> None:
     for name in ("one", "org/two", "a/b/three", ".hidden", "org/.hidden", "one/inner"):
         put(tmp_path / name, "config.json", "model.safetensors")
     put(tmp_path / "line\nend", "config.json", "model.safetensors")
     assert sorted(find(tmp_path)) == ["one", "org/two"]
 
 
-def test_times_and_places_are_told(tmp_path: Path) -> None:
+def test_times_and_paths_are_reported(tmp_path: Path) -> None:
     folder = put(tmp_path / "one", "config.json", "model.safetensors")
     os.utime(folder / "config.json", (1_000, 1_000))
     os.utime(folder / "model.safetensors", (2_000, 2_000))
     assert find(tmp_path)["one"] == FoundModel("one", folder, 20, 2_000.0)
 
 
-def test_the_first_of_a_name_wins_and_the_cache_comes_last(tmp_path: Path) -> None:
+def test_the_first_model_with_a_name_wins_and_the_cache_comes_last(tmp_path: Path) -> None:
     for root in ("a", "b"):
         put(tmp_path / root / "o" / "m", "config.json", "model.safetensors")
     put_cached(tmp_path, "o/m", "config.json", "model.safetensors")
@@ -102,7 +102,7 @@ def test_the_first_of_a_name_wins_and_the_cache_comes_last(tmp_path: Path) -> No
     assert found["gpt2"].path == cached
 
 
-def test_links_that_lead_out_are_not_followed(tmp_path: Path) -> None:
+def test_links_to_outside_the_folder_are_not_followed(tmp_path: Path) -> None:
     root, outside = tmp_path / "models", put(tmp_path / "models-not", "config.json", "model.safetensors")
     inside = put(root / "inside", "config.json", "model.safetensors")
     (root / "link-out").symlink_to(outside)
@@ -115,7 +115,7 @@ def test_links_that_lead_out_are_not_followed(tmp_path: Path) -> None:
     assert sorted(find(root, home=tmp_path)) == ["inside", "link-in"]
 
 
-def test_a_folder_of_models_may_itself_be_a_link(tmp_path: Path) -> None:
+def test_a_model_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     put(tmp_path / "real" / "one", "config.json", "model.safetensors")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert list(find(tmp_path / "link")) == ["one"]
@@ -136,7 +136,7 @@ def test_the_cache_is_read_at_the_main_branch(tmp_path: Path) -> None:
     assert {name: model.path for name, model in find(home=tmp_path).items()} == {"o/old": new}
 
 
-def test_a_folder_of_models_may_be_a_hub_cache(tmp_path: Path) -> None:
+def test_a_model_folder_may_be_a_hub_cache(tmp_path: Path) -> None:
     snapshot = put_cached(tmp_path, "o/cached", "config.json", "model.safetensors")
     put(tmp_path / "hub" / "beside", "config.json", "model.safetensors")
     found = find(tmp_path / "hub")
@@ -146,7 +146,7 @@ def test_a_folder_of_models_may_be_a_hub_cache(tmp_path: Path) -> None:
     }
 
 
-def test_what_can_not_be_read_is_passed_over(tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped(tmp_path: Path) -> None:
     put(tmp_path / "one", "config.json", "model.safetensors")
     closed = put(tmp_path / "closed", "config.json", "model.safetensors")
     closed.chmod(0)
@@ -160,61 +160,61 @@ def test_what_can_not_be_read_is_passed_over(tmp_path: Path) -> None:
 
 def remarks(*model_dirs: Path) -> list[str]:
     return [
-        remark.text.removeprefix("MODEL_DIRS: ")
-        for remark in look_for_models(model_dirs, Path("/none")).remarks
+        remark.text.removeprefix("MODEL_DIRS: ") for remark in scan_models(model_dirs, Path("/none")).remarks
     ]
 
 
 def whole(folder: Path) -> Path:
-    """A model of which nothing is to be said."""
+    """A complete model, which causes no remark."""
     put(folder, "model.safetensors")
     (folder / "config.json").write_text("{}")
     return folder
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     file = whole(tmp_path / "real" / "one") / "config.json"
     assert remarks(tmp_path / "nowhere", file, tmp_path / "real") == [
         f"{tmp_path}/nowhere: there is no such folder",
-        f"{file}: is no folder",
+        f"{file}: isn't a folder",
     ]
 
 
-def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_models_is_reported(tmp_path: Path) -> None:
     put(tmp_path / "notes", "readme.txt")
-    assert remarks(tmp_path) == [f"{tmp_path}: no folder in it is a model"]
+    assert remarks(tmp_path) == [f"{tmp_path}: contains no models"]
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "expected"),
     [
         (("model.safetensors",), "has no config.json"),
         (("config.json",), "has no weights"),
         (("config.json", "training_args.bin"), "has no weights"),
-        (("config.json", "model-00001-of-00002.safetensors"), "not all shards"),
+        (("config.json", "model-00001-of-00002.safetensors"), "lacks some shards"),
     ],
 )
 @pytest.mark.parametrize("name", ["one", "owner/one"])
-def test_what_looks_like_a_model_and_is_none_is_told(
-    tmp_path: Path, name: str, files: tuple[str, ...], told: str
+def test_an_incomplete_model_is_reported(
+    tmp_path: Path, name: str, files: tuple[str, ...], expected: str
 ) -> None:
     put(tmp_path / name, *files)
     [line] = remarks(tmp_path)
     assert line.startswith(f"{tmp_path}/{name}: looks like a model, but ")
-    assert told in line
+    assert expected in line
 
 
 @pytest.mark.parametrize(
-    ("config", "told"), [("{", "is no JSON"), ("[]", "holds no object"), ("", "is no JSON")]
+    ("config", "expected"),
+    [("{", "isn't valid JSON"), ("[]", "isn't a JSON object"), ("", "isn't valid JSON")],
 )
-def test_a_broken_config_is_told(tmp_path: Path, config: str, told: str) -> None:
+def test_an_invalid_config_is_reported(tmp_path: Path, config: str, expected: str) -> None:
     (whole(tmp_path / "one") / "config.json").write_text(config)
     [line] = remarks(tmp_path)
-    assert line.startswith(f"{tmp_path}/one: its config.json {told}")
-    assert list(find(tmp_path)) == ["one"]  # whoever starts it is told so by the engine
+    assert line.startswith(f"{tmp_path}/one: its config.json {expected}")
+    assert list(find(tmp_path)) == ["one"]  # the engine reports it at the start
 
 
-def test_links_that_lead_out_or_nowhere_are_told_with_where_they_lead(tmp_path: Path) -> None:
+def test_broken_links_and_links_to_outside_are_reported_with_their_target(tmp_path: Path) -> None:
     root, outside = tmp_path / "models", whole(tmp_path / "elsewhere" / "big")
     whole(root / "inside")
     (root / "out").symlink_to(outside)
@@ -226,36 +226,36 @@ def test_links_that_lead_out_or_nowhere_are_told_with_where_they_lead(tmp_path: 
     put(root / "weights-gone", "config.json")
     (root / "weights-gone" / "model.safetensors").symlink_to("nothing")
     leads_out = f"is a link that leads out of {root}, to {outside}"
-    told = remarks(root)
-    assert len(told) == 5
+    reported = remarks(root)
+    assert len(reported) == 5
     for line in (
         f"{root}/out: {leads_out}, so it isn't followed",
         f"{root}/team/big: {leads_out}, so it isn't followed",
-        f"{root}/gone: is a link to nothing",
+        f"{root}/gone: is a broken link",
         f"{root}/weights-out: looks like a model, but model.safetensors {leads_out}/model.safetensors",
-        f"{root}/weights-gone: looks like a model, but model.safetensors is a link to nothing",
+        f"{root}/weights-gone: looks like a model, but model.safetensors is a broken link",
     ):
-        assert [one for one in told if one.startswith(line)], (line, told)
+        assert [remark for remark in reported if remark.startswith(line)], (line, reported)
 
 
-def test_a_folder_that_is_itself_a_model_is_told(tmp_path: Path) -> None:
-    assert "has a model itself" in remarks(whole(tmp_path / "one"))[0]
+def test_a_folder_that_is_itself_a_model_is_reported(tmp_path: Path) -> None:
+    assert "is a model itself" in remarks(whole(tmp_path / "one"))[0]
     assert "a file of a model" in remarks(put(tmp_path / "files", "x.gguf"))[0]
 
 
 @pytest.mark.parametrize("name", ["one", "owner/one"])
-def test_gguf_is_listed_whose_problem_is_told_there(tmp_path: Path, name: str) -> None:
+def test_gguf_models_are_listed_without_a_remark(tmp_path: Path, name: str) -> None:
     put(tmp_path / name, "x.Q4_K_M.gguf")
     assert [model.name for model in discover_models([tmp_path], tmp_path / "none")] == [name]
     assert remarks(tmp_path) == []
 
 
-def test_a_name_that_stands_in_two_folders_is_told(tmp_path: Path) -> None:
+def test_a_name_that_occurs_in_two_folders_is_reported(tmp_path: Path) -> None:
     first, second = whole(tmp_path / "a" / "m"), whole(tmp_path / "b" / "m")
-    assert remarks(tmp_path / "a", tmp_path / "b") == [f"{second}: m is {first} already"]
+    assert remarks(tmp_path / "a", tmp_path / "b") == [f"{second}: m is already {first}"]
 
 
-def test_of_whole_models_nothing_is_said(tmp_path: Path) -> None:
+def test_complete_models_cause_no_remarks(tmp_path: Path) -> None:
     whole(tmp_path / "one")
     whole(tmp_path / "owner" / "two")
     put(tmp_path / "owner", "README.md")
@@ -267,10 +267,10 @@ def test_of_whole_models_nothing_is_said(tmp_path: Path) -> None:
     ("line", "folder"),
     [("HF_HUB_CACHE={}/hub", "hub"), ("XDG_CACHE_HOME={}", "huggingface/hub"), ("HF_HOME={}", "hub")],
 )
-def test_a_cache_named_in_env_is_looked_into(
+def test_a_cache_named_in_env_is_searched(
     line: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As engines get these variables from there, too."""
+    """Engines get these variables from there, too."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MODEL_DIRS", str(tmp_path / "none"))

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from configs.engine_variables import engine_variables, sdk_environment
 from configs.env_file import read_env_file
-from configs.near_names import count_slips
+from configs.near_names import count_typos
+from configs.settings import NAMES, Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings, read_settings
 from configs.root import CODE as ROOT
-from configs.settings import NAMES, Settings, SettingsError, load_settings, read_settings
 
-# What stands in the .env files of others, by whose they are.
+# The content of other programs' .env files, by program.
 OTHERS = {
     "compose": "COMPOSE_PROJECT_NAME=ai COMPOSE_PROFILES=gpu COMPOSE_FILE=a.yml DOCKER_HOST=x PUID=1000",
     "shells": "TZ=Europe/Oslo LANG=C.UTF-8 LC_ALL=C EDITOR=vi TMPDIR=/t PATH=/bin PORT=1 HOST=h DEBUG=1",
@@ -57,7 +60,7 @@ def env_file(tmp_path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("whose", OTHERS)
 @pytest.mark.parametrize("written", [str.upper, str.lower])
-def test_what_others_have_there_does_not_stop_the_start(
+def test_other_programs_variables_do_not_prevent_the_start(
     tmp_path: Path, whose: str, written: Callable[[str], str]
 ) -> None:
     lines = [f"{written(name)}={value}" for name, value in pairs(OTHERS[whose])]
@@ -65,7 +68,7 @@ def test_what_others_have_there_does_not_stop_the_start(
     assert load_settings(path).app_port == 5001
 
 
-def test_small_letters_mean_what_capitals_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_case_insensitive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "inside")
     lines = "app_port=5001 http_proxy=http://p:1 hf_token=t vllm_api_key=k berth_url=b service_port=1"
     path = env_file(tmp_path, "\n".join([*lines.split(), "hf_hub_cache=/small", "HF_HUB_CACHE=/large"]))
@@ -74,13 +77,11 @@ def test_small_letters_mean_what_capitals_do(tmp_path: Path, monkeypatch: pytest
     assert [line.split(" in ")[0] for line in loaded.remarks] == ["vllm_api_key"]
     bypassed = dict.fromkeys(["NO_PROXY", "no_proxy"], "inside,127.0.0.1,localhost")
     own = {"HTTP_PROXY": "http://p:1", "HF_TOKEN": "t", "HF_HUB_CACHE": "/large"}
-    assert loaded.settings.engine_environment(path) == {**own, **bypassed}
-    assert Settings.sdk_environment(env_file(tmp_path, "otel_traces_sampler=a")) == {
-        "OTEL_TRACES_SAMPLER": "a"
-    }
+    assert engine_variables(loaded.settings, path) == {**own, **bypassed}
+    assert sdk_environment(env_file(tmp_path, "otel_traces_sampler=a")) == {"OTEL_TRACES_SAMPLER": "a"}
 
 
-def test_every_variable_of_the_compose_files_may_stand_there(tmp_path: Path) -> None:
+def test_every_variable_of_the_compose_files_is_accepted(tmp_path: Path) -> None:
     text = "".join(path.read_text() for path in (ROOT / "deploy").glob("docker-compose*.yml"))
     names = sorted(set(re.findall(r"\$\{(\w+)", text)))
     assert "BERTH_MODELS" in names
@@ -107,25 +108,27 @@ def test_every_variable_of_the_compose_files_may_stand_there(tmp_path: Path) -> 
         ("APP_TIMEOUT", "env.example"),
     ],
 )
-def test_what_nearly_is_a_setting_stops_it_and_says_which(tmp_path: Path, name: str, meant: str) -> None:
+def test_a_misspelt_setting_prevents_the_start_and_is_corrected(
+    tmp_path: Path, name: str, meant: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(env_file(tmp_path, f"{name}=1\n"))
     assert str(caught.value).startswith(f"{name}=")
     assert meant in str(caught.value)
 
 
-def test_what_is_for_engines_reaches_them_and_nothing_else_does(tmp_path: Path) -> None:
+def test_only_engine_variables_reach_the_engines(tmp_path: Path) -> None:
     lines = ["LLAMA_ARG_CTX_SIZE=1", "VLLM_HOST_IP=a", "OLLAMA_MODELS=b", "HF_TOKEN=c", "NO_PROXY=d"]
     path = env_file(
         tmp_path, "\n".join([*lines, "TZ=UTC", "OPENAI_API_KEY=k", "VLLM_API_KEY=k", "VLLM_PORT=1"])
     )
-    assert load_settings(path).engine_environment(path) == dict(line.split("=") for line in lines)
+    assert engine_variables(load_settings(path), path) == dict(line.split("=") for line in lines)
 
 
-def test_what_is_left_alone_is_said_once_and_what_has_no_effect_too(tmp_path: Path) -> None:
+def test_ignored_variables_are_logged_once(tmp_path: Path) -> None:
     path = env_file(tmp_path, "TZ=UTC\nLANG=C\nVLLM_API_KEY=k\nHF_TOKEN=t\nthis is no line\n")
     loaded = read_settings(path)
-    assert loaded.notes == (f"{path}: no settings of Berth's, left alone: TZ, LANG",)
+    assert loaded.notes == (f"{path}: not settings of Berth, ignored: TZ, LANG",)
     remarks = loaded.remarks
     assert [line for line in remarks if line.startswith("VLLM_API_KEY") and "API_KEYS" in line]
     assert [line for line in remarks if f"{path}:5: this: sets nothing" in line]
@@ -133,54 +136,54 @@ def test_what_is_left_alone_is_said_once_and_what_has_no_effect_too(tmp_path: Pa
 
 
 @pytest.mark.parametrize("line", ["APP_PORT: 5001", "APP_PORT", "export APP_PORT 5001", "APP_PROT: 5001"])
-def test_a_setting_that_is_written_in_another_way_is_told_with_its_line(tmp_path: Path, line: str) -> None:
+def test_a_setting_in_another_spelling_is_reported_with_its_line(tmp_path: Path, line: str) -> None:
     path = env_file(tmp_path, f"# settings\n\n{line}\n")
     with pytest.raises(SettingsError, match=re.escape(f"{path}:3: APP_P")):
         load_settings(path)
 
 
-def test_a_setting_that_stands_twice_is_told(tmp_path: Path) -> None:
+def test_a_duplicate_setting_is_reported(tmp_path: Path) -> None:
     path = env_file(tmp_path, "APP_PORT=5001\nTZ=a\nTZ=b\n# more\nAPP_PORT=5002\n")
     loaded = read_settings(path)
     assert loaded.settings.app_port == 5002
     assert [line for line in loaded.remarks if "twice" in line or "already" in line] == [
-        f"{path}:5: APP_PORT stands in line 1 already; this one holds"
+        f"{path}:5: APP_PORT is already set in line 1; this line wins"
     ]
 
 
-def test_a_mark_at_the_beginning_of_the_file_is_not_of_the_first_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path: Path) -> None:
     assert load_settings(env_file(tmp_path, "\ufeffAPP_PORT=5001\n")).app_port == 5001
 
 
-def test_a_file_that_is_no_text_and_a_folder_are_told(tmp_path: Path) -> None:
+def test_a_binary_file_and_a_folder_are_reported(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_bytes("APP_PORT=5001\n".encode("utf-16"))
     with pytest.raises(SettingsError, match="UTF-8"):
         load_settings(path)
     path.unlink()
     path.mkdir()
-    assert read_settings(path).remarks == (f"{path}: is no file, so no setting comes from it",)
+    assert read_settings(path).remarks == (f"{path}: isn't a file; no settings are read from it",)
 
 
-def test_what_nearly_is_a_setting_in_the_environment_is_told_but_stops_nothing(
+def test_a_misspelt_setting_in_the_environment_only_logs_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VLLM_BASE_PROT", "9100")
-    monkeypatch.setenv("APP_COLOUR", "red")  # of another program
+    monkeypatch.setenv("APP_COLOUR", "red")  # another program's
     loaded = read_settings(None)
     assert loaded.settings == Settings()
     assert [line for line in loaded.remarks if line.startswith("VLLM_BASE_PROT=9100")]
     assert not [line for line in loaded.remarks if "APP_COLOUR" in line]
 
 
-def test_every_setting_is_its_own_nearest(tmp_path: Path) -> None:
+def test_every_setting_is_its_own_closest_match(tmp_path: Path) -> None:
     lines = [f"{name}=" for name in sorted(NAMES)]
     assert read_env_file(env_file(tmp_path, "\n".join(lines)), NAMES).mistakes == ()
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "slips"),
+    ("one", "other", "typos"),
     [("port", "port", 0), ("prot", "port", 1), ("ports", "port", 1), ("pint", "port", 2), ("", "ab", 2)],
 )
-def test_slips_are_counted(one: str, other: str, slips: int) -> None:
-    assert count_slips(one, other) == count_slips(other, one) == slips
+def test_the_edit_distance_counts_typos(one: str, other: str, typos: int) -> None:
+    assert count_typos(one, other) == count_typos(other, one) == typos

@@ -1,4 +1,4 @@
-"""Whatever stands in .env, models.yaml or the file of keys is taken, or one line says what is wrong where.
+"""Any content of .env, models.yaml or the key file is accepted, or one line says what is wrong and where.
 
 A few hundred of each here; thousands with `make fuzz`.
 """
@@ -20,7 +20,9 @@ from configs.catalog import load_catalog
 from configs.catalog_error import CatalogError
 from configs.key_file import KeyFileError, read_key_file
 from configs.model_entry import ModelEntry
-from configs.settings import Settings, SettingsError, load_settings
+from configs.settings import Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20")) * 10
 IS_LONG = NUM_EXAMPLES > 1000
@@ -77,12 +79,12 @@ def test_settings(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) ->
 @FEW
 @given(name=st.sampled_from(SETTINGS), value=VALUES.filter(lambda text: "\0" not in text))
 def test_one_setting_at_a_time(name: str, value: str) -> None:
-    """The one that is wrong is the one that is named, except where two of them contradict each other."""
+    """The invalid setting is the one named, unless two settings contradict each other."""
     with pytest.MonkeyPatch.context() as patch:
         try:
             patch.setenv(name, value)
         except (ValueError, UnicodeError):
-            return  # no environment holds it
+            return  # an environment can't hold it
         try:
             load_settings().listed_keys()
         except SettingsError as error:
@@ -116,7 +118,7 @@ DOCUMENTS = st.one_of(
 @FEW
 @given(document=DOCUMENTS)
 def test_catalogs(tmp_path_factory: pytest.TempPathFactory, document: object) -> None:
-    """YAML whose mistakes are in what it says."""
+    """Valid YAML with invalid content."""
     written = io.StringIO()
     YAML().dump(document, written)
     check_catalog(tmp_path_factory, written.getvalue().encode("utf-8", "surrogatepass"))
@@ -128,7 +130,7 @@ PIECES = st.sampled_from([*MARKS.split(), "\n", "  ", "\t", "\x00", "\ufeff", "\
 
 @FEW
 @given(raw=st.lists(PIECES, max_size=25).map(lambda parts: "".join(parts).encode()) | st.binary(max_size=60))
-def test_what_is_hardly_yaml(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+def test_almost_valid_yaml(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     check_catalog(tmp_path_factory, raw)
 
 

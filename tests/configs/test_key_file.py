@@ -1,4 +1,4 @@
-"""The file of keys: what it may say, and mistakes that name their line and show no key."""
+"""The key file: its content, and errors that name their line and show no key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.key_file import KeyFileError, KeyLine, read_key_file
-from configs.settings import SettingsError, load_settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 SECRET = "sk-not-to-be-shown"
 
@@ -48,19 +49,19 @@ def test_keys_with_names_and_limits(tmp_path: Path) -> None:
         (f"alice: k rate=1/s {SECRET}=1", "word 3"),
         (f"alice: {SECRET} admin=yes", "word 2"),
         (f"alice: {SECRET} models", "word 2"),
-        (f"alice: {SECRET} models=,", "names none"),
+        (f"alice: {SECRET} models=,", "is empty"),
         (f"alice: {SECRET} rate=10", "rate=10 must be"),
         (f"alice: {SECRET} rate=0/s", "rate=0/s must be"),
-        (f"alice: {SECRET} rate=1/s rate=2/s", "rate is there twice"),
+        (f"alice: {SECRET} rate=1/s rate=2/s", "rate is given twice"),
         (f"alice: {SECRET} burst=3", "burst needs a rate"),
         (f"alice: {SECRET} rate=1/s burst=0", "burst=0 must be"),
         (f"alice: {SECRET} rate=1/s burst=²", "burst=² must be"),
         (f"alice: {SECRET} admin rate=1/s", "no limits"),
-        (f"second: {SECRET}", "the key is in line 1 already"),
-        ("first: other", "the name is in line 1 already"),
+        (f"second: {SECRET}", "the key is already in line 1"),
+        ("first: other", "the name is already in line 1"),
     ],
 )
-def test_a_mistake_names_its_line_and_shows_no_key(tmp_path: Path, line: str, problem: str) -> None:
+def test_an_error_names_its_line_and_shows_no_key(tmp_path: Path, line: str, problem: str) -> None:
     before = f"first: {SECRET if problem.startswith('the key is') else 'k1'}"
     text = f"{before}\n\n{line}\n"
     with pytest.raises(KeyFileError) as caught:
@@ -82,7 +83,7 @@ def test_the_setting_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(("mode", "is_warned"), [(0o600, False), (0o640, False), (0o644, True)])
-def test_a_file_that_everybody_may_read_is_told_of(
+def test_a_world_readable_file_is_reported(
     tmp_path: Path, mode: int, is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="berth"):

@@ -1,4 +1,4 @@
-"""What an entry of models.yaml comes to: flags, paths, lists, and what it takes from the defaults."""
+"""Entries of models.yaml as they apply: flags, paths, lists, and values from the defaults."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_params_win_over_extra_args_and_those_over_fields() -> None:
     }
 
 
-def test_defaults_hold_unless_a_model_says_otherwise() -> None:
+def test_defaults_apply_unless_a_model_overrides_them() -> None:
     defaults = (
         "timeout: 30, dtype: half, pinned: true, devices: [0], params: {x: 1, y: 1}, env: {A: 1, B: 1},"
         "filters: {set_params: {t: 0, u: 0}, strip_params: [user]}, extra_args: [--z]"
@@ -62,7 +62,7 @@ def test_defaults_hold_unless_a_model_says_otherwise() -> None:
         defaults,
     )
     assert (one.timeout, one.dtype, one.pinned, one.devices) == (None, "half", False, ("0",))
-    assert one.params == {"x": None, "y": 2}  # null goes on to the engine's flags, and takes x away there
+    assert one.params == {"x": None, "y": 2}  # null is passed on to the engine's flags and removes x there
     assert one.env == {"B": "1"}
     assert one.filters.set_params == {"t": None, "u": 0}
     assert one.filters.strip_params == ("user",)
@@ -85,7 +85,7 @@ def test_a_model_found_on_disk_gets_the_defaults() -> None:
         ("", "o/a"),
     ],
 )
-def test_what_is_loaded(fields: str, target: str) -> None:
+def test_the_loaded_model_is_the_path_or_the_hub_id(fields: str, target: str) -> None:
     assert entry(fields).target == target
 
 
@@ -95,7 +95,7 @@ def test_a_template_is_a_file_beside_the_catalog_or_itself() -> None:
 
 
 @pytest.mark.parametrize("devices", ["[0, 1]", "['0', '1']", "'0, 1'"])
-def test_devices_may_be_written_in_many_ways(devices: str) -> None:
+def test_devices_have_several_notations(devices: str) -> None:
     assert entry(f"devices: {devices}").devices == ("0", "1")
 
 
@@ -105,7 +105,7 @@ def test_one_device_and_none() -> None:
     assert entry("").devices is None
 
 
-def test_a_command_needs_no_engine_named() -> None:
+def test_a_command_needs_no_engine_field() -> None:
     one = entry("command: [serve, --port, '{port}'], health_path: /ready")
     assert (one.engine, one.command, one.health_path) == ("command", ("serve", "--port", "{port}"), "/ready")
 

@@ -1,4 +1,4 @@
-"""ALLOWED_ORIGINS as people write it: what is taken, and what is refused since it would mean more."""
+"""ALLOWED_ORIGINS as people write it: accepted forms, and forms refused because they would allow more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.origins import normalized_origin
-from configs.settings import SettingsError, load_settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import load_settings
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_origins_are_written_as_browsers_write_them(text: str, expected: str) ->
         "https://bücher.example",
     ],
 )
-def test_what_is_no_origin_stops_the_start(
+def test_an_invalid_origin_prevents_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("ALLOWED_ORIGINS", f"https://fine.example, {text}")

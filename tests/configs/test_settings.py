@@ -1,4 +1,4 @@
-"""Settings: defaults, sources, and errors that name the setting, the value and what is allowed."""
+"""Settings: defaults, sources, and errors that name the setting, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from configs.engine_variables import engine_variables
+from configs.settings import Settings
+from configs.settings_error import SettingsError
+from configs.settings_reader import Given, load_settings, read_settings
 from configs.root import CODE as ROOT
-from configs.settings import Given, Settings, SettingsError, load_settings, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +61,7 @@ def test_model_dirs_are_separated_as_in_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "there"), [("x/y", "{cwd}/x/y"), ("./x", "{cwd}/x"), ("~/x", "{home}/x"), ("/x", "/x")]
 )
-def test_paths_mean_the_same_to_engines_which_run_in_another_folder(
+def test_relative_paths_become_absolute_for_engines_that_run_in_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, there: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,15 +72,15 @@ def test_paths_mean_the_same_to_engines_which_run_in_another_folder(
     for name in (*names, "LOG_FILE"):
         value = getattr(loaded.settings, name.lower())
         assert value in (wanted, str(wanted), (wanted,), None)
-    assert loaded.settings.engine_environment()["HF_HOME"] == str(wanted)
+    assert engine_variables(loaded.settings)["HF_HOME"] == str(wanted)
 
 
-def test_a_program_named_without_a_folder_is_looked_for_in_path(tmp_path: Path) -> None:
+def test_a_program_without_a_folder_is_searched_in_path(tmp_path: Path) -> None:
     assert load_settings(env_file(tmp_path, "VLLM_PYTHON=python3\n")).vllm_python == "python3"
 
 
 @pytest.mark.parametrize("path", ["~/x", "~nobody-of-this-name/x"])
-def test_who_has_no_home_directory_can_have_settings_all_the_same(
+def test_settings_load_without_a_home_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.delenv("HOME", raising=False)
@@ -110,7 +113,7 @@ def _unknown_user(uid: int) -> None:
         ("VLLM_BASE_PORT=65530", ["VLLM_MAX_INSTANCES=20", "65535"]),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_it(tmp_path: Path, text: str, parts: list[str]) -> None:
+def test_an_invalid_setting_is_one_line_that_names_it(tmp_path: Path, text: str, parts: list[str]) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(env_file(tmp_path, text + "\n"))
     message = str(caught.value)
@@ -119,7 +122,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(tmp_path: Path, text: str, pa
         assert part in message
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_settings_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOP_GRACE", "soon")
     lines = [
         "APP_PORT=none",
@@ -131,9 +134,9 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, monkeypatch: pytest.M
     path = env_file(tmp_path, "\n".join([*lines, "MAX_QUEUE: 5", "VLLM_CONFIG=/nowhere.json"]))
     with pytest.raises(SettingsError) as caught:
         load_settings(path, {"log_format": Given("--log-format", "xml")})
-    told = str(caught.value).splitlines()
+    reported = str(caught.value).splitlines()
     names = ["APP_PORT", "APP_PROT", "ON_SHUTDOWN", "VLLM_MAX_INSTANCES", "STOP_GRACE", "VLLM_CONFIG"]
-    found = sorted(line.partition(":")[0].partition("=")[0] for line in told)
+    found = sorted(line.partition(":")[0].partition("=")[0] for line in reported)
     assert found == sorted([*names, "--log-format", str(path)])
     assert f"{path}:6: MAX_QUEUE" in str(caught.value)
 
@@ -148,13 +151,13 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
     assert (settings.app_port, settings.max_queue, settings.max_in_flight) == (5003, 2, 1)
 
 
-def test_a_former_name_counts_where_the_present_one_is_not_given(
+def test_a_former_name_applies_when_the_current_one_is_not_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = env_file(tmp_path, "SERVICE_PORT=5001\nMODEL_NAME=small\n")
     loaded = read_settings(path)
     assert (loaded.settings.app_port, loaded.settings.default_model) == (5001, "small")
-    assert "SERVICE_PORT=5001 is taken as APP_PORT" in loaded.notes
+    assert "SERVICE_PORT=5001 is used as APP_PORT" in loaded.notes
     monkeypatch.setenv("APP_PORT", "5002")
     assert load_settings(path).app_port == 5002
     with pytest.raises(SettingsError, match="SERVICE_PORT=much"):
@@ -165,12 +168,12 @@ def test_a_former_name_counts_where_the_present_one_is_not_given(
 @pytest.mark.parametrize(
     ("given", "level"), [("INFO", "info"), ("Warn", "warning"), ("trace", "debug"), ("FATAL", "critical")]
 )
-def test_levels_are_taken_as_others_write_them(tmp_path: Path, given: str, level: str) -> None:
+def test_log_levels_of_other_programs_are_accepted(tmp_path: Path, given: str, level: str) -> None:
     assert load_settings(env_file(tmp_path, f"LOG_LEVEL={given}")).log_level == level
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])
-def test_a_wrong_parameter_file_is_named(tmp_path: Path, content: str) -> None:
+def test_an_invalid_parameter_file_is_named(tmp_path: Path, content: str) -> None:
     parameters = tmp_path / "vllm.json"
     parameters.write_text(content)
     with pytest.raises(SettingsError, match=re.escape(f"VLLM_CONFIG={parameters}")):
@@ -195,17 +198,17 @@ def test_the_parameter_file_wins_over_the_defaults(tmp_path: Path) -> None:
         ("DEFAULT_ENGINE=vLLM", "default_engine", "vllm"),
     ],
 )
-def test_a_choice_may_be_written_in_capitals(tmp_path: Path, line: str, field: str, value: str) -> None:
+def test_choices_are_case_insensitive(tmp_path: Path, line: str, field: str, value: str) -> None:
     assert getattr(load_settings(env_file(tmp_path, line)), field) == value
 
 
-def test_proxies_and_hub_variables_reach_engines_alone(
+def test_proxy_and_hub_variables_reach_only_the_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
     lines = ["HTTP_PROXY=http://proxy:3128", "HF_HOME=/cache", "HF_TOKEN=secret", "OMP_NUM_THREADS=2"]
     path = env_file(tmp_path, "\n".join(lines))
-    assert load_settings(path).engine_environment(path) == {
+    assert engine_variables(load_settings(path), path) == {
         "HTTP_PROXY": "http://proxy:3128",
         "HF_HOME": "/cache",
         "HF_TOKEN": "secret",
@@ -215,7 +218,7 @@ def test_proxies_and_hub_variables_reach_engines_alone(
     assert "HF_TOKEN" not in os.environ
 
 
-def test_every_setting_is_in_env_example_with_its_default_and_on_the_page_of_settings() -> None:
+def test_every_setting_is_in_env_example_with_its_default_and_in_docs_settings() -> None:
     example = (ROOT / "env.example").read_text()
     page = (ROOT / "docs" / "settings.md").read_text()
     for name, field in Settings.model_fields.items():
@@ -228,5 +231,5 @@ def test_every_setting_is_in_env_example_with_its_default_and_on_the_page_of_set
             assert line[1] == f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
-def test_env_example_loads_as_it_stands() -> None:
+def test_env_example_loads_unchanged() -> None:
     assert load_settings(ROOT / "env.example") == load_settings()

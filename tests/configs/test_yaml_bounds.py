@@ -1,4 +1,4 @@
-"""A models.yaml that says too much is refused with the line, in the time that the text takes to read."""
+"""A models.yaml beyond the bounds is refused with the line, in the time it takes to read the text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from configs.bounded_file import MAX_BYTES, read_bounded
 from configs.catalog import CatalogError, load_catalog
 from configs.key_file import KeyFileError, read_key_file
-from configs.settings import SettingsError, read_parameters
+from configs.parameter_file import read_parameters
+from configs.settings_error import SettingsError
 from configs.yaml_bounds import MAX_DEPTH, MAX_ENTRIES, MAX_VALUES
 from configs.yaml_document import YamlMistake, read_yaml
 
 
 def laughs(levels: int, inside: str = "[{}]") -> str:
-    """Each line names the one before ten times."""
+    """Each line refers to the previous line ten times."""
     lines = ["x0: &x0 [lol]"]
     for level in range(1, levels + 1):
         lines.append(f"x{level}: &x{level} " + inside.format(", ".join([f"*x{level - 1}"] * 10)))
@@ -34,11 +35,11 @@ def merges(levels: int) -> str:
 @pytest.mark.parametrize(
     ("text", "problem", "line"),
     [
-        (laughs(8), "50,000 values in all, aliases followed", 6),
-        (laughs(30), "50,000 values in all, aliases followed", 6),
-        (laughs(8, "{{a: [{}]}}"), "50,000 values in all, aliases followed", 6),
-        (merges(8), "50,000 values in all, aliases followed", 6),
-        ("a: &a [" + "1, " * 1000 + "]\nb: [" + "*a, " * 1000 + "]", "50,000 values in all", 2),
+        (laughs(8), "50,000 values, with aliases expanded", 6),
+        (laughs(30), "50,000 values, with aliases expanded", 6),
+        (laughs(8, "{{a: [{}]}}"), "50,000 values, with aliases expanded", 6),
+        (merges(8), "50,000 values, with aliases expanded", 6),
+        ("a: &a [" + "1, " * 1000 + "]\nb: [" + "*a, " * 1000 + "]", "50,000 values", 2),
         ("[" * 40 + "]" * 40, f"nested more than {MAX_DEPTH} deep", 1),
         (
             "a:\n" + "\n".join(f"{' ' * n}b{n}:" for n in range(1, 60)),
@@ -49,11 +50,11 @@ def merges(levels: int) -> str:
         ("- " * 100_000, f"nested more than {MAX_DEPTH} deep", 1),
         ("models:\n" + "".join(f"  m{n}: {{}}\n" for n in range(20_000)), "2000 entries", 2002),
         ("- 1\n" * 3000, "2000 entries", 2001),
-        ("a: &a [*a]", "alias that refers to what it stands in", 1),
+        ("a: &a [*a]", "alias refers to a node that contains it", 1),
     ],
     ids=range(12),
 )
-def test_too_much_is_refused_with_the_line(text: str, problem: str, line: int) -> None:
+def test_yaml_beyond_the_bounds_is_refused_with_the_line(text: str, problem: str, line: int) -> None:
     began = time.process_time()
     with pytest.raises(YamlMistake) as refused:
         read_yaml(text)
@@ -62,7 +63,7 @@ def test_too_much_is_refused_with_the_line(text: str, problem: str, line: int) -
     assert refused.value.line == line
 
 
-def test_what_is_at_the_bounds_is_taken() -> None:
+def test_yaml_at_the_bounds_is_accepted() -> None:
     deep = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert read_yaml(deep).root is not None
     assert len(read_yaml("- 1\n" * MAX_ENTRIES).data) == MAX_ENTRIES
@@ -71,7 +72,7 @@ def test_what_is_at_the_bounds_is_taken() -> None:
     assert len(read_yaml(text).data["b"]) == 98
 
 
-def test_aliases_are_as_good_as_what_they_stand_for() -> None:
+def test_aliases_equal_the_values_they_refer_to() -> None:
     document = read_yaml("x: &x {a: [1, 2]}\ny: *x\nz: {<<: *x, b: 3}")
     assert document.data == {"x": {"a": [1, 2]}, "y": {"a": [1, 2]}, "z": {"a": [1, 2], "b": 3}}
 
@@ -85,7 +86,7 @@ def huge(tmp_path: Path) -> Path:
     return path
 
 
-def test_files_longer_than_anyone_writes_are_refused(huge: Path) -> None:
+def test_oversized_files_are_refused(huge: Path) -> None:
     with pytest.raises(OSError, match="larger than the 1 MiB") as raised:
         read_bounded(huge)
     assert raised.value.errno == errno.EFBIG
@@ -97,13 +98,13 @@ def test_files_longer_than_anyone_writes_are_refused(huge: Path) -> None:
         read_parameters(huge)
 
 
-def test_a_file_of_just_that_size_is_read(tmp_path: Path) -> None:
+def test_a_file_of_exactly_the_maximum_size_is_read(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_bytes(b"#" * (MAX_BYTES - 1) + b"\n")
     assert load_catalog(path).models == {}
 
 
-def test_parameters_that_are_nested_too_deep_are_no_traceback(tmp_path: Path) -> None:
+def test_too_deeply_nested_parameters_are_an_error_without_a_traceback(tmp_path: Path) -> None:
     path = tmp_path / "vllm.json"
     path.write_text("[" * 100_000)
     with pytest.raises(SettingsError, match="not valid JSON"):

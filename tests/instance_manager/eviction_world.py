@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from instance_manager.memory.eviction import (
     HOST,
-    PLACE,
+    SLOT,
     Device,
     Evict,
     EvictionAction,
@@ -23,10 +23,9 @@ from instance_manager.memory.eviction import (
     NeverFits,
     Resident,
     Wait,
-    WaitingModel,
-    next_to_start,
     plan_capacity,
 )
+from instance_manager.memory.start_order import WaitingModel, next_to_start
 
 GPU = "GPU-0"
 ACT_S = {"start": 3.0, "wake": 0.5, "evict": 1.0}  # how long acts take
@@ -43,7 +42,7 @@ class Model:
     is_pinned: bool = False  # and awake from the beginning
 
     def held_at(self, level: int) -> Mapping[Device, int]:
-        return {} if level == STOPPED else {**self._memory_at(level), PLACE: 1}
+        return {} if level == STOPPED else {**self._memory_at(level), SLOT: 1}
 
     def _memory_at(self, level: int) -> Mapping[Device, int]:
         weights, kv_cache = self.weights * (level < 2), self.kv_cache * (level < 1)
@@ -79,7 +78,7 @@ class World:
         self, models: Sequence[Model], budgets: Mapping[Device, int], policy: EvictionPolicy
     ) -> None:
         self.engines = {model.name: Engine(model) for model in models}
-        self.budgets = {PLACE: len(models), **budgets}
+        self.budgets = {SLOT: len(models), **budgets}
         self.policy = policy
         self.now = 0.0
         self.refused: dict[str, str] = {}  # model -> why it never fits

@@ -74,7 +74,7 @@ def test_vllm_runs_in_its_own_interpreter_with_its_own_defaults() -> None:
     assert "--trust-remote-code" not in plan("engine").argv("h", 2)
 
 
-def test_vllm_without_its_interpreter_says_what_to_set() -> None:
+def test_vllm_without_its_interpreter_names_the_setting() -> None:
     with pytest.raises(InvalidSpec, match="VLLM_PYTHON") as refusal:
         plan("vllm", replace(CONFIG, vllm_python=None))
     assert refusal.value.param == "engine"
@@ -82,14 +82,14 @@ def test_vllm_without_its_interpreter_says_what_to_set() -> None:
 
 @pytest.mark.parametrize("engine", ["engine", "vllm"])
 @pytest.mark.parametrize("name", ["model", "host", "port", "api_key", "api-key", "uds", "ssl_keyfile"])
-def test_what_berth_owns_is_refused(engine: str, name: str) -> None:
+def test_parameters_that_berth_sets_are_refused(engine: str, name: str) -> None:
     with pytest.raises(InvalidSpec, match="Berth decides") as refusal:
         plan(engine, params={name: "x"})
     assert refusal.value.param == f"params.{name}"
 
 
 def test_an_abbreviated_flag_does_not_win_over_berths_own() -> None:
-    """argparse takes `--por` for `--port`; the last one wins."""
+    """argparse accepts `--por` for `--port`; the last one wins."""
     with pytest.raises(InvalidSpec, match="no such flag"):
         plan("engine", params={"por": 1})
     argv = plan("vllm", params={"por": 1}).argv("h", 9000)  # of a version whose flags are not known
@@ -105,7 +105,7 @@ def test_the_served_name_may_be_chosen(given: Any, first: str) -> None:
 
 
 @pytest.mark.parametrize("given", [[], "", 3, [1], True])
-def test_a_served_name_that_is_none_is_refused(given: Any) -> None:
+def test_an_invalid_served_name_is_refused(given: Any) -> None:
     with pytest.raises(InvalidSpec) as refusal:
         plan("engine", params={"served_model_name": given})
     assert refusal.value.param == "params.served_model_name"
@@ -144,7 +144,7 @@ def test_a_wrong_spec_names_its_field(engine: str, fields: dict[str, Any], param
     assert refusal.value.param == param
 
 
-def test_an_unknown_engine_is_told_the_known_ones() -> None:
+def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidSpec, match="engine, vllm, command"):
         plan("sglang")
 

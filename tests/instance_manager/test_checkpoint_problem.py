@@ -1,4 +1,4 @@
-"""What the engine would say of a checkpoint, the manager knows before a start: in the same words."""
+"""The manager reports a checkpoint's problem before a start, in the engine's words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from instance_manager.memory.checkpoint_problem import problem_of
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 
 
-def said_by_engine(directory: Path, params: dict[str, Any]) -> str | None:
+def engines_problem(directory: Path, params: dict[str, Any]) -> str | None:
     flags = {key: value for key, value in params.items() if key != "tokenizer"}
     try:
         check_checkpoint(EngineConfig(model=directory, **flags), params.get("tokenizer"))
@@ -34,27 +34,27 @@ def test_both_know_the_same_architectures() -> None:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_both_say_the_same_of_a_checkpoint_that_can_not_be_run(kind: str, tmp_path: Path) -> None:
+def test_both_report_the_same_problem_of_an_unsupported_checkpoint(kind: str, tmp_path: Path) -> None:
     directory = make_broken(kind, tmp_path)
-    told = problem_of(directory, {})
+    problem = problem_of(directory, {})
     if BROKEN[kind].by_engine_alone:
-        assert told is None
+        assert problem is None
     else:
-        assert told == said_by_engine(directory, {}) is not None
+        assert problem == engines_problem(directory, {}) is not None
 
 
 @pytest.mark.parametrize(
     "architecture", sorted(plan.ENCODERS | plan.DECODERS | {"MambaModel", "GPT2LMHeadModel"})
 )
 @pytest.mark.parametrize("params", [{}, {"runner": "pooling"}, {"convert": "embed"}, {"runner": "generate"}])
-def test_nothing_is_said_against_what_the_engine_takes(
+def test_no_problem_is_reported_for_a_checkpoint_that_the_engine_accepts(
     architecture: str, params: dict[str, Any], tmp_path: Path
 ) -> None:
     directory = make_broken("no-architectures", tmp_path)
     changed(architectures=[architecture])(directory)
-    told = problem_of(directory, params)
-    if told is not None:
-        assert told == said_by_engine(directory, params)
+    problem = problem_of(directory, params)
+    if problem is not None:
+        assert problem == engines_problem(directory, params)
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_nothing_is_said_against_what_the_engine_takes(
 )
 def test_flags_count_for_both(params: dict[str, Any], tmp_path: Path) -> None:
     directory = make_broken("no-tokenizer", tmp_path)
-    assert problem_of(directory, params) == said_by_engine(directory, params)
+    assert problem_of(directory, params) == engines_problem(directory, params)
 
 
-def test_what_runs_has_none(tmp_path: Path) -> None:
+def test_a_supported_checkpoint_has_no_problem(tmp_path: Path) -> None:
     assert problem_of(DEMO, {}) is None
     assert problem_of(tmp_path / "gone", {}) is None
 
 
-def test_a_file_of_gguf_has_one(tmp_path: Path) -> None:
+def test_a_gguf_file_has_a_problem(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert "llama.cpp" in (problem_of(tmp_path / "m.gguf", {}) or "")
 
@@ -84,13 +84,15 @@ def test_a_file_of_gguf_has_one(tmp_path: Path) -> None:
     ("kind", "is_known"),
     [("qwen2", True), ("awq", True), ("no-weights", False), ("no-tokenizer", False), ("nothing", False)],
 )
-def test_what_the_engine_will_download_is_not_missed(kind: str, is_known: bool, tmp_path: Path) -> None:
-    """A snapshot of the hub's cache may hold no more than somebody has looked at so far."""
+def test_files_that_the_engine_will_download_are_not_missed(
+    kind: str, is_known: bool, tmp_path: Path
+) -> None:
+    """A snapshot in the hub's cache may contain only the files that were requested so far."""
     found = problem_of(make_broken(kind, tmp_path), {}, may_download=True)
     assert (found is not None) == is_known
 
 
-def test_a_hub_id_is_looked_at_in_the_cache_as_far_as_it_is_there(tmp_path: Path) -> None:
+def test_a_hub_id_is_checked_as_far_as_the_cache_has_it(tmp_path: Path) -> None:
     snapshots = tmp_path / "models--o--n" / "snapshots"
     snapshot = make_broken("no-weights", snapshots)
     (tmp_path / "models--o--n" / "refs").mkdir()

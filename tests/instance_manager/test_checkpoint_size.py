@@ -35,7 +35,7 @@ TOKEN_BYTES = 2 * 4 * 2 * 32 * 2  # keys and values, layers, heads, head size, b
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """1000 floats of 16 bits and 100 bytes of whole numbers."""
+    """1000 16-bit floats and 100 bytes of integers."""
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(CONFIG))
@@ -61,7 +61,7 @@ def test_the_demo_model() -> None:
 @pytest.mark.parametrize(
     ("dtype", "num_bytes"), [("auto", 2100), ("float16", 2100), ("bfloat16", 2100), ("float32", 4100)]
 )
-def test_floats_become_what_is_computed_in(checkpoint: Path, dtype: str, num_bytes: int) -> None:
+def test_floats_are_converted_to_the_compute_type(checkpoint: Path, dtype: str, num_bytes: int) -> None:
     assert estimated(checkpoint, dtype=dtype).weights_bytes == num_bytes
 
 
@@ -86,12 +86,12 @@ def test_other_files_count_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x05\0\0\0\0\0\0\0nojso", b"\x02\0\0\0\0\0\0\0[]"])
-def test_what_is_no_checkpoint_has_no_estimate(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_checkpoint_has_no_estimate(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     assert estimate(str(tmp_path), "engine", {}, {}, HOST) is None
 
 
-def test_what_is_not_here_has_no_estimate(tmp_path: Path) -> None:
+def test_a_missing_model_has_no_estimate(tmp_path: Path) -> None:
     environ = {"HF_HOME": str(tmp_path)}
     for model in ("org/model", "../model", "/no/such/place", ""):
         assert estimate(model, "engine", {}, environ, HOST) is None
@@ -123,9 +123,9 @@ def test_a_hub_id_is_found_in_the_hub_cache(tmp_path: Path) -> None:
         ({"num_gpu_blocks_override": 10, "block_size": 32, "dtype": "float32"}, 10 * 64 * TOKEN_BYTES),
         ({}, 63 * 16 * TOKEN_BYTES * 64),  # 1000 tokens are 63 blocks, 64 sequences are the default
         ({"max_num_seqs": 3, "max_model_len": "2K"}, 128 * 16 * TOKEN_BYTES * 3),
-        ({"max_num_seqs": "100k"}, 4 * GIB),  # a quarter of what is available
-        ({"max_model_len": "10M"}, 10 * GIB),  # one sequence of the length asked for
-        ({"max_model_len": "20M"}, int(16 * GIB * 0.8)),  # as long as it can be
+        ({"max_num_seqs": "100k"}, 4 * GIB),  # a quarter of the available memory
+        ({"max_model_len": "10M"}, 10 * GIB),  # one sequence of the requested length
+        ({"max_model_len": "20M"}, int(16 * GIB * 0.8)),  # as long as possible
         ({"convert": "embed"}, 0),
         ({"runner": "pooling"}, 0),
     ],
@@ -136,7 +136,7 @@ def test_the_embedded_engines_cache_on_a_cpu(
     assert estimated(checkpoint, **params).kv_cache_bytes == num_bytes
 
 
-def test_an_encoder_has_no_cache_and_a_configuration_that_says_little_the_usual(checkpoint: Path) -> None:
+def test_an_encoder_has_no_cache_and_an_incomplete_configuration_the_default(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     assert estimated(checkpoint).kv_cache_bytes == 0
     (checkpoint / "config.json").write_text(json.dumps({"architectures": ["NewForCausalLM"]}))
@@ -144,7 +144,7 @@ def test_an_encoder_has_no_cache_and_a_configuration_that_says_little_the_usual(
     assert estimated(checkpoint, num_gpu_blocks_override=10).kv_cache_bytes == 4 * GIB
 
 
-def test_where_models_that_see_keep_the_decoders_part(checkpoint: Path) -> None:
+def test_the_decoders_part_of_a_vision_language_model(checkpoint: Path) -> None:
     config = {"architectures": ["SeeingForConditionalGeneration"], "text_config": CONFIG}
     (checkpoint / "config.json").write_text(json.dumps(config))
     assert estimated(checkpoint, num_gpu_blocks_override=1).kv_cache_bytes == 16 * TOKEN_BYTES
@@ -159,7 +159,7 @@ def test_vllms_cache_on_a_cpu_is_in_its_environment(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["vllm", "engine"])
 @pytest.mark.parametrize(("share", "expected"), [(None, 0.9), (0.5, 0.5), ("0.25", 0.25)])
-def test_on_gpus_an_engine_takes_the_share_it_is_given(
+def test_on_gpus_an_engine_takes_the_fraction_it_is_given(
     checkpoint: Path, engine: str, share: object, expected: float
 ) -> None:
     machine = Machine(host_available_bytes=16 * GIB, num_gpus=2, gpu_total_bytes=80 * GIB)
@@ -174,7 +174,7 @@ def test_on_gpus_a_cache_of_a_given_size_is_on_each(checkpoint: Path) -> None:
     assert found.footprint().gpu_bytes_each == 4 * GIB + found.gpu_overhead_bytes + found.weights_bytes // 2
 
 
-def test_what_sleep_leaves() -> None:
+def test_memory_held_asleep() -> None:
     on_gpus = Estimate(
         weights_bytes=10, kv_cache_bytes=30, host_overhead_bytes=5, gpu_overhead_bytes=2, num_gpus=2
     )
@@ -209,7 +209,7 @@ SCORED = (1 << 24) * (2 + 8)
         ({"architectures": ["NewForCausalLM"]}, {}, 0),
     ],
 )
-def test_what_a_step_takes(
+def test_memory_of_a_step(
     checkpoint: Path, config: Mapping[str, Any], params: Mapping[str, Any], num_bytes: int
 ) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config))
@@ -218,7 +218,7 @@ def test_what_a_step_takes(
     assert estimated(checkpoint, engine="vllm", **params).activations == Activations()
 
 
-def test_a_head_that_is_tied_is_packed_besides(checkpoint: Path) -> None:
+def test_a_tied_head_has_a_packed_copy(checkpoint: Path) -> None:
     sizes = {}
     for dtype in ("bfloat16", "float32"):
         for tied in (False, True):
@@ -229,7 +229,7 @@ def test_a_head_that_is_tied_is_packed_besides(checkpoint: Path) -> None:
     assert sizes["float32", True] == sizes["float32", False]
 
 
-def test_what_was_measured_counts_but_not_as_the_most_of_what_grows(checkpoint: Path) -> None:
+def test_measurements_count_but_are_no_upper_bound_for_an_engine_that_grows(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(BIG))
     unasked, asked = estimated(checkpoint), estimated(checkpoint, kv_cache_memory_bytes="1G")
     used = unasked.grows_to_bytes

@@ -1,4 +1,4 @@
-"""What a real embedded engine holds at its most, beside what is expected of it before it has ever run."""
+"""The peak memory of a real embedded engine, compared with the estimate before its first run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_SHAPES = 150  # lengths of prompts
 
 @contextmanager
 def peak_of(process: psutil.Process) -> Iterator[list[int]]:
-    """Its only element is the most that the process has held so far, in bytes."""
+    """Its only element is the process's peak so far, in bytes."""
     peak = [private_bytes(process)]
     ended = threading.Event()
 
@@ -45,13 +45,13 @@ def peak_of(process: psutil.Process) -> Iterator[list[int]]:
 
 
 def prompt_of(number: int, length: int) -> list[int]:
-    """Token ids that no prompt of another number begins with."""
+    """Token ids whose beginning no other prompt shares."""
     return [10 + number, *(10 + (number * 7 + place) % 3000 for place in range(length - 1))]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is a process's own")
 @pytest.mark.timeout(240)
-def test_no_engine_outgrows_what_was_expected_of_it(tmp_path: Path) -> None:
+def test_no_engine_outgrows_its_estimate(tmp_path: Path) -> None:
     params = {"kv_cache_memory_bytes": CACHE_BYTES, "num_threads": 1, "device": "cpu"}
     guess = estimate(str(DEMO), "engine", params, {}, Machine(host_available_bytes=16 * GIB))
     assert guess is not None

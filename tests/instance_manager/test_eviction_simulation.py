@@ -1,6 +1,6 @@
 """The eviction policy over random traces, in a simulated world.
 
-Never over budget, never a leased or pinned victim: eviction_world.py sees to that at each step. Here: nobody
+Never over budget, never a leased or pinned victim: eviction_world.py checks that at each step. Here: no model
 starves, and nothing thrashes.
 """
 
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instance_manager.memory.eviction import HOST, PLACE, Device, EvictionAction, EvictionPolicy
+from instance_manager.memory.eviction import HOST, SLOT, Device, EvictionAction, EvictionPolicy
 from tests.instance_manager.eviction_world import ACT_S, GPU, Model, Request, World
 
 MAX_SERVICE_S = 8.0
 KINDS = st.tuples(st.integers(1, 8), st.integers(0, 6), st.booleans(), st.booleans())
-BUDGETS = st.fixed_dictionaries({HOST: st.integers(5, 30), GPU: st.integers(5, 24), PLACE: st.integers(1, 6)})
+BUDGETS = st.fixed_dictionaries({HOST: st.integers(5, 30), GPU: st.integers(5, 24), SLOT: st.integers(1, 6)})
 POLICIES = st.builds(EvictionPolicy, min_residency_s=st.floats(0, 20), max_wait_s=st.floats(0, 40))
 TRACES = st.lists(
     st.tuples(st.floats(0, 5), st.integers(0, 5), st.floats(0.01, MAX_SERVICE_S)), min_size=1, max_size=50
@@ -46,7 +46,7 @@ def fits_beside_pinned(model: Model, all_models: list[Model], budgets: Mapping[D
 
 
 def longest_wait(num_models: int, policy: EvictionPolicy) -> float:
-    """Everybody else may be before us once; each turn waits, drains, and evicts them all."""
+    """Every other model may come first once; each turn waits, drains, and evicts them all."""
     turn_s = policy.max_wait_s + policy.min_residency_s + MAX_SERVICE_S
     return (num_models + 1) * (turn_s + num_models * ACT_S["evict"] + ACT_S["start"])
 
@@ -59,7 +59,7 @@ def longest_wait(num_models: int, policy: EvictionPolicy) -> float:
     policy=POLICIES,
     steps=TRACES,
 )
-def test_whatever_is_asked_for_is_served_in_bounded_time_or_never_fits(
+def test_every_request_is_served_in_bounded_time_or_never_fits(
     kinds: list[tuple[int, int, bool, bool]],
     num_pinned: int,
     budgets: dict[Device, int],
@@ -81,8 +81,8 @@ def test_whatever_is_asked_for_is_served_in_bounded_time_or_never_fits(
 
 @pytest.mark.parametrize("can_sleep", [True, False])
 @pytest.mark.parametrize("num_models", [2, 3])
-def test_models_asked_for_in_turn_do_not_thrash(num_models: int, can_sleep: bool) -> None:
-    """A-B-A-B without a pause, room for one: each stays its time, so swaps are few and nobody waits long."""
+def test_alternating_models_do_not_thrash(num_models: int, can_sleep: bool) -> None:
+    """A-B-A-B without a pause, memory for one: each stays for a while, so swaps are few and waits short."""
     policy = EvictionPolicy(min_residency_s=10.0, max_wait_s=15.0)
     world = World(
         [Model(f"m{i}", 6, 2, True, can_sleep) for i in range(num_models)], {GPU: 12, HOST: 40}, policy
@@ -120,11 +120,11 @@ def test_sleep_comes_before_stop() -> None:
 
 
 @pytest.mark.parametrize("can_sleep", [True, False])
-def test_places_are_shared_as_memory_is(can_sleep: bool) -> None:
-    """Three models on two places, with memory for all: each comes to its turn, and stays its time."""
+def test_slots_are_shared_like_memory(can_sleep: bool) -> None:
+    """Three models on two slots, with memory for all: each gets its turn, and stays for a while."""
     policy = EvictionPolicy(min_residency_s=2.0, max_wait_s=6.0)
     world = World(
-        [Model(f"m{i}", 1, 1, False, can_sleep) for i in range(3)], {HOST: 90, GPU: 0, PLACE: 2}, policy
+        [Model(f"m{i}", 1, 1, False, can_sleep) for i in range(3)], {HOST: 90, GPU: 0, SLOT: 2}, policy
     )
     requests = trace([(0.2, i, 1.5) for i in range(600)], 3)
     world.run(requests)

@@ -1,4 +1,4 @@
-"""Flags are judged by the manager as the engine judges them, before anything is started for them."""
+"""The manager checks flags as the engine does, before anything is started for them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_table_is_the_engines_own() -> None:
     assert render() == FILE.read_text(), "engine_flags.json is old: run `make docs`"
 
 
-def test_what_the_engine_refuses_is_refused_here_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_the_flags_that_the_engine_refuses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # where the engine runs
     # What Berth asks of a name that is served is more.
     names = FLAGS.keys() - {one.replace("_", "-") for one in OWNED_PARAMS} - {"served-model-name"}
@@ -108,7 +108,7 @@ def test_what_the_engine_refuses_is_refused_here_and_nothing_else(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("params", "told"),
+    ("params", "parts"),
     [
         ({"no_such_flag": 3}, ["params.no_such_flag=3", "no such flag"]),
         ({"max_model_length": 3}, ["params.max_model_length=3", "did you mean max_model_len?"]),
@@ -122,11 +122,11 @@ def test_what_the_engine_refuses_is_refused_here_and_nothing_else(monkeypatch: p
     ],
 )
 def test_a_refusal_names_the_parameter_its_value_and_what_is_allowed(
-    params: dict[str, Any], told: list[str]
+    params: dict[str, Any], parts: list[str]
 ) -> None:
     error = refusal(params)
     assert error is not None and error.param == "params." + next(iter(params)).replace("-", "_")
-    for part in told:
+    for part in parts:
         assert part in str(error)
 
 
@@ -135,7 +135,7 @@ def test_a_secret_is_not_shown() -> None:
     assert error is not None and "sk-1" not in str(error)
 
 
-def test_what_comes_from_settings_is_said_to() -> None:
+def test_a_parameter_from_settings_is_reported_as_such() -> None:
     error = refusal({}, default_params={"max_model_len": "abc"})
     assert error is not None and "VLLM_CONFIG" in str(error)
     error = refusal({"max_model_len": "abc"}, default_params={"max_model_len": 1})
@@ -143,13 +143,13 @@ def test_what_comes_from_settings_is_said_to() -> None:
 
 
 @pytest.mark.parametrize("name", ["port", "model", "api_key"])
-def test_what_berth_decides_can_not_be_set_for_all_engines_either(name: str) -> None:
+def test_parameters_that_berth_sets_can_not_be_set_for_all_engines_either(name: str) -> None:
     error = refusal({}, default_params={name: "x"})
     assert error is not None and "Berth decides" in str(error) and "VLLM_CONFIG" in str(error)
 
 
 def vllm(folder: Path, version: str | None) -> str:
-    """An interpreter in an environment that has this vLLM."""
+    """An interpreter in an environment with this vLLM."""
     python = folder / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\n")
@@ -160,9 +160,7 @@ def vllm(folder: Path, version: str | None) -> str:
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1.dev3+gabc", "0.31.0", None])
-def test_names_are_checked_where_the_vllm_is_one_whose_flags_are_known(
-    tmp_path: Path, version: str | None
-) -> None:
+def test_names_are_checked_for_a_vllm_version_with_known_flags(tmp_path: Path, version: str | None) -> None:
     python = vllm(tmp_path, version)
     assert vllm_version(python) == version
     good = {
@@ -177,17 +175,17 @@ def test_names_are_checked_where_the_vllm_is_one_whose_flags_are_known(
     assert error is None or "did you mean max_num_seqs?" in str(error)
 
 
-def test_a_number_for_vllm_is_one_whatever_its_version(tmp_path: Path) -> None:
+def test_numbers_are_checked_for_any_version_of_vllm(tmp_path: Path) -> None:
     error = refusal({"max_model_len": "abc"}, "vllm", vllm_python=vllm(tmp_path, None))
     assert error is not None and "max_model_len=abc" in str(error)
 
 
-def test_the_embedded_engines_own_flags_are_none_of_vllms(tmp_path: Path) -> None:
+def test_the_embedded_engines_own_flags_are_not_vllms(tmp_path: Path) -> None:
     assert refusal({"num_threads": 2}) is None
     assert refusal({"num_threads": 2}, "vllm", vllm_python=vllm(tmp_path, "0.32.0")) is not None
 
 
-def test_how_unknown_fields_are_met_is_told_to_the_embedded_engine_alone(tmp_path: Path) -> None:
+def test_only_the_embedded_engine_gets_the_setting_for_unknown_fields(tmp_path: Path) -> None:
     config = ManagerConfig(engine_params={"unknown_fields": "refuse"}, vllm_python=vllm(tmp_path, None))
     for engine in ("engine", "vllm"):
         argv = plan_launch(InstanceSpec("acme/model", engine), config).argv("h", 1)

@@ -1,4 +1,4 @@
-"""The fleet with real processes (the fake engine) on fake GPUs: what comes up when."""
+"""The fleet with real processes (the fake engine) on fake GPUs: what starts when."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from instance_manager.errors import (
     NoSuchDevice,
 )
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import MemoryPlannerConfig, MemoryPlanner
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
@@ -55,8 +55,8 @@ async def fleet_of(
 ) -> AsyncIterator[Fleet]:
     driver = GpuDriver({})
     config = MemoryPlannerConfig(host_bytes=host_bytes, policy=EvictionPolicy(min_residency_s=0.0))
-    room = MemoryPlanner(manager, config, Measurements(directory / "state"), driver)
-    fleet = Fleet(manager, FleetConfig(), room)
+    planner = MemoryPlanner(manager, config, Measurements(directory / "state"), driver)
+    fleet = Fleet(manager, FleetConfig(), planner)
     fleet.set_profiles(profiles)
     async with fleet.run():
         yield fleet
@@ -86,9 +86,7 @@ def spans(fleet: Fleet, *names: str) -> list[tuple[float, float]]:
     return found
 
 
-async def test_models_on_different_gpus_come_up_side_by_side(
-    managing: ManagerFactory, tmp_path: Path
-) -> None:
+async def test_models_on_different_gpus_start_side_by_side(managing: ManagerFactory, tmp_path: Path) -> None:
     slow = ("--slow-start", "1")
     models = [profile("a", *slow, devices=("0",)), profile("b", *slow, devices=("1",))]
     async with managing() as manager, fleet_of(manager, tmp_path, *models) as fleet:
@@ -97,9 +95,7 @@ async def test_models_on_different_gpus_come_up_side_by_side(
         assert max(began_a, began_b) < min(ran_a, ran_b)
 
 
-async def test_models_on_one_gpu_come_up_one_after_the_other(
-    managing: ManagerFactory, tmp_path: Path
-) -> None:
+async def test_models_on_one_gpu_start_one_after_the_other(managing: ManagerFactory, tmp_path: Path) -> None:
     models = [profile(name, "--slow-start", "0.5", devices=("0",)) for name in ("a", "b")]
     async with managing() as manager, fleet_of(manager, tmp_path, *models) as fleet:
         await bring_up(fleet, "a", "b")
@@ -120,10 +116,10 @@ async def test_a_slow_start_does_not_keep_others_from_failing_or_running(
         assert fleet.find("slow").status == "starting"
 
 
-async def test_a_sleeper_that_is_gone_when_it_is_to_be_woken_is_replaced(
+async def test_a_sleeping_instance_that_is_gone_when_it_should_wake_is_replaced(
     managing: ManagerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if somebody had stopped it just then: what was asked for comes up all the same."""
+    """As if it had been stopped just then: the requested model starts all the same."""
     async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
         await bring_up(fleet, "a")
         (instance,) = fleet.find("a").live
@@ -140,10 +136,10 @@ async def test_a_sleeper_that_is_gone_when_it_is_to_be_woken_is_replaced(
         assert fleet.find("a").error is None
 
 
-async def test_who_waits_while_the_only_replica_is_deleted_is_served_by_another(
+async def test_a_request_that_waits_while_the_only_replica_is_deleted_is_served_by_another(
     managing: ManagerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process has ended, and its log takes a while to go: it is there yet, and can't be started again."""
+    """Its process has ended but its log is still being removed: it exists, but can't be started again."""
     async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
         await bring_up(fleet, "a")
         (instance,) = fleet.find("a").live
@@ -166,10 +162,10 @@ async def test_who_waits_while_the_only_replica_is_deleted_is_served_by_another(
         assert other.instance_id != instance.instance_id
 
 
-async def test_who_waits_for_a_model_that_leaves_the_catalog_hears_that_there_is_none_any_more(
+async def test_a_request_waiting_for_a_model_that_leaves_the_catalog_is_rejected(
     managing: ManagerFactory, tmp_path: Path
 ) -> None:
-    """Nor is what the catalog has dropped started again for them; a moment later nothing is known of it."""
+    """The dropped model isn't started again for it, and is forgotten a moment later."""
     async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
         await bring_up(fleet, "a")
         model = fleet.find("a")
@@ -184,7 +180,7 @@ async def test_who_waits_for_a_model_that_leaves_the_catalog_hears_that_there_is
         fleet.set_profiles([])
         lease.release()
         await stopping
-        with pytest.raises(ModelNotFound, match="any more"):
+        with pytest.raises(ModelNotFound, match="no longer exists"):
             async with asyncio.timeout(20):
                 await waiting
         while fleet.known("a") is not None:  # noqa: ASYNC110 - nothing tells of it
@@ -193,10 +189,10 @@ async def test_who_waits_for_a_model_that_leaves_the_catalog_hears_that_there_is
             fleet.find("a")
 
 
-async def test_who_asks_by_name_for_an_instance_that_is_just_stopping_has_it_started_again(
+async def test_a_request_for_an_instance_that_is_just_stopping_starts_it_again(
     managing: ManagerFactory, tmp_path: Path
 ) -> None:
-    """One that was created by hand, and that no catalog knows."""
+    """It was created by hand, and no catalog names it."""
     async with managing() as manager, fleet_of(manager, tmp_path) as fleet:
         spec = InstanceSpec(model_name="a", engine="command", command=command(), name="by-hand")
         instance = manager.create(spec)
@@ -214,7 +210,7 @@ async def test_who_asks_by_name_for_an_instance_that_is_just_stopping_has_it_sta
         assert instance.state is InstanceState.RUNNING
 
 
-async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(
+async def test_a_replica_that_keeps_dying_is_replaced_after_growing_delays(
     managing: ManagerFactory, tmp_path: Path
 ) -> None:
     async with managing() as manager, fleet_of(manager, tmp_path, profile("a")) as fleet:
@@ -235,7 +231,7 @@ async def test_a_replica_that_keeps_dying_is_replaced_later_and_later(
 
 
 def refused(name: str, tmp_path: Path) -> tuple[ModelProfile, type[ManagerError]]:
-    """A model whose start is refused, and with what."""
+    """A model whose start is refused, and the error."""
     demo = {"model": str(DEMO), "engine": "engine"}
     match name:
         case "large":
@@ -249,10 +245,10 @@ def refused(name: str, tmp_path: Path) -> tuple[ModelProfile, type[ManagerError]
 
 
 @pytest.mark.parametrize("name", ["large", "flag", "gone", "device"])
-async def test_a_refused_start_is_refused_for_the_same_reason_until_it_is_tried_again(
+async def test_a_start_is_refused_for_the_same_reason_until_the_next_try(
     managing: ManagerFactory, tmp_path: Path, name: str
 ) -> None:
-    """The first request and those in the back-off hear of one error; only who is to wait is told so."""
+    """The first request and those in the back-off get the same error; only NoCapacity has a Retry-After."""
     wrong, kind = refused(name, tmp_path)
     async with managing() as manager, fleet_of(manager, tmp_path, wrong, host_bytes=1000 * MIB) as fleet:
         model = fleet.find(name)
@@ -261,7 +257,7 @@ async def test_a_refused_start_is_refused_for_the_same_reason_until_it_is_tried_
                 await fleet.wait_for_lease(model)
             assert type(found.value) is kind
             assert (found.value.retry_after_s is not None) == (kind is NoCapacity)
-        with pytest.raises(kind, match=r"the next start is tried in \d+ s at the soonest"):
+        with pytest.raises(kind, match=r"the next start is tried in \d+ s at the earliest"):
             fleet.request_start(model)
 
 
@@ -277,10 +273,10 @@ async def test_a_model_that_has_been_corrected_is_tried_at_once(
         await bring_up(fleet, "device")
 
 
-async def test_an_idle_engine_goes_at_once_when_another_outgrows_the_budget(
+async def test_an_idle_engine_is_evicted_at_once_when_another_outgrows_the_budget(
     managing: ManagerFactory, tmp_path: Path
 ) -> None:
-    """Nobody asks for anything: growth alone is what is noticed."""
+    """No request arrives: Berth notices the growth alone."""
     models = [profile(name, "--ballast-mb", "100", devices=()) for name in ("idle", "grows")]
     async with managing() as manager, fleet_of(manager, tmp_path, *models, host_bytes=500 * MIB) as fleet:
         await bring_up(fleet, "idle")

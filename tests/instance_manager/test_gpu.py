@@ -1,4 +1,4 @@
-"""GPUs as NVML tells them. The NVML is fake (tests/fake_nvml): this says nothing of a real driver."""
+"""GPUs as NVML reports them. The NVML is fake (tests/fake_nvml): this proves nothing about a real driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fake_nvml import GIB, describe_gpus, pynvml, uuid, write_gpus
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that tells of eight GPUs of 80 GiB."""
+    """The file that describes eight GPUs of 80 GiB."""
     path = tmp_path / "gpus.json"
     write_gpus(path, describe_gpus())
     monkeypatch.setitem(sys.modules, "pynvml", pynvml)
@@ -22,7 +22,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def indices(mask: str | None) -> list[int]:
-    """Which of the machine's GPUs are seen through a mask, in order."""
+    """The GPUs that a mask leaves, in order."""
     driver = GpuDriver({} if mask is None else {"CUDA_VISIBLE_DEVICES": mask})
     gpus = driver.list_gpus()
     driver.close()
@@ -67,7 +67,7 @@ def test_memory_is_read_anew_each_time(state: Path) -> None:
     driver.close()
 
 
-def test_a_gpu_that_has_failed_is_left_out(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_gpu_is_ignored(state: Path, caplog: pytest.LogCaptureFixture) -> None:
     gpus = describe_gpus(3)
     gpus[1]["broken"] = True
     write_gpus(state, gpus)
@@ -83,7 +83,7 @@ def test_a_driver_that_fails_later_means_no_gpus(state: Path) -> None:
     assert driver.memory_by_pid(uuid(0)) == {}
 
 
-def test_it_can_be_closed_and_asked_again(state: Path) -> None:
+def test_it_can_be_closed_and_used_again(state: Path) -> None:
     driver = GpuDriver({})
     assert len(driver.list_gpus()) == 8
     driver.close()

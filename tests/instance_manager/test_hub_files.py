@@ -1,4 +1,4 @@
-"""Which files of a repository are downloaded, and which names are let through at all."""
+"""Which files of a repository are downloaded, and which names are valid."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from instance_manager.errors import InvalidSpec
 from instance_manager.hub.files import check_hub_id, check_revision, needed_files
 
 
-def test_weights_as_safetensors_and_everything_small() -> None:
+def test_weights_as_safetensors_and_all_small_files() -> None:
     small = [
         "config.json",
         "tokenizer.json",
@@ -64,7 +64,7 @@ def test_nothing_at_all_without_weights(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-0.6B", "a/b_c.d", "x" * 96])
-def test_names_the_hub_may_have(name: str) -> None:
+def test_valid_names(name: str) -> None:
     check_hub_id(name)
 
 
@@ -87,8 +87,8 @@ def test_names_the_hub_may_have(name: str) -> None:
         "x" * 97,
     ],
 )
-def test_names_the_hub_cannot_have(name: str) -> None:
-    with pytest.raises(InvalidSpec, match="can't be a model's name on the hub") as caught:
+def test_invalid_names(name: str) -> None:
+    with pytest.raises(InvalidSpec, match="isn't a valid model name on the hub") as caught:
         check_hub_id(name)
     assert caught.value.param == "model"
 
@@ -97,5 +97,5 @@ def test_revisions() -> None:
     for revision in ("main", "refs/pr/4", "v1.0", "0123456789abcdef0123456789abcdef01234567"):
         check_revision(revision)
     for revision in ("", "-x", "a/../b", "a b", "x" * 201):
-        with pytest.raises(InvalidSpec, match="can't be a branch"):
+        with pytest.raises(InvalidSpec, match="isn't a valid branch"):
             check_revision(revision)

@@ -1,4 +1,4 @@
-"""Counts of what happens to instances, from events as the log publishes them."""
+"""Metrics of instances' lifecycles, from events as the log publishes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instance_manager.metrics.lifecycle import LifecycleMetrics
 
 
 class World:
-    """An event log with the metrics as its listener, and a clock that is moved by hand."""
+    """An event log with the metrics as its listener, and a clock moved by hand."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,14 +24,14 @@ class World:
     def state(self, *states: str, instance: str = "one", model: str = "m", **data: object) -> None:
         """From the first of `states` through all others."""
         for previous, status in pairwise(states):
-            told = {"status": status, "previous": previous or None, "model_name": model, **data}
-            self.log.publish("instance.state", instance, told)
+            data_of_event = {"status": status, "previous": previous or None, "model_name": model, **data}
+            self.log.publish("instance.state", instance, data_of_event)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
 
 
-def test_a_start_lasts_from_the_wish_to_healthy_over_lost_ports() -> None:
+def test_a_start_lasts_from_the_request_to_healthy_across_lost_ports() -> None:
     world = World()
     world.state("", "starting")
     world.now = 1.0
@@ -68,7 +68,7 @@ def test_failures_by_class_evictions_by_action_and_expiries() -> None:
     assert world.value("berth_expirations_total", model="m") == 1
 
 
-def test_a_deleted_instance_s_name_begins_anew_and_its_counts_stay() -> None:
+def test_a_deleted_instances_name_starts_over_and_its_counts_stay() -> None:
     world = World()
     for _ in range(2):
         world.state("", "starting", "health_checking", "running")
@@ -77,7 +77,7 @@ def test_a_deleted_instance_s_name_begins_anew_and_its_counts_stay() -> None:
     assert world.value("berth_instance_restarts_total", model="m") == 0
 
 
-def test_models_without_number_share_one_label() -> None:
+def test_models_beyond_the_limit_share_one_label() -> None:
     world = World()
     for number in range(600):
         name = f"model-{number}"

@@ -1,4 +1,4 @@
-"""Peaks of memory: what counts, and what outlives a restart. Real files."""
+"""Memory peaks: what counts, and what survives a restart. Real files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from instance_manager.memory.measurements import Footprint, MeasuredKind, Measur
 KIND = MeasuredKind("org/model", "engine", "abc")
 
 
-def test_what_was_never_measured_has_no_peak(tmp_path: Path) -> None:
+def test_a_kind_that_was_never_measured_has_no_peak(tmp_path: Path) -> None:
     measurements = Measurements(tmp_path)
     assert measurements.peak(KIND) is None
     measurements.record(KIND, "run-1", 0, Footprint(10, 20))
@@ -30,7 +30,7 @@ def test_the_peak_of_a_run_counts_on_each_kind_of_device(tmp_path: Path) -> None
     assert measurements.peak(KIND, level=1) == Footprint(2, 3)
 
 
-def test_a_run_that_begins_does_not_hide_the_last_ones_peak_and_old_ones_are_forgotten(
+def test_a_new_run_does_not_hide_the_last_ones_peak_and_old_runs_are_dropped(
     tmp_path: Path,
 ) -> None:
     measurements = Measurements(tmp_path)
@@ -39,7 +39,7 @@ def test_a_run_that_begins_does_not_hide_the_last_ones_peak_and_old_ones_are_for
     assert measurements.peak(KIND) == Footprint(40)
 
 
-def test_it_outlives_a_restart(tmp_path: Path) -> None:
+def test_it_survives_a_restart(tmp_path: Path) -> None:
     directory = tmp_path / "state"
     measurements = Measurements(directory)
     measurements.record(KIND, "run-1", 0, Footprint(10, 20))
@@ -50,7 +50,7 @@ def test_it_outlives_a_restart(tmp_path: Path) -> None:
     assert (again.peak(KIND), again.peak(KIND, level=2)) == (Footprint(10, 20), Footprint(1, 2))
 
 
-def test_it_writes_only_what_is_new(tmp_path: Path) -> None:
+def test_it_writes_only_changes(tmp_path: Path) -> None:
     measurements = Measurements(tmp_path)
     measurements.save()
     assert not list(tmp_path.iterdir())
@@ -69,7 +69,7 @@ def test_it_writes_only_what_is_new(tmp_path: Path) -> None:
     "text",
     ["", "[]", '{"format": 0, "peaks": {}}', '{"format": 1}', '{"format": 1, "peaks": {"a": {"b": 3}}}'],
 )
-def test_a_file_that_cannot_be_read_is_told_of_and_replaced(
+def test_an_unreadable_file_is_logged_and_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     (tmp_path / "memory.json").write_text(text)
@@ -92,14 +92,14 @@ def test_the_number_of_models_kept_is_bounded(tmp_path: Path) -> None:
     assert again.peak(kinds[1]) is None
 
 
-def test_a_fingerprint_is_of_what_is_asked_for_not_of_its_order() -> None:
+def test_a_fingerprint_depends_on_parameters_but_not_on_their_order() -> None:
     ours = params_fingerprint({"a": 1, "b": {"c": [1, 2], "d": None}}, 1)
     assert ours == params_fingerprint({"b": {"d": None, "c": [1, 2]}, "a": 1}, 1)
     assert ours != params_fingerprint({"a": 1, "b": {"c": [2, 1], "d": None}}, 1)
     assert ours != params_fingerprint({"a": 1, "b": {"c": [1, 2], "d": None}}, 2)
 
 
-def test_a_footprint_is_of_the_fullest_gpu() -> None:
+def test_a_footprint_is_that_of_the_fullest_gpu() -> None:
     footprint = Footprint.of({"cpu": 5, "GPU-0": 7, "GPU-1": 9})
     assert footprint == Footprint(5, 9)
     assert footprint.on(["GPU-3", "GPU-4"]) == {"cpu": 5, "GPU-3": 9, "GPU-4": 9}

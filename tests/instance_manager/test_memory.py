@@ -1,4 +1,4 @@
-"""What processes hold, measured of real ones; control groups from files; GPUs are fake (tests/fake_nvml)."""
+"""Memory of real processes; control groups from files; GPUs are fake (tests/fake_nvml)."""
 
 from __future__ import annotations
 
@@ -81,8 +81,12 @@ def gpu_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared pages can't be told from own ones")
-def test_a_group_holds_what_is_its_own_not_the_file_that_both_map(tmp_path: Path, no_gpus: GpuDriver) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere shared and private pages can't be distinguished"
+)
+def test_a_group_holds_private_memory_and_not_the_file_that_both_map(
+    tmp_path: Path, no_gpus: GpuDriver
+) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"w" * (64 * MIB))
     with holding(file) as pgid:
@@ -105,7 +109,7 @@ def test_without_smaps_resident_less_shared_counts(monkeypatch: pytest.MonkeyPat
     assert exact > 0
 
 
-def test_gpu_memory_is_told_by_the_group_of_its_process(gpu_state: Path) -> None:
+def test_gpu_memory_is_attributed_to_the_processs_group(gpu_state: Path) -> None:
     gpus = describe_gpus(2)
     gpus[0]["processes"] = {str(os.getpid()): 3 * GIB, "4194303": 7 * GIB}  # the latter is no process here
     gpus[1]["processes"] = {str(os.getpid()): 4 * GIB}
@@ -120,7 +124,7 @@ def test_gpu_memory_is_told_by_the_group_of_its_process(gpu_state: Path) -> None
     }
 
 
-def test_no_groups_cost_no_look() -> None:
+def test_no_groups_cost_no_measurement() -> None:
     assert measure_groups([], GpuDriver({})) == {}
 
 
@@ -168,7 +172,7 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert list(cgroup_memory(tmp_path / "none", tmp_path)) == []
 
 
-async def test_memory_that_is_free_is_not_waited_for(no_gpus: GpuDriver) -> None:
+async def test_free_memory_is_not_waited_for(no_gpus: GpuDriver) -> None:
     assert await wait_until_freed(HOST, 1, 60.0, no_gpus)
 
 
@@ -179,7 +183,7 @@ async def test_the_wait_for_memory_is_bounded(no_gpus: GpuDriver) -> None:
     assert time.monotonic() - began < 30
 
 
-async def test_the_wait_ends_when_the_driver_has_given_the_memory_back(gpu_state: Path) -> None:
+async def test_the_wait_ends_when_the_driver_has_freed_the_memory(gpu_state: Path) -> None:
     gpus = describe_gpus(2)
     gpus[1]["free"] = 10 * GIB
     write_gpus(gpu_state, gpus)

@@ -1,4 +1,4 @@
-"""A refusal for memory says what helps, and nothing that doesn't."""
+"""A refusal for lack of memory names what would help, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from instance_manager.memory.advice import Limits, advise
 from instance_manager.memory.eviction import HOST, Device, Resident
 
 GIB = 1 << 30
-NOTHING = "No setting makes it fit: take a smaller or a quantised model."
+NOTHING = "No setting makes it fit: use a smaller or a quantised model."
 
 
 def resident(name: str, gib: float, *, pinned: bool = False) -> Resident:
@@ -36,37 +36,37 @@ def weighs(weights: float, cache: float, *, is_wide: bool = False) -> Any:
     return needs_with
 
 
-def test_the_cache_is_named_where_a_smaller_one_would_do() -> None:
-    told = advise({HOST: 9 * GIB}, "new", [], limits(8), weighs(5, 4))
-    assert "lower max_model_len, or a smaller KV cache (kv_cache_memory_bytes)" in told
-    assert "raise HOST_MEMORY (it allows 8.00 GiB of 16.00 GiB)" in told
-    assert "dtype" not in told
+def test_the_cache_is_named_where_a_smaller_one_suffices() -> None:
+    advice = advise({HOST: 9 * GIB}, "new", [], limits(8), weighs(5, 4))
+    assert "lower max_model_len, or a smaller KV cache (kv_cache_memory_bytes)" in advice
+    assert "raise HOST_MEMORY (it allows 8.00 GiB of 16.00 GiB)" in advice
+    assert "dtype" not in advice
 
 
 def test_the_cache_is_not_named_where_the_weights_are_too_large() -> None:
-    told = advise({HOST: 19 * GIB}, "new", [], limits(8, total=12), weighs(18, 1))
-    assert told == NOTHING
+    advice = advise({HOST: 19 * GIB}, "new", [], limits(8, total=12), weighs(18, 1))
+    assert advice == NOTHING
 
 
 def test_a_narrower_type_is_named_where_the_weights_are_wide() -> None:
-    told = advise({HOST: 13 * GIB}, "new", [], limits(8, total=8), weighs(12, 1, is_wide=True))
-    assert told == "What helps: dtype: bfloat16."
+    advice = advise({HOST: 13 * GIB}, "new", [], limits(8, total=8), weighs(12, 1, is_wide=True))
+    assert advice == "What helps: dtype: bfloat16."
 
 
-def test_who_keeps_memory_is_named_where_that_is_enough() -> None:
+def test_holders_of_memory_are_named_where_their_end_suffices() -> None:
     others = [resident("idle", 2), resident("kept", 5, pinned=True), resident("new", 1)]
-    told = advise({HOST: 6 * GIB}, "new", others, limits(8, total=8), unknown)
-    assert told == "What helps: unpin or stop kept, or stop new-1."
-    told = advise({HOST: 9 * GIB}, "new", others, limits(8, total=8), unknown)
-    assert told == NOTHING
+    advice = advise({HOST: 6 * GIB}, "new", others, limits(8, total=8), unknown)
+    assert advice == "What helps: unpin or stop kept, or stop new-1."
+    advice = advise({HOST: 9 * GIB}, "new", others, limits(8, total=8), unknown)
+    assert advice == NOTHING
 
 
-def test_other_programs_are_named_where_they_hold_what_is_missing() -> None:
-    told = advise({HOST: 6 * GIB}, "new", [], limits(4, set_to=8), unknown)
-    assert told == "What helps: end other programs, which hold 4.00 GiB of what engines might have."
+def test_other_programs_are_named_where_they_hold_the_missing_memory() -> None:
+    advice = advise({HOST: 6 * GIB}, "new", [], limits(4, set_to=8), unknown)
+    assert advice == "What helps: end other programs, which hold 4.00 GiB that engines could use."
 
 
-def test_of_a_gpu_host_memory_is_no_lever() -> None:
+def test_host_memory_is_not_suggested_for_a_gpu() -> None:
     gpu = {"GPU-0": Limits(8 * GIB, 8 * GIB, 10 * GIB)}
     assert advise({"GPU-0": 9 * GIB}, "new", [], gpu, unknown) == NOTHING
     assert advise({"GPU-gone": GIB}, "new", [], gpu, unknown) == NOTHING

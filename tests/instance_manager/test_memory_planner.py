@@ -1,7 +1,7 @@
-"""Room for models: what is measured, what is asked of the policy, and what is done then.
+"""Memory for models: what is measured, planned and executed.
 
-The manager is a fake that lists instances and notes what it is asked, and what instances hold is said by the
-test; the last test has a real engine.
+The manager is a fake that lists instances and records the calls it gets, and the test says what instances
+hold; the last test has a real engine.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import WrongState
 from instance_manager.events import EventLog
-from instance_manager.fleet import memory_planner as room_module
-from instance_manager.fleet.memory_planner import Placed, MemoryPlannerConfig, MemoryPlanner
+from instance_manager.fleet import memory_planner, memory_snapshot
+from instance_manager.fleet.expected_memory import kind_of
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig, Placement
 from instance_manager.fleet.models import Model
 from instance_manager.lifecycle.instance import Instance, new_instance
 from instance_manager.memory.eviction import (
@@ -45,13 +46,13 @@ SPEC = InstanceSpec("m", "command", command=("x",))
 
 
 class FakeManager:
-    """What MemoryPlanner asks of a manager; `acts` are those that it was told to do."""
+    """What MemoryPlanner needs of a manager; `acts` records its calls."""
 
     def __init__(self, config: ManagerConfig) -> None:
         self.config = config
         self.events = EventLog()
         self.has_free_slot = True
-        self.why_no_free_slot = "all are taken"
+        self.why_no_free_slot = "all are in use"
         self.instances: list[Instance] = []
         self.acts: list[tuple[Any, ...]] = []
         self.refuses = ""  # the id of the instance that won't be put to sleep
@@ -80,7 +81,7 @@ class World:
         self.while_measuring: Callable[[], None] = lambda: None
         self.now = NOW
 
-    def keeper(self, host_gb: float = 10.0, **policy: float) -> MemoryPlanner:
+    def planner(self, host_gb: float = 10.0, **policy: float) -> MemoryPlanner:
         driver: Any = FakeDriver(self)
         manager: Any = self.manager
         config = MemoryPlannerConfig(host_bytes=int(host_gb * GB), policy=EvictionPolicy(**policy))
@@ -131,7 +132,7 @@ class FakeDriver:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
-    monkeypatch.setattr(room_module, "measure_groups", world.measure)
+    monkeypatch.setattr(memory_snapshot, "measure_groups", world.measure)
     return world
 
 
@@ -139,15 +140,19 @@ def gpu(index: int, free_gb: float = 80.0) -> Gpu:
     return Gpu(f"GPU-{index}", index, "Fake", 80 * GB, int(free_gb * GB))
 
 
-async def plan(world: World, keeper: MemoryPlanner, spec: InstanceSpec = SPEC, since: float = NOW) -> Placed:
+async def plan(
+    world: World, planner: MemoryPlanner, spec: InstanceSpec = SPEC, since: float = NOW
+) -> Placement:
     model = Model(spec.model_name, None, 5, lambda: world.now)
-    return await keeper.plan(model, spec, None, since)
+    return await planner.plan(model, spec, None, since)
 
 
-async def learn(world: World, keeper: MemoryPlanner, name: str, holds_gb: float, **fields: Any) -> InstanceSpec:
-    """Let a model run and be measured, and end; its spec."""
+async def learn(
+    world: World, planner: MemoryPlanner, name: str, holds_gb: float, **fields: Any
+) -> InstanceSpec:
+    """Let a model run, be measured and end; returns its spec."""
     one = world.add(name, holds_gb, **fields)
-    await keeper.overdrawn()
+    await planner.plan_reclaim()
     world.manager.instances.remove(one)
     return one.spec
 
@@ -155,35 +160,35 @@ async def learn(world: World, keeper: MemoryPlanner, name: str, holds_gb: float,
 # What is measured
 
 
-async def test_what_an_instance_holds_is_its_memory_and_its_models_peak(world: World) -> None:
-    keeper, one = world.keeper(), world.add("a", 3)
+async def test_an_instances_memory_is_reported_and_recorded_as_its_models_peak(world: World) -> None:
+    planner, one = world.planner(), world.add("a", 3)
     world.held["a"]["GPU-0"] = GB
-    assert await keeper.overdrawn() == ()
+    assert await planner.plan_reclaim() == ()
     assert one.memory_bytes == 4 * GB
     world.held["a"] = {HOST: 2 * GB}
-    await keeper.overdrawn()
+    await planner.plan_reclaim()
     assert one.memory_bytes == 2 * GB
     world.manager.instances.remove(one)
     again = Measurements(world.manager.config.log_dir / "state")  # it has been saved
-    assert again.peak(room_module._kind(one.spec)).host_bytes == 3 * GB
+    assert again.peak(kind_of(one.spec)).host_bytes == 3 * GB
 
 
-async def test_what_starts_shows_its_memory_and_leaves_no_peak(world: World) -> None:
+async def test_a_starting_instance_reports_its_memory_but_records_no_peak(world: World) -> None:
     one = world.add("a", 3)
     one.state = InstanceState.HEALTH_CHECKING
-    await world.keeper().overdrawn()
+    await world.planner().plan_reclaim()
     assert one.memory_bytes == 3 * GB
-    assert world.measurements.peak(room_module._kind(one.spec)) is None
+    assert world.measurements.peak(kind_of(one.spec)) is None
 
 
 @pytest.mark.parametrize(
     "change",
     [{"level": 1, "state": InstanceState.SLEEPING}, {"generation": 2}, {"state": InstanceState.STOPPING}],
 )
-async def test_who_changes_while_it_is_measured_is_measured_another_time(
+async def test_an_instance_that_changes_during_a_measurement_is_not_recorded(
     world: World, change: dict[str, Any]
 ) -> None:
-    """Or what it held awake would count as what it holds asleep, and sleeping as of no use."""
+    """Otherwise its awake memory would count as its memory asleep, and sleeping would seem useless."""
     one = world.add("a", 8)
 
     def fall_asleep() -> None:
@@ -191,75 +196,75 @@ async def test_who_changes_while_it_is_measured_is_measured_another_time(
             setattr(one, name, value)
 
     world.while_measuring = fall_asleep
-    await world.keeper().overdrawn()
+    await world.planner().plan_reclaim()
     assert one.memory_bytes is None
-    kind = room_module._kind(one.spec)
+    kind = kind_of(one.spec)
     assert [world.measurements.peak(kind, level) for level in (0, 1)] == [None, None]
 
 
-async def test_peaks_that_cannot_be_kept_are_told_and_harm_nothing(
+async def test_peaks_that_cannot_be_saved_are_logged_and_harm_nothing(
     world: World, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    (tmp_path / "state").write_text("a file where the folder is to be")
+    (tmp_path / "state").write_text("a file in place of the folder")
     one = world.add("a", 3)
-    assert await world.keeper().overdrawn() == ()
+    assert await world.planner().plan_reclaim() == ()
     assert one.memory_bytes == 3 * GB
-    assert "can't be kept" in caplog.text
+    assert "can't be saved" in caplog.text
 
 
-# What is asked of the policy
+# What is planned
 
 
-async def test_a_model_that_was_never_measured_gets_its_try(world: World) -> None:
+async def test_a_model_that_was_never_measured_may_start(world: World) -> None:
     world.add("a", 9.9)
-    placed = await plan(world, world.keeper())
-    assert (placed.plan, placed.devices, placed.fills) == (Fits(), None, {HOST})
+    placement = await plan(world, world.planner())
+    assert (placement.plan, placement.devices, placement.fills) == (Fits(), None, {HOST})
 
 
-async def test_the_one_used_longest_ago_goes_for_what_was_measured(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0)
-    spec = await learn(world, keeper, "new", 4)
+async def test_the_least_recently_used_instance_is_evicted_for_a_measured_need(world: World) -> None:
+    planner = world.planner(min_residency_s=0)
+    spec = await learn(world, planner, "new", 4)
     world.add("old", 4, used=10)
     world.add("newer", 4, used=20)
-    placed = await plan(world, keeper, spec)
-    assert placed.plan == Evict((EvictionStep("old", EvictionAction.STOP, must_drain=False),))
+    placement = await plan(world, planner, spec)
+    assert placement.plan == Evict((EvictionStep("old", EvictionAction.STOP, must_drain=False),))
 
 
-async def test_the_pinned_stay_and_who_is_in_use_has_its_time(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0, max_wait_s=60)
-    spec = await learn(world, keeper, "new", 4)
+async def test_pinned_instances_stay_and_busy_ones_are_evicted_after_the_longest_wait(world: World) -> None:
+    planner = world.planner(min_residency_s=0, max_wait_s=60)
+    spec = await learn(world, planner, "new", 4)
     world.add("pinned", 4, used=10, pinned=True)
     busy = world.add("busy", 4, used=20)
     busy.gate.try_acquire()
-    placed = await plan(world, keeper, spec)
-    assert isinstance(placed.plan, Wait) and placed.plan.until == NOW + 60
-    placed = await plan(world, keeper, spec, since=NOW - 60)
-    assert placed.plan == Evict((EvictionStep("busy", EvictionAction.STOP, must_drain=True),))
+    placement = await plan(world, planner, spec)
+    assert isinstance(placement.plan, Wait) and placement.plan.until == NOW + 60
+    placement = await plan(world, planner, spec, since=NOW - 60)
+    assert placement.plan == Evict((EvictionStep("busy", EvictionAction.STOP, must_drain=True),))
     busy.pinned = True
-    placed = await plan(world, keeper, spec, since=NOW - 60)
-    assert isinstance(placed.plan, NeverFits)
-    assert "pinned" in placed.plan.message
+    placement = await plan(world, planner, spec, since=NOW - 60)
+    assert isinstance(placement.plan, NeverFits)
+    assert "pinned" in placement.plan.message
 
 
-async def test_a_refusal_names_what_helps(world: World) -> None:
+async def test_a_refusal_names_what_would_help(world: World) -> None:
     spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())
-    placed = await plan(world, world.keeper(host_gb=1), spec)
-    assert isinstance(placed.plan, NeverFits)
-    assert "GiB of host memory, whose budget is 0.93 GiB. What helps: " in placed.plan.message
-    assert "a smaller KV cache (kv_cache_memory_bytes)" in placed.plan.message
-    assert "raise HOST_MEMORY (it allows 0.93 GiB of" in placed.plan.message
-    placed = await plan(world, world.keeper(host_gb=0.1), spec)
-    assert isinstance(placed.plan, NeverFits)
-    assert "kv_cache_memory_bytes" not in placed.plan.message, "even without a cache it is too large"
+    placement = await plan(world, world.planner(host_gb=1), spec)
+    assert isinstance(placement.plan, NeverFits)
+    assert "GiB of host memory, whose budget is 0.93 GiB. What helps: " in placement.plan.message
+    assert "a smaller KV cache (kv_cache_memory_bytes)" in placement.plan.message
+    assert "raise HOST_MEMORY (it allows 0.93 GiB of" in placement.plan.message
+    placement = await plan(world, world.planner(host_gb=0.1), spec)
+    assert isinstance(placement.plan, NeverFits)
+    assert "kv_cache_memory_bytes" not in placement.plan.message, "even without a cache it is too large"
 
 
 @pytest.mark.parametrize("state", [InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING])
-async def test_whoever_runs_without_its_files_keeps_nobody_else_from_starting(
+async def test_an_instance_whose_files_are_gone_does_not_block_other_starts(
     world: World, state: InstanceState, tmp_path: Path
 ) -> None:
-    """They were deleted, or a link in the hub's cache leads nowhere, before it was measured."""
-    keeper = world.keeper(min_residency_s=0)
-    spec = await learn(world, keeper, "new", 4)
+    """They were deleted, or a link in the hub's cache is broken, before it was measured."""
+    planner = world.planner(min_residency_s=0)
+    spec = await learn(world, planner, "new", 4)
     for name in ("deleted", "pruned"):
         (folder := tmp_path / name).mkdir()
         (folder / "config.json").write_text("{}")
@@ -268,34 +273,34 @@ async def test_whoever_runs_without_its_files_keeps_nobody_else_from_starting(
     (folder / "model.gguf").symlink_to("../../blobs/none")
     shutil.rmtree(tmp_path / "deleted")
     for _ in range(2):
-        assert not isinstance((await plan(world, keeper, spec)).plan, NeverFits)
-        await keeper.overdrawn()
-    sleeper = world.manager.instances[0]
-    assert (await keeper.plan(world.model("deleted"), None, sleeper, NOW)).plan == Fits()
+        assert not isinstance((await plan(world, planner, spec)).plan, NeverFits)
+        await planner.plan_reclaim()
+    sleeping = world.manager.instances[0]
+    assert (await planner.plan(world.model("deleted"), None, sleeping, NOW)).plan == Fits()
 
 
-async def test_what_starts_counts_with_what_it_will_need_and_is_not_disturbed(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0)
-    spec = await learn(world, keeper, "new", 4)
-    await learn(world, keeper, "starts", 8)
+async def test_a_starting_instance_counts_at_its_expected_need_and_is_not_evicted(world: World) -> None:
+    planner = world.planner(min_residency_s=0)
+    spec = await learn(world, planner, "new", 4)
+    await learn(world, planner, "starts", 8)
     starts = world.add("starts", 0.1)
     starts.state = InstanceState.STARTING
-    placed = await plan(world, keeper, spec)
-    assert isinstance(placed.plan, Wait) and placed.plan.until is None
+    placement = await plan(world, planner, spec)
+    assert isinstance(placement.plan, Wait) and placement.plan.until is None
     world.held["starts"] = {HOST: 12 * GB}
-    assert await keeper.overdrawn() == ()
+    assert await planner.plan_reclaim() == ()
     starts.state = InstanceState.RUNNING
-    (step,) = await keeper.overdrawn()
+    (step,) = await planner.plan_reclaim()
     assert step.instance_id == "starts"
 
 
-async def test_what_runs_counts_with_the_most_that_its_model_has_held(world: World) -> None:
-    """A cache that fills as it is used: what has just started holds little, and will hold more."""
-    keeper = world.keeper(min_residency_s=0)
-    spec = await learn(world, keeper, "new", 4)
-    await learn(world, keeper, "grows", 7)
+async def test_a_running_instance_counts_at_its_models_peak(world: World) -> None:
+    """Its cache fills as it is used: just after the start it holds little, and will hold more."""
+    planner = world.planner(min_residency_s=0)
+    spec = await learn(world, planner, "new", 4)
+    await learn(world, planner, "grows", 7)
     world.add("grows", 1)
-    assert (await plan(world, keeper, spec)).plan == Evict(
+    assert (await plan(world, planner, spec)).plan == Evict(
         (EvictionStep("grows", EvictionAction.STOP, must_drain=False),)
     )
 
@@ -304,122 +309,122 @@ async def test_what_runs_counts_with_the_most_that_its_model_has_held(world: Wor
     ("params", "fits"),
     [({"kv_cache_memory_bytes": "1G"}, True), ({"kv_cache_memory_bytes": "1.25G"}, False), ({}, True)],
 )
-async def test_an_engine_that_grows_counts_with_what_it_was_promised(
+async def test_an_engine_that_grows_counts_at_the_cache_size_it_was_given(
     world: World, params: dict[str, Any], fits: bool
 ) -> None:
-    """It was measured when it had just started. Of a cache that nobody has asked for counts what is used."""
-    keeper = world.keeper(host_gb=2, min_residency_s=0)
-    spec = await learn(world, keeper, "new", 0.6)
+    """It was measured just after its start. A cache of default size counts only as far as it is used."""
+    planner = world.planner(host_gb=2, min_residency_s=0)
+    spec = await learn(world, planner, "new", 0.6)
     world.add(str(DEMO), 0.3, engine="engine", command=None, params=params)
     sleep = Evict((EvictionStep(str(DEMO), EvictionAction.SLEEP1, must_drain=False),))
     for _ in range(2):  # the second time its estimate is known already
-        assert (await plan(world, keeper, spec)).plan == (Fits() if fits else sleep)
+        assert (await plan(world, planner, spec)).plan == (Fits() if fits else sleep)
 
 
-async def test_what_wakes_is_not_disturbed_either(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0)
-    spec = await learn(world, keeper, "new", 4)
+async def test_a_waking_instance_is_not_evicted(world: World) -> None:
+    planner = world.planner(min_residency_s=0)
+    spec = await learn(world, planner, "new", 4)
     wakes = world.add("wakes", 8)
     wakes.level, wakes.state = 1, InstanceState.WAKING
-    placed = await plan(world, keeper, spec)
-    assert isinstance(placed.plan, Wait) and placed.plan.until is None
+    placement = await plan(world, planner, spec)
+    assert isinstance(placement.plan, Wait) and placement.plan.until is None
     wakes.state = InstanceState.SLEEPING
-    assert isinstance((await plan(world, keeper, spec)).plan, Evict)
+    assert isinstance((await plan(world, planner, spec)).plan, Evict)
 
 
-async def test_what_stops_is_waited_for(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0)
-    spec = await learn(world, keeper, "new", 4)
+async def test_a_stopping_instance_is_waited_for(world: World) -> None:
+    planner = world.planner(min_residency_s=0)
+    spec = await learn(world, planner, "new", 4)
     world.add("other", 1, used=5)
     world.add("leaves", 8).state = InstanceState.STOPPING
-    placed = await plan(world, keeper, spec)
-    assert isinstance(placed.plan, Wait)
-    assert "leaves" in placed.plan.reason
+    placement = await plan(world, planner, spec)
+    assert isinstance(placement.plan, Wait)
+    assert "leaves" in placement.plan.reason
 
 
-async def test_a_sleeper_needs_what_it_has_given_back(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0)
-    sleeper = world.add("sleeper", 8)
-    await keeper.overdrawn()
-    world.held["sleeper"] = {HOST: 3 * GB}
-    sleeper.level, sleeper.state = 2, InstanceState.SLEEPING
+async def test_a_sleeping_instance_needs_the_memory_that_it_released(world: World) -> None:
+    planner = world.planner(min_residency_s=0)
+    sleeping = world.add("sleeping", 8)
+    await planner.plan_reclaim()
+    world.held["sleeping"] = {HOST: 3 * GB}
+    sleeping.level, sleeping.state = 2, InstanceState.SLEEPING
     world.add("other", 2)
-    model = Model("sleeper", None, 5, lambda: NOW)
-    assert (await keeper.plan(model, None, sleeper, NOW)).plan == Fits()
+    model = Model("sleeping", None, 5, lambda: NOW)
+    assert (await planner.plan(model, None, sleeping, NOW)).plan == Fits()
     world.held["other"] = {HOST: 3 * GB}
-    placed = await keeper.plan(model, None, sleeper, NOW)
-    assert placed.plan == Evict((EvictionStep("other", EvictionAction.STOP, must_drain=False),))
+    placement = await planner.plan(model, None, sleeping, NOW)
+    assert placement.plan == Evict((EvictionStep("other", EvictionAction.STOP, must_drain=False),))
 
 
 async def test_gpus_are_chosen_where_the_spec_names_none(world: World) -> None:
     world.gpus = (gpu(0, free_gb=10), gpu(1, free_gb=70))
-    keeper = world.keeper()
-    placed = await plan(world, keeper)
-    assert (placed.devices, placed.fills) == (("GPU-1",), {"GPU-1"})
+    planner = world.planner()
+    placement = await plan(world, planner)
+    assert (placement.devices, placement.fills) == (("GPU-1",), {"GPU-1"})
     named = InstanceSpec("m", "command", command=("x",), devices=("0",))
-    placed = await plan(world, keeper, named)
-    assert (placed.devices, placed.fills) == (("GPU-0",), {"GPU-0"})
+    placement = await plan(world, planner, named)
+    assert (placement.devices, placement.fills) == (("GPU-0",), {"GPU-0"})
     without = InstanceSpec("m", "command", command=("x",), devices=())
-    placed = await plan(world, keeper, without)
-    assert (placed.devices, placed.fills) == ((), {HOST})
+    placement = await plan(world, planner, without)
+    assert (placement.devices, placement.fills) == ((), {HOST})
 
 
-# What is done
+# What is executed
 
 
-async def test_who_holds_more_than_all_may_is_told_of_unless_in_use(world: World) -> None:
-    keeper = world.keeper(host_gb=10, min_residency_s=0)
+async def test_an_idle_instance_is_evicted_when_engines_exceed_the_budget(world: World) -> None:
+    planner = world.planner(host_gb=10, min_residency_s=0)
     world.add("a", 6, used=10)
     busy = world.add("b", 6, used=5)
     lease = busy.gate.try_acquire()
     assert lease is not None
-    assert await keeper.overdrawn() == (EvictionStep("a", EvictionAction.STOP, must_drain=False),)
+    assert await planner.plan_reclaim() == (EvictionStep("a", EvictionAction.STOP, must_drain=False),)
     world.held["a"] = {HOST: 4 * GB}
-    assert await keeper.overdrawn() == ()
+    assert await planner.plan_reclaim() == ()
 
 
-async def test_where_little_is_left_is_watched_closely(world: World) -> None:
-    keeper = world.keeper(host_gb=10)
+async def test_it_measures_often_while_little_main_memory_is_left(world: World) -> None:
+    planner = world.planner(host_gb=10)
     world.gpus = (gpu(0, free_gb=1),)
     world.add("a", 7)
-    world.held["a"]["GPU-0"] = 75 * GB  # an engine takes of a GPU what it is given, and never more
-    await keeper.overdrawn()
-    assert not keeper.is_tight
+    world.held["a"]["GPU-0"] = 75 * GB  # an engine never takes more of a GPU than it was given
+    await planner.plan_reclaim()
+    assert not planner.is_tight
     world.held["a"][HOST] = 9 * GB
-    await keeper.overdrawn()
-    assert keeper.is_tight
+    await planner.plan_reclaim()
+    assert planner.is_tight
 
 
-async def test_who_holds_too_much_and_is_always_in_use_is_drained_in_the_end(world: World) -> None:
-    keeper = world.keeper(host_gb=10, min_residency_s=0, max_wait_s=60)
+async def test_a_busy_instance_is_drained_when_the_budget_stays_exceeded(world: World) -> None:
+    planner = world.planner(host_gb=10, min_residency_s=0, max_wait_s=60)
     leases = [world.add(name, 6, used=used).gate.try_acquire() for name, used in (("a", 10), ("b", 5))]
     assert all(leases)
-    assert await keeper.overdrawn() == ()
+    assert await planner.plan_reclaim() == ()
     world.now += 30
     world.held["b"] = {HOST: 3 * GB}
-    assert await keeper.overdrawn() == ()  # it is not overdrawn: the time begins anew
+    assert await planner.plan_reclaim() == ()  # within the budget: the wait starts anew
     world.held["b"] = {HOST: 6 * GB}
     for _ in range(2):
         world.now += 30
-        assert await keeper.overdrawn() == ()
+        assert await planner.plan_reclaim() == ()
     world.now += 30
-    assert await keeper.overdrawn() == (EvictionStep("b", EvictionAction.STOP, must_drain=True),)
+    assert await planner.plan_reclaim() == (EvictionStep("b", EvictionAction.STOP, must_drain=True),)
 
 
-async def test_steps_are_done_in_their_order_and_told(world: World) -> None:
+async def test_steps_are_executed_in_order_and_published(world: World) -> None:
     for name in ("a", "b", "c"):
         world.add(name, 1)
     world.manager.refuses = "b"
-    told: list[Event] = []
-    world.manager.events.add_listener(told.append)
+    published: list[Event] = []
+    world.manager.events.add_listener(published.append)
     steps = [
         EvictionStep("a", EvictionAction.SLEEP2, must_drain=False),
-        EvictionStep("b", EvictionAction.SLEEP1, must_drain=False),  # has gone its own way: the next goes on
+        EvictionStep("b", EvictionAction.SLEEP1, must_drain=False),  # refuses: the next step follows
         EvictionStep("c", EvictionAction.STOP, must_drain=True),
     ]
-    await world.keeper().make(steps, for_whom="new")
+    await world.planner().execute(steps, for_model="new")
     assert world.manager.acts == [("sleep", "a", 2), ("stop", "c", "made room for new", True)]
-    evicted = [(event.instance_id, event.data) for event in told if event.type == "instance.evicted"]
+    evicted = [(event.instance_id, event.data) for event in published if event.type == "instance.evicted"]
     assert evicted == [
         ("a", {"action": "sleep2", "for": "new"}),
         ("b", {"action": "sleep1", "for": "new"}),
@@ -427,7 +432,7 @@ async def test_steps_are_done_in_their_order_and_told(world: World) -> None:
     ]
 
 
-async def test_a_gpus_memory_is_waited_for_until_the_driver_has_it(
+async def test_a_stop_waits_until_the_driver_has_freed_the_gpus_memory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.gpus = (gpu(0, free_gb=10), gpu(1))
@@ -439,91 +444,92 @@ async def test_a_gpus_memory_is_waited_for_until_the_driver_has_it(
         waited.append(args[:2])
         return True
 
-    monkeypatch.setattr(room_module, "wait_until_freed", wait_until_freed)
-    await world.keeper().make([EvictionStep("a", EvictionAction.STOP, must_drain=False)], for_whom="b")
-    assert waited == [("GPU-0", 55 * GB)]  # most of it: others may take some meanwhile
+    monkeypatch.setattr(memory_planner, "wait_until_freed", wait_until_freed)
+    await world.planner().execute([EvictionStep("a", EvictionAction.STOP, must_drain=False)], for_model="b")
+    assert waited == [("GPU-0", 55 * GB)]  # most of it: other processes may take some
 
 
-async def test_the_idle_one_used_longest_ago_gives_its_place(world: World) -> None:
-    keeper = world.keeper(min_residency_s=10, max_wait_s=60)
+async def test_the_least_recently_used_idle_instance_gives_up_its_slot(world: World) -> None:
+    planner = world.planner(min_residency_s=10, max_wait_s=60)
     world.manager.has_free_slot = False
-    assert isinstance((await plan(world, keeper)).plan, NeverFits)  # nobody is there to go
+    assert isinstance((await plan(world, planner)).plan, NeverFits)  # there is no victim
     world.add("pinned", 1, used=1, pinned=True)
     world.add("busy", 1, used=2).gate.try_acquire()
     world.add("young", 1, used=NOW - 5)
     world.add("idle", 1, used=50)
     world.add("longer", 1, used=40)
     step = EvictionStep("longer", EvictionAction.STOP, must_drain=False)
-    assert (await plan(world, keeper)).plan == Evict((step,))
+    assert (await plan(world, planner)).plan == Evict((step,))
     world.manager.has_free_slot = True
-    assert isinstance((await plan(world, keeper)).plan, Fits)
+    assert isinstance((await plan(world, planner)).plan, Fits)
 
 
-async def test_one_in_use_gives_its_place_after_the_longest_wait_and_drains(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0, max_wait_s=60)
+async def test_a_busy_instance_gives_up_its_slot_after_the_longest_wait_and_drains(world: World) -> None:
+    planner = world.planner(min_residency_s=0, max_wait_s=60)
     world.manager.has_free_slot = False
     world.add("busy", 1).gate.try_acquire()
-    waits = (await plan(world, keeper)).plan
-    assert waits == Wait(NOW + 60, "m waits for a place: busy in use")
+    waits = (await plan(world, planner)).plan
+    assert waits == Wait(NOW + 60, "m waits for an instance slot: busy in use")
     step = EvictionStep("busy", EvictionAction.STOP, must_drain=True)
-    assert (await plan(world, keeper, since=NOW - 60)).plan == Evict((step,))
+    assert (await plan(world, planner, since=NOW - 60)).plan == Evict((step,))
 
 
-async def test_one_that_starts_or_stops_is_waited_for(world: World) -> None:
-    keeper = world.keeper(min_residency_s=0)
+async def test_a_starting_or_stopping_instance_is_waited_for_to_get_its_slot(world: World) -> None:
+    planner = world.planner(min_residency_s=0)
     world.manager.has_free_slot = False
     one = world.add("starts", 1)
     one.state = InstanceState.STARTING
-    assert isinstance((await plan(world, keeper, since=0)).plan, Wait)
+    assert isinstance((await plan(world, planner, since=0)).plan, Wait)
     one.state = InstanceState.STOPPING
-    assert isinstance((await plan(world, keeper)).plan, Wait)
+    assert isinstance((await plan(world, planner)).plan, Wait)
 
 
-async def test_a_sleeper_gives_its_place_however_short_it_was_awake(world: World) -> None:
+async def test_a_sleeping_instance_gives_up_its_slot_however_short_it_was_awake(world: World) -> None:
     world.manager.has_free_slot = False
-    sleeper = world.add("sleeper", 1, used=NOW - 1)
-    keeper = world.keeper(min_residency_s=10)
-    sleeper.awake_since = NOW - 1
-    assert isinstance((await plan(world, keeper)).plan, Wait)
-    sleeper.level, sleeper.state = 1, InstanceState.SLEEPING
-    step = EvictionStep("sleeper", EvictionAction.STOP, must_drain=False)
-    assert (await plan(world, keeper)).plan == Evict((step,))
-    assert isinstance((await keeper.plan(world.model("sleeper"), None, sleeper, NOW)).plan, Fits), (
+    sleeping = world.add("sleeping", 1, used=NOW - 1)
+    planner = world.planner(min_residency_s=10)
+    sleeping.awake_since = NOW - 1
+    assert isinstance((await plan(world, planner)).plan, Wait)
+    sleeping.level, sleeping.state = 1, InstanceState.SLEEPING
+    step = EvictionStep("sleeping", EvictionAction.STOP, must_drain=False)
+    assert (await plan(world, planner)).plan == Evict((step,))
+    assert isinstance((await planner.plan(world.model("sleeping"), None, sleeping, NOW)).plan, Fits), (
         "it has one"
     )
 
 
-async def test_where_no_place_can_be_made_it_is_told_why(world: World) -> None:
+async def test_a_refusal_says_why_no_slot_can_be_freed(world: World) -> None:
     world.manager.has_free_slot = False
     world.add("pinned", 1, pinned=True)
-    never = (await plan(world, world.keeper())).plan
+    never = (await plan(world, world.planner())).plan
     assert never == NeverFits(
-        "m needs one more place for an instance, of which there are 1; pinned (pinned) keeps one: "
-        "all are taken"
+        "m needs one more instance slot, of which there are 1; pinned (pinned) keeps one: all are in use"
     )
 
 
-async def test_what_is_too_large_is_not_told_that_a_place_would_help(world: World) -> None:
+async def test_the_refusal_of_a_too_large_model_does_not_mention_slots(world: World) -> None:
     world.manager.has_free_slot = False
     world.add("other", 0.1)
     spec = InstanceSpec(str(DEMO), "engine", params={"kv_cache_memory_bytes": "6G"}, devices=())
-    never = (await plan(world, world.keeper(host_gb=1), spec)).plan
+    never = (await plan(world, world.planner(host_gb=1), spec)).plan
     assert isinstance(never, NeverFits)
-    assert "all are taken" not in never.message and "place" not in never.message
+    assert "all are in use" not in never.message and "slot" not in never.message
     assert "What helps: " in never.message
 
 
 # With a real engine
 
 
-async def test_a_real_engine_is_measured_with_its_whole_group_until_it_ends(
+async def test_a_real_engine_is_measured_with_its_whole_process_group_until_it_ends(
     managing: ManagerFactory, tmp_path: Path
 ) -> None:
     async with managing(stop_grace_s=0.3) as manager, asyncio.timeout(60):
-        keeper = MemoryPlanner(manager, MemoryPlannerConfig(), Measurements(tmp_path / "state"), GpuDriver({}))
+        planner = MemoryPlanner(
+            manager, MemoryPlannerConfig(), Measurements(tmp_path / "state"), GpuDriver({})
+        )
         instance = await running(manager, fake("--grandchild"))
         assert instance.memory_bytes is None
-        await keeper.overdrawn()
+        await planner.plan_reclaim()
         assert instance.memory_bytes is not None and 2_000_000 < instance.memory_bytes < 500_000_000
         await manager.stop(instance.instance_id, force=True)
         assert instance.memory_bytes is None

@@ -1,4 +1,4 @@
-"""Who waits for a model: order, bounds, and leases that are never lost. The leases are a real gate's."""
+"""Requests that wait for a model: order, bounds, and no lost lease. The leases are a real gate's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instance_manager.errors import ManagerError, NoCapacity, QueueFull, ShuttingDown
@@ -23,14 +23,14 @@ class Clock:
         return self.now
 
 
-def open_gate(room: int) -> Gate:
-    gate = Gate("i", "m", max_in_flight=room, max_queue=0, clock=Clock())
+def open_gate(capacity: int) -> Gate:
+    gate = Gate("i", "m", max_in_flight=capacity, max_queue=0, clock=Clock())
     gate.open(Endpoint("127.0.0.1", 9000, "key", 1))
     return gate
 
 
 async def come(queue: ModelQueue, *priorities: int) -> list[asyncio.Task[Lease]]:
-    """Requests that stand in the queue, in this order."""
+    """Requests that wait in the queue, in this order."""
     tasks = []
     for priority in priorities:
         tasks.append(asyncio.create_task(queue.wait(priority)))
@@ -63,7 +63,7 @@ async def test_leases_go_to_the_most_urgent_then_to_the_first() -> None:
     assert len(queue) == 0
 
 
-async def test_nobody_is_served_without_a_lease_and_none_is_taken_without_somebody() -> None:
+async def test_no_waiter_is_served_without_a_lease_and_no_lease_is_taken_without_a_waiter() -> None:
     queue, gate = ModelQueue("m", 10, Clock()), open_gate(2)
     queue.grant(gate.try_acquire)
     assert gate.in_flight == 0
@@ -75,22 +75,22 @@ async def test_nobody_is_served_without_a_lease_and_none_is_taken_without_somebo
     await leave(tasks[2])
 
 
-async def test_it_is_bounded_and_who_leaves_makes_room() -> None:
+async def test_it_is_bounded_and_a_cancelled_request_frees_its_place() -> None:
     queue = ModelQueue("m", 2, Clock())
     tasks = await come(queue, 0, 0)
-    with pytest.raises(QueueFull, match="2 requests wait for model 'm' already") as refused:
+    with pytest.raises(QueueFull, match="2 requests already wait for model 'm'") as refused:
         await queue.wait(0)
     assert refused.value.retry_after_s == 1.0
     with pytest.raises(QueueFull):
-        queue.check_room()
+        queue.check_not_full()
     await leave(tasks[0])
-    queue.check_room()
+    queue.check_not_full()
     assert len(queue) == 1
     await leave(tasks[1])
     assert not queue
 
 
-async def test_since_and_priority_are_those_of_who_still_waits() -> None:
+async def test_since_and_priority_describe_the_requests_that_still_wait() -> None:
     clock = Clock()
     queue = ModelQueue("m", 10, clock)
     assert (queue.since, queue.priority) == (None, 0)
@@ -107,7 +107,7 @@ async def test_since_and_priority_are_those_of_who_still_waits() -> None:
     assert (queue.since, queue.priority) == (None, 0)
 
 
-async def test_who_has_left_gets_no_lease() -> None:
+async def test_a_cancelled_request_gets_no_lease() -> None:
     queue, gate = ModelQueue("m", 10, Clock()), open_gate(5)
     gone, stays = await come(queue, 0, 0)
     await leave(gone)
@@ -116,7 +116,7 @@ async def test_who_has_left_gets_no_lease() -> None:
     assert (stays.done(), gate.in_flight) == (True, 1)
 
 
-async def test_a_lease_that_meets_a_cancellation_is_given_back() -> None:
+async def test_a_lease_granted_during_a_cancellation_is_released() -> None:
     queue, gate = ModelQueue("m", 10, Clock()), open_gate(1)
     (waiting,) = await come(queue, 0)
     queue.grant(gate.try_acquire)
@@ -127,7 +127,7 @@ async def test_a_lease_that_meets_a_cancellation_is_given_back() -> None:
     assert (gate.in_flight, len(queue)) == (0, 0)
 
 
-async def test_an_error_that_meets_a_cancellation_is_nobodys() -> None:
+async def test_an_error_set_during_a_cancellation_is_dropped() -> None:
     queue = ModelQueue("m", 10, Clock())
     (waiting,) = await come(queue, 0)
     queue.reject(lambda: ShuttingDown("the end"))
@@ -137,7 +137,7 @@ async def test_an_error_that_meets_a_cancellation_is_nobodys() -> None:
     assert len(queue) == 0
 
 
-async def test_who_is_sent_away_gets_an_error_of_its_own() -> None:
+async def test_each_rejected_request_gets_an_error_of_its_own() -> None:
     queue = ModelQueue("m", 10, Clock())
     tasks = await come(queue, 0, 1, 2)
     await leave(tasks[1])
@@ -150,7 +150,7 @@ async def test_who_is_sent_away_gets_an_error_of_its_own() -> None:
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(error) for error in found if isinstance(error, NoCapacity)] == ["error 0", "error 1"]
     assert (len(queue), queue.since) == (0, None)
-    (later,) = await come(queue, 0)  # it can be used on
+    (later,) = await come(queue, 0)  # the queue is still usable
     assert len(queue) == 1
     await leave(later)
 
@@ -158,8 +158,9 @@ async def test_who_is_sent_away_gets_an_error_of_its_own() -> None:
 Act = tuple[str, int]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["come", "leave", "grant", "give_back"]), st.integers(-2, 2))))
-def test_no_lease_is_lost_whoever_comes_and_goes(acts: list[Act]) -> None:
+def test_no_lease_is_lost_in_any_order_of_arrivals_and_cancellations(acts: list[Act]) -> None:
     async def story() -> None:
         queue, gate = ModelQueue("m", 5, Clock()), open_gate(2)
         tasks: list[asyncio.Task[Lease]] = []

@@ -1,4 +1,4 @@
-"""Deleting models: what is in the hub's cache, and nothing else. Real files and the real child."""
+"""Deleting models from the hub's cache, and nothing else. Real files and the real child process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def remove(model: str, home: Path, in_use: Callable[[str], bool] = lambda 
     return await remove_model(model, env={"HF_HUB_CACHE": str(home)}, model_dirs=dirs, in_use=in_use)
 
 
-async def test_a_downloaded_model_goes_with_all_its_files(tmp_path: Path) -> None:
+async def test_a_downloaded_model_is_deleted_with_all_its_files(tmp_path: Path) -> None:
     cache = tmp_path / "hub"
     with running_hub() as hub:
         pulls = Pulls({"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)})
@@ -44,7 +44,7 @@ async def test_a_downloaded_model_goes_with_all_its_files(tmp_path: Path) -> Non
         await remove(MODEL, cache)
 
 
-async def test_what_a_broken_download_has_left(tmp_path: Path) -> None:
+async def test_a_partial_download_is_deleted(tmp_path: Path) -> None:
     blobs = tmp_path / "models--berth--demo" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "abc.incomplete").write_bytes(b"x" * 1000)
@@ -66,6 +66,6 @@ async def test_folders_of_the_user_are_never_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error"), [("../hub", ModelNotFound), ("a/../b", ModelNotFound), ("a--b", InvalidSpec)]
 )
-async def test_names_that_lead_elsewhere(tmp_path: Path, name: str, error: type[Exception]) -> None:
+async def test_names_of_other_places_are_refused(tmp_path: Path, name: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         await remove(name, tmp_path)

@@ -106,7 +106,7 @@ def test_argparse_reads_back_what_was_meant(seed: int) -> None:
         ("thing", object()),
     ],
 )
-def test_what_no_flag_can_be_made_of_is_refused_by_name(name: str, value: Any) -> None:
+def test_a_value_that_can_not_become_a_flag_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidSpec) as refusal:
         check_params({name: value}, frozenset({"model", "port", "api_key"}))
     assert refusal.value.param == f"params.{name}"

@@ -1,4 +1,4 @@
-"""Downloads by the real child, from a stand-in (tests/fake_hub.py): tests can't reach the real hub."""
+"""Downloads by the real child process from a fake hub (tests/fake_hub.py): tests can't reach the real one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def lines_of(pulls: Pulls, model: str = MODEL, revision: str | None = None
 
 
 def children() -> list[psutil.Process]:
-    """Our children that work on the hub's cache."""
+    """Our child processes that work on the hub's cache."""
     found = []
     for child in psutil.Process().children():
         try:
@@ -85,7 +85,7 @@ def assert_whole(path: Path) -> None:
         assert (path / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-async def test_a_model_arrives(hub: FakeHub, tmp_path: Path) -> None:
+async def test_a_model_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
     async with pulls_from(hub, tmp_path, HF_TOKEN="hf_secret") as pulls:
         lines = await lines_of(pulls)
         size = sum(file.stat().st_size for file in DEMO.iterdir())
@@ -108,7 +108,9 @@ async def test_a_model_arrives(hub: FakeHub, tmp_path: Path) -> None:
         assert len(hub.downloads("model.safetensors")) == 1  # nothing is downloaded twice
 
 
-async def test_who_leaves_ends_the_download_and_it_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
+async def test_the_last_listener_ends_the_download_and_it_can_be_resumed(
+    hub: FakeHub, tmp_path: Path
+) -> None:
     hub.stall_at = STALL_AT
     async with pulls_from(hub, tmp_path) as pulls:
         async with aclosing(pulls.follow(MODEL)) as lines:
@@ -126,7 +128,7 @@ async def test_who_leaves_ends_the_download_and_it_goes_on_where_it_was(hub: Fak
         assert first["completed"] == STALL_AT
 
 
-async def test_what_does_not_fit_together_is_found_out(hub: FakeHub, tmp_path: Path) -> None:
+async def test_a_partial_file_that_does_not_match_is_detected(hub: FakeHub, tmp_path: Path) -> None:
     partial = partial_of(tmp_path)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"\0" * STALL_AT)
@@ -136,7 +138,7 @@ async def test_what_does_not_fit_together_is_found_out(hub: FakeHub, tmp_path: P
         assert_whole(Path((await lines_of(pulls))[-1]["path"]))
 
 
-async def test_a_partial_file_longer_than_the_whole_is_begun_anew(hub: FakeHub, tmp_path: Path) -> None:
+async def test_a_partial_file_longer_than_the_whole_is_started_over(hub: FakeHub, tmp_path: Path) -> None:
     partial = partial_of(tmp_path)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"\0" * 8 * 2**20)
@@ -150,7 +152,7 @@ async def test_two_listeners_share_a_child_until_the_last_has_left(hub: FakeHub,
         first, second = pulls.follow(MODEL), pulls.follow(MODEL)
         await anext(first)
         await stalled(hub)
-        assert await anext(second) == {"status": "resolving"}  # who comes late hears all of it
+        assert await anext(second) == {"status": "resolving"}  # a late listener gets all of it
         assert len(children()) == 1
         assert pulls.is_pulling(MODEL)
 
@@ -165,7 +167,7 @@ async def test_two_listeners_share_a_child_until_the_last_has_left(hub: FakeHub,
         assert not pulls.is_pulling(MODEL)
 
 
-async def test_a_download_asked_for_while_the_last_one_ends(hub: FakeHub, tmp_path: Path) -> None:
+async def test_a_download_requested_while_the_last_one_ends(hub: FakeHub, tmp_path: Path) -> None:
     hub.stall_at = STALL_AT
     async with pulls_from(hub, tmp_path) as pulls:
         first = pulls.follow(MODEL)
@@ -176,7 +178,7 @@ async def test_a_download_asked_for_while_the_last_one_ends(hub: FakeHub, tmp_pa
         assert_whole(Path((await lines_of(pulls))[-1]["path"]))
 
 
-async def test_a_child_that_dies_is_told(hub: FakeHub, tmp_path: Path) -> None:
+async def test_a_child_that_dies_is_reported(hub: FakeHub, tmp_path: Path) -> None:
     hub.stall_at = STALL_AT
     async with pulls_from(hub, tmp_path) as pulls:
         waiting = asyncio.create_task(lines_of(pulls))
@@ -187,7 +189,7 @@ async def test_a_child_that_dies_is_told(hub: FakeHub, tmp_path: Path) -> None:
             await waiting
 
 
-async def test_the_end_of_berth_is_told_and_ends_the_child(hub: FakeHub, tmp_path: Path) -> None:
+async def test_a_shutdown_is_reported_and_ends_the_child(hub: FakeHub, tmp_path: Path) -> None:
     hub.stall_at = STALL_AT
     async with pulls_from(hub, tmp_path) as pulls:
         waiting = asyncio.create_task(lines_of(pulls))
@@ -200,8 +202,8 @@ async def test_the_end_of_berth_is_told_and_ends_the_child(hub: FakeHub, tmp_pat
     assert children() == []
 
 
-def test_a_child_whose_reader_is_gone_ends_by_itself(hub: FakeHub, tmp_path: Path) -> None:
-    """As when Berth is killed: nobody is left to end it."""
+def test_a_child_without_a_reader_exits(hub: FakeHub, tmp_path: Path) -> None:
+    """As when Berth is killed and can't end it."""
     hub.stall_at = STALL_AT
     child = subprocess.Popen(
         [sys.executable, "-m", "instance_manager.hub.pull_child", "pull", MODEL],
@@ -230,7 +232,9 @@ def test_a_child_whose_reader_is_gone_ends_by_itself(hub: FakeHub, tmp_path: Pat
         (Refusal(400), "hub_failed", "answered 400"),
     ],
 )
-async def test_the_hub_says_no(hub: FakeHub, tmp_path: Path, refusal: Refusal, code: str, words: str) -> None:
+async def test_refusals_of_the_hub(
+    hub: FakeHub, tmp_path: Path, refusal: Refusal, code: str, words: str
+) -> None:
     hub.refusal = refusal
     async with pulls_from(hub, tmp_path) as pulls:
         lines = await lines_of(pulls, revision="v9")
@@ -256,7 +260,7 @@ async def test_no_hub_no_network_no_space_and_no_weights(hub: FakeHub, tmp_path:
         assert hub.downloads("model.safetensors") == []
 
 
-def test_a_disk_that_fills_meanwhile() -> None:
+def test_a_disk_that_fills_during_the_download() -> None:
     from instance_manager.hub.errors import explained
 
     error = explained(RuntimeError(), "a/b", None)
@@ -273,7 +277,7 @@ def test_a_disk_that_fills_meanwhile() -> None:
     assert "/x: Permission denied" in error.message
 
 
-async def test_bad_names_start_nothing(hub: FakeHub, tmp_path: Path) -> None:
+async def test_invalid_names_start_nothing(hub: FakeHub, tmp_path: Path) -> None:
     async with pulls_from(hub, tmp_path) as pulls:
         for model, revision in (("../x", None), ("a/b", "--force")):
             with pytest.raises(InvalidSpec):

@@ -1,4 +1,4 @@
-"""What becomes of an instance that an earlier Berth has left: the decision, and the record behind it."""
+"""What to do with an instance of an earlier process: the decision, and the record behind it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.instance_record import instance_of, record_of
-from instance_manager.state.recovery import RecoveryAction, judge
+from instance_manager.state.recovery import RecoveryAction, decide
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState, RunSecrets
 
@@ -43,23 +43,23 @@ RECORD = InstanceRecord(
 @pytest.mark.parametrize("state", InstanceState)
 @pytest.mark.parametrize("is_wanted", [True, False])
 @pytest.mark.parametrize(("has_status", "is_certain"), [(False, False), (True, False), (True, True)])
-def test_each_instance_has_one_fate(
+def test_each_instance_gets_one_action(
     state: InstanceState, is_wanted: bool, has_status: bool, is_certain: bool
 ) -> None:
     record = replace(RECORD, state=state, extra={"is_wanted": is_wanted})
-    fate = judge(record, has_status=has_status, is_certain=is_certain)
+    action = decide(record, has_status=has_status, is_certain=is_certain)
     if state in ENDED:
-        assert fate is (RecoveryAction.START if is_wanted else RecoveryAction.LEAVE)
+        assert action is (RecoveryAction.START if is_wanted else RecoveryAction.LEAVE)
     elif is_certain:
-        assert fate is RecoveryAction.ADOPT
+        assert action is RecoveryAction.ADOPT
     elif state is InstanceState.STARTING and not has_status:
-        assert fate is RecoveryAction.START  # Berth died before it could start it
+        assert action is RecoveryAction.START  # the earlier process died before it could start it
     else:
-        assert fate is Fate.LOST
+        assert action is RecoveryAction.CLEAN_UP
 
 
-def test_an_engine_whose_port_nobody_knows_is_not_adopted() -> None:
-    assert judge(replace(RECORD, port=None), has_status=True, is_certain=True) is Fate.LOST
+def test_an_engine_whose_port_is_unknown_is_not_adopted() -> None:
+    assert decide(replace(RECORD, port=None), has_status=True, is_certain=True) is RecoveryAction.CLEAN_UP
 
 
 async def test_an_instance_comes_back_as_it_was_stored() -> None:
@@ -69,11 +69,11 @@ async def test_an_instance_comes_back_as_it_was_stored() -> None:
     one.port = RECORD.port
     again = record_of(one, "berth", None, is_wanted=True)
     assert replace(again, updated_at=0.0, last_active=0.0, params={}) == replace(RECORD, params={})
-    assert one.idleness.last_active == 100.0  # idleness counts anew
+    assert one.idleness.last_active == 100.0  # idleness starts anew
 
 
 @pytest.mark.parametrize("state", InstanceState)
-async def test_what_has_ended_was_last_used_when_it_was(state: InstanceState) -> None:
+async def test_an_ended_instance_keeps_the_time_of_its_last_use(state: InstanceState) -> None:
     an_hour_ago = time.time() - 3600
     record = replace(RECORD, state=state, last_active=an_hour_ago)
     one = instance_of(record, ManagerConfig(), EventLog(), time.monotonic)
@@ -83,12 +83,12 @@ async def test_what_has_ended_was_last_used_when_it_was(state: InstanceState) ->
     assert again.last_active == pytest.approx(expected, abs=60)
 
 
-async def test_a_record_of_an_earlier_version_does_not_say_when_it_was_last_used() -> None:
+async def test_a_record_of_an_earlier_version_lacks_the_time_of_its_last_use() -> None:
     record = replace(RECORD, state=InstanceState.STOPPED, last_active=0.0)
     assert instance_of(record, ManagerConfig(), EventLog(), lambda: 100.0).idleness.last_active == 100.0
 
 
-async def test_a_failure_of_a_kind_that_is_not_known_is_a_crash() -> None:
+async def test_a_failure_of_an_unknown_class_is_a_crash() -> None:
     failure = {"class": "of the future", "message": "m", "exit_code": 3, "signal": None, "log_tail": ["a"]}
     record = replace(RECORD, state=InstanceState.FAILED, failure=failure)
     one = instance_of(record, ManagerConfig(), EventLog(), lambda: 0.0)

@@ -1,4 +1,4 @@
-"""What an engine serves, told from its flags, its command line, or its checkpoint."""
+"""What an engine serves, by its flags, its command line, or its checkpoint."""
 
 from __future__ import annotations
 

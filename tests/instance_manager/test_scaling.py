@@ -1,4 +1,4 @@
-"""How many replicas a model is to have, by what was in flight and waiting in the last seconds."""
+"""How many replicas a model should have, by the requests in flight and waiting in the last seconds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def wanted(samples: list[int], num_awake: int, *, least: int = 0, most: int = 4,
     ("samples", "num_awake", "expected"),
     [
         ([], 1, 1),
-        ([11, 11], 1, 1),  # too short a time
+        ([11, 11], 1, 1),  # too few samples
         ([11, 11, 11], 1, 2),
-        ([10, 99, 99], 1, 1),  # one sample says that there was room
+        ([10, 99, 99], 1, 1),  # one sample needed no more
         ([99, 99, 99], 1, 2),  # one at a time
-        ([5, 0, 0, 11, 11, 11], 1, 2),  # what was before doesn't count
+        ([5, 0, 0, 11, 11, 11], 1, 2),  # earlier samples don't count
         ([11, 11, 11, 0, 0, 0], 1, 1),
         ([20, 20, 20], 2, 2),
         ([21, 21, 21], 2, 3),
@@ -43,12 +43,12 @@ def test_one_more_when_the_latest_samples_all_ask_for_it(
         ([0] * 5, 3, 3),  # no whole window yet
         ([0] * 6, 3, 2),
         ([20] * 6, 3, 2),
-        ([20] * 5 + [21], 3, 3),  # the third was of use once
-        ([0] * 6, 1, 1),  # the last one goes by its time-out, not here
+        ([20] * 5 + [21], 3, 3),  # the third was needed once
+        ([0] * 6, 1, 1),  # the last one ends by its idle time-out, not here
         ([0] * 6, 0, 0),
     ],
 )
-def test_one_less_when_a_whole_window_did_not_need_the_last(
+def test_one_less_when_the_last_was_not_needed_for_a_whole_window(
     samples: list[int], num_awake: int, expected: int
 ) -> None:
     assert wanted(samples, num_awake) == expected
@@ -72,7 +72,7 @@ def test_a_replica_serves_as_many_as_its_limit_says() -> None:
     st.integers(0, 3),
     st.integers(0, 5),
 )
-def test_it_never_leaves_the_bounds_and_moves_a_step_within_them(
+def test_it_stays_within_the_bounds_and_moves_by_one_step(
     samples: list[int], num_awake: int, least: int, more: int
 ) -> None:
     most = max(1, least + more)

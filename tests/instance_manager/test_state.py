@@ -1,4 +1,4 @@
-"""What the manager keeps: written in order, in spite of trouble, and found again by the next manager."""
+"""What the manager stores: written in order, despite faults, and recovered by the next manager."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Keeping = Callable[..., AbstractAsyncContextManager[InstanceManager]]
 
 @pytest.fixture
 def keeping(config: ManagerConfig, tmp_path: Path) -> Keeping:
-    """`async with keeping("a", state_url=…) as manager`: a Berth whose STATE_DIR is the folder `a`."""
+    """`async with keeping("a", state_url=…) as manager`: a node whose STATE_DIR is the folder `a`."""
 
     @asynccontextmanager
     async def make(folder: str = "a", **changes: Any) -> AsyncIterator[InstanceManager]:
@@ -47,7 +47,7 @@ def keeping(config: ManagerConfig, tmp_path: Path) -> Keeping:
     return make
 
 
-async def test_what_has_been_stopped_is_known_to_the_next(keeping: Keeping, tmp_path: Path) -> None:
+async def test_stopped_instances_are_recovered_by_the_next_process(keeping: Keeping, tmp_path: Path) -> None:
     async with keeping() as manager:
         one = await running(manager, fake(name="one", timeout_s=50.0, env={"HF_TOKEN": "hidden"}))
         await running(manager, fake(name="gone"))
@@ -70,7 +70,7 @@ async def test_what_has_been_stopped_is_known_to_the_next(keeping: Keeping, tmp_
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.name.endswith(".lock"), path
 
 
-async def test_one_directory_is_one_berths(keeping: Keeping) -> None:
+async def test_a_state_directory_belongs_to_one_process(keeping: Keeping) -> None:
     async with keeping():
         with pytest.raises(StoreInUse, match="STATE_DIR"):
             async with keeping(state_url="memory://"):
@@ -79,8 +79,8 @@ async def test_one_directory_is_one_berths(keeping: Keeping) -> None:
         pass
 
 
-async def test_a_key_is_good_for_one_instance(keeping: Keeping) -> None:
-    """Across restarts, too; and when the first try ended between the claim and the record."""
+async def test_an_idempotency_key_creates_one_instance(keeping: Keeping) -> None:
+    """Also across restarts, and if the first try ended between the claim and the record."""
     spec = fake()
     async with keeping() as manager:
         answers = await asyncio.gather(*(manager.create_once(spec, "key") for _ in range(5)))
@@ -111,10 +111,10 @@ async def test_usage_is_added_up_over_restarts(keeping: Keeping) -> None:
         ]
 
 
-async def test_a_file_that_cannot_be_written_stops_nobody(
+async def test_a_database_that_cannot_be_written_blocks_no_instance(
     keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program holds the database: instances start and stop, and all is written when it lets go."""
+    """Another program locks the database: instances start and stop, and all is written afterwards."""
     monkeypatch.setattr("instance_manager.state.stores.sqlite.BUSY_TIMEOUT_S", 0.05)
     async with keeping() as manager:
         await running(manager, fake(name="one"))
@@ -135,7 +135,7 @@ async def test_a_file_that_cannot_be_written_stops_nobody(
 
 
 @pytest.mark.skipif(REDIS_SERVER is None, reason="redis-server is not installed")
-async def test_berths_on_one_redis_see_each_other(
+async def test_nodes_on_one_redis_see_each_other(
     keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("instance_manager.state.session._LEASE_S", 1.0)
@@ -144,7 +144,7 @@ async def test_berths_on_one_redis_see_each_other(
     try:
         async with keeping("a", state_url=server.url) as one, keeping("b", state_url=server.url) as two:
             mine = await running(one, fake(name="shared"))
-            with pytest.raises(InstanceExists, match="another Berth"):
+            with pytest.raises(InstanceExists, match="another node"):
                 await two.create_once(fake(name="shared"))
             assert two.list(include_terminal=True) == []
             other = await running(two, fake(name="other"))
@@ -168,7 +168,7 @@ async def test_berths_on_one_redis_see_each_other(
 @pytest.mark.parametrize(
     "words", [b"DEL {berth}:leases", b"DEL {berth}:records {berth}:versions", b"FLUSHALL"]
 )
-async def test_who_loses_the_lease_to_nobody_is_not_deposed(
+async def test_losing_the_lease_without_a_successor_deposes_no_node(
     keeping: Keeping, tmp_path: Path, words: bytes
 ) -> None:
     server = RedisProcess(tmp_path)
@@ -192,10 +192,10 @@ async def _states(store: StateStore, *expected: str) -> bool:
     return [record.state for record in await store.records()] == list(expected)
 
 
-async def test_a_database_that_is_damaged_while_open_gets_every_record_again(
+async def test_a_database_damaged_while_open_gets_every_record_again(
     keeping: Keeping, tmp_path: Path
 ) -> None:
-    """Those of instances that nothing happens to as well, with their ports."""
+    """Including those of unchanged instances, with their ports."""
     async with keeping() as manager:
         names = ("one", "two")
         for name in names:
@@ -211,24 +211,29 @@ async def test_a_database_that_is_damaged_while_open_gets_every_record_again(
         assert [hold.instance_id for hold in await store.ports()] == ["two"]
 
 
-# The keeper against a store that refuses: no real one can be made to at the right moment.
+# The keeper against a store that refuses: no real store can be made to do so at the right moment.
 
 
 class Refusing(MemoryStore):
-    """Refuses the next writes with these errors."""
+    """Refuses the next writes with these errors. `on_commit` is called in the middle of the next write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[StoreError] = []
+        self.on_commit: Callable[[], None] | None = None
 
     async def commit(self, write: Write) -> Commit:
         if self.errors:
             raise self.errors.pop(0)
-        return await super().commit(write)
+        commit = await super().commit(write)
+        if self.on_commit is not None:
+            on_commit, self.on_commit = self.on_commit, None
+            on_commit()
+        return commit
 
 
 class Books:
-    """Instances to be written: a state and a port each."""
+    """Instances to write: a state and a port each."""
 
     def __init__(self) -> None:
         self.store = Refusing()
@@ -271,6 +276,30 @@ async def test_many_changes_become_few_writes_in_order(books: Books) -> None:
     assert events == [replace(kept) for kept in books.events.since(0)]
 
 
+async def test_events_that_overflow_during_a_write_lose_only_those_already_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The oldest are dropped from memory while they are being written: none of the newer may go with them."""
+    monkeypatch.setattr("instance_manager.state.keeper._MAX_EVENTS", 10)
+    books = Books()
+    for number in range(8):
+        books.put("one", port=9000 + number)
+
+    def publish_six_more() -> None:
+        for number in range(6):
+            books.put("one", port=9100 + number)
+
+    books.store.on_commit = publish_six_more
+    task = asyncio.create_task(books.keeper.run())
+    try:
+        await books.keeper.written("one")
+        await books.keeper.finish()
+        assert await books.store.events_since(0) == books.events.since(0)
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
 async def test_ports_follow_their_instances(books: Books) -> None:
     node = StateSession(books.store, "me", None).node
     books.put("one", port=9000)
@@ -291,7 +320,7 @@ async def test_ports_follow_their_instances(books: Books) -> None:
         await books.keeper.written("one")
 
 
-async def test_who_waits_is_not_kept_by_a_full_disk(books: Books) -> None:
+async def test_a_full_disk_does_not_block_a_caller_that_waits_for_a_write(books: Books) -> None:
     books.store.errors = [StoreUnavailable("the disk is full")]
     books.put("one")
     await books.keeper.written("one")
@@ -301,8 +330,8 @@ async def test_who_waits_is_not_kept_by_a_full_disk(books: Books) -> None:
     assert books.keeper.status.trouble is None
 
 
-async def test_a_record_that_another_has_changed(books: Books) -> None:
-    """A store that was emptied is given ours again; what another Berth owns is left alone."""
+async def test_a_record_that_the_store_lost_or_another_node_owns(books: Books) -> None:
+    """An emptied store gets our record again; a record that another node owns is left alone."""
     books.put("one")
     await books.keeper.written("one")
     await books.store.delete("one", 1)
@@ -324,8 +353,8 @@ async def test_a_record_that_another_has_changed(books: Books) -> None:
     await books.keeper.written("three")
 
 
-async def test_what_cannot_be_kept_keeps_nobody_from_it(tmp_path: Path) -> None:
-    """In a real file, which takes text alone."""
+async def test_a_record_that_cannot_be_stored_does_not_block_others(tmp_path: Path) -> None:
+    """In a real file, which stores text only."""
     config = ManagerConfig(state_dir=tmp_path, state_url="sqlite:///berth.db")
     session = await StateSession.open(config)
     spec = InstanceSpec("m", "command", params={"odd": object()})
@@ -344,7 +373,7 @@ async def test_what_cannot_be_kept_keeps_nobody_from_it(tmp_path: Path) -> None:
         await session.close()
 
 
-async def test_who_has_lost_its_name_writes_no_more(books: Books) -> None:
+async def test_a_deposed_node_writes_no_more(books: Books) -> None:
     books.store.errors = [LeaseLost("taken over")]
     books.put("one")
     await books.keeper.written("one")
@@ -369,12 +398,12 @@ async def test_usage_waits_for_a_store_that_is_away() -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - nothing tells of it
+        while not condition():  # noqa: ASYNC110 - nothing reports it
             await asyncio.sleep(0.01)
 
 
 async def until_some(ask: Callable[[], Any]) -> Any:
     async with asyncio.timeout(30):
-        while not (found := await ask()):  # noqa: ASYNC110 - nothing tells of it
+        while not (found := await ask()):  # noqa: ASYNC110 - nothing reports it
             await asyncio.sleep(0.01)
         return found

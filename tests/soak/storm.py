@@ -40,7 +40,7 @@ _CALM_TIMEOUT_S = 120.0
 _CALM_TOKENS = 8
 _FAULTS_IN_LOG = re.compile(
     r"^.*(?:Traceback|never retrieved|the scaler failed|Error in Berth|an error in Berth|never awaited"
-    r"|another Berth works).*$",
+    r"|another Berth process uses).*$",
     re.MULTILINE,
 )
 

@@ -1,1 +1,1 @@
-"""Where an instance runs."""
+"""On which devices an instance runs."""

@@ -1,4 +1,4 @@
-"""Which GPUs of this machine an instance gets. Pure: the GPUs are handed in as they are."""
+"""Which GPUs of this machine an instance gets. Pure: the GPUs' current state is passed in."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ def choose_devices(
 ) -> tuple[str, ...]:
     """The UUIDs of the GPUs for an instance that needs `count` of them, `need_bytes_each` on each.
 
-    `requested` (indices or UUIDs, kept in their order) decides; None leaves the choice to Berth: the
-    emptiest GPUs that fit, alike if there are enough alike. If none are empty enough, the emptiest that are
-    large enough: room has to be made there. Raises NoSuchDevice, and InvalidSpec for a senseless request.
+    `requested` (indices or UUIDs, kept in their order) decides; None leaves the choice to Berth: the emptiest
+    GPUs with enough free memory, of one model if possible. If none has enough free, the emptiest that are
+    large enough: memory has to be freed there. Raises NoSuchDevice, and InvalidSpec for invalid requests.
     """
     if requested is not None:
         return _requested(gpus, count, requested)
     if count > len(gpus):
         raise NoSuchDevice(
-            f"the model asks for {_counted(count)}, but {describe_gpus(gpus)}",
+            f"the model needs {_counted(count)}, but {describe_gpus(gpus)}",
             param="devices",
         )
     if count == 0:
         return ()
-    best = max(_candidates(gpus, count), key=lambda chosen: _rank(chosen, need_bytes_each))
+    best = max(_candidates(gpus, count), key=lambda chosen: _preference(chosen, need_bytes_each))
     return tuple(gpu.uuid for gpu in sorted(best, key=lambda gpu: gpu.index))
 
 
 def visible_devices_value(uuids: Iterable[str]) -> str:
-    """What CUDA_VISIBLE_DEVICES has to be for these GPUs; "" hides them all."""
+    """The value of CUDA_VISIBLE_DEVICES for these GPUs; "" hides all."""
     return ",".join(uuids)
 
 
 def describe_gpus(gpus: Sequence[Gpu]) -> str:
-    """For messages: what there is to choose from."""
+    """The available GPUs, for messages."""
     listed = ", ".join(f"{gpu.index} = {gpu.uuid} ({gpu.name})" for gpu in gpus)
     if not gpus:
         return "there is no GPU that Berth can see"
@@ -50,11 +50,11 @@ def _requested(gpus: Sequence[Gpu], count: int, requested: Sequence[str]) -> tup
         if gpu is None:
             raise NoSuchDevice(f"there is no device {name!r}; {describe_gpus(gpus)}", param="devices")
         if gpu.uuid in uuids:
-            raise InvalidSpec(f"devices name GPU {gpu.index} ({gpu.uuid}) twice", param="devices")
+            raise InvalidSpec(f"devices lists GPU {gpu.index} ({gpu.uuid}) twice", param="devices")
         uuids.append(gpu.uuid)
     if uuids and len(uuids) < count:
         raise InvalidSpec(
-            f"devices name {_counted(len(uuids))}, but the model is spread over {count}: name {count}, or "
+            f"devices lists {_counted(len(uuids))}, but the model is spread over {count}: list {count}, or "
             f"lower tensor_parallel_size to {len(uuids)}",
             param="devices",
         )
@@ -62,7 +62,7 @@ def _requested(gpus: Sequence[Gpu], count: int, requested: Sequence[str]) -> tup
 
 
 def _candidates(gpus: Sequence[Gpu], count: int) -> list[list[Gpu]]:
-    """The emptiest `count` GPUs of each kind that has so many; of all kinds if none has."""
+    """The emptiest `count` GPUs of each model that has enough; of all models if none has."""
     kinds: dict[tuple[str, int], list[Gpu]] = {}
     for gpu in gpus:
         kinds.setdefault((gpu.name, gpu.total_bytes), []).append(gpu)
@@ -70,8 +70,8 @@ def _candidates(gpus: Sequence[Gpu], count: int) -> list[list[Gpu]]:
     return [sorted(group, key=lambda gpu: (-gpu.free_bytes, gpu.index))[:count] for group in groups]
 
 
-def _rank(chosen: Sequence[Gpu], need_bytes_each: int) -> tuple[bool, bool, int, int]:
-    """The fullest GPU of the set decides."""
+def _preference(chosen: Sequence[Gpu], need_bytes_each: int) -> tuple[bool, bool, int, int]:
+    """A sort key; the fullest GPU of the set decides."""
     free = min(gpu.free_bytes for gpu in chosen)
     large_enough = min(gpu.total_bytes for gpu in chosen) >= need_bytes_each
     return free >= need_bytes_each, large_enough, free, -min(gpu.index for gpu in chosen)

@@ -1,7 +1,7 @@
-"""What outlives a Berth: instance records, their history, ports, idempotency keys and usage.
+"""State that outlives a Berth process: instance records, events, ports, idempotency keys and usage.
 
-One interface (`StateStore`), three stores behind it: memory, SQLite, Redis. `open_store` picks by STATE_URL.
-Knows nothing of processes, engines or HTTP; it keeps what it is given and guards versions.
+One interface (`StateStore`) and three implementations: memory, SQLite, Redis. `open_store` picks by
+STATE_URL. Knows nothing of processes, engines or HTTP; it stores what it is given and checks versions.
 """
 
 from instance_manager.state.stores.base import StateStore
@@ -12,9 +12,9 @@ from instance_manager.state.stores.records import (
     Claim,
     Commit,
     InstanceRecord,
-    Lease,
     NewEvent,
     Owner,
+    OwnerLease,
     PortHold,
     Usage,
     Write,
@@ -27,9 +27,9 @@ __all__ = [
     "Claim",
     "Commit",
     "InstanceRecord",
-    "Lease",
     "NewEvent",
     "Owner",
+    "OwnerLease",
     "PortHold",
     "StateStore",
     "Usage",

@@ -1,7 +1,7 @@
-"""The interface of a state store: what the manager may rely on, whichever store is behind it.
+"""The interface of a state store: what the manager can rely on, whichever store is behind it.
 
-A store keeps what must outlive a Berth; it decides nothing. All methods are safe to call from many tasks of
-the event loop that opened the store, and none of them blocks it. Every method may raise StoreUnavailable.
+A store keeps data that must outlive a Berth process; it decides nothing. All methods may be called from many
+tasks of the event loop that opened the store, and none blocks it. Every method may raise StoreUnavailable.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from instance_manager.state.stores.records import (
     Claim,
     Commit,
     InstanceRecord,
-    Lease,
     NewEvent,
     Owner,
+    OwnerLease,
     PortHold,
     Usage,
     Write,
@@ -29,22 +29,22 @@ DEFAULT_HISTORY = 10_000  # events kept
 
 
 class StateStore(ABC):
-    """Records with versions, a numbered history, ports, idempotency keys, usage and leases."""
+    """Versioned records, numbered events, ports, idempotency keys, usage and leases."""
 
-    is_shared = False  # whether several Berths may have it open
+    is_shared = False  # whether several nodes may have it open
 
     @abstractmethod
     async def commit(self, write: Write) -> Commit:
-        """Make all of a write or nothing of it; when this returns it is kept (or queued, see Commit).
+        """Apply a write as a whole or not at all; on return it is stored (or queued, see Commit).
 
-        Raises Conflict, PortHeld, LeaseLost. A cancelled caller doesn't know whether it was made; giving the
-        same Write again is not harmful where the record's version is checked.
+        Raises Conflict, PortHeld, LeaseLost. A cancelled caller doesn't know whether it was applied;
+        repeating the same Write is harmless if it checks the record's version.
         """
 
     async def put(
         self, record: InstanceRecord, expected_version: int, *, events: Sequence[NewEvent] = ()
     ) -> InstanceRecord:
-        """Store a record that is at `expected_version` now (0: not there); returns it with its new version.
+        """Store a record that is at `expected_version` (0: not there yet); returns it with its new version.
 
         Raises Conflict.
         """
@@ -55,23 +55,23 @@ class StateStore(ABC):
     async def delete(
         self, instance_id: str, expected_version: int, *, events: Sequence[NewEvent] = ()
     ) -> None:
-        """Forget a record and the ports held for it. Raises Conflict."""
+        """Delete a record and the ports held for it. Raises Conflict."""
         await self.commit(Write(delete=instance_id, expected_version=expected_version, events=tuple(events)))
 
     async def append(self, events: Sequence[NewEvent]) -> tuple[Event, ...]:
-        """Add to the history; returns the events with their numbers (none while the write is queued)."""
+        """Append events; returns them with their ids (none while the write is queued)."""
         return (await self.commit(Write(events=tuple(events)))).events
 
     async def hold_port(self, hold: PortHold) -> None:
-        """Keep a port for an instance; to hold it again is no fault. Raises PortHeld."""
+        """Reserve a port for an instance; may be repeated. Raises PortHeld."""
         await self.commit(Write(hold=hold))
 
     async def release_port(self, hold: PortHold) -> None:
-        """Give a port back; nothing happens if another instance holds it."""
+        """Release a port; does nothing if another instance holds it."""
         await self.commit(Write(release=hold))
 
     async def add_usage(self, changes: Sequence[Usage]) -> None:
-        """Add to the totals; call it with what has gathered over some seconds, not for each request."""
+        """Add to the totals; call it every few seconds, not for each request."""
         await self.commit(Write(usage=tuple(changes)))
 
     @abstractmethod
@@ -84,11 +84,11 @@ class StateStore(ABC):
 
     @abstractmethod
     async def events_since(self, event_id: int, limit: int = 1000) -> list[Event]:
-        """At most `limit` events after `event_id`, oldest first. A gap in the ids: some are kept no more."""
+        """At most `limit` events after `event_id`, oldest first. A gap in the ids means dropped events."""
 
     @abstractmethod
     async def last_event_id(self) -> int:
-        """The number of the newest event; 0 before the first. It never falls, not even over restarts."""
+        """The id of the newest event; 0 before the first. Never decreases, not even across restarts."""
 
     @abstractmethod
     async def ports(self) -> list[PortHold]:
@@ -100,37 +100,37 @@ class StateStore(ABC):
 
     @abstractmethod
     async def claim_key(self, key: str, instance_id: str, *, fingerprint: str, ttl_s: float) -> Claim:
-        """Take an idempotency key for an instance, or learn who has it already. It expires after `ttl_s`."""
+        """Claim an idempotency key for an instance; returns the existing claim if it is taken."""
 
     @abstractmethod
     async def forget_key(self, key: str, instance_id: str) -> None:
-        """Free a key whose request has failed, if this instance holds it."""
+        """Release a key whose request has failed, if this instance holds it."""
 
     @abstractmethod
     async def acquire_lease(
         self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
-    ) -> Lease:
+    ) -> OwnerLease:
         """Become `owner`; from then on this store's writes carry the lease's fence.
 
-        `take_over`: the caller has proof (a lock on its STATE_DIR) that the process before it is dead, so a
-        lease that has not run out yet is no hindrance. `url`: where other Berths reach this one.
-        Raises StoreInUse if another live process holds it.
+        `take_over`: the caller has proof (a lock on its STATE_DIR) that the previous process is dead, so an
+        unexpired lease is ignored. `url`: where other nodes reach this one.
+        Raises StoreInUse if another live process holds the lease.
         """
 
     @abstractmethod
-    async def renew_lease(self) -> Lease:
-        """Hold on for another `ttl_s`. Raises LeaseLost; RuntimeError without a lease."""
+    async def renew_lease(self) -> OwnerLease:
+        """Extend the lease by `ttl_s`. Raises LeaseLost; RuntimeError without a lease."""
 
     @abstractmethod
     async def release_lease(self) -> None:
-        """Give the lease back, so that others know at once. Without a lease nothing happens."""
+        """Release the lease, so that others see it at once. Does nothing without a lease."""
 
     @abstractmethod
     async def owners(self) -> list[Owner]:
-        """All who hold or have held a lease and did not give it back, by name."""
+        """All owners that hold a lease or let one expire without releasing it, by name."""
 
     async def owner_of(self, instance_id: str) -> Owner | None:
-        """Who supervises an instance, and whether that Berth is alive; None if there is no such record."""
+        """The node that supervises an instance, and whether it is alive; None without such a record."""
         record = await self.get(instance_id)
         if record is None:
             return None
@@ -140,24 +140,24 @@ class StateStore(ABC):
         return Owner(record.owner, 0, 0.0)
 
     async def tend(self) -> None:
-        """Look whether what is kept is still where it was put, and put it back; to be called now and then.
+        """Check that the stored files are still in place, and restore them; call this regularly.
 
-        Raises StoreUnavailable where it can't be put back, and LeaseLost where another Berth has its place.
+        Raises StoreUnavailable if they can't be restored, LeaseLost if another process has taken over.
         """
         return
 
     @abstractmethod
     def watch(self) -> AsyncIterator[Change]:
-        """What is committed from now on, by anyone, this process too; ends when the store is closed."""
+        """Changes committed from now on, by any process including this one; ends when the store is closed."""
 
     @property
     @abstractmethod
     def is_away(self) -> bool:
-        """Whether the store works from memory because what is behind it can't be reached now."""
+        """Whether the store works from memory because its server can't be reached now."""
 
     @abstractmethod
     async def close(self) -> None:
-        """End `watch`, give back the lease, free all resources. To close twice is no fault."""
+        """End `watch`, release the lease, free all resources. May be called twice."""
 
     async def __aenter__(self) -> Self:
         return self

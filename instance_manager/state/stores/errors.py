@@ -1,4 +1,4 @@
-"""What a store refuses. A caller outlives all of these: its own picture of the world stays as it was."""
+"""Errors of the stores. None is fatal to the caller: its in-memory state stays valid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from instance_manager.errors import ManagerError
 
 
 class StoreError(ManagerError):
-    """Base of the store's errors."""
+    """Base of the stores' errors."""
 
     code = "store_error"
 
@@ -18,32 +18,32 @@ class StoreUnavailable(StoreError):
 
 
 class StoreInUse(StoreError):
-    """Another live Berth works with this state directory or under this owner's name."""
+    """Another live process uses this state directory or this owner's name."""
 
     code = "store_in_use"
 
 
 class InvalidStateUrl(StoreError):
-    """STATE_URL names no store we know."""
+    """STATE_URL doesn't name a supported store."""
 
     code = "invalid_state_url"
 
 
 class StateNotOurs(InvalidStateUrl):
-    """STATE_URL names a file that no Berth has made; nothing is done to it."""
+    """STATE_URL names a file that Berth didn't create; it is left untouched."""
 
     code = "state_not_ours"
 
 
 class Conflict(StoreError):
-    """The record is not at the version that the writer expected. `found` is what it is at; 0 = not there."""
+    """The record isn't at the version that the writer expected. `found`: its version; 0 = not there."""
 
     code = "version_conflict"
 
     def __init__(self, instance_id: str, expected: int, found: int) -> None:
         super().__init__(
-            f"record {instance_id!r} is at version {found}, not {expected}: somebody else wrote it; "
-            "read it again and decide anew"
+            f"record {instance_id!r} is at version {found}, not {expected}: another process wrote it; "
+            "read it again and retry"
         )
         self.instance_id = instance_id
         self.expected = expected
@@ -51,7 +51,7 @@ class Conflict(StoreError):
 
 
 class PortHeld(StoreError):
-    """The port is kept for another instance of the same machine; `holder` is its id."""
+    """The port is reserved for another instance on the same machine; `holder` is its id."""
 
     code = "port_held"
 
@@ -61,6 +61,6 @@ class PortHeld(StoreError):
 
 
 class LeaseLost(StoreError):
-    """Another process has taken over this owner's name; nothing may be written under it any more."""
+    """Another process has taken over this owner's name; this one must not write any more."""
 
     code = "lease_lost"

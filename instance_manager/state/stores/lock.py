@@ -1,4 +1,4 @@
-"""One Berth per state directory: a lock that the kernel gives back when its holder dies, however it dies."""
+"""One Berth process per state directory: a lock that the kernel releases whenever its holder dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIGNATURE = re.compile(rb"\d+ Berth inode=(\d+)\n")
 
 
 def signed_inode(path: Path) -> int | None:
-    """Which file the last Berth that had this lock has used it for; None where it doesn't say."""
+    """The database file (inode) that the last holder of this lock noted in it; None if none."""
     try:
         with path.open("rb") as file:
             found = _SIGNATURE.fullmatch(file.read(64))
@@ -23,14 +23,14 @@ def signed_inode(path: Path) -> int | None:
 
 
 class FileLock:
-    """Held from `acquire` to `release`. To hold it proves that no earlier Berth lives in this directory."""
+    """Held from `acquire` to `release`. Holding it proves that no other process uses this directory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock at once. Raises StoreInUse if it is held, StoreUnavailable if there can be none."""
+        """Take the lock without waiting. Raises StoreInUse if it is held, and StoreUnavailable."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -43,7 +43,7 @@ class FileLock:
             os.close(fd)
             pid = holder[0].decode() if holder else "unknown"
             raise StoreInUse(
-                f"another Berth (pid {pid}) works in {self._path.parent}: "
+                f"another Berth process (pid {pid}) uses {self._path.parent}: "
                 "stop it, or give this one a STATE_DIR of its own"
             ) from None
         except OSError as exc:
@@ -54,7 +54,7 @@ class FileLock:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether who comes next would find it: its file is still where it was made."""
+        """Whether the next process would find the lock: its file is still in place."""
         if self._fd is None:
             return False
         try:
@@ -63,22 +63,22 @@ class FileLock:
             return False
 
     def take_again(self) -> None:
-        """Lock the file anew where it has been removed or replaced. Raises what `acquire` does."""
+        """Lock the file again after it was removed or replaced. Raises as `acquire` does."""
         before = self._fd
         self.acquire()
         if before is not None:
             os.close(before)
 
     def release(self) -> None:
-        """Let the next one in. The file stays: to remove it would race with who opens it."""
+        """The file stays: removing it would race with a process that opens it."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def sign(self, inode: int | None) -> None:
-        """Note our pid, for people to read, and which file the lock is for: damaged, it is known by that.
+        """Write our pid, for people, and the database's inode, which identifies it even when damaged.
 
-        On a full disk the lock holds without it.
+        On a full disk, the lock works without.
         """
         if self._fd is None:
             return

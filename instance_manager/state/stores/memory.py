@@ -1,4 +1,4 @@
-"""`memory://`: forgotten when Berth ends. For tests and for those who want no state on disk."""
+"""`memory://`: lost when Berth ends. For tests, and for running without state on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from instance_manager.state.stores.records import (
     Claim,
     Commit,
     InstanceRecord,
-    Lease,
+    OwnerLease,
     PortHold,
     Usage,
     Write,
@@ -24,11 +24,11 @@ from instance_manager.state.stores.sole_owner import SoleOwnerStore
 from instance_manager.state.stores.tables import Tables
 from instance_manager.types import Event
 
-CHANGES_KEPT = 1000  # for readers of `watch` who are slow
+CHANGES_KEPT = 1000  # for slow readers of `watch`
 
 
 def change_of(write: Write, commit: Commit) -> Change | None:
-    """What `watch` tells about a write; None for ports and usage, which nobody waits for."""
+    """What `watch` reports about a write; None for ports and usage, which have no watchers."""
     if write.put is not None:
         return Change(ChangeKind.PUT, write.put.instance_id, write.put, commit.events)
     if write.delete is not None:
@@ -37,7 +37,7 @@ def change_of(write: Write, commit: Commit) -> Change | None:
 
 
 class MemoryStore(SoleOwnerStore):
-    """All in this process. `clock` gives seconds, for the expiry of idempotency keys."""
+    """Everything in this process. `clock` returns seconds, for the expiry of idempotency keys."""
 
     def __init__(
         self, *, history: int = DEFAULT_HISTORY, clock: Callable[[], float] = time.monotonic
@@ -46,7 +46,7 @@ class MemoryStore(SoleOwnerStore):
         self._keys: dict[str, tuple[Claim, float]] = {}  # key -> the claim and when it expires
         self._clock = clock
         self._fence = 0
-        self._lease: Lease | None = None
+        self._lease: OwnerLease | None = None
         self._changes: BroadcastRing[Change] = BroadcastRing(CHANGES_KEPT)
 
     async def commit(self, write: Write) -> Commit:
@@ -88,9 +88,9 @@ class MemoryStore(SoleOwnerStore):
 
     async def acquire_lease(
         self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
-    ) -> Lease:
+    ) -> OwnerLease:
         self._fence += 1
-        self._lease = Lease(owner, secrets.token_hex(8), self._fence, math.inf, url)
+        self._lease = OwnerLease(owner, secrets.token_hex(8), self._fence, math.inf, url)
         self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
         return self._lease
 

@@ -1,4 +1,4 @@
-"""STATE_URL to a store."""
+"""Opens the store that STATE_URL names."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ DEFAULT_URL = "sqlite:///berth.db"
 
 
 async def open_store(url: str, state_dir: Path, *, history: int = DEFAULT_HISTORY) -> StateStore:
-    """The store that `url` names, ready for use; `history` is how many events it keeps.
+    """The store that `url` names, ready for use; it keeps the last `history` events.
 
-    `memory://`; `sqlite:///berth.db` (a relative path counts from `state_dir`, `sqlite:////var/lib/x.db` is
-    absolute); `redis://[user:password@]host:6379/0`, `rediss://…` (TLS), `unix:///path/of/socket`, each with
-    `?prefix=` for the keys of one of several groups of Berths. Raises InvalidStateUrl, StoreUnavailable, and
-    StoreInUse if another Berth works in that file.
+    `memory://`; `sqlite:///berth.db` (relative to `state_dir`; `sqlite:////var/lib/x.db` is absolute);
+    `redis://[user:password@]host:6379/0`, `rediss://…` (TLS), `unix:///path/of/socket`, each optionally with
+    `?prefix=` to keep groups of nodes apart. Raises InvalidStateUrl, StoreUnavailable, and StoreInUse if
+    another process uses that file.
     """
     check_url(url)
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         return MemoryStore(history=history)
     if scheme in REDIS_SCHEMES:
-        # Imported here: whoever keeps the state in a file does not pay for Redis's client.
+        # Imported here, so that a state in a file doesn't pay for the Redis client.
         from instance_manager.state.stores.redis import RedisStore
 
         address, prefix = _redis_url(url)
@@ -40,32 +40,32 @@ async def open_store(url: str, state_dir: Path, *, history: int = DEFAULT_HISTOR
 
 
 def check_url(url: str) -> None:
-    """Whether `open_store` knows what to do with it; for settings. Raises InvalidStateUrl."""
+    """Check that `open_store` supports the URL, for the settings. Raises InvalidStateUrl."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as exc:
-        raise InvalidStateUrl(f"STATE_URL is no URL: {exc}") from None
+        raise InvalidStateUrl(f"STATE_URL isn't a valid URL: {exc}") from None
     if parts.scheme == "memory":
         return
     if parts.scheme == "sqlite":
         if parts.netloc or not parts.path.strip("/"):
             raise InvalidStateUrl(
-                f"STATE_URL={url!r} names no file: write sqlite:///berth.db (relative to STATE_DIR) "
+                f"STATE_URL={url!r} doesn't name a file: use sqlite:///berth.db (relative to STATE_DIR) "
                 "or sqlite:////absolute/path.db"
             )
         return
     if parts.scheme in REDIS_SCHEMES:
         return
     raise InvalidStateUrl(
-        f"STATE_URL begins with {parts.scheme or 'nothing'!r}: use sqlite:///…, memory:// or redis://…"
+        f"STATE_URL has the unsupported scheme {parts.scheme!r}: use sqlite:///…, memory:// or redis://…"
     )
 
 
 def owner_id(state_dir: Path) -> str:
-    """The name of the Berth that works in this directory: made once, the same after every restart.
+    """The name of the node that uses this directory: generated once, the same after every restart.
 
-    Blocks for one small file. Raises StoreUnavailable if it can be neither read nor written.
+    Blocks for one small file. Raises StoreUnavailable if it can't be read or written.
     """
     path = state_dir / OWNER_FILE
     try:
@@ -75,12 +75,12 @@ def owner_id(state_dir: Path) -> str:
             name = secrets.token_hex(8)
             set_owner_id(state_dir, name)
     except OSError as exc:
-        raise StoreUnavailable(f"can't keep this Berth's name in {path}: {exc}") from exc
+        raise StoreUnavailable(f"can't store this node's name in {path}: {exc}") from exc
     return name
 
 
 def known_owner_id(state_dir: Path) -> str | None:
-    """The name that the directory has; None where it has none, or one that is damaged. Raises OSError."""
+    """The name stored in the directory; None if it is missing or damaged. Raises OSError."""
     try:
         with (state_dir / OWNER_FILE).open("rb") as file:
             name = file.read(100).decode("ascii", "replace").strip()
@@ -90,7 +90,7 @@ def known_owner_id(state_dir: Path) -> str | None:
 
 
 def set_owner_id(state_dir: Path, name: str) -> None:
-    """Write it down, unless it stands there already. Raises OSError."""
+    """Store the name unless it is stored already. Raises OSError."""
     if known_owner_id(state_dir) != name:
         (state_dir / OWNER_FILE).write_text(name, encoding="ascii")
 
@@ -100,7 +100,7 @@ def _sqlite_path(url: str, state_dir: Path) -> Path:
 
 
 def _redis_url(url: str) -> tuple[str, str]:
-    """The URL as Redis's client knows it, and our own part of it: the prefix."""
+    """The URL for the Redis client, and the prefix, which is our own addition to it."""
     parts = urlsplit(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
     prefix = next((value for name, value in query if name == "prefix"), "berth")

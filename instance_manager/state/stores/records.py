@@ -1,7 +1,7 @@
-"""What is kept: instance records, ports, idempotency keys, usage, leases. Data only, JSON both ways.
+"""What is stored: instance records, ports, idempotency keys, usage, leases. Data only, to JSON and back.
 
-All times are wall-clock seconds since the epoch, all durations seconds. Values that are secret (`token`,
-`api_key`, and what a spec may carry in `env` and `params`) are written to the store and left out of `repr`.
+All times are wall-clock seconds since the epoch, all durations seconds. Secrets (`token`, `api_key`, and what
+a spec may carry in `env` and `params`) are stored, but left out of `repr`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("berth.state")
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # raised for damaged JSON
 
-# What a stored field may be, apart from null: what has been damaged is found here, and not by who uses it.
+# The types of stored fields, apart from null: damage is found here, not where the field is used.
 _RECORD_KINDS: dict[type, tuple[str, ...]] = {
     str: (
         *("instance_id", "owner", "model_name", "served_model_name", "host", "boot_id", "token", "api_key"),
@@ -42,12 +42,12 @@ _SPEC_KINDS: dict[type, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """Everything a later Berth needs to find an engine again and to go on with its instance."""
+    """Everything a later process needs to find an engine again and to continue with its instance."""
 
     instance_id: str
     state: InstanceState
-    owner: str  # the Berth that supervises it; see `owner_id`
-    spec: InstanceSpec = field(repr=False)  # what was asked for
+    owner: str  # the node that supervises it; see `owner_id`
+    spec: InstanceSpec = field(repr=False)  # as requested
     model_name: str = ""
     served_model_name: str = ""
     params: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as merged
@@ -55,7 +55,7 @@ class InstanceRecord:
     host: str = "127.0.0.1"
     port: int | None = None
     pid: int | None = None
-    pid_start_ticks: int | None = None  # field 22 of /proc/PID/stat: tells a process from a later namesake
+    pid_start_ticks: int | None = None  # field 22 of /proc/PID/stat: detects a reused pid
     boot_id: str | None = None  # pids and ticks mean nothing after a reboot
     token: str | None = field(default=None, repr=False)  # in the engine's environment
     api_key: str | None = field(default=None, repr=False)  # the engine's own key
@@ -72,18 +72,18 @@ class InstanceRecord:
     ready_at: float | None = None
     last_active: float = 0.0
     updated_at: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)  # JSON; whatever else the writer needs
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)  # JSON; other data of the writer
     version: int = 0  # set by the store; 0 = never stored
 
     def to_json(self) -> str:
-        """One line of JSON; `from_json` gives an equal record back."""
+        """One line of JSON; `from_json` restores an equal record."""
         return json.dumps(_fields(self), default=_plain, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> InstanceRecord:
-        """The record; keys that this Berth doesn't know (a newer one wrote them) are passed over.
+        """The record; unknown keys (of a newer Berth) are ignored.
 
-        Raises ValueError, TypeError, KeyError, AttributeError or RecursionError for what is no record.
+        Raises ValueError, TypeError, KeyError, AttributeError or RecursionError for an invalid record.
         """
         known = {item.name for item in fields(cls)}
         data = {name: value for name, value in json.loads(text).items() if name in known}
@@ -99,23 +99,23 @@ def _fields(item: InstanceRecord | InstanceSpec | Event) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """For json: what it doesn't know itself."""
+    """For types that json doesn't support."""
     if isinstance(value, InstanceSpec):
         return _fields(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence):
         return list(value)
-    raise TypeError(f"{type(value).__name__} can't be kept in the state: {value!r}")
+    raise TypeError(f"{type(value).__name__} can't be stored in the state: {value!r}")
 
 
 def _check_kinds(data: Mapping[str, Any], kinds: Mapping[type, tuple[str, ...]]) -> None:
-    """Raise TypeError where a field that isn't null is of another kind; `float` takes whole numbers too."""
+    """Raise TypeError for a non-null field of another type; `float` accepts integers."""
     for kind, names in kinds.items():
         for name in names:
             value = data.get(name)
-            is_right = isinstance(value, (int, float) if kind is float else kind) or value is None
-            if not is_right or (isinstance(value, bool) and kind is not bool):
+            is_valid = isinstance(value, (int, float) if kind is float else kind) or value is None
+            if not is_valid or (isinstance(value, bool) and kind is not bool):
                 raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
 
 
@@ -133,7 +133,7 @@ def _spec(data: dict[str, Any]) -> InstanceSpec:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event that the store is to number."""
+    """An event that the store will number."""
 
     type: str
     instance_id: str
@@ -145,29 +145,29 @@ class NewEvent:
 
 
 def readable_records(rows: Iterable[tuple[str, str]]) -> list[InstanceRecord]:
-    """Records from pairs of instance id and JSON; one that can't be read is logged, and hides no other."""
+    """Records from pairs of instance id and JSON; unreadable ones are logged and skipped."""
     found = []
     for instance_id, body in rows:
         try:
             found.append(InstanceRecord.from_json(body))
         except UNREADABLE as exc:
-            logger.error("the record of instance=%s can't be read and is passed over: %r", instance_id, exc)
+            logger.error("the record of instance=%s can't be read and is skipped: %r", instance_id, exc)
     return found
 
 
 def readable_events(bodies: Iterable[str]) -> list[Event]:
-    """Events from JSON; those that can't be read are passed over."""
+    """Events from JSON; unreadable ones are logged and skipped."""
     found = []
     for body in bodies:
         try:
             found.append(event_from_json(body))
         except UNREADABLE as exc:
-            logger.error("an event can't be read and is passed over: %r", exc)
+            logger.error("an event can't be read and is skipped: %r", exc)
     return found
 
 
 def event_to_json(event: Event) -> str:
-    """One line of JSON; `event_from_json` gives an equal event back."""
+    """One line of JSON; `event_from_json` restores an equal event."""
     return json.dumps(_fields(event), default=_plain, separators=(",", ":"))
 
 
@@ -178,7 +178,7 @@ def event_from_json(text: str) -> Event:
 
 @dataclass(frozen=True, slots=True)
 class PortHold:
-    """A port of one machine (`node`: its name or boot id) kept for an instance."""
+    """A port of a machine (`node`: its name and boot id) reserved for an instance."""
 
     node: str
     port: int
@@ -186,12 +186,12 @@ class PortHold:
 
 
 MAX_COUNT = 2**62 - 1
-"""Of a total: two of them still add up to what SQLite and Redis can hold."""
+"""The maximum of a total: the sum of two still fits into SQLite and Redis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one API key (its id, never the key) has used of one model; as a change or as a total."""
+    """Usage of one model by one API key (its id, never the key), as a change or as a total."""
 
     key_id: str
     model: str
@@ -200,7 +200,7 @@ class Usage:
     completion_tokens: int = 0
 
     def plus(self, other: Usage) -> Usage:
-        """The sum; key and model are this one's. It ends at MAX_COUNT, whatever engines tell."""
+        """The sum, capped at MAX_COUNT whatever engines report; key and model are taken from `self`."""
         return Usage(
             self.key_id,
             self.model,
@@ -212,7 +212,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who holds an idempotency key. `fingerprint` tells whether the later request was the same one."""
+    """The holder of an idempotency key. Equal fingerprints mean equal requests."""
 
     key: str
     instance_id: str
@@ -221,24 +221,24 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to write as `owner` until it runs out. A later lease has a higher `fence`."""
+class OwnerLease:
+    """The right to write as `owner` until it expires. A later lease has a higher `fence`."""
 
     owner: str
     session: str  # the process that holds it
     fence: int
     ttl_s: float  # seconds from now; infinite where only one process can hold the store
-    url: str = ""  # where other Berths reach this one
+    url: str = ""  # where other nodes reach this one
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A Berth as the others see it."""
+    """A node as its peers see it."""
 
     owner: str
     fence: int
     expires_in_s: float
-    url: str = ""  # where it is reached; empty = it hasn't said
+    url: str = ""  # where it can be reached; empty = unknown
 
     @property
     def is_alive(self) -> bool:
@@ -247,17 +247,17 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What is to happen at once or not at all. `write_id` makes a repetition harmless.
+    """Changes to apply atomically. `write_id` makes a repetition harmless.
 
-    `expected_version` is checked when there is a record to put or to delete (`delete`: its instance id);
-    a record put carries `version = expected_version + 1`.
+    `expected_version` is checked if there is a record to put or to delete (`delete`: its instance id);
+    a record to put carries `version = expected_version + 1`.
     """
 
     put: InstanceRecord | None = None
     delete: str | None = None
     expected_version: int = 0
     events: tuple[NewEvent, ...] = ()
-    first_event_id: int = 0  # as it was told; the store's next, if that is higher
+    first_event_id: int = 0  # as published; the store's next id if that is higher
     hold: PortHold | None = None
     release: PortHold | None = None
     usage: tuple[Usage, ...] = ()
@@ -271,7 +271,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What became of a write. While Redis is away it is `queued`: done here alone, its events unnumbered."""
+    """The result of a write. While Redis is away it is `queued`: applied locally, its events unnumbered."""
 
     record: InstanceRecord | None = None
     events: tuple[Event, ...] = ()
@@ -279,20 +279,20 @@ class Commit:
 
 
 class ChangeKind(StrEnum):
-    """What `StateStore.watch` tells."""
+    """What `StateStore.watch` reports."""
 
     PUT = "put"
     DELETED = "deleted"
     EVENTS = "events"  # events without a record
     OWNER_JOINED = "owner_joined"
-    OWNER_LOST = "owner_lost"  # its lease ran out or was given back
-    REBUILT = "rebuilt"  # something of what was kept has been lost: whoever has a record writes it again
-    REJECTED = "rejected"  # a queued write that could not be made after all: `record` is what holds instead
+    OWNER_LOST = "owner_lost"  # its lease expired or was released
+    REBUILT = "rebuilt"  # stored data was lost: each node must write its records again
+    REJECTED = "rejected"  # a queued write that was refused: `record` is what the store has instead
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that was committed, by this process or by another."""
+    """A committed change, by this process or another one."""
 
     kind: ChangeKind
     instance_id: str | None = None

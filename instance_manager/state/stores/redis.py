@@ -1,10 +1,10 @@
-"""`redis://host:6379/0`: one state for many Berths.
+"""`redis://host:6379/0`: one state for many nodes.
 
-Reads come from a mirror that a task keeps up with Redis's stream of changes; writes go to Redis, each in one
-script. While Redis is away the mirror serves, and writes are queued in order; when it returns they are made
-one by one, each checked against its record's version, and those that can't be made are told by `watch`
-(ChangeKind.REJECTED). A Redis that comes back empty is given what this Berth knew. What can't be decided
-alone is refused meanwhile with StoreUnavailable: new idempotency keys, leases, and writes beyond the queue.
+Reads come from a mirror that a task updates from Redis's stream of changes; writes go to Redis, each in one
+script. While Redis is away, the mirror serves reads and writes are queued in order; when it returns, they are
+sent one by one, each checked against its record's version, and `watch` reports refused ones
+(ChangeKind.REJECTED). A Redis that comes back empty gets this node's data again. Decisions that need Redis
+raise StoreUnavailable meanwhile: new idempotency keys, leases, and writes beyond the queue's limit.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from instance_manager.state.stores.records import (
     Claim,
     Commit,
     InstanceRecord,
-    Lease,
     Owner,
+    OwnerLease,
     PortHold,
     Usage,
     Write,
@@ -44,13 +44,13 @@ from instance_manager.types import Event
 
 logger = logging.getLogger("berth.state")
 
-OPEN_TIMEOUT_S = 10.0  # how long a Redis that isn't there yet is waited for
-LAST_WRITES_S = 8.0  # that an orderly end waits for a Redis that is away, where changes are queued
-MAX_QUEUED = 10_000  # writes kept while Redis is away
+OPEN_TIMEOUT_S = 10.0  # that a start waits for Redis to be reachable
+LAST_WRITES_S = 8.0  # that a shutdown with queued changes waits for a Redis that is away
+MAX_QUEUED = 10_000  # writes, while Redis is away
 
 
 class RedisStore(StateStore):
-    """Made by `await RedisStore.open(url)`. A lease, once acquired, is renewed until `close`."""
+    """Created by `await RedisStore.open(url)`. An acquired lease is renewed until `close`."""
 
     is_shared = True
 
@@ -69,7 +69,7 @@ class RedisStore(StateStore):
         max_queued: int = MAX_QUEUED,
         timeout_s: float = OPEN_TIMEOUT_S,
     ) -> Self:
-        """Connect and read all. Raises StoreUnavailable if Redis can't be reached within `timeout_s`."""
+        """Connect and read all data. Raises StoreUnavailable if Redis isn't reachable within `timeout_s`."""
         store = cls(url, prefix=prefix, history=history, max_queued=max_queued)
         deadline = time.monotonic() + timeout_s
         while True:
@@ -84,7 +84,7 @@ class RedisStore(StateStore):
                         "start it, or set another STATE_URL"
                     ) from exc
                 await asyncio.sleep(BACKOFF_S[0])
-        store._task = asyncio.create_task(store._sync.keep_up(), name="berth-redis")
+        store._task = asyncio.create_task(store._sync.run(), name="berth-redis")
         return store
 
     async def commit(self, write: Write) -> Commit:
@@ -93,8 +93,8 @@ class RedisStore(StateStore):
                 raise StoreUnavailable(f"the state in {self._sync.link.name} is closed")
             if self._sync.lease_lost:
                 raise lease_lost()
-            if not self._sync.up:
-                write_to_json(write, "", None)  # what can't be sent must not come to stand in the queue
+            if not self._sync.is_up:
+                write_to_json(write, "", None)  # a write that can't be sent must not enter the queue
                 return self._sync.mirror.enqueue(write, in_doubt=False)
             try:
                 reply = await self._sync.send(write)
@@ -121,20 +121,20 @@ class RedisStore(StateStore):
         return self._tables().port_holds()
 
     async def usage(self) -> list[Usage]:
-        """While Redis is away: as last heard, with what this Berth has counted since."""
+        """While Redis is away: as last read, plus what this node has counted since."""
         self._tables()
-        if self._sync.up:
+        if self._sync.is_up:
             try:
-                self._sync.take_usage(await self._sync.link.usage(self._sync.known_epoch))
+                self._sync.set_usage(await self._sync.link.usage(self._sync.known_epoch))
             except Unreachable as exc:
                 self._sync.go_away(exc)
         return self._sync.mirror.usage_totals()
 
     async def claim_key(self, key: str, instance_id: str, *, fingerprint: str, ttl_s: float) -> Claim:
-        """While Redis is away only keys that this Berth has claimed itself are known; others are refused."""
+        """While Redis is away, only keys that this node has claimed are known; others are refused."""
         self._tables()
         known = self._sync.mirror.keys.get(key)
-        if not self._sync.up and known is not None and known.expires_at > time.monotonic():
+        if not self._sync.is_up and known is not None and known.expires_at > time.monotonic():
             return _claim(key, known.value, is_new=False)
         nonce = secrets.token_hex(8)
         wanted = json.dumps({"instance": instance_id, "fingerprint": fingerprint, "nonce": nonce})
@@ -143,7 +143,7 @@ class RedisStore(StateStore):
             held = await self._sync.link.claim(self._sync.online_epoch(), key, wanted, ttl_s)
         except Unreachable as exc:
             self._sync.go_away(exc)
-            self._sync.to_free.append((key, instance_id))  # it may have arrived
+            self._sync.keys_to_release.append((key, instance_id))  # it may have arrived
             raise self._sync.unavailable() from exc
         if held == wanted:
             self._sync.mirror.keys[key] = KnownKey(key, held, expires_at)
@@ -153,16 +153,16 @@ class RedisStore(StateStore):
         known = self._sync.mirror.keys.get(key)
         if known is not None and json.loads(known.value)["instance"] == instance_id:
             del self._sync.mirror.keys[key]
-        self._sync.to_free.append((key, instance_id))
-        if self._sync.up:
+        self._sync.keys_to_release.append((key, instance_id))
+        if self._sync.is_up:
             try:
-                await self._sync.free_keys()
+                await self._sync.release_keys()
             except Unreachable as exc:
                 self._sync.go_away(exc)
 
     async def acquire_lease(
         self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
-    ) -> Lease:
+    ) -> OwnerLease:
         try:
             reply = await self._sync.link.lease(
                 self._sync.online_epoch(),
@@ -179,16 +179,16 @@ class RedisStore(StateStore):
         if "error" in reply:
             left = reply["expires_in_ms"] / 1000
             raise StoreInUse(
-                f"another Berth works as {owner!r} (its lease runs for another {left:.1f} s): "
+                f"another Berth process uses the name {owner!r} (its lease expires in {left:.1f} s): "
                 "stop it, or give this one a STATE_DIR of its own"
             )
-        self._sync.lease = Lease(owner, self._sync.session, int(reply["fence"]), ttl_s, url)
+        self._sync.lease = OwnerLease(owner, self._sync.session, int(reply["fence"]), ttl_s, url)
         self._sync.lease_lost = False
         self._sync.renewed_at = time.monotonic()
         self._sync.mirror.fence = max(self._sync.mirror.fence, self._sync.lease.fence)
         return self._sync.lease
 
-    async def renew_lease(self) -> Lease:
+    async def renew_lease(self) -> OwnerLease:
         if self._sync.lease is None:
             raise RuntimeError("there is no lease to renew")
         try:
@@ -199,9 +199,9 @@ class RedisStore(StateStore):
         return self._sync.lease
 
     async def release_lease(self) -> None:
-        """While Redis is away the lease is let go of; it runs out there by itself."""
+        """While Redis is away, the lease is just dropped; it expires there by itself."""
         lease, self._sync.lease = self._sync.lease, None
-        if lease is not None and self._sync.up:
+        if lease is not None and self._sync.is_up:
             try:
                 await self._sync.link.lease(
                     self._sync.known_epoch, "release", lease.owner, self._sync.session
@@ -210,9 +210,9 @@ class RedisStore(StateStore):
                 self._sync.go_away(exc)
 
     async def owners(self) -> list[Owner]:
-        """While Redis is away: as last heard."""
+        """While Redis is away: as last read."""
         self._tables()
-        if self._sync.up:
+        if self._sync.is_up:
             try:
                 self._sync.mirror.owners = await self._sync.link.owners(self._sync.known_epoch)
             except Unreachable as exc:
@@ -224,29 +224,29 @@ class RedisStore(StateStore):
 
     @property
     def is_away(self) -> bool:
-        return not self._sync.up
+        return not self._sync.is_up
 
     async def close(self) -> None:
         if self._sync.closed:
             return
         await self._until_caught_up()
         await self.release_lease()
-        async with self._sync.order:  # a write on its way is finished first
+        async with self._sync.order:  # finish a write in progress first
             self._sync.closed = True
         if self._task is not None:
             self._task.cancel()
-            # Its wait for changes: Redis's client may take the cancellation for an empty answer.
+            # Ends its wait for changes: the Redis client may mistake a cancellation for an empty reply.
             with suppress(Unreachable):
                 await self._sync.link.close()
             await asyncio.wait((self._task,))
         if self._sync.mirror.queue:
-            logger.error("Redis is away and Berth ends: %d changes are lost", len(self._sync.mirror.queue))
+            logger.error("Berth exits while Redis is away: %d changes are lost", len(self._sync.mirror.queue))
         self._sync.changes.close()
         with suppress(Unreachable):
             await self._sync.link.close()
 
     async def _until_caught_up(self) -> None:
-        """Let what is queued be written, where Redis comes back soon: it is the last chance."""
+        """Let the queue be written if Redis comes back soon: it is the last chance."""
         if self._task is None or self._sync.lease_lost:
             return
         with suppress(TimeoutError):

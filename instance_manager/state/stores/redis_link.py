@@ -1,4 +1,4 @@
-"""The connection to Redis: commands and scripts, and one exception for every way in which it can fail."""
+"""The connection to Redis: commands and scripts, and one exception for all its failures."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from instance_manager.state.stores.redis_mirror import Snapshot
 from instance_manager.state.stores.redis_wire import owners_from, snapshot_from, usage_from
 
 CONNECT_TIMEOUT_S = 2.0
-ANSWER_TIMEOUT_S = 2.0  # a Redis that takes longer counts as away
-REMEMBER_S = 6 * 3600  # how long a write can be repeated without being made twice
+REPLY_TIMEOUT_S = 2.0  # a Redis that takes longer counts as away
+REMEMBER_S = 6 * 3600  # for which a repeated write is recognised
 
 Entry = tuple[str, Mapping[str, str]]
 R = TypeVar("R")
 
 
 class Unreachable(Exception):
-    """Redis can't be asked now, or is not the one it was. The store's own matter: callers never see it."""
+    """Redis can't be reached, or has lost data. Internal to the store: callers never see it."""
 
 
 class Incomplete(Unreachable):
-    """Redis answers, and has lost something that was in it: what is ours is to be put back."""
+    """Redis replies, but has lost data: this node must restore its own."""
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be logged."""
+    """The URL in a form that is safe to log."""
     parts = urlsplit(url)
-    where = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"***@{where[2]}" if where[1] else parts.netloc, query=""))
+    _, at, address = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"***@{address}" if at else parts.netloc, query=""))
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Scripts:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """What Redis should have of one Berth: instance → version, port field → instance, and kinds of keys."""
+class ExpectedData:
+    """What Redis should have of one node: instance → version, port field → instance, and key names."""
 
     versions: Mapping[str, int]
     ports: Mapping[str, str]
@@ -65,7 +65,7 @@ class Own:
 class RedisLink:
     """One Redis, under keys that begin with `{prefix}:`. Knows nothing of mirrors or queues.
 
-    Every method raises Unreachable; it retries nothing (the store does, when it knows what to send again).
+    Every method may raise Unreachable and retries nothing: the store knows what to send again.
     """
 
     def __init__(self, url: str, prefix: str, history: int) -> None:
@@ -77,7 +77,7 @@ class RedisLink:
             decode_responses=True,
             protocol=2,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=ANSWER_TIMEOUT_S,
+            socket_timeout=REPLY_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
         )
         self._scripts = Scripts(
@@ -91,7 +91,7 @@ class RedisLink:
         )
 
     async def commit(self, epoch: str, write_id: str, write: str) -> dict[str, Any]:
-        """Make a write (JSON). The answer has `n` and `first`, or `error`."""
+        """Apply a write (JSON). The reply has `n` and `first`, or `error`."""
         keys = [*self._keys(scripts.COMMIT_KEYS), self.done_key(write_id)]
         reply = await self._script(self._scripts.commit, keys, epoch, write, self._history, REMEMBER_S)
         if reply.get("error") == "lease_gone":
@@ -99,7 +99,7 @@ class RedisLink:
         return reply
 
     def done_key(self, write_id: str) -> str:
-        """Where the answer to a write is kept."""
+        """The key that holds the reply to a write."""
         return self._key(f"done:{write_id}")
 
     async def lease(
@@ -113,28 +113,28 @@ class RedisLink:
         take_over: bool = False,
         url: str = "",
     ) -> dict[str, Any]:
-        """`verb`: acquire, renew or release. The answer has `fence`, or `error`."""
+        """`verb`: acquire, renew or release. The reply has `fence`, or `error`."""
         arguments = (verb, owner, session, int(ttl_s * 1000), "1" if take_over else "0", url)
         return await self._script(self._scripts.lease, self._keys(scripts.LEASE_KEYS), epoch, *arguments)
 
     async def claim(self, epoch: str, key: str, claim: str, ttl_s: float) -> str:
-        """Claim an idempotency key; returns the claim (JSON) that holds, ours or an earlier one."""
+        """Claim an idempotency key; returns the valid claim (JSON), ours or an earlier one."""
         keys = [*self._keys(scripts.KEY_KEYS), self._key(f"key:{key}")]
         held: str = (await self._script(self._scripts.claim, keys, epoch, claim, int(ttl_s * 1000)))["held"]
         return held
 
     async def forget(self, epoch: str, key: str, instance_id: str) -> None:
-        """Free an idempotency key that this instance holds."""
+        """Release an idempotency key that this instance holds."""
         keys = [*self._keys(scripts.KEY_KEYS), self._key(f"key:{key}")]
         await self._script(self._scripts.forget, keys, epoch, instance_id)
 
     async def epoch(self) -> str | None:
-        """The name of the data that Redis has; None if it has none."""
+        """The name of Redis's data set; None if it is empty."""
         found: str | None = await self._ask("GET", self._key("epoch"))
         return found
 
     async def restore(self, epoch: str, known: str) -> tuple[str, int]:
-        """Put back what is known (JSON) where it is missing; the epoch that then holds, and how much."""
+        """Restore missing data from `known` (JSON); returns the valid epoch and the number of entries."""
         keys = self._keys(scripts.RESTORE_KEYS)
         found: str
         found, put = await self._guarded(
@@ -143,7 +143,7 @@ class RedisLink:
         return found, int(put)
 
     async def mend(self) -> Sequence[str]:
-        """Rename what is under our names and not of our kinds; the new names."""
+        """Rename foreign values under our key names; returns their new names."""
         aside = f":aside-{time.strftime('%Y%m%d-%H%M%S')}"
         arguments = [aside, *scripts.MEND_TYPES]
         moved: Sequence[str] = await self._guarded(
@@ -151,30 +151,30 @@ class RedisLink:
         )
         return moved
 
-    async def look(self, epoch: str, own: Own) -> dict[str, Owner]:
-        """All leases, at Redis's time. Raises Incomplete where something of our own is missing."""
+    async def check(self, epoch: str, expected: ExpectedData) -> dict[str, Owner]:
+        """All leases, by Redis's clock. Raises Incomplete if expected data is missing."""
         commands: list[tuple[str | int, ...]] = [
             ("GET", self._key("epoch")),
             ("HGETALL", self._key("leases")),
             ("TIME",),
-            ("EXISTS", *self._keys(own.keys), self._key("epoch")),
-            *(("HGET", self._key("versions"), one) for one in own.versions),
-            *(("HEXISTS", self._key("records"), one) for one in own.versions),
-            *(("HGET", self._key("ports"), one) for one in own.ports),
+            ("EXISTS", *self._keys(expected.keys), self._key("epoch")),
+            *(("HGET", self._key("versions"), one) for one in expected.versions),
+            *(("HEXISTS", self._key("records"), one) for one in expected.versions),
+            *(("HGET", self._key("ports"), one) for one in expected.ports),
         ]
         found, leases, now, num_keys, *fields = await self._transaction(*commands)
         self._check_epoch(epoch, found)
-        expected = [
-            *map(str, own.versions.values()),
-            *(1 for _ in own.versions),
-            *own.ports.values(),
+        expected_fields = [
+            *map(str, expected.versions.values()),
+            *(1 for _ in expected.versions),
+            *expected.ports.values(),
         ]
-        if num_keys != len(own.keys) + 1 or fields != expected:
-            raise Incomplete("it has lost some of what it knew")
+        if num_keys != len(expected.keys) + 1 or fields != expected_fields:
+            raise Incomplete("it has lost some of its data")
         return owners_from(leases, now)
 
     async def snapshot(self, epoch: str) -> Snapshot:
-        """Everything, as of one moment."""
+        """All data, as of one moment."""
         found, *replies = await self._transaction(
             ("GET", self._key("epoch")),
             ("HGETALL", self._key("records")),
@@ -199,8 +199,8 @@ class RedisLink:
         return entries
 
     async def owners(self, epoch: str) -> dict[str, Owner]:
-        """All leases, at Redis's time."""
-        return await self.look(epoch, Own({}, {}, ()))
+        """All leases, by Redis's clock."""
+        return await self.check(epoch, ExpectedData({}, {}, ()))
 
     async def usage(self, epoch: str) -> dict[str, int]:
         """The raw fields of usage, of all owners."""
@@ -220,10 +220,10 @@ class RedisLink:
     @staticmethod
     def _check_epoch(expected: str, found: str | None) -> None:
         if found != expected:
-            raise Incomplete("it has lost what it knew")
+            raise Incomplete("it has lost its data")
 
     async def _ask(self, *command: str | int) -> Any:
-        ask: Callable[..., Awaitable[Any]] = self._client.execute_command  # it has no types of its own
+        ask: Callable[..., Awaitable[Any]] = self._client.execute_command  # untyped
         return await self._guarded(ask(*command))
 
     async def _transaction(self, *commands: tuple[str | int, ...]) -> list[Any]:

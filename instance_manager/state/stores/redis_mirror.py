@@ -1,6 +1,6 @@
-"""What a Berth knows of Redis: read at any time, and ahead of Redis by the writes queued while it is away.
+"""A node's copy of Redis's data: always readable, and ahead of Redis by the writes queued while it is away.
 
-Pure: no I/O; times are handed in.
+Pure: no I/O; times are passed in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COUNTERS = ("requests", "prompt_tokens", "completion_tokens")
 
 @dataclass
 class Snapshot:
-    """All that Redis knows, at one moment."""
+    """All data of Redis at one moment."""
 
     tables: Tables
     usage: dict[str, int]  # raw: the JSON of [owner, key id, model, counter] → total
@@ -49,7 +49,7 @@ class KnownKey:
 
 @dataclass
 class Mirror:
-    """`known` is what Redis has confirmed; `ahead` the same with the queue on top, while there is a queue."""
+    """`known`: confirmed by Redis. `ahead`: the same plus the queued writes, while there is a queue."""
 
     history: int
     max_queued: int
@@ -58,24 +58,24 @@ class Mirror:
     queue: deque[Write] = field(default_factory=deque)
     usage: dict[str, int] = field(default_factory=dict)
     owners: dict[str, Owner] = field(default_factory=dict)
-    alive: set[str] = field(default_factory=set)  # owners told to be alive
+    alive: set[str] = field(default_factory=set)  # owners reported as alive
     keys: dict[str, KnownKey] = field(default_factory=dict)
     fence: int = 0
-    changed_at: dict[str, int] = field(default_factory=dict)  # instance → the newest change applied to it
+    changed_at: dict[str, int] = field(default_factory=dict)  # instance → its last change's number
 
     @property
     def tables(self) -> Tables:
-        """What to read from."""
+        """The tables to read from."""
         return self.known if self.ahead is None else self.ahead
 
     def enqueue(self, write: Write, *, in_doubt: bool) -> Commit:
-        """Take a write that Redis can't take now. Raises Conflict, PortHeld, and StoreUnavailable when full.
+        """Queue a write while Redis is away. Raises Conflict, PortHeld, and StoreUnavailable when full.
 
-        `in_doubt`: it was sent and the answer got lost, so it may be in what is known already.
+        `in_doubt`: it was sent but the reply was lost, so it may be included in `known` already.
         """
         if len(self.queue) >= self.max_queued:
             raise StoreUnavailable(
-                f"Redis is away and {len(self.queue)} writes wait for it already: this one is refused"
+                f"Redis is away and {len(self.queue)} writes wait already, the limit: this one is refused"
             )
         if self.ahead is None:
             self.ahead = self.known.copy()
@@ -87,15 +87,15 @@ class Mirror:
         return Commit(write.put, (), queued=True)
 
     def confirm(self, write: Write, number: int, events: tuple[Event, ...], owner: str) -> None:
-        """Redis has taken a write of ours, as its change `number`."""
+        """Redis has applied a write of ours, as its change `number`."""
         self.apply(write, number, events)
         for name, amount in usage_fields(write.usage, owner):
             self.usage[name] = self.usage.get(name, 0) + amount
 
     def apply(self, write: Write, number: int, events: tuple[Event, ...]) -> None:
-        """A change, ours or another's; one that comes a second time, or after a later one, alters nothing."""
+        """Apply a change, ours or a peer's; a repeated or outdated one does nothing."""
         for event in events:
-            self.known.take_event(event)
+            self.known.add_event(event)
         if write.release is not None:
             self.known.release(write.release)
         if write.hold is not None:
@@ -111,7 +111,7 @@ class Mirror:
             self.known.release_all(instance_id)
 
     def reset(self, snapshot: Snapshot) -> list[Change]:
-        """Start anew from what Redis says; returns what has changed since."""
+        """Start over from a snapshot; returns what has changed."""
         before, now = self.known, snapshot.tables
         changes = [
             Change(ChangeKind.PUT, instance_id, record)
@@ -123,53 +123,53 @@ class Mirror:
             for instance_id in before.records
             if instance_id not in now.records
         ]
-        if news := tuple(event for event in now.events if event.event_id > before.last_event_id):
-            changes.append(Change(ChangeKind.EVENTS, events=news))
+        if new_events := tuple(event for event in now.events if event.event_id > before.last_event_id):
+            changes.append(Change(ChangeKind.EVENTS, events=new_events))
         self.known, self.usage, self.fence = now, snapshot.usage, snapshot.fence
         self.changed_at = {}
-        return changes + list(self.take_owners(snapshot.owners))
+        return changes + list(self.replace_owners(snapshot.owners))
 
-    def take_owners(self, owners: dict[str, Owner]) -> Iterator[Change]:
-        """Note who holds leases now, after a gap; tells whose life began or ended in it."""
+    def replace_owners(self, owners: dict[str, Owner]) -> Iterator[Change]:
+        """Set the lease holders after a gap; yields the owners that joined or were lost in it."""
         self.owners = owners
         alive = {name for name, owner in owners.items() if owner.is_alive}
         for name in sorted(alive - self.alive):
             yield Change(ChangeKind.OWNER_JOINED, owner=name)
         for name in sorted(self.alive - alive):
-            yield Change(ChangeKind.OWNER_LOST, owner=name, reason="its lease ran out")
+            yield Change(ChangeKind.OWNER_LOST, owner=name, reason="its lease expired")
         self.alive = alive
 
     def expired_owners(self, owners: dict[str, Owner]) -> Iterator[Change]:
-        """Note who holds leases now; tells whose has run out. All else is told by the stream of changes."""
+        """Set the lease holders; yields expired ones. The stream of changes reports everything else."""
         self.owners = owners
         for name in sorted(self.alive):
             if name in owners and not owners[name].is_alive:
                 self.alive.discard(name)
-                yield Change(ChangeKind.OWNER_LOST, owner=name, reason="its lease ran out")
+                yield Change(ChangeKind.OWNER_LOST, owner=name, reason="its lease expired")
 
     def own_records(self, owner: str) -> list[InstanceRecord]:
-        """The confirmed records that are ours to restore; all, if we never had a name."""
+        """The confirmed records that this node may restore; all if it never had a name."""
         return [record for record in self.known.records.values() if owner in ("", record.owner)]
 
     def lacks(self, snapshot: Snapshot, owner: str) -> bool:
-        """Whether Redis has lost something that is ours to restore."""
+        """Whether Redis has lost data that this node may restore."""
         if not owner:
-            return False  # nameless, nothing is known to be ours: another may have deleted it
-        there = snapshot.tables
+            return False  # without a name, no record is known to be ours: another node may have deleted it
+        stored = snapshot.tables
         own = self.own_records(owner)
         ids = {record.instance_id for record in own}
         return (
-            any(there.version(record.instance_id) < record.version for record in own)
-            or any(holder in ids and where not in there.ports for where, holder in self.known.ports.items())
+            any(stored.version(record.instance_id) < record.version for record in own)
+            or any(holder in ids and where not in stored.ports for where, holder in self.known.ports.items())
             or any(name not in snapshot.usage for name in self.own_usage(owner))
         )
 
     def own_usage(self, owner: str) -> list[str]:
-        """The raw fields of usage that are this Berth's."""
+        """This node's raw fields of usage."""
         return [name for name in self.usage if json.loads(name)[0] == owner]
 
     def usage_totals(self) -> list[Usage]:
-        """The totals of all owners, with what waits in the queue."""
+        """The totals of all owners, plus queued writes."""
         sums = Tables(0)
         for name, amount in self.usage.items():
             _, key_id, model, counter = json.loads(name)
@@ -181,7 +181,7 @@ class Mirror:
 
 
 def usage_fields(usage: tuple[Usage, ...], owner: str) -> list[tuple[str, int]]:
-    """Changes of usage as fields of the `usage` hash; the first counter is there even at zero."""
+    """Changes of usage as fields of the `usage` hash; the first counter is included even at zero."""
     return [
         (json.dumps([owner, used.key_id, used.model, counter]), getattr(used, counter))
         for used in usage

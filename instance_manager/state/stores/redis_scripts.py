@@ -1,26 +1,26 @@
-"""The Lua scripts that run inside Redis, each atomically, and the names of the keys they work on.
+"""The Lua scripts that run atomically inside Redis, and the names of the keys they use.
 
-All keys share one hash tag, so that a cluster keeps them on one node:
+All keys share one hash tag, so that a Redis cluster keeps them on one server:
 - `records`, `versions`: hashes, instance id → JSON, number
 - `ports`: hash, [node, port] → instance id
 - `usage`: hash, [owner, key id, model, counter] → number
-- `events`: stream, its ids are our numbers with "-0"
-- `changes`: stream, what `watch` follows
+- `events`: stream; its ids are our event ids with "-0"
+- `changes`: stream that `watch` follows
 - `counters`: hash, the last `event`, `change` and `fence`
 - `leases`: hash, owner → JSON
-- `epoch`: a random name of this set of data; when it is another, Redis has lost what it knew
-- `done:ID`: answers to writes of late, so that one whose answer got lost can be sent again
+- `epoch`: a random name of this data set; if it changes, Redis has lost its data
+- `done:ID`: replies to recent writes, so that a write whose reply was lost can be repeated
 - `key:NAME`: idempotency keys
 
-Every script answers with JSON: {"ok": …} or {"error": code, …}.
+Every script returns JSON: {"ok": …} or {"error": code, …}.
 """
 
 from __future__ import annotations
 
-# What both scripts that write begin with: `tell` adds to the stream of changes and returns its number;
-# `lease_of` gives an owner's lease, or nil where it has none that can be read.
-_TELL = """
-local function tell(...)
+# Shared by both writing scripts: `publish` appends to the stream of changes and returns its number;
+# `lease_of` returns an owner's lease, or nil if it has no readable one.
+_PRELUDE = """
+local function publish(...)
   local n = redis.call('HINCRBY', KEYS[1], 'change', 1)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*', 'n', n, ...)
   return n
@@ -37,9 +37,9 @@ end
 
 COMMIT_KEYS = ("counters", "changes", "epoch", "leases", "records", "versions", "ports", "usage", "events")
 
-# KEYS[10]: done:ID. ARGV: epoch, the write as JSON (see redis_wire.py), events to keep, seconds to remember.
+# KEYS[10]: done:ID. ARGV: epoch, the write as JSON (see redis_wire.py), events to keep, the reply's lifetime.
 COMMIT = (
-    _TELL
+    _PRELUDE
     + """
 local done = redis.call('GET', KEYS[10])
 if done then return done end
@@ -75,7 +75,7 @@ if w.release and redis.call('HGET', KEYS[7], w.release.port) == w.release.instan
 end
 if w.hold then redis.call('HSET', KEYS[7], w.hold.port, w.hold.instance) end
 for _, used in ipairs(w.usage) do
-  local sum = redis.pcall('HINCRBY', KEYS[8], used[1], used[2])  -- what is full, or no number, stays as it is
+  local sum = redis.pcall('HINCRBY', KEYS[8], used[1], used[2])  -- a full or non-numeric field stays as it is
   if type(sum) == 'table' and string.find(sum.err, 'WRONGTYPE') then return sum end
 end
 local first = 0
@@ -89,9 +89,9 @@ for i, body in ipairs(w.events) do
   redis.call('XADD', KEYS[9], 'MAXLEN', ARGV[3], string.format('%d-0', id), 'b', body)
 end
 local n = 0
-local told = string.format('%d', first)
-if w.instance or w.hold or w.release or #w.events > 0 then n = tell('first', told, 'w', ARGV[2]) end
-local reply = cjson.encode({ok = true, n = n, first = told})
+local first_id = string.format('%d', first)
+if w.instance or w.hold or w.release or #w.events > 0 then n = publish('first', first_id, 'w', ARGV[2]) end
+local reply = cjson.encode({ok = true, n = n, first = first_id})
 redis.call('SET', KEYS[10], reply, 'EX', ARGV[4])
 return reply
 """
@@ -100,9 +100,9 @@ return reply
 LEASE_KEYS = ("counters", "changes", "epoch", "leases")
 
 # ARGV: epoch, "acquire" | "renew" | "release", owner, session, ttl in ms, "1" to take over, its URL.
-# A lease that is gone, or that another has let run out, is taken `again`: only who lives is in the way.
+# A lease that is gone, or that another process let expire, is acquired `again`; a live holder prevents it.
 LEASE = (
-    _TELL
+    _PRELUDE
     + """
 local verb, owner, session = ARGV[2], ARGV[3], ARGV[4]
 local lease = lease_of(owner)
@@ -111,7 +111,7 @@ local alive = lease and lease.expires > now
 if verb == 'release' then
   if mine then
     redis.call('HDEL', KEYS[4], owner)
-    tell('lost', owner)
+    publish('lost', owner)
   end
   return cjson.encode({ok = true})
 end
@@ -122,15 +122,15 @@ end
 local fence = mine and lease.fence or redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HSET', KEYS[4], owner,
   cjson.encode({session = session, fence = fence, expires = now + tonumber(ARGV[5]), url = ARGV[7]}))
-if not (mine and alive) then tell('joined', owner) end
+if not (mine and alive) then publish('joined', owner) end
 return cjson.encode({ok = true, fence = fence, again = verb == 'renew' and not mine})
 """
 )
 
 RESTORE_KEYS = ("counters", "changes", "epoch", "records", "versions", "ports", "usage", "events")
 
-# Redis has lost all or some of its memory: put in what one Berth still knows, wherever nothing is there.
-# ARGV: the epoch to begin if there is none, what is known as JSON, events to keep, the prefix of `key:`.
+# Redis has lost some or all of its data: restore what one node still has, wherever it is missing.
+# ARGV: the epoch to set if there is none, the known data as JSON, events to keep, the prefix of `key:`.
 RESTORE = """
 local known = cjson.decode(ARGV[2])
 local put = 0
@@ -175,8 +175,8 @@ return {redis.call('GET', KEYS[3]), put}
 MEND_KEYS = (*RESTORE_KEYS, "leases")
 MEND_TYPES = ("hash", "stream", "string", "hash", "hash", "hash", "hash", "stream", "hash")
 
-# Something that is not ours has got under our names: it is renamed, never deleted, and counters that are no
-# numbers are begun anew. ARGV: what to add to its name, then the type of each key. Returns the new names.
+# Foreign values under our key names are renamed, never deleted; counters that aren't numbers are reset.
+# ARGV: the suffix of the new names, then the type of each key. Returns the new names.
 MEND = """
 local moved = {}
 for i, key in ipairs(KEYS) do
@@ -195,7 +195,7 @@ return moved
 
 KEY_KEYS = ("epoch",)
 
-# KEYS[2]: key:NAME. ARGV: epoch, the claim as JSON, its life in ms.
+# KEYS[2]: key:NAME. ARGV: epoch, the claim as JSON, its lifetime in ms.
 CLAIM = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return cjson.encode({error = 'epoch'}) end
 local held = redis.call('GET', KEYS[2])
@@ -204,7 +204,7 @@ redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return cjson.encode({ok = true, held = ARGV[2]})
 """
 
-# KEYS[2]: key:NAME. ARGV: epoch, the instance whose claim is to go.
+# KEYS[2]: key:NAME. ARGV: epoch, the instance whose claim is released.
 FORGET = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return cjson.encode({error = 'epoch'}) end
 local held = redis.call('GET', KEYS[2])

@@ -1,4 +1,4 @@
-"""Our words and Redis's: writes, changes and snapshots as they cross the wire. Pure."""
+"""Conversion between our types and Redis's: writes, changes and snapshots. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def port_field(node: str, port: int) -> str:
 
 
 def write_to_json(write: Write, owner: str, session: str | None) -> str:
-    """A write for the COMMIT script; `session` of the lease that it is made under, if any."""
+    """A write for the COMMIT script. `session`: of the lease that it is made under, if any."""
     data: dict[str, Any] = {
         "events": [_event_body(event) for event in write.events],
         "first": write.first_event_id,
@@ -47,7 +47,7 @@ def write_to_json(write: Write, owner: str, session: str | None) -> str:
 
 
 def change_from_json(text: str, first_event_id: int) -> tuple[Write, tuple[Event, ...]]:
-    """A write as another has made it, read from the stream of changes, with its events numbered."""
+    """A peer's write, read from the stream of changes, with its numbered events."""
     data = json.loads(text)
     put = InstanceRecord.from_json(data["put"]) if "put" in data else None
     write = Write(
@@ -61,7 +61,7 @@ def change_from_json(text: str, first_event_id: int) -> tuple[Write, tuple[Event
 
 
 def refusal(write: Write, reply: Mapping[str, Any]) -> StoreError:
-    """What a script's refusal means for this write."""
+    """The error for a script's refusal of this write."""
     match reply["error"]:
         case "conflict":
             return Conflict(write.instance_id or "", write.expected_version, int(reply["found"]))
@@ -72,7 +72,7 @@ def refusal(write: Write, reply: Mapping[str, Any]) -> StoreError:
 
 
 def lease_lost() -> LeaseLost:
-    return LeaseLost("another process works under this Berth's name now: nothing more is written under it")
+    return LeaseLost("another process uses this node's name: this one writes nothing more")
 
 
 def snapshot_from(
@@ -86,7 +86,7 @@ def snapshot_from(
     leases: Mapping[str, str],
     time: tuple[int, int],
 ) -> Snapshot:
-    """Replies to the commands of `RedisLink.snapshot`, in their order."""
+    """From the replies to the commands of `RedisLink.snapshot`, in their order."""
     tables = Tables(history)
     tables.records = {each.instance_id: each for each in readable_records(records.items())}
     for where, holder in ports.items():
@@ -95,7 +95,7 @@ def snapshot_from(
             tables.ports[str(node), int(port)] = holder
     for stream_id, entry in reversed(events):
         with suppress(*UNREADABLE):
-            tables.take_event(_event(int(stream_id.partition("-")[0]), entry["b"]))
+            tables.add_event(_event(int(stream_id.partition("-")[0]), entry["b"]))
     tables.last_event_id = max(tables.last_event_id, int(counters.get("event", 0)))
     return Snapshot(
         tables,
@@ -108,7 +108,7 @@ def snapshot_from(
 
 
 def owners_from(leases: Mapping[str, str], time: tuple[int, int]) -> dict[str, Owner]:
-    """The hash of leases, at Redis's own time (seconds, microseconds)."""
+    """From the hash of leases, by Redis's clock (seconds, microseconds)."""
     now_ms = time[0] * 1000 + time[1] // 1000
     owners = {}
     for name, body in sorted(leases.items()):
@@ -120,7 +120,7 @@ def owners_from(leases: Mapping[str, str], time: tuple[int, int]) -> dict[str, O
 
 
 def usage_from(fields: Mapping[str, str]) -> dict[str, int]:
-    """The hash of usage, without what is none."""
+    """From the hash of usage, without foreign fields."""
     found = {}
     for name, amount in fields.items():
         with suppress(*UNREADABLE):
@@ -131,9 +131,9 @@ def usage_from(fields: Mapping[str, str]) -> dict[str, int]:
 
 
 def restore_json(mirror: Mirror, owner: str, now: float, done_key: Callable[[str], str]) -> str:
-    """What the RESTORE script may put back for this Berth: its own, and the common history.
+    """What the RESTORE script may restore for this node: its own data, and the shared events.
 
-    A write whose answer got lost may have been made: its record is left alone then (`done_key` tells).
+    A write whose reply was lost may have been applied; if so (see `done_key`), its record is left alone.
     """
     head = mirror.queue[0] if mirror.queue else None
     records = mirror.own_records(owner)
@@ -165,13 +165,13 @@ def restore_json(mirror: Mirror, owner: str, now: float, done_key: Callable[[str
 
 
 def live_keys(mirror: Mirror, now: float) -> list[KnownKey]:
-    """The claims that have more than a moment left; the others are forgotten on the way."""
+    """Claims that don't expire within a moment; drops the others."""
     mirror.keys = {name: each for name, each in mirror.keys.items() if each.expires_at > now + 0.01}
     return list(mirror.keys.values())
 
 
 def without_record(write: Write) -> Write:
-    """What is left of a write whose record or port was refused: its history and its counts still hold."""
+    """The rest of a write whose record or port was refused: its events and usage still count."""
     return replace(
         write,
         put=None,

@@ -1,4 +1,4 @@
-"""What the stores share that one process holds alone: a lease that never runs out, and changes of its own."""
+"""Common to stores with a single process: a lease that never expires, and changes of its own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator
 
 from instance_manager.broadcast.ring import BroadcastRing
 from instance_manager.state.stores.base import StateStore
-from instance_manager.state.stores.records import Change, ChangeKind, Lease, Owner
+from instance_manager.state.stores.records import Change, ChangeKind, Owner, OwnerLease
 
 
 class SoleOwnerStore(StateStore):
-    """Takes no lease by itself: `acquire_lease` and the tables are the store's own."""
+    """`acquire_lease` and the tables are left to the store."""
 
-    _lease: Lease | None
+    _lease: OwnerLease | None
     _changes: BroadcastRing[Change]
 
-    async def renew_lease(self) -> Lease:
+    async def renew_lease(self) -> OwnerLease:
         if self._lease is None:
             raise RuntimeError("there is no lease to renew")
         return self._lease

@@ -1,7 +1,7 @@
-"""`sqlite:///berth.db`: one file, one Berth; the default.
+"""`sqlite:///berth.db`: one file for one process; the default.
 
 One thread owns the connection and does everything in order; the event loop never waits for the disk. Each
-write is one transaction, in the log file (WAL) before its caller goes on: it survives Berth's SIGKILL.
+write is one transaction and in the write-ahead log before its caller continues: it survives SIGKILL.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from instance_manager.state.stores.records import (
     Claim,
     Commit,
     InstanceRecord,
-    Lease,
+    OwnerLease,
     PortHold,
     Usage,
     Write,
 )
 from instance_manager.state.stores.sole_owner import SoleOwnerStore
-from instance_manager.state.stores.sqlite_file import begin_anew, is_corrupt, open_database
+from instance_manager.state.stores.sqlite_file import is_corrupt, open_database, rebuild
 from instance_manager.state.stores.sqlite_identity import identify, lock_path
-from instance_manager.state.stores.sqlite_loss import FileId, file_ids, put_back, what_is_lost
+from instance_manager.state.stores.sqlite_loss import FileId, file_ids, find_loss, put_back
 from instance_manager.types import Event
 
 logger = logging.getLogger("berth.state")
 
-BUSY_TIMEOUT_S = 5.0  # somebody reads the file with the sqlite3 tool
+BUSY_TIMEOUT_S = 5.0  # for another program that locks the file, such as the sqlite3 tool
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class SqliteStore(SoleOwnerStore):
-    """Made by `await SqliteStore.open(path)`. `clock` gives wall-clock seconds."""
+    """Created by `await SqliteStore.open(path)`. `clock` returns wall-clock seconds."""
 
     def __init__(self, path: Path, *, history: int, clock: Callable[[], float]) -> None:
         self._path = path
@@ -57,19 +57,19 @@ class SqliteStore(SoleOwnerStore):
         self._clock = clock
         self._lock = FileLock(lock_path(path))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="berth-state")
-        self._connection: sqlite3.Connection | None = None  # touched by the thread alone
-        self._lease: Lease | None = None
+        self._connection: sqlite3.Connection | None = None  # used by the thread only
+        self._lease: OwnerLease | None = None
         self._changes: BroadcastRing[Change] = BroadcastRing(CHANGES_KEPT)
         self._closed = False
-        self._seen: dict[Path, FileId] = {}  # the database's files as we have opened them
-        self._was_rebuilt = False  # by the thread, and the loop is yet to tell
+        self._file_ids: dict[Path, FileId] = {}  # the database's files as we opened them
+        self._was_rebuilt = False  # by the thread; the event loop has yet to report it
 
     @classmethod
     async def open(
         cls, path: Path, *, history: int = DEFAULT_HISTORY, clock: Callable[[], float] = time.time
     ) -> Self:
-        """Open or make the database. Raises StoreInUse and StoreUnavailable."""
-        # As SQLite does it: its log and our lock stand beside the file that a link leads to.
+        """Open or create the database. Raises StoreInUse and StoreUnavailable."""
+        # Follow links as SQLite does: its log and our lock lie beside the link's target.
         path = await asyncio.to_thread(_resolved, path)
         store = cls(path, history=history, clock=clock)
         try:
@@ -112,14 +112,14 @@ class SqliteStore(SoleOwnerStore):
 
     async def acquire_lease(
         self, owner: str, ttl_s: float, *, take_over: bool = False, url: str = ""
-    ) -> Lease:
-        # The lock on the file has settled already that nobody else is here. So a full disk need not keep us
-        # from the start: what was written before can be read, and engines that run be found.
+    ) -> OwnerLease:
+        # The file lock already proves that no other process is here. So a full disk needn't prevent a
+        # start: existing records can be read, and running engines found.
         try:
             fence = await self._run(tables.next_fence)
         except StoreUnavailable:
             fence = await self._run(tables.last_fence) + 1
-        self._lease = Lease(owner, secrets.token_hex(8), fence, math.inf, url)
+        self._lease = OwnerLease(owner, secrets.token_hex(8), fence, math.inf, url)
         self._changes.extend((Change(ChangeKind.OWNER_JOINED, owner=owner),))
         return self._lease
 
@@ -140,11 +140,11 @@ class SqliteStore(SoleOwnerStore):
     async def _run(
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Do `work` on the connection, in the thread, with SQLite's errors put into our words."""
+        """Run `work` on the connection, in the thread, and translate SQLite's errors."""
         return await self._run_in_order(lambda: self._guarded(lambda db: work(db, *args, **kwargs)))
 
     async def _run_in_order(self, work: Callable[[], R]) -> R:
-        """Do it in the thread; what came of the file is told, whatever came of the work."""
+        """Run it in the thread; a rebuilt database is reported whether the work succeeded or not."""
         try:
             return await self._in_thread(work)
         finally:
@@ -157,11 +157,11 @@ class SqliteStore(SoleOwnerStore):
             raise StoreUnavailable(f"the state in {self._path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    # What follows runs in the thread.
+    # The rest runs in the thread.
 
     def _open(self) -> None:
         try:
-            identify(self._path)  # before a lock is put beside what may be a stranger's file
+            identify(self._path)  # before a lock is created beside a file that may not be ours
         except OSError as exc:
             raise StoreUnavailable(f"can't read {self._path} (see STATE_URL): {exc}") from exc
         self._lock.acquire()
@@ -176,8 +176,8 @@ class SqliteStore(SoleOwnerStore):
 
     def _use(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         self._connection = connection
-        self._seen = file_ids(self._path)
-        self._lock.sign(self._seen[self._path][1])
+        self._file_ids = file_ids(self._path)
+        self._lock.sign(self._file_ids[self._path][1])
         return connection
 
     def _close(self) -> None:
@@ -192,27 +192,27 @@ class SqliteStore(SoleOwnerStore):
             return work(connection)
         except sqlite3.Error as exc:
             if is_corrupt(exc):
-                self._begin_anew(exc)
+                self._rebuild(exc)
             raise StoreUnavailable(f"the state in {self._path} can't be used now: {exc}") from exc
 
-    def _begin_anew(self, reason: sqlite3.Error) -> None:
-        """Part from a database that has turned out damaged; the new one has what could still be read."""
+    def _rebuild(self, reason: sqlite3.Error) -> None:
+        """Replace a damaged database by a new one with all rows that can still be read."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         try:
-            self._use(begin_anew(self._path, str(reason), busy_timeout_s=BUSY_TIMEOUT_S))
+            self._use(rebuild(self._path, str(reason), busy_timeout_s=BUSY_TIMEOUT_S))
         except (sqlite3.Error, OSError) as exc:
             raise StoreUnavailable(f"the state in {self._path} is damaged and can't be moved: {exc}") from exc
         self._was_rebuilt = True
 
     def _tend(self) -> None:
-        """Put back what somebody has removed or replaced: the open connection still has all of it."""
+        """Restore removed or replaced files: the open connection still has all data."""
         if self._connection is None:
             return
         if not self._lock.is_in_place:
-            self._take_lock_again()
-        loss = what_is_lost(self._path, self._seen)
+            self._retake_lock()
+        loss = find_loss(self._path, self._file_ids)
         if loss is None:
             return
         try:
@@ -221,13 +221,13 @@ class SqliteStore(SoleOwnerStore):
             self._connect()
         except (sqlite3.Error, OSError) as exc:
             raise StoreUnavailable(
-                f"the state in {self._path}: {loss}, and can't be put back: {exc}"
+                f"the state in {self._path}: {loss}, and can't be restored: {exc}"
             ) from exc
         self._was_rebuilt = True
-        kept = "" if kept_as is None else f"; what was in its place is kept as {kept_as}"
+        kept = "" if kept_as is None else f"; the file in its place was moved to {kept_as}"
         logger.error("the state in %s: %s while Berth runs; put back from memory%s", self._path, loss, kept)
 
-    def _take_lock_again(self) -> None:
+    def _retake_lock(self) -> None:
         try:
             self._lock.take_again()
         except StoreInUse as exc:
@@ -237,5 +237,5 @@ class SqliteStore(SoleOwnerStore):
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as exc:  # links in a circle
-        raise StoreUnavailable(f"STATE_URL names {path}, which leads nowhere: {exc}") from exc
+    except (OSError, RuntimeError) as exc:  # circular links
+        raise StoreUnavailable(f"STATE_URL names {path}, which can't be resolved: {exc}") from exc

@@ -1,6 +1,6 @@
-"""The SQLite file itself: told from strangers', readable for its owner alone, checked, migrated, rescued.
+"""The SQLite file itself: identified as ours, readable by its owner only, checked, migrated, rescued.
 
-A damaged file is moved aside, never deleted, and a new one begun with what can still be read of it.
+A damaged file is moved aside, never deleted, and a new one created with all rows that can still be read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Damaged(sqlite3.DatabaseError):
-    """The file is ours, and not as we have left it."""
+    """The file is ours but damaged."""
 
     def __init__(self, finding: str) -> None:
         super().__init__(finding)
@@ -30,7 +30,7 @@ class Damaged(sqlite3.DatabaseError):
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    """Whether the error says that the file's content is broken (and not, say, that the disk is full)."""
+    """Whether the error means that the file's content is damaged (rather than, say, a full disk)."""
     if str(error).startswith("no such table"):
         return True
     return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in CORRUPT
@@ -39,8 +39,8 @@ def is_corrupt(error: sqlite3.Error) -> bool:
 def open_database(path: Path, *, busy_timeout_s: float) -> sqlite3.Connection:
     """A connection to the database at `path`, migrated, in WAL mode; the file has mode 0600.
 
-    A damaged file is moved aside and a new one made of what can be read. Raises StateNotOurs for a file that
-    never was ours, and StoreUnavailable where there can be none, or where a newer Berth has written it.
+    A damaged file is moved aside and replaced by one with all readable rows. Raises StateNotOurs for a file
+    that was never ours, and StoreUnavailable if none can be made or a newer Berth wrote it.
     """
     try:
         identify(path)
@@ -49,13 +49,13 @@ def open_database(path: Path, *, busy_timeout_s: float) -> sqlite3.Connection:
         except sqlite3.DatabaseError as exc:
             if not is_corrupt(exc):
                 raise
-            return begin_anew(path, str(exc), busy_timeout_s=busy_timeout_s)
+            return rebuild(path, str(exc), busy_timeout_s=busy_timeout_s)
     except (sqlite3.Error, OSError) as exc:
         raise StoreUnavailable(f"can't open the state in {path} (see STATE_URL): {exc}") from exc
 
 
-def begin_anew(path: Path, reason: str, *, busy_timeout_s: float) -> sqlite3.Connection:
-    """Move the damaged database at `path` aside; a new one with what is left.
+def rebuild(path: Path, reason: str, *, busy_timeout_s: float) -> sqlite3.Connection:
+    """Move the damaged database at `path` aside; returns a new one with the readable rows.
 
     Raises sqlite3.Error and OSError.
     """
@@ -63,10 +63,10 @@ def begin_anew(path: Path, reason: str, *, busy_timeout_s: float) -> sqlite3.Con
     connection = _connect(path, busy_timeout_s)
     try:
         num_records = rescue(moved_to, connection)
-    except (sqlite3.Error, OSError):  # nothing can be read, or there is no place for a copy
+    except (sqlite3.Error, OSError):  # nothing can be read, or there is no space for a copy
         num_records = 0
     logger.error(
-        "the state in %s is damaged (%s): kept as %s, begun anew with %d records that could be read",
+        "the state in %s is damaged (%s): moved to %s, and rebuilt with %d readable records",
         path,
         " ".join(reason.split())[:300],
         moved_to,
@@ -76,13 +76,13 @@ def begin_anew(path: Path, reason: str, *, busy_timeout_s: float) -> sqlite3.Con
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a database that is of no use any more, with its log; returns its new name."""
+    """Rename an unusable database and its log; returns the new name."""
     base = f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}"
     target, number = path.with_name(base), 1
     while target.exists() or wal_path(target).exists():
         number += 1
         target = path.with_name(f"{base}-{number}")
-    for suffix in ("", "-wal", "-shm", "-journal"):  # a new database must not find the old one's log
+    for suffix in ("", "-wal", "-shm", "-journal"):  # a new database must not find the old log
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.rename(target.with_name(target.name + suffix))
@@ -91,19 +91,19 @@ def move_aside(path: Path) -> Path:
 
 def _connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Made by us, not by SQLite, so that it never is readable for others; -wal and -shm take its mode.
+    # Created here, not by SQLite, so that others can never read it; -wal and -shm inherit its mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
     is_new = path.stat().st_size == 0
     if is_new and wal_path(path).exists() and wal_path(path).stat().st_size:
-        raise Damaged("it is empty, and its log is not")  # SQLite would delete that
+        raise Damaged("it is empty, but its log isn't")  # SQLite would delete the log
     connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
     try:
         connection.text_factory = text_of
-        if is_new:  # before there is a log: the mark must be in the file itself
+        if is_new:  # before a log exists: the mark must be in the file itself
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        # NORMAL in WAL mode: an acknowledged write survives our own death; a power cut may take the last
-        # ones, and never the database.
+        # NORMAL in WAL mode: an acknowledged write survives our own death; a power cut may lose the last
+        # writes, but never damages the database.
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute("PRAGMA synchronous = NORMAL")
         finding = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -119,16 +119,16 @@ def _connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the schema up to date, all at once or not at all. Raises Damaged where it is no version's."""
+    """Bring the schema up to date atomically. Raises Damaged if it matches no version."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise StoreUnavailable(
-            f"the state in {path} has schema {version}, and this Berth knows {len(MIGRATIONS)}: a newer "
-            "Berth wrote it; run that one, or give this one a STATE_DIR of its own"
+            f"the state in {path} has schema {version}, and this Berth supports {len(MIGRATIONS)} at most: a "
+            "newer Berth wrote it; run that version, or give this one a STATE_DIR of its own"
         )
     mark: int = connection.execute("PRAGMA application_id").fetchone()[0]
-    made = _tables_made(connection)
-    if version < 0 or (version == 0 and TABLES.keys() & made.keys()):
+    created = _created_tables(connection)
+    if version < 0 or (version == 0 and TABLES.keys() & created.keys()):
         raise Damaged(f"schema {version} has tables already")
     if version != len(MIGRATIONS) or mark != APPLICATION_ID:
         connection.execute("BEGIN IMMEDIATE")
@@ -138,12 +138,14 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("COMMIT")
-        made = _tables_made(connection)
+        created = _created_tables(connection)
     for name, statement in TABLES.items():
-        if made.get(name) != statement:
-            raise Damaged(f"the table {name} is {'not as Berth makes it' if name in made else 'missing'}")
+        if created.get(name) != statement:
+            raise Damaged(
+                f"the table {name} is {'not the one Berth creates' if name in created else 'missing'}"
+            )
 
 
-def _tables_made(connection: sqlite3.Connection) -> dict[str, str]:
+def _created_tables(connection: sqlite3.Connection) -> dict[str, str]:
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
     return dict(rows.fetchall())

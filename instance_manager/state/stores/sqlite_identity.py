@@ -1,8 +1,8 @@
-"""Whether a file is a database of ours: told before anything of it is opened, locked or changed.
+"""Whether a file is one of our databases: checked before it is opened, locked or changed.
 
-A file that never was ours is left as it is, to its times and its neighbours. Ours are told by a mark in the
-header; those of earlier versions, without one, by their tables; a damaged one by what can still be read of
-it, or by the lock that we have left beside it. Blocks for reads of at most a few MiB.
+Any other file is left untouched, including its times and the files beside it. Ours have a mark in the header;
+those of earlier versions have none and are identified by their tables; damaged ones by their readable
+parts, or by the lock beside them. Blocks for reads of at most a few MiB.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from instance_manager.state.stores.lock import signed_inode
 from instance_manager.state.stores.sqlite_schema import APPLICATION_ID, TABLES
 
 _MAGIC = b"SQLite format 3\0"
-_MARK_AT = 68  # the application's id, four bytes, the first one the highest
+_MARK_AT = 68  # the application id: four bytes, big-endian
 _HEADER_BYTES = 100
-_LOOKED_THROUGH_BYTES = 4 * 2**20  # of a damaged file, for our schema: it stands on the first page
-# A row of the schema as SQLite stores it: no dump and no source has these words without space between.
+_SEARCHED_BYTES = 4 * 2**20  # of a damaged file, for our schema, which is on the first page
+# A row of the schema as SQLite stores it: dumps and sources have spaces between these words.
 _SCHEMA_ROW = re.compile(rb"tablerecordsrecords.{1,4}CREATE TABLE records \(instance_id", re.DOTALL)
 
 
 class Identity(Enum):
-    """What a path leads to."""
+    """What is at a path."""
 
     NOTHING = auto()  # no file, or an empty one
     OURS = auto()  # whole or damaged
@@ -45,7 +45,7 @@ def wal_path(path: Path) -> Path:
 
 
 def has_mark(path: Path) -> bool:
-    """Whether its header is one of ours, or the unmarked one of an earlier version. Raises OSError."""
+    """Whether its header has our mark, or none as in earlier versions. Raises OSError."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     return header.startswith(_MAGIC) and _mark_in(header) in (0, APPLICATION_ID)
@@ -56,13 +56,13 @@ def _mark_in(header: bytes) -> int:
 
 
 def identify(path: Path) -> Identity:
-    """What is there, links followed. Raises StateNotOurs, and OSError where it can't be read."""
+    """What is at the path, following links. Raises StateNotOurs, and OSError if it can't be read."""
     try:
         found = path.stat()
     except FileNotFoundError:
         found = None
     if found is not None and not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "no file"
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise _refusal(path, f"is {kind}")
     if found is None or found.st_size == 0:
         return Identity.OURS if _has_evidence(path) else Identity.NOTHING
@@ -74,17 +74,17 @@ def identify(path: Path) -> Identity:
 
 def _refusal(path: Path, problem: str) -> StateNotOurs:
     return StateNotOurs(
-        f"STATE_URL names {path}, which {problem} and was not made by Berth: it is left as it is. Name a "
-        "file that isn't there yet, such as STATE_URL=sqlite:///berth.db, or move that one away"
+        f"STATE_URL names {path}, which {problem} and was not created by Berth: it is left untouched. Name a "
+        "file that doesn't exist yet, such as STATE_URL=sqlite:///berth.db, or move that one away"
     )
 
 
 def _problem_of(path: Path) -> str | None:
-    """What it is, where it isn't ours."""
+    """What it is instead, if it isn't ours."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if not header.startswith(_MAGIC):
-        return None if _has_evidence(path) else "is no database"
+        return None if _has_evidence(path) else "is not a database"
     mark = _mark_in(header)
     if mark == APPLICATION_ID:
         return None
@@ -102,7 +102,7 @@ def _problem_of(path: Path) -> str | None:
 
 
 def _tables_of(path: Path) -> set[str]:
-    """How the tables of a database were made. By a look that leaves no trace: no log is read or made."""
+    """The statements that created a database's tables. Leaves no trace: no log is read or created."""
     url = f"file:{quote(str(path))}?mode=ro&immutable=1"
     with closing(sqlite3.connect(url, uri=True)) as connection:
         rows = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")
@@ -110,14 +110,14 @@ def _tables_of(path: Path) -> set[str]:
 
 
 def _has_evidence(path: Path) -> bool:
-    """Whether a file that can't be read was ours: by our schema in it, or our lock beside it that names it.
+    """Whether an unreadable file was ours: it contains our schema, or the lock beside it names it.
 
-    An empty file is damage only where there is a log to go with it.
+    An empty file counts as damaged only if it has a log.
     """
     for each in (path, wal_path(path)):
         try:
             with each.open("rb") as file:
-                if _SCHEMA_ROW.search(file.read(_LOOKED_THROUGH_BYTES)):
+                if _SCHEMA_ROW.search(file.read(_SEARCHED_BYTES)):
                     return True
         except FileNotFoundError:
             continue
@@ -125,5 +125,5 @@ def _has_evidence(path: Path) -> bool:
         found = path.stat()
     except FileNotFoundError:
         return False
-    is_blank = not found.st_size and not (wal_path(path).exists() and wal_path(path).stat().st_size)
-    return not is_blank and found.st_ino == signed_inode(lock_path(path))
+    is_empty = not found.st_size and not (wal_path(path).exists() and wal_path(path).stat().st_size)
+    return not is_empty and found.st_ino == signed_inode(lock_path(path))

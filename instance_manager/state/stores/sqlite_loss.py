@@ -1,6 +1,6 @@
-"""Files of an open database that somebody has removed, replaced or emptied: noticed, and put back.
+"""Detects and restores files of an open database that were removed, replaced or emptied.
 
-As long as a connection is open it has the files that it has opened, whatever happens to their names.
+An open connection keeps the files that it opened, whatever happens to their names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PARTS = ("", "-wal", "-shm")
 
 
 def file_ids(path: Path) -> dict[Path, FileId]:
-    """Those of the database's files that are there."""
+    """The database's existing files."""
     found = {}
     for part in _PARTS:
         one = path.with_name(path.name + part)
@@ -29,13 +29,13 @@ def file_ids(path: Path) -> dict[Path, FileId]:
     return found
 
 
-def what_is_lost(path: Path, seen: Mapping[Path, FileId]) -> str | None:
-    """What has happened to the files since; None where all are as they were, or can't be looked at now."""
+def find_loss(path: Path, seen: Mapping[Path, FileId]) -> str | None:
+    """What has happened to the files since; None if nothing has, or they can't be read now."""
     try:
         for one, identity in seen.items():
             if _id_of(one) != identity:
                 return f"{one.name} was replaced"
-        return None if has_mark(path) else f"{path.name} was written over"
+        return None if has_mark(path) else f"{path.name} was overwritten"
     except FileNotFoundError as exc:
         return f"{Path(exc.filename).name} was removed"
     except OSError:
@@ -43,10 +43,10 @@ def what_is_lost(path: Path, seen: Mapping[Path, FileId]) -> str | None:
 
 
 def put_back(connection: sqlite3.Connection, path: Path) -> Path | None:
-    """Write what the connection has to `path`, and close it; the new name of what was there instead.
+    """Write the connection's data to `path` and close it; returns the new name of the file in its place.
 
-    What can't be read any more is left out: its place is taken by an empty database. Raises StateNotOurs
-    where a stranger's file is in the place, sqlite3.Error and OSError; the connection stays open then.
+    Data that can no longer be read is replaced by an empty database. Raises StateNotOurs if a foreign file is
+    at `path`, sqlite3.Error and OSError; the connection then stays open.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = path.with_name(path.name + ".draft")
@@ -63,13 +63,13 @@ def put_back(connection: sqlite3.Connection, path: Path) -> Path | None:
 
 
 def _copy(connection: sqlite3.Connection, draft: Path) -> bool:
-    """Whether all of it could be read."""
+    """Whether all data could be read."""
     draft.unlink(missing_ok=True)
     os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
             connection.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # so that it is all in one file
+            copy.execute("PRAGMA journal_mode = DELETE")  # so that everything is in one file
             finding = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
             if finding != "ok":
                 raise Damaged(finding)

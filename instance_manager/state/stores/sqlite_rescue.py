@@ -1,7 +1,7 @@
-"""What a damaged database of ours still says: found out row by row, and put into a new one.
+"""Copies the readable rows of a damaged database of ours into a new one.
 
-The damaged file is only read. Rows are taken from both ends of a table, as one that can't be read hides those
-behind it. Raises sqlite3.Error as it comes, but for what the damaged file says.
+The damaged file is only read. Rows are read from both ends of a table, since an unreadable row hides those
+behind it. Raises sqlite3.Error of the new database; those of the damaged one are suppressed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Row = tuple[Any, ...]
 
 
 def text_of(stored: bytes) -> str:
-    """For a connection: text that is no UTF-8 makes its row unreadable, and not the whole table."""
+    """A connection's text factory: invalid UTF-8 makes one row unreadable, not the whole table."""
     return stored.decode("utf-8", "replace")
 
 
 def first_unreadable(connection: sqlite3.Connection) -> str | None:
-    """Which row can't be read, and why; None where all can."""
+    """The first row that can't be read, and why; None if all can."""
     for table in TABLES:
         for row in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608 - names of ours
             try:
@@ -41,12 +41,12 @@ def first_unreadable(connection: sqlite3.Connection) -> str | None:
     newest = connection.execute("SELECT max(event_id) FROM events").fetchone()[0]
     counted = connection.execute("SELECT value FROM counters WHERE name = 'event_id'").fetchone()
     if (newest or 0) > (counted[0] if counted else 0):
-        return "the number of the last event is lost"
+        return "the id of the last event is lost"
     return None
 
 
 def rescue(damaged: Path, connection: sqlite3.Connection) -> int:
-    """Copy every row that can be read into the new database; how many instances' records were among them."""
+    """Copy every readable row into the new database; returns the number of instance records copied."""
     try:
         with _reading(damaged) as source:
             source.text_factory = text_of
@@ -68,7 +68,7 @@ def rescue(damaged: Path, connection: sqlite3.Connection) -> int:
 
 @contextmanager
 def _reading(damaged: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that changes nothing. SQLite would delete the log of an empty file: a copy is read."""
+    """A connection that changes nothing. A copy is read for an empty file, whose log SQLite would delete."""
     if damaged.exists() and damaged.stat().st_size:
         with closing(sqlite3.connect(f"file:{quote(str(damaged))}?mode=ro", uri=True)) as source:
             yield source
@@ -96,27 +96,27 @@ def _readable_rows(source: sqlite3.Connection, table: str, columns: str) -> Iter
                 with suppress(*UNREADABLE):
                     _CHECKS[table](row)
                     yield row
-            return  # all the way: the other end has nothing more
+            return  # the whole table was read
 
 
 def _check_record(row: Row) -> None:
     instance_id, version, body = row
     record = InstanceRecord.from_json(body)
     if record.instance_id != instance_id or record.version != version or type(version) is not int:
-        raise ValueError("it is another's")
+        raise ValueError("it belongs to another row")
 
 
 def _check_event(row: Row) -> None:
     event_id, body = row
     if event_from_json(body).event_id != event_id:
-        raise ValueError("it is another's")
+        raise ValueError("it belongs to another row")
 
 
 def _of_types(*kinds: type) -> Callable[[Row], None]:
     def check(row: Row) -> None:
         for value, kind in zip(row, kinds, strict=True):
             if not isinstance(value, kind):
-                raise TypeError(f"{value!r:.50} is no {kind.__name__}")
+                raise TypeError(f"{value!r:.50} is not a {kind.__name__}")
 
     return check
 

@@ -1,11 +1,11 @@
-"""The SQLite schema: what makes a database ours, and each version of the next. Data only."""
+"""The SQLite schema: the mark of our databases, and the migrations. Data only."""
 
 from __future__ import annotations
 
-APPLICATION_ID = 0x42727468  # "Brth", in the file's header; databases of the first versions have none
+APPLICATION_ID = 0x42727468  # "Brth", in the file's header; missing in databases of the first versions
 
-# One entry per version of the schema: what makes it of the one before. Entries are never edited once
-# released; a new one is added. PRAGMA user_version counts those a file has seen.
+# One entry per version of the schema: the statements that migrate from the version before. Released entries
+# are never edited; new ones are added. PRAGMA user_version counts the entries applied to a file.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE records (instance_id TEXT PRIMARY KEY, version INTEGER NOT NULL, body TEXT NOT NULL)",
@@ -23,7 +23,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
-# Each table as SQLite keeps the words that made it.
+# Each table with the statement that created it, as SQLite keeps it.
 TABLES: dict[str, str] = {
     statement.split()[2]: statement
     for statements in MIGRATIONS

@@ -1,6 +1,6 @@
 """Reading and writing the SQLite tables, on a connection: plain functions, run in the store's thread.
 
-Raise sqlite3.Error as it comes; who calls them translates.
+They raise sqlite3.Error; callers translate it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ logger = logging.getLogger("berth.state")
 
 
 class Transaction:
-    """All or nothing; a rollback that fails as well hides nothing of the first error."""
+    """All or nothing; a failing rollback doesn't hide the first error."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def __enter__(self) -> None:
-        if self._connection.in_transaction:  # an earlier roll-back has failed
+        if self._connection.in_transaction:  # an earlier rollback failed
             self._connection.execute("ROLLBACK")
         self._connection.execute("BEGIN IMMEDIATE")
 

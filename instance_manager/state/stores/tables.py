@@ -1,6 +1,6 @@
-"""The state as plain tables in memory: the memory store itself, and what the Redis store knows when away.
+"""The state as plain tables in memory: for the memory store, and for the Redis store's mirror.
 
-Pure: no I/O, no clock; every method is synchronous and either does all or raises and does nothing.
+Pure: no I/O, no clock; every method is synchronous, and either succeeds or raises without any change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Tables:
     last_event_id: int = 0
 
     def copy(self) -> Tables:
-        """The same, independent of what happens to this one."""
+        """An independent copy."""
         return Tables(
             self.history,
             dict(self.records),
@@ -46,7 +46,7 @@ class Tables:
         return 0 if record is None else record.version
 
     def check(self, write: Write) -> None:
-        """Raise Conflict or PortHeld where the write can't be made."""
+        """Raise Conflict or PortHeld if the write can't be applied."""
         instance_id = write.instance_id
         if instance_id is not None and (found := self.version(instance_id)) != write.expected_version:
             raise Conflict(instance_id, write.expected_version, found)
@@ -56,7 +56,7 @@ class Tables:
                 raise PortHeld(hold.node, hold.port, holder)
 
     def apply(self, write: Write, *, number_events: bool = True) -> Commit:
-        """Make the write. Raises what `check` raises. Without `number_events` its events are left out."""
+        """Apply the write. Raises as `check` does. Without `number_events` its events are left out."""
         self.check(write)
         if write.delete is not None:
             self.records.pop(write.delete, None)
@@ -73,15 +73,15 @@ class Tables:
         return Commit(write.put, events)
 
     def append(self, new: Iterable[NewEvent], first_event_id: int = 0) -> tuple[Event, ...]:
-        """Number the events, from this number on where it is free, and keep them."""
+        """Number the events, from `first_event_id` if it is free, and store them."""
         first = max(self.last_event_id + 1, first_event_id)
         events = tuple(event.numbered(first + place) for place, event in enumerate(new))
         for event in events:
-            self.take_event(event)
+            self.add_event(event)
         return events
 
-    def take_event(self, event: Event) -> None:
-        """Keep an event that has its number; one that is known already changes nothing."""
+    def add_event(self, event: Event) -> None:
+        """Store a numbered event; does nothing if it is known already."""
         place = bisect_right(self.events, event.event_id, key=_event_id)
         if place and self.events[place - 1].event_id == event.event_id:
             return
@@ -96,12 +96,12 @@ class Tables:
         return self.events[start : start + limit]
 
     def release(self, hold: PortHold) -> None:
-        """Give a port back, if this instance holds it."""
+        """Release a port, if this instance holds it."""
         if self.ports.get((hold.node, hold.port)) == hold.instance_id:
             del self.ports[hold.node, hold.port]
 
     def release_all(self, instance_id: str) -> None:
-        """Give back all ports of an instance."""
+        """Release all ports of an instance."""
         self.ports = {where: holder for where, holder in self.ports.items() if holder != instance_id}
 
     def add_usage(self, used: Usage) -> None:

@@ -1,4 +1,4 @@
-"""The three stores under one fixture; redis-server runs once for all tests that don't break it."""
+"""The three stores as one fixture; one redis-server serves all tests that don't break it."""
 
 from __future__ import annotations
 

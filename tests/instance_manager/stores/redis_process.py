@@ -15,7 +15,7 @@ START_TIMEOUT_S = 30.0
 
 
 class RedisProcess:
-    """Keeps nothing on disk unless `keep`: then every write is in its append-only file when acknowledged."""
+    """Stores nothing on disk unless `keep`: then every acknowledged write is in its append-only file."""
 
     def __init__(self, directory: Path, *, keep: bool = False) -> None:
         self._directory = directory
@@ -30,7 +30,7 @@ class RedisProcess:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Run, and return when it answers."""
+        """Start it, and return when it responds."""
         assert REDIS_SERVER is not None
         keep = ["--appendonly", "yes", "--appendfsync", "always"] if self._keep else ["--appendonly", "no"]
         where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory)]
@@ -52,7 +52,7 @@ class RedisProcess:
             self._process = None
 
     def freeze(self) -> None:
-        """Let it hold its connections and answer nothing."""
+        """Keep its connections open without replying."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
 

@@ -1,4 +1,4 @@
-"""A way to Redis that can be cut for one Berth alone, or lose an answer."""
+"""A relay to Redis that can be cut for one node only, or lose a reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Relay:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._cut = False
-        self._losing = b""  # the next request with this in it is passed on, and its answer lost with the line
+        self._losing = b""  # the next request with this is passed on, its reply lost with the connection
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -32,7 +32,7 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Break all lines, refuse new ones."""
+        """Break all connections, refuse new ones."""
         self._cut = True
         for writer in self._writers:
             writer.transport.abort()
@@ -77,7 +77,7 @@ class Relay:
                 answers.cancel()
                 upstream.write(data)
                 await upstream.drain()
-                # An answer shows that it was done; nobody reads it.
+                # A reply shows that it was executed; it is discarded.
                 await asyncio.sleep(0.2)
                 return
             upstream.write(data)

@@ -1,4 +1,4 @@
-"""Redis killed, frozen, emptied, out of reach for one Berth of two: nothing is forgotten or made twice."""
+"""Redis killed, frozen, emptied, out of reach for one of two nodes: nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instance_manager.state.stores import Change, ChangeKind, NewEvent, PortHold
 from instance_manager.state.stores.errors import Conflict, LeaseLost, StoreInUse, StoreUnavailable
 from instance_manager.state.stores.records import Owner
 from instance_manager.state.stores.redis import RedisStore
-from instance_manager.state.stores.redis_link import Own
+from instance_manager.state.stores.redis_link import ExpectedData
 from tests.instance_manager.stores.conftest import a_record, needs_redis
 from tests.instance_manager.stores.redis_process import RedisProcess
 from tests.instance_manager.stores.relay import Relay
@@ -110,7 +110,7 @@ async def test_redis_killed_and_restarted(own_redis: RedisProcess) -> None:
             assert owner is not None and owner.is_alive and owner.fence >= lease.fence
 
 
-async def test_two_berths_and_a_redis_that_lost_everything(redis_server: RedisProcess) -> None:
+async def test_two_nodes_and_a_redis_that_lost_everything(redis_server: RedisProcess) -> None:
     redis_server.flush()
     async with (
         await RedisStore.open(redis_server.url) as one,
@@ -137,7 +137,7 @@ async def test_two_berths_and_a_redis_that_lost_everything(redis_server: RedisPr
                 await asyncio.sleep(0.02)
 
 
-async def test_a_frozen_redis_holds_nobody_up_for_long(own_redis: RedisProcess) -> None:
+async def test_a_frozen_redis_blocks_no_caller_for_long(own_redis: RedisProcess) -> None:
     async with await RedisStore.open(own_redis.url) as store:
         await store.put(a_record(), 0)
         own_redis.freeze()
@@ -153,7 +153,7 @@ async def test_a_frozen_redis_holds_nobody_up_for_long(own_redis: RedisProcess) 
         assert [event.event_id for event in await store.events_since(0)] == list(range(1, 11))
 
 
-async def test_a_write_whose_answer_is_lost_is_made_once(relay: Relay, redis_server: RedisProcess) -> None:
+async def test_a_write_whose_reply_is_lost_is_applied_once(relay: Relay, redis_server: RedisProcess) -> None:
     async with await RedisStore.open(relay.url) as store, await RedisStore.open(redis_server.url) as other:
         await store.put(a_record(), 0)
         relay.lose_the_answer_to(b"answer-lost")
@@ -171,7 +171,7 @@ async def test_a_write_whose_answer_is_lost_is_made_once(relay: Relay, redis_ser
         assert await other.usage() == [Usage("k", "m", 1, 7)]
 
 
-async def test_what_is_queued_when_berth_ends_is_written_where_redis_comes_back_soon(
+async def test_queued_writes_are_written_at_shutdown_if_redis_comes_back_soon(
     relay: Relay, redis_server: RedisProcess
 ) -> None:
     async with await RedisStore.open(redis_server.url) as other:
@@ -190,7 +190,7 @@ async def test_what_is_queued_when_berth_ends_is_written_where_redis_comes_back_
         assert await other.owners() == []
 
 
-async def test_the_end_does_not_wait_long_for_a_redis_that_stays_away(
+async def test_a_shutdown_does_not_wait_long_for_a_redis_that_stays_away(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("instance_manager.state.stores.redis.LAST_WRITES_S", 0.1)
@@ -203,26 +203,26 @@ async def test_the_end_does_not_wait_long_for_a_redis_that_stays_away(
     assert "1 changes are lost" in caplog.text
 
 
-async def test_a_lease_taken_while_leases_are_looked_at_is_not_missed(redis_server: RedisProcess) -> None:
-    """The look's answer is older than the lease: nothing has been lost."""
+async def test_a_lease_acquired_during_a_check_does_not_count_as_lost(redis_server: RedisProcess) -> None:
+    """The reply to the check is older than the lease: nothing was lost."""
     redis_server.flush()
     async with await RedisStore.open(redis_server.url) as store:
-        look = store._sync.link.look
+        check = store._sync.link.check
 
-        async def taken_meanwhile(epoch: str, own: Own) -> dict[str, Owner]:
-            owners = await look(epoch, own)
+        async def acquired_meanwhile(epoch: str, expected: ExpectedData) -> dict[str, Owner]:
+            owners = await check(epoch, expected)
             await store.acquire_lease("berth-a", 30)
             return owners
 
-        store._sync.link.look = taken_meanwhile  # type: ignore[method-assign]
+        store._sync.link.check = acquired_meanwhile  # type: ignore[method-assign]
         try:
-            assert await store._sync._look() == {}
+            assert await store._sync._check() == {}
         finally:
-            store._sync.link.look = look  # type: ignore[method-assign]
+            store._sync.link.check = check  # type: ignore[method-assign]
         assert not store.is_away
 
 
-async def test_a_claim_whose_answer_is_lost_is_given_back(relay: Relay, redis_server: RedisProcess) -> None:
+async def test_a_claim_whose_reply_is_lost_is_released(relay: Relay, redis_server: RedisProcess) -> None:
     async with await RedisStore.open(relay.url) as store, await RedisStore.open(redis_server.url) as other:
         await store.claim_key("first", "one", fingerprint="f", ttl_s=60)  # Redis knows the script from now on
         relay.lose_the_answer_to(b"answer-lost")
@@ -232,7 +232,9 @@ async def test_a_claim_whose_answer_is_lost_is_given_back(relay: Relay, redis_se
         assert (await other.claim_key("key", "x", fingerprint="f", ttl_s=60)).is_new
 
 
-async def test_what_another_wrote_meanwhile_wins(relay: Relay, redis_server: RedisProcess) -> None:
+async def test_a_record_that_another_node_wrote_meanwhile_wins(
+    relay: Relay, redis_server: RedisProcess
+) -> None:
     async with await RedisStore.open(relay.url) as store, await RedisStore.open(redis_server.url) as other:
         await store.put(a_record(), 0)
         changes = store.watch()
@@ -261,7 +263,7 @@ async def test_the_queue_is_bounded(relay: Relay) -> None:
     async with await RedisStore.open(relay.url, max_queued=2) as store:
         relay.cut()
         await until(lambda: store.is_away)
-        with pytest.raises(TypeError, match="can't be kept"):
+        with pytest.raises(TypeError, match="can't be stored"):
             await store.put(a_record(extra={"no": object()}), 0)  # it would block the queue for ever
         await store.append([EVENT])
         first = await store.put(a_record(), 0)
@@ -273,7 +275,7 @@ async def test_the_queue_is_bounded(relay: Relay) -> None:
         assert await store.records() == [first]
 
 
-async def test_berths_see_each_other_come_and_go(relay: Relay, redis_server: RedisProcess) -> None:
+async def test_nodes_see_each_other_join_and_leave(relay: Relay, redis_server: RedisProcess) -> None:
     async with await RedisStore.open(relay.url) as store, await RedisStore.open(redis_server.url) as other:
         changes = other.watch()
         await store.acquire_lease("berth-a", 0.6)
@@ -295,11 +297,13 @@ async def test_berths_see_each_other_come_and_go(relay: Relay, redis_server: Red
         assert (lost.owner, lost.reason) == ("berth-a", "it has ended")
 
 
-async def test_of_two_of_one_name_the_later_writes(relay: Relay, redis_server: RedisProcess) -> None:
+async def test_of_two_processes_with_one_name_the_later_writes(
+    relay: Relay, redis_server: RedisProcess
+) -> None:
     async with await RedisStore.open(relay.url) as store, await RedisStore.open(redis_server.url) as other:
         lease = await store.acquire_lease("berth-a", 30)
         first = await store.put(a_record(), 0)
-        with pytest.raises(StoreInUse, match="another Berth works as 'berth-a'"):
+        with pytest.raises(StoreInUse, match="another Berth process uses the name 'berth-a'"):
             await other.acquire_lease("berth-a", 30)
         taken = await other.acquire_lease("berth-a", 30, take_over=True)
         assert taken.fence > lease.fence
@@ -312,8 +316,8 @@ async def test_of_two_of_one_name_the_later_writes(relay: Relay, redis_server: R
         assert [owner.fence for owner in await other.owners()] == [taken.fence]
 
 
-async def test_without_redis_there_is_a_clear_word(tmp_path: Path) -> None:
-    port = RedisProcess(tmp_path).port  # nobody listens there
+async def test_without_redis_there_is_a_clear_error(tmp_path: Path) -> None:
+    port = RedisProcess(tmp_path).port  # nothing listens there
     with pytest.raises(StoreUnavailable, match="no Redis answers") as refused:
         await RedisStore.open(f"redis://me:hunter2@127.0.0.1:{port}/0", timeout_s=0.2)
     assert "hunter2" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Redis is up, and something of ours in it is gone, another's, or garbage: it is put back."""
+"""Redis is up, but some of our data in it is missing, foreign or garbage: it is restored."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ EVENT = NewEvent("instance.state", "one", 1.0, {"n": 1})
 MINE = a_record("one", owner="berth-a", version=1)
 THEIRS = a_record("two", owner="berth-b", version=1)
 
-# What somebody says to Redis, as words.
+# Commands of other clients.
 LOSSES: list[list[str]] = [
     ["FLUSHALL"],
     ["FLUSHDB"],
     ["HDEL", "{berth}:leases", "berth-a"],
     ["HSET", "{berth}:leases", "berth-a", "garbage"],
     ["HSET", "{berth}:leases", "berth-a", "[]"],
-    ["HSET", "{berth}:leases", "berth-a", '{"session":"x","fence":9,"expires":5}'],  # another's, run out
+    ["HSET", "{berth}:leases", "berth-a", '{"session":"x","fence":9,"expires":5}'],  # another node's, expired
     ["HSET", "{berth}:leases", "garbage", "garbage"],
     ["HDEL", "{berth}:records", "one"],
     ["HSET", "{berth}:records", "one", "{"],
@@ -79,20 +79,20 @@ async def fill(one: RedisStore, two: RedisStore) -> None:
 
 
 async def settled(*stores: RedisStore) -> None:
-    """All are in step, each with its lease, and nothing more happens."""
+    """All are synchronised, each with its lease, and nothing more happens."""
 
     def position() -> list[object]:
-        return [(store._sync.up, store._sync.mirror.known, store._sync._last_change) for store in stores]
+        return [(store._sync.is_up, store._sync.mirror.known, store._sync._last_change) for store in stores]
 
     async with asyncio.timeout(30):
         before: list[object] = []
-        while not all(store._sync.up for store in stores) or before != position():
+        while not all(store._sync.is_up for store in stores) or before != position():
             before = position()
             await asyncio.sleep(0.25)
 
 
 @pytest.mark.parametrize("words", LOSSES, ids=" ".join)
-async def test_what_is_lost_is_put_back(
+async def test_lost_data_is_restored(
     words: list[str], redis: Redis, redis_server: RedisProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
@@ -119,8 +119,10 @@ async def test_what_is_lost_is_put_back(
 
 
 @pytest.mark.parametrize("key", MEND_KEYS)
-async def test_what_is_not_ours_is_moved_and_kept(key: str, redis: Redis, redis_server: RedisProcess) -> None:
-    """Another program writes a value of another type under one of our names."""
+async def test_a_foreign_value_is_renamed_and_kept(
+    key: str, redis: Redis, redis_server: RedisProcess
+) -> None:
+    """Another program writes a value of another type under one of our keys."""
     async with (
         await RedisStore.open(redis_server.url) as one,
         await RedisStore.open(redis_server.url) as two,
@@ -137,7 +139,7 @@ async def test_what_is_not_ours_is_moved_and_kept(key: str, redis: Redis, redis_
         assert redis.lrange(aside, 0, -1) == ["theirs"]
 
 
-async def test_a_write_finds_the_lease_gone_before_anyone_looks(
+async def test_a_write_finds_the_lease_gone_before_a_check_does(
     redis: Redis, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("instance_manager.state.stores.redis_sync.TICK_S", 0.6)
@@ -149,20 +151,20 @@ async def test_a_write_finds_the_lease_gone_before_anyone_looks(
         redis.delete("{berth}:leases")
         first = await one.commit(Write(put=replace(MINE, version=2), expected_version=1))
         assert first.queued
-        await until(lambda: one._sync.up)
+        await until(lambda: one._sync.is_up)
         redis.delete("{berth}:leases")
-        with suppress(StoreUnavailable):  # taken again; what else is lost is looked for first
+        with suppress(StoreUnavailable):  # acquired again; other losses are searched first
             await one.renew_lease()
-        await until(lambda: one._sync.up)
+        await until(lambda: one._sync.is_up)
         assert (await one.renew_lease()).owner == "berth-a"
         redis.delete("{berth}:versions")
-        await until(lambda: one._sync.up)
+        await until(lambda: one._sync.is_up)
         await one.put(replace(MINE, pid=9), 2)
-        await until(lambda: one._sync.up)
+        await until(lambda: one._sync.is_up)
         assert redis.hget("{berth}:versions", "one") == "3"
 
 
-async def test_only_another_that_lives_deposes(redis: Redis, redis_server: RedisProcess) -> None:
+async def test_only_another_live_process_deposes(redis: Redis, redis_server: RedisProcess) -> None:
     async with (
         await RedisStore.open(redis_server.url) as one,
         await RedisStore.open(redis_server.url) as two,
@@ -175,7 +177,7 @@ async def test_only_another_that_lives_deposes(redis: Redis, redis_server: Redis
             await settled(two, usurper)
 
 
-async def test_a_password_that_is_changed_is_told_once(
+async def test_a_changed_password_is_logged_once(
     redis: Redis, redis_server: RedisProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with await RedisStore.open(redis_server.url) as store:
@@ -197,7 +199,7 @@ async def test_a_password_that_is_changed_is_told_once(
         assert len(away) <= 2 and not [one for one in caplog.records if one.exc_info]
 
 
-async def test_a_redis_that_evicts_is_outlived(redis: Redis, redis_server: RedisProcess) -> None:
+async def test_a_redis_that_evicts_keys_is_survived(redis: Redis, redis_server: RedisProcess) -> None:
     async with (
         await RedisStore.open(redis_server.url) as one,
         await RedisStore.open(redis_server.url) as two,

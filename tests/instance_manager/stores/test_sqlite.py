@@ -22,7 +22,7 @@ from tests.instance_manager.stores.conftest import a_record
 
 URL = "sqlite:///berth.db"
 
-# Writes until it is killed; says each number once the store has acknowledged it.
+# Writes until it is killed; prints each number once the store has acknowledged it.
 WRITER = """
 import asyncio, sys
 from pathlib import Path
@@ -53,12 +53,12 @@ async def test_killed_while_writing_nothing_acknowledged_is_lost(tmp_path: Path)
                     acknowledged = int(writer.stdout.readline())
             finally:
                 writer.send_signal(signal.SIGKILL)
-            for line in writer.stdout.read().splitlines(keepends=True):  # said before it died
+            for line in writer.stdout.read().splitlines(keepends=True):  # printed before it died
                 acknowledged = int(line) if line.endswith("\n") else acknowledged
         async with await open_store(URL, tmp_path) as store:
             record = await store.get("one")
             assert record is not None
-            assert acknowledged <= record.version <= acknowledged + 1  # the last one's word may not have come
+            assert acknowledged <= record.version <= acknowledged + 1  # the last may not have been printed
             assert await store.last_event_id() == record.version  # a record and its event: both or neither
             events = await store.events_since(0)
             assert [event.event_id for event in events] == list(range(1, record.version + 1))
@@ -87,9 +87,9 @@ async def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
-async def test_two_berths_in_one_directory(tmp_path: Path) -> None:
+async def test_two_processes_in_one_directory(tmp_path: Path) -> None:
     async with await open_store(URL, tmp_path):
-        with pytest.raises(StoreInUse, match=r"another Berth \(pid \d+\) works in"):
+        with pytest.raises(StoreInUse, match=r"another Berth process \(pid \d+\) uses"):
             await open_store(URL, tmp_path)
     async with await open_store(URL, tmp_path):
         pass
@@ -112,7 +112,7 @@ async def test_a_file_that_turns_corrupt_while_open(tmp_path: Path, caplog: pyte
 
 @contextmanager
 def files_no_larger_than(size_bytes: int) -> Iterator[None]:
-    """What a full disk does: a file can't grow beyond this."""
+    """Like a full disk: a file can't grow beyond this."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
@@ -135,8 +135,8 @@ async def test_a_full_disk_is_survived(tmp_path: Path) -> None:
         assert await store.last_event_id() == written
 
 
-async def test_one_begins_on_a_full_disk_with_what_can_be_read(tmp_path: Path) -> None:
-    """So that engines of a Berth that was killed are found, and not orphaned until somebody clears up."""
+async def test_it_starts_on_a_full_disk_with_the_readable_state(tmp_path: Path) -> None:
+    """So that engines of a killed process are found, not orphaned until there is space."""
     killed = tmp_path / "killed"
     killed.mkdir()
     async with await open_store(URL, tmp_path) as store:
@@ -166,12 +166,12 @@ async def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "berth.db")
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     connection.close()
-    with pytest.raises(StoreUnavailable, match="a newer Berth wrote it"):
+    with pytest.raises(StoreUnavailable, match="newer Berth wrote it"):
         await open_store(URL, tmp_path)
     assert not list(tmp_path.glob("*.corrupt-*"))
 
 
-async def test_the_loop_goes_on_while_somebody_locks_the_file(tmp_path: Path) -> None:
+async def test_the_event_loop_continues_while_the_file_is_locked(tmp_path: Path) -> None:
     async with await open_store(URL, tmp_path) as store:
         blocker = sqlite3.connect(tmp_path / "berth.db", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
@@ -184,7 +184,7 @@ async def test_the_loop_goes_on_while_somebody_locks_the_file(tmp_path: Path) ->
         assert (await write).version == 1
 
 
-def test_a_berth_keeps_its_name(tmp_path: Path) -> None:
+def test_a_node_keeps_its_name(tmp_path: Path) -> None:
     name = owner_id(tmp_path / "a")
     assert owner_id(tmp_path / "a") == name
     assert owner_id(tmp_path / "b") != name

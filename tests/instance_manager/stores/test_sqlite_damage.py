@@ -1,4 +1,4 @@
-"""Our own database, damaged: moved aside, told in one line, and begun anew with what can still be read."""
+"""Our own database, damaged: moved aside, logged in one line, and rebuilt with all readable rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANY = 200
 
 
 async def fill(folder: Path) -> None:
-    """What a Berth would leave; more than one page of each table."""
+    """A typical state; more than one page of each table."""
     async with await open_store(URL, folder) as store:
         for number in range(MANY):
             one = await store.put(a_record(f"i{number:03}"), 0, events=[NewEvent("x", "i", 1.0)])
@@ -132,7 +132,7 @@ async def test_a_damaged_database_is_moved_aside(
 
 @pytest.mark.parametrize("field", ["port", "pid", "spec", "command", "extra", "created_at", "token"])
 async def test_a_record_with_a_field_of_another_kind_is_damage(field: str, tmp_path: Path) -> None:
-    """What would be a traceback at the start, or later."""
+    """It would cause a traceback at the start, or later."""
     async with await open_store(URL, tmp_path) as store:
         record = await store.put(a_record(), 0)
     body = json.loads(record.to_json())
@@ -142,7 +142,7 @@ async def test_a_record_with_a_field_of_another_kind_is_damage(field: str, tmp_p
         assert await store.records() == []
 
 
-async def test_of_an_emptied_file_its_log_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_of_an_emptied_file_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """SQLite itself deletes the log beside an empty file."""
     store = await SqliteStore.open(tmp_path / "berth.db")
     await store.put(a_record(), 0)
@@ -193,7 +193,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("what", LOSSES)
-async def test_what_is_removed_while_it_is_open_is_put_back(
+async def test_files_removed_while_open_are_restored(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with await open_store(URL, tmp_path) as store:
@@ -223,7 +223,7 @@ async def test_what_is_removed_while_it_is_open_is_put_back(
         assert await store.last_event_id() == 20
 
 
-async def test_a_folder_that_is_removed_is_made_again(tmp_path: Path) -> None:
+async def test_a_removed_folder_is_created_again(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     async with await open_store(URL, folder) as store:
         await store.put(a_record(), 0)
@@ -236,7 +236,7 @@ async def test_a_folder_that_is_removed_is_made_again(tmp_path: Path) -> None:
         assert len(await store.records()) == 2
 
 
-async def test_a_strangers_file_in_its_place_is_left_there(tmp_path: Path) -> None:
+async def test_a_foreign_file_in_its_place_is_left_there(tmp_path: Path) -> None:
     path = tmp_path / "berth.db"
     async with await open_store(URL, tmp_path) as store:
         await store.put(a_record(), 0)
@@ -254,7 +254,7 @@ async def test_a_strangers_file_in_its_place_is_left_there(tmp_path: Path) -> No
         assert len(await store.records()) == 1
 
 
-async def test_another_berth_in_its_place_deposes(tmp_path: Path) -> None:
+async def test_another_process_in_its_place_deposes(tmp_path: Path) -> None:
     first = await open_store(URL, tmp_path)
     for one in list(tmp_path.iterdir()):
         one.unlink()

@@ -1,4 +1,4 @@
-"""STATE_URL names a file that no Berth has made: the start is refused, and the file is as it was."""
+"""STATE_URL names a file that Berth didn't create: the start is refused, and the file left untouched."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ STRANGERS = [
 
 
 def look(folder: Path) -> dict[str, tuple[int, int, int, str]]:
-    """All that could change of the files in a folder, and of the folder."""
+    """Everything that could change in a folder and its files."""
     found = {}
     for path in (folder, *folder.rglob("*")):
         stat = path.lstat()
@@ -100,7 +100,7 @@ def look(folder: Path) -> dict[str, tuple[int, int, int, str]]:
 
 @pytest.mark.parametrize("link", [False, True], ids=["itself", "by a link"])
 @pytest.mark.parametrize("make", STRANGERS)
-async def test_a_strangers_file_is_refused_and_untouched(
+async def test_a_foreign_file_is_refused_and_untouched(
     make: Callable[[Path], None], link: bool, tmp_path: Path
 ) -> None:
     folder = tmp_path / "theirs"
@@ -119,7 +119,7 @@ async def test_a_strangers_file_is_refused_and_untouched(
 
 
 @pytest.mark.parametrize("what", ["directory", "fifo", "device"])
-async def test_what_is_no_file_is_refused(what: str, tmp_path: Path) -> None:
+async def test_a_path_that_is_not_a_file_is_refused(what: str, tmp_path: Path) -> None:
     path = tmp_path / "theirs"
     if what == "directory":
         path.mkdir()
@@ -132,8 +132,8 @@ async def test_what_is_no_file_is_refused(what: str, tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == (["theirs"] if what != "device" else [])
 
 
-async def test_an_empty_file_is_a_place_to_begin(tmp_path: Path) -> None:
-    """As `touch`, or a mount of a single file, makes it: there is nothing to lose."""
+async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    """From `touch`, or from mounting a single file: there is nothing to lose."""
     (tmp_path / "made.db").touch()
     async with await open_store("sqlite:///made.db", tmp_path) as store:
         await store.put(a_record(), 0)
@@ -148,15 +148,15 @@ async def test_a_link_to_our_database_is_followed(tmp_path: Path) -> None:
         assert not (tmp_path / "link.db-wal").exists()
 
 
-async def test_ours_are_marked(tmp_path: Path) -> None:
+async def test_our_databases_are_marked(tmp_path: Path) -> None:
     async with await open_store("sqlite:///berth.db", tmp_path):
         header = (tmp_path / "berth.db").read_bytes()[:100]  # also before anything is moved out of the log
         assert int.from_bytes(header[68:72], "big") == APPLICATION_ID
 
 
 @pytest.mark.parametrize("is_in_the_log", [False, True])
-async def test_unmarked_ones_of_earlier_versions_are_ours(is_in_the_log: bool, tmp_path: Path) -> None:
-    """Known by their tables, also where those are still in the log of a Berth that was killed."""
+async def test_unmarked_databases_of_earlier_versions_are_ours(is_in_the_log: bool, tmp_path: Path) -> None:
+    """Identified by their tables, even if those are still in the log of a killed process."""
     path, record = tmp_path / "berth.db", a_record(version=1)
     live = sqlite3.connect(path, isolation_level=None)
     live.execute("PRAGMA journal_mode = WAL").fetchone()

@@ -1,4 +1,4 @@
-"""Any sequence of calls, against each store and against plain dictionaries: the same answers."""
+"""Any sequence of calls gives the same results from each store as from plain dictionaries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def new_events(names: list[str]) -> tuple[NewEvent, ...]:
 
 
 class Model:
-    """What the stores are to do, said as simply as can be."""
+    """What the stores should do, as simply as possible."""
 
     def __init__(self) -> None:
         self.records: dict[str, InstanceRecord] = {}
@@ -106,7 +106,7 @@ class Model:
 
 
 async def do(store: StateStore, name: str, *args: Any) -> object:
-    """The same operation on a store, its answer in the model's words."""
+    """The same operation on a store; its result in the model's form."""
     try:
         match name, args:
             case "put", (i, version, names, hold, text):
@@ -171,7 +171,7 @@ def test_the_stores_do_what_the_model_does(state_url: str, tmp_path: Path) -> No
     run()
 
 
-def test_the_model_tells_a_wrong_store() -> None:
+def test_the_model_detects_a_faulty_store() -> None:
     async def compare() -> None:
         model = Model()
         async with await open_store("memory://", Path(), history=HISTORY) as store:

@@ -1,4 +1,4 @@
-"""What every store promises, asked of all three."""
+"""What every store promises, checked for all three."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_record_survives_json_and_unknown_fields_and_hides_its_secrets() -> No
     assert "secret" not in repr(record)
 
 
-async def test_only_who_knows_the_version_may_write(store: StateStore) -> None:
+async def test_a_write_must_expect_the_current_version(store: StateStore) -> None:
     first = await store.put(a_record(), 0)
     with pytest.raises(Conflict) as conflict:
         await store.put(a_record(pid=1), 0, events=[an_event()])
@@ -80,7 +80,7 @@ async def test_only_who_knows_the_version_may_write(store: StateStore) -> None:
         await store.delete("one", second.version)
 
 
-async def test_of_many_writers_at_once_one_wins(store: StateStore) -> None:
+async def test_of_concurrent_writers_one_wins(store: StateStore) -> None:
     outcomes = await asyncio.gather(
         *(store.put(a_record(pid=pid), 0) for pid in range(20)), return_exceptions=True
     )
@@ -90,7 +90,7 @@ async def test_of_many_writers_at_once_one_wins(store: StateStore) -> None:
     assert await store.get("one") == won[0]
 
 
-async def test_events_are_numbered_and_the_oldest_forgotten(store: StateStore) -> None:
+async def test_events_are_numbered_and_the_oldest_dropped(store: StateStore) -> None:
     await store.put(a_record(), 0, events=[an_event(number=1), an_event(number=2)])
     more = await store.append([an_event("two", number) for number in range(3, 31)])
     assert [event.event_id for event in more] == list(range(3, 31))
@@ -102,21 +102,21 @@ async def test_events_are_numbered_and_the_oldest_forgotten(store: StateStore) -
     assert await store.last_event_id() == 30
 
 
-async def test_events_keep_the_numbers_that_they_were_told_with(store: StateStore) -> None:
+async def test_events_keep_their_published_ids(store: StateStore) -> None:
     now = 1_764_444_444_444
     await store.append([an_event(number=1), an_event(number=2)])
-    told = await store.commit(Write(events=(an_event(number=3), an_event(number=4)), first_event_id=now))
-    assert [event.event_id for event in told.events] == [now, now + 1]
+    stored = await store.commit(Write(events=(an_event(number=3), an_event(number=4)), first_event_id=now))
+    assert [event.event_id for event in stored.events] == [now, now + 1]
     late = await store.commit(Write(events=(an_event(number=5),), first_event_id=now - 5))  # another's
     assert [event.event_id for event in late.events] == [now + 2]
     await store.append([an_event(number=number) for number in range(6, 22)])
     kept = await store.events_since(0)
     assert [event.event_id for event in kept] == [2, *range(now, now + 19)]  # 20 of them
-    assert kept[1:3] == list(told.events)
+    assert kept[1:3] == list(stored.events)
     assert await store.last_event_id() == now + 18
 
 
-async def test_events_at_once_are_numbered_without_gap(store: StateStore) -> None:
+async def test_concurrent_events_are_numbered_without_gaps(store: StateStore) -> None:
     await asyncio.gather(*(store.append([an_event(number=n), an_event(number=n)]) for n in range(10)))
     events = await store.events_since(0)
     assert [event.event_id for event in events] == list(range(1, 21))
@@ -138,7 +138,7 @@ async def test_a_port_belongs_to_one_instance_of_a_machine(store: StateStore) ->
     await store.hold_port(PortHold("node", 9000, "three"))
 
 
-async def test_a_record_its_port_and_its_event_are_written_at_once_or_not_at_all(store: StateStore) -> None:
+async def test_a_record_its_port_and_its_event_are_written_atomically(store: StateStore) -> None:
     await store.hold_port(PortHold("node", 9000, "two"))
     write = Write(
         put=a_record(version=1),
@@ -165,7 +165,7 @@ async def test_an_idempotency_key_belongs_to_the_first(store: StateStore) -> Non
     assert {(claim.instance_id, claim.fingerprint) for claim in claims} == {
         (winners[0].instance_id, winners[0].fingerprint)
     }
-    await store.forget_key("key", "somebody else")
+    await store.forget_key("key", "another")
     assert not (await store.claim_key("key", "x", fingerprint="f", ttl_s=60)).is_new
     await store.forget_key("key", winners[0].instance_id)
     assert (await store.claim_key("key", "x", fingerprint="f", ttl_s=60)).is_new
@@ -180,8 +180,8 @@ async def test_an_idempotency_key_expires(store: StateStore) -> None:
     assert time.monotonic() - start >= 0.29
 
 
-async def test_usage_that_no_engine_could_have_had_stays_a_number(store: StateStore) -> None:
-    """An engine may tell what it likes; what others have used goes on being counted."""
+async def test_absurd_usage_stays_a_number(store: StateStore) -> None:
+    """Whatever an engine reports, other usage is still counted."""
     meter = UsageMeter()
     for _ in range(3):
         for _ in range(2):
@@ -206,7 +206,7 @@ async def test_usage_adds_up(store: StateStore) -> None:
     ]
 
 
-async def test_watch_tells_what_is_committed(store: StateStore) -> None:
+async def test_watch_reports_commits(store: StateStore) -> None:
     changes = store.watch()
     record = await store.put(a_record(), 0, events=[an_event()])
     await store.append([an_event("two")])
@@ -253,7 +253,7 @@ async def test_an_owner_is_alive_while_it_holds_its_lease(store: StateStore) -> 
     assert kinds == [put, joined, put, lost, joined]
 
 
-async def test_closed_twice_and_used_no_more(store: StateStore, state_url: str) -> None:
+async def test_it_may_be_closed_twice_and_is_then_unusable(store: StateStore, state_url: str) -> None:
     await store.close()
     await store.close()
     if state_url != "memory://":

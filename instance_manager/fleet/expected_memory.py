@@ -1,0 +1,73 @@
+"""How much memory an instance will hold: what was measured, and what its checkpoint's files suggest."""
+
+from __future__ import annotations
+
+import os
+
+from instance_manager.backends import plan_launch
+from instance_manager.backends.model_paths import find_model
+from instance_manager.config import ManagerConfig
+from instance_manager.errors import ManagerError, ModelNotFound
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.memory.checkpoint_size import Estimate, estimate
+from instance_manager.memory.device_memory import host_available_bytes
+from instance_manager.memory.gpu import GpuDriver
+from instance_manager.memory.kv_cache_size import Machine
+from instance_manager.memory.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
+from instance_manager.process.environment import child_environment
+from instance_manager.types import InstanceSpec
+
+
+class ExpectedMemory:
+    """Knows nothing of budgets or of other instances."""
+
+    def __init__(self, config: ManagerConfig, measurements: Measurements, driver: GpuDriver) -> None:
+        self._config = config
+        self._measurements = measurements
+        self._driver = driver
+        self._estimates: dict[tuple[MeasuredKind, bool], Estimate] = {}  # by kind, and whether kept off GPUs
+
+    def of_spec(self, spec: InstanceSpec, level: int = 0) -> Footprint | None:
+        """From measurements and the checkpoint's files; None if neither is available."""
+        kind = kind_of(spec)
+        peak = self._measurements.peak(kind, level)
+        if peak is not None and (level > 0 or spec.engine != "engine"):
+            return peak  # an estimate would not change it
+        key = (kind, spec.devices == ())
+        # Once a peak is known, only those parts of an estimate count that don't change from time to time.
+        guess = self._estimates.get(key) if peak is not None else None
+        if guess is None and (guess := self.estimate(spec)) is not None:
+            self._estimates[key] = guess
+        return peak if guess is None else guess.expected(peak, level)
+
+    def of_instance(self, one: Instance, level: int = 0) -> Footprint | None:
+        """The same for an existing instance, whose files may be gone: then its measured peak."""
+        try:
+            return self.of_spec(one.spec, level)
+        except ManagerError:
+            return self._measurements.peak(kind_of(one.spec), level)
+
+    def estimate(self, spec: InstanceSpec) -> Estimate | None:
+        """From the checkpoint's files alone. Raises ManagerError for a spec that can't be started."""
+        params = plan_launch(spec, self._config).params
+        gpus = () if spec.devices == () else self._driver.list_gpus()
+        count = min(len(gpus), int(params.get("tensor_parallel_size", 1)))
+        machine = Machine(
+            host_available_bytes=host_available_bytes(),
+            num_gpus=count,
+            gpu_total_bytes=gpus[0].total_bytes if gpus else 0,
+        )
+        environ = child_environment(os.environ, self._config.engine_env, spec.env)
+        try:
+            model = find_model(spec.model_name, self._config.model_dirs)
+        except ModelNotFound:
+            if spec.engine != "command":
+                raise
+            return None  # a command's model may have any name
+        return estimate(model, spec.engine, params, environ, machine)
+
+
+def kind_of(spec: InstanceSpec) -> MeasuredKind:
+    return MeasuredKind(
+        spec.model_name, spec.engine, params_fingerprint(spec.params, len(spec.devices or ()))
+    )
