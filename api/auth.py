@@ -13,16 +13,16 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from api.access.engine_routes import RequestRoutes
-from api.access.key_book import KeyBook, Keys
+from api.access.key_book import Keys, KeyStore
 from api.access.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
 from api.cors import Origins
 from api.http.asgi import RawHeaders, Receive, Scope, Send
 from api.http.dialects import send_error
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import ApiError, api_error
-from api.http.head_cache import MEMO, Memo
+from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
-from api.http.response_channel import DirectApp, HandOver, ResponseChannel
+from api.http.response_channel import FastPathApp, ResponseChannel, ResumeAsTask
 from api.telemetry.access_log import log_answered
 
 _ENGINES = RequestRoutes()
@@ -36,8 +36,8 @@ class AccessControl:
 
     def __init__(
         self,
-        app: DirectApp,
-        keys: Keys | KeyBook,
+        app: FastPathApp,
+        keys: Keys | KeyStore,
         *,
         inference_paths: frozenset[bytes] = frozenset(),
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
@@ -58,7 +58,7 @@ class AccessControl:
         self._on_refused = on_refused
         self._origins = origins
         self._request_routes = request_routes
-        self._book = keys if isinstance(keys, KeyBook) else KeyBook(keys)
+        self._book = keys if isinstance(keys, KeyStore) else KeyStore(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None if scope["type"] == "lifespan" else self._refusal(scope)
@@ -68,22 +68,24 @@ class AccessControl:
             self._on_refused(scope.get("method", "WEBSOCKET"), error.status)
             await _refuse(scope, receive, send, error)
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """The application's short way, see `DataPlane.begin`; who may not pass is answered by ASGI."""
-        return self._lets_in(scope) and self._app.begin(scope, body, channel, hand_over)
+        return self._lets_in(scope) and self._app.begin(scope, body, channel, resume_as_task)
 
     def _lets_in(self, scope: Scope) -> bool:
         """Whether there is no refusal. For a caller without limits the head tells, once and for all."""
-        memo: Memo | None = scope.get(MEMO)
+        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
         ring = self._book.ring
-        if memo is not None and (known := memo.get("caller")) is not None and known[0] is ring:
+        if route_cache is not None and (known := route_cache.get("caller")) is not None and known[0] is ring:
             let_in(scope, known[1])
             return True
         if self._refusal(scope) is not None:
             return False
         caller = caller_of(scope)
-        if memo is not None and caller.models is None and caller.rate is None:
-            memo["caller"] = ring, caller
+        if route_cache is not None and caller.models is None and caller.rate is None:
+            route_cache["caller"] = ring, caller
         return True
 
     def _refusal(self, scope: Scope) -> ApiError | None:

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
-from api.http.head_cache import MEMO, Memo
+from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.headers import find_header, sane_request_id
-from api.http.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
+from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
 from api.telemetry.access_log import log_answered
 
 _ANY = "*"
@@ -76,9 +76,9 @@ class Origins:
 
 
 class Cors:
-    """A DirectApp around another one, whose answers it makes readable to pages of allowed origins."""
+    """A FastPathApp around another one, whose answers it makes readable to pages of allowed origins."""
 
-    def __init__(self, app: DirectApp, origins: Origins) -> None:
+    def __init__(self, app: FastPathApp, origins: Origins) -> None:
         self._app = app
         self._origins = origins
 
@@ -94,11 +94,13 @@ class Cors:
                 extensions[EXTENSION] = _Channel(extensions[EXTENSION], self._origins, origin)
             await self._app(scope, receive, self._sending(send, origin))
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """The short way, see `DataPlane.begin`."""
         origin = _origin_of(scope)
         if not origin:
-            return self._app.begin(scope, body, channel, hand_over)
+            return self._app.begin(scope, body, channel, resume_as_task)
         if scope["method"] == "OPTIONS":
             return False
 
@@ -106,7 +108,7 @@ class Cors:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 await app(scope, receive, self._sending(send, origin))
 
-            hand_over(application)
+            resume_as_task(application)
 
         return self._app.begin(scope, body, _Channel(channel, self._origins, origin), go_on)
 
@@ -158,11 +160,11 @@ class _Channel:
 
 def _origin_of(scope: Scope) -> bytes:
     """The page's origin, which its head tells once and for all."""
-    memo: Memo | None = scope.get(MEMO)
-    if memo is None:
+    route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
+    if route_cache is None:
         return find_header(scope["headers"], b"origin")
-    if (known := memo.get("origin")) is None:
-        known = memo["origin"] = find_header(scope["headers"], b"origin")
+    if (known := route_cache.get("origin")) is None:
+        known = route_cache["origin"] = find_header(scope["headers"], b"origin")
     origin: bytes = known
     return origin
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from api.access.engine_routes import RequestRoutes
-from api.access.key_book import KeyBook
+from api.access.key_book import KeyStore
 from api.auth import AccessControl
 from api.control import usage_report
 from api.control.app import create_control_app
@@ -19,10 +19,10 @@ from api.gateway.gateway import UNVERSIONED, Gateway
 from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
 from api.http.dispatch import Dispatcher
-from api.http.response_channel import DirectApp
+from api.http.response_channel import FastPathApp
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import load_protocols
-from api.proxy.peer_routes import Detours
+from api.proxy.peer_routes import PeerRoutes
 from api.proxy.proxy import DataPlane
 from api.server.content_coding import DecodingApp
 from composition.catalog_profiles import CatalogProfiles, hub_cache_of
@@ -47,12 +47,12 @@ from instance_manager.types import Event, InstanceState
 class Application:
     """Berth put together. `app` serves; its lifespan owns the engines."""
 
-    app: DirectApp
+    app: FastPathApp
     manager: InstanceManager
     pulls: Pulls
 
 
-def create_app(settings: Settings, env_file: Path | None = None) -> DirectApp:
+def create_app(settings: Settings, env_file: Path | None = None) -> FastPathApp:
     """The whole of Berth as one ASGI application; its lifespan owns the engines."""
     return compose(settings, env_file).app
 
@@ -66,18 +66,22 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     source = CatalogProfiles(
         settings, frozenset(adapter.name for adapter in adapters), hub_cache_of(manager.config)
     )
-    keys = KeyBook(api_keys(settings), settings.api_keys_file, partial(read_keys, settings))
+    keys = KeyStore(api_keys(settings), settings.api_keys_file, partial(read_keys, settings))
     models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
     metrics, lifecycle = _metrics(manager)
     page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
-    detours = Detours(
+    peer_routes = PeerRoutes(
         manager.neighbours, metrics, lambda: manager.state.session.owner, manager.check_takes_requests
     )
-    data_plane = DataPlane(manager, metrics, detours=detours, sleep=manager, pace=pace_rules(settings))
+    data_plane = DataPlane(
+        manager, metrics, peer_routes=peer_routes, sleep=manager, pace=pace_rules(settings)
+    )
     manager.events.add_listener(partial(_forget_what_ended, data_plane, metrics))
     manager.events.add_listener(lifecycle.on_event)
-    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, detours=detours)
+    gateway = Gateway(
+        fleet, data_plane, comment_interval_s=settings.stream_keepalive, peer_routes=peer_routes
+    )
     cache = None
     if settings.response_cache_mb:
         cache = page.cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)

@@ -110,7 +110,7 @@ class Endpoint:
     port: int
     api_key: str
     generation: int
-    is_berth: bool = False  # another Berth's front door, behind which the engine is
+    is_peer: bool = False  # another Berth's front door, behind which the engine is
     served_name: str = ""  # what the engine calls its model; empty = as it was asked for
     adapters: tuple[str, ...] = ()  # names that it knows besides, of LoRA adapters
     tells_tenants_apart: bool = False  # it keeps what one of Berth's keys has made from the others

@@ -41,7 +41,7 @@ def _parts_of(routes: str) -> frozenset[tuple[bytes, ...]]:
 _REQUEST_ROUTES, _READ_ROUTES = _parts_of(_REQUESTS), _parts_of(_READ)
 _ANY, _REST = b"*", b"**"
 # Methods that change nothing: by them no engine is started or woken either.
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SEPARATORS = re.compile(rb"[/\\]")
 _NEVER = re.compile(rb"[\x00-\x1f\x7f?#]")
 
@@ -56,7 +56,7 @@ class RequestRoutes:
 
     def has(self, path: bytes, method: str = "POST") -> bool:
         """Whether a path of an engine, as it came over the wire, is one of them."""
-        return self._knows(path, method in READING)
+        return self._knows(path, method in SAFE_METHODS)
 
     def _judge(self, path: bytes, is_reading: bool) -> bool:
         parts = plain_parts(path)

@@ -25,7 +25,7 @@ class Keys:
         return KeyRing([*plain, *self.listed], earlier, shares_caches=self.shares_caches)
 
 
-class KeyBook:
+class KeyStore:
     """`ring` is replaced as a whole. `read` blocks, and raises InvalidKeyFile: then the keys stay."""
 
     def __init__(self, keys: Keys, file: Path | None = None, read: Callable[[], Keys] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from api.access.key_book import KeyBook, Keys
+from api.access.key_book import Keys, KeyStore
 from api.control.models import model_record
 from api.control.schemas import Device, Seconds
 from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState
@@ -70,11 +70,11 @@ class ModelFiles:
         fleet: Fleet,
         source: ProfileSource,
         list_gpus: Callable[[], Sequence[Gpu]],
-        keys: KeyBook | None = None,
+        keys: KeyStore | None = None,
     ) -> None:
         """`keys` are read again with the catalog."""
         self._fleet = fleet
-        self._keys = keys or KeyBook(Keys())
+        self._keys = keys or KeyStore(Keys())
         self._source = source
         self.list_gpus = list_gpus  # blocks for milliseconds
         self.warnings: list[str] = []  # as last found

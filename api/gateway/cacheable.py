@@ -10,7 +10,7 @@ from datetime import date
 from typing import Any
 
 from api.http.named_model import UnclearModel, model_in_object
-from api.protocols.errors import Garbled, read_object
+from api.protocols.errors import InvalidResponse, read_object
 from api.protocols.sse import Event, EventReader, EventTooLong
 
 # What is at the end of an address may be something else tomorrow.
@@ -82,7 +82,7 @@ def is_good_answer(content_type: bytes, body: bytes) -> bool:
         if content_type.lower().startswith(b"text/event-stream"):
             return _is_good_stream(body)
         return not read_object(body).get("error")
-    except (EventTooLong, Garbled):
+    except (EventTooLong, InvalidResponse):
         return False
 
 

@@ -12,25 +12,25 @@ from functools import partial
 
 from pydantic_core import from_json
 
-from api.access.engine_routes import READING
+from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import is_admin, may_use, model_refusal
-from api.gateway.json_apart import JsonApart
+from api.gateway.json_apart import JsonWorkerPool
 from api.gateway.keep_alive import idle_timeout_s
 from api.gateway.model_leases import Asked, ModelLeases, affinity_of
 from api.gateway.needs import need_of
-from api.gateway.patient_stream import PatientStream
+from api.gateway.patient_stream import SseKeepAlive
 from api.gateway.request_body import OWN_FIELDS, JsonBody, Sending, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.http.asgi import Message, Receive, Scope, Send
 from api.http.dialects import send_error
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error, error_for
-from api.http.head_cache import MEMO, Memo
+from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.headers import find_header, sane_request_id
-from api.http.leases import Again, ClientGone, Prepare
+from api.http.leases import ClientGone, Prepare, Retry
 from api.http.named_model import UnclearModel, has_one_model, model_in_query
-from api.http.response_channel import HandOver, ResponseChannel
-from api.proxy.peer_routes import Detours, ModelElsewhere
+from api.http.response_channel import ResponseChannel, ResumeAsTask
+from api.proxy.peer_routes import PeerRoutes, RemoteModel
 from api.proxy.proxy import DataPlane
 from api.telemetry.access_log import log_answered
 from instance_manager.backends.runner_kind import RunnerKind
@@ -71,14 +71,14 @@ class Gateway:
         data_plane: DataPlane,
         *,
         comment_interval_s: float = 10.0,
-        detours: Detours | None = None,
+        peer_routes: PeerRoutes | None = None,
     ) -> None:
         """`comment_interval_s`: how long a stream may wait in silence; 0 = as long as it takes."""
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
-        self._apart = JsonApart()
-        self._detours = detours  # to models of other Berths
+        self._apart = JsonWorkerPool()
+        self._detours = peer_routes  # to models of other Berths
 
     @staticmethod
     def is_for(scope: Scope) -> bool:
@@ -102,29 +102,31 @@ class Gateway:
         except ManagerError as error:
             await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
-        detour = asked.model.detour if isinstance(asked.model, ModelElsewhere) else None
+        peer_route = asked.model.peer_route if isinstance(asked.model, RemoteModel) else None
         own = ModelLeases(self._fleet, asked)
         stream = None
         if asked.is_stream and self._comment_interval_s:
             request_id = (b"x-request-id", _request_id(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
-            stream = PatientStream(send, self._comment_interval_s, [request_id], raw_path(scope))
+            stream = SseKeepAlive(send, self._comment_interval_s, [request_id], raw_path(scope))
         try:
             await self._data_plane.forward(
                 scope,
                 asked.receive,
                 stream.send if stream else send,
                 asked.model.name,
-                _target(scope) if detour is None else detour.target,
-                leases=detour or own,
-                again=own.again if detour is None else None,
+                _target(scope) if peer_route is None else peer_route.target,
+                leases=peer_route or own,
+                again=own.again if peer_route is None else None,
                 prepare=own.prepare,
             )
         finally:
             if stream is not None:
                 await stream.close()
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """The short way, see `DataPlane.begin`, for what is short, no stream, and goes on as it came."""
         if len(body) > _MAX_SHORT or (way := _short_way(scope)) is None:
             return False
@@ -151,11 +153,13 @@ class Gateway:
             lease.release()  # its engine knows the model by another name
             return False
         more = partial(self._go_on, body, model, need, name)
-        return self._data_plane.begin_leased(scope, body, channel, hand_over, model.name, target, lease, more)
+        return self._data_plane.begin_leased(
+            scope, body, channel, resume_as_task, model.name, target, lease, more
+        )
 
     def _go_on(
         self, body: bytes, model: Model, need: RunnerKind | None, name: str
-    ) -> tuple[ModelLeases, Again, Prepare]:
+    ) -> tuple[ModelLeases, Retry, Prepare]:
         """What `forward` is told where a request that has begun the short way takes longer."""
         sending = Sending(JsonBody(body, None, model.profile), len(body))
         leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
@@ -179,7 +183,7 @@ class Gateway:
             raise _Refused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
             raise _Refused(_bad_body(str(error), "body_too_large", 413)) from None
-        if scope["method"] in READING and not (model.awake or model.is_coming or _is_elsewhere(model)):
+        if scope["method"] in SAFE_METHODS and not (model.awake or model.is_coming or _is_elsewhere(model)):
             raise InstanceNotRunning(
                 f"model {model.name!r} doesn't run, and a {scope['method']} starts nothing: send a POST, or "
                 f"start it by POST /models/{model.name}/start"
@@ -187,7 +191,7 @@ class Gateway:
         return self._asked(scope, model, read)
 
     def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> Asked:
-        sending = read.sending(model.profile, is_for_berth=isinstance(model, ModelElsewhere))
+        sending = read.sending(model.profile, is_for_peer=isinstance(model, RemoteModel))
         asked = Asked(model, read.receive, sending, _need(scope), read.name)
         if (fields := read.fields) is not None:
             try:
@@ -216,12 +220,12 @@ class Gateway:
 
     def _find(self, scope: Scope, name: str) -> Model:
         """By name or alias: here, or where another Berth has it. Raises ModelNotFound."""
-        model, detours = self._fleet.known(name), self._detours
-        if detours is None:
+        model, peer_routes = self._fleet.known(name), self._detours
+        if peer_routes is None:
             return model or self._fleet.find(name)
         if model is None:
-            return detours.to_unknown(scope, name, _need(scope)) or self._fleet.find(name)
-        return detours.to_running(scope, model, _need(scope)) or model
+            return peer_routes.to_unknown(scope, name, _need(scope)) or self._fleet.find(name)
+        return peer_routes.to_running(scope, model, _need(scope)) or model
 
     def _only_model(self) -> Model:
         """For a request that certainly names none. Raises _Refused."""
@@ -234,7 +238,7 @@ class Gateway:
 
 
 def _is_elsewhere(model: Model) -> bool:
-    return isinstance(model, ModelElsewhere)
+    return isinstance(model, RemoteModel)
 
 
 def _target(scope: Scope) -> bytes:
@@ -246,17 +250,17 @@ def _target(scope: Scope) -> bytes:
 
 def _short_way(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
     """Target and need of a request whose head leaves it to the body which model it is for, else None."""
-    memo: Memo | None = scope.get(MEMO)
-    if memo is not None and "short_way" in memo:
-        way: tuple[bytes, RunnerKind | None] | None = memo["short_way"]
+    route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
+    if route_cache is not None and "short_way" in route_cache:
+        way: tuple[bytes, RunnerKind | None] | None = route_cache["short_way"]
         return way
     try:
         is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
     except UnclearModel:
         is_short = False
     way = (_target(scope), _need(scope)) if is_short else None
-    if memo is not None:
-        memo["short_way"] = way
+    if route_cache is not None:
+        route_cache["short_way"] = way
     return way
 
 

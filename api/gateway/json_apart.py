@@ -30,7 +30,7 @@ class Outline:
     fields: dict[str, Any]
 
 
-class JsonApart:
+class JsonWorkerPool:
     """A gateway's. Belongs to one event loop."""
 
     def __init__(self) -> None:

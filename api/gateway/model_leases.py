@@ -64,7 +64,7 @@ class ModelLeases:
             return receive
         endpoint, asked = lease.endpoint, self._asked
         adapters = endpoint.adapters
-        if endpoint.is_berth and asked.model.profile is not None:
+        if endpoint.is_peer and asked.model.profile is not None:
             adapters = adapter_names(asked.model.profile.params)
         name = asked.name if asked.name in adapters else endpoint.served_name
         return await sending.begin(name or asked.model.name, request, receive)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.gateway.gateway import Gateway
 from api.http.asgi import Scope
 from api.http.dispatch import raw_path
-from api.http.response_channel import HandOver, ResponseChannel
+from api.http.response_channel import ResponseChannel, ResumeAsTask
 
 
 class ModelRoutes:
@@ -20,8 +20,10 @@ class ModelRoutes:
     def is_for(self, scope: Scope) -> bool:
         return Gateway.is_for(scope) or raw_path(scope) in self._translated
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """As `Gateway.begin`."""
         if not self._has_fast_path or raw_path(scope) in self._translated:
             return False
-        return self._gateway.begin(scope, body, channel, hand_over)
+        return self._gateway.begin(scope, body, channel, resume_as_task)

@@ -15,7 +15,7 @@ from api.http.asgi import Message, RawHeaders, Send
 from api.http.dialects import error_event, in_dialect, speaks_anthropic, stream_error_event
 from api.http.errors import api_error
 from api.http.headers import find_header
-from api.http.upstream_errors import UpstreamGarbled
+from api.http.upstream_errors import UpstreamInvalidResponse
 
 _STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -29,7 +29,7 @@ _MAX_QUOTED = 500
 _NO_STREAM = f"in place of a stream the engine answers with more than {_MAX_ANSWER_BYTES >> 10} KiB at once"
 
 
-class PatientStream:
+class SseKeepAlive:
     """Wraps the `send` of one request whose answer is to be server-sent events. `close` it in the end."""
 
     def __init__(self, send: Send, interval_s: float, headers: RawHeaders, target: bytes) -> None:
@@ -62,7 +62,7 @@ class PatientStream:
             await self._collect(self._error, message)
 
     async def _collect(self, collected: bytearray, message: Message) -> None:
-        """Raises UpstreamGarbled where there is more than anybody waits for: the engine needn't go on."""
+        """Raises UpstreamInvalidResponse where there is more than anybody waits for: the engine needn't go on."""
         collected += message.get("body", b"")
         has_more = message.get("more_body", False)
         is_long = len(collected) > (_MAX_ERROR_BYTES if self._status >= 400 else _MAX_ANSWER_BYTES)
@@ -72,7 +72,7 @@ class PatientStream:
         event = self._last_event(bytes(collected), is_long=is_long)
         await self._send({"type": "http.response.body", "body": event})
         if has_more:
-            raise UpstreamGarbled(_NO_STREAM)
+            raise UpstreamInvalidResponse(_NO_STREAM)
 
     async def close(self) -> None:
         """No more comments."""
@@ -84,7 +84,9 @@ class PatientStream:
         if self._status < 400:
             if is_long:
                 return stream_error_event(
-                    UpstreamGarbled(_NO_STREAM), self._target, find_header(self._headers, b"x-request-id")
+                    UpstreamInvalidResponse(_NO_STREAM),
+                    self._target,
+                    find_header(self._headers, b"x-request-id"),
                 )
             return error_event(body, b"")
         if is_long or not _is_error(body):

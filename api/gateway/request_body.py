@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote_plus, unquote_to_bytes
 
-from api.gateway.json_apart import JsonApart
+from api.gateway.json_apart import JsonWorkerPool
 from api.http.asgi import Message, Receive
 from api.http.named_model import read_object
 from api.http.off_loop import off_loop
@@ -48,15 +48,15 @@ class JsonBody:
         profile: ModelProfile | None,
         *,
         num_bytes: int | None = None,
-        is_for_berth: bool = False,
-        apart: JsonApart | None = None,
+        is_for_peer: bool = False,
+        apart: JsonWorkerPool | None = None,
     ) -> None:
         """`fields`: what `raw` says, if that has been read. `num_bytes`: of the body as it came.
 
-        `is_for_berth`: it goes to another Berth, so what is Berth's stays in it. `apart`: of a long body,
+        `is_for_peer`: it goes to another Berth, so what is Berth's stays in it. `apart`: of a long body,
         of which `fields` are an outline; it is changed elsewhere.
         """
-        self._own_fields = frozenset[str]() if is_for_berth else OWN_FIELDS
+        self._own_fields = frozenset[str]() if is_for_peer else OWN_FIELDS
         self._raw = raw
         self._fields = fields
         self._profile = profile
@@ -80,7 +80,7 @@ class JsonBody:
         return await off_loop(len(raw), make)
 
     async def _made_apart(
-        self, apart: JsonApart, raw: bytes, outline: dict[str, Any], served_name: str
+        self, apart: JsonWorkerPool, raw: bytes, outline: dict[str, Any], served_name: str
     ) -> bytes:
         if not self.can_repeat:
             self._raw = b""

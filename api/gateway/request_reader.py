@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.gateway.form_scan import FormScanner, InvalidForm
-from api.gateway.json_apart import LONG_BYTES, JsonApart
+from api.gateway.json_apart import LONG_BYTES, JsonWorkerPool
 from api.gateway.request_body import FormBody, JsonBody, RequestBody, Sending
 from api.http.asgi import Message, Receive, Scope
 from api.http.body_peek import peek
@@ -41,11 +41,11 @@ class ReadRequest:
     receive: Receive  # the rest of the client's messages
     raw: bytes | None = None  # what has been read; None = there is no body
     fields: dict[str, Any] | None = None  # of a JSON object
-    apart: JsonApart | None = None  # where it is long: who has read it, and `fields` is an outline
+    apart: JsonWorkerPool | None = None  # where it is long: who has read it, and `fields` is an outline
     form: FormBody | None = None
     length: int | None = None  # as announced; None = in chunks
 
-    def sending(self, profile: ModelProfile | None, *, is_for_berth: bool = False) -> Sending | None:
+    def sending(self, profile: ModelProfile | None, *, is_for_peer: bool = False) -> Sending | None:
         """The body, to be finished for an engine, or for another Berth; `profile` is the model's."""
         body: RequestBody | None = self.form
         if self.fields is not None and self.raw is not None:
@@ -55,13 +55,13 @@ class ReadRequest:
                 self.fields,
                 profile,
                 num_bytes=len(self.raw),
-                is_for_berth=is_for_berth,
+                is_for_peer=is_for_peer,
                 apart=self.apart,
             )
         return None if body is None else Sending(body, self.length)
 
 
-async def read_request(scope: Scope, receive: Receive, apart: JsonApart) -> ReadRequest:
+async def read_request(scope: Scope, receive: Receive, apart: JsonWorkerPool) -> ReadRequest:
     """Raises InvalidBody, InvalidForm, UnclearModel, BodyTooLong or ClientGone."""
     headers = scope["headers"]
     announced = find_header(headers, b"content-length")

@@ -11,7 +11,7 @@ from api.http.leases import ClientGone
 
 
 @dataclass(slots=True)
-class Peeked:
+class BufferedBody:
     """What has been read of a body. `body` is all of it, or None where it is longer than was wanted."""
 
     receive: Receive  # the client's
@@ -23,12 +23,14 @@ class Peeked:
         return self.messages.popleft() if self.messages else await self.receive()
 
 
-async def peek(receive: Receive, max_bytes: int, look: Callable[[bytes], None] = lambda _: None) -> Peeked:
+async def peek(
+    receive: Receive, max_bytes: int, look: Callable[[bytes], None] = lambda _: None
+) -> BufferedBody:
     """Read a body, but hardly more than `max_bytes` of it. Raises ClientGone where the client leaves.
 
     `look` is shown each piece, and raises where no more of it is wanted.
     """
-    peeked = Peeked(receive)
+    peeked = BufferedBody(receive)
     size = 0
     while size <= max_bytes:
         message = await receive()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from urllib.parse import unquote_to_bytes
 
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.head_cache import MEMO, Memo
-from api.http.response_channel import Begin, DirectApp, HandOver, ResponseChannel
+from api.http.head_cache import ROUTE_CACHE, RouteCache
+from api.http.response_channel import Begin, FastPathApp, ResponseChannel, ResumeAsTask
 
 _PREFIX = b"/proxy/"
 
@@ -18,7 +18,7 @@ class Dispatcher:
     def __init__(
         self,
         control: App,
-        data_plane: DirectApp,
+        data_plane: FastPathApp,
         gateway: App | None = None,
         is_for_gateway: Callable[[Scope], bool] = lambda _: False,
         begin_in_gateway: Begin | None = None,
@@ -37,17 +37,19 @@ class Dispatcher:
         else:
             await self._control(scope, receive, send)
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """The data plane's or the gateway's short way, see `DataPlane.begin`; False for all other paths."""
-        memo: Memo | None = scope.get(MEMO)
+        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
         begin: Begin | None
-        if memo is not None and "begin" in memo:
-            begin = memo["begin"]
+        if route_cache is not None and "begin" in route_cache:
+            begin = route_cache["begin"]
         else:
             begin = self._begin_of(scope)
-            if memo is not None:
-                memo["begin"] = begin
-        return begin is not None and begin(scope, body, channel, hand_over)
+            if route_cache is not None:
+                route_cache["begin"] = begin
+        return begin is not None and begin(scope, body, channel, resume_as_task)
 
     def _begin_of(self, scope: Scope) -> Begin | None:
         if raw_path(scope).startswith(_PREFIX):

@@ -13,7 +13,7 @@ from api.http.leases import WrongBody
 from api.http.upstream_errors import (
     UpstreamBroken,
     UpstreamError,
-    UpstreamGarbled,
+    UpstreamInvalidResponse,
     UpstreamRefused,
     UpstreamTimeout,
 )
@@ -53,7 +53,7 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     WrongBody: (400, "invalid_request_error", None),
     UpstreamRefused: (502, "upstream_error", None),
     UpstreamBroken: (502, "upstream_error", None),
-    UpstreamGarbled: (502, "upstream_error", None),
+    UpstreamInvalidResponse: (502, "upstream_error", None),
     UpstreamTimeout: (504, "timeout_error", None),
     UpstreamError: (502, "upstream_error", None),
 }

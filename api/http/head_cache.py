@@ -13,18 +13,18 @@ from api.http.asgi import RawHeaders
 
 # Where a scope carries what was derived from its head alone, to read and to add to; a head that is new has
 # none. Only until the request goes on as ASGI: from then on anybody may give it other headers.
-MEMO = "berth.memo"
-Memo = dict[str, Any]
+ROUTE_CACHE = "berth.route_cache"
+RouteCache = dict[str, Any]
 
 _MAX_HEAD_BYTES = 4096
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
 
 
-class KnownHead:
+class CachedHead:
     """The head of one message. `headers` are those the parser has read of it, names in lower case."""
 
-    __slots__ = ("_after", "_before", "_headers", "_length_at", "has_length", "memo")
+    __slots__ = ("_after", "_before", "_headers", "_length_at", "has_length", "route_cache")
 
     def __init__(self, before: bytes, after: bytes, headers: RawHeaders, length_at: int | None) -> None:
         self._before = before  # up to the length's digits; all of a head that has none
@@ -32,7 +32,7 @@ class KnownHead:
         self._headers = headers
         self._length_at = length_at
         self.has_length = length_at is not None
-        self.memo: Memo = {}
+        self.route_cache: RouteCache = {}
 
     def body_of(self, data: bytes) -> bytes | None:
         """The body, if `data` is this head with its whole body and nothing else."""
@@ -56,7 +56,7 @@ class KnownHead:
         return headers
 
 
-def learn(data: bytes, headers: RawHeaders) -> KnownHead | None:
+def learn(data: bytes, headers: RawHeaders) -> CachedHead | None:
     """The head of `data`, which the parser has taken for one whole message with these headers.
 
     None where its end can't be told by the head and a length alone: then it is parsed each time.
@@ -68,8 +68,8 @@ def learn(data: bytes, headers: RawHeaders) -> KnownHead | None:
     if end < len(_END):
         return None
     if not lengths:
-        return KnownHead(data, b"", headers, None) if len(data) == end else None
+        return CachedHead(data, b"", headers, None) if len(data) == end else None
     found = _LENGTH.search(data, 0, end)
     if found is None or end + int(found[1]) != len(data):
         return None
-    return KnownHead(data[: found.start(1)], data[found.end(1) : end], headers, lengths[0])
+    return CachedHead(data[: found.start(1)], data[found.end(1) : end], headers, lengths[0])

@@ -49,7 +49,7 @@ class Leases(Protocol):
 
 # What a request does whose engine was gone before it answered: from the `receive` that it has used, one that
 # gives the client's messages from the first on, where another engine may serve it; None where it has failed.
-Again = Callable[[Lease, Receive], Awaitable[Receive | None]]
+Retry = Callable[[Lease, Receive], Awaitable[Receive | None]]
 
 # Finishes a request for the engine that it has a lease of: a `receive` that gives the body as that is to have
 # it.

@@ -11,7 +11,7 @@ EXTENSION = "berth.response"
 _CLIENT = "berth.client"  # what is left of it where answers go out by `send` alone
 
 # Makes a task of a request that has none yet, by running an application on it.
-HandOver = Callable[[App], None]
+ResumeAsTask = Callable[[App], None]
 
 
 class ResponseChannel(Protocol):
@@ -36,16 +36,18 @@ class ResponseChannel(Protocol):
         """Close the connection at once, whatever is unsent."""
 
 
-# What a DirectApp's `begin` is.
-Begin = Callable[[Scope, bytes, ResponseChannel, HandOver], bool]
+# What a FastPathApp's `begin` is.
+Begin = Callable[[Scope, bytes, ResponseChannel, ResumeAsTask], bool]
 
 
-class DirectApp(Protocol):
+class FastPathApp(Protocol):
     """An ASGI application that can also begin requests without a task."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """Begin a request that has arrived whole. False: nothing has happened, call the application."""
 
 

@@ -29,7 +29,7 @@ class UpstreamBroken(UpstreamError):
         self.response_begun = response_begun
 
 
-class UpstreamGarbled(UpstreamError):
+class UpstreamInvalidResponse(UpstreamError):
     """What came is no HTTP/1.1 response, or a head without end."""
 
     code = "engine_bad_response"

@@ -23,7 +23,7 @@ from api.protocols.base import (
 )
 from api.protocols.errors import (
     AdapterFailed,
-    Garbled,
+    InvalidResponse,
     ask_adapter,
     error_response,
     failure_of,
@@ -124,7 +124,7 @@ class Answer(Generic[RequestT]):
         elif is_last:
             try:
                 translated = await off_loop(len(self._collected), self._translate_answer)
-            except Garbled as exc:
+            except InvalidResponse as exc:
                 await self._send_error(upstream_error(f"the engine's answer can't be read: {exc}"))
             except _ADAPTER_ERRORS:
                 await self._send_error(failure_of(self._adapter))
@@ -143,7 +143,7 @@ class Answer(Generic[RequestT]):
         pieces: list[bytes] = []
         try:
             error = stream.translate(body, pieces, is_last=is_last)
-        except (Garbled, EventTooLong) as exc:
+        except (InvalidResponse, EventTooLong) as exc:
             await self._stop(upstream_error(f"the engine's stream can't be read: {exc}"), pieces)
         except _ADAPTER_ERRORS:
             await self._stop(failure_of(self._adapter), pieces)
@@ -193,7 +193,7 @@ class StreamTranslation:
     def translate(self, body: bytes, pieces: list[bytes], *, is_last: bool) -> ErrorDetail | None:
         """Put what these bytes become into `pieces`; the error, where the engine's stream tells of one.
 
-        Raises Garbled, EventTooLong and what `ask_adapter` raises.
+        Raises InvalidResponse, EventTooLong and what `ask_adapter` raises.
         """
         for item in self._reader.feed(body):
             if isinstance(item, Comment):
@@ -204,7 +204,7 @@ class StreamTranslation:
                 if error is not None:
                     return error
         if is_last and not self._reader.is_between_events:
-            raise Garbled("it ends within an event")
+            raise InvalidResponse("it ends within an event")
         if is_last and not self._is_ended:
             self._end(pieces)
         return None

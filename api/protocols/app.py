@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
-from api.http.body_peek import Peeked, peek
+from api.http.body_peek import BufferedBody, peek
 from api.http.dispatch import raw_path
 from api.http.headers import find_header, sane_request_id
 from api.http.json_structure import TooManyParts, check_parts
@@ -167,7 +167,7 @@ class ProtocolApp:
             return await off_loop(len(body), call)
 
     async def _translate(
-        self, adapter: Adapter, peeked: Peeked, scope: Scope, send: Send, started: float
+        self, adapter: Adapter, peeked: BufferedBody, scope: Scope, send: Send, started: float
     ) -> None:
         """Ask the inner application in OpenAI's words, and answer in the adapter's."""
         try:

@@ -18,7 +18,7 @@ class AdapterFailed(Exception):
     """An adapter raised what it may not raise; it has been logged."""
 
 
-class Garbled(Exception):
+class InvalidResponse(Exception):
     """An engine's answer is not what OpenAI's API gives."""
 
 
@@ -71,7 +71,7 @@ def read_error(status: int, body: bytes) -> ErrorDetail:
     """
     try:
         said = read_object(body)
-    except Garbled:
+    except InvalidResponse:
         text = body[:500].decode("utf-8", "replace").strip()
         return upstream_error(text or "the engine gave no reason", status or 502)
     inside = said.get("error", said)
@@ -90,11 +90,11 @@ def read_error(status: int, body: bytes) -> ErrorDetail:
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body holds. Raises Garbled."""
+    """The JSON object that a body holds. Raises InvalidResponse."""
     try:
         read = json.loads(body)
     except (ValueError, RecursionError) as exc:
-        raise Garbled(f"no JSON: {exc}") from None
+        raise InvalidResponse(f"no JSON: {exc}") from None
     if not isinstance(read, dict):
-        raise Garbled("no JSON object")
+        raise InvalidResponse("no JSON object")
     return read

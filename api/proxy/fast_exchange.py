@@ -24,7 +24,7 @@ from api.telemetry.token_usage import usage_of
 _UNAVAILABLE = 503
 
 
-class DirectExchange(ResponseReader):
+class FastExchange(ResponseReader):
     """The sink of a request that has no task yet. `go_on` is called once, unless the answer went out here."""
 
     __slots__ = ("_call", "_channel", "_go_on", "is_settled")
@@ -34,7 +34,7 @@ class DirectExchange(ResponseReader):
         connection: UpstreamConnection,
         call: Call,
         channel: ResponseChannel,
-        go_on: Callable[[DirectExchange], None],
+        go_on: Callable[[FastExchange], None],
     ) -> None:
         super().__init__(connection)
         self._call = call
@@ -79,14 +79,14 @@ class DirectExchange(ResponseReader):
         self._channel.send_whole(status, headers, body)
 
 
-class Patience:
+class SlowRequestTimer:
     """Makes tasks of exchanges that have waited long enough: all equally long, so one timer serves them."""
 
     def __init__(self) -> None:
-        self._waiting: deque[DirectExchange] = deque()
+        self._waiting: deque[FastExchange] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, exchange: DirectExchange) -> None:
+    def watch(self, exchange: FastExchange) -> None:
         """Look after one that has just begun."""
         waiting = self._waiting
         while waiting and waiting[0].is_settled:

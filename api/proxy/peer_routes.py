@@ -29,7 +29,7 @@ _BERTH = "berth:"
 
 
 @dataclass(frozen=True, slots=True)
-class _Passage:
+class PeerLease:
     """The lease of another Berth's door, where nothing is held: admission is that Berth's affair."""
 
     endpoint: Endpoint
@@ -41,7 +41,7 @@ class _Passage:
         """There is nothing to give back."""
 
 
-class Detour:
+class PeerRoute:
     """One request's way to another Berth; stands where leases of our own would be asked for."""
 
     def __init__(
@@ -76,24 +76,24 @@ class Detour:
                 f"{self._what} is owned by Berth {owner.owner}, which doesn't say where it is reached; "
                 "set ADVERTISE_URL there"
             )
-        return _Passage(Endpoint(*address, api_key="", generation=0, is_berth=True), label(owner))
+        return PeerLease(Endpoint(*address, api_key="", generation=0, is_peer=True), label(owner))
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
         return self.try_lease(instance_id)
 
 
-class ModelElsewhere(Model):
+class RemoteModel(Model):
     """Stands in for a model that another Berth serves."""
 
-    def __init__(self, name: str, profile: ModelProfile | None, detour: Detour) -> None:
+    def __init__(self, name: str, profile: ModelProfile | None, peer_route: PeerRoute) -> None:
         """`profile`: what is known of it here, of which the names alone count."""
         if profile is not None:
             profile = replace(profile, set_params={}, strip_params=frozenset())
         super().__init__(name, profile, 0, time.monotonic)
-        self.detour = detour
+        self.peer_route = peer_route
 
 
-class Detours:
+class PeerRoutes:
     """Finds the way to what isn't here."""
 
     def __init__(
@@ -108,17 +108,17 @@ class Detours:
         self._own_name = own_name
         self._check = check
 
-    def to_instance(self, scope: Scope, instance_id: str) -> Detour | None:
+    def to_instance(self, scope: Scope, instance_id: str) -> PeerRoute | None:
         """The way to an instance that another Berth owns; None where there is none to go."""
         owner = self._neighbours.owner_of(instance_id)
         return None if owner is None else self._detour(scope, owner, f"instance {instance_id!r}")
 
-    def to_unknown(self, scope: Scope, name: str, need: RunnerKind | None = None) -> ModelElsewhere | None:
+    def to_unknown(self, scope: Scope, name: str, need: RunnerKind | None = None) -> RemoteModel | None:
         """A model of which nothing is known here, where another Berth has it in whatever state."""
         owner = self._neighbours.owner_having(name, need)
         return None if owner is None else self._model(scope, owner, name, None)
 
-    def to_running(self, scope: Scope, model: Model, need: RunnerKind | None = None) -> ModelElsewhere | None:
+    def to_running(self, scope: Scope, model: Model, need: RunnerKind | None = None) -> RemoteModel | None:
         """A model that is known here, where it runs on another Berth and has no process on this one.
 
         `need`: what the engine has to serve; others don't count.
@@ -135,15 +135,15 @@ class Detours:
 
     def _model(
         self, scope: Scope, owner: Owner, name: str, profile: ModelProfile | None
-    ) -> ModelElsewhere | None:
-        detour = self._detour(scope, owner, f"model {name!r}")
-        return None if detour is None else ModelElsewhere(name, profile, detour)
+    ) -> RemoteModel | None:
+        peer_route = self._detour(scope, owner, f"model {name!r}")
+        return None if peer_route is None else RemoteModel(name, profile, peer_route)
 
-    def _detour(self, scope: Scope, owner: Owner, what: str) -> Detour | None:
+    def _detour(self, scope: Scope, owner: Owner, what: str) -> PeerRoute | None:
         if find_header(scope["headers"], VIA):
             return None
         self._metrics.of_berth(label(owner))
-        return Detour(scope, owner, what, self._own_name(), self._check)
+        return PeerRoute(scope, owner, what, self._own_name(), self._check)
 
 
 def label(owner: Owner) -> str:

@@ -9,32 +9,32 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from api.access.engine_routes import READING
+from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import caller_of, is_admin
 from api.http.asgi import Receive, Scope, Send
 from api.http.dialects import send_error
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import error_for
-from api.http.head_cache import MEMO, Memo
+from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.headers import find_header, read_request_headers
 from api.http.leases import (
     CLIENT_GONE,
-    Again,
     ClientGone,
     Lease,
     Leases,
     Prepare,
+    Retry,
     WrongBody,
     lease_while_connected,
 )
 from api.http.log_paths import loggable
-from api.http.response_channel import HandOver, ResponseChannel, channel_of, client_of, without_channel
+from api.http.response_channel import ResponseChannel, ResumeAsTask, channel_of, client_of, without_channel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
 from api.proxy.exchange import Exchange, Request, ResponseCut
-from api.proxy.fast_exchange import DirectExchange, Patience
+from api.proxy.fast_exchange import FastExchange, SlowRequestTimer
 from api.proxy.pace import Pace, PaceRules
-from api.proxy.peer_routes import Detour, Detours
+from api.proxy.peer_routes import PeerRoute, PeerRoutes
 from api.proxy.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
 from api.proxy.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
 from api.proxy.websocket import forward_websocket
@@ -55,37 +55,37 @@ class DataPlane:
         metrics: ProxyMetrics,
         options: UpstreamOptions | None = None,
         *,
-        detours: Detours | None = None,
+        peer_routes: PeerRoutes | None = None,
         sleep: SleepNotices | None = None,
         pace: PaceRules | None = None,
     ) -> None:
         self._leases = leases
         self._sleep = sleep  # is told of engines that were put to sleep by their own routes
         self._metrics = metrics
-        self._detours = detours  # to instances of other Berths
+        self._detours = peer_routes  # to instances of other Berths
         self._pace = pace or PaceRules()  # of clients for whose place others wait
-        self._patience = Patience()
+        self._patience = SlowRequestTimer()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
-        detour = self._detours.to_instance(scope, instance_id) if self._detours is not None else None
-        if detour is not None:
-            target = detour.target
+        peer_route = self._detours.to_instance(scope, instance_id) if self._detours is not None else None
+        if peer_route is not None:
+            target = peer_route.target
         if scope["type"] == "websocket":
-            leases, more = (detour, detour.headers) if detour is not None else (self._leases, ())
+            leases, more = (peer_route, peer_route.headers) if peer_route is not None else (self._leases, ())
             await forward_websocket(
                 leases, self._metrics, scope, receive, send, instance_id, target, more, self._pace.stall_s
             )
-        elif self._sleep is not None and detour is None and is_sleep_route(target):
+        elif self._sleep is not None and peer_route is None and is_sleep_route(target):
             await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
-        elif self._sleep is not None and detour is None and scope["method"] in READING:
+        elif self._sleep is not None and peer_route is None and scope["method"] in SAFE_METHODS:
             leases = SleepLeases(
                 self._sleep, self._leases, scope["method"]
             )  # to be read is no reason to wake
             await self.forward(scope, receive, send, instance_id, target, leases=leases)
         else:
-            await self.forward(scope, receive, send, instance_id, target, leases=detour)
+            await self.forward(scope, receive, send, instance_id, target, leases=peer_route)
 
     async def _forward_sleep(
         self,
@@ -125,7 +125,7 @@ class DataPlane:
         target: bytes,
         *,
         leases: Leases | None = None,
-        again: Again | None = None,
+        again: Retry | None = None,
         prepare: Prepare | None = None,
     ) -> None:
         """Serve one HTTP request with `target` (path and query, raw) of an instance's engine.
@@ -135,7 +135,7 @@ class DataPlane:
         for the engine that a lease was granted of.
         """
         call = self._call(scope, instance_id, target)
-        if isinstance(leases, Detour):
+        if isinstance(leases, PeerRoute):
             call.request.headers = call.request.headers.with_more(leases.headers)
         channel = channel_of(scope)
         exchange = self._exchange(
@@ -143,43 +143,45 @@ class DataPlane:
         )
         await self._serve(call, send, channel, exchange)
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """Send a request that has arrived whole without a task, if there is nothing to wait for.
 
         False: nothing has happened, call the application. True: the answer goes out by `channel`, or
-        `hand_over` gets an application that goes on with the request.
+        `resume_as_task` gets an application that goes on with the request.
         """
-        memo: Memo | None = scope.get(MEMO)
-        if memo is not None and "asked_for" in memo:
-            instance_id, target = memo["asked_for"]
+        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
+        if route_cache is not None and "asked_for" in route_cache:
+            instance_id, target = route_cache["asked_for"]
         else:
             instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
             if is_sleep_route(target):
                 return False
-            if memo is not None:
-                memo["asked_for"] = instance_id, target
+            if route_cache is not None:
+                route_cache["asked_for"] = instance_id, target
         try:
             if (
                 self._sleep is not None
-                and scope["method"] in READING
+                and scope["method"] in SAFE_METHODS
                 and self._sleep.lease_asleep(instance_id, only_reads=True)
             ):
                 return False
             lease = self._leases.try_lease(instance_id)
         except ManagerError:
             return False
-        return self.begin_leased(scope, body, channel, hand_over, instance_id, target, lease)
+        return self.begin_leased(scope, body, channel, resume_as_task, instance_id, target, lease)
 
     def begin_leased(
         self,
         scope: Scope,
         body: bytes,
         channel: ResponseChannel,
-        hand_over: HandOver,
+        resume_as_task: ResumeAsTask,
         asked_for: str,
         target: bytes,
         lease: Lease | None,
-        more: Callable[[], tuple[Leases, Again, Prepare]] | None = None,
+        more: Callable[[], tuple[Leases, Retry, Prepare]] | None = None,
     ) -> bool:
         """As `begin`, with the lease there may be; `more` gives what `forward` is told, where it goes on."""
         if lease is None:
@@ -192,18 +194,18 @@ class DataPlane:
         call = self._call(scope, asked_for, target, len(body))
         call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
-        def go_on(sent: DirectExchange) -> None:
+        def go_on(sent: FastExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 begun = (pool, lease, sent)
                 leases, again, prepare = more() if more is not None else (self._leases, None, None)
                 exchange = self._exchange(call, leases, again, receive, send, channel, begun, prepare)
                 await self._serve(call, send, channel, exchange)
 
-            hand_over(application)
+            resume_as_task(application)
 
         request = call.request
         call.metrics.bytes_in += len(body)
-        exchange = DirectExchange(connection, call, channel, go_on)
+        exchange = FastExchange(connection, call, channel, go_on)
         self._patience.watch(exchange)
         connection.begin(
             exchange,
@@ -216,15 +218,15 @@ class DataPlane:
     def _call(self, scope: Scope, instance_id: str, target: bytes, length: int = 0) -> Call:
         """`length` is the body's, where it has arrived."""
         started = time.perf_counter()
-        memo: Memo | None = scope.get(MEMO)
-        if memo is not None and (known := memo.get("headers")) is not None:
+        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
+        if route_cache is not None and (known := route_cache.get("headers")) is not None:
             headers = known.again(length)
         else:
             client = scope.get("client")
             client_host = client[0].encode() if client else b"unknown"
             headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
-            if memo is not None and not find_header(scope["headers"], b"x-request-id"):
-                memo["headers"] = headers
+            if route_cache is not None and not find_header(scope["headers"], b"x-request-id"):
+                route_cache["headers"] = headers
         request = Request(scope["method"], target, headers, started, caller_of(scope).tenant_line)
         return Call(scope, request, instance_id, self._metrics.unserved)
 
@@ -232,11 +234,11 @@ class DataPlane:
         self,
         call: Call,
         leases: Leases,
-        again: Again | None,
+        again: Retry | None,
         receive: Receive,
         send: Send,
         channel: ResponseChannel | None,
-        begun: tuple[UpstreamPool, Lease, DirectExchange | None] | None = None,
+        begun: tuple[UpstreamPool, Lease, FastExchange | None] | None = None,
         prepare: Prepare | None = None,
     ) -> int:
         """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
@@ -305,7 +307,7 @@ class DataPlane:
 
     def _note_failure(self, call: Call) -> None:
         """Where another Berth has failed, requests to come take another way if there is one."""
-        if self._detours is not None and call.lease is not None and call.lease.endpoint.is_berth:
+        if self._detours is not None and call.lease is not None and call.lease.endpoint.is_peer:
             self._detours.failed(call.lease)
 
 

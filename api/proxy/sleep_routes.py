@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import parse_qs, unquote_to_bytes
 
-from api.access.engine_routes import READING
+from api.access.engine_routes import SAFE_METHODS
 from api.http.asgi import Message, Send
 from api.http.leases import Lease, Leases
 
@@ -39,7 +39,7 @@ class SleepLeases:
     def __init__(self, notices: SleepNotices, leases: Leases, method: str) -> None:
         self._notices = notices
         self._leases = leases
-        self._only_reads = method in READING
+        self._only_reads = method in SAFE_METHODS
 
     def try_lease(self, instance_id: str) -> Lease | None:
         asleep = self._notices.lease_asleep(instance_id, only_reads=self._only_reads)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from api.http.asgi import RawHeaders
-from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamGarbled
+from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamInvalidResponse
 
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -156,11 +156,13 @@ class UpstreamConnection(asyncio.Protocol):
             if not self._is_complete:
                 if self._head_delivered:
                     self._deliver()
-                self._fail(UpstreamGarbled(f"the engine's response is not valid HTTP: {_cause(exc)}"))
+                self._fail(UpstreamInvalidResponse(f"the engine's response is not valid HTTP: {_cause(exc)}"))
                 return
         if not self._head_done:
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._fail(UpstreamGarbled(f"the engine's response head exceeds {MAX_HEAD_BYTES} bytes"))
+                self._fail(
+                    UpstreamInvalidResponse(f"the engine's response head exceeds {MAX_HEAD_BYTES} bytes")
+                )
             return
         if self._is_complete:
             self._complete()
@@ -169,7 +171,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._deliver()
         if self._framing_bytes > MAX_HEAD_BYTES:
             self._fail(
-                UpstreamGarbled(f"the engine's response has {MAX_HEAD_BYTES} bytes between two of its body")
+                UpstreamInvalidResponse(
+                    f"the engine's response has {MAX_HEAD_BYTES} bytes between two of its body"
+                )
             )
 
     def connection_lost(self, exc: Exception | None) -> None:

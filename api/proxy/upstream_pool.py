@@ -34,7 +34,7 @@ class UpstreamPool:
     def __init__(self, endpoint: Endpoint, options: UpstreamOptions) -> None:
         self.endpoint = endpoint
         self.options = options
-        self._whom = "Berth" if endpoint.is_berth else "the engine"
+        self._whom = "Berth" if endpoint.is_peer else "the engine"
         # Host and Authorization, as every request to this engine carries them.
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         identity = f"host: {host}:{endpoint.port}\r\n"

@@ -25,7 +25,7 @@ from api.http.headers import (
     without_key,
 )
 from api.http.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
-from api.http.upstream_errors import UpstreamError, UpstreamGarbled, UpstreamRefused, UpstreamTimeout
+from api.http.upstream_errors import UpstreamError, UpstreamInvalidResponse, UpstreamRefused, UpstreamTimeout
 from api.telemetry.access_log import access_logger, write_line
 from instance_manager.errors import ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
@@ -110,16 +110,16 @@ async def _open(
     """The handshake with the engine. Raises InvalidStatus where it refuses, UpstreamError where it fails."""
     endpoint = lease.endpoint
     offered = scope.get("subprotocols", ())
-    if not endpoint.is_berth:
+    if not endpoint.is_peer:
         offered = without_key(offered)
     headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *more_headers]
-    if endpoint.is_berth:  # to that one, we are nobody on its own machine
+    if endpoint.is_peer:  # to that one, we are nobody on its own machine
         client = scope.get("client")
         headers.append((b"x-forwarded-for", client[0].encode() if client else b"unknown"))
     if endpoint.api_key:
         headers.append((b"authorization", b"Bearer " + endpoint.api_key.encode()))
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    where = f"{'Berth' if endpoint.is_berth else 'the engine'} at {host}:{endpoint.port}"
+    where = f"{'Berth' if endpoint.is_peer else 'the engine'} at {host}:{endpoint.port}"
     try:
         async with asyncio.timeout(_OPEN_TIMEOUT_S):
             return await _Connect(
@@ -145,7 +145,7 @@ async def _open(
     except InvalidStatus:
         raise
     except InvalidHandshake as exc:
-        raise UpstreamGarbled(f"{where} gave no valid WebSocket handshake: {exc}") from exc
+        raise UpstreamInvalidResponse(f"{where} gave no valid WebSocket handshake: {exc}") from exc
     except OSError as exc:
         raise UpstreamRefused(f"cannot connect to {where}: {exc.strerror or exc}") from exc
 

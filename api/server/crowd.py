@@ -12,7 +12,7 @@ _STILL_S = 5.0  # that a client has neither sent nor read what it has begun to, 
 _MAX_LOOKED_AT = 16  # of those that stand still: some of them do so on our account
 
 
-class Guest(Protocol):
+class TrackedConnection(Protocol):
     """One connection."""
 
     @property
@@ -28,35 +28,37 @@ class Guest(Protocol):
         """Whether it is us who don't read what it sends."""
 
 
-class Crowd:
+class ConnectionTable:
     """The connections of one server, by how little they do."""
 
     def __init__(self) -> None:
-        self._idle: dict[Guest, float] = {}  # since when, as far as was noted; the idlest mostly first
-        self._still: dict[Guest, float] = {}  # with something half sent or half read: since when
+        self._idle: dict[
+            TrackedConnection, float
+        ] = {}  # since when, as far as was noted; the idlest mostly first
+        self._still: dict[TrackedConnection, float] = {}  # with something half sent or half read: since when
 
-    def idle(self, guest: Guest) -> None:
+    def idle(self, guest: TrackedConnection) -> None:
         """It asks for nothing now."""
         self._idle.pop(guest, None)
         self._idle[guest] = guest.answered_at
 
-    def busy(self, guest: Guest) -> None:
+    def busy(self, guest: TrackedConnection) -> None:
         """It waits for an answer."""
         self._idle.pop(guest, None)
 
-    def still(self, guest: Guest, now: float) -> None:
+    def still(self, guest: TrackedConnection, now: float) -> None:
         """From now on it is waited for, until it `moves`."""
         self._still.pop(guest, None)
         self._still[guest] = now
 
-    def moves(self, guest: Guest) -> None:
+    def moves(self, guest: TrackedConnection) -> None:
         self._still.pop(guest, None)
 
-    def gone(self, guest: Guest) -> None:
+    def gone(self, guest: TrackedConnection) -> None:
         self._idle.pop(guest, None)
         self._still.pop(guest, None)
 
-    def take_idlest(self) -> Guest | None:
+    def take_idlest(self) -> TrackedConnection | None:
         """The one that has been idle longest.
 
         Where a request came and went unnoticed here, it goes back to where that puts it: each such step was
@@ -70,7 +72,7 @@ class Crowd:
             self._idle[guest] = guest.answered_at
         return None
 
-    def take_stillest(self, now: float) -> Guest | None:
+    def take_stillest(self, now: float) -> TrackedConnection | None:
         """The one that has stood still longest, if that was long enough to send it away."""
         for guest, since in islice(self._still.items(), _MAX_LOOKED_AT):
             if now - since < _STILL_S:

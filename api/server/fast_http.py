@@ -20,8 +20,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from api.http.asgi import App, RawHeaders, Scope
-from api.http.head_cache import MEMO, KnownHead, learn
-from api.http.response_channel import EXTENSION, DirectApp
+from api.http.head_cache import ROUTE_CACHE, CachedHead, learn
+from api.http.response_channel import EXTENSION, FastPathApp
 from api.server import http_1_0
 from api.server.descriptors import unsent_in_kernel
 from api.server.upgrades import parser_after
@@ -47,8 +47,8 @@ class FastHttpProtocol(HttpToolsProtocol):
         self._is_offer = False  # of another protocol, which isn't taken: the parser stops behind the head
         self._is_between = True  # of the next request's head the parser has nothing
         self._arriving: RequestResponseCycle | None = None
-        self._direct = cast(DirectApp, self.app) if hasattr(self.app, "begin") else None
-        self._known: KnownHead | None = None
+        self._direct = cast(FastPathApp, self.app) if hasattr(self.app, "begin") else None
+        self._known: CachedHead | None = None
         self._known_scope: dict[str, Any] = {}
         self._known_length = 0
         self._max_known_body = _MAX_KNOWN_BODY
@@ -123,9 +123,9 @@ class FastHttpProtocol(HttpToolsProtocol):
     def _begin(self, cycle: RequestResponseCycle) -> bool:
         if self._direct is None or cycle.more_body or self.transport.is_closing():
             return False
-        hand_over = partial(self._start, cycle)
+        resume_as_task = partial(self._start, cycle)
         return self._direct.begin(
-            cast(Scope, cycle.scope), bytes(cycle.body), _CycleChannel(cycle), hand_over
+            cast(Scope, cycle.scope), bytes(cycle.body), _CycleChannel(cycle), resume_as_task
         )
 
     # Heads that have come before.
@@ -138,7 +138,7 @@ class FastHttpProtocol(HttpToolsProtocol):
             headers = scope["headers"].copy()
             self._known = learn(data, headers)
         if self._known is not None:
-            self._known_scope = {**scope, "headers": headers, MEMO: self._known.memo}
+            self._known_scope = {**scope, "headers": headers, ROUTE_CACHE: self._known.route_cache}
             self._known_length = len(cycle.body)
 
     def _take_known(self, data: bytes) -> bool:
@@ -160,7 +160,7 @@ class FastHttpProtocol(HttpToolsProtocol):
             self._known_scope["headers"] = known.headers_for(body)
         scope = self._known_scope.copy()
         request = self._short = _ShortRequest(self, scope, body)
-        if not self._direct.begin(scope, body, request, request.hand_over):
+        if not self._direct.begin(scope, body, request, request.resume_as_task):
             self._run(self.app, request.become_cycle())
         return True
 
@@ -233,12 +233,12 @@ class _ShortRequest:
 
     def become_cycle(self) -> RequestResponseCycle:
         """Go on as any other request."""
-        self._scope.pop(MEMO, None)
+        self._scope.pop(ROUTE_CACHE, None)
         cycle = self._protocol.begin_cycle(self._scope, self._body)
         self._channel = _CycleChannel(cycle)
         return cycle
 
-    def hand_over(self, app: App) -> None:
+    def resume_as_task(self, app: App) -> None:
         cycle = self._channel.cycle if self._channel is not None else self.become_cycle()
         self._protocol.start_task(cycle, app)
 

@@ -23,7 +23,7 @@ from api.http.dialects import in_dialect
 from api.http.errors import ApiError
 from api.http.headers import find_header, sane_request_id
 from api.server.connection_limits import ConnectionLimits, no_handshake, no_http, no_room
-from api.server.crowd import Crowd
+from api.server.crowd import ConnectionTable
 from api.server.fast_http import FastHttpProtocol
 
 _LINGER_S = 2.0
@@ -73,7 +73,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         self.url = b""  # until there is one
         self._heard_at = self._answered_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
-        self._crowd: Crowd = vars(server_state).setdefault("crowd", Crowd())
+        self._crowd: ConnectionTable = vars(server_state).setdefault("crowd", ConnectionTable())
         self._at_work: RequestResponseCycle | None = None  # where others wait behind it
         self._refusal: ApiError | None = None
         self._is_refused = False

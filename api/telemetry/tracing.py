@@ -16,10 +16,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.http.dispatch import raw_path
-from api.http.head_cache import MEMO
+from api.http.head_cache import ROUTE_CACHE
 from api.http.headers import find_header
 from api.http.log_paths import loggable
-from api.http.response_channel import EXTENSION, DirectApp, HandOver, ResponseChannel
+from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
 from api.telemetry.token_usage import TokenUsage
 
 SPAN = "berth.span"  # where a scope has its RequestSpan
@@ -146,9 +146,9 @@ def trace_id_of(scope: Scope) -> str | None:
 
 
 class Tracing:
-    """Stands in front of a DirectApp, as one itself."""
+    """Stands in front of a FastPathApp, as one itself."""
 
-    def __init__(self, app: DirectApp, tracer: Tracer) -> None:
+    def __init__(self, app: FastPathApp, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer
 
@@ -162,7 +162,9 @@ class Tracing:
             extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], span, _nothing)
         await _run(self._app, span, scope, receive, send)
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         """The short way. Where it isn't taken, `__call__` goes on with the span begun here."""
         span = self._begun(scope)
         watched = _WatchedChannel(channel, span, lambda: span.end(scope))
@@ -173,14 +175,14 @@ class Tracing:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 await _run(app, span, scope, receive, send)
 
-            hand_over(application)
+            resume_as_task(application)
 
         return self._app.begin(scope, body, watched, go_on)
 
     def _begun(self, scope: Scope) -> RequestSpan:
         """The request's span; with a new one the scope's `traceparent` becomes ours."""
         if (span := span_of(scope)) is None:
-            scope.pop(MEMO, None)  # what is known of the head: from now on it is another
+            scope.pop(ROUTE_CACHE, None)  # what is known of the head: from now on it is another
             span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
             scope["headers"] = span.headers_with_parent(scope["headers"])
             scope[SPAN] = span

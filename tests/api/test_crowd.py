@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import dataclass, field
 
 from api.server.connection_limits import ConnectionLimits
-from api.server.crowd import Crowd
+from api.server.crowd import ConnectionTable
 from tests.api.test_limits import GET, PATIENT, serving
 
 
 @dataclass(eq=False)
-class Guest:
+class TrackedConnection:
     """Counts how often it is looked at."""
 
     answered_at: float
@@ -26,8 +26,8 @@ class Guest:
 
 
 def test_the_idlest_goes_first() -> None:
-    crowd = Crowd()
-    guests = [Guest(float(number)) for number in range(4)]
+    crowd = ConnectionTable()
+    guests = [TrackedConnection(float(number)) for number in range(4)]
     for guest in guests:
         crowd.idle(guest)
     crowd.busy(guests[0])
@@ -41,23 +41,27 @@ def test_the_idlest_goes_first() -> None:
 
 
 def test_five_thousand_cost_no_more_than_five() -> None:
-    crowd, looks = Crowd(), list[None]()
+    crowd, looks = ConnectionTable(), list[None]()
     for number in range(5_000):
-        crowd.idle(Guest(float(number), looks))
-    streaming = [Guest(0.0, looks) for _ in range(5_000)]
+        crowd.idle(TrackedConnection(float(number), looks))
+    streaming = [TrackedConnection(0.0, looks) for _ in range(5_000)]
     for guest in streaming:
         crowd.idle(guest)
         crowd.busy(guest)
     for number in range(5_000):
         taken = crowd.take_idlest()
-        assert isinstance(taken, Guest) and taken.answered_at == number
-        crowd.idle(Guest(10_000.0, looks))
+        assert isinstance(taken, TrackedConnection) and taken.answered_at == number
+        crowd.idle(TrackedConnection(10_000.0, looks))
     assert len(looks) == 5_000
 
 
 def test_who_stands_still_gives_way_after_a_while_and_who_moves_does_not() -> None:
-    crowd = Crowd()
-    still, moving, held_up = Guest(0.0), Guest(0.0), Guest(0.0, is_held_up=True)
+    crowd = ConnectionTable()
+    still, moving, held_up = (
+        TrackedConnection(0.0),
+        TrackedConnection(0.0),
+        TrackedConnection(0.0, is_held_up=True),
+    )
     for guest in (held_up, moving, still):
         crowd.still(guest, 0.0)
     assert crowd.take_stillest(4.0) is None

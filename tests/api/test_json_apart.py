@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from api.gateway.json_apart import LONG_BYTES, JsonApart
+from api.gateway.json_apart import LONG_BYTES, JsonWorkerPool
 from api.gateway.json_worker import outline
 from api.http.named_model import InvalidBody, UnclearModel, read_object
 
@@ -23,7 +23,7 @@ def body(**fields: Any) -> bytes:
 async def test_a_long_body_is_outlined() -> None:
     raw = body(keep_alive="5m", stream=True, ids=list(range(100_000)))
     assert len(raw) > LONG_BYTES
-    read = await JsonApart().read(raw)
+    read = await JsonWorkerPool().read(raw)
     assert read.name == "m"
     assert read.fields.keys() == {"model", "prompt", "keep_alive", "stream", "ids"}
     assert read.fields["keep_alive"] == "5m" and read.fields["stream"] is True
@@ -33,7 +33,7 @@ async def test_a_long_body_is_outlined() -> None:
 
 async def test_a_long_body_is_changed() -> None:
     raw = body(keep_alive="5m", temperature=1)
-    made = await JsonApart().changed(raw, frozenset({"keep_alive"}), {"model": "other", "seed": 5})
+    made = await JsonWorkerPool().changed(raw, frozenset({"keep_alive"}), {"model": "other", "seed": 5})
     assert read_object(made) == {"model": "other", "prompt": LONG, "temperature": 1, "seed": 5}
 
 
@@ -47,12 +47,12 @@ async def test_a_long_body_is_changed() -> None:
 )
 async def test_what_is_wrong_is_told_as_of_short_ones(raw: bytes, error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
-        await JsonApart().read(raw)
+        await JsonWorkerPool().read(raw)
 
 
 async def test_a_client_that_leaves_leaves_no_process() -> None:
     before = set(psutil.Process().children())  # of other tests
-    reading = asyncio.create_task(JsonApart().read(body()))
+    reading = asyncio.create_task(JsonWorkerPool().read(body()))
     async with asyncio.timeout(30):
         while not set(psutil.Process().children()) - before:  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.001)
@@ -92,4 +92,4 @@ async def test_more_fields_than_anybody_knows_are_refused() -> None:
     raw = json.dumps({"model": "m"} | dict.fromkeys(map(str, range(300_000)), 0)).encode()
     assert len(raw) > LONG_BYTES
     with pytest.raises(InvalidBody, match="300001 fields; at most 4096"):
-        await JsonApart().read(raw)
+        await JsonWorkerPool().read(raw)

@@ -14,8 +14,8 @@ from api.access.key_book import Keys
 from api.access.keys import Access, ApiKey
 from api.auth import AccessControl
 from api.http.asgi import RawHeaders, Receive, Scope, Send
-from api.http.head_cache import MEMO, learn
-from api.http.response_channel import HandOver, ResponseChannel
+from api.http.head_cache import ROUTE_CACHE, learn
+from api.http.response_channel import ResponseChannel, ResumeAsTask
 from api.server.fast_http import FastHttpProtocol
 from tests.api.upstreams import Head, Wire, berth, eventually, request, response, upstream
 
@@ -248,12 +248,14 @@ class Passed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         self.num += 1
         return True
 
 
-def scope_of(memo: dict[str, Any], key: bytes) -> Scope:
+def scope_of(route_cache: dict[str, Any], key: bytes) -> Scope:
     return {
         "type": "http",
         "method": "POST",
@@ -261,7 +263,7 @@ def scope_of(memo: dict[str, Any], key: bytes) -> Scope:
         "raw_path": b"/v1/completions",
         "client": ("192.0.2.1", 1),
         "headers": [(b"authorization", b"Bearer " + key)],
-        MEMO: memo,
+        ROUTE_CACHE: route_cache,
     }
 
 
@@ -270,8 +272,8 @@ def test_a_key_in_another_header_is_known_with_its_head() -> None:
     access = AccessControl(app, Keys(inference=("right",)))
     memos: dict[bytes, dict[str, Any]] = {b"right": {}, b"wrong": {}}
     for _ in range(3):
-        for key, memo in memos.items():
-            scope = scope_of(memo, b"unused")
+        for key, route_cache in memos.items():
+            scope = scope_of(route_cache, b"unused")
             scope["headers"] += [(b"x-api-key", key)]
             assert begin(access, scope) is (key == b"right")
     assert app.num == 3
@@ -298,8 +300,8 @@ def test_a_rate_holds_for_a_known_head() -> None:
     app = Passed()
     listed = ApiKey("right", Access.INFERENCE, "slow", rate_per_s=0.001, burst=2)
     access = AccessControl(app, Keys(listed=(listed,)))
-    memo: dict[str, Any] = {}
-    assert [begin(access, scope_of(memo, b"right")) for _ in range(4)] == [True, True, False, False]
+    route_cache: dict[str, Any] = {}
+    assert [begin(access, scope_of(route_cache, b"right")) for _ in range(4)] == [True, True, False, False]
 
 
 # What is recognised, against the parser itself.

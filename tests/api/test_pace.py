@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from api.http.response_channel import DirectApp, HandOver, ResponseChannel, without_channel
+from api.http.response_channel import FastPathApp, ResponseChannel, ResumeAsTask, without_channel
 from api.proxy.pace import PaceRules
 from instance_manager.types import Endpoint
 from tests.api.upstreams import Front, Upstream, Wire, berth, eventually, request, upstream
@@ -146,7 +146,7 @@ async def test_a_slow_engine_is_no_fault_of_the_clients() -> None:
 class Translated:
     """As a protocol's adapter stands before the data plane: answers go by `send` alone."""
 
-    def __init__(self, app: DirectApp) -> None:
+    def __init__(self, app: FastPathApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -155,7 +155,7 @@ class Translated:
 
         await self._app(without_channel(scope), receive, passed_on)
 
-    def begin(self, scope: Any, body: bytes, channel: ResponseChannel, hand_over: HandOver) -> bool:
+    def begin(self, scope: Any, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
         return False
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from api.gateway.patient_stream import PatientStream
+from api.gateway.patient_stream import SseKeepAlive
 from api.http.asgi import Receive, Scope, Send
-from api.http.response_channel import DirectApp
+from api.http.response_channel import FastPathApp
 from tests.api.upstreams import Wire, berth, request, upstream
 
 MIB = 1 << 20
@@ -20,11 +20,11 @@ OK, FAILED = b"200 OK", b"500 Broken"
 class Waiting:
     """Comments begin at once, whatever comes."""
 
-    def __init__(self, app: DirectApp) -> None:
+    def __init__(self, app: FastPathApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = PatientStream(send, 0.01, [(b"x-request-id", b"r1")], b"/v1/chat/completions")
+        stream = SseKeepAlive(send, 0.01, [(b"x-request-id", b"r1")], b"/v1/chat/completions")
         try:
             await self._app(scope, receive, stream.send)
         finally:

@@ -14,7 +14,7 @@ import uvicorn
 
 from api.http.asgi import Receive, Scope, Send
 from api.http.dispatch import Dispatcher
-from api.http.response_channel import DirectApp
+from api.http.response_channel import FastPathApp
 from api.proxy.pace import PaceRules
 from api.proxy.proxy import DataPlane
 from api.proxy.upstream_pool import UpstreamOptions
@@ -257,7 +257,7 @@ async def berth(
     options: UpstreamOptions | None = None,
     *,
     keep_alive_s: int = 5,
-    behind: Callable[[DirectApp], DirectApp] = lambda app: app,
+    behind: Callable[[FastPathApp], FastPathApp] = lambda app: app,
     pace: PaceRules | None = None,
 ) -> AsyncIterator[Front]:
     """The data plane in front of `engine`, its instance "one". No request may leave a trace.
