@@ -13,7 +13,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from api.access.engine_routes import RequestRoutes
-from api.access.key_book import Keys, KeyStore
+from api.access.key_store import Keys, KeyStore
 from api.access.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
 from api.cors import Origins
 from api.http.asgi import RawHeaders, Receive, Scope, Send

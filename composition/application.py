@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from api.access.engine_routes import RequestRoutes
-from api.access.key_book import KeyStore
+from api.access.key_store import KeyStore
 from api.auth import AccessControl
 from api.control import usage_report
 from api.control.app import create_control_app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from api.access.key_book import Keys
+from api.access.key_store import Keys
 from api.access.keys import Access, ApiKey
 from api.cors import Origins
 from api.proxy.pace import PaceRules

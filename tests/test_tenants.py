@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.access.key_book import Keys
+from api.access.key_store import Keys
 from api.access.keys import Access, ApiKey, KeyRing, key_id_of, tenant_of
 from api.control.forwarded import BY_INSTANCE, BY_NAME, TRANSLATED
 from api.http.headers import TENANT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.control.body_faults import find_fault
 from api.control.body_limit import MAX_BYTES
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.body_peek import peek
+from api.http.buffered_body import peek
 from api.http.errors import api_error
 from api.http.leases import ClientGone
 from api.http.off_loop import off_loop

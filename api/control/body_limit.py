@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.body_peek import peek
+from api.http.buffered_body import peek
 from api.http.errors import ApiError, api_error
 from api.http.leases import ClientGone
 from api.server.content_coding import BodyRefused, decoded

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from api.access.key_book import Keys, KeyStore
+from api.access.key_store import Keys, KeyStore
 from api.control.models import model_record
 from api.control.schemas import Device, Seconds
 from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState

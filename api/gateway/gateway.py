@@ -14,13 +14,13 @@ from pydantic_core import from_json
 
 from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import is_admin, may_use, model_refusal
-from api.gateway.json_apart import JsonWorkerPool
+from api.gateway.json_worker_pool import JsonWorkerPool
 from api.gateway.keep_alive import idle_timeout_s
 from api.gateway.model_leases import Asked, ModelLeases, affinity_of
 from api.gateway.needs import need_of
-from api.gateway.patient_stream import SseKeepAlive
 from api.gateway.request_body import OWN_FIELDS, JsonBody, Sending, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
+from api.gateway.sse_keep_alive import SseKeepAlive
 from api.http.asgi import Message, Receive, Scope, Send
 from api.http.dialects import send_error
 from api.http.dispatch import raw_path

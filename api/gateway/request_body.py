@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote_plus, unquote_to_bytes
 
-from api.gateway.json_apart import JsonWorkerPool
+from api.gateway.json_worker_pool import JsonWorkerPool
 from api.http.asgi import Message, Receive
 from api.http.named_model import read_object
 from api.http.off_loop import off_loop

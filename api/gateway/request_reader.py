@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.gateway.form_scan import FormScanner, InvalidForm
-from api.gateway.json_apart import LONG_BYTES, JsonWorkerPool
+from api.gateway.json_worker_pool import LONG_BYTES, JsonWorkerPool
 from api.gateway.request_body import FormBody, JsonBody, RequestBody, Sending
 from api.http.asgi import Message, Receive, Scope
-from api.http.body_peek import peek
+from api.http.buffered_body import peek
 from api.http.headers import find_header
 from api.http.json_structure import PartCounter, TooManyParts
 from api.http.leases import ClientGone, WrongBody

@@ -16,7 +16,7 @@ from datetime import date
 from api.access.keys import caller_of, is_limited_to_models
 from api.gateway.cacheable import Question, is_good_answer, read_question
 from api.http.asgi import App, Message, Receive, Scope, Send
-from api.http.body_peek import peek
+from api.http.buffered_body import peek
 from api.http.dispatch import raw_path
 from api.http.headers import find_header, sane_request_id
 from api.http.leases import ClientGone

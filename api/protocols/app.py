@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
-from api.http.body_peek import BufferedBody, peek
+from api.http.buffered_body import BufferedBody, peek
 from api.http.dispatch import raw_path
 from api.http.headers import find_header, sane_request_id
 from api.http.json_structure import TooManyParts, check_parts
@@ -29,7 +29,6 @@ from api.http.named_model import (
 )
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.response_channel import channel_of, without_channel
-from api.protocols.answer import Answer, Stopped, send_json
 from api.protocols.base import (
     INVALID_REQUEST,
     ErrorDetail,
@@ -40,6 +39,7 @@ from api.protocols.base import (
     to_json,
 )
 from api.protocols.errors import AdapterFailed, ask_adapter, error_response, failure_of
+from api.protocols.response_translator import Answer, Stopped, send_json
 from api.telemetry.access_log import log_answered
 
 MAX_BODY_BYTES = 16 * 1024 * 1024

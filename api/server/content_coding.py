@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.body_peek import peek, replaying
+from api.http.buffered_body import peek, replaying
 from api.http.dialects import send_error
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error

@@ -23,7 +23,7 @@ from api.http.dialects import in_dialect
 from api.http.errors import ApiError
 from api.http.headers import find_header, sane_request_id
 from api.server.connection_limits import ConnectionLimits, no_handshake, no_http, no_room
-from api.server.crowd import ConnectionTable
+from api.server.connection_table import ConnectionTable
 from api.server.fast_http import FastHttpProtocol
 
 _LINGER_S = 2.0

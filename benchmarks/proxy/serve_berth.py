@@ -16,7 +16,7 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from api.access.key_book import Keys
+from api.access.key_store import Keys
 from api.auth import AccessControl
 from api.gateway.gateway import Gateway
 from api.http.dispatch import Dispatcher

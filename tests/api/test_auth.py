@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from api.access.engine_routes import RequestRoutes
-from api.access.key_book import Keys
+from api.access.key_store import Keys
 from api.access.keys import Access
 from api.auth import AccessControl, is_local, required_access
 from api.cors import Origins

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.http.asgi import Message, Receive, Scope, Send
-from api.protocols import answer as answer_module
+from api.protocols import response_translator as answer_module
 from api.protocols.app import ProtocolApp
 from api.protocols.base import ChatMessage, ErrorDetail, Json, ProtocolRequest, StreamTranslator
 from api.protocols.generate import GenerateProtocol, GenerateRequest

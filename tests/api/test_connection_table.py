@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from api.server.connection_limits import ConnectionLimits
-from api.server.crowd import ConnectionTable
+from api.server.connection_table import ConnectionTable
 from tests.api.test_limits import GET, PATIENT, serving
 
 

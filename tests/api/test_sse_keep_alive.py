@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.gateway.patient_stream import SseKeepAlive
+from api.gateway.sse_keep_alive import SseKeepAlive
 from api.http.asgi import Receive, Scope, Send
 from api.http.response_channel import FastPathApp
 from tests.api.upstreams import Wire, berth, request, upstream

@@ -10,7 +10,7 @@ from httptools import HttpRequestParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.access.key_book import Keys
+from api.access.key_store import Keys
 from api.access.keys import Access, ApiKey
 from api.auth import AccessControl
 from api.http.asgi import RawHeaders, Receive, Scope, Send

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from api.gateway.json_apart import LONG_BYTES, JsonWorkerPool
 from api.gateway.json_worker import outline
+from api.gateway.json_worker_pool import LONG_BYTES, JsonWorkerPool
 from api.http.named_model import InvalidBody, UnclearModel, read_object
 
 LONG = 'é \\ " [,] ' * 400_000
