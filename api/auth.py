@@ -14,7 +14,17 @@ from urllib.parse import urlsplit
 
 from api.access.engine_routes import RequestRoutes
 from api.access.key_store import Keys, KeyStore
-from api.access.keys import LOCAL, NOBODY, PAGE, Access, Caller, caller_of, let_in, not_allowed, too_often
+from api.access.keys import (
+    ANONYMOUS,
+    LOCAL,
+    PAGE,
+    Access,
+    Caller,
+    caller_of,
+    model_not_allowed,
+    rate_limited,
+    set_caller,
+)
 from api.cors import Origins
 from api.http.asgi import RawHeaders, Receive, Scope, Send
 from api.http.dialects import send_error
@@ -79,7 +89,7 @@ class AccessControl:
         route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
         ring = self._book.ring
         if route_cache is not None and (known := route_cache.get("caller")) is not None and known[0] is ring:
-            let_in(scope, known[1])
+            set_caller(scope, known[1])
             return True
         if self._refusal(scope) is not None:
             return False
@@ -101,7 +111,7 @@ class AccessControl:
             return None  # the short way has looked already
         ring = self._book.ring
         keys = [] if ring.is_empty else _keys_in(scope)
-        caller = max(map(ring.find, keys), key=lambda one: one.access, default=NOBODY)
+        caller = max(map(ring.find, keys), key=lambda one: one.access, default=ANONYMOUS)
         if caller.access < required and not ring.has_admin and self._is_local(scope):
             caller = LOCAL
         elif self._is_allowed_page(scope):
@@ -110,7 +120,7 @@ class AccessControl:
             return self._explain(scope, caller.access, bool(keys))
         refusal = self._over_limits(scope, caller)
         if refusal is None:
-            let_in(scope, caller)
+            set_caller(scope, caller)
         return refusal
 
     def _is_local(self, scope: Scope) -> bool:
@@ -142,9 +152,9 @@ class AccessControl:
         if caller.models is not None and path.startswith(b"/proxy/"):
             instance_id, _ = split_proxy_path(path, b"")
             if not caller.may_use(self._names_served_by(instance_id)):
-                return not_allowed(instance_id)
+                return model_not_allowed(instance_id)
         if caller.rate is not None and (wait_s := caller.rate.take()):
-            return too_often(wait_s)
+            return rate_limited(wait_s)
         return None
 
     def _explain(self, scope: Scope, granted: Access, has_key: bool) -> ApiError:

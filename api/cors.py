@@ -104,13 +104,13 @@ class Cors:
         if scope["method"] == "OPTIONS":
             return False
 
-        def go_on(app: App) -> None:
+        def resume(app: App) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 await app(scope, receive, self._sending(send, origin))
 
             resume_as_task(application)
 
-        return self._app.begin(scope, body, _Channel(channel, self._origins, origin), go_on)
+        return self._app.begin(scope, body, _Channel(channel, self._origins, origin), resume)
 
     def _sending(self, send: Send, origin: bytes) -> Send:
         async def send_answer(message: Message) -> None:

@@ -94,7 +94,7 @@ class Caller:
 
 LOCAL = Caller("local", Access.ADMIN)  # without a key, on this machine
 PAGE = Caller("page", Access.INFERENCE)  # the same, by a browser for a page of another origin
-NOBODY = Caller("none", Access.OPEN)
+ANONYMOUS = Caller("none", Access.OPEN)
 
 
 class KeyRing:
@@ -118,8 +118,8 @@ class KeyRing:
         self.is_empty = not self._callers
 
     def find(self, key: bytes) -> Caller:
-        """Whose key it is; NOBODY for one that isn't known."""
-        found = NOBODY
+        """Whose key it is; ANONYMOUS for one that isn't known."""
+        found = ANONYMOUS
         if key and self._callers:
             digest = _digest(key)
             for known, caller in self._callers:
@@ -134,14 +134,14 @@ def key_id_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:8]
 
 
-def let_in(scope: Scope, caller: Caller) -> None:
+def set_caller(scope: Scope, caller: Caller) -> None:
     """Note on the request whose it is."""
     scope[_SCOPE_KEY] = caller
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Whose request it is; NOBODY for a path that is open to all."""
-    caller: Caller = scope.get(_SCOPE_KEY, NOBODY)
+    """Whose request it is; ANONYMOUS for a path that is open to all."""
+    caller: Caller = scope.get(_SCOPE_KEY, ANONYMOUS)
     return caller
 
 
@@ -163,19 +163,19 @@ def may_use(scope: Scope, model: Model) -> bool:
 
 def model_refusal(scope: Scope, model: Model) -> ApiError | None:
     """The answer to a request for a model that its key is not good for."""
-    return None if may_use(scope, model) else not_allowed(model.name)
+    return None if may_use(scope, model) else model_not_allowed(model.name)
 
 
 def names_of(model: Model) -> tuple[str, ...]:
     return (model.name, *(model.profile.other_names if model.profile is not None else ()))
 
 
-def not_allowed(what: str) -> ApiError:
+def model_not_allowed(what: str) -> ApiError:
     message = f"this key may not ask for {what!r}; GET /v1/models lists what it may ask for"
     return api_error(403, message, "permission_error", param="model", code="model_not_allowed")
 
 
-def too_often(wait_s: float) -> ApiError:
+def rate_limited(wait_s: float) -> ApiError:
     message = f"this key has sent as many requests as it may; the next may come in {math.ceil(wait_s)} s"
     return api_error(
         429, message, "rate_limit_error", code="rate_limit_exceeded", retry_after_s=math.ceil(wait_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.control.body_faults import find_fault
 from api.control.body_limit import MAX_BYTES
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.buffered_body import peek
+from api.http.buffered_body import buffer_body
 from api.http.errors import api_error
 from api.http.leases import ClientGone
 from api.http.off_loop import off_loop
@@ -22,13 +22,13 @@ class BodyCheck:
             await self._app(scope, receive, send)
             return
         try:
-            peeked = await peek(receive, MAX_BYTES)
+            buffered = await buffer_body(receive, MAX_BYTES)
         except ClientGone:
             return
-        body = peeked.body or b""
+        body = buffered.body or b""
         fault = await off_loop(len(body), lambda: find_fault(body)) if body else None
         if fault is None:
-            await self._app(scope, peeked.replay, send)
+            await self._app(scope, buffered.replay, send)
             return
         message = f"{fault.field or 'the body'} {fault.problem}"
         error = api_error(422, message, "invalid_request_error", param=fault.field or None)

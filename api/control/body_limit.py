@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.buffered_body import peek
+from api.http.buffered_body import buffer_body
 from api.http.errors import ApiError, api_error
 from api.http.leases import ClientGone
 from api.server.content_coding import BodyRefused, decoded
@@ -26,14 +26,14 @@ class BodyLimit:
             return
         try:
             scope, receive = await decoded(scope, receive, self._max_bytes)
-            peeked = await peek(receive, self._max_bytes)
+            buffered = await buffer_body(receive, self._max_bytes)
         except ClientGone:
             return
         except BodyRefused as refused:
             await self._refuse(send, refused.error)
             return
-        if peeked.body is not None:
-            await self._app(scope, peeked.replay, send)
+        if buffered.body is not None:
+            await self._app(scope, buffered.replay, send)
             return
         message = f"the body is longer than the {self._max_bytes >> 10} KiB that this route takes"
         await self._refuse(send, api_error(413, message, "invalid_request_error", code="body_too_large"))

@@ -39,7 +39,14 @@ def with_forwarded(document: dict[str, Any], translated: Iterable[str] = ()) -> 
         summary = f"As {target}" if target != path else f"{path[1:]}, as vLLM has it"
         _add(paths, path, _POST, BY_NAME, summary, "To a model by the `model` in the body.")
     for path in sorted(translated):
-        _add(paths, path, _POST, TRANSLATED, "See docs/plugins.md", "Asked of a model in OpenAI's words.")
+        _add(
+            paths,
+            path,
+            _POST,
+            TRANSLATED,
+            "See docs/plugins.md",
+            "RoutedRequest of a model in OpenAI's words.",
+        )
     more = "Any method, path and body, and WebSockets: passed on to the instance's engine as they come."
     _add(paths, "/proxy/{instance_id}/{path}", _ANY, BY_INSTANCE, "Whatever the engine knows", more)
     return {**document, "paths": paths}

@@ -11,7 +11,7 @@ from typing import Any
 
 from api.http.named_model import UnclearModel, model_in_object
 from api.protocols.errors import InvalidResponse, read_object
-from api.protocols.sse import Event, EventReader, EventTooLong
+from api.protocols.sse import EventReader, EventTooLong, SseEvent
 
 # What is at the end of an address may be something else tomorrow.
 _NAMES_ADDRESS = re.compile(rb'_url"\s*:')
@@ -21,7 +21,7 @@ _HAS_ABORT = re.compile(rb'"finish_reason"\s*:\s*"(abort|error)"')
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CacheableRequest:
     """A request whose answer is the same each time, as far as its model is."""
 
     model: str
@@ -39,7 +39,7 @@ class Question:
         return digest.digest()
 
 
-def read_question(body: bytes) -> Question | None:
+def read_cacheable(body: bytes) -> CacheableRequest | None:
     """The question in a request's body, None where its answer is not to be remembered."""
     if b'"temperature"' not in body and b'"seed"' not in body:
         return None  # as good as always; spares the parsing
@@ -60,7 +60,7 @@ def read_question(body: bytes) -> Question | None:
         return None
     # Order matters within fields: a chat template writes a tool's schema out as it stands. Between the
     # fields of the body itself it doesn't.
-    return Question(model, json.dumps(sorted(asked.items()), separators=(",", ":")).encode())
+    return CacheableRequest(model, json.dumps(sorted(asked.items()), separators=(",", ":")).encode())
 
 
 def _is_deterministic(asked: dict[str, Any]) -> bool:
@@ -88,6 +88,6 @@ def is_good_answer(content_type: bytes, body: bytes) -> bool:
 
 def _is_good_stream(body: bytes) -> bool:
     reader = EventReader()
-    events = [item.data for item in reader.feed(body) if isinstance(item, Event)]
+    events = [item.data for item in reader.feed(body) if isinstance(item, SseEvent)]
     has_error = any(read_object(data).get("error") for data in events if _HAS_ERROR.search(data))
     return reader.is_between_events and bool(events) and events[-1] == b"[DONE]" and not has_error

@@ -16,9 +16,9 @@ from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import is_admin, may_use, model_refusal
 from api.gateway.json_worker_pool import JsonWorkerPool
 from api.gateway.keep_alive import idle_timeout_s
-from api.gateway.model_leases import Asked, ModelLeases, affinity_of
+from api.gateway.model_leases import ModelLeases, RoutedRequest, affinity_of
 from api.gateway.needs import need_of
-from api.gateway.request_body import OWN_FIELDS, JsonBody, Sending, has_filters
+from api.gateway.request_body import OWN_FIELDS, JsonBody, OutgoingBody, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.gateway.sse_keep_alive import SseKeepAlive
 from api.http.asgi import Message, Receive, Scope, Send
@@ -77,7 +77,7 @@ class Gateway:
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
-        self._apart = JsonWorkerPool()
+        self._json_workers = JsonWorkerPool()
         self._detours = peer_routes  # to models of other Berths
 
     @staticmethod
@@ -152,17 +152,17 @@ class Gateway:
         if lease.endpoint.served_name not in (name, ""):
             lease.release()  # its engine knows the model by another name
             return False
-        more = partial(self._go_on, body, model, need, name)
+        more = partial(self._resume_options, body, model, need, name)
         return self._data_plane.begin_leased(
             scope, body, channel, resume_as_task, model.name, target, lease, more
         )
 
-    def _go_on(
+    def _resume_options(
         self, body: bytes, model: Model, need: RunnerKind | None, name: str
     ) -> tuple[ModelLeases, Retry, Prepare]:
         """What `forward` is told where a request that has begun the short way takes longer."""
-        sending = Sending(JsonBody(body, None, model.profile), len(body))
-        leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
+        outgoing = OutgoingBody(JsonBody(body, None, model.profile), len(body))
+        leases = ModelLeases(self._fleet, RoutedRequest(model, _never, outgoing, need, name))
         return leases, leases.again, leases.prepare
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
@@ -170,10 +170,10 @@ class Gateway:
         self._data_plane.count_refused(scope["method"], error.status)
         await _refuse(scope, send, error, started)
 
-    async def _read(self, scope: Scope, receive: Receive) -> Asked:
+    async def _read(self, scope: Scope, receive: Receive) -> RoutedRequest:
         """Find the model. Raises _Refused, ManagerError or ClientGone."""
         try:
-            read = await read_request(scope, receive, self._apart)
+            read = await read_request(scope, receive, self._json_workers)
             model = self._model(scope, read.name)
         except UnclearModel as error:
             raise _Refused(_wrong_field("model", str(error))) from None
@@ -190,9 +190,9 @@ class Gateway:
             )
         return self._asked(scope, model, read)
 
-    def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> Asked:
-        sending = read.sending(model.profile, is_for_peer=isinstance(model, RemoteModel))
-        asked = Asked(model, read.receive, sending, _need(scope), read.name)
+    def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> RoutedRequest:
+        outgoing = read.outgoing(model.profile, is_for_peer=isinstance(model, RemoteModel))
+        asked = RoutedRequest(model, read.receive, outgoing, _need(scope), read.name)
         if (fields := read.fields) is not None:
             try:
                 asked.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))

@@ -1,4 +1,4 @@
-"""Long JSON bodies, read and changed by a process of their own (json_worker.py), few at a time."""
+"""Long JSON bodies, read and change by a process of their own (json_worker.py), few at a time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class JsonWorkerPool:
         answer, _ = await self._ask({"do": "read"}, body)
         return Outline(answer["name"], answer["outline"])
 
-    async def changed(self, body: bytes, strip: frozenset[str], changes: Mapping[str, Any]) -> bytes:
+    async def change(self, body: bytes, strip: frozenset[str], changes: Mapping[str, Any]) -> bytes:
         """The body without some fields, and with others."""
         _, made = await self._ask({"do": "change", "strip": sorted(strip), "changes": dict(changes)}, body)
         return made

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from api.access.keys import caller_of
-from api.gateway.request_body import Sending
+from api.gateway.request_body import OutgoingBody
 from api.http.asgi import Receive, Scope
 from api.http.leases import Lease
 from api.proxy.exchange import Request
@@ -27,12 +27,12 @@ _MAX_AFFINITY_NUMBER = 2**63
 
 
 @dataclass(slots=True)
-class Asked:
+class RoutedRequest:
     """What a request asks for."""
 
     model: Model
-    receive: Receive  # what the client still sends or does, once `sending` has given its part
-    sending: Sending | None = None  # None: there is no body, or it goes on as it comes
+    receive: Receive  # what the client still sends or does, once `outgoing` has given its part
+    outgoing: OutgoingBody | None = None  # None: there is no body, or it goes on as it comes
     need: RunnerKind | None = None  # what its replica has to serve
     name: str | None = None  # the model's, as the body has it
     is_stream: bool = False
@@ -44,7 +44,7 @@ class Asked:
 class ModelLeases:
     """The data plane's view of one request's model; where it asks for an instance it gets any replica."""
 
-    def __init__(self, fleet: Fleet, asked: Asked) -> None:
+    def __init__(self, fleet: Fleet, asked: RoutedRequest) -> None:
         self._fleet = fleet
         self._asked = asked
         self._is_repeated = False
@@ -59,20 +59,20 @@ class ModelLeases:
 
     async def prepare(self, lease: Lease, request: Request, receive: Receive) -> Receive:
         """Finish the request for the engine of `lease`, which may know the model by another name."""
-        sending = self._asked.sending
-        if sending is None:
+        outgoing = self._asked.outgoing
+        if outgoing is None:
             return receive
         endpoint, asked = lease.endpoint, self._asked
         adapters = endpoint.adapters
         if endpoint.is_peer and asked.model.profile is not None:
             adapters = adapter_names(asked.model.profile.params)
         name = asked.name if asked.name in adapters else endpoint.served_name
-        return await sending.begin(name or asked.model.name, request, receive)
+        return await outgoing.begin(name or asked.model.name, request, receive)
 
     async def again(self, lease: Lease, receive: Receive) -> Receive | None:
         """Once more, once, if the engine has died; not where it was stopped and no other serves the model."""
         asked = self._asked
-        if self._is_repeated or asked.sending is None or not asked.sending.body.can_repeat:
+        if self._is_repeated or asked.outgoing is None or not asked.outgoing.body.can_repeat:
             return None
         self._is_repeated = True
         try:

@@ -32,7 +32,7 @@ class RequestBody(Protocol):
     num_bytes: int  # of what has been read
     can_repeat: bool  # whether it can be made again
 
-    async def made_for(self, served_name: str) -> bytes:
+    async def encode_for(self, served_name: str) -> bytes:
         """What has been read, for an engine that knows the model by this name."""
 
 
@@ -49,25 +49,25 @@ class JsonBody:
         *,
         num_bytes: int | None = None,
         is_for_peer: bool = False,
-        apart: JsonWorkerPool | None = None,
+        workers: JsonWorkerPool | None = None,
     ) -> None:
         """`fields`: what `raw` says, if that has been read. `num_bytes`: of the body as it came.
 
-        `is_for_peer`: it goes to another Berth, so what is Berth's stays in it. `apart`: of a long body,
+        `is_for_peer`: it goes to another Berth, so what is Berth's stays in it. `workers`: of a long body,
         of which `fields` are an outline; it is changed elsewhere.
         """
         self._own_fields = frozenset[str]() if is_for_peer else OWN_FIELDS
         self._raw = raw
         self._fields = fields
         self._profile = profile
-        self._apart = apart
+        self._json_workers = workers
         self.num_bytes = len(raw) if num_bytes is None else num_bytes
         self.can_repeat = len(raw) <= _MAX_KEPT
 
-    async def made_for(self, served_name: str) -> bytes:
+    async def encode_for(self, served_name: str) -> bytes:
         raw, fields = self._raw, self._fields
-        if self._apart is not None and fields is not None:
-            return await self._made_apart(self._apart, raw, fields, served_name)
+        if self._json_workers is not None and fields is not None:
+            return await self._encode_in_worker(self._json_workers, raw, fields, served_name)
         self._fields = None  # the bytes are kept for another time, and what was read of them is not
         if not self.can_repeat:
             self._raw = b""
@@ -79,13 +79,13 @@ class JsonBody:
 
         return await off_loop(len(raw), make)
 
-    async def _made_apart(
-        self, apart: JsonWorkerPool, raw: bytes, outline: dict[str, Any], served_name: str
+    async def _encode_in_worker(
+        self, workers: JsonWorkerPool, raw: bytes, outline: dict[str, Any], served_name: str
     ) -> bytes:
         if not self.can_repeat:
             self._raw = b""
         strip, changes = changes_of(self._profile, outline, served_name, self._own_fields)
-        return await apart.changed(raw, strip, changes) if strip or changes else raw
+        return await workers.change(raw, strip, changes) if strip or changes else raw
 
 
 class FormBody:
@@ -108,7 +108,7 @@ class FormBody:
         self.num_bytes = len(raw)
         self.can_repeat = not has_more and len(raw) <= _MAX_KEPT
 
-    async def made_for(self, served_name: str) -> bytes:
+    async def encode_for(self, served_name: str) -> bytes:
         raw = self._raw
         if not self.can_repeat:
             self._raw = b""
@@ -127,7 +127,7 @@ def _renamed(pair: bytes, served_name: str) -> bytes:
 
 
 @dataclass(slots=True)
-class Sending:
+class OutgoingBody:
     """One request's body on its way: `length` is what the client has announced, None = it comes in chunks."""
 
     body: RequestBody
@@ -135,7 +135,7 @@ class Sending:
 
     async def begin(self, served_name: str, request: Request, receive: Receive) -> Receive:
         """Finish the body for an engine; a `receive` that gives it, then what the client still does."""
-        made = await self.body.made_for(served_name)
+        made = await self.body.encode_for(served_name)
         if not self.body.has_more:
             request.headers = request.headers.with_length(len(made))
         elif self.length is not None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from api.gateway.form_scan import FormScanner, InvalidForm
 from api.gateway.json_worker_pool import LONG_BYTES, JsonWorkerPool
-from api.gateway.request_body import FormBody, JsonBody, RequestBody, Sending
+from api.gateway.request_body import FormBody, JsonBody, OutgoingBody, RequestBody
 from api.http.asgi import Message, Receive, Scope
-from api.http.buffered_body import peek
+from api.http.buffered_body import buffer_body
 from api.http.headers import find_header
 from api.http.json_structure import PartCounter, TooManyParts
 from api.http.leases import ClientGone, WrongBody
@@ -41,11 +41,11 @@ class ReadRequest:
     receive: Receive  # the rest of the client's messages
     raw: bytes | None = None  # what has been read; None = there is no body
     fields: dict[str, Any] | None = None  # of a JSON object
-    apart: JsonWorkerPool | None = None  # where it is long: who has read it, and `fields` is an outline
+    workers: JsonWorkerPool | None = None  # where it is long: who has read it, and `fields` is an outline
     form: FormBody | None = None
     length: int | None = None  # as announced; None = in chunks
 
-    def sending(self, profile: ModelProfile | None, *, is_for_peer: bool = False) -> Sending | None:
+    def outgoing(self, profile: ModelProfile | None, *, is_for_peer: bool = False) -> OutgoingBody | None:
         """The body, to be finished for an engine, or for another Berth; `profile` is the model's."""
         body: RequestBody | None = self.form
         if self.fields is not None and self.raw is not None:
@@ -56,12 +56,12 @@ class ReadRequest:
                 profile,
                 num_bytes=len(self.raw),
                 is_for_peer=is_for_peer,
-                apart=self.apart,
+                workers=self.workers,
             )
-        return None if body is None else Sending(body, self.length)
+        return None if body is None else OutgoingBody(body, self.length)
 
 
-async def read_request(scope: Scope, receive: Receive, apart: JsonWorkerPool) -> ReadRequest:
+async def read_request(scope: Scope, receive: Receive, workers: JsonWorkerPool) -> ReadRequest:
     """Raises InvalidBody, InvalidForm, UnclearModel, BodyTooLong or ClientGone."""
     headers = scope["headers"]
     announced = find_header(headers, b"content-length")
@@ -76,19 +76,19 @@ async def read_request(scope: Scope, receive: Receive, apart: JsonWorkerPool) ->
     if length is not None and length > MAX_JSON_BYTES:
         raise _too_long(MAX_JSON_BYTES)
     try:
-        peeked = await peek(receive, MAX_JSON_BYTES, PartCounter().feed)
+        buffered = await buffer_body(receive, MAX_JSON_BYTES, PartCounter().feed)
     except TooManyParts as error:
         raise InvalidBody(str(error)) from None
-    if (raw := peeked.body) is None:
+    if (raw := buffered.body) is None:
         raise _too_long(MAX_JSON_BYTES)
-    peeked.messages.clear()  # they are all in there
+    buffered.messages.clear()  # they are all in there
     is_form = kind.startswith(b"application/x-www-form-urlencoded") and not raw.lstrip().startswith(b"{")
     if is_form or not raw:
         form = FormBody(raw, has_more=False, is_url_encoded=is_form)
         return ReadRequest(model_in_fields(raw), receive, raw, form=form, length=length)
     if len(raw) > LONG_BYTES:
-        outline = await apart.read(without_bom(raw))
-        return ReadRequest(outline.name, receive, raw, outline.fields, length=length, apart=apart)
+        outline = await workers.read(without_bom(raw))
+        return ReadRequest(outline.name, receive, raw, outline.fields, length=length, workers=workers)
 
     def read() -> tuple[dict[str, Any], str | None]:
         fields = read_object(without_bom(raw))

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import date
 
 from api.access.keys import caller_of, is_limited_to_models
-from api.gateway.cacheable import Question, is_good_answer, read_question
+from api.gateway.cacheable import CacheableRequest, is_good_answer, read_cacheable
 from api.http.asgi import App, Message, Receive, Scope, Send
-from api.http.buffered_body import peek
+from api.http.buffered_body import buffer_body
 from api.http.dispatch import raw_path
 from api.http.headers import find_header, sane_request_id
 from api.http.leases import ClientGone
@@ -64,21 +64,21 @@ class ResponseCache:
             return
         started = time.perf_counter()
         try:
-            peeked = await peek(receive, MAX_BODY_BYTES)
+            buffered = await buffer_body(receive, MAX_BODY_BYTES)
         except ClientGone:
             return
-        body = peeked.body
-        question = await off_loop(len(body), lambda: read_question(body)) if body is not None else None
-        identity = self._identity(question.model) if question is not None else None
-        if question is None or identity is None:
-            await self._inner(scope, peeked.replay, send)
+        body = buffered.body
+        cacheable = await off_loop(len(body), lambda: read_cacheable(body)) if body is not None else None
+        identity = self._identity(cacheable.model) if cacheable is not None else None
+        if cacheable is None or identity is None:
+            await self._inner(scope, buffered.replay, send)
             return
         owner = caller_of(scope).cache_owner
-        key = question.key(raw_path(scope), scope["query_string"], identity, owner, date.today())
+        key = cacheable.key(raw_path(scope), scope["query_string"], identity, owner, date.today())
         entry = None if _asks_for_fresh(scope) else self._find(key)
         if entry is None:
             self.num_misses += 1
-            await self._answer(question, key, identity, scope, peeked.replay, send)
+            await self._answer(cacheable, key, identity, scope, buffered.replay, send)
         else:
             self.num_hits += 1
             request_id = _request_id(scope)
@@ -108,14 +108,20 @@ class ResponseCache:
         self.num_bytes -= num_bytes
 
     async def _answer(
-        self, question: Question, key: bytes, identity: str, scope: Scope, receive: Receive, send: Send
+        self,
+        cacheable: CacheableRequest,
+        key: bytes,
+        identity: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         """Have it answered, and keep the answer if it is whole and good."""
 
         async def keep(entry: _Entry) -> None:
             is_good = await off_loop(entry.size, lambda: is_good_answer(entry.content_type, entry.body))
             # A model that has been loaded in another way meanwhile may not have given this answer.
-            if is_good and self._identity(question.model) == identity:
+            if is_good and self._identity(cacheable.model) == identity:
                 self._store(key, entry)
 
         channel = channel_of(scope)
@@ -188,7 +194,7 @@ class _Recording:
 
 
 def _is_worth_a_look(scope: Scope) -> bool:
-    """Whether the body may hold a question."""
+    """Whether the body may hold a cacheable."""
     if scope["type"] != "http" or scope["method"] != "POST" or raw_path(scope) not in PATHS:
         return False
     if is_limited_to_models(scope):

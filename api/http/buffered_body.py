@@ -23,27 +23,27 @@ class BufferedBody:
         return self.messages.popleft() if self.messages else await self.receive()
 
 
-async def peek(
+async def buffer_body(
     receive: Receive, max_bytes: int, look: Callable[[bytes], None] = lambda _: None
 ) -> BufferedBody:
     """Read a body, but hardly more than `max_bytes` of it. Raises ClientGone where the client leaves.
 
     `look` is shown each piece, and raises where no more of it is wanted.
     """
-    peeked = BufferedBody(receive)
+    buffered = BufferedBody(receive)
     size = 0
     while size <= max_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        peeked.messages.append(message)
+        buffered.messages.append(message)
         size += len(message.get("body", b""))
         look(message.get("body", b""))
         if not message.get("more_body", False):
             if size <= max_bytes:
-                peeked.body = b"".join(part.get("body", b"") for part in peeked.messages)
+                buffered.body = b"".join(part.get("body", b"") for part in buffered.messages)
             break
-    return peeked
+    return buffered
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:

@@ -56,7 +56,7 @@ class CachedHead:
         return headers
 
 
-def learn(data: bytes, headers: RawHeaders) -> CachedHead | None:
+def cached_head(data: bytes, headers: RawHeaders) -> CachedHead | None:
     """The head of `data`, which the parser has taken for one whole message with these headers.
 
     None where its end can't be told by the head and a length alone: then it is parsed each time.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
-from api.http.buffered_body import BufferedBody, peek
+from api.http.buffered_body import BufferedBody, buffer_body
 from api.http.dispatch import raw_path
 from api.http.headers import find_header, sane_request_id
 from api.http.json_structure import TooManyParts, check_parts
@@ -39,7 +39,7 @@ from api.protocols.base import (
     to_json,
 )
 from api.protocols.errors import AdapterFailed, ask_adapter, error_response, failure_of
-from api.protocols.response_translator import Answer, Stopped, send_json
+from api.protocols.response_translator import ResponseTranslator, TranslationStopped, send_json
 from api.telemetry.access_log import log_answered
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -127,14 +127,14 @@ class ProtocolApp:
             await self._inner(scope, receive, send)
             return
         started = time.perf_counter()
-        peeked = await peek(receive, self._max_body_bytes)
+        buffered = await buffer_body(receive, self._max_body_bytes)
         chosen = None
-        if peeked.body is not None:
-            chosen = adapters.get(self._protocol_of(await self._model_in(peeked.body)) or "")
+        if buffered.body is not None:
+            chosen = adapters.get(self._protocol_of(await self._model_in(buffered.body)) or "")
         if chosen is None:
-            await self._inner(scope, peeked.replay, send)
+            await self._inner(scope, buffered.replay, send)
         else:
-            await self._translate(chosen, peeked, scope, send, started)
+            await self._translate(chosen, buffered, scope, send, started)
 
     async def _serve(
         self, adapters: Mapping[str, Adapter], scope: Scope, receive: Receive, send: Send
@@ -145,11 +145,11 @@ class ProtocolApp:
             error = ErrorDetail(405, f"{scope['method']}: {adapter.route} takes POST only", INVALID_REQUEST)
             await _refuse(adapter, error, scope, send, started, (b"allow", b"POST"))
             return
-        peeked = await peek(receive, self._max_body_bytes)
-        if peeked.body is not None and len(adapters) > 1:
-            chosen = self._protocol_of(await self._model_in(peeked.body)) or ""
+        buffered = await buffer_body(receive, self._max_body_bytes)
+        if buffered.body is not None and len(adapters) > 1:
+            chosen = self._protocol_of(await self._model_in(buffered.body)) or ""
             adapter = adapters.get(chosen, adapter)
-        await self._translate(adapter, peeked, scope, send, started)
+        await self._translate(adapter, buffered, scope, send, started)
 
     async def _model_in(self, body: bytes) -> str:
         """The model that a body names; the default one where it names none."""
@@ -167,23 +167,23 @@ class ProtocolApp:
             return await off_loop(len(body), call)
 
     async def _translate(
-        self, adapter: Adapter, peeked: BufferedBody, scope: Scope, send: Send, started: float
+        self, adapter: Adapter, buffered: BufferedBody, scope: Scope, send: Send, started: float
     ) -> None:
         """Ask the inner application in OpenAI's words, and answer in the adapter's."""
         try:
-            translated = await self._read(adapter, peeked.body)
+            translated = await self._read(adapter, buffered.body)
         except _Refused as refused:
             await _refuse(adapter, refused.error, scope, send, started)
             return
-        peeked.messages.clear()
-        peeked.messages.append({"type": "http.request", "body": translated.body})
+        buffered.messages.clear()
+        buffered.messages.append({"type": "http.request", "body": translated.body})
         channel = channel_of(scope)
         request_id = _request_id(scope)
-        answer = Answer(adapter, translated.request, translated.translator, send, request_id)
+        answer = ResponseTranslator(adapter, translated.request, translated.translator, send, request_id)
         inner_scope = _inner_scope(scope, translated, request_id)
         try:
-            await self._inner(inner_scope, peeked.replay, answer.send)
-        except* Stopped:
+            await self._inner(inner_scope, buffered.replay, answer.send)
+        except* TranslationStopped:
             pass  # `send` has told it to stop, and the client why; what comes of a task of its own is a group
         if not await answer.finish() and channel is not None:
             channel.abort()

@@ -145,7 +145,7 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
         """The protocol's answer, as JSON, for OpenAI's."""
 
     def from_openai_stream(self, request: RequestT) -> StreamTranslator:
-        """What translates the answer to a request with `stream`. Asked for before the request is sent."""
+        """What translates the answer to a request with `stream`. RoutedRequest for before the request is sent."""
         raise InvalidProtocolRequest(f"the protocol {self.name!r} can't stream", param="stream")
 
     def create_error_response(self, error: ErrorDetail) -> tuple[int, Json]:

@@ -31,7 +31,7 @@ from api.protocols.errors import (
     read_object,
     upstream_error,
 )
-from api.protocols.sse import Comment, Event, EventReader, EventTooLong
+from api.protocols.sse import EventReader, EventTooLong, SseComment, SseEvent
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
@@ -45,11 +45,11 @@ _BODY_HEADERS = frozenset(
 _ADAPTER_ERRORS = (AdapterFailed, InvalidProtocolRequest)
 
 
-class Stopped(Exception):
+class TranslationStopped(Exception):
     """Tells the inner application that nobody reads on: the client has been told of an error."""
 
 
-class Answer(Generic[RequestT]):
+class ResponseTranslator(Generic[RequestT]):
     """One request's answer. `send` is what the inner application gets; `finish` is called after it."""
 
     def __init__(
@@ -158,7 +158,7 @@ class Answer(Generic[RequestT]):
 
     async def _stop(self, error: ErrorDetail, before: list[bytes] | None = None) -> None:
         await self._tell(error, before or [])
-        raise Stopped
+        raise TranslationStopped
 
     async def _tell(self, error: ErrorDetail, before: list[bytes]) -> None:
         """Tell the client of an error, after `before` where a stream has begun."""
@@ -196,7 +196,7 @@ class StreamTranslation:
         Raises InvalidResponse, EventTooLong and what `ask_adapter` raises.
         """
         for item in self._reader.feed(body):
-            if isinstance(item, Comment):
+            if isinstance(item, SseComment):
                 if self._passes_comments:
                     pieces.append(b":" + item.text + b"\n\n")
             elif not self._is_ended:
@@ -217,7 +217,7 @@ class StreamTranslation:
         except _ADAPTER_ERRORS:
             return b""
 
-    def _translate_event(self, event: Event, pieces: list[bytes]) -> ErrorDetail | None:
+    def _translate_event(self, event: SseEvent, pieces: list[bytes]) -> ErrorDetail | None:
         if event.data.strip() == b"[DONE]":
             self._end(pieces)
             return None

@@ -20,14 +20,14 @@ class EventTooLong(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class SseEvent:
     """One event's data, its lines joined."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Comment:
+class SseComment:
     """One comment, without its colon; servers send them to keep connections alive."""
 
     text: bytes
@@ -50,10 +50,10 @@ class EventReader:
         """Whether nothing has begun that is not complete."""
         return not self._data and not self._rest.strip(b"\r\n")
 
-    def feed(self, piece: bytes) -> list[Event | Comment]:
+    def feed(self, piece: bytes) -> list[SseEvent | SseComment]:
         """What this piece completes. Raises EventTooLong."""
         self._rest += piece
-        found: list[Event | Comment] = []
+        found: list[SseEvent | SseComment] = []
         start = 0
         while (end := _LINE_END.search(self._rest, max(start, self._searched))) is not None:
             item = self._line(bytes(self._rest[start : end.start()]))
@@ -66,7 +66,7 @@ class EventReader:
             raise EventTooLong(f"an event of more than {MAX_EVENT_BYTES} bytes")
         return found
 
-    def _line(self, line: bytes) -> Event | Comment | None:
+    def _line(self, line: bytes) -> SseEvent | SseComment | None:
         if not self._is_begun:
             self._is_begun = True
             line = line.removeprefix(_BOM)
@@ -74,16 +74,16 @@ class EventReader:
             return self._dispatch()
         name, _, value = line.partition(b":")
         if not name:
-            return Comment(value)
+            return SseComment(value)
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
             self._size += len(value)
         return None
 
-    def _dispatch(self) -> Event | None:
+    def _dispatch(self) -> SseEvent | None:
         if not self._data:
             return None
-        event = Event(b"\n".join(self._data))
+        event = SseEvent(b"\n".join(self._data))
         self._data.clear()
         self._size = 0
         return event

@@ -21,7 +21,7 @@ from api.proxy.pace import Pace
 from api.proxy.response_reader import ResponseReader
 from api.proxy.upstream import ResponseHead, UpstreamConnection
 from api.proxy.upstream_pool import UpstreamPool
-from api.telemetry.token_usage import AnswerTail, TokenUsage, usage_of
+from api.telemetry.token_usage import ResponseTail, TokenUsage, usage_of
 from instance_manager.metrics.proxy import InstanceMetrics
 
 logger = logging.getLogger("berth.proxy")
@@ -304,7 +304,7 @@ class Exchange:
         send, metrics, channel = self._send, self._metrics, self._channel
         is_complete = False
         last = b""
-        tail = AnswerTail(is_event_stream=is_event_stream and self._request.method == "POST")
+        tail = ResponseTail(is_event_stream=is_event_stream and self._request.method == "POST")
 
         def pass_on(piece: bytes) -> bool:
             """Send an event without waking this task; where it would have to wait, the task sends it."""

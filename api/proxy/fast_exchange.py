@@ -25,21 +25,21 @@ _UNAVAILABLE = 503
 
 
 class FastExchange(ResponseReader):
-    """The sink of a request that has no task yet. `go_on` is called once, unless the answer went out here."""
+    """The sink of a request that has no task yet. `resume` is called once, unless the answer went out here."""
 
-    __slots__ = ("_call", "_channel", "_go_on", "is_settled")
+    __slots__ = ("_call", "_channel", "_resume", "is_settled")
 
     def __init__(
         self,
         connection: UpstreamConnection,
         call: Call,
         channel: ResponseChannel,
-        go_on: Callable[[FastExchange], None],
+        resume: Callable[[FastExchange], None],
     ) -> None:
         super().__init__(connection)
         self._call = call
         self._channel = channel
-        self._go_on = go_on
+        self._resume = resume
         self.is_settled = False
 
     def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
@@ -53,7 +53,7 @@ class FastExchange(ResponseReader):
             self.settle()
 
     @property
-    def late_at(self) -> float:
+    def slow_at(self) -> float:
         """When it is to become a task, by time.perf_counter()."""
         return self._call.request.started + FOLLOW_AFTER_S
 
@@ -66,7 +66,7 @@ class FastExchange(ResponseReader):
             or not self.is_complete
             or not self._channel.is_ready()
         ):
-            self._go_on(self)
+            self._resume(self)
             return
         call, status = self._call, self.head.status
         headers, _ = response_headers(self.head.headers, status, call.request.headers.request_id)
@@ -100,7 +100,7 @@ class SlowRequestTimer:
         while self._waiting:
             exchange = self._waiting[0]
             if not exchange.is_settled:
-                left_s = exchange.late_at - time.perf_counter()
+                left_s = exchange.slow_at - time.perf_counter()
                 if left_s > 0:
                     self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
                     return

@@ -64,7 +64,7 @@ class DataPlane:
         self._metrics = metrics
         self._detours = peer_routes  # to instances of other Berths
         self._pace = pace or PaceRules()  # of clients for whose place others wait
-        self._patience = SlowRequestTimer()
+        self._slow_timer = SlowRequestTimer()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,7 +194,7 @@ class DataPlane:
         call = self._call(scope, asked_for, target, len(body))
         call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
-        def go_on(sent: FastExchange) -> None:
+        def resume(sent: FastExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 begun = (pool, lease, sent)
                 leases, again, prepare = more() if more is not None else (self._leases, None, None)
@@ -205,8 +205,8 @@ class DataPlane:
 
         request = call.request
         call.metrics.bytes_in += len(body)
-        exchange = FastExchange(connection, call, channel, go_on)
-        self._patience.watch(exchange)
+        exchange = FastExchange(connection, call, channel, resume)
+        self._slow_timer.watch(exchange)
         connection.begin(
             exchange,
             request.encode(pool.identity_for(request.tenant_line), request.framed(body, is_last=True)),

@@ -9,7 +9,7 @@ import logging
 import time
 from typing import Any
 
-from api.access.keys import NOBODY, caller_of
+from api.access.keys import ANONYMOUS, caller_of
 from api.http.asgi import Scope
 from api.http.dispatch import raw_path
 from api.http.log_paths import loggable
@@ -52,7 +52,7 @@ def write_line(
         "seconds": round(time.perf_counter() - started, 6),
         "request_id": request_id.decode(),
     }
-    known = {"instance": instance, "model": model, "key": "" if caller is NOBODY else caller.key_id}
+    known = {"instance": instance, "model": model, "key": "" if caller is ANONYMOUS else caller.key_id}
     named = {name: value for name, value in known.items() if value}
     more: dict[str, Any] = {
         "queue_seconds": _rounded(queued_s),

@@ -87,7 +87,7 @@ def _count(usage: dict[str, Any], *names: str) -> int | None:
     return None
 
 
-class AnswerTail:
+class ResponseTail:
     """Of an answer that passes in pieces, what its usage can be told from: its end, and how many events."""
 
     __slots__ = ("_counts_events", "_num_events", "_pieces", "_size")

@@ -169,7 +169,7 @@ class Tracing:
         span = self._begun(scope)
         watched = _WatchedChannel(channel, span, lambda: span.end(scope))
 
-        def go_on(app: App) -> None:
+        def resume(app: App) -> None:
             watched.on_sent = _nothing  # the task ends the span
 
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,7 +177,7 @@ class Tracing:
 
             resume_as_task(application)
 
-        return self._app.begin(scope, body, watched, go_on)
+        return self._app.begin(scope, body, watched, resume)
 
     def _begun(self, scope: Scope) -> RequestSpan:
         """The request's span; with a new one the scope's `traceparent` becomes ours."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
-from api.protocols.sse import Event, EventReader
+from api.protocols.sse import EventReader, SseEvent
 
 JSON = (b"content-type", b"application/json")
 SSE = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -79,7 +79,7 @@ class Got:
     @property
     def events(self) -> list[Any]:
         """What the events of a stream hold; `[DONE]` as that."""
-        items = [item for item in EventReader().feed(self.body) if isinstance(item, Event)]
+        items = [item for item in EventReader().feed(self.body) if isinstance(item, SseEvent)]
         return [item.data.decode() if item.data == b"[DONE]" else json.loads(item.data) for item in items]
 
     def header(self, name: bytes) -> bytes | None:

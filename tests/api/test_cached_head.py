@@ -14,7 +14,7 @@ from api.access.key_store import Keys
 from api.access.keys import Access, ApiKey
 from api.auth import AccessControl
 from api.http.asgi import RawHeaders, Receive, Scope, Send
-from api.http.head_cache import ROUTE_CACHE, learn
+from api.http.head_cache import ROUTE_CACHE, cached_head
 from api.http.response_channel import ResponseChannel, ResumeAsTask
 from api.server.fast_http import FastHttpProtocol
 from tests.api.upstreams import Head, Wire, berth, eventually, request, response, upstream
@@ -131,9 +131,9 @@ async def test_heads_that_never_come_again_are_not_learnt_for_ever(
     def counting(data: bytes, headers: RawHeaders) -> Any:
         nonlocal learnt
         learnt += 1
-        return learn(data, headers)
+        return cached_head(data, headers)
 
-    monkeypatch.setattr("api.server.fast_http.learn", counting)
+    monkeypatch.setattr("api.server.fast_http.cached_head", counting)
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         for number in range(20):
@@ -358,7 +358,7 @@ def test_what_is_recognised_is_what_the_parser_reads(
 
     data = message(first)
     [(read, _)] = Read(data).messages
-    known = learn(data, read)
+    known = cached_head(data, read)
     assert known is not None
     assert known.body_of(data) == first
     again = message(second)
@@ -390,9 +390,11 @@ def test_what_is_recognised_is_what_the_parser_reads(
 def test_what_is_not_learnt(raw: bytes) -> None:
     lines = raw.strip().partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
     headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
-    assert learn(raw, headers) is None
+    assert cached_head(raw, headers) is None
 
 
 def test_two_lengths_are_not_learnt() -> None:
     headers = [(b"content-length", b"2"), (b"content-length", b"2")]
-    assert learn(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", headers) is None
+    assert (
+        cached_head(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", headers) is None
+    )

@@ -33,7 +33,7 @@ async def test_a_long_body_is_outlined() -> None:
 
 async def test_a_long_body_is_changed() -> None:
     raw = body(keep_alive="5m", temperature=1)
-    made = await JsonWorkerPool().changed(raw, frozenset({"keep_alive"}), {"model": "other", "seed": 5})
+    made = await JsonWorkerPool().change(raw, frozenset({"keep_alive"}), {"model": "other", "seed": 5})
     assert read_object(made) == {"model": "other", "prompt": LONG, "temperature": 1, "seed": 5}
 
 

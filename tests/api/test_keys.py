@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.access.keys import NOBODY, Access, ApiKey, Caller, KeyRing, Rate, key_id_of
+from api.access.keys import ANONYMOUS, Access, ApiKey, Caller, KeyRing, Rate, key_id_of
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 
@@ -68,7 +68,7 @@ def test_a_ring_tells_whose_key_it_is() -> None:
     ring = KeyRing(keys)
     assert ring.find(b"k1").key_id == key_id_of("k1")
     assert (ring.find(b"k2").key_id, ring.find(b"k2").access) == ("ops", Access.ADMIN)
-    assert ring.find(b"") is ring.find(b"k3") is NOBODY
+    assert ring.find(b"") is ring.find(b"k3") is ANONYMOUS
     assert "k1" not in repr(keys)
     assert len(key_id_of("k1")) == 8 and "k1" not in key_id_of("k1")
 

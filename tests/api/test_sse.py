@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.protocols import sse
-from api.protocols.sse import Comment, Event, EventReader, EventTooLong
+from api.protocols.sse import EventReader, EventTooLong, SseComment, SseEvent
 
 
-def read(*pieces: bytes) -> list[Event | Comment]:
+def read(*pieces: bytes) -> list[SseEvent | SseComment]:
     reader = EventReader()
     return [item for piece in pieces for item in reader.feed(piece)]
 
@@ -20,20 +20,20 @@ def read(*pieces: bytes) -> list[Event | Comment]:
 @pytest.mark.parametrize(
     ("stream", "items"),
     [
-        (b"data: a\n\n", [Event(b"a")]),
-        (b"data:a\r\n\r\ndata:  b\r\n\r\n", [Event(b"a"), Event(b" b")]),
-        (b"data: a\r\rdata: b\r\r\n", [Event(b"a"), Event(b"b")]),
-        (b"data: a\ndata: b\n\n", [Event(b"a\nb")]),
-        (b"event: x\nid: 5\ndata: a\nretry: 3\n\n", [Event(b"a")]),
+        (b"data: a\n\n", [SseEvent(b"a")]),
+        (b"data:a\r\n\r\ndata:  b\r\n\r\n", [SseEvent(b"a"), SseEvent(b" b")]),
+        (b"data: a\r\rdata: b\r\r\n", [SseEvent(b"a"), SseEvent(b"b")]),
+        (b"data: a\ndata: b\n\n", [SseEvent(b"a\nb")]),
+        (b"event: x\nid: 5\ndata: a\nretry: 3\n\n", [SseEvent(b"a")]),
         (b"event: ping\n\n", []),
-        (b": here\n\ndata: a\n\n", [Comment(b" here"), Event(b"a")]),
-        (b"data: a\n:between\n\n", [Comment(b"between"), Event(b"a")]),
-        (b"data\n\n", [Event(b"")]),
-        (b"\xef\xbb\xbfdata: a\n\n", [Event(b"a")]),
+        (b": here\n\ndata: a\n\n", [SseComment(b" here"), SseEvent(b"a")]),
+        (b"data: a\n:between\n\n", [SseComment(b"between"), SseEvent(b"a")]),
+        (b"data\n\n", [SseEvent(b"")]),
+        (b"\xef\xbb\xbfdata: a\n\n", [SseEvent(b"a")]),
         (b"data: a", []),
     ],
 )
-def test_what_the_standard_says(stream: bytes, items: list[Event | Comment]) -> None:
+def test_what_the_standard_says(stream: bytes, items: list[SseEvent | SseComment]) -> None:
     assert read(stream) == items
     assert read(*(bytes([byte]) for byte in stream)) == items
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.telemetry.token_usage import AnswerTail, TokenUsage, usage_of
+from api.telemetry.token_usage import ResponseTail, TokenUsage, usage_of
 
 CHAT = {"id": "c", "choices": [{"message": {"content": "x" * 9000}}]}
 DONE = b"data: [DONE]\n\n"
@@ -85,14 +85,14 @@ def test_a_stream_may_come_in_any_pieces(size: int) -> None:
     chunks = [event({"choices": [{"text": "t"}], "usage": None}) for _ in range(9)]
     last = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 9}})
     stream = b"".join([*chunks, last, DONE])
-    tail = AnswerTail(is_event_stream=True)
+    tail = ResponseTail(is_event_stream=True)
     for at in range(0, len(stream), size):
         tail.add(stream[at : at + size])
     assert tail.usage() == TokenUsage(3, 9)
 
 
 def test_a_stream_without_usage_is_counted_by_its_events() -> None:
-    tail = AnswerTail(is_event_stream=True)
+    tail = ResponseTail(is_event_stream=True)
     tail.add(b": comment\n\n")
     for _ in range(5):
         tail.add(event({"choices": [{"text": "data: \n\ndata: "}]}))
@@ -102,7 +102,7 @@ def test_a_stream_without_usage_is_counted_by_its_events() -> None:
 
 
 def test_what_is_no_stream_is_not_counted() -> None:
-    tail = AnswerTail(is_event_stream=False)
+    tail = ResponseTail(is_event_stream=False)
     assert tail.usage() is None
     tail.add(b'\n\ndata: {"text": "')
     tail.add(b"x" * 100_000)
