@@ -1,4 +1,4 @@
-"""One request as Berth accounts for it: its instance, lease, metrics and line in the access log."""
+"""Accounting for one request: its instance, lease, metrics and line in the access log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from instance_manager.metrics.proxy import InstanceMetrics
 
 
 class Call:
-    """Begins with no lease and no instance's metrics; ends with `finish`, whatever happens to it."""
+    """Starts without a lease and instance metrics; always ends with `finish`."""
 
     __slots__ = ("instance_id", "lease", "metrics", "request", "scope")
 
@@ -26,24 +26,24 @@ class Call:
         self.metrics = unserved
         self.lease: Lease | None = None
 
-    def enter(self, lease: Lease, metrics: InstanceMetrics) -> None:
-        """An instance will serve it."""
+    def assign(self, lease: Lease, metrics: InstanceMetrics) -> None:
+        """Record the instance that serves the request."""
         self.lease = lease
         self.metrics = metrics
         metrics.in_flight += 1
 
-    def leave(self) -> None:
-        """The instance won't serve it after all."""
+    def unassign(self) -> None:
+        """Release the lease: the instance has served the request, or another one will."""
         if self.lease is not None:
             self.lease.release()
             self.lease = None
             self.metrics.in_flight -= 1
 
     def finish(self, status: int) -> None:
-        """It is over; `status` is the response's, or what there was to say instead of one."""
+        """Account for the finished request; `status` is the response's, or 499 for a disconnect."""
         request, metrics = self.request, self.metrics
         seconds = time.perf_counter() - request.started
-        self.leave()
+        self.unassign()
         metrics.count(request.method, status)
         metrics.request_s.observe(seconds)
         if (usage := request.usage) is not None:

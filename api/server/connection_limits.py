@@ -1,4 +1,4 @@
-"""Limits on clients' requests, their speed and the number of connections, and the errors for exceeding them."""
+"""Limits on clients' requests, their speed and their number of connections, and the errors they cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INVALID = "invalid_request_error"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Times in seconds. `body_timeout_s` limits the pause between two pieces of a body, not the whole body."""
+    """Times in seconds. `body_timeout_s` is for the pause between two pieces of a body, not for all of it."""
 
     max_connections: int = 4096
     max_body_bytes: int = 256 * 2**20

@@ -136,7 +136,7 @@ def _has_zlib_head(encoded: bytes) -> bool:
 
 
 def _unknown(coding: str) -> ApiError:
-    message = f"Content-Encoding {coding[:80]!r} is not supported; send the body uncompressed, or as gzip or deflate"
+    message = f"Content-Encoding {coding[:80]!r} is not supported; use gzip, deflate or none"
     error = api_error(415, message, _INVALID, param="Content-Encoding", code="unsupported_content_encoding")
     error.headers.append((b"accept-encoding", b"gzip, deflate"))
     return error

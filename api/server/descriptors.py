@@ -1,4 +1,4 @@
-"""File descriptors: raises the limit as far as the system allows, and limits connections to what it covers."""
+"""File descriptors: raises their limit as far as the system allows, and caps connections accordingly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def raise_descriptor_limit() -> int:
 
 
 def unsent_in_kernel(transport: asyncio.Transport) -> int:
-    """Bytes in the kernel's send buffer that the peer has not acknowledged; 0 if the kernel does not report it.
+    """Bytes in the kernel's send buffer that the peer has not acknowledged; 0 if unknown.
 
     The socket becomes writable only when a third of that buffer (megabytes) is free: judged by that alone, a
     slow reader would seem stalled for a minute.

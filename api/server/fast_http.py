@@ -95,7 +95,7 @@ class FastHttpProtocol(HttpToolsProtocol):
         self._is_between_requests = True
 
     def _unsupported_upgrade_warning(self) -> None:
-        """The parser has stopped after the head; a new one continues from there, as if there were no offer."""
+        """The parser has stopped after the head; a new one continues from there."""
         stopped = sys.exception()
         if stopped is None or not self._ignores_upgrade:
             raise RuntimeError("there is no upgrade to ignore")

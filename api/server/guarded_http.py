@@ -134,7 +134,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
             self._check_handshake()
 
     def _check_handshake(self) -> None:
-        """Refuse a handshake that uvicorn's WebSocket parser rejects silently, leaving the connection open."""
+        """Refuse a handshake that uvicorn's WebSocket parser rejects without answering or closing."""
         protocol = cast(Any, self.transport.get_protocol())
         if protocol.handshake_initiated or self.transport.is_closing():
             return
@@ -341,7 +341,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         return replace(error, headers=headers)
 
     def _linger(self) -> None:
-        """Close after the client has read the response: closing with unread input would reset the connection."""
+        """Close after the client has read the response: closing with unread input resets a connection."""
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self.flow.resume_reading()  # incoming data is dropped

@@ -16,7 +16,7 @@ _Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 def bind(host: str, port: int) -> list[socket.socket]:
     """Bind one socket per address of `host`, all on one port; they refuse connections until they listen.
 
-    "0.0.0.0" and "::" mean every address of this machine, of both families: clients are given `localhost`, and
+    "0.0.0.0" and "::" mean every address of this machine, of both families: clients use `localhost`, and
     their resolver decides whether that is 127.0.0.1 or ::1. Of several addresses, those that this machine
     lacks are skipped, for instance if IPv6 is disabled. Raises OSError.
     """
