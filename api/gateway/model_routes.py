@@ -9,10 +9,10 @@ from api.http.response_channel import ResponseChannel, ResumeAsTask
 
 
 class ModelRoutes:
-    """The gateway's paths, and those of protocols that are translated for it."""
+    """The gateway's paths, and those of protocols that are translated to OpenAI's."""
 
     def __init__(self, gateway: Gateway, translated: frozenset[bytes], *, has_fast_path: bool) -> None:
-        """`has_fast_path`: False where something stands before the gateway that must see each request."""
+        """`has_fast_path`: False if something in front of the gateway must see every request."""
         self._gateway = gateway
         self._translated = translated
         self._has_fast_path = has_fast_path

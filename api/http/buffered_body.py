@@ -46,15 +46,15 @@ async def buffer_body(
     return buffered
 
 
-def replaying(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that returns this body once, then the client's next messages (its disconnect)."""
-    is_given = False
+def replaying(body: bytes, receive: Receive, *, has_more: bool = False) -> Receive:
+    """A `receive` that returns this body once, then the client's next messages."""
+    is_replayed = False
 
     async def replay() -> Message:
-        nonlocal is_given
-        if is_given:
+        nonlocal is_replayed
+        if is_replayed:
             return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        is_replayed = True
+        return {"type": "http.request", "body": body, "more_body": has_more}
 
     return replay

@@ -8,7 +8,7 @@ import time
 from api.access.keys import caller_of
 from api.http.asgi import Scope
 from api.http.leases import Lease
-from api.proxy.exchange import Request
+from api.proxy.upstream_request import UpstreamRequest
 from api.telemetry.access_log import access_logger, write_line
 from api.telemetry.tracing import SPAN, RequestSpan
 from instance_manager.metrics.proxy import InstanceMetrics
@@ -19,7 +19,9 @@ class Call:
 
     __slots__ = ("instance_id", "lease", "metrics", "request", "scope")
 
-    def __init__(self, scope: Scope, request: Request, instance_id: str, unserved: InstanceMetrics) -> None:
+    def __init__(
+        self, scope: Scope, request: UpstreamRequest, instance_id: str, unserved: InstanceMetrics
+    ) -> None:
         self.scope = scope
         self.request = request
         self.instance_id = instance_id

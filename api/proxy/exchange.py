@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 
 from api.http.asgi import Message, Receive, Send
 from api.http.dialects import stream_error_event
-from api.http.headers import RequestHeaders, response_headers
+from api.http.headers import response_headers
 from api.http.leases import ClientGone, Lease, WrongBody
 from api.http.response_channel import ResponseChannel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamTimeout
@@ -21,7 +20,8 @@ from api.proxy.pace import Pace
 from api.proxy.response_reader import ResponseReader
 from api.proxy.upstream import ResponseHead, UpstreamConnection
 from api.proxy.upstream_pool import UpstreamPool
-from api.telemetry.token_usage import ResponseTail, TokenUsage, usage_of
+from api.proxy.upstream_request import UpstreamRequest
+from api.telemetry.token_usage import ResponseTail, usage_of
 from instance_manager.metrics.proxy import InstanceMetrics
 
 logger = logging.getLogger("berth.proxy")
@@ -30,8 +30,6 @@ logger = logging.getLogger("berth.proxy")
 # requests are answered sooner and need no such task.
 FOLLOW_AFTER_S = 0.05
 
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-
 
 class ResponseCut(Exception):
     """The engine failed in the middle of its response: the client's connection must not end cleanly."""
@@ -39,50 +37,6 @@ class ResponseCut(Exception):
     def __init__(self, error: UpstreamError | WrongBody) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-@dataclass(slots=True)
-class Request:
-    """A request to an engine; `target` is path and query exactly as the client sent them."""
-
-    method: str
-    target: bytes
-    headers: RequestHeaders
-    started: float  # time.perf_counter() on arrival
-    tenant_line: bytes = b""  # the tenant header, for engines that support tenants
-    first_byte_s: float | None = None  # from `started` to the response head
-    queued_s: float | None = None  # from `started` to the lease, if it had to wait
-    usage: TokenUsage | None = None  # of the response, once it is complete
-
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether it may be sent twice (idempotent, and without a body to replay)."""
-        return not self.headers.has_body and self.method in _IDEMPOTENT
-
-    def framed(self, body: bytes, *, is_last: bool) -> bytes:
-        """A piece of the body with its framing."""
-        if not self.headers.is_chunked:
-            return body
-        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-        return chunk + b"0\r\n\r\n" if is_last else chunk
-
-    def encode(self, identity: bytes, body: bytes) -> bytes:
-        """The head with the engine's `identity` lines, and the part of the body at hand (framed)."""
-        headers = self.headers
-        pieces = (
-            self.method.encode(),
-            b" ",
-            self.target,
-            b" HTTP/1.1\r\n",
-            identity,
-            headers.passed,
-            headers.framing,
-            b"x-request-id: ",
-            headers.request_id,
-            headers.forwarded,
-            body,
-        )
-        return b"".join(pieces)
 
 
 class Exchange:
@@ -106,7 +60,7 @@ class Exchange:
 
     def __init__(
         self,
-        request: Request,
+        request: UpstreamRequest,
         pool: UpstreamPool,
         lease: Lease,
         metrics: InstanceMetrics,

@@ -67,13 +67,13 @@ class PeerRoute:
         owner = self._owner
         if not owner.is_alive:
             raise OwnerAway(
-                f"{self._what} belongs to the Berth node {owner.owner}, which is down (its lease has expired); "
+                f"{self._what} belongs to the Berth node {owner.owner}, which is down: its lease has expired; "
                 "retry once that node is back"
             )
         address = _address(owner.url)
         if address is None:
             raise OwnerAway(
-                f"{self._what} belongs to the Berth node {owner.owner}, which advertises no usable address; "
+                f"{self._what} belongs to the Berth node {owner.owner}, which advertises no valid URL; "
                 "set ADVERTISE_URL on that node"
             )
         return PeerLease(Endpoint(*address, api_key="", generation=0, is_peer=True), node_label(owner))

@@ -31,12 +31,13 @@ from api.http.log_paths import loggable
 from api.http.response_channel import ResponseChannel, ResumeAsTask, channel_of, client_of, without_channel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
-from api.proxy.exchange import Exchange, Request, ResponseCut
+from api.proxy.exchange import Exchange, ResponseCut
 from api.proxy.fast_exchange import FastExchange, SlowRequestTimer
 from api.proxy.pace import Pace, PaceRules
 from api.proxy.peer_routes import PeerRoute, PeerRoutes
 from api.proxy.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
 from api.proxy.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
+from api.proxy.upstream_request import UpstreamRequest
 from api.proxy.websocket import forward_websocket
 from instance_manager.errors import ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
@@ -226,7 +227,7 @@ class DataPlane:
             headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
             if route_cache is not None and not find_header(scope["headers"], b"x-request-id"):
                 route_cache["headers"] = headers
-        request = Request(scope["method"], target, headers, started, caller_of(scope).tenant_line)
+        request = UpstreamRequest(scope["method"], target, headers, started, caller_of(scope).tenant_line)
         return Call(scope, request, instance_id, self._metrics.unserved)
 
     async def _exchange(
