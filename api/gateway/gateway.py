@@ -154,7 +154,7 @@ class Gateway:
             return False
         options = partial(self._resume_options, body, model, need, name)
         return self._data_plane.begin_leased(
-            scope, body, channel, resume_as_task, model.name, target, lease, more
+            scope, body, channel, resume_as_task, model.name, target, lease, options
         )
 
     def _resume_options(

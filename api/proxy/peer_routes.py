@@ -67,8 +67,8 @@ class PeerRoute:
         owner = self._owner
         if not owner.is_alive:
             raise OwnerAway(
-                f"{self._what} belongs to the Berth node {owner.owner}, which is down: its lease has expired; "
-                "retry once that node is back"
+                f"{self._what} belongs to the Berth node {owner.owner}, which is down (its lease expired); "
+                "retry once it is back"
             )
         address = _address(owner.url)
         if address is None:

@@ -16,14 +16,14 @@ from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from api.http.asgi import App, RawHeaders, Scope
 from api.http.head_cache import ROUTE_CACHE, CachedHead, cached_head
 from api.http.response_channel import EXTENSION, FastPathApp
 from api.server import http_1_0
-from api.server.descriptors import unsent_in_kernel
+from api.server.cycle_channel import CycleChannel, encode_whole
 from api.server.upgrades import parser_after
 
 _MAX_MISSES = 8  # heads in a row that differ from the previous one; then no more are cached
@@ -112,7 +112,7 @@ class FastHttpProtocol(HttpToolsProtocol):
             self._run(app, cycle)
 
     def _run(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
-        cast(Scope, cycle.scope)["extensions"] = {EXTENSION: _CycleChannel(cycle)}
+        cast(Scope, cycle.scope)["extensions"] = {EXTENSION: CycleChannel(cycle)}
         self._start(cycle, app)
 
     def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -125,7 +125,7 @@ class FastHttpProtocol(HttpToolsProtocol):
             return False
         resume_as_task = partial(self._start, cycle)
         return self._fast_app.begin(
-            cast(Scope, cycle.scope), bytes(cycle.body), _CycleChannel(cycle), resume_as_task
+            cast(Scope, cycle.scope), bytes(cycle.body), CycleChannel(cycle), resume_as_task
         )
 
     # Cached heads.
@@ -229,13 +229,13 @@ class _FastRequest:
         self._protocol = protocol
         self._scope = scope
         self._body = body
-        self._channel: _CycleChannel | None = None
+        self._channel: CycleChannel | None = None
 
     def to_cycle(self) -> RequestResponseCycle:
         """Continue as an ordinary request."""
         self._scope.pop(ROUTE_CACHE, None)
         cycle = self._protocol.begin_cycle(self._scope, self._body)
-        self._channel = _CycleChannel(cycle)
+        self._channel = CycleChannel(cycle)
         return cycle
 
     def resume_as_task(self, app: App) -> None:
@@ -255,7 +255,7 @@ class _FastRequest:
         if protocol.server_state.default_headers:
             headers = [*protocol.server_state.default_headers, *headers]
         is_head_request = self._scope["method"] == "HEAD"
-        protocol.send_fast_response(_whole(status, headers, body, is_head_request, keep_alive=True))
+        protocol.send_fast_response(encode_whole(status, headers, body, is_head_request, keep_alive=True))
 
     def send_piece(self, body: bytes) -> bool:
         return self._channel is not None and self._channel.send_piece(body)
@@ -271,72 +271,3 @@ class _FastRequest:
 
     def cut(self) -> None:
         self._protocol.transport.abort()
-
-
-class _CycleChannel:
-    """The ResponseChannel of one request."""
-
-    __slots__ = ("cycle",)
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self.cycle = cycle
-
-    def is_ready(self) -> bool:
-        return not self.cycle.flow.write_paused and not self.cycle.response_started
-
-    def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        cycle = self.cycle
-        if cycle.disconnected:
-            return
-        headers = [*cycle.default_headers, *headers]
-        if cycle.keep_alive and http_1_0.is_for(cycle):
-            headers.append(http_1_0.KEEP_ALIVE)
-        is_head_request = cycle.scope["method"] == "HEAD"
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        cycle.transport.write(_whole(status, headers, body, is_head_request, keep_alive=cycle.keep_alive))
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()
-
-    def send_piece(self, body: bytes) -> bool:
-        cycle = self.cycle
-        is_open = cycle.response_started and not cycle.response_complete and not cycle.disconnected
-        if cycle.flow.write_paused or not is_open or not cycle.chunked_encoding:
-            return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-        return True
-
-    def abort(self) -> None:
-        self.cycle.disconnected = True  # else uvicorn logs that the response is incomplete
-        self.cycle.transport.close()
-
-    def num_unsent(self) -> int:
-        cycle = self.cycle
-        if not cycle.flow.write_paused:
-            return 0
-        return cycle.transport.get_write_buffer_size() + unsent_in_kernel(cycle.transport)
-
-    def cut(self) -> None:
-        self.cycle.disconnected = True
-        self.cycle.transport.abort()
-
-
-def _whole(
-    status: int, headers: RawHeaders, body: bytes, is_head_request: bool, *, keep_alive: bool
-) -> bytes:
-    """Encode a response."""
-    # The parser that these headers come from rejects line breaks.
-    pieces = [STATUS_LINE[status]]
-    has_length = False
-    for name, value in headers:
-        pieces += (name, b": ", value, b"\r\n")
-        has_length = has_length or name == b"content-length"
-    is_bodiless = is_head_request or status == 204 or status == 304
-    if not has_length and not is_bodiless:
-        pieces.append(b"content-length: %d\r\n" % len(body))
-    pieces.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-    if not is_bodiless:
-        pieces.append(body)
-    return b"".join(pieces)

@@ -7,21 +7,15 @@ application sees the request, or else the application sees a disconnect.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sized
-from dataclasses import replace
-from http import HTTPStatus
 from typing import Any, cast
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from api.cors import Origins
 from api.http.asgi import Scope
-from api.http.dialects import in_dialect
 from api.http.errors import ApiError
-from api.http.headers import find_header, sane_request_id
 from api.server.connection_limits import (
     ConnectionLimits,
     malformed_handshake,
@@ -30,25 +24,14 @@ from api.server.connection_limits import (
 )
 from api.server.connection_table import ConnectionTable
 from api.server.fast_http import FastHttpProtocol
+from api.server.pipeline_flow import PipelineFlow
+from api.server.refusals import encode_refusal, in_client_form
 
 _LINGER_S = 2.0
-_MAX_WAITING = 16  # pipelined requests behind the current one; those of the last read come on top
 
 
 class _ParserStopped(Exception):
     """Stops the parser; the protocol's `_refusal` is the response."""
-
-
-class _PipelineFlow(FlowControl):
-    """Resumes reading only while few pipelined requests wait: uvicorn's pipeline is unbounded."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if len(self._pipeline) <= _MAX_WAITING:
-            super().resume_reading()
 
 
 class GuardedHttpProtocol(FastHttpProtocol):
@@ -105,7 +88,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _PipelineFlow(transport, self.pipeline)
+        self.flow = PipelineFlow(transport, self.pipeline)
         if len(self.connections) > self._limits.max_connections and not self._evict_one():
             self._refuse(too_many_connections())
             return
@@ -311,18 +294,14 @@ class GuardedHttpProtocol(FastHttpProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Send the error and close; only close if the error could be taken for another request's response."""
-        error = self._in_client_form(error)
+        error = in_client_form(error, self.url, self.headers or [], self._origins)
         self._stop_clock()
         self._is_refused = True
         cycle = self.cycle
         is_pending = cycle is not None and not cycle.response_complete
         is_own = not self._expects_head  # the application is serving the refused request
         if not self.pipeline and (not is_pending or (is_own and not cycle.response_started)):
-            status = HTTPStatus(error.status)
-            lines = [b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode())]
-            lines += [name + b": " + value for name, value in error.headers]
-            lines += [b"connection: close", b"", error.body]
-            self.transport.write(b"\r\n".join(lines))
+            self.transport.write(encode_refusal(error))
             self._linger()
             self._table.mark_idle(self)  # may be evicted until it is closed
         else:
@@ -330,15 +309,6 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if is_pending:
             cycle.disconnected = True
             cycle.message_event.set()
-
-    def _in_client_form(self, error: ApiError) -> ApiError:
-        """The error in the request's API dialect, with its id and CORS headers, as far as they are known."""
-        request_id = sane_request_id(find_header(self.headers or [], b"x-request-id"))
-        error = in_dialect(error, self.url, request_id)
-        headers = [*error.headers, (b"x-request-id", request_id)]
-        if self._origins is not None and (origin := find_header(self.headers or [], b"origin")):
-            headers = self._origins.answer(headers, origin)
-        return replace(error, headers=headers)
 
     def _linger(self) -> None:
         """Close after the client has read the response: closing with unread input resets a connection."""
