@@ -57,7 +57,7 @@ UNVERSIONED: Mapping[bytes, bytes] = {
 _MAX_FAST_BODY = 64 * 1024  # bytes of a body that may take the fast path
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     def __init__(self, error: ApiError) -> None:
         self.error = error
 
@@ -93,10 +93,10 @@ class Gateway:
         try:
             routed = await self._read(scope, receive)
             if (refusal := model_refusal(scope, routed.model)) is not None:
-                raise _Refused(refusal)
+                raise _RequestRefused(refusal)
         except ClientGone:
             return
-        except _Refused as refused:
+        except _RequestRefused as refused:
             await self._refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
@@ -171,18 +171,18 @@ class Gateway:
         await _refuse(scope, send, error, started)
 
     async def _read(self, scope: Scope, receive: Receive) -> RoutedRequest:
-        """Find the model. Raises _Refused, ManagerError or ClientGone."""
+        """Find the model. Raises _RequestRefused, ManagerError or ClientGone."""
         try:
             read = await read_request(scope, receive, self._json_workers)
             model = self._model(scope, read.name)
         except UnclearModel as error:
-            raise _Refused(_wrong_field("model", str(error))) from None
+            raise _RequestRefused(_wrong_field("model", str(error))) from None
         except InvalidForm as error:
-            raise _Refused(_bad_body(f"the form can't be parsed: {error}", "invalid_form")) from None
+            raise _RequestRefused(_bad_body(f"the form can't be parsed: {error}", "invalid_form")) from None
         except InvalidBody as error:
-            raise _Refused(_bad_body(str(error), "invalid_json")) from None
+            raise _RequestRefused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
-            raise _Refused(_bad_body(str(error), "body_too_large", 413)) from None
+            raise _RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
         if scope["method"] in SAFE_METHODS and not (model.awake or model.is_coming or _is_remote(model)):
             raise InstanceNotRunning(
                 f"model {model.name!r} is not running, and a {scope['method']} request does not start it; "
@@ -197,7 +197,7 @@ class Gateway:
             try:
                 routed.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))
             except ValueError as error:
-                raise _Refused(_wrong_field("keep_alive", str(error))) from None
+                raise _RequestRefused(_wrong_field("keep_alive", str(error))) from None
             priority = fields.get("priority")
             routed.priority = priority if isinstance(priority, int) else 0
             routed.is_stream = fields.get("stream") is True
@@ -207,7 +207,7 @@ class Gateway:
     def _model(self, scope: Scope, in_body: str | None) -> Model:
         """The model that a request names in its body or query; without a name the only running one.
 
-        Raises UnclearModel, _Refused or ModelNotFound.
+        Raises UnclearModel, _RequestRefused or ModelNotFound.
         """
         in_query = model_in_query(scope["query_string"])
         name = in_query if in_body is None else in_body
@@ -228,11 +228,11 @@ class Gateway:
         return peer_routes.to_running(scope, model, _need(scope)) or model
 
     def _only_model(self) -> Model:
-        """For a request that names no model. Raises _Refused."""
+        """For a request that names no model. Raises _RequestRefused."""
         running = [model for model in self._fleet.models if model.awake]
         if len({instance.instance_id for model in running for instance in model.awake}) == 1:
             return running[0]
-        raise _Refused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
+        raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
 
 
 def _is_remote(model: Model) -> bool:

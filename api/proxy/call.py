@@ -7,11 +7,15 @@ import time
 
 from api.access.keys import caller_of
 from api.http.asgi import Scope
-from api.http.leases import Lease
+from api.http.leases import Lease, WrongBody
+from api.http.log_paths import loggable
+from api.http.upstream_errors import UpstreamError
 from api.proxy.upstream_request import UpstreamRequest
 from api.telemetry.access_log import access_logger, write_line
 from api.telemetry.tracing import SPAN, RequestSpan
 from instance_manager.metrics.proxy import InstanceMetrics
+
+logger = logging.getLogger("berth.proxy")
 
 
 class Call:
@@ -65,6 +69,16 @@ class Call:
                 queued_s=request.queued_s,
                 usage=usage,
             )
+
+    def log_failure(self, error: UpstreamError | WrongBody) -> None:
+        logger.warning(
+            "instance %s, request %s, %s %s: %s",
+            self.instance_id,
+            self.request.headers.request_id.decode(),
+            self.request.method,
+            loggable(self.request.target),
+            error.message,
+        )
 
     def _describe(self, span: RequestSpan) -> None:
         request, metrics = self.request, self.metrics

@@ -5,7 +5,6 @@ Acquires a lease, or waits for one in the manager's queue, and forwards. Knows n
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -27,7 +26,6 @@ from api.http.leases import (
     WrongBody,
     lease_while_connected,
 )
-from api.http.log_paths import loggable
 from api.http.response_channel import ResponseChannel, ResumeAsTask, channel_of, client_of, without_channel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
@@ -41,8 +39,6 @@ from api.proxy.upstream_request import UpstreamRequest
 from api.proxy.websocket import forward_websocket
 from instance_manager.errors import ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
-
-logger = logging.getLogger("berth.proxy")
 
 _UNAVAILABLE = 503  # status of a sleeping engine
 
@@ -260,7 +256,7 @@ class DataPlane:
                 replay = await retry(call.lease, receive)
                 if replay is None:
                     raise
-                _log_failure(call, error)
+                call.log_failure(error)
                 call.unassign()
                 receive = replay
 
@@ -291,7 +287,7 @@ class DataPlane:
             error = error_for(exc, is_admin=is_admin(call.scope))
             status = error.status
             if isinstance(exc, UpstreamError):
-                _log_failure(call, exc)
+                call.log_failure(exc)
                 self._note_failure(call)
             await send_error(send, error, call.request.target, call.request.headers.request_id)
         except ResponseCut as exc:
@@ -299,7 +295,7 @@ class DataPlane:
             if channel is not None:
                 channel.abort()
             status = error_for(exc.error).status
-            _log_failure(call, exc.error)
+            call.log_failure(exc.error)
         except ClientGone:
             pass
         finally:
@@ -309,14 +305,3 @@ class DataPlane:
         """Make later requests avoid a node that could not be reached."""
         if self._detours is not None and call.lease is not None and call.lease.endpoint.is_peer:
             self._detours.failed(call.lease)
-
-
-def _log_failure(call: Call, error: UpstreamError | WrongBody) -> None:
-    logger.warning(
-        "instance %s, request %s, %s %s: %s",
-        call.instance_id,
-        call.request.headers.request_id.decode(),
-        call.request.method,
-        loggable(call.request.target),
-        error.message,
-    )

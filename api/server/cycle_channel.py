@@ -20,7 +20,7 @@ class CycleChannel:
     def is_ready(self) -> bool:
         return not self.cycle.flow.write_paused and not self.cycle.response_started
 
-    def sendencode_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         cycle = self.cycle
         if cycle.disconnected:
             return

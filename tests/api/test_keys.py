@@ -26,23 +26,23 @@ class Clock:
 def test_a_bucket_gives_its_burst_at_once_and_then_its_rate() -> None:
     clock = Clock()
     rate = Rate(2.0, 3, clock)
-    assert [rate.take() for _ in range(4)] == [0, 0, 0, 0.5]
+    assert [rate.take_token() for _ in range(4)] == [0, 0, 0, 0.5]
     clock.now += 0.5
-    assert rate.take() == 0
-    assert rate.take() == pytest.approx(0.5)
+    assert rate.take_token() == 0
+    assert rate.take_token() == pytest.approx(0.5)
     clock.now += 3600
-    assert [rate.take() for _ in range(4)] == [0, 0, 0, 0.5], "it saves no more than the burst"
+    assert [rate.take_token() for _ in range(4)] == [0, 0, 0, 0.5], "it saves no more than the burst"
 
 
 def test_who_is_refused_takes_nothing() -> None:
     clock = Clock()
     rate = Rate(1.0, 1, clock)
-    assert rate.take() == 0
+    assert rate.take_token() == 0
     for _ in range(8):
         clock.now += 0.0625
-        rate.take()
+        rate.take_token()
     clock.now += 0.5
-    assert rate.take() == 0
+    assert rate.take_token() == 0
 
 
 @pytest.mark.parametrize(

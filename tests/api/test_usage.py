@@ -66,7 +66,7 @@ def test_what_is_no_usage_is_none(body: bytes) -> None:
 def test_a_count_that_is_none_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.telemetry.token_usage._told", set())
+    monkeypatch.setattr("api.telemetry.token_usage._warned_fields", set())
     said = b'{"usage": {"input_tokens": %d, "output_tokens": 7, "prompt_tokens": null}}' % 2**63
     for _ in range(3):
         assert usage_of(said) == TokenUsage(0, 7)
