@@ -58,7 +58,7 @@ class Origins:
         return kept
 
     def preflight(self, headers: RawHeaders, origin: bytes) -> RawHeaders:
-        """The response to an allowed origin's preflight. Echoes requested headers: `*` excludes Authorization."""
+        """The response to a preflight. Echoes the requested headers, as `*` excludes Authorization."""
         answer = [
             (b"access-control-allow-origin", self._allowed_origin(origin)),
             (b"access-control-allow-methods", _METHODS),

@@ -1,4 +1,4 @@
-"""The control plane: a FastAPI application with every route that isn't forwarded to an engine."""
+"""The control plane: a FastAPI application with every route that is not forwarded to engines."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from instance_manager.manager import InstanceManager
 
 logger = logging.getLogger("berth")
 
-# A model's name may be any path: what has a path of its own below /models comes first.
+# A model's name may be any path, so fixed paths below /models come first.
 ROUTERS = tuple(
     part.router for part in (instances, streams, ops, metrics_page, usage_report, pull, catalog, models)
 )
-_MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values no error repeats
+_MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values are never quoted in errors
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
 
@@ -52,9 +52,9 @@ def create_control_app(
     version: str,
     translated: Iterable[str] = (),
 ) -> FastAPI:
-    """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all children.
+    """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all child processes.
 
-    `translated`: the routes of protocol adapters, which it describes as well.
+    `translated`: the routes of protocol adapters, for the OpenAPI document.
     """
 
     @asynccontextmanager
@@ -68,7 +68,7 @@ def create_control_app(
         version=version,
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # they load what they are made of from another host
+        docs_url=None,  # FastAPI's pages load their scripts from another host
         redoc_url=None,
         responses={"default": {"model": ErrorEnvelope, "description": "OpenAI's error envelope"}},
     )
@@ -93,7 +93,7 @@ def create_control_app(
 
 
 class ControlApp(FastAPI):
-    """FastAPI, except that its description of itself has the forwarded routes too."""
+    """FastAPI whose OpenAPI document includes the forwarded routes."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -106,10 +106,7 @@ async def _docs(request: Request) -> Response:
 
 
 class RequestId:
-    """Answers with the client's `X-Request-Id`, or one of ours, and writes the line in the access log.
-
-    As everything that goes to engines does.
-    """
+    """Adds `X-Request-Id`, the client's or a new one, to responses, and writes the access log."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -150,8 +147,8 @@ async def _unexpected(request: Request, exc: Exception) -> Response:
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
-    """No such route, or not with this method."""
-    assert isinstance(exc, HTTPException)  # noqa: S101 - registered for it alone; narrows the type
+    """404 for an unknown route, 405 for a wrong method."""
+    assert isinstance(exc, HTTPException)  # noqa: S101 - registered for this type only; narrows it
     kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
     message = f"{request.method} {request.url.path}: {exc.detail}; /docs lists the routes"
     response = _response(api_error(exc.status_code, message, kind))
@@ -161,7 +158,7 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 
 
 def _methods_of(request: Request) -> set[str]:
-    """All methods of a path; the exception knows only those of the first route that has it."""
+    """All methods of a path; the exception has only those of the first matching route."""
     routes = (route for router in ROUTERS for route in router.routes if isinstance(route, Route))
     methods = {
         method
@@ -173,7 +170,7 @@ def _methods_of(request: Request) -> set[str]:
 
 
 async def _validation_error(_: Request, exc: Exception) -> Response:
-    """400 for a body that isn't JSON, 422 for a field that is wrong; the first mistake is named."""
+    """400 for a body that isn't JSON, 422 for an invalid field; reports the first error."""
     assert isinstance(exc, RequestValidationError)  # noqa: S101 - narrows the type
     first = exc.errors()[0]
     where, *path = first["loc"]
@@ -182,15 +179,15 @@ async def _validation_error(_: Request, exc: Exception) -> Response:
         message = f"the body is not valid JSON: {detail} (at byte {path[0] if path else 0})"
         return _response(api_error(400, message, "invalid_request_error", code="invalid_json"))
     param = ".".join(str(part) for part in path) or None
-    may_be_secret = not path or any(is_secret(str(one)) or one in _MAY_HOLD_SECRETS for one in path)
+    may_be_secret = not path or any(is_secret(str(part)) or part in _MAY_HOLD_SECRETS for part in path)
     shown = "" if may_be_secret else _shown(first.get("input"))
     message = f"{param or where}: {first['msg']}{shown}"
     return _response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
 
 
 def _shown(value: object) -> str:
-    """The offending value, where it is short enough to help."""
+    """The invalid value, if it is short enough to help."""
     if value is None or isinstance(value, dict | list):
         return ""
     text = repr(value)
-    return f" (it is {text})" if len(text) <= 100 else ""
+    return f" (got {text})" if len(text) <= 100 else ""

@@ -1,4 +1,4 @@
-"""A body of a control route that nobody could mean is refused by its field, before anything reads it."""
+"""Refuses control routes' bodies with values that are never valid, naming the field, before parsing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api.http.off_loop import off_loop
 
 
 class BodyCheck:
-    """An ASGI middleware within `BodyLimit`; answers 422."""
+    """An ASGI middleware inside `BodyLimit`; refuses with 422."""
 
     def __init__(self, app: App) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The control routes take short bodies, which are read whole: longer ones are refused before."""
+"""Limits the control routes' bodies, which are read whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_BYTES = 2**20
 
 
 class BodyLimit:
-    """An ASGI middleware that decodes bodies, and answers 413 to one of more than `max_bytes`."""
+    """An ASGI middleware that decodes bodies, and refuses those over `max_bytes` with 413."""
 
     def __init__(self, app: App, max_bytes: int = MAX_BYTES) -> None:
         self._app = app
@@ -35,7 +35,7 @@ class BodyLimit:
         if buffered.body is not None:
             await self._app(scope, buffered.replay, send)
             return
-        message = f"the body is longer than the {self._max_bytes >> 10} KiB that this route takes"
+        message = f"the body exceeds {self._max_bytes >> 10} KiB, the limit of this route; send a smaller one"
         await self._refuse(send, api_error(413, message, "invalid_request_error", code="body_too_large"))
 
     async def _refuse(self, send: Send, error: ApiError) -> None:

@@ -26,7 +26,7 @@ ChatMessage = Mapping[str, Any]  # one of OpenAI's `messages`
 class ProtocolRequest(BaseModel):
     """The fields of any protocol's request: the model, whether to stream, and sampling parameters.
 
-    Names are OpenAI's and vLLM's. Types are checked here, ranges by the engine. A subclass adds its own fields;
+    Names are OpenAI's and vLLM's. Types are checked here, ranges by the engine. A subclass adds its own;
     unknown fields are errors, as a misspelt field must not be ignored.
     """
 
@@ -58,7 +58,7 @@ class ProtocolRequest(BaseModel):
     keep_alive: str | float | None = None
 
     def openai_fields(self) -> dict[str, Any]:
-        """The fields above that the client has set, for the body in OpenAI's format; null counts as not set."""
+        """The fields above that the client has set, for OpenAI's body; null counts as not set."""
         given = self.model_dump(include=set(ProtocolRequest.model_fields), exclude_none=True)
         return {name: value for name, value in given.items() if name in self.model_fields_set}
 

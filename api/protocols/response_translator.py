@@ -82,7 +82,7 @@ class ResponseTranslator(Generic[RequestT]):
             await self._write(message.get("body", b""), not message.get("more_body", False))
 
     async def finish(self) -> bool:
-        """Call when the inner application has returned. False: our response is cut off and must not end cleanly."""
+        """The inner application has returned. False: our response is cut off and must not end cleanly."""
         if not self._is_complete and self._status and self._stream is None:
             # Nothing has been sent yet, so an error is still possible.
             await self._send_error(upstream_error("the engine's response ended before it was complete"))
