@@ -1,4 +1,4 @@
-"""docs/plugins.md is true: what it names exists, and its request is answered."""
+"""docs/plugins.md is correct: the parts it names exist, and its example works."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_parts_of_an_adapter_are_all_there() -> None:
 
 def test_the_fields_of_generate_are_its_fields() -> None:
     told, fields = (
-        table(section("What is there already: `POST /generate`")),
+        table(section("Built in: `POST /generate`")),
         set(GenerateRequest.model_fields),
     )
     assert told <= fields
