@@ -46,9 +46,8 @@ def faults(measurement: Measurement) -> list[str]:
     if measurement.over_s > MOST_OVER_S:
         found.append(f"the victim stalled for {measurement.over_s:.2f} s longer than before")
     if measurement.memory_bytes > measurement.most_bytes:
-        found.append(
-            f"memory grew by {measurement.memory_bytes >> 20} MiB, {measurement.most_bytes >> 20} MiB are allowed"
-        )
+        grown, allowed = measurement.memory_bytes >> 20, measurement.most_bytes >> 20
+        found.append(f"memory grew by {grown} MiB, {allowed} MiB are allowed")
     return found
 
 
