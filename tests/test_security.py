@@ -1,4 +1,4 @@
-"""SECURITY.md holds: a Berth with keys, from outside, by those who have none, some, or all of them."""
+"""SECURITY.md is correct: a Berth with keys, and clients with none, a request key or an admin key."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ OPEN = {"/health", "/health/liveness", "/health/readiness"}
 
 
 @pytest.mark.parametrize(("method", "path"), routes())
-def test_every_route_is_an_admins_unless_said_otherwise(berth: BerthProcess, method: str, path: str) -> None:
+def test_every_route_requires_an_admin_unless_listed(berth: BerthProcess, method: str, path: str) -> None:
     """A route that is added tomorrow is tried here too."""
     if path in OPEN:
         return
@@ -100,7 +100,7 @@ def test_every_route_is_an_admins_unless_said_otherwise(berth: BerthProcess, met
             assert code_of(user.request(method, path)) == (403, "admin_key_required")
 
 
-def test_who_sends_requests_names_no_path(berth: BerthProcess, folder: Path) -> None:
+def test_a_request_key_cannot_use_a_path_as_a_model(berth: BerthProcess, folder: Path) -> None:
     """Not even that of a model which there is."""
     outside = folder / "outside" / "model"
     paths = [
@@ -133,14 +133,14 @@ def test_who_sends_requests_names_no_path(berth: BerthProcess, folder: Path) -> 
     assert [one["instance_id"] for one in after["data"]] == [one["instance_id"] for one in before["data"]]
 
 
-def test_no_name_leads_an_admin_out_of_the_models_folders_by_accident(berth: BerthProcess) -> None:
+def test_no_model_name_leads_out_of_the_model_folders(berth: BerthProcess) -> None:
     with client(berth, ADMIN) as admin:
         for name in ("inside/../../outside/model", "../outside/model", "~nobody/x"):
             response = admin.post("/instances", json={"model_name": name})
             assert code_of(response) == (404, "model_not_found"), name
 
 
-def test_secrets_are_in_no_answer_and_no_log(berth: BerthProcess) -> None:
+def test_secrets_are_in_no_response_and_no_log(berth: BerthProcess) -> None:
     with client(berth, ADMIN) as admin:
         failing = admin.post("/instances?wait=60", json=spec("b", "--fail-with", "no luck"))
         params = {"model_name": "inside", "name": "c", "params": {"hf_token": PARAMETER, "no_such_flag": 1}}
@@ -182,7 +182,7 @@ def berth_files(berth: BerthProcess) -> list[Path]:
     return [path for path in log.parent.rglob("*") if path.is_file()]
 
 
-def test_engines_hear_on_loopback_alone_and_know_no_key_of_ours(berth: BerthProcess) -> None:
+def test_engines_listen_only_on_loopback_and_know_no_key_of_berth(berth: BerthProcess) -> None:
     with client(berth, ADMIN) as admin:
         record = admin.get("/instances/a").json()
     engine = psutil.Process(record["pid"])
@@ -197,7 +197,7 @@ def test_engines_hear_on_loopback_alone_and_know_no_key_of_ours(berth: BerthProc
     assert other.status_code in (200, 401)
 
 
-def test_control_routes_take_short_bodies(berth: BerthProcess) -> None:
+def test_control_routes_accept_only_short_bodies(berth: BerthProcess) -> None:
     long = b'{"model_name": "' + b"x" * 2**20 + b'"}'
     with client(berth, ADMIN) as admin:
         assert code_of(admin.post("/instances", content=long)) == (413, "body_too_large")
@@ -224,7 +224,7 @@ def idle_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_two_thousand_idle_connections_stop_nobody(berth: BerthProcess) -> None:
+def test_two_thousand_idle_connections_do_not_block_requests(berth: BerthProcess) -> None:
     """Half of them silent, half in the middle of a head."""
     with idle_connections(berth.port, NUM_IDLE) as idle, client(berth, USER) as user:
         for connection in idle[::2]:

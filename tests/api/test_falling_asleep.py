@@ -1,4 +1,4 @@
-"""A model that is asked for between being sent to sleep and sleeping."""
+"""Requests for a model that is being put to sleep."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def waits(client: httpx.Client) -> bool:
     return any(float(number) for number in found)
 
 
-def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(client: httpx.Client) -> None:
+def test_a_request_during_falling_asleep_gets_the_same_replica(client: httpx.Client) -> None:
     (record,) = replicas(client, "berth-demo")
     with ThreadPoolExecutor(2) as pool:
         with streaming(client):
@@ -73,7 +73,7 @@ def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(client: httpx
     assert [one["pid"] for one in replicas(client, "berth-demo")] == [record["pid"]]
 
 
-def test_to_be_read_keeps_no_engine_from_falling_asleep(client: httpx.Client) -> None:
+def test_reads_do_not_keep_an_engine_from_falling_asleep(client: httpx.Client) -> None:
     """A page elsewhere could keep it awake else."""
     (record,) = replicas(client, "berth-demo")
     own = f"/proxy/{record['instance_id']}"
@@ -89,7 +89,9 @@ def test_to_be_read_keeps_no_engine_from_falling_asleep(client: httpx.Client) ->
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_who_waits_for_room_is_served_before_it_sleeps(client: httpx.Client, method: str) -> None:
+def test_a_request_that_waits_for_capacity_is_served_before_the_sleep(
+    client: httpx.Client, method: str
+) -> None:
     """Nobody would wake it for them."""
     (record,) = replicas(client, "berth-demo")
     path = "models" if method == "GET" else "completions"

@@ -107,7 +107,7 @@ def made_harmless(case: Any, known: bool) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), questions(), ids=lambda one: getattr(one, "value", one))
-def test_nothing_that_may_be_asked_breaks_berth(
+def test_no_request_within_or_outside_the_schema_breaks_berth(
     berth: BerthProcess, method: str, path: str, mode: GenerationMode
 ) -> None:
     schema = schemathesis.openapi.from_dict(document())
@@ -131,7 +131,7 @@ def test_nothing_that_may_be_asked_breaks_berth(
     ask()
 
 
-def test_what_is_fuzzed_is_what_is_served(berth: BerthProcess) -> None:
+def test_all_served_routes_are_fuzzed(berth: BerthProcess) -> None:
     with berth.client() as client:
         served = client.get("/openapi.json").json()["paths"]
     forwarded = with_forwarded({"paths": {}}, ["/generate"])["paths"]

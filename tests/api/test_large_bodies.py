@@ -1,4 +1,4 @@
-"""Bodies that are cheap to send and dear to read: refused before anything is built of them."""
+"""Bodies that are cheap to send and expensive to parse: refused before they are parsed."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def check_gap(attempt: Callable[[], Awaitable[float]]) -> None:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_nobody_else_waits_while_it_is_refused(berth: BerthProcess, name: str) -> None:
+async def test_a_refusal_does_not_delay_other_requests(berth: BerthProcess, name: str) -> None:
     headers, body, status, told = ATTACKS[name]
     process = psutil.Process(berth.pid)
 
@@ -138,7 +138,7 @@ async def test_nobody_else_waits_while_it_is_refused(berth: BerthProcess, name: 
     await check_gap(attack)
 
 
-async def test_an_image_of_40_mb_passes_and_nobody_waits(berth: BerthProcess) -> None:
+async def test_an_image_of_40_mb_passes_without_delaying_others(berth: BerthProcess) -> None:
     url = "data:image/png;base64," + "A" * 40_000_000
     content = [{"type": "image_url", "image_url": {"url": url}}]
     body: dict[str, Any] = {
@@ -165,7 +165,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
-async def test_nobody_waits_while_a_long_body_is_written_anew(berth: BerthProcess, name: str) -> None:
+async def test_rewriting_a_long_body_does_not_delay_others(berth: BerthProcess, name: str) -> None:
     """`keep_alive` is Berth's alone, so the engine gets the body without it."""
     raw = b'{"model":"fake","max_tokens":1,"keep_alive":"1h","prompt":' + TAKEN[name] + b"}"
 
@@ -191,7 +191,7 @@ TRANSLATED = {
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-async def test_nobody_waits_while_many_long_bodies_are_translated(berth: BerthProcess, name: str) -> None:
+async def test_translating_many_long_bodies_does_not_delay_others(berth: BerthProcess, name: str) -> None:
     raw, status = TRANSLATED[name]
 
     async def send() -> float:
@@ -203,7 +203,7 @@ async def test_nobody_waits_while_many_long_bodies_are_translated(berth: BerthPr
     await check_gap(send)
 
 
-def test_a_long_text_is_no_attack(berth: BerthProcess, tmp_path: Path) -> None:
+def test_a_long_text_is_accepted(berth: BerthProcess, tmp_path: Path) -> None:
     prompt = "a, b [c] {d}: " * 90_000
     with httpx.Client(base_url=berth.url, trust_env=False, timeout=60) as client:
         answer = client.post("/v1/completions", json={"model": "fake", "prompt": prompt, "max_tokens": 1})

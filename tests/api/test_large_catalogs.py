@@ -1,4 +1,4 @@
-"""A models.yaml as large as may be, or larger: it is read beside the event loop, and disturbs nobody."""
+"""A models.yaml at or above the limits: it is read off the event loop and delays no request."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str
     return gaps
 
 
-def test_others_are_served_while_a_large_catalog_is_read(berth: BerthProcess, file: Path) -> None:
+def test_requests_are_served_while_a_large_catalog_is_read(berth: BerthProcess, file: Path) -> None:
     """The calmest of three readings counts: what else runs on the machine only ever lengthens a gap."""
     with berth.client() as client:
         with asking(berth) as undisturbed:
@@ -122,7 +122,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_too_large_a_catalog_is_refused_and_disturbs_nobody(
+def test_a_too_large_catalog_is_refused_without_delaying_requests(
     berth: BerthProcess, file: Path, what: str
 ) -> None:
     """The calmest of three attempts counts, as above."""

@@ -1,4 +1,4 @@
-"""Where Berth listens is settled first."""
+"""Berth's listening sockets are bound before anything else."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_address_of_a_name_is_bound() -> None:
             client.connect(bound[0].getsockname()[:2])  # nobody is answered before Berth is ready
 
 
-def test_a_port_that_is_taken_is_said_so() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError) as error:
         bind("127.0.0.1", taken.getsockname()[1])
     assert error.value.errno == errno.EADDRINUSE
@@ -66,7 +66,7 @@ def test_a_port_that_is_taken_is_said_so() -> None:
 
 @with_ipv6
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_all_addresses_are_those_of_both_families_on_one_port(host: str) -> None:
+def test_all_addresses_means_both_families_on_one_port(host: str) -> None:
     with bound_to(host) as bound:
         assert {one.getsockname()[0] for one in bound} == {"0.0.0.0", "::"}
         assert len({one.getsockname()[1] for one in bound}) == 1
@@ -81,14 +81,14 @@ def test_a_name_with_two_addresses_has_one_port(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=with_ipv6)])
-def test_an_address_is_that_one_alone(host: str) -> None:
+def test_a_single_address_binds_only_that_one(host: str) -> None:
     with bound_to(host) as bound:
         assert [one.getsockname()[0] for one in bound] == [host]
 
 
 @with_ipv6
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_a_port_that_is_taken_in_one_family_is_taken(family: socket.AddressFamily) -> None:
+def test_a_port_in_use_in_one_family_is_in_use(family: socket.AddressFamily) -> None:
     """Else half of those who ask `localhost` would reach somebody else."""
     host = "127.0.0.1" if family == socket.AF_INET else "::1"
     with socket.create_server((host, 0), family=family) as taken, pytest.raises(OSError) as error:
@@ -108,7 +108,7 @@ def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "localhost"])
-def test_a_machine_without_ipv6_listens_on_what_it_has(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_a_machine_without_ipv6_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     without_ipv6(monkeypatch)
     if host == "localhost":
         resolving(monkeypatch, "::1", "127.0.0.1")
@@ -116,7 +116,7 @@ def test_a_machine_without_ipv6_listens_on_what_it_has(monkeypatch: pytest.Monke
         assert len(bound) == 1
 
 
-def test_an_address_that_only_the_resolver_knows_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_this_machine_lacks_does_not_prevent_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in containers, where /etc/hosts has ::1 and the network hasn't."""
     resolving(monkeypatch, "2001:db8::1", "127.0.0.1")
     with bound_to("localhost") as bound:
@@ -124,7 +124,7 @@ def test_an_address_that_only_the_resolver_knows_stops_no_start(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
-def test_an_address_of_another_machine_is_said_so(host: str) -> None:
+def test_an_address_of_another_machine_is_reported(host: str) -> None:
     with pytest.raises(OSError) as error:
         bind(host, 0)
     assert error.value.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -137,7 +137,7 @@ def other_ipv6_address() -> str | None:
 
 
 @with_ipv6
-def test_berth_is_reached_by_both_and_only_this_machine_is_let_in(tmp_path: Path) -> None:
+def test_berth_is_reachable_by_both_families_from_this_machine_only(tmp_path: Path) -> None:
     """By default; no key is set, so who asks by another address than a loopback's is refused."""
     with running_berth(tmp_path, APP_HOST="0.0.0.0") as berth:
 

@@ -1,4 +1,4 @@
-"""An engine that was put to sleep by its own route is known to sleep, and woken by the next request."""
+"""An engine put to sleep by its own route: Berth knows, and the next request wakes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
         yield berth
 
 
-def test_it_is_noticed_at_once_and_woken_by_the_next_request(berth: BerthProcess) -> None:
+def test_the_sleep_is_noticed_at_once_and_the_next_request_wakes_it(berth: BerthProcess) -> None:
     with client_of(berth) as client:
         before = ask(client, "berth-demo", temperature=0).json()["choices"]
         (record,) = replicas(client, "berth-demo")
@@ -59,7 +59,7 @@ def test_it_is_noticed_at_once_and_woken_by_the_next_request(berth: BerthProcess
         assert status() == ("running", None), "an engine that has refused is awake"
 
 
-def test_one_that_is_found_asleep_is_woken_by_the_request_after_that(berth: BerthProcess) -> None:
+def test_an_engine_found_asleep_is_woken_by_the_request_after_that(berth: BerthProcess) -> None:
     """Nobody has seen the answer to /sleep: its client had left before."""
     with client_of(berth) as client:
         assert ask(client, "berth-demo").status_code == 200

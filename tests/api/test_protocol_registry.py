@@ -1,4 +1,4 @@
-"""Which plug-ins are loaded, and the one line that says why one isn't."""
+"""Which plug-ins are loaded, and the one-line errors for those that can't be."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ def names(*plugins: str) -> list[str]:
     return [adapter.name for adapter in load_protocols(plugins)]
 
 
-def test_without_plugins_there_are_the_built_in_ones() -> None:
+def test_without_plugins_the_built_in_protocols_are_loaded() -> None:
     assert names() == ["generate"]
 
 
-def test_plugins_are_named_by_their_class() -> None:
+def test_plugins_are_given_by_their_class() -> None:
     assert names(ALPACA, SUMMARIZE) == ["generate", "alpaca", "summarize"]
 
 
 @pytest.mark.usefixtures("package")
-def test_an_entry_point_counts_only_where_it_is_named() -> None:
+def test_an_entry_point_is_loaded_only_if_listed() -> None:
     assert names() == ["generate"]
     assert names("good") == ["generate", "good"]
     assert "broken_plugin" not in sys.modules
@@ -113,14 +113,14 @@ def test_an_entry_point_counts_only_where_it_is_named() -> None:
         ),
     ],
 )
-def test_a_plugin_that_cannot_be_used_is_told_in_one_line(plugin: str, problem: str) -> None:
+def test_an_unusable_plugin_is_reported_in_one_line(plugin: str, problem: str) -> None:
     with pytest.raises(PluginError, match=problem) as caught:
         load_protocols([plugin])
     assert str(caught.value).startswith(f"PROTOCOL_PLUGINS={plugin}: ")
     assert "\n" not in str(caught.value)
 
 
-def test_why_a_plugin_breaks_is_in_the_log_of_who_debugs_it(
+def test_a_plugins_traceback_is_in_the_debug_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "plugin_with_a_bug.py").write_text("def begin():\n    return 1 / 0\n\nbegin()\n")
@@ -135,7 +135,7 @@ def test_two_plugins_of_one_name_clash() -> None:
         load_protocols([ALPACA, ALPACA])
 
 
-def test_no_route_of_ours_can_be_taken() -> None:
+def test_berths_own_routes_are_reserved() -> None:
     """A route that is added to the control plane must be added to RESERVED too."""
     paths = [route.path for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     assert len(paths) > 10

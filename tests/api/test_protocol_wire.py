@@ -160,7 +160,7 @@ async def test_plugins_serve_their_routes() -> None:
     ]
 
 
-async def test_remembered_answers_reach_protocols_too() -> None:
+async def test_cached_responses_reach_protocols_too() -> None:
     engine = Engine()
     async with berth_around(engine) as front:
         for asked in ({"prompt": "a", "temperature": 0}, {"prompt": "a", "temperature": 0, "stream": True}):
@@ -171,7 +171,7 @@ async def test_remembered_answers_reach_protocols_too() -> None:
     assert len(engine.asked) == 2
 
 
-async def test_every_event_passes_as_it_comes() -> None:
+async def test_every_event_is_forwarded_as_it_arrives() -> None:
     said = asyncio.Event()
 
     async def engine(wire: Wire) -> None:
@@ -193,7 +193,7 @@ async def test_every_event_passes_as_it_comes() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-async def test_an_engine_that_breaks_off_is_told_and_cut(temperature: int) -> None:
+async def test_a_broken_stream_gets_an_error_event_and_is_cut(temperature: int) -> None:
     async def engine(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(STREAM_HEAD, chunk(b"".join(chat_stream("Hel")[:2])))
@@ -212,7 +212,7 @@ async def test_an_engine_that_breaks_off_is_told_and_cut(temperature: int) -> No
         await wire.close()
 
 
-async def test_an_engine_that_breaks_off_within_an_answer_is_a_502() -> None:
+async def test_an_engine_that_breaks_off_within_a_response_is_a_502() -> None:
     async def engine(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
@@ -222,7 +222,7 @@ async def test_an_engine_that_breaks_off_within_an_answer_is_a_502() -> None:
         assert (got.status_code, got.json()["error"]["type"]) == (502, "upstream_error")
 
 
-async def test_nobody_goes_on_for_a_client_that_has_left() -> None:
+async def test_a_disconnect_ends_the_engines_work() -> None:
     has_ended = asyncio.Event()
 
     async def engine(wire: Wire) -> None:

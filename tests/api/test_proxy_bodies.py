@@ -1,4 +1,4 @@
-"""Bodies of any size in flat memory, back-pressure in both directions, answers that come early."""
+"""Bodies of any size in constant memory, back-pressure in both directions, early responses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
-async def test_trap_12_an_upload_of_any_size_takes_no_memory(is_chunked: bool) -> None:
+async def test_trap_12_an_upload_of_any_size_uses_constant_memory(is_chunked: bool) -> None:
     num_pieces = 800  # 200 MB
     received = 0
     memory = Memory()
@@ -70,7 +70,7 @@ async def test_trap_12_an_upload_of_any_size_takes_no_memory(is_chunked: bool) -
     assert memory.growth < 40 * MB
 
 
-async def test_trap_12_a_download_of_any_size_takes_no_memory() -> None:
+async def test_trap_12_a_download_of_any_size_uses_constant_memory() -> None:
     num_pieces = 800
     memory = Memory()
 
@@ -119,7 +119,7 @@ async def test_a_client_that_does_not_read_slows_the_engine() -> None:
         await wire.close()
 
 
-async def test_an_engine_that_does_not_read_slows_the_client_and_is_given_up() -> None:
+async def test_an_engine_that_does_not_read_slows_the_client_and_times_out() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
         await asyncio.Event().wait()

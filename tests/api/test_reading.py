@@ -1,4 +1,4 @@
-"""To be read is no reason for an engine to start or wake: an image on any page is a GET."""
+"""Reads neither start nor wake an engine: an image on any page is a GET."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.api.test_gateway import ask, berth_with, client_of, replicas
 
 
-def test_nothing_starts_or_wakes_for_a_get(tmp_path: Path) -> None:
+def test_a_get_starts_and_wakes_nothing(tmp_path: Path) -> None:
     with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
         for method in ("GET", "HEAD", "OPTIONS"):
             for path in ("/v1/completions?model=berth-demo", "/v1/responses/r1?model=berth-demo"):

@@ -1,4 +1,4 @@
-"""What is remembered, what isn't, and that a remembered answer is the same to the byte."""
+"""Which responses are cached, and that a cached response is the same to the byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def ask_twice(inner: Inner, body: Any, **kwargs: Any) -> list[str | None]:
     return [told(await ask(cache, CHAT, body, **kwargs)) for _ in range(2)]
 
 
-async def test_the_same_again_is_remembered_to_the_byte(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_same_request_gets_the_same_bytes_from_the_cache(caplog: pytest.LogCaptureFixture) -> None:
     inner = Inner([chat_answer("a")[:9], chat_answer("a")[9:]])
     cache = cache_around(inner)
     first = await ask(cache, CHAT, GREEDY)
@@ -50,7 +50,7 @@ async def test_the_same_again_is_remembered_to_the_byte(caplog: pytest.LogCaptur
     assert "ms mine, remembered" in caplog.text
 
 
-async def test_streams_are_remembered_whole() -> None:
+async def test_streams_are_cached_whole() -> None:
     inner = Inner([b": waiting\n\n", *chat_stream("a", "b")], headers=[SSE])
     cache = cache_around(inner)
     first, second = [await ask(cache, CHAT, {**GREEDY, "stream": True}) for _ in range(2)]
@@ -70,7 +70,7 @@ async def test_streams_are_remembered_whole() -> None:
         {"keep_alive": None, "store": False},
     ],
 )
-async def test_what_comes_out_the_same_is_remembered(more: dict[str, Any]) -> None:
+async def test_deterministic_requests_are_cached(more: dict[str, Any]) -> None:
     assert await ask_twice(Inner([chat_answer()]), {**GREEDY, **more}) == ["miss", "hit"]
 
 
@@ -95,7 +95,7 @@ async def test_what_comes_out_the_same_is_remembered(more: dict[str, Any]) -> No
     ],
     ids=str,
 )
-async def test_all_else_passes_untouched(body: Any) -> None:
+async def test_other_requests_pass_untouched(body: Any) -> None:
     inner = Inner([chat_answer()])
     assert await ask_twice(inner, body) == [None, None]
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -114,7 +114,7 @@ async def test_other_paths_and_methods_pass_untouched(path: str, method: str) ->
     assert inner.scopes[0]["extensions"] == extensions  # the short way stays open
 
 
-async def test_a_long_body_passes_in_the_messages_it_came_in() -> None:
+async def test_a_long_body_passes_in_its_original_messages() -> None:
     pieces = [json.dumps(GREEDY).encode()[:-1] + b',"x":"', b"a" * MEGABYTE, b"b", b'"}']
     inner = Inner([chat_answer()])
     assert await ask_twice(inner, None, body_pieces=pieces) == [None, None]
@@ -135,13 +135,13 @@ async def test_a_long_body_passes_in_the_messages_it_came_in() -> None:
         {"tools": [{"b": 1, "a": 2}]},
     ],
 )
-async def test_whatever_is_asked_otherwise_is_another_question(change: dict[str, Any]) -> None:
+async def test_a_different_request_has_a_different_key(change: dict[str, Any]) -> None:
     cache = cache_around(Inner([chat_answer()]), demo="x", alias="x")
     await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}]})
     assert told(await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}], **change})) == "miss"
 
 
-async def test_how_it_is_written_makes_no_difference() -> None:
+async def test_formatting_makes_no_difference() -> None:
     cache = cache_around(Inner([chat_answer()]))
     await ask(cache, CHAT, GREEDY)
     written = json.dumps(dict(reversed(GREEDY.items())), indent=2).replace("Hello", "\\u0048ello")
@@ -149,7 +149,7 @@ async def test_how_it_is_written_makes_no_difference() -> None:
     assert told(await ask(cache, "/v1/completions", GREEDY)) == "miss"
 
 
-async def test_another_day_is_another_question(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_day_has_a_different_key(monkeypatch: pytest.MonkeyPatch) -> None:
     class Tomorrow(cache_module.date):
         @classmethod
         def today(cls) -> Tomorrow:
@@ -161,7 +161,7 @@ async def test_another_day_is_another_question(monkeypatch: pytest.MonkeyPatch) 
     assert told(await ask(cache, CHAT, GREEDY)) == "miss"
 
 
-async def test_a_model_that_is_loaded_otherwise_answers_anew() -> None:
+async def test_a_differently_loaded_model_has_a_different_key() -> None:
     identities = {"demo": "before"}
     inner = Inner([chat_answer()])
     cache = ResponseCache(inner, MEGABYTE, identities.get)
@@ -171,7 +171,7 @@ async def test_a_model_that_is_loaded_otherwise_answers_anew() -> None:
     assert told(await ask(cache, CHAT, GREEDY)) == "hit"
 
 
-async def test_an_answer_made_while_its_model_changed_is_not_kept() -> None:
+async def test_a_response_is_not_cached_if_its_model_changed_meanwhile() -> None:
     identities = {"demo": "before"}
     inner = Inner([chat_answer()])
 
@@ -186,7 +186,7 @@ async def test_an_answer_made_while_its_model_changed_is_not_kept() -> None:
     assert cache.num_bytes == 0
 
 
-async def test_the_client_may_want_it_fresh_or_not_kept() -> None:
+async def test_cache_control_of_the_client_is_respected() -> None:
     inner = Inner([chat_answer("old")])
     cache = cache_around(inner)
     await ask(cache, CHAT, GREEDY)
@@ -233,7 +233,7 @@ ERROR = b'data: {"error": {"message": "gone"}}\n\n'
         "more",
     ],
 )
-async def test_what_is_no_whole_good_answer_is_not_kept(inner: Inner) -> None:
+async def test_incomplete_and_error_responses_are_not_cached(inner: Inner) -> None:
     cache = cache_around(inner)
     for _ in range(2):
         got = await ask(cache, CHAT, GREEDY)
@@ -242,14 +242,14 @@ async def test_what_is_no_whole_good_answer_is_not_kept(inner: Inner) -> None:
     assert cache.num_bytes == 0
 
 
-async def test_text_that_speaks_of_errors_is_no_error() -> None:
+async def test_text_about_errors_is_not_an_error() -> None:
     inner = Inner(chat_stream('"error": 5', '{"error": "x", "finish_reason": "abort"}'), headers=[SSE])
     assert await ask_twice(inner, {**GREEDY, "stream": True}) == ["miss", "hit"]
     logprobs = {"choices": [], "error": None}
     assert await ask_twice(Inner([json.dumps(logprobs).encode()]), GREEDY) == ["miss", "hit"]
 
 
-async def test_an_answer_that_is_cut_is_cut_for_the_client_too() -> None:
+async def test_a_cut_response_is_cut_for_the_client_too() -> None:
     class Channel:
         is_cut = False
 
@@ -263,7 +263,7 @@ async def test_an_answer_that_is_cut_is_cut_for_the_client_too() -> None:
     assert not got.is_whole
 
 
-async def test_what_the_inner_application_raises_leaves_nothing_behind() -> None:
+async def test_an_exception_of_the_inner_application_leaves_nothing_behind() -> None:
     class Failing(Inner):
         async def _answer(self, send: Any) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": [JSON]})
@@ -276,7 +276,7 @@ async def test_what_the_inner_application_raises_leaves_nothing_behind() -> None
     assert cache.num_bytes == 0
 
 
-async def test_memory_stays_within_its_bound_and_the_last_used_stay() -> None:
+async def test_memory_stays_within_its_limit_and_recent_entries_stay() -> None:
     inner = Inner([chat_answer("x" * 10_000)])
     cache = cache_around(inner, 64 * 1024)
 
@@ -291,7 +291,7 @@ async def test_memory_stays_within_its_bound_and_the_last_used_stay() -> None:
     assert await ask_number(100) == "miss"
 
 
-async def test_an_answer_that_is_too_long_is_not_kept_nor_collected() -> None:
+async def test_a_too_long_response_is_neither_cached_nor_collected() -> None:
     inner = Inner([b"x" * 1000] * 50)
     cache = cache_around(inner, 64 * 1024)
     largest = 0

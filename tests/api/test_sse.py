@@ -1,4 +1,4 @@
-"""Server-sent events, however they are cut into pieces."""
+"""Server-sent events, split into any pieces."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read(*pieces: bytes) -> list[SseEvent | SseComment]:
         (b"data: a", []),
     ],
 )
-def test_what_the_standard_says(stream: bytes, items: list[SseEvent | SseComment]) -> None:
+def test_the_standards_rules(stream: bytes, items: list[SseEvent | SseComment]) -> None:
     assert read(stream) == items
     assert read(*(bytes([byte]) for byte in stream)) == items
 
@@ -45,14 +45,14 @@ STREAMS = st.lists(st.tuples(LINES, st.sampled_from([b"\n", b"\r\n", b"\r"]))).m
 
 
 @given(STREAMS, st.data())
-def test_cuts_make_no_difference(stream: bytes, data: st.DataObject) -> None:
+def test_splits_make_no_difference(stream: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
     edges = [0, *cuts, len(stream)]
     pieces = [stream[start:end] for start, end in pairwise(edges)]
     assert read(*pieces, b"\n") == read(stream + b"\n")
 
 
-def test_an_event_that_has_begun_is_known() -> None:
+def test_an_incomplete_event_is_detected() -> None:
     reader = EventReader()
     for piece, is_between in [(b"", True), (b"data: a", False), (b"\n", False), (b"\n", True), (b"\n", True)]:
         reader.feed(piece)
@@ -60,7 +60,7 @@ def test_an_event_that_has_begun_is_known() -> None:
 
 
 @pytest.mark.parametrize("piece", [b"data: aaaa\n", b"a" * 16])
-def test_an_event_without_end_is_refused(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_event_is_refused(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
     reader = EventReader()
     with pytest.raises(EventTooLong, match="more than 100 bytes"):

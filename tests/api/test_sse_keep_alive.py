@@ -1,4 +1,4 @@
-"""A stream that waits for its model, and an engine that then answers with anything but a stream."""
+"""A waiting stream, and an engine that then responds with something other than a stream."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def events_of(status: bytes, size: int, *, is_chunked: bool) -> tuple[list
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize("status", [OK, FAILED])
-async def test_what_is_no_stream_is_not_collected_without_end(status: bytes, is_chunked: bool) -> None:
+async def test_a_body_that_is_not_a_stream_is_limited(status: bytes, is_chunked: bool) -> None:
     events, num_sent, _ = await events_of(status, 600 * MIB, is_chunked=is_chunked)
     assert num_sent < 64 * MIB, "the rest wasn't asked for"
     assert len(events) == 1
@@ -80,6 +80,6 @@ async def test_what_is_no_stream_is_not_collected_without_end(status: bytes, is_
     assert ("more than 1024 KiB at once" in error["message"]) is (status == OK)
 
 
-async def test_what_is_short_is_the_last_event() -> None:
+async def test_a_short_body_becomes_the_last_event() -> None:
     events, _, is_whole = await events_of(OK, 500_000, is_chunked=False)
     assert is_whole and events == ["data: " + "[" * 500_000]

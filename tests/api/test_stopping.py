@@ -1,4 +1,4 @@
-"""Stopping by HTTP: a failure is cleared by it, and sleep at level 3 is the same."""
+"""Stopping by HTTP: it clears a failure, and sleep at level 3 is the same."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_stop_clears_a_failure_and_its_back_off(client: httpx.Client, by: str)
     client.delete(f"/instances/{replica}").raise_for_status()
 
 
-def test_a_start_that_was_refused_without_an_instance_is_cleared_too(tmp_path: Path) -> None:
+def test_a_start_refused_without_an_instance_is_cleared_too(tmp_path: Path) -> None:
     models = {"big": {"model": "berth-demo"}}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
     settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), "HOST_MEMORY": "0.0001"}

@@ -1,4 +1,4 @@
-"""Events on their way: sent from the connection's callbacks, in order, with back-pressure, counted."""
+"""Forwarding events: from the connection's callbacks, in order, with back-pressure, counted."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_no_task_is_woken_for_an_event(monkeypatch: pytest.MonkeyPatch) ->
         assert num_reads <= 3 if is_ours else num_reads >= 30
 
 
-async def test_a_client_that_reads_late_gets_all_of_it_in_order() -> None:
+async def test_a_late_reader_gets_everything_in_order() -> None:
     num_sent = 0
 
     async def script(wire: Wire) -> None:
@@ -97,7 +97,7 @@ async def test_a_client_that_reads_late_gets_all_of_it_in_order() -> None:
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
-async def test_an_engine_that_breaks_off_is_told_of_in_an_event_of_its_own(is_whole: bool) -> None:
+async def test_an_engine_that_breaks_off_is_reported_in_a_separate_event(is_whole: bool) -> None:
     sent = event(1) if is_whole else event(1)[:-3]
     go_on = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Tokens as they are read from the end of an answer, whoever wrote it, in whatever pieces it came."""
+"""Token counts read from the end of a response, of any engine and in any pieces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def event(value: object) -> bytes:
         ({"input_tokens": 1, "cache_read_input_tokens": 4, "output_tokens": 7}, (5, 7)),  # Messages
     ],
 )
-def test_each_protocols_names_are_known(usage: dict[str, object], expected: tuple[int, int]) -> None:
+def test_each_protocols_fields_are_known(usage: dict[str, object], expected: tuple[int, int]) -> None:
     for separators in ((",", ":"), (", ", ": ")):
         body = json.dumps(CHAT | {"usage": usage, "prompt_logprobs": None}, separators=separators)
         assert usage_of(body.encode()) == TokenUsage(*expected)
@@ -59,11 +59,11 @@ def test_each_protocols_names_are_known(usage: dict[str, object], expected: tupl
         gzip.compress(b'{"usage": {"prompt_tokens": 5}}', mtime=0),
     ],
 )
-def test_what_is_no_usage_is_none(body: bytes) -> None:
+def test_text_other_than_usage_is_ignored(body: bytes) -> None:
     assert usage_of(body) is None
 
 
-def test_a_count_that_is_none_is_logged_once(
+def test_an_invalid_count_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.telemetry.token_usage._warned_fields", set())
@@ -75,13 +75,13 @@ def test_a_count_that_is_none_is_logged_once(
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_it(noise: bytes) -> None:
+def test_no_bytes_cause_an_exception(noise: bytes) -> None:
     usage_of(b'{"usage": ' + noise)
     usage_of(noise)
 
 
 @given(st.integers(1, 400))
-def test_a_stream_may_come_in_any_pieces(size: int) -> None:
+def test_a_stream_may_arrive_in_any_pieces(size: int) -> None:
     chunks = [event({"choices": [{"text": "t"}], "usage": None}) for _ in range(9)]
     last = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 9}})
     stream = b"".join([*chunks, last, DONE])
@@ -101,7 +101,7 @@ def test_a_stream_without_usage_is_counted_by_its_events() -> None:
     assert tail.usage() == TokenUsage(0, 7, is_estimated=True)
 
 
-def test_what_is_no_stream_is_not_counted() -> None:
+def test_other_responses_are_not_counted_by_events() -> None:
     tail = ResponseTail(is_event_stream=False)
     assert tail.usage() is None
     tail.add(b'\n\ndata: {"text": "')
