@@ -27,16 +27,17 @@ from api.access.keys import (
 )
 from api.cors import Origins
 from api.http.asgi import RawHeaders, Receive, Scope, Send
-from api.http.dialects import send_error
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import ApiError, api_error
 from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.headers import KEY_HEADERS, find_header, key_in_subprotocols, sane_request_id
+from api.http.headers import KEY_HEADERS, find_header, key_in_subprotocols
+from api.http.respond import refuse_handshake, request_id_of, send_error
 from api.http.response_channel import FastPathApp, ResponseChannel, ResumeAsTask
 from api.telemetry.access_log import log_answered
 
 _ENGINES = RequestRoutes()
 
+_POLICY_VIOLATION = 1008  # a WebSocket close code
 _FETCH_SITE = b"sec-fetch-site"  # the origin of a browser's request; pages cannot forge it
 _OWN_PAGES = (b"", b"same-origin", b"none")  # not a browser, a page of Berth's own, or a typed address
 
@@ -269,15 +270,10 @@ def _keys_in(scope: Scope) -> list[bytes]:
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
-    request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    request_id = request_id_of(scope)
     log_answered(scope, error.status, time.perf_counter(), request_id, "access denied")
     if scope["type"] == "websocket":
         await receive()
-        if "websocket.http.response" not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        headers = [*error.headers, (b"x-request-id", request_id)]
-        await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": error.body})
+        await refuse_handshake(scope, send, error, request_id, _POLICY_VIOLATION)
         return
     await send_error(send, error, raw_path(scope), request_id)

@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.headers import find_header, sane_request_id
+from api.http.headers import find_header
+from api.http.respond import request_id_of, send_response
 from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
 from api.telemetry.access_log import log_answered
 
@@ -122,11 +123,10 @@ class Cors:
 
     async def _answer_preflight(self, scope: Scope, send: Send, origin: bytes) -> None:
         """Needs no key: browsers send none with a preflight."""
-        request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+        request_id = request_id_of(scope)
         log_answered(scope, 204, time.perf_counter(), request_id, "preflight")
         headers = [*self._origins.preflight(scope["headers"], origin), (b"x-request-id", request_id)]
-        await send({"type": "http.response.start", "status": 204, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+        await send_response(send, 204, headers, b"")
 
 
 class _Channel:

@@ -18,13 +18,14 @@ from api.control import catalog, docs_page, instances, metrics_page, models, ops
 from api.control.body_check import BodyCheck
 from api.control.body_limit import BodyLimit
 from api.control.catalog import ModelFiles
+from api.control.error_response import error_response
 from api.control.forwarded import with_forwarded
 from api.control.head_requests import HeadRequests
 from api.control.metrics_page import MetricsPage
 from api.control.schemas import ErrorEnvelope
 from api.http.asgi import App, Message, Receive, Scope, Send
-from api.http.errors import ApiError, api_error, error_for
-from api.http.headers import find_header, sane_request_id
+from api.http.errors import api_error, error_for
+from api.http.respond import request_id_of
 from api.telemetry.access_log import log_answered
 from instance_manager.backends.params import is_secret
 from instance_manager.errors import ManagerError
@@ -116,7 +117,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
-        request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+        request_id = request_id_of(scope)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -131,19 +132,13 @@ class RequestId:
             log_answered(scope, status, started, request_id)
 
 
-def _response(error: ApiError) -> Response:
-    response = Response(error.body, error.status)
-    response.raw_headers = list(error.headers)
-    return response
-
-
 async def _manager_error(_: Request, exc: Exception) -> Response:
-    return _response(error_for(exc))
+    return error_response(error_for(exc))
 
 
 async def _unexpected(request: Request, exc: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=exc)
-    return _response(error_for(exc))
+    return error_response(error_for(exc))
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
@@ -151,7 +146,7 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)  # noqa: S101 - registered for this type only; narrows it
     kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
     message = f"{request.method} {request.url.path}: {exc.detail}; /docs lists the routes"
-    response = _response(api_error(exc.status_code, message, kind))
+    response = error_response(api_error(exc.status_code, message, kind))
     if exc.status_code == 405:
         response.headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return response
@@ -177,12 +172,12 @@ async def _validation_error(_: Request, exc: Exception) -> Response:
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", first["msg"])
         message = f"the body is not valid JSON: {detail} (at byte {path[0] if path else 0})"
-        return _response(api_error(400, message, "invalid_request_error", code="invalid_json"))
+        return error_response(api_error(400, message, "invalid_request_error", code="invalid_json"))
     param = ".".join(str(part) for part in path) or None
     may_be_secret = not path or any(is_secret(str(part)) or part in _MAY_HOLD_SECRETS for part in path)
     shown = "" if may_be_secret else _shown(first.get("input"))
     message = f"{param or where}: {first['msg']}{shown}"
-    return _response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
+    return error_response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ from api.http.buffered_body import buffer_body
 from api.http.errors import api_error
 from api.http.leases import ClientGone
 from api.http.off_loop import off_loop
+from api.http.respond import send_response
 
 
 class BodyCheck:
@@ -32,5 +33,4 @@ class BodyCheck:
             return
         message = f"{fault.field or 'the body'} {fault.problem}"
         error = api_error(422, message, "invalid_request_error", param=fault.field or None)
-        await send({"type": "http.response.start", "status": error.status, "headers": error.headers})
-        await send({"type": "http.response.body", "body": error.body})
+        await send_response(send, error.status, error.headers, error.body)

@@ -6,6 +6,7 @@ from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
 from api.http.errors import ApiError, api_error
 from api.http.leases import ClientGone
+from api.http.respond import send_response
 from api.server.content_coding import BodyRefused, decoded
 
 MAX_BYTES = 2**20
@@ -40,5 +41,4 @@ class BodyLimit:
 
     async def _refuse(self, send: Send, error: ApiError) -> None:
         headers = [*error.headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await send({"type": "http.response.body", "body": error.body})
+        await send_response(send, error.status, headers, error.body)

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from api.control.deps import Manager
+from api.control.error_response import error_response
 from api.control.exposition import CONTENT_TYPE, Exposition
 from api.control.scrape import EngineTarget, Scrape, ScrapeFailure, scrape_engines
 from api.gateway.response_cache import ResponseCache
@@ -176,7 +177,7 @@ async def instance_metrics(instance_id: str, manager: Manager) -> Response:
         )
     (scrape,) = await scrape_engines([target])
     if scrape.failure is not None:
-        return _response(_no_metrics(instance_id, scrape.failure))
+        return error_response(_no_metrics(instance_id, scrape.failure))
     page = Exposition()
     await asyncio.to_thread(page.add, scrape.text, {})
     return Response(page.render(), media_type=CONTENT_TYPE)
@@ -186,12 +187,6 @@ def _no_metrics(instance_id: str, failure: ScrapeFailure) -> ApiError:
     status = 504 if failure is ScrapeFailure.TIMEOUT else 502
     message = f"the metrics of instance {instance_id!r} could not be scraped: {failure.value}"
     return api_error(status, message, "server_error", code="no_engine_metrics")
-
-
-def _response(error: ApiError) -> Response:
-    response = Response(error.body, error.status)
-    response.raw_headers = list(error.headers)
-    return response
 
 
 def _own_address(request: Request) -> str:

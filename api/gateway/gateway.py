@@ -22,13 +22,12 @@ from api.gateway.request_body import OWN_FIELDS, JsonBody, OutgoingBody, has_fil
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.gateway.sse_keep_alive import SseKeepAlive
 from api.http.asgi import Message, Receive, Scope, Send
-from api.http.dialects import send_error
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error, error_for
 from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.headers import find_header, sane_request_id
 from api.http.leases import ClientGone, Prepare, Retry
 from api.http.named_model import UnclearModel, has_one_model, model_in_query
+from api.http.respond import request_id_of, send_error
 from api.http.response_channel import ResponseChannel, ResumeAsTask
 from api.proxy.peer_routes import PeerRoutes, RemoteModel
 from api.proxy.proxy import DataPlane
@@ -106,7 +105,7 @@ class Gateway:
         own = ModelLeases(self._fleet, routed)
         stream = None
         if routed.is_stream and self._comment_interval_s:
-            request_id = (b"x-request-id", _request_id(scope))
+            request_id = (b"x-request-id", request_id_of(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
             stream = SseKeepAlive(send, self._comment_interval_s, [request_id], raw_path(scope))
         try:
@@ -168,7 +167,9 @@ class Gateway:
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
         """Respond here; the request goes no further, so it is counted and logged here too."""
         self._data_plane.count_refused(scope["method"], error.status)
-        await _refuse(scope, send, error, started)
+        request_id = request_id_of(scope)
+        log_answered(scope, error.status, started, request_id, "refused by the gateway")
+        await send_error(send, error, raw_path(scope), request_id)
 
     async def _read(self, scope: Scope, receive: Receive) -> RoutedRequest:
         """Find the model. Raises _RequestRefused, ManagerError or ClientGone."""
@@ -278,13 +279,3 @@ def _wrong_field(name: str, problem: str) -> ApiError:
 
 def _bad_body(problem: str, code: str, status: int = 400) -> ApiError:
     return api_error(status, problem, "invalid_request_error", code=code)
-
-
-def _request_id(scope: Scope) -> bytes:
-    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
-
-
-async def _refuse(scope: Scope, send: Send, error: ApiError, started: float) -> None:
-    request_id = _request_id(scope)
-    log_answered(scope, error.status, started, request_id, "refused by the gateway")
-    await send_error(send, error, raw_path(scope), request_id)

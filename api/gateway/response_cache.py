@@ -18,9 +18,10 @@ from api.gateway.cacheable import CacheableRequest, is_good_answer, read_cacheab
 from api.http.asgi import App, Message, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
 from api.http.dispatch import raw_path
-from api.http.headers import find_header, sane_request_id
+from api.http.headers import find_header
 from api.http.leases import ClientGone
 from api.http.off_loop import off_loop
+from api.http.respond import request_id_of, send_response
 from api.http.response_channel import channel_of, without_channel
 from api.telemetry.access_log import log_answered
 
@@ -81,7 +82,7 @@ class ResponseCache:
             await self._answer(cacheable, key, identity, scope, buffered.replay, send)
         else:
             self.num_hits += 1
-            request_id = _request_id(scope)
+            request_id = request_id_of(scope)
             await _replay(entry, request_id, send)
             log_answered(scope, 200, started, request_id, "cache hit")
 
@@ -223,9 +224,4 @@ async def _replay(entry: _Entry, request_id: bytes, send: Send) -> None:
     ]
     if entry.content_type.lower().startswith(b"text/event-stream"):
         headers.append((b"x-accel-buffering", b"no"))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": entry.body})
-
-
-def _request_id(scope: Scope) -> bytes:
-    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    await send_response(send, 200, headers, entry.body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 
-from api.http.asgi import RawHeaders, Send
+from api.http.asgi import RawHeaders
 from api.http.errors import ApiError, error_for
 
 _MESSAGES = re.compile(rb"(?:/proxy/[^/?]+)?/v1/messages(?:[/?]|$)")
@@ -57,14 +57,6 @@ def error_event(body: bytes, target: bytes) -> bytes:
 def stream_error_event(exc: Exception, target: bytes, request_id: bytes) -> bytes:
     """The exception that broke a stream, as its last server-sent event."""
     return error_event(in_dialect(error_for(exc), target, request_id).body, target)
-
-
-async def send_error(send: Send, error: ApiError, target: bytes, request_id: bytes) -> None:
-    """Send an error as the response, by ASGI."""
-    error = in_dialect(error, target, request_id)
-    headers = [*error.headers, (b"x-request-id", request_id)]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
 
 
 def _anthropic_body(error: ApiError, request_id: bytes) -> bytes:

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
 from api.http.buffered_body import BufferedBody, buffer_body
 from api.http.dispatch import raw_path
-from api.http.headers import find_header, sane_request_id
 from api.http.json_structure import TooManyParts, check_parts
 from api.http.leases import ClientGone
 from api.http.named_model import (
@@ -28,6 +27,7 @@ from api.http.named_model import (
     read_object,
 )
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
+from api.http.respond import request_id_of
 from api.http.response_channel import channel_of, without_channel
 from api.protocols.base import (
     INVALID_REQUEST,
@@ -178,7 +178,7 @@ class ProtocolApp:
         buffered.messages.clear()
         buffered.messages.append({"type": "http.request", "body": translated.body})
         channel = channel_of(scope)
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope)
         answer = ResponseTranslator(adapter, translated.request, translated.translator, send, request_id)
         inner_scope = _inner_scope(scope, translated, request_id)
         try:
@@ -275,10 +275,6 @@ def _shown(value: object) -> str:
     return f" (got {text})" if len(text) <= 100 else ""
 
 
-def _request_id(scope: Scope) -> bytes:
-    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
-
-
 async def _refuse(
     adapter: Adapter,
     error: ErrorDetail,
@@ -289,6 +285,6 @@ async def _refuse(
 ) -> None:
     """Send an error in the adapter's format; the request goes no further, so it is logged here too."""
     status, body = error_response(adapter, error)
-    request_id = _request_id(scope)
+    request_id = request_id_of(scope)
     await send_json(send, status, list(headers), to_json(body), request_id)
     log_answered(scope, status, started, request_id, f"refused by {adapter.name}")

@@ -12,6 +12,7 @@ from typing import Any, Generic
 from api.http.asgi import Message, RawHeaders, Send
 from api.http.headers import find_header
 from api.http.off_loop import off_loop
+from api.http.respond import send_response
 from api.protocols.base import (
     EVENT_STREAM,
     ErrorDetail,
@@ -243,5 +244,4 @@ async def send_json(send: Send, status: int, headers: RawHeaders, body: bytes, r
     ]
     if not find_header(headers, b"x-request-id"):
         headers.append((b"x-request-id", request_id))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_response(send, status, headers, body)

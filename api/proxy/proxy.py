@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import caller_of, is_admin
 from api.http.asgi import Receive, Scope, Send
-from api.http.dialects import send_error
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import error_for
 from api.http.head_cache import ROUTE_CACHE, RouteCache
@@ -26,6 +25,7 @@ from api.http.leases import (
     WrongBody,
     lease_while_connected,
 )
+from api.http.respond import send_error
 from api.http.response_channel import ResponseChannel, ResumeAsTask, channel_of, client_of, without_channel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call

@@ -18,13 +18,12 @@ from api.access.keys import is_admin
 from api.http.asgi import RawHeaders, Receive, Scope, Send
 from api.http.errors import ApiError, api_error, error_for
 from api.http.headers import (
-    find_header,
     handshake_headers,
     handshake_response_headers,
-    sane_request_id,
     without_key,
 )
 from api.http.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
+from api.http.respond import refuse_handshake, request_id_of
 from api.http.upstream_errors import UpstreamError, UpstreamInvalidResponse, UpstreamRefused, UpstreamTimeout
 from api.telemetry.access_log import access_logger, write_line
 from instance_manager.errors import ManagerError
@@ -37,7 +36,7 @@ _CLOSE_TIMEOUT_S = 5.0
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # messages are forwarded whole, so they need a limit
 
 _NO_STATUS, _VANISHED = 1005, 1006  # close codes that are only reported, never sent
-_GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
+_NORMAL_CLOSURE, _GOING_AWAY, _INTERNAL_ERROR = 1000, 1001, 1011
 
 
 async def forward_websocket(
@@ -56,12 +55,12 @@ async def forward_websocket(
     `stall_s`: how long the client may leave a message unread while other requests wait for the lease.
     """
     started = time.perf_counter()
-    request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    request_id = request_id_of(scope)
     await receive()  # websocket.connect
     if b"#" in target:  # a request target has no fragment
         error = api_error(400, "the path contains '#'; write it as %23", "invalid_request_error")
         metrics.unserved.count("WEBSOCKET", error.status)
-        await _deny(scope, send, error, request_id)
+        await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
         return
     counted = metrics.unserved
     status = 101
@@ -80,7 +79,9 @@ async def forward_websocket(
         headers = handshake_response_headers(_encoded(exc.response.headers.raw_items()))
         body = exc.response.body or b""
         headers.append((b"content-length", b"%d" % len(body)))
-        await _deny(scope, send, ApiError(status, bytes(body), headers, ""), request_id)
+        await refuse_handshake(
+            scope, send, ApiError(status, bytes(body), headers, ""), request_id, _NORMAL_CLOSURE
+        )
     except ClientGone:
         status = CLIENT_GONE
     except (ManagerError, UpstreamError) as exc:
@@ -88,7 +89,7 @@ async def forward_websocket(
         status = error.status
         if isinstance(exc, UpstreamError):
             logger.warning("instance %s, websocket %s: %s", instance_id, request_id.decode(), exc.message)
-        await _deny(scope, send, error, request_id)
+        await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
     finally:
         if lease is not None:
             lease.release()
@@ -237,18 +238,8 @@ async def _engine_to_client(engine: ClientConnection, send: Send, stall: _Stall)
         else:
             code, reason = exc.rcvd.code, exc.rcvd.reason
         if code == _NO_STATUS:
-            code = 1000
+            code = _NORMAL_CLOSURE
         await send({"type": "websocket.close", "code": code, "reason": reason})
-
-
-async def _deny(scope: Scope, send: Send, error: ApiError, request_id: bytes) -> None:
-    """Refuse the handshake, with a status and error body if the server supports it."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1000})
-        return
-    headers = [*error.headers, (b"x-request-id", request_id)]
-    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": error.body})
 
 
 def _encoded(headers: object) -> RawHeaders:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body, replaying
-from api.http.dialects import send_error
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error
-from api.http.headers import find_header, sane_request_id
+from api.http.headers import find_header
 from api.http.leases import ClientGone
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
+from api.http.respond import request_id_of, send_error
 from api.telemetry.access_log import log_answered
 
 _INVALID = "invalid_request_error"
@@ -57,7 +57,7 @@ class DecodingApp:
             return
         except BodyRefused as refused:
             error = refused.error
-            request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+            request_id = request_id_of(scope)
             self._on_refused(scope["method"], error.status)
             log_answered(scope, error.status, started, request_id, "undecodable body")
             await send_error(send, error, raw_path(scope), request_id)
