@@ -18,7 +18,7 @@ from tests.berth_process import ROOT, BerthProcess, running_berth
 from tests.fake_engine import command
 
 USER, ADMIN = "user-key-5d1c", "admin-key-90ab"
-# Each is given to Berth in another way; none may come out again.
+# Each is given to Berth in a different way; none may be revealed.
 TOKEN, VARIABLE, FLAG, PARAMETER = "hf_secret_1", "env_secret_2", "flag_secret_3", "param_secret_4"
 SECRETS = (USER, ADMIN, TOKEN, VARIABLE, FLAG, PARAMETER)
 NUM_IDLE = 2000
@@ -73,7 +73,7 @@ def code_of(response: httpx.Response) -> tuple[int, str]:
 
 
 def routes() -> list[tuple[str, str]]:
-    """Every control route, with something in place of its parameters."""
+    """Every control route, with its parameters filled in."""
     from api.control.app import ROUTERS
 
     found = []
@@ -94,14 +94,14 @@ def test_every_route_requires_an_admin_unless_listed(berth: BerthProcess, method
         return
     with client(berth) as nobody, client(berth, USER) as user:
         assert nobody.request(method, path).status_code == 401
-        if path.startswith("/v1/models") or path == "/usage":  # of which each key sees its own
+        if path.startswith("/v1/models") or path == "/usage":  # each key gets its own list
             assert user.request(method, path).status_code == 200
         else:
             assert code_of(user.request(method, path)) == (403, "admin_key_required")
 
 
 def test_a_request_key_cannot_use_a_path_as_a_model(berth: BerthProcess, folder: Path) -> None:
-    """Not even that of a model which there is."""
+    """Not even the path of an existing model."""
     outside = folder / "outside" / "model"
     paths = [
         str(outside),
@@ -124,7 +124,7 @@ def test_a_request_key_cannot_use_a_path_as_a_model(berth: BerthProcess, folder:
             for route in ("/v1/completions", "/tokenize", "/generate"):
                 response = user.post(route, json={"model": path, "prompt": "x"})
                 if route == "/generate" and path == "":
-                    continue  # asks for the default model
+                    continue  # uses the default model
                 assert code_of(response) == (404, "model_not_found"), (route, path)
             if path:
                 asked = user.post("/v1/completions", params={"model": path}, json={})

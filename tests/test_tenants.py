@@ -35,7 +35,7 @@ LONG = "Once upon a time there was a harbour with many berths, and in each of th
 RESPONSES, CHAT, COMPLETIONS = "/v1/responses", "/v1/chat/completions", "/v1/completions"
 BATCH = "/v1/chat/completions/batch"
 
-# Routes that know nothing of who asks: the same for all who may ask at all.
+# Routes that do not depend on the caller.
 SAME_FOR_ALL = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
@@ -52,7 +52,7 @@ SAME_FOR_ALL = {
     ("POST", "/v1/messages/count_tokens"),
     *(POOLING.keys() - GENERATING.keys()),  # vectors of texts, of which nothing is kept
 }
-# What they read of earlier prompts shows in what they say is cached, and in their time.
+# Reused prompts show in their count of cached tokens, and in their response time.
 REMEMBERING = {
     ("POST", COMPLETIONS): {"prompt": LONG, "max_tokens": 2},
     ("POST", CHAT): {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2},
@@ -60,7 +60,7 @@ REMEMBERING = {
     ("POST", "/v1/messages"): {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2},
     ("POST", BATCH): {"messages": [[{"role": "user", "content": LONG}]], "max_tokens": 2},
 }
-# With the id of a response that somebody has stored.
+# Routes with the id of a stored response.
 OF_A_RESPONSE: dict[tuple[str, str], Any] = {
     ("GET", "/v1/responses/{name}"): None,
     ("GET", "/v1/responses/{name}/input_items"): None,
@@ -72,7 +72,7 @@ OF_A_RESPONSE: dict[tuple[str, str], Any] = {
 ENDING = {("POST", "/abort_requests"), ("POST", "/inference/v1/abort_requests")}
 STEERING = {route for route, operation in OPERATIONS.items() if operation.sleep_mode}
 
-# Of Berth's own routes, those that keys for requests may ask for; what is forwarded is the engine's to tell.
+# Berth's own routes for request keys; forwarded routes are the engine's.
 OF_USERS = {("GET", "/usage"), ("GET", "/v1/models"), ("GET", "/v1/models/{name}")}
 OPEN = {("GET", "/health"), ("GET", "/health/liveness"), ("GET", "/health/readiness")}
 
@@ -185,7 +185,7 @@ def make(client: httpx.Client, key: str, way: str, **more: Any) -> dict[str, Any
 def use(
     client: httpx.Client, key: str | None, way: str, route: tuple[str, str], name: str, **headers: str
 ) -> httpx.Response:
-    """Ask for what a route does with the response of this name."""
+    """Call a route with the id of this response."""
     method, path = route
     body = OF_A_RESPONSE[route]
     if body is not None:
@@ -225,7 +225,7 @@ def test_ids_are_random_and_cannot_be_overwritten(client: httpx.Client, way: str
 def test_a_replaced_key_keeps_its_responses_and_a_reassigned_one_does_not(
     client: httpx.Client, key_file: Path
 ) -> None:
-    """On one connection, so that heads and what was derived of them are known."""
+    """On one connection, so that heads and derived results are cached."""
 
     def know(line: str) -> None:
         key_file.write_text(line)
@@ -250,7 +250,7 @@ def test_ids_of_requests_cannot_be_guessed(client: httpx.Client) -> None:
     assert len({one[:6] for one in ids}) > 30 and len({one[-6:] for one in ids}) > 30
 
 
-# What is remembered
+# Caches
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -261,7 +261,7 @@ def test_a_prefix_of_one_key_is_new_to_the_other(
 ) -> None:
     if stream and route[1] == BATCH:
         pytest.skip("a batch is never streamed")
-    salt = f"{route} {way} {stream}"  # so that cases know nothing of each other
+    salt = f"{route} {way} {stream}"  # so that cases are independent
     body = {"model": MODEL, **REMEMBERING[route], "stream": stream, "cache_salt": salt}
     if stream and route[1] in (COMPLETIONS, CHAT):
         body["stream_options"] = {"include_usage": True}
@@ -281,7 +281,7 @@ def test_a_response_is_cached_for_its_own_key(client: httpx.Client) -> None:
     assert found == ["miss", "hit", "miss", "miss", "hit", "hit"]
 
 
-# What is running, and what was used
+# Running requests and usage
 
 
 @pytest.mark.parametrize("route", sorted(ENDING), ids=" ".join)
@@ -326,12 +326,12 @@ def test_idempotency_keys_are_separate_for_each_admin(client: httpx.Client) -> N
         ask(client, ADMIN, "DELETE", f"/instances/{name}").raise_for_status()
 
 
-# Through another Berth, and where keys share what is remembered
+# Through another node, and with shared caches
 
 
 @contextmanager
 def two_berths(folder: Path) -> Iterator[tuple[httpx.Client, httpx.Client]]:
-    """The one that owns the engine, whose keys share caches, and the one beside it."""
+    """The node that owns the engine, with shared caches, and another node."""
     redis = RedisProcess(folder)
     redis.start()
     with ExitStack() as stack:
@@ -362,7 +362,7 @@ def test_other_nodes_and_shared_caches_do_not_reveal_stored_responses(tmp_path: 
         assert fresh["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
-# Whose key it is
+# Callers of keys
 
 
 def test_a_tenant_id_is_stable_and_reveals_nothing() -> None:

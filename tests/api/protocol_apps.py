@@ -18,7 +18,7 @@ SSE = (b"content-type", b"text/event-stream; charset=utf-8")
 
 @dataclass
 class Inner:
-    """Stands for the gateway: answers each request with these pieces, and keeps what it was asked.
+    """Replaces the gateway: responds to each request with these pieces, and records the requests.
 
     `is_cut`: returns without the last message, as the data plane does when an engine breaks off.
     """
@@ -78,7 +78,7 @@ class Got:
 
     @property
     def events(self) -> list[Any]:
-        """What the events of a stream hold; `[DONE]` as that."""
+        """The data of a stream's events; `[DONE]` as it is."""
         items = [item for item in EventReader().feed(self.body) if isinstance(item, SseEvent)]
         return [item.data.decode() if item.data == b"[DONE]" else json.loads(item.data) for item in items]
 
@@ -98,7 +98,7 @@ async def ask(
     extensions: dict[str, Any] | None = None,
     body_pieces: Sequence[bytes] | None = None,
 ) -> Got:
-    """One request, asked by hand. `body`: JSON, or bytes as they are."""
+    """Send one request by ASGI. `body`: JSON, or raw bytes."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     pieces = list(body_pieces) if body_pieces is not None else [raw]
     last = len(pieces) - 1

@@ -18,7 +18,7 @@ STRANGER = "a-stranger-s-key"
 
 
 def talk(berth: BerthProcess) -> None:
-    """One request of every kind, each under an id of its own."""
+    """One request of every kind, each with its own id."""
     with berth.client() as client:
 
         def send(method: str, path: str, request_id: str, key: str = ADMIN, **more: Any) -> httpx.Response:

@@ -24,7 +24,7 @@ HOST = (b"host", b"localhost:5000")
 
 
 class Yes:
-    """An application that answers 200 to whoever gets through."""
+    """An application that responds with 200 to permitted requests."""
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -46,7 +46,7 @@ async def ask(
     subprotocols: tuple[str, ...] = (),
     origins: Origins | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Status and body of the answer; 200 and {} where the request got through."""
+    """Status and body of the response; 200 and {} for a permitted request."""
 
     async def receive() -> dict[str, Any]:
         return {"type": f"{kind}.connect"}
@@ -205,7 +205,7 @@ def test_which_requests_are_local(client: tuple[str, int] | None, headers: RawHe
 
 
 def fetched(site: str, mode: str, dest: str, origin: str = "") -> RawHeaders:
-    """What a browser adds."""
+    """The headers that a browser adds."""
     headers = [(b"sec-fetch-site", site), (b"sec-fetch-mode", mode), (b"sec-fetch-dest", dest)]
     return [(name, value.encode()) for name, value in [*headers, (b"origin", origin)] if value]
 
@@ -256,7 +256,7 @@ async def test_a_page_with_a_key_needs_nothing_else() -> None:
 
 
 def test_paths_resembling_an_open_one_stay_protected() -> None:
-    assert required_access(b"/health/../instances") is Access.OPEN  # matches no route, as it stands
+    assert required_access(b"/health/../instances") is Access.OPEN  # literally, it matches no route
     assert required_access(b"//proxy/a") is Access.ADMIN
     assert required_access(b"/%70roxy/a") is Access.ADMIN
 
@@ -315,7 +315,7 @@ CONTROL = [
     "/proxy/a/metrics",
     "/proxy/a/admin",
     "/proxy/a/x",
-    # What may be read may not be written.
+    # Readable routes are not writable.
     "/proxy/a/v1/models/org/sleep",
     "/proxy/a/models",
     "/proxy/a",
@@ -380,7 +380,7 @@ async def test_a_websocket_to_a_control_route_requires_an_admin_key_too() -> Non
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    """With keys, and an instance `a` that answers every path with what it was asked."""
+    """With keys, and an instance `a` that echoes every request."""
     folder = tmp_path_factory.mktemp("auth")
     settings = {"API_KEYS": "user-key", "ADMIN_API_KEYS": "admin-key"}
     with running_berth(folder, **settings) as berth, berth.client() as client:

@@ -27,7 +27,7 @@ def anyio_backend() -> Any:
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the parser was given."""
+    """The data given to the parser."""
     pieces: list[bytes] = []
     original = FastHttpProtocol._parse
 
@@ -220,7 +220,7 @@ async def test_a_shutdown_lets_the_request_finish_and_closes() -> None:
 
 
 async def test_an_idle_connection_is_closed_on_time() -> None:
-    """The timer of the first request is the only one: it must not cut what came after it."""
+    """The timer of the first request is the only one: it must not cut off later requests."""
     async with upstream(echo) as engine, berth(engine, keep_alive_s=1) as front:
         loop = asyncio.get_running_loop()
         wire = await front.connect()
@@ -236,11 +236,11 @@ async def test_an_idle_connection_is_closed_on_time() -> None:
         await wire.close()
 
 
-# Access: what is known of a head is never known of another caller.
+# Access: results cached with a head never apply to another caller.
 
 
 class Passed:
-    """An application that counts what gets through to it."""
+    """An application that counts the requests it receives."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -304,11 +304,11 @@ def test_a_rate_limit_applies_to_a_cached_head() -> None:
     assert [begin(access, scope_of(route_cache, b"right")) for _ in range(4)] == [True, True, False, False]
 
 
-# What is recognised, against the parser itself.
+# Recognition, compared with the parser itself.
 
 
 class Read:
-    """What llhttp makes of one piece of data."""
+    """The request that llhttp parses from one piece of data."""
 
     def __init__(self, data: bytes) -> None:
         self.messages: list[tuple[RawHeaders, bytes]] = []

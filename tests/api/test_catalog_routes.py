@@ -131,7 +131,7 @@ def test_an_instance_on_a_missing_gpu_is_refused(client: httpx.Client, devices: 
 
 
 def test_an_instances_gpu_index_is_within_cuda_visible_devices(tmp_path: Path) -> None:
-    """Within CUDA_VISIBLE_DEVICES, which the engine's own doesn't stand in any more."""
+    """Relative to Berth's CUDA_VISIBLE_DEVICES, not to the engine's."""
     write_gpus(tmp_path / "gpus.json", describe_gpus(3))
     settings = {
         "PYTHONPATH": os.pathsep.join((str(DIRECTORY), str(ROOT))),
@@ -228,7 +228,7 @@ def test_a_broken_catalog_is_reported_with_line_and_key_and_not_used(
     client: httpx.Client, catalog: Path, line: str, place: str
 ) -> None:
     catalog.write_text(f"{CATALOG}{line}\n  fresh: {{}}\n")
-    for _ in range(2):  # it is told each time
+    for _ in range(2):  # it is reported each time
         error = refused(client.post("/reload"))
         assert error["code"] == "invalid_catalog"
         assert f"{catalog}:6: {place}" in error["message"]

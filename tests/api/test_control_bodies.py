@@ -19,7 +19,7 @@ DEEPER = "[" * 100_000 + "]" * 100_000
 DIGITS = "9" * 400
 MORE_DIGITS = "9" * 5000
 
-# Values as JSON text; each is wrong in every field that takes something of its kind.
+# Values as JSON text; each is invalid in every field of its type.
 TEXTS = {
     "half a character": r'"\ud800"',
     "half a character within": r'"a\udfffb"',
@@ -218,7 +218,7 @@ def test_an_impossible_name_is_not_found(client: httpx.Client, path: str) -> Non
     "name", ["x" * 1000, f"{'x' * 300}/{'y' * 300}", "~nobody-of-that-name/x", "./" + "x" * 999]
 )
 def test_a_strange_model_name_is_not_berths_error(client: httpx.Client, name: str) -> None:
-    """Longer than a file's name may be, within what a name may have."""
+    """Longer than a file name may be, but within the limit for names."""
     for engine in ("engine", "vllm", "command"):
         body = {"model_name": name, "engine": engine, "name": "long"}
         if engine == "command":

@@ -73,7 +73,7 @@ def allowing(*allowed: str) -> Any:
 
 
 async def opinionated(wire: Wire) -> None:
-    """An engine that has CORS headers of its own, as vLLM has."""
+    """An engine with its own CORS headers, like vLLM."""
     own = ("Access-Control-Allow-Origin: *", "Access-Control-Allow-Credentials: true", "Vary: Accept")
     while True:
         head, _ = await wire.read_message()
@@ -127,7 +127,7 @@ async def test_without_the_setting_an_engines_own_headers_pass() -> None:
     assert head.all(b"access-control-allow-origin") == [b"*"]
 
 
-# Who is let in without a key.
+# Access without a key.
 
 
 def may_begin(

@@ -79,7 +79,7 @@ def check(body: dict[str, Any], request_id: str) -> None:
     assert (body["type"], body["request_id"]) == ("error", request_id)
 
 
-# The data plane, where the engine fails.
+# The data plane with a failing engine.
 
 
 async def test_a_broken_stream_ends_with_anthropics_event() -> None:

@@ -19,7 +19,7 @@ from api.protocols.registry import load_protocols
 from tests.berth_process import running_berth
 
 PLUGIN = "docs.examples.alpaca:AlpacaProtocol"
-# What makes a browser ask for something, or go somewhere.
+# Elements that make a browser load something or follow a link.
 REFERRING = {"src", "href", "srcset", "action", "formaction", "data", "poster", "background", "ping", "cite"}
 
 

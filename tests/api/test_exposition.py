@@ -28,7 +28,7 @@ plain 7 1700000000000
 
 
 def families(page: Exposition) -> dict[str, Metric]:
-    """As the parser reads it; each family may come only once."""
+    """The families as the parser reads them; each may occur only once."""
     text = page.render()
     assert [line for line in text.splitlines() if line.startswith("# TYPE")] == list(
         dict.fromkeys(line for line in text.splitlines() if line.startswith("# TYPE"))
@@ -152,7 +152,7 @@ def test_the_output_is_valid_for_any_input(lines: list[str]) -> None:
     "line",
     [
         "a \u0661\u0662\u0663",  # digits, and no number
-        "a 1e9999",  # more than a double holds: an error to who reads it
+        "a 1e9999",  # exceeds a double: an error for parsers
         "a " + "1" * 400,
         "a 0x10",
         "a 1_000",

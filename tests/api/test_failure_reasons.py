@@ -21,7 +21,7 @@ def berth_with_a_model_that_fails(folder: Path, **settings: str) -> Any:
 
 
 def bodies(berth: BerthProcess, key: str) -> dict[str, str]:
-    """What is answered, by all ways to an engine that can't be started."""
+    """The responses of all routes to an engine that can't be started."""
     asked: list[tuple[str, str, dict[str, Any] | None]] = [
         ("POST", "/v1/chat/completions", CHAT | {"model": "failing"}),
         ("POST", "/v1/chat/completions", CHAT | {"model": "failing", "stream": True}),

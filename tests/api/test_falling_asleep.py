@@ -41,7 +41,7 @@ def eventually(is_so: Callable[[], Any]) -> None:
 
 @contextmanager
 def streaming(client: httpx.Client) -> Iterator[None]:
-    """A stream, which ends with the block. What is sent to sleep waits for it."""
+    """A stream that ends with the block; an engine being put to sleep waits for it."""
     with client.stream("POST", "/v1/completions", json=LONG) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data:")
@@ -74,7 +74,7 @@ def test_a_request_during_falling_asleep_gets_the_same_replica(client: httpx.Cli
 
 
 def test_reads_do_not_keep_an_engine_from_falling_asleep(client: httpx.Client) -> None:
-    """A page elsewhere could keep it awake else."""
+    """Otherwise another site's page could keep it awake."""
     (record,) = replicas(client, "berth-demo")
     own = f"/proxy/{record['instance_id']}"
     with ThreadPoolExecutor(1) as pool:
@@ -92,7 +92,7 @@ def test_reads_do_not_keep_an_engine_from_falling_asleep(client: httpx.Client) -
 def test_a_request_that_waits_for_capacity_is_served_before_the_sleep(
     client: httpx.Client, method: str
 ) -> None:
-    """Nobody would wake it for them."""
+    """Nothing would wake it for them."""
     (record,) = replicas(client, "berth-demo")
     path = "models" if method == "GET" else "completions"
     with ThreadPoolExecutor(2) as pool:

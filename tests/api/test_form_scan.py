@@ -82,7 +82,7 @@ def test_a_form_needs_a_boundary(content_type: bytes) -> None:
 
 
 def test_it_takes_linear_time_and_constant_memory() -> None:
-    """Of 40 MB that look like boundaries all the time."""
+    """A form of 40 MB of almost-boundaries."""
     piece = b"\r\n--a " * 10_000
     scanner = FormScanner(TYPE)
     tracemalloc.start()

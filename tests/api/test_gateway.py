@@ -133,7 +133,7 @@ def test_a_form_is_routed_by_its_model_field(client: httpx.Client) -> None:
     assert answer["target"] == "/v1/audio/transcriptions"
     assert answer["bytes"] > 300_000
     served = client.get("/models/gpt-fake").json()["model"]
-    assert f'name="model"\r\n\r\n{served}\r\n' in answer["body"], "an alias is told by the name it stands for"
+    assert f'name="model"\r\n\r\n{served}\r\n' in answer["body"], "an alias is replaced by the served name"
 
 
 def test_a_hundred_first_requests_cause_one_start(client: httpx.Client, berth: BerthProcess) -> None:
@@ -318,7 +318,7 @@ def test_a_waiting_stream_is_kept_alive_by_comments(commenting: BerthProcess) ->
         status, lines = lines_of(client, "slow")
         assert not lines[0].startswith(":")
 
-        status, lines = lines_of(client, "slow", delay=0.5)  # the engine itself takes its time
+        status, lines = lines_of(client, "slow", delay=0.5)  # the engine itself is slow
         assert lines.count(": waiting for the model") >= 1
         assert lines[-1] == "data: [DONE]"
 

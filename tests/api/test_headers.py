@@ -18,7 +18,7 @@ from api.http.headers import (
 
 
 def sent(*headers: tuple[bytes, bytes]) -> dict[bytes, bytes]:
-    """What goes on of a request's headers; the last of each name."""
+    """The forwarded headers of a request; the last of each name."""
     read = read_request_headers(list(headers), b"9.9.9.9", b"http")
     lines = b"".join((read.passed, read.framing, b"x-request-id: ", read.request_id, read.forwarded))
     assert lines.endswith(b"\r\n\r\n")
@@ -79,7 +79,7 @@ def test_an_invalid_request_id_is_replaced(given: bytes) -> None:
 
 
 def test_generated_request_ids_differ_and_are_uuids() -> None:
-    """Some engines refuse requests whose id is no UUID."""
+    """Some engines refuse requests whose id is not a UUID."""
     made = {new_request_id().decode() for _ in range(1000)}
     assert len(made) == 1000
     assert {UUID(one).version for one in made} == {4}

@@ -29,7 +29,7 @@ def old(target: str, *headers: str, method: str = "GET", body: bytes = b"") -> b
 
 
 async def until_closed(wire: Wire) -> tuple[Head, bytes]:
-    """What a client gets that knows no other end than the connection's."""
+    """The response for a client that reads until the connection ends."""
     head = await wire.read_head()
     body = await wire.reader.read()
     await wire.close()
@@ -40,7 +40,7 @@ EVENTS = [b"data: 1\n\n", b"data: 22\n\n", b"data: [DONE]\n\n"]
 
 
 async def streaming(wire: Wire) -> None:
-    """An engine that sends events with pauses, or, where asked, an answer in one piece."""
+    """An engine that sends events with pauses or, on request, a response in one piece."""
     while True:
         head, _ = await wire.read_message()
         if b"whole" in head.line:
@@ -190,7 +190,7 @@ def whole_berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProce
 
 
 async def ask(berth: BerthProcess, raw: bytes, until: bytes = b"") -> tuple[Head, bytes]:
-    """All that comes until the connection ends, or what there is `until` something has come."""
+    """All data until the connection ends, or `until` this has arrived."""
     wire = Wire(*await asyncio.open_connection("127.0.0.1", berth.port))
     await wire.send(raw)
     head = await wire.read_head()

@@ -149,7 +149,7 @@ def test_the_list_of_models_is_the_keys_own(berth: BerthProcess) -> None:
 
 
 def test_a_429_says_when_to_retry(berth: BerthProcess) -> None:
-    """However a request goes: what is asked at the door twice counts once."""
+    """On every route; a request that is checked twice counts once."""
     with client(berth, "carla") as carla:
         assert complete(carla, "first", temperature=1).status_code == 200
         assert carla.get("/v1/models").status_code == 200
@@ -175,7 +175,7 @@ def write(keys: Path, *lines: str) -> None:
 
 
 def test_the_file_is_watched_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
-    """By `POST /reload` at once. What is known of a connection's head doesn't outlast its key."""
+    """By `POST /reload` at once. Results cached with a connection's head do not outlast its key."""
     keys = tmp_path / "keys"
     write(keys, "ops: key-ops admin", "old: key-old", "slow: key-slow rate=2/h")
     with (
@@ -211,7 +211,7 @@ def test_the_file_is_watched_and_a_broken_one_changes_nothing(tmp_path: Path) ->
 
         write(keys, "ops: key-ops admin", "old: key-old")
         deadline = time.monotonic() + 20
-        while statuses(old, new) != [200, 401]:  # nobody has asked for it
+        while statuses(old, new) != [200, 401]:  # without a reload request
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert "the keys have changed" in berth.output()

@@ -67,7 +67,7 @@ async def gaps_of_a_victim(berth: BerthProcess) -> AsyncIterator[list[float]]:
 
 
 def post(berth: BerthProcess, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
-    """By a bare socket, so that sending holds up nobody here."""
+    """With a bare socket, so that sending does not block the test."""
     connection = http.client.HTTPConnection("127.0.0.1", berth.port, timeout=60)
     try:
         connection.putrequest("POST", path)
@@ -110,7 +110,7 @@ ATTACKS: dict[str, tuple[dict[str, str], bytes, int, str]] = {
 
 
 async def check_gap(attempt: Callable[[], Awaitable[float]]) -> None:
-    """The calmest of three attempts counts: what else runs on the machine only ever lengthens a gap."""
+    """The calmest of three attempts counts: other work on the machine only lengthens a gap."""
     longest: list[float] = []
     while len(longest) < 3 and (not longest or longest[-1] >= 0.25):
         longest.append(await attempt())
@@ -166,7 +166,7 @@ TAKEN = {
 
 @pytest.mark.parametrize("name", TAKEN)
 async def test_rewriting_a_long_body_does_not_delay_others(berth: BerthProcess, name: str) -> None:
-    """`keep_alive` is Berth's alone, so the engine gets the body without it."""
+    """`keep_alive` is for Berth, so the engine gets the body without it."""
     raw = b'{"model":"fake","max_tokens":1,"keep_alive":"1h","prompt":' + TAKEN[name] + b"}"
 
     async def send() -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.berth_process import BerthProcess, running_berth
 
-BAR_S = 0.25  # how much longer than undisturbed an answer may take
+BAR_S = 0.25  # by how much a response may be delayed
 
 
 def models(count: int, tag: str) -> str:
@@ -42,7 +42,7 @@ def berth(file: Path) -> Iterator[BerthProcess]:
 
 @contextmanager
 def asking(berth: BerthProcess) -> Iterator[list[float]]:
-    """Ask for /health all the time; the seconds from one answer to the next."""
+    """Request /health all the time; returns the seconds between responses."""
     gaps: list[float] = []
     stop, begun = threading.Event(), threading.Event()
 
@@ -79,7 +79,7 @@ def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str
         answer = reload(client)
         assert answer.status_code == 200, answer.text[:300]
         assert answer.json()["models"] >= 1000
-        file.write_text(models(1000, second))  # seen by the look that Berth takes every two seconds
+        file.write_text(models(1000, second))  # noticed by the check every two seconds
         deadline = time.monotonic() + 60
         while client.get("/models/model-7").json()["model"] != f"{second}/name-7":
             assert time.monotonic() < deadline
@@ -88,7 +88,7 @@ def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str
 
 
 def test_requests_are_served_while_a_large_catalog_is_read(berth: BerthProcess, file: Path) -> None:
-    """The calmest of three readings counts: what else runs on the machine only ever lengthens a gap."""
+    """The calmest of three readings counts: other work on the machine only lengthens a gap."""
     with berth.client() as client:
         with asking(berth) as undisturbed:
             time.sleep(1)

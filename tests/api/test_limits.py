@@ -199,7 +199,7 @@ async def test_a_body_that_becomes_too_long_is_cut_off(served: Served) -> None:
     client = await served.connect()
     client.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
     assert await client.ask(b"200\r\n" + b"x" * 512 + b"\r\n200\r\n" + b"x" * 512) == (413, "body_too_large")
-    client.write(b"x" * 100_000)  # it goes on all the same
+    client.write(b"x" * 100_000)  # it continues all the same
     assert await client.is_closed()
     assert served.app.ended == ["http.disconnect"]
     client.close()
@@ -212,7 +212,7 @@ async def test_trailers_without_end_are_refused(served: Served, more: bytes) -> 
     client.write(head)
     for _ in range(4):
         await client.writer.drain()
-        await asyncio.sleep(0.02)  # so that it comes in pieces
+        await asyncio.sleep(0.02)  # so that it arrives in pieces
         client.write(more)
     assert await client.answer() == (431, "head_too_large")
     assert await client.is_closed()

@@ -21,7 +21,7 @@ CATALOG: dict[str, Any] = {
 
 
 def listed(client: httpx.Client) -> set[str]:
-    """By the list; every other place agrees."""
+    """The listed names, checked against the single routes."""
     entries = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
     names = {name for name, entry in entries.items() if entry["parent"] is None}
     assert {model["name"] for model in client.get("/models").json()["data"]} == names
@@ -62,7 +62,7 @@ def test_a_model_removed_from_the_catalog_is_unlisted_once_it_has_ended(tmp_path
         assert listed(client) == everything
         (tmp_path / "models.yaml").write_text(json.dumps({"models": {"stays": CATALOG["stays"]}}))
         client.post("/reload").raise_for_status()
-        assert listed(client) == {"stays", "nick", "nick two", "goes"}, "what runs goes on"
+        assert listed(client) == {"stays", "nick", "nick two", "goes"}, "running models stay"
         assert ask(client, "goes").status_code == 200
         client.post("/models/goes/stop").raise_for_status()
         assert listed(client) == {"stays", "nick", "nick two"}
@@ -88,12 +88,12 @@ def test_instances_that_never_ran_or_were_stopped_are_not_listed(tmp_path: Path)
         assert listed(client) == {"right"}
         client.post("/instances/it/stop").raise_for_status()
         assert listed(client) == set()
-        assert ask(client, "right").status_code == 200, "by its name it is started again all the same"
+        assert ask(client, "right").status_code == 200, "a request by name starts it again all the same"
         assert listed(client) == {"right"}
 
 
 def test_an_engines_adapters_and_other_names_are_its_models(tmp_path: Path) -> None:
-    """Adapters are asked for by their own names, whatever the engine calls its model."""
+    """Adapters are requested by their own names, whatever name the engine serves."""
     python = write_fake_python(tmp_path / "python")
     params = {
         "served_model_name": "base",

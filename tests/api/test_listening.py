@@ -55,7 +55,7 @@ def test_every_address_of_a_name_is_bound() -> None:
         named = {info[4][0] for info in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
         assert {one.getsockname()[0] for one in bound} == named
         with socket.socket() as client, pytest.raises(ConnectionRefusedError):
-            client.connect(bound[0].getsockname()[:2])  # nobody is answered before Berth is ready
+            client.connect(bound[0].getsockname()[:2])  # refused before Berth is ready
 
 
 def test_a_port_in_use_is_reported() -> None:
@@ -89,7 +89,7 @@ def test_a_single_address_binds_only_that_one(host: str) -> None:
 @with_ipv6
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_port_in_use_in_one_family_is_in_use(family: socket.AddressFamily) -> None:
-    """Else half of those who ask `localhost` would reach somebody else."""
+    """Otherwise half of the clients of `localhost` would reach another program."""
     host = "127.0.0.1" if family == socket.AF_INET else "::1"
     with socket.create_server((host, 0), family=family) as taken, pytest.raises(OSError) as error:
         bind("0.0.0.0", taken.getsockname()[1])
@@ -117,7 +117,7 @@ def test_a_machine_without_ipv6_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_an_address_this_machine_lacks_does_not_prevent_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in containers, where /etc/hosts has ::1 and the network hasn't."""
+    """As in containers whose /etc/hosts has ::1 but whose network has not."""
     resolving(monkeypatch, "2001:db8::1", "127.0.0.1")
     with bound_to("localhost") as bound:
         assert [one.getsockname()[0] for one in bound] == ["127.0.0.1"]
@@ -138,7 +138,7 @@ def other_ipv6_address() -> str | None:
 
 @with_ipv6
 def test_berth_is_reachable_by_both_families_from_this_machine_only(tmp_path: Path) -> None:
-    """By default; no key is set, so who asks by another address than a loopback's is refused."""
+    """By default; without keys, requests from other addresses than loopback are refused."""
     with running_berth(tmp_path, APP_HOST="0.0.0.0") as berth:
 
         def status(host: str, path: str = "/instances", **headers: str) -> int:

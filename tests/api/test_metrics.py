@@ -148,7 +148,7 @@ def test_lifecycle_events_are_counted(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("way", ["/proxy/one/v1/completions", "/v1/completions"])
 def test_tokens_are_counted_on_every_route(client: httpx.Client, way: str) -> None:
-    """Whole at once, late, in a stream that tells, in one that doesn't, and in one that is cut."""
+    """In a whole response, a late one, streams with and without usage, and a broken one."""
     start(client, "one")
 
     def completion_tokens() -> float:

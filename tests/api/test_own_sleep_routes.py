@@ -49,7 +49,7 @@ def test_the_sleep_is_noticed_at_once_and_the_next_request_wakes_it(berth: Berth
         sleep()
         assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": True}
         sleep("/sleep?level=2")
-        assert status() == ("sleeping", 2), "neither question nor sleep has woken it"
+        assert status() == ("sleeping", 2), "neither the query nor the sleep has woken it"
         assert client.post(f"{own}/wake_up").status_code == 200
         assert status() == ("running", None)
         assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": False}
@@ -60,7 +60,7 @@ def test_the_sleep_is_noticed_at_once_and_the_next_request_wakes_it(berth: Berth
 
 
 def test_an_engine_found_asleep_is_woken_by_the_request_after_that(berth: BerthProcess) -> None:
-    """Nobody has seen the answer to /sleep: its client had left before."""
+    """The response to /sleep was not seen: its client had disconnected."""
     with client_of(berth) as client:
         assert ask(client, "berth-demo").status_code == 200
         (record,) = replicas(client, "berth-demo")

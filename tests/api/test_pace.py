@@ -28,7 +28,7 @@ def anyio_backend() -> Any:
 
 
 class Engine:
-    """Sends without end, and notices when nobody wants that any more."""
+    """Sends endlessly, and notices when the connection ends."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -144,7 +144,7 @@ async def test_a_slow_engine_is_not_blamed_on_the_client() -> None:
 
 
 class Translated:
-    """As a protocol's adapter stands before the data plane: answers go by `send` alone."""
+    """Like a protocol adapter in front of the data plane: responses go by `send` alone."""
 
     def __init__(self, app: FastPathApp) -> None:
         self._app = app

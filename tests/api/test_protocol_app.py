@@ -58,7 +58,7 @@ async def ask_cut(app: ProtocolApp, path: str, body: Any) -> tuple[Got, bool]:
     return got, channel.is_cut
 
 
-# Who serves what
+# Choice of the adapter
 
 
 async def test_requests_without_an_adapter_pass_unchanged() -> None:
@@ -176,7 +176,7 @@ async def test_a_too_long_response_is_refused(monkeypatch: pytest.MonkeyPatch) -
     inner = Inner([b"x" * 300] * 10)
     got = await ask(app_around(inner), "/generate", PROMPT)
     assert got.status == 502
-    assert inner.failure is not None  # it was told to stop
+    assert inner.failure is not None  # it was stopped
 
 
 # Streams
@@ -316,14 +316,14 @@ async def test_a_disconnect_reaches_the_inner_application() -> None:
     assert seen == ["http.request", "http.disconnect"]
     messages[:] = [{"type": "http.disconnect"}]
     await app_around(inner)(scope, receive, send)
-    assert len(seen) == 2  # gone before all was said: nobody is asked
+    assert len(seen) == 2  # disconnected before the end: no request is sent
 
 
 # Adapters that break
 
 
 class Broken(GenerateProtocol):
-    """Fails where it is told to."""
+    """Fails in the method given."""
 
     name = "broken"
     route = "/broken"

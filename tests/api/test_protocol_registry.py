@@ -136,7 +136,7 @@ def test_two_plugins_of_one_name_clash() -> None:
 
 
 def test_berths_own_routes_are_reserved() -> None:
-    """A route that is added to the control plane must be added to RESERVED too."""
+    """A new route of the control plane must be added to RESERVED too."""
     paths = [route.path for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     assert len(paths) > 10
     assert {path.split("/")[1] for path in paths} <= RESERVED

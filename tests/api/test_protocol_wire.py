@@ -114,7 +114,7 @@ async def serving(app: App) -> AsyncIterator[int]:
 
 
 class Engine:
-    """Answers chats and completions, streamed where that is asked for; keeps what it was asked."""
+    """Serves chats and completions, streamed on request; records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, Any]] = []
@@ -188,7 +188,7 @@ async def test_every_event_is_forwarded_as_it_arrives() -> None:
     ):
         lines = got.aiter_lines()
         assert json.loads((await anext(lines)).removeprefix("data: ")) == {"text": "Hel"}
-        said.set()  # the engine goes on only when the client has the first piece
+        said.set()  # the engine continues only when the client has the first piece
         assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
 
 
@@ -242,7 +242,7 @@ async def test_a_disconnect_ends_the_engines_work() -> None:
 
 
 async def test_a_client_that_reads_slowly_slows_the_engine() -> None:
-    """An endless stream comes to a halt: nothing between the two collects it."""
+    """An endless stream stops: nothing in between buffers it."""
     num_sent = 0
     event = chunk(
         b"data: " + json.dumps({"choices": [{"delta": {"content": "x" * 60_000}}]}).encode() + b"\n\n"

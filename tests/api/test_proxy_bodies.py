@@ -92,7 +92,7 @@ async def test_trap_12_a_download_of_any_size_uses_constant_memory() -> None:
 
 
 async def fill(wire: Wire, piece: bytes, limit: int) -> int:
-    """Send until nothing has moved for a while, or `limit` bytes are through; how many were taken."""
+    """Send until nothing moves for a while, or `limit` bytes are sent; returns the number of bytes."""
     sent = 0
     with contextlib.suppress(TimeoutError):
         while sent < limit:
@@ -114,7 +114,7 @@ async def test_a_client_that_does_not_read_slows_the_engine() -> None:
     async with upstream(script) as engine, berth(engine) as front:
         wire = await front.connect()
         await wire.send(request())
-        # What the kernel's socket buffers on both ways take, and little more.
+        # The kernel's socket buffers in both directions, and little more.
         assert await filled < 40 * MB
         await wire.close()
 

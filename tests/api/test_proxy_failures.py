@@ -40,7 +40,7 @@ from tests.api.upstreams import (
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b"9\r\ndata: 1\n\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-NOTICED_S = 0.1  # within this the engine must hear that a client has left
+NOTICED_S = 0.1  # within which a disconnect must reach the engine
 SLACK_S = 0.15  # what a busy test machine may add
 
 
@@ -90,7 +90,7 @@ async def test_trap_3_a_disconnect_ends_the_engines_request(begin: bytes, raw: b
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["left", "ended"])
 async def test_a_stream_leaves_nothing_to_the_garbage_collector(leaves: bool) -> None:
-    """It comes seldom, and each such request may hold buffers of a megabyte."""
+    """It runs rarely, and each such request may hold buffers of a megabyte."""
 
     def num_exchanges() -> int:
         return sum(type(one) is Exchange for one in gc.get_objects())  # isinstance would wake lazy ones
@@ -198,7 +198,7 @@ async def test_trap_4_engine_and_lease_are_free_before_the_last_message_is_sent(
 async def cut(
     raw_request: bytes, engine_answer: bytes, *, reset: bool = False
 ) -> tuple[Head, bytes, list[int]]:
-    """What a client gets of an engine that answers and is gone: head, raw rest, statuses counted."""
+    """The response of an engine that closes after it: head, raw rest, counted statuses."""
 
     async def script(wire: Wire) -> None:
         await wire.read_message()

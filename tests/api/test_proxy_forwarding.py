@@ -19,7 +19,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 class Recorder:
-    """Answers every request with `answer` and keeps what it got."""
+    """Responds to every request with `answer` and records it."""
 
     def __init__(self, *answers: bytes) -> None:
         self.answers = list(answers) or [response()]
@@ -311,7 +311,7 @@ async def test_event_streams_are_marked_unbuffered_and_forwarded_event_by_event(
     async with upstream(script) as engine, berth(engine) as front:
         wire = await front.connect()
         await wire.send(request())
-        head = await wire.read_head()  # comes before any event has been sent
+        head = await wire.read_head()  # arrives before any event has been sent
         assert head.get(b"x-accel-buffering") == b"no"
         for _ in range(3):
             ready.set()

@@ -18,11 +18,11 @@ def test_a_get_starts_and_wakes_nothing(tmp_path: Path) -> None:
 
         assert ask(client, "berth-demo").status_code == 200
         (record,) = replicas(client, "berth-demo")
-        assert client.get("/v1/responses/none?model=berth-demo").status_code == 404, "the engine is asked"
+        assert client.get("/v1/responses/none?model=berth-demo").status_code == 404, "the engine responds"
         assert client.post("/models/berth-demo/sleep").status_code == 200
         own = f"/proxy/{record['instance_id']}/v1/models"
-        for _ in range(3):  # on one connection: by the short way, too
-            assert client.get(own).json()["data"][0]["id"] == "berth-demo", "it is asked asleep"
+        for _ in range(3):  # on one connection: also by the fast path
+            assert client.get(own).json()["data"][0]["id"] == "berth-demo", "it responds asleep"
             assert client.head(own).status_code in (200, 405)
         assert client.get("/models/berth-demo").json()["status"] == "sleeping"
         assert client.get("/v1/completions?model=berth-demo").status_code == 409

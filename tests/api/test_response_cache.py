@@ -57,7 +57,7 @@ async def test_streams_are_cached_whole() -> None:
     assert (told(first), told(second)) == ("miss", "hit")
     assert (second.events, second.header(b"content-type")) == (first.events, SSE[1])
     assert second.header(b"x-accel-buffering") == b"no"
-    assert first.pieces[:2] == [b": waiting\n\n", chat_stream("a")[0]]  # as they came, not when all was there
+    assert first.pieces[:2] == [b": waiting\n\n", chat_stream("a")[0]]  # as they arrived, not collected
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ async def test_other_paths_and_methods_pass_untouched(path: str, method: str) ->
     extensions = {"berth.response": object()}
     for _ in range(2):
         assert told(await ask(cache, path, GREEDY, method=method, extensions=extensions)) is None
-    assert inner.scopes[0]["extensions"] == extensions  # the short way stays open
+    assert inner.scopes[0]["extensions"] == extensions  # the fast path stays available
 
 
 async def test_a_long_body_passes_in_its_original_messages() -> None:

@@ -39,7 +39,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
 
 @pytest.fixture
 def client(berth: BerthProcess) -> Iterator[httpx.Client]:
-    """Exactly one model runs, and it is not the one that is asked for."""
+    """Exactly one model runs, and it is not the requested one."""
     with client_of(berth) as client:
         for model in client.get("/models").json()["data"]:
             if model["status"] == "running" and model["name"] != "other":
@@ -58,7 +58,7 @@ def form(*fields: tuple[str, bytes], filler: int = 0) -> bytes:
 
 
 def asked_for(answer: httpx.Response) -> str:
-    """The model that an engine was asked for, by a path that it repeats."""
+    """The model that the engine received, read from the path that it echoes."""
     assert answer.status_code == 200, answer.text
     body: str = answer.json()["body"]
     return str(json.loads(body)["model"])
@@ -127,7 +127,7 @@ def test_ambiguous_requests_are_refused(
 def test_a_form_that_names_another_model_later_is_aborted(
     berth: BerthProcess, client: httpx.Client, is_chunked: bool, filler: int
 ) -> None:
-    """However far: the model was found in its beginning, and an engine may take the last that it reads."""
+    """At any distance: the first model is found early, but engines may use the last one."""
     body = form(("model", b"wanted"), ("file; filename=x", b"y" * filler), ("model", b"other"), ("a", b"b"))
     pieces = (body[start : start + 16_384] for start in range(0, len(body), 16_384))
     answer = client.post("/v1/files", content=pieces if is_chunked else body, headers={"content-type": FORM})
@@ -201,7 +201,7 @@ def test_fields_for_berth_do_not_reach_engines(client: httpx.Client) -> None:
 
 
 def test_a_retried_request_has_the_name_of_its_new_engine(tmp_path: Path) -> None:
-    """The engine dies with the request; the next one is asked as it wants to be."""
+    """The engine dies with the request; the next one gets its own name."""
     models = {"renamed": {"command": command(), "model": "X"}}
     with berth_with(tmp_path, models) as berth, client_of(berth) as client:
         ask(client, "renamed")

@@ -47,7 +47,7 @@ def test_a_replica_serves_only_what_its_runner_can(tmp_path: Path) -> None:
         assert client.get(f"/instances/{pools['instance_id']}").json()["status"] == "sleeping"
         assert embed(client, "berth-demo").status_code == 200
 
-        # Whoever starts the model by name means what the catalog makes of it.
+        # Starting the model by name uses the catalog's profile.
         client.post("/models/berth-demo/stop").raise_for_status()
         started = client.post("/models/berth-demo/start", params={"wait": 60}).json()
         assert started["replicas"] == sorted(live - {pools["instance_id"]})
@@ -93,7 +93,7 @@ def test_another_model_with_a_catalogs_name_is_not_its_replica(tmp_path: Path) -
         client.post("/reload").raise_for_status()
         for name in ("mine", "later"):
             assert client.get(f"/models/{name}").json()["replicas"] == []
-            assert ask(client, f"x-{name}").status_code == 200, "by its other name it is reached"
+            assert ask(client, f"x-{name}").status_code == 200, "it is reachable by its other name"
         same = create(client, str(DEMO), name="same", params={"served_model_name": "mine"})
         assert client.get("/models/mine").json()["replicas"] == [same["instance_id"]]
         assert ask(client, "mine").status_code == 200

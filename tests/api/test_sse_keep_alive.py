@@ -18,7 +18,7 @@ OK, FAILED = b"200 OK", b"500 Broken"
 
 
 class Waiting:
-    """Comments begin at once, whatever comes."""
+    """Comments begin at once."""
 
     def __init__(self, app: FastPathApp) -> None:
         self._app = app
@@ -73,7 +73,7 @@ async def events_of(status: bytes, size: int, *, is_chunked: bool) -> tuple[list
 @pytest.mark.parametrize("status", [OK, FAILED])
 async def test_a_body_that_is_not_a_stream_is_limited(status: bytes, is_chunked: bool) -> None:
     events, num_sent, _ = await events_of(status, 600 * MIB, is_chunked=is_chunked)
-    assert num_sent < 64 * MIB, "the rest wasn't asked for"
+    assert num_sent < 64 * MIB, "the rest was not read"
     assert len(events) == 1
     error: dict[str, Any] = json.loads(events[0].removeprefix("data: "))["error"]
     assert error["type"] == "upstream_error"

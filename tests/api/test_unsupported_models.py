@@ -87,7 +87,7 @@ def test_an_instance_of_it_is_not_created(client: httpx.Client, kind: str, tmp_p
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unsupported_model")
     assert BROKEN[kind].says in answer.json()["error"]["message"]
     other = client.post("/instances", json={"model_name": str(path), "engine": "vllm"})
-    assert other.json()["error"]["code"] == "invalid_spec", "that engine's business; here it isn't installed"
+    assert other.json()["error"]["code"] == "invalid_spec", "checked by that engine; it is not installed here"
 
 
 def test_a_gguf_file_is_distinguished_from_a_wrong_path(client: httpx.Client, tmp_path: Path) -> None:

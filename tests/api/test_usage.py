@@ -54,7 +54,7 @@ def test_each_protocols_fields_are_known(usage: dict[str, object], expected: tup
         b'{"usage": [5, 7]}',
         b'{"usage": ' + b"[" * 2000,
         b'{"usage": {"\xff": 1}}',
-        json.dumps({"content": '"usage": {"prompt_tokens": 5}'}).encode(),  # somebody only speaks of it
+        json.dumps({"content": '"usage": {"prompt_tokens": 5}'}).encode(),  # only a text about it
         json.dumps({"usage": {"prompt_tokens": 5}, "data": "x" * 5000}).encode(),  # out of sight
         gzip.compress(b'{"usage": {"prompt_tokens": 5}}', mtime=0),
     ],

@@ -249,7 +249,7 @@ async def test_a_slow_client_slows_the_engine() -> None:
     "target", ["/x#y", "/x?a=#b", "/#", "/x#", "/x%23y", "/x[", "/x\\y", "/\xff", "/x?\xff", "/x^{|}`"]
 )
 async def test_an_invalid_target_is_a_bad_request(target: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What the engine can't be asked for is the client's fault; all else arrives as it came."""
+    """An invalid target is the client's error; all others arrive unchanged."""
     seen: list[str] = []
 
     async def keep(socket: ServerConnection) -> None:
