@@ -34,7 +34,7 @@ def with_forwarded(document: dict[str, Any], translated: Iterable[str] = ()) -> 
     for path, (methods, summary) in _VERSIONED.items():
         more = "Routed to the `model` in the body or in `?model=`, which is started or woken if necessary."
         _add(paths, path, methods, BY_NAME, summary, more)
-    for path in (one.decode() for one in UNVERSIONED):
+    for path in (route.decode() for route in UNVERSIONED):
         target = UNVERSIONED[path.encode()].decode()
         summary = f"Same as {target}" if target != path else f"vLLM's {path}"
         _add(paths, path, _POST, BY_NAME, summary, "Routed to the `model` in the body.")
@@ -55,7 +55,7 @@ def with_forwarded(document: dict[str, Any], translated: Iterable[str] = ()) -> 
 def _add(
     paths: dict[str, Any], path: str, methods: Iterable[str], tag: str, summary: str, description: str
 ) -> None:
-    name = "_".join(part.strip("{}") for part in path.split("/") if part)
+    operation_name = "_".join(part.strip("{}") for part in path.split("/") if part)
     operation: dict[str, Any] = {
         "tags": [tag],
         "summary": summary,
@@ -65,12 +65,12 @@ def _add(
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     if names:
         operation["parameters"] = [
-            {"name": one, "in": "path", "required": True, "schema": {"type": "string"}} for one in names
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     body = {"content": {"application/json": {"schema": _NAMED_IN_BODY}}}
     of_path = paths.setdefault(path, {})
     for method in methods:
-        own = {**operation, "operationId": f"forward_{method}_{name}"}
+        own = {**operation, "operationId": f"forward_{method}_{operation_name}"}
         if method == "post" and tag == BY_NAME:
             own["requestBody"] = body
         of_path.setdefault(method, own)

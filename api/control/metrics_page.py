@@ -64,7 +64,7 @@ class MetricsPage:
 
     def targets(self) -> list[EngineTarget]:
         """The instances that accept requests."""
-        found = (EngineTarget.of(one) for one in self._fleet.manager.list())
+        found = (EngineTarget.of(instance) for instance in self._fleet.manager.list())
         return [target for target in found if target is not None]
 
     def _about_cache(self) -> Iterable[Metric]:

@@ -155,7 +155,7 @@ def openai_entry(model: Model) -> dict[str, Any]:
     profile = model.profile
     replica = next(iter(model.replicas.values()), None)
     limit = (replica.plan.params if replica else profile.params if profile else {}).get("max_model_len")
-    created = min((one.created_at for one in model.replicas.values()), default=0)
+    created = min((instance.created_at for instance in model.replicas.values()), default=0)
     return {
         "id": model.name,
         "object": "model",
@@ -192,7 +192,9 @@ def model_record(model: Model) -> dict[str, Any]:
     replicas = list(model.replicas.values())
     live = model.live
     latest = replicas[-1] if replicas else None
-    failure = next((one.failure for one in reversed(replicas) if one.failure is not None), None)
+    failure = next(
+        (instance.failure for instance in reversed(replicas) if instance.failure is not None), None
+    )
     error: dict[str, Any] | None = None
     if model.error is not None:
         error = {"class": model.error.code, "message": str(model.error)}
@@ -208,14 +210,14 @@ def model_record(model: Model) -> dict[str, Any]:
         "aliases": list(profile.aliases) if profile else [],
         "size_bytes": profile.size_bytes if profile else None,
         "modified": profile.modified if profile else None,
-        "pinned": profile.pinned if profile else any(one.pinned for one in live),
+        "pinned": profile.pinned if profile else any(instance.pinned for instance in live),
         "params": mask_params(profile.params if profile else (latest.plan.params if latest else {})),
         "devices": list(profile.devices) if profile and profile.devices is not None else None,
         "timeout": profile.timeout_s if profile else (latest.timeout_s if latest else None),
-        "replicas": [one.instance_id for one in live],
+        "replicas": [instance.instance_id for instance in live],
         "in_flight": model.in_flight,
         "queued": len(model.queue),
-        "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
-        "last_used": max((one.record()["last_active"] for one in replicas if one.ready_at), default=None),
+        "memory_bytes": sum(instance.memory_bytes or 0 for instance in live) if live else None,
+        "last_used": max((each.record()["last_active"] for each in replicas if each.ready_at), default=None),
         "error": error,
     }

@@ -206,7 +206,7 @@ async def test_a_stream_ending_within_an_event_is_broken() -> None:
     inner = Inner([*chat_stream("a")[:2], b'data: {"choi'], headers=[SSE])
     got, is_cut = await ask_cut(app_around(inner), "/generate", STREAMED)
     assert got.events[0] == {"text": "a"}
-    assert "within an event" in got.events[1]["error"]["message"]
+    assert "in the middle of an event" in got.events[1]["error"]["message"]
     assert is_cut
 
 
