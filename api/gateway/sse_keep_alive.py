@@ -110,9 +110,7 @@ class SseKeepAlive:
     async def _quiet(self) -> None:
         if self._commenting is not None:
             self._commenting.cancel()
-            with contextlib.suppress(
-                asyncio.CancelledError, OSError
-            ):  # the client has disconnected: noticed elsewhere
+            with contextlib.suppress(asyncio.CancelledError, OSError):  # OSError: the client has disconnected
                 await self._commenting
 
 

@@ -57,7 +57,7 @@ class FastHttpProtocol(HttpToolsProtocol):
         self._answered_at = 0.0
 
     def data_received(self, data: bytes) -> None:
-        if not self._take_cached(data):
+        if not self._begin_cached(data):
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
@@ -76,7 +76,7 @@ class FastHttpProtocol(HttpToolsProtocol):
             return
         if is_first and self._is_between_requests and self._num_misses < _MAX_MISSES:
             self._cache_head(data, cycle)
-        if not self._begin(cycle):
+        if not self._begin_parsed(cycle):
             self._run(self.app, cycle)
 
     def on_message_begin(self) -> None:
@@ -120,7 +120,7 @@ class FastHttpProtocol(HttpToolsProtocol):
             app = http_1_0.unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
 
-    def _begin(self, cycle: RequestResponseCycle) -> bool:
+    def _begin_parsed(self, cycle: RequestResponseCycle) -> bool:
         if self._fast_app is None or cycle.more_body or self.transport.is_closing():
             return False
         resume_as_task = partial(self._start, cycle)
@@ -141,7 +141,7 @@ class FastHttpProtocol(HttpToolsProtocol):
             self._cached_scope = {**scope, "headers": headers, ROUTE_CACHE: self._cached_head.route_cache}
             self._cached_length = len(cycle.body)
 
-    def _take_cached(self, data: bytes) -> bool:
+    def _begin_cached(self, data: bytes) -> bool:
         """Begin a request whose head equals the cached one; returns whether `data` is one."""
         if self._fast_request is not None:
             self._fast_request.to_cycle()  # more data before the response: the parser has to read it

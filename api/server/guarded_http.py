@@ -134,7 +134,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         if self._is_refused or self.transport.is_closing():
             return
         self._last_received_at = self.loop.time()
-        if self._take_cached(data):
+        if self._begin_cached(data):
             return
         if self._expects_head:
             self._head_fed += len(data)
