@@ -79,9 +79,8 @@ async def forward_websocket(
         headers = handshake_response_headers(_encoded(exc.response.headers.raw_items()))
         body = exc.response.body or b""
         headers.append((b"content-length", b"%d" % len(body)))
-        await refuse_handshake(
-            scope, send, ApiError(status, bytes(body), headers, ""), request_id, _NORMAL_CLOSURE
-        )
+        error = ApiError(status, bytes(body), headers, "")
+        await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
     except ClientGone:
         status = CLIENT_GONE
     except (ManagerError, UpstreamError) as exc:

@@ -21,8 +21,8 @@ MORE_DIGITS = "9" * 5000
 
 # Values as JSON text; each is invalid in every field of its type.
 TEXTS = {
-    "half a character": r'"\ud800"',
-    "half a character within": r'"a\udfffb"',
+    "a lone surrogate": r'"\ud800"',
+    "a lone surrogate within": r'"a\udfffb"',
     "a null": r'"a\u0000b"',
     "900 KB": json.dumps(LONG),
     "1025 bytes": json.dumps("x" * 1025),
@@ -44,12 +44,12 @@ NUMBERS = {
     "not a number": "NaN",
     "infinity": "-Infinity",
     "text": json.dumps(LONG),
-    "half a character": r'"\ud800"',
+    "a lone surrogate": r'"\ud800"',
 }
 WITHIN = {
-    "half a character": r'{"a": "\ud800"}',
-    "half a character in a key": r'{"\udc00": "a"}',
-    "half a character below": r'{"a": {"b": ["\ud800"]}}',
+    "a lone surrogate": r'{"a": "\ud800"}',
+    "a lone surrogate in a key": r'{"\udc00": "a"}',
+    "a lone surrogate below": r'{"a": {"b": ["\ud800"]}}',
     "a null": r'{"a": "\u0000"}',
     "a null in a key": r'{"\u0000": "a"}',
     "900 KB": json.dumps({"a": LONG}),
@@ -66,7 +66,7 @@ WITHIN = {
     "a list": "[1]",
 }
 LISTS = {
-    "half a character": r'["\ud800"]',
+    "a lone surrogate": r'["\ud800"]',
     "a null": r'["a\u0000b"]',
     "900 KB": json.dumps([LONG]),
     "100,000 items": json.dumps(["x"] * 100_000),

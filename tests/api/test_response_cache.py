@@ -47,7 +47,7 @@ async def test_the_same_request_gets_the_same_bytes_from_the_cache(caplog: pytes
     assert len(inner.bodies) == 1
     assert (cache.num_hits, cache.num_misses) == (1, 1)
     assert '127.0.0.1 "POST /v1/chat/completions" 200' in caplog.text
-    assert "ms mine, remembered" in caplog.text
+    assert "ms mine, cache hit" in caplog.text
 
 
 async def test_streams_are_cached_whole() -> None:

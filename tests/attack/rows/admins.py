@@ -23,7 +23,7 @@ LONG = "x" * 900_000
 NESTED = "[" * 900 + "]" * 900
 DIGITS = "9" * 400
 VALUES = {
-    "half a character": r'"\ud800"',
+    "a lone surrogate": r'"\ud800"',
     "a null": r'"a\u0000b"',
     "900 KB": json.dumps(LONG),
     "nested 900 deep": NESTED,
