@@ -165,7 +165,7 @@ class UpstreamPools:
                 return pool
             if pool.endpoint.generation > endpoint.generation:
                 # The lease is from before a restart: its process has ended.
-                raise UpstreamRefused("the engine was restarted before the request could be sent")
+                raise UpstreamRefused("the engine was restarted before the request could be sent; retry it")
             pool.close()
         pool = self._pools[instance_id] = UpstreamPool(endpoint, self._options)
         return pool
