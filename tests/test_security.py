@@ -160,10 +160,10 @@ def test_secrets_are_in_no_response_and_no_log(berth: BerthProcess) -> None:
             pages.append(admin.get(f"/instances/{name}/logs").text)
         with admin.stream("GET", "/events", headers={"last-event-id": "0"}) as events:
             chunks = events.iter_text()
-            told = ""
-            while "failed" not in told:
-                told += next(chunks)
-            pages.append(told)
+            events_text = ""
+            while "failed" not in events_text:
+                events_text += next(chunks)
+            pages.append(events_text)
         for name in ("b", "c"):
             admin.delete(f"/instances/{name}?force=true")
     with client(berth, "wrong-" + ADMIN) as stranger:
@@ -190,8 +190,8 @@ def test_engines_listen_only_on_loopback_and_know_no_key_of_berth(berth: BerthPr
     heard = [one.laddr.ip for process in tree for one in process.net_connections() if one.status == "LISTEN"]
     assert heard and set(heard) == {"127.0.0.1"}
     for process in tree:
-        told = json.dumps([process.environ(), process.cmdline()])
-        assert USER not in told and ADMIN not in told
+        described = json.dumps([process.environ(), process.cmdline()])
+        assert USER not in described and ADMIN not in described
         assert process.environ()["VLLM_API_KEY"] not in json.dumps(process.cmdline())
     other = httpx.get(f"http://127.0.0.1:{record['port']}/health", trust_env=False)
     assert other.status_code in (200, 401)

@@ -1,7 +1,6 @@
-"""With keys on, what a key made is that key's: every route of Berth and of its engine, walked with two keys.
+"""With keys, what a key has created belongs to that key: all routes of Berth and its engine, with two keys.
 
-Routes come from Berth's description of itself and from the engine's table: a new one fails here until it is
-said what it gives to whom.
+Routes come from Berth's OpenAPI document and the engine's table: a new route fails here until it is classified.
 """
 
 from __future__ import annotations

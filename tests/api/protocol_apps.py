@@ -140,12 +140,12 @@ async def ask(
 
 def chat_answer(text: str = "Hello", **message: Any) -> bytes:
     """A chat completion as an engine answers it."""
-    said = {"role": "assistant", "content": text, **message}
+    reply = {"role": "assistant", "content": text, **message}
     answer = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "model": "demo",
-        "choices": [{"index": 0, "message": said, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": reply, "finish_reason": "stop"}],
         "usage": USAGE,
     }
     return json.dumps(answer).encode()

@@ -68,8 +68,8 @@ async def test_an_equal_head_is_parsed_once(parsed: list[bytes]) -> None:
         ids = set()
         for body in bodies:
             head, answer = await ask(wire, post(body))
-            said, _, request_id = answer.partition(b" of ") if b" of " in answer else (answer, b"", b"")
-            assert (said, head.status) == (body, 200)
+            echoed, _, request_id = answer.partition(b" of ") if b" of " in answer else (answer, b"", b"")
+            assert (echoed, head.status) == (body, 200)
             assert request_id in (b"", head.get(b"x-request-id"))
             ids.add(head.get(b"x-request-id"))
         assert len(parsed) == 1

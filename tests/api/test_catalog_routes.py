@@ -75,7 +75,7 @@ def test_a_custom_command_gets_no_flags(
 
 
 @pytest.mark.parametrize(
-    ("params", "told"),
+    ("params", "message"),
     [
         ({"no_such_flag": 3}, "params.no_such_flag=3: the engine has no such flag"),
         ({"max_num_seq": 3}, "did you mean max_num_seqs?"),
@@ -85,19 +85,19 @@ def test_a_custom_command_gets_no_flags(
     ],
 )
 def test_flags_the_engine_would_refuse_are_refused_before_a_stop(
-    client: httpx.Client, catalog: Path, params: dict[str, Any], told: str
+    client: httpx.Client, catalog: Path, params: dict[str, Any], message: str
 ) -> None:
     started = client.post("/models/demo/start?wait=60").json()
     assert started["status"] == "running", started
     for path in ("/models/demo", "/models/demo?restart=true"):
         error = refused(client.patch(path, json={"timeout": 700, "params": params}))
         assert error["param"] == f"params.{next(iter(params))}"
-        assert told in error["message"]
+        assert message in error["message"]
     assert catalog.read_text() == CATALOG
     assert client.get("/models/demo").json()["replicas"] == started["replicas"]
     assert client.get("/models/demo").json()["status"] == "running"
     error = refused(client.post("/instances", json={"model_name": "berth-demo", "params": params}))
-    assert told in error["message"]
+    assert message in error["message"]
 
 
 def test_a_restart_with_invalid_flags_in_the_file_stops_nothing(client: httpx.Client, catalog: Path) -> None:

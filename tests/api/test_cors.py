@@ -211,13 +211,13 @@ def preflight(client: httpx.Client, path: str, origin: str = PAGE, method: str =
 def test_a_preflight_needs_no_key(client: httpx.Client, whole_berth: BerthProcess, path: str) -> None:
     answer = preflight(client, path, method="DELETE")
     assert (answer.status_code, answer.content) == (204, b"")
-    told = answer.headers
-    assert told["access-control-allow-origin"] == PAGE
-    assert "DELETE" in told["access-control-allow-methods"].split(", ")
-    assert told["access-control-allow-headers"] == "authorization,x-api-key"
-    assert int(told["access-control-max-age"]) > 0
-    assert "origin" in told["vary"]
-    assert told["x-request-id"] in whole_berth.output()
+    headers = answer.headers
+    assert headers["access-control-allow-origin"] == PAGE
+    assert "DELETE" in headers["access-control-allow-methods"].split(", ")
+    assert headers["access-control-allow-headers"] == "authorization,x-api-key"
+    assert int(headers["access-control-max-age"]) > 0
+    assert "origin" in headers["vary"]
+    assert headers["x-request-id"] in whole_berth.output()
 
 
 def test_a_preflight_of_another_page_is_refused(client: httpx.Client) -> None:

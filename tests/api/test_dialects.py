@@ -100,12 +100,12 @@ async def test_a_broken_stream_ends_with_anthropics_event() -> None:
             assert await wire.read_chunk() == event
             last = await wire.read_chunk()
             assert last.startswith(name + b"data: {") and last.endswith(b"}\n\n")
-            told = json.loads(last.removeprefix(name).removeprefix(b"data: "))
+            event = json.loads(last.removeprefix(name).removeprefix(b"data: "))
             if name:
-                check(told, "r1")
-                assert told["error"]["type"] == "api_error"
+                check(event, "r1")
+                assert event["error"]["type"] == "api_error"
             else:
-                assert told["error"]["code"] == "engine_disconnected"
+                assert event["error"]["code"] == "engine_disconnected"
             with pytest.raises(asyncio.IncompleteReadError):
                 await wire.read_chunk()
             await wire.close()
@@ -226,10 +226,10 @@ def test_a_failed_start_of_a_stream_that_waited(user: httpx.Client) -> None:
     _, _, event = text.rpartition(": waiting for the model\n\n")
     name, data, end = event.split("\n", 2)
     assert (name, end) == ("event: error", "\n")
-    told = json.loads(data.removeprefix("data: "))
-    check(told, answer.headers["x-request-id"])
+    event = json.loads(data.removeprefix("data: "))
+    check(event, answer.headers["x-request-id"])
     assert answer.headers["request-id"] == answer.headers["x-request-id"]
-    assert "out_of_memory" in told["error"]["message"]
+    assert "out_of_memory" in event["error"]["message"]
 
 
 def test_anthropics_client_understands_the_errors(whole_berth: BerthProcess) -> None:

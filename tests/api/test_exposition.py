@@ -71,8 +71,8 @@ def test_the_embedded_engines_page_is_taken_whole() -> None:
     (info,) = merged["vllm:cache_config_info"].samples
     assert (info.value, info.labels["block_size"], info.labels["instance"]) == (1, "16", "a")
     for name, value in (("request_prompt_tokens", 7), ("request_generation_tokens", 2)):
-        told = {sample.name: sample.value for sample in merged[f"vllm:{name}"].samples}
-        assert told[f"vllm:{name}_sum"] == value
+        values = {sample.name: sample.value for sample in merged[f"vllm:{name}"].samples}
+        assert values[f"vllm:{name}_sum"] == value
 
 
 def test_a_label_of_the_same_name_is_renamed() -> None:

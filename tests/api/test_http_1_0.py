@@ -70,7 +70,7 @@ async def test_a_forwarded_stream_has_no_chunks_and_ends_with_its_connection(mor
 
 
 async def test_events_arrive_as_they_are_sent() -> None:
-    go_on = asyncio.Event()
+    may_continue = asyncio.Event()
 
     async def script(wire: Wire) -> None:
         await wire.read_message()
@@ -78,7 +78,7 @@ async def test_events_arrive_as_they_are_sent() -> None:
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         await wire.send(b"9\r\ndata: 1\n\n\r\n")
-        await go_on.wait()
+        await may_continue.wait()
         await wire.send(b"0\r\n\r\n")
 
     async with upstream(script) as engine, berth(engine) as front:
@@ -86,7 +86,7 @@ async def test_events_arrive_as_they_are_sent() -> None:
         await wire.send(old("/proxy/one/x"))
         await wire.read_head()
         assert await wire.reader.readexactly(9) == b"data: 1\n\n"
-        go_on.set()
+        may_continue.set()
         assert await wire.reader.read() == b""
         await wire.close()
 

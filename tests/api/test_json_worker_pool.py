@@ -38,15 +38,17 @@ async def test_a_long_body_is_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "error", "told"),
+    ("raw", "error", "message"),
     [
         (b'{"model": "m", "prompt": "' + b"x" * LONG_BYTES, InvalidBody, "not valid JSON"),
         (b"[" + b"1," * 500_000 + b"1]", InvalidBody, "must be a JSON object"),
         (b'{"model": "a", "model": "b", "x": "' + b"x" * LONG_BYTES + b'"}', UnclearModel, "more than once"),
     ],
 )
-async def test_errors_are_the_same_as_for_short_bodies(raw: bytes, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+async def test_errors_are_the_same_as_for_short_bodies(
+    raw: bytes, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         await JsonWorkerPool().read(raw)
 
 

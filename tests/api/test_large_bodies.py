@@ -119,7 +119,7 @@ async def check_gap(attempt: Callable[[], Awaitable[float]]) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_a_refusal_does_not_delay_other_requests(berth: BerthProcess, name: str) -> None:
-    headers, body, status, told = ATTACKS[name]
+    headers, body, status, message = ATTACKS[name]
     process = psutil.Process(berth.pid)
 
     async def attack() -> float:
@@ -131,7 +131,7 @@ async def test_a_refusal_does_not_delay_other_requests(berth: BerthProcess, name
                 await asyncio.sleep(0.005)
             found, answer = await asking
         assert found == status, answer[:500]
-        assert told in json.loads(answer)["error"]["message"] and len(answer) < 2000
+        assert message in json.loads(answer)["error"]["message"] and len(answer) < 2000
         assert most - before < 1.5 * len(body) + 64 * MIB
         return max(gaps, default=0.0)
 

@@ -41,12 +41,12 @@ def test_all_parts_of_an_adapter_are_described() -> None:
 
 
 def test_the_fields_of_generate_are_described() -> None:
-    told, fields = (
+    described, fields = (
         table(section("Built in: `POST /generate`")),
         set(GenerateRequest.model_fields),
     )
-    assert told <= fields
-    assert told >= {name for name in fields if GenerateRequest.model_fields[name].description}
+    assert described <= fields
+    assert described >= {name for name in fields if GenerateRequest.model_fields[name].description}
 
 
 async def test_the_example_request_works() -> None:

@@ -172,14 +172,14 @@ async def test_cached_responses_reach_protocols_too() -> None:
 
 
 async def test_every_event_is_forwarded_as_it_arrives() -> None:
-    said = asyncio.Event()
+    has_first_piece = asyncio.Event()
 
     async def engine(wire: Wire) -> None:
         await wire.read_message()
         first, second, *rest = chat_stream("Hel", "lo")
         await wire.send(STREAM_HEAD, chunk(first + second))
         async with asyncio.timeout(5):
-            await said.wait()
+            await has_first_piece.wait()
         await wire.send(chunk(b"".join(rest)), chunk(b""))
 
     async with (
@@ -188,7 +188,7 @@ async def test_every_event_is_forwarded_as_it_arrives() -> None:
     ):
         lines = got.aiter_lines()
         assert json.loads((await anext(lines)).removeprefix("data: ")) == {"text": "Hel"}
-        said.set()  # the engine continues only when the client has the first piece
+        has_first_piece.set()  # the engine continues only when the client has the first piece
         assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
 
 

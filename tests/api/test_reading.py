@@ -12,8 +12,8 @@ def test_a_get_starts_and_wakes_nothing(tmp_path: Path) -> None:
         for method in ("GET", "HEAD", "OPTIONS"):
             for path in ("/v1/completions?model=berth-demo", "/v1/responses/r1?model=berth-demo"):
                 assert client.request(method, path).status_code == 409
-        told = client.get("/v1/completions?model=berth-demo").json()["error"]
-        assert told["code"] == "instance_not_running" and "POST" in told["message"]
+        error = client.get("/v1/completions?model=berth-demo").json()["error"]
+        assert error["code"] == "instance_not_running" and "POST" in error["message"]
         assert client.get("/instances?all=true").json()["data"] == []
 
         assert ask(client, "berth-demo").status_code == 200

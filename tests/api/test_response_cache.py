@@ -22,14 +22,14 @@ def cache_around(inner: Any, max_bytes: int = MEGABYTE, **models: str | None) ->
     return ResponseCache(inner, max_bytes, identities.get)
 
 
-def told(got: Got) -> str | None:
+def cache_status(got: Got) -> str | None:
     value = got.header(b"x-berth-cache")
     return value.decode() if value is not None else None
 
 
 async def ask_twice(inner: Inner, body: Any, **kwargs: Any) -> list[str | None]:
     cache = cache_around(inner)
-    return [told(await ask(cache, CHAT, body, **kwargs)) for _ in range(2)]
+    return [cache_status(await ask(cache, CHAT, body, **kwargs)) for _ in range(2)]
 
 
 async def test_the_same_request_gets_the_same_bytes_from_the_cache(caplog: pytest.LogCaptureFixture) -> None:
@@ -39,7 +39,7 @@ async def test_the_same_request_gets_the_same_bytes_from_the_cache(caplog: pytes
     inner.pieces = [chat_answer("another")]
     with caplog.at_level(logging.INFO, "berth.access"):
         second = await ask(cache, CHAT, GREEDY, headers=[(b"x-request-id", b"mine")])
-    assert (told(first), told(second)) == ("miss", "hit")
+    assert (cache_status(first), cache_status(second)) == ("miss", "hit")
     assert (second.status, second.body, second.is_whole) == (200, first.body, True)
     assert second.header(b"content-type") == b"application/json"
     assert second.header(b"content-length") == b"%d" % len(first.body)
@@ -54,7 +54,7 @@ async def test_streams_are_cached_whole() -> None:
     inner = Inner([b": waiting\n\n", *chat_stream("a", "b")], headers=[SSE])
     cache = cache_around(inner)
     first, second = [await ask(cache, CHAT, {**GREEDY, "stream": True}) for _ in range(2)]
-    assert (told(first), told(second)) == ("miss", "hit")
+    assert (cache_status(first), cache_status(second)) == ("miss", "hit")
     assert (second.events, second.header(b"content-type")) == (first.events, SSE[1])
     assert second.header(b"x-accel-buffering") == b"no"
     assert first.pieces[:2] == [b": waiting\n\n", chat_stream("a")[0]]  # as they arrived, not collected
@@ -110,7 +110,7 @@ async def test_other_paths_and_methods_pass_untouched(path: str, method: str) ->
     cache = cache_around(inner)
     extensions = {"berth.response": object()}
     for _ in range(2):
-        assert told(await ask(cache, path, GREEDY, method=method, extensions=extensions)) is None
+        assert cache_status(await ask(cache, path, GREEDY, method=method, extensions=extensions)) is None
     assert inner.scopes[0]["extensions"] == extensions  # the fast path stays available
 
 
@@ -138,15 +138,15 @@ async def test_a_long_body_passes_in_its_original_messages() -> None:
 async def test_a_different_request_has_a_different_key(change: dict[str, Any]) -> None:
     cache = cache_around(Inner([chat_answer()]), demo="x", alias="x")
     await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}]})
-    assert told(await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}], **change})) == "miss"
+    assert cache_status(await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}], **change})) == "miss"
 
 
 async def test_formatting_makes_no_difference() -> None:
     cache = cache_around(Inner([chat_answer()]))
     await ask(cache, CHAT, GREEDY)
     written = json.dumps(dict(reversed(GREEDY.items())), indent=2).replace("Hello", "\\u0048ello")
-    assert told(await ask(cache, CHAT, written.encode())) == "hit"
-    assert told(await ask(cache, "/v1/completions", GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, written.encode())) == "hit"
+    assert cache_status(await ask(cache, "/v1/completions", GREEDY)) == "miss"
 
 
 async def test_another_day_has_a_different_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ async def test_another_day_has_a_different_key(monkeypatch: pytest.MonkeyPatch) 
     cache = cache_around(Inner([chat_answer()]))
     await ask(cache, CHAT, GREEDY)
     monkeypatch.setattr(cache_module, "date", Tomorrow)
-    assert told(await ask(cache, CHAT, GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "miss"
 
 
 async def test_a_differently_loaded_model_has_a_different_key() -> None:
@@ -167,8 +167,8 @@ async def test_a_differently_loaded_model_has_a_different_key() -> None:
     cache = ResponseCache(inner, MEGABYTE, identities.get)
     await ask(cache, CHAT, GREEDY)
     identities["demo"] = "after"
-    assert told(await ask(cache, CHAT, GREEDY)) == "miss"
-    assert told(await ask(cache, CHAT, GREEDY)) == "hit"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "hit"
 
 
 async def test_a_response_is_not_cached_if_its_model_changed_meanwhile() -> None:
@@ -182,7 +182,7 @@ async def test_a_response_is_not_cached_if_its_model_changed_meanwhile() -> None
     cache = ResponseCache(changing, MEGABYTE, identities.get)
     await ask(cache, CHAT, GREEDY)
     identities["demo"] = "before"
-    assert told(await ask(cache, CHAT, GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "miss"
     assert cache.num_bytes == 0
 
 
@@ -192,10 +192,10 @@ async def test_cache_control_of_the_client_is_respected() -> None:
     await ask(cache, CHAT, GREEDY)
     inner.pieces = [chat_answer("new")]
     not_kept = await ask(cache, CHAT, GREEDY, headers=[(b"cache-control", b"No-Store")])
-    assert (told(not_kept), not_kept.body) == (None, chat_answer("new"))
+    assert (cache_status(not_kept), not_kept.body) == (None, chat_answer("new"))
     assert (await ask(cache, CHAT, GREEDY)).body == chat_answer("old")
     for value in (b"no-cache", b"x, max-age=0"):
-        assert told(await ask(cache, CHAT, GREEDY, headers=[(b"cache-control", value)])) == "miss"
+        assert cache_status(await ask(cache, CHAT, GREEDY, headers=[(b"cache-control", value)])) == "miss"
     assert (await ask(cache, CHAT, GREEDY)).body == chat_answer("new")
 
 
@@ -237,7 +237,7 @@ async def test_incomplete_and_error_responses_are_not_cached(inner: Inner) -> No
     cache = cache_around(inner)
     for _ in range(2):
         got = await ask(cache, CHAT, GREEDY)
-        assert (told(got), got.status, got.is_whole) == ("miss", inner.status, not inner.is_cut)
+        assert (cache_status(got), got.status, got.is_whole) == ("miss", inner.status, not inner.is_cut)
         assert got.body == b"".join(inner.pieces)
     assert cache.num_bytes == 0
 
@@ -281,7 +281,7 @@ async def test_memory_stays_within_its_limit_and_recent_entries_stay() -> None:
     cache = cache_around(inner, 64 * 1024)
 
     async def ask_number(number: int) -> str | None:
-        return told(await ask(cache, CHAT, {**GREEDY, "seed": number}))
+        return cache_status(await ask(cache, CHAT, {**GREEDY, "seed": number}))
 
     for number in range(200):
         assert await ask_number(number) == "miss"

@@ -43,22 +43,22 @@ async def test_no_task_is_woken_for_an_event(monkeypatch: pytest.MonkeyPatch) ->
         return await original(self)
 
     monkeypatch.setattr(ResponseReader, "read", counting)
-    go_on = asyncio.Event()
+    may_continue = asyncio.Event()
 
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(EVENTS)
         for number in range(30):
             await wire.send(chunk(event(number)))
-            await go_on.wait()
-            go_on.clear()
+            await may_continue.wait()
+            may_continue.clear()
         await wire.send(chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n")
 
     async with upstream(script) as engine, berth(engine) as front:
         wire, _ = await open_stream(front)
         for number in range(30):
             assert await wire.read_chunk() == event(number)
-            go_on.set()
+            may_continue.set()
         assert await wire.read_chunk() == b"data: [DONE]\n\n"
         assert await wire.read_chunk() == b""
         await wire.close()
@@ -99,18 +99,18 @@ async def test_a_late_reader_gets_everything_in_order() -> None:
 @pytest.mark.parametrize("is_whole", [True, False])
 async def test_an_engine_that_breaks_off_is_reported_in_a_separate_event(is_whole: bool) -> None:
     sent = event(1) if is_whole else event(1)[:-3]
-    go_on = asyncio.Event()
+    may_continue = asyncio.Event()
 
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(EVENTS, chunk(event(0)))
-        await go_on.wait()
+        await may_continue.wait()
         await wire.send(chunk(sent))
 
     async with upstream(script) as engine, berth(engine) as front:
         wire, _ = await open_stream(front)
         assert await wire.read_chunk() == event(0)
-        go_on.set()
+        may_continue.set()
         assert await wire.read_chunk() == sent
         error = await wire.read_chunk()
         assert error.startswith(b"data: {" if is_whole else b"\n\ndata: {")

@@ -67,9 +67,9 @@ def test_an_invalid_count_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.telemetry.token_usage._warned_fields", set())
-    said = b'{"usage": {"input_tokens": %d, "output_tokens": 7, "prompt_tokens": null}}' % 2**63
+    body = b'{"usage": {"input_tokens": %d, "output_tokens": 7, "prompt_tokens": null}}' % 2**63
     for _ in range(3):
-        assert usage_of(said) == TokenUsage(0, 7)
+        assert usage_of(body) == TokenUsage(0, 7)
     [line] = [record.message for record in caplog.records]
     assert "input_tokens is 9223372036854775808" in line
 
