@@ -1,6 +1,6 @@
 """With keys, what a key has created belongs to that key: all routes of Berth and its engine, with two keys.
 
-Routes come from Berth's OpenAPI document and the engine's table: a new route fails here until it is classified.
+Routes come from Berth's OpenAPI document and the engine's table: a new one fails here until classified.
 """
 
 from __future__ import annotations

@@ -72,14 +72,14 @@ async def list_instances(
 ) -> InstanceList:
     """Includes those of other nodes that share the state store, each with its `owner`."""
     found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
-    elsewhere = [
+    remote = [
         shown_elsewhere(record, is_alive=is_alive)
         for record, is_alive in await manager.state.elsewhere()
         if (status is None or record.state == status)
         and (model is None or model in (record.model_name, record.served_model_name))
         and (include_ended or status is not None or not record.state.is_terminal)
     ]
-    return InstanceList(data=[*(instance.record() for instance in found), *elsewhere])
+    return InstanceList(data=[*(instance.record() for instance in found), *remote])
 
 
 @router.get("/{instance_id}", summary="Get an instance's record")

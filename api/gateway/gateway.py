@@ -77,7 +77,7 @@ class Gateway:
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
         self._json_workers = JsonWorkerPool()
-        self._detours = peer_routes  # to models of other nodes
+        self._peer_routes = peer_routes  # to models of other nodes
 
     @staticmethod
     def is_for(scope: Scope) -> bool:
@@ -221,7 +221,7 @@ class Gateway:
 
     def _find(self, scope: Scope, name: str) -> Model:
         """By name or alias: on this node, or on another one. Raises ModelNotFound."""
-        model, peer_routes = self._fleet.known(name), self._detours
+        model, peer_routes = self._fleet.known(name), self._peer_routes
         if peer_routes is None:
             return model or self._fleet.find(name)
         if model is None:
@@ -250,17 +250,17 @@ def _target(scope: Scope) -> bytes:
 def _fast_route(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
     """Target and need of a POST whose query names no model, else None."""
     route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-    if route_cache is not None and "short_way" in route_cache:
-        way: tuple[bytes, RunnerKind | None] | None = route_cache["short_way"]
-        return way
+    if route_cache is not None and "fast_route" in route_cache:
+        route: tuple[bytes, RunnerKind | None] | None = route_cache["fast_route"]
+        return route
     try:
         is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
     except UnclearModel:
         is_short = False
-    way = (_target(scope), _need(scope)) if is_short else None
+    route = (_target(scope), _need(scope)) if is_short else None
     if route_cache is not None:
-        route_cache["short_way"] = way
-    return way
+        route_cache["fast_route"] = route
+    return route
 
 
 def _need(scope: Scope) -> RunnerKind | None:

@@ -47,7 +47,7 @@ class ModelLeases:
     def __init__(self, fleet: Fleet, routed: RoutedRequest) -> None:
         self._fleet = fleet
         self._request = routed
-        self._is_repeated = False
+        self._was_retried = False
 
     def try_lease(self, _: str) -> Lease | None:
         lease = self._fleet.try_lease(self._request.model, self._request.affinity, self._request.need)
@@ -72,9 +72,9 @@ class ModelLeases:
     async def retry(self, lease: Lease, receive: Receive) -> Receive | None:
         """Retry once if the engine has died; if it was stopped, only if another replica serves the model."""
         routed = self._request
-        if self._is_repeated or routed.outgoing is None or not routed.outgoing.body.can_repeat:
+        if self._was_retried or routed.outgoing is None or not routed.outgoing.body.can_repeat:
             return None
-        self._is_repeated = True
+        self._was_retried = True
         try:
             instance = self._fleet.manager.get(lease.instance_id)
             async with asyncio.timeout(_NOTICE_S):  # until the supervisor has noticed the end too

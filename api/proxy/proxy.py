@@ -59,14 +59,16 @@ class DataPlane:
         self._leases = leases
         self._sleep = sleep  # notified when an engine is put to sleep by its own routes
         self._metrics = metrics
-        self._detours = peer_routes  # to instances of other nodes
+        self._peer_routes = peer_routes  # to instances of other nodes
         self._pace = pace or PaceRules()  # of clients while other requests wait
         self._slow_timer = SlowRequestTimer()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
-        peer_route = self._detours.to_instance(scope, instance_id) if self._detours is not None else None
+        peer_route = (
+            self._peer_routes.to_instance(scope, instance_id) if self._peer_routes is not None else None
+        )
         if peer_route is not None:
             target = peer_route.target
         if scope["type"] == "websocket":
@@ -148,14 +150,14 @@ class DataPlane:
         `resume_as_task` is called with an application that continues the request.
         """
         route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        if route_cache is not None and "asked_for" in route_cache:
-            instance_id, target = route_cache["asked_for"]
+        if route_cache is not None and "proxied" in route_cache:
+            instance_id, target = route_cache["proxied"]
         else:
             instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
             if is_sleep_route(target):
                 return False
             if route_cache is not None:
-                route_cache["asked_for"] = instance_id, target
+                route_cache["proxied"] = instance_id, target
         try:
             if (
                 self._sleep is not None
@@ -174,7 +176,7 @@ class DataPlane:
         body: bytes,
         channel: ResponseChannel,
         resume_as_task: ResumeAsTask,
-        asked_for: str,
+        instance_id: str,
         target: bytes,
         lease: Lease | None,
         options: Callable[[], tuple[Leases, Retry, Prepare]] | None = None,
@@ -187,7 +189,7 @@ class DataPlane:
         if pool is None or connection is None:
             lease.release()
             return False
-        call = self._call(scope, asked_for, target, len(body))
+        call = self._call(scope, instance_id, target, len(body))
         call.assign(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
         def resume(sent: FastExchange) -> None:
@@ -303,5 +305,5 @@ class DataPlane:
 
     def _note_failure(self, call: Call) -> None:
         """Make later requests avoid a node that could not be reached."""
-        if self._detours is not None and call.lease is not None and call.lease.endpoint.is_peer:
-            self._detours.failed(call.lease)
+        if self._peer_routes is not None and call.lease is not None and call.lease.endpoint.is_peer:
+            self._peer_routes.failed(call.lease)

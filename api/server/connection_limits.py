@@ -41,10 +41,12 @@ class ConnectionLimits:
         message = f"no more of the request body arrived for {self.body_timeout_s:g} s; send the request again"
         return api_error(408, message, _INVALID, code="body_timeout")
 
-
-def too_many_connections() -> ApiError:
-    message = "the connection limit is reached (MAX_CONNECTIONS) and no connection is idle; retry later"
-    return api_error(503, message, "service_unavailable_error", code="busy", retry_after_s=1.0)
+    def too_many_connections(self) -> ApiError:
+        message = (
+            f"the limit of {self.max_connections} connections (MAX_CONNECTIONS) is reached and none is idle; "
+            "retry later"
+        )
+        return api_error(503, message, "service_unavailable_error", code="busy", retry_after_s=1.0)
 
 
 def malformed_http() -> ApiError:

@@ -20,7 +20,6 @@ from api.server.connection_limits import (
     ConnectionLimits,
     malformed_handshake,
     malformed_http,
-    too_many_connections,
 )
 from api.server.connection_table import ConnectionTable
 from api.server.fast_http import FastHttpProtocol
@@ -90,7 +89,7 @@ class GuardedHttpProtocol(FastHttpProtocol):
         super().connection_made(transport)
         self.flow = PipelineFlow(transport, self.pipeline)
         if len(self.connections) > self._limits.max_connections and not self._evict_one():
-            self._refuse(too_many_connections())
+            self._refuse(self._limits.too_many_connections())
             return
         self._table.mark_idle(self)
         self._deadline = self.loop.call_later(self._limits.head_timeout_s, self._on_head_timeout)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from api.server.connection_limits import ConnectionLimits
 from api.server.connection_table import ConnectionTable
-from tests.api.test_limits import GET, PATIENT, serving
+from tests.api.test_limits import GET, TIMEOUT_S, serving
 
 
 @dataclass(eq=False)
@@ -76,7 +76,7 @@ def test_only_connections_stalled_long_enough_are_evicted() -> None:
 async def test_five_hundred_idle_connections_do_not_delay_the_next() -> None:
     async with serving(ConnectionLimits(max_connections=250)) as served:
         idle = [await served.connect() for _ in range(500)]
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             last = await served.connect()
             assert await last.ask(GET + b"\r\n") == (200, b"0")
         assert len(served.server.server_state.connections) <= 251
@@ -91,7 +91,7 @@ async def test_a_client_that_reads_nothing_is_evicted() -> None:
         for client in clients:
             client.reader._transport.pause_reading()  # type: ignore[attr-defined]
             client.write(GET.replace(b"/", b"/large", 1) + b"\r\n")
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             for _ in clients:
                 await served.app.arrived.get()
         for _ in range(3):

@@ -28,7 +28,7 @@ LIMITS = ConnectionLimits(
     head_timeout_s=0.4,
     body_timeout_s=0.4,
 )
-PATIENT = 20.0
+TIMEOUT_S = 20.0
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Served:
 
     async def connected(self) -> list[GuardedHttpProtocol]:
         """The server's side of all connections, once there are any."""
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             while not self.server.server_state.connections:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
         return cast(list[GuardedHttpProtocol], list(self.server.server_state.connections))
@@ -103,7 +103,7 @@ class Client:
 
     async def answer(self) -> tuple[int, Any]:
         """Status, and the error's code or the body."""
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head)
             body = await self.reader.readexactly(int(length[1]) if length else 0)
@@ -112,7 +112,7 @@ class Client:
 
     async def is_closed(self) -> bool:
         """Whether the server ends the connection without another byte."""
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             with contextlib.suppress(ConnectionResetError):
                 return await self.reader.read() == b""
         return True
@@ -300,7 +300,7 @@ async def test_connections_in_use_are_not_evicted() -> None:
         busy = [await served.connect() for _ in range(2)]
         for client in busy:
             client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             for _ in busy:
                 await served.app.arrived.get()
         third = await served.connect()
@@ -351,7 +351,7 @@ async def test_requests_with_ambiguous_length_are_refused(served: Served, reques
 async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(served: Served) -> None:
     client = await served.connect()
     client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
-    async with asyncio.timeout(PATIENT):
+    async with asyncio.timeout(TIMEOUT_S):
         await served.app.arrived.get()
     client.write(b"nonsense\r\n\r\n")
     assert await client.is_closed()
@@ -376,7 +376,7 @@ async def test_the_current_of_several_requests_sees_the_disconnect() -> None:
         client = await served.connect()
         for _ in range(3):
             client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             await served.app.arrived.get()
             client.close()
             await served.app.arrived.get()

@@ -237,7 +237,7 @@ ATTACKS: tuple[Attack, ...] = (
 # With the settings of `AttackGroup("few connections")`: 250 connections at once.
 
 
-def _pages_elsewhere(env: AttackEnvironment) -> None:
+def _pages_of_other_sites(env: AttackEnvironment) -> None:
     """No keys, and a browser on this machine: an image, a frame, a form of another site's page."""
     sites = (
         {"sec_fetch_site": "cross-site"},
@@ -263,7 +263,7 @@ def _pages_elsewhere(env: AttackEnvironment) -> None:
     assert b"cold" not in env.admin("GET", "/instances?all=true").body, "it was started"
 
 
-WITHOUT_KEYS: tuple[Attack, ...] = (attack("a web page", _pages_elsewhere),)
+WITHOUT_KEYS: tuple[Attack, ...] = (attack("a web page", _pages_of_other_sites),)
 FEW_CONNECTIONS: tuple[Attack, ...] = (
     _flood("2,000 idle connections for 250", 2000, b""),
     _flood("600 heads without an end for 250", 600, b"GET / HTTP/1.1\r\nhost: x\r\nx-a: "),
