@@ -117,7 +117,7 @@ def ask(
 
 
 def url_of(path: str, way: str) -> str:
-    """By the model's name, as far as that goes, or by the instance."""
+    """Send a request by the model's name where possible, or by the instance."""
     return f"{path}?model={MODEL}" if way == "by name" else f"/proxy/demo{path}"
 
 

@@ -16,11 +16,7 @@ from uvicorn.server import ServerState
 from api.cors import Origins
 from api.http.asgi import Scope
 from api.http.errors import ApiError
-from api.server.connection_limits import (
-    ConnectionLimits,
-    malformed_handshake,
-    malformed_http,
-)
+from api.server.connection_limits import ConnectionLimits, malformed_handshake, malformed_http
 from api.server.connection_table import ConnectionTable
 from api.server.fast_http import FastHttpProtocol
 from api.server.pipeline_flow import PipelineFlow

@@ -61,7 +61,7 @@ class Inner:
 
 @dataclass
 class Got:
-    """A response as a client sees it. `is_whole`: it had its last message."""
+    """A response as a client sees it. `is_whole`: the last message was sent."""
 
     status: int = 0
     headers: RawHeaders = field(default_factory=list)
@@ -139,7 +139,7 @@ async def ask(
 
 
 def chat_answer(text: str = "Hello", **message: Any) -> bytes:
-    """A chat completion as an engine answers it."""
+    """A chat completion in an engine's format."""
     reply = {"role": "assistant", "content": text, **message}
     answer = {
         "id": "chatcmpl-1",

@@ -153,7 +153,7 @@ async def test_a_websockets_key_may_be_in_any_of_the_headers() -> None:
 
 
 async def test_a_websockets_key_may_be_among_its_subprotocols() -> None:
-    """As browsers do, which can set no header."""
+    """As from browsers, which can set no header."""
 
     async def status(*offered: str) -> int:
         return (await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", subprotocols=offered))[0]
@@ -391,7 +391,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
 
 
 def post(berth: BerthProcess, target: str, key: str) -> tuple[int, dict[str, Any]]:
-    """The target goes over the wire as it is: clients would tidy it up."""
+    """Sends the target unchanged: HTTP clients would normalise it."""
     connection = http.client.HTTPConnection("127.0.0.1", berth.port, timeout=30)
     try:
         connection.request("POST", target, b'{"x": 1}', {"authorization": f"Bearer {key}"})

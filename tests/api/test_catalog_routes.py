@@ -34,7 +34,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Of a Berth that sees two GPUs."""
+    """A client of a Berth with two GPUs."""
     folder = tmp_path_factory.mktemp("berth")
     write_gpus(folder / "gpus.json", describe_gpus(2))
     settings = {

@@ -23,7 +23,7 @@ TEXT = b'{"model": "plain", "prompt": "' + b"x" * 5000 + b'"}'
 
 
 def bare(data: bytes) -> bytes:
-    """Deflate without zlib's head and sum, as some clients send it."""
+    """Deflate without zlib's header and checksum, as some clients send it."""
     stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return stream.compress(data) + stream.flush()
 

@@ -250,7 +250,7 @@ def test_an_invalid_health_path_is_refused(client: httpx.Client, path: str) -> N
 
 
 def test_values_at_the_limits_are_accepted(client: httpx.Client) -> None:
-    """No refusal: it works, or it is the engine's to judge."""
+    """Assert that Berth does not refuse it: it works, or the engine decides."""
     body = {
         **CREATE,
         "env": {"LONG": "x" * 60_000},

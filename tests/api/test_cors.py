@@ -238,7 +238,7 @@ def test_private_network_access_is_granted_in_the_preflight(client: httpx.Client
 
 
 def of_page(answer: httpx.Response) -> int:
-    """The status of an answer that a page can read."""
+    """The status of a response, asserting that a page can read it."""
     assert answer.headers.get_list("access-control-allow-origin") == [PAGE]
     assert answer.headers.get_list("x-request-id")
     return answer.status_code

@@ -66,7 +66,7 @@ def test_errors_of_openais_api_are_unchanged() -> None:
 
 
 def read(answer: httpx.Response) -> tuple[int, str, str]:
-    """Status, type and message of an error in Anthropic's shape."""
+    """Status, type and message of an error in Anthropic's format."""
     body = answer.json()
     check(body, answer.headers["x-request-id"])
     assert answer.headers["request-id"] == answer.headers["x-request-id"]

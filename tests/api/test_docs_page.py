@@ -62,7 +62,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Res
 
 
 def test_every_route_is_on_the_page(answer: tuple[httpx.Response, dict[str, Any]]) -> None:
-    """Those of the control plane, and all that the dispatcher hands to engines."""
+    """The control plane's routes, and those that the dispatcher forwards to engines."""
     response, document = answer
     assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     shown = re.findall(r"<summary><b>(\w+)</b><code>([^<]+)</code>", response.text)

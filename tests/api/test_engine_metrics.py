@@ -22,7 +22,7 @@ def target(port: int, name: str = "one") -> EngineTarget:
 
 @asynccontextmanager
 async def engine(*pieces: bytes, drip_s: float = 0.0, asked: list[bytes] | None = None) -> AsyncIterator[int]:
-    """A server that answers with `pieces`, `drip_s` apart; its port."""
+    """A server that responds with `pieces`, `drip_s` apart; yields its port."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -83,7 +83,7 @@ ops: key-ops admin
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    """Two models, `first` and `second`, an answer of the first in the cache, and the keys above."""
+    """Two models, `first` and `second`, a cached response of the first, and the keys above."""
     folder = tmp_path_factory.mktemp("keys")
     (folder / "keys").write_text(KEYS)
     (folder / "keys").chmod(0o600)

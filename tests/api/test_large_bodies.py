@@ -38,7 +38,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
 
 @asynccontextmanager
 async def gaps_of_a_victim(berth: BerthProcess) -> AsyncIterator[list[float]]:
-    """Between the events of another client's streams, in seconds."""
+    """Gaps between the events of another client's streams, in seconds."""
     gaps: list[float] = []
 
     async def stream() -> None:

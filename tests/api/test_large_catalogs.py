@@ -73,7 +73,7 @@ def reload(client: httpx.Client) -> httpx.Response:
 
 
 def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str, second: str) -> list[float]:
-    """Gaps of another client's answers while two large catalogs are read, on request and by the watcher."""
+    """Gaps between another client's responses while a reload and the watcher each read a large catalog."""
     file.write_text(models(1000, first))
     with asking(berth) as gaps:
         answer = reload(client)

@@ -33,7 +33,7 @@ TIMEOUT_S = 20.0
 
 @dataclass
 class Echo:
-    """Answers with the length of the body, once all of it is there; remembers how requests ended."""
+    """Responds with the length of the whole body; records how requests ended."""
 
     ended: list[str] = field(default_factory=list)
     arrived: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
@@ -64,7 +64,7 @@ class Echo:
         await send({"type": "http.response.body", "body": body})
 
     async def _has_left(self, receive: Receive) -> bool:
-        """Whether the client does before `go` is set."""
+        """Whether the client disconnects before `go` is set."""
         going, leaving = asyncio.ensure_future(self.go.wait()), asyncio.ensure_future(receive())
         await asyncio.wait((going, leaving), return_when=asyncio.FIRST_COMPLETED)
         for waiting in (going, leaving):
@@ -339,7 +339,7 @@ async def test_connections_in_use_are_not_evicted() -> None:
     ],
 )
 async def test_requests_with_ambiguous_length_are_refused(served: Served, request_: bytes) -> None:
-    """And whatever would follow on the connection with it: it is closed."""
+    """And the connection is closed, so nothing can follow on it."""
     client = await served.connect()
     client.write(request_ + GET + b"\r\n")
     assert await client.answer() == (400, "bad_http")

@@ -39,7 +39,7 @@ def bound_to(host: str, port: int = 0) -> Iterator[list[socket.socket]]:
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """A resolver that knows these of every name."""
+    """A resolver that returns these addresses for every name."""
 
     def getaddrinfo(_host: str, _port: None, **_: Any) -> list[tuple[Any, ...]]:
         families = {False: socket.AF_INET, True: socket.AF_INET6}
@@ -131,7 +131,7 @@ def test_an_address_of_another_machine_is_reported(host: str) -> None:
 
 
 def other_ipv6_address() -> str | None:
-    """One of this machine's that is no loopback."""
+    """An address of this machine other than loopback."""
     found = [one for nic in psutil.net_if_addrs().values() for one in nic if one.family == socket.AF_INET6]
     return next((one.address for one in found if not one.address.startswith(("fe80", "::1"))), None)
 

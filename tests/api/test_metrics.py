@@ -58,7 +58,7 @@ def scrape(client: httpx.Client, path: str = "/metrics", **params: str) -> dict[
 
 
 def value(page: dict[str, Metric], family: str, sample: str | None = None, **labels: str) -> float | None:
-    """The one sample that has these labels."""
+    """The only sample with these labels."""
     found = [
         one.value
         for one in page[family].samples

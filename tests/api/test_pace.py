@@ -51,7 +51,7 @@ class Engine:
 
 @contextlib.asynccontextmanager
 async def stuck(front: Front, size: int = 0) -> AsyncIterator[Wire]:
-    """A client that reads nothing; with `size` it sends a part of a body of so many bytes."""
+    """A client that reads nothing; with `size` it sends part of a body of that many bytes."""
     wire = await front.connect()
     if size:
         head = f"POST /proxy/one/x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"

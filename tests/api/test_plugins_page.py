@@ -21,7 +21,7 @@ def section(title: str) -> str:
 
 
 def table(text: str) -> set[str]:
-    """The names in the first column of a section's table, less their arguments."""
+    """The names in the first column of a section's table, without their arguments."""
     rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
     return {name for row in rows for name in re.findall(r"`(\w+)", row)}
 

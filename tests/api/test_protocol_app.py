@@ -27,7 +27,7 @@ STREAMED = {"prompt": "Hello", "stream": True}
 
 
 class ChatLines(AlpacaProtocol):
-    """On a route of OpenAI's own, for models that choose it."""
+    """On a route of OpenAI's own, for models with this protocol."""
 
     name = "lines"
     route = "/chat/completions"
@@ -42,7 +42,7 @@ def app_around(inner: Any, *more: Any) -> ProtocolApp:
 
 
 class Aborted:
-    """The server's extension; notes that the connection was cut."""
+    """The server's extension; records whether the connection was cut."""
 
     def __init__(self) -> None:
         self.is_cut = False
@@ -52,7 +52,7 @@ class Aborted:
 
 
 async def ask_cut(app: ProtocolApp, path: str, body: Any) -> tuple[Got, bool]:
-    """The answer, and whether its connection was cut."""
+    """The response, and whether its connection was cut."""
     channel = Aborted()
     got = await ask(app, path, body, extensions={"berth.response": channel})
     return got, channel.is_cut
@@ -263,7 +263,7 @@ def test_splits_of_a_stream_make_no_difference(cuts: list[int]) -> None:
 
 
 async def test_a_stream_waits_for_its_reader() -> None:
-    """The inner application's `send` returns when the client's has: nothing piles up between them."""
+    """The inner application's `send` returns when the client's has: nothing is buffered in between."""
     inner = Inner(chat_stream("a", "b"), headers=[SSE])
     sent: list[Message] = []
     may_go_on = asyncio.Event()

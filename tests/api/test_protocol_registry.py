@@ -51,7 +51,7 @@ value = 5
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path with plug-ins, and the metadata of a package that was installed with them."""
+    """A folder on the path with plug-ins, and the metadata of an installed package with them."""
     (tmp_path / "bad_plugins.py").write_text(BAD_PLUGINS)
     (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('it is broken')")
     metadata = tmp_path / "some_plugins-1.0.dist-info"

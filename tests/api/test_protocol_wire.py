@@ -61,7 +61,7 @@ class Front:
         return Wire(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**20))
 
     async def until_idle(self) -> None:
-        """Wait until no lease is out and no connection to the engine is busy."""
+        """Wait until no lease is held and no connection to the engine is busy."""
         async with asyncio.timeout(5):
             await self.leases.until(lambda: self.leases.num_out == 0)
             await eventually(lambda: num_busy(self.plane) == 0)

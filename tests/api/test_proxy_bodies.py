@@ -23,7 +23,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 class Memory:
-    """How far this process, which is client, Berth and engine at once, has grown."""
+    """Peak memory of this process, which is client, Berth and engine at once."""
 
     def __init__(self) -> None:
         self.before = self.peak = psutil.Process().memory_info().rss

@@ -141,7 +141,7 @@ async def test_trap_3_a_disconnect_in_the_middle_of_an_upload() -> None:
 
 
 async def test_trap_4_a_disconnect_after_the_last_byte_costs_no_connection() -> None:
-    """Clients that close as soon as they have their answer, slow ones included: one connection serves all."""
+    """Clients that close right after their response, slow ones included: one connection serves all."""
 
     async def script(wire: Wire) -> None:
         while True:
@@ -158,7 +158,7 @@ async def test_trap_4_a_disconnect_after_the_last_byte_costs_no_connection() -> 
 
 
 async def test_trap_4_engine_and_lease_are_free_before_the_last_message_is_sent() -> None:
-    """Driven by hand: a server may report the disconnect, or cancel, from within the last `send`."""
+    """With a fake server: one may report the disconnect, or cancel, from within the last `send`."""
 
     async def script(wire: Wire) -> None:
         while True:
@@ -379,7 +379,7 @@ async def test_an_engine_too_slow_for_its_head_is_504() -> None:
 
 
 class OneAnswer:
-    """Answers one request per connection and closes it upon the next, without a byte of response."""
+    """Serves one request per connection and closes it on the next, without a byte of response."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []

@@ -81,7 +81,7 @@ def test_a_request_no_replica_can_serve_is_refused_with_the_needed_runner(tmp_pa
 
 
 def test_another_model_with_a_catalogs_name_is_not_its_replica(tmp_path: Path) -> None:
-    """By hand, before or after the catalog has the name."""
+    """Instances created manually, before or after the catalog has the name."""
     shutil.copytree(DEMO, tmp_path / "models" / "foreign")
     foreign = str(tmp_path / "models" / "foreign")
     models = {"mine": {"path": str(DEMO)}}

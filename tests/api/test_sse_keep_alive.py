@@ -35,7 +35,7 @@ class Waiting:
 
 
 async def events_of(status: bytes, size: int, *, is_chunked: bool) -> tuple[list[str], int, bool]:
-    """The client's events, how much of its answer the engine got rid of, and whether it ended well."""
+    """The client's events, how much of its response the engine could send, and whether it ended well."""
     num_sent = 0
 
     async def answer(wire: Wire) -> None:

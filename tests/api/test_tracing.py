@@ -130,7 +130,7 @@ def test_every_request_has_one_span_however_it_ends(tmp_path: Path) -> None:
 
 
 def test_a_wait_in_the_queue_is_recorded(tmp_path: Path) -> None:
-    """And a line of the access log names the trace that it belongs to."""
+    """And its line of the access log has the trace id."""
     settings = {"MAX_IN_FLIGHT": "1", "ACCESS_LOG": "true", "LOG_FORMAT": "json"}
     with (
         Collector().running() as collector,
@@ -154,7 +154,7 @@ def test_a_wait_in_the_queue_is_recorded(tmp_path: Path) -> None:
 
 
 def leave(berth: BerthProcess, client: httpx.Client, collector: Collector) -> None:
-    """A client that goes away in the middle of its stream."""
+    """A client that disconnects in the middle of its stream."""
     headers = {"x-request-id": "left", "authorization": "Bearer a-user-key"}
     body = {"model": "fake", "max_tokens": 10_000, "stream": True}
     with client.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
@@ -207,7 +207,7 @@ def test_the_sdks_variables_work_and_its_headers_do_not_reach_engines(tmp_path: 
 
 
 def test_without_its_packages_berth_serves_and_logs_what_is_missing(tmp_path: Path) -> None:
-    """They are installed, so they are hidden from it."""
+    """They are installed, so the test hides them."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nsys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None\n"
     )

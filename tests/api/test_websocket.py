@@ -163,7 +163,7 @@ async def test_an_engine_without_websockets_is_502() -> None:
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 async def test_a_redirect_is_passed_on_and_not_followed(status: int) -> None:
-    """It could lead anywhere, and the client's headers would go along."""
+    """It could lead anywhere, and the client's headers would be sent there."""
     asked: list[Request] = []
 
     def note(_: ServerConnection, request: Request) -> None:

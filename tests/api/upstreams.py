@@ -262,7 +262,7 @@ async def berth(
 ) -> AsyncIterator[Front]:
     """The data plane in front of `engine`, its instance "one". Checks that no request leaks.
 
-    `behind` puts something in front of it all.
+    `behind` wraps the whole application.
     """
     leases = engine if isinstance(engine, StubLeases) else StubLeases(one=engine.endpoint)
     metrics = ProxyMetrics()
@@ -310,7 +310,7 @@ def num_busy(plane: DataPlane) -> int:
 
 
 def request(target: str = "/proxy/one/x", *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
-    """A request's bytes; a body brings its length."""
+    """A request's bytes; a body adds its Content-Length."""
     lines = [f"{method} {target} HTTP/1.1", "Host: berth.test", *headers]
     if body:
         lines.append(f"Content-Length: {len(body)}")
