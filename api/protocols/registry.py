@@ -105,7 +105,7 @@ def _create(plugin: str, found: object) -> ProtocolAdapter[Any]:
         raise _error(plugin, "not a subclass of api.protocols.base.ProtocolAdapter")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise _error(plugin, f"it does not define {missing}, which is abstract")
+        raise _error(plugin, f"define the abstract {missing}")
     created = _load(plugin, found)
     assert isinstance(created, ProtocolAdapter)  # noqa: S101 - narrows the type
     return created

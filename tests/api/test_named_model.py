@@ -50,8 +50,8 @@ def test_it_is_the_top_level_field_in_any_position(body: str, name: str | None) 
         ('{"model": ["a"]}', "must be a string, not an array"),
         ('{"model": 3}', "must be a string, not a number"),
         ('{"Model": "a"}', "top level of the body; here it is named 'Model'"),
-        ('{"body": {"model": "a"}}', "inside of 'body'"),
-        (json.dumps({"requests": [{"x": [{"model": "a"}]}]}), "inside of 'requests'"),
+        ('{"body": {"model": "a"}}', "inside 'body'"),
+        (json.dumps({"requests": [{"x": [{"model": "a"}]}]}), "inside 'requests'"),
     ],
 )
 def test_ambiguous_bodies_are_refused(body: str, message: str) -> None:

@@ -150,7 +150,7 @@ async def test_a_protocol_formats_errors_itself() -> None:
     got = await ask(app_around(Inner([b'{"error":{"message":"no"}}'], 404)), "/summarize", {"text": "a"})
     assert (got.status, got.json) == (404, {"problem": "no"})
     got = await ask(app_around(Inner()), "/summarize", {"text": "  "})
-    assert (got.status, got.json) == (422, {"problem": "text: there is nothing to summarize in it"})
+    assert (got.status, got.json) == (422, {"problem": "text is empty; there is nothing to summarize"})
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ async def test_a_protocol_need_not_support_streaming() -> None:
     inner = Inner([chat_answer()])
     got = await ask(app_around(inner, Unstreamed()), "/unstreamed", {"text": "a", "stream": True})
     assert got.status == 422
-    assert "'unstreamed' can't stream" in got.json["problem"]
+    assert "'unstreamed' does not support streaming" in got.json["problem"]
     assert inner.scopes == []
 
 

@@ -91,7 +91,7 @@ def test_an_entry_point_is_loaded_only_if_listed() -> None:
     [
         (
             "nowhere",
-            "no installed package has an entry point 'nowhere' in the group berth.protocols .there are good",
+            "no installed package has an entry point 'nowhere' in the group berth.protocols .available: good",
         ),
         ("nowhere:Class", "can't be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("broken_plugin:Class", "can't be imported: RuntimeError: it is broken"),
@@ -100,16 +100,16 @@ def test_an_entry_point_is_loaded_only_if_listed() -> None:
         ("bad_plugins:", "write module:Class"),
         ("bad_plugins:Missing", "has no 'Missing'"),
         ("bad_plugins:value", "not a subclass of api.protocols.base.ProtocolAdapter"),
-        ("bad_plugins:Abstract", "has no create_prompt, from_openai; define it"),
+        ("bad_plugins:Abstract", "define the abstract create_prompt, from_openai"),
         ("bad_plugins:Raises", "can't be imported: LookupError: no such file$"),
-        ("bad_plugins:NoName", "name = 'Bad Name': say a word"),
+        ("bad_plugins:NoName", "name = 'Bad Name' is invalid; use a-z"),
         ("bad_plugins:NoRoute", "route = 'generate/' is invalid; use a path such as '/noroute'"),
-        ("bad_plugins:OurRoute", "the route '/instances/x' is Berth's own"),
-        ("bad_plugins:ModelsRoute", "the route '/v1/generate' is Berth's own"),
+        ("bad_plugins:OurRoute", "the route '/instances/x' is reserved for Berth"),
+        ("bad_plugins:ModelsRoute", "the route '/v1/generate' is reserved for Berth"),
         ("bad_plugins:NoSchema", "request_schema = <class 'dict'> is not a subclass of ProtocolRequest"),
         (
             "api.protocols.generate:GenerateProtocol",
-            "the name 'generate' belongs to api.protocols.generate:Gen",
+            "the name 'generate' is already used by api.protocols.generate:Gen",
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_plugins_traceback_is_in_the_debug_log(
 
 
 def test_two_plugins_of_one_name_clash() -> None:
-    with pytest.raises(PluginError, match="'alpaca' belongs to docs"):
+    with pytest.raises(PluginError, match="'alpaca' is already used by docs"):
         load_protocols([ALPACA, ALPACA])
 
 

@@ -63,6 +63,6 @@ def test_an_incomplete_event_is_detected() -> None:
 def test_an_endless_event_is_refused(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
     reader = EventReader()
-    with pytest.raises(EventTooLong, match="more than 100 bytes"):
+    with pytest.raises(EventTooLong, match="exceeds 100 bytes"):
         for _ in range(100):
             reader.feed(piece)

@@ -77,7 +77,7 @@ async def test_a_body_that_is_not_a_stream_is_limited(status: bytes, is_chunked:
     assert len(events) == 1
     error: dict[str, Any] = json.loads(events[0].removeprefix("data: "))["error"]
     assert error["type"] == "upstream_error"
-    assert ("more than 1024 KiB at once" in error["message"]) is (status == OK)
+    assert ("more than 1024 KiB instead of the requested stream" in error["message"]) is (status == OK)
 
 
 async def test_a_short_body_becomes_the_last_event() -> None:
