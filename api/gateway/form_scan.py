@@ -142,7 +142,7 @@ class FormScanner:
 
     def _limit(self, most: int, what: str) -> None:
         if len(self._buffer) > most:
-            raise InvalidForm(f"{what} has more than {most} bytes, the limit")
+            raise InvalidForm(f"more than {most} bytes in {what}")
 
 
 def _boundary(content_type: bytes) -> bytes:

@@ -165,7 +165,7 @@ async def test_a_websockets_key_may_be_among_its_subprotocols() -> None:
 
 async def test_a_401_says_how_to_send_a_key() -> None:
     _, body = await ask(BOTH, "/v1/models", headers=[(b"x-api-key", b"user-ke")])
-    assert "not known" in body["error"]["message"] and "x-api-key" in body["error"]["message"]
+    assert "unknown API key" in body["error"]["message"] and "x-api-key" in body["error"]["message"]
     _, body = await ask(BOTH, "/v1/models")
     assert "no API key given" in body["error"]["message"]
 

@@ -100,12 +100,12 @@ async def test_a_broken_stream_ends_with_anthropics_event() -> None:
             assert await wire.read_chunk() == event
             last = await wire.read_chunk()
             assert last.startswith(name + b"data: {") and last.endswith(b"}\n\n")
-            event = json.loads(last.removeprefix(name).removeprefix(b"data: "))
+            error_event = json.loads(last.removeprefix(name).removeprefix(b"data: "))
             if name:
-                check(event, "r1")
-                assert event["error"]["type"] == "api_error"
+                check(error_event, "r1")
+                assert error_event["error"]["type"] == "api_error"
             else:
-                assert event["error"]["code"] == "engine_disconnected"
+                assert error_event["error"]["code"] == "engine_disconnected"
             with pytest.raises(asyncio.IncompleteReadError):
                 await wire.read_chunk()
             await wire.close()

@@ -101,9 +101,9 @@ def test_a_request_reaches_the_model_it_names_and_no_other(
         ("/v1/embeddings?model=other", "application/json", b'{"model": "wanted"}', "in the query"),
         ("/v1/embeddings?model=other&model=wanted", "application/json", b"{}", "more than once"),
         ("/v1/files", FORM, form(("model", b"wanted"), ("model", b"other")), "more than once"),
-        ("/v1/files", FORM, form(("model", b"wanted"), filler=99_999)[:-30], "last boundary"),
+        ("/v1/files", FORM, form(("model", b"wanted"), filler=99_999)[:-30], "closing boundary"),
         ("/v1/files", "multipart/form-data", form(("model", b"wanted")), "boundary"),
-        ("/v1/files", FORM, b'{"model": "wanted", "x": [}', "last boundary"),
+        ("/v1/files", FORM, b'{"model": "wanted", "x": [}', "closing boundary"),
         ("/v1/files", FORM, form(("model; filename=y", b"wanted")), "not a file"),
         ("/v1/files", "application/json", form(("model", b"wanted")), "not valid JSON"),
         (
