@@ -1,1 +1,1 @@
-"""HTTP to domain and back: the control routes, and the data plane that forwards to engines."""
+"""HTTP: the control routes, and the data plane that forwards requests to engines."""

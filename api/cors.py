@@ -1,7 +1,7 @@
-"""Pages of other origins: which may use Berth from a browser, and what the browser has to be told for it.
+"""CORS: which pages of other origins may use Berth from a browser, and the headers for it.
 
-Stands in front of everything, only where ALLOWED_ORIGINS names any. What engines say about origins is dropped
-then: Berth's list is what counts. It opens nothing that a key would have to: api/auth.py comes after it.
+Wraps the whole application if ALLOWED_ORIGINS is set. Engines' own CORS headers are then dropped. It grants
+no access: api/auth.py comes after it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from functools import lru_cache
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.headers import find_header, sane_request_id
-from api.http.response_channel import EXTENSION, FastPathApp, ResumeAsTask, ResponseChannel
+from api.http.headers import find_header
+from api.http.respond import request_id_of, send_response
+from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
 from api.telemetry.access_log import log_answered
 
 _ANY = "*"
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-# Named where `*` is not understood; an engine's own are covered by that.
+# Listed for browsers that do not understand `*`, which covers engines' own headers.
 _EXPOSED = (
     b"*, x-request-id, request-id, retry-after, location, warning, www-authenticate, x-berth-cache, "
     b"content-encoding, traceparent"
 )
-_MAX_AGE_S = b"7200"  # the longest that browsers remember it, all but one
+_MAX_AGE_S = b"7200"  # the longest that most browsers cache it
 _PREFIX = b"access-control-"
 _NAME = re.compile(r"([^:]*)://(.*?)(?::([0-9]+|\*))?")
 _HOST = r"(?:\[[0-9a-f:.]+\]|[^/@:\[\]]+)"
@@ -32,7 +33,7 @@ _BELOW = r"[^/@:\[\]]+\."
 
 
 class Origins:
-    """The origins that are allowed: exact ones, and patterns as configs/origins.py describes them."""
+    """The allowed origins: exact ones, and patterns as described in configs/origins.py."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         """`allowed`: normalized."""
@@ -46,11 +47,11 @@ class Origins:
         return bool(origin) and (self.is_any or self._matches(origin.decode("latin-1").lower()))
 
     def answer(self, headers: RawHeaders, origin: bytes) -> RawHeaders:
-        """An answer's headers as the browser of a page of this origin needs them."""
+        """A response's headers with CORS for a page of this origin."""
         kept = [pair for pair in headers if not pair[0].startswith(_PREFIX)]
         if self.allow(origin):
             kept += (
-                (b"access-control-allow-origin", self._told(origin)),
+                (b"access-control-allow-origin", self._allowed_origin(origin)),
                 (b"access-control-expose-headers", _EXPOSED),
             )
         if not self.is_any:
@@ -58,9 +59,9 @@ class Origins:
         return kept
 
     def preflight(self, headers: RawHeaders, origin: bytes) -> RawHeaders:
-        """What answers an allowed origin's preflight. Headers are echoed: `*` would not have keys in it."""
+        """The response to a preflight. Echoes the requested headers, as `*` excludes Authorization."""
         answer = [
-            (b"access-control-allow-origin", self._told(origin)),
+            (b"access-control-allow-origin", self._allowed_origin(origin)),
             (b"access-control-allow-methods", _METHODS),
             (b"access-control-max-age", _MAX_AGE_S),
             (b"vary", b"origin, access-control-request-method, access-control-request-headers"),
@@ -71,12 +72,12 @@ class Origins:
             answer.append((b"access-control-allow-private-network", b"true"))
         return answer
 
-    def _told(self, origin: bytes) -> bytes:
+    def _allowed_origin(self, origin: bytes) -> bytes:
         return b"*" if self.is_any else origin
 
 
 class Cors:
-    """A FastPathApp around another one, whose answers it makes readable to pages of allowed origins."""
+    """Wraps a FastPathApp and makes its responses readable for pages of allowed origins."""
 
     def __init__(self, app: FastPathApp, origins: Origins) -> None:
         self._app = app
@@ -94,21 +95,23 @@ class Cors:
                 extensions[EXTENSION] = _Channel(extensions[EXTENSION], self._origins, origin)
             await self._app(scope, receive, self._sending(send, origin))
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
-        """The short way, see `DataPlane.begin`."""
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        """The fast path, see `DataPlane.begin`."""
         origin = _origin_of(scope)
         if not origin:
             return self._app.begin(scope, body, channel, resume_as_task)
         if scope["method"] == "OPTIONS":
             return False
 
-        def go_on(app: App) -> None:
+        def resume(app: App) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 await app(scope, receive, self._sending(send, origin))
 
             resume_as_task(application)
 
-        return self._app.begin(scope, body, _Channel(channel, self._origins, origin), go_on)
+        return self._app.begin(scope, body, _Channel(channel, self._origins, origin), resume)
 
     def _sending(self, send: Send, origin: bytes) -> Send:
         async def send_answer(message: Message) -> None:
@@ -119,16 +122,15 @@ class Cors:
         return send_answer
 
     async def _answer_preflight(self, scope: Scope, send: Send, origin: bytes) -> None:
-        """Without a key: browsers send none with it."""
-        request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+        """Needs no key: browsers send none with a preflight."""
+        request_id = request_id_of(scope)
         log_answered(scope, 204, time.perf_counter(), request_id, "preflight")
         headers = [*self._origins.preflight(scope["headers"], origin), (b"x-request-id", request_id)]
-        await send({"type": "http.response.start", "status": 204, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+        await send_response(send, 204, headers, b"")
 
 
 class _Channel:
-    """A ResponseChannel whose answers are a page's of this origin."""
+    """A ResponseChannel that adds CORS headers for one origin."""
 
     __slots__ = ("_channel", "_origin", "_origins")
 
@@ -157,7 +159,7 @@ class _Channel:
 
 
 def _origin_of(scope: Scope) -> bytes:
-    """The page's origin, which its head tells once and for all."""
+    """The page's origin, cached with the head."""
     route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
     if route_cache is None:
         return find_header(scope["headers"], b"origin")
@@ -174,7 +176,7 @@ def _is_preflight(scope: Scope) -> bool:
 
 def _as_regex(name: str) -> str:
     found = _NAME.fullmatch(name)
-    assert found is not None  # noqa: S101 - every text has this shape; narrows the type
+    assert found is not None  # noqa: S101 - it matches every string; narrows the type
     scheme, host, port = found.groups()
     if host == "*":
         pattern = ".*" if port is None else _HOST

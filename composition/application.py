@@ -74,10 +74,14 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     peer_routes = PeerRoutes(
         manager.peers, metrics, lambda: manager.state.session.owner, manager.check_accepts_requests
     )
-    data_plane = DataPlane(manager, metrics, peer_routes=peer_routes, sleep=manager, pace=pace_rules(settings))
+    data_plane = DataPlane(
+        manager, metrics, peer_routes=peer_routes, sleep=manager, pace=pace_rules(settings)
+    )
     manager.events.add_listener(partial(_forget_ended, data_plane, metrics))
     manager.events.add_listener(lifecycle.on_event)
-    gateway = Gateway(fleet, data_plane, comment_interval_s=settings.stream_keepalive, peer_routes=peer_routes)
+    gateway = Gateway(
+        fleet, data_plane, comment_interval_s=settings.stream_keepalive, peer_routes=peer_routes
+    )
     cache = None
     if settings.response_cache_mb:
         cache = page.cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)

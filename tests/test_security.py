@@ -1,4 +1,4 @@
-"""SECURITY.md holds: a Berth with keys, from outside, by those who have none, some, or all of them."""
+"""SECURITY.md is correct: a Berth with keys, and clients with none, a request key or an admin key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.berth_process import ROOT, BerthProcess, running_berth
 from tests.fake_engine import command
 
 USER, ADMIN = "user-key-5d1c", "admin-key-90ab"
-# Each is given to Berth in another way; none may come out again.
+# Each is given to Berth in a different way; none may be revealed.
 TOKEN, VARIABLE, FLAG, PARAMETER = "hf_secret_1", "env_secret_2", "flag_secret_3", "param_secret_4"
 SECRETS = (USER, ADMIN, TOKEN, VARIABLE, FLAG, PARAMETER)
 NUM_IDLE = 2000
@@ -73,7 +73,7 @@ def code_of(response: httpx.Response) -> tuple[int, str]:
 
 
 def routes() -> list[tuple[str, str]]:
-    """Every control route, with something in place of its parameters."""
+    """Every control route, with its parameters filled in."""
     from api.control.app import ROUTERS
 
     found = []
@@ -88,20 +88,20 @@ OPEN = {"/health", "/health/liveness", "/health/readiness"}
 
 
 @pytest.mark.parametrize(("method", "path"), routes())
-def test_every_route_is_an_admins_unless_said_otherwise(berth: BerthProcess, method: str, path: str) -> None:
+def test_every_route_requires_an_admin_unless_listed(berth: BerthProcess, method: str, path: str) -> None:
     """A route that is added tomorrow is tried here too."""
     if path in OPEN:
         return
     with client(berth) as nobody, client(berth, USER) as user:
         assert nobody.request(method, path).status_code == 401
-        if path.startswith("/v1/models") or path == "/usage":  # of which each key sees its own
+        if path.startswith("/v1/models") or path == "/usage":  # each key gets its own list
             assert user.request(method, path).status_code == 200
         else:
             assert code_of(user.request(method, path)) == (403, "admin_key_required")
 
 
-def test_who_sends_requests_names_no_path(berth: BerthProcess, folder: Path) -> None:
-    """Not even that of a model which there is."""
+def test_a_request_key_cannot_use_a_path_as_a_model(berth: BerthProcess, folder: Path) -> None:
+    """Not even the path of an existing model."""
     outside = folder / "outside" / "model"
     paths = [
         str(outside),
@@ -124,7 +124,7 @@ def test_who_sends_requests_names_no_path(berth: BerthProcess, folder: Path) -> 
             for route in ("/v1/completions", "/tokenize", "/generate"):
                 response = user.post(route, json={"model": path, "prompt": "x"})
                 if route == "/generate" and path == "":
-                    continue  # asks for the default model
+                    continue  # uses the default model
                 assert code_of(response) == (404, "model_not_found"), (route, path)
             if path:
                 asked = user.post("/v1/completions", params={"model": path}, json={})
@@ -133,14 +133,14 @@ def test_who_sends_requests_names_no_path(berth: BerthProcess, folder: Path) -> 
     assert [one["instance_id"] for one in after["data"]] == [one["instance_id"] for one in before["data"]]
 
 
-def test_no_name_leads_an_admin_out_of_the_models_folders_by_accident(berth: BerthProcess) -> None:
+def test_no_model_name_leads_out_of_the_model_folders(berth: BerthProcess) -> None:
     with client(berth, ADMIN) as admin:
         for name in ("inside/../../outside/model", "../outside/model", "~nobody/x"):
             response = admin.post("/instances", json={"model_name": name})
             assert code_of(response) == (404, "model_not_found"), name
 
 
-def test_secrets_are_in_no_answer_and_no_log(berth: BerthProcess) -> None:
+def test_secrets_are_in_no_response_and_no_log(berth: BerthProcess) -> None:
     with client(berth, ADMIN) as admin:
         failing = admin.post("/instances?wait=60", json=spec("b", "--fail-with", "no luck"))
         params = {"model_name": "inside", "name": "c", "params": {"hf_token": PARAMETER, "no_such_flag": 1}}
@@ -160,10 +160,10 @@ def test_secrets_are_in_no_answer_and_no_log(berth: BerthProcess) -> None:
             pages.append(admin.get(f"/instances/{name}/logs").text)
         with admin.stream("GET", "/events", headers={"last-event-id": "0"}) as events:
             chunks = events.iter_text()
-            told = ""
-            while "failed" not in told:
-                told += next(chunks)
-            pages.append(told)
+            events_text = ""
+            while "failed" not in events_text:
+                events_text += next(chunks)
+            pages.append(events_text)
         for name in ("b", "c"):
             admin.delete(f"/instances/{name}?force=true")
     with client(berth, "wrong-" + ADMIN) as stranger:
@@ -182,7 +182,7 @@ def berth_files(berth: BerthProcess) -> list[Path]:
     return [path for path in log.parent.rglob("*") if path.is_file()]
 
 
-def test_engines_hear_on_loopback_alone_and_know_no_key_of_ours(berth: BerthProcess) -> None:
+def test_engines_listen_only_on_loopback_and_know_no_key_of_berth(berth: BerthProcess) -> None:
     with client(berth, ADMIN) as admin:
         record = admin.get("/instances/a").json()
     engine = psutil.Process(record["pid"])
@@ -190,14 +190,14 @@ def test_engines_hear_on_loopback_alone_and_know_no_key_of_ours(berth: BerthProc
     heard = [one.laddr.ip for process in tree for one in process.net_connections() if one.status == "LISTEN"]
     assert heard and set(heard) == {"127.0.0.1"}
     for process in tree:
-        told = json.dumps([process.environ(), process.cmdline()])
-        assert USER not in told and ADMIN not in told
+        described = json.dumps([process.environ(), process.cmdline()])
+        assert USER not in described and ADMIN not in described
         assert process.environ()["VLLM_API_KEY"] not in json.dumps(process.cmdline())
     other = httpx.get(f"http://127.0.0.1:{record['port']}/health", trust_env=False)
     assert other.status_code in (200, 401)
 
 
-def test_control_routes_take_short_bodies(berth: BerthProcess) -> None:
+def test_control_routes_accept_only_short_bodies(berth: BerthProcess) -> None:
     long = b'{"model_name": "' + b"x" * 2**20 + b'"}'
     with client(berth, ADMIN) as admin:
         assert code_of(admin.post("/instances", content=long)) == (413, "body_too_large")
@@ -224,7 +224,7 @@ def idle_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_two_thousand_idle_connections_stop_nobody(berth: BerthProcess) -> None:
+def test_two_thousand_idle_connections_do_not_block_requests(berth: BerthProcess) -> None:
     """Half of them silent, half in the middle of a head."""
     with idle_connections(berth.port, NUM_IDLE) as idle, client(berth, USER) as user:
         for connection in idle[::2]:

@@ -1,7 +1,6 @@
-"""With keys on, what a key made is that key's: every route of Berth and of its engine, walked with two keys.
+"""With keys, what a key has created belongs to that key: all routes of Berth and its engine, with two keys.
 
-Routes come from Berth's description of itself and from the engine's table: a new one fails here until it is
-said what it gives to whom.
+Routes come from Berth's OpenAPI document and the engine's table: a new one fails here until classified.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ LONG = "Once upon a time there was a harbour with many berths, and in each of th
 RESPONSES, CHAT, COMPLETIONS = "/v1/responses", "/v1/chat/completions", "/v1/completions"
 BATCH = "/v1/chat/completions/batch"
 
-# Routes that know nothing of who asks: the same for all who may ask at all.
+# Routes that do not depend on the caller.
 SAME_FOR_ALL = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
@@ -52,7 +51,7 @@ SAME_FOR_ALL = {
     ("POST", "/v1/messages/count_tokens"),
     *(POOLING.keys() - GENERATING.keys()),  # vectors of texts, of which nothing is kept
 }
-# What they read of earlier prompts shows in what they say is cached, and in their time.
+# Reused prompts show in their count of cached tokens, and in their response time.
 REMEMBERING = {
     ("POST", COMPLETIONS): {"prompt": LONG, "max_tokens": 2},
     ("POST", CHAT): {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2},
@@ -60,7 +59,7 @@ REMEMBERING = {
     ("POST", "/v1/messages"): {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2},
     ("POST", BATCH): {"messages": [[{"role": "user", "content": LONG}]], "max_tokens": 2},
 }
-# With the id of a response that somebody has stored.
+# Routes with the id of a stored response.
 OF_A_RESPONSE: dict[tuple[str, str], Any] = {
     ("GET", "/v1/responses/{name}"): None,
     ("GET", "/v1/responses/{name}/input_items"): None,
@@ -72,7 +71,7 @@ OF_A_RESPONSE: dict[tuple[str, str], Any] = {
 ENDING = {("POST", "/abort_requests"), ("POST", "/inference/v1/abort_requests")}
 STEERING = {route for route, operation in OPERATIONS.items() if operation.sleep_mode}
 
-# Of Berth's own routes, those that keys for requests may ask for; what is forwarded is the engine's to tell.
+# Berth's own routes for request keys; forwarded routes are the engine's.
 OF_USERS = {("GET", "/usage"), ("GET", "/v1/models"), ("GET", "/v1/models/{name}")}
 OPEN = {("GET", "/health"), ("GET", "/health/liveness"), ("GET", "/health/readiness")}
 
@@ -118,23 +117,23 @@ def ask(
 
 
 def url_of(path: str, way: str) -> str:
-    """By the model's name, as far as that goes, or by the instance."""
+    """Send a request by the model's name where possible, or by the instance."""
     return f"{path}?model={MODEL}" if way == "by name" else f"/proxy/demo{path}"
 
 
 WAYS = ("by name", "by instance")
 
 
-def test_every_route_of_the_engine_is_judged_here() -> None:
+def test_every_route_of_the_engine_is_covered() -> None:
     judged = [SAME_FOR_ALL, REMEMBERING.keys(), OF_A_RESPONSE.keys(), ENDING, STEERING]
     assert set().union(*judged) == set(OPERATIONS)
 
 
-def test_berth_and_its_engine_call_the_header_the_same() -> None:
+def test_berth_and_its_engine_use_the_same_header() -> None:
     assert TENANT.decode() == TENANT_HEADER
 
 
-def test_every_route_of_berth_is_an_admins_but_for_these(client: httpx.Client) -> None:
+def test_every_route_of_berth_requires_an_admin_except_these(client: httpx.Client) -> None:
     paths = ask(client, ADMIN, "GET", "/openapi.json").json()["paths"]
     seen = set()
     for path, operations in paths.items():
@@ -156,7 +155,7 @@ def test_every_route_of_berth_is_an_admins_but_for_these(client: httpx.Client) -
 
 
 @pytest.mark.parametrize("route", sorted(SAME_FOR_ALL), ids=" ".join)
-def test_what_is_the_same_for_all(client: httpx.Client, route: tuple[str, str]) -> None:
+def test_routes_that_are_the_same_for_all(client: httpx.Client, route: tuple[str, str]) -> None:
     method, path = route
     path = path.replace("{name}", MODEL)
     bodies = {"/tokenize": {"prompt": "x"}, "/detokenize": {"tokens": [5]}}
@@ -166,7 +165,7 @@ def test_what_is_the_same_for_all(client: httpx.Client, route: tuple[str, str]) 
 
 
 @pytest.mark.parametrize("route", sorted(STEERING), ids=" ".join)
-def test_users_steer_no_engine(client: httpx.Client, route: tuple[str, str]) -> None:
+def test_users_cannot_control_an_engine(client: httpx.Client, route: tuple[str, str]) -> None:
     statuses = [ask(client, key, route[0], f"/proxy/demo{route[1]}").status_code for key in (ONE, None)]
     assert statuses == [403, 401]
 
@@ -185,7 +184,7 @@ def make(client: httpx.Client, key: str, way: str, **more: Any) -> dict[str, Any
 def use(
     client: httpx.Client, key: str | None, way: str, route: tuple[str, str], name: str, **headers: str
 ) -> httpx.Response:
-    """Ask for what a route does with the response of this name."""
+    """Call a route with the id of this response."""
     method, path = route
     body = OF_A_RESPONSE[route]
     if body is not None:
@@ -195,7 +194,7 @@ def use(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("route", OF_A_RESPONSE, ids=" ".join)
-def test_a_response_is_its_keys_alone(client: httpx.Client, way: str, route: tuple[str, str]) -> None:
+def test_a_response_belongs_to_its_key(client: httpx.Client, way: str, route: tuple[str, str]) -> None:
     name = make(client, ONE, way)["id"]
     pretending = {TENANT_HEADER: f"{tenant_of(ApiKey(ONE, Access.INFERENCE))};admin"}
     for key in (TWO, ADMIN):
@@ -211,7 +210,7 @@ def test_a_response_is_its_keys_alone(client: httpx.Client, way: str, route: tup
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ids_are_random_and_overwritten_by_nobody(client: httpx.Client, way: str) -> None:
+def test_ids_are_random_and_cannot_be_overwritten(client: httpx.Client, way: str) -> None:
     first = make(client, ONE, way, input="first", request_id="same")["id"]
     for key in (ONE, TWO):
         for given in ("same", first, first.removeprefix("resp_")):
@@ -222,10 +221,10 @@ def test_ids_are_random_and_overwritten_by_nobody(client: httpx.Client, way: str
     assert listed[0]["content"][0]["text"] == "first"
 
 
-def test_a_renewed_key_keeps_its_responses_and_a_key_given_to_another_does_not(
+def test_a_replaced_key_keeps_its_responses_and_a_reassigned_one_does_not(
     client: httpx.Client, key_file: Path
 ) -> None:
-    """On one connection, so that heads and what was derived of them are known."""
+    """On one connection, so that heads and derived results are cached."""
 
     def know(line: str) -> None:
         key_file.write_text(line)
@@ -250,7 +249,7 @@ def test_ids_of_requests_cannot_be_guessed(client: httpx.Client) -> None:
     assert len({one[:6] for one in ids}) > 30 and len({one[-6:] for one in ids}) > 30
 
 
-# What is remembered
+# Caches
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -261,7 +260,7 @@ def test_a_prefix_of_one_key_is_new_to_the_other(
 ) -> None:
     if stream and route[1] == BATCH:
         pytest.skip("a batch is never streamed")
-    salt = f"{route} {way} {stream}"  # so that cases know nothing of each other
+    salt = f"{route} {way} {stream}"  # so that cases are independent
     body = {"model": MODEL, **REMEMBERING[route], "stream": stream, "cache_salt": salt}
     if stream and route[1] in (COMPLETIONS, CHAT):
         body["stream_options"] = {"include_usage": True}
@@ -274,18 +273,18 @@ def test_a_prefix_of_one_key_is_new_to_the_other(
     assert found == [False, True, False, False, True, True]
 
 
-def test_an_answer_is_remembered_for_its_own_key(client: httpx.Client) -> None:
+def test_a_response_is_cached_for_its_own_key(client: httpx.Client) -> None:
     body = {"model": MODEL, "prompt": "Remember this", "temperature": 0, "max_tokens": 3}
     keys = (ONE, ONE, TWO, ADMIN, TWO, ONE)
     found = [ask(client, key, "POST", COMPLETIONS, body).headers["x-berth-cache"] for key in keys]
     assert found == ["miss", "hit", "miss", "miss", "hit", "hit"]
 
 
-# What is running, and what was used
+# Running requests and usage
 
 
 @pytest.mark.parametrize("route", sorted(ENDING), ids=" ".join)
-def test_a_key_ends_no_request_of_another(client: httpx.Client, route: tuple[str, str]) -> None:
+def test_a_key_cannot_abort_anothers_request(client: httpx.Client, route: tuple[str, str]) -> None:
     endless = {"max_output_tokens": None, "ignore_eos": True, "background": True}
     name = make(client, ONE, "by name", **endless)["id"]
     path = f"/proxy/demo{route[1]}"
@@ -298,7 +297,7 @@ def test_a_key_ends_no_request_of_another(client: httpx.Client, route: tuple[str
     eventually(lambda: use(client, ONE, "by name", read, name).json()["status"] == "cancelled", lambda: name)
 
 
-def test_a_key_sees_its_own_usage_alone(client: httpx.Client) -> None:
+def test_a_key_sees_only_its_own_usage(client: httpx.Client) -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
     for key in (ONE, TWO):
         ask(client, key, "POST", COMPLETIONS, body).raise_for_status()
@@ -313,7 +312,7 @@ def test_a_key_sees_its_own_usage_alone(client: httpx.Client) -> None:
     assert seen(ADMIN, f"?key_id={key_id_of(TWO)}") == {key_id_of(TWO)}
 
 
-def test_idempotency_keys_are_each_admins_own(client: httpx.Client) -> None:
+def test_idempotency_keys_are_separate_for_each_admin(client: httpx.Client) -> None:
     def create(key: str, **more: Any) -> httpx.Response:
         spec = {"model_name": "idem", "engine": "command", "command": ["/bin/false", "{port}"], **more}
         return ask(client, key, "POST", "/instances", spec, **{"idempotency-key": "1"})
@@ -326,12 +325,12 @@ def test_idempotency_keys_are_each_admins_own(client: httpx.Client) -> None:
         ask(client, ADMIN, "DELETE", f"/instances/{name}").raise_for_status()
 
 
-# Through another Berth, and where keys share what is remembered
+# Through another node, and with shared caches
 
 
 @contextmanager
 def two_berths(folder: Path) -> Iterator[tuple[httpx.Client, httpx.Client]]:
-    """The one that owns the engine, whose keys share caches, and the one beside it."""
+    """The node that owns the engine, with shared caches, and another node."""
     redis = RedisProcess(folder)
     redis.start()
     with ExitStack() as stack:
@@ -346,7 +345,7 @@ def two_berths(folder: Path) -> Iterator[tuple[httpx.Client, httpx.Client]]:
 
 
 @pytest.mark.skipif(REDIS_SERVER is None, reason="redis-server is not installed")
-def test_neither_another_berth_nor_shared_caches_give_away_what_is_stored(tmp_path: Path) -> None:
+def test_other_nodes_and_shared_caches_do_not_reveal_stored_responses(tmp_path: Path) -> None:
     with two_berths(tmp_path) as (here, there):
         for way in WAYS:
             name = make(there, ONE, way)["id"]
@@ -362,10 +361,10 @@ def test_neither_another_berth_nor_shared_caches_give_away_what_is_stored(tmp_pa
         assert fresh["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
-# Whose key it is
+# Callers of keys
 
 
-def test_a_tenant_is_stable_and_tells_nothing() -> None:
+def test_a_tenant_id_is_stable_and_reveals_nothing() -> None:
     plain, named = ApiKey(ONE, Access.INFERENCE), ApiKey(ONE, Access.INFERENCE, "alice")
     assert tenant_of(plain) != tenant_of(ApiKey(TWO, Access.INFERENCE))
     assert tenant_of(named) == tenant_of(ApiKey(TWO, Access.INFERENCE, "alice"))  # renewed
@@ -376,7 +375,7 @@ def test_a_tenant_is_stable_and_tells_nothing() -> None:
 
 
 @pytest.mark.parametrize("shares", [False, True])
-def test_a_caller_says_whose_it_is(shares: bool) -> None:
+def test_a_caller_has_its_tenant(shares: bool) -> None:
     ring = Keys((ONE,), (ADMIN,), shares_caches=shares).ring()
     user, admin = ring.find(ONE.encode()), ring.find(ADMIN.encode())
     end = ";shared\r\n" if shares else "\r\n"

@@ -1,8 +1,8 @@
-"""A client whose streams others disturb, in a process of its own: `python -m tests.victim PORT NUMBER MODEL`.
+"""A client whose streams are to be disturbed, as a process: `python -m tests.victim PORT NUMBER MODEL`.
 
-The key, if one is needed, comes in the environment. Streams one answer after another; of two streams side by
-side, one is always under way. For each line that it reads, a time, it writes when chunks have come since, by
-the clock that all processes of a machine share. Standard library only; its own work costs it next to nothing.
+The key, if needed, is in the environment. Streams one response after another; of two parallel streams, one is
+always running. For each line it reads, a time, it writes the arrival times of chunks since then, by the clock
+that all processes of a machine share. Standard library only; its own work is negligible.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 _KEY = "VICTIM_KEY"
 _TIMEOUT_S = 120.0
-_KEPT_S = 120.0  # streams that have ended; no attack takes as long
-_PAUSE_S = 0.05  # after one that has failed
+_KEPT_S = 120.0  # for ended streams; no attack takes as long
+_PAUSE_S = 0.05  # after a failed stream
 
 
 @dataclass(slots=True)
 class Stream:
-    """When chunks of one answer have come; `is_open`: more of them are expected."""
+    """The arrival times of one response's chunks; `is_open`: more are expected."""
 
     times: list[float] = field(default_factory=list)
     is_open: bool = False
@@ -44,9 +44,9 @@ class Gap:
 
 
 def longest_gap(streams: Sequence[Stream], begin: float, end: float) -> Gap:
-    """The longest time without a chunk that lies at least partly between the two.
+    """The longest time without a chunk that overlaps the interval from `begin` to `end`.
 
-    Within each stream, from its first chunk on; and of all together, so that streams that never begin count.
+    Within each stream, from its first chunk on; and over all together, for streams that never begin.
     """
     together = sorted(at for one in streams for at in one.times if at <= end)
     last = max((at for at in together if at <= begin), default=begin)
@@ -61,13 +61,13 @@ def _longest(times: Sequence[float], begin: float, end: float, whose: str) -> Ga
 
 
 class Victim:
-    """The process."""
+    """The victim's process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def streams(self, since: float) -> list[Stream]:
-        """What was under way since then."""
+        """The streams that were running since then."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(f"{since}\n")
         self._process.stdin.flush()
@@ -92,11 +92,11 @@ def streaming(port: int, num_streams: int, model: str = "", key: str = "") -> It
         process.communicate()
 
 
-# In the process
+# The code within the process
 
 
 class _Streams:
-    """All that it has seen."""
+    """All streams of the process."""
 
     def __init__(self, port: int, model: str, key: str) -> None:
         self._port = port
@@ -144,7 +144,7 @@ class _Streams:
         stream.problem = f"it ended with {last!r}"
 
     def seen(self, since: float) -> list[dict[str, object]]:
-        """What was under way since then."""
+        """The streams that were running since then."""
         kept = [min(since, time.monotonic() - _KEPT_S)]
         with self._lock:
             self._streams = [one for one in self._streams if one.is_open or one.times[-1:] >= kept]
@@ -160,7 +160,7 @@ def main() -> None:
     streams = _Streams(int(port), model, os.environ[_KEY])
     for _ in range(int(num_streams)):
         threading.Thread(target=streams.stream_for_ever, daemon=True).start()
-        time.sleep(0.3)  # so that they don't begin and end together
+        time.sleep(0.3)  # so that they do not begin and end together
     for line in sys.stdin:
         sys.stdout.write(json.dumps(streams.seen(float(line))) + "\n")
         sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""Who asks, by which key, and which routes of engines a key for requests is good for."""
+"""API keys, their callers, and the engines' routes that request keys may use."""

@@ -1,8 +1,8 @@
-"""Which of an engine's routes a key for requests may ask for: those that answer one client's own request.
+"""The engines' routes that request keys may use: those that serve one client's own request.
 
-Everything else of an engine acts on all of its clients, on the engine itself, or is of an unknown kind, so it
-takes an admin's key. Engines differ in how they read a path, and the list must hold for each of them: a path
-is judged by what any of them could make of it. Pure.
+Every other route affects all clients or the engine itself, or is unknown: it requires an admin key. Engines
+parse paths differently, and the list must be safe for all of them: a path is checked in its most
+permissive reading. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-# `*` stands for one part of a path, a last `**` for whatever follows.
+# `*` matches one segment of a path, a final `**` everything below.
 _REQUESTS = """
     /v1/chat/completions /v1/chat/completions/batch /v1/chat/completions/render /chat/completions
     /v1/completions /v1/completions/render /completions /completion /infill /apply-template
@@ -28,10 +28,10 @@ _REQUESTS = """
     /generate /generate_stream /v1/generate /inference/v1/generate /invocations
     /api/chat /api/generate /api/embed /api/embeddings
 """
-# These are read alone, and tell what every client may know.
+# Read-only routes with information for every client.
 _READ = "/ /v1/models /v1/models/** /models /api/tags /health /ping /version /v1/health /openapi.json /docs"
 
-_MAX_DECODED = 5  # times that a path is unescaped; one that isn't plain by then is nobody's honest request
+_MAX_DECODED = 5  # times that a path is unescaped; no legitimate client escapes one more often
 
 
 def _parts_of(routes: str) -> frozenset[tuple[bytes, ...]]:
@@ -40,25 +40,25 @@ def _parts_of(routes: str) -> frozenset[tuple[bytes, ...]]:
 
 _REQUEST_ROUTES, _READ_ROUTES = _parts_of(_REQUESTS), _parts_of(_READ)
 _ANY, _REST = b"*", b"**"
-# Methods that change nothing: by them no engine is started or woken either.
+# Safe methods (RFC 9110): they start and wake no engine either.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SEPARATORS = re.compile(rb"[/\\]")
 _NEVER = re.compile(rb"[\x00-\x1f\x7f?#]")
 
 
 class RequestRoutes:
-    """The routes of engines that keys for requests may ask for; `more` of them as the operator names them."""
+    """The engines' routes that request keys may use, including `more` added by the operator."""
 
     def __init__(self, more: Iterable[str] = ()) -> None:
-        """`more`: paths as an engine knows them, `*` for one part, a last `**` for all below."""
+        """`more`: an engine's paths, with `*` for one segment and a final `**` for everything below."""
         self._requests = _REQUEST_ROUTES | _parts_of(" ".join(more).lower())
-        self._knows = lru_cache(maxsize=4096)(self._judge)
+        self._allows = lru_cache(maxsize=4096)(self._is_allowed)
 
     def has(self, path: bytes, method: str = "POST") -> bool:
-        """Whether a path of an engine, as it came over the wire, is one of them."""
-        return self._knows(path, method in SAFE_METHODS)
+        """Whether an engine's path, as sent by the client, is one of them."""
+        return self._allows(path, method in SAFE_METHODS)
 
-    def _judge(self, path: bytes, is_reading: bool) -> bool:
+    def _is_allowed(self, path: bytes, is_reading: bool) -> bool:
         parts = plain_parts(path)
         if parts is None:
             return False
@@ -66,10 +66,10 @@ class RequestRoutes:
 
 
 def plain_parts(path: bytes) -> tuple[bytes, ...] | None:
-    """A path's parts, as an engine that forgives everything would read them; None where that can't be told.
+    """A path's segments as the most permissive engine would read them; None if that is unclear.
 
-    Unescaped, in lower case, without empty and dotted parts, parameters (`;…`) and backslashes. What climbs
-    (`..`) or has characters that a path can't have is not told.
+    Unescaped, in lower case, without empty and `.` segments, parameters (`;…`) and backslashes. A path with
+    `..` or with characters that are invalid in a path is unclear.
     """
     for _ in range(_MAX_DECODED):
         plain = unquote_to_bytes(path)

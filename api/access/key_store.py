@@ -1,4 +1,4 @@
-"""The keys that open Berth now: read at the start, and again when their file has changed."""
+"""The current API keys: read at the start, and again when their file has changed."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from api.access.keys import Access, ApiKey, KeyRing
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys that open Berth. Without admin keys, callers on this machine are admins."""
+    """All API keys. Without admin keys, callers on this machine are admins."""
 
     inference: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
     listed: tuple[ApiKey, ...] = ()  # those with names and limits
-    shares_caches: bool = False  # whether one finds what is remembered of another's requests
+    shares_caches: bool = False  # whether keys share cached responses and prefixes
 
     def ring(self, earlier: KeyRing | None = None) -> KeyRing:
-        """`earlier`: the ring in whose place it comes. What a key has used of its rate stays used."""
+        """`earlier`: the ring it replaces, from which keys keep the state of their rate limits."""
         plain = [ApiKey(key, Access.INFERENCE) for key in self.inference]
         plain += [ApiKey(key, Access.ADMIN) for key in self.admin]
         return KeyRing([*plain, *self.listed], earlier, shares_caches=self.shares_caches)
 
 
 class KeyStore:
-    """`ring` is replaced as a whole. `read` blocks, and raises InvalidKeyFile: then the keys stay."""
+    """`ring` is replaced as a whole. `read` blocks; if it raises InvalidKeyFile, the keys stay."""
 
     def __init__(self, keys: Keys, file: Path | None = None, read: Callable[[], Keys] | None = None) -> None:
-        """`file`: None where the keys can't change while Berth runs."""
+        """`file`: None if the keys can't change while Berth runs."""
         self.ring = keys.ring()
         self._file = file
         self._read = read
@@ -38,11 +38,11 @@ class KeyStore:
     def reload(self) -> None:
         """Read the file again. Raises InvalidKeyFile."""
         if self._read is not None:
-            self._seen = self._stamp()  # before it is read: what changes meanwhile is seen next time
+            self._seen = self._stamp()  # before reading, so a concurrent change is seen next time
             self.ring = self._read().ring(self.ring)
 
     def reload_if_changed(self) -> bool:
-        """The same, where the file isn't as it was; a mistake is told once for each change."""
+        """Reload if the file has changed; returns whether it has. An error is raised once per change."""
         if self._stamp() == self._seen:
             return False
         self.reload()

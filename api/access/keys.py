@@ -1,6 +1,6 @@
-"""Keys, and the callers who hold them: what each may do, for which models, and how often.
+"""API keys and their callers: what each may do, with which models, and how often.
 
-A key is kept as its digest alone. Knows nothing of paths and headers: api/auth.py does.
+Only a key's digest is kept. Knows nothing of paths and headers: api/auth.py does.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _SCOPE_KEY = "berth.caller"
 
 
 class Access(IntEnum):
-    """What a caller may do, or a path requires; higher includes lower."""
+    """A caller's permission, or the one a path requires; higher includes lower."""
 
-    OPEN = 0  # is Berth alive
+    OPEN = 0  # health checks
     INFERENCE = 1  # send requests to engines
     ADMIN = 2  # start and stop them, read logs
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as the settings have it. `models`: names and patterns; there and for `rate_per_s`, None = all."""
+    """A key from the settings. `models`: names and patterns, None = all; `rate_per_s`: None = unlimited."""
 
     secret: str
     access: Access
@@ -46,7 +46,7 @@ class ApiKey:
 
 
 class Rate:
-    """A token bucket: `burst` requests at once, `per_s` of them in the long run."""
+    """A token bucket: `burst` requests at once, `per_s` on average."""
 
     __slots__ = ("_burst", "_clock", "_per_s", "_seen", "_tokens")
 
@@ -62,8 +62,8 @@ class Rate:
         """Per second, and at once."""
         return self._per_s, self._burst
 
-    def take(self) -> float:
-        """0 for a request that may go on; else nothing is taken, and in so many seconds one may."""
+    def take_token(self) -> float:
+        """Take a token: 0 if there was one, else the seconds until there is one (and none is taken)."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._seen) * self._per_s)
         self._seen = now
@@ -75,40 +75,40 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is. `key_id` is for logs and counts: it names a key and doesn't tell it."""
+    """The sender of a request. `key_id` is for logs and counts: it identifies a key without revealing it."""
 
     key_id: str
     access: Access
     models: tuple[str, ...] | None = None
     rate: Rate | None = None
-    tenant: str = ""  # whose is what it makes, unlike others'; empty where nobody is told apart
-    cache_owner: str = ""  # whose answers and prefixes are remembered for it; empty where keys share them
-    tenant_line: bytes = b""  # the header that says so to an engine of ours
+    tenant: str = ""  # owner of what it creates; empty if tenants are not distinguished
+    cache_owner: str = ""  # owner of cached responses and prefixes; empty if keys share them
+    tenant_line: bytes = b""  # the header with the tenant, for our own engine
 
     def may_use(self, names: Iterable[str]) -> bool:
-        """Whether a model that goes by these names is among those allowed."""
+        """Whether a model with these names is among the allowed ones."""
         if self.models is None:
             return True
         return any(fnmatchcase(name, pattern) for name in names for pattern in self.models)
 
 
-LOCAL = Caller("local", Access.ADMIN)  # without a key, on this machine
-PAGE = Caller("page", Access.INFERENCE)  # the same, by a browser for a page of another origin
-NOBODY = Caller("none", Access.OPEN)
+LOCAL = Caller("local", Access.ADMIN)  # on this machine, without a key
+PAGE = Caller("page", Access.INFERENCE)  # the same, in a browser for a page of another origin
+ANONYMOUS = Caller("none", Access.OPEN)
 
 
 class KeyRing:
-    """All keys that open Berth."""
+    """All API keys."""
 
     def __init__(
         self, keys: Iterable[ApiKey], earlier: KeyRing | None = None, *, shares_caches: bool = False
     ) -> None:
-        """`earlier`: keys that had the same limits there have used what they have used.
+        """`earlier`: keys with unchanged limits keep the state of their rate limit from there.
 
-        `shares_caches`: whether keys find what is remembered of each other's requests.
+        `shares_caches`: whether keys share cached responses and prefixes.
         """
-        rates = {} if earlier is None else {digest: one.rate for digest, one in earlier._callers}
-        # An admin's key that is a user's too is an admin's: the last that fits is found.
+        rates = {} if earlier is None else {digest: caller.rate for digest, caller in earlier._callers}
+        # A key listed for requests and for admins is an admin's: the last match is found.
         ordered = sorted(keys, key=lambda key: key.access)
         digests = [(_digest(key.secret.encode()), key) for key in ordered]
         self._callers: list[tuple[bytes, Caller]] = [
@@ -118,30 +118,30 @@ class KeyRing:
         self.is_empty = not self._callers
 
     def find(self, key: bytes) -> Caller:
-        """Whose key it is; NOBODY for one that isn't known."""
-        found = NOBODY
+        """The caller with this key; ANONYMOUS if it is unknown."""
+        found = ANONYMOUS
         if key and self._callers:
             digest = _digest(key)
             for known, caller in self._callers:
-                # Every key is compared, each in constant time: how long it takes tells nothing.
+                # Compare with every key, each in constant time: the duration reveals nothing.
                 if hmac.compare_digest(digest, known):
                     found = caller
         return found
 
 
 def key_id_of(secret: str) -> str:
-    """A key's short name in logs where it has no other: the beginning of its hash."""
+    """A short name in logs for a key without a name: the beginning of its hash."""
     return hashlib.sha256(secret.encode()).hexdigest()[:8]
 
 
-def let_in(scope: Scope, caller: Caller) -> None:
-    """Note on the request whose it is."""
+def set_caller(scope: Scope, caller: Caller) -> None:
+    """Record the caller of a request in its scope."""
     scope[_SCOPE_KEY] = caller
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Whose request it is; NOBODY for a path that is open to all."""
-    caller: Caller = scope.get(_SCOPE_KEY, NOBODY)
+    """The caller of a request; ANONYMOUS for a path that is open to all."""
+    caller: Caller = scope.get(_SCOPE_KEY, ANONYMOUS)
     return caller
 
 
@@ -156,27 +156,27 @@ def is_limited_to_models(scope: Scope) -> bool:
 
 
 def may_use(scope: Scope, model: Model) -> bool:
-    """Whether the request's key is good for this model, by its name or one of its aliases."""
+    """Whether the request's key may use this model, by its name or one of its aliases."""
     caller = caller_of(scope)
     return caller.models is None or caller.may_use(names_of(model))
 
 
 def model_refusal(scope: Scope, model: Model) -> ApiError | None:
-    """The answer to a request for a model that its key is not good for."""
-    return None if may_use(scope, model) else not_allowed(model.name)
+    """The error for a model that the request's key may not use, else None."""
+    return None if may_use(scope, model) else model_not_allowed(model.name)
 
 
 def names_of(model: Model) -> tuple[str, ...]:
     return (model.name, *(model.profile.other_names if model.profile is not None else ()))
 
 
-def not_allowed(what: str) -> ApiError:
-    message = f"this key may not ask for {what!r}; GET /v1/models lists what it may ask for"
+def model_not_allowed(what: str) -> ApiError:
+    message = f"this API key may not use {what!r}; GET /v1/models lists the models it may use"
     return api_error(403, message, "permission_error", param="model", code="model_not_allowed")
 
 
-def too_often(wait_s: float) -> ApiError:
-    message = f"this key has sent as many requests as it may; the next may come in {math.ceil(wait_s)} s"
+def rate_limited(wait_s: float) -> ApiError:
+    message = f"rate limit exceeded for this API key; retry in {math.ceil(wait_s)} s"
     return api_error(
         429, message, "rate_limit_error", code="rate_limit_exceeded", retry_after_s=math.ceil(wait_s)
     )
@@ -187,17 +187,17 @@ def _digest(key: bytes) -> bytes:
 
 
 def tenant_of(key: ApiKey) -> str:
-    """The same for a key in each Berth, and as long as it is known: a named key may be renewed.
+    """A key's tenant id, the same on every node and after restarts; a named key may be replaced by another.
 
-    It tells neither the key nor its name.
+    It reveals neither the key nor its name.
     """
-    who = b"name " + key.name.encode() if key.name else b"key " + _digest(key.secret.encode())
-    return hashlib.blake2b(who, digest_size=16, person=b"berth tenant").hexdigest()
+    identity = b"name " + key.name.encode() if key.name else b"key " + _digest(key.secret.encode())
+    return hashlib.blake2b(identity, digest_size=16, person=b"berth tenant").hexdigest()
 
 
 def _tenant_line(tenant: str, access: Access, *, shares_caches: bool) -> bytes:
-    marks = (";admin" if access is Access.ADMIN else "") + (";shared" if shares_caches else "")
-    return TENANT + f": {tenant}{marks}\r\n".encode()
+    flags = (";admin" if access is Access.ADMIN else "") + (";shared" if shares_caches else "")
+    return TENANT + f": {tenant}{flags}\r\n".encode()
 
 
 def _caller(key: ApiKey, used: Rate | None, *, shares_caches: bool) -> Caller:

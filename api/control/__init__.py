@@ -1,1 +1,1 @@
-"""The control plane: instances, models, pulls, metrics and logs over HTTP."""
+"""The control plane: HTTP routes for instances, models, pulls, metrics and logs."""

@@ -1,4 +1,4 @@
-"""The control plane: a FastAPI application with every route that isn't forwarded to an engine."""
+"""The control plane: a FastAPI application with every route that is not forwarded to engines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from api.control import catalog, docs_page, instances, metrics_page, models, ops
 from api.control.body_check import BodyCheck
 from api.control.body_limit import BodyLimit
 from api.control.catalog import ModelFiles
+from api.control.error_response import error_response
 from api.control.forwarded import with_forwarded
 from api.control.head_requests import HeadRequests
 from api.control.metrics_page import MetricsPage
 from api.control.schemas import ErrorEnvelope
 from api.http.asgi import App, Message, Receive, Scope, Send
-from api.http.errors import ApiError, api_error, error_for
-from api.http.headers import find_header, sane_request_id
+from api.http.errors import api_error, error_for
+from api.http.respond import request_id_of
 from api.telemetry.access_log import log_answered
 from instance_manager.backends.params import is_secret
 from instance_manager.errors import ManagerError
@@ -34,11 +35,11 @@ from instance_manager.manager import InstanceManager
 
 logger = logging.getLogger("berth")
 
-# A model's name may be any path: what has a path of its own below /models comes first.
+# A model's name may be any path, so fixed paths below /models come first.
 ROUTERS = tuple(
     part.router for part in (instances, streams, ops, metrics_page, usage_report, pull, catalog, models)
 )
-_MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values no error repeats
+_MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values are never quoted in errors
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
 
@@ -52,9 +53,9 @@ def create_control_app(
     version: str,
     translated: Iterable[str] = (),
 ) -> FastAPI:
-    """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all children.
+    """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all child processes.
 
-    `translated`: the routes of protocol adapters, which it describes as well.
+    `translated`: the routes of protocol adapters, for the OpenAPI document.
     """
 
     @asynccontextmanager
@@ -68,7 +69,7 @@ def create_control_app(
         version=version,
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # they load what they are made of from another host
+        docs_url=None,  # FastAPI's pages load their scripts from another host
         redoc_url=None,
         responses={"default": {"model": ErrorEnvelope, "description": "OpenAI's error envelope"}},
     )
@@ -93,7 +94,7 @@ def create_control_app(
 
 
 class ControlApp(FastAPI):
-    """FastAPI, except that its description of itself has the forwarded routes too."""
+    """FastAPI whose OpenAPI document includes the forwarded routes."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -106,10 +107,7 @@ async def _docs(request: Request) -> Response:
 
 
 class RequestId:
-    """Answers with the client's `X-Request-Id`, or one of ours, and writes the line in the access log.
-
-    As everything that goes to engines does.
-    """
+    """Adds `X-Request-Id`, the client's or a new one, to responses, and writes the access log."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -119,7 +117,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
-        request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+        request_id = request_id_of(scope)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -134,34 +132,28 @@ class RequestId:
             log_answered(scope, status, started, request_id)
 
 
-def _response(error: ApiError) -> Response:
-    response = Response(error.body, error.status)
-    response.raw_headers = list(error.headers)
-    return response
-
-
 async def _manager_error(_: Request, exc: Exception) -> Response:
-    return _response(error_for(exc))
+    return error_response(error_for(exc))
 
 
 async def _unexpected(request: Request, exc: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=exc)
-    return _response(error_for(exc))
+    return error_response(error_for(exc))
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
-    """No such route, or not with this method."""
-    assert isinstance(exc, HTTPException)  # noqa: S101 - registered for it alone; narrows the type
+    """404 for an unknown route, 405 for a wrong method."""
+    assert isinstance(exc, HTTPException)  # noqa: S101 - registered for this type only; narrows it
     kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
     message = f"{request.method} {request.url.path}: {exc.detail}; /docs lists the routes"
-    response = _response(api_error(exc.status_code, message, kind))
+    response = error_response(api_error(exc.status_code, message, kind))
     if exc.status_code == 405:
         response.headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return response
 
 
 def _methods_of(request: Request) -> set[str]:
-    """All methods of a path; the exception knows only those of the first route that has it."""
+    """All methods of a path; the exception has only those of the first matching route."""
     routes = (route for router in ROUTERS for route in router.routes if isinstance(route, Route))
     methods = {
         method
@@ -173,24 +165,24 @@ def _methods_of(request: Request) -> set[str]:
 
 
 async def _validation_error(_: Request, exc: Exception) -> Response:
-    """400 for a body that isn't JSON, 422 for a field that is wrong; the first mistake is named."""
+    """400 for a body that isn't JSON, 422 for an invalid field; reports the first error."""
     assert isinstance(exc, RequestValidationError)  # noqa: S101 - narrows the type
     first = exc.errors()[0]
     where, *path = first["loc"]
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", first["msg"])
         message = f"the body is not valid JSON: {detail} (at byte {path[0] if path else 0})"
-        return _response(api_error(400, message, "invalid_request_error", code="invalid_json"))
+        return error_response(api_error(400, message, "invalid_request_error", code="invalid_json"))
     param = ".".join(str(part) for part in path) or None
-    may_be_secret = not path or any(is_secret(str(one)) or one in _MAY_HOLD_SECRETS for one in path)
+    may_be_secret = not path or any(is_secret(str(part)) or part in _MAY_HOLD_SECRETS for part in path)
     shown = "" if may_be_secret else _shown(first.get("input"))
     message = f"{param or where}: {first['msg']}{shown}"
-    return _response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
+    return error_response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
 
 
 def _shown(value: object) -> str:
-    """The offending value, where it is short enough to help."""
+    """The invalid value, if it is short enough to help."""
     if value is None or isinstance(value, dict | list):
         return ""
     text = repr(value)
-    return f" (it is {text})" if len(text) <= 100 else ""
+    return f" (got {text})" if len(text) <= 100 else ""

@@ -1,18 +1,19 @@
-"""A body of a control route that nobody could mean is refused by its field, before anything reads it."""
+"""Refuses control routes' bodies with values that are never valid, naming the field, before parsing."""
 
 from __future__ import annotations
 
 from api.control.body_faults import find_fault
 from api.control.body_limit import MAX_BYTES
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.buffered_body import peek
+from api.http.buffered_body import buffer_body
 from api.http.errors import api_error
 from api.http.leases import ClientGone
 from api.http.off_loop import off_loop
+from api.http.respond import send_response
 
 
 class BodyCheck:
-    """An ASGI middleware within `BodyLimit`; answers 422."""
+    """An ASGI middleware inside `BodyLimit`; refuses with 422."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -22,15 +23,14 @@ class BodyCheck:
             await self._app(scope, receive, send)
             return
         try:
-            peeked = await peek(receive, MAX_BYTES)
+            buffered = await buffer_body(receive, MAX_BYTES)
         except ClientGone:
             return
-        body = peeked.body or b""
+        body = buffered.body or b""
         fault = await off_loop(len(body), lambda: find_fault(body)) if body else None
         if fault is None:
-            await self._app(scope, peeked.replay, send)
+            await self._app(scope, buffered.replay, send)
             return
         message = f"{fault.field or 'the body'} {fault.problem}"
         error = api_error(422, message, "invalid_request_error", param=fault.field or None)
-        await send({"type": "http.response.start", "status": error.status, "headers": error.headers})
-        await send({"type": "http.response.body", "body": error.body})
+        await send_response(send, error.status, error.headers, error.body)

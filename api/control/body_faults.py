@@ -1,7 +1,7 @@
-"""What no body of a control route may hold, whatever its fields mean: looked at before anything reads it.
+"""Values that are invalid in any control route's body, whatever the field: checked before it is parsed.
 
-Half characters and nulls are no text to a file, a process or a log; numbers that are none to JSON come back
-as something else; what is nested deeper or longer than the caps below is nobody's configuration. Pure.
+Lone surrogates and null characters are invalid in files, processes and logs; NaN and infinities are not JSON;
+nothing legitimate is nested deeper or longer than the caps below. Pure.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-MAX_DEPTH = 32  # objects and lists within one another
-MAX_NAME_BYTES = 1024  # of a key anywhere, and of a field that is text: names, paths, revisions
-MAX_FIELD_BYTES = 64 * 1024  # of a field that is an object or a list, as JSON: params, env, command, devices
+MAX_DEPTH = 32  # nested objects and arrays
+MAX_NAME_BYTES = 1024  # of any key, and of a top-level string: names, paths, revisions
+MAX_FIELD_BYTES = 64 * 1024  # of a top-level object or array, as JSON: params, env, command, devices
 
-_LEAST, _MOST = -(2**63), 2**64 - 1  # whole numbers that engines and stores can hold
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1  # that engines and stores can represent
 _MAX_DIGITS = 20
-_SHOWN_CHARACTERS = 100  # of the place in an error
+_SHOWN_CHARACTERS = 100  # of the field quoted in an error
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 Path = tuple[str | int, ...]
@@ -26,20 +26,20 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class BadBody:
-    """What is wrong, and with which field (from the top, joined by dots; empty: with all of it)."""
+    """What is wrong, and the field (its path joined by dots; empty: the whole body)."""
 
     field: str
     problem: str
 
 
 def find_fault(body: bytes) -> BadBody | None:
-    """The first fault in a body; None where there is none, and for what is no JSON at all."""
+    """The first fault in a body; None if there is none, or if it is not JSON at all."""
     try:
         value = json.loads(body, parse_int=_whole_number)
     except RecursionError:
-        return BadBody(_field_too_deep(body), f"is nested more than {MAX_DEPTH} deep")
+        return BadBody(_field_too_deep(body), f"is nested more than {MAX_DEPTH} levels deep")
     except ValueError:
-        return None  # whoever reads it says so
+        return None  # the parser reports it
     if isinstance(value, dict):
         for name, item in value.items():
             if (fault := _fault_in((name,), item)) is not None:
@@ -55,7 +55,7 @@ def _whole_number(digits: str) -> float:
 
 
 def _fault_in(path: Path, value: Any) -> BadBody | None:
-    """Of what is at `path`, and below; without recursion, as that is one of the faults."""
+    """The first fault at or below `path`; iterative, as the nesting may be too deep."""
     waiting = [(path, value)]
     while waiting:
         at, item = waiting.pop()
@@ -70,39 +70,39 @@ def _fault_in(path: Path, value: Any) -> BadBody | None:
 
 def _problem_with(path: Path, value: Any) -> str | None:
     if len(path) > MAX_DEPTH:
-        return f"is nested more than {MAX_DEPTH} deep"
+        return f"is nested more than {MAX_DEPTH} levels deep"
     if path and isinstance(path[-1], str):
         if problem := _no_text(path[-1]):
-            return f"has a name that {problem}"
+            return f"has a key that {problem}"
         if len(path[-1].encode()) > MAX_NAME_BYTES:
-            return f"is a name of more than {MAX_NAME_BYTES} bytes"
+            return f"is a key of more than {MAX_NAME_BYTES} bytes"
     if isinstance(value, str) and (problem := _no_text(value)):
         return problem
     if isinstance(value, float) and not math.isfinite(value):
-        return "is no number, or one that is too large"
-    if isinstance(value, int) and not _LEAST <= value <= _MOST:
-        return "is a whole number of more than 64 bits"
+        return "is not a number, or too large"
+    if isinstance(value, int) and not _MIN_INT <= value <= _MAX_INT:
+        return "is an integer of more than 64 bits"
     return None
 
 
 def _no_text(text: str) -> str | None:
     if "\0" in text:
-        return "holds a null character"
+        return "contains a null character"
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"holds half a character (\\u{ord(text[error.start]):04x})"
+        return f"contains a lone surrogate (\\u{ord(text[error.start]):04x})"
     return None
 
 
 def _too_long(value: Any) -> str | None:
-    """Of a whole field, which has no other fault."""
+    """The problem with a top-level field that is too long."""
     if isinstance(value, str) and len(value.encode()) > MAX_NAME_BYTES:
         return f"is longer than {MAX_NAME_BYTES} bytes"
     if isinstance(value, dict | list):
         size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
         if size > MAX_FIELD_BYTES:
-            return f"is longer than {MAX_FIELD_BYTES >> 10} KiB in all"
+            return f"is longer than {MAX_FIELD_BYTES >> 10} KiB as JSON"
     return None
 
 
@@ -112,7 +112,7 @@ def _shown(path: Path) -> str:
 
 
 def _field_too_deep(body: bytes) -> str:
-    """The field of the top whose value is nested too deep to be read."""
+    """The top-level field whose value is nested too deep to be parsed."""
     depth, last, field = 0, b"", ""
     for token in _TOKEN.finditer(body):
         text = token[0]

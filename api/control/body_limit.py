@@ -1,18 +1,19 @@
-"""The control routes take short bodies, which are read whole: longer ones are refused before."""
+"""Limits the control routes' bodies, which are read whole."""
 
 from __future__ import annotations
 
 from api.http.asgi import App, Receive, Scope, Send
-from api.http.buffered_body import peek
+from api.http.buffered_body import buffer_body
 from api.http.errors import ApiError, api_error
 from api.http.leases import ClientGone
+from api.http.respond import send_response
 from api.server.content_coding import BodyRefused, decoded
 
 MAX_BYTES = 2**20
 
 
 class BodyLimit:
-    """An ASGI middleware that decodes bodies, and answers 413 to one of more than `max_bytes`."""
+    """An ASGI middleware that decodes bodies, and refuses those over `max_bytes` with 413."""
 
     def __init__(self, app: App, max_bytes: int = MAX_BYTES) -> None:
         self._app = app
@@ -26,19 +27,18 @@ class BodyLimit:
             return
         try:
             scope, receive = await decoded(scope, receive, self._max_bytes)
-            peeked = await peek(receive, self._max_bytes)
+            buffered = await buffer_body(receive, self._max_bytes)
         except ClientGone:
             return
         except BodyRefused as refused:
             await self._refuse(send, refused.error)
             return
-        if peeked.body is not None:
-            await self._app(scope, peeked.replay, send)
+        if buffered.body is not None:
+            await self._app(scope, buffered.replay, send)
             return
-        message = f"the body is longer than the {self._max_bytes >> 10} KiB that this route takes"
+        message = f"the body exceeds {self._max_bytes >> 10} KiB, the limit of this route; send a smaller one"
         await self._refuse(send, api_error(413, message, "invalid_request_error", code="body_too_large"))
 
     async def _refuse(self, send: Send, error: ApiError) -> None:
         headers = [*error.headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await send({"type": "http.response.body", "body": error.body})
+        await send_response(send, error.status, headers, error.body)

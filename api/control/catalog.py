@@ -1,4 +1,4 @@
-"""The catalog at run time: models.yaml and what lies on disk become the fleet's profiles, and back."""
+"""The catalog at run time: keeps the fleet's profiles in sync with models.yaml and the model folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from api.access.key_store import KeyStore, Keys
+from api.access.key_store import Keys, KeyStore
 from api.control.models import model_record
 from api.control.schemas import Device, Seconds
 from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState
@@ -29,33 +29,33 @@ logger = logging.getLogger("berth")
 
 router = APIRouter(tags=["models"])
 
-_LOOK_INTERVAL_S = 2.0  # at models.yaml
-_DISCOVER_EVERY = 15  # looks, one at the folders
+_CHECK_INTERVAL_S = 2.0  # of models.yaml
+_DISCOVER_EVERY = 15  # checks, one scan of the folders
 
-_FLAGS = ("gpu_memory_utilization", "max_model_len", "params")  # what becomes flags of an engine
+_FLAGS = ("gpu_memory_utilization", "max_model_len", "params")  # fields that become flags of an engine
 
 
 class ProfileSource(Protocol):
-    """Where profiles come from: models.yaml and the folders of models. All of it blocks for milliseconds."""
+    """The source of profiles: models.yaml and the model folders. All methods block for milliseconds."""
 
     def profiles(self) -> list[ModelProfile]:
-        """As last read, and what lies in the folders now."""
+        """The profiles of models.yaml as last read, and of the folders now."""
 
     def reload(self, *, only_if_changed: bool) -> bool:
-        """Read models.yaml again; whether it had changed. Raises InvalidCatalog; the old one stays then."""
+        """Read models.yaml again; returns whether it had changed. On InvalidCatalog the old one stays."""
 
     def remarks(self) -> list[str]:
-        """What the operator should know of the settings and of the folders as last looked at."""
+        """Warnings about the settings and about the folders as last scanned."""
 
     def preview(self, name: str, changes: Mapping[str, Any]) -> ModelProfile:
-        """What `edit` would make of the model. Raises InvalidCatalog."""
+        """The profile that `edit` would result in. Raises InvalidCatalog."""
 
     def edit(self, name: str, changes: Mapping[str, Any]) -> None:
-        """Change a model's entry; None takes a key out. Raises InvalidCatalog."""
+        """Change a model's entry; None removes a key. Raises InvalidCatalog."""
 
 
-class _Look(NamedTuple):
-    """What the catalog and the folders hold at one moment."""
+class _CatalogSnapshot(NamedTuple):
+    """The catalog and the folders at one moment."""
 
     profiles: list[ModelProfile]
     problems: dict[str, str]  # by model
@@ -63,7 +63,7 @@ class _Look(NamedTuple):
 
 
 class ModelFiles:
-    """Keeps the fleet's profiles as the source has them."""
+    """Keeps the fleet's profiles in sync with the source."""
 
     def __init__(
         self,
@@ -72,31 +72,31 @@ class ModelFiles:
         list_gpus: Callable[[], Sequence[Gpu]],
         keys: KeyStore | None = None,
     ) -> None:
-        """`keys` are read again with the catalog."""
+        """`keys` are reloaded with the catalog."""
         self._fleet = fleet
         self._keys = keys or KeyStore(Keys())
         self._source = source
         self.list_gpus = list_gpus  # blocks for milliseconds
-        self.warnings: list[str] = []  # as last found
-        self._take(self._look())
+        self.warnings: list[str] = []  # of the last scan
+        self._apply(self._scan())
 
     async def refresh(self) -> frozenset[str]:
-        """Look at the folders again; the names of models that changed."""
-        return self._take(await asyncio.to_thread(self._look))
+        """Scan the folders again; returns the names of changed models."""
+        return self._apply(await asyncio.to_thread(self._scan))
 
     async def reload(self) -> frozenset[str]:
-        """Read everything again. Raises InvalidCatalog, and then the old catalog stays."""
+        """Read everything again. Raises InvalidCatalog and keeps the old catalog."""
         await asyncio.to_thread(self._source.reload, only_if_changed=False)
-        self.warnings = []  # who asks is told everything once more
+        self.warnings = []  # so that all warnings are logged again
         return await self.refresh()
 
     async def check_startable(self, model: Model) -> None:
-        """Raises ManagerError for what no start of the model could get over."""
+        """Raises ManagerError for a problem that would make any start of the model fail."""
         if model.profile is not None:
             await asyncio.to_thread(self._check_startable, model.profile)
 
     async def reload_all(self) -> frozenset[str]:
-        """The same, and the keys. What of both is right holds. Raises InvalidCatalog or InvalidKeyFile."""
+        """Reload the catalog and the keys; one error keeps only its own old state. Raises both's errors."""
         try:
             changed = await self.reload()
         except InvalidCatalog as error:
@@ -109,14 +109,14 @@ class ModelFiles:
         return changed
 
     async def edit(self, model: Model, changes: Mapping[str, Any]) -> None:
-        """Change the model's entry in models.yaml and follow it.
+        """Change the model's entry in models.yaml and apply it.
 
-        Raises InvalidCatalog; InvalidSpec for what its engine, and NoSuchDevice for what this machine doesn't
-        have. The file is as before then.
+        Raises InvalidCatalog, InvalidSpec for a flag its engine lacks, NoSuchDevice for a device this machine
+        lacks. The file is then unchanged.
         """
         _check_flags(model, changes)
         if changes.get("devices"):
-            # A file may be written for another machine; who asks this one means its GPUs.
+            # A file may be written for another machine, but this request is about this machine's GPUs.
             gpus = await asyncio.to_thread(self.list_gpus)
             choose_devices(gpus, 0, 0, changes["devices"])
         if model.profile is not None and model.profile.source is ModelSource.DISCOVERED:
@@ -125,7 +125,7 @@ class ModelFiles:
         await self.refresh()
 
     def _edit(self, name: str, changes: Mapping[str, Any]) -> None:
-        """Write it, unless the engine would refuse a flag that the entry would then have."""
+        """Write the changes, unless the engine would reject a flag of the resulting entry."""
         profile = self._source.preview(name, changes)
         try:
             self._check_startable(profile)
@@ -134,11 +134,11 @@ class ModelFiles:
             if where == "params" and flag in profile.params:
                 raise
         except ManagerError:
-            pass  # not for these changes to mend
+            pass  # not caused by these changes
         self._source.edit(name, changes)
         self._source.reload(only_if_changed=False)
 
-    def _look(self) -> _Look:
+    def _scan(self) -> _CatalogSnapshot:
         profiles, config = self._source.profiles(), self._fleet.manager.config
         gpus = self.list_gpus() if any(profile.devices for profile in profiles) else ()
         problems = {
@@ -146,17 +146,17 @@ class ModelFiles:
             for profile in profiles
             if (problem := problem_of(profile, config, gpus)) is not None
         }
-        return _Look(profiles, problems, [*self._source.remarks(), *grouped_problems(problems)])
+        return _CatalogSnapshot(profiles, problems, [*self._source.remarks(), *grouped_problems(problems)])
 
-    def _take(self, look: _Look) -> frozenset[str]:
-        """Hand on what was found; what wasn't said before is said now."""
-        for line in look.warnings:
+    def _apply(self, snapshot: _CatalogSnapshot) -> frozenset[str]:
+        """Apply a snapshot, and log its new warnings."""
+        for line in snapshot.warnings:
             if line not in self.warnings:
                 logger.warning("%s", line)
-        self.warnings = look.warnings
-        changed = self._fleet.set_profiles(look.profiles)
+        self.warnings = snapshot.warnings
+        changed = self._fleet.set_profiles(snapshot.profiles)
         for model in self._fleet.models:
-            model.start_problem = look.problems.get(model.name)
+            model.start_problem = snapshot.problems.get(model.name)
         return changed
 
     def _check_startable(self, profile: ModelProfile) -> None:
@@ -165,7 +165,7 @@ class ModelFiles:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Follow changes of the file and the folders."""
+        """Watch the file and the folders for changes."""
         watcher = asyncio.create_task(self._watch(), name="catalog")
         try:
             yield
@@ -174,35 +174,35 @@ class ModelFiles:
             await asyncio.wait((watcher,))
 
     async def _watch(self) -> None:
-        for look in itertools.count(1):
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+        for check in itertools.count(1):
+            await asyncio.sleep(_CHECK_INTERVAL_S)
             try:
                 changed = await asyncio.to_thread(self._source.reload, only_if_changed=True)
-                if changed or look % _DISCOVER_EVERY == 0:
+                if changed or check % _DISCOVER_EVERY == 0:
                     names = await self.refresh()
                     if names:
-                        logger.info("models have changed: %s", ", ".join(sorted(names)))
+                        logger.info("models changed: %s", ", ".join(sorted(names)))
             except InvalidCatalog as error:
-                logger.error("%s; the catalog stays as it was", error)
-            await self._look_at_keys()
+                logger.error("%s; keeping the previous catalog", error)
+            await self._check_keys()
 
-    async def _look_at_keys(self) -> None:
+    async def _check_keys(self) -> None:
         try:
             if await asyncio.to_thread(self._keys.reload_if_changed):
-                logger.info("the keys have changed")
+                logger.info("the API keys changed")
         except InvalidKeyFile as error:
-            logger.error("%s; the keys stay as they were", error)
+            logger.error("%s; keeping the previous API keys", error)
 
 
 def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:
-    """Raise InvalidSpec for flags of a model that has none."""
+    """Raise InvalidSpec for flags of a model whose engine takes none."""
     if model.profile is None or model.profile.engine != "command":
         return
     for name in _FLAGS:
         if changes.get(name):
             raise InvalidSpec(
-                f"model {model.name!r} is run by a command of its own, which gets no flags from Berth: "
-                f"write what {name} is to say into its `command` in models.yaml",
+                f"model {model.name!r} is run by its own command, to which Berth adds no flags: "
+                f"put {name} into its `command` in models.yaml",
                 param=name,
             )
 
@@ -215,16 +215,16 @@ class ModelPatch(BaseModel):
     devices: list[Device] | None = Field(None, description="GPUs by number or UUID")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     max_model_len: StrictInt | None = Field(None, ge=1)
-    timeout: Seconds | None = Field(None, description="Seconds of idleness; 0 = never")
+    timeout: Seconds | None = Field(None, description="Idle time-out in seconds; 0 = never")
     pinned: StrictBool | None = None
     params: dict[str, Any] | None = Field(
         None,
-        description="Merged into those it has; null removes one, null in place of the object all",
+        description="Merged into the existing ones; null as a value removes one, null for the object all",
     )
 
 
 def _as_written(value: Any) -> Any:
-    """600, not 600.0: as somebody would write it."""
+    """600, not 600.0: as a person would write it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -241,9 +241,9 @@ def _fleet(request: Request) -> Fleet:
 Files = Annotated[ModelFiles, Depends(_files)]
 
 
-@router.post("/reload", summary="Read models.yaml, the models' folders and the file of keys again")
+@router.post("/reload", summary="Reload models.yaml, the model folders and the API keys file")
 async def reload_catalog(files: Files, fleet: Annotated[Fleet, Depends(_fleet)]) -> dict[str, Any]:
-    """What runs goes on as it was started. `warnings`: what can't be started, or was looked for in vain."""
+    """Running engines are not affected. `warnings`: models that can't be started, and missing folders."""
     changed = await files.reload_all()
     return {"models": len(fleet.models), "changed": sorted(changed), "warnings": files.warnings}
 
@@ -254,17 +254,17 @@ async def patch_model(
     body: ModelPatch,
     files: Files,
     fleet: Annotated[Fleet, Depends(_fleet)],
-    restart: Annotated[bool, Query(description="Start what runs again, as it is now")] = False,
+    restart: Annotated[bool, Query(description="Restart running replicas with the new entry")] = False,
 ) -> dict[str, Any]:
-    """What isn't named stays, of `params` too; comments in the file stay. Holds from the next start on."""
+    """Omitted fields stay, also within `params`, as do the file's comments. Applies at the next start."""
     model = fleet.find(name)
     changes = body.model_dump(exclude_unset=True)
     await files.edit(model, {key: _as_written(value) for key, value in changes.items()})
     if restart:
         await files.check_startable(model)
         live = model.live
-        for one in live:
-            await fleet.manager.stop(one.instance_id)
+        for instance in live:
+            await fleet.manager.stop(instance.instance_id)
         if live:
             fleet.request_start(model)
     return model_record(model)
@@ -277,16 +277,16 @@ async def delete_model(
     request: Request,
     fleet: Annotated[Fleet, Depends(_fleet)],
 ) -> None:
-    """Its entry in models.yaml stays; a folder of MODEL_DIRS is never touched."""
+    """Its entry in models.yaml stays; folders in MODEL_DIRS are never touched."""
     pulls: Pulls = request.app.state.pulls
     model = fleet.find(name)
     if model.profile is not None and model.profile.source is ModelSource.CATALOG and model.live:
-        raise WrongState(f"model {name!r} is in use: stop it first")
+        raise WrongState(f"model {name!r} is running; stop it first")
     config = fleet.manager.config
     await remove_model(
         name,
         env=config.engine_env,
         model_dirs=config.model_dirs,
-        in_use=lambda one: bool(model.live) or pulls.is_pulling(one),
+        in_use=lambda repository: bool(model.live) or pulls.is_pulling(repository),
     )
     await files.refresh()

@@ -1,4 +1,4 @@
-"""What routes are given: the objects that app.py has put on the application's state."""
+"""Dependencies of the routes: the objects that app.py has put on the application's state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`GET /docs`: every route on one page, made here of the OpenAPI document.
+"""`GET /docs`: every route on one page, rendered from the OpenAPI document.
 
-Nothing is loaded, from Berth or from anywhere else: it works without a network, and its policy lets the
-browser do nothing but show it.
+The page loads nothing, from Berth or elsewhere: it works without a network, and its Content-Security-Policy
+forbids everything but its own style.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Json = Mapping[str, Any]
 
 
 def render(document: Json) -> str:
-    """The page of an OpenAPI document."""
+    """Render an OpenAPI document as a page."""
     info = document["info"]
     groups: dict[str, list[str]] = {}
     for path, methods in document["paths"].items():
@@ -54,7 +54,7 @@ def render(document: Json) -> str:
         f"<title>{escape(info['title'])}</title><style>{_STYLE}</style>"
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>"
         f"<p>{_text(info.get('description', ''))}</p>"
-        '<p>Every GET answers HEAD, too. As a document: <a href="openapi.json">openapi.json</a></p>'
+        '<p>Every GET route also accepts HEAD. As a document: <a href="openapi.json">openapi.json</a></p>'
         f"{''.join(routes)}<h2>Bodies</h2>{''.join(bodies)}</html>"
     )
 
@@ -62,8 +62,8 @@ def render(document: Json) -> str:
 def _operation(method: str, path: str, operation: Json) -> str:
     description = operation.get("description", "")
     fields = [
-        _row(one["name"], one["schema"], one["in"], bool(one.get("required")), one)
-        for one in _params(operation)
+        _row(param["name"], param["schema"], param["in"], bool(param.get("required")), param)
+        for param in _params(operation)
     ]
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         fields.append(_row("body", content.get("schema", {}), media_type, True, {}))
@@ -112,12 +112,12 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _text(text: str) -> str:
-    """Prose, whose `code` is shown as such."""
+    """Prose with its `code` marked up."""
     return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def describe(schema: Json) -> str:
-    """A JSON schema in few words: `integer ≥ 1`, `string | array of string | null`."""
+    """A JSON schema in short: `integer ≥ 1`, `string | array of string | null`."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     for union in ("anyOf", "oneOf"):

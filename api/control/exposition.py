@@ -1,7 +1,7 @@
-"""Many programs' metrics as one page: Prometheus's text format (0.0.4), read, relabelled and grouped.
+"""Merges several programs' metrics into one page, in Prometheus's text format (0.0.4).
 
-What comes in is whatever engines print. What goes out is valid: a line that isn't is left out and counted, a
-family comes once with one HELP and one TYPE, and no two samples have the same name and labels.
+The input is whatever engines print. The output is valid: invalid lines are left out and counted, each family
+occurs once with one HELP and one TYPE, and no two samples have the same name and labels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _TYPES = frozenset({"counter", "gauge", "histogram", "summary", "untyped"})
 _PARTS = {"_bucket": ("histogram",), "_sum": ("histogram", "summary"), "_count": ("histogram", "summary")}
-_OWN_PREFIX = "berth_"  # such a name is Berth's to give; an engine's would pass for it
+_OWN_PREFIX = "berth_"  # reserved for Berth; an engine's sample could pass for Berth's
 
-# A thread that only computes lets the event loop wait for 5 ms each time; so it steps aside now and then.
+# A computing thread delays the event loop by 5 ms at a time, so it yields now and then.
 _PAUSE_EVERY = 200  # lines, which take less than a millisecond
 _PAUSE_S = 20e-6
 
@@ -26,7 +26,7 @@ _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _PLAIN = r'[^"\\\x00-\x08\n-\x1f\x7f]*'
 _LABEL = rf'([a-zA-Z_][a-zA-Z0-9_]*)="({_PLAIN}(?:\\[\\"n]{_PLAIN})*)"'
 _UNGROUPED = _LABEL.replace("([", "(?:[")
-_DIGITS = "[0-9]{1,40}"  # `\\d` would take those of all scripts
+_DIGITS = "[0-9]{1,40}"  # `\\d` would match digits of all scripts
 _NUMBER = rf"(?:{_DIGITS}(?:\.[0-9]{{0,40}})?|\.{_DIGITS})(?:[eE][+-]?[0-9]{{1,4}})?"
 _VALUE = rf"[+-]?(?:{_NUMBER}|[iI]nf|NaN)"
 _BLOCK = rf"\{{((?:{_UNGROUPED}(?:,[ \t]*{_UNGROUPED})*,?)?)\}}"
@@ -40,7 +40,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def escaped(value: str) -> str:
-    """A label's value as it stands between quotes."""
+    """A label's value, escaped for use between quotes."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
@@ -59,13 +59,13 @@ class Exposition:
         self._owners: dict[str, str] = {}  # the family that a sample's name belongs to
 
     def add_own(self, text: str) -> None:
-        """Berth's own page, as it is, with families that have no sample yet; it comes first."""
+        """Add Berth's own page unchanged, including families without samples; call it first."""
         self._add(text, {}, is_own=True)
 
     def add(self, text: str, labels: Mapping[str, str]) -> int:
-        """Another program's page, each sample with `labels`; the number of its lines that were left out.
+        """Add another program's page, each sample with `labels`; returns the number of lines left out.
 
-        Where a sample has such a label already, its own is renamed to `exported_…`, as Prometheus does.
+        A sample's own label of the same name is renamed to `exported_…`, as Prometheus does.
         """
         return self._add(text, labels, is_own=False)
 
@@ -81,7 +81,7 @@ class Exposition:
 
     def _add(self, text: str, labels: Mapping[str, str], *, is_own: bool) -> int:
         added = [f'{name}="{escaped(value)}"' for name, value in labels.items()]
-        types: dict[str, str] = {}  # as this page has them
+        types: dict[str, str] = {}  # of this page
         helps: dict[str, str] = {}
         left_out = 0
         for number, line in enumerate(text.split("\n"), start=1):
@@ -115,7 +115,7 @@ class Exposition:
         return left_out
 
     def _family(self, sample: str, types: Mapping[str, str], helps: Mapping[str, str]) -> _Family | None:
-        """Where a sample belongs; None where others have used its name for something else."""
+        """The family of a sample; None if its name is already used for another family."""
         name = _family_name(sample, types)
         kind = types.get(name, "untyped")
         if self._owners.setdefault(sample, name) != name or (kind == "histogram" and sample == name):
@@ -135,7 +135,7 @@ def _family_name(sample: str, types: Mapping[str, str]) -> str:
 
 
 def _read_comment(line: str, types: dict[str, str], helps: dict[str, str]) -> None:
-    """Of a name's several HELP or TYPE lines the first holds."""
+    """Read a HELP or TYPE line; the first one of a name counts."""
     found = _COMMENT_LINE.fullmatch(line)
     if found is None:
         return
@@ -147,12 +147,12 @@ def _read_comment(line: str, types: dict[str, str], helps: dict[str, str]) -> No
 
 
 def _plain_help(text: str) -> str:
-    """As it may stand in a line: of backslashes only those of escapes, no control characters."""
+    """Valid text for a HELP line: backslashes only in escapes, no control characters."""
     return _CONTROL.sub(" ", _BACKSLASH.sub(lambda found: found[0] if found[1] else r"\\", text))
 
 
 def _is_in_range(value: str) -> bool:
-    """Whether it is a number, and for those who read pages no error: more than a double holds is one."""
+    """Whether the value fits a double: parsers of the page reject larger ones."""
     return "n" in value.lower() or math.isfinite(float(value))
 
 
@@ -165,9 +165,9 @@ def _is_number(value: str) -> bool:
 
 
 def _relabelled(block: str, taken: Mapping[str, str], kind: str) -> list[str] | None:
-    """A sample's own labels, out of the way of `taken`; None where a name is reserved or comes twice.
+    """A sample's own labels, renamed if in `taken`; None if a name is reserved or occurs twice.
 
-    `kind` is its family's: the labels that tell bounds have to be numbers.
+    `kind` is its family's type: labels for bounds and quantiles must be numbers.
     """
     numeric = _NUMERIC_LABELS.get(kind)
     if any(name == numeric and not _is_number(value) for name, value in _LABELS.findall(block)):

@@ -1,7 +1,7 @@
-"""HEAD wherever there is a GET: the same head, and no body (RFC 9110, section 9.3.2).
+"""HEAD for every GET route: the same head without a body (RFC 9110, section 9.3.2).
 
-FastAPI's routes know only the methods that they name. A GET is run in the HEAD's stead; what it would stream
-is ended with its head, so that a HEAD of something endless ends too.
+FastAPI's routes accept only the methods they name. The GET route runs instead and is ended after its head, so
+that a HEAD of an endless stream ends too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from api.http.asgi import App, Message, Receive, Scope, Send
 
 
 class HeadRequests:
-    """An ASGI middleware that asks `app` to GET what is to be looked at by HEAD."""
+    """An ASGI middleware that runs HEAD requests as GET and drops the body."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -23,7 +23,7 @@ class HeadRequests:
         async def send_head(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await send(message)
-                # Now it is complete, so `receive` tells whoever streams that nobody listens.
+                # The response is complete now, so `receive` reports a disconnect to a streaming route.
                 await send({"type": "http.response.body"})
 
         await self._app({**scope, "method": "GET"}, receive, send_head)

@@ -1,4 +1,4 @@
-"""`/instances`: create, read, change, stop, start, restart and delete. Thin: the manager decides."""
+"""`/instances`: create, read, change, stop, start, restart and delete. A thin layer over the manager."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ Wait = Annotated[
 ]
 IdempotencyKey = Annotated[
     str | None,
-    Header(min_length=1, max_length=255, description="The same key again gives the same instance, for a day"),
+    Header(
+        min_length=1,
+        max_length=255,
+        description="A request with the same key returns the same instance, for one day",
+    ),
 ]
 Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
 
@@ -47,11 +51,11 @@ async def create_instance(
     wait: Wait = 0,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Answers at once with the record in `starting`; with `wait`, when it runs or has failed."""
+    """Returns at once with the record in `starting`; with `wait`, once it is running or has failed."""
     devices = body.devices
-    if devices:  # an engine that doesn't find its GPU would run on the CPU, and nobody would know
+    if devices:  # an engine that does not find its GPU would silently run on the CPU
         gpus = await asyncio.to_thread(request.app.state.model_files.list_gpus)
-        devices = list(choose_devices(gpus, 0, 0, devices))  # numbers are within CUDA_VISIBLE_DEVICES
+        devices = list(choose_devices(gpus, 0, 0, devices))  # numbers refer to CUDA_VISIBLE_DEVICES
     instance = await manager.create_once(_spec(body, config, devices), _of_caller(idempotency_key, request))
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)
@@ -62,45 +66,47 @@ async def list_instances(
     manager: Manager,
     status: InstanceState | None = None,
     model: str | None = None,
-    include_ended: Annotated[bool, Query(alias="all", description="Stopped and failed ones too")] = False,
+    include_ended: Annotated[
+        bool, Query(alias="all", description="Include stopped and failed instances")
+    ] = False,
 ) -> InstanceList:
-    """Also those of other Berths that share the state, each with its `owner`."""
+    """Includes those of other nodes that share the state store, each with its `owner`."""
     found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
-    elsewhere = [
-        peer_instance_json(one, is_alive=is_alive)
-        for one, is_alive in await manager.state.instances_of_peers()
-        if (status is None or one.state == status)
-        and (model is None or model in (one.model_name, one.served_model_name))
-        and (include_ended or status is not None or not one.state.is_terminal)
+    remote = [
+        peer_instance_json(record, is_alive=is_alive)
+        for record, is_alive in await manager.state.instances_of_peers()
+        if (status is None or record.state == status)
+        and (model is None or model in (record.model_name, record.served_model_name))
+        and (include_ended or status is not None or not record.state.is_terminal)
     ]
-    return InstanceList(data=[*(instance.record() for instance in found), *elsewhere])
+    return InstanceList(data=[*(instance.record() for instance in found), *remote])
 
 
-@router.get("/{instance_id}", summary="Read an instance's record")
+@router.get("/{instance_id}", summary="Get an instance's record")
 async def get_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     try:
         return manager.get(instance_id).record()
     except InstanceNotFound:
-        for one, is_alive in await manager.state.instances_of_peers():
-            if one.instance_id == instance_id:
-                return peer_instance_json(one, is_alive=is_alive)
+        for record, is_alive in await manager.state.instances_of_peers():
+            if record.instance_id == instance_id:
+                return peer_instance_json(record, is_alive=is_alive)
         raise
 
 
-@router.patch("/{instance_id}", summary="Change its time-out, pin or unpin it")
+@router.patch("/{instance_id}", summary="Change an instance's idle time-out, pin or unpin it")
 async def patch_instance(instance_id: str, body: InstancePatch, manager: Manager) -> dict[str, Any]:
     return manager.patch(instance_id, idle_timeout_s=body.timeout, pinned=body.pinned).record()
 
 
-@router.delete("/{instance_id}", status_code=204, summary="Stop an instance and forget it")
+@router.delete("/{instance_id}", status_code=204, summary="Stop an instance and delete its record")
 async def delete_instance(instance_id: str, manager: Manager, force: Force = False) -> None:
-    """Drains first, unless forced; answers when the engine's whole process group is gone."""
+    """Drains first, unless forced; returns once the engine's whole process group has ended."""
     await manager.delete(instance_id, force=force)
 
 
 @router.post("/{instance_id}/stop", summary="Stop the engine, keep the instance")
 async def stop_instance(instance_id: str, manager: Manager, force: Force = False) -> dict[str, Any]:
-    """One that has failed is stopped then; events still tell of the failure."""
+    """A failed instance becomes stopped; the failure stays in the events."""
     return (await manager.stop(instance_id, force=force)).record()
 
 
@@ -114,15 +120,15 @@ async def restart_instance(instance_id: str, manager: Manager, wait: Wait = 0) -
     return await _settled(manager, await manager.restart(instance_id), wait)
 
 
-@router.post("/{instance_id}/sleep", summary="Give memory back; a request wakes it again")
+@router.post("/{instance_id}/sleep", summary="Put the engine to sleep to free memory; a request wakes it")
 async def sleep_instance(instance_id: str, manager: Manager, level: SleepLevel = 1) -> dict[str, Any]:
-    """Drains first; answers when the engine sleeps, or at level 3 has ended."""
+    """Drains first; returns once the engine sleeps or, at level 3, has ended."""
     if level == STOP_LEVEL:
         return (await manager.stop(instance_id)).record()
     return (await manager.sleep(instance_id, level)).record()
 
 
-@router.post("/{instance_id}/wake", summary="Take the memory back and serve")
+@router.post("/{instance_id}/wake", summary="Wake a sleeping engine")
 async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     instance = await manager.wake(instance_id)
     if instance.failure is not None:
@@ -131,7 +137,7 @@ async def wake_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
 
 
 async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dict[str, Any]:
-    """The record, after waiting up to `wait_s` for the start. Raises what the start has failed of."""
+    """The record, after waiting up to `wait_s` for the start. Raises the start's failure."""
     if wait_s > 0:
         instance = await manager.wait_ready(instance.instance_id, wait_s)
         if instance.failure is not None:
@@ -140,7 +146,7 @@ async def _settled(manager: Manager, instance: Instance, wait_s: Seconds) -> dic
 
 
 def _of_caller(idempotency_key: str | None, request: Request) -> str | None:
-    """Two callers may hit on the same: each has its own."""
+    """The key within the caller's own namespace: two callers may choose the same one."""
     tenant = caller_of(request.scope).tenant
     return f"{tenant}/{idempotency_key}" if tenant and idempotency_key is not None else idempotency_key
 

@@ -1,4 +1,4 @@
-"""`GET /metrics`: Berth's figures and its engines' on one page, and where Prometheus finds single engines."""
+"""`GET /metrics`: the metrics of Berth and its engines on one page, and targets for single engines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from api.control.deps import Manager
+from api.control.error_response import error_response
 from api.control.exposition import CONTENT_TYPE, Exposition
 from api.control.scrape import EngineTarget, Scrape, ScrapeFailure, scrape_engines
 from api.gateway.response_cache import ResponseCache
@@ -28,7 +29,7 @@ router = APIRouter(tags=["operations"])
 
 
 class MetricsPage:
-    """Gathers on the event loop, whose figures these are, and writes the page in a thread."""
+    """Collects metrics on the event loop, which owns them, and renders the page in a thread."""
 
     def __init__(
         self,
@@ -46,10 +47,10 @@ class MetricsPage:
         self._version = version
         self._process = ProcessCollector(registry=None)
         self._failures: Counter[ScrapeFailure] = Counter()
-        self.cache: ResponseCache | None = None  # None = there is none, and its figures are 0
+        self.cache: ResponseCache | None = None  # None = disabled, its metrics are 0
 
     async def render(self, *, with_engines: bool) -> str:
-        """The whole page."""
+        """Render the whole page."""
         targets = self.targets() if with_engines else []
         leaders = self._state.leaders()
         memory, scrapes = await asyncio.gather(
@@ -62,8 +63,8 @@ class MetricsPage:
         return await asyncio.to_thread(self._write, families, scrapes)
 
     def targets(self) -> list[EngineTarget]:
-        """The instances that take requests."""
-        found = (EngineTarget.of(one) for one in self._fleet.manager.list())
+        """The instances that accept requests."""
+        found = (EngineTarget.of(instance) for instance in self._fleet.manager.list())
         return [target for target in found if target is not None]
 
     def _about_cache(self) -> Iterable[Metric]:
@@ -72,24 +73,28 @@ class MetricsPage:
         return (
             CounterMetricFamily("berth_response_cache_hits", "Requests answered from the cache.", hits),
             CounterMetricFamily(
-                "berth_response_cache_misses", "Requests that might have been, and were not.", misses
+                "berth_response_cache_misses", "Cacheable requests not in the cache.", misses
             ),
-            GaugeMetricFamily("berth_response_cache_bytes", "What the cache of answers holds.", size),
+            GaugeMetricFamily("berth_response_cache_bytes", "Size of the response cache.", size),
         )
 
     def _about_engines(self, scrapes: Sequence[Scrape]) -> Iterable[Metric]:
-        info = GaugeMetricFamily("berth_build_info", "1, with Berth's version.", labels=["version"])
+        info = GaugeMetricFamily(
+            "berth_build_info", "Constant 1, labelled with Berth's version.", labels=["version"]
+        )
         info.add_metric([self._version], 1)
         success = GaugeMetricFamily(
             "berth_engine_scrape_success",
-            "1 where an engine's own metrics are on this page, 0 where it gave none in time.",
+            "1 if an engine's own metrics are on this page, 0 if they could not be scraped.",
             labels=["instance", "model"],
         )
         seconds = GaugeMetricFamily(
-            "berth_engine_scrape_seconds", "How long it took to get them.", labels=["instance", "model"]
+            "berth_engine_scrape_seconds", "Time to scrape an engine's metrics.", labels=["instance", "model"]
         )
         failures = CounterMetricFamily(
-            "berth_engine_scrape_failures", "Engines left out of this page, by why.", labels=["reason"]
+            "berth_engine_scrape_failures",
+            "Engines whose metrics could not be scraped, by reason.",
+            labels=["reason"],
         )
         for scrape in scrapes:
             names = list(scrape.target.labels.values())
@@ -104,7 +109,7 @@ class MetricsPage:
         page.add_own(_text_of([*families, *self._process.collect()]))
         left_out = GaugeMetricFamily(
             "berth_engine_scrape_lines_left_out",
-            "Lines of an engine's metrics that were no valid samples, or not its to give.",
+            "Lines of an engine's metrics that were invalid or used reserved names.",
             labels=["instance", "model"],
         )
         for scrape in scrapes:
@@ -116,7 +121,7 @@ class MetricsPage:
 
 
 class _Families(Collector):
-    """Collected before; `generate_latest` wants a registry."""
+    """Collected metrics as a collector, as `generate_latest` takes a registry."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -139,12 +144,12 @@ def _page(request: Request) -> MetricsPage:
 Page = Annotated[MetricsPage, Depends(_page)]
 
 
-@router.get("/metrics", summary="Prometheus metrics: Berth's, and those of all running engines")
+@router.get("/metrics", summary="Prometheus metrics of Berth and all running engines")
 async def metrics(page: Page, engines: bool = True) -> Response:
     return Response(await page.render(with_engines=engines), media_type=CONTENT_TYPE)
 
 
-@router.get("/metrics/targets", summary="The running engines, for Prometheus's HTTP service discovery")
+@router.get("/metrics/targets", summary="Running engines, for Prometheus's HTTP service discovery")
 async def targets(request: Request, page: Page) -> list[dict[str, Any]]:
     return [
         {
@@ -160,16 +165,19 @@ async def targets(request: Request, page: Page) -> list[dict[str, Any]]:
 
 
 @router.get(
-    "/metrics/instances/{instance_id}", summary="One engine's own metrics; neither wakes nor keeps it"
+    "/metrics/instances/{instance_id}",
+    summary="One engine's own metrics; neither wakes it nor resets its idle time",
 )
 async def instance_metrics(instance_id: str, manager: Manager) -> Response:
     instance = manager.get(instance_id)
     target = EngineTarget.of(instance)
     if target is None:
-        raise InstanceNotRunning(f"instance {instance_id!r} is {instance.state}; only what runs has metrics")
+        raise InstanceNotRunning(
+            f"instance {instance_id!r} is {instance.state}; only a running one has metrics"
+        )
     (scrape,) = await scrape_engines([target])
     if scrape.failure is not None:
-        return _response(_no_metrics(instance_id, scrape.failure))
+        return error_response(_no_metrics(instance_id, scrape.failure))
     page = Exposition()
     await asyncio.to_thread(page.add, scrape.text, {})
     return Response(page.render(), media_type=CONTENT_TYPE)
@@ -177,18 +185,12 @@ async def instance_metrics(instance_id: str, manager: Manager) -> Response:
 
 def _no_metrics(instance_id: str, failure: ScrapeFailure) -> ApiError:
     status = 504 if failure is ScrapeFailure.TIMEOUT else 502
-    message = f"the engine of instance {instance_id!r} gave no metrics: {failure.value}"
+    message = f"the metrics of instance {instance_id!r} could not be scraped: {failure.value}"
     return api_error(status, message, "server_error", code="no_engine_metrics")
 
 
-def _response(error: ApiError) -> Response:
-    response = Response(error.body, error.status)
-    response.raw_headers = list(error.headers)
-    return response
-
-
 def _own_address(request: Request) -> str:
-    """Host and port that whoever asks has reached us by."""
+    """The host and port by which the client has reached us."""
     port = request.url.port or (443 if request.url.scheme == "https" else 80)
     host = request.url.hostname or "localhost"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

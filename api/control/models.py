@@ -1,4 +1,4 @@
-"""Models by name: what can be asked for, and bringing it up or down. `/v1/models` is OpenAI's list of it."""
+"""Models by name: list, start, stop, sleep and wake. `/v1/models` is OpenAI's list."""
 
 from __future__ import annotations
 
@@ -36,91 +36,93 @@ Wait = Annotated[
 ]
 
 
-@router.get("/v1/models/", include_in_schema=False)  # as clients with a slash too many ask
+@router.get("/v1/models/", include_in_schema=False)  # for clients that add a slash
 @router.get("/v1/models", summary="OpenAI's list of models, with `status`")
 async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
-    """Those that the caller's key is good for; also those that other Berths on the same state serve."""
+    """The models that the caller's key may use, including those of other nodes on the same state store."""
     caller = caller_of(request.scope)
-    here = [entry for one in fleet.models if may_use(request.scope, one) for entry in openai_entries(one)]
-    elsewhere = [
-        entry_elsewhere(name, record)
+    local = [
+        entry for model in fleet.models if may_use(request.scope, model) for entry in openai_entries(model)
+    ]
+    remote = [
+        remote_entry(name, record)
         for name, record in sorted(fleet.manager.peers.models().items())
         if not is_listed(fleet, name) and caller.may_use((name, *names_of(record)))
     ]
-    return {"object": "list", "data": [_shown(entry, request.scope) for entry in (*here, *elsewhere)]}
+    return {"object": "list", "data": [_shown(entry, request.scope) for entry in (*local, *remote)]}
 
 
-@router.get("/v1/models/{name:path}", summary="One of them")
+@router.get("/v1/models/{name:path}", summary="Get one model of OpenAI's list")
 async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[str, Any]:
     if not is_listed(fleet, name):
         record = fleet.manager.peers.models().get(name)
         if record is not None and caller_of(request.scope).may_use((name, *names_of(record))):
-            return _shown(entry_elsewhere(name, record), request.scope)
+            return _shown(remote_entry(name, record), request.scope)
     model = fleet.find(name)
     if not may_use(request.scope, model):
-        raise ModelNotFound(f"model {name!r} is not among those that this key is good for", param="model")
+        raise ModelNotFound(f"this API key may not use model {name!r}; see GET /v1/models", param="model")
     entry = next(entry for entry in openai_entries(model, name) if entry["id"] == name)
     return _shown(entry, request.scope)
 
 
 def _shown(entry: dict[str, Any], scope: Scope) -> dict[str, Any]:
-    """Where a model lies on this machine is the operator's to know."""
+    """Hide the model's path on this machine from callers who are not admins."""
     is_path = "/" in entry["root"] and PurePath(entry["root"]).is_absolute()
     return entry if is_admin(scope) or not is_path else entry | {"root": entry["id"]}
 
 
-@router.get("/models", summary="Models, and what Berth knows of them")
+@router.get("/models", summary="List models with everything Berth knows about them")
 async def list_models(fleet: Models) -> dict[str, Any]:
     return {"object": "list", "data": [model_record(model) for model in fleet.models]}
 
 
-@router.get("/models/{name:path}", summary="One of them")
+@router.get("/models/{name:path}", summary="Get one model's record")
 async def get_model(name: str, fleet: Models) -> dict[str, Any]:
     return model_record(fleet.find(name))
 
 
-@router.post("/models/{name:path}/start", summary="Bring a replica up unless one runs")
+@router.post("/models/{name:path}/start", summary="Start a replica unless one is running")
 async def start_model(name: str, fleet: Models, wait: Wait = 0) -> dict[str, Any]:
     model = fleet.find(name)
     model.reset_backoff()
     return await _up(fleet, model, wait)
 
 
-@router.post("/models/{name:path}/wake", summary="Wake it, if it sleeps")
+@router.post("/models/{name:path}/wake", summary="Wake the model if it sleeps")
 async def wake_model(name: str, fleet: Models, wait: Wait = 600) -> dict[str, Any]:
     return await _up(fleet, fleet.find(name), wait)
 
 
-@router.post("/models/{name:path}/sleep", summary="Put its replicas to sleep; a request wakes one")
+@router.post("/models/{name:path}/sleep", summary="Put the model's replicas to sleep; a request wakes one")
 async def sleep_model(name: str, fleet: Models, manager: Manager, level: SleepLevel = 1) -> dict[str, Any]:
     model = fleet.find(name)
     if level == STOP_LEVEL:
         await fleet.stop(model)
         return model_record(model)
     if not model.live:
-        raise WrongState(f"model {name!r} can't be put to sleep: it doesn't run")
-    for one in model.live:
-        await manager.sleep(one.instance_id, level)
+        raise WrongState(f"model {name!r} can't be put to sleep, as it is not running")
+    for instance in model.live:
+        await manager.sleep(instance.instance_id, level)
     return model_record(model)
 
 
-@router.post("/models/{name:path}/stop", summary="Stop its replicas; a request starts one again")
+@router.post("/models/{name:path}/stop", summary="Stop the model's replicas; a request starts one again")
 async def stop_model(name: str, fleet: Models, force: bool = False) -> dict[str, Any]:
-    """A model that has failed is stopped then, and its next start isn't put off any more."""
+    """A failed model becomes stopped, and the delay before its next start is reset."""
     model = fleet.find(name)
     await fleet.stop(model, force=force)
     return model_record(model)
 
 
-@router.post("/models/{name:path}/restart", summary="End its replicas and start them again")
+@router.post("/models/{name:path}/restart", summary="Stop the model's replicas and start one again")
 async def restart_model(
     name: str, fleet: Models, manager: Manager, request: Request, wait: Wait = 0
 ) -> dict[str, Any]:
-    """With the catalog's present profile; where that can't be started, what runs goes on."""
+    """Uses the catalog's current profile; if that can't be started, running replicas are left alone."""
     model = fleet.find(name)
     await request.app.state.model_files.check_startable(model)
-    for one in model.live:
-        await manager.stop(one.instance_id)
+    for instance in model.live:
+        await manager.stop(instance.instance_id)
     model.reset_backoff()
     return await _up(fleet, model, wait)
 
@@ -135,13 +137,13 @@ async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
 
 
 def is_listed(fleet: Fleet, name: str) -> bool:
-    """Whether a name is among those that this Berth itself lists."""
+    """Whether this node itself lists a model of this name."""
     model = fleet.known(name)
     return model is not None and model.is_listed
 
 
 def openai_entries(model: Model, *names: str) -> list[dict[str, Any]]:
-    """A model under each of its names, and these besides: an alias's root and parent are the model."""
+    """Entries for all names of a model and `names`; an alias's root and parent are the model."""
     entry = openai_entry(model)
     others = dict.fromkeys((*(model.profile.other_names if model.profile else ()), *names))
     others.pop(model.name, None)
@@ -149,11 +151,11 @@ def openai_entries(model: Model, *names: str) -> list[dict[str, Any]]:
 
 
 def openai_entry(model: Model) -> dict[str, Any]:
-    """As OpenAI and vLLM list a model."""
+    """A model in the format of OpenAI and vLLM."""
     profile = model.profile
     replica = next(iter(model.replicas.values()), None)
     limit = (replica.plan.params if replica else profile.params if profile else {}).get("max_model_len")
-    created = min((one.created_at for one in model.replicas.values()), default=0)
+    created = min((instance.created_at for instance in model.replicas.values()), default=0)
     return {
         "id": model.name,
         "object": "model",
@@ -167,8 +169,8 @@ def openai_entry(model: Model) -> dict[str, Any]:
     }
 
 
-def entry_elsewhere(name: str, record: InstanceRecord) -> dict[str, Any]:
-    """The same for a model that is not known here but to another Berth, by one of its names."""
+def remote_entry(name: str, record: InstanceRecord) -> dict[str, Any]:
+    """The same for a model that only another node knows, by one of its names."""
     model = names_of(record)[0]
     is_alias = record.spec.profile is not None and name != model
     return {
@@ -185,12 +187,14 @@ def entry_elsewhere(name: str, record: InstanceRecord) -> dict[str, Any]:
 
 
 def model_record(model: Model) -> dict[str, Any]:
-    """All that is known. Points in time are seconds since the epoch."""
+    """Everything known about a model. Times are seconds since the epoch."""
     profile = model.profile
     replicas = list(model.replicas.values())
     live = model.live
     latest = replicas[-1] if replicas else None
-    failure = next((one.failure for one in reversed(replicas) if one.failure is not None), None)
+    failure = next(
+        (instance.failure for instance in reversed(replicas) if instance.failure is not None), None
+    )
     error: dict[str, Any] | None = None
     if model.error is not None:
         error = {"class": model.error.code, "message": str(model.error)}
@@ -206,14 +210,14 @@ def model_record(model: Model) -> dict[str, Any]:
         "aliases": list(profile.aliases) if profile else [],
         "size_bytes": profile.size_bytes if profile else None,
         "modified": profile.modified if profile else None,
-        "pinned": profile.pinned if profile else any(one.pinned for one in live),
+        "pinned": profile.pinned if profile else any(instance.pinned for instance in live),
         "params": mask_params(profile.params if profile else (latest.plan.params if latest else {})),
         "devices": list(profile.devices) if profile and profile.devices is not None else None,
         "timeout": profile.idle_timeout_s if profile else (latest.idle_timeout_s if latest else None),
-        "replicas": [one.instance_id for one in live],
+        "replicas": [instance.instance_id for instance in live],
         "in_flight": model.in_flight,
         "queued": len(model.queue),
-        "memory_bytes": sum(one.memory_bytes or 0 for one in live) if live else None,
-        "last_used": max((one.record()["last_active"] for one in replicas if one.ready_at), default=None),
+        "memory_bytes": sum(instance.memory_bytes or 0 for instance in live) if live else None,
+        "last_used": max((each.record()["last_active"] for each in replicas if each.ready_at), default=None),
         "error": error,
     }

@@ -1,4 +1,4 @@
-"""What operators ask of Berth itself: is it alive, is it ready, what is it."""
+"""Health, readiness and information about Berth itself."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from instance_manager.state.stores.errors import StoreUnavailable
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/health", summary="200 while Berth serves")
-@router.get("/health/liveness", summary="200 while the process answers")
+@router.get("/health", summary="200 while Berth is running")
+@router.get("/health/liveness", summary="200 while the process responds")
 async def liveness() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/readiness", summary="200 while new requests are taken, 503 once it shuts down")
+@router.get("/health/readiness", summary="200 while new requests are accepted, 503 during shutdown")
 async def readiness(manager: Manager) -> dict[str, str]:
-    """With `"state": "behind"` while what happens can't be written (`/info` says why); all is served then.
+    """Includes `"state": "behind"` while the state store can't be written (see `/info`); Berth still serves.
 
-    Only where another process has taken over this Berth's name is it not ready.
+    Also 503 if another process has taken over this node's name.
     """
     if manager.is_shutting_down:
         raise ShuttingDown("Berth is shutting down")
     status = manager.state.keeper.status
     if status.is_deposed:
-        raise StoreUnavailable("another Berth process uses this node's name: end one of them")
+        raise StoreUnavailable("another Berth process uses this node's name; stop one of them")
     return {"status": "ok"} if status.trouble is None else {"status": "ok", "state": "behind"}
 
 
@@ -40,7 +40,7 @@ async def version(request: Request) -> dict[str, str]:
     return {"version": request.app.version}
 
 
-@router.get("/info", summary="Version, platform, limits and how many instances are in which state")
+@router.get("/info", summary="Version, platform, limits and the number of instances per state")
 async def info(request: Request, manager: Manager) -> dict[str, Any]:
     config, status = manager.config, manager.state.keeper.status
     states = Counter(instance.state.value for instance in manager.list(include_terminal=True))

@@ -1,4 +1,4 @@
-"""`POST /models/pull`: a model's download as it goes, one JSON object per line."""
+"""`POST /models/pull`: downloads a model and reports progress, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class PullRequest(BaseModel):
 
 @router.post("/models/pull", summary="Download a model from the hub", response_class=Response)
 async def pull_model(body: PullRequest, pulls: Annotated[Pulls, Depends(_pulls)], files: Files) -> Response:
-    """Answers in NDJSON. First `{"status": "resolving"}`; then in bytes, the whole where `file` is null,
-    `{"status": "downloading", "file", "completed", "total"}`; at last `{"error": {…}}` or
-    `{"status": "success", "model", "path", "size_bytes"}`. Closing the connection ends the download; asking
-    again goes on with it."""
+    """Responds in NDJSON. First `{"status": "resolving"}`; then progress in bytes,
+    `{"status": "downloading", "file", "completed", "total"}`, for all files if `file` is null; last
+    `{"error": {…}}` or `{"status": "success", "model", "path", "size_bytes"}`. Closing the connection stops
+    the download; another request resumes it."""
     pulls.check(body.model, body.revision)
     return _LineStream(_then_known(pulls.follow(body.model, body.revision), files))
 
@@ -48,7 +48,7 @@ async def pull_model(body: PullRequest, pulls: Annotated[Pulls, Depends(_pulls)]
 async def _then_known(
     lines: AsyncGenerator[Mapping[str, Any]], files: ModelFiles
 ) -> AsyncGenerator[Mapping[str, Any]]:
-    """The lines; who reads of success may ask for the model at once."""
+    """The lines; the model is known before its success is reported."""
     async with aclosing(lines):
         async for line in lines:
             if line.get("status") == "success":
@@ -57,7 +57,7 @@ async def _then_known(
 
 
 class _LineStream(StreamingResponse):
-    """Closes its lines when the client leaves, whatever it was waiting for then."""
+    """Closes its lines when the client disconnects, even while waiting for the next."""
 
     def __init__(self, lines: AsyncGenerator[Mapping[str, Any]]) -> None:
         self._encoded = _encoded(lines)

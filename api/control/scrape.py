@@ -1,6 +1,6 @@
-"""Fetches running engines' own metrics, all at once and within a time-out.
+"""Fetches running engines' own metrics, concurrently and within a time-out.
 
-Without a lease: to be looked at neither wakes an engine nor keeps it from expiring.
+Without a lease: scraping neither wakes an engine nor keeps it from expiring.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from instance_manager.metrics.state import model_label
 from instance_manager.types import Endpoint
 
 TIMEOUT_S = 1.0
-MAX_BYTES = 4 * 2**20  # a vLLM prints some 100 KB
+MAX_BYTES = 4 * 2**20  # vLLM's page has some 100 KB
 
 
 class ScrapeFailure(StrEnum):
     """Why an engine's metrics are missing."""
 
     TIMEOUT = "timeout"
-    UNREACHABLE = "unreachable"  # no connection, or one that broke
-    STATUS = "status"  # not 200: many a server has no metrics
+    UNREACHABLE = "unreachable"  # no connection, or it broke
+    STATUS = "status"  # not 200: not every server has metrics
     TOO_LARGE = "too_large"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineTarget:
-    """A running instance, and where its engine listens."""
+    """A running instance and its engine's endpoint."""
 
     instance_id: str
     model: str
@@ -41,7 +41,7 @@ class EngineTarget:
 
     @classmethod
     def of(cls, instance: Instance) -> EngineTarget | None:
-        """None unless it takes requests."""
+        """None unless the instance accepts requests."""
         endpoint = instance.gate.endpoint
         return None if endpoint is None else cls(instance.instance_id, model_label(instance), endpoint)
 
@@ -52,7 +52,7 @@ class EngineTarget:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What came of one fetch: a page, or why there is none."""
+    """The result of one fetch: a page, or the reason of the failure."""
 
     target: EngineTarget
     seconds: float
@@ -68,11 +68,11 @@ class _Failed(Exception):
 async def scrape_engines(
     targets: Sequence[EngineTarget], *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES
 ) -> list[Scrape]:
-    """Ask all of them for /metrics; takes as long as the slowest, and `timeout_s` at most."""
+    """Fetch /metrics of all targets concurrently; takes `timeout_s` at most."""
     if not targets:
         return []
     async with engine_client(timeout_s) as client:
-        return await asyncio.gather(*(_scrape(client, one, timeout_s, max_bytes) for one in targets))
+        return await asyncio.gather(*(_scrape(client, target, timeout_s, max_bytes) for target in targets))
 
 
 async def _scrape(client: httpx.AsyncClient, target: EngineTarget, timeout_s: float, limit: int) -> Scrape:

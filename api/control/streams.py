@@ -1,4 +1,4 @@
-"""What is followed rather than fetched: an instance's log and the events."""
+"""Streams: an instance's log and the events."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 async def logs(
     instance_id: str,
     manager: Manager,
-    tail: Annotated[int, Query(ge=0, le=100_000, description="How many of the newest lines kept")] = 100,
-    follow: Annotated[bool, Query(description="Go on with new lines, as server-sent events")] = False,
+    tail: Annotated[int, Query(ge=0, le=100_000, description="Number of most recent lines")] = 100,
+    follow: Annotated[bool, Query(description="Continue with new lines, as server-sent events")] = False,
 ) -> Response:
-    """The engine's output: text, or server-sent events when followed."""
+    """The engine's output as text, or with `follow` as server-sent events."""
     if follow:
         lines = manager.follow_log(instance_id, tail)
         return StreamingResponse(_as_events(lines), media_type="text/event-stream", headers=UNBUFFERED)

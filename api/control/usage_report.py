@@ -1,4 +1,4 @@
-"""`GET /usage`: what each key has used of each model, over restarts of Berth."""
+"""`GET /usage`: requests and tokens per key and model, kept across restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["operations"])
 
 
 class UsageOfModel(BaseModel):
-    """A key's id (never the key), a model's name, and how much of it."""
+    """The usage of one model by one key, given by its id."""
 
     key_id: str
     model: str
@@ -26,33 +26,35 @@ class UsageOfModel(BaseModel):
 
 
 class UsageList(BaseModel):
-    """What `GET /usage` answers."""
+    """The response of `GET /usage`."""
 
     object: Literal["list"] = "list"
     data: list[UsageOfModel]
 
 
-@router.get(PATH.decode(), summary="Requests and tokens per key and model, since the state began")
+@router.get(PATH.decode(), summary="Requests and tokens per key and model, since the state store was created")
 async def usage(
     manager: Manager,
     request: Request,
-    key_id: Annotated[str | None, Query(description="Of this key alone")] = None,
-    model: Annotated[str | None, Query(description="Of this model alone")] = None,
+    key_id: Annotated[str | None, Query(description="Only this key")] = None,
+    model: Annotated[str | None, Query(description="Only this model")] = None,
 ) -> UsageList:
-    """Of all keys for an admin; a key for requests reads its own."""
+    """All keys for an admin; a request key gets its own usage."""
     caller = caller_of(request.scope)
     shown = None if caller.access is Access.ADMIN else caller.key_id
     totals = await manager.usage.totals(manager.state.store)
     return UsageList(
         data=[
             UsageOfModel(
-                key_id=one.key_id,
-                model=one.model,
-                requests=one.requests,
-                prompt_tokens=one.prompt_tokens,
-                completion_tokens=one.completion_tokens,
+                key_id=usage.key_id,
+                model=usage.model,
+                requests=usage.requests,
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
             )
-            for one in totals
-            if key_id in (None, one.key_id) and model in (None, one.model) and shown in (None, one.key_id)
+            for usage in totals
+            if key_id in (None, usage.key_id)
+            and model in (None, usage.model)
+            and shown in (None, usage.key_id)
         ]
     )

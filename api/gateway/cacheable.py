@@ -1,4 +1,4 @@
-"""Which requests have answers that may be remembered, and which answers are worth it. Pure."""
+"""Which requests have cacheable responses, and which responses are good enough to cache. Pure."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 
 from api.http.named_model import UnclearModel, model_in_object
 from api.protocols.errors import InvalidResponse, read_object
-from api.protocols.sse import Event, EventReader, EventTooLong
+from api.protocols.sse import EventReader, EventTooLong, SseEvent
 
-# What is at the end of an address may be something else tomorrow.
+# The content behind a URL may change.
 _NAMES_ADDRESS = re.compile(rb'_url"\s*:')
-# Inside of strings quotes are escaped, so these match fields alone.
+# Inside strings quotes are escaped, so these match fields only.
 _HAS_ERROR = re.compile(rb'"error"\s*:\s*(?!null\b)')
 _HAS_ABORT = re.compile(rb'"finish_reason"\s*:\s*"(abort|error)"')
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A request whose answer is the same each time, as far as its model is."""
+class CacheableRequest:
+    """A request whose response is the same each time from the same model."""
 
     model: str
-    canonical: bytes  # the body, however it was written
+    canonical: bytes  # the body, independent of formatting and order of fields
 
     def key(self, path: bytes, query: bytes, identity: str, owner: str, today: date) -> bytes:
-        """What the answer is kept under. The day is in it, as chat templates may tell it to the model.
+        """The cache key. It includes the day, as chat templates may put it into the prompt.
 
-        `owner`: for whom it is kept.
+        `owner`: whose cache it is.
         """
         digest = hashlib.sha256()
         day = today.isoformat()
@@ -39,43 +39,43 @@ class Question:
         return digest.digest()
 
 
-def read_question(body: bytes) -> Question | None:
-    """The question in a request's body, None where its answer is not to be remembered."""
+def read_cacheable(body: bytes) -> CacheableRequest | None:
+    """The cacheable request in a body, None if its response must not be cached."""
     if b'"temperature"' not in body and b'"seed"' not in body:
-        return None  # as good as always; spares the parsing
+        return None  # the common case; avoids parsing
     try:
-        asked = json.loads(body, parse_constant=_refuse_constant)
+        fields = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(asked, dict) or not _is_deterministic(asked) or _NAMES_ADDRESS.search(body):
+    if not isinstance(fields, dict) or not _is_deterministic(fields) or _NAMES_ADDRESS.search(body):
         return None
-    # A request that also changes how long a model stays, or what is kept of a chat, does more than ask.
-    if asked.get("keep_alive") is not None or asked.get("store"):
+    # A request that also changes how long a model stays loaded, or stores a chat, has side effects.
+    if fields.get("keep_alive") is not None or fields.get("store"):
         return None
     try:
-        model = model_in_object(body, asked)
+        model = model_in_object(body, fields)
     except UnclearModel:
-        return None  # the gateway says what is wrong
+        return None  # the gateway reports the error
     if not isinstance(model, str):
         return None
-    # Order matters within fields: a chat template writes a tool's schema out as it stands. Between the
-    # fields of the body itself it doesn't.
-    return Question(model, json.dumps(sorted(asked.items()), separators=(",", ":")).encode())
+    # The order of the body's own fields does not matter. Within a field it does: a chat template renders a
+    # tool's schema as it is.
+    return CacheableRequest(model, json.dumps(sorted(fields.items()), separators=(",", ":")).encode())
 
 
-def _is_deterministic(asked: dict[str, Any]) -> bool:
-    temperature, seed = asked.get("temperature"), asked.get("seed")
-    # JSON's true and false are no numbers, but Python's are.
+def _is_deterministic(fields: dict[str, Any]) -> bool:
+    temperature, seed = fields.get("temperature"), fields.get("seed")
+    # JSON's true and false are not numbers, but Python's are.
     is_greedy = type(temperature) in (int, float) and temperature == 0
-    return is_greedy or (type(seed) is int and seed != -1)  # by which vLLM and llama.cpp mean any
+    return is_greedy or (type(seed) is int and seed != -1)  # for vLLM and llama.cpp, -1 means a random seed
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def is_good_answer(content_type: bytes, body: bytes) -> bool:
-    """Whether an answer with status 200 is one: engines write errors into streams, and may be stopped."""
+    """Whether a response with status 200 is complete: engines put errors into streams, or abort."""
     if _HAS_ABORT.search(body):
         return False
     try:
@@ -88,6 +88,6 @@ def is_good_answer(content_type: bytes, body: bytes) -> bool:
 
 def _is_good_stream(body: bytes) -> bool:
     reader = EventReader()
-    events = [item.data for item in reader.feed(body) if isinstance(item, Event)]
+    events = [item.data for item in reader.feed(body) if isinstance(item, SseEvent)]
     has_error = any(read_object(data).get("error") for data in events if _HAS_ERROR.search(data))
     return reader.is_between_events and bool(events) and events[-1] == b"[DONE]" and not has_error

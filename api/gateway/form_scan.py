@@ -1,6 +1,6 @@
-"""Finds the field `model` of a multipart form while it arrives (RFC 7578). Pure; keeps the part's head alone.
+"""Finds the field `model` of a multipart form while it arrives (RFC 7578). Pure; buffers only a part's head.
 
-Linear in the form's size: each byte is looked at once, and a boundary's length of them once more.
+Linear in the form's size: each byte is scanned once, and per call a boundary's length of them again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _UTF8_AND_SUBSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
 class InvalidForm(Exception):
-    """The form can't be read, so nobody knows which model it names; the message says what is wrong."""
+    """The form can't be parsed, so its model is unknown; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """A field's value, and where its bytes are, counted from the form's beginning."""
+    """A field's value, and the offsets of its bytes in the form."""
 
     value: str
     start: int
@@ -32,15 +32,15 @@ class FormField:
 
 
 class _State(Enum):
-    CONTENT = auto()  # of a part that nobody asks about, or what stands before the first
-    LINE = auto()  # what follows a boundary on its line
+    CONTENT = auto()  # of a part other than `model`, or the preamble
+    LINE = auto()  # the rest of a boundary's line
     HEAD = auto()
     VALUE = auto()  # of the field `model`
     END = auto()  # after the last boundary
 
 
 class FormScanner:
-    """`model` is the first field of this name, None as long as there was none."""
+    """`model` is the first field of this name, None until it is found."""
 
     def __init__(self, content_type: bytes) -> None:
         """Raises InvalidForm."""
@@ -56,7 +56,7 @@ class FormScanner:
         return self._state is _State.END
 
     def feed(self, data: bytes) -> None:
-        """The next bytes. Raises InvalidForm, also where a second `model` differs from the first."""
+        """Scan the next bytes. Raises InvalidForm, also if a second `model` differs from the first."""
         if self._state is _State.END:
             return
         searched = max(0, len(self._buffer) - len(self._delimiter))
@@ -65,7 +65,7 @@ class FormScanner:
             searched = 0
 
     def _step(self, searched: int) -> bool:
-        """Go on to the next state; False where more bytes are needed. `searched`: without success, before."""
+        """Advance one state; False if more bytes are needed. `searched`: bytes known to hold no delimiter."""
         match self._state:
             case _State.CONTENT:
                 return self._skip_content(searched)
@@ -95,7 +95,7 @@ class FormScanner:
         if found < 0:
             self._limit(_MAX_LINE, "a boundary's line")
             return False
-        if self._buffer[:found].strip(b" \t"):  # the boundary is the beginning of some other line
+        if self._buffer[:found].strip(b" \t"):  # the boundary is only the prefix of another line
             self._enter(_State.CONTENT, 0)
             return True
         self._enter(_State.HEAD, found)  # with the line's end: a part may have no headers
@@ -108,9 +108,9 @@ class FormScanner:
             return False
         self._num_parts += 1
         if self._num_parts > _MAX_PARTS:
-            raise InvalidForm(f"it has more than {_MAX_PARTS} parts, as many as are looked at")
+            raise InvalidForm(f"it has more than {_MAX_PARTS} parts, the limit")
         is_model = _is_model(bytes(self._buffer[2 : found + 2]))
-        # The last line's end may be the one before the boundary of a part without content.
+        # The last line break may also precede the boundary, if the part has no content.
         self._enter(_State.VALUE if is_model else _State.CONTENT, found + 2)
         return True
 
@@ -126,7 +126,7 @@ class FormScanner:
             raise InvalidForm("the model's name must be UTF-8") from None
         if self.model is not None and self.model.value != field.value:
             raise InvalidForm(
-                f"model is there more than once, as {self.model.value!r} and as {field.value!r}; name one"
+                f"model is given more than once, as {self.model.value!r} and as {field.value!r}; name one"
             )
         self.model = self.model or field
         self._enter(_State.LINE, found + len(self._delimiter))
@@ -142,34 +142,34 @@ class FormScanner:
 
     def _limit(self, most: int, what: str) -> None:
         if len(self._buffer) > most:
-            raise InvalidForm(f"{what} may have {most} bytes at most")
+            raise InvalidForm(f"more than {most} bytes in {what}")
 
 
 def _boundary(content_type: bytes) -> bytes:
     value = _parameter("content-type", content_type.decode("latin-1"), "boundary")
     if not value or len(value) > _MAX_BOUNDARY:
-        raise InvalidForm("the content-type of a multipart form must name its boundary")
+        raise InvalidForm("its Content-Type has no valid `boundary` parameter")
     return value.encode("latin-1", "replace")
 
 
 def _is_model(head: bytes) -> bool:
-    """Whether a part is the field `model`. Raises InvalidForm where it is, and can't be read as text."""
+    """Whether a part is the field `model`. Raises InvalidForm if it is, but not as plain text."""
     headers = _headers(head.decode("utf-8", "replace"))
     disposition = headers.get("content-disposition", "")
     if _parameter("content-disposition", disposition, "name") != "model":
         return False
     if _parameter("content-disposition", disposition, "filename") is not None:
-        raise InvalidForm("model must be a field of the form, not a file")
+        raise InvalidForm("model must be a text field, not a file")
     charset = _parameter("content-type", headers.get("content-type", ""), "charset")
     if charset is not None and charset.lower() not in _UTF8_AND_SUBSETS:
         raise InvalidForm(f"the model's name must be UTF-8, not {charset}")
     if headers.get("content-transfer-encoding", "").lower() not in _PLAIN_ENCODINGS:
-        raise InvalidForm("the model's name must stand as it is, without a transfer encoding")
+        raise InvalidForm("the model's name must not have a transfer encoding")
     return True
 
 
 def _headers(head: str) -> dict[str, str]:
-    """By name in lower case; continued lines are joined."""
+    """A part's headers by lower-case name; continued lines are joined."""
     found: dict[str, str] = {}
     name = ""
     for line in head.split("\r\n"):
@@ -187,7 +187,7 @@ def _headers(head: str) -> dict[str, str]:
 
 
 def _parameter(header: str, value: str, name: str) -> str | None:
-    """One parameter of a header's value, quoted or not, or as RFC 2231 writes it."""
+    """One parameter of a header's value, quoted or not, or in the form of RFC 2231."""
     message = Message()
     message[header] = value.replace("\r", " ").replace("\n", " ")
     found = message.get_param(name, header=header)

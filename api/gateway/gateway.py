@@ -1,7 +1,7 @@
-"""The one door: `/v1/*` and its unversioned kin, routed to a model by the name in the body.
+"""The gateway: `/v1/*` and its unversioned variants, routed to a model by the name in the body.
 
-Looks at a body as little as it must, once; changes it only where the model's profile or an alias asks for it;
-then hands the request to the data plane, with a lease of whichever replica has room.
+Parses a body at most once; changes it only if the model's profile or an alias requires it; then passes the
+request to the data plane, with a lease of any replica that has capacity.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import is_admin, may_use, model_refusal
 from api.gateway.json_worker_pool import JsonWorkerPool
 from api.gateway.keep_alive import idle_timeout_s
-from api.gateway.model_leases import Asked, ModelLeases, affinity_of
+from api.gateway.model_leases import ModelLeases, RoutedRequest, affinity_of
 from api.gateway.needs import need_of
-from api.gateway.sse_keep_alive import SseKeepAlive
-from api.gateway.request_body import OWN_FIELDS, JsonBody, Sending, has_filters
+from api.gateway.request_body import OWN_FIELDS, JsonBody, OutgoingBody, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
+from api.gateway.sse_keep_alive import SseKeepAlive
 from api.http.asgi import Message, Receive, Scope, Send
-from api.http.dialects import send_error
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error, error_for
 from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.headers import find_header, sane_request_id
-from api.http.leases import Retry, ClientGone, Prepare
+from api.http.leases import ClientGone, Prepare, Retry
 from api.http.named_model import UnclearModel, has_one_model, model_in_query
-from api.http.response_channel import ResumeAsTask, ResponseChannel
+from api.http.respond import request_id_of, send_error
+from api.http.response_channel import ResponseChannel, ResumeAsTask
 from api.proxy.peer_routes import PeerRoutes, RemoteModel
 from api.proxy.proxy import DataPlane
 from api.telemetry.access_log import log_answered
@@ -39,7 +38,7 @@ from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 
 VERSIONED = b"/v1/"
-# Paths without a version: to what the engine knows them as.
+# Paths without a version, and the engine's paths for them.
 UNVERSIONED: Mapping[bytes, bytes] = {
     b"/chat/completions": b"/v1/chat/completions",
     b"/completions": b"/v1/completions",
@@ -54,16 +53,16 @@ UNVERSIONED: Mapping[bytes, bytes] = {
     b"/tokenize": b"/tokenize",
     b"/detokenize": b"/detokenize",
 }
-_MAX_SHORT = 64 * 1024  # bytes of a body that is read at once
+_MAX_FAST_BODY = 64 * 1024  # bytes of a body that may take the fast path
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     def __init__(self, error: ApiError) -> None:
         self.error = error
 
 
 class Gateway:
-    """An ASGI application for http scopes; `is_for` says which paths are its own."""
+    """An ASGI application for http scopes; `is_for` says which paths it serves."""
 
     def __init__(
         self,
@@ -73,16 +72,16 @@ class Gateway:
         comment_interval_s: float = 10.0,
         peer_routes: PeerRoutes | None = None,
     ) -> None:
-        """`comment_interval_s`: how long a stream may wait in silence; 0 = as long as it takes."""
+        """`comment_interval_s`: between keep-alive comments of a waiting stream; 0 = none."""
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
-        self._apart = JsonWorkerPool()
-        self._detours = peer_routes  # to models of other Berths
+        self._json_workers = JsonWorkerPool()
+        self._peer_routes = peer_routes  # to models of other nodes
 
     @staticmethod
     def is_for(scope: Scope) -> bool:
-        """All under /v1/ but the list of models, which is Berth's own to tell."""
+        """All paths under /v1/ except the list of models, which Berth serves itself."""
         path = raw_path(scope)
         if path.startswith(VERSIONED):
             return not (path == b"/v1/models" or path.startswith(b"/v1/models/"))
@@ -91,119 +90,125 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         try:
-            asked = await self._read(scope, receive)
-            if (refusal := model_refusal(scope, asked.model)) is not None:
-                raise _Refused(refusal)
+            routed = await self._read(scope, receive)
+            if (refusal := model_refusal(scope, routed.model)) is not None:
+                raise _RequestRefused(refusal)
         except ClientGone:
             return
-        except _Refused as refused:
+        except _RequestRefused as refused:
             await self._refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
             await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
-        peer_route = asked.model.peer_route if isinstance(asked.model, RemoteModel) else None
-        own = ModelLeases(self._fleet, asked)
+        peer_route = routed.model.peer_route if isinstance(routed.model, RemoteModel) else None
+        own = ModelLeases(self._fleet, routed)
         stream = None
-        if asked.is_stream and self._comment_interval_s:
-            request_id = (b"x-request-id", _request_id(scope))
+        if routed.is_stream and self._comment_interval_s:
+            request_id = (b"x-request-id", request_id_of(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
             stream = SseKeepAlive(send, self._comment_interval_s, [request_id], raw_path(scope))
         try:
             await self._data_plane.forward(
                 scope,
-                asked.receive,
+                routed.receive,
                 stream.send if stream else send,
-                asked.model.name,
+                routed.model.name,
                 _target(scope) if peer_route is None else peer_route.target,
                 leases=peer_route or own,
-                again=own.again if peer_route is None else None,
+                retry=own.retry if peer_route is None else None,
                 prepare=own.prepare,
             )
         finally:
             if stream is not None:
                 await stream.close()
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
-        """The short way, see `DataPlane.begin`, for what is short, no stream, and goes on as it came."""
-        if len(body) > _MAX_SHORT or (way := _short_way(scope)) is None:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        """The fast path, see `DataPlane.begin`, for short bodies that are forwarded unchanged; no streams."""
+        if len(body) > _MAX_FAST_BODY or (route := _fast_route(scope)) is None:
             return False
-        target, need = way
+        target, need = route
         try:
-            asked = from_json(body, allow_inf_nan=False)
-            name = asked["model"]
+            fields = from_json(body, allow_inf_nan=False)
+            name = fields["model"]
             model = self._fleet.known(name)
             if (
                 model is None
                 or not may_use(scope, model)
-                or asked.get("stream")
-                or not OWN_FIELDS.isdisjoint(asked)
+                or fields.get("stream")
+                or not OWN_FIELDS.isdisjoint(fields)
                 or has_filters(model.profile)
                 or not has_one_model(body)
             ):
                 return False
-            lease = self._fleet.try_lease(model, affinity_of(model, asked, scope), need)
+            lease = self._fleet.try_lease(model, affinity_of(model, fields, scope), need)
         except (ValueError, TypeError, KeyError, AttributeError, ManagerError):
-            return False  # the other way says what is wrong
+            return False  # the ordinary path reports what is wrong
         if lease is None:
             return False
         if lease.endpoint.served_name not in (name, ""):
-            lease.release()  # its engine knows the model by another name
+            lease.release()  # its engine serves the model under another name
             return False
-        more = partial(self._go_on, body, model, need, name)
-        return self._data_plane.begin_leased(scope, body, channel, resume_as_task, model.name, target, lease, more)
+        options = partial(self._resume_options, body, model, need, name)
+        return self._data_plane.begin_leased(
+            scope, body, channel, resume_as_task, model.name, target, lease, options
+        )
 
-    def _go_on(
+    def _resume_options(
         self, body: bytes, model: Model, need: RunnerKind | None, name: str
     ) -> tuple[ModelLeases, Retry, Prepare]:
-        """What `forward` is told where a request that has begun the short way takes longer."""
-        sending = Sending(JsonBody(body, None, model.profile), len(body))
-        leases = ModelLeases(self._fleet, Asked(model, _never, sending, need, name))
-        return leases, leases.again, leases.prepare
+        """The arguments of `forward` for a request that leaves the fast path."""
+        outgoing = OutgoingBody(JsonBody(body, None, model.profile), len(body))
+        leases = ModelLeases(self._fleet, RoutedRequest(model, _never, outgoing, need, name))
+        return leases, leases.retry, leases.prepare
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
-        """Answer here; nobody else hears of the request, so it is counted and logged here too."""
+        """Respond here; the request goes no further, so it is counted and logged here too."""
         self._data_plane.count_refused(scope["method"], error.status)
-        await _refuse(scope, send, error, started)
+        request_id = request_id_of(scope)
+        log_answered(scope, error.status, started, request_id, "refused by the gateway")
+        await send_error(send, error, raw_path(scope), request_id)
 
-    async def _read(self, scope: Scope, receive: Receive) -> Asked:
-        """Find the model. Raises _Refused, ManagerError or ClientGone."""
+    async def _read(self, scope: Scope, receive: Receive) -> RoutedRequest:
+        """Find the model. Raises _RequestRefused, ManagerError or ClientGone."""
         try:
-            read = await read_request(scope, receive, self._apart)
+            read = await read_request(scope, receive, self._json_workers)
             model = self._model(scope, read.name)
         except UnclearModel as error:
-            raise _Refused(_wrong_field("model", str(error))) from None
+            raise _RequestRefused(_wrong_field("model", str(error))) from None
         except InvalidForm as error:
-            raise _Refused(_bad_body(f"the form can't be read: {error}", "invalid_form")) from None
+            raise _RequestRefused(_bad_body(f"the form can't be parsed: {error}", "invalid_form")) from None
         except InvalidBody as error:
-            raise _Refused(_bad_body(str(error), "invalid_json")) from None
+            raise _RequestRefused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
-            raise _Refused(_bad_body(str(error), "body_too_large", 413)) from None
-        if scope["method"] in SAFE_METHODS and not (model.awake or model.is_starting or _is_elsewhere(model)):
+            raise _RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
+        if scope["method"] in SAFE_METHODS and not (model.awake or model.is_starting or _is_remote(model)):
             raise InstanceNotRunning(
-                f"model {model.name!r} doesn't run, and a {scope['method']} starts nothing: send a POST, or "
-                f"start it by POST /models/{model.name}/start"
+                f"model {model.name!r} is not running, and a {scope['method']} request does not start it; "
+                f"start it with POST /models/{model.name}/start"
             )
-        return self._asked(scope, model, read)
+        return self._routed(scope, model, read)
 
-    def _asked(self, scope: Scope, model: Model, read: ReadRequest) -> Asked:
-        sending = read.sending(model.profile, is_for_peer=isinstance(model, RemoteModel))
-        asked = Asked(model, read.receive, sending, _need(scope), read.name)
+    def _routed(self, scope: Scope, model: Model, read: ReadRequest) -> RoutedRequest:
+        outgoing = read.outgoing(model.profile, is_for_peer=isinstance(model, RemoteModel))
+        routed = RoutedRequest(model, read.receive, outgoing, _need(scope), read.name)
         if (fields := read.fields) is not None:
             try:
-                asked.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))
+                routed.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))
             except ValueError as error:
-                raise _Refused(_wrong_field("keep_alive", str(error))) from None
+                raise _RequestRefused(_wrong_field("keep_alive", str(error))) from None
             priority = fields.get("priority")
-            asked.priority = priority if isinstance(priority, int) else 0
-            asked.is_stream = fields.get("stream") is True
-            asked.affinity = affinity_of(model, fields, scope)
-        return asked
+            routed.priority = priority if isinstance(priority, int) else 0
+            routed.is_stream = fields.get("stream") is True
+            routed.affinity = affinity_of(model, fields, scope)
+        return routed
 
     def _model(self, scope: Scope, in_body: str | None) -> Model:
-        """The one model that a request names, in its body or its query; without a name the only running one.
+        """The model that a request names in its body or query; without a name the only running one.
 
-        Raises UnclearModel, _Refused or ModelNotFound.
+        Raises UnclearModel, _RequestRefused or ModelNotFound.
         """
         in_query = model_in_query(scope["query_string"])
         name = in_query if in_body is None else in_body
@@ -215,8 +220,8 @@ class Gateway:
         return model
 
     def _find(self, scope: Scope, name: str) -> Model:
-        """By name or alias: here, or where another Berth has it. Raises ModelNotFound."""
-        model, peer_routes = self._fleet.known(name), self._detours
+        """By name or alias: on this node, or on another one. Raises ModelNotFound."""
+        model, peer_routes = self._fleet.known(name), self._peer_routes
         if peer_routes is None:
             return model or self._fleet.find(name)
         if model is None:
@@ -224,40 +229,38 @@ class Gateway:
         return peer_routes.to_running(scope, model, _need(scope)) or model
 
     def _only_model(self) -> Model:
-        """For a request that certainly names none. Raises _Refused."""
+        """For a request that names no model. Raises _RequestRefused."""
         running = [model for model in self._fleet.models if model.awake]
-        if len({one.instance_id for model in running for one in model.awake}) == 1:
+        if len({instance.instance_id for model in running for instance in model.awake}) == 1:
             return running[0]
-        raise _Refused(
-            _wrong_field("model", "is missing: say which model is meant; GET /v1/models lists them")
-        )
+        raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
 
 
-def _is_elsewhere(model: Model) -> bool:
+def _is_remote(model: Model) -> bool:
     return isinstance(model, RemoteModel)
 
 
 def _target(scope: Scope) -> bytes:
-    """Path and query as the engine knows them."""
+    """The engine's path and query for this request."""
     path = raw_path(scope)
     target = UNVERSIONED.get(path, path)
     return target + b"?" + scope["query_string"] if scope["query_string"] else target
 
 
-def _short_way(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
-    """Target and need of a request whose head leaves it to the body which model it is for, else None."""
+def _fast_route(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
+    """Target and need of a POST whose query names no model, else None."""
     route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-    if route_cache is not None and "short_way" in route_cache:
-        way: tuple[bytes, RunnerKind | None] | None = route_cache["short_way"]
-        return way
+    if route_cache is not None and "fast_route" in route_cache:
+        route: tuple[bytes, RunnerKind | None] | None = route_cache["fast_route"]
+        return route
     try:
         is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
     except UnclearModel:
         is_short = False
-    way = (_target(scope), _need(scope)) if is_short else None
+    route = (_target(scope), _need(scope)) if is_short else None
     if route_cache is not None:
-        route_cache["short_way"] = way
-    return way
+        route_cache["fast_route"] = route
+    return route
 
 
 def _need(scope: Scope) -> RunnerKind | None:
@@ -266,8 +269,8 @@ def _need(scope: Scope) -> RunnerKind | None:
 
 
 async def _never() -> Message:
-    """A `receive` for a request that has arrived whole, where the server tells of the client's leaving."""
-    raise AssertionError("nobody asks")
+    """A `receive` for a request that has arrived whole; the server reports the disconnect."""
+    raise AssertionError("called for a request that has arrived whole")
 
 
 def _wrong_field(name: str, problem: str) -> ApiError:
@@ -276,13 +279,3 @@ def _wrong_field(name: str, problem: str) -> ApiError:
 
 def _bad_body(problem: str, code: str, status: int = 400) -> ApiError:
     return api_error(status, problem, "invalid_request_error", code=code)
-
-
-def _request_id(scope: Scope) -> bytes:
-    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
-
-
-async def _refuse(scope: Scope, send: Send, error: ApiError, started: float) -> None:
-    request_id = _request_id(scope)
-    log_answered(scope, error.status, started, request_id, "refused by the gateway")
-    await send_error(send, error, raw_path(scope), request_id)

@@ -1,7 +1,7 @@
-"""A process for one long JSON body: reads it, or writes it anew. `python -m api.gateway.json_worker`.
+"""A process for one long JSON body: parses or rewrites it. Run as `python -m api.gateway.json_worker`.
 
-Parsers and writers of JSON hold the interpreter until they are done, and with it everybody else's streams.
-Standard input is a line of JSON that says what to do, then the body; the answer is a line, then what it says.
+JSON parsers and encoders hold the interpreter, and so all streams, until they are done. Standard
+input is a line of JSON with the order, then the body; standard output is a line of JSON, then any new body.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 
 from api.http.named_model import MAX_NAME_BYTES, InvalidBody, UnclearModel, model_in_object, read_object
 
-_MAX_FIELDS = 4096  # of a body's own; engines know some hundred
+_MAX_FIELDS = 4096  # at the top level; engines know some hundred
 _OUTLINE_CHARS = 2**18
-_LEAST_SHARES = 16  # of the outline: few fields don't make it longer than it is of use
-_TEXT_CHARS = 4096  # of what is told of a body: whoever asks wants to know how it begins
+_LEAST_SHARES = 16  # of the outline, so that a single field does not get all of it
+_TEXT_CHARS = 4096  # of a string in the outline: only its beginning is used
 _ENTRIES = 4096
 _FIELDS = 64
 _DEPTH = 6
-_LEAST_CHARS = 8  # a value takes so many, with what stands around it
+_LEAST_CHARS = 8  # cost of any value, including punctuation
 _FAILURES = {"InvalidBody": InvalidBody, "UnclearModel": UnclearModel}
 
 
@@ -29,9 +29,9 @@ def main() -> None:
     sys.stdout.buffer.flush()
 
 
-def _serve(given: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    order = json.loads(given.readline())
-    body = given.read()
+def _serve(stdin: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    order = json.loads(stdin.readline())
+    body = stdin.read()
     try:
         fields = read_object(body)
         if order["do"] == "read":
@@ -44,18 +44,18 @@ def _serve(given: BinaryIO) -> tuple[dict[str, Any], bytes]:
 
 
 def raise_failure(answer: dict[str, Any]) -> None:
-    """Raise what the other process has raised, if anything."""
+    """Raise the worker's exception, if there is one."""
     if (name := answer.get("failure")) is not None:
         raise _FAILURES[name](answer["message"])
 
 
 def outline(fields: dict[str, Any]) -> dict[str, Any]:
-    """A body's own fields, with the beginnings of what is long. Raises InvalidBody where they are too many.
+    """A body's top-level fields, with long values truncated. Raises InvalidBody if there are too many.
 
-    Names longer than any that is known are left out.
+    Fields with very long names are left out.
     """
     if len(fields) > _MAX_FIELDS:
-        raise InvalidBody(f"the body has {len(fields)} fields; at most {_MAX_FIELDS} are taken")
+        raise InvalidBody(f"the body has {len(fields)} fields; at most {_MAX_FIELDS} are allowed")
     share = _OUTLINE_CHARS // max(_LEAST_SHARES, len(fields))
     return {
         name: _Outline(share).of(value, _DEPTH)
@@ -65,7 +65,7 @@ def outline(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Outline:
-    """Of one value, in so many characters of JSON, or a few more."""
+    """Truncates one value to about this many characters of JSON."""
 
     def __init__(self, chars: int) -> None:
         self._left = chars
@@ -76,10 +76,10 @@ class _Outline:
             return self._text(value)
         if isinstance(value, list):
             first = value[: _ENTRIES if value and isinstance(value[0], int) else 2] if depth else []
-            return [self.of(one, depth - 1) for one in first if self._left > 0]
+            return [self.of(item, depth - 1) for item in first if self._left > 0]
         if isinstance(value, dict):
             first_fields = list(value.items())[:_FIELDS] if depth else []
-            return {self._text(name): self.of(one, depth - 1) for name, one in first_fields if self._left > 0}
+            return {self._text(k): self.of(v, depth - 1) for k, v in first_fields if self._left > 0}
         return value
 
     def _text(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Long JSON bodies, read and changed by a process of their own (json_worker.py), few at a time."""
+"""Parses and changes long JSON bodies in worker processes (json_worker.py), one each, two at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, cast
 from api.gateway.json_worker import raise_failure
 from api.http.named_model import InvalidBody
 
-LONG_BYTES = 2 * 2**20  # of shorter ones, the parser holds the interpreter for less than 100 ms
-_AT_A_TIME = 2
+LONG_BYTES = 2 * 2**20  # shorter bodies hold the interpreter for less than 100 ms
+_MAX_WORKERS = 2
 _TIMEOUT_S = 60.0
 _PIECE_BYTES = 2**20
 _MAX_LINE_BYTES = 4 * 2**20  # an outline is a quarter of a million characters, of four bytes at most
@@ -24,40 +24,40 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What is known of a long body. `fields`: the body's own, with the beginnings of what is long."""
+    """A long body in short. `fields`: its top-level fields, with long values truncated."""
 
     name: str | None
     fields: dict[str, Any]
 
 
 class JsonWorkerPool:
-    """A gateway's. Belongs to one event loop."""
+    """Belongs to one gateway and one event loop."""
 
     def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(_AT_A_TIME)
+        self._turns = asyncio.Semaphore(_MAX_WORKERS)
 
     async def read(self, body: bytes) -> Outline:
         """Raises InvalidBody and UnclearModel."""
         answer, _ = await self._ask({"do": "read"}, body)
         return Outline(answer["name"], answer["outline"])
 
-    async def changed(self, body: bytes, strip: frozenset[str], changes: Mapping[str, Any]) -> bytes:
-        """The body without some fields, and with others."""
-        _, made = await self._ask({"do": "change", "strip": sorted(strip), "changes": dict(changes)}, body)
-        return made
+    async def change(self, body: bytes, strip: frozenset[str], changes: Mapping[str, Any]) -> bytes:
+        """The body with fields removed (`strip`) and set (`changes`)."""
+        _, encoded = await self._ask({"do": "change", "strip": sorted(strip), "changes": dict(changes)}, body)
+        return encoded
 
     async def _ask(self, order: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         async with self._turns:
-            line, made = await _run(json.dumps(order).encode() + b"\n", body)
+            line, output = await _run(json.dumps(order).encode() + b"\n", body)
         if not line.endswith(b"\n"):
-            raise InvalidBody("the body is too long to be read here")
+            raise InvalidBody("the body could not be parsed in time or memory; send a smaller one")
         answer: dict[str, Any] = json.loads(line)
         raise_failure(answer)
-        return answer, made
+        return answer, output
 
 
 async def _run(order: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """The line that the process answers, and what follows it; nothing where it fails."""
+    """The worker's answer line and the output after it; empty if it fails."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -70,12 +70,12 @@ async def _run(order: bytes, body: bytes) -> tuple[bytes, bytes]:
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            told = asyncio.create_task(_read(cast(asyncio.StreamReader, process.stdout)))
+            reading = asyncio.create_task(_read(cast(asyncio.StreamReader, process.stdout)))
             try:
                 await _write(cast(asyncio.StreamWriter, process.stdin), order, body)
-                return await told
+                return await reading
             finally:
-                told.cancel()
+                reading.cancel()
     except TimeoutError:
         return b"", b""
     finally:
@@ -84,18 +84,18 @@ async def _run(order: bytes, body: bytes) -> tuple[bytes, bytes]:
             await asyncio.shield(process.wait())
 
 
-async def _write(given: asyncio.StreamWriter, order: bytes, body: bytes) -> None:
-    with suppress(ConnectionError):  # it has ended: what it said tells why
-        given.write(order)
+async def _write(stdin: asyncio.StreamWriter, order: bytes, body: bytes) -> None:
+    with suppress(ConnectionError):  # it has ended: its output says why
+        stdin.write(order)
         for start in range(0, len(body), _PIECE_BYTES):
-            given.write(body[start : start + _PIECE_BYTES])
-            await given.drain()
-    given.close()
+            stdin.write(body[start : start + _PIECE_BYTES])
+            await stdin.drain()
+    stdin.close()
 
 
-async def _read(told: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    line = await told.readline()
+async def _read(stdout: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    line = await stdout.readline()
     pieces = []
-    while piece := await told.read(_PIECE_BYTES):
+    while piece := await stdout.read(_PIECE_BYTES):
         pieces.append(piece)
     return line, b"".join(pieces)

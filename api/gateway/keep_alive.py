@@ -1,4 +1,4 @@
-"""`keep_alive` in a request, as Ollama means it: how long the model stays after it."""
+"""The request field `keep_alive`, as in Ollama: how long the model stays loaded after the request."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+)")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_AT_ONCE_S = 0.001  # 0 is taken: it means never
+_AT_ONCE_S = 0.001  # as 0 means never
 _LONGEST_S = 10 * 365 * 86400.0
 
 
 def idle_timeout_s(keep_alive: Any) -> float | None:
-    """An instance's time-out for it, in seconds (0 = never); None where nothing is said.
+    """The instance's idle time-out in seconds (0 = never); None if `keep_alive` is None.
 
-    A number of seconds, or a duration such as "10m" or "1h30m"; 0 unloads after the request, a negative one
+    A number of seconds, or a duration such as "10m" or "1h30m"; 0 unloads after the request, a negative value
     keeps the model for ever. Raises ValueError.
     """
     if keep_alive is None:
@@ -27,7 +27,9 @@ def idle_timeout_s(keep_alive: Any) -> float | None:
     except OverflowError:
         seconds = math.inf
     if not math.isfinite(seconds):
-        raise ValueError(f'must be seconds or a duration such as "10m", not {reprlib.repr(keep_alive)}')
+        raise ValueError(
+            f'must be a number of seconds or a duration such as "10m", not {reprlib.repr(keep_alive)}'
+        )
     if seconds < 0 or seconds > _LONGEST_S:
         return 0.0
     return max(seconds, _AT_ONCE_S)

@@ -1,4 +1,4 @@
-"""What a request needs of its engine, told by the path: one that generates, one that pools, or any."""
+"""The kind of engine that a path requires: one that generates, one that pools, or any."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _GENERATING = (b"/v1/completions", b"/v1/chat/completions", b"/v1/responses", b"
 
 @lru_cache(maxsize=1024)
 def need_of(path: bytes) -> RunnerKind | None:
-    """`path` as the engine knows it, without a query; None = any engine will do."""
+    """`path`: the engine's, without a query. None = any engine."""
     path = path.rstrip(b"/")
     if path in _POOLING:
         return RunnerKind.POOLING
-    if any(path == one or path.startswith(one + b"/") for one in _GENERATING):
+    if any(path == route or path.startswith(route + b"/") for route in _GENERATING):
         return RunnerKind.GENERATE
     return None

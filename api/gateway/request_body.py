@@ -1,7 +1,7 @@
-"""A request's body as its engine is to have it: made when it is known which engine that is.
+"""Adapts a request's body to its engine, once the lease has decided which engine that is.
 
-Engines of one model may know it by different names, so the body is finished with the lease. What needs no
-change goes on byte for byte as it came.
+Engines of one model may serve it under different names. A body that needs no change is forwarded byte for
+byte.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from typing import Any, Protocol
 from urllib.parse import quote_plus, unquote_to_bytes
 
 from api.gateway.json_worker_pool import JsonWorkerPool
-from api.http.asgi import Message, Receive
+from api.http.asgi import Receive
+from api.http.buffered_body import replaying
 from api.http.named_model import read_object
 from api.http.off_loop import off_loop
-from api.proxy.exchange import Request
+from api.proxy.upstream_request import UpstreamRequest
 from instance_manager.fleet.profiles import ModelProfile
 
-# Fields that are meant for Berth alone.
+# Fields for Berth alone, not forwarded to engines.
 OWN_FIELDS = frozenset({"keep_alive"})
 
-_MAX_KEPT = 4 * 2**20  # bytes of a body that is kept, to be sent a second time
+_MAX_KEPT = 4 * 2**20  # bytes of a body that is kept for a retry
 
 
 class RequestBody(Protocol):
-    """What has been read of a request's body."""
+    """The part of a request's body that has been read."""
 
-    has_more: bool  # the rest is still to come
-    num_bytes: int  # of what has been read
-    can_repeat: bool  # whether it can be made again
+    has_more: bool  # the rest has not been read yet
+    num_bytes: int  # read so far, as received
+    can_repeat: bool  # whether it can be encoded again, for a retry
 
-    async def made_for(self, served_name: str) -> bytes:
-        """What has been read, for an engine that knows the model by this name."""
+    async def encode_for(self, served_name: str) -> bytes:
+        """The part read, for an engine that serves the model under this name."""
 
 
 class JsonBody:
-    """A JSON object. `profile`: what is changed in each request's body for its model."""
+    """A JSON object. `profile`: the model's, with its changes to each body."""
 
     has_more = False
 
@@ -49,26 +50,26 @@ class JsonBody:
         *,
         num_bytes: int | None = None,
         is_for_peer: bool = False,
-        apart: JsonWorkerPool | None = None,
+        workers: JsonWorkerPool | None = None,
     ) -> None:
-        """`fields`: what `raw` says, if that has been read. `num_bytes`: of the body as it came.
+        """`fields`: `raw` parsed, if it has been. `num_bytes`: of the body as received.
 
-        `is_for_peer`: it goes to another Berth, so what is Berth's stays in it. `apart`: of a long body,
-        of which `fields` are an outline; it is changed elsewhere.
+        `is_for_peer`: it goes to another node, so fields for Berth stay in it. `workers`: of a long body, of
+        which `fields` is an outline; it is changed in a worker process.
         """
         self._own_fields = frozenset[str]() if is_for_peer else OWN_FIELDS
         self._raw = raw
         self._fields = fields
         self._profile = profile
-        self._apart = apart
+        self._json_workers = workers
         self.num_bytes = len(raw) if num_bytes is None else num_bytes
         self.can_repeat = len(raw) <= _MAX_KEPT
 
-    async def made_for(self, served_name: str) -> bytes:
+    async def encode_for(self, served_name: str) -> bytes:
         raw, fields = self._raw, self._fields
-        if self._apart is not None and fields is not None:
-            return await self._made_apart(self._apart, raw, fields, served_name)
-        self._fields = None  # the bytes are kept for another time, and what was read of them is not
+        if self._json_workers is not None and fields is not None:
+            return await self._encode_in_worker(self._json_workers, raw, fields, served_name)
+        self._fields = None  # for a retry only the bytes are kept
         if not self.can_repeat:
             self._raw = b""
 
@@ -79,17 +80,17 @@ class JsonBody:
 
         return await off_loop(len(raw), make)
 
-    async def _made_apart(
-        self, apart: JsonWorkerPool, raw: bytes, outline: dict[str, Any], served_name: str
+    async def _encode_in_worker(
+        self, workers: JsonWorkerPool, raw: bytes, outline: dict[str, Any], served_name: str
     ) -> bytes:
         if not self.can_repeat:
             self._raw = b""
         strip, changes = changes_of(self._profile, outline, served_name, self._own_fields)
-        return await apart.changed(raw, strip, changes) if strip or changes else raw
+        return await workers.change(raw, strip, changes) if strip or changes else raw
 
 
 class FormBody:
-    """A form, or its beginning. `start` and `end`: where the model's name is in it; None = nowhere."""
+    """A form, or its beginning. `start` and `end`: the position of the model's name; None = absent."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class FormBody:
         self.num_bytes = len(raw)
         self.can_repeat = not has_more and len(raw) <= _MAX_KEPT
 
-    async def made_for(self, served_name: str) -> bytes:
+    async def encode_for(self, served_name: str) -> bytes:
         raw = self._raw
         if not self.can_repeat:
             self._raw = b""
@@ -127,46 +128,32 @@ def _renamed(pair: bytes, served_name: str) -> bytes:
 
 
 @dataclass(slots=True)
-class Sending:
-    """One request's body on its way: `length` is what the client has announced, None = it comes in chunks."""
+class OutgoingBody:
+    """One request's body to be sent: `length` as announced by the client, None = chunked."""
 
     body: RequestBody
     length: int | None
 
-    async def begin(self, served_name: str, request: Request, receive: Receive) -> Receive:
-        """Finish the body for an engine; a `receive` that gives it, then what the client still does."""
-        made = await self.body.made_for(served_name)
+    async def begin(self, served_name: str, request: UpstreamRequest, receive: Receive) -> Receive:
+        """Encode the body for an engine; returns a `receive` for it, then for the client's next messages."""
+        encoded = await self.body.encode_for(served_name)
         if not self.body.has_more:
-            request.headers = request.headers.with_length(len(made))
+            request.headers = request.headers.with_length(len(encoded))
         elif self.length is not None:
-            num_added = len(made) - self.body.num_bytes
+            num_added = len(encoded) - self.body.num_bytes
             request.headers = request.headers.with_length(self.length + num_added)
-        return giving(made, receive, has_more=self.body.has_more)
-
-
-def giving(body: bytes, receive: Receive, *, has_more: bool) -> Receive:
-    """A `receive` that gives these bytes once, then what the client still sends or does."""
-    is_given = False
-
-    async def give() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": has_more}
-
-    return give
+        return replaying(encoded, receive, has_more=self.body.has_more)
 
 
 def has_filters(profile: ModelProfile | None) -> bool:
-    """Whether each request's body is changed for this model."""
+    """Whether this model's profile changes each request's body."""
     return profile is not None and bool(profile.set_params or profile.strip_params)
 
 
 def changes_of(
     profile: ModelProfile | None, fields: Mapping[str, Any], served_name: str, own_fields: frozenset[str]
 ) -> tuple[frozenset[str], dict[str, Any]]:
-    """The fields that an engine is not to have, and those that it is to have so."""
+    """The fields to remove for an engine, and those to set."""
     strip = own_fields & fields.keys()
     changes: dict[str, Any] = {}
     if fields.get("model", served_name) != served_name:

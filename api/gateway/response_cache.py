@@ -1,8 +1,8 @@
-"""Remembers answers that would come out the same again: those of requests at temperature 0, or with a seed.
+"""Caches responses that would be the same again: those of requests at temperature 0, or with a seed.
 
-Stands around the gateway as a raw ASGI application. Whatever is not such a request passes untouched, and so
-do those whose keys have a list of models. An answer is remembered for the key that got it, or for all keys
-where they share caches: then `X-Berth-Cache` tells a client that somebody has asked the same before.
+Wraps the gateway as a raw ASGI application. Other requests pass through untouched, and so do those of keys
+with a list of models. A response is cached for the key that got it, or for all keys if they share caches:
+then `X-Berth-Cache` reveals to a client that another one has sent the same request.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from datetime import date
 
 from api.access.keys import caller_of, is_limited_to_models
-from api.gateway.cacheable import Question, is_good_answer, read_question
+from api.gateway.cacheable import CacheableRequest, is_good_answer, read_cacheable
 from api.http.asgi import App, Message, Receive, Scope, Send
-from api.http.buffered_body import peek
+from api.http.buffered_body import buffer_body
 from api.http.dispatch import raw_path
-from api.http.headers import find_header, sane_request_id
+from api.http.headers import find_header
 from api.http.leases import ClientGone
 from api.http.off_loop import off_loop
+from api.http.respond import request_id_of, send_response
 from api.http.response_channel import channel_of, without_channel
 from api.telemetry.access_log import log_answered
 
 PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/chat/completions", b"/completions"})
 
-MAX_BODY_BYTES = 1024 * 1024  # longer requests pass untouched
+MAX_BODY_BYTES = 1024 * 1024  # longer requests pass through untouched
 MAX_ENTRY_BYTES = 4 * 1024 * 1024
-_ENTRY_OVERHEAD_BYTES = 512  # key, objects, and their places in the table
+_ENTRY_OVERHEAD_BYTES = 512  # key, objects, and their slots in the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,10 @@ class _Entry:
 
 
 class ResponseCache:
-    """An ASGI application around `inner` that holds at most `max_bytes` of answers, the last used ones.
+    """An ASGI application around `inner` that caches at most `max_bytes` of responses (LRU).
 
-    `identity` says for a model (name or alias) what its answers depend on beside the request: how it is
-    loaded. None = its answers are not to be remembered.
+    `identity` returns for a model (name or alias) what its responses depend on beside the request: how it is
+    loaded. None = do not cache its responses.
     """
 
     def __init__(self, inner: App, max_bytes: int, identity: Callable[[str], str | None]) -> None:
@@ -54,36 +55,36 @@ class ResponseCache:
         self._max_entry_bytes = min(MAX_ENTRY_BYTES, max_bytes // 4)
         self._identity = identity
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self.num_bytes = 0  # of entries, and of answers that are being recorded
+        self.num_bytes = 0  # of entries and of responses being recorded
         self.num_hits = 0
         self.num_misses = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _is_worth_a_look(scope):
+        if not _may_be_cacheable(scope):
             await self._inner(scope, receive, send)
             return
         started = time.perf_counter()
         try:
-            peeked = await peek(receive, MAX_BODY_BYTES)
+            buffered = await buffer_body(receive, MAX_BODY_BYTES)
         except ClientGone:
             return
-        body = peeked.body
-        question = await off_loop(len(body), lambda: read_question(body)) if body is not None else None
-        identity = self._identity(question.model) if question is not None else None
-        if question is None or identity is None:
-            await self._inner(scope, peeked.replay, send)
+        body = buffered.body
+        cacheable = await off_loop(len(body), lambda: read_cacheable(body)) if body is not None else None
+        identity = self._identity(cacheable.model) if cacheable is not None else None
+        if cacheable is None or identity is None:
+            await self._inner(scope, buffered.replay, send)
             return
         owner = caller_of(scope).cache_owner
-        key = question.key(raw_path(scope), scope["query_string"], identity, owner, date.today())
+        key = cacheable.key(raw_path(scope), scope["query_string"], identity, owner, date.today())
         entry = None if _asks_for_fresh(scope) else self._find(key)
         if entry is None:
             self.num_misses += 1
-            await self._answer(question, key, identity, scope, peeked.replay, send)
+            await self._answer(cacheable, key, identity, scope, buffered.replay, send)
         else:
             self.num_hits += 1
-            request_id = _request_id(scope)
+            request_id = request_id_of(scope)
             await _replay(entry, request_id, send)
-            log_answered(scope, 200, started, request_id, "remembered")
+            log_answered(scope, 200, started, request_id, "cache hit")
 
     def _find(self, key: bytes) -> _Entry | None:
         entry = self._entries.get(key)
@@ -95,7 +96,7 @@ class ResponseCache:
         self.num_bytes -= self._entries.pop(key).size
 
     def reserve(self, num_bytes: int) -> bool:
-        """Make room for more of an answer, at the cost of the entries that were used longest ago."""
+        """Reserve memory for more of a response, evicting the least recently used entries."""
         while self._entries and self.num_bytes + num_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
         if self.num_bytes + num_bytes > self._max_bytes:
@@ -104,18 +105,24 @@ class ResponseCache:
         return True
 
     def release(self, num_bytes: int) -> None:
-        """Give reserved room back."""
+        """Release reserved memory."""
         self.num_bytes -= num_bytes
 
     async def _answer(
-        self, question: Question, key: bytes, identity: str, scope: Scope, receive: Receive, send: Send
+        self,
+        cacheable: CacheableRequest,
+        key: bytes,
+        identity: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
-        """Have it answered, and keep the answer if it is whole and good."""
+        """Forward the request, and cache the response if it is complete and good."""
 
         async def keep(entry: _Entry) -> None:
             is_good = await off_loop(entry.size, lambda: is_good_answer(entry.content_type, entry.body))
-            # A model that has been loaded in another way meanwhile may not have given this answer.
-            if is_good and self._identity(question.model) == identity:
+            # If the model has been reloaded differently meanwhile, this may be a response of either.
+            if is_good and self._identity(cacheable.model) == identity:
                 self._store(key, entry)
 
         channel = channel_of(scope)
@@ -135,7 +142,7 @@ class ResponseCache:
 
 
 class _Recording:
-    """One answer on its way to the client, and what of it is to be kept."""
+    """Forwards one response to the client and records its body for the cache."""
 
     def __init__(
         self, cache: ResponseCache, send: Send, keep: Callable[[_Entry], Awaitable[None]], max_bytes: int
@@ -144,9 +151,9 @@ class _Recording:
         self._send = send
         self._keep = keep
         self._max_bytes = max_bytes
-        self._body: bytearray | None = None  # None = it won't be kept
+        self._body: bytearray | None = None  # None = it will not be cached
         self._content_type = b""
-        self.is_cut = False  # it has begun and not ended
+        self.is_cut = False  # it has begun but not ended
 
     async def send(self, message: Message) -> None:
         """ASGI's `send` for the inner application."""
@@ -174,32 +181,32 @@ class _Recording:
             body += piece
 
     async def _keep_whole(self) -> None:
-        """Before the client has the last piece: whoever has seen the whole answer finds it remembered."""
+        """Store it before sending the last piece: a client with the whole response then finds it cached."""
         if self._body is not None:
             entry = _Entry(bytes(self._body), self._content_type)
             self.give_up()
             await self._keep(entry)
 
     def give_up(self) -> None:
-        """Let go of what has been collected."""
+        """Drop the recorded body."""
         if self._body is not None:
             self._cache.release(len(self._body))
             self._body = None
 
 
-def _is_worth_a_look(scope: Scope) -> bool:
-    """Whether the body may hold a question."""
+def _may_be_cacheable(scope: Scope) -> bool:
+    """Whether the body may be a cacheable request."""
     if scope["type"] != "http" or scope["method"] != "POST" or raw_path(scope) not in PATHS:
         return False
     if is_limited_to_models(scope):
-        return False  # the gateway says which models this key is good for
+        return False  # the gateway checks the key's models
     length = find_header(scope["headers"], b"content-length")
     is_long = length.isdigit() and int(length) > MAX_BODY_BYTES
     return not is_long and "no-store" not in _cache_control(scope)
 
 
 def _asks_for_fresh(scope: Scope) -> bool:
-    """Whether the client wants the answer made anew; it is kept then in place of the old one."""
+    """Whether the client requests a new response, which then replaces the cached one."""
     return not _cache_control(scope).isdisjoint({"no-cache", "max-age=0"})
 
 
@@ -217,9 +224,4 @@ async def _replay(entry: _Entry, request_id: bytes, send: Send) -> None:
     ]
     if entry.content_type.lower().startswith(b"text/event-stream"):
         headers.append((b"x-accel-buffering", b"no"))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": entry.body})
-
-
-def _request_id(scope: Scope) -> bytes:
-    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    await send_response(send, 200, headers, entry.body)

@@ -1,1 +1,1 @@
-"""What all of the API share: ASGI's types, headers, bodies, errors. Knows nothing of instances."""
+"""Shared by the whole API: ASGI types, headers, bodies and errors. Knows nothing of instances."""

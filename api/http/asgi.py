@@ -1,4 +1,4 @@
-"""The ASGI shapes that the data plane speaks, so that it needs no web framework for its types."""
+"""ASGI's types, so that the data plane needs no web framework for them."""
 
 from __future__ import annotations
 

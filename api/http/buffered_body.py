@@ -1,4 +1,4 @@
-"""A look at a request's body before it goes on: what has been read is handed on in the same messages."""
+"""Reads a request's body ahead of the application, which then receives the same messages again."""
 
 from __future__ import annotations
 
@@ -12,47 +12,49 @@ from api.http.leases import ClientGone
 
 @dataclass(slots=True)
 class BufferedBody:
-    """What has been read of a body. `body` is all of it, or None where it is longer than was wanted."""
+    """The part of a body read so far. `body` is all of it, or None if it is longer than the limit."""
 
     receive: Receive  # the client's
     body: bytes | None = None
     messages: deque[Message] = field(default_factory=deque)
 
     async def replay(self) -> Message:
-        """A `receive` for whom the body is meant: what has been read, then what is still to come."""
+        """A `receive` for the application: first the messages read so far, then the client's next ones."""
         return self.messages.popleft() if self.messages else await self.receive()
 
 
-async def peek(receive: Receive, max_bytes: int, look: Callable[[bytes], None] = lambda _: None) -> BufferedBody:
-    """Read a body, but hardly more than `max_bytes` of it. Raises ClientGone where the client leaves.
+async def buffer_body(
+    receive: Receive, max_bytes: int, inspect: Callable[[bytes], None] = lambda _: None
+) -> BufferedBody:
+    """Read a body, up to one message beyond `max_bytes`. Raises ClientGone if the client disconnects.
 
-    `look` is shown each piece, and raises where no more of it is wanted.
+    `inspect` is called with each piece and may raise to stop reading.
     """
-    peeked = BufferedBody(receive)
+    buffered = BufferedBody(receive)
     size = 0
     while size <= max_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        peeked.messages.append(message)
+        buffered.messages.append(message)
         size += len(message.get("body", b""))
-        look(message.get("body", b""))
+        inspect(message.get("body", b""))
         if not message.get("more_body", False):
             if size <= max_bytes:
-                peeked.body = b"".join(part.get("body", b"") for part in peeked.messages)
+                buffered.body = b"".join(part.get("body", b"") for part in buffered.messages)
             break
-    return peeked
+    return buffered
 
 
-def replaying(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the new body once, then what the client still does (leave)."""
-    is_given = False
+def replaying(body: bytes, receive: Receive, *, has_more: bool = False) -> Receive:
+    """A `receive` that returns this body once, then the client's next messages."""
+    is_replayed = False
 
     async def replay() -> Message:
-        nonlocal is_given
-        if is_given:
+        nonlocal is_replayed
+        if is_replayed:
             return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        is_replayed = True
+        return {"type": "http.request", "body": body, "more_body": has_more}
 
     return replay

@@ -1,6 +1,6 @@
-"""Errors in the words of the API that was asked: OpenAI's envelope, and Anthropic's below /v1/messages.
+"""Errors in the format of the requested API: OpenAI's envelope, and Anthropic's below /v1/messages.
 
-An SDK reads its own API's errors only. What each exception is, api/http/errors.py says.
+An SDK reads its own API's errors only. api/http/errors.py maps exceptions to errors.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 
-from api.http.asgi import RawHeaders, Send
+from api.http.asgi import RawHeaders
 from api.http.errors import ApiError, error_for
 
 _MESSAGES = re.compile(rb"(?:/proxy/[^/?]+)?/v1/messages(?:[/?]|$)")
 
-# The embedded engine's server has the same; tests hold them together.
+# The embedded engine's server has the same table; tests keep them equal.
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -26,17 +26,17 @@ _ANTHROPIC_TYPES = {
 
 
 def speaks_anthropic(target: bytes) -> bool:
-    """Whether a path belongs to Anthropic's API, by name or by instance; a query may follow it."""
+    """Whether a path belongs to Anthropic's API, with or without /proxy/{id}; a query may follow."""
     return _MESSAGES.match(target) is not None
 
 
 def anthropic_type(status: int) -> str:
-    """What Anthropic calls an error of this status."""
+    """Anthropic's error type for this status."""
     return _ANTHROPIC_TYPES.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
 
 
 def in_dialect(error: ApiError, target: bytes, request_id: bytes) -> ApiError:
-    """The error as whoever asks for `target` reads it. Given twice, it stays the same."""
+    """The error in the format of the API that `target` belongs to. Idempotent."""
     if not speaks_anthropic(target):
         return error
     body = _anthropic_body(error, request_id)
@@ -55,22 +55,14 @@ def error_event(body: bytes, target: bytes) -> bytes:
 
 
 def stream_error_event(exc: Exception, target: bytes, request_id: bytes) -> bytes:
-    """What a stream that has begun ended in, as its last server-sent event."""
+    """The exception that broke a stream, as its last server-sent event."""
     return error_event(in_dialect(error_for(exc), target, request_id).body, target)
 
 
-async def send_error(send: Send, error: ApiError, target: bytes, request_id: bytes) -> None:
-    """Answer with an error, by ASGI."""
-    error = in_dialect(error, target, request_id)
-    headers = [*error.headers, (b"x-request-id", request_id)]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
-
-
 def _anthropic_body(error: ApiError, request_id: bytes) -> bytes:
-    told = {
+    envelope = {
         "type": "error",
         "error": {"type": anthropic_type(error.status), "message": error.message},
         "request_id": request_id.decode("latin-1"),
     }
-    return json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps(envelope, ensure_ascii=False).encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The thin ASGI application in front: who gets a request is told by its path alone."""
+"""The thin ASGI application in front: routes requests by path alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from urllib.parse import unquote_to_bytes
 
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.response_channel import Begin, FastPathApp, ResumeAsTask, ResponseChannel
+from api.http.response_channel import Begin, FastPathApp, ResponseChannel, ResumeAsTask
 
 _PREFIX = b"/proxy/"
 
 
 class Dispatcher:
-    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` what is left."""
+    """An ASGI application: `data_plane` gets http and websocket under /proxy/, `control` the rest."""
 
     def __init__(
         self,
@@ -37,8 +37,10 @@ class Dispatcher:
         else:
             await self._control(scope, receive, send)
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
-        """The data plane's or the gateway's short way, see `DataPlane.begin`; False for all other paths."""
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        """The fast path of the data plane or the gateway, see `DataPlane.begin`; False for other paths."""
         route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
         begin: Begin | None
         if route_cache is not None and "begin" in route_cache:
@@ -56,14 +58,14 @@ class Dispatcher:
 
 
 def raw_path(scope: Scope) -> bytes:
-    """The path as it came over the wire, less the prefix that a proxy in front of us has put before it."""
+    """The path as sent by the client, without the prefix that a proxy in front of us has added."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     root: str = scope.get("root_path", "")
     return path.removeprefix(root.encode()) if root else path
 
 
 def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:
-    """Instance id and engine's request target of `/proxy/{id}/{path}`, the latter as the client wrote it."""
+    """Instance id and the engine's request target in `/proxy/{id}/{path}`, the latter unchanged."""
     instance, slash, rest = path.removeprefix(b"/proxy/").partition(b"/")
     target = slash + rest if slash else b"/"
     if query:

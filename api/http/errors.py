@@ -1,6 +1,6 @@
-"""Exceptions to HTTP: one table, one envelope (OpenAI's). Knows no web framework; both planes use it.
+"""Maps exceptions to HTTP: one table, one envelope (OpenAI's). Knows no web framework; both planes use it.
 
-Where another API than OpenAI's was asked, api/http/dialects.py says it in that one's words.
+api/http/dialects.py converts errors for other APIs than OpenAI's.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from instance_manager import errors as manager
 from instance_manager.state.stores import errors as stores
 
 # Exception type -> status, OpenAI's error type, seconds for `Retry-After` (None: no such header).
-# The first match along an exception's ancestry decides.
+# The first match in the exception's method resolution order applies.
 #
-# A request for an instance that is stopped gets 409: no retry helps until somebody starts it, and 503 would
-# tell clients to try again. One that has waited for a start which then failed gets 503 with the failure.
+# A request for a stopped instance gets 409: no retry helps until it is started, and 503 would make clients
+# retry. A request that waited for a start that failed gets 503 with the failure.
 _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
     manager.InstanceNotFound: (404, "not_found_error", None),
     manager.ModelNotFound: (404, "not_found_error", None),
@@ -61,12 +61,12 @@ _TABLE: dict[type[Exception], tuple[int, str, float | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class ApiError:
-    """An error as it goes over the wire."""
+    """An error response."""
 
     status: int
     body: bytes
     headers: RawHeaders
-    message: str  # which the body has too
+    message: str  # also part of the body
 
 
 def envelope(message: str, error_type: str, *, param: str | None = None, code: str | None = None) -> bytes:
@@ -84,7 +84,7 @@ def api_error(
     code: str | None = None,
     retry_after_s: float | None = None,
 ) -> ApiError:
-    """An error of the HTTP layer itself."""
+    """Create an error of the HTTP layer itself."""
     body = envelope(message, error_type, param=param, code=code)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if retry_after_s is not None:
@@ -93,16 +93,16 @@ def api_error(
 
 
 def error_for(exc: Exception, *, is_admin: bool = True) -> ApiError:
-    """The answer to a request that ended in this exception; an unknown one is a 500 that tells nothing.
+    """The error response for an exception; an unknown exception becomes a 500 without details.
 
-    `is_admin`: whether who asks may read engines' logs, which messages quote.
+    `is_admin`: whether the caller may read engines' logs, which some messages quote.
     """
     for ancestor in type(exc).__mro__:
         if ancestor in _TABLE:
             break
     else:
         return api_error(
-            500, "internal error; Berth's log says more", "internal_error", code="internal_error"
+            500, "internal error; see Berth's log for details", "internal_error", code="internal_error"
         )
     status, error_type, retry_after_s = _TABLE[ancestor]
     message, code = str(exc), getattr(exc, "code", None)

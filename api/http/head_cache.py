@@ -1,7 +1,7 @@
-"""Heads that have come before: a client's next request mostly begins as its last one did, down to the byte.
+"""Caches a connection's last request head: a client's next head is mostly the same, byte for byte.
 
-Such a head is recognised and not parsed again, whatever its `Content-Length` is this time. What is derived
-from a head alone is kept with it. Pure functions on bytes; the parser has the first word on every head.
+Such a head is recognised and not parsed again, whatever its new `Content-Length`. Results derived from the
+head alone are cached with it. Pure functions on bytes; every head is first accepted by the parser.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from api.http.asgi import RawHeaders
 
-# Where a scope carries what was derived from its head alone, to read and to add to; a head that is new has
-# none. Only until the request goes on as ASGI: from then on anybody may give it other headers.
+# Scope key of the results derived from the head alone, to read and to extend; a scope with a new head has
+# none. Removed when the request continues as ASGI: from then on its headers may be changed.
 ROUTE_CACHE = "berth.route_cache"
 RouteCache = dict[str, Any]
 
@@ -22,12 +22,12 @@ _END = b"\r\n\r\n"
 
 
 class CachedHead:
-    """The head of one message. `headers` are those the parser has read of it, names in lower case."""
+    """The head of one request. `headers`: as the parser has read them, names in lower case."""
 
     __slots__ = ("_after", "_before", "_headers", "_length_at", "has_length", "route_cache")
 
     def __init__(self, before: bytes, after: bytes, headers: RawHeaders, length_at: int | None) -> None:
-        self._before = before  # up to the length's digits; all of a head that has none
+        self._before = before  # up to the digits of Content-Length; the whole head if it has none
         self._after = after
         self._headers = headers
         self._length_at = length_at
@@ -49,17 +49,17 @@ class CachedHead:
         return data[end:] if len(data) - end == int(digits) else None
 
     def headers_for(self, body: bytes) -> RawHeaders:
-        """The headers of a message that has this body."""
+        """The headers of a request with this body."""
         headers = self._headers.copy()
         if self._length_at is not None:
             headers[self._length_at] = (b"content-length", b"%d" % len(body))
         return headers
 
 
-def learn(data: bytes, headers: RawHeaders) -> CachedHead | None:
-    """The head of `data`, which the parser has taken for one whole message with these headers.
+def cached_head(data: bytes, headers: RawHeaders) -> CachedHead | None:
+    """The head of `data`, which the parser has accepted as one whole request with these headers.
 
-    None where its end can't be told by the head and a length alone: then it is parsed each time.
+    None if head and length alone do not determine where the request ends: then each one is parsed.
     """
     lengths = [at for at, (name, _) in enumerate(headers) if name == b"content-length"]
     if len(lengths) > 1 or any(name in (b"transfer-encoding", b"upgrade") for name, _ in headers):

@@ -1,6 +1,6 @@
-"""Which headers pass through the proxy, and how (RFC 9110, section 7.6). Pure functions on raw byte pairs.
+"""Which headers the proxy forwards, and how (RFC 9110, section 7.6). Pure functions on raw byte pairs.
 
-Order, duplicates and values are kept; names arrive in lower case, as ASGI has them.
+Order, duplicates and values are kept; names are in lower case, as in ASGI.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-# What a `Connection` header may not take away: the body's length and whom the request is for.
+# Headers that `Connection` may not remove: those for the body's length and the request's destination.
 _NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"x-request-id"})
 
-# Through which Berth a request has come: it goes no further than to where that one has sent it.
+# The node that forwarded the request; with this header it is not forwarded to another node again.
 VIA = b"x-berth-via"
 
-# For whom Berth asks an engine of ours: its own to say, never a client's.
+# The tenant of a request to our own engine. Set by Berth; a client's is dropped.
 TENANT = b"x-berth-tenant"
 
-# Where clients put their key: OpenAI's, Anthropic's, Azure's. It is for Berth; the engine gets its own.
+# Headers with the client's key: OpenAI's, Anthropic's, Azure's. It is for Berth; the engine gets its own.
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
-# Or, where a browser can set no header: among the subprotocols that a WebSocket's handshake offers.
+# Or, as a browser can set no header for a WebSocket: among the subprotocols of its handshake.
 _KEY_PROTOCOL = "openai-insecure-api-key."
 
-# Headers of a request that are read, replaced or dropped; all others are copied as they are.
+# Request headers that are read, replaced or dropped; all others are copied unchanged.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
     VIA,
     TENANT,
@@ -66,10 +66,10 @@ _IDS_AT_ONCE = 256
 
 
 def _random_ids() -> Iterator[bytes]:
-    """Many at once: to ask the system for each would cost as much as all the rest of a head."""
+    """Many per system call: one call each would cost as much as the rest of the head."""
     while True:
         drawn = bytearray(os.urandom(16 * _IDS_AT_ONCE))
-        drawn[6::16] = b"\x4a" * _IDS_AT_ONCE  # the digits that tell a UUID's version and variant
+        drawn[6::16] = b"\x4a" * _IDS_AT_ONCE  # a UUID's version and variant digits
         drawn[8::16] = b"\xa4" * _IDS_AT_ONCE
         yield from drawn.hex(" ", 16).encode().split()
 
@@ -78,20 +78,20 @@ _ids = _random_ids()
 
 
 def new_request_id() -> bytes:
-    """A request id that is unique across Berths and can't be guessed: it is the name to end a request by.
+    """A request id that is unique across nodes and can't be guessed, since it can be used to abort a request.
 
-    It has a UUID's form: llama-cpp-python's server, for one, refuses requests with any other.
+    It is formatted as a UUID: llama-cpp-python's server, for one, rejects any other.
     """
     return next(_ids)
 
 
 @dataclass(slots=True)
 class RequestHeaders:
-    """A client's request headers, sorted into what goes on as it is and what Berth has to know.
+    """A client's request headers, split into those forwarded unchanged and those that Berth interprets.
 
-    `passed`, `framing` and `forwarded` are encoded lines: those that go on as they came, the one that tells
-    how the body ends, and X-Forwarded-*, down to the empty line that ends a head. `Host` and `Authorization`
-    are the engine's affair and not among them.
+    `passed`, `framing` and `forwarded` are encoded lines: those forwarded unchanged, the one that frames the
+    body, and X-Forwarded-* with the empty line that ends the head. `Host` and `Authorization` are specific to
+    the engine and not included.
     """
 
     passed: bytes
@@ -101,24 +101,24 @@ class RequestHeaders:
     has_body: bool
     is_chunked: bool
 
-    def again(self, length: int) -> RequestHeaders:
-        """The same of another request, whose body has so many bytes."""
+    def for_next(self, length: int) -> RequestHeaders:
+        """The headers of the next request with the same head, whose body has `length` bytes."""
         framing = b"content-length: %d\r\n" % length if self.framing else b""
         return RequestHeaders(self.passed, framing, new_request_id(), self.forwarded, length > 0, False)
 
     def with_length(self, length: int) -> RequestHeaders:
-        """The same with a body of so many bytes."""
+        """The same with a body of `length` bytes."""
         framing = b"content-length: %d\r\n" % length
         return replace(self, framing=framing, has_body=length > 0, is_chunked=False)
 
     def with_more(self, headers: RawHeaders) -> RequestHeaders:
-        """The same with these headers besides."""
+        """The same with these headers added."""
         lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
         return replace(self, passed=self.passed + lines)
 
 
 def read_request_headers(headers: RawHeaders, client: bytes, scheme: bytes) -> RequestHeaders:
-    """Sort a request's headers. `client` is the peer's address, `scheme` http or https."""
+    """Split a request's headers. `client` is the peer's address, `scheme` http or https."""
     passed: list[bytes] = []
     request_id = host = forwarded_for = forwarded_host = forwarded_proto = framing = b""
     has_body = is_chunked = False
@@ -159,12 +159,12 @@ def read_request_headers(headers: RawHeaders, client: bytes, scheme: bytes) -> R
 
 
 def sane_request_id(given: bytes) -> bytes:
-    """The client's request id where it is printable ASCII of at most 128 bytes, else a new one."""
+    """The client's request id if it is printable ASCII of at most 128 bytes, else a new one."""
     return given if _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def nominated_by(connection: bytes) -> frozenset[bytes]:
-    """The headers that one `Connection` value takes away beyond those that never pass anyhow."""
+    """The headers that a `Connection` value removes, beyond those that are never forwarded."""
     if connection == b"keep-alive":
         return frozenset()
     options = frozenset(option.strip() for option in connection.lower().split(b","))
@@ -172,7 +172,7 @@ def nominated_by(connection: bytes) -> frozenset[bytes]:
 
 
 def without_nominated(headers: RawHeaders) -> RawHeaders:
-    """The headers less every `Connection` and whatever they name."""
+    """The headers without every `Connection` and the headers it names."""
     nominated = frozenset[bytes]().union(
         *(nominated_by(value) for name, value in headers if name == b"connection")
     )
@@ -180,9 +180,9 @@ def without_nominated(headers: RawHeaders) -> RawHeaders:
 
 
 def response_headers(headers: RawHeaders, status: int, request_id: bytes) -> tuple[RawHeaders, bool]:
-    """What the client gets of an engine's headers, and whether an SSE event may be added to the body.
+    """The response headers for the client, and whether an SSE event may be appended to the body.
 
-    A 204 and a 304 lose their `Content-Length`: they have no body, and servers refuse to announce one.
+    `Content-Length` is removed from 204 and 304: they have no body, and servers refuse to announce one.
     """
     kept: RawHeaders = []
     is_event_stream = is_encoded = has_accel = has_lines = False
@@ -212,7 +212,7 @@ def response_headers(headers: RawHeaders, status: int, request_id: bytes) -> tup
     return kept, is_event_stream and not is_encoded
 
 
-# The opening handshake's own headers; the WebSocket client towards the engine makes its own.
+# Headers of the opening handshake; the WebSocket client towards the engine sends its own.
 _HANDSHAKE = frozenset(
     {
         b"sec-websocket-accept",
@@ -228,23 +228,23 @@ _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 
 def handshake_headers(headers: RawHeaders) -> RawHeaders:
-    """What of a WebSocket handshake's request headers goes on to the engine."""
+    """The request headers of a WebSocket handshake that are forwarded to the engine."""
     return [pair for pair in without_nominated(headers) if pair[0] not in _HANDSHAKE_REQUEST]
 
 
 def handshake_response_headers(headers: RawHeaders) -> RawHeaders:
-    """What of an engine's answer to a handshake goes back to the client."""
+    """The engine's handshake response headers that are returned to the client."""
     return [pair for pair in without_nominated(headers) if pair[0] not in _HANDSHAKE_RESPONSE]
 
 
 def key_in_subprotocols(subprotocols: Iterable[str]) -> bytes:
-    """The key that stands among them, or nothing."""
+    """The API key among them, or empty."""
     found = (name for name in subprotocols if _is_key_protocol(name))
     return next(found, "")[len(_KEY_PROTOCOL) :].encode("latin-1", "replace")
 
 
 def without_key(subprotocols: Iterable[str]) -> list[str]:
-    """Those that are subprotocols."""
+    """The subprotocols without the key."""
     return [name for name in subprotocols if not _is_key_protocol(name)]
 
 
@@ -253,5 +253,5 @@ def _is_key_protocol(name: str) -> bool:
 
 
 def find_header(headers: RawHeaders, wanted: bytes) -> bytes:
-    """The first value of a header, or nothing."""
+    """The first value of a header, or empty."""
     return next((value for name, value in headers if name == wanted), b"")

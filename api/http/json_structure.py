@@ -1,7 +1,7 @@
-"""How much is to be built of a JSON text, counted before anything is. Pure.
+"""Bounds the number of objects that parsing a JSON text would create, before it is parsed. Pure.
 
-What is built is up to fifty times as large as its text, and nobody else runs meanwhile: arrays, objects and
-their values are bounded. Texts and images may be as long as they like: they are built in one piece.
+Parsed values take up to fifty times the memory of their text, and parsing blocks the interpreter: so arrays,
+objects and their values are limited. Strings (texts, images) may have any length: each is one object.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import re
 
 MAX_CONTAINERS = 100_000  # arrays and objects
 MAX_COMMAS = 1_000_000  # between values
-# Texts have brackets and commas, too; of those there may be many, up to where counting takes long.
+# Strings contain brackets and commas too; they are tolerated up to the point where exact counting takes long.
 _MANY_TIMES = 20
-_SLICE_BYTES = 2**20  # looked at in one go
+_SLICE_BYTES = 2**20  # counted at a time
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 class TooManyParts(Exception):
-    """The message says of what there are too many."""
+    """The message names what there are too many of."""
 
 
 class PartCounter:
-    """Fed with a body as it arrives, it ends one that could not be read anyway."""
+    """Fed with a body as it arrives, it rejects one that could not be parsed anyway."""
 
     def __init__(self, max_commas: int = MAX_COMMAS) -> None:
         self._max_commas = max_commas
@@ -29,7 +29,7 @@ class PartCounter:
 
     @property
     def may_be_too_many(self) -> bool:
-        """Whether it has to be counted what stands in texts."""
+        """Whether strings have to be excluded from the count."""
         return self._num_containers > MAX_CONTAINERS or self._num_commas > self._max_commas
 
     def feed(self, piece: bytes) -> None:
@@ -40,7 +40,7 @@ class PartCounter:
 
 
 def check_parts(body: bytes, max_commas: int = MAX_COMMAS) -> None:
-    """Raise TooManyParts for a text of more parts than a request needs."""
+    """Raise TooManyParts for a JSON text with more parts than a request needs."""
     if len(body) <= MAX_CONTAINERS:
         return
     counter = PartCounter(max_commas)
@@ -51,7 +51,7 @@ def check_parts(body: bytes, max_commas: int = MAX_COMMAS) -> None:
 
 
 def check_outside_of_texts(body: bytes, max_commas: int = MAX_COMMAS) -> None:
-    """The same, exactly. It takes a second for a million texts, and lets others run between them."""
+    """The same, exact. It takes a second per million strings, and other threads run in between."""
     num_containers = num_commas = position = 0
     for text in _STRING.finditer(body):
         start = text.start()
@@ -66,6 +66,6 @@ def check_outside_of_texts(body: bytes, max_commas: int = MAX_COMMAS) -> None:
 
 def _check(num_containers: int, max_containers: int, num_commas: int, max_commas: int) -> None:
     if num_containers > max_containers:
-        raise TooManyParts(f"the body has more than {max_containers} arrays and objects; so many are taken")
+        raise TooManyParts(f"the body has more than {max_containers} arrays and objects, the limit")
     if num_commas > max_commas:
-        raise TooManyParts(f"the body has more than {max_commas} commas between values; so many are taken")
+        raise TooManyParts(f"the body has more than {max_commas} commas between values, the limit")

@@ -1,4 +1,4 @@
-"""What the data plane needs of the instance manager, and waiting for it with an eye on the client."""
+"""The data plane's interface to the instance manager, and waiting for a lease while watching the client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instance_manager.types import Endpoint
 class Lease(Protocol):
     """The right to send one request to an engine, granted together with the check that it is running.
 
-    While a lease is out its engine is neither expired nor put to sleep, and a stop drains first.
+    While a lease is held its engine neither expires nor sleeps, and a stop waits for it.
     """
 
     @property
@@ -25,49 +25,48 @@ class Lease(Protocol):
     def model_name(self) -> str: ...
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits for a place like this one."""
+        """Whether another request waits for this capacity."""
 
     def release(self) -> None:
-        """Give it back; more than once does no harm."""
+        """Give it back. Idempotent."""
 
 
 class Leases(Protocol):
     """Grants leases."""
 
     def try_lease(self, instance_id: str) -> Lease | None:
-        """A lease at once, or None where the instance is on its way to running and the request must wait.
+        """A lease at once, or None if the instance is starting or waking and the request must wait.
 
         Raises InstanceNotFound, InstanceNotRunning, QueueFull or ShuttingDown.
         """
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
-        """A lease as soon as there is one, in order of arrival. To be cancelled is to leave the queue.
+        """A lease as soon as there is one, in order of arrival. Cancelling leaves the queue.
 
         Raises QueueFull, InstanceFailedToStart, StartTooSlow and what `try_lease` raises.
         """
 
 
-# What a request does whose engine was gone before it answered: from the `receive` that it has used, one that
-# gives the client's messages from the first on, where another engine may serve it; None where it has failed.
+# Called when an engine disappears before answering. Returns a `receive` that replays the request for another
+# engine, or None if it cannot be retried.
 Retry = Callable[[Lease, Receive], Awaitable[Receive | None]]
 
-# Finishes a request for the engine that it has a lease of: a `receive` that gives the body as that is to have
-# it.
+# Adapts a request to the engine of its lease; returns a `receive` for the adapted body.
 Prepare = Callable[[Lease, Any, Receive], Awaitable[Receive]]
 
-# A client that waits is listened to for its leaving, and what it sends meanwhile is kept: up to this much,
-# then no more is read of it until its turn comes.
+# While a client waits, we read from it to notice a disconnect, and keep what it sends: up to this much, then
+# nothing more is read until it has a lease.
 _HELD_BYTES = 1024 * 1024
 
-CLIENT_GONE = 499  # what metrics and the access log show where nobody was left to answer, as nginx has it
+CLIENT_GONE = 499  # status in metrics and access log when the client has disconnected, as in nginx
 
 
 class ClientGone(Exception):
-    """The client has left; there is nobody to answer."""
+    """The client has disconnected."""
 
 
 class WrongBody(Exception):
-    """What the client goes on to send can't be served; its `receive` raises this from then on."""
+    """The rest of the client's body is invalid; its `receive` raises this from then on."""
 
     code = "invalid_form"
 
@@ -77,7 +76,7 @@ class WrongBody(Exception):
 
 
 async def lease_while_connected(leases: Leases, instance_id: str, receive: Receive) -> tuple[Lease, Receive]:
-    """Wait for a lease for as long as the client does; with it comes a `receive` that misses nothing.
+    """Wait for a lease while the client is connected; also returns a `receive` that misses no message.
 
     Raises ClientGone, WrongBody and what `wait_for_lease` raises.
     """
@@ -93,7 +92,7 @@ async def lease_while_connected(leases: Leases, instance_id: str, receive: Recei
         is_handed_on = True
     finally:
         if not listener.cancel() and not listener.cancelled():
-            listener.exception()  # which the next `receive` raises again
+            listener.exception()  # the next `receive` raises it again
         if not is_handed_on:
             waiter.cancel()
             waiter.add_done_callback(_release_unwanted)
@@ -105,7 +104,7 @@ async def lease_while_connected(leases: Leases, instance_id: str, receive: Recei
 
 
 async def _hold_until_gone(receive: Receive, held: deque[Message]) -> bool:
-    """Collect what the client sends; True once it has left, False when that is as much as we hold."""
+    """Keep what the client sends; True once it has disconnected, False at the limit."""
     size = 0
     while size < _HELD_BYTES:
         message = await receive()
@@ -117,6 +116,6 @@ async def _hold_until_gone(receive: Receive, held: deque[Message]) -> bool:
 
 
 def _release_unwanted(waiter: asyncio.Future[Lease]) -> None:
-    """A lease that was granted just as its request went away, or an error that nobody waits for."""
+    """Release a lease granted just as its request ended; ignore an error."""
     if not waiter.cancelled() and waiter.exception() is None:
         waiter.result().release()

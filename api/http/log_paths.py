@@ -1,6 +1,6 @@
-"""Paths as logs and traces may have them: without what stands behind `?`, and without values of secret names.
+"""Paths for logs and traces: without the query, and with the values of secret parameters masked.
 
-Prompts and keys stand in queries. A name counts as secret as it does in parameters and variables.
+Queries may contain prompts and keys. The same names are secret as in engine parameters and variables.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ _NAMED = re.compile(
 
 @lru_cache(maxsize=1024)
 def loggable(target: bytes) -> str:
-    """A request's target, or its path, as it came over the wire, to be written down."""
+    """A request's target or path, as sent by the client, for a log."""
     text = _END.split(target, maxsplit=1)[0].decode("ascii", "backslashreplace")
     return _NAMED.sub(r"\1***", text)

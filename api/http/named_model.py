@@ -1,7 +1,7 @@
-"""Which model a request names, in its query or its body. Pure; knows no models.
+"""Finds the model that a request names, in its query or its body. Pure; knows no models.
 
-None is returned only where it is certain that no model is named. Whatever could be read in two ways is
-refused: a request for one model must never be answered by another.
+None is returned only if certainly no model is named. Anything ambiguous is rejected: a request for one model
+must never be served by another.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from pydantic_core import from_json
 from api.http.json_structure import TooManyParts, check_parts
 
 _BOM = b"\xef\xbb\xbf"
-# Where a key could be "model" without standing there as that: the letters' escapes are \u006c to \u006f.
+# A key may be "model" with some letters escaped: their escapes are \u0064 to \u006f.
 _ESCAPE = b"\\u006"
 _KEY = b'"model"'
 
 MAX_NAME_BYTES = 1024
-_MAX_SHOWN = 100  # characters of what a message quotes
+_MAX_SHOWN = 100  # characters quoted in a message
 
 
 class InvalidBody(Exception):
-    """The body can't be read; the message says why."""
+    """The body can't be parsed; the message says why."""
 
 
 class UnclearModel(Exception):
-    """The request names its model in a way that isn't certain; the message goes on after the word `model`."""
+    """The request names its model ambiguously; the message continues the word `model`."""
 
 
 def without_bom(body: bytes) -> bytes:
-    """A JSON text less its byte order mark, which few engines take."""
+    """A JSON text without its byte order mark, which few engines accept."""
     return body.removeprefix(_BOM)
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """A body's JSON object. Raises InvalidBody."""
+    """The JSON object in a body. Raises InvalidBody."""
     try:
         check_parts(body)
         value = from_json(body, allow_inf_nan=False)
@@ -53,19 +53,21 @@ def read_object(body: bytes) -> dict[str, Any]:
 
 
 def has_one_model(body: bytes) -> bool:
-    """Whether a JSON body has the key `model` at one place, and that without escapes. A quick look."""
-    return body.count(_KEY) == 1 and (b"\\" not in body or _ESCAPE not in body)  # one byte is found sooner
+    """Whether a JSON body has the key `model` exactly once, without escapes. Fast."""
+    return body.count(_KEY) == 1 and (
+        b"\\" not in body or _ESCAPE not in body
+    )  # a single byte is found faster
 
 
 def model_in_object(body: bytes, fields: dict[str, Any]) -> str | None:
-    """The model that a JSON body names, of which `fields` have been read. Raises UnclearModel."""
+    """The model named by a JSON body, whose parsed form is `fields`. Raises UnclearModel."""
     if not has_one_model(body) and (_KEY in body or _ESCAPE in body):
         _check_same(_root_models(body))
     name = fields.get("model")
     if name is not None and not isinstance(name, str):
         raise UnclearModel(f"must be a string, not {_KINDS.get(type(name), 'a number')}")
     if name is None and (place := _misplaced(fields)) is not None:
-        raise UnclearModel(f"must stand at the top level of the body; here it is {place}")
+        raise UnclearModel(f"must be a field at the top level of the body; here it is {place}")
     return _checked(name)
 
 
@@ -80,7 +82,7 @@ def _model_in_query(query: bytes) -> str | None:
 
 
 def model_in_fields(text: bytes) -> str | None:
-    """The same of a query, or of a form that is written like one. Raises UnclearModel."""
+    """The model in a query, or in a URL-encoded form. Raises UnclearModel."""
     pairs = parse_qsl(text.decode("utf-8", "replace"))
     names = [value for name, value in pairs if name == "model"]
     _check_same(names)
@@ -88,15 +90,15 @@ def model_in_fields(text: bytes) -> str | None:
 
 
 def _checked(name: str | None) -> str | None:
-    """A name of a length that names have. Raises UnclearModel."""
-    # The characters first: what is far too long need not become bytes.
+    """The name, if it is not too long. Raises UnclearModel."""
+    # Characters first, so that a far too long name is not encoded.
     if name and max(len(name), len(name[:MAX_NAME_BYTES].encode("utf-8", "replace"))) > MAX_NAME_BYTES:
-        raise UnclearModel(f"may have {MAX_NAME_BYTES} bytes at most")
+        raise UnclearModel(f"has more than {MAX_NAME_BYTES} bytes, the limit for a name")
     return name
 
 
 def _shown(value: object) -> str:
-    """As a message quotes it."""
+    """A value as quoted in a message."""
     if isinstance(value, str):
         return repr(value[:_MAX_SHOWN]) + ("…" if len(value) > _MAX_SHOWN else "")
     return _KINDS.get(type(value), "a number")
@@ -111,39 +113,39 @@ def _check_same(names: Iterable[object]) -> None:
     for other in others:
         if other != first:
             raise UnclearModel(
-                f"is there more than once, as {_shown(first)} and as {_shown(other)}; name one"
+                f"is given more than once, as {_shown(first)} and as {_shown(other)}; name one"
             )
 
 
 def _root_models(body: bytes) -> list[object]:
     """The values of all keys `model` of the outermost object."""
     try:
-        # Objects become lists of pairs, and numbers stay text: Python limits how long they may be.
+        # Objects become lists of pairs; numbers stay text, as Python limits their digits.
         pairs = json.loads(body, object_pairs_hook=list, parse_int=str)
     except (ValueError, RecursionError) as error:
-        raise UnclearModel(f"can't be told with certainty: {error}") from None
+        raise UnclearModel(f"can't be determined from the body: {error}") from None
     return [value for key, value in pairs if key == "model"]
 
 
 def _misplaced(fields: dict[str, Any]) -> str | None:
-    """Where a model is named that isn't asked for: under another spelling, or further inside."""
+    """Where a model is named in the wrong place: in another spelling, or nested."""
     for key, value in fields.items():
         if key != "model" and key.casefold() == "model" and isinstance(value, str):
             return f"named {_shown(key)}"
     for key, value in fields.items():
         if _names_model_inside(value):
-            return f"inside of {_shown(key)}"
+            return f"inside {_shown(key)}"
     return None
 
 
 def _names_model_inside(value: object) -> bool:
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, dict):
-            if isinstance(one.get("model"), str):
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            if isinstance(item.get("model"), str):
                 return True
-            left.extend(one.values())
-        elif isinstance(one, list):
-            left.extend(one)
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
     return False

@@ -1,4 +1,4 @@
-"""Work on bytes that may be few or many: at once, or in a thread while the event loop goes on."""
+"""Runs work on bytes at once, or in a thread if it would block the event loop."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ T = TypeVar("T")
 
 
 async def off_loop(num_bytes: int, call: Callable[[], T]) -> T:
-    """Call it; in a thread where there are so many bytes that the event loop would stand still."""
+    """Run `call`; in a thread if there are so many bytes that it would block the event loop."""
     return await asyncio.to_thread(call) if num_bytes > MAX_ON_LOOP_BYTES else call()

@@ -1,4 +1,4 @@
-"""What Berth's own HTTP protocol (api/server/fast_http.py) offers the data plane beyond ASGI."""
+"""The extension of ASGI that Berth's own HTTP protocol (api/server/fast_http.py) offers the data plane."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Protocol, cast
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
 
 EXTENSION = "berth.response"
-_CLIENT = "berth.client"  # what is left of it where answers go out by `send` alone
+_CLIENT = "berth.client"  # the channel of a request whose response must go out by `send`
 
-# Makes a task of a request that has none yet, by running an application on it.
+# Turns a request that has no task yet into one, by running an application on it.
 ResumeAsTask = Callable[[App], None]
 
 
@@ -18,25 +18,25 @@ class ResponseChannel(Protocol):
     """The value of `scope["extensions"]["berth.response"]`."""
 
     def is_ready(self) -> bool:
-        """Whether `send_whole` may be called: nothing has been sent, and the client takes what is."""
+        """Whether `send_whole` may be called: nothing has been sent, and the client is reading."""
 
     def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        """Send all of a response in one piece."""
+        """Send a whole response in one write."""
 
     def send_piece(self, body: bytes) -> bool:
-        """Send more of a body whose head went by ASGI, at once. False: not now, it has to go there, too."""
+        """Send more of a body whose head went by ASGI, at once. False: send this piece by ASGI instead."""
 
     def abort(self) -> None:
-        """Close the connection after what has been sent: the client sees that the body is cut."""
+        """Close the connection after the data sent so far: the client sees that the body is cut off."""
 
     def num_unsent(self) -> int:
-        """Bytes that the client has not taken yet; 0 where it keeps up."""
+        """Bytes that the client has not received yet; 0 if it keeps up."""
 
     def cut(self) -> None:
-        """Close the connection at once, whatever is unsent."""
+        """Close the connection at once, discarding unsent data."""
 
 
-# What a FastPathApp's `begin` is.
+# The type of `FastPathApp.begin`.
 Begin = Callable[[Scope, bytes, ResponseChannel, ResumeAsTask], bool]
 
 
@@ -45,22 +45,24 @@ class FastPathApp(Protocol):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
-        """Begin a request that has arrived whole. False: nothing has happened, call the application."""
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        """Begin a request that has arrived whole. False: nothing was done, call the application."""
 
 
 def channel_of(scope: Scope) -> ResponseChannel | None:
-    """The extension, where the server has it.
+    """The extension, if the server has it.
 
-    It is taken out of the scope: the three of scope, channel and uvicorn's cycle would keep each other alive
-    until the garbage collector runs, which then runs a lot.
+    It is removed from the scope: otherwise scope, channel and uvicorn's cycle would form a reference cycle
+    per request, and the garbage collector would run all the time.
     """
     extensions = scope.get("extensions")
     return cast("ResponseChannel | None", extensions.pop(EXTENSION, None)) if extensions else None
 
 
 def without_channel(scope: Scope) -> Scope:
-    """A copy of the scope for an application that answers by `send` alone, but sees to the client's pace."""
+    """A copy of the scope for an application that responds by `send` alone, but checks for slow clients."""
     extensions = dict(scope.get("extensions") or {})
     if (channel := extensions.pop(EXTENSION, None)) is not None:
         extensions[_CLIENT] = channel
@@ -68,6 +70,6 @@ def without_channel(scope: Scope) -> Scope:
 
 
 def client_of(scope: Scope) -> ResponseChannel | None:
-    """The client's connection, where it is known but the channel isn't to be used. Taken out like that."""
+    """The client's connection, if known but not to be used as a channel. Removed from the scope too."""
     extensions = scope.get("extensions")
     return cast("ResponseChannel | None", extensions.pop(_CLIENT, None)) if extensions else None

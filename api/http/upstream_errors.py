@@ -1,10 +1,10 @@
-"""What can go wrong between Berth and an engine; what each is to the client, api/http/errors.py says."""
+"""Failures between Berth and an engine; api/http/errors.py maps them to responses."""
 
 from __future__ import annotations
 
 
 class UpstreamError(Exception):
-    """The engine could not be reached or did not answer as HTTP asks; its status is in api/http/errors.py."""
+    """The engine could not be reached or did not respond as HTTP requires."""
 
     code = "upstream_error"
 
@@ -14,7 +14,7 @@ class UpstreamError(Exception):
 
 
 class UpstreamRefused(UpstreamError):
-    """No connection came about."""
+    """No connection could be opened."""
 
     code = "engine_unreachable"
 
@@ -30,12 +30,12 @@ class UpstreamBroken(UpstreamError):
 
 
 class UpstreamInvalidResponse(UpstreamError):
-    """What came is no HTTP/1.1 response, or a head without end."""
+    """The engine's response is not valid HTTP/1.1, or its head is too long."""
 
     code = "engine_bad_response"
 
 
 class UpstreamTimeout(UpstreamError):
-    """The engine took longer than it may."""
+    """The engine exceeded a time limit."""
 
     code = "engine_timeout"

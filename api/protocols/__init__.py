@@ -1,1 +1,1 @@
-"""Other ways to ask for what OpenAI's API gives: adapters that translate requests, answers and errors."""
+"""Other protocols on top of OpenAI's API: adapters that translate requests, responses and errors."""

@@ -1,7 +1,7 @@
-"""Serves protocols: an ASGI application that asks another one, which speaks OpenAI's API, in their stead.
+"""Serves protocols: an ASGI application that translates their requests for an inner one with OpenAI's API.
 
-What is not an adapter's is handed on untouched, so that forwarding costs nothing. Knows nothing of models but
-which protocol one has chosen.
+Other requests are passed on untouched, so that forwarding costs nothing. Of models it knows only their
+`protocol`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
-from api.http.buffered_body import BufferedBody, peek
+from api.http.buffered_body import BufferedBody, buffer_body
 from api.http.dispatch import raw_path
-from api.http.headers import find_header, sane_request_id
 from api.http.json_structure import TooManyParts, check_parts
 from api.http.leases import ClientGone
 from api.http.named_model import (
@@ -28,8 +27,8 @@ from api.http.named_model import (
     read_object,
 )
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
+from api.http.respond import request_id_of
 from api.http.response_channel import channel_of, without_channel
-from api.protocols.response_translator import Answer, Stopped, send_json
 from api.protocols.base import (
     INVALID_REQUEST,
     ErrorDetail,
@@ -40,15 +39,16 @@ from api.protocols.base import (
     to_json,
 )
 from api.protocols.errors import AdapterFailed, ask_adapter, error_response, failure_of
+from api.protocols.response_translator import ResponseTranslator, TranslationStopped, send_json
 from api.telemetry.access_log import log_answered
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-MAX_COMMAS = 250_000  # between a body's values: they are read, checked, copied and written anew
+MAX_COMMAS = 250_000  # between a body's values, which are parsed, validated, copied and encoded
 
-# Routes of OpenAI's own: adapters there serve the models that have chosen them, all others pass untouched.
+# OpenAI's own routes: adapters there serve only models with their `protocol`; other requests pass untouched.
 OPENAI_ROUTES = frozenset({"/chat/completions", "/completions"})
 
-# Said anew for the inner request, or not meant for it: an answer that is compressed could not be read.
+# Replaced in the inner request, or dropped: a compressed response could not be translated.
 _REPLACED_HEADERS = frozenset(
     {b"accept-encoding", b"content-encoding", b"content-length", b"content-type", b"transfer-encoding"}
 )
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Translated:
-    """A request in both languages."""
+    """A request in both formats."""
 
     request: ProtocolRequest
     path: str
@@ -67,7 +67,7 @@ class _Translated:
     translator: StreamTranslator | None  # None = not streamed
 
 
-class _Refused(Exception):
+class _RequestInvalid(Exception):
     """The request can't be served as it is."""
 
     def __init__(self, error: ErrorDetail) -> None:
@@ -76,10 +76,10 @@ class _Refused(Exception):
 
 
 class ProtocolApp:
-    """An ASGI application around `inner`; `routes` are the paths it answers itself.
+    """An ASGI application around `inner`; `routes` are the paths it serves itself.
 
-    `protocol_of` gives the protocol that a model (name or alias) has chosen, None where it has none or isn't
-    known. Of several adapters with one route, the first serves models without a choice.
+    `protocol_of` returns the `protocol` of a model (name or alias), None if it has none or is unknown. Of
+    several adapters with one route, the first serves models without a `protocol`.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ProtocolApp:
 
     @property
     def routes(self) -> frozenset[bytes]:
-        """The paths that this application looks at; all others go to the inner one."""
+        """The paths that this application handles; all others go to the inner one."""
         return frozenset(self._by_route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,19 +122,19 @@ class ProtocolApp:
     async def _serve_chosen(
         self, adapters: Mapping[str, Adapter], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Serve what asks for a model that has chosen one of these; the rest passes as it came."""
+        """Serve requests for models with one of these protocols; pass on the others unchanged."""
         if scope["method"] != "POST":
             await self._inner(scope, receive, send)
             return
         started = time.perf_counter()
-        peeked = await peek(receive, self._max_body_bytes)
+        buffered = await buffer_body(receive, self._max_body_bytes)
         chosen = None
-        if peeked.body is not None:
-            chosen = adapters.get(self._protocol_of(await self._model_in(peeked.body)) or "")
+        if buffered.body is not None:
+            chosen = adapters.get(self._protocol_of(await self._model_in(buffered.body)) or "")
         if chosen is None:
-            await self._inner(scope, peeked.replay, send)
+            await self._inner(scope, buffered.replay, send)
         else:
-            await self._translate(chosen, peeked, scope, send, started)
+            await self._translate(chosen, buffered, scope, send, started)
 
     async def _serve(
         self, adapters: Mapping[str, Adapter], scope: Scope, receive: Receive, send: Send
@@ -142,17 +142,17 @@ class ProtocolApp:
         adapter = next(iter(adapters.values()))
         started = time.perf_counter()
         if scope["method"] != "POST":
-            error = ErrorDetail(405, f"{scope['method']}: {adapter.route} takes POST only", INVALID_REQUEST)
+            error = ErrorDetail(405, f"{adapter.route} accepts POST, not {scope['method']}", INVALID_REQUEST)
             await _refuse(adapter, error, scope, send, started, (b"allow", b"POST"))
             return
-        peeked = await peek(receive, self._max_body_bytes)
-        if peeked.body is not None and len(adapters) > 1:
-            chosen = self._protocol_of(await self._model_in(peeked.body)) or ""
+        buffered = await buffer_body(receive, self._max_body_bytes)
+        if buffered.body is not None and len(adapters) > 1:
+            chosen = self._protocol_of(await self._model_in(buffered.body)) or ""
             adapter = adapters.get(chosen, adapter)
-        await self._translate(adapter, peeked, scope, send, started)
+        await self._translate(adapter, buffered, scope, send, started)
 
     async def _model_in(self, body: bytes) -> str:
-        """The model that a body names; the default one where it names none."""
+        """The model named in a body; the default one if there is none."""
         try:
             model = (await self._in_turn(body, lambda: read_object(body))).get("model")
         except InvalidBody:
@@ -160,49 +160,51 @@ class ProtocolApp:
         return model if isinstance(model, str) else self._default_model
 
     async def _in_turn(self, body: bytes, call: Callable[[], T]) -> T:
-        """Of long bodies one at a time: each step of such work holds the interpreter for up to 0.1 s."""
+        """Process long bodies one at a time: each step holds the interpreter for up to 0.1 s."""
         if len(body) <= MAX_ON_LOOP_BYTES:
             return call()
         async with self._turn:
             return await off_loop(len(body), call)
 
     async def _translate(
-        self, adapter: Adapter, peeked: BufferedBody, scope: Scope, send: Send, started: float
+        self, adapter: Adapter, buffered: BufferedBody, scope: Scope, send: Send, started: float
     ) -> None:
-        """Ask the inner application in OpenAI's words, and answer in the adapter's."""
+        """Translate the request for the inner application, and its response back."""
         try:
-            translated = await self._read(adapter, peeked.body)
-        except _Refused as refused:
-            await _refuse(adapter, refused.error, scope, send, started)
+            translated = await self._read(adapter, buffered.body)
+        except _RequestInvalid as invalid:
+            await _refuse(adapter, invalid.error, scope, send, started)
             return
-        peeked.messages.clear()
-        peeked.messages.append({"type": "http.request", "body": translated.body})
+        buffered.messages.clear()
+        buffered.messages.append({"type": "http.request", "body": translated.body})
         channel = channel_of(scope)
-        request_id = _request_id(scope)
-        answer = Answer(adapter, translated.request, translated.translator, send, request_id)
+        request_id = request_id_of(scope)
+        answer = ResponseTranslator(adapter, translated.request, translated.translator, send, request_id)
         inner_scope = _inner_scope(scope, translated, request_id)
         try:
-            await self._inner(inner_scope, peeked.replay, answer.send)
-        except* Stopped:
-            pass  # `send` has told it to stop, and the client why; what comes of a task of its own is a group
+            await self._inner(inner_scope, buffered.replay, answer.send)
+        except* TranslationStopped:
+            pass  # raised by `send` after an error was sent; from a task group it arrives as a group
         if not await answer.finish() and channel is not None:
             channel.abort()
 
     async def _read(self, adapter: Adapter, body: bytes | None) -> _Translated:
-        """Raises _Refused."""
+        """Raises _RequestInvalid."""
         if body is None:
-            message = f"the body has more than {self._max_body_bytes} bytes"
-            raise _Refused(ErrorDetail(413, message, INVALID_REQUEST, code="body_too_large"))
+            message = (
+                f"the body exceeds {self._max_body_bytes} bytes, the limit of this route; send a smaller one"
+            )
+            raise _RequestInvalid(ErrorDetail(413, message, INVALID_REQUEST, code="body_too_large"))
         try:
             return await self._in_turn(body, lambda: self._read_body(adapter, body))
         except ValidationError as exc:
-            raise _Refused(_validation_error(exc)) from None
+            raise _RequestInvalid(_validation_error(exc)) from None
         except InvalidProtocolRequest as exc:
-            raise _Refused(
+            raise _RequestInvalid(
                 ErrorDetail(422, exc.message, INVALID_REQUEST, exc.param, exc.code or "invalid_request")
             ) from None
         except AdapterFailed:
-            raise _Refused(failure_of(adapter)) from None
+            raise _RequestInvalid(failure_of(adapter)) from None
 
     def _read_body(self, adapter: Adapter, body: bytes) -> _Translated:
         try:
@@ -223,7 +225,7 @@ class ProtocolApp:
 
 
 def _check_model(body: bytes) -> None:
-    """Raises InvalidProtocolRequest where it isn't certain which model is meant."""
+    """Raises InvalidProtocolRequest if the body names its model ambiguously."""
     try:
         model_in_object(body, read_object(body))
     except (UnclearModel, InvalidBody) as exc:
@@ -231,7 +233,7 @@ def _check_model(body: bytes) -> None:
 
 
 def _inner_scope(scope: Scope, translated: _Translated, request_id: bytes) -> Scope:
-    """The same request but for its path and body; answers come by `send` alone, not by a short cut."""
+    """The request with its translated path and body; its response must go by `send`, to be translated."""
     headers: RawHeaders = [pair for pair in scope["headers"] if pair[0] not in _REPLACED_HEADERS]
     headers = [pair for pair in headers if pair[0] != b"x-request-id"]
     headers += [
@@ -249,7 +251,7 @@ def _inner_scope(scope: Scope, translated: _Translated, request_id: bytes) -> Sc
 
 
 def _validation_error(exc: ValidationError) -> ErrorDetail:
-    """400 for a body that isn't JSON, 422 for a field that is wrong; the first mistake is named."""
+    """400 for a body that isn't JSON, 422 for an invalid field; reports the first error."""
     first = exc.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return ErrorDetail(
@@ -261,20 +263,16 @@ def _validation_error(exc: ValidationError) -> ErrorDetail:
 
 
 def _is_union_tag(part: int | str) -> bool:
-    """Whether a part of an error's place is no field, but one of the types that a field may have."""
+    """Whether a part of an error's location is not a field, but a member of a union type."""
     return part in ("str", "int", "float", "bool") or (isinstance(part, str) and "[" in part)
 
 
 def _shown(value: object) -> str:
-    """The offending value, where it is short enough to help."""
+    """The invalid value, if it is short enough to help."""
     if value is None or isinstance(value, dict | list):
         return ""
     text = repr(value)
-    return f" (it is {text})" if len(text) <= 100 else ""
-
-
-def _request_id(scope: Scope) -> bytes:
-    return sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    return f" (got {text})" if len(text) <= 100 else ""
 
 
 async def _refuse(
@@ -285,8 +283,8 @@ async def _refuse(
     started: float,
     *headers: tuple[bytes, bytes],
 ) -> None:
-    """Answer here, in the adapter's words; nobody else hears of the request, so it is logged here too."""
+    """Send an error in the adapter's format; the request goes no further, so it is logged here too."""
     status, body = error_response(adapter, error)
-    request_id = _request_id(scope)
+    request_id = request_id_of(scope)
     await send_json(send, status, list(headers), to_json(body), request_id)
     log_answered(scope, status, started, request_id, f"refused by {adapter.name}")

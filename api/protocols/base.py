@@ -1,7 +1,7 @@
-"""What a protocol adapter is. Plug-ins subclass `ProtocolAdapter`; docs/plugins.md shows how.
+"""The interface of protocol adapters. Plug-ins subclass `ProtocolAdapter`; see docs/plugins.md.
 
-An adapter translates, nothing more: it sees no sockets and no engines. Of each there is one object for all
-requests, so whatever belongs to a single request lives in the request or in its `StreamTranslator`.
+An adapter only translates: it sees no sockets and no engines. One object serves all requests, so the state of
+a single request belongs into the request or its `StreamTranslator`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pydantic import BaseModel, ConfigDict
 
 EVENT_STREAM = "text/event-stream"
 
-# Errors of requests are of this type in OpenAI's envelope.
+# The type of request errors in OpenAI's envelope.
 INVALID_REQUEST = "invalid_request_error"
 
-Json = Any  # whatever `json.loads` gives
+Json = Any  # any value that `json.loads` returns
 ChatMessage = Mapping[str, Any]  # one of OpenAI's `messages`
 
 
 class ProtocolRequest(BaseModel):
-    """What any protocol's request may say: the model, whether to stream, and how to sample.
+    """The fields of any protocol's request: the model, whether to stream, and sampling parameters.
 
     Names are OpenAI's and vLLM's. Types are checked here, ranges by the engine. A subclass adds its own;
-    unknown ones are errors, as a misspelt field must not be ignored.
+    unknown fields are errors, as a misspelt field must not be ignored.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
@@ -58,7 +58,7 @@ class ProtocolRequest(BaseModel):
     keep_alive: str | float | None = None
 
     def openai_fields(self) -> dict[str, Any]:
-        """The fields above that the client has given, ready for OpenAI's body; null counts as not given."""
+        """The fields above that the client has set, for OpenAI's body; null counts as not set."""
         given = self.model_dump(include=set(ProtocolRequest.model_fields), exclude_none=True)
         return {name: value for name, value in given.items() if name in self.model_fields_set}
 
@@ -68,7 +68,7 @@ RequestT = TypeVar("RequestT", bound=ProtocolRequest)
 
 @dataclass(frozen=True, slots=True)
 class OpenAIRequest:
-    """A request as it goes on: a path under /v1/ and its JSON body."""
+    """A translated request: a path under /v1/ and its JSON body."""
 
     path: str
     body: Mapping[str, Any]
@@ -76,7 +76,7 @@ class OpenAIRequest:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
-    """What went wrong, as OpenAI's envelope has it, and the HTTP status (502 within a stream)."""
+    """An error with the fields of OpenAI's envelope, and the HTTP status (502 within a stream)."""
 
     status: int
     message: str
@@ -86,7 +86,7 @@ class ErrorDetail:
 
 
 class InvalidProtocolRequest(Exception):
-    """The request can't be translated; an adapter raises it, the client gets it as a 422."""
+    """Raised by an adapter for a request that it can't translate; the client gets it as a 422."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -96,42 +96,42 @@ class InvalidProtocolRequest(Exception):
 
 
 class StreamTranslator(ABC):
-    """Turns one answer's stream into the protocol's, piece by piece; each request has its own.
+    """Translates the stream of one response into the protocol's, piece by piece; each request has its own.
 
-    What a method returns is sent at once; empty bytes send nothing.
+    The bytes that a method returns are sent at once; empty bytes send nothing.
     """
 
     media_type: ClassVar[str] = EVENT_STREAM
 
     @abstractmethod
     def event(self, chunk: Mapping[str, Any]) -> bytes:
-        """One of OpenAI's chunks."""
+        """Translate one of OpenAI's chunks."""
 
     @abstractmethod
     def end(self) -> bytes:
-        """What comes last; called once, unless the stream breaks."""
+        """The last bytes of the stream; called once, unless the stream breaks."""
 
     def error(self, body: Json) -> bytes:
-        """The last thing of a stream that breaks; `body` is what `create_error_response` made."""
+        """The last bytes of a stream that breaks; `body` is from `create_error_response`."""
         return sse_event(body)
 
 
 class ProtocolAdapter(ABC, Generic[RequestT]):
-    """One protocol: where it is asked for, what may be asked, and how that is said to OpenAI's API."""
+    """One protocol: its route, its requests, and their translation to and from OpenAI's API."""
 
-    name: ClassVar[str]  # what `protocol:` in models.yaml says
-    route: ClassVar[str]  # the path it answers, POST only
+    name: ClassVar[str]  # the value of `protocol:` in models.yaml
+    route: ClassVar[str]  # its path, POST only
     request_schema: ClassVar[type[ProtocolRequest]]  # RequestT, for validation
 
     @abstractmethod
     def create_prompt(self, request: RequestT) -> str | Sequence[ChatMessage]:
-        """Chat messages, or a text that is to be completed as it is.
+        """Chat messages, or a text to be completed as it is.
 
-        Raises InvalidProtocolRequest where the fields make no prompt together.
+        Raises InvalidProtocolRequest if the fields do not form a prompt.
         """
 
     def to_openai(self, request: RequestT) -> OpenAIRequest:
-        """The request that goes to the model; without `model`, the default one is put in."""
+        """The request for the model; if its body has no `model`, the default model is used."""
         body = request.openai_fields()
         if request.stream:
             body["stream_options"] = {"include_usage": True}
@@ -142,11 +142,11 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
 
     @abstractmethod
     def from_openai(self, answer: Mapping[str, Any], request: RequestT) -> Json:
-        """The protocol's answer, as JSON, for OpenAI's."""
+        """Translate a whole response of OpenAI's; returns the protocol's, as JSON."""
 
     def from_openai_stream(self, request: RequestT) -> StreamTranslator:
-        """What translates the answer to a request with `stream`. Asked for before the request is sent."""
-        raise InvalidProtocolRequest(f"the protocol {self.name!r} can't stream", param="stream")
+        """The translator for a request with `stream`. Called before the request is sent."""
+        raise InvalidProtocolRequest(f"the protocol {self.name!r} does not support streaming", param="stream")
 
     def create_error_response(self, error: ErrorDetail) -> tuple[int, Json]:
         """Status and body of an error; OpenAI's envelope unless overridden."""
@@ -155,7 +155,7 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
 
 
 def sse_event(data: Json) -> bytes:
-    """A server-sent event that holds this as JSON."""
+    """A server-sent event with `data` as JSON."""
     return b"data: " + to_json(data) + b"\n\n"
 
 
@@ -165,6 +165,6 @@ def json_line(data: Json) -> bytes:
 
 
 def to_json(data: Json) -> bytes:
-    """Compact JSON. Raises ValueError for NaN and infinities, which JSON doesn't have."""
+    """Compact JSON. Raises ValueError for NaN and infinities, which JSON can't express."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "replace")  # halves of surrogate pairs, which a model may write
+    return text.encode("utf-8", "replace")  # a model may produce lone surrogates

@@ -1,4 +1,4 @@
-"""Errors in a protocol's words: those of engines read, those of adapters caught."""
+"""Errors in a protocol's format: parses those of engines, catches those of adapters."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ T = TypeVar("T")
 
 
 class AdapterFailed(Exception):
-    """An adapter raised what it may not raise; it has been logged."""
+    """An adapter raised an unexpected exception, which has been logged."""
 
 
 class InvalidResponse(Exception):
-    """An engine's answer is not what OpenAI's API gives."""
+    """An engine's response does not conform to OpenAI's API."""
 
 
 def ask_adapter(adapter: ProtocolAdapter[Any], call: Callable[[], T]) -> T:
-    """Call an adapter's code. Raises InvalidProtocolRequest, and AdapterFailed for whatever else it raises.
+    """Call an adapter's code. Raises InvalidProtocolRequest, and AdapterFailed for anything else it raises.
 
-    Plug-ins are foreign code: their mistakes must end one request in a clean error, whatever they are.
+    Plug-ins are third-party code: any mistake in them must end in a clean error for one request.
     """
     try:
         return call()
     except InvalidProtocolRequest:
         raise
-    except Exception as exc:  # foreign code's root: whatever it is, its author finds it in the log
-        logger.exception("the protocol %r failed", adapter.name)
+    except Exception as exc:  # the root of third-party code, which may raise anything
+        logger.exception("protocol adapter %r failed", adapter.name)
         raise AdapterFailed(adapter.name) from exc
 
 
 def error_response(adapter: ProtocolAdapter[Any], error: ErrorDetail) -> tuple[int, Json]:
-    """Status and body of an error; OpenAI's where the adapter can't even say this."""
+    """Status and body of an error; OpenAI's if the adapter fails here too."""
     try:
         status, body = ask_adapter(adapter, lambda: _checked(adapter.create_error_response(error)))
     except (AdapterFailed, InvalidProtocolRequest):
@@ -48,33 +48,33 @@ def error_response(adapter: ProtocolAdapter[Any], error: ErrorDetail) -> tuple[i
 def _checked(response: tuple[int, Json]) -> tuple[int, Json]:
     status, body = response
     if not 400 <= status < 600:
-        raise ValueError(f"{status} is not an error's status")
+        raise ValueError(f"{status} is not an error status")
     to_json(body)
     return status, body
 
 
 def failure_of(adapter: ProtocolAdapter[Any]) -> ErrorDetail:
-    """What a client learns of an adapter that broke."""
-    message = f"the protocol {adapter.name!r} failed; Berth's log says more"
+    """The error for a client whose adapter failed."""
+    message = f"the protocol adapter {adapter.name!r} failed; see Berth's log for details"
     return ErrorDetail(500, message, "internal_error", code="protocol_failed")
 
 
 def upstream_error(message: str, status: int = 502) -> ErrorDetail:
-    """An engine that answers what can't be understood."""
+    """An engine's response could not be understood."""
     return ErrorDetail(status, message, "upstream_error", code="upstream_garbled")
 
 
 def read_error(status: int, body: bytes) -> ErrorDetail:
-    """The error in a body: OpenAI's envelope, vLLM's older one without it, or whatever text it is.
+    """The error in a body: OpenAI's envelope, vLLM's older format without it, or any text.
 
-    `status` 0: there was none, as the error came within a stream.
+    `status` 0: none, as the error came within a stream.
     """
     try:
-        said = read_object(body)
+        parsed = read_object(body)
     except InvalidResponse:
         text = body[:500].decode("utf-8", "replace").strip()
         return upstream_error(text or "the engine gave no reason", status or 502)
-    inside = said.get("error", said)
+    inside = parsed.get("error", parsed)
     if not isinstance(inside, dict):
         inside = {"message": inside}
     code = inside.get("code")
@@ -82,7 +82,7 @@ def read_error(status: int, body: bytes) -> ErrorDetail:
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
     return ErrorDetail(
         status,
-        str(inside.get("message") or said.get("detail") or "the engine gave no reason"),
+        str(inside.get("message") or parsed.get("detail") or "the engine gave no reason"),
         str(inside.get("type") or "upstream_error"),
         None if inside.get("param") is None else str(inside["param"]),
         None if code is None else str(code),
@@ -90,11 +90,11 @@ def read_error(status: int, body: bytes) -> ErrorDetail:
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body holds. Raises InvalidResponse."""
+    """The JSON object in a body. Raises InvalidResponse."""
     try:
-        read = json.loads(body)
+        parsed = json.loads(body)
     except (ValueError, RecursionError) as exc:
-        raise InvalidResponse(f"no JSON: {exc}") from None
-    if not isinstance(read, dict):
-        raise InvalidResponse("no JSON object")
-    return read
+        raise InvalidResponse(f"not JSON: {exc}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidResponse("not a JSON object")
+    return parsed

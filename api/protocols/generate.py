@@ -1,4 +1,4 @@
-"""`POST /generate`: a prompt, what the model is to know, and the turns so far as two lists."""
+"""`POST /generate`: a prompt, a system message, and the previous turns as two lists."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from api.protocols.base import (
 class GenerateRequest(ProtocolRequest):
     """The body of `POST /generate`."""
 
-    prompt: str = Field(description="What is asked now")
-    system_info: str | None = Field(None, description="What the model is to know first: the system message")
-    history_input: list[str] = Field(default=[], description="What was asked before, oldest first")
-    history_output: list[str] = Field(default=[], description="What was answered to each of them")
+    prompt: str = Field(description="The user's current message")
+    system_info: str | None = Field(None, description="The system message")
+    history_input: list[str] = Field(default=[], description="The user's previous messages, oldest first")
+    history_output: list[str] = Field(default=[], description="The model's response to each of them")
 
 
 class GenerateProtocol(ProtocolAdapter[GenerateRequest]):
-    """Answers `{"text", "finish_reason", "usage", "model"}`; streamed, pieces of text and then the rest.
+    """Returns `{"text", "finish_reason", "usage", "model"}`; streamed, pieces of text and then the rest.
 
-    Works for chats and for plain completions alike, so a subclass may do with a `create_prompt` of its own.
+    Works for chats and for plain completions, so a subclass may only need its own `create_prompt`.
     """
 
     name = "generate"
@@ -48,12 +48,12 @@ class GenerateProtocol(ProtocolAdapter[GenerateRequest]):
         return messages
 
     def history(self, request: GenerateRequest) -> list[tuple[str, str]]:
-        """The turns so far. Raises InvalidProtocolRequest where one list is longer than the other."""
+        """The previous turns. Raises InvalidProtocolRequest if the lists differ in length."""
         num_asked, num_answered = len(request.history_input), len(request.history_output)
         if num_asked != num_answered:
             raise InvalidProtocolRequest(
-                f"history_output: {num_answered} answers to {num_asked} inputs; "
-                "history_input and history_output go in pairs",
+                f"history_output has {num_answered} entries for {num_asked} of history_input; "
+                "both need the same length",
                 param="history_output",
                 code="history_mismatch",
             )
@@ -62,7 +62,7 @@ class GenerateProtocol(ProtocolAdapter[GenerateRequest]):
     def from_openai(self, answer: Mapping[str, Any], request: GenerateRequest) -> Json:
         choice = answer["choices"][0]
         return {
-            **_said(choice.get("message", choice)),
+            **_text_of(choice.get("message", choice)),
             "finish_reason": choice.get("finish_reason"),
             "usage": answer.get("usage"),
             "model": answer.get("model"),
@@ -73,7 +73,7 @@ class GenerateProtocol(ProtocolAdapter[GenerateRequest]):
 
 
 class _GenerateStream(StreamTranslator):
-    """`{"text"}` for each piece; then one event with everything that is known at the end, then `[DONE]`."""
+    """`{"text"}` for each piece; then one event with finish reason, usage and model, then `[DONE]`."""
 
     def __init__(self) -> None:
         self._finish_reason: str | None = None
@@ -86,9 +86,9 @@ class _GenerateStream(StreamTranslator):
         pieces = []
         for choice in chunk["choices"]:
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
-            said = _said(choice.get("delta", choice))
-            if any(said.values()):
-                pieces.append(sse_event(said))
+            text = _text_of(choice.get("delta", choice))
+            if any(text.values()):
+                pieces.append(sse_event(text))
         return b"".join(pieces)
 
     def end(self) -> bytes:
@@ -101,9 +101,9 @@ class _GenerateStream(StreamTranslator):
         return sse_event(last) + b"data: [DONE]\n\n"
 
 
-def _said(said: Mapping[str, Any]) -> dict[str, str]:
-    """The text of a chat's message or delta, or of a completion's choice, and the thoughts beside it."""
-    text = {"text": said.get("content") or said.get("text") or ""}
-    if thought := said.get("reasoning") or said.get("reasoning_content"):
-        text["reasoning"] = thought
+def _text_of(message: Mapping[str, Any]) -> dict[str, str]:
+    """The text of a chat's message or delta, or of a completion's choice, and its reasoning, if any."""
+    text = {"text": message.get("content") or message.get("text") or ""}
+    if reasoning := message.get("reasoning") or message.get("reasoning_content"):
+        text["reasoning"] = reasoning
     return text

@@ -1,7 +1,7 @@
-"""Which protocols there are: Berth's own, and the plug-ins that PROTOCOL_PLUGINS names. No others are loaded.
+"""Loads the protocols: Berth's own, and the plug-ins listed in PROTOCOL_PLUGINS. No others are loaded.
 
-An entry point of another package is code that somebody may have installed without a thought of Berth, so it
-counts only where the setting names it.
+A package with an entry point may have been installed for other reasons, so its code is loaded only if the
+setting names it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENTRY_POINT_GROUP = "berth.protocols"
 
 BUILT_IN: tuple[type[ProtocolAdapter[Any]], ...] = (GenerateProtocol,)
 
-# What Berth answers itself, now or as engines' unversioned paths: first segments that no plug-in may take.
+# First path segments that plug-ins may not use: Berth's own routes, and engines' unversioned paths.
 RESERVED = frozenset(
     {
         "", "audio", "chat", "classify", "completions", "dashboard", "detokenize", "docs", "embeddings",
@@ -40,13 +40,13 @@ _ROUTE = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 
 
 class PluginError(Exception):
-    """A plug-in can't be used; the message is one line that says which, why, and what to do."""
+    """A plug-in can't be used; the message says in one line which, why, and what to do."""
 
 
 def load_protocols(plugins: Iterable[str] = ()) -> tuple[ProtocolAdapter[Any], ...]:
     """The built-in adapters, then those of `plugins`: each `module:Class`, or an entry point's name.
 
-    Of adapters with the same route, the first serves models that have chosen none. Raises PluginError.
+    Of adapters with the same route, the first serves models without a `protocol`. Raises PluginError.
     """
     adapters: dict[str, ProtocolAdapter[Any]] = {kind.name: kind() for kind in BUILT_IN}
     for plugin in plugins:
@@ -56,7 +56,7 @@ def load_protocols(plugins: Iterable[str] = ()) -> tuple[ProtocolAdapter[Any], .
             taken = type(adapters[adapter.name])
             raise _error(
                 plugin,
-                f"the name {adapter.name!r} belongs to {taken.__module__}:{taken.__qualname__} already; "
+                f"the name {adapter.name!r} is already used by {taken.__module__}:{taken.__qualname__}; "
                 "choose another one",
             )
         adapters[adapter.name] = adapter
@@ -68,7 +68,7 @@ def _find(plugin: str) -> object:
     if not colon:
         return _load(plugin, _entry_point(plugin).load)
     if not (module_name and class_name):
-        raise _error(plugin, "say module:Class, or the name of an entry point")
+        raise _error(plugin, "write module:Class, or the name of an entry point")
     module = _load(plugin, lambda: importlib.import_module(module_name))
     found = getattr(module, class_name, None)
     if found is None:
@@ -80,21 +80,21 @@ def _entry_point(name: str) -> EntryPoint:
     found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
     if not found:
         known = sorted(entry_points(group=ENTRY_POINT_GROUP).names)
-        there_are = f"there are {', '.join(known)}" if known else "there are none"
+        available = f"available: {', '.join(known)}" if known else "there are none"
         raise _error(
             name,
             f"no installed package has an entry point {name!r} in the group {ENTRY_POINT_GROUP} "
-            f"({there_are}); a class is named module:Class",
+            f"({available}); write a class as module:Class",
         )
     if len(found) > 1:
-        raise _error(name, "several packages have this entry point; name the class as module:Class")
+        raise _error(name, "several packages have this entry point; write the class as module:Class")
     return found[0]
 
 
 def _load(plugin: str, load: Any) -> object:
     try:
         return load()
-    except Exception as exc:  # importing foreign code may raise anything; the one line must say what it was
+    except Exception as exc:  # importing third-party code may raise anything; the message names it
         logger.debug("the plug-in %r can't be loaded", plugin, exc_info=True)
         reason = str(exc).splitlines()[0] if str(exc) else "no reason given"
         raise _error(plugin, f"can't be imported: {type(exc).__name__}: {reason}") from exc
@@ -102,10 +102,10 @@ def _load(plugin: str, load: Any) -> object:
 
 def _create(plugin: str, found: object) -> ProtocolAdapter[Any]:
     if not (inspect.isclass(found) and issubclass(found, ProtocolAdapter)):
-        raise _error(plugin, "is no subclass of api.protocols.base.ProtocolAdapter")
+        raise _error(plugin, "not a subclass of api.protocols.base.ProtocolAdapter")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise _error(plugin, f"has no {missing}; define it")
+        raise _error(plugin, f"define the abstract {missing}")
     created = _load(plugin, found)
     assert isinstance(created, ProtocolAdapter)  # noqa: S101 - narrows the type
     return created
@@ -115,13 +115,19 @@ def _check(plugin: str, adapter: ProtocolAdapter[Any]) -> None:
     name, route = getattr(adapter, "name", None), getattr(adapter, "route", None)
     schema = getattr(adapter, "request_schema", None)
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise _error(plugin, f"name = {name!r}: say a word of a-z, 0-9, '_', '.' and '-'")
+        raise _error(
+            plugin, f"name = {name!r} is invalid; use a-z, 0-9, '_', '.' and '-', beginning with a letter"
+        )
     if not (inspect.isclass(schema) and issubclass(schema, ProtocolRequest)):
-        raise _error(plugin, f"request_schema = {schema!r}: is no subclass of ProtocolRequest")
+        raise _error(plugin, f"request_schema = {schema!r} is not a subclass of ProtocolRequest")
     if not (isinstance(route, str) and _ROUTE.fullmatch(route)):
-        raise _error(plugin, f"route = {route!r}: say a path such as '/{name}', without a slash at its end")
+        raise _error(
+            plugin, f"route = {route!r} is invalid; use a path such as '/{name}', without a trailing slash"
+        )
     if route.split("/")[1] in RESERVED and route not in OPENAI_ROUTES:
-        raise _error(plugin, f"the route {route!r} is Berth's own; choose another one, such as '/{name}'")
+        raise _error(
+            plugin, f"the route {route!r} is reserved for Berth; choose another one, such as '/{name}'"
+        )
 
 
 def _error(plugin: str, problem: str) -> PluginError:

@@ -1,7 +1,7 @@
-"""An answer on its way out: what the inner application sends in OpenAI's words, said in a protocol's.
+"""Translates the inner application's response from OpenAI's format into a protocol's.
 
-Streams are translated event by event, each as it comes, and a client that is slow to read slows the engine
-down. Everything else is short and is translated when it is whole. Knows nothing of requests' bodies.
+Streams are translated event by event as they arrive, with back-pressure from the client to the engine. Other
+responses are short and translated when complete. Knows nothing of request bodies.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Generic
 from api.http.asgi import Message, RawHeaders, Send
 from api.http.headers import find_header
 from api.http.off_loop import off_loop
+from api.http.respond import send_response
 from api.protocols.base import (
     EVENT_STREAM,
     ErrorDetail,
@@ -31,26 +32,26 @@ from api.protocols.errors import (
     read_object,
     upstream_error,
 )
-from api.protocols.sse import Comment, Event, EventReader, EventTooLong
+from api.protocols.sse import EventReader, EventTooLong, SseComment, SseEvent
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 
-# What speaks of the body that the inner application sent, not of ours.
+# Headers that describe the inner application's body, not ours.
 _BODY_HEADERS = frozenset(
     {b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"etag"}
 )
 
-# An adapter that finds the request invalid now, when it has been served, is wrong itself.
+# An adapter that finds the request invalid after it has been served is itself at fault.
 _ADAPTER_ERRORS = (AdapterFailed, InvalidProtocolRequest)
 
 
-class Stopped(Exception):
-    """Tells the inner application that nobody reads on: the client has been told of an error."""
+class TranslationStopped(Exception):
+    """Stops the inner application: an error has been sent to the client."""
 
 
-class Answer(Generic[RequestT]):
-    """One request's answer. `send` is what the inner application gets; `finish` is called after it."""
+class ResponseTranslator(Generic[RequestT]):
+    """Translates one response. The inner application calls `send`; call `finish` when it returns."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Answer(Generic[RequestT]):
         self._translator = translator
         self._send = send
         self._request_id = request_id
-        self._status = 0  # of the inner application's response; 0 = it has not begun
+        self._status = 0  # of the inner application's response; 0 = not begun
         self._headers: RawHeaders = []
         self._write: Callable[[bytes, bool], Awaitable[None]] = self._drop
         self._collected = bytearray()
@@ -82,10 +83,10 @@ class Answer(Generic[RequestT]):
             await self._write(message.get("body", b""), not message.get("more_body", False))
 
     async def finish(self) -> bool:
-        """The inner application has returned. False: our own response was cut and must not end cleanly."""
+        """The inner application has returned. False: our response is cut off and must not end cleanly."""
         if not self._is_complete and self._status and self._stream is None:
-            # Nothing has gone out yet, so there is still a better answer than a cut connection.
-            await self._send_error(upstream_error("the engine broke off in the middle of its answer"))
+            # Nothing has been sent yet, so an error is still possible.
+            await self._send_error(upstream_error("the engine's response ended before it was complete"))
         return self._is_complete or self._stream is None
 
     async def _begin(self, headers: RawHeaders) -> None:
@@ -93,11 +94,13 @@ class Answer(Generic[RequestT]):
         if self._status >= 400:
             self._write = self._collect_error
         elif self._status >= 300 or find_header(headers, b"content-encoding") not in (b"", b"identity"):
-            await self._stop(upstream_error(f"the engine's answer can't be read (status {self._status})"))
+            await self._stop(
+                upstream_error(f"the engine sent a redirect or an encoded body (status {self._status})")
+            )
         elif not content_type.startswith(EVENT_STREAM.encode()):
             self._write = self._collect_answer
         elif self._translator is None:
-            await self._stop(upstream_error("the engine streams an answer that was not to be streamed"))
+            await self._stop(upstream_error("the engine sent a stream, which was not requested"))
         else:
             await self._begin_stream(self._translator)
 
@@ -110,7 +113,7 @@ class Answer(Generic[RequestT]):
         await self._send({"type": "http.response.start", "status": self._status, "headers": headers})
 
     async def _drop(self, _body: bytes, _is_last: bool) -> None:
-        """After an error that the client knows of."""
+        """Ignore the rest after an error has been sent."""
 
     async def _collect_error(self, body: bytes, is_last: bool) -> None:
         self._collected += body[: MAX_ERROR_BYTES - len(self._collected)]
@@ -120,12 +123,12 @@ class Answer(Generic[RequestT]):
     async def _collect_answer(self, body: bytes, is_last: bool) -> None:
         self._collected += body
         if len(self._collected) > MAX_ANSWER_BYTES:
-            await self._stop(upstream_error(f"the engine's answer has more than {MAX_ANSWER_BYTES} bytes"))
+            await self._stop(upstream_error(f"the engine's response exceeds {MAX_ANSWER_BYTES} bytes"))
         elif is_last:
             try:
                 translated = await off_loop(len(self._collected), self._translate_answer)
             except InvalidResponse as exc:
-                await self._send_error(upstream_error(f"the engine's answer can't be read: {exc}"))
+                await self._send_error(upstream_error(f"the engine's response is invalid: {exc}"))
             except _ADAPTER_ERRORS:
                 await self._send_error(failure_of(self._adapter))
             else:
@@ -139,29 +142,29 @@ class Answer(Generic[RequestT]):
     async def _pass_on(self, body: bytes, is_last: bool) -> None:
         stream = self._stream
         if stream is None:
-            raise RuntimeError("a stream's body came before its head")
+            raise RuntimeError("a stream's body before its head")
         pieces: list[bytes] = []
         try:
             error = stream.translate(body, pieces, is_last=is_last)
         except (InvalidResponse, EventTooLong) as exc:
-            await self._stop(upstream_error(f"the engine's stream can't be read: {exc}"), pieces)
+            await self._stop(upstream_error(f"the engine's stream is invalid: {exc}"), pieces)
         except _ADAPTER_ERRORS:
             await self._stop(failure_of(self._adapter), pieces)
         else:
             if error is not None:
-                await self._tell(error, pieces)
+                await self._report(error, pieces)
             elif any(pieces) or is_last:
                 self._is_complete = is_last
                 await self._send_piece(pieces, more_body=not is_last)
 
-    # Errors of the engine's are told, and it ends by itself; an error of ours ends the engine's work.
+    # An engine that reports an error ends by itself; an error found here stops the engine.
 
     async def _stop(self, error: ErrorDetail, before: list[bytes] | None = None) -> None:
-        await self._tell(error, before or [])
-        raise Stopped
+        await self._report(error, before or [])
+        raise TranslationStopped
 
-    async def _tell(self, error: ErrorDetail, before: list[bytes]) -> None:
-        """Tell the client of an error, after `before` where a stream has begun."""
+    async def _report(self, error: ErrorDetail, before: list[bytes]) -> None:
+        """Send an error to the client, after `before` if a stream has begun."""
         self._write = self._drop
         if self._stream is None:
             await self._send_error(error)
@@ -181,7 +184,7 @@ class Answer(Generic[RequestT]):
 
 
 class StreamTranslation:
-    """One stream of OpenAI's on its way into another protocol."""
+    """Translates one stream from OpenAI's format into another protocol's."""
 
     def __init__(self, adapter: ProtocolAdapter[Any], translator: StreamTranslator) -> None:
         self._adapter = adapter
@@ -191,12 +194,12 @@ class StreamTranslation:
         self._passes_comments = translator.media_type == EVENT_STREAM
 
     def translate(self, body: bytes, pieces: list[bytes], *, is_last: bool) -> ErrorDetail | None:
-        """Put what these bytes become into `pieces`; the error, where the engine's stream tells of one.
+        """Append the translation of `body` to `pieces`; returns the error, if the stream reports one.
 
         Raises InvalidResponse, EventTooLong and what `ask_adapter` raises.
         """
         for item in self._reader.feed(body):
-            if isinstance(item, Comment):
+            if isinstance(item, SseComment):
                 if self._passes_comments:
                     pieces.append(b":" + item.text + b"\n\n")
             elif not self._is_ended:
@@ -204,20 +207,20 @@ class StreamTranslation:
                 if error is not None:
                     return error
         if is_last and not self._reader.is_between_events:
-            raise InvalidResponse("it ends within an event")
+            raise InvalidResponse("it ends in the middle of an event")
         if is_last and not self._is_ended:
             self._end(pieces)
         return None
 
     def error(self, error: ErrorDetail) -> bytes:
-        """An error as the stream's last words; nothing where the adapter has none: the cut says it too."""
+        """An error as the stream's last piece; empty if the adapter fails: then the cut-off must do."""
         _, body = error_response(self._adapter, error)
         try:
             return ask_adapter(self._adapter, lambda: self._translator.error(body))
         except _ADAPTER_ERRORS:
             return b""
 
-    def _translate_event(self, event: Event, pieces: list[bytes]) -> ErrorDetail | None:
+    def _translate_event(self, event: SseEvent, pieces: list[bytes]) -> ErrorDetail | None:
         if event.data.strip() == b"[DONE]":
             self._end(pieces)
             return None
@@ -233,7 +236,7 @@ class StreamTranslation:
 
 
 async def send_json(send: Send, status: int, headers: RawHeaders, body: bytes, request_id: bytes) -> None:
-    """A whole response; the request's id is added unless `headers` have one."""
+    """Send a whole JSON response; the request's id is added unless `headers` have one."""
     headers = [
         *headers,
         (b"content-type", b"application/json"),
@@ -241,5 +244,4 @@ async def send_json(send: Send, status: int, headers: RawHeaders, body: bytes, r
     ]
     if not find_header(headers, b"x-request-id"):
         headers.append((b"x-request-id", request_id))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_response(send, status, headers, body)

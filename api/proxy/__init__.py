@@ -1,1 +1,1 @@
-"""The data plane: a request to an engine and its answer back, over HTTP/1.1 and WebSockets."""
+"""The data plane: forwards requests to engines, over HTTP/1.1 and WebSockets."""

@@ -1,4 +1,4 @@
-"""One request as Berth accounts for it: its instance, lease, metrics and line in the access log."""
+"""Accounting for one request: its instance, lease, metrics and line in the access log."""
 
 from __future__ import annotations
 
@@ -7,43 +7,49 @@ import time
 
 from api.access.keys import caller_of
 from api.http.asgi import Scope
-from api.http.leases import Lease
-from api.proxy.exchange import Request
+from api.http.leases import Lease, WrongBody
+from api.http.log_paths import loggable
+from api.http.upstream_errors import UpstreamError
+from api.proxy.upstream_request import UpstreamRequest
 from api.telemetry.access_log import access_logger, write_line
 from api.telemetry.tracing import SPAN, RequestSpan
 from instance_manager.metrics.proxy import InstanceMetrics
 
+logger = logging.getLogger("berth.proxy")
+
 
 class Call:
-    """Begins with no lease and no instance's metrics; ends with `finish`, whatever happens to it."""
+    """Starts without a lease and instance metrics; always ends with `finish`."""
 
     __slots__ = ("instance_id", "lease", "metrics", "request", "scope")
 
-    def __init__(self, scope: Scope, request: Request, instance_id: str, unserved: InstanceMetrics) -> None:
+    def __init__(
+        self, scope: Scope, request: UpstreamRequest, instance_id: str, unserved: InstanceMetrics
+    ) -> None:
         self.scope = scope
         self.request = request
         self.instance_id = instance_id
         self.metrics = unserved
         self.lease: Lease | None = None
 
-    def enter(self, lease: Lease, metrics: InstanceMetrics) -> None:
-        """An instance will serve it."""
+    def assign(self, lease: Lease, metrics: InstanceMetrics) -> None:
+        """Record the instance that serves the request."""
         self.lease = lease
         self.metrics = metrics
         metrics.in_flight += 1
 
-    def leave(self) -> None:
-        """The instance won't serve it after all."""
+    def unassign(self) -> None:
+        """Release the lease: the instance has served the request, or another one will."""
         if self.lease is not None:
             self.lease.release()
             self.lease = None
             self.metrics.in_flight -= 1
 
     def finish(self, status: int) -> None:
-        """It is over; `status` is the response's, or what there was to say instead of one."""
+        """Account for the finished request; `status` is the response's, or 499 for a disconnect."""
         request, metrics = self.request, self.metrics
         seconds = time.perf_counter() - request.started
-        self.leave()
+        self.unassign()
         metrics.count(request.method, status)
         metrics.request_s.observe(seconds)
         if (usage := request.usage) is not None:
@@ -63,6 +69,16 @@ class Call:
                 queued_s=request.queued_s,
                 usage=usage,
             )
+
+    def log_failure(self, error: UpstreamError | WrongBody) -> None:
+        logger.warning(
+            "instance %s, request %s, %s %s: %s",
+            self.instance_id,
+            self.request.headers.request_id.decode(),
+            self.request.method,
+            loggable(self.request.target),
+            error.message,
+        )
 
     def _describe(self, span: RequestSpan) -> None:
         request, metrics = self.request, self.metrics

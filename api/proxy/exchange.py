@@ -1,7 +1,7 @@
-"""One request and its response on their way between a client's ASGI channel and an engine's connection.
+"""Forwards one request and its response between a client's ASGI channel and an engine's connection.
 
-Streams in both directions at once with back-pressure in both; notices within 50 ms of waiting that the
-client has left. Knows nothing of instances, leases' rules or paths: api/proxy/proxy.py does.
+Streams in both directions at once, with back-pressure in both; after 50 ms of waiting it watches for the
+client's disconnect. Knows nothing of instances, lease rules or paths: api/proxy/proxy.py does.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 
 from api.http.asgi import Message, Receive, Send
 from api.http.dialects import stream_error_event
-from api.http.headers import RequestHeaders, response_headers
+from api.http.headers import response_headers
 from api.http.leases import ClientGone, Lease, WrongBody
 from api.http.response_channel import ResponseChannel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamTimeout
@@ -21,72 +20,27 @@ from api.proxy.pace import Pace
 from api.proxy.response_reader import ResponseReader
 from api.proxy.upstream import ResponseHead, UpstreamConnection
 from api.proxy.upstream_pool import UpstreamPool
-from api.telemetry.token_usage import AnswerTail, TokenUsage, usage_of
+from api.proxy.upstream_request import UpstreamRequest
+from api.telemetry.token_usage import ResponseTail, usage_of
 from instance_manager.metrics.proxy import InstanceMetrics
 
 logger = logging.getLogger("berth.proxy")
 
-# How long a request waits for its response's head before somebody listens for the client's leaving:
-# short requests are answered sooner and need no task for it.
+# How long a request waits for its response head before a task watches for the client's disconnect: short
+# requests are answered sooner and need no such task.
 FOLLOW_AFTER_S = 0.05
-
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 
 class ResponseCut(Exception):
-    """The engine failed after its response had begun: the client's connection must not end cleanly."""
+    """The engine failed in the middle of its response: the client's connection must not end cleanly."""
 
     def __init__(self, error: UpstreamError | WrongBody) -> None:
         super().__init__(error.message)
         self.error = error
 
 
-@dataclass(slots=True)
-class Request:
-    """What goes to the engine: `target` is path and query exactly as the client wrote them."""
-
-    method: str
-    target: bytes
-    headers: RequestHeaders
-    started: float  # time.perf_counter() when it arrived
-    tenant_line: bytes = b""  # the header that says whose it is, for engines that know tenants
-    first_byte_s: float | None = None  # from then to the response's head, once there is one
-    queued_s: float | None = None  # from then to its lease, where it had to wait for one
-    usage: TokenUsage | None = None  # of its answer, once that has passed
-
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether sending it twice is as good as sending it once."""
-        return not self.headers.has_body and self.method in _IDEMPOTENT
-
-    def framed(self, body: bytes, *, is_last: bool) -> bytes:
-        """A piece of the body as it goes over the wire."""
-        if not self.headers.is_chunked:
-            return body
-        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-        return chunk + b"0\r\n\r\n" if is_last else chunk
-
-    def encode(self, identity: bytes, body: bytes) -> bytes:
-        """The head, with the engine's own `identity` lines, and what is at hand of the body (framed)."""
-        headers = self.headers
-        pieces = (
-            self.method.encode(),
-            b" ",
-            self.target,
-            b" HTTP/1.1\r\n",
-            identity,
-            headers.passed,
-            headers.framing,
-            b"x-request-id: ",
-            headers.request_id,
-            headers.forwarded,
-            body,
-        )
-        return b"".join(pieces)
-
-
 class Exchange:
-    """Runs once. However it ends, its connection is pooled or closed and its lease given back."""
+    """Runs once. However it ends, its connection is pooled or closed and its lease released."""
 
     __slots__ = (
         "_channel",
@@ -94,7 +48,7 @@ class Exchange:
         "_is_uploading",
         "_lease",
         "_metrics",
-        "_num_moved",
+        "_num_transferred",
         "_pace",
         "_pool",
         "_reader",
@@ -106,7 +60,7 @@ class Exchange:
 
     def __init__(
         self,
-        request: Request,
+        request: UpstreamRequest,
         pool: UpstreamPool,
         lease: Lease,
         metrics: InstanceMetrics,
@@ -123,7 +77,7 @@ class Exchange:
         self._send = send
         self._channel = channel
         self._pace = pace
-        self._num_moved = 0  # bytes from and to the client
+        self._num_transferred = 0  # bytes from and to the client
         self._reader: ResponseReader | None = None
         self._is_uploading = False
         self._timer: asyncio.TimerHandle | None = None
@@ -132,7 +86,7 @@ class Exchange:
     async def run(self, sent: ResponseReader | None = None) -> int:
         """Forward; the status. Raises ClientGone; UpstreamError before the head, ResponseCut after it.
 
-        `sent` is the reader of a request that has already been sent whole: only its answer is waited for.
+        `sent` is the reader of a request that has already been sent whole: then only its response is awaited.
         """
         try:
             self._reader = sent
@@ -153,14 +107,14 @@ class Exchange:
             self._end()
 
     def _end(self) -> None:
-        """Let go of everything; more than once does no harm."""
+        """Release everything. Idempotent."""
         self._pace.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._follower is not None:
             self._follower.cancel()
-            self._follower = None  # it knows us: together they would stay until the collector comes
+            self._follower = None  # breaks the reference cycle
         if self._reader is not None:
             self._reader.stop(ClientGone())
         self._lease.release()
@@ -168,10 +122,10 @@ class Exchange:
     # Towards the engine
 
     async def _open(self, body: bytes, sent: ResponseReader | None) -> tuple[ResponseHead, ResponseReader]:
-        """Send the request, wait for the head; once more where a pooled connection had ended unnoticed."""
+        """Send the request and wait for the head; retry once if a pooled connection was closed."""
         request, pool = self._request, self._pool
         reader = sent
-        if reader is None and (connection := pool.take()) is not None:
+        if reader is None and (connection := pool.take_idle()) is not None:
             reader = self._send_on(connection, body)
         is_fresh = reader is None
         while True:
@@ -210,10 +164,10 @@ class Exchange:
             timer.cancel()
 
     def _framed(self, message: Message) -> bytes:
-        """A piece of the request's body as it goes over the wire."""
+        """A piece of the request's body with its framing; counts it."""
         body: bytes = message.get("body", b"")
         self._metrics.bytes_in += len(body)
-        self._num_moved += len(body)
+        self._num_transferred += len(body)
         return self._request.framed(body, is_last=not message.get("more_body", False))
 
     # The client's side
@@ -230,16 +184,16 @@ class Exchange:
             self._follower = asyncio.get_running_loop().create_task(self._follow_client())
 
     def _progress(self) -> tuple[bool, int]:
-        """Whether the client is to send something, and what has gone to and fro."""
+        """Whether the client has to send something, and the bytes transferred so far."""
         is_engine_behind = self._reader is not None and self._reader.connection.write_paused
-        return self._is_uploading and not is_engine_behind, self._num_moved
+        return self._is_uploading and not is_engine_behind, self._num_transferred
 
     def _give_up(self, error: Exception) -> None:
         if self._reader is not None:
             self._reader.stop(error)
 
     async def _follow_client(self) -> None:
-        """The rest of the client's body, then the news that it has left."""
+        """Forward the rest of the client's body, then wait for its disconnect."""
         try:
             while True:
                 message = await self._receive()
@@ -251,7 +205,9 @@ class Exchange:
             if self._reader is not None:
                 self._reader.stop(error)
             return
-        except Exception:  # the task's root, which nobody awaits: the engine's request must end all the same
+        except (
+            Exception
+        ):  # the root of a task that is not awaited: the engine's request must end all the same
             logger.exception("reading from the client failed")
         if self._reader is not None:
             self._reader.stop(ClientGone())
@@ -268,7 +224,7 @@ class Exchange:
                 async with asyncio.timeout(timeout_s):
                     await reader.drain()
             except TimeoutError:
-                reader.stop(UpstreamTimeout(f"the engine took no more of the request for {timeout_s:g} s"))
+                reader.stop(UpstreamTimeout(f"the engine read no more of the request for {timeout_s:g} s"))
         else:
             self._is_uploading = False
             reader.connection.end_request()
@@ -279,9 +235,9 @@ class Exchange:
         status = head.status
         headers, is_event_stream = response_headers(head.headers, status, self._request.headers.request_id)
         if status >= 400:
-            self._is_uploading = False  # refused: what the client still sends is read and thrown away
+            self._is_uploading = False  # the rest of the client's body is read and discarded
         send = self._send
-        body, is_complete = reader.take()
+        body, is_complete = reader.take_body()
         if is_complete:
             self._request.usage = usage_of(body)
             self._end()
@@ -293,37 +249,37 @@ class Exchange:
         if not is_complete:
             self._follow()
             body = await self._stream(body, reader, is_event_stream, status)
-            # Before the last message: servers report a disconnect right after it, and the engine is free now.
+            # Before the last message: servers report a disconnect right after it, and the engine is free.
             self._end()
         self._metrics.bytes_out += len(body)
         await send({"type": "http.response.body", "body": body})
         return status
 
     async def _stream(self, body: bytes, reader: ResponseReader, is_event_stream: bool, status: int) -> bytes:
-        """Pass on the body but for its last piece, which is returned."""
+        """Forward the body except its last piece, which is returned."""
         send, metrics, channel = self._send, self._metrics, self._channel
         is_complete = False
         last = b""
-        tail = AnswerTail(is_event_stream=is_event_stream and self._request.method == "POST")
+        tail = ResponseTail(is_event_stream=is_event_stream and self._request.method == "POST")
 
         def pass_on(piece: bytes) -> bool:
-            """Send an event without waking this task; where it would have to wait, the task sends it."""
+            """Send a piece without waking this task; if it would have to wait, the task sends it."""
             nonlocal last
             if channel is None or not channel.send_piece(piece):
                 return False
             metrics.bytes_out += len(piece)
-            self._num_moved += len(piece)
+            self._num_transferred += len(piece)
             tail.add(piece)
             last = piece
             return True
 
-        if is_event_stream and status == 200:  # others may be made into something else on their way
+        if is_event_stream and status == 200:  # other bodies may be transformed on the way
             reader.pass_on(pass_on)
         try:
             while not is_complete:
                 if body:
                     metrics.bytes_out += len(body)
-                    self._num_moved += len(body)
+                    self._num_transferred += len(body)
                     tail.add(body)
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     last = body

@@ -1,6 +1,6 @@
-"""A client that keeps others waiting: it reads nothing of its answer, or sends its body a byte at a time.
+"""Cuts off slow clients that block others: those that do not read their response or trickle their body.
 
-While nobody waits for its place it may take all the time there is. While somebody does, it has to go on.
+A slow client is left alone until another request waits for its capacity; then it must keep a minimum pace.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ logger = logging.getLogger("berth.proxy")
 
 @dataclass(frozen=True, slots=True)
 class PaceRules:
-    """What is asked of a client for whose place others wait. `stall_s`: 0 = nothing."""
+    """The minimum pace of a client while other requests wait for its capacity. `stall_s`: 0 = no limit."""
 
     stall_s: float = 30.0
-    bytes_per_s: int = 1024  # at least, on average over that time, while it is the client that is waited for
+    bytes_per_s: int = 1024  # minimum average over that time, while the client is the one waited for
 
 
 class ClientStalled(ClientGone):
-    """The client was cut off: others waited for its place."""
+    """The client was cut off: other requests waited for its capacity."""
 
 
 class ClientSide(Protocol):
     """The client's connection."""
 
     def num_unsent(self) -> int:
-        """Bytes of the answer that the client has not taken yet; 0 where it keeps up."""
+        """Bytes of the response that the client has not received yet; 0 if it keeps up."""
 
     def cut(self) -> None:
-        """Close it at once, whatever is unsent."""
+        """Close it at once, discarding unsent data."""
 
 
 class Pace:
-    """Of one exchange. `start` it once it takes longer than most, `stop` it in the end."""
+    """The pace of one exchange. Call `start` once it takes longer than most, `stop` at its end."""
 
     def __init__(self, rules: PaceRules, lease: Lease, client: ClientSide | None) -> None:
-        """`client`: None = nothing can be told of it, and it is left alone."""
+        """`client`: None = its progress is unknown, so it is never cut off."""
         self._rules = rules
         self._lease = lease
         self._client = client
         self._timer: asyncio.TimerHandle | None = None
         self._was_behind = False
-        self._moved = 0
+        self._transferred = 0
 
     def start(self, progress: Callable[[], tuple[bool, int]], give_up: Callable[[Exception], None]) -> None:
-        """`progress`: whether the client is to send something, and the bytes that went to and fro."""
+        """`progress`: whether the client has to send something, and the bytes transferred so far."""
         if self._timer is None and self._client is not None and self._rules.stall_s:
-            self._look_later(progress, give_up)
+            self._check_later(progress, give_up)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -61,25 +61,25 @@ class Pace:
             self._timer = None
         self._client = None
 
-    def _look_later(
+    def _check_later(
         self, progress: Callable[[], tuple[bool, int]], give_up: Callable[[Exception], None]
     ) -> None:
-        # Two looks in a row tell, so a client is cut within the time that the rules give it.
+        # It takes two slow checks in a row, so a client is cut off within the limit of the rules.
         delay_s = self._rules.stall_s / 2
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._look, progress, give_up)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._check, progress, give_up)
 
-    def _look(self, progress: Callable[[], tuple[bool, int]], give_up: Callable[[Exception], None]) -> None:
+    def _check(self, progress: Callable[[], tuple[bool, int]], give_up: Callable[[Exception], None]) -> None:
         client, rules = self._client, self._rules
         if client is None:
             return
-        is_to_send, moved = progress()
+        is_to_send, transferred = progress()
         num_unsent = client.num_unsent()
-        is_behind, moved = is_to_send or num_unsent > 0, moved - num_unsent
-        is_slow = moved - self._moved < rules.bytes_per_s * rules.stall_s / 2
+        is_behind, transferred = is_to_send or num_unsent > 0, transferred - num_unsent
+        is_slow = transferred - self._transferred < rules.bytes_per_s * rules.stall_s / 2
         if is_behind and self._was_behind and is_slow and self._lease.is_wanted:
             logger.warning(
-                "instance %s: a client was cut off that read or sent less than %d bytes a second for %g s "
-                "while others waited for its place",
+                "instance %s: cut off a client that read or sent less than %d bytes a second for %g s "
+                "while other requests waited",
                 self._lease.instance_id,
                 rules.bytes_per_s,
                 rules.stall_s / 2,
@@ -88,5 +88,5 @@ class Pace:
             client.cut()
             give_up(ClientStalled())
             return
-        self._was_behind, self._moved = is_behind, moved
-        self._look_later(progress, give_up)
+        self._was_behind, self._transferred = is_behind, transferred
+        self._check_later(progress, give_up)

@@ -1,7 +1,7 @@
-"""Requests for what another Berth runs: they go to that Berth's own front door, as they came.
+"""Requests for models and instances of another Berth node: they are forwarded to that node unchanged.
 
-The client's key goes along, and that Berth decides anew. A request goes on once: the header x-berth-via says
-that it has, and with it nobody sends it any further, whoever set it.
+The client's key is forwarded, and that node authorizes it again. A request is forwarded once: the header
+x-berth-via marks it, and a marked request is never forwarded again, whoever set the header.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BERTH = "berth:"
 
 @dataclass(frozen=True, slots=True)
 class PeerLease:
-    """The lease of another Berth's door, where nothing is held: admission is that Berth's affair."""
+    """The lease of another node, which holds nothing: admission is decided there."""
 
     endpoint: Endpoint
     instance_id: str
@@ -38,16 +38,16 @@ class PeerLease:
     is_wanted: bool = False
 
     def release(self) -> None:
-        """There is nothing to give back."""
+        """Nothing to release."""
 
 
 class PeerRoute:
-    """One request's way to another Berth; stands where leases of our own would be asked for."""
+    """One request's route to another node; takes the place of our own leases."""
 
     def __init__(
         self, scope: Scope, owner: Owner, what: str, own_name: str, check: Callable[[], None]
     ) -> None:
-        """`what` is asked for, in words. `check` raises ManagerError where nothing new is taken."""
+        """`what`: the target, for messages. `check` raises ManagerError if no new requests are accepted."""
         self._scope = scope
         self._owner = owner
         self._what = what
@@ -57,36 +57,36 @@ class PeerRoute:
 
     @property
     def target(self) -> bytes:
-        """Path and query as the client wrote them."""
+        """Path and query as the client sent them."""
         path, query = raw_path(self._scope), self._scope["query_string"]
         return path + b"?" + query if query else path
 
     def try_lease(self, _: str) -> Lease:
-        """Raises OwnerUnreachable, and what the Berth that is asked says about itself."""
+        """Raises OwnerUnreachable, and what `check` raises."""
         self._check()
         owner = self._owner
         if not owner.is_alive:
             raise OwnerUnreachable(
-                f"{self._what} is owned by Berth {owner.owner}, which is away: its lease has run out. It is "
-                "served again once that Berth is back"
+                f"{self._what} belongs to the Berth node {owner.owner}, which is down (its lease expired); "
+                "retry once it is back"
             )
         address = _address(owner.url)
         if address is None:
             raise OwnerUnreachable(
-                f"{self._what} is owned by Berth {owner.owner}, which doesn't say where it is reached; "
-                "set ADVERTISE_URL there"
+                f"{self._what} belongs to the Berth node {owner.owner}, which advertises no valid URL; "
+                "set ADVERTISE_URL on that node"
             )
-        return PeerLease(Endpoint(*address, api_key="", generation=0, is_peer=True), label(owner))
+        return PeerLease(Endpoint(*address, api_key="", generation=0, is_peer=True), node_label(owner))
 
     async def wait_for_lease(self, instance_id: str) -> Lease:
         return self.try_lease(instance_id)
 
 
 class RemoteModel(Model):
-    """Stands in for a model that another Berth serves."""
+    """A model that another node serves."""
 
     def __init__(self, name: str, profile: ModelProfile | None, peer_route: PeerRoute) -> None:
-        """`profile`: what is known of it here, of which the names alone count."""
+        """`profile`: the local profile, if any, of which only the names are used."""
         if profile is not None:
             profile = replace(profile, set_params={}, strip_params=frozenset())
         super().__init__(name, profile, 0, time.monotonic)
@@ -94,66 +94,66 @@ class RemoteModel(Model):
 
 
 class PeerRoutes:
-    """Finds the way to what isn't here."""
+    """Finds routes to models and instances of other nodes."""
 
     def __init__(
         self,
-        neighbours: Peers,
+        peers: Neighbours,
         metrics: ProxyMetrics,
         own_name: Callable[[], str],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._neighbours = neighbours
+        self._peers = peers
         self._metrics = metrics
         self._own_name = own_name
         self._check = check
 
     def to_instance(self, scope: Scope, instance_id: str) -> PeerRoute | None:
-        """The way to an instance that another Berth owns; None where there is none to go."""
-        owner = self._neighbours.owner_of(instance_id)
-        return None if owner is None else self._detour(scope, owner, f"instance {instance_id!r}")
+        """The route to an instance of another node; None if there is none."""
+        owner = self._peers.owner_of(instance_id)
+        return None if owner is None else self._route(scope, owner, f"instance {instance_id!r}")
 
     def to_unknown(self, scope: Scope, name: str, need: RunnerKind | None = None) -> RemoteModel | None:
-        """A model of which nothing is known here, where another Berth has it in whatever state."""
-        owner = self._neighbours.owner_having(name, need)
+        """A model unknown here that another node has, in any state."""
+        owner = self._peers.owner_having(name, need)
         return None if owner is None else self._model(scope, owner, name, None)
 
     def to_running(self, scope: Scope, model: Model, need: RunnerKind | None = None) -> RemoteModel | None:
-        """A model that is known here, where it runs on another Berth and has no process on this one.
+        """A model known here that runs on another node and has no process on this one.
 
-        `need`: what the engine has to serve; others don't count.
+        `need`: only engines that can serve it count.
         """
-        owner = self._neighbours.owner_running(model.name, need)
-        is_here = model.is_loading or any(can_serve(one.runner, need) for one in model.live)
+        owner = self._peers.owner_running(model.name, need)
+        is_here = model.is_loading or any(can_serve(instance.runner, need) for instance in model.live)
         if owner is None or is_here:
             return None
         return self._model(scope, owner, model.name, model.profile)
 
     def failed(self, lease: Lease) -> None:
-        """Its Berth could not be reached."""
-        self._neighbours.avoid(lease.instance_id.removeprefix(_BERTH))
+        """The node of this lease could not be reached."""
+        self._peers.avoid(lease.instance_id.removeprefix(_BERTH))
 
     def _model(
         self, scope: Scope, owner: Owner, name: str, profile: ModelProfile | None
     ) -> RemoteModel | None:
-        peer_route = self._detour(scope, owner, f"model {name!r}")
+        peer_route = self._route(scope, owner, f"model {name!r}")
         return None if peer_route is None else RemoteModel(name, profile, peer_route)
 
-    def _detour(self, scope: Scope, owner: Owner, what: str) -> PeerRoute | None:
+    def _route(self, scope: Scope, owner: Owner, what: str) -> PeerRoute | None:
         if find_header(scope["headers"], VIA):
             return None
-        self._metrics.of_peer(label(owner))
+        self._metrics.of_peer(node_label(owner))
         return PeerRoute(scope, owner, what, self._own_name(), self._check)
 
 
-def label(owner: Owner) -> str:
-    """What stands for another Berth where an instance is named otherwise, as in metrics."""
+def node_label(owner: Owner) -> str:
+    """The name of another node in the place of an instance id, as in metrics."""
     return _BERTH + owner.owner
 
 
 @lru_cache(maxsize=256)
 def _address(url: str) -> tuple[str, int] | None:
-    """Host and port; None for what is no such URL: another Berth has written it."""
+    """Host and port; None for an invalid URL, as another node has written it."""
     try:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:

@@ -1,49 +1,46 @@
 """The data plane: `ANY /proxy/{instance_id}/{path}` as a raw ASGI application, HTTP and WebSocket.
 
-Takes a lease, or waits for one in the manager's queue, and forwards. Knows nothing of models and bodies.
+Acquires a lease, or waits for one in the manager's queue, and forwards. Knows nothing of models and bodies.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import caller_of, is_admin
 from api.http.asgi import Receive, Scope, Send
-from api.http.dialects import send_error
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import error_for
 from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.headers import find_header, read_request_headers
 from api.http.leases import (
     CLIENT_GONE,
-    Retry,
     ClientGone,
     Lease,
     Leases,
     Prepare,
+    Retry,
     WrongBody,
     lease_while_connected,
 )
-from api.http.log_paths import loggable
-from api.http.response_channel import ResumeAsTask, ResponseChannel, channel_of, client_of, without_channel
+from api.http.respond import send_error
+from api.http.response_channel import ResponseChannel, ResumeAsTask, channel_of, client_of, without_channel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
-from api.proxy.exchange import Exchange, Request, ResponseCut
+from api.proxy.exchange import Exchange, ResponseCut
 from api.proxy.fast_exchange import FastExchange, SlowRequestTimer
 from api.proxy.pace import Pace, PaceRules
 from api.proxy.peer_routes import PeerRoute, PeerRoutes
 from api.proxy.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
 from api.proxy.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
+from api.proxy.upstream_request import UpstreamRequest
 from api.proxy.websocket import forward_websocket
 from instance_manager.errors import ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
 
-logger = logging.getLogger("berth.proxy")
-
-_UNAVAILABLE = 503  # what an engine answers that sleeps
+_UNAVAILABLE = 503  # status of a sleeping engine
 
 
 class DataPlane:
@@ -60,29 +57,31 @@ class DataPlane:
         pace: PaceRules | None = None,
     ) -> None:
         self._leases = leases
-        self._sleep = sleep  # is told of engines that were put to sleep by their own routes
+        self._sleep = sleep  # notified when an engine is put to sleep by its own routes
         self._metrics = metrics
-        self._detours = peer_routes  # to instances of other Berths
-        self._pace = pace or PaceRules()  # of clients for whose place others wait
-        self._patience = SlowRequestTimer()
+        self._peer_routes = peer_routes  # to instances of other nodes
+        self._pace = pace or PaceRules()  # of clients while other requests wait
+        self._slow_timer = SlowRequestTimer()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
-        peer_route = self._detours.to_instance(scope, instance_id) if self._detours is not None else None
+        peer_route = (
+            self._peer_routes.to_instance(scope, instance_id) if self._peer_routes is not None else None
+        )
         if peer_route is not None:
             target = peer_route.target
         if scope["type"] == "websocket":
-            leases, more = (peer_route, peer_route.headers) if peer_route is not None else (self._leases, ())
+            leases, headers = (
+                (peer_route, peer_route.headers) if peer_route is not None else (self._leases, ())
+            )
             await forward_websocket(
-                leases, self._metrics, scope, receive, send, instance_id, target, more, self._pace.stall_s
+                leases, self._metrics, scope, receive, send, instance_id, target, headers, self._pace.stall_s
             )
         elif self._sleep is not None and peer_route is None and is_sleep_route(target):
             await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
         elif self._sleep is not None and peer_route is None and scope["method"] in SAFE_METHODS:
-            leases = SleepLeases(
-                self._sleep, self._leases, scope["method"]
-            )  # to be read is no reason to wake
+            leases = SleepLeases(self._sleep, self._leases, scope["method"])  # reads wake no engine
             await self.forward(scope, receive, send, instance_id, target, leases=leases)
         else:
             await self.forward(scope, receive, send, instance_id, target, leases=peer_route)
@@ -96,7 +95,7 @@ class DataPlane:
         instance_id: str,
         target: bytes,
     ) -> None:
-        """One of an engine's sleep routes. Its answer goes out by `send` alone, where it is noticed."""
+        """One of an engine's sleep routes. Its response goes out by `send`, where its status is noted."""
         call = SleepCall(notices, instance_id, target, send)
         leases = SleepLeases(notices, self._leases, scope["method"])
         try:
@@ -105,15 +104,15 @@ class DataPlane:
             call.end()
 
     def forget(self, instance_id: str) -> None:
-        """The instance's engine process has ended: close the connections to it that are idle."""
+        """The instance's engine process has ended: close idle connections to it."""
         self.pools.forget(instance_id)
 
     def count_refused(self, method: str, status: int) -> None:
-        """A request that didn't get as far as to `forward`."""
+        """Count a request that was refused before `forward`."""
         self._metrics.unserved.count(method, status)
 
     def close(self) -> None:
-        """Close what is idle; requests in flight close theirs as they end."""
+        """Close idle connections; requests in flight close theirs as they end."""
         self.pools.close()
 
     async def forward(
@@ -125,39 +124,40 @@ class DataPlane:
         target: bytes,
         *,
         leases: Leases | None = None,
-        again: Retry | None = None,
+        retry: Retry | None = None,
         prepare: Prepare | None = None,
     ) -> None:
-        """Serve one HTTP request with `target` (path and query, raw) of an instance's engine.
+        """Forward one HTTP request to `target` (path and query, raw) of an instance's engine.
 
-        `leases` grants it in place of the usual ones: then what is asked for may be more than an instance.
-        `again` is asked where an engine was gone before it answered anything. `prepare` finishes the request
-        for the engine that a lease was granted of.
+        `leases` replaces the usual ones, for targets other than one instance. `retry` is called if an engine
+        disappears before it responds. `prepare` adapts the request to the engine of its lease.
         """
         call = self._call(scope, instance_id, target)
         if isinstance(leases, PeerRoute):
             call.request.headers = call.request.headers.with_more(leases.headers)
         channel = channel_of(scope)
         exchange = self._exchange(
-            call, leases or self._leases, again, receive, send, channel, prepare=prepare
+            call, leases or self._leases, retry, receive, send, channel, prepare=prepare
         )
         await self._serve(call, send, channel, exchange)
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
-        """Send a request that has arrived whole without a task, if there is nothing to wait for.
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        """Send a request that has arrived whole without a task, if nothing has to be awaited.
 
-        False: nothing has happened, call the application. True: the answer goes out by `channel`, or
-        `resume_as_task` gets an application that goes on with the request.
+        False: nothing was done, call the application. True: the response goes out by `channel`, or
+        `resume_as_task` is called with an application that continues the request.
         """
         route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        if route_cache is not None and "asked_for" in route_cache:
-            instance_id, target = route_cache["asked_for"]
+        if route_cache is not None and "proxied" in route_cache:
+            instance_id, target = route_cache["proxied"]
         else:
             instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
             if is_sleep_route(target):
                 return False
             if route_cache is not None:
-                route_cache["asked_for"] = instance_id, target
+                route_cache["proxied"] = instance_id, target
         try:
             if (
                 self._sleep is not None
@@ -176,35 +176,35 @@ class DataPlane:
         body: bytes,
         channel: ResponseChannel,
         resume_as_task: ResumeAsTask,
-        asked_for: str,
+        instance_id: str,
         target: bytes,
         lease: Lease | None,
-        more: Callable[[], tuple[Leases, Retry, Prepare]] | None = None,
+        options: Callable[[], tuple[Leases, Retry, Prepare]] | None = None,
     ) -> bool:
-        """As `begin`, with the lease there may be; `more` gives what `forward` is told, where it goes on."""
+        """As `begin`, with a lease if there is one; `options` returns `forward`'s arguments on resuming."""
         if lease is None:
             return False
         pool = self.pools.current(lease.instance_id, lease.endpoint)
-        connection = pool.take() if pool is not None else None
+        connection = pool.take_idle() if pool is not None else None
         if pool is None or connection is None:
             lease.release()
             return False
-        call = self._call(scope, asked_for, target, len(body))
-        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+        call = self._call(scope, instance_id, target, len(body))
+        call.assign(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
-        def go_on(sent: FastExchange) -> None:
+        def resume(sent: FastExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 begun = (pool, lease, sent)
-                leases, again, prepare = more() if more is not None else (self._leases, None, None)
-                exchange = self._exchange(call, leases, again, receive, send, channel, begun, prepare)
+                leases, retry, prepare = options() if options is not None else (self._leases, None, None)
+                exchange = self._exchange(call, leases, retry, receive, send, channel, begun, prepare)
                 await self._serve(call, send, channel, exchange)
 
             resume_as_task(application)
 
         request = call.request
         call.metrics.bytes_in += len(body)
-        exchange = FastExchange(connection, call, channel, go_on)
-        self._patience.watch(exchange)
+        exchange = FastExchange(connection, call, channel, resume)
+        self._slow_timer.watch(exchange)
         connection.begin(
             exchange,
             request.encode(pool.identity_for(request.tenant_line), request.framed(body, is_last=True)),
@@ -214,37 +214,37 @@ class DataPlane:
         return True
 
     def _call(self, scope: Scope, instance_id: str, target: bytes, length: int = 0) -> Call:
-        """`length` is the body's, where it has arrived."""
+        """`length` of the body, if it has arrived."""
         started = time.perf_counter()
         route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        if route_cache is not None and (known := route_cache.get("headers")) is not None:
-            headers = known.again(length)
+        if route_cache is not None and (cached := route_cache.get("headers")) is not None:
+            headers = cached.for_next(length)
         else:
             client = scope.get("client")
             client_host = client[0].encode() if client else b"unknown"
             headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
             if route_cache is not None and not find_header(scope["headers"], b"x-request-id"):
                 route_cache["headers"] = headers
-        request = Request(scope["method"], target, headers, started, caller_of(scope).tenant_line)
+        request = UpstreamRequest(scope["method"], target, headers, started, caller_of(scope).tenant_line)
         return Call(scope, request, instance_id, self._metrics.unserved)
 
     async def _exchange(
         self,
         call: Call,
         leases: Leases,
-        again: Retry | None,
+        retry: Retry | None,
         receive: Receive,
         send: Send,
         channel: ResponseChannel | None,
         begun: tuple[UpstreamPool, Lease, FastExchange | None] | None = None,
         prepare: Prepare | None = None,
     ) -> int:
-        """Take a lease, or wait for one, and forward, or go on with what has `begun`; the status."""
+        """Acquire a lease and forward, or continue the exchange that has `begun`; returns the status."""
         client = channel or client_of(call.scope)
         while True:
             try:
                 if begun is None:
-                    begun, receive = await self._enter(call, leases, receive)
+                    begun, receive = await self._acquire(call, leases, receive)
                     if prepare is not None:
                         receive = await prepare(begun[1], call.request, receive)
                 (pool, lease, sent), begun = begun, None
@@ -253,24 +253,24 @@ class DataPlane:
                 return await exchange.run(sent)
             except (UpstreamRefused, UpstreamBroken) as error:
                 is_answered = isinstance(error, UpstreamBroken) and error.response_begun
-                if again is None or call.lease is None or is_answered:
+                if retry is None or call.lease is None or is_answered:
                     raise
-                more = await again(call.lease, receive)
-                if more is None:
+                replay = await retry(call.lease, receive)
+                if replay is None:
                     raise
-                _log_failure(call, error)
-                call.leave()
-                receive = more
+                call.log_failure(error)
+                call.unassign()
+                receive = replay
 
-    async def _enter(
+    async def _acquire(
         self, call: Call, leases: Leases, receive: Receive
     ) -> tuple[tuple[UpstreamPool, Lease, None], Receive]:
-        """Take a lease, or wait for one; with it comes a `receive` that misses nothing."""
+        """Acquire a lease, waiting if necessary; also returns a `receive` that misses no message."""
         lease = leases.try_lease(call.instance_id)
         had_to_wait = lease is None
         if lease is None:
             lease, receive = await lease_while_connected(leases, call.instance_id, receive)
-        call.enter(lease, self._metrics.of(lease.instance_id, lease.model_name))
+        call.assign(lease, self._metrics.of(lease.instance_id, lease.model_name))
         if had_to_wait:
             call.request.queued_s = queued_s = time.perf_counter() - call.request.started
             call.metrics.queue_wait_s.observe(queued_s)
@@ -279,7 +279,7 @@ class DataPlane:
     async def _serve(
         self, call: Call, send: Send, channel: ResponseChannel | None, forwarding: Awaitable[int]
     ) -> None:
-        """See a call through to its end, whatever comes of `forwarding` it."""
+        """Await `forwarding`, respond to its failure, and account for the call."""
         status = CLIENT_GONE
         try:
             status = await forwarding
@@ -289,32 +289,21 @@ class DataPlane:
             error = error_for(exc, is_admin=is_admin(call.scope))
             status = error.status
             if isinstance(exc, UpstreamError):
-                _log_failure(call, exc)
+                call.log_failure(exc)
                 self._note_failure(call)
             await send_error(send, error, call.request.target, call.request.headers.request_id)
         except ResponseCut as exc:
-            # To return without the last message makes any server close the connection without a clean end.
+            # Returning without the last message makes any server close the connection without a clean end.
             if channel is not None:
                 channel.abort()
             status = error_for(exc.error).status
-            _log_failure(call, exc.error)
+            call.log_failure(exc.error)
         except ClientGone:
             pass
         finally:
             call.finish(status)
 
     def _note_failure(self, call: Call) -> None:
-        """Where another Berth has failed, requests to come take another way if there is one."""
-        if self._detours is not None and call.lease is not None and call.lease.endpoint.is_peer:
-            self._detours.failed(call.lease)
-
-
-def _log_failure(call: Call, error: UpstreamError | WrongBody) -> None:
-    logger.warning(
-        "instance %s, request %s, %s %s: %s",
-        call.instance_id,
-        call.request.headers.request_id.decode(),
-        call.request.method,
-        loggable(call.request.target),
-        error.message,
-    )
+        """Make later requests avoid a node that could not be reached."""
+        if self._peer_routes is not None and call.lease is not None and call.lease.endpoint.is_peer:
+            self._peer_routes.failed(call.lease)

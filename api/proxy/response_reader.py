@@ -1,4 +1,4 @@
-"""A response as one coroutine reads it, with back-pressure on the connection that it comes from."""
+"""Reads a response from a coroutine, with back-pressure on the engine's connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _READ_AHEAD_BYTES = 64 * 1024
 
 
 class ResponseReader:
-    """A response as one coroutine reads it: the connection's sink, with a future in the middle."""
+    """The connection's sink; a coroutine reads from it, woken by a future."""
 
     __slots__ = (
         "_body",
@@ -36,15 +36,15 @@ class ResponseReader:
         self.is_complete = False
         self._is_paused = False
         self._has_failed = False
-        self._error: Exception | None = None  # until somebody has been told
+        self._error: Exception | None = None  # until it has been raised
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._pass_on: Callable[[bytes], bool] | None = None
 
     def pass_on(self, pass_on: Callable[[bytes], bool] | None) -> None:
-        """While `read` waits, let pieces be sent from the connection's callback: those it returns True for.
+        """While `read` waits, offer pieces to `pass_on` in the connection's callback; True = it has sent one.
 
-        It is offered neither the last piece nor one that another waits before.
+        The last piece is not offered, nor any while an earlier one is unread.
         """
         self._pass_on = pass_on
 
@@ -54,8 +54,8 @@ class ResponseReader:
             await self._wait()
         return self.head
 
-    def take(self) -> tuple[bytes, bool]:
-        """All body bytes that have come since, and whether they are the last."""
+    def take_body(self) -> tuple[bytes, bool]:
+        """All body bytes received since the last call, and whether they are the last."""
         pieces = self._body
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -66,30 +66,30 @@ class ResponseReader:
         return body, self.is_complete
 
     async def read(self) -> tuple[bytes, bool]:
-        """Wait for body bytes or the end, then as `take`. Raises UpstreamError, ClientGone."""
+        """Wait for body bytes or the end, then as `take_body`. Raises UpstreamError, ClientGone."""
         while not self._body and not self.is_complete:
             await self._wait()
-        return self.take()
+        return self.take_body()
 
     async def drain(self) -> None:
-        """Wait until the request's bytes have left, or nobody wants them any more."""
+        """Wait until the request's bytes are written, or the exchange has ended."""
         if self.connection.write_paused and not self.is_complete and not self._has_failed:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
 
     def stop(self, error: Exception) -> None:
-        """End an exchange that is still going on: the connection is closed, whoever reads gets `error`."""
+        """Abort a running exchange: close the connection and raise `error` in the reading coroutine."""
         if not self.is_complete and not self._has_failed:
             self.connection.abort()
             self.failed(error)
 
     async def _wait(self) -> None:
         if self._has_failed:
-            # Kept here or by this frame, it would keep all frames that it passes, and with them all buffers,
-            # until the collector comes.
+            # A reference kept here or in this frame would keep all frames of its traceback, and so all
+            # buffers, alive until the garbage collector runs.
             error, self._error = self._error, None
             try:
-                raise error or RuntimeError("the reader has been told before why there is no more")
+                raise error or RuntimeError("the reader's error has been raised before")
             finally:
                 del error
         self._waiter = asyncio.get_running_loop().create_future()

@@ -1,7 +1,7 @@
-"""An engine's own `/sleep` and `/is_sleeping` under /proxy/: they reach it asleep, and are noticed.
+"""An engine's own `/sleep` and `/is_sleeping` under /proxy/: they reach it asleep, and Berth takes note.
 
-vLLM's names, which ours has too. `/wake_up` needs nothing: like any request it wakes the engine on its way,
-once there is room.
+These are vLLM's names; our engine has them too. `/wake_up` needs no special case: like any request it wakes
+the engine first, once there is memory for it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _ROUTES = frozenset({_SLEEP, b"/is_sleeping"})
 
 
 class SleepNotices(Protocol):
-    """What is asked of the instance manager."""
+    """The part of the instance manager used here."""
 
     def lease_sleeping(self, instance_id: str, *, only_reads: bool) -> Lease | None:
-        """A lease of an engine that sleeps, without waking it; None where it doesn't.
+        """A lease of a sleeping engine, without waking it; None if it does not sleep.
 
-        `only_reads`: also of one that is about to.
+        `only_reads`: also of one that is about to sleep.
         """
 
     def record_sleep(self, instance_id: str, level: int) -> None:
-        """Its engine has been put to sleep by somebody else."""
+        """Record that a client has put the engine to sleep."""
 
     def check_sleep(self, instance_id: str) -> None:
-        """Its engine may have been: it is asked."""
+        """Check whether the engine sleeps."""
 
 
 class SleepLeases:
-    """Leases for these routes: what sleeps is not woken to say so, to be read, or to sleep deeper."""
+    """Leases for these routes and for reads, which do not wake a sleeping engine."""
 
     def __init__(self, notices: SleepNotices, leases: Leases, method: str) -> None:
         self._notices = notices
@@ -50,14 +50,14 @@ class SleepLeases:
 
 
 def is_sleep_route(target: bytes) -> bool:
-    """Whether an engine's request target is one of these. Quick where it isn't."""
+    """Whether an engine's request target is one of these routes. Fast if it is not."""
     if len(target) > 64 or target.startswith(b"/v1/"):
         return False
     return unquote_to_bytes(target.partition(b"?")[0]) in _ROUTES
 
 
 class SleepCall:
-    """One call of such a route: `send` passes its answer on, once it has been taken note of."""
+    """One call of such a route; `send` takes note of the response and forwards it."""
 
     def __init__(self, notices: SleepNotices, instance_id: str, target: bytes, send: Send) -> None:
         path, _, query = target.partition(b"?")
@@ -76,12 +76,12 @@ class SleepCall:
         await self._send(message)
 
     def end(self) -> None:
-        """Without an answer nobody knows whether the engine sleeps."""
+        """Without a response it is unknown whether the engine sleeps, so check."""
         if self._is_sleep and not self._is_answered:
             self._notices.check_sleep(self._instance_id)
 
 
 def _level_of(query: bytes) -> int:
-    """As vLLM reads it; the deepest where it is none that we know."""
+    """The sleep level as vLLM reads it; the deepest if it is unknown."""
     value = parse_qs(query.decode("latin-1")).get("level", ["1"])[-1]
     return int(value) if value in ("1", "2") else 2

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection to an engine: llhttp's parser on an asyncio protocol, handing on what arrives.
+"""One HTTP/1.1 connection to an engine: llhttp's parser on an asyncio protocol, feeding a sink.
 
-Knows nothing of ASGI, leases, retries or which connection to take: that is api/proxy/upstream_pool.py.
-Bodies are neither decoded nor kept. Trailers are read and dropped, interim responses (100, 103) skipped.
+Knows nothing of ASGI, leases, retries or the choice of connections (api/proxy/upstream_pool.py). Bodies are
+neither decoded nor buffered. Trailers are dropped, interim responses (100, 103) skipped.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ class ResponseHead(NamedTuple):
 
 
 class ResponseSink(Protocol):
-    """Where a response goes. Called from the event loop's callbacks: these must not raise or block."""
+    """Receives a response. Called from the event loop's callbacks, so it must not raise or block."""
 
     def received(self, head: ResponseHead | None, body: bytes, is_complete: bool) -> None:
-        """All that one read brought: the head, once; body bytes, if any; whether the response ends here.
+        """The content of one read: the head, once; body bytes, if any; whether the response is complete.
 
-        After the end the connection belongs to its pool again.
+        A complete response returns the connection to its pool.
         """
 
     def failed(self, error: UpstreamError) -> None:
-        """The response won't be completed; the connection is gone. Nothing follows."""
+        """The response cannot be completed; the connection is closed. The last call."""
 
     def resume_writing(self) -> None:
-        """The request's bytes have drained: `write_paused` has become false."""
+        """The write buffer has drained: `write_paused` is False again."""
 
 
 class ConnectionOwner(Protocol):
-    """The pool, as its connections see it."""
+    """The pool's interface for its connections."""
 
     def connection_opened(self, connection: UpstreamConnection) -> None:
-        """The connection has come about; `connection_lost` follows one day."""
+        """The connection is open; `connection_lost` will follow."""
 
     def connection_idle(self, connection: UpstreamConnection) -> None:
-        """An exchange has ended and the connection may serve another."""
+        """An exchange has ended and the connection can be reused."""
 
     def connection_lost(self, connection: UpstreamConnection) -> None:
-        """The connection is closed, whatever it was doing."""
+        """The connection is closed, idle or busy."""
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """Serves one exchange at a time: `begin`, `write`, `end_request`; its sink hears the response."""
+    """Serves one exchange at a time: `begin`, `write`, `end_request`; its sink receives the response."""
 
     def __init__(self, owner: ConnectionOwner) -> None:
         self._owner = owner
@@ -70,7 +70,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._status = 0
         self._body: list[bytes] = []
         self._head_bytes = 0
-        self._framing_bytes = 0  # since there was last something of the body: chunk extensions, trailers
+        self._framing_bytes = 0  # since the last piece of body: chunk extensions, trailers
         self._head_done = False
         self._head_delivered = False
         self._is_interim = False
@@ -86,11 +86,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing more can be sent."""
+        """Whether nothing can be sent any more."""
         return self._transport is None or self._transport.is_closing()
 
     def fileno(self) -> int:
-        """The socket's descriptor, for a look at whether something has arrived; -1 when closed."""
+        """The socket's descriptor, to poll for input; -1 when closed."""
         if self._transport is None:
             return -1
         sock = self._transport.get_extra_info("socket")
@@ -99,7 +99,7 @@ class UpstreamConnection(asyncio.Protocol):
     # The request's side
 
     def begin(self, sink: ResponseSink, data: bytes, *, is_head_request: bool, request_done: bool) -> None:
-        """Start an exchange; `data` is the request's head and as much of its body as is at hand."""
+        """Start an exchange; `data` is the request's head and the part of its body at hand."""
         self._reset()
         self._sink = sink
         self._is_head_request = is_head_request
@@ -107,16 +107,16 @@ class UpstreamConnection(asyncio.Protocol):
         self.write(data)
 
     def write(self, data: bytes) -> None:
-        """Send more of the request's body; on a closed connection this does nothing, the sink has heard."""
+        """Send more of the request's body; no effect on a closed connection, whose sink has been notified."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def end_request(self) -> None:
-        """The request's last byte has been written; without this a connection is not used again."""
+        """The whole request has been written; without this call the connection is not reused."""
         self._request_done = True
 
     def abort(self) -> None:
-        """Close at once and for good; the sink hears nothing more."""
+        """Close at once; the sink is not called any more."""
         self._sink = None
         if self._transport is not None:
             self._transport.abort()
@@ -145,7 +145,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._sink is None or self._parser is None:
-            self.abort()  # bytes that nobody asked for must never become the next request's response
+            self.abort()  # unsolicited bytes must never become the next request's response
             return
         if not self._head_done:
             self._head_bytes += len(data)
@@ -160,7 +160,9 @@ class UpstreamConnection(asyncio.Protocol):
                 return
         if not self._head_done:
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._fail(UpstreamInvalidResponse(f"the engine's response head exceeds {MAX_HEAD_BYTES} bytes"))
+                self._fail(
+                    UpstreamInvalidResponse(f"the engine's response head exceeds {MAX_HEAD_BYTES} bytes")
+                )
             return
         if self._is_complete:
             self._complete()
@@ -169,7 +171,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._deliver()
         if self._framing_bytes > MAX_HEAD_BYTES:
             self._fail(
-                UpstreamInvalidResponse(f"the engine's response has {MAX_HEAD_BYTES} bytes between two of its body")
+                UpstreamInvalidResponse(
+                    f"the engine's response has {MAX_HEAD_BYTES} bytes of framing between pieces of its body"
+                )
             )
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -183,7 +187,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._is_complete = True
             self._complete()
             return
-        where = "in the middle of its response" if self._head_done else "before it answered"
+        where = "in the middle of its response" if self._head_done else "before responding"
         reason = f" ({exc})" if exc is not None else ""
         begun = self._head_bytes > 0
         self._fail(UpstreamBroken(f"the engine closed the connection {where}{reason}", response_begun=begun))
@@ -195,7 +199,7 @@ class UpstreamConnection(asyncio.Protocol):
             return  # a trailer
         name = name.lower()
         if name == b"transfer-encoding" and value.lower() != b"chunked":
-            raise HttpParserError(f"it has a transfer coding we did not ask for, {value!r}")
+            raise HttpParserError(f"unsupported transfer coding {value!r}")
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -206,17 +210,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._status = status = parser.get_status_code()
         if status < 200:
             if status == 101:
-                raise HttpParserError("it switches protocols unasked")
+                raise HttpParserError("status 101 without an upgrade request")
             self._is_interim = True
             self._headers = []
             return
         if status > 599:
-            raise HttpParserError(f"{status} is no HTTP status")
-        self._keep_alive = parser.should_keep_alive()  # llhttp knows this only now
+            raise HttpParserError(f"invalid status {status}")
+        self._keep_alive = parser.should_keep_alive()  # llhttp knows this only at the end of the head
         self._head_done = True
         if self._is_head_request:
             self._is_complete = True
-            self._parser = HttpResponseParser(self)  # the old one waits for a body that never comes
+            self._parser = HttpResponseParser(self)  # the old one waits for a body that a HEAD does not have
 
     def on_body(self, body: bytes) -> None:
         if self._is_complete:
@@ -230,10 +234,10 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._is_complete = True
 
-    # How an exchange goes on and ends
+    # Progress and end of an exchange
 
     def _deliver(self) -> None:
-        """Hand on what has come so far."""
+        """Pass the data received so far to the sink."""
         if self._sink is None or not self._head_done:
             return
         body = self._take_body()
@@ -244,7 +248,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._sink.received(None, body, False)
 
     def _complete(self) -> None:
-        """The response has ended as it should: the connection is free before its sink hears of it."""
+        """The response is complete: release the connection, then notify the sink."""
         sink, self._sink = self._sink, None
         head = None if self._head_delivered else ResponseHead(self._status, self._headers)
         body = self._take_body()
@@ -266,7 +270,7 @@ class UpstreamConnection(asyncio.Protocol):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _ends_with_connection(self) -> bool:
-        """Whether the response's framing is the connection's end."""
+        """Whether the end of the connection ends the response."""
         return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
 
 

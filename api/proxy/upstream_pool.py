@@ -1,4 +1,4 @@
-"""The connections to engines, a pool per engine process. No limit: limits belong to admission."""
+"""Connections to engines, one pool per engine process. Unlimited: limits belong to admission."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from api.http.upstream_errors import UpstreamRefused, UpstreamTimeout
 from api.proxy.upstream import UpstreamConnection
 from instance_manager.types import Endpoint
 
-# A connection that rested longer than this is looked at before use: its end may have come unnoticed.
-_LOOK_AFTER_S = 0.05
+# A connection that was idle for longer is polled before reuse: the engine may have closed it.
+_POLL_AFTER_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +21,19 @@ class UpstreamOptions:
 
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 4.0  # below the 5 s after which uvicorn, under most engines, closes its side
-    # A client that leaves cannot be heard while its upload stands still, so that must end some day.
-    stall_timeout_s: float = 120.0  # without the engine taking any more of a request's body
-    head_timeout_s: float | None = (
-        None  # from the request's first byte to the response's head; None = as long as it takes
-    )
+    # A client's disconnect cannot be noticed while its upload is blocked, so that needs a limit.
+    stall_timeout_s: float = 120.0  # without the engine reading any more of a request's body
+    head_timeout_s: float | None = None  # from the request's first byte to the response head; None = no limit
 
 
 class UpstreamPool:
-    """Connections to one engine process; the one used last is used next."""
+    """Connections to one engine process; the most recently used one is reused first."""
 
     def __init__(self, endpoint: Endpoint, options: UpstreamOptions) -> None:
         self.endpoint = endpoint
         self.options = options
-        self._whom = "Berth" if endpoint.is_peer else "the engine"
-        # Host and Authorization, as every request to this engine carries them.
+        self._peer = "the Berth node" if endpoint.is_peer else "the engine"
+        # Host and Authorization, the same for every request to this engine.
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         identity = f"host: {host}:{endpoint.port}\r\n"
         if endpoint.api_key:
@@ -51,25 +49,25 @@ class UpstreamPool:
         return f"<UpstreamPool {where} open={self.num_open} idle={self.num_idle}>"
 
     def identity_for(self, tenant_line: bytes) -> bytes:
-        """The lines of a head that are this engine's affair; where it can tell tenants apart, whose it is."""
+        """The head's lines specific to this engine, with the tenant if it supports tenants."""
         return self._identity + tenant_line if self.endpoint.isolates_tenants else self._identity
 
     @property
     def num_idle(self) -> int:
         return len(self._idle)
 
-    def take(self) -> UpstreamConnection | None:
-        """An idle connection that is still good, or None."""
+    def take_idle(self) -> UpstreamConnection | None:
+        """An idle connection that is still usable, or None."""
         while self._idle:
             connection, _ = self._idle.popitem()
-            rested = time.monotonic() - connection.idle_since
-            if rested < _LOOK_AFTER_S:
+            idle_s = time.monotonic() - connection.idle_since
+            if idle_s < _POLL_AFTER_S:
                 if not connection.is_closed:
                     return connection
             elif (
-                rested < self.options.idle_timeout_s
+                idle_s < self.options.idle_timeout_s
                 and not connection.is_closed
-                and not _has_news(connection)
+                and not _is_readable(connection)
             ):
                 return connection
             connection.abort()
@@ -85,18 +83,18 @@ class UpstreamPool:
         except TimeoutError as exc:
             timeout_s = self.options.connect_timeout_s
             raise UpstreamTimeout(
-                f"no connection to {self._whom} at {host}:{port} within {timeout_s:g} s"
+                f"could not connect to {self._peer} at {host}:{port} within {timeout_s:g} s"
             ) from exc
         except OSError as exc:
             raise UpstreamRefused(
-                f"cannot connect to {self._whom} at {host}:{port}: {exc.strerror or exc}"
+                f"cannot connect to {self._peer} at {host}:{port}: {exc.strerror or exc}"
             ) from exc
-        if connection.is_closed:  # lost again before we were told of it
-            raise UpstreamRefused(f"{self._whom} at {host}:{port} closed a new connection at once")
+        if connection.is_closed:  # already lost
+            raise UpstreamRefused(f"{self._peer} at {host}:{port} closed a new connection at once")
         return connection
 
     def close(self) -> None:
-        """Close what is idle now, and what is busy as soon as its exchange ends."""
+        """Close idle connections now, and busy ones as soon as their exchange ends."""
         self._is_closed = True
         if self._sweep is not None:
             self._sweep.cancel()
@@ -149,31 +147,31 @@ class UpstreamPools:
 
     @property
     def num_open(self) -> int:
-        """Connections open, idle and busy, to processes that are current."""
+        """Open connections, idle and busy, to current processes."""
         return sum(pool.num_open for pool in self._pools.values())
 
     def current(self, instance_id: str, endpoint: Endpoint) -> UpstreamPool | None:
-        """The instance's pool if there is one for this very process of it."""
+        """The instance's pool if there is one for this generation of its process."""
         pool = self._pools.get(instance_id)
         if pool is None or not (pool.endpoint is endpoint or pool.endpoint == endpoint):
             return None
         return pool
 
     def pool_for(self, instance_id: str, endpoint: Endpoint) -> UpstreamPool:
-        """The instance's pool for this very process of it."""
+        """The instance's pool for this generation of its process. Raises UpstreamRefused for a past one."""
         pool = self._pools.get(instance_id)
         if pool is not None:
             if pool.endpoint == endpoint:
                 return pool
             if pool.endpoint.generation > endpoint.generation:
-                # A lease from before a restart: its process is past, and so is whatever connects to it.
-                raise UpstreamRefused("the engine was restarted before the request could be sent")
+                # The lease is from before a restart: its process has ended.
+                raise UpstreamRefused("the engine was restarted before the request could be sent; retry it")
             pool.close()
         pool = self._pools[instance_id] = UpstreamPool(endpoint, self._options)
         return pool
 
     def forget(self, instance_id: str) -> None:
-        """The instance's process has ended or is ending: close what is idle."""
+        """The instance's process has ended or is ending: close idle connections."""
         pool = self._pools.pop(instance_id, None)
         if pool is not None:
             pool.close()
@@ -183,8 +181,8 @@ class UpstreamPools:
             self.forget(instance_id)
 
 
-def _has_news(connection: UpstreamConnection) -> bool:
-    """Whether the socket has something to read: on an idle connection that is its end, or garbage."""
+def _is_readable(connection: UpstreamConnection) -> bool:
+    """Whether the socket is readable: on an idle connection that means its end, or garbage."""
     descriptor = connection.fileno()
     if descriptor < 0:
         return True

@@ -1,6 +1,6 @@
-"""WebSocket through the proxy: towards the client ASGI, towards the engine the `websockets` package.
+"""Forwards WebSockets: ASGI on the client's side, the `websockets` package on the engine's.
 
-Each side keeps its own pings and extensions; subprotocols, close codes and refusals pass through.
+Each side has its own pings and extensions; subprotocols, close codes and refusals are passed through.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from api.access.keys import is_admin
 from api.http.asgi import RawHeaders, Receive, Scope, Send
 from api.http.errors import ApiError, api_error, error_for
 from api.http.headers import (
-    find_header,
     handshake_headers,
     handshake_response_headers,
-    sane_request_id,
     without_key,
 )
 from api.http.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
+from api.http.respond import refuse_handshake, request_id_of
 from api.http.upstream_errors import UpstreamError, UpstreamInvalidResponse, UpstreamRefused, UpstreamTimeout
 from api.telemetry.access_log import access_logger, write_line
 from instance_manager.errors import ManagerError
@@ -34,10 +33,10 @@ logger = logging.getLogger("berth.proxy")
 
 _OPEN_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
-_MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a message is handed on whole, so it has to have a bound
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # messages are forwarded whole, so they need a limit
 
-_NO_STATUS, _VANISHED = 1005, 1006  # close codes that are never sent, only reported
-_GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
+_NO_STATUS, _VANISHED = 1005, 1006  # close codes that are only reported, never sent
+_NORMAL_CLOSURE, _GOING_AWAY, _INTERNAL_ERROR = 1000, 1001, 1011
 
 
 async def forward_websocket(
@@ -51,17 +50,17 @@ async def forward_websocket(
     more_headers: Sequence[tuple[bytes, bytes]] = (),
     stall_s: float = 0.0,
 ) -> None:
-    """Serve one WebSocket; its lease lasts as long as it does. `more_headers` go along with the handshake.
+    """Serve one WebSocket, holding a lease for its whole life. `more_headers` are added to the handshake.
 
-    `stall_s`: how long a message may wait for the client to take it while others wait for its place.
+    `stall_s`: how long the client may leave a message unread while other requests wait for the lease.
     """
     started = time.perf_counter()
-    request_id = sane_request_id(find_header(scope["headers"], b"x-request-id"))
+    request_id = request_id_of(scope)
     await receive()  # websocket.connect
-    if b"#" in target:  # no request's target has a fragment, and the engine can't be asked for one
-        error = api_error(400, "the path holds '#': write it as %23", "invalid_request_error")
+    if b"#" in target:  # a request target has no fragment
+        error = api_error(400, "the path contains '#'; write it as %23", "invalid_request_error")
         metrics.unserved.count("WEBSOCKET", error.status)
-        await _deny(scope, send, error, request_id)
+        await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
         return
     counted = metrics.unserved
     status = 101
@@ -80,7 +79,8 @@ async def forward_websocket(
         headers = handshake_response_headers(_encoded(exc.response.headers.raw_items()))
         body = exc.response.body or b""
         headers.append((b"content-length", b"%d" % len(body)))
-        await _deny(scope, send, ApiError(status, bytes(body), headers, ""), request_id)
+        error = ApiError(status, bytes(body), headers, "")
+        await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
     except ClientGone:
         status = CLIENT_GONE
     except (ManagerError, UpstreamError) as exc:
@@ -88,7 +88,7 @@ async def forward_websocket(
         status = error.status
         if isinstance(exc, UpstreamError):
             logger.warning("instance %s, websocket %s: %s", instance_id, request_id.decode(), exc.message)
-        await _deny(scope, send, error, request_id)
+        await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
     finally:
         if lease is not None:
             lease.release()
@@ -107,19 +107,19 @@ async def _open(
     request_id: bytes,
     more_headers: Sequence[tuple[bytes, bytes]],
 ) -> ClientConnection:
-    """The handshake with the engine. Raises InvalidStatus where it refuses, UpstreamError where it fails."""
+    """Do the handshake with the engine. Raises InvalidStatus if it refuses, UpstreamError if it fails."""
     endpoint = lease.endpoint
     offered = scope.get("subprotocols", ())
     if not endpoint.is_peer:
         offered = without_key(offered)
     headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *more_headers]
-    if endpoint.is_peer:  # to that one, we are nobody on its own machine
+    if endpoint.is_peer:  # so that it does not take the client for one on its own machine
         client = scope.get("client")
         headers.append((b"x-forwarded-for", client[0].encode() if client else b"unknown"))
     if endpoint.api_key:
         headers.append((b"authorization", b"Bearer " + endpoint.api_key.encode()))
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    where = f"{'Berth' if endpoint.is_peer else 'the engine'} at {host}:{endpoint.port}"
+    where = f"{'the Berth node' if endpoint.is_peer else 'the engine'} at {host}:{endpoint.port}"
     try:
         async with asyncio.timeout(_OPEN_TIMEOUT_S):
             return await _Connect(
@@ -140,18 +140,18 @@ async def _open(
             )
     except TimeoutError as exc:
         raise UpstreamTimeout(
-            f"{where} answered no WebSocket handshake within {_OPEN_TIMEOUT_S:g} s"
+            f"{where} did not complete the WebSocket handshake within {_OPEN_TIMEOUT_S:g} s"
         ) from exc
     except InvalidStatus:
         raise
     except InvalidHandshake as exc:
-        raise UpstreamInvalidResponse(f"{where} gave no valid WebSocket handshake: {exc}") from exc
+        raise UpstreamInvalidResponse(f"{where} sent an invalid WebSocket handshake: {exc}") from exc
     except OSError as exc:
         raise UpstreamRefused(f"cannot connect to {where}: {exc.strerror or exc}") from exc
 
 
 class _Connect(connect):
-    """`connect` follows redirects, with all headers: whoever answers for an engine could name any address."""
+    """Follows no redirects: `connect` would, with all headers, to any address that an engine names."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
@@ -167,15 +167,15 @@ async def _accept(send: Send, engine: ClientConnection, request_id: bytes) -> No
 
 
 class _Stall:
-    """Whether a client reads nothing of a message while others wait for its place."""
+    """Detects a client that leaves a message unread while other requests wait for its lease."""
 
     def __init__(self, lease: Lease, limit_s: float) -> None:
         self._lease = lease
         self._limit_s = limit_s  # 0 = none
-        self.since: float | None = None  # when the message was sent that is on its way
+        self.since: float | None = None  # when the message in transit was sent
 
     async def wait(self) -> None:
-        """Return when that is so."""
+        """Return once the client has stalled."""
         if not self._limit_s:
             await asyncio.Future()
         while True:
@@ -186,7 +186,7 @@ class _Stall:
 
 
 async def _pump(engine: ClientConnection, receive: Receive, send: Send, stall: _Stall) -> None:
-    """Messages both ways until either side closes; then close the other with the same code."""
+    """Forward messages both ways until either side closes; then close the other with the same code."""
     upward = asyncio.ensure_future(_client_to_engine(engine, receive))
     downward = asyncio.ensure_future(_engine_to_client(engine, send, stall))
     stalled = asyncio.ensure_future(stall.wait())
@@ -194,14 +194,14 @@ async def _pump(engine: ClientConnection, receive: Receive, send: Send, stall: _
         await asyncio.wait((upward, downward, stalled), return_when=asyncio.FIRST_COMPLETED)
     finally:
         if stalled.done() and not upward.done() and not downward.done():
-            logger.warning("a WebSocket was cut: its client read nothing while others waited for its place")
+            logger.warning("cut off a WebSocket whose client read nothing while other requests waited")
             engine.transport.abort()
         for task in (upward, downward, stalled):
             task.cancel()
         results = await asyncio.gather(upward, downward, return_exceptions=True)
     for result in results:
         if isinstance(result, OSError):
-            # The client vanished while we sent to it: no closing handshake with an engine that talks on.
+            # The client vanished while we sent to it: no closing handshake, as the engine may keep sending.
             engine.transport.abort()
         elif isinstance(result, Exception):
             raise result
@@ -237,18 +237,8 @@ async def _engine_to_client(engine: ClientConnection, send: Send, stall: _Stall)
         else:
             code, reason = exc.rcvd.code, exc.rcvd.reason
         if code == _NO_STATUS:
-            code = 1000
+            code = _NORMAL_CLOSURE
         await send({"type": "websocket.close", "code": code, "reason": reason})
-
-
-async def _deny(scope: Scope, send: Send, error: ApiError, request_id: bytes) -> None:
-    """Refuse the handshake: with the status and body that say why, where the server can."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1000})
-        return
-    headers = [*error.headers, (b"x-request-id", request_id)]
-    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": error.body})
 
 
 def _encoded(headers: object) -> RawHeaders:

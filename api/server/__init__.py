@@ -1,1 +1,1 @@
-"""The HTTP server in front: uvicorn's protocol with limits, and a fast path for short requests."""
+"""The HTTP server: uvicorn's protocol with limits, and a fast path for short requests."""

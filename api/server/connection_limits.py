@@ -1,4 +1,4 @@
-"""What a client may send, how slowly, and how many may be connected; and what those hear who go beyond it."""
+"""Limits on clients' requests, their speed and their number of connections, and the errors they cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INVALID = "invalid_request_error"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Times in seconds. `body_timeout_s` is for a body that stands still, not for all of it."""
+    """Times in seconds. `body_timeout_s` is for the pause between two pieces of a body, not for all of it."""
 
     max_connections: int = 4096
     max_body_bytes: int = 256 * 2**20
@@ -22,33 +22,37 @@ class ConnectionLimits:
 
     def head_too_large(self) -> ApiError:
         message = (
-            f"the request's head is longer than {self.max_head_bytes >> 10} KiB, "
-            f"or has more than {self.max_headers} headers"
+            f"the request head exceeds {self.max_head_bytes >> 10} KiB or {self.max_headers} headers; "
+            "send fewer or shorter headers"
         )
         return api_error(431, message, _INVALID, code="head_too_large")
 
     def body_too_large(self) -> ApiError:
-        message = f"the body is longer than the {self.max_body_bytes >> 20} MiB of MAX_BODY_MB"
+        message = (
+            f"the request body exceeds {self.max_body_bytes >> 20} MiB (MAX_BODY_MB); send a smaller one"
+        )
         return api_error(413, message, _INVALID, code="body_too_large")
 
-    def head_late(self) -> ApiError:
-        message = f"the request's head took more than {self.head_timeout_s:g} s"
+    def head_timed_out(self) -> ApiError:
+        message = f"the request head was not complete after {self.head_timeout_s:g} s; send the request again"
         return api_error(408, message, _INVALID, code="head_timeout")
 
-    def body_late(self) -> ApiError:
-        message = f"nothing of the body has come for {self.body_timeout_s:g} s"
+    def body_timed_out(self) -> ApiError:
+        message = f"no more of the request body arrived for {self.body_timeout_s:g} s; send the request again"
         return api_error(408, message, _INVALID, code="body_timeout")
 
-
-def no_room() -> ApiError:
-    message = "Berth has as many connections as it takes, and all are in use"
-    return api_error(503, message, "service_unavailable_error", code="busy", retry_after_s=1.0)
-
-
-def no_http() -> ApiError:
-    return api_error(400, "this is no valid HTTP/1.1", _INVALID, code="bad_http")
+    def too_many_connections(self) -> ApiError:
+        message = (
+            f"the limit of {self.max_connections} connections (MAX_CONNECTIONS) is reached and none is idle; "
+            "retry later"
+        )
+        return api_error(503, message, "service_unavailable_error", code="busy", retry_after_s=1.0)
 
 
-def no_handshake(why: str) -> ApiError:
-    message = f"this can't be read as a WebSocket's handshake: {why}"
+def malformed_http() -> ApiError:
+    return api_error(400, "malformed HTTP/1.1 request", _INVALID, code="bad_http")
+
+
+def malformed_handshake(why: str) -> ApiError:
+    message = f"invalid WebSocket handshake: {why}"
     return api_error(400, message, _INVALID, code="bad_handshake")

@@ -1,6 +1,6 @@
-"""Who is connected, and who of them gives way to the next: the idlest, then whoever stands still longest.
+"""The open connections, and which to close for a new one: the longest idle, then the longest stalled.
 
-Constant time for each connection that comes, on average: nobody looks through all of them.
+Amortised constant time per new connection: no call scans the whole table.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Protocol
 
-_STILL_S = 5.0  # that a client has neither sent nor read what it has begun to, until it may have to give way
-_MAX_LOOKED_AT = 16  # of those that stand still: some of them do so on our account
+_STALLED_AFTER_S = 5.0  # without progress of what the client sends or reads; then it may be evicted
+_MAX_EXAMINED = 16  # stalled connections per call: some stall because we have paused reading
 
 
 class TrackedConnection(Protocol):
@@ -17,65 +17,65 @@ class TrackedConnection(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing has been asked that is not answered."""
+        """Whether every request has been answered."""
 
     @property
     def answered_at(self) -> float:
-        """When it last got an answer, or came, by the loop's clock."""
+        """Time of the last response, or of the connection's start, by the loop's clock."""
 
     @property
-    def is_held_up(self) -> bool:
-        """Whether it is us who don't read what it sends."""
+    def is_read_paused(self) -> bool:
+        """Whether we have paused reading from it."""
 
 
 class ConnectionTable:
     """The connections of one server, by how little they do."""
 
     def __init__(self) -> None:
-        self._idle: dict[TrackedConnection, float] = {}  # since when, as far as was noted; the idlest mostly first
-        self._still: dict[TrackedConnection, float] = {}  # with something half sent or half read: since when
+        self._idle: dict[TrackedConnection, float] = {}  # idle since, as recorded; mostly longest first
+        self._stalled: dict[TrackedConnection, float] = {}  # waiting for the client to send or read, since
 
-    def idle(self, guest: TrackedConnection) -> None:
-        """It asks for nothing now."""
-        self._idle.pop(guest, None)
-        self._idle[guest] = guest.answered_at
+    def mark_idle(self, connection: TrackedConnection) -> None:
+        """It has no unanswered request."""
+        self._idle.pop(connection, None)
+        self._idle[connection] = connection.answered_at
 
-    def busy(self, guest: TrackedConnection) -> None:
-        """It waits for an answer."""
-        self._idle.pop(guest, None)
+    def mark_busy(self, connection: TrackedConnection) -> None:
+        """It waits for a response."""
+        self._idle.pop(connection, None)
 
-    def still(self, guest: TrackedConnection, now: float) -> None:
-        """From now on it is waited for, until it `moves`."""
-        self._still.pop(guest, None)
-        self._still[guest] = now
+    def mark_stalled(self, connection: TrackedConnection, now: float) -> None:
+        """We wait for the client, until `mark_moving`."""
+        self._stalled.pop(connection, None)
+        self._stalled[connection] = now
 
-    def moves(self, guest: TrackedConnection) -> None:
-        self._still.pop(guest, None)
+    def mark_moving(self, connection: TrackedConnection) -> None:
+        self._stalled.pop(connection, None)
 
-    def gone(self, guest: TrackedConnection) -> None:
-        self._idle.pop(guest, None)
-        self._still.pop(guest, None)
+    def remove(self, connection: TrackedConnection) -> None:
+        self._idle.pop(connection, None)
+        self._stalled.pop(connection, None)
 
-    def take_idlest(self) -> TrackedConnection | None:
-        """The one that has been idle longest.
+    def pop_longest_idle(self) -> TrackedConnection | None:
+        """Remove and return the connection that has been idle longest.
 
-        Where a request came and went unnoticed here, it goes back to where that puts it: each such step was
-        paid for by a request.
+        A connection whose requests on the fast path were not recorded here is re-inserted with its actual
+        time: each such step was paid for by a request.
         """
         for _ in range(2 * len(self._idle)):
-            guest, noted = next(iter(self._idle.items()))
-            del self._idle[guest]
-            if guest.is_idle and guest.answered_at <= noted:
-                return guest
-            self._idle[guest] = guest.answered_at
+            connection, recorded = next(iter(self._idle.items()))
+            del self._idle[connection]
+            if connection.is_idle and connection.answered_at <= recorded:
+                return connection
+            self._idle[connection] = connection.answered_at
         return None
 
-    def take_stillest(self, now: float) -> TrackedConnection | None:
-        """The one that has stood still longest, if that was long enough to send it away."""
-        for guest, since in islice(self._still.items(), _MAX_LOOKED_AT):
-            if now - since < _STILL_S:
+    def pop_longest_stalled(self, now: float) -> TrackedConnection | None:
+        """Remove and return the connection that has stalled longest, if that is long enough to evict it."""
+        for connection, since in islice(self._stalled.items(), _MAX_EXAMINED):
+            if now - since < _STALLED_AFTER_S:
                 return None
-            if not guest.is_held_up:
-                del self._still[guest]
-                return guest
+            if not connection.is_read_paused:
+                del self._stalled[connection]
+                return connection
         return None

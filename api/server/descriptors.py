@@ -1,4 +1,4 @@
-"""File descriptors: as many as the system gives, and connections only as far as they last."""
+"""File descriptors: raises their limit as far as the system allows, and caps connections accordingly."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import resource
 import sys
 import termios
 
-_RESERVED = 256  # for logs, state, engines' own, and what else is open
-_PER_CONNECTION = 2  # the client's, and the engine's that serves it
+_RESERVED = 256  # for logs, state, engines' pipes and everything else that is open
+_PER_CONNECTION = 2  # the client's, and that to its engine
 
 
 def raise_descriptor_limit() -> int:
-    """Ask for as many descriptors as the hard limit allows; how many there are now."""
+    """Raise the soft limit to the hard limit; returns the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS gives less than its hard limit says
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return 2**20 if soft == resource.RLIM_INFINITY else soft
 
 
 def unsent_in_kernel(transport: asyncio.Transport) -> int:
-    """Bytes that were written to a connection and that its other side has not taken; 0 where nobody tells.
+    """Bytes in the kernel's send buffer that the peer has not acknowledged; 0 if unknown.
 
-    The kernel lets more be written only when a third of its megabytes is free: who looks at that alone sees a
-    slow reader stand still for a minute.
+    The socket becomes writable only when a third of that buffer (megabytes) is free: judged by that alone, a
+    slow reader would seem stalled for a minute.
     """
     sock = transport.get_extra_info("socket")
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed meanwhile
@@ -37,5 +37,5 @@ def unsent_in_kernel(transport: asyncio.Transport) -> int:
 
 
 def connections_within(descriptors: int, wanted: int) -> int:
-    """How many of the `wanted` connections so many descriptors are enough for; at least one."""
+    """How many of the `wanted` connections this many descriptors can serve; at least one."""
     return max(1, min(wanted, (descriptors - _RESERVED) // _PER_CONNECTION))

@@ -1,17 +1,17 @@
-"""The garbage collector, told what a server knows: what is built at its start lives as long as it does."""
+"""Tunes the garbage collector for a server, whose start-up objects live as long as the process."""
 
 from __future__ import annotations
 
 import gc
 
-_YOUNG = 10_000  # new objects, until the young ones are looked at; each request in flight holds dozens
+_YOUNG = 10_000  # new objects per collection of the youngest generation; each request in flight holds dozens
 
 
 def settle() -> None:
-    """To be called once the server stands: nothing of it is looked at again, and the rest less often.
+    """Call once the server is up: exempts everything built so far, and collects the rest less often.
 
-    Requests leave nothing for the collector to find; by Python's default it looks at them some hundred times
-    a second under load, and at all that there is every few seconds.
+    Requests create no cycles; with Python's defaults the collector would run some hundred times a second
+    under load, and over all objects every few seconds.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol, which waits no longer than it may for a client that reads nothing."""
+"""uvicorn's WebSocket protocol with a limit on how long closing waits for a client that reads nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LINGER_S = 10.0
 
 
 class GuardedWebSocket(WebSocketsSansIOProtocol):
-    """For `uvicorn.Config(ws=GuardedWebSocket)`. To close waits for what is unsent: here, not for ever."""
+    """For `uvicorn.Config(ws=GuardedWebSocket)`. Closing waits for unsent data: here, for at most 10 s."""
 
     async def run_asgi(self) -> None:
         await super().run_asgi()

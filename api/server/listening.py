@@ -1,4 +1,4 @@
-"""The sockets that Berth listens on. Bound before anything else, so that a taken port harms no engine."""
+"""The sockets that Berth listens on, bound first: a port in use then fails before any engine is touched."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import errno
 import socket
 from typing import Any
 
-_ANY = {"0.0.0.0", "::", ""}  # noqa: S104 - that is what `APP_HOST` says
+_ANY = {"0.0.0.0", "::", ""}  # noqa: S104 - valid values of `APP_HOST`
 _ABSENT = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
-_MAX_TRIES = 10  # for a port of the system's choice that is free in both families
+_MAX_TRIES = 10  # to find a system-chosen port that is free in both families
 
 _Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """One for each address that `host` names, on one port; who connects is refused until they listen.
+    """Bind one socket per address of `host`, all on one port; they refuse connections until they listen.
 
-    "0.0.0.0" and "::" mean every address of this machine, of both families: clients are told `localhost`, and
-    whether that is 127.0.0.1 or ::1 is their resolver's to say. Of several addresses, those that this machine
-    doesn't have are left out, as where IPv6 is turned off. Raises OSError.
+    "0.0.0.0" and "::" mean every address of this machine, of both families: clients use `localhost`, and
+    their resolver decides whether that is 127.0.0.1 or ::1. Of several addresses, those that this machine
+    lacks are skipped, for instance if IPv6 is disabled. Raises OSError.
     """
     addresses = _addresses(host)
     for _ in range(_MAX_TRIES - 1):
@@ -49,25 +49,25 @@ def _bind_all(addresses: list[_Address], port: int) -> list[socket.socket]:
                     raise
                 absent = error
             else:
-                port = bound[0].getsockname()[1]  # where it was the system's choice, the others share it
+                port = bound[0].getsockname()[1]  # if the system chose it, the others share it
         if not bound:
             raise absent
     except OSError:
-        for one in bound:
-            one.close()
+        for opened in bound:
+            opened.close()
         raise
     return bound
 
 
 def _bind_one(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.setblocking(False)
-        one.bind(address)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
     except OSError:
-        one.close()
+        sock.close()
         raise
-    return one
+    return sock

@@ -1,1 +1,1 @@
-"""Access log, traces, and tokens counted from what passes."""
+"""Access log, traces, and token counts read from responses."""

@@ -1,6 +1,6 @@
-"""The access log: one line per request, for people or, with the same facts as fields, for machines.
+"""The access log: one line per request, as text for people and with the same facts as fields for machines.
 
-A line names a key by its id and never tells it; of a path it has no query, where prompts and keys may stand.
+A line has a key's id, never the key, and a path without its query, which may contain prompts and keys.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import time
 from typing import Any
 
-from api.access.keys import NOBODY, caller_of
+from api.access.keys import ANONYMOUS, caller_of
 from api.http.asgi import Scope
 from api.http.dispatch import raw_path
 from api.http.log_paths import loggable
@@ -20,9 +20,9 @@ access_logger = logging.getLogger("berth.access")
 
 
 def log_answered(scope: Scope, status: int, started: float, request_id: bytes, why: str = "") -> None:
-    """The line of a request that no engine has served; `why` it went no further.
+    """Log a request that was not forwarded to an engine; `why` it was not.
 
-    `started` is time.perf_counter() when it came.
+    `started`: time.perf_counter() on arrival.
     """
     if access_logger.isEnabledFor(logging.INFO):
         write_line(scope, status, started, request_id, note=why)
@@ -41,7 +41,7 @@ def write_line(
     usage: TokenUsage | None = None,
     note: str = "",
 ) -> None:
-    """Write it; whoever calls has asked whether anybody reads it."""
+    """Write a line; the caller has checked that the logger is enabled."""
     client = scope.get("client")
     caller = caller_of(scope)
     fields = {
@@ -52,7 +52,7 @@ def write_line(
         "seconds": round(time.perf_counter() - started, 6),
         "request_id": request_id.decode(),
     }
-    known = {"instance": instance, "model": model, "key": "" if caller is NOBODY else caller.key_id}
+    known = {"instance": instance, "model": model, "key": "" if caller is ANONYMOUS else caller.key_id}
     named = {name: value for name, value in known.items() if value}
     more: dict[str, Any] = {
         "queue_seconds": _rounded(queued_s),

@@ -1,7 +1,7 @@
-"""How many tokens an answer took, read from what passes: the `usage` object that engines put at its end.
+"""Token counts of responses, read from the `usage` object that engines put at their end.
 
-An answer is not parsed for it. Its last bytes are searched for the name, and only the object that follows is
-decoded. What is compressed, or goes on for long after its usage, tells nothing.
+A response is not parsed. Its last bytes are searched for the name, and only the object after it is decoded.
+Compressed responses, and those that continue for long after their usage, are not counted.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any, NamedTuple
 logger = logging.getLogger("berth.usage")
 
 _NAME = b'"usage"'
-# How much of its end is searched: of a whole answer, where the search is all that it costs, little.
+# How much of the end is searched: little of a whole response, where the search is the main cost.
 _WINDOW_BYTES = 640
 _STREAM_WINDOW_BYTES = 2048
-_ENDS = (b"}", b"\n")  # of what may be a JSON object, or a stream of events
+_ENDS = (b"}", b"\n")  # of a JSON object or a stream of events
 _MAX_OBJECT_BYTES = 1024
-_MAX_TOKENS = 2**32  # of one answer; more is no count of tokens
-_SHOWN = 40  # characters of what is none
+_MAX_TOKENS = 2**32  # of one response; more is not a token count
+_SHOWN = 40  # characters quoted of an invalid count
 _COLON = re.compile(r"\s*:\s*")
 _DECODER = json.JSONDecoder()
 
 
-_told: set[str] = set()  # names of counts that were none, each logged once in a process's life
+_warned_fields: set[str] = set()  # fields with an invalid count, each logged once per process
 
 
 class TokenUsage(NamedTuple):
-    """Tokens of one request; prompt tokens count whether they were cached or not."""
+    """Tokens of one request; prompt tokens include cached ones."""
 
     prompt_tokens: int
     completion_tokens: int
-    is_estimated: bool = False  # counted by events, as the engine told nothing
+    is_estimated: bool = False  # counted by events, as the engine reported nothing
 
 
 def usage_of(body: bytes, window_bytes: int = _WINDOW_BYTES) -> TokenUsage | None:
-    """What a whole answer says; None where it holds no usage.
+    """The usage in a whole response; None if there is none.
 
-    The names are those of OpenAI's Completions, Chat, Embeddings and Responses and of Anthropic's Messages.
+    Knows the fields of OpenAI's Completions, Chat, Embeddings and Responses and of Anthropic's Messages.
     """
     if not body.endswith(_ENDS):
         return None
-    at = body.rfind(_NAME, -window_bytes)  # within a string it would be followed by a backslash
+    at = body.rfind(_NAME, -window_bytes)  # within a string, a backslash would precede the closing quote
     return None if at < 0 else _decode(body[at + len(_NAME) : at + len(_NAME) + _MAX_OBJECT_BYTES])
 
 
@@ -63,7 +63,7 @@ def _tokens(usage: dict[str, Any]) -> TokenUsage | None:
     completion = _count(usage, "completion_tokens", "output_tokens")
     prompt = _count(usage, "prompt_tokens")
     if prompt is None and (prompt := _count(usage, "input_tokens")) is not None:
-        # Messages leaves out what was cached and tells it beside.
+        # Messages reports cached tokens separately.
         prompt += _count(usage, "cache_read_input_tokens") or 0
         prompt += _count(usage, "cache_creation_input_tokens") or 0
     if prompt is None and (total := _count(usage, "total_tokens")) is not None:
@@ -78,17 +78,17 @@ def _count(usage: dict[str, Any], *names: str) -> int | None:
         value = usage.get(name)
         if type(value) is int and 0 <= value <= _MAX_TOKENS:
             return value
-        if value is not None and name not in _told:
-            _told.add(name)
+        if value is not None and name not in _warned_fields:
+            _warned_fields.add(name)
             shown = json.dumps(value)[:_SHOWN]
             logger.warning(
-                "An engine's usage isn't counted where %s is %s. It is not told again.", name, shown
+                "ignoring an engine's usage: %s = %s is not a token count (logged once)", name, shown
             )
     return None
 
 
-class AnswerTail:
-    """Of an answer that passes in pieces, what its usage can be told from: its end, and how many events."""
+class ResponseTail:
+    """The end of a streamed response and its number of events, from which its usage is determined."""
 
     __slots__ = ("_counts_events", "_num_events", "_pieces", "_size")
 
@@ -99,25 +99,23 @@ class AnswerTail:
         self._num_events = 0
 
     def add(self, piece: bytes) -> None:
-        """The next piece, as it came over the wire."""
+        """Add the next piece, as received."""
         if self._counts_events:
             self._num_events += piece.count(b"\ndata:") + piece.startswith(b"data:")
         self._pieces.append(piece)
         self._size += len(piece)
-        if (
-            self._size > 8 * _STREAM_WINDOW_BYTES
-        ):  # cut now and then: a copy for each small piece would cost more
-            self._cut()
+        if self._size > 8 * _STREAM_WINDOW_BYTES:  # trimmed rarely: a copy per small piece would cost more
+            self._trim()
 
     def usage(self) -> TokenUsage | None:
-        """What the engine says; else, of a stream, one token for each event but `[DONE]`."""
-        end = self._cut()
+        """The engine's usage; else, for a stream, one token per event except `[DONE]`."""
+        end = self._trim()
         if (usage := usage_of(end + b"\n", _STREAM_WINDOW_BYTES)) is not None:
             return usage
         num_tokens = self._num_events - end.rstrip().endswith(b"data: [DONE]")
         return TokenUsage(0, num_tokens, is_estimated=True) if num_tokens > 0 else None
 
-    def _cut(self) -> bytes:
+    def _trim(self) -> bytes:
         end = b"".join(self._pieces)[-_STREAM_WINDOW_BYTES:]
         self._pieces = [end]
         self._size = len(end)

@@ -1,7 +1,7 @@
-"""Where spans go: OpenTelemetry's SDK and its OTLP exporter, on a thread of their own.
+"""Exports spans: OpenTelemetry's SDK and its OTLP exporter, on a thread of their own.
 
-Both are imported only when asked for. What cannot be sent is dropped
-and told by the SDK's log lines; no request waits for it. `OTEL_…` variables are the SDK's to read.
+Both are imported only if enabled. Spans that cannot be sent are dropped and logged by the SDK; no request
+waits for them. The SDK reads the `OTEL_…` variables itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CLOSE_TIMEOUT_S = 3.0
 
 
 class TraceExport:
-    """Makes the tracer; `close` sends what is left."""
+    """Creates the tracer; `close` sends the remaining spans."""
 
     def __init__(self, endpoint: str, service_name: str, version: str) -> None:
         """`endpoint`: the collector's base URL, `http://host:4318`. Raises ImportError."""
@@ -26,7 +26,7 @@ class TraceExport:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        # A URL for traces alone is the exporter's to read.
+        # The exporter reads a URL for traces from the environment itself.
         own = (
             None
             if os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -38,21 +38,21 @@ class TraceExport:
         self.tracer: Tracer = self._provider.get_tracer("berth", version)
 
     def close(self) -> None:
-        """Send what has not been sent, for at most three seconds."""
+        """Send the remaining spans, for at most three seconds."""
         thread = threading.Thread(target=self._provider.shutdown, name="berth-traces-close", daemon=True)
         thread.start()
         thread.join(_CLOSE_TIMEOUT_S)
 
 
 class InstanceSpans:
-    """A span for each start and waking of an instance. Give `on_event` to the event log as a listener."""
+    """A span for each start and wake-up of an instance. `on_event` is a listener for the event log."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._begun: dict[str, tuple[str, float]] = {}  # by instance: what began, and when
+        self._begun: dict[str, tuple[str, float]] = {}  # by instance: the span's name and start
 
     def on_event(self, event: Event) -> None:
-        """Begin or end a span, as an instance's state says."""
+        """Begin or end a span on an instance's state change."""
         if event.type != "instance.state":
             return
         state, previous = event.data["status"], event.data["previous"]

@@ -1,8 +1,7 @@
-"""A span for each request that Berth answers, and `traceparent` through to the engine.
+"""A span for each request to Berth, with `traceparent` propagated to the engine.
 
-`Tracing` stands in front of the whole application, and only where spans are wanted: without it a request
-knows nothing of it, and its `traceparent` passes as any header does. It knows spans by OpenTelemetry's API
-alone; where they go is api/telemetry/trace_export.py's affair.
+`Tracing` wraps the whole application, only if spans are enabled: without it, `traceparent` is forwarded like
+any header. It uses OpenTelemetry's API only; api/telemetry/trace_export.py exports the spans.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from api.http.dispatch import raw_path
 from api.http.head_cache import ROUTE_CACHE
 from api.http.headers import find_header
 from api.http.log_paths import loggable
-from api.http.response_channel import EXTENSION, FastPathApp, ResumeAsTask, ResponseChannel
+from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
 from api.telemetry.token_usage import TokenUsage
 
-SPAN = "berth.span"  # where a scope has its RequestSpan
+SPAN = "berth.span"  # a scope's key for its RequestSpan
 _TRACEPARENT = b"traceparent"
 _PROPAGATOR = TraceContextTextMapPropagator()
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"})
-# What the semantic conventions call a path's work; the path is then the span's route as well.
+# The semantic conventions' operation name of a path; the path is then also the span's route.
 _OPERATIONS: Mapping[bytes, str] = {
     b"/chat/completions": "chat",
     b"/responses": "chat",
@@ -37,7 +36,7 @@ _OPERATIONS: Mapping[bytes, str] = {
 
 
 class RequestSpan:
-    """The span of one request, from its arrival to its last byte. `end` may be called more than once."""
+    """The span of one request, from its arrival to its last byte. `end` is idempotent."""
 
     __slots__ = ("_has_ended", "_method", "_span", "_started", "_started_ns", "status")
 
@@ -70,7 +69,7 @@ class RequestSpan:
             name, parent, SpanKind.SERVER, attributes, start_time=self._started_ns
         )
         self._has_ended = False
-        self.status = 0  # the response's, once it has one
+        self.status = 0  # of the response, once there is one
 
     @property
     def trace_id(self) -> str:
@@ -78,7 +77,7 @@ class RequestSpan:
         return f"{self._span.get_span_context().trace_id:032x}"
 
     def headers_with_parent(self, headers: RawHeaders) -> RawHeaders:
-        """The headers with this span as the parent of what the engine does; `tracestate` stays."""
+        """The headers with this span as the parent of the engine's; `tracestate` stays."""
         context = self._span.get_span_context()
         parent = f"00-{self.trace_id}-{context.span_id:016x}-{context.trace_flags:02x}".encode()
         return [*(pair for pair in headers if pair[0] != _TRACEPARENT), (_TRACEPARENT, parent)]
@@ -94,7 +93,7 @@ class RequestSpan:
         first_byte_s: float | None,
         usage: TokenUsage | None,
     ) -> None:
-        """What the data plane knows of the request; times count from its arrival there, in seconds."""
+        """Record the data plane's facts; times are seconds since the request's arrival there."""
         span = self._span
         if not span.is_recording():
             return
@@ -117,7 +116,7 @@ class RequestSpan:
             span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
 
     def end(self, scope: Scope, error: BaseException | None = None) -> None:
-        """The request is over; `error` is what the application ended with."""
+        """End the span; `error`: the application's exception, if any."""
         if self._has_ended:
             return
         self._has_ended = True
@@ -135,18 +134,18 @@ class RequestSpan:
 
 
 def span_of(scope: Scope) -> RequestSpan | None:
-    """The request's span, where there are any."""
+    """The request's span, if spans are enabled."""
     return scope.get(SPAN)
 
 
 def trace_id_of(scope: Scope) -> str | None:
-    """The trace that the request belongs to, in hexadecimal, where there are traces."""
+    """The id of the request's trace, in hexadecimal, if there is one."""
     span = span_of(scope)
     return None if span is None else span.trace_id
 
 
 class Tracing:
-    """Stands in front of a FastPathApp, as one itself."""
+    """Wraps a FastPathApp, and is one itself."""
 
     def __init__(self, app: FastPathApp, tracer: Tracer) -> None:
         self._app = app
@@ -156,18 +155,20 @@ class Tracing:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        span = self._begun(scope)
+        span = self._ensure_span(scope)
         extensions = scope.get("extensions")
         if extensions and EXTENSION in extensions:
             extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], span, _nothing)
         await _run(self._app, span, scope, receive, send)
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
-        """The short way. Where it isn't taken, `__call__` goes on with the span begun here."""
-        span = self._begun(scope)
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        """The fast path. If it is not taken, `__call__` continues with the span begun here."""
+        span = self._ensure_span(scope)
         watched = _WatchedChannel(channel, span, lambda: span.end(scope))
 
-        def go_on(app: App) -> None:
+        def resume(app: App) -> None:
             watched.on_sent = _nothing  # the task ends the span
 
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,12 +176,12 @@ class Tracing:
 
             resume_as_task(application)
 
-        return self._app.begin(scope, body, watched, go_on)
+        return self._app.begin(scope, body, watched, resume)
 
-    def _begun(self, scope: Scope) -> RequestSpan:
-        """The request's span; with a new one the scope's `traceparent` becomes ours."""
+    def _ensure_span(self, scope: Scope) -> RequestSpan:
+        """The request's span, created if missing; then the scope's `traceparent` becomes ours."""
         if (span := span_of(scope)) is None:
-            scope.pop(ROUTE_CACHE, None)  # what is known of the head: from now on it is another
+            scope.pop(ROUTE_CACHE, None)  # the head changes, so results derived from it are void
             span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
             scope["headers"] = span.headers_with_parent(scope["headers"])
             scope[SPAN] = span
@@ -207,7 +208,7 @@ async def _run(app: App, span: RequestSpan, scope: Scope, receive: Receive, send
 
 
 class _WatchedChannel:
-    """A ResponseChannel that tells the span what was answered, and then calls `on_sent`."""
+    """A ResponseChannel that records the response's status in the span, then calls `on_sent`."""
 
     __slots__ = ("_channel", "_span", "on_sent")
 
@@ -242,7 +243,7 @@ def _nothing() -> None:
 
 
 def _parent(headers: RawHeaders) -> Context:
-    """The caller's span, where the header names one as W3C has it."""
+    """The caller's span, if there is a W3C `traceparent` header."""
     given = find_header(headers, _TRACEPARENT)
     if not given:
         return Context()
@@ -254,7 +255,7 @@ def _parent(headers: RawHeaders) -> Context:
 
 
 def _route(path: bytes) -> str | None:
-    """What stands for a path in a span's name; None where it is the router's to say, or unbounded."""
+    """The route for a path in a span's name; None if the router provides it or it is unbounded."""
     if path.startswith(b"/proxy/"):
         return "/proxy/{instance_id}/{path}"
     return path.decode() if path.removeprefix(b"/v1") in _OPERATIONS else None

@@ -1,1 +1,1 @@
-"""What forwarding costs: Berth's data plane beside nginx, FastAPI + aiohttp and FastAPI + httpx."""
+"""The cost of forwarding: Berth's data plane compared with nginx, FastAPI + aiohttp and FastAPI + httpx."""

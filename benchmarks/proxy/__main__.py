@@ -1,8 +1,8 @@
-"""`python -m benchmarks.proxy [--quick] [--rounds N] [--json FILE]`: what forwarding costs.
+"""`python -m benchmarks.proxy [--quick] [--rounds N] [--json FILE]`: the cost of forwarding.
 
 A C upstream and a C load generator share core 0, the proxy under test has core 1; all contenders run in
-every round, one after the other, and the table shows the medians over the rounds. Exit code 0 whatever the
-figures: the bars stand beside them.
+every round, one after the other, and the table shows the medians over the rounds. The exit code is always 0;
+the targets are printed next to the results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.proxy.contenders import LOAD_CORE, Running, compile_tools, conte
 
 @dataclass(frozen=True)
 class Scenario:
-    """One load: what the C tool is told, and for how long (seconds)."""
+    """One load: the arguments for the C tool, and its duration in seconds."""
 
     name: str
     mode: str
@@ -34,7 +34,7 @@ class Scenario:
         if self.mode == "json":
             return [*argv, str(self.seconds)]
         num_events = int(self.seconds * 1e6 / self.interval_us) if self.interval_us else 10**7
-        # Paced streams get half as long again before they are cut: who can't keep up shows it.
+        # Paced streams are cut after 1.5 × their duration: a proxy that can't keep up shows it.
         limit_s = self.seconds * 1.5 if self.interval_us else self.seconds
         return [*argv, str(num_events), str(self.interval_us), str(limit_s)]
 
@@ -53,7 +53,7 @@ def scenarios(scale: float) -> list[Scenario]:
         Scenario("json32", "json", 32, 2.0 * scale),
         Scenario("json1", "json", 1, 1.0 * scale),
         Scenario("sse10", "sse", 10, 2.0 * scale, 5000),
-        Scenario("sse100", "sse", 100, 6.0 * scale, 5000),  # long: a hundred starts are not what is asked
+        Scenario("sse100", "sse", 100, 6.0 * scale, 5000),  # long, so that a hundred starts do not matter
         Scenario("unpaced8", "sse", 8, 1.5 * scale),
     ]
 
@@ -146,7 +146,7 @@ def run(rounds: int, scale: float, json_file: Path | None) -> None:
         try:
             running = contenders(port, folder)
             for number in range(rounds):
-                for scenario in scenarios(scale):  # those that are compared, one right after the other
+                for scenario in scenarios(scale):  # contenders run one right after the other
                     print(f"round {number + 1} of {rounds}: {scenario.name}", file=sys.stderr)
                     for contender in running:
                         result = measure(load, contender, scenario)
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proxy", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round: a smoke test of half a minute")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the medians there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the medians to this file")
     options = parser.parse_args()
     run(1 if options.quick else options.rounds, 0.4 if options.quick else 1.0, options.json)
 

@@ -1,4 +1,4 @@
-"""Who takes part, and how each is started, pinned and charged for its CPU time."""
+"""The contenders: how each is started, pinned, and measured for CPU time."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Running:
             return 0.0
         root = psutil.Process(self.process.pid)
         times = [process.cpu_times() for process in (root, *root.children())]
-        return float(sum(one.user + one.system for one in times))
+        return float(sum(used.user + used.system for used in times))
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
             try:
                 self.process.wait(timeout=20)
-            except subprocess.TimeoutExpired:  # a peer that waits for its last streams costs no figures
+            except subprocess.TimeoutExpired:  # it waits for its last streams, which are not measured
                 self.process.kill()
                 self.process.wait()
 
@@ -79,7 +79,7 @@ def free_port() -> int:
 
 
 def pin(process: subprocess.Popen[bytes], core: int) -> None:
-    """Bind a process that has no children yet to one core, where the system can and has it."""
+    """Bind a process without children to one core, if the system supports it and has that core."""
     if hasattr(os, "sched_setaffinity") and core in os.sched_getaffinity(0):
         os.sched_setaffinity(process.pid, {core})
 
@@ -125,7 +125,7 @@ def _module(name: str, module: str, upstream_port: int, prefix: str = "") -> Run
 
 
 def start_nginx(upstream_port: int, folder: Path) -> Running | None:
-    """nginx with buffering off, or None where it is not installed."""
+    """nginx with buffering off, or None if it is not installed."""
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if binary is None:
         return None
@@ -139,7 +139,7 @@ def start_nginx(upstream_port: int, folder: Path) -> Running | None:
 
 
 def contenders(upstream_port: int, folder: Path) -> list[Running]:
-    """All that can run here, started; the caller stops them."""
+    """Start all contenders available here; the caller stops them."""
     starters: list[Callable[[], Running | None]] = [
         lambda: Running("direct", upstream_port),
         lambda: start_nginx(upstream_port, folder),
@@ -151,11 +151,11 @@ def contenders(upstream_port: int, folder: Path) -> list[Running]:
     running: list[Running] = []
     try:
         for starter in starters:
-            one = starter()
-            if one is not None:
-                running.append(one)
+            contender = starter()
+            if contender is not None:
+                running.append(contender)
     except BaseException:
-        for one in running:
-            one.stop()
+        for contender in running:
+            contender.stop()
         raise
     return running

@@ -1,10 +1,10 @@
-/* The load of the forwarding benchmark, one epoll loop.
+/* The load generator of the forwarding benchmark: one epoll loop.
  *
  *   load json PORT PREFIX CONNECTIONS SECONDS        closed loop of 1 KB POSTs
- *   load sse  PORT PREFIX STREAMS EVENTS INTERVAL_US SECONDS   streams of events with time stamps in them
+ *   load sse  PORT PREFIX STREAMS EVENTS INTERVAL_US SECONDS   streams of events with time stamps
  *
  * Prints one line of JSON: count, seconds, p50 and p99 in microseconds (json: per request; sse: from an
- * event's making to its arrival), errors.
+ * event's creation to its arrival), errors.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -78,7 +78,7 @@ static int whole_response(struct conn *c) {
     return 1;
 }
 
-/* Take the time stamps out of what has come; keep an unfinished tail. */
+/* Extract the time stamps from the data received; keep an incomplete tail. */
 static void take_events(struct conn *c) {
     static const char mark[] = "{\"t\":";
     char *at = c->in, *end = c->in + c->len, *hit;

@@ -19,7 +19,7 @@ def create_app(upstream_port: int) -> FastAPI:
     sessions: list[aiohttp.ClientSession] = []
 
     def session() -> aiohttp.ClientSession:
-        if not sessions:  # aiohttp wants a running loop
+        if not sessions:  # aiohttp requires a running loop
             connector = aiohttp.TCPConnector(limit=0)
             sessions.append(
                 aiohttp.ClientSession(

@@ -1,7 +1,7 @@
-"""Berth's front door over one engine that is always up: `serve_berth PORT UPSTREAM_PORT`.
+"""Berth in front of one engine that is always running: `serve_berth PORT UPSTREAM_PORT`.
 
-All that stands before an engine in production stands here: access control, dispatcher, data plane, gateway,
-metrics, and the manager's own gate for leases. Only the supervisor is missing: nothing is started.
+Has everything between client and engine in production: access control, dispatcher, data plane, gateway,
+metrics, and the manager's gate for leases. Only the supervisor is missing: nothing is started.
 """
 
 from __future__ import annotations

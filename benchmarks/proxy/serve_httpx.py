@@ -1,4 +1,4 @@
-"""The usual proxy, FastAPI with httpx, as tutorials have it: `serve_httpx PORT UPSTREAM_PORT`."""
+"""The usual proxy of tutorials, FastAPI with httpx: `serve_httpx PORT UPSTREAM_PORT`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-/* The engine of the forwarding benchmark: an epoll server that costs next to nothing.
+/* The engine of the forwarding benchmark: an epoll server with negligible cost.
  *
  *   upstream PORT
  *
  * POST anything          -> 1 KB of JSON, connection kept
- * GET /sse?n=N&us=U      -> N server-sent events, one per U microseconds (0: as fast as the socket takes
- *                           them), each with the CLOCK_MONOTONIC nanoseconds of its making; then [DONE]
+ * GET /sse?n=N&us=U      -> N server-sent events, one per U microseconds (0: as fast as the socket accepts
+ *                           them), each with its creation time in CLOCK_MONOTONIC nanoseconds; then [DONE]
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -48,7 +48,7 @@ static void close_conn(int fd) {
     close(fd);
 }
 
-/* One event of about 200 bytes, as an OpenAI stream has them, in a chunk of its own. */
+/* One event of about 200 bytes, like an OpenAI stream's, in its own chunk. */
 static int send_event(int fd) {
     char event[512], chunk[600];
     int n = snprintf(event, sizeof event,
@@ -60,11 +60,11 @@ static int send_event(int fd) {
     return send(fd, chunk, m, MSG_DONTWAIT | MSG_NOSIGNAL) == m;  /* a short send ends the stream: see advance */
 }
 
-/* Send what is due. An unpaced stream that meets a full socket is tried again at the next turn. */
+/* Send the events that are due. An unpaced stream with a full socket is retried in the next iteration. */
 static void advance(int fd, int64_t now) {
     struct conn *c = conns[fd];
     int burst = 16, unsent = 0;
-    /* Never start events that might not fit: bound the bytes that the peer has not taken yet. */
+    /* Never start events that might not fit: bound the bytes that the peer has not read yet. */
     if (!c->streaming || c->due > now || ioctl(fd, SIOCOUTQ, &unsent) || unsent > 32768) return;
     while (c->left > 0 && c->due <= now && burst-- > 0) {
         if (!send_event(fd)) {

@@ -1,1 +1,1 @@
-"""Plug-ins to start from; docs/plugins.md tells about them."""
+"""Example plug-ins; see docs/plugins.md."""

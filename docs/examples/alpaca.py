@@ -6,7 +6,7 @@ from api.protocols.generate import GenerateProtocol, GenerateRequest
 
 
 class AlpacaProtocol(GenerateProtocol):
-    """Shares the route of `generate`: models whose profile says `protocol: alpaca` are asked this way."""
+    """Shares the route of `generate`; serves models with `protocol: alpaca`."""
 
     name = "alpaca"
 

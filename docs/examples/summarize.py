@@ -1,4 +1,4 @@
-"""A plug-in with everything its own: `POST /summarize`, its fields, its answer, its stream and its errors."""
+"""A complete plug-in: `POST /summarize` with its own fields, response, stream and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from api.protocols.base import (
 
 
 class SummaryRequest(ProtocolRequest):
-    """`model`, `stream`, `temperature` and the like come with ProtocolRequest."""
+    """`model`, `stream`, `temperature` and others are inherited from ProtocolRequest."""
 
     text: str = Field(min_length=1)
     sentences: int = Field(2, ge=1, le=20)
@@ -35,7 +35,7 @@ class SummarizeProtocol(ProtocolAdapter[SummaryRequest]):
 
     def create_prompt(self, request: SummaryRequest) -> Sequence[ChatMessage]:
         if not request.text.strip():
-            raise InvalidProtocolRequest("text: there is nothing to summarize in it", param="text")
+            raise InvalidProtocolRequest("text is empty; there is nothing to summarize", param="text")
         task = f"Summarize what the user writes in at most {request.sentences} sentences."
         return [{"role": "system", "content": task}, {"role": "user", "content": request.text}]
 

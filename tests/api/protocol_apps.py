@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
-from api.protocols.sse import Event, EventReader
+from api.protocols.sse import EventReader, SseEvent
 
 JSON = (b"content-type", b"application/json")
 SSE = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -18,7 +18,7 @@ SSE = (b"content-type", b"text/event-stream; charset=utf-8")
 
 @dataclass
 class Inner:
-    """Stands for the gateway: answers each request with these pieces, and keeps what it was asked.
+    """Replaces the gateway: responds to each request with these pieces, and records the requests.
 
     `is_cut`: returns without the last message, as the data plane does when an engine breaks off.
     """
@@ -61,7 +61,7 @@ class Inner:
 
 @dataclass
 class Got:
-    """A response as a client sees it. `is_whole`: it had its last message."""
+    """A response as a client sees it. `is_whole`: the last message was sent."""
 
     status: int = 0
     headers: RawHeaders = field(default_factory=list)
@@ -78,8 +78,8 @@ class Got:
 
     @property
     def events(self) -> list[Any]:
-        """What the events of a stream hold; `[DONE]` as that."""
-        items = [item for item in EventReader().feed(self.body) if isinstance(item, Event)]
+        """The data of a stream's events; `[DONE]` as it is."""
+        items = [item for item in EventReader().feed(self.body) if isinstance(item, SseEvent)]
         return [item.data.decode() if item.data == b"[DONE]" else json.loads(item.data) for item in items]
 
     def header(self, name: bytes) -> bytes | None:
@@ -98,7 +98,7 @@ async def ask(
     extensions: dict[str, Any] | None = None,
     body_pieces: Sequence[bytes] | None = None,
 ) -> Got:
-    """One request, asked by hand. `body`: JSON, or bytes as they are."""
+    """Send one request by ASGI. `body`: JSON, or raw bytes."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     pieces = list(body_pieces) if body_pieces is not None else [raw]
     last = len(pieces) - 1
@@ -139,13 +139,13 @@ async def ask(
 
 
 def chat_answer(text: str = "Hello", **message: Any) -> bytes:
-    """A chat completion as an engine answers it."""
-    said = {"role": "assistant", "content": text, **message}
+    """A chat completion in an engine's format."""
+    reply = {"role": "assistant", "content": text, **message}
     answer = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "model": "demo",
-        "choices": [{"index": 0, "message": said, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": reply, "finish_reason": "stop"}],
         "usage": USAGE,
     }
     return json.dumps(answer).encode()

@@ -1,4 +1,4 @@
-"""The access log of a real Berth, in both formats: one line per request, and never a key in it."""
+"""The access log of a real Berth in both formats: one line per request, and never a key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRANGER = "a-stranger-s-key"
 
 
 def talk(berth: BerthProcess) -> None:
-    """One request of every kind, each under an id of its own."""
+    """One request of every kind, each with its own id."""
     with berth.client() as client:
 
         def send(method: str, path: str, request_id: str, key: str = ADMIN, **more: Any) -> httpx.Response:
@@ -41,7 +41,7 @@ def check_secrets(output: str) -> None:
         assert secret not in output
 
 
-def test_every_request_is_one_json_object_with_all_that_is_known(tmp_path: Path) -> None:
+def test_every_request_is_one_json_object_with_all_fields(tmp_path: Path) -> None:
     with running_berth(
         tmp_path, LOG_FORMAT="json", ACCESS_LOG="true", API_KEYS=USER, ADMIN_API_KEYS=ADMIN
     ) as berth:
@@ -69,7 +69,7 @@ def test_every_request_is_one_json_object_with_all_that_is_known(tmp_path: Path)
 
 
 @pytest.mark.parametrize("settings", [{"ACCESS_LOG": "true"}, {"APP_DEBUG": "true"}, {}])
-def test_text_lines_are_written_where_they_are_asked_for(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_text_lines_are_written_if_configured(tmp_path: Path, settings: dict[str, str]) -> None:
     with running_berth(tmp_path, API_KEYS=USER, ADMIN_API_KEYS=ADMIN, **settings) as berth:
         talk(berth)
         output = berth.output()

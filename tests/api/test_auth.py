@@ -1,4 +1,4 @@
-"""Who may ask for what. The policy on scopes, then a real Berth with keys."""
+"""Access control: the policy on scopes, then a real Berth with keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST = (b"host", b"localhost:5000")
 
 
 class Yes:
-    """An application that answers 200 to whoever gets through."""
+    """An application that responds with 200 to permitted requests."""
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -46,7 +46,7 @@ async def ask(
     subprotocols: tuple[str, ...] = (),
     origins: Origins | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Status and body of the answer; 200 and {} where the request got through."""
+    """Status and body of the response; 200 and {} for a permitted request."""
 
     async def receive() -> dict[str, Any]:
         return {"type": f"{kind}.connect"}
@@ -74,7 +74,7 @@ def bearer(key: str) -> RawHeaders:
 BOTH = Keys(inference=("user-key",), admin=("admin-key", "other-admin"))
 
 
-def test_the_short_way_has_the_same_door() -> None:
+def test_the_fast_path_has_the_same_access_control() -> None:
     def may_begin(headers: RawHeaders) -> bool:
         scope = {"type": "http", "path": "/proxy/a/score", "headers": [HOST, *headers], "client": LOCAL}
         channel: Any = None
@@ -118,11 +118,11 @@ def test_the_short_way_has_the_same_door() -> None:
         ("/v1/responses", [(b"x-api-key", b"unused"), (b"x-api-key", b"user-key")], 401),  # the first counts
     ],
 )
-async def test_keys_open_what_they_are_for(path: str, headers: RawHeaders, status: int) -> None:
+async def test_keys_grant_their_access(path: str, headers: RawHeaders, status: int) -> None:
     assert (await ask(BOTH, path, headers=headers))[0] == status
 
 
-async def test_without_keys_only_this_machine_gets_in() -> None:
+async def test_without_keys_only_this_machine_has_access() -> None:
     assert (await ask(Keys(), "/instances"))[0] == 200
     status, body = await ask(Keys(), "/instances", client=REMOTE)
     assert status == 403
@@ -130,7 +130,7 @@ async def test_without_keys_only_this_machine_gets_in() -> None:
     assert body["error"]["code"] == "no_api_keys_set"
 
 
-async def test_without_admin_keys_this_machine_administers() -> None:
+async def test_without_admin_keys_this_machine_is_admin() -> None:
     keys = Keys(inference=("user-key",))
     assert (await ask(keys, "/instances"))[0] == 200
     assert (await ask(keys, "/instances", client=REMOTE))[0] == 401
@@ -147,13 +147,13 @@ async def test_a_websocket_without_a_key_is_refused() -> None:
     assert status == 1008
 
 
-async def test_a_websocket_brings_its_key_in_any_of_the_headers() -> None:
+async def test_a_websockets_key_may_be_in_any_of_the_headers() -> None:
     for headers in (bearer("user-key"), [(b"x-api-key", b"user-key")], [(b"api-key", b"user-key")]):
         assert await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", headers=headers) == (200, {})
 
 
-async def test_a_websocket_brings_its_key_among_its_subprotocols() -> None:
-    """As browsers do, which can set no header."""
+async def test_a_websockets_key_may_be_among_its_subprotocols() -> None:
+    """As from browsers, which can set no header."""
 
     async def status(*offered: str) -> int:
         return (await ask(BOTH, "/proxy/a/v1/realtime", kind="websocket", subprotocols=offered))[0]
@@ -163,9 +163,9 @@ async def test_a_websocket_brings_its_key_among_its_subprotocols() -> None:
     assert await status("user-key") == 1008
 
 
-async def test_a_401_says_how_a_key_is_sent() -> None:
+async def test_a_401_says_how_to_send_a_key() -> None:
     _, body = await ask(BOTH, "/v1/models", headers=[(b"x-api-key", b"user-ke")])
-    assert "not known" in body["error"]["message"] and "x-api-key" in body["error"]["message"]
+    assert "unknown API key" in body["error"]["message"] and "x-api-key" in body["error"]["message"]
     _, body = await ask(BOTH, "/v1/models")
     assert "no API key given" in body["error"]["message"]
 
@@ -200,18 +200,18 @@ async def test_a_401_says_how_a_key_is_sent() -> None:
         (None, [HOST], False),
     ],
 )
-def test_who_counts_as_local(client: tuple[str, int] | None, headers: RawHeaders, local: bool) -> None:
+def test_which_requests_are_local(client: tuple[str, int] | None, headers: RawHeaders, local: bool) -> None:
     assert is_local(client, headers) is local
 
 
 def fetched(site: str, mode: str, dest: str, origin: str = "") -> RawHeaders:
-    """What a browser adds."""
+    """The headers that a browser adds."""
     headers = [(b"sec-fetch-site", site), (b"sec-fetch-mode", mode), (b"sec-fetch-dest", dest)]
     return [(name, value.encode()) for name, value in [*headers, (b"origin", origin)] if value]
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-async def test_without_keys_a_page_elsewhere_gets_nothing_through_an_image_a_frame_or_a_fetch(
+async def test_without_keys_another_sites_page_has_no_access(
     site: str,
 ) -> None:
     for mode, dest, method in [
@@ -228,7 +228,7 @@ async def test_without_keys_a_page_elsewhere_gets_nothing_through_an_image_a_fra
             assert "ALLOWED_ORIGINS" in body["error"]["message"]
 
 
-async def test_a_link_leads_to_pages_and_to_no_engine() -> None:
+async def test_a_link_leads_to_pages_but_not_to_engines() -> None:
     link = fetched("cross-site", "navigate", "document")
     assert (await ask(Keys(), "/docs", headers=link, method="GET"))[0] == 200
     assert (await ask(Keys(), "/", headers=link, method="GET"))[0] == 200
@@ -236,7 +236,7 @@ async def test_a_link_leads_to_pages_and_to_no_engine() -> None:
         assert (await ask(Keys(), path, headers=link, method="GET"))[0] == 403
 
 
-async def test_a_page_that_is_named_sends_requests_where_it_tells_its_origin() -> None:
+async def test_an_allowed_page_may_send_requests_with_its_origin() -> None:
     origins = Origins(("https://a.example",))
     page = fetched("cross-site", "cors", "empty", "https://a.example")
     other = fetched("cross-site", "cors", "empty", "https://b.example")
@@ -255,8 +255,8 @@ async def test_a_page_with_a_key_needs_nothing_else() -> None:
     assert (await ask(BOTH, "/v1/chat/completions", headers=headers))[0] == 200
 
 
-def test_paths_that_look_like_another_one_do_not_open_it() -> None:
-    assert required_access(b"/health/../instances") is Access.OPEN  # matches no route, as it stands
+def test_paths_resembling_an_open_one_stay_protected() -> None:
+    assert required_access(b"/health/../instances") is Access.OPEN  # literally, it matches no route
     assert required_access(b"//proxy/a") is Access.ADMIN
     assert required_access(b"/%70roxy/a") is Access.ADMIN
 
@@ -315,7 +315,7 @@ CONTROL = [
     "/proxy/a/metrics",
     "/proxy/a/admin",
     "/proxy/a/x",
-    # What may be read may not be written.
+    # Readable routes are not writable.
     "/proxy/a/v1/models/org/sleep",
     "/proxy/a/models",
     "/proxy/a",
@@ -323,7 +323,7 @@ CONTROL = [
 
 
 @pytest.mark.parametrize("path", CONTROL)
-async def test_what_steers_an_engine_is_for_admins_however_it_is_written(path: str) -> None:
+async def test_control_routes_require_an_admin_in_any_spelling(path: str) -> None:
     asked = path.partition("?")[0]  # a scope's path has no query
     status, body = await ask(BOTH, asked, headers=bearer("user-key"))
     assert (status, body["error"]["code"]) == (403, "admin_key_required")
@@ -353,11 +353,11 @@ async def test_what_steers_an_engine_is_for_admins_however_it_is_written(path: s
         ("POST", "/v1/audio/transcriptions"),
     ],
 )
-async def test_what_only_looks_like_it_is_for_everybody_with_a_key(method: str, path: str) -> None:
+async def test_routes_that_resemble_control_routes_need_only_a_key(method: str, path: str) -> None:
     assert (await ask(BOTH, path, headers=bearer("user-key"), method=method))[0] == 200
 
 
-async def test_an_operator_can_name_more_routes_for_requests() -> None:
+async def test_an_operator_can_add_request_routes() -> None:
     async def status(path: str) -> int:
         more = ("/predict", "/custom/*", "/mine/**")
         return (await ask(BOTH, path, headers=bearer("user-key"), more=more))[0]
@@ -368,7 +368,7 @@ async def test_an_operator_can_name_more_routes_for_requests() -> None:
         assert await status(path) == 403, path
 
 
-async def test_a_websocket_to_what_steers_an_engine_takes_an_admins_key_too() -> None:
+async def test_a_websocket_to_a_control_route_requires_an_admin_key_too() -> None:
     for path, key, answer in [
         ("/proxy/a/v1/realtime", "user-key", 200),
         ("/proxy/a/queue/join", "user-key", 1008),
@@ -380,7 +380,7 @@ async def test_a_websocket_to_what_steers_an_engine_takes_an_admins_key_too() ->
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    """With keys, and an instance `a` that answers every path with what it was asked."""
+    """With keys, and an instance `a` that echoes every request."""
     folder = tmp_path_factory.mktemp("auth")
     settings = {"API_KEYS": "user-key", "ADMIN_API_KEYS": "admin-key"}
     with running_berth(folder, **settings) as berth, berth.client() as client:
@@ -391,7 +391,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
 
 
 def post(berth: BerthProcess, target: str, key: str) -> tuple[int, dict[str, Any]]:
-    """The target goes over the wire as it is: clients would tidy it up."""
+    """Sends the target unchanged: HTTP clients would normalise it."""
     connection = http.client.HTTPConnection("127.0.0.1", berth.port, timeout=30)
     try:
         connection.request("POST", target, b'{"x": 1}', {"authorization": f"Bearer {key}"})
@@ -402,20 +402,20 @@ def post(berth: BerthProcess, target: str, key: str) -> tuple[int, dict[str, Any
 
 
 @pytest.mark.parametrize("path", [*CONTROL, "http://localhost/proxy/a/sleep"])
-def test_a_key_for_requests_steers_no_engine(berth: BerthProcess, path: str) -> None:
+def test_a_request_key_cannot_control_an_engine(berth: BerthProcess, path: str) -> None:
     status, body = post(berth, path, "user-key")
     assert (status, body["error"]["code"]) == (403, "admin_key_required")
 
 
 @pytest.mark.parametrize("target", ["/sleep?level=2", "//sleep", "/x/../sleep", "/%73leep"])
-def test_an_admin_does_and_the_path_arrives_as_it_was(berth: BerthProcess, target: str) -> None:
+def test_an_admin_can_and_the_path_arrives_unchanged(berth: BerthProcess, target: str) -> None:
     assert post(berth, f"/proxy/a{target}", "admin-key")[1]["target"] == target
 
 
-def test_an_escaped_slash_makes_no_path_of_an_instances_name(berth: BerthProcess) -> None:
+def test_an_escaped_slash_stays_part_of_the_instance_name(berth: BerthProcess) -> None:
     status, body = post(berth, "/proxy/a%2Fsleep", "admin-key")
     assert (status, body["error"]["code"]) == (404, "instance_not_found")
 
 
-def test_a_key_for_requests_is_enough_for_requests(berth: BerthProcess) -> None:
+def test_a_request_key_is_enough_for_requests(berth: BerthProcess) -> None:
     assert post(berth, "/proxy/a/v1/embeddings", "user-key")[1]["target"] == "/v1/embeddings"

@@ -1,4 +1,4 @@
-"""Requests whose head is the last one's: read as the parser would, and as well served as any other."""
+"""Requests with a cached head: read as the parser would read them, and served like any other."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from api.access.key_store import Keys
 from api.access.keys import Access, ApiKey
 from api.auth import AccessControl
 from api.http.asgi import RawHeaders, Receive, Scope, Send
-from api.http.head_cache import ROUTE_CACHE, learn
-from api.http.response_channel import ResumeAsTask, ResponseChannel
+from api.http.head_cache import ROUTE_CACHE, cached_head
+from api.http.response_channel import ResponseChannel, ResumeAsTask
 from api.server.fast_http import FastHttpProtocol
 from tests.api.upstreams import Head, Wire, berth, eventually, request, response, upstream
 
@@ -27,7 +27,7 @@ def anyio_backend() -> Any:
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the parser was given."""
+    """The data given to the parser."""
     pieces: list[bytes] = []
     original = FastHttpProtocol._parse
 
@@ -61,15 +61,15 @@ async def ask(wire: Wire, raw: bytes) -> tuple[Head, bytes]:
     return await wire.read_message()
 
 
-async def test_it_is_parsed_once(parsed: list[bytes]) -> None:
+async def test_an_equal_head_is_parsed_once(parsed: list[bytes]) -> None:
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         bodies = [b"a", b"bb", b"x" * 5000, b"a", b"slow", b"parts", b"z"]
         ids = set()
         for body in bodies:
             head, answer = await ask(wire, post(body))
-            said, _, request_id = answer.partition(b" of ") if b" of " in answer else (answer, b"", b"")
-            assert (said, head.status) == (body, 200)
+            echoed, _, request_id = answer.partition(b" of ") if b" of " in answer else (answer, b"", b"")
+            assert (echoed, head.status) == (body, 200)
             assert request_id in (b"", head.get(b"x-request-id"))
             ids.add(head.get(b"x-request-id"))
         assert len(parsed) == 1
@@ -81,7 +81,7 @@ async def test_it_is_parsed_once(parsed: list[bytes]) -> None:
         await wire.close()
 
 
-async def test_one_without_a_body(parsed: list[bytes]) -> None:
+async def test_a_request_without_a_body(parsed: list[bytes]) -> None:
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         for _ in range(3):
@@ -91,7 +91,7 @@ async def test_one_without_a_body(parsed: list[bytes]) -> None:
         await wire.close()
 
 
-async def test_a_path_that_is_not_the_proxys_goes_by_asgi(parsed: list[bytes]) -> None:
+async def test_other_paths_are_served_by_asgi(parsed: list[bytes]) -> None:
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         for body in (b"1", b"22", b"333"):
@@ -123,7 +123,7 @@ async def test_another_head_is_parsed(other: bytes, parsed: list[bytes]) -> None
         await wire.close()
 
 
-async def test_heads_that_never_come_again_are_not_learnt_for_ever(
+async def test_heads_that_never_repeat_are_no_longer_cached(
     parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt = 0
@@ -131,9 +131,9 @@ async def test_heads_that_never_come_again_are_not_learnt_for_ever(
     def counting(data: bytes, headers: RawHeaders) -> Any:
         nonlocal learnt
         learnt += 1
-        return learn(data, headers)
+        return cached_head(data, headers)
 
-    monkeypatch.setattr("api.server.fast_http.learn", counting)
+    monkeypatch.setattr("api.server.fast_http.cached_head", counting)
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         for number in range(20):
@@ -142,7 +142,7 @@ async def test_heads_that_never_come_again_are_not_learnt_for_ever(
         await wire.close()
 
 
-async def test_a_body_that_comes_later_is_waited_for(parsed: list[bytes]) -> None:
+async def test_a_body_that_arrives_later_is_awaited(parsed: list[bytes]) -> None:
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         await ask(wire, post(b"hello"))
@@ -156,7 +156,7 @@ async def test_a_body_that_comes_later_is_waited_for(parsed: list[bytes]) -> Non
         await wire.close()
 
 
-async def test_requests_that_do_not_wait_for_answers_keep_their_order(parsed: list[bytes]) -> None:
+async def test_pipelined_requests_keep_their_order(parsed: list[bytes]) -> None:
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         await ask(wire, post(b"hello"))
@@ -171,7 +171,7 @@ async def test_requests_that_do_not_wait_for_answers_keep_their_order(parsed: li
         await wire.close()
 
 
-async def test_a_client_that_leaves_is_noticed() -> None:
+async def test_a_disconnect_is_noticed() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(response(b"ok"))
@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_is_noticed() -> None:
         await eventually(lambda: front.metrics.of("one", "").requests.get(("POST", 499)) == 1)
 
 
-async def test_an_engine_that_breaks_off_is_told_of() -> None:
+async def test_an_engine_that_breaks_off_is_reported() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(response(b"ok"))
@@ -205,7 +205,7 @@ async def test_an_engine_that_breaks_off_is_told_of() -> None:
         await wire.close()
 
 
-async def test_a_shutdown_lets_it_end_and_closes() -> None:
+async def test_a_shutdown_lets_the_request_finish_and_closes() -> None:
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         await ask(wire, post(b"hello"))
@@ -219,8 +219,8 @@ async def test_a_shutdown_lets_it_end_and_closes() -> None:
         await wire.close()
 
 
-async def test_an_idle_connection_is_closed_in_its_time() -> None:
-    """The timer of the first request is the only one: it must not cut what came after it."""
+async def test_an_idle_connection_is_closed_on_time() -> None:
+    """The timer of the first request is the only one: it must not cut off later requests."""
     async with upstream(echo) as engine, berth(engine, keep_alive_s=1) as front:
         loop = asyncio.get_running_loop()
         wire = await front.connect()
@@ -236,11 +236,11 @@ async def test_an_idle_connection_is_closed_in_its_time() -> None:
         await wire.close()
 
 
-# Access: what is known of a head is never known of another caller.
+# Access: results cached with a head never apply to another caller.
 
 
 class Passed:
-    """An application that counts what gets through to it."""
+    """An application that counts the requests it receives."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -248,7 +248,9 @@ class Passed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError
 
-    def begin(self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask) -> bool:
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
         self.num += 1
         return True
 
@@ -265,7 +267,7 @@ def scope_of(route_cache: dict[str, Any], key: bytes) -> Scope:
     }
 
 
-def test_a_key_in_another_header_is_known_with_its_head() -> None:
+def test_a_key_in_another_header_is_cached_with_its_head() -> None:
     app = Passed()
     access = AccessControl(app, Keys(inference=("right",)))
     memos: dict[bytes, dict[str, Any]] = {b"right": {}, b"wrong": {}}
@@ -281,7 +283,7 @@ def begin(access: AccessControl, scope: Scope) -> bool:
     return access.begin(scope, b"", None, None)  # type: ignore[arg-type]
 
 
-def test_a_known_caller_is_let_in_again_and_an_unknown_one_is_not() -> None:
+def test_a_cached_caller_is_permitted_again_and_an_unknown_one_is_not() -> None:
     app = Passed()
     access = AccessControl(app, Keys(inference=("right",)))
     right: dict[str, Any] = {}
@@ -294,7 +296,7 @@ def test_a_known_caller_is_let_in_again_and_an_unknown_one_is_not() -> None:
     assert not wrong
 
 
-def test_a_rate_holds_for_a_known_head() -> None:
+def test_a_rate_limit_applies_to_a_cached_head() -> None:
     app = Passed()
     listed = ApiKey("right", Access.INFERENCE, "slow", rate_per_s=0.001, burst=2)
     access = AccessControl(app, Keys(listed=(listed,)))
@@ -302,11 +304,11 @@ def test_a_rate_holds_for_a_known_head() -> None:
     assert [begin(access, scope_of(route_cache, b"right")) for _ in range(4)] == [True, True, False, False]
 
 
-# What is recognised, against the parser itself.
+# Recognition, compared with the parser itself.
 
 
 class Read:
-    """What llhttp makes of one piece of data."""
+    """The request that llhttp parses from one piece of data."""
 
     def __init__(self, data: bytes) -> None:
         self.messages: list[tuple[RawHeaders, bytes]] = []
@@ -343,7 +345,7 @@ edits = st.tuples(st.integers(0, 200), st.binary(max_size=3), st.integers(0, 3))
 )
 @example([], "Content-Length: ", b"abc", b"", [(41, b"0", 0)])
 @example([], "Content-Length: ", b"abc", b"abcd\r\n\r\n", [])
-def test_what_is_recognised_is_what_the_parser_reads(
+def test_a_recognised_request_is_what_the_parser_reads(
     headers: list[tuple[str, str]],
     length: str,
     first: bytes,
@@ -356,7 +358,7 @@ def test_what_is_recognised_is_what_the_parser_reads(
 
     data = message(first)
     [(read, _)] = Read(data).messages
-    known = learn(data, read)
+    known = cached_head(data, read)
     assert known is not None
     assert known.body_of(data) == first
     again = message(second)
@@ -385,12 +387,14 @@ def test_what_is_recognised_is_what_the_parser_reads(
         b"GET / HTTP/1.1\r\nX: " + b"x" * 5000 + b"\r\n\r\n",
     ],
 )
-def test_what_is_not_learnt(raw: bytes) -> None:
+def test_heads_that_are_not_cached(raw: bytes) -> None:
     lines = raw.strip().partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
     headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
-    assert learn(raw, headers) is None
+    assert cached_head(raw, headers) is None
 
 
-def test_two_lengths_are_not_learnt() -> None:
+def test_a_head_with_two_lengths_is_not_cached() -> None:
     headers = [(b"content-length", b"2"), (b"content-length", b"2")]
-    assert learn(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", headers) is None
+    assert (
+        cached_head(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", headers) is None
+    )

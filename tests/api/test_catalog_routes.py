@@ -1,4 +1,4 @@
-"""models.yaml over HTTP, through a real Berth: what can't be, is refused, and everything stays as it was.
+"""models.yaml over HTTP, through a real Berth: invalid changes are refused and change nothing.
 
 The GPUs are fake (tests/fake_nvml).
 """
@@ -34,7 +34,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Of a Berth that sees two GPUs."""
+    """A client of a Berth with two GPUs."""
     folder = tmp_path_factory.mktemp("berth")
     write_gpus(folder / "gpus.json", describe_gpus(2))
     settings = {
@@ -64,7 +64,7 @@ def refused(response: httpx.Response, status: int = 422) -> dict[str, Any]:
     ("field", "value"),
     [("params", {"max_num_seqs": 4}), ("max_model_len", 512), ("gpu_memory_utilization", 0.5)],
 )
-def test_a_command_of_ones_own_gets_no_flags(
+def test_a_custom_command_gets_no_flags(
     client: httpx.Client, catalog: Path, field: str, value: object
 ) -> None:
     error = refused(client.patch("/models/own", json={"timeout": 5, field: value}))
@@ -75,7 +75,7 @@ def test_a_command_of_ones_own_gets_no_flags(
 
 
 @pytest.mark.parametrize(
-    ("params", "told"),
+    ("params", "message"),
     [
         ({"no_such_flag": 3}, "params.no_such_flag=3: the engine has no such flag"),
         ({"max_num_seq": 3}, "did you mean max_num_seqs?"),
@@ -84,25 +84,23 @@ def test_a_command_of_ones_own_gets_no_flags(
         ({"model": "x"}, "Berth decides it"),
     ],
 )
-def test_flags_that_the_engine_would_refuse_are_refused_before_anything_is_stopped(
-    client: httpx.Client, catalog: Path, params: dict[str, Any], told: str
+def test_flags_the_engine_would_refuse_are_refused_before_a_stop(
+    client: httpx.Client, catalog: Path, params: dict[str, Any], message: str
 ) -> None:
     started = client.post("/models/demo/start?wait=60").json()
     assert started["status"] == "running", started
     for path in ("/models/demo", "/models/demo?restart=true"):
         error = refused(client.patch(path, json={"timeout": 700, "params": params}))
         assert error["param"] == f"params.{next(iter(params))}"
-        assert told in error["message"]
+        assert message in error["message"]
     assert catalog.read_text() == CATALOG
     assert client.get("/models/demo").json()["replicas"] == started["replicas"]
     assert client.get("/models/demo").json()["status"] == "running"
     error = refused(client.post("/instances", json={"model_name": "berth-demo", "params": params}))
-    assert told in error["message"]
+    assert message in error["message"]
 
 
-def test_a_restart_with_flags_that_stand_wrong_in_the_file_stops_nothing(
-    client: httpx.Client, catalog: Path
-) -> None:
+def test_a_restart_with_invalid_flags_in_the_file_stops_nothing(client: httpx.Client, catalog: Path) -> None:
     started = client.post("/models/demo/start?wait=60").json()
     catalog.write_text(f"{CATALOG}    params: {{max_model_len: abc}}\n")
     [warning] = client.post("/reload").json()["warnings"][-1:]
@@ -117,9 +115,7 @@ def test_a_restart_with_flags_that_stand_wrong_in_the_file_stops_nothing(
     assert "max_model_len=abc" in record["problem"]
 
 
-def test_what_is_wrong_elsewhere_keeps_nobody_from_changing_a_model(
-    client: httpx.Client, catalog: Path
-) -> None:
+def test_another_models_error_does_not_prevent_a_change(client: httpx.Client, catalog: Path) -> None:
     catalog.write_text("models:\n  demo:\n    path: not-there-yet\n")
     client.post("/reload").raise_for_status()
     patched = client.patch("/models/demo", json={"timeout": 5})
@@ -128,16 +124,14 @@ def test_what_is_wrong_elsewhere_keeps_nobody_from_changing_a_model(
 
 
 @pytest.mark.parametrize("devices", [["2"], [2], ["0", "GPU-none"]])
-def test_an_instance_on_a_gpu_that_is_not_there_is_refused(
-    client: httpx.Client, devices: list[object]
-) -> None:
+def test_an_instance_on_a_missing_gpu_is_refused(client: httpx.Client, devices: list[object]) -> None:
     error = refused(client.post("/instances", json={"model_name": "berth-demo", "devices": devices}))
     assert (error["param"], error["code"]) == ("devices", "no_such_device")
     assert "there are 2 GPUs" in error["message"]
 
 
-def test_the_gpu_of_an_instance_is_the_one_that_berth_counts_by_that_number(tmp_path: Path) -> None:
-    """Within CUDA_VISIBLE_DEVICES, which the engine's own doesn't stand in any more."""
+def test_an_instances_gpu_index_is_within_cuda_visible_devices(tmp_path: Path) -> None:
+    """Relative to Berth's CUDA_VISIBLE_DEVICES, not to the engine's."""
     write_gpus(tmp_path / "gpus.json", describe_gpus(3))
     settings = {
         "PYTHONPATH": os.pathsep.join((str(DIRECTORY), str(ROOT))),
@@ -155,14 +149,14 @@ def test_the_gpu_of_an_instance_is_the_one_that_berth_counts_by_that_number(tmp_
         assert "there are 2 GPUs" in error["message"]
 
 
-def test_what_is_no_flag_may_be_changed_of_a_command(client: httpx.Client) -> None:
+def test_fields_other_than_flags_can_be_changed_for_a_command(client: httpx.Client) -> None:
     patched = client.patch("/models/own", json={"timeout": 5, "params": None, "devices": ["1"]})
     assert patched.status_code == 200, patched.text
     assert (patched.json()["timeout"], patched.json()["devices"]) == (5, ["1"])
 
 
 @pytest.mark.parametrize("device", ["2", "GPU-none"])
-def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(
+def test_the_error_for_a_missing_gpu_lists_the_available_ones(
     client: httpx.Client, catalog: Path, device: str
 ) -> None:
     error = refused(client.patch("/models/demo", json={"devices": ["0", device]}))
@@ -171,7 +165,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(
     assert catalog.read_text() == CATALOG
 
 
-def test_gpus_may_be_named_by_number_and_uuid_or_none_or_left_to_berth(
+def test_gpus_may_be_given_by_index_or_uuid_or_none_or_left_to_berth(
     client: httpx.Client, catalog: Path
 ) -> None:
     for devices in (["1", uuid(0)], [1], [], None):
@@ -186,7 +180,7 @@ def test_the_same_gpu_twice_is_refused(client: httpx.Client) -> None:
     assert "twice" in error["message"]
 
 
-def test_without_a_file_berth_starts_and_the_first_change_makes_one(tmp_path: Path) -> None:
+def test_without_a_file_berth_starts_and_the_first_change_creates_it(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     with running_berth(tmp_path, MODELS_FILE=str(file)) as berth, berth.client() as client:
         assert "there is no such file yet" in berth.output()
@@ -195,7 +189,7 @@ def test_without_a_file_berth_starts_and_the_first_change_makes_one(tmp_path: Pa
         assert client.get("/models/berth-demo").json()["source"] == "catalog"
 
 
-def test_without_gpus_none_can_be_named(tmp_path: Path) -> None:
+def test_without_gpus_none_can_be_chosen(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text(CATALOG)
     settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), "CUDA_VISIBLE_DEVICES": ""}
     with running_berth(tmp_path, **settings) as berth, berth.client() as client:
@@ -207,7 +201,7 @@ def test_without_gpus_none_can_be_named(tmp_path: Path) -> None:
         assert client.get("/instances?all=true").json()["data"] == []
 
 
-def test_a_model_of_the_file_with_a_gpu_that_is_not_there_is_listed_with_it_and_never_runs_elsewhere(
+def test_a_model_with_a_missing_gpu_is_listed_and_never_runs_on_another(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "models.yaml").write_text("models: {demo: {model: berth-demo, devices: [0]}}\n")
@@ -230,11 +224,11 @@ def test_a_model_of_the_file_with_a_gpu_that_is_not_there_is_listed_with_it_and_
         ("    protocol: klingon", "models.demo.protocol"),
     ],
 )
-def test_a_broken_catalog_is_told_with_line_and_key_and_the_old_one_goes_on(
+def test_a_broken_catalog_is_reported_with_line_and_key_and_not_used(
     client: httpx.Client, catalog: Path, line: str, place: str
 ) -> None:
     catalog.write_text(f"{CATALOG}{line}\n  fresh: {{}}\n")
-    for _ in range(2):  # it is told each time
+    for _ in range(2):  # it is reported each time
         error = refused(client.post("/reload"))
         assert error["code"] == "invalid_catalog"
         assert f"{catalog}:6: {place}" in error["message"]
@@ -242,14 +236,14 @@ def test_a_broken_catalog_is_told_with_line_and_key_and_the_old_one_goes_on(
     refused(client.get("/models/fresh"), 404)
 
 
-def test_a_catalog_that_is_no_yaml_is_told_with_its_line(client: httpx.Client, catalog: Path) -> None:
+def test_a_catalog_that_is_not_yaml_is_reported_with_its_line(client: httpx.Client, catalog: Path) -> None:
     catalog.write_text(CATALOG + "  demo: [\n")
     error = refused(client.post("/reload"))
     assert f"{catalog}:" in error["message"]
     assert client.get("/models/own").json()["engine"] == "command"
 
 
-def test_a_catalog_that_is_mended_counts_at_once(client: httpx.Client, catalog: Path) -> None:
+def test_a_repaired_catalog_is_used_at_once(client: httpx.Client, catalog: Path) -> None:
     catalog.write_text("models: 7\n")
     refused(client.post("/reload"))
     catalog.write_text(CATALOG + "    timeout: 44\n")
@@ -257,12 +251,12 @@ def test_a_catalog_that_is_mended_counts_at_once(client: httpx.Client, catalog: 
     assert client.get("/models/demo").json()["timeout"] == 44
 
 
-def test_an_entry_does_not_hide_the_folder_that_it_names(client: httpx.Client) -> None:
+def test_an_entry_does_not_hide_its_folder(client: httpx.Client) -> None:
     found = {model["name"]: model["source"] for model in client.get("/models").json()["data"]}
     assert (found["demo"], found["berth-demo"]) == ("catalog", "discovered")
 
 
-def test_the_size_of_a_model_is_told_however_it_came_to_be_listed(
+def test_the_size_of_a_model_is_reported_for_every_source(
     client: httpx.Client, catalog: Path, tmp_path: Path
 ) -> None:
     demo = ROOT / "models" / "berth-demo"

@@ -1,4 +1,4 @@
-"""Who gives way where all places are taken, and that nobody is looked for among all of them."""
+"""Which connection is evicted when the limit is reached, in constant time per new connection."""
 
 from __future__ import annotations
 
@@ -7,72 +7,76 @@ from dataclasses import dataclass, field
 
 from api.server.connection_limits import ConnectionLimits
 from api.server.connection_table import ConnectionTable
-from tests.api.test_limits import GET, PATIENT, serving
+from tests.api.test_limits import GET, TIMEOUT_S, serving
 
 
 @dataclass(eq=False)
 class TrackedConnection:
-    """Counts how often it is looked at."""
+    """Counts how often it is examined."""
 
     answered_at: float
-    looks: list[None] = field(default_factory=list)
+    examined: list[None] = field(default_factory=list)
     is_asking: bool = False
-    is_held_up: bool = False
+    is_read_paused: bool = False
 
     @property
     def is_idle(self) -> bool:
-        self.looks.append(None)
+        self.examined.append(None)
         return not self.is_asking
 
 
-def test_the_idlest_goes_first() -> None:
-    crowd = ConnectionTable()
-    guests = [TrackedConnection(float(number)) for number in range(4)]
-    for guest in guests:
-        crowd.idle(guest)
-    crowd.busy(guests[0])
-    guests[1].answered_at = 9.0  # a request that went by unnoticed
-    guests[2].is_asking = True  # one that is under way
-    assert crowd.take_idlest() is guests[3]
-    assert crowd.take_idlest() is guests[1]
-    assert crowd.take_idlest() is None
-    guests[2].is_asking = False
-    assert crowd.take_idlest() is guests[2]
+def test_the_longest_idle_is_evicted_first() -> None:
+    table = ConnectionTable()
+    connections = [TrackedConnection(float(number)) for number in range(4)]
+    for connection in connections:
+        table.mark_idle(connection)
+    table.mark_busy(connections[0])
+    connections[1].answered_at = 9.0  # a request that was not recorded
+    connections[2].is_asking = True  # a request in progress
+    assert table.pop_longest_idle() is connections[3]
+    assert table.pop_longest_idle() is connections[1]
+    assert table.pop_longest_idle() is None
+    connections[2].is_asking = False
+    assert table.pop_longest_idle() is connections[2]
 
 
-def test_five_thousand_cost_no_more_than_five() -> None:
-    crowd, looks = ConnectionTable(), list[None]()
+def test_eviction_is_constant_time_per_connection() -> None:
+    table, examined = ConnectionTable(), list[None]()
     for number in range(5_000):
-        crowd.idle(TrackedConnection(float(number), looks))
-    streaming = [TrackedConnection(0.0, looks) for _ in range(5_000)]
-    for guest in streaming:
-        crowd.idle(guest)
-        crowd.busy(guest)
+        table.mark_idle(TrackedConnection(float(number), examined))
+    streaming = [TrackedConnection(0.0, examined) for _ in range(5_000)]
+    for connection in streaming:
+        table.mark_idle(connection)
+        table.mark_busy(connection)
     for number in range(5_000):
-        taken = crowd.take_idlest()
+        taken = table.pop_longest_idle()
         assert isinstance(taken, TrackedConnection) and taken.answered_at == number
-        crowd.idle(TrackedConnection(10_000.0, looks))
-    assert len(looks) == 5_000
+        table.mark_idle(TrackedConnection(10_000.0, examined))
+    assert len(examined) == 5_000
 
 
-def test_who_stands_still_gives_way_after_a_while_and_who_moves_does_not() -> None:
-    crowd = ConnectionTable()
-    still, moving, held_up = TrackedConnection(0.0), TrackedConnection(0.0), TrackedConnection(0.0, is_held_up=True)
-    for guest in (held_up, moving, still):
-        crowd.still(guest, 0.0)
-    assert crowd.take_stillest(4.0) is None
-    crowd.still(moving, 4.0)
-    assert crowd.take_stillest(6.0) is still
-    assert crowd.take_stillest(6.0) is None, "the others do what they can"
-    crowd.moves(moving)
-    assert crowd.take_stillest(60.0) is None
-    crowd.gone(held_up)
+def test_only_connections_stalled_long_enough_are_evicted() -> None:
+    table = ConnectionTable()
+    still, moving, read_paused = (
+        TrackedConnection(0.0),
+        TrackedConnection(0.0),
+        TrackedConnection(0.0, is_read_paused=True),
+    )
+    for connection in (read_paused, moving, still):
+        table.mark_stalled(connection, 0.0)
+    assert table.pop_longest_stalled(4.0) is None
+    table.mark_stalled(moving, 4.0)
+    assert table.pop_longest_stalled(6.0) is still
+    assert table.pop_longest_stalled(6.0) is None, "the others make progress"
+    table.mark_moving(moving)
+    assert table.pop_longest_stalled(60.0) is None
+    table.remove(read_paused)
 
 
-async def test_five_hundred_idle_ones_make_the_next_wait_no_longer() -> None:
+async def test_five_hundred_idle_connections_do_not_delay_the_next() -> None:
     async with serving(ConnectionLimits(max_connections=250)) as served:
         idle = [await served.connect() for _ in range(500)]
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             last = await served.connect()
             assert await last.ask(GET + b"\r\n") == (200, b"0")
         assert len(served.server.server_state.connections) <= 251
@@ -80,14 +84,14 @@ async def test_five_hundred_idle_ones_make_the_next_wait_no_longer() -> None:
             client.close()
 
 
-async def test_who_reads_nothing_of_the_answer_keeps_no_place() -> None:
-    """Closing waits for what is unsent: there is nothing that it could wait for."""
+async def test_a_client_that_reads_nothing_is_evicted() -> None:
+    """A graceful close would wait for unsent data that the client never reads."""
     async with serving(ConnectionLimits(max_connections=2)) as served:
         clients = [await served.connect() for _ in range(2)]
         for client in clients:
             client.reader._transport.pause_reading()  # type: ignore[attr-defined]
             client.write(GET.replace(b"/", b"/large", 1) + b"\r\n")
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             for _ in clients:
                 await served.app.arrived.get()
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Compressed bodies: decoded where Berth reads them, refused by name or by size; untouched below /proxy/."""
+"""Compressed bodies: decoded where Berth reads them, refused by coding or size; untouched below /proxy/."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = b'{"model": "plain", "prompt": "' + b"x" * 5000 + b'"}'
 
 
 def bare(data: bytes) -> bytes:
-    """Deflate without zlib's head and sum, as some clients send it."""
+    """Deflate without zlib's header and checksum, as some clients send it."""
     stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return stream.compress(data) + stream.flush()
 
@@ -38,7 +38,7 @@ IDS = [f"{coding}-{number}" for coding, bodies in ENCODED.items() for number in 
 
 
 @pytest.mark.parametrize(("coding", "body"), PAIRS, ids=IDS)
-def test_what_was_encoded_comes_out(coding: str, body: bytes) -> None:
+def test_encoded_bodies_are_decoded(coding: str, body: bytes) -> None:
     assert decode(coding, body, len(TEXT)) == TEXT
     with pytest.raises(BodyRefused) as refused:
         decode(coding, body, len(TEXT) - 1)
@@ -47,7 +47,7 @@ def test_what_was_encoded_comes_out(coding: str, body: bytes) -> None:
 
 @pytest.mark.parametrize(("coding", "body"), PAIRS, ids=IDS)
 @pytest.mark.parametrize("change", ["cut", "more", "other", "plain"])
-def test_what_is_broken_is_refused(coding: str, body: bytes, change: str) -> None:
+def test_broken_bodies_are_refused(coding: str, body: bytes, change: str) -> None:
     broken = {"cut": body[:-1], "more": body + b"x", "other": b"\x00\x07" * 20, "plain": TEXT}[change]
     with pytest.raises(BodyRefused) as refused:
         decode(coding, broken, MB)
@@ -56,7 +56,7 @@ def test_what_is_broken_is_refused(coding: str, body: bytes, change: str) -> Non
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
-def test_a_bomb_takes_no_more_memory_than_the_limit(coding: str) -> None:
+def test_a_bomb_uses_no_more_memory_than_the_limit(coding: str) -> None:
     wbits = {"gzip": 31, "deflate": 15}[coding]
     stream = zlib.compressobj(9, wbits=wbits)
     bomb = b"".join(stream.compress(bytes(MB)) for _ in range(500)) + stream.flush()
@@ -69,7 +69,7 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
-def test_a_body_at_the_limit_takes_its_memory_once(coding: str) -> None:
+def test_a_body_at_the_limit_uses_its_memory_once(coding: str) -> None:
     wbits = {"gzip": 31, "deflate": 15}[coding]
     stream = zlib.compressobj(9, wbits=wbits)
     body = b"".join(stream.compress(bytes(MB)) for _ in range(64)) + stream.flush()
@@ -80,7 +80,7 @@ def test_a_body_at_the_limit_takes_its_memory_once(coding: str) -> None:
     assert peak < 1.25 * 64 * MB
 
 
-async def test_the_inner_application_gets_a_request_like_any_other() -> None:
+async def test_the_inner_application_gets_an_ordinary_request() -> None:
     inner = Inner([b"{}"])
     refused: list[tuple[str, int]] = []
     app = DecodingApp(inner, MB, lambda method, status: refused.append((method, status)))
@@ -101,7 +101,7 @@ async def test_the_inner_application_gets_a_request_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip", "deflate,br", "nonsense"])
-async def test_a_coding_that_is_not_known_is_refused_by_its_name(coding: str) -> None:
+async def test_an_unknown_coding_is_refused_by_name(coding: str) -> None:
     inner = Inner([b"{}"])
     refused: list[tuple[str, int]] = []
     app = DecodingApp(inner, MB, lambda method, status: refused.append((method, status)))
@@ -138,7 +138,7 @@ def post(client: httpx.Client, path: str, body: Any, coding: str = "gzip", **mor
     return client.post(path, content=gzip.compress(raw) if coding == "gzip" else raw, headers=headers)
 
 
-def test_by_name_a_compressed_body_is_as_good_as_any(client: httpx.Client) -> None:
+def test_a_compressed_body_is_routed_by_its_model(client: httpx.Client) -> None:
     ask = {"model": "plain", "prompt": "a", "max_tokens": 2}
     for path in ("/v1/completions", "/completions", "/v1/chat/completions"):
         assert post(client, path, ask).json()["usage"]["completion_tokens"] == 2, path
@@ -150,7 +150,7 @@ def test_by_name_a_compressed_body_is_as_good_as_any(client: httpx.Client) -> No
     assert "token0" in post(client, "/generate", {"prompt": "a"}).text
 
 
-def test_a_compressed_form_finds_its_model(client: httpx.Client) -> None:
+def test_a_compressed_form_is_routed_by_its_model(client: httpx.Client) -> None:
     form = httpx.Request("POST", "http://x", data={"model": "plain"}, files={"file": b"x" * 300_000})
     answer = post(
         client, "/v1/audio/transcriptions", form.read(), **{"content-type": form.headers["content-type"]}
@@ -158,13 +158,13 @@ def test_a_compressed_form_finds_its_model(client: httpx.Client) -> None:
     assert answer.json()["bytes"] > 300_000
 
 
-def test_it_is_remembered_as_the_same_question(client: httpx.Client) -> None:
+def test_it_has_the_same_cache_entry_as_the_plain_body(client: httpx.Client) -> None:
     ask = {"model": "plain", "prompt": "cached", "temperature": 0, "max_tokens": 1}
     client.post("/v1/completions", json=ask)
     assert post(client, "/v1/completions", ask).headers["x-berth-cache"] == "hit"
 
 
-def test_control_routes_read_it_too(client: httpx.Client) -> None:
+def test_control_routes_accept_it_too(client: httpx.Client) -> None:
     spec = {"name": "packed", "model_name": "packed", "engine": "command", "command": command()}
     assert post(client, "/instances?wait=60", spec).status_code == 201
     raw = gzip.compress(b'{"timeout": 77}')
@@ -175,7 +175,7 @@ def test_control_routes_read_it_too(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/instances", "/generate", "/v1/messages"])
-def test_what_cant_be_decoded_is_said_so(client: httpx.Client, berth: BerthProcess, path: str) -> None:
+def test_an_undecodable_body_is_reported(client: httpx.Client, berth: BerthProcess, path: str) -> None:
     unknown = post(client, path, b"xx", "br")
     assert (unknown.status_code, "br" in unknown.json()["error"]["message"]) == (415, True)
     assert unknown.headers["accept-encoding"] == "gzip, deflate"
@@ -186,11 +186,11 @@ def test_what_cant_be_decoded_is_said_so(client: httpx.Client, berth: BerthProce
     broken = post(client, path, b"{}", "deflate")
     assert (broken.status_code, "not valid deflate" in broken.json()["error"]["message"]) == (400, True)
     bomb = post(client, path, bytes(3 * MB))
-    assert (bomb.status_code, "longer than the" in bomb.json()["error"]["message"]) == (413, True)
+    assert (bomb.status_code, "the decoded body exceeds" in bomb.json()["error"]["message"]) == (413, True)
     assert ("type" in bomb.json()) is (path == "/v1/messages")
 
 
-def test_below_proxy_it_passes_as_it_came(client: httpx.Client) -> None:
+def test_below_proxy_it_passes_unchanged(client: httpx.Client) -> None:
     spec = {"name": "a", "model_name": "a", "engine": "command", "command": command()}
     client.post("/instances?wait=60", json=spec).raise_for_status()
     raw = gzip.compress(TEXT)

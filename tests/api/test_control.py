@@ -1,4 +1,4 @@
-"""The control routes of a real Berth, with fake engines: what they answer, and how they refuse."""
+"""The control routes of a real Berth with fake engines: responses and errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RECORD_FIELDS = {
 }  # fmt: skip
 
 
-def test_the_life_of_an_instance(berth: BerthProcess, client: httpx.Client) -> None:
+def test_the_lifecycle_of_an_instance(berth: BerthProcess, client: httpx.Client) -> None:
     created = client.post("/instances", json=fake("life", timeout=120))
     assert created.status_code == 201
     assert created.headers["location"] == "/instances/life"
@@ -99,7 +99,7 @@ def test_the_list_is_filtered(client: httpx.Client) -> None:
     assert error_of(client.get("/instances", params={"status": "asleep"}))["param"] == "status"
 
 
-def test_a_failed_start_is_the_answer_to_who_waits(client: httpx.Client) -> None:
+def test_a_waiting_client_gets_the_failed_start_as_an_error(client: httpx.Client) -> None:
     response = client.post(
         "/instances?wait=30", json=fake("bad", "--fail-with", "no such thing", "--exit-code", "3")
     )
@@ -114,7 +114,7 @@ def test_a_failed_start_is_the_answer_to_who_waits(client: httpx.Client) -> None
     assert "no such thing" in record["error"]["log_tail"]
 
 
-def test_wait_answers_in_time_whatever_the_state(client: httpx.Client) -> None:
+def test_wait_returns_in_time_in_any_state(client: httpx.Client) -> None:
     response = client.post("/instances?wait=0.2", json=fake("slow", "--slow-start", "30"))
     assert response.status_code == 201
     assert response.json()["status"] in ("starting", "health_checking")
@@ -140,7 +140,7 @@ def test_wait_answers_in_time_whatever_the_state(client: httpx.Client) -> None:
         ({"model_name": "m", "env": {"A": 1}}, 422, "env.A", "string"),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_errors_name_the_field(
     client: httpx.Client, body: bytes | dict[str, Any], status: int, param: str | None, says: str
 ) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -182,7 +182,7 @@ def test_more_instances_than_allowed(client: httpx.Client) -> None:
         ("POST", "/proxy/none/v1/completions"),
     ],
 )
-def test_an_instance_that_does_not_exist(client: httpx.Client, method: str, path: str) -> None:
+def test_an_unknown_instance(client: httpx.Client, method: str, path: str) -> None:
     response = client.request(method, path, json={} if method in ("PATCH", "POST") else None)
     assert response.status_code == 404
     assert error_of(response)["code"] == "instance_not_found"
@@ -198,7 +198,7 @@ def test_an_instance_in_the_wrong_state(client: httpx.Client) -> None:
     assert "start" in error_of(response)["message"]
 
 
-def test_no_such_route_and_no_such_method(client: httpx.Client) -> None:
+def test_unknown_routes_and_methods(client: httpx.Client) -> None:
     assert error_of(client.get("/nothing"))["type"] == "not_found_error"
     response = client.put("/instances")
     assert response.status_code == 405
@@ -216,7 +216,7 @@ def test_logs_as_text_and_followed(client: httpx.Client) -> None:
     assert text.text.startswith("listening on")
 
 
-def test_events_tell_every_transition_and_resume(berth: BerthProcess, client: httpx.Client) -> None:
+def test_events_report_every_transition_and_resume(berth: BerthProcess, client: httpx.Client) -> None:
     with client.stream("GET", "/events") as stream:
         starter = threading.Thread(target=_create_elsewhere, args=(berth, "seen"))
         starter.start()
@@ -249,7 +249,7 @@ def _events(stream: httpx.Response, until: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", ["/health", "/nothing", "/instances/none", "/proxy/none/x"])
-def test_every_answer_carries_the_request_id(client: httpx.Client, path: str) -> None:
+def test_every_response_has_the_request_id(client: httpx.Client, path: str) -> None:
     assert client.get(path, headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert len(client.get(path).headers["x-request-id"]) > 8
 

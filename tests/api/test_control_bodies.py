@@ -1,4 +1,4 @@
-"""Bodies and queries of the control routes that no one means well: each is refused by name, none is a 500."""
+"""Invalid bodies and queries of the control routes: each is refused by its field, none causes a 500."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DEEPER = "[" * 100_000 + "]" * 100_000
 DIGITS = "9" * 400
 MORE_DIGITS = "9" * 5000
 
-# Values as JSON text; each is wrong in every field that takes something of its kind.
+# Values as JSON text; each is invalid in every field of its type.
 TEXTS = {
-    "half a character": r'"\ud800"',
-    "half a character within": r'"a\udfffb"',
+    "a lone surrogate": r'"\ud800"',
+    "a lone surrogate within": r'"a\udfffb"',
     "a null": r'"a\u0000b"',
     "900 KB": json.dumps(LONG),
     "1025 bytes": json.dumps("x" * 1025),
@@ -44,12 +44,12 @@ NUMBERS = {
     "not a number": "NaN",
     "infinity": "-Infinity",
     "text": json.dumps(LONG),
-    "half a character": r'"\ud800"',
+    "a lone surrogate": r'"\ud800"',
 }
 WITHIN = {
-    "half a character": r'{"a": "\ud800"}',
-    "half a character in a key": r'{"\udc00": "a"}',
-    "half a character below": r'{"a": {"b": ["\ud800"]}}',
+    "a lone surrogate": r'{"a": "\ud800"}',
+    "a lone surrogate in a key": r'{"\udc00": "a"}',
+    "a lone surrogate below": r'{"a": {"b": ["\ud800"]}}',
     "a null": r'{"a": "\u0000"}',
     "a null in a key": r'{"\u0000": "a"}',
     "900 KB": json.dumps({"a": LONG}),
@@ -66,7 +66,7 @@ WITHIN = {
     "a list": "[1]",
 }
 LISTS = {
-    "half a character": r'["\ud800"]',
+    "a lone surrogate": r'["\ud800"]',
     "a null": r'["a\u0000b"]',
     "900 KB": json.dumps([LONG]),
     "100,000 items": json.dumps(["x"] * 100_000),
@@ -163,14 +163,14 @@ def test_a_bad_field_is_refused_by_name(
     ],
     ids=range(10),
 )
-def test_a_body_that_is_no_object_is_refused(client: httpx.Client, route: str, text: str) -> None:
+def test_a_body_that_is_not_an_object_is_refused(client: httpx.Client, route: str, text: str) -> None:
     answer = send(client, route, text)
     assert answer.status_code in (400, 422), answer.text[:500]
     assert len(answer.content) < 2000
 
 
 @pytest.mark.parametrize("route", sorted({field[0] for field in FIELDS}))
-def test_a_field_of_no_name_is_refused(client: httpx.Client, route: str) -> None:
+def test_a_field_without_a_valid_name_is_refused(client: httpx.Client, route: str) -> None:
     for key in (r'"\ud800"', json.dumps(LONG), r'"\u0000"'):
         answer = send(client, route, "{" + key + ": 1}")
         assert answer.status_code in (400, 422), answer.text[:500]
@@ -209,7 +209,7 @@ def _quoted(value: str) -> str:
 
 
 @pytest.mark.parametrize("path", ["/instances/%s", "/models/%s", "/v1/models/%s", "/proxy/%s/v1/models"])
-def test_a_name_that_can_be_nobodys_is_not_found(client: httpx.Client, path: str) -> None:
+def test_an_impossible_name_is_not_found(client: httpx.Client, path: str) -> None:
     for name in ("%00", "%ff", "%ed%a0%80", "x" * 5000, "%2e%2e", "a%23b"):
         assert client.get(path % name).status_code == 404
 
@@ -217,8 +217,8 @@ def test_a_name_that_can_be_nobodys_is_not_found(client: httpx.Client, path: str
 @pytest.mark.parametrize(
     "name", ["x" * 1000, f"{'x' * 300}/{'y' * 300}", "~nobody-of-that-name/x", "./" + "x" * 999]
 )
-def test_a_strange_name_of_a_model_is_no_fault_of_berths(client: httpx.Client, name: str) -> None:
-    """Longer than a file's name may be, within what a name may have."""
+def test_a_strange_model_name_is_not_berths_error(client: httpx.Client, name: str) -> None:
+    """Longer than a file name may be, but within the limit for names."""
     for engine in ("engine", "vllm", "command"):
         body = {"model_name": name, "engine": engine, "name": "long"}
         if engine == "command":
@@ -230,7 +230,7 @@ def test_a_strange_name_of_a_model_is_no_fault_of_berths(client: httpx.Client, n
     assert client.post("/models/pull", json={"model": name}).status_code in (200, 422)
 
 
-def test_params_at_the_limits_are_the_engines_to_judge(client: httpx.Client) -> None:
+def test_params_within_the_limits_are_checked_by_the_engine(client: httpx.Client) -> None:
     params = {
         "a": {"b": [1, -(2**63), 2**64 - 1, 1e300, None, True, "é\U0001f600"]},
         "x" * 1000: "y" * 60_000,
@@ -240,7 +240,7 @@ def test_params_at_the_limits_are_the_engines_to_judge(client: httpx.Client) -> 
 
 
 @pytest.mark.parametrize("path", ["/a\r\nb: c", "/a b", "/\x7f", "/ä", "//", "/a#b"])
-def test_a_health_path_that_is_none_is_refused(client: httpx.Client, path: str) -> None:
+def test_an_invalid_health_path_is_refused(client: httpx.Client, path: str) -> None:
     answer = client.post("/instances", json={**CREATE, "health_path": path}, params={"wait": 10})
     if path in ("//", "/a#b", "/ä"):
         assert "in Berth itself" not in answer.text
@@ -249,8 +249,8 @@ def test_a_health_path_that_is_none_is_refused(client: httpx.Client, path: str) 
     check_refusal(answer, "health_path")
 
 
-def test_what_is_at_the_limits_is_taken(client: httpx.Client) -> None:
-    """No refusal: it works, or it is the engine's to judge."""
+def test_values_at_the_limits_are_accepted(client: httpx.Client) -> None:
+    """Assert that Berth does not refuse it: it works, or the engine decides."""
     body = {
         **CREATE,
         "env": {"LONG": "x" * 60_000},
@@ -276,7 +276,7 @@ def test_what_is_at_the_limits_is_taken(client: httpx.Client) -> None:
         json.dumps("1h" * 100_000 + "x"),
     ],
 )
-def test_a_keep_alive_that_is_no_time_is_refused(client: httpx.Client, text: str) -> None:
+def test_a_keep_alive_that_is_not_a_duration_is_refused(client: httpx.Client, text: str) -> None:
     body = '{"model": "fake", "prompt": "a", "max_tokens": 1, "keep_alive": ' + text + "}"
     answer = send(client, "POST /v1/completions", body)
     assert answer.status_code == 400, answer.text[:300]

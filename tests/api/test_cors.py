@@ -1,4 +1,4 @@
-"""Pages of other origins: those that ALLOWED_ORIGINS names can use Berth, all others as little as ever."""
+"""Pages of other origins: those in ALLOWED_ORIGINS can use Berth, all others get nothing more."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def allowing(*allowed: str) -> Any:
 
 
 async def opinionated(wire: Wire) -> None:
-    """An engine that has CORS headers of its own, as vLLM has."""
+    """An engine with its own CORS headers, like vLLM."""
     own = ("Access-Control-Allow-Origin: *", "Access-Control-Allow-Credentials: true", "Vary: Accept")
     while True:
         head, _ = await wire.read_message()
@@ -87,7 +87,7 @@ async def opinionated(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("target", ["/proxy/one/x", "/proxy/one/stream", "/proxy/none/x", "/control"])
-async def test_every_answer_is_readable_to_allowed_pages_alone(target: str) -> None:
+async def test_responses_are_readable_only_for_allowed_pages(target: str) -> None:
     async with upstream(opinionated) as engine, berth(engine, behind=allowing(PAGE)) as front:
         wire = await front.connect()
         for _ in range(3):  # the second's head is known
@@ -106,7 +106,7 @@ async def test_every_answer_is_readable_to_allowed_pages_alone(target: str) -> N
         await wire.close()
 
 
-async def test_what_no_page_asks_for_is_left_alone() -> None:
+async def test_requests_without_an_origin_are_left_alone() -> None:
     async with upstream(opinionated) as engine, berth(engine, behind=allowing(PAGE)) as front:
         for _ in range(2):
             head, _ = await front.ask(request())
@@ -114,20 +114,20 @@ async def test_what_no_page_asks_for_is_left_alone() -> None:
             assert head.all(b"vary") == [b"Accept"]
 
 
-async def test_with_a_star_the_answer_is_a_star() -> None:
+async def test_with_a_star_the_response_has_a_star() -> None:
     async with upstream(opinionated) as engine, berth(engine, behind=allowing("*")) as front:
         head, _ = await front.ask(request("/proxy/one/x", "Origin: " + OTHER))
     assert head.all(b"access-control-allow-origin") == [b"*"]
     assert head.all(b"vary") == [b"Accept"]
 
 
-async def test_without_the_setting_an_engines_own_word_goes_on() -> None:
+async def test_without_the_setting_an_engines_own_headers_pass() -> None:
     async with upstream(opinionated) as engine, berth(engine) as front:
         head, _ = await front.ask(request("/proxy/one/x", "Origin: " + OTHER))
     assert head.all(b"access-control-allow-origin") == [b"*"]
 
 
-# Who is let in without a key.
+# Access without a key.
 
 
 def may_begin(
@@ -137,7 +137,7 @@ def may_begin(
     return AccessControl(Yes(), keys, origins=origins).begin(scope, b"", None, None)  # type: ignore[arg-type]
 
 
-def test_a_page_that_is_named_may_use_models_without_a_key_and_steer_nothing() -> None:
+def test_an_allowed_page_may_use_models_without_a_key_and_nothing_else() -> None:
     named, page = Origins([PAGE]), [HOST, (b"origin", PAGE.encode())]
     assert may_begin(named, "/v1/completions", page)
     assert may_begin(named, "/proxy/a/v1/completions", page)
@@ -157,13 +157,13 @@ def test_a_page_that_is_named_may_use_models_without_a_key_and_steer_nothing() -
         ([HOST, (b"origin", PAGE.encode()), (b"origin", OTHER.encode())], LOCAL),
     ],
 )
-def test_all_else_is_as_strict_as_ever(headers: RawHeaders, client: Any) -> None:
+def test_other_rules_are_as_strict_as_before(headers: RawHeaders, client: Any) -> None:
     named = Origins([PAGE])
     assert not may_begin(named, "/v1/completions", headers, client)
     assert not may_begin(None, "/v1/completions", [HOST, (b"origin", PAGE.encode())])
 
 
-def test_with_keys_a_page_brings_one() -> None:
+def test_with_keys_a_page_needs_one() -> None:
     page = [HOST, (b"origin", PAGE.encode())]
     keys = Keys(inference=("user-key",))
     assert not may_begin(Origins(["*"]), "/v1/completions", page, keys=keys)
@@ -211,23 +211,23 @@ def preflight(client: httpx.Client, path: str, origin: str = PAGE, method: str =
 def test_a_preflight_needs_no_key(client: httpx.Client, whole_berth: BerthProcess, path: str) -> None:
     answer = preflight(client, path, method="DELETE")
     assert (answer.status_code, answer.content) == (204, b"")
-    told = answer.headers
-    assert told["access-control-allow-origin"] == PAGE
-    assert "DELETE" in told["access-control-allow-methods"].split(", ")
-    assert told["access-control-allow-headers"] == "authorization,x-api-key"
-    assert int(told["access-control-max-age"]) > 0
-    assert "origin" in told["vary"]
-    assert told["x-request-id"] in whole_berth.output()
+    headers = answer.headers
+    assert headers["access-control-allow-origin"] == PAGE
+    assert "DELETE" in headers["access-control-allow-methods"].split(", ")
+    assert headers["access-control-allow-headers"] == "authorization,x-api-key"
+    assert int(headers["access-control-max-age"]) > 0
+    assert "origin" in headers["vary"]
+    assert headers["x-request-id"] in whole_berth.output()
 
 
-def test_a_preflight_of_another_page_is_refused_as_ever(client: httpx.Client) -> None:
+def test_a_preflight_of_another_page_is_refused(client: httpx.Client) -> None:
     answer = preflight(client, "/v1/chat/completions", OTHER)
     assert answer.status_code == 401
     assert "access-control-allow-origin" not in answer.headers
     assert client.options("/v1/chat/completions", headers={"Origin": PAGE}).status_code == 401, "no preflight"
 
 
-def test_a_local_page_is_asked_whether_it_may_reach_the_private_network(client: httpx.Client) -> None:
+def test_private_network_access_is_granted_in_the_preflight(client: httpx.Client) -> None:
     headers = {
         "Origin": "http://localhost:3000",
         "Access-Control-Request-Method": "GET",
@@ -238,13 +238,13 @@ def test_a_local_page_is_asked_whether_it_may_reach_the_private_network(client: 
 
 
 def of_page(answer: httpx.Response) -> int:
-    """The status of an answer that a page can read."""
+    """The status of a response, asserting that a page can read it."""
     assert answer.headers.get_list("access-control-allow-origin") == [PAGE]
     assert answer.headers.get_list("x-request-id")
     return answer.status_code
 
 
-def test_answers_errors_and_streams_are_readable(client: httpx.Client) -> None:
+def test_responses_errors_and_streams_are_readable(client: httpx.Client) -> None:
     page = {"Origin": PAGE}
     known = {**page, "Authorization": "Bearer user-key"}
     ask = {"model": "plain", "prompt": "a", "max_tokens": 2}
@@ -262,7 +262,7 @@ def test_answers_errors_and_streams_are_readable(client: httpx.Client) -> None:
     assert of_page(client.post("/v1/completions", content=long, headers=known)) == 413
 
 
-def test_a_stream_that_waits_and_events_are_readable(client: httpx.Client) -> None:
+def test_waiting_streams_and_events_are_readable(client: httpx.Client) -> None:
     headers = {"Origin": PAGE, "Authorization": "Bearer admin-key"}
     body = {"model": "slow", "prompt": "a", "stream": True}
     with client.stream("POST", "/v1/completions", json=body, headers=headers) as answer:

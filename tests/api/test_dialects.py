@@ -1,4 +1,4 @@
-"""Errors at Berth's own door, in the words of the API that was asked for: Anthropic's below /v1/messages."""
+"""Errors of Berth itself in the format of the requested API: Anthropic's below /v1/messages."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def anyio_backend() -> Any:
         (b"", False),
     ],
 )
-def test_the_path_tells_the_dialect(target: bytes, expected: bool) -> None:
+def test_the_path_determines_the_dialect(target: bytes, expected: bool) -> None:
     assert speaks_anthropic(target) is expected
 
 
-def test_an_error_has_the_same_type_at_the_door_and_at_the_engine() -> None:
+def test_an_error_has_the_same_type_in_berth_and_in_the_engine() -> None:
     for status in (400, 401, 404, 405, 413, 415, 429, 500, 503):
         assert anthropic_type(status) == _ANTHROPIC_TYPES.get(status, "invalid_request_error"), status  # type: ignore[call-overload]
     assert {anthropic_type(status) for status in (400, 405, 408, 409, 415, 422, 431)} == {
@@ -59,14 +59,14 @@ def test_an_error_has_the_same_type_at_the_door_and_at_the_engine() -> None:
     assert (anthropic_type(502), anthropic_type(504)) == ("api_error", "timeout_error")
 
 
-def test_what_was_asked_of_openais_api_stays_as_it_is() -> None:
+def test_errors_of_openais_api_are_unchanged() -> None:
     error = api_error(404, "none", "not_found_error")
     assert in_dialect(error, b"/v1/completions", b"r") is error
     assert error_event(b'{"a":\n1}', b"/v1/completions") == b'data: {"a": 1}\n\n'
 
 
 def read(answer: httpx.Response) -> tuple[int, str, str]:
-    """Status, type and message of an error in Anthropic's shape."""
+    """Status, type and message of an error in Anthropic's format."""
     body = answer.json()
     check(body, answer.headers["x-request-id"])
     assert answer.headers["request-id"] == answer.headers["x-request-id"]
@@ -79,10 +79,10 @@ def check(body: dict[str, Any], request_id: str) -> None:
     assert (body["type"], body["request_id"]) == ("error", request_id)
 
 
-# The data plane, where the engine fails.
+# The data plane with a failing engine.
 
 
-async def test_a_stream_that_breaks_ends_with_anthropics_event() -> None:
+async def test_a_broken_stream_ends_with_anthropics_event() -> None:
     event = b'event: ping\ndata: {"type": "ping"}\n\n'
 
     async def script(wire: Wire) -> None:
@@ -100,18 +100,18 @@ async def test_a_stream_that_breaks_ends_with_anthropics_event() -> None:
             assert await wire.read_chunk() == event
             last = await wire.read_chunk()
             assert last.startswith(name + b"data: {") and last.endswith(b"}\n\n")
-            told = json.loads(last.removeprefix(name).removeprefix(b"data: "))
+            error_event = json.loads(last.removeprefix(name).removeprefix(b"data: "))
             if name:
-                check(told, "r1")
-                assert told["error"]["type"] == "api_error"
+                check(error_event, "r1")
+                assert error_event["error"]["type"] == "api_error"
             else:
-                assert told["error"]["code"] == "engine_disconnected"
+                assert error_event["error"]["code"] == "engine_disconnected"
             with pytest.raises(asyncio.IncompleteReadError):
                 await wire.read_chunk()
             await wire.close()
 
 
-async def test_an_engine_that_breaks_off_and_a_queue_that_is_full() -> None:
+async def test_a_broken_engine_and_a_full_queue() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_message()
 
@@ -130,7 +130,7 @@ async def test_an_engine_that_breaks_off_and_a_queue_that_is_full() -> None:
             assert head.all(b"request-id") == [b"r1"]
 
 
-async def test_an_engines_own_error_goes_on_as_it_is() -> None:
+async def test_an_engines_own_error_is_passed_on_unchanged() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(response(b'{"detail": "Not Found"}', status="404 Not Found"))
@@ -190,7 +190,7 @@ def test_an_unknown_model_or_instance(user: httpx.Client) -> None:
     assert (status, kind) == (404, "not_found_error")
 
 
-def test_wrong_bodies(user: httpx.Client) -> None:
+def test_invalid_bodies(user: httpx.Client) -> None:
     for body in (b"{", b"[]", b'{"model": 3}', b"{}"):
         status, kind, _ = read(user.post("/v1/messages", content=body))
         assert (status, kind) == (400, "invalid_request_error"), body
@@ -200,7 +200,7 @@ def test_wrong_bodies(user: httpx.Client) -> None:
         assert (status, kind) == (413, "request_too_large") and "MAX_BODY_MB" in message
 
 
-def test_a_wrong_key_one_for_other_models_and_one_that_asks_too_often(whole_berth: BerthProcess) -> None:
+def test_a_wrong_key_a_key_for_other_models_and_a_rate_limited_key(whole_berth: BerthProcess) -> None:
     with client_of(whole_berth, "wrong") as stranger:
         for path in ("/v1/messages", "/proxy/a/v1/messages", "/v1/messages/count_tokens"):
             assert read(ask(stranger, "plain", path))[:2] == (401, "authentication_error")
@@ -226,13 +226,13 @@ def test_a_failed_start_of_a_stream_that_waited(user: httpx.Client) -> None:
     _, _, event = text.rpartition(": waiting for the model\n\n")
     name, data, end = event.split("\n", 2)
     assert (name, end) == ("event: error", "\n")
-    told = json.loads(data.removeprefix("data: "))
-    check(told, answer.headers["x-request-id"])
+    event = json.loads(data.removeprefix("data: "))
+    check(event, answer.headers["x-request-id"])
     assert answer.headers["request-id"] == answer.headers["x-request-id"]
-    assert "out_of_memory" in told["error"]["message"]
+    assert "out_of_memory" in event["error"]["message"]
 
 
-def test_anthropics_client_understands(whole_berth: BerthProcess) -> None:
+def test_anthropics_client_understands_the_errors(whole_berth: BerthProcess) -> None:
     def client(key: str) -> anthropic.Anthropic:
         return anthropic.Anthropic(base_url=whole_berth.url, api_key=key, max_retries=0)
 

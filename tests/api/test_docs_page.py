@@ -1,4 +1,4 @@
-"""`/docs`: every route there is, and nothing that a browser would have to fetch from elsewhere."""
+"""`/docs`: all routes on one page, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from api.protocols.registry import load_protocols
 from tests.berth_process import running_berth
 
 PLUGIN = "docs.examples.alpaca:AlpacaProtocol"
-# What makes a browser ask for something, or go somewhere.
+# Elements that make a browser load something or follow a link.
 REFERRING = {"src", "href", "srcset", "action", "formaction", "data", "poster", "background", "ping", "cite"}
 
 
@@ -61,8 +61,8 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Res
         yield client.get("/docs"), client.get("/openapi.json").json()
 
 
-def test_every_route_is_there(answer: tuple[httpx.Response, dict[str, Any]]) -> None:
-    """Those of the control plane, and all that the dispatcher hands to engines."""
+def test_every_route_is_on_the_page(answer: tuple[httpx.Response, dict[str, Any]]) -> None:
+    """The control plane's routes, and those that the dispatcher forwards to engines."""
     response, document = answer
     assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     shown = re.findall(r"<summary><b>(\w+)</b><code>([^<]+)</code>", response.text)
@@ -91,7 +91,7 @@ def test_every_route_is_there(answer: tuple[httpx.Response, dict[str, Any]]) -> 
     assert len(set(ids)) == len(ids)
 
 
-def test_nothing_is_fetched_from_anywhere(answer: tuple[httpx.Response, dict[str, Any]]) -> None:
+def test_the_page_loads_nothing(answer: tuple[httpx.Response, dict[str, Any]]) -> None:
     page = Page(answer[0].text)
     assert page.tags.isdisjoint({"script", "iframe", "object", "embed", "base", "form", "img"})
     assert page.handlers == []
@@ -105,19 +105,19 @@ def test_nothing_is_fetched_from_anywhere(answer: tuple[httpx.Response, dict[str
     assert "http" not in policy and "unsafe" not in policy
 
 
-def test_its_policy_lets_its_own_style_in(answer: tuple[httpx.Response, dict[str, Any]]) -> None:
+def test_its_policy_allows_its_own_style(answer: tuple[httpx.Response, dict[str, Any]]) -> None:
     response = answer[0]
     [style] = re.findall(r"<style>(.*?)</style>", response.text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert f"style-src 'sha256-{digest}'" in response.headers["content-security-policy"]
 
 
-def test_pages_of_other_hosts_are_gone(tmp_path: Any) -> None:
+def test_fastapis_own_pages_are_disabled(tmp_path: Any) -> None:
     with running_berth(tmp_path) as berth, berth.client() as client:
         assert client.get("/redoc").status_code == 404
 
 
-def test_what_stands_in_the_document_cant_become_markup() -> None:
+def test_text_of_the_document_is_escaped() -> None:
     evil = "<script>alert(1)</script>`<b>`"
     operation = {
         "summary": evil,
@@ -144,5 +144,5 @@ def test_what_stands_in_the_document_cant_become_markup() -> None:
         ({"enum": ["a", "b"]}, '"a" | "b"'),
     ],
 )
-def test_types_are_told_in_few_words(schema: dict[str, Any], words: str) -> None:
+def test_types_are_described_briefly(schema: dict[str, Any], words: str) -> None:
     assert describe(schema) == words

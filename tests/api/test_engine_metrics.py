@@ -1,4 +1,4 @@
-"""Fetching engines' metrics: whatever one does, it costs the time-out at most and harms no other."""
+"""Fetching engines' metrics: a bad engine costs at most the time-out and affects no other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def target(port: int, name: str = "one") -> EngineTarget:
 
 @asynccontextmanager
 async def engine(*pieces: bytes, drip_s: float = 0.0, asked: list[bytes] | None = None) -> AsyncIterator[int]:
-    """A server that answers with `pieces`, `drip_s` apart; its port."""
+    """A server that responds with `pieces`, `drip_s` apart; yields its port."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -65,20 +65,20 @@ async def test_the_engine_s_own_key_is_sent() -> None:
         ((), ScrapeFailure.UNREACHABLE),
     ],
 )
-async def test_what_is_no_answer_is_told_apart(pieces: tuple[bytes, ...], failure: ScrapeFailure) -> None:
+async def test_failures_are_distinguished(pieces: tuple[bytes, ...], failure: ScrapeFailure) -> None:
     async with engine(*pieces) as bad, engine(GOOD) as good:
         scrapes = await scrape_engines([target(bad), target(good, "two")], timeout_s=30.0, max_bytes=8000)
     assert [scrape.failure for scrape in scrapes] == [failure, None]
 
 
-async def test_nobody_listens() -> None:
+async def test_an_unreachable_engine() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         (scrape,) = await scrape_engines([target(probe.getsockname()[1])], timeout_s=30.0)
     assert scrape.failure is ScrapeFailure.UNREACHABLE
 
 
-async def test_the_time_out_is_for_the_whole_answer_and_all_are_asked_at_once() -> None:
+async def test_the_time_out_covers_the_whole_response_and_requests_are_concurrent() -> None:
     drip = [HEAD + b"\r\n", *[b"x 1\n"] * 600]
     async with engine(*drip, drip_s=0.05) as slow:
         targets = [target(slow, f"i{number}") for number in range(8)]

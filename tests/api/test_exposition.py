@@ -1,4 +1,4 @@
-"""Merging metrics pages: whatever comes in, what goes out is read by Prometheus's own parser."""
+"""Merging metrics pages: for any input, the output is readable by Prometheus's own parser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ plain 7 1700000000000
 
 
 def families(page: Exposition) -> dict[str, Metric]:
-    """As the parser reads it; each family may come only once."""
+    """The families as the parser reads them; each may occur only once."""
     text = page.render()
     assert [line for line in text.splitlines() if line.startswith("# TYPE")] == list(
         dict.fromkeys(line for line in text.splitlines() if line.startswith("# TYPE"))
@@ -39,7 +39,7 @@ def families(page: Exposition) -> dict[str, Metric]:
     return by_name
 
 
-def test_families_of_many_pages_come_once() -> None:
+def test_families_of_several_pages_occur_once() -> None:
     page = Exposition()
     assert page.add(ONE, {"instance": "a"}) == 0
     assert page.add(ONE, {"instance": "b"}) == 0
@@ -59,7 +59,7 @@ def test_families_of_many_pages_come_once() -> None:
     assert merged["up"].documentation == "Whether it is."
 
 
-def test_the_embedded_engine_s_page_is_taken_whole() -> None:
+def test_the_embedded_engines_page_is_taken_whole() -> None:
     engine = Metrics("m", lambda: EngineStats(cache_config={"block_size": "16"}))
     engine.expect_lengths(100)
     engine.observe_end("length", end_to_end_s=1.0, decode_s=0.5)
@@ -71,18 +71,18 @@ def test_the_embedded_engine_s_page_is_taken_whole() -> None:
     (info,) = merged["vllm:cache_config_info"].samples
     assert (info.value, info.labels["block_size"], info.labels["instance"]) == (1, "16", "a")
     for name, value in (("request_prompt_tokens", 7), ("request_generation_tokens", 2)):
-        told = {sample.name: sample.value for sample in merged[f"vllm:{name}"].samples}
-        assert told[f"vllm:{name}_sum"] == value
+        values = {sample.name: sample.value for sample in merged[f"vllm:{name}"].samples}
+        assert values[f"vllm:{name}_sum"] == value
 
 
-def test_a_label_of_the_same_name_steps_aside() -> None:
+def test_a_label_of_the_same_name_is_renamed() -> None:
     page = Exposition()
     page.add('x{instance="own",le="1"} 1\n', {"instance": "a"})
     (sample,) = families(page)["x"].samples
     assert sample.labels == {"instance": "a", "exported_instance": "own", "le": "1"}
 
 
-def test_values_are_escaped_and_stay_as_they_were() -> None:
+def test_values_are_escaped_and_unchanged() -> None:
     page = Exposition()
     page.add(r'x{own="a\"}\\ 1\nb"} 1', {"instance": 'q"\\\n}'})
     (sample,) = families(page)["x"].samples
@@ -108,13 +108,13 @@ def test_values_are_escaped_and_stay_as_they_were() -> None:
         'x{} 1 # {trace_id="1"} 1',
     ],
 )
-def test_what_is_no_valid_sample_is_left_out_and_counted(line: str) -> None:
+def test_invalid_samples_are_left_out_and_counted(line: str) -> None:
     page = Exposition()
     assert page.add(f"good 1\n{line}\nalso_good 2\n", {"instance": "a"}) == 1
     assert set(families(page)) == {"good", "also_good"}
 
 
-def test_a_type_that_others_contradict_is_left_out() -> None:
+def test_a_contradicting_type_is_left_out() -> None:
     page = Exposition()
     page.add("# TYPE x gauge\nx 1\n# TYPE y histogram\ny_count 1\ny_sum 1\n", {"instance": "a"})
     assert page.add("# TYPE x counter\nx 2\ny_count 3\nz 1\n", {"instance": "b"}) == 2
@@ -123,7 +123,7 @@ def test_a_type_that_others_contradict_is_left_out() -> None:
     assert set(merged) == {"x", "y", "z"}
 
 
-def test_a_sample_that_comes_twice_counts_once() -> None:
+def test_a_duplicate_sample_counts_once() -> None:
     page = Exposition()
     assert page.add('x{a="1"} 1\nx{a="1"} 2\n', {"instance": "a"}) == 1
     assert [sample.value for sample in families(page)["x"].samples] == [1]
@@ -139,7 +139,7 @@ def test_a_sample_that_comes_twice_counts_once() -> None:
         max_size=12,
     )
 )
-def test_whatever_comes_in_what_goes_out_is_valid(lines: list[str]) -> None:
+def test_the_output_is_valid_for_any_input(lines: list[str]) -> None:
     page = Exposition()
     page.add("\n".join(lines), {"instance": "1"})
     page.add("\n".join(reversed(lines)), {"instance": "2"})
@@ -152,7 +152,7 @@ def test_whatever_comes_in_what_goes_out_is_valid(lines: list[str]) -> None:
     "line",
     [
         "a \u0661\u0662\u0663",  # digits, and no number
-        "a 1e9999",  # more than a double holds: an error to who reads it
+        "a 1e9999",  # exceeds a double: an error for parsers
         "a " + "1" * 400,
         "a 0x10",
         "a 1_000",
@@ -171,13 +171,13 @@ def test_a_line_that_would_break_the_page_is_left_out(line: str) -> None:
     assert page.render() == "# TYPE good untyped\ngood 1\n"
 
 
-def test_help_is_made_fit_to_stand_in_a_line() -> None:
+def test_help_is_made_valid_for_one_line() -> None:
     page = Exposition()
     page.add("# HELP a c:\\dir \\n \\\\ \x1b[2J\x00end\\\na 1\n", {})
     assert page.render().splitlines()[0] == r"# HELP a c:\\dir \n \\  [2J end\\"
 
 
-def test_many_long_lines_hold_nobody_up() -> None:
+def test_many_long_lines_are_fast() -> None:
     page = Exposition()
     began = time.monotonic()
     lines = ['a{b="' + "x" * 1_000_000, "a{" * 500_000, 'a{b="c",' * 200_000, "# HELP a " + "\\" * 1_000_000]

@@ -1,4 +1,4 @@
-"""Why an engine failed: admins read its log, keys for requests read class and id."""
+"""Why an engine failed: admins get its log, request keys only class and id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def berth_with_a_model_that_fails(folder: Path, **settings: str) -> Any:
 
 
 def bodies(berth: BerthProcess, key: str) -> dict[str, str]:
-    """What is answered, by all ways to an engine that can't be started."""
+    """The responses of all routes to an engine that can't be started."""
     asked: list[tuple[str, str, dict[str, Any] | None]] = [
         ("POST", "/v1/chat/completions", CHAT | {"model": "failing"}),
         ("POST", "/v1/chat/completions", CHAT | {"model": "failing", "stream": True}),
@@ -49,7 +49,7 @@ def make_bad(berth: BerthProcess, headers: dict[str, str]) -> None:
     assert made.status_code == 503 and SECRET in made.text
 
 
-def test_a_key_for_requests_reads_no_log_line(tmp_path: Path) -> None:
+def test_a_request_key_gets_no_log_line(tmp_path: Path) -> None:
     with berth_with_a_model_that_fails(tmp_path, **KEYS) as berth:
         make_bad(berth, {"authorization": "Bearer admin-key"})
         public = bodies(berth, "user-key")
@@ -61,14 +61,14 @@ def test_a_key_for_requests_reads_no_log_line(tmp_path: Path) -> None:
     assert all(SECRET in whole[name] for name in whole if "POST" in name), whole
 
 
-def test_without_keys_this_machines_callers_read_it(tmp_path: Path) -> None:
+def test_without_keys_local_callers_get_the_log(tmp_path: Path) -> None:
     with berth_with_a_model_that_fails(tmp_path) as berth:
         make_bad(berth, {})
         whole = bodies(berth, "any")
     assert all(SECRET in whole[name] for name in whole if "POST" in name), whole
 
 
-def test_who_waits_for_a_start_that_fails_reads_none(tmp_path: Path) -> None:
+def test_a_request_key_that_waits_for_a_failing_start_gets_none(tmp_path: Path) -> None:
     late = ["/bin/sh", "-c", f"sleep 1; echo {SECRET}; exit 1"]
     with running_berth(tmp_path, **KEYS) as berth, berth.client() as client:
         spec = {"name": "late", "model_name": "late", "engine": "command", "command": late}

@@ -1,4 +1,4 @@
-"""A model that is asked for between being sent to sleep and sleeping."""
+"""Requests for a model that is being put to sleep."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def eventually(is_so: Callable[[], Any]) -> None:
 
 @contextmanager
 def streaming(client: httpx.Client) -> Iterator[None]:
-    """A stream, which ends with the block. What is sent to sleep waits for it."""
+    """A stream that ends with the block; an engine being put to sleep waits for it."""
     with client.stream("POST", "/v1/completions", json=LONG) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data:")
@@ -61,7 +61,7 @@ def waits(client: httpx.Client) -> bool:
     return any(float(number) for number in found)
 
 
-def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(client: httpx.Client) -> None:
+def test_a_request_during_falling_asleep_gets_the_same_replica(client: httpx.Client) -> None:
     (record,) = replicas(client, "berth-demo")
     with ThreadPoolExecutor(2) as pool:
         with streaming(client):
@@ -73,8 +73,8 @@ def test_who_asks_while_a_model_falls_asleep_gets_the_same_replica(client: httpx
     assert [one["pid"] for one in replicas(client, "berth-demo")] == [record["pid"]]
 
 
-def test_to_be_read_keeps_no_engine_from_falling_asleep(client: httpx.Client) -> None:
-    """A page elsewhere could keep it awake else."""
+def test_reads_do_not_keep_an_engine_from_falling_asleep(client: httpx.Client) -> None:
+    """Otherwise another site's page could keep it awake."""
     (record,) = replicas(client, "berth-demo")
     own = f"/proxy/{record['instance_id']}"
     with ThreadPoolExecutor(1) as pool:
@@ -89,8 +89,10 @@ def test_to_be_read_keeps_no_engine_from_falling_asleep(client: httpx.Client) ->
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_who_waits_for_room_is_served_before_it_sleeps(client: httpx.Client, method: str) -> None:
-    """Nobody would wake it for them."""
+def test_a_request_that_waits_for_capacity_is_served_before_the_sleep(
+    client: httpx.Client, method: str
+) -> None:
+    """Nothing would wake it for them."""
     (record,) = replicas(client, "berth-demo")
     path = "models" if method == "GET" else "completions"
     with ThreadPoolExecutor(2) as pool:

@@ -1,4 +1,4 @@
-"""The short way of short requests: when it is taken, and that a request leaves it in the state it is in."""
+"""The fast path of short requests: when it is taken, and that leaving it keeps the request's state."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_short_request_needs_no_task(served: list[str]) -> None:
 
 
 @pytest.mark.parametrize("target", ["slow", "parts"])
-async def test_what_is_slow_or_comes_in_parts_gets_one(target: str, served: list[str]) -> None:
+async def test_a_slow_or_chunked_response_gets_a_task(target: str, served: list[str]) -> None:
     async with upstream(echo) as engine, berth(engine) as front:
         await post(front, "first")
         assert await post(front, target) == b"hello"
@@ -74,7 +74,7 @@ async def test_what_is_slow_or_comes_in_parts_gets_one(target: str, served: list
     assert served == ["/first", f"/{target}"]
 
 
-async def test_one_that_may_be_repeated_is_repeated_there(served: list[str]) -> None:
+async def test_an_idempotent_request_is_retried_in_a_task(served: list[str]) -> None:
     num_breaks = 0
 
     async def script(wire: Wire) -> None:
@@ -110,7 +110,7 @@ async def test_pipelined_requests_keep_their_order(served: list[str]) -> None:
         await wire.close()
 
 
-async def test_a_client_that_leaves_in_the_meantime_is_noticed() -> None:
+async def test_a_disconnect_is_noticed() -> None:
     closed = asyncio.Event()
 
     async def script(wire: Wire) -> None:

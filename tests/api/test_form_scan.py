@@ -1,4 +1,4 @@
-"""The field `model` of a multipart form: found wherever and however it is written, or refused."""
+"""The field `model` of a multipart form: found in any position and spelling, or refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scan(body: bytes, piece: int = 1 << 20) -> FormScanner:
         b'Content-Disposition: form-data;\r\n name="model"\r\n\r\n',
     ],
 )
-def test_it_is_found_however_it_is_written_and_wherever_it_stands(head: bytes, piece: int) -> None:
+def test_it_is_found_in_any_spelling_and_position(head: bytes, piece: int) -> None:
     before = form(FILE + b"\r\n--a \r\n--a" * 50, b"\r\nno headers", end=b"")
     name = "модель 'x'"
     scanner = scan(b"preamble\r\n" + before + form(head + name.encode(), FILE), piece)
@@ -45,14 +45,14 @@ def test_it_is_found_however_it_is_written_and_wherever_it_stands(head: bytes, p
     assert scanner.is_complete
 
 
-def test_it_says_where_the_name_is() -> None:
+def test_the_position_of_the_name_is_reported() -> None:
     body = form(FILE, PLAIN + b"tiny")
     found = scan(body).model
     assert found is not None
     assert body[found.start : found.end] == b"tiny"
 
 
-def test_a_form_without_it_has_none_once_it_is_complete() -> None:
+def test_a_complete_form_without_it_has_no_model() -> None:
     whole = form(FILE + PLAIN, b'Content-Disposition: form-data; name="models"\r\n\r\nx')
     assert (scan(whole).model, scan(whole).is_complete) == (None, True)
     assert not scan(whole[:-6]).is_complete
@@ -70,7 +70,7 @@ def test_a_form_without_it_has_none_once_it_is_complete() -> None:
         (PLAIN + b"a\r\n--a b\r\n" + PLAIN + b"b", "more than once, as 'a' and as 'b'"),
     ],
 )
-def test_what_can_be_read_in_two_ways_is_refused(part: bytes, message: str) -> None:
+def test_ambiguous_forms_are_refused(part: bytes, message: str) -> None:
     with pytest.raises(InvalidForm, match=message):
         scan(form(part), piece=100)
 
@@ -81,8 +81,8 @@ def test_a_form_needs_a_boundary(content_type: bytes) -> None:
         FormScanner(content_type)
 
 
-def test_it_takes_time_by_the_bytes_and_keeps_next_to_none_of_them() -> None:
-    """Of 40 MB that look like boundaries all the time."""
+def test_it_takes_linear_time_and_constant_memory() -> None:
+    """A form of 40 MB of almost-boundaries."""
     piece = b"\r\n--a " * 10_000
     scanner = FormScanner(TYPE)
     tracemalloc.start()

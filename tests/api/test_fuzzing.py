@@ -28,7 +28,7 @@ NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "16"))
 IS_LONG = NUM_EXAMPLES > 100
 ENDLESS = {"/events"}
 MAX_WAIT_S = 0.2
-# The one 5xx that is an honest answer: this model can't be had now, and the code says why.
+# The only legitimate 5xx: the model is unavailable now, and the code says why.
 HONEST = {"instance_failed", "instance_starting", "no_capacity"}
 
 FEW = settings(
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.timeout(36000 if IS_LONG else 600)
 
 
 def document() -> dict[str, Any]:
-    """What Berth says of its control routes."""
+    """Berth's description of its control routes."""
     app = FastAPI()
     for router in ROUTERS:
         app.include_router(router)
@@ -63,7 +63,7 @@ def questions() -> list[tuple[str, str, GenerationMode]]:
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    """With an instance `a`, a hub that has next to nothing, and no model that would take long to start."""
+    """With an instance `a`, a nearly empty hub, and no model that starts slowly."""
     folder = tmp_path_factory.mktemp("fuzzing")
     (folder / "models").mkdir()
     with running_hub() as hub:
@@ -93,7 +93,7 @@ def create(berth: BerthProcess) -> None:
 
 
 def made_harmless(case: Any, known: bool) -> None:
-    """No command that chance has made up is run, nothing is waited for long; some name what there is."""
+    """Never run random commands or wait long; some requests use existing names."""
     if isinstance(case.body, dict) and isinstance(case.body.get("command"), list):
         case.body["command"] = command()
     wait = (case.query or {}).get("wait")
@@ -107,7 +107,7 @@ def made_harmless(case: Any, known: bool) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), questions(), ids=lambda one: getattr(one, "value", one))
-def test_nothing_that_may_be_asked_breaks_berth(
+def test_no_request_within_or_outside_the_schema_breaks_berth(
     berth: BerthProcess, method: str, path: str, mode: GenerationMode
 ) -> None:
     schema = schemathesis.openapi.from_dict(document())
@@ -131,7 +131,7 @@ def test_nothing_that_may_be_asked_breaks_berth(
     ask()
 
 
-def test_what_is_fuzzed_is_what_is_served(berth: BerthProcess) -> None:
+def test_all_served_routes_are_fuzzed(berth: BerthProcess) -> None:
     with berth.client() as client:
         served = client.get("/openapi.json").json()["paths"]
     forwarded = with_forwarded({"paths": {}}, ["/generate"])["paths"]
@@ -187,7 +187,7 @@ def test_no_request_line_header_or_body_breaks_berth(berth: BerthProcess) -> Non
 def send(
     port: int, method: str, target: str, headers: list[tuple[str, str]], body: bytes
 ) -> tuple[int, bytes]:
-    """One request as it stands; 0 where the server only closed the connection."""
+    """Send one raw request; 0 if the server only closed the connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     lines = [f"{method} {target} HTTP/1.1", f"host: 127.0.0.1:{port}", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers]

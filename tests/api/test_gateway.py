@@ -1,4 +1,4 @@
-"""Models by name, through a real Berth: started when asked for, shared, displaced, put to sleep and woken."""
+"""Models by name, through a real Berth: started on request, shared, evicted, put to sleep and woken."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def replicas(client: httpx.Client, model: str) -> list[dict[str, Any]]:
     return [record for record in records if record["profile"] == model]
 
 
-def test_a_model_is_started_when_it_is_asked_for_by_name_or_alias(client: httpx.Client) -> None:
+def test_a_request_by_name_or_alias_starts_the_model(client: httpx.Client) -> None:
     listed = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
     assert {"plain", "berth-demo"} <= listed.keys()
     assert listed["plain"]["status"] == "stopped"
@@ -87,9 +87,7 @@ def test_a_model_is_started_when_it_is_asked_for_by_name_or_alias(client: httpx.
     assert streamed.text.endswith("data: [DONE]\n\n")
 
 
-def test_an_unknown_model_is_refused_and_what_is_alike_is_named(
-    client: httpx.Client, berth: BerthProcess
-) -> None:
+def test_an_unknown_model_is_refused_with_similar_names(client: httpx.Client, berth: BerthProcess) -> None:
     response = ask(client, "plian")
     assert response.status_code == 404
     error = response.json()["error"]
@@ -108,7 +106,7 @@ def test_an_unknown_model_is_refused_and_what_is_alike_is_named(
         (b'{"model": "plain", "keep_alive": "soon"}', 400, "keep_alive"),
     ],
 )
-def test_wrong_bodies_are_refused_here(
+def test_invalid_bodies_are_refused_by_the_gateway(
     client: httpx.Client, body: bytes, status: int, param: str | None
 ) -> None:
     response = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
@@ -116,7 +114,7 @@ def test_wrong_bodies_are_refused_here(
     assert response.json()["error"]["param"] == param
 
 
-def test_bodies_are_changed_as_the_profile_says_and_else_go_on_as_they_came(client: httpx.Client) -> None:
+def test_bodies_are_changed_only_by_the_profile(client: httpx.Client) -> None:
     raw = b'{ "model":"filtered",  "user": "me", "input": "\xc3\xa9", "temperature": 1}'
     headers = {"content-type": "application/json"}
     changed = client.post("/v1/embeddings?x=%2F", content=raw, headers=headers).json()
@@ -135,7 +133,7 @@ def test_a_form_is_routed_by_its_model_field(client: httpx.Client) -> None:
     assert answer["target"] == "/v1/audio/transcriptions"
     assert answer["bytes"] > 300_000
     served = client.get("/models/gpt-fake").json()["model"]
-    assert f'name="model"\r\n\r\n{served}\r\n' in answer["body"], "an alias is told by the name it stands for"
+    assert f'name="model"\r\n\r\n{served}\r\n' in answer["body"], "an alias is replaced by the served name"
 
 
 def test_a_hundred_first_requests_cause_one_start(client: httpx.Client, berth: BerthProcess) -> None:
@@ -145,7 +143,7 @@ def test_a_hundred_first_requests_cause_one_start(client: httpx.Client, berth: B
     assert [record["restarts"] for record in replicas(client, "slow")] == [0]
 
 
-def test_a_failed_start_answers_all_who_wait_and_is_not_repeated_at_once(
+def test_a_failed_start_ends_all_waiting_requests_and_is_not_repeated_at_once(
     client: httpx.Client, berth: BerthProcess
 ) -> None:
     with ThreadPoolExecutor(10) as pool, client_of(berth) as many:
@@ -160,7 +158,7 @@ def test_a_failed_start_answers_all_who_wait_and_is_not_repeated_at_once(
     assert client.get("/models/broken").json()["status"] == "failed"
 
 
-def test_who_leaves_while_a_model_starts_does_not_stop_the_start(client: httpx.Client) -> None:
+def test_a_disconnect_during_a_start_does_not_stop_it(client: httpx.Client) -> None:
     client.post("/models/slow/stop")
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/completions", json={"model": "slow", "prompt": "a"}, timeout=0.3)
@@ -169,7 +167,7 @@ def test_who_leaves_while_a_model_starts_does_not_stop_the_start(client: httpx.C
     assert (started["queued"], started["in_flight"]) == (0, 0)
 
 
-def test_keep_alive_of_nothing_unloads_after_the_request(client: httpx.Client) -> None:
+def test_a_keep_alive_of_zero_unloads_after_the_request(client: httpx.Client) -> None:
     assert ask(client, "gone", keep_alive=0).status_code == 200
     deadline = time.monotonic() + 20
     while client.get("/models/gone").json()["status"] != "stopped":
@@ -186,7 +184,7 @@ def test_a_busy_model_gets_another_replica(client: httpx.Client, berth: BerthPro
     assert len(replicas(client, "narrow")) == 2
 
 
-def test_the_catalog_is_followed_and_written(client: httpx.Client, berth: BerthProcess) -> None:
+def test_the_catalog_is_watched_and_written(client: httpx.Client, berth: BerthProcess) -> None:
     patched = client.patch("/models/gone", json={"timeout": 7, "pinned": True})
     assert (patched.status_code, patched.json()["pinned"], patched.json()["timeout"]) == (200, True, 7)
     wrong = client.patch("/models/gone", json={"params": {"--": 1}})
@@ -223,7 +221,7 @@ def test_three_models_share_memory_for_two(tmp_path: Path) -> None:
             time.sleep(0.1)
 
 
-def test_the_model_used_longest_ago_makes_place_where_there_are_no_ports_left(tmp_path: Path) -> None:
+def test_the_least_recently_used_model_is_evicted_if_no_port_is_free(tmp_path: Path) -> None:
     models = {name: {"command": command()} for name in ("a", "b", "c")}
     settings = {"VLLM_MAX_INSTANCES": "2", "MIN_RESIDENCY": "0"}
     with berth_with(tmp_path, models, **settings) as berth, client_of(berth) as client:
@@ -233,7 +231,7 @@ def test_the_model_used_longest_ago_makes_place_where_there_are_no_ports_left(tm
         assert sorted(live) == ["a", "c"]
 
 
-def test_what_can_never_fit_is_refused_with_what_holds_the_memory(tmp_path: Path) -> None:
+def test_a_model_that_can_never_fit_is_refused_with_the_memorys_holders(tmp_path: Path) -> None:
     models = {
         "big": {"command": command("--ballast-mb", "700"), "pinned": True},
         "other": {"command": command("--ballast-mb", "700")},
@@ -271,7 +269,7 @@ def test_a_sleeping_model_is_woken_by_a_request(client: httpx.Client) -> None:
     assert (now["pid"], now["restarts"]) == (record["pid"], 0)
 
 
-def test_an_idle_instance_may_sleep_in_place_of_being_stopped(tmp_path: Path) -> None:
+def test_an_idle_instance_may_sleep_instead_of_being_stopped(tmp_path: Path) -> None:
     settings = {"EXPIRE_ACTION": "sleep2", "VLLM_DEFAULT_TIMEOUT": "0.5"}
     with berth_with(tmp_path, {}, **settings) as berth, client_of(berth) as client:
         assert ask(client, "berth-demo").status_code == 200
@@ -282,7 +280,7 @@ def test_an_idle_instance_may_sleep_in_place_of_being_stopped(tmp_path: Path) ->
         assert ask(client, "berth-demo").status_code == 200
 
 
-def test_who_waits_for_a_model_is_told_of_a_shutdown_at_once(tmp_path: Path) -> None:
+def test_a_shutdown_ends_waiting_requests_at_once(tmp_path: Path) -> None:
     models = {"slow": {"command": command("--slow-start", "60")}}
     with berth_with(tmp_path, models) as berth, client_of(berth) as client, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, client, "slow")
@@ -312,7 +310,7 @@ def commenting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProces
         yield berth
 
 
-def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(commenting: BerthProcess) -> None:
+def test_a_waiting_stream_is_kept_alive_by_comments(commenting: BerthProcess) -> None:
     with client_of(commenting) as client:
         status, lines = lines_of(client, "slow")
         assert (status, lines[0], lines[-1]) == (200, ": waiting for the model", "data: [DONE]")
@@ -320,7 +318,7 @@ def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(commenting:
         status, lines = lines_of(client, "slow")
         assert not lines[0].startswith(":")
 
-        status, lines = lines_of(client, "slow", delay=0.5)  # the engine itself takes its time
+        status, lines = lines_of(client, "slow", delay=0.5)  # the engine itself is slow
         assert lines.count(": waiting for the model") >= 1
         assert lines[-1] == "data: [DONE]"
 
@@ -333,7 +331,7 @@ def test_a_stream_that_waits_for_its_model_is_kept_alive_by_comments(commenting:
         assert_unbuffered(client, "quick")
 
 
-def test_no_proxy_is_to_buffer_a_stream_that_waits_for_its_model(commenting: BerthProcess) -> None:
+def test_a_waiting_stream_is_marked_unbuffered(commenting: BerthProcess) -> None:
     with client_of(commenting) as client:
         assert_unbuffered(client, "late")
         (record,) = replicas(client, "late")
@@ -349,7 +347,7 @@ def assert_unbuffered(client: httpx.Client, model: str) -> None:
         assert response.read().endswith(b"data: [DONE]\n\n")
 
 
-def test_what_an_engine_had_not_answered_when_it_died_is_asked_of_another(client: httpx.Client) -> None:
+def test_a_request_of_an_engine_that_died_is_retried_on_another(client: httpx.Client) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert ask(client, "mortal").status_code == 200
         (first,) = replicas(client, "mortal")
@@ -362,7 +360,7 @@ def test_what_an_engine_had_not_answered_when_it_died_is_asked_of_another(client
         assert {answer.json()["choices"][0]["text"] for answer in answers} == {" token0 token1"}
 
 
-def test_what_was_stopped_on_purpose_is_not_asked_again(client: httpx.Client) -> None:
+def test_a_request_of_an_engine_that_was_stopped_is_not_retried(client: httpx.Client) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert ask(client, "stopped").status_code == 200
         (first,) = replicas(client, "stopped")

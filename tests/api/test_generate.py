@@ -1,4 +1,4 @@
-"""`POST /generate`, asked of a small inner application; test_protocol_wire.py has real sockets."""
+"""`POST /generate` on a small inner application; test_protocol_wire.py has real sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def app_around(inner: Inner, **options: Any) -> ProtocolApp:
     )
 
 
-async def test_a_prompt_becomes_a_chat_and_its_answer_text() -> None:
+async def test_a_prompt_becomes_a_chat_and_its_response_text() -> None:
     inner = Inner([chat_answer("Hi.")])
     got = await ask(app_around(inner), "/generate", {"prompt": "Hello", "model": "demo"})
     assert (got.status, got.json) == (
@@ -34,7 +34,7 @@ async def test_a_prompt_becomes_a_chat_and_its_answer_text() -> None:
     )
 
 
-async def test_what_went_before_stands_in_the_chat_in_its_order() -> None:
+async def test_previous_turns_are_in_the_chat_in_order() -> None:
     inner = Inner([chat_answer()])
     asked = {"system_info": "Be kind.", "history_input": ["a", "c"], "history_output": ["b", "d"]}
     await ask(app_around(inner), "/generate", {"prompt": "e", **asked})
@@ -49,7 +49,7 @@ async def test_what_went_before_stands_in_the_chat_in_its_order() -> None:
     assert inner.asked["model"] == "standard"
 
 
-async def test_sampling_fields_go_on_by_their_names_and_only_those_given() -> None:
+async def test_only_given_sampling_fields_are_passed_on() -> None:
     inner = Inner([chat_answer()])
     sampling = {
         "max_tokens": 5, "temperature": 0, "top_k": 3, "min_p": 0.1, "seed": 7, "stop": ["x"],
@@ -60,17 +60,17 @@ async def test_sampling_fields_go_on_by_their_names_and_only_those_given() -> No
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-async def test_thoughts_stand_beside_the_text(field: str) -> None:
+async def test_reasoning_is_separate_from_the_text(field: str) -> None:
     got = await ask(app_around(Inner([chat_answer("4", **{field: "2+2"})])), "/generate", {"prompt": "?"})
     assert (got.json["text"], got.json["reasoning"]) == ("4", "2+2")
 
 
-async def test_an_answer_without_text_has_an_empty_one() -> None:
+async def test_a_response_without_text_has_an_empty_one() -> None:
     got = await ask(app_around(Inner([chat_answer(content=None)])), "/generate", {"prompt": "?"})
     assert got.json["text"] == ""
 
 
-async def test_a_stream_gives_pieces_of_text_then_how_it_ended() -> None:
+async def test_a_stream_has_pieces_of_text_then_the_end() -> None:
     inner = Inner(chat_stream("Hel", "lo"), headers=[SSE, (b"x-request-id", b"abc")])
     got = await ask(app_around(inner), "/generate", {"prompt": "?", "stream": True})
     assert got.events == [
@@ -102,7 +102,7 @@ async def test_a_stream_gives_pieces_of_text_then_how_it_ended() -> None:
         (b'{"prompt": "a", "temperature": NaN}', 422, "temperature", "finite_number"),
     ],
 )
-async def test_a_mistake_is_named_and_nothing_is_asked(
+async def test_an_invalid_field_is_named_and_no_request_is_sent(
     body: Any, status: int, param: str | None, code: str
 ) -> None:
     inner = Inner([chat_answer()])
@@ -114,14 +114,14 @@ async def test_a_mistake_is_named_and_nothing_is_asked(
     assert inner.scopes == []
 
 
-async def test_only_post_is_taken() -> None:
+async def test_only_post_is_accepted() -> None:
     inner = Inner()
     got = await ask(app_around(inner), "/generate", method="GET")
     assert (got.status, got.header(b"allow")) == (405, b"POST")
     assert inner.scopes == []
 
 
-async def test_a_body_that_is_too_long_is_refused() -> None:
+async def test_a_too_long_body_is_refused() -> None:
     inner = Inner()
     app = app_around(inner, max_body_bytes=100)
     got = await ask(app, "/generate", body_pieces=[b'{"prompt":"', b"a" * 100, b'"}'])
@@ -146,7 +146,7 @@ FIELDS = st.sampled_from(sorted(GenerateRequest.model_fields)) | st.text(max_siz
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(FIELDS, JSON_VALUES, max_size=4), st.text(st.characters()))
-def test_whatever_is_asked_is_answered_or_refused(fields: dict[str, Any], prompt: str) -> None:
+def test_every_request_is_served_or_refused(fields: dict[str, Any], prompt: str) -> None:
     inner = Inner([chat_answer()])
     got = asyncio.run(ask(app_around(inner), "/generate", {"prompt": prompt, **fields}))
     assert got.status in (200, 400, 422)
@@ -154,6 +154,6 @@ def test_whatever_is_asked_is_answered_or_refused(fields: dict[str, Any], prompt
     assert inner.scopes == [] or set(inner.asked) >= {"model", "messages"}
 
 
-async def test_half_a_character_is_refused() -> None:
+async def test_a_lone_surrogate_is_refused() -> None:
     got = await ask(app_around(Inner()), "/generate", b'{"prompt": "\\ud800"}')
     assert got.status == 400

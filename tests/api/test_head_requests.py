@@ -1,4 +1,4 @@
-"""HEAD wherever Berth has a GET: the same head, no body, and an end even where a GET would have none."""
+"""HEAD for every GET route: the same head, no body, and an end even if a GET has none."""
 
 from __future__ import annotations
 
@@ -64,25 +64,25 @@ def test_head_is_get_without_its_body(client: httpx.Client, path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/nothing", "/instances/none", "/models/none", "/proxy/none/x", "/v1/models/none"]
 )
-def test_head_of_what_is_not_there_is_404_without_a_body(client: httpx.Client, path: str) -> None:
+def test_head_of_an_unknown_path_is_404_without_a_body(client: httpx.Client, path: str) -> None:
     answer = client.head(path)
     assert (answer.status_code, answer.content) == (404, b"")
     assert int(answer.headers["content-length"]) == len(client.get(path).content)
 
 
-def test_head_without_a_key_is_let_in_nowhere_but_to_health(berth: BerthProcess) -> None:
+def test_head_without_a_key_is_permitted_only_for_health(berth: BerthProcess) -> None:
     with httpx.Client(base_url=berth.url, trust_env=False) as nobody:
         assert nobody.head("/health").status_code == 200
         assert nobody.head("/v1/models").status_code == nobody.head("/instances").status_code == 401
 
 
-def test_head_where_only_post_is_known_says_so(client: httpx.Client) -> None:
+def test_head_of_a_post_route_is_405(client: httpx.Client) -> None:
     answer = client.head("/instances/a/stop")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert "HEAD" in client.put("/instances").headers["allow"]
 
 
-def test_the_connection_goes_on_after_a_head(berth: BerthProcess) -> None:
+def test_the_connection_stays_usable_after_a_head(berth: BerthProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", berth.port, timeout=30)
     try:
         for path in ("/events", "/health", "/instances/a/logs?follow=true", "/v1/models"):

@@ -1,4 +1,4 @@
-"""The header rules, without a socket."""
+"""The header rules, without sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from api.http.headers import (
 
 
 def sent(*headers: tuple[bytes, bytes]) -> dict[bytes, bytes]:
-    """What goes on of a request's headers; the last of each name."""
+    """The forwarded headers of a request; the last of each name."""
     read = read_request_headers(list(headers), b"9.9.9.9", b"http")
     lines = b"".join((read.passed, read.framing, b"x-request-id: ", read.request_id, read.forwarded))
     assert lines.endswith(b"\r\n\r\n")
@@ -36,25 +36,25 @@ def sent(*headers: tuple[bytes, bytes]) -> dict[bytes, bytes]:
         ([(b"content-length", b"10"), (b"transfer-encoding", b"chunked")], True, True),
     ],
 )
-def test_a_requests_framing(headers: RawHeaders, has_body: bool, is_chunked: bool) -> None:
+def test_the_framing_of_requests(headers: RawHeaders, has_body: bool, is_chunked: bool) -> None:
     read = read_request_headers(headers, b"9.9.9.9", b"http")
     assert (read.has_body, read.is_chunked) == (has_body, is_chunked)
     assert (b"content-length" in sent(*headers)) == (bool(headers) and not is_chunked)
 
 
 @pytest.mark.parametrize("name", [b"content-length", b"host", b"transfer-encoding", b"x-request-id"])
-def test_connection_cannot_take_away_what_frames_or_names_a_request(name: bytes) -> None:
+def test_connection_cannot_remove_framing_and_request_id(name: bytes) -> None:
     assert nominated_by(name + b", x-mine") == {b"x-mine"}
 
 
 @pytest.mark.parametrize(
     "value", [b"keep-alive", b"close", b"Keep-Alive, Upgrade", b"TE, close", b"", b" , "]
 )
-def test_ordinary_connection_options_take_nothing_away(value: bytes) -> None:
+def test_ordinary_connection_options_remove_nothing(value: bytes) -> None:
     assert nominated_by(value) == frozenset()
 
 
-def test_several_connection_headers_count_together() -> None:
+def test_several_connection_headers_are_combined() -> None:
     headers = [
         (b"connection", b"x-a"),
         (b"x-a", b"1"),
@@ -66,20 +66,20 @@ def test_several_connection_headers_count_together() -> None:
     assert (b"x-a" in got, b"x-b" in got, got[b"x-c"]) == (False, False, b"3")
 
 
-def test_forwarded_for_is_one_list() -> None:
+def test_forwarded_for_becomes_one_list() -> None:
     assert sent((b"x-forwarded-for", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"))[b"x-forwarded-for"] == (
         b"1.1.1.1, 2.2.2.2, 9.9.9.9"
     )
 
 
 @pytest.mark.parametrize("given", [b"", b"a b", b"a\tb", b"\xff", b"x" * 129, b"a\x00"])
-def test_a_request_id_that_is_not_sane_is_replaced(given: bytes) -> None:
+def test_an_invalid_request_id_is_replaced(given: bytes) -> None:
     assert sane_request_id(given) != given
     assert sane_request_id(b"x" * 128) == b"x" * 128
 
 
-def test_made_request_ids_differ_and_are_uuids() -> None:
-    """Some engines refuse requests whose id is no UUID."""
+def test_generated_request_ids_differ_and_are_uuids() -> None:
+    """Some engines refuse requests whose id is not a UUID."""
     made = {new_request_id().decode() for _ in range(1000)}
     assert len(made) == 1000
     assert {UUID(one).version for one in made} == {4}
@@ -96,7 +96,7 @@ def test_made_request_ids_differ_and_are_uuids() -> None:
         ([], False),
     ],
 )
-def test_where_an_error_event_may_be_added(headers: RawHeaders, can_add_events: bool) -> None:
+def test_which_responses_may_get_an_error_event(headers: RawHeaders, can_add_events: bool) -> None:
     assert response_headers(headers, 200, b"r")[1] == can_add_events
 
 
@@ -109,17 +109,17 @@ def test_where_an_error_event_may_be_added(headers: RawHeaders, can_add_events: 
         (b"application/json", False),
     ],
 )
-def test_no_proxy_in_front_is_to_collect_what_is_streamed(content_type: bytes, is_streamed: bool) -> None:
+def test_streams_are_marked_unbuffered(content_type: bytes, is_streamed: bool) -> None:
     headers, _ = response_headers([(b"content-type", content_type)], 200, b"r")
     assert ((b"x-accel-buffering", b"no") in headers) is is_streamed
 
 
-def test_an_engines_own_word_on_buffering_is_kept() -> None:
+def test_an_engines_own_buffering_header_is_kept() -> None:
     headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"yes")]
     assert response_headers(headers, 200, b"r")[0] == [*headers, (b"x-request-id", b"r")]
 
 
-def test_for_whom_berth_asks_is_no_clients_to_say() -> None:
+def test_a_clients_tenant_header_is_dropped() -> None:
     claim = (b"x-berth-tenant", b"somebody;admin")
     headers = [(b"accept", b"a"), claim, (b"connection", b"x-berth-tenant, upgrade"), claim]
     read = read_request_headers(headers, b"9.9.9.9", b"http")

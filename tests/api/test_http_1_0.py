@@ -1,4 +1,4 @@
-"""Clients of HTTP/1.0: no chunks for them, and the connection stays only where both sides say so."""
+"""HTTP/1.0 clients: no chunks, and the connection is kept only if both sides agree."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def old(target: str, *headers: str, method: str = "GET", body: bytes = b"") -> b
 
 
 async def until_closed(wire: Wire) -> tuple[Head, bytes]:
-    """What a client gets that knows no other end than the connection's."""
+    """The response for a client that reads until the connection ends."""
     head = await wire.read_head()
     body = await wire.reader.read()
     await wire.close()
@@ -40,7 +40,7 @@ EVENTS = [b"data: 1\n\n", b"data: 22\n\n", b"data: [DONE]\n\n"]
 
 
 async def streaming(wire: Wire) -> None:
-    """An engine that sends events with pauses, or, where asked, an answer in one piece."""
+    """An engine that sends events with pauses or, on request, a response in one piece."""
     while True:
         head, _ = await wire.read_message()
         if b"whole" in head.line:
@@ -69,8 +69,8 @@ async def test_a_forwarded_stream_has_no_chunks_and_ends_with_its_connection(mor
     assert body == b"".join(EVENTS)
 
 
-async def test_each_event_comes_when_it_is_sent() -> None:
-    go_on = asyncio.Event()
+async def test_events_arrive_as_they_are_sent() -> None:
+    may_continue = asyncio.Event()
 
     async def script(wire: Wire) -> None:
         await wire.read_message()
@@ -78,7 +78,7 @@ async def test_each_event_comes_when_it_is_sent() -> None:
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         await wire.send(b"9\r\ndata: 1\n\n\r\n")
-        await go_on.wait()
+        await may_continue.wait()
         await wire.send(b"0\r\n\r\n")
 
     async with upstream(script) as engine, berth(engine) as front:
@@ -86,12 +86,12 @@ async def test_each_event_comes_when_it_is_sent() -> None:
         await wire.send(old("/proxy/one/x"))
         await wire.read_head()
         assert await wire.reader.readexactly(9) == b"data: 1\n\n"
-        go_on.set()
+        may_continue.set()
         assert await wire.reader.read() == b""
         await wire.close()
 
 
-async def test_a_stream_that_is_cut_says_so_as_its_last_event() -> None:
+async def test_a_broken_stream_ends_with_an_error_event() -> None:
     async with upstream(streaming) as engine, berth(engine) as front:
         wire = await front.connect()
         await wire.send(old("/proxy/one/cut"))
@@ -110,7 +110,7 @@ async def test_a_stream_that_is_cut_says_so_as_its_last_event() -> None:
         (("Connection: x", KEEP), True),
     ],
 )
-async def test_the_connection_stays_where_it_was_asked_to(asked: tuple[str, ...], stays: bool) -> None:
+async def test_the_connection_is_kept_on_request(asked: tuple[str, ...], stays: bool) -> None:
     async with upstream(streaming) as engine, berth(engine) as front:
         for target in ("/proxy/one/whole", "/proxy/none/x"):
             wire = await front.connect()
@@ -124,7 +124,7 @@ async def test_the_connection_stays_where_it_was_asked_to(asked: tuple[str, ...]
             await wire.close()
 
 
-async def test_1_1_is_answered_as_ever_after_and_before_it() -> None:
+async def test_http_1_1_is_unaffected_after_and_before_it() -> None:
     async with upstream(streaming) as engine, berth(engine) as front:
         wire = await front.connect()
         new = b"GET /proxy/one/%b HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -141,7 +141,7 @@ async def test_1_1_is_answered_as_ever_after_and_before_it() -> None:
         await wire.close()
 
 
-async def test_old_requests_in_a_row_are_answered_in_order() -> None:
+async def test_consecutive_requests_are_answered_in_order() -> None:
     async with upstream(streaming) as engine, berth(engine) as front:
         wire = await front.connect()
         whole = old("/proxy/one/whole", KEEP)
@@ -151,7 +151,7 @@ async def test_old_requests_in_a_row_are_answered_in_order() -> None:
         assert (await until_closed(wire))[1] == b"".join(EVENTS)
 
 
-async def test_no_interim_answer_is_sent() -> None:
+async def test_no_interim_response_is_sent() -> None:
     async with upstream(streaming) as engine, berth(engine) as front:
         wire = await front.connect()
         raw = old("/proxy/one/whole", "Expect: 100-continue", method="POST", body=b"hello")
@@ -162,7 +162,7 @@ async def test_no_interim_answer_is_sent() -> None:
         await wire.close()
 
 
-async def test_head_has_no_body_and_its_connection_may_stay() -> None:
+async def test_head_has_no_body_and_its_connection_may_be_kept() -> None:
     async def script(wire: Wire) -> None:
         for _ in range(2):
             await wire.read_message()
@@ -190,7 +190,7 @@ def whole_berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProce
 
 
 async def ask(berth: BerthProcess, raw: bytes, until: bytes = b"") -> tuple[Head, bytes]:
-    """All that comes until the connection ends, or what there is `until` something has come."""
+    """All data until the connection ends, or `until` this has arrived."""
     wire = Wire(*await asyncio.open_connection("127.0.0.1", berth.port))
     await wire.send(raw)
     head = await wire.read_head()
@@ -200,14 +200,14 @@ async def ask(berth: BerthProcess, raw: bytes, until: bytes = b"") -> tuple[Head
     return head, body
 
 
-async def test_control_routes_speak_it(whole_berth: BerthProcess) -> None:
+async def test_control_routes_support_it(whole_berth: BerthProcess) -> None:
     for path in ("/health", "/instances", "/v1/models", "/docs", "/nothing"):
         head, body = await ask(whole_berth, old(path))
         assert int(head.get(b"content-length") or 0) == len(body) > 0
         assert head.get(b"connection") == b"close"
 
 
-async def test_what_control_routes_stream_is_unchunked(whole_berth: BerthProcess) -> None:
+async def test_streams_of_control_routes_are_unchunked(whole_berth: BerthProcess) -> None:
     for path in ("/events", "/instances/a/logs?follow=true"):
         _, body = await ask(whole_berth, old(path, "Last-Event-ID: 0"), until=b"\n\n")
         assert body.startswith((b"id: ", b"event: ", b"data: ")), "no chunk's size"

@@ -1,4 +1,4 @@
-"""Long JSON bodies are read and changed by a process of their own, and come out as they would here."""
+"""Long JSON bodies are parsed and changed in a process of their own, with the same results."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from api.gateway.json_worker_pool import LONG_BYTES, JsonWorkerPool
 from api.gateway.json_worker import outline
+from api.gateway.json_worker_pool import LONG_BYTES, JsonWorkerPool
 from api.http.named_model import InvalidBody, UnclearModel, read_object
 
 LONG = 'é \\ " [,] ' * 400_000
@@ -33,24 +33,26 @@ async def test_a_long_body_is_outlined() -> None:
 
 async def test_a_long_body_is_changed() -> None:
     raw = body(keep_alive="5m", temperature=1)
-    made = await JsonWorkerPool().changed(raw, frozenset({"keep_alive"}), {"model": "other", "seed": 5})
+    made = await JsonWorkerPool().change(raw, frozenset({"keep_alive"}), {"model": "other", "seed": 5})
     assert read_object(made) == {"model": "other", "prompt": LONG, "temperature": 1, "seed": 5}
 
 
 @pytest.mark.parametrize(
-    ("raw", "error", "told"),
+    ("raw", "error", "message"),
     [
         (b'{"model": "m", "prompt": "' + b"x" * LONG_BYTES, InvalidBody, "not valid JSON"),
         (b"[" + b"1," * 500_000 + b"1]", InvalidBody, "must be a JSON object"),
         (b'{"model": "a", "model": "b", "x": "' + b"x" * LONG_BYTES + b'"}', UnclearModel, "more than once"),
     ],
 )
-async def test_what_is_wrong_is_told_as_of_short_ones(raw: bytes, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+async def test_errors_are_the_same_as_for_short_bodies(
+    raw: bytes, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         await JsonWorkerPool().read(raw)
 
 
-async def test_a_client_that_leaves_leaves_no_process() -> None:
+async def test_a_disconnect_leaves_no_process() -> None:
     before = set(psutil.Process().children())  # of other tests
     reading = asyncio.create_task(JsonWorkerPool().read(body()))
     async with asyncio.timeout(30):
@@ -84,11 +86,11 @@ def _deep() -> Any:
     ],
     ids=["deep", "wide", "many texts", "many lists", "a long name"],
 )
-def test_an_outline_is_small_whatever_it_is_of(fields: dict[str, Any]) -> None:
+def test_an_outline_is_small_for_any_body(fields: dict[str, Any]) -> None:
     assert len(json.dumps(outline(fields), ensure_ascii=False).encode()) < 2**20
 
 
-async def test_more_fields_than_anybody_knows_are_refused() -> None:
+async def test_too_many_fields_are_refused() -> None:
     raw = json.dumps({"model": "m"} | dict.fromkeys(map(str, range(300_000)), 0)).encode()
     assert len(raw) > LONG_BYTES
     with pytest.raises(InvalidBody, match="300001 fields; at most 4096"):

@@ -1,4 +1,4 @@
-"""Keys with limits: for some models, and so often. The rules on a clock of our own, then a real Berth."""
+"""Keys with limits on models and rates. The rules with a fake clock, then a real Berth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.access.keys import NOBODY, Access, ApiKey, Caller, KeyRing, Rate, key_id_of
+from api.access.keys import ANONYMOUS, Access, ApiKey, Caller, KeyRing, Rate, key_id_of
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 
@@ -23,26 +23,26 @@ class Clock:
         return self.now
 
 
-def test_a_bucket_gives_its_burst_at_once_and_then_its_rate() -> None:
+def test_a_bucket_grants_its_burst_at_once_and_then_its_rate() -> None:
     clock = Clock()
     rate = Rate(2.0, 3, clock)
-    assert [rate.take() for _ in range(4)] == [0, 0, 0, 0.5]
+    assert [rate.take_token() for _ in range(4)] == [0, 0, 0, 0.5]
     clock.now += 0.5
-    assert rate.take() == 0
-    assert rate.take() == pytest.approx(0.5)
+    assert rate.take_token() == 0
+    assert rate.take_token() == pytest.approx(0.5)
     clock.now += 3600
-    assert [rate.take() for _ in range(4)] == [0, 0, 0, 0.5], "it saves no more than the burst"
+    assert [rate.take_token() for _ in range(4)] == [0, 0, 0, 0.5], "it saves no more than the burst"
 
 
-def test_who_is_refused_takes_nothing() -> None:
+def test_a_refused_request_takes_no_token() -> None:
     clock = Clock()
     rate = Rate(1.0, 1, clock)
-    assert rate.take() == 0
+    assert rate.take_token() == 0
     for _ in range(8):
         clock.now += 0.0625
-        rate.take()
+        rate.take_token()
     clock.now += 0.5
-    assert rate.take() == 0
+    assert rate.take_token() == 0
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_models_by_name_alias_or_pattern(
     assert Caller("x", Access.INFERENCE, models).may_use(names) is allowed
 
 
-def test_a_ring_tells_whose_key_it_is() -> None:
+def test_a_ring_finds_the_caller_of_a_key() -> None:
     keys = [ApiKey("k1", Access.INFERENCE), ApiKey("k2", Access.ADMIN, "ops"), ApiKey("k2", Access.INFERENCE)]
     ring = KeyRing(keys)
     assert ring.find(b"k1").key_id == key_id_of("k1")
     assert (ring.find(b"k2").key_id, ring.find(b"k2").access) == ("ops", Access.ADMIN)
-    assert ring.find(b"") is ring.find(b"k3") is NOBODY
+    assert ring.find(b"") is ring.find(b"k3") is ANONYMOUS
     assert "k1" not in repr(keys)
     assert len(key_id_of("k1")) == 8 and "k1" not in key_id_of("k1")
 
@@ -83,7 +83,7 @@ ops: key-ops admin
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
-    """Two models, `first` and `second`, an answer of the first in the cache, and the keys above."""
+    """Two models, `first` and `second`, a cached response of the first, and the keys above."""
     folder = tmp_path_factory.mktemp("keys")
     (folder / "keys").write_text(KEYS)
     (folder / "keys").chmod(0o600)
@@ -110,7 +110,7 @@ def error_of(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
-def test_a_key_reaches_its_models_by_every_way_and_no_other(berth: BerthProcess) -> None:
+def test_a_key_reaches_only_its_models_on_every_route(berth: BerthProcess) -> None:
     refused = (403, "model_not_allowed")
     with client(berth, "anna") as anna:
         assert complete(anna, "first").status_code == 200
@@ -133,7 +133,7 @@ def test_a_key_reaches_its_models_by_every_way_and_no_other(berth: BerthProcess)
         assert error_of(complete(anna, "second")) == refused
 
 
-def test_the_cache_is_no_way_around(berth: BerthProcess) -> None:
+def test_the_cache_does_not_bypass_the_limits(berth: BerthProcess) -> None:
     with client(berth, "berta") as berta:
         assert error_of(complete(berta, "first")) == (403, "model_not_allowed")
         assert complete(berta, "second").status_code == 200
@@ -148,8 +148,8 @@ def test_the_list_of_models_is_the_keys_own(berth: BerthProcess) -> None:
         assert {"first", "second"} <= {one["id"] for one in ops.get("/v1/models").json()["data"]}
 
 
-def test_too_many_requests_are_told_when_to_come_again(berth: BerthProcess) -> None:
-    """However a request goes: what is asked at the door twice counts once."""
+def test_a_429_says_when_to_retry(berth: BerthProcess) -> None:
+    """On every route; a request that is checked twice counts once."""
     with client(berth, "carla") as carla:
         assert complete(carla, "first", temperature=1).status_code == 200
         assert carla.get("/v1/models").status_code == 200
@@ -174,8 +174,8 @@ def write(keys: Path, *lines: str) -> None:
     keys.chmod(0o600)
 
 
-def test_the_file_is_followed_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
-    """By `POST /reload` at once. What is known of a connection's head doesn't outlast its key."""
+def test_the_file_is_watched_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+    """By `POST /reload` at once. Results cached with a connection's head do not outlast its key."""
     keys = tmp_path / "keys"
     write(keys, "ops: key-ops admin", "old: key-old", "slow: key-slow rate=2/h")
     with (
@@ -211,7 +211,7 @@ def test_the_file_is_followed_and_a_broken_one_changes_nothing(tmp_path: Path) -
 
         write(keys, "ops: key-ops admin", "old: key-old")
         deadline = time.monotonic() + 20
-        while statuses(old, new) != [200, 401]:  # nobody has asked for it
+        while statuses(old, new) != [200, 401]:  # without a reload request
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert "the keys have changed" in berth.output()
+        assert "the API keys changed" in berth.output()

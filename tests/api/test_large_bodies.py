@@ -1,4 +1,4 @@
-"""Bodies that are cheap to send and dear to read: refused before anything is built of them."""
+"""Bodies that are cheap to send and expensive to parse: refused before they are parsed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
 
 @asynccontextmanager
 async def gaps_of_a_victim(berth: BerthProcess) -> AsyncIterator[list[float]]:
-    """Between the events of another client's streams, in seconds."""
+    """Gaps between the events of another client's streams, in seconds."""
     gaps: list[float] = []
 
     async def stream() -> None:
@@ -67,7 +67,7 @@ async def gaps_of_a_victim(berth: BerthProcess) -> AsyncIterator[list[float]]:
 
 
 def post(berth: BerthProcess, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
-    """By a bare socket, so that sending holds up nobody here."""
+    """With a bare socket, so that sending does not block the test."""
     connection = http.client.HTTPConnection("127.0.0.1", berth.port, timeout=60)
     try:
         connection.putrequest("POST", path)
@@ -88,7 +88,7 @@ def form(*parts: bytes) -> bytes:
 
 FIELD = b'content-disposition: form-data; name="f"\r\n\r\nx'
 ATTACKS: dict[str, tuple[dict[str, str], bytes, int, str]] = {
-    "half fields named model": (BOUNDARY, b"--b\r\n" + b"name=model\r\n" * 20_000, 400, "bytes at most"),
+    "half fields named model": (BOUNDARY, b"--b\r\n" + b"name=model\r\n" * 20_000, 400, "more than 16384"),
     "many parts": (BOUNDARY, form(*[FIELD] * 50_000), 400, "parts"),
     "a long name in a form": (
         BOUNDARY,
@@ -110,7 +110,7 @@ ATTACKS: dict[str, tuple[dict[str, str], bytes, int, str]] = {
 
 
 async def check_gap(attempt: Callable[[], Awaitable[float]]) -> None:
-    """The calmest of three attempts counts: what else runs on the machine only ever lengthens a gap."""
+    """The calmest of three attempts counts: other work on the machine only lengthens a gap."""
     longest: list[float] = []
     while len(longest) < 3 and (not longest or longest[-1] >= 0.25):
         longest.append(await attempt())
@@ -118,8 +118,8 @@ async def check_gap(attempt: Callable[[], Awaitable[float]]) -> None:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_nobody_else_waits_while_it_is_refused(berth: BerthProcess, name: str) -> None:
-    headers, body, status, told = ATTACKS[name]
+async def test_a_refusal_does_not_delay_other_requests(berth: BerthProcess, name: str) -> None:
+    headers, body, status, message = ATTACKS[name]
     process = psutil.Process(berth.pid)
 
     async def attack() -> float:
@@ -131,14 +131,14 @@ async def test_nobody_else_waits_while_it_is_refused(berth: BerthProcess, name: 
                 await asyncio.sleep(0.005)
             found, answer = await asking
         assert found == status, answer[:500]
-        assert told in json.loads(answer)["error"]["message"] and len(answer) < 2000
+        assert message in json.loads(answer)["error"]["message"] and len(answer) < 2000
         assert most - before < 1.5 * len(body) + 64 * MIB
         return max(gaps, default=0.0)
 
     await check_gap(attack)
 
 
-async def test_an_image_of_40_mb_passes_and_nobody_waits(berth: BerthProcess) -> None:
+async def test_an_image_of_40_mb_passes_without_delaying_others(berth: BerthProcess) -> None:
     url = "data:image/png;base64," + "A" * 40_000_000
     content = [{"type": "image_url", "image_url": {"url": url}}]
     body: dict[str, Any] = {
@@ -165,8 +165,8 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
-async def test_nobody_waits_while_a_long_body_is_written_anew(berth: BerthProcess, name: str) -> None:
-    """`keep_alive` is Berth's alone, so the engine gets the body without it."""
+async def test_rewriting_a_long_body_does_not_delay_others(berth: BerthProcess, name: str) -> None:
+    """`keep_alive` is for Berth, so the engine gets the body without it."""
     raw = b'{"model":"fake","max_tokens":1,"keep_alive":"1h","prompt":' + TAKEN[name] + b"}"
 
     async def send() -> float:
@@ -191,7 +191,7 @@ TRANSLATED = {
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-async def test_nobody_waits_while_many_long_bodies_are_translated(berth: BerthProcess, name: str) -> None:
+async def test_translating_many_long_bodies_does_not_delay_others(berth: BerthProcess, name: str) -> None:
     raw, status = TRANSLATED[name]
 
     async def send() -> float:
@@ -203,7 +203,7 @@ async def test_nobody_waits_while_many_long_bodies_are_translated(berth: BerthPr
     await check_gap(send)
 
 
-def test_a_long_text_is_no_attack(berth: BerthProcess, tmp_path: Path) -> None:
+def test_a_long_text_is_accepted(berth: BerthProcess, tmp_path: Path) -> None:
     prompt = "a, b [c] {d}: " * 90_000
     with httpx.Client(base_url=berth.url, trust_env=False, timeout=60) as client:
         answer = client.post("/v1/completions", json={"model": "fake", "prompt": prompt, "max_tokens": 1})

@@ -1,4 +1,4 @@
-"""A models.yaml as large as may be, or larger: it is read beside the event loop, and disturbs nobody."""
+"""A models.yaml at or above the limits: it is read off the event loop and delays no request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.berth_process import BerthProcess, running_berth
 
-BAR_S = 0.25  # how much longer than undisturbed an answer may take
+BAR_S = 0.25  # by how much a response may be delayed
 
 
 def models(count: int, tag: str) -> str:
@@ -42,7 +42,7 @@ def berth(file: Path) -> Iterator[BerthProcess]:
 
 @contextmanager
 def asking(berth: BerthProcess) -> Iterator[list[float]]:
-    """Ask for /health all the time; the seconds from one answer to the next."""
+    """Request /health all the time; returns the seconds between responses."""
     gaps: list[float] = []
     stop, begun = threading.Event(), threading.Event()
 
@@ -73,13 +73,13 @@ def reload(client: httpx.Client) -> httpx.Response:
 
 
 def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str, second: str) -> list[float]:
-    """Gaps of another client's answers while two large catalogs are read, on request and by the watcher."""
+    """Gaps between another client's responses while a reload and the watcher each read a large catalog."""
     file.write_text(models(1000, first))
     with asking(berth) as gaps:
         answer = reload(client)
         assert answer.status_code == 200, answer.text[:300]
         assert answer.json()["models"] >= 1000
-        file.write_text(models(1000, second))  # seen by the look that Berth takes every two seconds
+        file.write_text(models(1000, second))  # noticed by the check every two seconds
         deadline = time.monotonic() + 60
         while client.get("/models/model-7").json()["model"] != f"{second}/name-7":
             assert time.monotonic() < deadline
@@ -87,8 +87,8 @@ def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str
     return gaps
 
 
-def test_others_are_served_while_a_large_catalog_is_read(berth: BerthProcess, file: Path) -> None:
-    """The calmest of three readings counts: what else runs on the machine only ever lengthens a gap."""
+def test_requests_are_served_while_a_large_catalog_is_read(berth: BerthProcess, file: Path) -> None:
+    """The calmest of three readings counts: other work on the machine only lengthens a gap."""
     with berth.client() as client:
         with asking(berth) as undisturbed:
             time.sleep(1)
@@ -122,7 +122,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_too_large_a_catalog_is_refused_and_disturbs_nobody(
+def test_a_too_large_catalog_is_refused_without_delaying_requests(
     berth: BerthProcess, file: Path, what: str
 ) -> None:
     """The calmest of three attempts counts, as above."""

@@ -1,4 +1,4 @@
-"""What one client may cost: long heads and bodies, slow ones, too many connections. By raw sockets."""
+"""Limits for one client: long heads and bodies, slow ones, too many connections. With raw sockets."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LIMITS = ConnectionLimits(
     head_timeout_s=0.4,
     body_timeout_s=0.4,
 )
-PATIENT = 20.0
+TIMEOUT_S = 20.0
 
 
 @dataclass
 class Echo:
-    """Answers with the length of the body, once all of it is there; remembers how requests ended."""
+    """Responds with the length of the whole body; records how requests ended."""
 
     ended: list[str] = field(default_factory=list)
     arrived: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
@@ -64,7 +64,7 @@ class Echo:
         await send({"type": "http.response.body", "body": body})
 
     async def _has_left(self, receive: Receive) -> bool:
-        """Whether the client does before `go` is set."""
+        """Whether the client disconnects before `go` is set."""
         going, leaving = asyncio.ensure_future(self.go.wait()), asyncio.ensure_future(receive())
         await asyncio.wait((going, leaving), return_when=asyncio.FIRST_COMPLETED)
         for waiting in (going, leaving):
@@ -83,7 +83,7 @@ class Served:
 
     async def connected(self) -> list[GuardedHttpProtocol]:
         """The server's side of all connections, once there are any."""
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             while not self.server.server_state.connections:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
         return cast(list[GuardedHttpProtocol], list(self.server.server_state.connections))
@@ -103,7 +103,7 @@ class Client:
 
     async def answer(self) -> tuple[int, Any]:
         """Status, and the error's code or the body."""
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head)
             body = await self.reader.readexactly(int(length[1]) if length else 0)
@@ -112,7 +112,7 @@ class Client:
 
     async def is_closed(self) -> bool:
         """Whether the server ends the connection without another byte."""
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             with contextlib.suppress(ConnectionResetError):
                 return await self.reader.read() == b""
         return True
@@ -148,7 +148,7 @@ async def served() -> AsyncIterator[Served]:
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 
 
-async def test_what_keeps_to_the_limits_is_served(served: Served) -> None:
+async def test_requests_within_the_limits_are_served(served: Served) -> None:
     client = await served.connect()
     assert await client.ask(GET + b"\r\n") == (200, b"0")
     post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
@@ -169,7 +169,7 @@ async def test_what_keeps_to_the_limits_is_served(served: Served) -> None:
         GET + b"".join(b"h%d: 1\r\n" % number for number in range(30)) + b"\r\n",
     ],
 )
-async def test_long_heads_are_refused_whole_or_not(served: Served, head: bytes) -> None:
+async def test_long_heads_are_refused_whether_complete_or_not(served: Served, head: bytes) -> None:
     client = await served.connect()
     assert await client.ask(head) == (431, "head_too_large")
     assert await client.is_closed()
@@ -186,7 +186,7 @@ async def test_a_head_that_grows_slowly_is_counted_too(served: Served) -> None:
     client.close()
 
 
-async def test_a_body_that_says_it_is_too_long_is_not_waited_for(served: Served) -> None:
+async def test_a_body_announced_too_long_is_refused_at_once(served: Served) -> None:
     client = await served.connect()
     head = b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n"
     assert await client.ask(head) == (413, "body_too_large")
@@ -195,11 +195,11 @@ async def test_a_body_that_says_it_is_too_long_is_not_waited_for(served: Served)
     client.close()
 
 
-async def test_a_body_that_turns_out_too_long_is_cut(served: Served) -> None:
+async def test_a_body_that_becomes_too_long_is_cut_off(served: Served) -> None:
     client = await served.connect()
     client.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
     assert await client.ask(b"200\r\n" + b"x" * 512 + b"\r\n200\r\n" + b"x" * 512) == (413, "body_too_large")
-    client.write(b"x" * 100_000)  # it goes on all the same
+    client.write(b"x" * 100_000)  # it continues all the same
     assert await client.is_closed()
     assert served.app.ended == ["http.disconnect"]
     client.close()
@@ -212,14 +212,14 @@ async def test_trailers_without_end_are_refused(served: Served, more: bytes) -> 
     client.write(head)
     for _ in range(4):
         await client.writer.drain()
-        await asyncio.sleep(0.02)  # so that it comes in pieces
+        await asyncio.sleep(0.02)  # so that it arrives in pieces
         client.write(more)
     assert await client.answer() == (431, "head_too_large")
     assert await client.is_closed()
     client.close()
 
 
-async def test_a_trailer_is_no_header(served: Served) -> None:
+async def test_a_trailer_is_not_a_header(served: Served) -> None:
     client = await served.connect()
     head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
     assert await client.ask(head + b"authorization: Bearer x\r\n\r\n") == (200, b"3")
@@ -227,13 +227,13 @@ async def test_a_trailer_is_no_header(served: Served) -> None:
     client.close()
 
 
-async def test_who_says_nothing_is_let_go(served: Served) -> None:
+async def test_a_silent_connection_is_closed(served: Served) -> None:
     client = await served.connect()
     assert await client.is_closed()
     client.close()
 
 
-async def test_a_head_has_its_time_however_much_trickles_in(served: Served) -> None:
+async def test_a_trickling_head_does_not_extend_its_time(served: Served) -> None:
     client = await served.connect()
 
     async def trickle() -> None:
@@ -248,14 +248,14 @@ async def test_a_head_has_its_time_however_much_trickles_in(served: Served) -> N
     client.close()
 
 
-async def test_a_second_head_has_its_time_too(served: Served) -> None:
+async def test_a_second_head_is_timed_too(served: Served) -> None:
     client = await served.connect()
     assert await client.ask(GET + b"\r\n") == (200, b"0")
     assert await client.ask(b"GET / HT") == (408, "head_timeout")
     client.close()
 
 
-async def test_a_body_that_stands_still_is_given_up(served: Served) -> None:
+async def test_a_stalled_body_times_out(served: Served) -> None:
     client = await served.connect()
     head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n"
     assert await client.ask(head + b"x") == (408, "body_timeout")
@@ -263,7 +263,7 @@ async def test_a_body_that_stands_still_is_given_up(served: Served) -> None:
     client.close()
 
 
-async def test_a_slow_body_that_goes_on_is_not() -> None:
+async def test_a_slow_body_does_not_time_out() -> None:
     async with serving(ConnectionLimits(body_timeout_s=2.0)) as served:
         client = await served.connect()
         client.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
@@ -274,7 +274,7 @@ async def test_a_slow_body_that_goes_on_is_not() -> None:
         client.close()
 
 
-async def test_an_answer_may_take_its_time(served: Served) -> None:
+async def test_a_response_may_take_any_time(served: Served) -> None:
     client = await served.connect()
     client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
     await asyncio.sleep(3 * LIMITS.head_timeout_s)
@@ -283,7 +283,7 @@ async def test_an_answer_may_take_its_time(served: Served) -> None:
     client.close()
 
 
-async def test_where_all_places_are_taken_the_idle_give_way() -> None:
+async def test_at_the_connection_limit_idle_connections_are_evicted() -> None:
     async with serving(ConnectionLimits(max_connections=4)) as served:
         idle = [await served.connect() for _ in range(4)]
         for _ in range(20):
@@ -295,12 +295,12 @@ async def test_where_all_places_are_taken_the_idle_give_way() -> None:
             client.close()
 
 
-async def test_those_in_use_do_not() -> None:
+async def test_connections_in_use_are_not_evicted() -> None:
     async with serving(ConnectionLimits(max_connections=2)) as served:
         busy = [await served.connect() for _ in range(2)]
         for client in busy:
             client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             for _ in busy:
                 await served.app.arrived.get()
         third = await served.connect()
@@ -338,8 +338,8 @@ async def test_those_in_use_do_not() -> None:
         b"hello\r\n\r\n",
     ],
 )
-async def test_what_two_servers_could_read_differently_is_refused(served: Served, request_: bytes) -> None:
-    """And whatever would follow on the connection with it: it is closed."""
+async def test_requests_with_ambiguous_length_are_refused(served: Served, request_: bytes) -> None:
+    """And the connection is closed, so nothing can follow on it."""
     client = await served.connect()
     client.write(request_ + GET + b"\r\n")
     assert await client.answer() == (400, "bad_http")
@@ -348,17 +348,17 @@ async def test_what_two_servers_could_read_differently_is_refused(served: Served
     client.close()
 
 
-async def test_a_refusal_is_never_taken_for_an_earlier_requests_answer(served: Served) -> None:
+async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(served: Served) -> None:
     client = await served.connect()
     client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
-    async with asyncio.timeout(PATIENT):
+    async with asyncio.timeout(TIMEOUT_S):
         await served.app.arrived.get()
     client.write(b"nonsense\r\n\r\n")
     assert await client.is_closed()
     client.close()
 
 
-async def test_who_sends_request_upon_request_is_not_read_far_ahead_of_his_answers() -> None:
+async def test_pipelined_requests_are_not_read_far_ahead() -> None:
     async with serving(ConnectionLimits()) as served:
         client = await served.connect()
         many, most = 5_000, 0
@@ -371,19 +371,19 @@ async def test_who_sends_request_upon_request_is_not_read_far_ahead_of_his_answe
         client.close()
 
 
-async def test_the_request_at_work_hears_that_a_client_of_several_has_left() -> None:
+async def test_the_current_of_several_requests_sees_the_disconnect() -> None:
     async with serving(ConnectionLimits()) as served:
         client = await served.connect()
         for _ in range(3):
             client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(TIMEOUT_S):
             await served.app.arrived.get()
             client.close()
             await served.app.arrived.get()
     assert served.app.ended == ["http.request", "left"]
 
 
-def test_connections_are_as_many_as_descriptors_last_for() -> None:
+def test_connections_are_limited_by_descriptors() -> None:
     assert connections_within(1024, 4096) == 384
     assert connections_within(65536, 4096) == 4096
     assert connections_within(100, 4096) == 1

@@ -1,4 +1,4 @@
-"""What `/v1/models` lists: every name that can be asked for now, and no other."""
+"""The list of `/v1/models`: all names that requests can use now, and no others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CATALOG: dict[str, Any] = {
 
 
 def listed(client: httpx.Client) -> set[str]:
-    """By the list; every other place agrees."""
+    """The listed names, checked against the single routes."""
     entries = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
     names = {name for name, entry in entries.items() if entry["parent"] is None}
     assert {model["name"] for model in client.get("/models").json()["data"]} == names
@@ -40,7 +40,7 @@ def eventually(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_an_alias_is_an_entry_that_says_whose(tmp_path: Path) -> None:
+def test_an_alias_has_an_entry_with_its_model(tmp_path: Path) -> None:
     with berth_with(tmp_path, CATALOG) as berth, client_of(berth) as client:
         entries = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
         for alias in ("nick", "nick two"):
@@ -54,7 +54,7 @@ def test_an_alias_is_an_entry_that_says_whose(tmp_path: Path) -> None:
         assert (refused.status_code, "'broken'" in refused.text) == (404, True), "capitals are hinted at"
 
 
-def test_what_leaves_the_catalog_leaves_the_list_once_it_has_ended(tmp_path: Path) -> None:
+def test_a_model_removed_from_the_catalog_is_unlisted_once_it_has_ended(tmp_path: Path) -> None:
     with berth_with(tmp_path, CATALOG) as berth, client_of(berth) as client:
         everything = {"stays", "nick", "nick two", "goes", "going", "broken"}
         assert ask(client, "goes").status_code == 200
@@ -62,7 +62,7 @@ def test_what_leaves_the_catalog_leaves_the_list_once_it_has_ended(tmp_path: Pat
         assert listed(client) == everything
         (tmp_path / "models.yaml").write_text(json.dumps({"models": {"stays": CATALOG["stays"]}}))
         client.post("/reload").raise_for_status()
-        assert listed(client) == {"stays", "nick", "nick two", "goes"}, "what runs goes on"
+        assert listed(client) == {"stays", "nick", "nick two", "goes"}, "running models stay"
         assert ask(client, "goes").status_code == 200
         client.post("/models/goes/stop").raise_for_status()
         assert listed(client) == {"stays", "nick", "nick two"}
@@ -76,7 +76,7 @@ def test_what_leaves_the_catalog_leaves_the_list_once_it_has_ended(tmp_path: Pat
         assert ask(client, "goes").status_code == 404
 
 
-def test_what_never_ran_is_not_listed_and_what_was_stopped_not_any_more(tmp_path: Path) -> None:
+def test_instances_that_never_ran_or_were_stopped_are_not_listed(tmp_path: Path) -> None:
     with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
         typo = {"model_name": "typo", "engine": "command", "command": command("--fail-with", "no")}
         client.post("/instances", json=typo, params={"wait": 20})
@@ -88,12 +88,12 @@ def test_what_never_ran_is_not_listed_and_what_was_stopped_not_any_more(tmp_path
         assert listed(client) == {"right"}
         client.post("/instances/it/stop").raise_for_status()
         assert listed(client) == set()
-        assert ask(client, "right").status_code == 200, "by its name it is started again all the same"
+        assert ask(client, "right").status_code == 200, "a request by name starts it again all the same"
         assert listed(client) == {"right"}
 
 
-def test_an_engines_adapters_and_further_names_are_its_models(tmp_path: Path) -> None:
-    """Adapters are asked for by their own names, whatever the engine calls its model."""
+def test_an_engines_adapters_and_other_names_are_its_models(tmp_path: Path) -> None:
+    """Adapters are requested by their own names, whatever name the engine serves."""
     python = write_fake_python(tmp_path / "python")
     params = {
         "served_model_name": "base",
@@ -127,7 +127,7 @@ def test_a_key_for_a_model_sees_all_its_names(tmp_path: Path) -> None:
                 assert names == ["stays", "nick", "nick two"]
 
 
-def test_where_models_lie_is_for_admins(tmp_path: Path) -> None:
+def test_model_paths_are_shown_only_to_admins(tmp_path: Path) -> None:
     catalog = {
         "named": {"path": str(tmp_path / "secret" / "place")},
         "by-hub-id": {"model": "o/n"},

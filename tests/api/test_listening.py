@@ -1,4 +1,4 @@
-"""Where Berth listens is settled first."""
+"""Berth's listening sockets are bound before anything else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bound_to(host: str, port: int = 0) -> Iterator[list[socket.socket]]:
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """A resolver that knows these of every name."""
+    """A resolver that returns these addresses for every name."""
 
     def getaddrinfo(_host: str, _port: None, **_: Any) -> list[tuple[Any, ...]]:
         families = {False: socket.AF_INET, True: socket.AF_INET6}
@@ -55,10 +55,10 @@ def test_every_address_of_a_name_is_bound() -> None:
         named = {info[4][0] for info in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
         assert {one.getsockname()[0] for one in bound} == named
         with socket.socket() as client, pytest.raises(ConnectionRefusedError):
-            client.connect(bound[0].getsockname()[:2])  # nobody is answered before Berth is ready
+            client.connect(bound[0].getsockname()[:2])  # refused before Berth is ready
 
 
-def test_a_port_that_is_taken_is_said_so() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError) as error:
         bind("127.0.0.1", taken.getsockname()[1])
     assert error.value.errno == errno.EADDRINUSE
@@ -66,7 +66,7 @@ def test_a_port_that_is_taken_is_said_so() -> None:
 
 @with_ipv6
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_all_addresses_are_those_of_both_families_on_one_port(host: str) -> None:
+def test_all_addresses_means_both_families_on_one_port(host: str) -> None:
     with bound_to(host) as bound:
         assert {one.getsockname()[0] for one in bound} == {"0.0.0.0", "::"}
         assert len({one.getsockname()[1] for one in bound}) == 1
@@ -81,15 +81,15 @@ def test_a_name_with_two_addresses_has_one_port(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=with_ipv6)])
-def test_an_address_is_that_one_alone(host: str) -> None:
+def test_a_single_address_binds_only_that_one(host: str) -> None:
     with bound_to(host) as bound:
         assert [one.getsockname()[0] for one in bound] == [host]
 
 
 @with_ipv6
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_a_port_that_is_taken_in_one_family_is_taken(family: socket.AddressFamily) -> None:
-    """Else half of those who ask `localhost` would reach somebody else."""
+def test_a_port_in_use_in_one_family_is_in_use(family: socket.AddressFamily) -> None:
+    """Otherwise half of the clients of `localhost` would reach another program."""
     host = "127.0.0.1" if family == socket.AF_INET else "::1"
     with socket.create_server((host, 0), family=family) as taken, pytest.raises(OSError) as error:
         bind("0.0.0.0", taken.getsockname()[1])
@@ -108,7 +108,7 @@ def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "localhost"])
-def test_a_machine_without_ipv6_listens_on_what_it_has(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_a_machine_without_ipv6_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     without_ipv6(monkeypatch)
     if host == "localhost":
         resolving(monkeypatch, "::1", "127.0.0.1")
@@ -116,29 +116,29 @@ def test_a_machine_without_ipv6_listens_on_what_it_has(monkeypatch: pytest.Monke
         assert len(bound) == 1
 
 
-def test_an_address_that_only_the_resolver_knows_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in containers, where /etc/hosts has ::1 and the network hasn't."""
+def test_an_address_this_machine_lacks_does_not_prevent_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers whose /etc/hosts has ::1 but whose network has not."""
     resolving(monkeypatch, "2001:db8::1", "127.0.0.1")
     with bound_to("localhost") as bound:
         assert [one.getsockname()[0] for one in bound] == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
-def test_an_address_of_another_machine_is_said_so(host: str) -> None:
+def test_an_address_of_another_machine_is_reported(host: str) -> None:
     with pytest.raises(OSError) as error:
         bind(host, 0)
     assert error.value.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def other_ipv6_address() -> str | None:
-    """One of this machine's that is no loopback."""
+    """An address of this machine other than loopback."""
     found = [one for nic in psutil.net_if_addrs().values() for one in nic if one.family == socket.AF_INET6]
     return next((one.address for one in found if not one.address.startswith(("fe80", "::1"))), None)
 
 
 @with_ipv6
-def test_berth_is_reached_by_both_and_only_this_machine_is_let_in(tmp_path: Path) -> None:
-    """By default; no key is set, so who asks by another address than a loopback's is refused."""
+def test_berth_is_reachable_by_both_families_from_this_machine_only(tmp_path: Path) -> None:
+    """By default; without keys, requests from other addresses than loopback are refused."""
     with running_berth(tmp_path, APP_HOST="0.0.0.0") as berth:
 
         def status(host: str, path: str = "/instances", **headers: str) -> int:

@@ -1,4 +1,4 @@
-"""What logs have of a path: never a query, never a secret's value."""
+"""Paths in logs: never a query, never a secret's value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.api.upstreams import Wire, berth, request, upstream
         (b"/proxy/a/\xff", "/proxy/a/\\xff"),
     ],
 )
-def test_a_path_is_logged_without_what_is_secret(target: bytes, logged: str) -> None:
+def test_a_path_is_logged_without_secrets(target: bytes, logged: str) -> None:
     assert loggable(target) == logged
 
 

@@ -1,4 +1,4 @@
-"""`/metrics` of a real Berth: its own figures, its engines', and where Prometheus finds single ones."""
+"""`/metrics` of a real Berth: its own metrics, its engines', and targets for Prometheus."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def scrape(client: httpx.Client, path: str = "/metrics", **params: str) -> dict[
 
 
 def value(page: dict[str, Metric], family: str, sample: str | None = None, **labels: str) -> float | None:
-    """The one sample that has these labels."""
+    """The only sample with these labels."""
     found = [
         one.value
         for one in page[family].samples
@@ -87,7 +87,7 @@ def test_engines_metrics_are_merged_under_their_labels(client: httpx.Client) -> 
     assert not [name for name in scrape(client, engines="false") if name.startswith("vllm:")]
 
 
-def test_an_engine_that_gives_none_is_left_out_and_counted(client: httpx.Client) -> None:
+def test_an_engine_without_metrics_is_left_out_and_counted(client: httpx.Client) -> None:
     start(client, "good")
     start(client, "slow", "--metrics-delay", "30")
     page = scrape(client)
@@ -99,7 +99,7 @@ def test_an_engine_that_gives_none_is_left_out_and_counted(client: httpx.Client)
     assert client.get("/metrics/instances/slow").status_code == 504
 
 
-def test_targets_are_what_prometheus_asks_next(berth: BerthProcess, client: httpx.Client) -> None:
+def test_targets_can_be_scraped_by_prometheus(berth: BerthProcess, client: httpx.Client) -> None:
     start(client, "one")
     start(client, "stopped")
     client.post("/instances/stopped/stop")
@@ -120,7 +120,7 @@ def test_targets_are_what_prometheus_asks_next(berth: BerthProcess, client: http
     assert client.get("/metrics/instances/none").status_code == 404
 
 
-def test_what_happens_to_instances_is_counted(client: httpx.Client) -> None:
+def test_lifecycle_events_are_counted(client: httpx.Client) -> None:
     before = scrape(client)
 
     def more(family: str, sample: str | None = None, **labels: str) -> float:
@@ -147,8 +147,8 @@ def test_what_happens_to_instances_is_counted(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("way", ["/proxy/one/v1/completions", "/v1/completions"])
-def test_tokens_are_counted_on_every_way(client: httpx.Client, way: str) -> None:
-    """Whole at once, late, in a stream that tells, in one that doesn't, and in one that is cut."""
+def test_tokens_are_counted_on_every_route(client: httpx.Client, way: str) -> None:
+    """In a whole response, a late one, streams with and without usage, and a broken one."""
     start(client, "one")
 
     def completion_tokens() -> float:
@@ -183,7 +183,7 @@ def test_a_model_of_the_catalog_has_its_own_name_everywhere(client: httpx.Client
     assert value(page, "berth_models", status="running") == 1
 
 
-def test_what_strangers_send_becomes_no_label(client: httpx.Client) -> None:
+def test_unauthenticated_requests_create_no_labels(client: httpx.Client) -> None:
     start(client, "one")
     hostile: list[Any] = ['x"} 1\nberth_up{a="', "../../etc", "\\", "ü" * 50]
     for name in hostile:
@@ -197,7 +197,7 @@ def test_what_strangers_send_becomes_no_label(client: httpx.Client) -> None:
     scrape(client)
 
 
-def test_what_is_refused_is_counted_under_no_instance(client: httpx.Client) -> None:
+def test_refused_requests_are_counted_without_an_instance(client: httpx.Client) -> None:
     before = scrape(client)
     client.post("/v1/completions", json={"model": "none such", "prompt": "x"})
     client.post("/v1/completions", content=b"{")

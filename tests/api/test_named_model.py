@@ -1,4 +1,4 @@
-"""The model that a JSON body or a query names: certain, or refused."""
+"""The model named by a JSON body or a query: unambiguous, or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def named(body: str) -> str | None:
         ("{}", None),
     ],
 )
-def test_it_is_the_one_at_the_top_wherever_it_stands(body: str, name: str | None) -> None:
+def test_it_is_the_top_level_field_in_any_position(body: str, name: str | None) -> None:
     assert named(body) == name
 
 
@@ -50,17 +50,17 @@ def test_it_is_the_one_at_the_top_wherever_it_stands(body: str, name: str | None
         ('{"model": ["a"]}', "must be a string, not an array"),
         ('{"model": 3}', "must be a string, not a number"),
         ('{"Model": "a"}', "top level of the body; here it is named 'Model'"),
-        ('{"body": {"model": "a"}}', "inside of 'body'"),
-        (json.dumps({"requests": [{"x": [{"model": "a"}]}]}), "inside of 'requests'"),
+        ('{"body": {"model": "a"}}', "inside 'body'"),
+        (json.dumps({"requests": [{"x": [{"model": "a"}]}]}), "inside 'requests'"),
     ],
 )
-def test_what_can_be_read_in_two_ways_is_refused(body: str, message: str) -> None:
+def test_ambiguous_bodies_are_refused(body: str, message: str) -> None:
     with pytest.raises(UnclearModel, match=message):
         named(body)
 
 
 @pytest.mark.parametrize("body", ["", "{", "[1]", '"model"', '{"model": "a"} {}'])
-def test_what_is_no_object_is_refused(body: str) -> None:
+def test_a_body_that_is_not_an_object_is_refused(body: str) -> None:
     with pytest.raises(InvalidBody):
         read_object(body.encode())
 

@@ -1,4 +1,4 @@
-"""An engine that was put to sleep by its own route is known to sleep, and woken by the next request."""
+"""An engine put to sleep by its own route: Berth knows, and the next request wakes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
         yield berth
 
 
-def test_it_is_noticed_at_once_and_woken_by_the_next_request(berth: BerthProcess) -> None:
+def test_the_sleep_is_noticed_at_once_and_the_next_request_wakes_it(berth: BerthProcess) -> None:
     with client_of(berth) as client:
         before = ask(client, "berth-demo", temperature=0).json()["choices"]
         (record,) = replicas(client, "berth-demo")
@@ -49,7 +49,7 @@ def test_it_is_noticed_at_once_and_woken_by_the_next_request(berth: BerthProcess
         sleep()
         assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": True}
         sleep("/sleep?level=2")
-        assert status() == ("sleeping", 2), "neither question nor sleep has woken it"
+        assert status() == ("sleeping", 2), "neither the query nor the sleep has woken it"
         assert client.post(f"{own}/wake_up").status_code == 200
         assert status() == ("running", None)
         assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": False}
@@ -59,8 +59,8 @@ def test_it_is_noticed_at_once_and_woken_by_the_next_request(berth: BerthProcess
         assert status() == ("running", None), "an engine that has refused is awake"
 
 
-def test_one_that_is_found_asleep_is_woken_by_the_request_after_that(berth: BerthProcess) -> None:
-    """Nobody has seen the answer to /sleep: its client had left before."""
+def test_an_engine_found_asleep_is_woken_by_the_request_after_that(berth: BerthProcess) -> None:
+    """The response to /sleep was not seen: its client had disconnected."""
     with client_of(berth) as client:
         assert ask(client, "berth-demo").status_code == 200
         (record,) = replicas(client, "berth-demo")

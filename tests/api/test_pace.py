@@ -1,4 +1,4 @@
-"""Clients for whose place others wait: who stands still is cut off, who goes on is not."""
+"""Slow clients while others wait: stalled ones are cut off, steady ones are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from api.http.response_channel import FastPathApp, ResumeAsTask, ResponseChannel, without_channel
+from api.http.response_channel import FastPathApp, ResponseChannel, ResumeAsTask, without_channel
 from api.proxy.pace import PaceRules
 from instance_manager.types import Endpoint
 from tests.api.upstreams import Front, Upstream, Wire, berth, eventually, request, upstream
@@ -28,7 +28,7 @@ def anyio_backend() -> Any:
 
 
 class Engine:
-    """Sends without end, and notices when nobody wants that any more."""
+    """Sends endlessly, and notices when the connection ends."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -51,7 +51,7 @@ class Engine:
 
 @contextlib.asynccontextmanager
 async def stuck(front: Front, size: int = 0) -> AsyncIterator[Wire]:
-    """A client that reads nothing; with `size` it sends a part of a body of so many bytes."""
+    """A client that reads nothing; with `size` it sends part of a body of that many bytes."""
     wire = await front.connect()
     if size:
         head = f"POST /proxy/one/x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
@@ -64,7 +64,7 @@ async def stuck(front: Front, size: int = 0) -> AsyncIterator[Wire]:
     wire.writer.transport.abort()
 
 
-async def test_a_client_that_reads_nothing_is_cut_where_others_wait() -> None:
+async def test_a_client_that_reads_nothing_is_cut_off_if_others_wait() -> None:
     engine = Engine()
     async with upstream(engine.send) as one, berth(one, pace=RULES) as front, stuck(front):
         front.leases.others_wait = True
@@ -74,7 +74,7 @@ async def test_a_client_that_reads_nothing_is_cut_where_others_wait() -> None:
         await eventually(lambda: not front.server.server_state.connections)
 
 
-async def test_where_nobody_waits_it_is_left_alone_until_somebody_does() -> None:
+async def test_a_stalled_client_is_left_alone_until_another_waits() -> None:
     engine = Engine()
     async with upstream(engine.send) as one, berth(one, pace=RULES) as front, stuck(front):
         await asyncio.sleep(3 * RULES.stall_s)
@@ -84,7 +84,7 @@ async def test_where_nobody_waits_it_is_left_alone_until_somebody_does() -> None
             await engine.left.wait()
 
 
-async def test_one_that_sends_nothing_of_its_body_is_cut_too() -> None:
+async def test_a_client_that_sends_none_of_its_body_is_cut_off_too() -> None:
     engine = Engine()
     async with upstream(engine.take) as one, berth(one, pace=RULES) as front, stuck(front, size=1000):
         front.leases.others_wait = True
@@ -93,7 +93,7 @@ async def test_one_that_sends_nothing_of_its_body_is_cut_too() -> None:
         await eventually(lambda: front.leases.num_out == 0)
 
 
-async def test_one_that_sends_a_byte_now_and_then_is_slower_than_it_may() -> None:
+async def test_a_client_that_trickles_its_body_is_cut_off() -> None:
     engine = Engine()
     async with upstream(engine.take) as one, berth(one, pace=RULES) as front:
         front.leases.others_wait = True
@@ -103,7 +103,7 @@ async def test_one_that_sends_a_byte_now_and_then_is_slower_than_it_may() -> Non
                 await asyncio.sleep(0.05)
 
 
-async def test_one_that_reads_slowly_and_steadily_is_served_to_the_end() -> None:
+async def test_a_slow_but_steady_client_is_served_to_the_end() -> None:
     size = 8 * MIB
 
     async def answer(wire: Wire) -> None:
@@ -130,7 +130,7 @@ async def test_one_that_reads_slowly_and_steadily_is_served_to_the_end() -> None
         assert num_read > size
 
 
-async def test_a_slow_engine_is_no_fault_of_the_clients() -> None:
+async def test_a_slow_engine_is_not_blamed_on_the_client() -> None:
     async def answer(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
@@ -144,7 +144,7 @@ async def test_a_slow_engine_is_no_fault_of_the_clients() -> None:
 
 
 class Translated:
-    """As a protocol's adapter stands before the data plane: answers go by `send` alone."""
+    """Like a protocol adapter in front of the data plane: responses go by `send` alone."""
 
     def __init__(self, app: FastPathApp) -> None:
         self._app = app
@@ -159,7 +159,7 @@ class Translated:
         return False
 
 
-async def test_another_protocols_client_is_no_exception() -> None:
+async def test_clients_of_other_protocols_are_cut_off_too() -> None:
     engine = Engine()
     async with upstream(engine.send) as one, berth(one, pace=RULES, behind=Translated) as front:
         front.leases.others_wait = True
@@ -167,7 +167,7 @@ async def test_another_protocols_client_is_no_exception() -> None:
             await engine.left.wait()
 
 
-async def test_a_websocket_whose_client_reads_nothing_ends() -> None:
+async def test_a_websocket_whose_client_reads_nothing_is_cut_off() -> None:
     left = asyncio.Event()
 
     async def flood(client: ServerConnection) -> None:

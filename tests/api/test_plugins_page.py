@@ -1,4 +1,4 @@
-"""docs/plugins.md is true: what it names exists, and its request is answered."""
+"""docs/plugins.md is correct: the parts it names exist, and its example works."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def section(title: str) -> str:
 
 
 def table(text: str) -> set[str]:
-    """The names in the first column of a section's table, less their arguments."""
+    """The names in the first column of a section's table, without their arguments."""
     rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
     return {name for row in rows for name in re.findall(r"`(\w+)", row)}
 
 
-def test_every_file_that_is_named_exists() -> None:
+def test_every_named_file_exists() -> None:
     named = re.findall(r"`((?:docs|api)/[\w/.]+)`", TEXT)
     assert len(named) >= 3
     assert [name for name in named if not (PAGE.parents[1] / name).exists()] == []
 
 
-def test_the_parts_of_an_adapter_are_all_there() -> None:
+def test_all_parts_of_an_adapter_are_described() -> None:
     parts = {name for name in [*vars(ProtocolAdapter), *ProtocolAdapter.__annotations__] if name[0] != "_"}
     assert table(section("Writing one")) == parts
     for name in ("event", "end", "error", "media_type"):
@@ -40,16 +40,16 @@ def test_the_parts_of_an_adapter_are_all_there() -> None:
         assert f"`{name}" in TEXT
 
 
-def test_the_fields_of_generate_are_its_fields() -> None:
-    told, fields = (
-        table(section("What is there already: `POST /generate`")),
+def test_the_fields_of_generate_are_described() -> None:
+    described, fields = (
+        table(section("Built in: `POST /generate`")),
         set(GenerateRequest.model_fields),
     )
-    assert told <= fields
-    assert told >= {name for name in fields if GenerateRequest.model_fields[name].description}
+    assert described <= fields
+    assert described >= {name for name in fields if GenerateRequest.model_fields[name].description}
 
 
-async def test_the_example_of_a_request_is_answered() -> None:
+async def test_the_example_request_works() -> None:
     body = TEXT.split("-d '")[1].split("'")[0]
     inner = Inner([chat_answer()])
     app = ProtocolApp(inner, load_protocols(), protocol_of=lambda _: None, default_model="demo")
@@ -57,7 +57,7 @@ async def test_the_example_of_a_request_is_answered() -> None:
     assert [message["role"] for message in inner.asked["messages"]] == ["system", "user", "assistant", "user"]
 
 
-def test_the_example_of_the_setting_names_plugins_that_load() -> None:
+def test_the_plugins_of_the_example_setting_load() -> None:
     names = TEXT.split("PROTOCOL_PLUGINS=")[1].split("\n")[0].split(",")
     assert [adapter.name for adapter in load_protocols([name for name in names if ":" in name])] == [
         "generate",

@@ -1,4 +1,4 @@
-"""As many instances as VLLM_MAX_INSTANCES allows, as many ports: whoever needs one more waits for it."""
+"""VLLM_MAX_INSTANCES also limits the ports: a request that needs one more waits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def in_flight(client: httpx.Client, model: str) -> int:
 
 
 @pytest.mark.parametrize("is_foreign", [False, True], ids=["all taken", "the others taken by strangers"])
-def test_a_request_waits_for_a_place_and_those_in_use_are_drained(tmp_path: Path, is_foreign: bool) -> None:
+def test_a_request_waits_for_a_port_and_busy_instances_are_drained(tmp_path: Path, is_foreign: bool) -> None:
     base = free_port_range(3)
     settings = {
         "VLLM_BASE_PORT": str(base),
@@ -71,7 +71,7 @@ def test_a_request_waits_for_a_place_and_those_in_use_are_drained(tmp_path: Path
 
 
 @pytest.mark.parametrize("is_foreign", [False, True], ids=["all pinned", "all taken by strangers"])
-def test_where_no_place_can_come_free_the_answer_says_why(tmp_path: Path, is_foreign: bool) -> None:
+def test_the_error_says_why_no_port_can_become_free(tmp_path: Path, is_foreign: bool) -> None:
     base = free_port_range(2)
     settings = {"VLLM_BASE_PORT": str(base), "VLLM_MAX_INSTANCES": "2", "MAX_WAIT": "0.2"}
     models = MODELS if is_foreign else {"a": PINNED, "b": PINNED, "c": MODELS["c"]}

@@ -1,4 +1,4 @@
-"""What holds for every protocol: routes and models' choices, errors, cut streams, adapters that break."""
+"""Rules for every protocol: routes and models' choices, errors, broken streams, failing adapters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STREAMED = {"prompt": "Hello", "stream": True}
 
 
 class ChatLines(AlpacaProtocol):
-    """On a route of OpenAI's own, for models that choose it."""
+    """On a route of OpenAI's own, for models with this protocol."""
 
     name = "lines"
     route = "/chat/completions"
@@ -42,7 +42,7 @@ def app_around(inner: Any, *more: Any) -> ProtocolApp:
 
 
 class Aborted:
-    """The server's extension; notes that the connection was cut."""
+    """The server's extension; records whether the connection was cut."""
 
     def __init__(self) -> None:
         self.is_cut = False
@@ -52,16 +52,16 @@ class Aborted:
 
 
 async def ask_cut(app: ProtocolApp, path: str, body: Any) -> tuple[Got, bool]:
-    """The answer, and whether its connection was cut."""
+    """The response, and whether its connection was cut."""
     channel = Aborted()
     got = await ask(app, path, body, extensions={"berth.response": channel})
     return got, channel.is_cut
 
 
-# Who serves what
+# Choice of the adapter
 
 
-async def test_what_is_nobodys_passes_as_it_is() -> None:
+async def test_requests_without_an_adapter_pass_unchanged() -> None:
     inner = Inner([b"{}"])
     extensions = {"berth.response": object()}
     for path, method in [("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/generate/x", "POST")]:
@@ -70,7 +70,7 @@ async def test_what_is_nobodys_passes_as_it_is() -> None:
         assert (scope["path"], scope["extensions"], inner.bodies[-1]) == (path, extensions, b"not json")
 
 
-async def test_a_model_chooses_among_the_adapters_of_a_route() -> None:
+async def test_a_models_protocol_selects_the_adapter_of_a_route() -> None:
     inner = Inner([json.dumps({"choices": [{"text": " Hi", "finish_reason": "stop"}]}).encode()])
     got = await ask(app_around(inner), "/generate", {**PROMPT, "model": "base"})
     assert got.json["text"] == " Hi"
@@ -81,7 +81,7 @@ async def test_a_model_chooses_among_the_adapters_of_a_route() -> None:
     assert inner.scopes[1]["path"] == "/v1/chat/completions"
 
 
-async def test_openais_own_routes_change_only_for_models_that_choose_it() -> None:
+async def test_openais_routes_change_only_for_models_with_a_protocol() -> None:
     inner = Inner([chat_answer()])
     pieces = [b'{"model": "demo",', b' "messages": []}']
     got = await ask(app_around(inner), "/chat/completions", body_pieces=pieces)
@@ -94,7 +94,7 @@ async def test_openais_own_routes_change_only_for_models_that_choose_it() -> Non
     assert inner.scopes[-1]["method"] == "OPTIONS"
 
 
-async def test_the_inner_request_is_framed_anew_and_nothing_is_lost() -> None:
+async def test_the_inner_request_is_reframed_and_nothing_is_lost() -> None:
     inner = Inner(
         [chat_answer()], headers=[JSON, (b"etag", b"1"), (b"x-engine", b"yes"), (b"content-length", b"5")]
     )
@@ -141,16 +141,16 @@ async def test_an_engines_error_keeps_status_and_retry_after() -> None:
         (b"", "the engine gave no reason"),
     ],
 )
-async def test_whatever_an_error_looks_like_its_message_is_found(body: bytes, message: str) -> None:
+async def test_the_message_is_found_in_any_error_format(body: bytes, message: str) -> None:
     got = await ask(app_around(Inner([body], 400)), "/generate", PROMPT)
     assert (got.status, got.json["error"]["message"]) == (400, message)
 
 
-async def test_a_protocol_says_errors_in_its_own_words() -> None:
+async def test_a_protocol_formats_errors_itself() -> None:
     got = await ask(app_around(Inner([b'{"error":{"message":"no"}}'], 404)), "/summarize", {"text": "a"})
     assert (got.status, got.json) == (404, {"problem": "no"})
     got = await ask(app_around(Inner()), "/summarize", {"text": "  "})
-    assert (got.status, got.json) == (422, {"problem": "text: there is nothing to summarize in it"})
+    assert (got.status, got.json) == (422, {"problem": "text is empty; there is nothing to summarize"})
 
 
 @pytest.mark.parametrize(
@@ -165,24 +165,24 @@ async def test_a_protocol_says_errors_in_its_own_words() -> None:
     ],
     ids=["list", "half", "redirect", "compressed", "streamed", "cut"],
 )
-async def test_an_answer_that_is_none_is_a_502(inner: Inner) -> None:
+async def test_an_invalid_response_is_a_502(inner: Inner) -> None:
     got, is_cut = await ask_cut(app_around(inner), "/generate", PROMPT)
     assert (got.status, got.is_whole, is_cut) == (502, True, False)
     assert got.json["error"]["type"] == "upstream_error"
 
 
-async def test_an_answer_of_any_length_is_refused_at_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_too_long_response_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_module, "MAX_ANSWER_BYTES", 1000)
     inner = Inner([b"x" * 300] * 10)
     got = await ask(app_around(inner), "/generate", PROMPT)
     assert got.status == 502
-    assert inner.failure is not None  # it was told to stop
+    assert inner.failure is not None  # it was stopped
 
 
 # Streams
 
 
-async def test_an_error_within_a_stream_is_told_and_nothing_follows_it() -> None:
+async def test_an_error_within_a_stream_is_its_last_event() -> None:
     error = {"message": "out of memory", "type": "engine_error", "param": None, "code": "oom"}
     broken = [*chat_stream("a", "b")[:2], b"data: " + json.dumps({"error": error}).encode() + b"\n\n"]
     inner = Inner([*broken, b"data: [DONE]\n\n"], headers=[SSE])
@@ -194,7 +194,7 @@ async def test_an_error_within_a_stream_is_told_and_nothing_follows_it() -> None
 
 
 @pytest.mark.parametrize("num_events", [0, 1, 3])
-async def test_a_stream_that_is_cut_stays_cut(num_events: int) -> None:
+async def test_a_cut_stream_stays_cut(num_events: int) -> None:
     inner = Inner(chat_stream("a", "b", "c")[:num_events], headers=[SSE], is_cut=True)
     got, is_cut = await ask_cut(app_around(inner), "/generate", STREAMED)
     assert is_cut
@@ -202,15 +202,15 @@ async def test_a_stream_that_is_cut_stays_cut(num_events: int) -> None:
     assert "[DONE]" not in got.events
 
 
-async def test_a_stream_that_ends_within_an_event_is_broken() -> None:
+async def test_a_stream_ending_within_an_event_is_broken() -> None:
     inner = Inner([*chat_stream("a")[:2], b'data: {"choi'], headers=[SSE])
     got, is_cut = await ask_cut(app_around(inner), "/generate", STREAMED)
     assert got.events[0] == {"text": "a"}
-    assert "within an event" in got.events[1]["error"]["message"]
+    assert "in the middle of an event" in got.events[1]["error"]["message"]
     assert is_cut
 
 
-async def test_a_stream_that_is_none_ends_the_inner_request() -> None:
+async def test_an_invalid_stream_ends_the_inner_request() -> None:
     inner = Inner([b"data: nonsense\n\n", *chat_stream("a")], headers=[SSE])
     got, is_cut = await ask_cut(app_around(inner), "/generate", STREAMED)
     assert got.events[0]["error"]["code"] == "upstream_garbled"
@@ -218,12 +218,12 @@ async def test_a_stream_that_is_none_ends_the_inner_request() -> None:
     assert is_cut
 
 
-async def test_a_stream_without_done_ends_when_it_ends() -> None:
+async def test_a_stream_without_done_ends_with_its_body() -> None:
     got = await ask(app_around(Inner(chat_stream("a")[:-1], headers=[SSE])), "/generate", STREAMED)
     assert (got.events[-1], got.is_whole) == ("[DONE]", True)
 
 
-async def test_comments_pass_at_once_and_only_where_the_stream_may_hold_them() -> None:
+async def test_comments_pass_at_once_in_event_streams_only() -> None:
     inner = Inner([b": waiting\n\n", *chat_stream("a")], headers=[SSE])
     assert (await ask(app_around(inner), "/generate", STREAMED)).pieces[0] == b": waiting\n\n"
     got = await ask(app_around(inner), "/summarize", {"text": "a", "stream": True})
@@ -231,13 +231,13 @@ async def test_comments_pass_at_once_and_only_where_the_stream_may_hold_them() -
     assert [json.loads(line) for line in got.body.splitlines()] == [{"piece": "a"}, {"is_whole": True}]
 
 
-async def test_a_stream_of_lines_tells_its_errors_as_lines() -> None:
+async def test_a_json_lines_stream_has_errors_as_lines() -> None:
     inner = Inner([*chat_stream("a")[:2], b'data: {"error":{"message":"gone"}}\n\n'], headers=[SSE])
     got = await ask(app_around(inner), "/summarize", {"text": "a", "stream": True})
     assert [json.loads(line) for line in got.body.splitlines()] == [{"piece": "a"}, {"problem": "gone"}]
 
 
-async def test_an_engine_that_does_not_stream_answers_in_one_piece() -> None:
+async def test_a_whole_response_to_a_stream_request_is_translated() -> None:
     got = await ask(app_around(Inner([chat_answer()])), "/generate", STREAMED)
     assert (got.status, got.json["text"]) == (200, "Hello")
 
@@ -254,7 +254,7 @@ EXPECTED: list[Any] = [
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, len(WHOLE)), max_size=60))
-def test_how_a_stream_is_cut_makes_no_difference(cuts: list[int]) -> None:
+def test_splits_of_a_stream_make_no_difference(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(WHOLE)]
     pieces = [WHOLE[start:end] for start, end in pairwise(edges)]
     got = asyncio.run(ask(app_around(Inner(pieces, headers=[SSE])), "/generate", STREAMED))
@@ -263,7 +263,7 @@ def test_how_a_stream_is_cut_makes_no_difference(cuts: list[int]) -> None:
 
 
 async def test_a_stream_waits_for_its_reader() -> None:
-    """The inner application's `send` returns when the client's has: nothing piles up between them."""
+    """The inner application's `send` returns when the client's has: nothing is buffered in between."""
     inner = Inner(chat_stream("a", "b"), headers=[SSE])
     sent: list[Message] = []
     may_go_on = asyncio.Event()
@@ -298,7 +298,7 @@ async def test_a_stream_waits_for_its_reader() -> None:
     assert sent[-1]["more_body"] is False
 
 
-async def test_a_client_that_leaves_is_noticed_inside() -> None:
+async def test_a_disconnect_reaches_the_inner_application() -> None:
     messages = [{"type": "http.request", "body": json.dumps(PROMPT).encode()}, {"type": "http.disconnect"}]
     seen: list[str] = []
 
@@ -316,14 +316,14 @@ async def test_a_client_that_leaves_is_noticed_inside() -> None:
     assert seen == ["http.request", "http.disconnect"]
     messages[:] = [{"type": "http.disconnect"}]
     await app_around(inner)(scope, receive, send)
-    assert len(seen) == 2  # gone before all was said: nobody is asked
+    assert len(seen) == 2  # disconnected before the end: no request is sent
 
 
 # Adapters that break
 
 
 class Broken(GenerateProtocol):
-    """Fails where it is told to."""
+    """Fails in the method given."""
 
     name = "broken"
     route = "/broken"
@@ -363,7 +363,7 @@ class Broken(GenerateProtocol):
 
 
 @pytest.mark.parametrize("where", ["prompt", "answer", "nan"])
-async def test_an_adapter_that_breaks_is_a_500_and_a_traceback(
+async def test_a_failing_adapter_is_a_500_and_a_traceback(
     where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     got = await ask(app_around(Inner([chat_answer()]), Broken(where)), "/broken", PROMPT)
@@ -373,7 +373,7 @@ async def test_an_adapter_that_breaks_is_a_500_and_a_traceback(
 
 
 @pytest.mark.parametrize("where", ["event", "end"])
-async def test_an_adapter_that_breaks_within_a_stream_cuts_it(where: str) -> None:
+async def test_an_adapter_failing_within_a_stream_cuts_it(where: str) -> None:
     inner = Inner(chat_stream("a"), headers=[SSE])
     got, is_cut = await ask_cut(app_around(inner, Broken(where)), "/broken", STREAMED)
     assert got.events[-1]["error"]["code"] == "protocol_failed"
@@ -382,7 +382,7 @@ async def test_an_adapter_that_breaks_within_a_stream_cuts_it(where: str) -> Non
 
 
 @pytest.mark.parametrize("where", ["error", "status"])
-async def test_an_adapter_that_cannot_even_say_an_error(where: str) -> None:
+async def test_an_adapter_that_cannot_format_an_error(where: str) -> None:
     got = await ask(app_around(Inner([b"{}"], 429), Broken(where)), "/broken", PROMPT)
     assert (got.status, got.json["error"]["code"]) == (500, "protocol_failed")
 
@@ -395,15 +395,15 @@ class Unstreamed(SummarizeProtocol):
         return super(SummarizeProtocol, self).from_openai_stream(request)  # type: ignore[arg-type]
 
 
-async def test_a_protocol_need_not_stream() -> None:
+async def test_a_protocol_need_not_support_streaming() -> None:
     inner = Inner([chat_answer()])
     got = await ask(app_around(inner, Unstreamed()), "/unstreamed", {"text": "a", "stream": True})
     assert got.status == 422
-    assert "'unstreamed' can't stream" in got.json["problem"]
+    assert "'unstreamed' does not support streaming" in got.json["problem"]
     assert inner.scopes == []
 
 
-async def test_what_the_inner_application_raises_is_raised() -> None:
+async def test_exceptions_of_the_inner_application_are_raised() -> None:
     async def inner(*_: Any) -> None:
         raise OSError("its own")
 
@@ -420,7 +420,7 @@ async def test_what_the_inner_application_raises_is_raised() -> None:
         ("/chat/completions", "POST", b'{"model": "liner"}', 422, "lines"),
     ],
 )
-async def test_what_is_refused_here_has_its_line_in_the_access_log(
+async def test_refused_requests_are_in_the_access_log(
     caplog: pytest.LogCaptureFixture, path: str, method: str, body: bytes, status: int, who: str
 ) -> None:
     inner = Inner()
@@ -433,14 +433,16 @@ async def test_what_is_refused_here_has_its_line_in_the_access_log(
     assert line.endswith(f" ms mine, refused by {who}")
 
 
-async def test_what_is_passed_on_is_logged_by_who_serves_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_forwarded_requests_are_logged_by_the_inner_application(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.INFO, "berth.access"):
         await ask(app_around(Inner([chat_answer()])), "/generate", PROMPT)
         await ask(app_around(Inner([b"{}"])), "/v1/embeddings", b"{}")
     assert caplog.records == []
 
 
-async def test_what_stops_an_inner_task_of_its_own_is_no_failure() -> None:
+async def test_stopping_an_inner_task_group_is_not_a_failure() -> None:
     """The inner application may send from a task group, which wraps what `send` raises."""
     inner = Inner([b"data: {broken\n\n"], headers=[SSE])
 

@@ -1,4 +1,4 @@
-"""Which plug-ins are loaded, and the one line that says why one isn't."""
+"""Which plug-ins are loaded, and the one-line errors for those that can't be."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ value = 5
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path with plug-ins, and the metadata of a package that was installed with them."""
+    """A folder on the path with plug-ins, and the metadata of an installed package with them."""
     (tmp_path / "bad_plugins.py").write_text(BAD_PLUGINS)
     (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('it is broken')")
     metadata = tmp_path / "some_plugins-1.0.dist-info"
@@ -70,16 +70,16 @@ def names(*plugins: str) -> list[str]:
     return [adapter.name for adapter in load_protocols(plugins)]
 
 
-def test_without_plugins_there_are_the_built_in_ones() -> None:
+def test_without_plugins_the_built_in_protocols_are_loaded() -> None:
     assert names() == ["generate"]
 
 
-def test_plugins_are_named_by_their_class() -> None:
+def test_plugins_are_given_by_their_class() -> None:
     assert names(ALPACA, SUMMARIZE) == ["generate", "alpaca", "summarize"]
 
 
 @pytest.mark.usefixtures("package")
-def test_an_entry_point_counts_only_where_it_is_named() -> None:
+def test_an_entry_point_is_loaded_only_if_listed() -> None:
     assert names() == ["generate"]
     assert names("good") == ["generate", "good"]
     assert "broken_plugin" not in sys.modules
@@ -91,36 +91,36 @@ def test_an_entry_point_counts_only_where_it_is_named() -> None:
     [
         (
             "nowhere",
-            "no installed package has an entry point 'nowhere' in the group berth.protocols .there are good",
+            "no installed package has an entry point 'nowhere' in the group berth.protocols .available: good",
         ),
         ("nowhere:Class", "can't be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("broken_plugin:Class", "can't be imported: RuntimeError: it is broken"),
         ("unwanted", "can't be imported: RuntimeError: it is broken"),
-        (":Class", "say module:Class"),
-        ("bad_plugins:", "say module:Class"),
+        (":Class", "write module:Class"),
+        ("bad_plugins:", "write module:Class"),
         ("bad_plugins:Missing", "has no 'Missing'"),
-        ("bad_plugins:value", "is no subclass of api.protocols.base.ProtocolAdapter"),
-        ("bad_plugins:Abstract", "has no create_prompt, from_openai; define it"),
+        ("bad_plugins:value", "not a subclass of api.protocols.base.ProtocolAdapter"),
+        ("bad_plugins:Abstract", "define the abstract create_prompt, from_openai"),
         ("bad_plugins:Raises", "can't be imported: LookupError: no such file$"),
-        ("bad_plugins:NoName", "name = 'Bad Name': say a word"),
-        ("bad_plugins:NoRoute", "route = 'generate/': say a path such as '/noroute'"),
-        ("bad_plugins:OurRoute", "the route '/instances/x' is Berth's own"),
-        ("bad_plugins:ModelsRoute", "the route '/v1/generate' is Berth's own"),
-        ("bad_plugins:NoSchema", "request_schema = <class 'dict'>: is no subclass of ProtocolRequest"),
+        ("bad_plugins:NoName", "name = 'Bad Name' is invalid; use a-z"),
+        ("bad_plugins:NoRoute", "route = 'generate/' is invalid; use a path such as '/noroute'"),
+        ("bad_plugins:OurRoute", "the route '/instances/x' is reserved for Berth"),
+        ("bad_plugins:ModelsRoute", "the route '/v1/generate' is reserved for Berth"),
+        ("bad_plugins:NoSchema", "request_schema = <class 'dict'> is not a subclass of ProtocolRequest"),
         (
             "api.protocols.generate:GenerateProtocol",
-            "the name 'generate' belongs to api.protocols.generate:Gen",
+            "the name 'generate' is already used by api.protocols.generate:Gen",
         ),
     ],
 )
-def test_a_plugin_that_cannot_be_used_is_told_in_one_line(plugin: str, problem: str) -> None:
+def test_an_unusable_plugin_is_reported_in_one_line(plugin: str, problem: str) -> None:
     with pytest.raises(PluginError, match=problem) as caught:
         load_protocols([plugin])
     assert str(caught.value).startswith(f"PROTOCOL_PLUGINS={plugin}: ")
     assert "\n" not in str(caught.value)
 
 
-def test_why_a_plugin_breaks_is_in_the_log_of_who_debugs_it(
+def test_a_plugins_traceback_is_in_the_debug_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "plugin_with_a_bug.py").write_text("def begin():\n    return 1 / 0\n\nbegin()\n")
@@ -131,12 +131,12 @@ def test_why_a_plugin_breaks_is_in_the_log_of_who_debugs_it(
 
 
 def test_two_plugins_of_one_name_clash() -> None:
-    with pytest.raises(PluginError, match="'alpaca' belongs to docs"):
+    with pytest.raises(PluginError, match="'alpaca' is already used by docs"):
         load_protocols([ALPACA, ALPACA])
 
 
-def test_no_route_of_ours_can_be_taken() -> None:
-    """A route that is added to the control plane must be added to RESERVED too."""
+def test_berths_own_routes_are_reserved() -> None:
+    """A new route of the control plane must be added to RESERVED too."""
     paths = [route.path for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     assert len(paths) > 10
     assert {path.split("/")[1] for path in paths} <= RESERVED

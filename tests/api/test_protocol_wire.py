@@ -61,7 +61,7 @@ class Front:
         return Wire(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**20))
 
     async def until_idle(self) -> None:
-        """Wait until no lease is out and no connection to the engine is busy."""
+        """Wait until no lease is held and no connection to the engine is busy."""
         async with asyncio.timeout(5):
             await self.leases.until(lambda: self.leases.num_out == 0)
             await eventually(lambda: num_busy(self.plane) == 0)
@@ -114,7 +114,7 @@ async def serving(app: App) -> AsyncIterator[int]:
 
 
 class Engine:
-    """Answers chats and completions, streamed where that is asked for; keeps what it was asked."""
+    """Serves chats and completions, streamed on request; records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, Any]] = []
@@ -160,7 +160,7 @@ async def test_plugins_serve_their_routes() -> None:
     ]
 
 
-async def test_remembered_answers_reach_protocols_too() -> None:
+async def test_cached_responses_reach_protocols_too() -> None:
     engine = Engine()
     async with berth_around(engine) as front:
         for asked in ({"prompt": "a", "temperature": 0}, {"prompt": "a", "temperature": 0, "stream": True}):
@@ -171,15 +171,15 @@ async def test_remembered_answers_reach_protocols_too() -> None:
     assert len(engine.asked) == 2
 
 
-async def test_every_event_passes_as_it_comes() -> None:
-    said = asyncio.Event()
+async def test_every_event_is_forwarded_as_it_arrives() -> None:
+    has_first_piece = asyncio.Event()
 
     async def engine(wire: Wire) -> None:
         await wire.read_message()
         first, second, *rest = chat_stream("Hel", "lo")
         await wire.send(STREAM_HEAD, chunk(first + second))
         async with asyncio.timeout(5):
-            await said.wait()
+            await has_first_piece.wait()
         await wire.send(chunk(b"".join(rest)), chunk(b""))
 
     async with (
@@ -188,12 +188,12 @@ async def test_every_event_passes_as_it_comes() -> None:
     ):
         lines = got.aiter_lines()
         assert json.loads((await anext(lines)).removeprefix("data: ")) == {"text": "Hel"}
-        said.set()  # the engine goes on only when the client has the first piece
+        has_first_piece.set()  # the engine continues only when the client has the first piece
         assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-async def test_an_engine_that_breaks_off_is_told_and_cut(temperature: int) -> None:
+async def test_a_broken_stream_gets_an_error_event_and_is_cut(temperature: int) -> None:
     async def engine(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(STREAM_HEAD, chunk(b"".join(chat_stream("Hel")[:2])))
@@ -212,7 +212,7 @@ async def test_an_engine_that_breaks_off_is_told_and_cut(temperature: int) -> No
         await wire.close()
 
 
-async def test_an_engine_that_breaks_off_within_an_answer_is_a_502() -> None:
+async def test_an_engine_that_breaks_off_within_a_response_is_a_502() -> None:
     async def engine(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
@@ -222,7 +222,7 @@ async def test_an_engine_that_breaks_off_within_an_answer_is_a_502() -> None:
         assert (got.status_code, got.json()["error"]["type"]) == (502, "upstream_error")
 
 
-async def test_nobody_goes_on_for_a_client_that_has_left() -> None:
+async def test_a_disconnect_ends_the_engines_work() -> None:
     has_ended = asyncio.Event()
 
     async def engine(wire: Wire) -> None:
@@ -242,7 +242,7 @@ async def test_nobody_goes_on_for_a_client_that_has_left() -> None:
 
 
 async def test_a_client_that_reads_slowly_slows_the_engine() -> None:
-    """An endless stream comes to a halt: nothing between the two collects it."""
+    """An endless stream stops: nothing in between buffers it."""
     num_sent = 0
     event = chunk(
         b"data: " + json.dumps({"choices": [{"delta": {"content": "x" * 60_000}}]}).encode() + b"\n\n"

@@ -1,4 +1,4 @@
-"""Bodies of any size in flat memory, back-pressure in both directions, answers that come early."""
+"""Bodies of any size in constant memory, back-pressure in both directions, early responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 class Memory:
-    """How far this process, which is client, Berth and engine at once, has grown."""
+    """Peak memory of this process, which is client, Berth and engine at once."""
 
     def __init__(self) -> None:
         self.before = self.peak = psutil.Process().memory_info().rss
@@ -37,7 +37,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
-async def test_trap_12_an_upload_of_any_size_takes_no_memory(is_chunked: bool) -> None:
+async def test_trap_12_an_upload_of_any_size_uses_constant_memory(is_chunked: bool) -> None:
     num_pieces = 800  # 200 MB
     received = 0
     memory = Memory()
@@ -70,7 +70,7 @@ async def test_trap_12_an_upload_of_any_size_takes_no_memory(is_chunked: bool) -
     assert memory.growth < 40 * MB
 
 
-async def test_trap_12_a_download_of_any_size_takes_no_memory() -> None:
+async def test_trap_12_a_download_of_any_size_uses_constant_memory() -> None:
     num_pieces = 800
     memory = Memory()
 
@@ -92,7 +92,7 @@ async def test_trap_12_a_download_of_any_size_takes_no_memory() -> None:
 
 
 async def fill(wire: Wire, piece: bytes, limit: int) -> int:
-    """Send until nothing has moved for a while, or `limit` bytes are through; how many were taken."""
+    """Send until nothing moves for a while, or `limit` bytes are sent; returns the number of bytes."""
     sent = 0
     with contextlib.suppress(TimeoutError):
         while sent < limit:
@@ -114,12 +114,12 @@ async def test_a_client_that_does_not_read_slows_the_engine() -> None:
     async with upstream(script) as engine, berth(engine) as front:
         wire = await front.connect()
         await wire.send(request())
-        # What the kernel's socket buffers on both ways take, and little more.
+        # The kernel's socket buffers in both directions, and little more.
         assert await filled < 40 * MB
         await wire.close()
 
 
-async def test_an_engine_that_does_not_read_slows_the_client_and_is_given_up() -> None:
+async def test_an_engine_that_does_not_read_slows_the_client_and_times_out() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_head()
         await asyncio.Event().wait()

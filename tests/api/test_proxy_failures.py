@@ -1,4 +1,4 @@
-"""Clients that leave, engines that break, and requests that wait: nothing leaks and nobody is lied to."""
+"""Disconnecting clients, failing engines and waiting requests: no leaks, and correct errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.api.upstreams import (
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b"9\r\ndata: 1\n\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-NOTICED_S = 0.1  # within this the engine must hear that a client has left
+NOTICED_S = 0.1  # within which a disconnect must reach the engine
 SLACK_S = 0.15  # what a busy test machine may add
 
 
@@ -71,9 +71,7 @@ class Silent:
 @pytest.mark.parametrize("begin", [b"", CHUNKED_HEAD, SSE_HEAD + EVENT], ids=["no head", "head", "stream"])
 @pytest.mark.parametrize("raw", [request(), request(method="POST", body=b"{}")], ids=["GET", "POST"])
 @pytest.mark.parametrize("wait_s", [0.0, 0.2])
-async def test_trap_3_a_client_that_leaves_ends_the_engines_request(
-    begin: bytes, raw: bytes, wait_s: float
-) -> None:
+async def test_trap_3_a_disconnect_ends_the_engines_request(begin: bytes, raw: bytes, wait_s: float) -> None:
     silent = Silent(begin)
     async with upstream(silent) as engine, berth(engine) as front:
         wire = await front.connect()
@@ -91,8 +89,8 @@ async def test_trap_3_a_client_that_leaves_ends_the_engines_request(
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["left", "ended"])
-async def test_what_a_stream_has_cost_is_not_left_to_the_collector(leaves: bool) -> None:
-    """It comes seldom, and each such request may hold buffers of a megabyte."""
+async def test_a_stream_leaves_nothing_to_the_garbage_collector(leaves: bool) -> None:
+    """It runs rarely, and each such request may hold buffers of a megabyte."""
 
     def num_exchanges() -> int:
         return sum(type(one) is Exchange for one in gc.get_objects())  # isinstance would wake lazy ones
@@ -121,7 +119,7 @@ async def test_what_a_stream_has_cost_is_not_left_to_the_collector(leaves: bool)
             gc.enable()
 
 
-async def test_trap_3_a_client_that_leaves_in_the_middle_of_its_upload() -> None:
+async def test_trap_3_a_disconnect_in_the_middle_of_an_upload() -> None:
     got = asyncio.Event()
     closed = asyncio.Event()
 
@@ -143,7 +141,7 @@ async def test_trap_3_a_client_that_leaves_in_the_middle_of_its_upload() -> None
 
 
 async def test_trap_4_a_disconnect_after_the_last_byte_costs_no_connection() -> None:
-    """Clients that close as soon as they have their answer, slow ones included: one connection serves all."""
+    """Clients that close right after their response, slow ones included: one connection serves all."""
 
     async def script(wire: Wire) -> None:
         while True:
@@ -160,7 +158,7 @@ async def test_trap_4_a_disconnect_after_the_last_byte_costs_no_connection() -> 
 
 
 async def test_trap_4_engine_and_lease_are_free_before_the_last_message_is_sent() -> None:
-    """Driven by hand: a server may report the disconnect, or cancel, from within the last `send`."""
+    """With a fake server: one may report the disconnect, or cancel, from within the last `send`."""
 
     async def script(wire: Wire) -> None:
         while True:
@@ -200,7 +198,7 @@ async def test_trap_4_engine_and_lease_are_free_before_the_last_message_is_sent(
 async def cut(
     raw_request: bytes, engine_answer: bytes, *, reset: bool = False
 ) -> tuple[Head, bytes, list[int]]:
-    """What a client gets of an engine that answers and is gone: head, raw rest, statuses counted."""
+    """The response of an engine that closes after it: head, raw rest, counted statuses."""
 
     async def script(wire: Wire) -> None:
         await wire.read_message()
@@ -221,7 +219,7 @@ async def cut(
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
-async def test_trap_6_a_stream_of_events_that_is_cut_ends_with_an_error_event(
+async def test_trap_6_a_broken_event_stream_ends_with_an_error_event(
     reset: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     head, rest, statuses = await cut(request(), SSE_HEAD + EVENT, reset=reset)
@@ -236,7 +234,7 @@ async def test_trap_6_a_stream_of_events_that_is_cut_ends_with_an_error_event(
     assert len(ours) == 1 and ours[0].exc_info is None
 
 
-async def test_trap_6_half_an_event_is_closed_off_before_the_error() -> None:
+async def test_trap_6_half_an_event_is_terminated_before_the_error() -> None:
     _, rest, _ = await cut(request(), SSE_HEAD + b"6\r\ndata: \r\n")
     assert rest.split(b"\r\n")[3].startswith(b"\n\ndata: {")
 
@@ -254,7 +252,7 @@ async def test_trap_6_half_an_event_is_closed_off_before_the_error() -> None:
     ],
     ids=["chunked", "length", "half a chunk", "encoded events"],
 )
-async def test_trap_6_any_other_body_that_is_cut_is_aborted(raw: bytes, rest: bytes) -> None:
+async def test_trap_6_any_other_broken_body_is_aborted(raw: bytes, rest: bytes) -> None:
     head, got, statuses = await cut(request(), raw)
     assert (head.status, got, statuses) == (200, rest, [502])
 
@@ -310,14 +308,14 @@ async def test_trap_6_garbage_in_the_middle_of_a_body_is_aborted_too() -> None:
         "interim alone",
     ],
 )
-async def test_bad_responses_are_502_and_their_connection_is_not_used_again(raw: bytes) -> None:
+async def test_invalid_responses_are_502_and_their_connection_is_not_reused(raw: bytes) -> None:
     head, rest, statuses = await cut(request(method="POST", body=b"{}"), raw)
     assert (head.status, statuses) == (502, [502])
     assert json.loads(rest)["error"]["type"] == "upstream_error"
 
 
 @pytest.mark.parametrize("begin", [b"0\r\nX-Trailer: ", b"5;"], ids=["trailer", "chunk extension"])
-async def test_a_body_whose_framing_has_no_end_is_given_up(begin: bytes) -> None:
+async def test_endless_framing_of_a_body_is_aborted(begin: bytes) -> None:
     closed = asyncio.Event()
 
     async def script(wire: Wire) -> None:
@@ -351,7 +349,7 @@ async def test_more_bytes_than_announced_never_become_the_next_response() -> Non
             assert engine.num_connections == number
 
 
-async def test_bytes_that_come_unasked_close_the_connection() -> None:
+async def test_unsolicited_bytes_close_the_connection() -> None:
     go = asyncio.Event()
 
     async def script(wire: Wire) -> None:
@@ -368,7 +366,7 @@ async def test_bytes_that_come_unasked_close_the_connection() -> None:
         assert (await front.ask(request()))[1] == b"one"
 
 
-async def test_an_engine_that_takes_too_long_for_its_head_is_504() -> None:
+async def test_an_engine_too_slow_for_its_head_is_504() -> None:
     silent = Silent()
     async with upstream(silent) as engine, berth(engine, UpstreamOptions(head_timeout_s=0.1)) as front:
         head, body = await front.ask(request())
@@ -381,7 +379,7 @@ async def test_an_engine_that_takes_too_long_for_its_head_is_504() -> None:
 
 
 class OneAnswer:
-    """Answers one request per connection and closes it upon the next, without a byte of response."""
+    """Serves one request per connection and closes it on the next, without a byte of response."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -395,7 +393,7 @@ class OneAnswer:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
-async def test_trap_7_what_may_be_repeated_is_sent_again_on_a_fresh_connection(method: str) -> None:
+async def test_trap_7_an_idempotent_request_is_retried_on_a_fresh_connection(method: str) -> None:
     script = OneAnswer()
     async with upstream(script) as engine, berth(engine) as front:
         assert (await front.ask(request()))[1] == b"ok"
@@ -408,7 +406,7 @@ async def test_trap_7_what_may_be_repeated_is_sent_again_on_a_fresh_connection(m
 
 
 @pytest.mark.parametrize(("method", "body"), [("POST", b"{}"), ("POST", b""), ("PATCH", b""), ("PUT", b"x")])
-async def test_trap_7_what_may_not_is_sent_once(method: str, body: bytes) -> None:
+async def test_trap_7_other_requests_are_sent_once(method: str, body: bytes) -> None:
     script = OneAnswer()
     async with upstream(script) as engine, berth(engine) as front:
         assert (await front.ask(request()))[1] == b"ok"
@@ -416,7 +414,7 @@ async def test_trap_7_what_may_not_is_sent_once(method: str, body: bytes) -> Non
     assert script.requests == [b"GET", method.encode()]
 
 
-async def test_trap_7_a_fresh_connection_that_breaks_is_not_tried_again() -> None:
+async def test_trap_7_a_fresh_connection_that_breaks_is_not_retried() -> None:
     count = 0
 
     async def script(wire: Wire) -> None:
@@ -429,7 +427,7 @@ async def test_trap_7_a_fresh_connection_that_breaks_is_not_tried_again() -> Non
     assert count == 1
 
 
-async def test_trap_7_a_connection_that_the_engine_closed_while_idle_is_not_taken() -> None:
+async def test_trap_7_a_connection_closed_while_idle_is_not_reused() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(response(b"ok"))
@@ -441,7 +439,7 @@ async def test_trap_7_a_connection_that_the_engine_closed_while_idle_is_not_take
             await eventually(lambda: front.plane.pools.num_open == 0)
 
 
-async def test_trap_7_idle_connections_are_closed_before_the_engine_would() -> None:
+async def test_trap_7_idle_connections_are_closed_before_the_engine_does() -> None:
     closed = asyncio.Event()
 
     async def script(wire: Wire) -> None:
@@ -499,7 +497,7 @@ async def test_a_request_waits_for_its_instance() -> None:
     assert (head.status, body) == (200, b"kept while waiting" * 10_000)
 
 
-async def test_a_client_that_leaves_the_queue_leaves_no_lease() -> None:
+async def test_a_disconnect_in_the_queue_leaves_no_lease() -> None:
     leases = StubLeases()
     leases.pending["one"] = asyncio.get_running_loop().create_future()
     async with berth(leases) as front:

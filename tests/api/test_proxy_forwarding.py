@@ -1,4 +1,4 @@
-"""What passes through the proxy, byte for byte, and what must not."""
+"""What the proxy forwards, byte for byte, and what it must not forward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 class Recorder:
-    """Answers every request with `answer` and keeps what it got."""
+    """Responds to every request with `answer` and records it."""
 
     def __init__(self, *answers: bytes) -> None:
         self.answers = list(answers) or [response()]
@@ -34,7 +34,7 @@ class Recorder:
             await wire.send(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
 
 
-async def test_a_request_and_its_response_pass() -> None:
+async def test_a_request_and_its_response_are_forwarded() -> None:
     recorder = Recorder(response(b'{"ok":1}', "Content-Type: application/json", "X-Engine: yes"))
     async with upstream(recorder) as engine, berth(engine) as front:
         head, body = await front.ask(request("/proxy/one/v1/completions", method="POST", body=b'{"a":1}'))
@@ -44,14 +44,14 @@ async def test_a_request_and_its_response_pass() -> None:
     assert recorder.bodies == [b'{"a":1}']
 
 
-async def test_all_else_goes_to_the_control_plane() -> None:
+async def test_other_paths_go_to_the_control_plane() -> None:
     async with upstream(Recorder()) as engine, berth(engine) as front:
         for target in ("/", "/proxy", "/instances", "/prox/one/x"):
             assert (await front.ask(request(target)))[1] == b"control"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
-async def test_any_method_passes(method: str) -> None:
+async def test_any_method_is_forwarded(method: str) -> None:
     recorder = Recorder()
     async with upstream(recorder) as engine, berth(engine) as front:
         assert (await front.ask(request(method=method)))[1] == b"ok"
@@ -79,7 +79,7 @@ async def test_trap_1_no_cookie_of_one_client_reaches_the_next() -> None:
         ("/proxy/one//double", "//double"),
     ],
 )
-async def test_trap_2_path_and_query_pass_verbatim(target: str, expected: str) -> None:
+async def test_trap_2_path_and_query_are_forwarded_verbatim(target: str, expected: str) -> None:
     recorder = Recorder()
     async with upstream(recorder) as engine, berth(engine) as front:
         await front.ask(request(target))
@@ -87,7 +87,7 @@ async def test_trap_2_path_and_query_pass_verbatim(target: str, expected: str) -
 
 
 @pytest.mark.parametrize("status", ["500 Oops", "404 Not Found", "429 Slow Down", "302 Found", "599 Odd"])
-async def test_trap_5_the_engines_status_is_the_clients(status: str) -> None:
+async def test_trap_5_the_engines_status_is_passed_on(status: str) -> None:
     recorder = Recorder(response(b'{"error":"x"}', "Location: /elsewhere", status=status))
     async with upstream(recorder) as engine, berth(engine) as front:
         head, body = await front.ask(request())
@@ -174,7 +174,7 @@ async def test_trap_14_requests_share_a_kept_alive_connection() -> None:
         assert front.plane.pools.num_open == 1
 
 
-async def test_an_engine_that_says_close_is_taken_at_its_word() -> None:
+async def test_a_connection_that_the_engine_closes_is_not_reused() -> None:
     recorder = Recorder(response(b"bye", "Connection: close"))
     async with upstream(recorder) as engine, berth(engine) as front:
         for _ in range(2):
@@ -184,7 +184,7 @@ async def test_an_engine_that_says_close_is_taken_at_its_word() -> None:
         assert front.plane.pools.num_open == 0
 
 
-async def test_host_and_key_are_the_engines() -> None:
+async def test_host_and_key_are_replaced_by_the_engines() -> None:
     recorder = Recorder()
     async with upstream(recorder, api_key="engine-key") as engine, berth(engine) as front:
         keys = ("Authorization: Bearer clients-own", "X-Api-Key: clients-own", "API-Key: clients-own")
@@ -216,7 +216,7 @@ async def test_forwarded_headers_are_added_to_what_the_client_sent() -> None:
 
 
 @pytest.mark.parametrize("given", ["mine-1", None, "x" * 129, "with space"])
-async def test_a_request_id_is_taken_or_made_sent_and_returned(given: str | None) -> None:
+async def test_a_request_id_is_kept_or_generated_sent_and_returned(given: str | None) -> None:
     recorder = Recorder(response(b"", "X-Request-Id: the-engines"))
     async with upstream(recorder) as engine, berth(engine) as front:
         head, _ = await front.ask(request("/proxy/one/x", *([f"X-Request-Id: {given}"] if given else [])))
@@ -253,7 +253,7 @@ async def test_framings_of_responses(raw: bytes, status: int, body: bytes) -> No
         assert engine.num_connections == 1
 
 
-async def test_a_body_that_ends_with_the_connection() -> None:
+async def test_a_body_ended_by_its_connection() -> None:
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
@@ -262,7 +262,7 @@ async def test_a_body_that_ends_with_the_connection() -> None:
         assert (await front.ask(request()))[1] == b"until the end"
 
 
-async def test_head_brings_the_length_and_no_body() -> None:
+async def test_head_has_the_length_and_no_body() -> None:
     async with (
         upstream(Recorder(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")) as engine,
         berth(engine) as front,
@@ -294,7 +294,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     assert [head.line.split()[1] for head in recorder.heads] == [b"/a", b"/b", b"/c"]
 
 
-async def test_event_streams_are_marked_unbuffered_and_pass_event_by_event() -> None:
+async def test_event_streams_are_marked_unbuffered_and_forwarded_event_by_event() -> None:
     ready = asyncio.Event()
 
     async def script(wire: Wire) -> None:
@@ -311,7 +311,7 @@ async def test_event_streams_are_marked_unbuffered_and_pass_event_by_event() -> 
     async with upstream(script) as engine, berth(engine) as front:
         wire = await front.connect()
         await wire.send(request())
-        head = await wire.read_head()  # comes before any event has been sent
+        head = await wire.read_head()  # arrives before any event has been sent
         assert head.get(b"x-accel-buffering") == b"no"
         for _ in range(3):
             ready.set()
@@ -354,7 +354,7 @@ async def test_metrics_count_requests_bytes_and_statuses() -> None:
         assert value("berth_request_bytes_total", label) is None
 
 
-async def test_a_refused_connection_is_502_that_says_so() -> None:
+async def test_a_refused_connection_is_a_502_with_the_reason() -> None:
     async with upstream(Recorder()) as engine:
         pass
     async with berth(engine) as front:

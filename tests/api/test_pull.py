@@ -1,4 +1,4 @@
-"""`POST /models/pull` of a real Berth, from a stand-in for the hub: tests can't reach the real one."""
+"""`POST /models/pull` of a real Berth, from a fake hub: tests can't reach the real one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_error_is_the_last_line(berth: BerthProcess) -> None:
         ({"model": "a/b", "version": "1"}, "version"),
     ],
 )
-def test_what_is_refused_before_anything_starts(
+def test_invalid_requests_are_refused_before_the_download(
     berth: BerthProcess, hub: FakeHub, body: dict[str, Any], param: str
 ) -> None:
     with berth.client() as client:
@@ -73,7 +73,7 @@ def test_what_is_refused_before_anything_starts(
     assert hub.asked == []
 
 
-def test_closing_the_connection_ends_a_download_that_stalls(berth: BerthProcess, hub: FakeHub) -> None:
+def test_closing_the_connection_ends_a_stalled_download(berth: BerthProcess, hub: FakeHub) -> None:
     hub.stall_at = 2**20
     with berth.client() as client, client.stream("POST", "/models/pull", json=BODY) as response:
         lines = response.iter_lines()
@@ -87,7 +87,7 @@ def test_closing_the_connection_ends_a_download_that_stalls(berth: BerthProcess,
     assert time.monotonic() - left < 2.0
 
 
-def test_the_end_of_berth_is_the_last_line(berth: BerthProcess, hub: FakeHub) -> None:
+def test_berths_shutdown_is_the_last_line(berth: BerthProcess, hub: FakeHub) -> None:
     hub.stall_at = 2**20
     with berth.client() as client, client.stream("POST", "/models/pull", json=BODY) as response:
         lines = response.iter_lines()
@@ -100,7 +100,7 @@ def test_the_end_of_berth_is_the_last_line(berth: BerthProcess, hub: FakeHub) ->
     assert berth.survivors() == []
 
 
-def test_only_admins_pull(hub: FakeHub, tmp_path: Path) -> None:
+def test_only_admins_can_pull(hub: FakeHub, tmp_path: Path) -> None:
     keys = {"API_KEYS": "sk-inference", "ADMIN_API_KEYS": "sk-admin"}
     settings = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url, **keys}
     with running_berth(tmp_path, **settings) as berth, berth.client() as client:

@@ -1,4 +1,4 @@
-"""What is remembered, what isn't, and that a remembered answer is the same to the byte."""
+"""Which responses are cached, and that a cached response is the same to the byte."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def cache_around(inner: Any, max_bytes: int = MEGABYTE, **models: str | None) ->
     return ResponseCache(inner, max_bytes, identities.get)
 
 
-def told(got: Got) -> str | None:
+def cache_status(got: Got) -> str | None:
     value = got.header(b"x-berth-cache")
     return value.decode() if value is not None else None
 
 
 async def ask_twice(inner: Inner, body: Any, **kwargs: Any) -> list[str | None]:
     cache = cache_around(inner)
-    return [told(await ask(cache, CHAT, body, **kwargs)) for _ in range(2)]
+    return [cache_status(await ask(cache, CHAT, body, **kwargs)) for _ in range(2)]
 
 
-async def test_the_same_again_is_remembered_to_the_byte(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_same_request_gets_the_same_bytes_from_the_cache(caplog: pytest.LogCaptureFixture) -> None:
     inner = Inner([chat_answer("a")[:9], chat_answer("a")[9:]])
     cache = cache_around(inner)
     first = await ask(cache, CHAT, GREEDY)
     inner.pieces = [chat_answer("another")]
     with caplog.at_level(logging.INFO, "berth.access"):
         second = await ask(cache, CHAT, GREEDY, headers=[(b"x-request-id", b"mine")])
-    assert (told(first), told(second)) == ("miss", "hit")
+    assert (cache_status(first), cache_status(second)) == ("miss", "hit")
     assert (second.status, second.body, second.is_whole) == (200, first.body, True)
     assert second.header(b"content-type") == b"application/json"
     assert second.header(b"content-length") == b"%d" % len(first.body)
@@ -47,17 +47,17 @@ async def test_the_same_again_is_remembered_to_the_byte(caplog: pytest.LogCaptur
     assert len(inner.bodies) == 1
     assert (cache.num_hits, cache.num_misses) == (1, 1)
     assert '127.0.0.1 "POST /v1/chat/completions" 200' in caplog.text
-    assert "ms mine, remembered" in caplog.text
+    assert "ms mine, cache hit" in caplog.text
 
 
-async def test_streams_are_remembered_whole() -> None:
+async def test_streams_are_cached_whole() -> None:
     inner = Inner([b": waiting\n\n", *chat_stream("a", "b")], headers=[SSE])
     cache = cache_around(inner)
     first, second = [await ask(cache, CHAT, {**GREEDY, "stream": True}) for _ in range(2)]
-    assert (told(first), told(second)) == ("miss", "hit")
+    assert (cache_status(first), cache_status(second)) == ("miss", "hit")
     assert (second.events, second.header(b"content-type")) == (first.events, SSE[1])
     assert second.header(b"x-accel-buffering") == b"no"
-    assert first.pieces[:2] == [b": waiting\n\n", chat_stream("a")[0]]  # as they came, not when all was there
+    assert first.pieces[:2] == [b": waiting\n\n", chat_stream("a")[0]]  # as they arrived, not collected
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ async def test_streams_are_remembered_whole() -> None:
         {"keep_alive": None, "store": False},
     ],
 )
-async def test_what_comes_out_the_same_is_remembered(more: dict[str, Any]) -> None:
+async def test_deterministic_requests_are_cached(more: dict[str, Any]) -> None:
     assert await ask_twice(Inner([chat_answer()]), {**GREEDY, **more}) == ["miss", "hit"]
 
 
@@ -95,7 +95,7 @@ async def test_what_comes_out_the_same_is_remembered(more: dict[str, Any]) -> No
     ],
     ids=str,
 )
-async def test_all_else_passes_untouched(body: Any) -> None:
+async def test_other_requests_pass_untouched(body: Any) -> None:
     inner = Inner([chat_answer()])
     assert await ask_twice(inner, body) == [None, None]
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -110,11 +110,11 @@ async def test_other_paths_and_methods_pass_untouched(path: str, method: str) ->
     cache = cache_around(inner)
     extensions = {"berth.response": object()}
     for _ in range(2):
-        assert told(await ask(cache, path, GREEDY, method=method, extensions=extensions)) is None
-    assert inner.scopes[0]["extensions"] == extensions  # the short way stays open
+        assert cache_status(await ask(cache, path, GREEDY, method=method, extensions=extensions)) is None
+    assert inner.scopes[0]["extensions"] == extensions  # the fast path stays available
 
 
-async def test_a_long_body_passes_in_the_messages_it_came_in() -> None:
+async def test_a_long_body_passes_in_its_original_messages() -> None:
     pieces = [json.dumps(GREEDY).encode()[:-1] + b',"x":"', b"a" * MEGABYTE, b"b", b'"}']
     inner = Inner([chat_answer()])
     assert await ask_twice(inner, None, body_pieces=pieces) == [None, None]
@@ -135,21 +135,21 @@ async def test_a_long_body_passes_in_the_messages_it_came_in() -> None:
         {"tools": [{"b": 1, "a": 2}]},
     ],
 )
-async def test_whatever_is_asked_otherwise_is_another_question(change: dict[str, Any]) -> None:
+async def test_a_different_request_has_a_different_key(change: dict[str, Any]) -> None:
     cache = cache_around(Inner([chat_answer()]), demo="x", alias="x")
     await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}]})
-    assert told(await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}], **change})) == "miss"
+    assert cache_status(await ask(cache, CHAT, {**GREEDY, "tools": [{"a": 2, "b": 1}], **change})) == "miss"
 
 
-async def test_how_it_is_written_makes_no_difference() -> None:
+async def test_formatting_makes_no_difference() -> None:
     cache = cache_around(Inner([chat_answer()]))
     await ask(cache, CHAT, GREEDY)
     written = json.dumps(dict(reversed(GREEDY.items())), indent=2).replace("Hello", "\\u0048ello")
-    assert told(await ask(cache, CHAT, written.encode())) == "hit"
-    assert told(await ask(cache, "/v1/completions", GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, written.encode())) == "hit"
+    assert cache_status(await ask(cache, "/v1/completions", GREEDY)) == "miss"
 
 
-async def test_another_day_is_another_question(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_day_has_a_different_key(monkeypatch: pytest.MonkeyPatch) -> None:
     class Tomorrow(cache_module.date):
         @classmethod
         def today(cls) -> Tomorrow:
@@ -158,20 +158,20 @@ async def test_another_day_is_another_question(monkeypatch: pytest.MonkeyPatch) 
     cache = cache_around(Inner([chat_answer()]))
     await ask(cache, CHAT, GREEDY)
     monkeypatch.setattr(cache_module, "date", Tomorrow)
-    assert told(await ask(cache, CHAT, GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "miss"
 
 
-async def test_a_model_that_is_loaded_otherwise_answers_anew() -> None:
+async def test_a_differently_loaded_model_has_a_different_key() -> None:
     identities = {"demo": "before"}
     inner = Inner([chat_answer()])
     cache = ResponseCache(inner, MEGABYTE, identities.get)
     await ask(cache, CHAT, GREEDY)
     identities["demo"] = "after"
-    assert told(await ask(cache, CHAT, GREEDY)) == "miss"
-    assert told(await ask(cache, CHAT, GREEDY)) == "hit"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "hit"
 
 
-async def test_an_answer_made_while_its_model_changed_is_not_kept() -> None:
+async def test_a_response_is_not_cached_if_its_model_changed_meanwhile() -> None:
     identities = {"demo": "before"}
     inner = Inner([chat_answer()])
 
@@ -182,20 +182,20 @@ async def test_an_answer_made_while_its_model_changed_is_not_kept() -> None:
     cache = ResponseCache(changing, MEGABYTE, identities.get)
     await ask(cache, CHAT, GREEDY)
     identities["demo"] = "before"
-    assert told(await ask(cache, CHAT, GREEDY)) == "miss"
+    assert cache_status(await ask(cache, CHAT, GREEDY)) == "miss"
     assert cache.num_bytes == 0
 
 
-async def test_the_client_may_want_it_fresh_or_not_kept() -> None:
+async def test_cache_control_of_the_client_is_respected() -> None:
     inner = Inner([chat_answer("old")])
     cache = cache_around(inner)
     await ask(cache, CHAT, GREEDY)
     inner.pieces = [chat_answer("new")]
     not_kept = await ask(cache, CHAT, GREEDY, headers=[(b"cache-control", b"No-Store")])
-    assert (told(not_kept), not_kept.body) == (None, chat_answer("new"))
+    assert (cache_status(not_kept), not_kept.body) == (None, chat_answer("new"))
     assert (await ask(cache, CHAT, GREEDY)).body == chat_answer("old")
     for value in (b"no-cache", b"x, max-age=0"):
-        assert told(await ask(cache, CHAT, GREEDY, headers=[(b"cache-control", value)])) == "miss"
+        assert cache_status(await ask(cache, CHAT, GREEDY, headers=[(b"cache-control", value)])) == "miss"
     assert (await ask(cache, CHAT, GREEDY)).body == chat_answer("new")
 
 
@@ -233,23 +233,23 @@ ERROR = b'data: {"error": {"message": "gone"}}\n\n'
         "more",
     ],
 )
-async def test_what_is_no_whole_good_answer_is_not_kept(inner: Inner) -> None:
+async def test_incomplete_and_error_responses_are_not_cached(inner: Inner) -> None:
     cache = cache_around(inner)
     for _ in range(2):
         got = await ask(cache, CHAT, GREEDY)
-        assert (told(got), got.status, got.is_whole) == ("miss", inner.status, not inner.is_cut)
+        assert (cache_status(got), got.status, got.is_whole) == ("miss", inner.status, not inner.is_cut)
         assert got.body == b"".join(inner.pieces)
     assert cache.num_bytes == 0
 
 
-async def test_text_that_speaks_of_errors_is_no_error() -> None:
+async def test_text_about_errors_is_not_an_error() -> None:
     inner = Inner(chat_stream('"error": 5', '{"error": "x", "finish_reason": "abort"}'), headers=[SSE])
     assert await ask_twice(inner, {**GREEDY, "stream": True}) == ["miss", "hit"]
     logprobs = {"choices": [], "error": None}
     assert await ask_twice(Inner([json.dumps(logprobs).encode()]), GREEDY) == ["miss", "hit"]
 
 
-async def test_an_answer_that_is_cut_is_cut_for_the_client_too() -> None:
+async def test_a_cut_response_is_cut_for_the_client_too() -> None:
     class Channel:
         is_cut = False
 
@@ -263,7 +263,7 @@ async def test_an_answer_that_is_cut_is_cut_for_the_client_too() -> None:
     assert not got.is_whole
 
 
-async def test_what_the_inner_application_raises_leaves_nothing_behind() -> None:
+async def test_an_exception_of_the_inner_application_leaves_nothing_behind() -> None:
     class Failing(Inner):
         async def _answer(self, send: Any) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": [JSON]})
@@ -276,12 +276,12 @@ async def test_what_the_inner_application_raises_leaves_nothing_behind() -> None
     assert cache.num_bytes == 0
 
 
-async def test_memory_stays_within_its_bound_and_the_last_used_stay() -> None:
+async def test_memory_stays_within_its_limit_and_recent_entries_stay() -> None:
     inner = Inner([chat_answer("x" * 10_000)])
     cache = cache_around(inner, 64 * 1024)
 
     async def ask_number(number: int) -> str | None:
-        return told(await ask(cache, CHAT, {**GREEDY, "seed": number}))
+        return cache_status(await ask(cache, CHAT, {**GREEDY, "seed": number}))
 
     for number in range(200):
         assert await ask_number(number) == "miss"
@@ -291,7 +291,7 @@ async def test_memory_stays_within_its_bound_and_the_last_used_stay() -> None:
     assert await ask_number(100) == "miss"
 
 
-async def test_an_answer_that_is_too_long_is_not_kept_nor_collected() -> None:
+async def test_a_too_long_response_is_neither_cached_nor_collected() -> None:
     inner = Inner([b"x" * 1000] * 50)
     cache = cache_around(inner, 64 * 1024)
     largest = 0

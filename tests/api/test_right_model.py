@@ -1,4 +1,4 @@
-"""A request reaches the model that it names, whatever it looks like, under the name that its engine knows."""
+"""A request reaches the model that it names, in any format, under the name that the engine serves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
 
 @pytest.fixture
 def client(berth: BerthProcess) -> Iterator[httpx.Client]:
-    """Exactly one model runs, and it is not the one that is asked for."""
+    """Exactly one model runs, and it is not the requested one."""
     with client_of(berth) as client:
         for model in client.get("/models").json()["data"]:
             if model["status"] == "running" and model["name"] != "other":
@@ -58,7 +58,7 @@ def form(*fields: tuple[str, bytes], filler: int = 0) -> bytes:
 
 
 def asked_for(answer: httpx.Response) -> str:
-    """The model that an engine was asked for, by a path that it repeats."""
+    """The model that the engine received, read from the path that it echoes."""
     assert answer.status_code == 200, answer.text
     body: str = answer.json()["body"]
     return str(json.loads(body)["model"])
@@ -82,7 +82,7 @@ LONG = "x" * 3_000_000
         ("/v1/files?model=wanted", FORM, form(("purpose", b"x"), filler=100_000)),
     ],
 )
-def test_it_reaches_the_model_it_names_and_no_other(
+def test_a_request_reaches_the_model_it_names_and_no_other(
     client: httpx.Client, path: str, kind: str, body: bytes, is_chunked: bool
 ) -> None:
     pieces = (body[start : start + 65_536] for start in range(0, len(body), 65_536))
@@ -101,9 +101,9 @@ def test_it_reaches_the_model_it_names_and_no_other(
         ("/v1/embeddings?model=other", "application/json", b'{"model": "wanted"}', "in the query"),
         ("/v1/embeddings?model=other&model=wanted", "application/json", b"{}", "more than once"),
         ("/v1/files", FORM, form(("model", b"wanted"), ("model", b"other")), "more than once"),
-        ("/v1/files", FORM, form(("model", b"wanted"), filler=99_999)[:-30], "last boundary"),
+        ("/v1/files", FORM, form(("model", b"wanted"), filler=99_999)[:-30], "closing boundary"),
         ("/v1/files", "multipart/form-data", form(("model", b"wanted")), "boundary"),
-        ("/v1/files", FORM, b'{"model": "wanted", "x": [}', "last boundary"),
+        ("/v1/files", FORM, b'{"model": "wanted", "x": [}', "closing boundary"),
         ("/v1/files", FORM, form(("model; filename=y", b"wanted")), "not a file"),
         ("/v1/files", "application/json", form(("model", b"wanted")), "not valid JSON"),
         (
@@ -114,7 +114,7 @@ def test_it_reaches_the_model_it_names_and_no_other(
         ),
     ],
 )
-def test_what_is_not_certain_is_refused(
+def test_ambiguous_requests_are_refused(
     client: httpx.Client, path: str, kind: str, body: bytes, message: str
 ) -> None:
     answer = client.post(path, content=body, headers={"content-type": kind})
@@ -124,10 +124,10 @@ def test_what_is_not_certain_is_refused(
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize("filler", [70_000, 5_000_000])
-def test_a_form_that_names_another_model_further_on_reaches_no_engine(
+def test_a_form_that_names_another_model_later_is_aborted(
     berth: BerthProcess, client: httpx.Client, is_chunked: bool, filler: int
 ) -> None:
-    """However far: the model was found in its beginning, and an engine may take the last that it reads."""
+    """At any distance: the first model is found early, but engines may use the last one."""
     body = form(("model", b"wanted"), ("file; filename=x", b"y" * filler), ("model", b"other"), ("a", b"b"))
     pieces = (body[start : start + 16_384] for start in range(0, len(body), 16_384))
     answer = client.post("/v1/files", content=pieces if is_chunked else body, headers={"content-type": FORM})
@@ -139,14 +139,14 @@ def test_a_form_that_names_another_model_further_on_reaches_no_engine(
     assert "Traceback" not in berth.output()
 
 
-def test_a_body_counts_whatever_the_method(client: httpx.Client) -> None:
+def test_a_body_counts_for_any_method(client: httpx.Client) -> None:
     for method in ("PUT", "DELETE", "GET"):  # the last starts nothing
         answer = client.request(method, "/v1/things", content=b'{"model": "wanted"}', headers=JSON)
         assert asked_for(answer) == "wanted"
     assert client.get("/models/wanted").json()["status"] == "running"
 
 
-def test_what_certainly_names_no_model_goes_to_the_only_one_that_runs(client: httpx.Client) -> None:
+def test_a_request_without_a_model_goes_to_the_only_running_one(client: httpx.Client) -> None:
     for body in (b"", b"{}", b'{"model": null}'):
         assert client.post("/v1/embeddings", content=body, headers=JSON).status_code == 200
     assert client.post("/v1/files", content=form(("a", b"b")), headers={"content-type": FORM}).is_success
@@ -157,7 +157,7 @@ def test_what_certainly_names_no_model_goes_to_the_only_one_that_runs(client: ht
     ("name", "known_as"),
     [("renamed", "X"), ("re", "X"), ("own-name", "own-name"), ("surprise", "llama.gguf")],
 )
-def test_an_engine_is_asked_by_its_own_name_at_the_first_request_and_later(
+def test_requests_use_the_engines_own_name_from_the_first_on(
     client: httpx.Client, name: str, known_as: str
 ) -> None:
     body = {"model": name, "input": "a"}
@@ -173,7 +173,7 @@ def test_an_engine_is_asked_by_its_own_name_at_the_first_request_and_later(
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_every_name_that_is_listed_can_be_asked_for(client: httpx.Client, name: str) -> None:
+def test_every_listed_name_can_be_used(client: httpx.Client, name: str) -> None:
     assert name in [entry["id"] for entry in client.get("/v1/models").json()["data"]]
     for folder in ("/v1/models", "/models"):
         found = client.get(f"{folder}/{quote(name, safe='')}").json()
@@ -189,7 +189,7 @@ def test_every_name_that_is_listed_can_be_asked_for(client: httpx.Client, name: 
     assert client.post(f"/models/{quote(name, safe='')}/stop").json()["status"] == "stopped"
 
 
-def test_what_is_berths_own_does_not_reach_engines(client: httpx.Client) -> None:
+def test_fields_for_berth_do_not_reach_engines(client: httpx.Client) -> None:
     body = {"model": "other", "input": "a", "keep_alive": "1h", "options": {"x": 1}}
     got = json.loads(client.post("/v1/embeddings", json=body).json()["body"])
     assert got == {"model": "other", "input": "a", "options": {"x": 1}}
@@ -200,8 +200,8 @@ def test_what_is_berths_own_does_not_reach_engines(client: httpx.Client) -> None
     assert by_id.json()["body"].encode() == raw
 
 
-def test_a_request_that_is_sent_again_has_the_name_of_its_new_engine(tmp_path: Path) -> None:
-    """The engine dies with the request; the next one is asked as it wants to be."""
+def test_a_retried_request_has_the_name_of_its_new_engine(tmp_path: Path) -> None:
+    """The engine dies with the request; the next one gets its own name."""
     models = {"renamed": {"command": command(), "model": "X"}}
     with berth_with(tmp_path, models) as berth, client_of(berth) as client:
         ask(client, "renamed")

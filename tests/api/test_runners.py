@@ -1,4 +1,4 @@
-"""One name, two kinds of engines: a chat reaches one that generates, an embedding one that pools."""
+"""One name, two kinds of engines: chats reach one that generates, embeddings one that pools."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def create(client: httpx.Client, model: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(120)
-def test_a_replica_serves_what_its_runner_can(tmp_path: Path) -> None:
+def test_a_replica_serves_only_what_its_runner_can(tmp_path: Path) -> None:
     with berth_with(tmp_path, {}) as berth, client_of(berth) as client:
         pools = create(client, "berth-demo", params={"runner": "pooling"})
         assert embed(client, "berth-demo").status_code == 200
@@ -47,13 +47,13 @@ def test_a_replica_serves_what_its_runner_can(tmp_path: Path) -> None:
         assert client.get(f"/instances/{pools['instance_id']}").json()["status"] == "sleeping"
         assert embed(client, "berth-demo").status_code == 200
 
-        # Whoever starts the model by name means what the catalog makes of it.
+        # Starting the model by name uses the catalog's profile.
         client.post("/models/berth-demo/stop").raise_for_status()
         started = client.post("/models/berth-demo/start", params={"wait": 60}).json()
         assert started["replicas"] == sorted(live - {pools["instance_id"]})
 
 
-def test_what_nothing_serves_is_refused_with_what_would(tmp_path: Path) -> None:
+def test_a_request_no_replica_can_serve_is_refused_with_the_needed_runner(tmp_path: Path) -> None:
     shutil.copytree(DEMO, tmp_path / "models" / "pools-by-files")
     (tmp_path / "models" / "pools-by-files" / "modules.json").write_text("[]")
     models = {
@@ -80,8 +80,8 @@ def test_what_nothing_serves_is_refused_with_what_would(tmp_path: Path) -> None:
         assert client.get("/instances", params={"all": "true"}).json()["data"] == []
 
 
-def test_another_model_that_is_given_a_catalogs_name_is_no_replica_of_it(tmp_path: Path) -> None:
-    """By hand, before or after the catalog has the name."""
+def test_another_model_with_a_catalogs_name_is_not_its_replica(tmp_path: Path) -> None:
+    """Instances created manually, before or after the catalog has the name."""
     shutil.copytree(DEMO, tmp_path / "models" / "foreign")
     foreign = str(tmp_path / "models" / "foreign")
     models = {"mine": {"path": str(DEMO)}}
@@ -93,7 +93,7 @@ def test_another_model_that_is_given_a_catalogs_name_is_no_replica_of_it(tmp_pat
         client.post("/reload").raise_for_status()
         for name in ("mine", "later"):
             assert client.get(f"/models/{name}").json()["replicas"] == []
-            assert ask(client, f"x-{name}").status_code == 200, "by its other name it is reached"
+            assert ask(client, f"x-{name}").status_code == 200, "it is reachable by its other name"
         same = create(client, str(DEMO), name="same", params={"served_model_name": "mine"})
         assert client.get("/models/mine").json()["replicas"] == [same["instance_id"]]
         assert ask(client, "mine").status_code == 200

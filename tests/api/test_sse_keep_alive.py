@@ -1,4 +1,4 @@
-"""A stream that waits for its model, and an engine that then answers with anything but a stream."""
+"""A waiting stream, and an engine that then responds with something other than a stream."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OK, FAILED = b"200 OK", b"500 Broken"
 
 
 class Waiting:
-    """Comments begin at once, whatever comes."""
+    """Comments begin at once."""
 
     def __init__(self, app: FastPathApp) -> None:
         self._app = app
@@ -35,7 +35,7 @@ class Waiting:
 
 
 async def events_of(status: bytes, size: int, *, is_chunked: bool) -> tuple[list[str], int, bool]:
-    """The client's events, how much of its answer the engine got rid of, and whether it ended well."""
+    """The client's events, how much of its response the engine could send, and whether it ended well."""
     num_sent = 0
 
     async def answer(wire: Wire) -> None:
@@ -71,15 +71,15 @@ async def events_of(status: bytes, size: int, *, is_chunked: bool) -> tuple[list
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize("status", [OK, FAILED])
-async def test_what_is_no_stream_is_not_collected_without_end(status: bytes, is_chunked: bool) -> None:
+async def test_a_body_that_is_not_a_stream_is_limited(status: bytes, is_chunked: bool) -> None:
     events, num_sent, _ = await events_of(status, 600 * MIB, is_chunked=is_chunked)
-    assert num_sent < 64 * MIB, "the rest wasn't asked for"
+    assert num_sent < 64 * MIB, "the rest was not read"
     assert len(events) == 1
     error: dict[str, Any] = json.loads(events[0].removeprefix("data: "))["error"]
     assert error["type"] == "upstream_error"
-    assert ("more than 1024 KiB at once" in error["message"]) is (status == OK)
+    assert ("more than 1024 KiB instead of the requested stream" in error["message"]) is (status == OK)
 
 
-async def test_what_is_short_is_the_last_event() -> None:
+async def test_a_short_body_becomes_the_last_event() -> None:
     events, _, is_whole = await events_of(OK, 500_000, is_chunked=False)
     assert is_whole and events == ["data: " + "[" * 500_000]

@@ -1,4 +1,4 @@
-"""Stopping by HTTP: a failure is cleared by it, and sleep at level 3 is the same."""
+"""Stopping by HTTP: it clears a failure, and sleep at level 3 is the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def posted(client: httpx.Client, path: str, **params: Any) -> dict[str, Any]:
 
 
 def failed_replica(client: httpx.Client) -> str:
-    """The one that `broken` gets by a start."""
+    """The instance created by a start of `broken`."""
     assert client.post("/models/broken/start", params={"wait": 30}).status_code == 503
     assert client.get("/models/broken").json()["status"] == "failed"
     records = client.get("/instances", params={"status": "failed"}).json()["data"]
@@ -45,7 +45,7 @@ def failed_replica(client: httpx.Client) -> str:
 
 
 def events_of(client: httpx.Client, instance_id: str) -> list[dict[str, Any]]:
-    """All there have been of an instance, until its last."""
+    """All events of an instance, up to its last."""
     found = list[dict[str, Any]]()
     with client.stream("GET", "/events", headers={"Last-Event-ID": "0"}) as response:
         for line in response.iter_lines():
@@ -73,7 +73,7 @@ def test_a_stop_clears_a_failure_and_its_back_off(client: httpx.Client, by: str)
     client.delete(f"/instances/{replica}").raise_for_status()
 
 
-def test_a_start_that_was_refused_without_an_instance_is_cleared_too(tmp_path: Path) -> None:
+def test_a_start_refused_without_an_instance_is_cleared_too(tmp_path: Path) -> None:
     models = {"big": {"model": "berth-demo"}}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
     settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), "HOST_MEMORY": "0.0001"}
@@ -85,7 +85,7 @@ def test_a_start_that_was_refused_without_an_instance_is_cleared_too(tmp_path: P
 
 
 def test_sleep_at_level_3_is_a_stop(client: httpx.Client) -> None:
-    """Of whatever engine: this one can't sleep."""
+    """For any engine: this one can't sleep."""
     for path in ("/models/sound", None):
         assert posted(client, "/models/sound/start", wait=30)["status"] == "running"
         (replica,) = client.get("/models/sound").json()["replicas"]

@@ -1,4 +1,4 @@
-"""Events on their way: sent from the connection's callbacks, in order, with back-pressure, counted."""
+"""Forwarding events: from the connection's callbacks, in order, with back-pressure, counted."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ async def test_no_task_is_woken_for_an_event(monkeypatch: pytest.MonkeyPatch) ->
         return await original(self)
 
     monkeypatch.setattr(ResponseReader, "read", counting)
-    go_on = asyncio.Event()
+    may_continue = asyncio.Event()
 
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(EVENTS)
         for number in range(30):
             await wire.send(chunk(event(number)))
-            await go_on.wait()
-            go_on.clear()
+            await may_continue.wait()
+            may_continue.clear()
         await wire.send(chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n")
 
     async with upstream(script) as engine, berth(engine) as front:
         wire, _ = await open_stream(front)
         for number in range(30):
             assert await wire.read_chunk() == event(number)
-            go_on.set()
+            may_continue.set()
         assert await wire.read_chunk() == b"data: [DONE]\n\n"
         assert await wire.read_chunk() == b""
         await wire.close()
@@ -69,7 +69,7 @@ async def test_no_task_is_woken_for_an_event(monkeypatch: pytest.MonkeyPatch) ->
         assert num_reads <= 3 if is_ours else num_reads >= 30
 
 
-async def test_a_client_that_reads_late_gets_all_of_it_in_order() -> None:
+async def test_a_late_reader_gets_everything_in_order() -> None:
     num_sent = 0
 
     async def script(wire: Wire) -> None:
@@ -97,20 +97,20 @@ async def test_a_client_that_reads_late_gets_all_of_it_in_order() -> None:
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
-async def test_an_engine_that_breaks_off_is_told_of_in_an_event_of_its_own(is_whole: bool) -> None:
+async def test_an_engine_that_breaks_off_is_reported_in_a_separate_event(is_whole: bool) -> None:
     sent = event(1) if is_whole else event(1)[:-3]
-    go_on = asyncio.Event()
+    may_continue = asyncio.Event()
 
     async def script(wire: Wire) -> None:
         await wire.read_message()
         await wire.send(EVENTS, chunk(event(0)))
-        await go_on.wait()
+        await may_continue.wait()
         await wire.send(chunk(sent))
 
     async with upstream(script) as engine, berth(engine) as front:
         wire, _ = await open_stream(front)
         assert await wire.read_chunk() == event(0)
-        go_on.set()
+        may_continue.set()
         assert await wire.read_chunk() == sent
         error = await wire.read_chunk()
         assert error.startswith(b"data: {" if is_whole else b"\n\ndata: {")

@@ -1,4 +1,4 @@
-"""Traces: a span for every request where a collector is named; trace headers on every way through Berth."""
+"""Traces: a span for every request if a collector is configured; trace headers on every route."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def traced_berth(folder: Path, endpoint: str, **settings: str) -> Iterator[tuple
 
 @pytest.mark.parametrize("path", ["/proxy/one/headers", "/v1/headers"])
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_without_a_collector_trace_headers_pass_as_they_came(
-    tmp_path: Path, path: str, is_stream: bool
-) -> None:
+def test_without_a_collector_trace_headers_pass_unchanged(tmp_path: Path, path: str, is_stream: bool) -> None:
     with running_berth(tmp_path) as berth, berth.client() as client:
         body = {"model_name": "fake", "engine": "command", "name": "one", "command": command()}
         client.post("/instances?wait=30", json=body)
@@ -48,7 +46,7 @@ def test_without_a_collector_trace_headers_pass_as_they_came(
     assert (answer["traceparent"], answer["tracestate"]) == (TRACE, "vendor=1")
 
 
-def test_a_span_stands_between_the_caller_s_and_the_engine_s(tmp_path: Path) -> None:
+def test_a_span_is_between_the_callers_and_the_engines(tmp_path: Path) -> None:
     """Also when a connection sends the same head again, with another parent."""
     with Collector().running() as collector, traced_berth(tmp_path, collector.url) as (_, client):
         for number, path in enumerate(["/proxy/one/headers", "/proxy/one/headers", "/v1/headers"]):
@@ -63,7 +61,7 @@ def test_a_span_stands_between_the_caller_s_and_the_engine_s(tmp_path: Path) -> 
         assert len(set(same)) == 4
 
 
-def test_what_is_not_sampled_is_not_sent_and_says_so_to_the_engine(tmp_path: Path) -> None:
+def test_unsampled_requests_are_not_exported_and_marked_for_the_engine(tmp_path: Path) -> None:
     with Collector().running() as collector, traced_berth(tmp_path, collector.url) as (_, client):
         headers = {"traceparent": TRACE.removesuffix("1") + "0", "x-request-id": "quiet"}
         answer = client.get("/proxy/one/headers", headers=headers).json()
@@ -131,8 +129,8 @@ def test_every_request_has_one_span_however_it_ends(tmp_path: Path) -> None:
         assert secret not in sent
 
 
-def test_a_wait_in_the_queue_is_told(tmp_path: Path) -> None:
-    """And a line of the access log names the trace that it belongs to."""
+def test_a_wait_in_the_queue_is_recorded(tmp_path: Path) -> None:
+    """And its line of the access log has the trace id."""
     settings = {"MAX_IN_FLIGHT": "1", "ACCESS_LOG": "true", "LOG_FORMAT": "json"}
     with (
         Collector().running() as collector,
@@ -156,7 +154,7 @@ def test_a_wait_in_the_queue_is_told(tmp_path: Path) -> None:
 
 
 def leave(berth: BerthProcess, client: httpx.Client, collector: Collector) -> None:
-    """A client that goes away in the middle of its stream."""
+    """A client that disconnects in the middle of its stream."""
     headers = {"x-request-id": "left", "authorization": "Bearer a-user-key"}
     body = {"model": "fake", "max_tokens": 10_000, "stream": True}
     with client.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
@@ -164,7 +162,7 @@ def leave(berth: BerthProcess, client: httpx.Client, collector: Collector) -> No
     assert 0 < collector.span("left")["seconds"] < 30
 
 
-def test_a_start_has_a_span_of_its_own_and_a_failed_one_says_why(tmp_path: Path) -> None:
+def test_a_start_has_its_own_span_and_a_failed_one_the_reason(tmp_path: Path) -> None:
     with Collector().running() as collector, traced_berth(tmp_path, collector.url) as (_, client):
         failing = command("--fail-with", "CUDA out of memory")
         body = {"model_name": "fake", "engine": "command", "name": "two", "command": failing}
@@ -185,7 +183,7 @@ def test_a_start_has_a_span_of_its_own_and_a_failed_one_says_why(tmp_path: Path)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_collector_that_fails_hurts_no_request_and_no_shutdown(tmp_path: Path, is_there: bool) -> None:
+def test_a_failing_collector_affects_no_request_and_no_shutdown(tmp_path: Path, is_there: bool) -> None:
     with Collector().running() as collector:
         collector.status = 500
         endpoint = collector.url if is_there else f"http://127.0.0.1:{free_port()}"
@@ -198,7 +196,7 @@ def test_a_collector_that_fails_hurts_no_request_and_no_shutdown(tmp_path: Path,
         assert time.monotonic() - begun < 20
 
 
-def test_what_env_says_of_the_sdk_is_heard_by_it_and_its_headers_stay_with_berth(tmp_path: Path) -> None:
+def test_the_sdks_variables_work_and_its_headers_do_not_reach_engines(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("OTEL_EXPORTER_OTLP_HEADERS=api-key=a-secret\nOTEL_SERVICE_NAME=harbour\n")
     with Collector().running() as collector, traced_berth(tmp_path, collector.url) as (_, client):
         environment = client.get("/proxy/one/env").json()
@@ -208,13 +206,13 @@ def test_what_env_says_of_the_sdk_is_heard_by_it_and_its_headers_stay_with_berth
     assert "a-secret" not in str(environment) and "OTEL_SERVICE_NAME" not in environment
 
 
-def test_without_its_packages_berth_serves_and_says_what_is_missing(tmp_path: Path) -> None:
-    """They are installed, so they are hidden from it."""
+def test_without_its_packages_berth_serves_and_logs_what_is_missing(tmp_path: Path) -> None:
+    """They are installed, so the test hides them."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nsys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None\n"
     )
     path = f"{ROOT}:{tmp_path}"
     with traced_berth(tmp_path, "http://127.0.0.1:1", PYTHONPATH=path) as (_, client):
         assert client.get("/proxy/one/x").status_code == 200
-    said = (tmp_path / "berth.log").read_text()
-    assert "there is no opentelemetry.exporter" in said and "pip install -r requirements.txt" in said
+    log = (tmp_path / "berth.log").read_text()
+    assert "there is no opentelemetry.exporter" in log and "pip install -r requirements.txt" in log

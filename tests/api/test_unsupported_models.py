@@ -1,4 +1,4 @@
-"""Checkpoints that can't be run: listed with the reason, refused at once, and never tried again and again."""
+"""Checkpoints that can't be run: listed with the reason, refused at once, never retried in a loop."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def instances(client: httpx.Client) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", [*FOUND, *NAMED])
-def test_what_can_not_be_run_is_listed_with_the_reason_and_refused_at_once(
+def test_an_unsupported_model_is_listed_with_the_reason_and_refused_at_once(
     client: httpx.Client, kind: str
 ) -> None:
     for listing in ("/models", "/v1/models"):
@@ -72,7 +72,7 @@ def test_what_can_not_be_run_is_listed_with_the_reason_and_refused_at_once(
     assert len(instances(client)) == before
 
 
-def test_what_runs_has_no_problem(client: httpx.Client) -> None:
+def test_a_supported_model_has_no_problem(client: httpx.Client) -> None:
     assert client.get("/v1/models").json()["data"]
     made = client.post("/instances", json={"model_name": str(DEMO), "name": "demo"})
     assert made.status_code == 201, made.text
@@ -81,25 +81,25 @@ def test_what_runs_has_no_problem(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gguf", "missing-shard"])
-def test_an_instance_of_it_is_not_made(client: httpx.Client, kind: str, tmp_path: Path) -> None:
+def test_an_instance_of_it_is_not_created(client: httpx.Client, kind: str, tmp_path: Path) -> None:
     path = make_broken(kind, tmp_path)
     answer = client.post("/instances", json={"model_name": str(path)})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unsupported_model")
     assert BROKEN[kind].says in answer.json()["error"]["message"]
     other = client.post("/instances", json={"model_name": str(path), "engine": "vllm"})
-    assert other.json()["error"]["code"] == "invalid_spec", "that engine's business; here it isn't installed"
+    assert other.json()["error"]["code"] == "invalid_spec", "checked by that engine; it is not installed here"
 
 
-def test_a_file_of_gguf_is_told_apart_from_a_wrong_path(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_gguf_file_is_distinguished_from_a_wrong_path(client: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    told = client.post("/instances", json={"model_name": str(tmp_path / "m.gguf")}).json()["error"]
-    assert told["code"] == "unsupported_model"
-    assert "llama.cpp" in told["message"]
+    error = client.post("/instances", json={"model_name": str(tmp_path / "m.gguf")}).json()["error"]
+    assert error["code"] == "unsupported_model"
+    assert "llama.cpp" in error["message"]
     missing = client.post("/instances", json={"model_name": str(tmp_path / "n.gguf")}).json()["error"]
     assert missing["code"] == "model_not_found"
 
 
-def test_what_only_the_engine_sees_is_said_in_its_one_line(client: httpx.Client) -> None:
+def test_a_problem_only_the_engine_detects_is_reported_in_one_line(client: httpx.Client) -> None:
     for _ in range(2):
         answer = client.post("/v1/completions", json={"model": "cut-short", "prompt": "a"})
         error = answer.json()["error"]
@@ -112,7 +112,7 @@ def test_what_only_the_engine_sees_is_said_in_its_one_line(client: httpx.Client)
     assert BROKEN["cut-short"].says in client.get("/models/cut-short").json()["error"]["message"]
 
 
-def test_once_its_files_are_mended_it_runs(client: httpx.Client, models: Path) -> None:
+def test_once_its_files_are_repaired_it_runs(client: httpx.Client, models: Path) -> None:
     changed(architectures=["Qwen3ForCausalLM"])(models / "qwen2")
     assert client.get("/v1/models/qwen2").json()["problem"] is None
     answer = client.post("/v1/completions", json={"model": "qwen2", "prompt": "a", "max_tokens": 1})

@@ -1,4 +1,4 @@
-"""Offers of other protocols, and WebSockets' handshakes that are none. By raw sockets."""
+"""Upgrade offers, and invalid WebSocket handshakes. With raw sockets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEBSOCKET = (
 
 @pytest.mark.parametrize("offer", OFFERS)
 @pytest.mark.parametrize("is_split", [False, True], ids=["at once", "in pieces"])
-async def test_an_upgrade_that_is_not_taken_costs_no_body(offer: bytes, is_split: bool) -> None:
+async def test_a_declined_upgrade_keeps_the_body(offer: bytes, is_split: bool) -> None:
     async with serving(ConnectionLimits()) as served:
         client = await served.connect()
         for framed, body in [
@@ -46,7 +46,7 @@ async def test_an_upgrade_that_is_not_taken_costs_no_body(offer: bytes, is_split
         client.close()
 
 
-async def test_what_follows_an_offer_is_another_request() -> None:
+async def test_data_after_an_offer_is_another_request() -> None:
     async with serving(ConnectionLimits()) as served:
         client = await served.connect()
         several = POST + OFFERS[0] + LENGTH + b"hello" + GET + OFFERS[1] + b"\r\n" + POST + LENGTH + b"hello"
@@ -65,7 +65,7 @@ async def test_what_follows_an_offer_is_another_request() -> None:
         b"transfer-encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-async def test_an_offer_excuses_no_doubtful_length(framed: bytes) -> None:
+async def test_an_offer_with_an_ambiguous_length_is_refused(framed: bytes) -> None:
     async with serving(ConnectionLimits()) as served:
         client = await served.connect()
         client.write(POST + OFFERS[0] + framed + GET + b"\r\n")
@@ -75,7 +75,7 @@ async def test_an_offer_excuses_no_doubtful_length(framed: bytes) -> None:
         client.close()
 
 
-async def test_an_offer_excuses_no_long_body() -> None:
+async def test_an_offer_with_a_too_long_body_is_refused() -> None:
     async with serving(ConnectionLimits(max_body_bytes=10)) as served:
         client = await served.connect()
         client.write(POST + OFFERS[0] + CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n")
@@ -92,7 +92,7 @@ NO_HANDSHAKES = [
 
 
 @pytest.mark.parametrize("rest", NO_HANDSHAKES)
-async def test_what_is_no_handshake_is_refused_and_closed(rest: bytes) -> None:
+async def test_an_invalid_handshake_is_refused_and_closed(rest: bytes) -> None:
     async with serving(ConnectionLimits()) as served:
         client = await served.connect()
         status, code = await client.ask(GET + WEBSOCKET + rest)
@@ -101,7 +101,7 @@ async def test_what_is_no_handshake_is_refused_and_closed(rest: bytes) -> None:
         client.close()
 
 
-async def test_a_long_target_and_a_fragment_are_no_handshake() -> None:
+async def test_a_long_target_and_a_fragment_are_invalid_handshakes() -> None:
     async with serving(ConnectionLimits()) as served:
         for target in (b"/" + b"x" * 9000, b"/x#y"):
             client = await served.connect()
@@ -111,7 +111,7 @@ async def test_a_long_target_and_a_fragment_are_no_handshake() -> None:
             client.close()
 
 
-async def test_a_handshake_behind_an_unanswered_request_ends_both() -> None:
+async def test_a_handshake_after_an_unanswered_request_ends_both() -> None:
     async with serving(ConnectionLimits()) as served:
         client = await served.connect()
         client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n" + GET + WEBSOCKET + b"\r\n")
@@ -128,7 +128,7 @@ async def test_a_handshake_behind_an_unanswered_request_ends_both() -> None:
         b"",
     ],
 )
-async def test_three_hundred_that_say_nothing_whole_leave_the_door_open(unanswered: bytes) -> None:
+async def test_three_hundred_incomplete_handshakes_do_not_block_the_server(unanswered: bytes) -> None:
     async with serving(ConnectionLimits(max_connections=20)) as served:
         clients = [await served.connect() for _ in range(300)]
         for client in clients:

@@ -1,4 +1,4 @@
-"""Tokens as they are read from the end of an answer, whoever wrote it, in whatever pieces it came."""
+"""Token counts read from the end of a response, of any engine and in any pieces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.telemetry.token_usage import AnswerTail, TokenUsage, usage_of
+from api.telemetry.token_usage import ResponseTail, TokenUsage, usage_of
 
 CHAT = {"id": "c", "choices": [{"message": {"content": "x" * 9000}}]}
 DONE = b"data: [DONE]\n\n"
@@ -30,7 +30,7 @@ def event(value: object) -> bytes:
         ({"input_tokens": 1, "cache_read_input_tokens": 4, "output_tokens": 7}, (5, 7)),  # Messages
     ],
 )
-def test_each_protocols_names_are_known(usage: dict[str, object], expected: tuple[int, int]) -> None:
+def test_each_protocols_fields_are_known(usage: dict[str, object], expected: tuple[int, int]) -> None:
     for separators in ((",", ":"), (", ", ": ")):
         body = json.dumps(CHAT | {"usage": usage, "prompt_logprobs": None}, separators=separators)
         assert usage_of(body.encode()) == TokenUsage(*expected)
@@ -54,45 +54,45 @@ def test_each_protocols_names_are_known(usage: dict[str, object], expected: tupl
         b'{"usage": [5, 7]}',
         b'{"usage": ' + b"[" * 2000,
         b'{"usage": {"\xff": 1}}',
-        json.dumps({"content": '"usage": {"prompt_tokens": 5}'}).encode(),  # somebody only speaks of it
+        json.dumps({"content": '"usage": {"prompt_tokens": 5}'}).encode(),  # only a text about it
         json.dumps({"usage": {"prompt_tokens": 5}, "data": "x" * 5000}).encode(),  # out of sight
         gzip.compress(b'{"usage": {"prompt_tokens": 5}}', mtime=0),
     ],
 )
-def test_what_is_no_usage_is_none(body: bytes) -> None:
+def test_text_other_than_usage_is_ignored(body: bytes) -> None:
     assert usage_of(body) is None
 
 
-def test_a_count_that_is_none_is_logged_once(
+def test_an_invalid_count_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.telemetry.token_usage._told", set())
-    said = b'{"usage": {"input_tokens": %d, "output_tokens": 7, "prompt_tokens": null}}' % 2**63
+    monkeypatch.setattr("api.telemetry.token_usage._warned_fields", set())
+    body = b'{"usage": {"input_tokens": %d, "output_tokens": 7, "prompt_tokens": null}}' % 2**63
     for _ in range(3):
-        assert usage_of(said) == TokenUsage(0, 7)
+        assert usage_of(body) == TokenUsage(0, 7)
     [line] = [record.message for record in caplog.records]
-    assert "input_tokens is 9223372036854775808" in line
+    assert "input_tokens = 9223372036854775808" in line
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_it(noise: bytes) -> None:
+def test_no_bytes_cause_an_exception(noise: bytes) -> None:
     usage_of(b'{"usage": ' + noise)
     usage_of(noise)
 
 
 @given(st.integers(1, 400))
-def test_a_stream_may_come_in_any_pieces(size: int) -> None:
+def test_a_stream_may_arrive_in_any_pieces(size: int) -> None:
     chunks = [event({"choices": [{"text": "t"}], "usage": None}) for _ in range(9)]
     last = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 9}})
     stream = b"".join([*chunks, last, DONE])
-    tail = AnswerTail(is_event_stream=True)
+    tail = ResponseTail(is_event_stream=True)
     for at in range(0, len(stream), size):
         tail.add(stream[at : at + size])
     assert tail.usage() == TokenUsage(3, 9)
 
 
 def test_a_stream_without_usage_is_counted_by_its_events() -> None:
-    tail = AnswerTail(is_event_stream=True)
+    tail = ResponseTail(is_event_stream=True)
     tail.add(b": comment\n\n")
     for _ in range(5):
         tail.add(event({"choices": [{"text": "data: \n\ndata: "}]}))
@@ -101,8 +101,8 @@ def test_a_stream_without_usage_is_counted_by_its_events() -> None:
     assert tail.usage() == TokenUsage(0, 7, is_estimated=True)
 
 
-def test_what_is_no_stream_is_not_counted() -> None:
-    tail = AnswerTail(is_event_stream=False)
+def test_other_responses_are_not_counted_by_events() -> None:
+    tail = ResponseTail(is_event_stream=False)
     assert tail.usage() is None
     tail.add(b'\n\ndata: {"text": "')
     tail.add(b"x" * 100_000)

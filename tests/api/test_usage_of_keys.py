@@ -1,4 +1,4 @@
-"""`GET /usage` of a real Berth: each key's tokens of each model, and what a restart leaves of them."""
+"""`GET /usage` of a real Berth: each key's tokens per model, kept across a restart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def usage(berth: BerthProcess) -> dict[tuple[str, str], dict[str, Any]]:
     return {(one["key_id"], one["model"]): one for one in answer.json()["data"]}
 
 
-def test_tokens_are_counted_by_key_and_model_over_restarts(tmp_path: Path) -> None:
+def test_tokens_are_counted_by_key_and_model_across_restarts(tmp_path: Path) -> None:
     settings = {"API_KEYS": f"{ONE},{TWO}", "ADMIN_API_KEYS": ADMIN, "STATE_DIR": str(tmp_path / "state")}
     prompt = {"model": "fake", "prompt": "x"}
     with running_berth(tmp_path, **settings) as berth, berth.client() as client:

@@ -1,4 +1,4 @@
-"""WebSockets through the proxy, between two real ends of the `websockets` package."""
+"""WebSockets through the proxy, between two real peers of the `websockets` package."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_the_handshake_carries_path_headers_key_and_subprotocol() -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going"), (4321, "own reason")])
-async def test_the_engines_close_is_the_clients(code: int, reason: str) -> None:
+async def test_the_engines_close_reaches_the_client(code: int, reason: str) -> None:
     async def close(socket: ServerConnection) -> None:
         await socket.close(code, reason)
 
@@ -98,7 +98,7 @@ async def test_the_engines_close_is_the_clients(code: int, reason: str) -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (4321, "own reason")])
-async def test_the_clients_close_is_the_engines(code: int, reason: str) -> None:
+async def test_the_clients_close_reaches_the_engine(code: int, reason: str) -> None:
     closed: asyncio.Future[tuple[int | None, str | None]] = asyncio.get_running_loop().create_future()
 
     async def wait(socket: ServerConnection) -> None:
@@ -125,7 +125,7 @@ async def test_a_client_that_vanishes_frees_the_engine() -> None:
             await closed.wait()
 
 
-async def test_an_engine_that_vanishes_is_no_clean_end() -> None:
+async def test_an_engine_that_vanishes_is_not_a_clean_end() -> None:
     async def vanish(socket: ServerConnection) -> None:
         await socket.recv()
         socket.transport.abort()
@@ -149,7 +149,7 @@ async def test_a_refusal_passes_with_status_and_body() -> None:
         await eventually(lambda: front.metrics.of("one", "").requests == {("WEBSOCKET", 418): 1})
 
 
-async def test_an_engine_that_is_no_websocket_server_is_502() -> None:
+async def test_an_engine_without_websockets_is_502() -> None:
     async def garbage(wire: Wire) -> None:
         await wire.read_head()
         await wire.send(b"SSH-2.0\r\n\r\n")
@@ -162,8 +162,8 @@ async def test_an_engine_that_is_no_websocket_server_is_502() -> None:
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
-async def test_a_redirect_is_passed_on_and_followed_by_nobody(status: int) -> None:
-    """It could lead anywhere, and the client's headers would go along."""
+async def test_a_redirect_is_passed_on_and_not_followed(status: int) -> None:
+    """It could lead anywhere, and the client's headers would be sent there."""
     asked: list[Request] = []
 
     def note(_: ServerConnection, request: Request) -> None:
@@ -186,7 +186,7 @@ async def test_a_redirect_is_passed_on_and_followed_by_nobody(status: int) -> No
     assert asked == []
 
 
-async def test_a_key_among_the_subprotocols_is_for_berth_alone() -> None:
+async def test_a_key_among_the_subprotocols_is_not_forwarded() -> None:
     seen: list[Request] = []
 
     async def keep(socket: ServerConnection) -> None:
@@ -210,7 +210,7 @@ async def test_an_unknown_instance_is_404() -> None:
         assert raised.value.response.status_code == 404
 
 
-async def test_a_client_that_leaves_the_queue_leaves_no_lease() -> None:
+async def test_a_disconnect_in_the_queue_leaves_no_lease() -> None:
     leases = StubLeases()
     leases.pending["one"] = asyncio.get_running_loop().create_future()
     async with berth(leases) as front:
@@ -222,7 +222,7 @@ async def test_a_client_that_leaves_the_queue_leaves_no_lease() -> None:
         leases.pending["one"].cancel()
 
 
-async def test_a_slow_client_holds_the_engine_back() -> None:
+async def test_a_slow_client_slows_the_engine() -> None:
     num_sent = 0
 
     async def flood(socket: ServerConnection) -> None:
@@ -248,8 +248,8 @@ async def test_a_slow_client_holds_the_engine_back() -> None:
 @pytest.mark.parametrize(
     "target", ["/x#y", "/x?a=#b", "/#", "/x#", "/x%23y", "/x[", "/x\\y", "/\xff", "/x?\xff", "/x^{|}`"]
 )
-async def test_a_target_that_is_none_is_a_bad_request(target: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What the engine can't be asked for is the client's fault; all else arrives as it came."""
+async def test_an_invalid_target_is_a_bad_request(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An invalid target is the client's error; all others arrive unchanged."""
     seen: list[str] = []
 
     async def keep(socket: ServerConnection) -> None:

@@ -1,4 +1,4 @@
-"""Real little servers and clients for the proxy's tests: raw sockets, able to misbehave to the byte."""
+"""Small real servers and clients for the proxy's tests: raw sockets that can misbehave byte by byte."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.types import Endpoint
 
-# As Berth runs on its own server; and as any ASGI server runs it, without our extension and without uvloop.
+# Berth's own server; and any ASGI server, without our extension and without uvloop.
 LOOPS = [("asyncio", {"use_uvloop": True}), ("asyncio", {"use_uvloop": False})]
 
 
 def server_protocol() -> Any:
     """The HTTP protocol for the loop that runs the test: Berth's own, or uvicorn's."""
     is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
-    limits = ConnectionLimits(max_body_bytes=2**31)  # what flows here is larger than most would let in
+    limits = ConnectionLimits(max_body_bytes=2**31)  # these tests send more than the default limit
     return partial(GuardedHttpProtocol, limits=limits) if is_uvloop else "httptools"
 
 
@@ -80,7 +80,7 @@ class Wire:
         return data[:-2]
 
     async def read_body(self, head: Head) -> bytes:
-        """By chunks or by length; raises IncompleteReadError where the body is cut."""
+        """By chunks or by length; raises IncompleteReadError if the body is cut off."""
         if head.get(b"transfer-encoding") is not None:
             body = b""
             while chunk := await self.read_chunk():
@@ -93,7 +93,7 @@ class Wire:
         return head, await self.read_body(head)
 
     async def wait_closed(self) -> None:
-        """Wait for the other side's end, however it comes."""
+        """Wait until the other side closes."""
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(65536):
                 pass
@@ -157,7 +157,7 @@ async def upstream(script: Script, *, api_key: str = "engine-key") -> AsyncItera
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """An unused port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -184,7 +184,7 @@ class StubLease:
 
 
 class StubLeases:
-    """The manager as the data plane sees it, with its states set by hand."""
+    """The manager's interface for the data plane, with states set by the test."""
 
     def __init__(self, **endpoints: Endpoint) -> None:
         self.endpoints = dict(endpoints)
@@ -224,7 +224,7 @@ class StubLeases:
 
 @dataclass
 class Front:
-    """A Berth that consists of its data plane alone, behind a real uvicorn."""
+    """Only Berth's data plane, behind a real uvicorn."""
 
     port: int
     plane: DataPlane
@@ -236,7 +236,7 @@ class Front:
         return Wire(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**20))
 
     async def ask(self, raw: bytes) -> tuple[Head, bytes]:
-        """One request, one response, on a connection of its own."""
+        """One request, one response, on its own connection."""
         wire = await self.connect()
         try:
             await wire.send(raw)
@@ -246,7 +246,7 @@ class Front:
 
 
 async def control_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stands for the control plane."""
+    """Replaces the control plane."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"7")]})
     await send({"type": "http.response.body", "body": b"control"})
 
@@ -260,9 +260,9 @@ async def berth(
     behind: Callable[[FastPathApp], FastPathApp] = lambda app: app,
     pace: PaceRules | None = None,
 ) -> AsyncIterator[Front]:
-    """The data plane in front of `engine`, its instance "one". No request may leave a trace.
+    """The data plane in front of `engine`, its instance "one". Checks that no request leaks.
 
-    `behind` puts something in front of it all.
+    `behind` wraps the whole application.
     """
     leases = engine if isinstance(engine, StubLeases) else StubLeases(one=engine.endpoint)
     metrics = ProxyMetrics()
@@ -297,7 +297,7 @@ async def berth(
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """For what nothing announces."""
+    """Poll a condition that has no event."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -310,7 +310,7 @@ def num_busy(plane: DataPlane) -> int:
 
 
 def request(target: str = "/proxy/one/x", *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
-    """A request's bytes; a body brings its length."""
+    """A request's bytes; a body adds its Content-Length."""
     lines = [f"{method} {target} HTTP/1.1", "Host: berth.test", *headers]
     if body:
         lines.append(f"Content-Length: {len(body)}")

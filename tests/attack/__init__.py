@@ -1,1 +1,1 @@
-"""Attacks on a real Berth, each beside a stream of somebody else's that must not notice. `make attack`."""
+"""Attacks on a real Berth, each next to another client's stream that must not be disturbed. `make attack`."""

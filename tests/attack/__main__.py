@@ -1,4 +1,4 @@
-"""`python -m tests.attack`: attack a Berth of one's own, in all ways; 1 if anything came of it."""
+"""`python -m tests.attack`: run all attacks on a local Berth; exits with 1 if one succeeds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from tests.attack.report import line, summary, table
-from tests.attack.rows import FIELDS
-from tests.attack.runner import Runner
+from tests.attack.rows import GROUPS
+from tests.attack.runner import AttackRunner
 from tests.berth_process import ROOT
 
 _MOST_S = 900.0
@@ -26,37 +26,41 @@ def say(text: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.attack", description=__doc__)
-    parser.add_argument("only", nargs="*", help="parts of the names of attacks or fields (default: all)")
-    parser.add_argument("--list", action="store_true", help="name the attacks and run none")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    parser.add_argument("only", nargs="*", help="substrings of the names of attacks or groups (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the attacks without running them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
     parser.add_argument(
-        "--berth", type=Path, default=ROOT, metavar="PATH", help="another checkout of Berth, to be attacked"
+        "--berth", type=Path, default=ROOT, metavar="PATH", help="the checkout of Berth to attack"
     )
-    parser.add_argument("--port", type=int, default=0, help="the first of 100 to listen on (default: any)")
-    parser.add_argument("--attempts", type=int, default=3, help="of which the calmest counts")
-    parser.add_argument("--seconds", type=float, default=_MOST_S, help="for all (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="the first of 100 ports to use (default: any)")
+    parser.add_argument(
+        "--attempts", type=int, default=3, help="attempts per attack, of which the calmest counts"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=_MOST_S, help="time limit for all attacks (default: %(default)s)"
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     args = _arguments()
     if args.list:
-        say("\n".join(f"{field.name}: {one.name} ({one.who})" for field in FIELDS for one in field.attacks))
+        say("\n".join(f"{group.name}: {one.name} ({one.who})" for group in GROUPS for one in group.attacks))
         return 0
     folder = Path(tempfile.mkdtemp(prefix="berth-attack-"))
     began = time.monotonic()
-    runner = Runner(
+    runner = AttackRunner(
         folder,
         root=args.berth.resolve(),
         first_port=args.port,
         num_attempts=args.attempts,
         deadline=began + args.seconds,
-        tell=lambda result: say(line(result)),
+        on_result=lambda result: say(line(result)),
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        for field in FIELDS:
-            runner.run(field, [one.replace("_", " ") for one in args.only])
+        for group in GROUPS:
+            runner.run(group, [one.replace("_", " ") for one in args.only])
     finally:
         runner.close()
         results = runner.results

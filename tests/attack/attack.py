@@ -1,8 +1,8 @@
-"""What an attack is, and how one is added.
+"""Attacks, and how to add one.
 
-A function that takes the `Ground` is an attack: what it does within `ground.measured()` is watched, what it
-asserts must hold, and its name says what it is. Bodies to be sent by two ways and refused are rows of a table
-(`rows/bodies.py`). Both are listed in a `Field`, with the settings that they need.
+An attack is a function that takes the `AttackEnvironment`: the code within `env.measured()` is measured, its
+assertions must hold, and its name becomes the attack's. Bodies that must be refused on two routes are rows of
+a table (`rows/bodies.py`). Both are listed in an `AttackGroup`, with the settings that they need.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.attack.environment import Ground
+    from tests.attack.environment import AttackEnvironment
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`who`, as in docs/threats.md: key, nobody, a web page, engine, slip."""
+    """`who` is the attacker, as in docs/threats.md: key, nobody, a web page, engine, slip."""
 
     name: str
     who: str
-    act: Callable[[Ground], None]
+    act: Callable[[AttackEnvironment], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """Attacks on one Berth with these settings, one after the other."""
+class AttackGroup:
+    """Attacks run one after the other on one Berth with these settings."""
 
     name: str
     attacks: Sequence[Attack]
@@ -34,6 +34,6 @@ class Field:
     has_keys: bool = True
 
 
-def attack(who: str, act: Callable[[Ground], None]) -> Attack:
-    """Named as its function is."""
+def attack(who: str, act: Callable[[AttackEnvironment], None]) -> Attack:
+    """An attack named after its function."""
     return Attack(act.__name__.lstrip("_").replace("_", " "), who, act)

@@ -1,4 +1,4 @@
-"""A Berth that is attacked, with three keys, a real engine, and a victim that streams all the time."""
+"""The attacked Berth, with three keys, a real engine, and a victim that streams all the time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import psutil
 
 from tests import fake_engine
 from tests.attack import hostile_engine
+from tests.attack.leaks import belongs_to, described, files_with, is_dead, still_there
+from tests.attack.measurement import MOST_OVER_S, Measurement
+from tests.attack.memory import MemoryMonitor
 from tests.attack.raw_client import JSON, ask
-from tests.attack.leaks import belongs_to, files_with, is_dead, still_there, told
-from tests.attack.memory import Watch
-from tests.attack.measurement import MOST_OVER_S, Seen
 from tests.berth_process import ROOT, BerthProcess
 from tests.faults.environment import FAULT_IN_LOG, eventually, free_ports
 from tests.faults.journal import Reply
@@ -28,14 +28,14 @@ from tests.victim import Stream, Victim, longest_gap, streaming
 MODEL, DEMO = "berth-demo", "demo"  # the engine's model, and its instance
 SECRET = "hf_that-stood-in-an-engines-log"
 START_S = 120.0
-_QUIET_S = 0.8  # watched before an attack, and after it
-_CALM_S = 0.15  # the longest gap of a victim that nobody disturbs; more of it is waited out for a while
+_QUIET_S = 0.8  # observed before an attack, and after it
+_CALM_S = 0.15  # the longest gap of an undisturbed victim; a longer one is waited out for a while
 _MORE_DESCRIPTORS = 8
 _SETTLE_S = 10.0
 
 
-class Ground:
-    """For a `Field`. What attacks do and ask is here; what they are, in rows/."""
+class AttackEnvironment:
+    """The environment of one `AttackGroup`, with the operations that attacks (in rows/) use."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class Ground:
         self.port = self.berth.port
         self._ending = ExitStack()
         self._victim: Victim | None = None
-        self.watch: Watch | None = None
-        self.seen = Seen()  # of the latest attempt
+        self.watch: MemoryMonitor | None = None
+        self.measurement = Measurement()  # of the current attempt
         self._log_read = 0
         self.has_ended = False
 
@@ -91,14 +91,14 @@ class Ground:
     def catalog_file(self) -> Path:
         return self.folder / "models.yaml"
 
-    def __enter__(self) -> Ground:
+    def __enter__(self) -> AttackEnvironment:
         try:
             self.berth.wait_until_serving()
             spec = {"name": DEMO, "model_name": MODEL, "timeout": 0}
             made = self.admin("POST", f"/instances?wait={START_S:.0f}", spec, timeout_s=START_S)
             assert made.status == 201, f"{made}\n{self.berth.output()[-3000:]}"
             self.engine_pid = int(json.loads(made.body)["pid"])
-            self.watch = Watch(self.berth.pid, self.engine_pid)
+            self.watch = MemoryMonitor(self.berth.pid, self.engine_pid)
             self._begin_victim()
             self._processes = {process.pid for process in self.berth.survivors()}
             self._descriptors = psutil.Process(self.berth.pid).num_fds()
@@ -110,7 +110,7 @@ class Ground:
     def _begin_victim(self) -> None:
         self._victim = self._ending.enter_context(streaming(self.port, 2, MODEL, self.victim_key))
         self._victim.wait_until_streaming()
-        # All that is loaded late, the compiler of schemas among it, and the KV cache's first pages.
+        # Warm up everything that is loaded lazily: the schema compiler, and the KV cache's first pages.
         schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
         turn = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
         warm = self.as_victim(
@@ -123,7 +123,7 @@ class Ground:
         self.end()
 
     def end(self) -> None:
-        """At once; whatever Berth is doing."""
+        """End at once, whatever Berth is doing."""
         if self.has_ended:
             return
         self.has_ended = True
@@ -133,7 +133,7 @@ class Ground:
         self.berth.close()
 
     def end_well(self) -> list[str]:
-        """By SIGTERM; what is wrong about its end, or in what it has logged."""
+        """End by SIGTERM; returns problems of the shutdown and the logs."""
         self._ending.close()
         self.berth.terminate()
         problems = []
@@ -141,12 +141,12 @@ class Ground:
             if (status := self.berth.wait()) != 0:
                 problems.append(f"Berth's exit status is {status}")
         except subprocess.TimeoutExpired:
-            problems.append("Berth doesn't end")
+            problems.append("Berth does not end")
         if left := self.berth.survivors():
-            problems.append(f"processes left: {told(left)}")
+            problems.append(f"processes left: {described(left)}")
         return problems + self.keys_in_logs()
 
-    # What attackers do
+    # Operations of attackers
 
     def ask(
         self,
@@ -158,9 +158,9 @@ class Ground:
         timeout_s: float = 28.0,
         **headers: str,
     ) -> Reply:
-        """By the attacker's key unless another is given; None = without one. The status is noted."""
+        """Send a request, by default with the attacker's key; None = without a key. Records the status."""
         reply = self._ask(method, target, body, self.attacker_key if key == "" else key, timeout_s, headers)
-        self.seen.statuses[str(reply.status or "no answer")] += 1
+        self.measurement.statuses[str(reply.status or "no answer")] += 1
         return reply
 
     def admin(self, method: str, target: str, body: Any = None, *, timeout_s: float = 60.0) -> Reply:
@@ -190,19 +190,19 @@ class Ground:
         return socket.create_connection(("127.0.0.1", self.port), timeout_s)
 
     def note(self, status: object) -> None:
-        """What an attacker got."""
-        self.seen.statuses[str(status)] += 1
+        """Record what the attacker got."""
+        self.measurement.statuses[str(status)] += 1
 
     @contextmanager
     def instance(self, name: str, command: list[str], *, wait_s: float = 8, **fields: Any) -> Iterator[Reply]:
-        """An engine that is there for an attack, and what was answered to its creation."""
+        """An instance for one attack; yields the response to its creation."""
         spec = {"name": name, "model_name": name, "engine": "command", "command": command, **fields}
         try:
             yield self.admin("POST", f"/instances?wait={wait_s}", {"timeout": 0, **spec})
         finally:
             self.admin("DELETE", f"/instances/{name}?force=true")
 
-    # What is watched
+    # Measurements
 
     def streams(self, since: float) -> list[Stream]:
         assert self._victim is not None
@@ -210,37 +210,39 @@ class Ground:
 
     @contextmanager
     def measured(self, body_bytes: int = 0) -> Iterator[None]:
-        """Around the attack itself: what was prepared before and is checked afterwards isn't in it.
+        """Measure the attack itself, without its preparation and its checks.
 
-        It lasts until the victim is as undisturbed as before: what an engine still does for a client that has
-        gone is the attack's doing, too.
+        The measurement ends when the victim is as undisturbed as before: work that an engine still does for a
+        disconnected client counts too.
         """
         assert self.watch is not None
-        self.seen = seen = Seen(body_bytes=body_bytes)
-        began, seen.undisturbed_s = self._calm(time.monotonic(), _CALM_S)
+        self.measurement = measurement = Measurement(body_bytes=body_bytes)
+        began, measurement.undisturbed_s = self._calm(time.monotonic(), _CALM_S)
         self.watch.begin()
         started = time.monotonic()
         try:
             yield
         finally:
             ended = time.monotonic()
-            end, _ = self._calm(ended, seen.undisturbed_s + _CALM_S)
+            end, _ = self._calm(ended, measurement.undisturbed_s + _CALM_S)
             streams = self.streams(began)
             gap = longest_gap(streams, started, end)
-            seen.gap_s = gap.seconds
-            if seen.over_s > MOST_OVER_S:
+            measurement.gap_s = gap.seconds
+            if measurement.over_s > MOST_OVER_S:
                 whose = (
                     "both of the victim's streams" if gap.whose == "all" else "one of the victim's streams"
                 )
                 since = gap.began - started
-                seen.notes.append(f"{whose} stood still from {since:.2f} s to {since + gap.seconds:.2f} s")
-            seen.took_s = ended - started
-            seen.berth_bytes = self.watch.berth.grown()
-            seen.engine_bytes = self.watch.engine.grown()
-            seen.problems += [f"the victim's stream: {one.problem}" for one in streams if one.problem][:2]
+                measurement.notes.append(f"{whose} stalled from {since:.2f} s to {since + gap.seconds:.2f} s")
+            measurement.took_s = ended - started
+            measurement.berth_bytes = self.watch.berth.grown()
+            measurement.engine_bytes = self.watch.engine.grown()
+            measurement.problems += [f"the victim's stream: {one.problem}" for one in streams if one.problem][
+                :2
+            ]
 
     def _calm(self, since: float, most_s: float) -> tuple[float, float]:
-        """When the victim has gone on for a while without a longer gap, and the longest of that while."""
+        """Wait until the victim streams without a longer gap; returns the time and its longest gap."""
         while True:
             time.sleep(_QUIET_S)
             now = time.monotonic()
@@ -250,14 +252,14 @@ class Ground:
                 return now, gap
 
     def settle(self) -> list[str]:
-        """What isn't as it was before the attack, once it has had time to become so."""
+        """Differences from before the attack, after some time to settle."""
         assert self.watch is not None
         if self.watch.has_ended_them:
-            return ["they took more than 6 GiB and were ended"]
+            return ["Berth and engine used more than 6 GiB and were killed"]
         try:
             problems = self.vital_problems()
         except (OSError, ValueError) as error:
-            return [f"Berth can't be asked how it is: {error!r}"]
+            return [f"Berth's state can't be read: {error!r}"]
         if not problems:
             problems += [f"processes left: {left}" for left in still_there(self._strangers)]
             problems += [f"{left} descriptors leaked" for left in still_there(self._more_descriptors)]
@@ -267,39 +269,39 @@ class Ground:
         return problems
 
     def vital_problems(self) -> list[str]:
-        """Berth and engine answer, and are the same processes."""
+        """Problems unless Berth and engine respond, and are the same processes."""
         if is_dead(self.berth.pid):
             return ["Berth is dead"]
         found = self.admin("GET", f"/instances/{DEMO}", timeout_s=15)
         if found.status != 200:
-            return [f"Berth answers {found.status or 'nothing'} to its admin"]
+            return [f"Berth responds with {found.status or 'nothing'} to an admin"]
         record = json.loads(found.body)
         if (record["status"], record["pid"]) != ("running", self.engine_pid):
-            return [f"the engine is {record['status']}, and has been ended"]
+            return [f"the engine was restarted or is {record['status']}"]
         began = time.monotonic()
         with suppress(AssertionError):
-            eventually("chunks come", lambda: any(one.times for one in self.streams(began)), 10)
+            eventually("chunks arrive", lambda: any(one.times for one in self.streams(began)), 10)
             return []
-        return ["the victim gets no more chunks"]
+        return ["the victim gets no chunks any more"]
 
     def _strangers(self) -> list[str]:
-        new = (one for one in self.berth.survivors() if one.pid not in self._processes)
-        return told(one for one in new if not belongs_to(one, self.engine_pid))
+        new = (process for process in self.berth.survivors() if process.pid not in self._processes)
+        return described(process for process in new if not belongs_to(process, self.engine_pid))
 
     def _more_descriptors(self) -> int:
         more = psutil.Process(self.berth.pid).num_fds() - self._descriptors
         return more if more > _MORE_DESCRIPTORS else 0
 
     def keys_in_logs(self) -> list[str]:
-        """Log files in which a key stands."""
+        """Log files that contain a key."""
         files = [self.folder / "berth.log", *(self.folder / "logs").rglob("*")]
         found = files_with(files, (self.victim_key, self.attacker_key, self.admin_key))
-        return [f"a key stands in {name}" for name in found]
+        return [f"{name} contains a key" for name in found]
 
 
 def _models() -> dict[str, Any]:
-    """Beside the demo model: one at a time, one that fails, one that nobody has started."""
-    endless = ("--on", "/v1/chat/completions=endless")  # that fills all buffers soon
+    """Besides the demo model: one with a concurrency limit of 1, one that fails, one never started."""
+    endless = ("--on", "/v1/chat/completions=endless")  # soon fills all buffers
     return {
         "limited": {"command": hostile_engine.command(*endless), "concurrency_limit": 1},
         "failing": {"command": fake_engine.command("--fail-with", f"loading with token {SECRET}")},

@@ -1,6 +1,6 @@
-"""An engine that answers some paths as a hostile one would: `--on /health=huge`; all others as it should.
+"""An engine with hostile responses on some paths: `--on /health=huge`; all other responses are correct.
 
-`--first N`: the first N answers of such a path are right, so that it comes up. Standard library only.
+`--first N`: the first N responses of such a path are correct, so that it starts. Standard library only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _gzip_bomb(connection: socket.socket) -> None:
     connection.sendall(plain(_BOMB, b"Content-Encoding: gzip", _JSON))
 
 
-_BOMB = gzip.compress(b"\0" * (64 * MIB)) * 12  # 700 MiB and more: each member begins anew
+_BOMB = gzip.compress(b"\0" * (64 * MIB)) * 12  # more than 700 MiB, as several gzip members
 
 
 def _nested(connection: socket.socket) -> None:
@@ -98,7 +98,7 @@ BEHAVIOURS: dict[str, Callable[[socket.socket], None]] = {
 
 
 class Engine:
-    """What it does where."""
+    """Maps paths to behaviours."""
 
     def __init__(self, behaviours: dict[str, str], num_right: int, location: str) -> None:
         self._behaviours = behaviours
@@ -113,7 +113,7 @@ class Engine:
                 while (head := wire.read_head()) is not None and wire.read_body(head[1]) >= 0:
                     self._answer(connection, head[0].split(" ")[1].partition("?")[0])
             except (OSError, ValueError):
-                pass  # the other side has had enough
+                pass  # the client has closed the connection
 
     def _answer(self, connection: socket.socket, path: str) -> None:
         self._asked[path] += 1
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--on", action="append", default=[], metavar="PATH=NAME")
     parser.add_argument("--first", type=int, default=0, metavar="N")
     parser.add_argument("--slow-start", type=float, default=0, metavar="S")
-    parser.add_argument("--location", default="", help="where a redirect leads")
+    parser.add_argument("--location", default="", help="the target of redirects")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     time.sleep(args.slow_start)

@@ -1,4 +1,4 @@
-"""What an attack may have left behind: processes, and keys in logs."""
+"""Finds what an attack may have leaked: processes, and keys in logs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import psutil
 _SETTLE_S = 10.0
 
 
-def still_there(look: Callable[[], Any]) -> list[Any]:
-    """What is still found after a while, as a list of one or none."""
+def still_there(find: Callable[[], Any]) -> list[Any]:
+    """The result of `find` if it is still truthy after a while, as a list of one or none."""
     deadline = time.monotonic() + _SETTLE_S
-    while (found := look()) and time.monotonic() < deadline:
+    while (found := find()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return [found] if found else []
 
@@ -28,14 +28,14 @@ def is_dead(pid: int) -> bool:
 
 
 def belongs_to(process: psutil.Process, pid: int) -> bool:
-    """Whether it is a helper of that process, such as one that compiles grammars; or is gone."""
+    """Whether it is a child of that process, such as one that compiles grammars, or has ended."""
     with suppress(psutil.Error):
         return any(parent.pid == pid for parent in process.parents())
     return True
 
 
-def told(processes: Iterable[psutil.Process]) -> list[str]:
-    """Number and end of the command line of each."""
+def described(processes: Iterable[psutil.Process]) -> list[str]:
+    """The pid and the end of the command line of each."""
     shown = []
     for process in processes:
         with suppress(psutil.Error):
@@ -44,7 +44,7 @@ def told(processes: Iterable[psutil.Process]) -> list[str]:
 
 
 def files_with(paths: Iterable[Path], words: Sequence[str]) -> list[str]:
-    """Names of those files in which one of the words stands."""
+    """Names of the files that contain one of the words."""
     found = []
     for path in paths:
         if path.is_file():

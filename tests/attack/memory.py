@@ -1,4 +1,4 @@
-"""The memory of Berth and of its engine while they are attacked; ends both before they take the machine's."""
+"""Monitors the memory of Berth and its engine during attacks; kills both before the machine runs out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import psutil
 
-MOST_BYTES = 6 << 30  # of Berth and of the engine, with its children
+MOST_BYTES = 6 << 30  # of Berth and the engine with its children
 _EVERY_S = 0.05
 _LOOK_FOR_CHILDREN_S = 0.5
 
 
-class Watched:
-    """One process with its children, and the most that they have held since `begin`."""
+class MonitoredProcess:
+    """One process with its children, and their peak memory since `begin`."""
 
     def __init__(self, pid: int, *, with_children: bool) -> None:
         self.process = psutil.Process(pid)
@@ -26,12 +26,12 @@ class Watched:
         self._looked_at = 0.0
 
     def begin(self) -> None:
-        with suppress(OSError):  # Linux, and not in every container: else what is sampled counts
+        with suppress(OSError):  # Linux only, and not in every container: otherwise samples must do
             Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-        self._before_bytes = self.most_bytes = self.look()
+        self._before_bytes = self.most_bytes = self.sample()
 
-    def look(self) -> int:
-        """What they hold now."""
+    def sample(self) -> int:
+        """Their current memory."""
         if self._with_children and time.monotonic() - self._looked_at > _LOOK_FOR_CHILDREN_S:
             with suppress(psutil.Error):
                 self._children = self.process.children(recursive=True)
@@ -41,8 +41,8 @@ class Watched:
         return held
 
     def grown(self) -> int:
-        """By how much, at the most, since `begin`."""
-        self.look()
+        """The peak growth since `begin`."""
+        self.sample()
         peak = 0
         with suppress(OSError):
             for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -59,7 +59,7 @@ def _rss(process: psutil.Process) -> int:
 
 
 def _share(process: psutil.Process) -> int:
-    """What it holds, less the others' shares: forks have most of their pages in common."""
+    """Its proportional memory: forks share most of their pages."""
     try:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
@@ -67,12 +67,12 @@ def _share(process: psutil.Process) -> int:
         return _rss(process)
 
 
-class Watch:
-    """Looks all the time, from a thread."""
+class MemoryMonitor:
+    """Samples continuously, in a thread."""
 
     def __init__(self, berth: int, engine: int) -> None:
-        self.berth = Watched(berth, with_children=False)
-        self.engine = Watched(engine, with_children=True)
+        self.berth = MonitoredProcess(berth, with_children=False)
+        self.engine = MonitoredProcess(engine, with_children=True)
         self.has_ended_them = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -88,7 +88,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._done.wait(_EVERY_S):
-            if self.berth.look() + self.engine.look() > MOST_BYTES:
+            if self.berth.sample() + self.engine.sample() > MOST_BYTES:
                 self.has_ended_them = True
                 for process in (self.engine.process, self.berth.process):
                     with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Requests as an attacker writes them: any target, any head, bodies of a hundred megabytes."""
+"""A client for arbitrary requests: any target, any head, bodies of a hundred megabytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ask(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 28.0,
 ) -> Reply:
-    """One request on a connection of its own; the target goes out as it is."""
+    """One request on its own connection; the target is sent unchanged."""
     reply, pieces, num_read = Reply(), list[bytes](), 0
     began = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
@@ -34,7 +34,7 @@ def ask(
         for name, value in {**length, **(headers or {})}.items():
             connection.putheader(name, value)
         connection.endheaders()
-        with contextlib.suppress(ConnectionError):  # it was refused, and no more is read
+        with contextlib.suppress(ConnectionError):  # refused; the server reads no more
             connection.sock.sendall(body or b"")
         response = connection.getresponse()
         reply.status = response.status
@@ -58,7 +58,7 @@ def ask(
 
 
 def say(connection: socket.socket, data: bytes, timeout_s: float = 10.0) -> tuple[int, bytes, bool]:
-    """Bytes as they are: the status, all that came, and whether the connection was closed. 0 = no answer."""
+    """Send raw bytes; returns the status (0 = no response), all data received, and whether it was closed."""
     connection.settimeout(timeout_s)
     answer, is_closed = b"", False
     try:

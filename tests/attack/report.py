@@ -1,4 +1,4 @@
-"""What came of the attacks: a table for people, JSON for programs."""
+"""The results of the attacks: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.attack.measurement import Seen, faults
+from tests.attack.measurement import Measurement, faults
 
 _MIB = 1 << 20
 _MOST_SHOWN = 160
@@ -18,40 +18,40 @@ _HEADINGS = (
 
 @dataclass(slots=True)
 class Result:
-    """Of one attack: the attempt that counts."""
+    """The result of one attack: the attempt that counts."""
 
     group: str
     name: str
     who: str
-    seen: Seen = field(default_factory=Seen)
+    measurement: Measurement = field(default_factory=Measurement)
     num_attempts: int = 1
     skipped: str = ""
 
     @property
     def faults(self) -> list[str]:
-        return faults(self.seen)
+        return faults(self.measurement)
 
     @property
     def verdict(self) -> str:
         return "skipped" if self.skipped else "FAILED" if self.faults else "held"
 
     def as_json(self) -> dict[str, Any]:
-        seen = self.seen
+        measurement = self.measurement
         return {
             "field": self.group,
             "attack": self.name,
             "who": self.who,
             "verdict": self.verdict,
-            "undisturbed_gap_s": round(seen.undisturbed_s, 4),
-            "gap_s": round(seen.gap_s, 4),
-            "over_s": round(seen.over_s, 4),
-            "took_s": round(seen.took_s, 3),
-            "body_bytes": seen.body_bytes,
-            "berth_grown_bytes": seen.berth_bytes,
-            "engine_grown_bytes": seen.engine_bytes,
-            "statuses": dict(seen.statuses),
+            "undisturbed_gap_s": round(measurement.undisturbed_s, 4),
+            "gap_s": round(measurement.gap_s, 4),
+            "over_s": round(measurement.over_s, 4),
+            "took_s": round(measurement.took_s, 3),
+            "body_bytes": measurement.body_bytes,
+            "berth_grown_bytes": measurement.berth_bytes,
+            "engine_grown_bytes": measurement.engine_bytes,
+            "statuses": dict(measurement.statuses),
             "attempts": self.num_attempts,
-            "notes": seen.notes,
+            "notes": measurement.notes,
             "problems": self.faults,
             "skipped": self.skipped,
         }
@@ -70,18 +70,18 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _row(result: Result) -> tuple[str, ...]:
-    seen = result.seen
+    measurement = result.measurement
     return (
         result.name,
         result.who,
-        _ms(seen.undisturbed_s),
-        _ms(seen.gap_s),
-        _ms(seen.over_s),
-        _mib(seen.berth_bytes),
-        _mib(seen.engine_bytes),
-        _mib(seen.body_bytes),
-        f"{seen.took_s:.1f} s",
-        _statuses(seen.statuses),
+        _ms(measurement.undisturbed_s),
+        _ms(measurement.gap_s),
+        _ms(measurement.over_s),
+        _mib(measurement.berth_bytes),
+        _mib(measurement.engine_bytes),
+        _mib(measurement.body_bytes),
+        f"{measurement.took_s:.1f} s",
+        _statuses(measurement.statuses),
         result.verdict,
     )
 
@@ -101,18 +101,20 @@ def _statuses(statuses: Counter[str]) -> str:
 
 
 def line(result: Result) -> str:
-    """While it goes on: what came of one, and each of its faults in a line of its own."""
-    seen = result.seen
-    told = f"{result.verdict:<7} {_ms(seen.over_s):>8} over  {_statuses(seen.statuses) or '–':<20} "
-    told += f"{result.group}: {result.name}"
+    """A progress line for one result, and one line for each of its faults."""
+    measurement = result.measurement
+    statuses = _statuses(measurement.statuses) or "–"
+    text = (
+        f"{result.verdict:<7} {_ms(measurement.over_s):>8} over  {statuses:<20} {result.group}: {result.name}"
+    )
     if result.skipped:
-        told += f" ({result.skipped})"
-    notes = [f"    {note}" for note in seen.notes]
-    return "\n".join([told, *notes, *(f"    {fault[: _MOST_SHOWN * 4]}" for fault in result.faults)])
+        text += f" ({result.skipped})"
+    notes = [f"    {note}" for note in measurement.notes]
+    return "\n".join([text, *notes, *(f"    {fault[: _MOST_SHOWN * 4]}" for fault in result.faults)])
 
 
 def summary(results: Sequence[Result], seconds: float) -> str:
-    """In one line."""
+    """A summary in one line."""
     verdicts = Counter(one.verdict for one in results)
     counts = ", ".join(f"{verdicts[one]} {one}" for one in ("held", "FAILED", "skipped"))
     return f"{counts}, {seconds:.0f} s"

@@ -1,12 +1,12 @@
-"""Routes that are an admin's, and what engines keep to themselves, by a key for requests or without."""
+"""Admin routes and engines' internals, attacked with a request key or without a key."""
 
 from __future__ import annotations
 
 from tests.attack.attack import attack
-from tests.attack.environment import DEMO, MODEL, SECRET, Ground
+from tests.attack.environment import DEMO, MODEL, SECRET, AttackEnvironment
 from tests.attack.rows.tenants import BOTH_WAYS, by
 
-# Of our engine, vLLM and llama.cpp: what acts on all of an engine's clients, or tells of them.
+# Routes of our engine, vLLM and llama.cpp that affect all of an engine's clients, or reveal them.
 STEERING = (
     "sleep", "wake_up", "is_sleeping", "memory", "abort_requests", "inference/v1/abort_requests", "metrics",
     "pause", "resume", "reset_prefix_cache", "reset_mm_cache", "collective_rpc", "scale_elastic_ep",
@@ -21,7 +21,7 @@ SHUT = (400, 403, 404, 405)
 
 
 def _escaped(name: str, times: int) -> str:
-    """Its first letter as %XX, and the per cent sign again."""
+    """The name with its first letter as %XX, and the per cent sign escaped again."""
     return "%" + "25" * (times - 1) + f"{ord(name[0]):02x}" + name[1:]
 
 
@@ -33,20 +33,20 @@ def _spellings(name: str) -> list[str]:
     ]
 
 
-def _control_routes_of_the_engine_in_twenty_spellings(ground: Ground) -> None:
-    with ground.measured():
+def _control_routes_of_the_engine_in_twenty_spellings(env: AttackEnvironment) -> None:
+    with env.measured():
         for name in STEERING:
             for path in _spellings(name):
-                reply = ground.ask("POST", f"/proxy/{DEMO}{path}", b"{}", timeout_s=10)
+                reply = env.ask("POST", f"/proxy/{DEMO}{path}", b"{}", timeout_s=10)
                 assert reply.status in SHUT, f"{path}: {reply}"
 
 
-def _the_same_by_get_and_by_name(ground: Ground) -> None:
-    with ground.measured():
+def _the_same_by_get_and_by_name(env: AttackEnvironment) -> None:
+    with env.measured():
         for name in STEERING:
             for path in (f"/{name}", f"/v1/{name}", f"/v1/../{name}", f"//{name}"):
                 for method, target in (("GET", f"/proxy/{DEMO}{path}"), ("POST", f"{path}?model={MODEL}")):
-                    reply = ground.ask(method, target, timeout_s=10)
+                    reply = env.ask(method, target, timeout_s=10)
                     assert reply.status in SHUT, f"{method} {target}: {reply}"
 
 
@@ -61,53 +61,53 @@ BERTHS_OWN = (
 )  # fmt: skip
 
 
-def _berths_own_control_routes(ground: Ground) -> None:
-    with ground.measured():
+def _berths_own_control_routes(env: AttackEnvironment) -> None:
+    with env.measured():
         for method, path in BERTHS_OWN:
             for target in (path, f"/{path}", f"/./{path[1:]}", path + "/", "/%69" + path[2:]):
-                reply = ground.ask(method, target, b"{}" if method != "GET" else None, timeout_s=5)
+                reply = env.ask(method, target, b"{}" if method != "GET" else None, timeout_s=5)
                 assert reply.status in SHUT, f"{method} {target}: {reply}"
 
 
-def _without_a_key(ground: Ground) -> None:
-    with ground.measured():
+def _without_a_key(env: AttackEnvironment) -> None:
+    with env.measured():
         for method, path in (*BERTHS_OWN, ("POST", "/v1/completions"), ("GET", f"/proxy/{DEMO}/v1/models")):
-            for key in (None, "", "x", "Bearer", ground.victim_key[:-1]):
-                reply = ground.ask(method, path, key="none" if key == "" else key, timeout_s=5)
+            for key in (None, "", "x", "Bearer", env.victim_key[:-1]):
+                reply = env.ask(method, path, key="none" if key == "" else key, timeout_s=5)
                 assert reply.status in (401, 404), f"{method} {path}: {reply}"
 
 
-def _a_get_that_starts_a_model(ground: Ground) -> None:
-    with ground.measured():
+def _a_get_that_starts_a_model(env: AttackEnvironment) -> None:
+    with env.measured():
         for target in (
             "/v1/completions?model=cold",
             "/v1/models?model=cold",
             "/v1/x?model=cold",
             "/v1/responses/resp_x?model=cold",
         ):
-            reply = ground.ask("GET", target, timeout_s=15)
+            reply = env.ask("GET", target, timeout_s=15)
             assert reply.status >= 400 or b'"list"' in reply.body, f"{target}: {reply}"
-    found = ground.admin("GET", "/instances?all=true")
+    found = env.admin("GET", "/instances?all=true")
     assert b"cold" not in found.body, "it was started"
 
 
-def _the_log_of_a_start_that_fails(ground: Ground) -> None:
+def _the_log_of_a_start_that_fails(env: AttackEnvironment) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "model": "failing"}
-    with ground.measured():
+    with env.measured():
         replies = [
-            ground.ask("POST", path, {**body, **more}, timeout_s=15)
+            env.ask("POST", path, {**body, **more}, timeout_s=15)
             for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/generate")
             for more in ({}, {"stream": True})
         ]
-        replies += [ground.ask("GET", path) for path in ("/v1/models", "/v1/models/failing")]
-    told = [reply for reply in replies if SECRET.encode() in reply.body]
-    assert not told, f"its log is told: {told[0]}"
+        replies += [env.ask("GET", path) for path in ("/v1/models", "/v1/models/failing")]
+    leaking = [reply for reply in replies if SECRET.encode() in reply.body]
+    assert not leaking, f"its log is revealed: {leaking[0]}"
 
 
-def _keys_in_paths_and_queries_are_logged(ground: Ground) -> None:
-    """Where something fails that is written to the log."""
-    key = ground.attacker_key
-    with ground.measured():
+def _keys_in_paths_and_queries_are_logged(env: AttackEnvironment) -> None:
+    """Failing requests, which are logged."""
+    key = env.attacker_key
+    with env.measured():
         for target in (
             f"/proxy/failing/v1/completions?api_key={key}",
             f"/proxy/{DEMO}/nowhere;api_key={key}/x?token={key}",
@@ -115,22 +115,22 @@ def _keys_in_paths_and_queries_are_logged(ground: Ground) -> None:
             f"/proxy/none/x%3faccess_token%3d{key}",
             f"/proxy/{DEMO}/v1/completions#{key}",
         ):
-            ground.ask("POST", target, {"prompt": "x", "model": "failing", "max_tokens": 1}, timeout_s=10)
+            env.ask("POST", target, {"prompt": "x", "model": "failing", "max_tokens": 1}, timeout_s=10)
         protocols = f"openai-insecure-api-key.{key}"
         upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec_websocket_version": "13"}
-        ground.ask(
+        env.ask(
             "GET",
             f"/proxy/failing/v1/realtime?api_key={key}",
             sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ==",
             sec_websocket_protocol=protocols,
             **upgrade,
         )
-    found = ground.keys_in_logs()
+    found = env.keys_in_logs()
     assert not found, ", ".join(found)
 
 
-def _values_that_are_no_numbers(ground: Ground) -> None:
-    """Each was once an error of Berth's or of the engine's own: 500."""
+def _values_that_are_no_numbers(env: AttackEnvironment) -> None:
+    """Each of them once caused a 500 in Berth or the engine."""
     digits = b"9" * 400
     fields = (
         b'"keep_alive":' + digits, b'"keep_alive":-' + digits, b'"keep_alive":"' + digits + b'h"',
@@ -141,12 +141,12 @@ def _values_that_are_no_numbers(ground: Ground) -> None:
         b'"logit_bias":{"5":1e308}', b'"logit_bias":{"' + digits + b'":1}', b'"length_penalty":1e308',
         b'"min_tokens":' + digits, b'"truncate_prompt_tokens":-' + digits, b'"priority":' + digits,
     )  # fmt: skip
-    with ground.measured():
-        for one in fields:
-            body = b'{"model":"' + MODEL.encode() + b'","prompt":"a","max_tokens":4,' + one + b"}"
+    with env.measured():
+        for text in fields:
+            body = b'{"model":"' + MODEL.encode() + b'","prompt":"a","max_tokens":4,' + text + b"}"
             for way in BOTH_WAYS:
-                reply = ground.ask("POST", by(way, "/v1/completions"), body, timeout_s=10)
-                assert reply.status in (200, 400), f"{one[:60]!r}: {reply}"
+                reply = env.ask("POST", by(way, "/v1/completions"), body, timeout_s=10)
+                assert reply.status in (200, 400), f"{text[:60]!r}: {reply}"
 
 
 ATTACKS = (

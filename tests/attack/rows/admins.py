@@ -1,4 +1,4 @@
-"""What an admin's slip can do: bodies of control routes, the catalog, the state. The victim streams on."""
+"""An admin's mistakes: bodies of control routes, the catalog, the state. The victim is not disturbed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 
 from tests import fake_engine
 from tests.attack.attack import Attack, attack
-from tests.attack.environment import DEMO, Ground
+from tests.attack.environment import DEMO, AttackEnvironment
 from tests.berth_process import BerthProcess
 from tests.faults.environment import Skipped, eventually
 from tests.instance_manager.stores.redis_process import REDIS_SERVER, RedisProcess
@@ -23,7 +23,7 @@ LONG = "x" * 900_000
 NESTED = "[" * 900 + "]" * 900
 DIGITS = "9" * 400
 VALUES = {
-    "half a character": r'"\ud800"',
+    "a lone surrogate": r'"\ud800"',
     "a null": r'"a\u0000b"',
     "900 KB": json.dumps(LONG),
     "nested 900 deep": NESTED,
@@ -39,19 +39,19 @@ def _bodies_of_control_routes(what: str) -> Attack:
     value = VALUES[what]
     spec = {"model_name": "bad", "engine": "command", "command": fake_engine.command(), "name": "bad"}
 
-    def act(ground: Ground) -> None:
+    def act(env: AttackEnvironment) -> None:
         good = {name: json.dumps(one) for name, one in spec.items()}
         routes = [("POST", "/instances", {**good, name: value}) for name in FIELDS]
         routes += [("POST", "/instances", {**good, name: f'{{"a": {value}}}'}) for name in ("params", "env")]
         routes += [("PATCH", f"/instances/{DEMO}", {name: value}) for name in ("timeout", "pinned")]
         routes += [("POST", "/models/pull", {"model": value})]
-        with ground.measured(len(value)):
+        with env.measured(len(value)):
             for method, path, fields in routes:
                 if what == "400 digits" and "timeout" in fields and path != "/instances":
                     continue
                 body = "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}"
-                reply = ground.admin(method, path, body.encode())
-                ground.note(reply.status)
+                reply = env.admin(method, path, body.encode())
+                env.note(reply.status)
                 assert reply.status in (400, 422), f"{method} {path} {list(fields)}: {reply}"
                 assert len(reply.body) < 2000, f"a long error: {len(reply.body)} bytes"
 
@@ -76,61 +76,61 @@ CATALOGS: dict[str, Callable[[], str]] = {
 
 
 def _catalog(what: str) -> Attack:
-    def act(ground: Ground) -> None:
+    def act(env: AttackEnvironment) -> None:
         text = CATALOGS[what]()
-        whole = json.dumps({"models": ground.catalog})
-        if what == "900 models":  # as many as may be
-            text = json.dumps({"models": {**json.loads(text)["models"], **ground.catalog}})
+        whole = json.dumps({"models": env.catalog})
+        if what == "900 models":  # within the limit
+            text = json.dumps({"models": {**json.loads(text)["models"], **env.catalog}})
         try:
-            with ground.measured(len(text)):
-                ground.catalog_file.write_text(text)
-                reply = ground.admin("POST", "/reload", timeout_s=25)
-                time.sleep(2.5)  # Berth itself looks at it every two seconds, too
+            with env.measured(len(text)):
+                env.catalog_file.write_text(text)
+                reply = env.admin("POST", "/reload", timeout_s=25)
+                time.sleep(2.5)  # Berth itself checks it every two seconds
         finally:
-            ground.catalog_file.write_text(whole)
-            ground.admin("POST", "/reload")
-        ground.note(reply.status)
+            env.catalog_file.write_text(whole)
+            env.admin("POST", "/reload")
+        env.note(reply.status)
         assert reply.status == (200 if what == "900 models" else 422), str(reply)
         assert len(reply.body) < 2000 or reply.status == 200, f"a long error: {len(reply.body)} bytes"
 
     return Attack(f"models.yaml: {what}", "slip", act)
 
 
-# Of the state
+# Attacks on the state
 
 
-def _the_state_folder_emptied(ground: Ground) -> None:
-    state = ground.folder / "state"
-    with ground.measured():
+def _the_state_folder_emptied(env: AttackEnvironment) -> None:
+    state = env.folder / "state"
+    with env.measured():
         for path in state.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         eventually("the database is back", (state / "berth.db").exists, 12)
         time.sleep(0.5)
-    made = ground.admin("PATCH", f"/instances/{DEMO}", {"pinned": True})
+    made = env.admin("PATCH", f"/instances/{DEMO}", {"pinned": True})
     assert made.status == 200, str(made)
-    eventually("Berth says so", lambda: "put back" in ground.berth.output(), 5)
+    eventually("Berth says so", lambda: "put back" in env.berth.output(), 5)
 
 
-def _the_write_ahead_log_removed(ground: Ground) -> None:
-    state = ground.folder / "state"
-    with ground.measured():
+def _the_write_ahead_log_removed(env: AttackEnvironment) -> None:
+    state = env.folder / "state"
+    with env.measured():
         for name in ("berth.db-wal", "berth.db-shm"):
             (state / name).unlink(missing_ok=True)
         for pinned in (True, False):
-            made = ground.admin("PATCH", f"/instances/{DEMO}", {"pinned": pinned})
+            made = env.admin("PATCH", f"/instances/{DEMO}", {"pinned": pinned})
             assert made.status == 200, str(made)
         time.sleep(3)
-    found = ground.admin("GET", f"/instances/{DEMO}")
+    found = env.admin("GET", f"/instances/{DEMO}")
     assert json.loads(found.body)["pinned"] is False, str(found)
 
 
-def _beside(ground: Ground, **settings: str) -> BerthProcess:
-    """Another Berth of the same code, with nothing to serve."""
-    folder = ground.folder / f"beside-{time.monotonic_ns()}"
+def _beside(env: AttackEnvironment, **settings: str) -> BerthProcess:
+    """Another Berth of the same code, without models."""
+    folder = env.folder / f"beside-{time.monotonic_ns()}"
     folder.mkdir()
     (folder / "models.yaml").write_text('{"models": {}}')
     defaults = {"STATE_DIR": str(folder / "state"), "MODELS_FILE": str(folder / "models.yaml")}
-    return BerthProcess(folder, root=ground.root, **{**defaults, **settings})
+    return BerthProcess(folder, root=env.root, **{**defaults, **settings})
 
 
 def _foreign_database(path: Path) -> None:
@@ -146,19 +146,19 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
 }
 
 
-def _state_url_of_a_foreign_file(ground: Ground) -> None:
-    folder = ground.folder / f"foreign-{time.monotonic_ns()}"
+def _state_url_of_a_foreign_file(env: AttackEnvironment) -> None:
+    folder = env.folder / f"foreign-{time.monotonic_ns()}"
     folder.mkdir()
     for name, make in FOREIGN.items():
         make(folder / name)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with ground.measured():
+    with env.measured():
         for name in FOREIGN:
-            beside = _beside(ground, STATE_URL=f"sqlite:///{folder / name}")
+            beside = _beside(env, STATE_URL=f"sqlite:///{folder / name}")
             try:
                 ended = psutil.Process(beside.pid)
                 eventually("it refuses to start", lambda one=ended: one.status() == psutil.STATUS_ZOMBIE, 10)
-                ground.note(f"exit {beside.wait()}")
+                env.note(f"exit {beside.wait()}")
                 assert "STATE_URL" in beside.output(), beside.output()[-300:]
                 assert "Traceback" not in beside.output(), beside.output()[-300:]
             finally:
@@ -192,9 +192,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 def _damaged(what: str) -> Attack:
-    def act(ground: Ground) -> None:
-        with ground.measured():
-            first = _beside(ground)
+    def act(env: AttackEnvironment) -> None:
+        with env.measured():
+            first = _beside(env)
             try:
                 first.wait_until_serving()
                 with first.client() as client:
@@ -204,15 +204,15 @@ def _damaged(what: str) -> Attack:
                 first.wait()
             finally:
                 first.close()
-            folder = max(ground.folder.glob("beside-*"), key=lambda path: path.stat().st_ctime)
+            folder = max(env.folder.glob("beside-*"), key=lambda path: path.stat().st_ctime)
             with closing(sqlite3.connect(folder / "state" / "berth.db")) as database:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             DAMAGES[what](folder / "state" / "berth.db")
-            second = _beside(ground, STATE_DIR=str(folder / "state"))
+            second = _beside(env, STATE_DIR=str(folder / "state"))
             try:
                 second.wait_until_serving()
                 with second.client() as client:
-                    ground.note(client.get("/instances").status_code)
+                    env.note(client.get("/instances").status_code)
                 assert "Traceback" not in second.output(), second.output()[-600:]
             finally:
                 second.close()
@@ -231,19 +231,19 @@ ATTACKS: tuple[Attack, ...] = (
 
 
 def _redis_loses(what: str, *words: str) -> Attack:
-    """The Berth beside keeps its state in Redis; it goes on owning and starting instances."""
+    """Another Berth keeps its state in Redis; it continues to own and start instances."""
 
-    def act(ground: Ground) -> None:
+    def act(env: AttackEnvironment) -> None:
         if REDIS_SERVER is None:
             raise Skipped("redis-server is not installed")
-        folder = ground.folder / f"redis-{time.monotonic_ns()}"
+        folder = env.folder / f"redis-{time.monotonic_ns()}"
         folder.mkdir()
         redis = RedisProcess(folder)
         redis.start()
-        beside = _beside(ground, STATE_URL=redis.url, VLLM_BASE_PORT=str(ground.berth.base_port))
+        beside = _beside(env, STATE_URL=redis.url, VLLM_BASE_PORT=str(env.berth.base_port))
         try:
             beside.wait_until_serving()
-            with beside.client() as client, ground.measured():
+            with beside.client() as client, env.measured():
                 spec = {
                     "model_name": "one",
                     "engine": "command",
@@ -256,7 +256,7 @@ def _redis_loses(what: str, *words: str) -> Attack:
                     redis.say(one.encode())
                 time.sleep(4)
                 made = client.post("/instances?wait=10", json={**spec, "name": "two"})
-                ground.note(made.status_code)
+                env.note(made.status_code)
                 assert made.status_code == 201, made.text[:300]
                 assert client.get("/instances/one").json()["pid"] == pid
                 assert client.get("/health/readiness").status_code == 200

@@ -1,4 +1,4 @@
-"""Bodies that are cheap to send and dear to read, by the model's name and by the instance."""
+"""Bodies that are cheap to send and expensive to parse, by the model's name and by the instance."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.attack.raw_client import JSON
 from tests.attack.attack import Attack
-from tests.attack.environment import Ground
+from tests.attack.environment import AttackEnvironment
+from tests.attack.raw_client import JSON
 from tests.attack.rows.tenants import BOTH_WAYS, by
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
 )  # fmt: skip
 FORM = {"content-type": "multipart/form-data; boundary=b"}
-NO = (400, 404, 413, 422, 501)  # 501: a route that this engine doesn't have, whatever its body
-ANY = (200, *NO)  # as many as may be, or one that is merely large
+NO = (400, 404, 413, 422, 501)  # 501: a route that this engine lacks, for any body
+ANY = (200, *NO)  # for bodies at a cap, or merely large ones
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """`make` is called before the time is taken. `statuses`: of these the answer's must be one."""
+    """`make` is called before the measurement. `statuses`: the allowed ones."""
 
     name: str
     path: str
@@ -29,18 +29,18 @@ class Body:
     statuses: Sequence[int] = NO
     headers: tuple[tuple[str, str], ...] = tuple(JSON.items())
     ways: Sequence[str] = BOTH_WAYS
-    prompt_tokens: int = 0  # for which the KV cache, reserved at the start, touches new pages
+    prompt_tokens: int = 0  # for which new pages of the reserved KV cache are touched
 
     def attack(self) -> Attack:
         return Attack(self.name, "key", self.act)
 
-    def act(self, ground: Ground) -> None:
+    def act(self, env: AttackEnvironment) -> None:
         body = self.make()
         headers = {name.replace("-", "_"): value for name, value in self.headers}
-        with ground.measured(len(body)):
-            ground.seen.work_bytes = self.prompt_tokens * KV_BYTES_OF_A_TOKEN
+        with env.measured(len(body)):
+            env.measurement.work_bytes = self.prompt_tokens * KV_BYTES_OF_A_TOKEN
             replies = [
-                ground.ask("POST", by(way, self.path), body, timeout_s=14, **headers) for way in self.ways
+                env.ask("POST", by(way, self.path), body, timeout_s=14, **headers) for way in self.ways
             ]
         for reply in replies:
             assert reply.status in self.statuses, f"not in {self.statuses}: {reply}"

@@ -1,4 +1,4 @@
-"""Who holds a connection: handshakes that are none, offers of other protocols, clients that stand still."""
+"""Attacks on connections: broken handshakes, upgrade offers, stalled clients."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import time
 import zlib
 from collections.abc import Iterator
 
-from tests.attack.raw_client import say
 from tests.attack.attack import Attack, attack
-from tests.attack.environment import DEMO, MODEL, Ground
+from tests.attack.environment import DEMO, MODEL, AttackEnvironment
+from tests.attack.raw_client import say
 
-NEXT_S = 1.0  # within which the next client is answered, however many are connected
-CUT_S = 12.0  # and the next for a place that another holds; CLIENT_TIMEOUT is 2 s here
+NEXT_S = 1.0  # within which the next client gets a response, however many are connected
+CUT_S = 12.0  # and the next client for capacity that another one blocks; CLIENT_TIMEOUT is 2 s here
 WEBSOCKET = (
     "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
     "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -24,40 +24,40 @@ WEBSOCKET = (
 H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAA\r\n"
 
 
-def _head(ground: Ground, line: str, *lines: str) -> bytes:
-    authorization = f"authorization: Bearer {ground.attacker_key}\r\n"
+def _head(env: AttackEnvironment, line: str, *lines: str) -> bytes:
+    authorization = f"authorization: Bearer {env.attacker_key}\r\n"
     return f"{line} HTTP/1.1\r\nhost: localhost\r\n{authorization}{''.join(lines)}\r\n".encode()
 
 
-def _handshakes(ground: Ground) -> dict[str, bytes]:
+def _handshakes(env: AttackEnvironment) -> dict[str, bytes]:
     target = f"GET /proxy/{DEMO}/v1/realtime"
     return {
-        "a line of 9 KB": _head(ground, target, WEBSOCKET, f"x: {'x' * 9000}\r\n"),
-        "a target of 9 KB": _head(ground, f"{target}?{'x' * 9000}", WEBSOCKET),
-        "Content-Length": _head(ground, target, WEBSOCKET, "content-length: 5\r\n") + b"hello",
-        "chunked": _head(ground, target, WEBSOCKET, "transfer-encoding: chunked\r\n") + b"0\r\n\r\n",
-        "a fragment": _head(ground, f"{target}#x", WEBSOCKET),
+        "a line of 9 KB": _head(env, target, WEBSOCKET, f"x: {'x' * 9000}\r\n"),
+        "a target of 9 KB": _head(env, f"{target}?{'x' * 9000}", WEBSOCKET),
+        "Content-Length": _head(env, target, WEBSOCKET, "content-length: 5\r\n") + b"hello",
+        "chunked": _head(env, target, WEBSOCKET, "transfer-encoding: chunked\r\n") + b"0\r\n\r\n",
+        "a fragment": _head(env, f"{target}#x", WEBSOCKET),
     }
 
 
-def _next_ones_wait(ground: Ground) -> float:
-    """Of a client that comes now, by a connection of its own."""
+def _next_clients_wait(env: AttackEnvironment) -> float:
+    """How long a new client on its own connection waits."""
     began = time.monotonic()
-    reply = ground.as_victim("GET", f"/v1/models/{MODEL}", timeout_s=25)
+    reply = env.as_victim("GET", f"/v1/models/{MODEL}", timeout_s=25)
     assert reply.status == 200, f"the next client: {reply}"
     waited = time.monotonic() - began
-    ground.seen.notes.append(f"the next client waited {waited * 1000:.0f} ms")
+    env.measurement.notes.append(f"the next client waited {waited * 1000:.0f} ms")
     return waited
 
 
 @contextlib.contextmanager
-def _crowd(ground: Ground, number: int, data: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections that say this and no more."""
+def _open_many(env: AttackEnvironment, number: int, data: bytes) -> Iterator[list[socket.socket]]:
+    """Many connections that send this and nothing more."""
     clients: list[socket.socket] = []
     try:
         for _ in range(number):
             with contextlib.suppress(OSError):
-                clients.append(ground.connect(5))
+                clients.append(env.connect(5))
                 if data:
                     clients[-1].sendall(data)
         yield clients
@@ -66,48 +66,46 @@ def _crowd(ground: Ground, number: int, data: bytes) -> Iterator[list[socket.soc
             client.close()
 
 
-def _websocket_handshakes_that_are_none(ground: Ground) -> None:
-    handshakes = _handshakes(ground)
-    with ground.measured():
+def _invalid_websocket_handshakes(env: AttackEnvironment) -> None:
+    handshakes = _handshakes(env)
+    with env.measured():
         for name, data in handshakes.items():
-            with ground.connect() as client:
+            with env.connect() as client:
                 status, answer, is_closed = say(client, data, 5)
-            ground.note(status or "no answer")
+            env.note(status or "no answer")
             assert status == 400, f"{name}: not 400: {answer[:200]!r}"
             assert is_closed, f"{name}: the connection is kept"
 
 
 def _websocket_three_hundred(name: str) -> Attack:
-    def act(ground: Ground) -> None:
-        data = _handshakes(ground)[name]
-        with ground.measured(), _crowd(ground, 300, data):
-            waited = _next_ones_wait(ground)
+    def act(env: AttackEnvironment) -> None:
+        data = _handshakes(env)[name]
+        with env.measured(), _open_many(env, 300, data):
+            waited = _next_clients_wait(env)
         assert waited < NEXT_S, f"the next client waited {waited:.1f} s"
 
     return Attack(f"300 handshakes with {name}", "nobody", act)
 
 
-def _crowded(name: str, number: int, data: bytes) -> Attack:
-    def act(ground: Ground) -> None:
-        with ground.measured(), _crowd(ground, number, data):
-            waits = [_next_ones_wait(ground) for _ in range(3)]
+def _flood(name: str, number: int, data: bytes) -> Attack:
+    def act(env: AttackEnvironment) -> None:
+        with env.measured(), _open_many(env, number, data):
+            waits = [_next_clients_wait(env) for _ in range(3)]
         assert max(waits) < NEXT_S, f"the next client waited {max(waits):.1f} s"
 
     return Attack(name, "nobody", act)
 
 
-def _an_offer_of_http2_with_a_body(ground: Ground) -> None:
-    """What curl --http2 sends."""
+def _an_offer_of_http2_with_a_body(env: AttackEnvironment) -> None:
+    """The offer that curl --http2 sends."""
     body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 1}).encode()
     lines = ("content-type: application/json\r\n", f"content-length: {len(body)}\r\n")
-    with ground.measured():
+    with env.measured():
         for offer in (H2C, "connection: upgrade\r\nupgrade: TLS/1.0\r\n", "upgrade: h2c\r\n"):
-            with ground.connect() as client:
-                status, answer, _ = say(
-                    client, _head(ground, "POST /v1/completions", offer, *lines) + body, 8
-                )
-            ground.note(status or "no answer")
-            assert status == 200, f"it isn't served: {answer[:200]!r}"
+            with env.connect() as client:
+                status, answer, _ = say(client, _head(env, "POST /v1/completions", offer, *lines) + body, 8)
+            env.note(status or "no answer")
+            assert status == 200, f"it is not served: {answer[:200]!r}"
 
 
 GARBAGE = (
@@ -124,30 +122,30 @@ GARBAGE = (
 )
 
 
-def _what_is_no_http(ground: Ground) -> None:
-    with ground.measured():
+def _garbage_instead_of_http(env: AttackEnvironment) -> None:
+    with env.measured():
         for data in GARBAGE:
-            with ground.connect() as client:
+            with env.connect() as client:
                 status, answer, _ = say(client, data, 5)
-            ground.note(status or "closed")
+            env.note(status or "closed")
             assert 400 <= status < 500 or not answer, f"{data[:40]!r}: {answer[:200]!r}"
 
 
 def _bomb(megabyte: bytes) -> bytes:
-    """300 of them, packed: each block by itself, so that it is made once. Nobody gets as far as the sum."""
+    """300 of them, compressed; each block is independent, so only one is computed. The checksum is wrong."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     first = packer.compress(megabyte) + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(megabyte) + packer.flush(zlib.Z_FULL_FLUSH)
     return first + block * 299 + packer.flush()
 
 
-def _compressed_bombs(ground: Ground) -> None:
-    """More than MAX_BODY_MB of blanks, or of lists, in a megabyte."""
+def _compressed_bombs(env: AttackEnvironment) -> None:
+    """More than MAX_BODY_MB of blanks, or of lists, in one megabyte."""
     blanks, many_lists = _bomb(b" " * (1 << 20)), _bomb(b"[]," * (1 << 18) + b" " * (1 << 18))
     twice = gzip.compress(blanks)
-    with ground.measured(256 << 20):  # of MAX_BODY_MB
+    with env.measured(256 << 20):  # of MAX_BODY_MB
         replies = [
-            ground.ask("POST", target, body, timeout_s=9, content_encoding=coding)
+            env.ask("POST", target, body, timeout_s=9, content_encoding=coding)
             for body, coding in ((blanks, "gzip"), (many_lists, "gzip"), (twice, "gzip, gzip"))
             for target in ("/v1/completions", f"/proxy/{DEMO}/v1/completions")
         ]
@@ -155,52 +153,50 @@ def _compressed_bombs(ground: Ground) -> None:
     assert not odd, odd[0]
 
 
-# Of a model that takes one request at a time
+# Attacks on a model with a concurrency limit of 1
 
 
-def _next_for_the_place(ground: Ground, stuck: bytes) -> None:
-    """A client holds the only place of a model and does no more; somebody else gets it all the same."""
+def _next_client_gets_the_lease(env: AttackEnvironment, stuck: bytes) -> None:
+    """A client holds a model's only lease and stalls; the next client must get it all the same."""
     body = {"model": "limited", "prompt": "x", "max_tokens": 1}
-    first = ground.as_victim("POST", "/v1/completions", body)
+    first = env.as_victim("POST", "/v1/completions", body)
     assert first.status == 200, str(first)
     try:
-        with ground.measured(), socket.socket() as client:
+        with env.measured(), socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", ground.port))
+            client.connect(("127.0.0.1", env.port))
             client.sendall(stuck)
-            time.sleep(2.5)  # until no buffer on the way has room
-            got = ground.as_victim("POST", "/v1/completions", body, timeout_s=CUT_S + 8)
+            time.sleep(2.5)  # until all buffers on the way are full
+            got = env.as_victim("POST", "/v1/completions", body, timeout_s=CUT_S + 8)
     finally:
-        ground.admin("POST", "/models/limited/stop?force=true")
-    ground.note(f"the next: {got.status or 'no answer'}")
-    ground.seen.notes.append(f"the next one for the place waited {got.seconds:.1f} s")
+        env.admin("POST", "/models/limited/stop?force=true")
+    env.note(f"the next: {got.status or 'no answer'}")
+    env.measurement.notes.append(f"the next client for the lease waited {got.seconds:.1f} s")
     assert got.status == 200, f"the next one: {got}"
     assert got.seconds < CUT_S, f"the next one waited {got.seconds:.1f} s"
 
 
-def _a_client_that_reads_nothing(ground: Ground) -> None:
-    asked = {"model": "limited", "messages": [{"role": "user", "content": "x"}]}
-    body = json.dumps(asked).encode()
+def _a_client_that_reads_nothing(env: AttackEnvironment) -> None:
+    request = {"model": "limited", "messages": [{"role": "user", "content": "x"}]}
+    body = json.dumps(request).encode()
     lines = (f"content-length: {len(body)}\r\n", "content-type: application/json\r\n")
-    _next_for_the_place(ground, _head(ground, "POST /v1/chat/completions", *lines) + body)
+    _next_client_gets_the_lease(env, _head(env, "POST /v1/chat/completions", *lines) + body)
 
 
-def _a_body_that_never_comes(ground: Ground) -> None:
-    """By the instance: the place is taken with the head."""
-    started = ground.as_victim(
-        "POST", "/v1/completions", {"model": "limited", "prompt": "x", "max_tokens": 1}
-    )
+def _a_body_that_never_comes(env: AttackEnvironment) -> None:
+    """By the instance: the lease is granted with the head."""
+    started = env.as_victim("POST", "/v1/completions", {"model": "limited", "prompt": "x", "max_tokens": 1})
     assert started.status == 200, str(started)
-    instances = json.loads(ground.admin("GET", "/instances").body)["data"]
+    instances = json.loads(env.admin("GET", "/instances").body)["data"]
     name = next(one["instance_id"] for one in instances if one["instance_id"].startswith("limited"))
-    _next_for_the_place(
-        ground, _head(ground, f"POST /proxy/{name}/v1/completions", "content-length: 9\r\n") + b"x"
+    _next_client_gets_the_lease(
+        env, _head(env, f"POST /proxy/{name}/v1/completions", "content-length: 9\r\n") + b"x"
     )
 
 
-def _bodies_that_drip(ground: Ground) -> None:
+def _bodies_that_drip(env: AttackEnvironment) -> None:
     """Fifty clients that send a byte now and then."""
-    head = _head(ground, "POST /v1/completions", "content-length: 100000\r\n")
+    head = _head(env, "POST /v1/completions", "content-length: 100000\r\n")
     done = threading.Event()
 
     def drip(client: socket.socket) -> None:
@@ -208,12 +204,12 @@ def _bodies_that_drip(ground: Ground) -> None:
             while not done.wait(0.2):
                 client.sendall(b" ")
 
-    with ground.measured(), _crowd(ground, 50, head) as clients:
+    with env.measured(), _open_many(env, 50, head) as clients:
         threads = [threading.Thread(target=drip, args=(one,)) for one in clients]
         for thread in threads:
             thread.start()
         time.sleep(4)
-        waited = _next_ones_wait(ground)
+        waited = _next_clients_wait(env)
         done.set()
         for thread in threads:
             thread.join()
@@ -221,14 +217,14 @@ def _bodies_that_drip(ground: Ground) -> None:
 
 
 ATTACKS: tuple[Attack, ...] = (
-    attack("nobody", _websocket_handshakes_that_are_none),
+    attack("nobody", _invalid_websocket_handshakes),
     _websocket_three_hundred("a line of 9 KB"),
     _websocket_three_hundred("Content-Length"),
     attack("nobody", _an_offer_of_http2_with_a_body),
-    attack("nobody", _what_is_no_http),
-    _crowded("5,000 idle connections", 5000, b""),
-    _crowded("300 heads without an end", 300, b"GET / HTTP/1.1\r\nhost: x\r\nx-a: "),
-    _crowded(
+    attack("nobody", _garbage_instead_of_http),
+    _flood("5,000 idle connections", 5000, b""),
+    _flood("300 heads without an end", 300, b"GET / HTTP/1.1\r\nhost: x\r\nx-a: "),
+    _flood(
         "300 requests without their bodies",
         300,
         b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n",
@@ -238,11 +234,11 @@ ATTACKS: tuple[Attack, ...] = (
     attack("key", _a_body_that_never_comes),
     attack("key", _bodies_that_drip),
 )
-# With the settings of `Field("few places")`: 250 connections at once.
+# With the settings of `AttackGroup("few connections")`: 250 connections at once.
 
 
-def _pages_elsewhere(ground: Ground) -> None:
-    """No keys, and a browser on this machine: an image, a frame, a form of a page elsewhere."""
+def _pages_of_other_sites(env: AttackEnvironment) -> None:
+    """No keys, and a browser on this machine: an image, a frame, a form of another site's page."""
     sites = (
         {"sec_fetch_site": "cross-site"},
         {"sec_fetch_site": "same-site"},
@@ -253,24 +249,24 @@ def _pages_elsewhere(ground: Ground) -> None:
         ("POST", "/v1/completions?model=cold"), ("GET", "/instances"), ("DELETE", f"/instances/{DEMO}"),
         ("POST", f"/proxy/{DEMO}/v1/completions"), ("GET", f"/proxy/{DEMO}/v1/models"),
     )  # fmt: skip
-    with ground.measured():
+    with env.measured():
         for headers in sites:
             for method, target in targets:
                 body = b"{}" if method == "POST" else None
-                reply = ground.ask(method, target, body, timeout_s=8, **headers)
+                reply = env.ask(method, target, body, timeout_s=8, **headers)
                 assert reply.status == 403, f"{method} {target} {headers}: {reply}"
-        rebound = ground.ask("GET", "/instances", host="evil.example")
-        forwarded = ground.ask("GET", "/instances", x_forwarded_for="192.0.2.1")
-        image = ground.ask("GET", "/v1/completions?model=cold", timeout_s=8)
+        rebound = env.ask("GET", "/instances", host="evil.example")
+        forwarded = env.ask("GET", "/instances", x_forwarded_for="192.0.2.1")
+        image = env.ask("GET", "/v1/completions?model=cold", timeout_s=8)
     assert rebound.status == forwarded.status == 403, f"{rebound} {forwarded}"
     assert image.status >= 400, f"a GET is answered: {image}"
-    assert b"cold" not in ground.admin("GET", "/instances?all=true").body, "it was started"
+    assert b"cold" not in env.admin("GET", "/instances?all=true").body, "it was started"
 
 
-WITHOUT_KEYS: tuple[Attack, ...] = (attack("a web page", _pages_elsewhere),)
-FEW_PLACES: tuple[Attack, ...] = (
-    _crowded("2,000 idle ones for 250 places", 2000, b""),
-    _crowded("600 heads without an end for 250 places", 600, b"GET / HTTP/1.1\r\nhost: x\r\nx-a: "),
+WITHOUT_KEYS: tuple[Attack, ...] = (attack("a web page", _pages_of_other_sites),)
+FEW_CONNECTIONS: tuple[Attack, ...] = (
+    _flood("2,000 idle connections for 250", 2000, b""),
+    _flood("600 heads without an end for 250", 600, b"GET / HTTP/1.1\r\nhost: x\r\nx-a: "),
     _websocket_three_hundred("a line of 9 KB"),
     _websocket_three_hundred("Content-Length"),
 )

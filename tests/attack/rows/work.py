@@ -1,4 +1,4 @@
-"""Requests that ask for little text and much work: per step, per token, per prompt, per expression."""
+"""Small requests that cause much work: per step, per token, per prompt, per expression."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.attack.attack import Attack, attack
-from tests.attack.environment import DEMO, MODEL, Ground
+from tests.attack.environment import DEMO, MODEL, AttackEnvironment
 from tests.attack.rows.bodies import (
     ANY,
     CHAT,
@@ -26,9 +26,9 @@ from tests.attack.rows.bodies import (
 )
 from tests.faults.journal import Reply
 
-SLOWLY = (*ANY, 429, 0)  # honest work may take its time, and the client leaves before
-COMPILER_BYTES = 512 << 20  # each grammar's process may take so much while it compiles
-OTHERS_S = 5.0  # within which somebody else's small request of the same kind is answered
+SLOWLY = (*ANY, 429, 0)  # legitimate work may take long, and the client may disconnect first
+COMPILER_BYTES = 512 << 20  # each grammar's process may use this much while it compiles
+OTHERS_S = 5.0  # within which another client's small request of the same kind is served
 
 HEAVY = (
     Body("5 million allowed tokens × n 128", COMPLETIONS,
@@ -86,7 +86,7 @@ def _schema(pattern: str) -> dict[str, Any]:
 
 
 def _asked(pattern: str, tag: object = "", **more: Any) -> dict[str, Any]:
-    """A chat whose answer must follow an expression; `tag` makes it another one."""
+    """A chat whose response must match an expression; `tag` makes it unique."""
     messages = [{"role": "user", "content": "a"}]
     schema = _schema(f"{tag}{pattern}")
     return {"model": MODEL, "messages": messages, "max_tokens": 8, "response_format": schema, **more}
@@ -103,15 +103,15 @@ def _grammar(text: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _beside_others(ground: Ground, path: str, bodies: Iterable[dict[str, Any]]) -> None:
-    """The attacker asks for these at once; meanwhile somebody else's new schema is compiled."""
+def _beside_others(env: AttackEnvironment, path: str, bodies: Iterable[dict[str, Any]]) -> None:
+    """The attacker sends these at once; meanwhile another client's new schema is compiled."""
     bodies = list(bodies)
-    tag = f"{time.monotonic_ns()}"  # so that no attempt finds what an earlier one has compiled
+    tag = f"{time.monotonic_ns()}"  # so that no attempt reuses a compiled grammar
     waits: list[Reply] = []
-    with ground.measured():
-        ground.seen.work_bytes = len(bodies) * COMPILER_BYTES
+    with env.measured():
+        env.measurement.work_bytes = len(bodies) * COMPILER_BYTES
         threads = [
-            threading.Thread(target=ground.ask, args=("POST", path, body), kwargs={"timeout_s": 24.0})
+            threading.Thread(target=env.ask, args=("POST", path, body), kwargs={"timeout_s": 24.0})
             for body in bodies
         ]
         for thread in threads:
@@ -119,44 +119,44 @@ def _beside_others(ground: Ground, path: str, bodies: Iterable[dict[str, Any]]) 
         time.sleep(0.5)
         for number in range(3):
             small = _asked("[a-c]{1,3}", f"{tag}{number}")
-            waits.append(ground.as_victim("POST", CHAT, small, timeout_s=8))
+            waits.append(env.as_victim("POST", CHAT, small, timeout_s=8))
             time.sleep(1.0)
         for thread in threads:
             thread.join()
     longest = max(one.seconds for one in waits)
-    ground.seen.notes.append(f"somebody else's new schema: {longest:.2f} s")
+    env.measurement.notes.append(f"another client's new schema: {longest:.2f} s")
     refused = [str(one) for one in waits if one.status != 200]
-    assert not refused, f"somebody else's new schema: {refused[0][:200]}"
-    assert longest < OTHERS_S, f"somebody else's new schema took {longest:.1f} s"
+    assert not refused, f"another client's new schema: {refused[0][:200]}"
+    assert longest < OTHERS_S, f"another client's new schema took {longest:.1f} s"
 
 
-def _two_schemas_that_compile_for_minutes(ground: Ground) -> None:
+def _two_schemas_that_compile_for_minutes(env: AttackEnvironment) -> None:
     tag = time.monotonic_ns()
     pattern = "".join(f"[^{one}]*" for one in string.ascii_lowercase) * 20
-    _beside_others(ground, CHAT, (_asked(pattern, f"{tag}{number}") for number in range(2)))
+    _beside_others(env, CHAT, (_asked(pattern, f"{tag}{number}") for number in range(2)))
 
 
-def _eight_of_them(ground: Ground) -> None:
+def _eight_of_them(env: AttackEnvironment) -> None:
     tag = time.monotonic_ns()
     pattern = "".join(f"[^{one}]*" for one in string.ascii_lowercase) * 20
-    _beside_others(ground, CHAT, (_asked(pattern, f"{tag}{number}") for number in range(8)))
+    _beside_others(env, CHAT, (_asked(pattern, f"{tag}{number}") for number in range(8)))
 
 
-def _two_grammars_that_never_compile(ground: Ground) -> None:
+def _two_grammars_that_never_compile(env: AttackEnvironment) -> None:
     rules = (f"r{n} ::= [a-z]* r{n + 1} [^{chr(97 + n % 26)}]* | r{n + 1} r{n + 1}" for n in range(200))
     endless = "\n".join(["root ::= r0", *rules, 'r200 ::= "x"'])
     tag = time.monotonic_ns()
-    _beside_others(ground, CHAT, (_grammar(f"{endless}\n# {tag}{n}") for n in range(2)))
+    _beside_others(env, CHAT, (_grammar(f"{endless}\n# {tag}{n}") for n in range(2)))
 
 
-def _a_grammar_that_is_slow_after_400_tokens(ground: Ground) -> None:
-    """Each letter after the digits can be read in ever more ways."""
+def _a_grammar_that_is_slow_after_400_tokens(env: AttackEnvironment) -> None:
+    """Each letter after the digits can be parsed in ever more ways."""
     slow = f'root ::= [0-9]{{300}} "x" e\ne ::= e e | "a" | "b" | e "a" e | e e e\n# {time.monotonic_ns()}'
-    _beside_others(ground, CHAT, [_grammar(slow, temperature=1, ignore_eos=True)])
+    _beside_others(env, CHAT, [_grammar(slow, temperature=1, ignore_eos=True)])
 
 
-def _large_schemas(ground: Ground) -> None:
-    """In what is listed, nested and counted."""
+def _large_schemas(env: AttackEnvironment) -> None:
+    """Schemas with long lists, deep nesting and large counts."""
     tag = f"{time.monotonic_ns()}"
     listed = {"enum": [f"{tag}{n}" for n in range(50_000)]}
     wide = {"type": "object", "properties": {f"{tag}{n}": {"type": "string"} for n in range(5000)}}
@@ -168,14 +168,14 @@ def _large_schemas(ground: Ground) -> None:
     base = _asked("a")
     formats = [{"type": "json_schema", "json_schema": {"name": "x", "schema": one}}
                for one in (listed, wide, counted, deep, union)]  # fmt: skip
-    _beside_others(ground, CHAT, ({**base, "response_format": one} for one in formats))
+    _beside_others(env, CHAT, ({**base, "response_format": one} for one in formats))
 
 
 SLOW = ("^(a+)+$", "^(a|a)*$", "^(a|aa)+$", "^(.*a){20}$", "^(([a-z])+.)+[A-Z]([a-z])+$", "(?=(a+))a*b")
 
 
-def _expressions_that_never_end(ground: Ground) -> None:
-    """Of tools, of schemas and by themselves: a client's expression isn't run by one that tries all ways."""
+def _expressions_that_never_end(env: AttackEnvironment) -> None:
+    """In tools, in schemas and alone: clients' expressions are not run by a backtracking engine."""
     parameters = {
         "type": "object",
         "properties": {f"p{n}": {"type": "string", "pattern": one} for n, one in enumerate(SLOW)},
@@ -185,29 +185,29 @@ def _expressions_that_never_end(ground: Ground) -> None:
     turn = [{"role": "user", "content": "a" * 60 + "!"}]
     chats: list[dict[str, Any]] = [{"tools": tools, "tool_choice": choice} for choice in ("auto", "required")]
     chats += [{"structured_outputs": {"regex": one}} for one in SLOW]
-    with ground.measured():
+    with env.measured():
         replies = [
-            ground.ask("POST", CHAT, {"model": MODEL, "messages": turn, "max_tokens": 40, **one}, timeout_s=8)
+            env.ask("POST", CHAT, {"model": MODEL, "messages": turn, "max_tokens": 40, **one}, timeout_s=8)
             for one in chats
         ]
     odd = [str(one) for one in replies if one.status not in SLOWLY]
     assert not odd, odd[0]
 
 
-def _thirty_requests_at_once(ground: Ground) -> None:
-    """The victim's stream goes on, slower by its share, without standing still."""
+def _thirty_requests_at_once(env: AttackEnvironment) -> None:
+    """The victim's stream slows down to its share, without stalling."""
     body = {"model": MODEL, "prompt": "a", "max_tokens": 40, "ignore_eos": True}
 
     def ask() -> None:
-        ground.ask("POST", f"/proxy/{DEMO}/v1/completions", body)
+        env.ask("POST", f"/proxy/{DEMO}/v1/completions", body)
 
     threads = [threading.Thread(target=ask) for _ in range(30)]
-    with ground.measured():
+    with env.measured():
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    got = set(ground.seen.statuses)
+    got = set(env.measurement.statuses)
     assert got <= {"200", "429"}, str(got)
 
 
