@@ -129,11 +129,16 @@ _SPENT = "s of a processor"
 _STRUCTURED_CONSTANTS = (
     (
         "a schema, an expression, a grammar, a tag",
-        "engine.structured.structurer.MAX_SOURCE_CHARS",
+        "engine.structured.grammar_compiler.MAX_SOURCE_CHARS",
         "characters",
         "400",
     ),
-    ("what the compiler makes of it", "engine.structured.grammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
+    (
+        "what the compiler makes of it",
+        "engine.structured.xgrammar_compile.MAX_COMPILED_BYTES",
+        "bytes",
+        "400",
+    ),
     (
         "memory that compiling or following it takes, in its process",
         "engine.structured.wire.MAX_EXTRA_BYTES",
@@ -153,7 +158,7 @@ _STRUCTURED_CONSTANTS = (
         _SPENT,
         "400",
     ),
-    ("compilations that take long, at a time", "engine.structured.structurer._MAX_SLOW", "", "429"),
+    ("compilations that take long, at a time", "engine.structured.grammar_compiler._MAX_SLOW", "", "429"),
     ("nesting of a schema", "engine.structured.json_parts.MAX_DEPTH", "levels", "400"),
     ("parts of a schema, combinations included", "engine.structured.json_open._MAX_PARTS", "parts", "400"),
     ("counts in a schema: `minItems`, `maxLength` …", "engine.structured.json_parts.MAX_COUNT", "", "400"),
@@ -161,7 +166,7 @@ _STRUCTURED_CONSTANTS = (
     ("nesting of a regular expression", "engine.structured.regex_parser._MAX_DEPTH", "levels", "400"),
     ("counts within counts of one, multiplied", "engine.structured.regex.MAX_NESTED_COUNT", "", "400"),
     ("nesting of a structural tag", "engine.structured.structural_tag.MAX_DEPTH", "levels", "400"),
-    ("new ones that wait to be compiled", "engine.structured.structurer._MAX_WAITING", "", "429"),
+    ("new ones that wait to be compiled", "engine.structured.grammar_compiler._MAX_WAITING", "", "429"),
 )
 _FIELDS = """\
 `[]` stands for each entry of a list, "in all" for the sum over them; bytes of text are summed over a prompt.

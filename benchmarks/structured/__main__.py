@@ -18,8 +18,8 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, SamplingParams, TokenConstraint
 from engine.execution.build import build_core
+from engine.structured.grammar_compiler import Structurer
 from engine.structured.spec import StructuredKind, StructuredOutput
-from engine.structured.structurer import Structurer
 from engine.text.tokenizer import load_tokenizer
 
 _PROMPT_TOKENS = 32

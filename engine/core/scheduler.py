@@ -32,7 +32,7 @@ from engine.core.batch import Batch, StepResult
 from engine.core.block_manager import KVCache
 from engine.core.fair_share import FairShare, in_turn
 from engine.core.logits_processors import EditsMaker
-from engine.core.prefixes import Prefixes
+from engine.core.prefix_cache import Prefixes
 from engine.core.prompt_budget import PromptBudget
 from engine.core.request_check import RequestCheck
 from engine.core.sequence import Finish, SequenceState, StopRule

@@ -18,7 +18,7 @@ from engine.core.logits_processors import LogitEdits
 from engine.core.types import SamplingParams
 from engine.errors import EngineError, GenerationFailed, InvalidRequest
 from engine.models.native.kernels import find_kernels
-from engine.sampling.edits import apply_edits, forbid
+from engine.sampling.logits_processing import apply_edits, forbid
 from engine.sampling.masks import Masks
 from engine.sampling.uniform import uniform
 

@@ -20,7 +20,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import InvalidRequest
-from engine.structured.grammar_compile import compile_grammar
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.vocabulary import Vocabulary
 from engine.structured.wire import (
@@ -36,6 +35,7 @@ from engine.structured.wire import (
     too_large,
     too_slow,
 )
+from engine.structured.xgrammar_compile import compile_grammar
 
 if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarMatcher, TokenizerInfo

@@ -216,7 +216,7 @@ def impatient_server() -> Iterator[str]:
     config = EngineConfig(model=DEMO, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)
     with pytest.MonkeyPatch.context() as patch:
         limits = Limits(compile_s=0.5, mask_s=0.05, slow_masks_s=0.3, wall_s=5.0)
-        patch.setattr("engine.structured.structurer.Limits", lambda: limits)
+        patch.setattr("engine.structured.grammar_compiler.Limits", lambda: limits)
         with running(DEMO, lambda: build_core(config)) as server:
             yield server.url
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.structured.automaton import State, automaton
+from engine.structured.grammar_compiler import Structurer
 from engine.structured.regex import Chars, Choice, Node, Repeat, Run, in_json, whole, written
 from engine.structured.regex_parser import parse
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.string_rules import MAX_RULES, StringRules
-from engine.structured.structurer import Structurer
 from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"

@@ -21,9 +21,9 @@ import torch
 from engine.errors import GenerationFailed, InvalidRequest
 from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, Structurer
 from engine.structured.compile_turns import CompilerBusy
-from engine.structured.grammar_compile import compile_grammar
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import Limits
+from engine.structured.xgrammar_compile import compile_grammar
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -152,7 +152,7 @@ async def test_a_new_schema_compiles_in_time_beside_a_flood_of_those_that_never_
 async def test_too_many_that_are_slow_make_room_for_each_other(
     make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.structured.structurer._MAX_SLOW", 2)
+    monkeypatch.setattr("engine.structured.grammar_compiler._MAX_SLOW", 2)
     flood = hostile(make(), 4)
     done, rest = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     [error] = {str(task.exception()) for task in done if isinstance(task.exception(), CompilerBusy)}

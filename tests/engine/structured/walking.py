@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.structured.structurer import CompiledOutput, Structurer
+from engine.structured.grammar_compiler import CompiledOutput, Structurer
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.core.logits_processors import LogitEdits
 from engine.core.types import SamplingParams
-from engine.sampling.edits import apply_edits
+from engine.sampling.logits_processing import apply_edits
 from engine.sampling.sampler import SampledRow, Sampler
 
 VOCAB_SIZE = 24

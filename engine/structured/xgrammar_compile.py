@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, InvalidRequest
+from engine.structured.grammar_validation import try_out
 from engine.structured.json_schema import follow_json_schema
 from engine.structured.json_strings import plain_pattern
 from engine.structured.regex import UnsupportedPattern
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.string_rules import StringRules
 from engine.structured.structural_tag import follow_structural_tag
-from engine.structured.trial import try_out
 
 if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarCompiler
