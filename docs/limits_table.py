@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.settings import Settings
 from docs.api_tables import table
 from engine.core.logits_processors import MANY_LISTED
-from engine.core.prompt_budget import MAX_TOLD_IN_STEP
+from engine.core.prompt_budget import MAX_STEP_LOGPROBS
 from engine.execution.build import CPU_PREFILL_BESIDE_DECODES
 from engine.server.app.openapi_operations import OPERATIONS
 from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
@@ -48,7 +48,7 @@ No request may take more than a stated share of a step or of the interpreter, wh
 - **Bodies.** One over {{large}} KB is parsed, checked and rendered in a thread, one at a time; long work
   rests as long as it has worked. Long texts are encoded without holding the interpreter, {{together}} K
   characters at a time.
-- **Logprobs of prompts.** A step tells at most {MAX_TOLD_IN_STEP} of them, alternatives included: the chunk
+- **Logprobs of prompts.** A step tells at most {MAX_STEP_LOGPROBS} of them, alternatives included: the chunk
   of the prompt is as short as that takes. Only `-1` under `--max-logprobs -1` may pass it, by one position's.
 - **Lists of tokens.** `logit_bias`, `allowed_token_ids` and `bad_words` are checked, tokenised and laid out
   once per request, not per choice. Beyond {{many}} entries a step applies them as one mask and one addition

@@ -18,7 +18,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, SamplingParams, TokenConstraint
 from engine.execution.build import build_core
-from engine.structured.grammar_compiler import Structurer
+from engine.structured.grammar_compiler import GrammarCompiler
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.text.tokenizer import load_tokenizer
 
@@ -67,10 +67,10 @@ def schema_of(model: Path) -> Callable[[], TokenConstraint]:
     tokenizer = load_tokenizer(model)
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     vocab_size = json.loads((model / "config.json").read_bytes())["vocab_size"]
-    structurer = Structurer(tokenizer, vocab_size=vocab_size, eos_token_ids=eos)
+    grammar_compiler = GrammarCompiler(tokenizer, vocab_size=vocab_size, eos_token_ids=eos)
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(_SCHEMA), "response_format")
-    compiled = asyncio.run(structurer.compile(wanted))
-    return lambda: structurer.constraint(compiled)
+    compiled = asyncio.run(grammar_compiler.compile(wanted))
+    return lambda: grammar_compiler.constraint(compiled)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import HeldMemory
-from engine.core.sleep_controller import Sleeper
+from engine.core.sleep_controller import SleepController
 from engine.core.thread_calls import Call, Calls
 from engine.core.token_stream import TokenStream
 from engine.core.types import EngineRequest, EngineStats, TokenDelta
@@ -51,7 +51,7 @@ class AsyncEngine:
         self._idle = asyncio.Event()  # set while there are neither streams nor holds
         self._idle.set()
         self._calls: Calls[EngineCore] = Calls(self._commands.put)
-        self.sleeper = Sleeper(self._call, idle=self._idle, abort_all=self._abort_all)
+        self.sleep_controller = SleepController(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: EngineCore | None = None
         self._thread: Thread | None = None
         self._is_stopping = False
@@ -99,7 +99,7 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         if self._core is None:
             return EngineStats()
-        return replace(self._core.stats(), sleep_level=self.sleeper.state.level)
+        return replace(self._core.stats(), sleep_level=self.sleep_controller.state.level)
 
     @property
     def memory(self) -> HeldMemory:
@@ -113,7 +113,7 @@ class AsyncEngine:
         An abort of `request_id` calls `on_abort`. Raises EngineAsleep and EngineDead as `stream` does.
         """
         self._get_core()
-        self.sleeper.check_awake()
+        self.sleep_controller.check_awake()
         self._holds[request_id] = on_abort
         self._idle.clear()
         try:
@@ -129,7 +129,7 @@ class AsyncEngine:
         """
         core = self._get_core()
         if not is_held:
-            self.sleeper.check_awake()
+            self.sleep_controller.check_awake()
         core.check(request)
         if request.request_id in self._streams:
             raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.core.logits_processors import LogitEdits
+from engine.core.logits_processors import LogitsProcessors
 from engine.core.sleep import HeldMemory, Part
 from engine.core.types import PositionLogprobs, SamplingParams, TokenConstraint
 from engine.errors import EngineError
@@ -26,7 +26,7 @@ class ScheduledSequence:
     samples: bool  # whether the last position's logits are to be sampled (False for an unfinished prefill)
     output_position: int  # index, among the output tokens, of the token that would be sampled
     params: SamplingParams
-    edits: LogitEdits | None = None  # what the parameters and the tokens so far change of the logits
+    edits: LogitsProcessors | None = None  # what the parameters and the tokens so far change of the logits
     constraint: TokenConstraint | None = None
     # The prompt's tokens whose logprobs this step brings: each that follows one of the positions that run.
     scored_token_ids: Sequence[int] = ()

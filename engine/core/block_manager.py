@@ -22,7 +22,7 @@ _SEARCHED_PER_BLOCK = 4
 _SEARCHED_AT_LEAST = 64
 
 
-class KVCache:
+class BlockManager:
     """Allocates, shares, evicts and frees blocks; every operation is O(1) per block.
 
     A block is in exactly one of three places: held (reference count > 0), blank (free, content worthless),
@@ -49,7 +49,8 @@ class KVCache:
 
     def __repr__(self) -> str:
         return (
-            f"<KVCache {self.num_blocks} x {self.block_size}: {self.num_blocks - self.num_free_blocks} held, "
+            f"<BlockManager {self.num_blocks} x {self.block_size}: "
+            f"{self.num_blocks - self.num_free_blocks} held, "
             f"{len(self._cached)} cached, {len(self._blank)} blank>"
         )
 
@@ -226,7 +227,7 @@ class KVCache:
 class PromptKeys:
     """The keys of the last prompt asked for: the choices of a request share it, and have it hashed once."""
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: BlockManager) -> None:
         self._cache = cache
         self._prompt: Sequence[int] | None = None
         self._salt = b""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine.config import EngineConfig
-from engine.core.block_manager import KVCache
+from engine.core.block_manager import BlockManager
 
 
-def describe_cache(config: EngineConfig, cache: KVCache, *, max_model_len: int) -> Mapping[str, str]:
+def describe_cache(config: EngineConfig, cache: BlockManager, *, max_model_len: int) -> Mapping[str, str]:
     """Of the cache as it was made: what the flags left open is said as it was decided."""
     num_tokens = cache.num_blocks * cache.block_size
     described = {

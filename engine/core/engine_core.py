@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from engine.config import EngineConfig
 from engine.core.batch import Batch, Runner, StepResult
-from engine.core.block_manager import KVCache
+from engine.core.block_manager import BlockManager
 from engine.core.cache_info import describe_cache
 from engine.core.scheduler import Scheduler
 from engine.core.sleep import HeldMemory, Part
@@ -36,7 +36,7 @@ class EngineCore:
 
         Raises ConfigError for limits that allow nothing to run.
         """
-        cache = KVCache(
+        cache = BlockManager(
             runner.num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
         scheduler = Scheduler(

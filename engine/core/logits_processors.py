@@ -85,7 +85,7 @@ class TokenRules:
         return found
 
 
-class LogitEdits:
+class LogitsProcessors:
     """Penalties, biases, allowed tokens and bad words of one sequence."""
 
     def __init__(self, params: SamplingParams, rules: TokenRules, counts: TokenCounts | None) -> None:
@@ -98,9 +98,9 @@ class LogitEdits:
         self._recent: tuple[int, ...] = ()
 
     @staticmethod
-    def of(params: SamplingParams, prompt_token_ids: Sequence[int]) -> LogitEdits | None:
+    def of(params: SamplingParams, prompt_token_ids: Sequence[int]) -> LogitsProcessors | None:
         """None for parameters that change no logits."""
-        return EditsMaker().make(params, prompt_token_ids)
+        return LogitsProcessorFactory().make(params, prompt_token_ids)
 
     def add(self, token_id: int) -> None:
         """Take note of the next token of the output."""
@@ -135,14 +135,14 @@ class Shared(Generic[T]):
         return self._made
 
 
-class EditsMaker:
-    """Makes the LogitEdits of sequences, what they have in common once."""
+class LogitsProcessorFactory:
+    """Makes the LogitsProcessors of sequences, what they have in common once."""
 
     def __init__(self) -> None:
         self._rules: Shared[TokenRules] = Shared()
         self._seen: Shared[SeenTokens] = Shared()
 
-    def make(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> LogitEdits | None:
+    def make(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> LogitsProcessors | None:
         """None for parameters that change no logits."""
         lists = (params.logit_bias or None, params.allowed_token_ids, params.bad_words)
         has_rules = params.logit_bias or params.bad_words or params.allowed_token_ids is not None
@@ -152,7 +152,7 @@ class EditsMaker:
         if _has_penalty(params):
             seen: Sequence[int] = prompt_token_ids if params.repetition_penalty != 1.0 else ()
             counts = TokenCounts(self._seen.get(lambda: SeenTokens(seen), seen))
-        return LogitEdits(params, self._rules.get(lambda: TokenRules(params), *lists), counts)
+        return LogitsProcessors(params, self._rules.get(lambda: TokenRules(params), *lists), counts)
 
 
 def _has_penalty(params: SamplingParams) -> bool:

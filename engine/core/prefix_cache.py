@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.core.block_manager import KVCache, PromptKeys
+from engine.core.block_manager import BlockManager, PromptKeys
 from engine.core.sequence import SequenceState
 
 
-class Prefixes:
-    def __init__(self, cache: KVCache) -> None:
+class PrefixCache:
+    def __init__(self, cache: BlockManager) -> None:
         self._cache = cache
         self._prompt_keys = PromptKeys(cache)
 

@@ -15,7 +15,7 @@ from engine.core.types import ALL_LOGPROBS
 
 # Logprobs of prompts that a step tells, alternatives included: it makes an object of each, and its other
 # sequences wait for that: some 10 ms.
-MAX_TOLD_IN_STEP = 2048
+MAX_STEP_LOGPROBS = 2048
 
 
 class PromptBudget:
@@ -64,4 +64,4 @@ class PromptBudget:
             return sequence.num_remaining
         num_top = sequence.request.params.prompt_logprobs or 0
         per_token = 1 + (self._vocab_size if num_top == ALL_LOGPROBS else num_top)
-        return min(sequence.num_remaining, max(1, MAX_TOLD_IN_STEP // per_token))
+        return min(sequence.num_remaining, max(1, MAX_STEP_LOGPROBS // per_token))

@@ -29,10 +29,10 @@ from itertools import islice
 from operator import attrgetter
 
 from engine.core.batch import Batch, StepResult
-from engine.core.block_manager import KVCache
+from engine.core.block_manager import BlockManager
 from engine.core.fair_share import FairShare, in_turn
-from engine.core.logits_processors import EditsMaker
-from engine.core.prefix_cache import Prefixes
+from engine.core.logits_processors import LogitsProcessorFactory
+from engine.core.prefix_cache import PrefixCache
 from engine.core.prompt_budget import PromptBudget
 from engine.core.request_check import RequestCheck
 from engine.core.sequence import Finish, SequenceState, StopRule
@@ -47,7 +47,7 @@ class Scheduler:
 
     def __init__(
         self,
-        cache: KVCache,
+        cache: BlockManager,
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -82,8 +82,8 @@ class Scheduler:
         self._running: list[SequenceState] = []
         self._in_step: list[SequenceState] = []  # parallel to the sequences of the batch that runs now
         self._shares = FairShare(self.max_num_seqs)
-        self._edits = EditsMaker()
-        self._prefixes = Prefixes(cache)
+        self._edits = LogitsProcessorFactory()
+        self._prefixes = PrefixCache(cache)
         self._num_added = 0
         self._num_preemptions = 0
         self._prompt_tokens = 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.core.batch import ScheduledSequence
-from engine.core.logits_processors import LogitEdits
+from engine.core.logits_processors import LogitsProcessors
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, RequestTimings, TokenDelta
 from engine.errors import EngineError, GenerationFailed
 
@@ -42,7 +42,7 @@ class SequenceState:
     group: Group
     rank: tuple[float, int]  # (when it is due, number of arrival); lower runs first and is preempted last
     token_ids: list[int]  # the prompt, then the output
-    edits: LogitEdits | None = None
+    edits: LogitsProcessors | None = None
     num_computed: int = 0  # tokens whose keys and values are in the cache
     block_ids: list[int] = field(default_factory=list)  # empty while waiting
     keys: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed yet

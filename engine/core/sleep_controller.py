@@ -28,7 +28,7 @@ class Sleeps(Protocol):
         ...
 
 
-class Sleeper:
+class SleepController:
     def __init__(
         self,
         call: Callable[[Callable[[Sleeps], None]], Awaitable[None]],

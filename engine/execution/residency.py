@@ -29,7 +29,7 @@ ModelT = TypeVar("ModelT", bound=HasModules)
 CacheT = TypeVar("CacheT", bound=HasTensors | None)
 
 
-class Residence(Generic[ModelT, CacheT]):
+class ModelResidency(Generic[ModelT, CacheT]):
     """Nobody else may hold on to the model or to the cache, or their memory can't be given back."""
 
     def __init__(

@@ -15,12 +15,12 @@ from engine.core.batch import Batch, ScheduledSequence, StepResult
 from engine.core.sleep import HeldMemory, Part
 from engine.core.types import PositionLogprobs, SamplingParams
 from engine.errors import DeviceLost
-from engine.execution.residency import Residence
+from engine.execution.residency import ModelResidency
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.inputs import build_inputs
 from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
-from engine.sampling.masks import MaskFiller, Masks
+from engine.sampling.masks import BitmaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
 
 # Logits of a prompt's tokens that are held at a time: 64 MiB in float32, and as much again of logprobs.
@@ -40,7 +40,7 @@ class ModelRunner:
         load: Callable[[], CausalLM] | None = None,
     ) -> None:
         """`load` makes the model anew, to wake up from a sleep at level 2. The runner alone may hold both."""
-        self._residence = Residence(
+        self._residence = ModelResidency(
             model,
             cache,
             device=model.device,
@@ -55,7 +55,7 @@ class ModelRunner:
             ),
         )
         self._sampler = Sampler(eos_token_ids)
-        self._mask_filler = MaskFiller(
+        self._mask_filler = BitmaskFiller(
             model.config.vocab_size,
             beside_model=model.device.type != "cpu",
         )

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Protocol, TypeAlias
 
 from engine.core.sleep import HeldMemory
-from engine.core.sleep_controller import Sleeper
+from engine.core.sleep_controller import SleepController
 from engine.core.thread_calls import Call, Calls
 from engine.core.types import EngineStats
 from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
@@ -55,7 +55,7 @@ class PoolingEngine:
         self._idle = asyncio.Event()  # set while there are no results to wait for
         self._idle.set()
         self._calls: Calls[PoolingRunner] = Calls(self._commands.put)
-        self.sleeper = Sleeper(self._call, idle=self._idle, abort_all=self._abort_all)
+        self.sleep_controller = SleepController(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: Core | None = None
         self._num_prompt_tokens = 0
         self._is_stopping = False
@@ -106,7 +106,7 @@ class PoolingEngine:
             num_requests_running=self.num_unfinished - num_waiting,
             num_requests_waiting=num_waiting,
             prompt_tokens=self._num_prompt_tokens,
-            sleep_level=self.sleeper.state.level,
+            sleep_level=self.sleep_controller.state.level,
         )
 
     @property
@@ -174,7 +174,7 @@ class PoolingEngine:
 
     def _check(self, requests: Sequence[PoolingRequest]) -> None:
         self._get_core()
-        self.sleeper.check_awake()
+        self.sleep_controller.check_awake()
         for request in requests:
             if request.request_id in self._results:
                 raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")

@@ -15,7 +15,7 @@ from torch import nn
 from engine.core.batch import Batch, ScheduledSequence
 from engine.core.sleep import HeldMemory, Part
 from engine.core.types import SamplingParams
-from engine.execution.residency import Residence
+from engine.execution.residency import ModelResidency
 from engine.models.attention.flat import EqualLengths, FlatInputs, runs_of
 from engine.models.attention.paged import PagedKVCache
 from engine.models.bert import Encoder
@@ -90,7 +90,7 @@ class PoolingModelRunner:
         """`load` makes the model now, and again to wake up from a sleep at level 2."""
         pooler = load()
         make_cache = pooler.pools.cache_maker()
-        self._residence: Residence[Pooler, PagedKVCache | None] = Residence(
+        self._residence: ModelResidency[Pooler, PagedKVCache | None] = ModelResidency(
             pooler, make_cache(), device=device, load=load, make_cache=make_cache
         )
         self._plan = plan

@@ -1,4 +1,4 @@
-"""Applies LogitEdits to logits: all rows that ask for something at once, and no other row.
+"""Applies LogitsProcessors to logits: all rows that ask for something at once, and no other row.
 
 The order is vLLM's: allowed tokens, bad words, biases, then penalties – first repetition, then frequency and
 presence.
@@ -13,12 +13,12 @@ from typing import Literal, TypeVar
 
 import torch
 
-from engine.core.logits_processors import MANY_LISTED, LogitEdits, TokenCounts, TokenRules
+from engine.core.logits_processors import MANY_LISTED, LogitsProcessors, TokenCounts, TokenRules
 
 _Number = TypeVar("_Number", int, float)
 
 
-def apply_edits(logits: torch.Tensor, edits: Mapping[int, LogitEdits]) -> None:
+def apply_logits_processors(logits: torch.Tensor, edits: Mapping[int, LogitsProcessors]) -> None:
     """Change `logits`, float32 [S, vocab_size], in place; `edits` by row. Token ids are below vocab_size."""
     for row, edit in edits.items():
         if edit.rules.num_listed > MANY_LISTED:
@@ -104,7 +104,7 @@ def _add_biases(logits: torch.Tensor, rules: Mapping[int, TokenRules]) -> None:
     logits[places] += torch.frombuffer(biases, dtype=torch.float32).to(logits.device)
 
 
-def _penalise(logits: torch.Tensor, edits: Mapping[int, tuple[LogitEdits, TokenCounts]]) -> None:
+def _penalise(logits: torch.Tensor, edits: Mapping[int, tuple[LogitsProcessors, TokenCounts]]) -> None:
     if not edits:
         return
     device = logits.device

@@ -45,7 +45,7 @@ class Masks:
             logits.index_add_(0, rows, bias)
 
 
-class MaskFiller:
+class BitmaskFiller:
     """Asks constraints for their masks; who isn't ready in time sits the step out, and holds up nobody.
 
     Beside a GPU they are asked while the model runs. On a CPU the model has all cores, and what takes one

@@ -14,11 +14,11 @@ from functools import lru_cache
 
 import torch
 
-from engine.core.logits_processors import LogitEdits
+from engine.core.logits_processors import LogitsProcessors
 from engine.core.types import SamplingParams
 from engine.errors import EngineError, GenerationFailed, InvalidRequest
 from engine.models.native.kernels import find_kernels
-from engine.sampling.logits_processing import apply_edits, forbid
+from engine.sampling.logits_processing import apply_logits_processors, forbid
 from engine.sampling.masks import Masks
 from engine.sampling.uniform import uniform
 
@@ -33,7 +33,7 @@ class SampledRow:
 
     params: SamplingParams
     output_position: int
-    edits: LogitEdits | None = None
+    edits: LogitsProcessors | None = None
 
     @property
     def is_random(self) -> bool:
@@ -85,7 +85,7 @@ class Sampler:
         if masks is not None:
             masks.apply(scores)
         if edits := {index: row.edits for index, row in enumerate(rows) if row.edits is not None}:
-            apply_edits(scores, edits)
+            apply_logits_processors(scores, edits)
         early = [i for i, row in enumerate(rows) if row.output_position < row.params.min_tokens]
         if early:
             stops = {i: self._stop_token_ids(rows[i].params, scores.shape[-1]) for i in early}

@@ -1,6 +1,6 @@
 """Output that follows a schema, an expression or a grammar: masks over the vocabulary, by xgrammar."""
 
-from engine.structured.grammar_compiler import CompiledOutput, Structurer
-from engine.structured.spec import StructuredKind, StructuredOutput, ThinkingMarks
+from engine.structured.grammar_compiler import CompiledOutput, GrammarCompiler
+from engine.structured.spec import ReasoningDelimiters, StructuredKind, StructuredOutput
 
-__all__ = ["CompiledOutput", "StructuredKind", "StructuredOutput", "Structurer", "ThinkingMarks"]
+__all__ = ["CompiledOutput", "GrammarCompiler", "ReasoningDelimiters", "StructuredKind", "StructuredOutput"]

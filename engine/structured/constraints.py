@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.core.types import TokenConstraint
 from engine.structured.grammar_link import GrammarLink, Said
-from engine.structured.spec import ThinkingMarks
+from engine.structured.spec import ReasoningDelimiters
 from engine.structured.wire import Answer, Ask
 
 
@@ -90,12 +90,12 @@ class GrammarConstraint:
         return self._said
 
 
-class ThinkingConstraint:
+class ReasoningConstraint:
     """Lets a thought pass, ends it when its budget is spent, and constrains what follows."""
 
     def __init__(
         self,
-        marks: ThinkingMarks,
+        marks: ReasoningDelimiters,
         *,
         inner: TokenConstraint | None,
         budget: int | None,

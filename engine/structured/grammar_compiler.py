@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
 from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn, greediest
-from engine.structured.constraints import GrammarConstraint, ThinkingConstraint
+from engine.structured.constraints import GrammarConstraint, ReasoningConstraint
 from engine.structured.grammar_link import GrammarLink
-from engine.structured.spec import StructuredOutput, ThinkingMarks
+from engine.structured.spec import ReasoningDelimiters, StructuredOutput
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import MAX_EXTRA_BYTES, Limits
 from engine.structured.workers import Workers
@@ -40,7 +40,7 @@ class CompiledOutput:
 _Key = tuple[str, StructuredOutput]
 
 
-class Structurer:
+class GrammarCompiler:
     """Of one model. The compiler's processes, slow to start, come with the first request that asks for it."""
 
     def __init__(
@@ -173,14 +173,14 @@ class Structurer:
     def constraint(
         self,
         compiled: CompiledOutput | None,
-        marks: ThinkingMarks | None = None,
+        marks: ReasoningDelimiters | None = None,
         *,
         budget: int | None = None,
     ) -> TokenConstraint:
         """For one sequence: what was compiled (None = anything), after a thought where there are marks."""
         inner = None if compiled is None else GrammarConstraint(compiled.link, self._eos_token_ids)
         if marks is not None:
-            return ThinkingConstraint(marks, inner=inner, budget=budget, eos_token_ids=self._eos_token_ids)
+            return ReasoningConstraint(marks, inner=inner, budget=budget, eos_token_ids=self._eos_token_ids)
         if inner is None:
             raise ValueError("Neither a grammar nor marks of a thought: there is nothing to constrain.")
         return inner

@@ -20,7 +20,9 @@ _SLOW_STEP_S = 0.02  # of processor time
 _MAX_SLOW_STEPS = 3  # the first ones may be slower than those that follow
 
 
-def try_out(grammar: CompiledGrammar, vocab_size: int, eos_token_ids: Sequence[int], param: str) -> None:
+def validate_grammar(
+    grammar: CompiledGrammar, vocab_size: int, eos_token_ids: Sequence[int], param: str
+) -> None:
     """Raises InvalidRequest for a grammar that no token can follow, or whose tokens take too long."""
     import numpy as np
     from xgrammar import GrammarMatcher

@@ -30,7 +30,7 @@ class StructuredOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class ThinkingMarks:
+class ReasoningDelimiters:
     """Tokens that begin and end a thought."""
 
     start: tuple[int, ...]

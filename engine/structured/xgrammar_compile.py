@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, InvalidRequest
-from engine.structured.grammar_validation import try_out
+from engine.structured.grammar_validation import validate_grammar
 from engine.structured.json_schema import follow_json_schema
 from engine.structured.json_strings import plain_pattern
 from engine.structured.regex import UnsupportedPattern
@@ -36,7 +36,7 @@ def compile_grammar(
                 f"{MAX_COMPILED_BYTES >> 20} are possible: simplify it.",
                 param=wanted.param,
             )
-        try_out(grammar, vocab_size, eos_token_ids, wanted.param)
+        validate_grammar(grammar, vocab_size, eos_token_ids, wanted.param)
     except (EngineError, MemoryError):
         raise
     except Exception as error:  # the compiler's are RuntimeError, and whatever its binding makes of others

@@ -11,7 +11,7 @@ import httpx
 from instance_manager.lifecycle.desired_state import Goal
 from instance_manager.lifecycle.engine_process import EngineRun
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
+from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, SleepController, SleepRefused
 from instance_manager.types import InstanceState
 
 logger = logging.getLogger("berth.manager")
@@ -97,11 +97,11 @@ class SleepLevels:
             instance.set_state(InstanceState.RUNNING, f"woken from level {level}")
             self._open_gate(self._run)
 
-    def _sleeper(self) -> Sleeper:
+    def _sleeper(self) -> SleepController:
         instance = self._instance
         if instance.plan.sleep_style is None:
             raise RuntimeError("an engine that can't sleep was asked to")
-        return Sleeper(
+        return SleepController(
             self._client,
             f"http://{instance.host}:{self._run.port}",
             self._run.api_key,

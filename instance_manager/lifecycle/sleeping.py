@@ -25,7 +25,7 @@ class SleepRefused(Exception):
     """The engine could not be put to sleep or woken; the message says what it answered."""
 
 
-class Sleeper:
+class SleepController:
     """One engine process's sleep calls."""
 
     def __init__(

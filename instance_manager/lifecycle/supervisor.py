@@ -25,7 +25,7 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.port_hold import PortHold
 from instance_manager.lifecycle.restarts import Restarts
 from instance_manager.lifecycle.run_loop import Life
-from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, Sleeper, SleepRefused
+from instance_manager.lifecycle.sleeping import SLEEP_LEVELS, SleepController, SleepRefused
 from instance_manager.process.logs import LogFile
 from instance_manager.state.recovery import Fate, FoundRun
 from instance_manager.types import InstanceFailure, InstanceState
@@ -152,7 +152,7 @@ class Supervisor:
         if endpoint is None or style is None or self._is_looking:
             return
         url = f"http://{endpoint.host}:{endpoint.port}"
-        sleeper = Sleeper(self._dock.client, url, endpoint.api_key, style, endpoint.served_name)
+        sleeper = SleepController(self._dock.client, url, endpoint.api_key, style, endpoint.served_name)
         self._is_looking = True
         try:
             if await sleeper.is_asleep() and instance.gate.endpoint is endpoint:

@@ -437,18 +437,18 @@ async def test_sleep_ends_what_runs_and_refuses_what_comes() -> None:
     async with running(runner) as engine:
         stream = engine.stream(make_request("a", [1], max_tokens=200))
         await gate.arrival()
-        asleep = asyncio.create_task(engine.sleeper.sleep(2, SleepMode.ABORT))
+        asleep = asyncio.create_task(engine.sleep_controller.sleep(2, SleepMode.ABORT))
         await asyncio.sleep(0)
-        assert engine.sleeper.is_sleeping
+        assert engine.sleep_controller.is_sleeping
         gate.open()
         assert (await read(stream))[-1].finish_reason == FinishReason.ABORT
         await asleep
         assert runner.sleeps == [2] and engine.is_alive
         with pytest.raises(EngineAsleep, match="wake_up"):
             engine.stream(make_request("b", [1]))
-        await engine.sleeper.wake_up()
-        await engine.sleeper.wake_up()
-        assert not engine.sleeper.is_sleeping
+        await engine.sleep_controller.wake_up()
+        await engine.sleep_controller.wake_up()
+        assert not engine.sleep_controller.is_sleeping
         again = make_request("b", [1])
         assert await generate(engine, again) == reference_output(again)
 
@@ -460,22 +460,22 @@ async def test_sleep_can_wait_for_what_runs() -> None:
         request = make_request("a", [1], max_tokens=20)
         stream = engine.stream(request)
         await gate.arrival()
-        impatient = asyncio.create_task(engine.sleeper.sleep(1, SleepMode.WAIT))
+        impatient = asyncio.create_task(engine.sleep_controller.sleep(1, SleepMode.WAIT))
         await asyncio.sleep(0)
-        assert engine.sleeper.is_sleeping
+        assert engine.sleep_controller.is_sleeping
         impatient.cancel()
         with pytest.raises(asyncio.CancelledError):
             await impatient
-        assert not engine.sleeper.is_sleeping, "who gives up waiting leaves the engine awake"
-        patient = asyncio.create_task(engine.sleeper.sleep(1, SleepMode.WAIT))
-        waking = asyncio.create_task(engine.sleeper.wake_up())  # comes when it sleeps
+        assert not engine.sleep_controller.is_sleeping, "who gives up waiting leaves the engine awake"
+        patient = asyncio.create_task(engine.sleep_controller.sleep(1, SleepMode.WAIT))
+        waking = asyncio.create_task(engine.sleep_controller.wake_up())  # comes when it sleeps
         gate.open()
         assert [token for delta in await read(stream) for token in delta.token_ids] == reference_output(
             request
         )
         await patient
         await waking
-        assert runner.sleeps == [1] and not engine.sleeper.is_sleeping
+        assert runner.sleeps == [1] and not engine.sleep_controller.is_sleeping
 
 
 async def test_what_was_cached_is_gone_after_a_sleep_and_after_a_reset() -> None:
@@ -488,8 +488,8 @@ async def test_what_was_cached_is_gone_after_a_sleep_and_after_a_reset() -> None
         assert [await num_cached("a"), await num_cached("b")] == [0, 28]
         await engine.reset_prefix_cache()
         assert [await num_cached("c"), await num_cached("d")] == [0, 28]
-        await engine.sleeper.sleep(1, SleepMode.ABORT)
-        await engine.sleeper.wake_up()
+        await engine.sleep_controller.sleep(1, SleepMode.ABORT)
+        await engine.sleep_controller.wake_up()
         assert [await num_cached("e"), await num_cached("f")] == [0, 28]
 
 
@@ -504,11 +504,11 @@ async def test_a_failed_wake_up_may_be_tried_again(caplog: pytest.LogCaptureFixt
             super().wake_up(parts)
 
     async with running(Shaky()) as engine:
-        await engine.sleeper.sleep(1, SleepMode.ABORT)
+        await engine.sleep_controller.sleep(1, SleepMode.ABORT)
         with pytest.raises(OutOfMemory, match="no room"):
-            await engine.sleeper.wake_up()
-        assert engine.sleeper.is_sleeping and engine.is_alive
-        await engine.sleeper.wake_up()
+            await engine.sleep_controller.wake_up()
+        assert engine.sleep_controller.is_sleeping and engine.is_alive
+        await engine.sleep_controller.wake_up()
         request = make_request("a", [1])
         assert await generate(engine, request) == reference_output(request)
     assert "no room for the weights" in caplog.text
@@ -526,15 +526,15 @@ async def test_calls_of_a_dead_engine_are_refused() -> None:
         await engine.reset_prefix_cache()
     await engine.start()
     with pytest.raises(InvalidRequest, match="level is 3"):
-        await engine.sleeper.sleep(3, SleepMode.ABORT)
+        await engine.sleep_controller.sleep(3, SleepMode.ABORT)
     engine.stream(make_request("a", [1]))
     await gate.arrival()
     waiting = [
         asyncio.create_task(engine.reset_prefix_cache()),
-        asyncio.create_task(engine.sleeper.sleep(1, SleepMode.ABORT)),
+        asyncio.create_task(engine.sleep_controller.sleep(1, SleepMode.ABORT)),
     ]
     await asyncio.sleep(0)
-    assert engine.sleeper.is_sleeping
+    assert engine.sleep_controller.is_sleeping
     gate.open()
     for task in waiting:
         with pytest.raises(EngineDead, match="gone"):

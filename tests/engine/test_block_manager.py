@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from engine.core.block_manager import KVCache
+from engine.core.block_manager import BlockManager
 from engine.errors import ConfigError
 
 
-def keys_of(cache: KVCache, tokens: list[int]) -> list[bytes]:
+def keys_of(cache: BlockManager, tokens: list[int]) -> list[bytes]:
     keys: list[bytes] = []
     cache.extend_keys(keys, tokens)
     return keys
 
 
-def fill(cache: KVCache, tokens: list[int]) -> list[int]:
+def fill(cache: BlockManager, tokens: list[int]) -> list[int]:
     """A sequence that has computed all its tokens, not sharing anything."""
     blocks = cache.allocate(cache.num_blocks_for(len(tokens)))
     cache.publish(blocks, keys_of(cache, tokens), 0, len(tokens) // cache.block_size)
@@ -22,11 +22,11 @@ def fill(cache: KVCache, tokens: list[int]) -> list[int]:
 @pytest.mark.parametrize(("num_blocks", "block_size"), [(0, 4), (4, 0)])
 def test_a_cache_of_nothing_is_refused(num_blocks: int, block_size: int) -> None:
     with pytest.raises(ConfigError, match=f"{num_blocks} blocks of {block_size}"):
-        KVCache(num_blocks, block_size)
+        BlockManager(num_blocks, block_size)
 
 
 def test_blocks_are_counted_out_and_back() -> None:
-    cache = KVCache(4, 4)
+    cache = BlockManager(4, 4)
     assert [cache.num_blocks_for(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
     blocks = cache.allocate(3)
     assert (cache.num_free_blocks, cache.usage) == (1, 0.75)
@@ -35,11 +35,11 @@ def test_blocks_are_counted_out_and_back() -> None:
     cache.free(blocks)
     assert (cache.num_free_blocks, cache.usage) == (4, 0.0)
     cache.check_integrity([])
-    assert repr(cache) == "<KVCache 4 x 4: 0 held, 0 cached, 4 blank>"
+    assert repr(cache) == "<BlockManager 4 x 4: 0 held, 0 cached, 4 blank>"
 
 
 def test_a_sequence_gets_neighbouring_blocks() -> None:
-    cache = KVCache(8, 4)
+    cache = BlockManager(8, 4)
     first, second = cache.allocate(2), cache.allocate(2)
     assert (first, second) == ([0, 1], [2, 3])
     cache.grow(second)
@@ -53,7 +53,7 @@ def test_a_sequence_gets_neighbouring_blocks() -> None:
 
 
 def test_equal_keys_need_an_equal_beginning() -> None:
-    cache = KVCache(4, 2)
+    cache = BlockManager(4, 2)
     a, b = keys_of(cache, [1, 2, 3, 4, 5]), keys_of(cache, [9, 2, 3, 4])
     assert len(a) == 2 and len(b) == 2  # only full blocks have one
     assert a[0] != b[0] and a[1] != b[1]  # the same tokens in the second block, but another past
@@ -65,7 +65,7 @@ def test_equal_keys_need_an_equal_beginning() -> None:
 
 
 def test_a_prefix_is_found_but_never_the_last_token() -> None:
-    cache = KVCache(8, 2)
+    cache = BlockManager(8, 2)
     tokens = [1, 2, 3, 4, 5, 6]
     blocks = fill(cache, tokens)
     keys = keys_of(cache, tokens)
@@ -76,7 +76,7 @@ def test_a_prefix_is_found_but_never_the_last_token() -> None:
 
 
 def test_shared_blocks_are_freed_with_their_last_holder() -> None:
-    cache = KVCache(4, 2)
+    cache = BlockManager(4, 2)
     first = fill(cache, [1, 2, 3, 4])
     second = cache.allocate(1, shared=first)
     assert second[:2] == first and cache.num_free_blocks == 1
@@ -89,7 +89,7 @@ def test_shared_blocks_are_freed_with_their_last_holder() -> None:
 
 
 def test_free_shared_blocks_count_as_needed() -> None:
-    cache = KVCache(4, 2)
+    cache = BlockManager(4, 2)
     shared = fill(cache, [1, 2, 3, 4])
     assert cache.can_allocate(2, shared=shared)  # another sequence holds them
     cache.free(shared)
@@ -101,7 +101,7 @@ def test_free_shared_blocks_count_as_needed() -> None:
 
 
 def test_content_is_evicted_last_and_from_its_tail() -> None:
-    cache = KVCache(6, 2)
+    cache = BlockManager(6, 2)
     old, new = fill(cache, [1, 2, 3, 4]), fill(cache, [5, 6, 7, 8])
     cache.free(old)
     cache.free(new)
@@ -121,7 +121,7 @@ def test_content_is_evicted_last_and_from_its_tail() -> None:
 
 
 def test_sequences_that_grow_side_by_side_stay_in_one_piece() -> None:
-    cache = KVCache(64, 2)
+    cache = BlockManager(64, 2)
     for _ in range(10):  # the cache is full of old content from the third round on
         tables = [cache.allocate(4, room=10) for _ in range(3)]
         for _ in range(6):
@@ -137,7 +137,7 @@ def test_sequences_that_grow_side_by_side_stay_in_one_piece() -> None:
 
 
 def test_what_was_used_of_late_is_not_taken_for_where_it_lies() -> None:
-    cache = KVCache(8, 2)
+    cache = BlockManager(8, 2)
     tables = [fill(cache, [number, number + 10, number + 20, number + 30]) for number in range(4)]
     for table in tables:
         cache.free(table)
@@ -148,25 +148,25 @@ def test_what_was_used_of_late_is_not_taken_for_where_it_lies() -> None:
 
 
 def test_the_same_content_is_published_once() -> None:
-    cache = KVCache(4, 2)
+    cache = BlockManager(4, 2)
     first, second = fill(cache, [1, 2]), fill(cache, [1, 2])
     assert first != second
     assert cache.match(keys_of(cache, [1, 2]), 3) == first
     cache.free(second)
-    assert repr(cache) == "<KVCache 4 x 2: 1 held, 0 cached, 3 blank>"
+    assert repr(cache) == "<BlockManager 4 x 2: 1 held, 0 cached, 3 blank>"
     cache.check_integrity([first])
 
 
 def test_without_prefix_caching_nothing_is_shared() -> None:
-    cache = KVCache(4, 2, enable_prefix_caching=False)
+    cache = BlockManager(4, 2, enable_prefix_caching=False)
     blocks = fill(cache, [1, 2, 3, 4])
     assert keys_of(cache, [1, 2, 3, 4]) == []
     cache.free(blocks)
-    assert repr(cache) == "<KVCache 4 x 2: 0 held, 0 cached, 4 blank>"
+    assert repr(cache) == "<BlockManager 4 x 2: 0 held, 0 cached, 4 blank>"
 
 
 def test_wrong_books_are_noticed() -> None:
-    cache = KVCache(4, 2)
+    cache = BlockManager(4, 2)
     blocks = fill(cache, [1, 2, 3, 4])
     with pytest.raises(RuntimeError, match="Block 0 should have"):
         cache.check_integrity([])
@@ -179,7 +179,7 @@ def test_wrong_books_are_noticed() -> None:
 
 
 def test_keys_under_different_salts_differ_from_the_first_block_on() -> None:
-    cache = KVCache(4, 2)
+    cache = BlockManager(4, 2)
     tokens = [1, 2, 3, 4]
     salted: list[list[bytes]] = [[], [], []]
     for keys, salt in zip(salted, (b"", b"a" * 16, b"b" * 16), strict=True):

@@ -19,7 +19,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
 from engine.execution.build import build_core
-from engine.sampling.masks import MaskFiller
+from engine.sampling.masks import BitmaskFiller
 from tests.engine.test_generation import core_of
 from tests.engine.tiny_models import prompt_of
 
@@ -201,7 +201,7 @@ def test_who_is_late_says_the_same_later_and_holds_up_nobody(beside: bool, model
 def test_no_step_of_others_waits_long_for_those_that_are_late(model: Path) -> None:
     """However many they are: all together have one patience, and it shrinks."""
     lates = {row: Script([{2}], num_late=10**9) for row in range(8)}
-    filler = MaskFiller(64, beside_model=False)
+    filler = BitmaskFiller(64, beside_model=False)
     sums = []
     for _ in range(12):
         for late in lates.values():
@@ -260,7 +260,7 @@ def test_a_model_without_an_end_of_sequence(
 )
 def test_masks_forbid_all_but_what_is_allowed(drawn: tuple[int, list[set[int] | None]]) -> None:
     vocab_size, rows = drawn
-    filling = MaskFiller(vocab_size, beside_model=False).start(
+    filling = BitmaskFiller(vocab_size, beside_model=False).start(
         {row: Script([allowed]) for row, allowed in enumerate(rows) if allowed is not None}
     )
     logits = torch.ones(len(rows), vocab_size)

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core.logits_processors import LogitEdits
+from engine.core.logits_processors import LogitsProcessors
 from engine.core.types import SamplingParams
-from engine.sampling.logits_processing import apply_edits
+from engine.sampling.logits_processing import apply_logits_processors
 from engine.sampling.sampler import SampledRow, Sampler
 
 VOCAB_SIZE = 24
@@ -43,8 +43,8 @@ SEQUENCES = st.tuples(
 )
 
 
-def edits_of(params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> LogitEdits | None:
-    edits = LogitEdits.of(params, prompt)
+def edits_of(params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> LogitsProcessors | None:
+    edits = LogitsProcessors.of(params, prompt)
     if edits is not None:
         for token in output:
             edits.add(token)
@@ -79,13 +79,13 @@ def test_every_row_is_edited_as_the_definitions_say(
 ) -> None:
     logits = torch.tensor([sequence[3] for sequence in sequences])
     edits = {row: edits_of(*sequence[:3]) for row, sequence in enumerate(sequences)}
-    apply_edits(logits, {row: edit for row, edit in edits.items() if edit is not None})
+    apply_logits_processors(logits, {row: edit for row, edit in edits.items() if edit is not None})
     expected = torch.tensor([by_the_book(*sequence) for sequence in sequences])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_that_ask_for_nothing_have_no_edits_and_stay_as_they_are() -> None:
-    assert LogitEdits.of(GREEDY, [1, 2]) is None
+    assert LogitsProcessors.of(GREEDY, [1, 2]) is None
     logits = torch.arange(3 * VOCAB_SIZE, dtype=torch.float32).view(3, VOCAB_SIZE)
     asking = edits_of(replace(GREEDY, presence_penalty=1.0, logit_bias={3: 5.0}), [1], [2, 2])
     rows = [SampledRow(GREEDY, 2), SampledRow(GREEDY, 2, asking), SampledRow(GREEDY, 2)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from engine.core.batch import Batch, StepResult
-from engine.core.block_manager import KVCache
+from engine.core.block_manager import BlockManager
 from engine.core.scheduler import Scheduler
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, SamplingParams, TokenDelta
 from engine.errors import ConfigError, GenerationFailed, InvalidRequest
@@ -31,7 +31,7 @@ class Harness:
         self.now = 0.0
         self.runner = FakeRunner(num_blocks, block_size)
         self.scheduler = Scheduler(
-            KVCache(num_blocks, block_size, enable_prefix_caching=prefix_caching),
+            BlockManager(num_blocks, block_size, enable_prefix_caching=prefix_caching),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             max_model_len=max_model_len,

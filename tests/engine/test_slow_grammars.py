@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
 from engine.execution.build import build_core
-from engine.structured import StructuredKind, StructuredOutput, Structurer
+from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
 from engine.structured.wire import Limits
 from engine.text.tokenizer import load_tokenizer
 
@@ -28,12 +28,12 @@ BAR_S = 0.25
 
 
 @pytest.fixture(scope="module")
-def structurer() -> Iterator[Structurer]:
+def grammar_compiler() -> Iterator[GrammarCompiler]:
     tokenizer = load_tokenizer(DEMO)
     eos = tokenizer.eos_token_id
     assert eos is not None
     limits = Limits(mask_s=0.1, slow_masks_s=0.3)
-    made = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], limits=limits)
+    made = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], limits=limits)
     yield made
     made.close()
 
@@ -72,7 +72,7 @@ def longest(gaps: list[float]) -> float:
     return sorted(gaps)[-4]
 
 
-def test_grammars_that_become_slow_end_and_hold_up_nobody(structurer: Structurer) -> None:
+def test_grammars_that_become_slow_end_and_hold_up_nobody(grammar_compiler: GrammarCompiler) -> None:
     core = build_core(EngineConfig(model=DEMO, max_num_seqs=8, max_model_len=512, num_threads=1))
     alone, expected, _ = stream(core, "alone")
 
@@ -81,7 +81,10 @@ def test_grammars_that_become_slow_end_and_hold_up_nobody(structurer: Structurer
             name: StructuredOutput(StructuredKind.GRAMMAR, text, "structured_outputs.grammar")
             for name, text in HOSTILE.items()
         }
-        return {name: structurer.constraint(await structurer.compile(one)) for name, one in wanted.items()}
+        return {
+            name: grammar_compiler.constraint(await grammar_compiler.compile(one))
+            for name, one in wanted.items()
+        }
 
     for name, constraint in asyncio.run(compiled()).items():
         core.add(request(name, constraint))

@@ -19,7 +19,7 @@ from instance_manager.config import LivenessRules
 from instance_manager.lifecycle.bounded_fetch import AnswerTooLong, engine_client, fetch
 from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, told_names, wait_until_ready
 from instance_manager.lifecycle.liveness import Lifeless, Vitals, watch_liveness
-from instance_manager.lifecycle.sleeping import Sleeper, SleepRefused
+from instance_manager.lifecycle.sleeping import SleepController, SleepRefused
 from tests.api.upstreams import Wire, response, upstream
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -237,7 +237,7 @@ async def test_metrics_that_are_none_are_passed_over(page: bytes) -> None:
 async def test_an_engine_that_floods_the_calls_for_sleep_refuses_them() -> None:
     answers: dict[bytes, Answering | bytes] = {b"/sleep?level=1": endless, b"/is_sleeping": endless}
     async with engine(answers) as (url, _), engine_client(5.0) as client:
-        sleeper = Sleeper(client, url, "key", SleepStyle.VLLM, "m")
+        sleeper = SleepController(client, url, "key", SleepStyle.VLLM, "m")
         with pytest.raises(SleepRefused, match="more than"):
             await sleeper.sleep(1)
         with pytest.raises(SleepRefused, match="more than"):

@@ -11,7 +11,7 @@ from engine.errors import InvalidRequest
 from engine.server.model.reasoning import Thinking
 from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
 from engine.server.protocol.openai_bodies import ChatBody, NamedTool
-from engine.structured import StructuredKind, StructuredOutput, Structurer
+from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
 from engine.text.parsers.tools import Answer, answer_or_calls, call_constraint
 
 Constrain = Callable[[], TokenConstraint]
@@ -19,7 +19,7 @@ Constrain = Callable[[], TokenConstraint]
 
 
 async def make_constrain(
-    structurer: Structurer,
+    grammar_compiler: GrammarCompiler,
     spec: StructuredOutput | None,
     thinking: Thinking | None,
     budget: int | None,
@@ -32,11 +32,11 @@ async def make_constrain(
             "thinking_token_budget needs a model that thinks: this server has no --reasoning-parser.",
             param="thinking_token_budget",
         )
-    compiled = None if spec is None else await structurer.compile(spec, tenant)
+    compiled = None if spec is None else await grammar_compiler.compile(spec, tenant)
     bounded = budget if budget is not None and budget >= 0 else None
     if compiled is None and bounded is None:
         return None
-    return lambda: structurer.constraint(compiled, marks, budget=bounded)
+    return lambda: grammar_compiler.constraint(compiled, marks, budget=bounded)
 
 
 def find_spec(body: GenerationBody, tool_parser: str | None = None) -> StructuredOutput | None:

@@ -64,9 +64,9 @@ class Service(ModelService):
         """What makes each sequence's constraint; None where anything goes. Raises InvalidRequest."""
         tenant = current_tenant().name
         if spec is None:
-            return await make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+            return await make_constrain(self.model.grammar_compiler, spec, thinking, budget, tenant)
         return await while_client_stays(
-            lambda: make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+            lambda: make_constrain(self.model.grammar_compiler, spec, thinking, budget, tenant)
         )
 
     async def begin(

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from engine.config import ServerConfig
 from engine.core.sleep import HeldMemory
-from engine.core.sleep_controller import Sleeper
+from engine.core.sleep_controller import SleepController
 from engine.core.types import EngineStats
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.server.http.errors import NotReady, TooManyWaiting
@@ -36,7 +36,7 @@ class ServedEngine(Protocol):
     def memory(self) -> HeldMemory: ...
 
     @property
-    def sleeper(self) -> Sleeper: ...
+    def sleep_controller(self) -> SleepController: ...
 
     def stats(self) -> EngineStats: ...
 

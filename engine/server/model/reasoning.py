@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from engine.server.model.served_model import ServedModel
-from engine.structured import ThinkingMarks
-from engine.text.parsers.reasoning import ReasoningParser, marks_of
+from engine.structured import ReasoningDelimiters
+from engine.text.parsers.reasoning import ReasoningParser, reasoning_delimiters
 
 
 class ThinkingState(StrEnum):
@@ -31,7 +31,7 @@ class Thinking:
         """None for a model without a reasoning parser."""
         if model.reasoning_parser is None:
             return None
-        start, end = marks_of(model.reasoning_parser)
+        start, end = reasoning_delimiters(model.reasoning_parser)
         encode = model.tokenizer.encode
         return Thinking(
             model.reasoning_parser,
@@ -56,11 +56,11 @@ class Thinking:
         return self.state is ThinkingState.OPEN
 
     @property
-    def marks(self) -> ThinkingMarks | None:
+    def marks(self) -> ReasoningDelimiters | None:
         """For a constraint, which must let a thought pass; None once the prompt has closed it."""
         if self.state is ThinkingState.OVER:
             return None
-        return ThinkingMarks(self.start_token_ids, self.end_token_ids, is_open=self.is_open)
+        return ReasoningDelimiters(self.start_token_ids, self.end_token_ids, is_open=self.is_open)
 
     def make_counter(self) -> ThoughtCounter:
         return ThoughtCounter(self.start_token_ids, self.end_token_ids, is_open=self.is_open)

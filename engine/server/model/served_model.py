@@ -14,7 +14,7 @@ from engine.config import ServerConfig
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.errors import UnknownModel
 from engine.server.model.chat_template import ChatTemplate
-from engine.structured import Structurer
+from engine.structured import GrammarCompiler
 from engine.text.parsers.reasoning import REASONING_PARSERS, detect_reasoning_parser
 from engine.text.parsers.tools import TOOL_PARSERS, detect_tool_parser
 from engine.text.tokenizer import Tokenizer, read_json
@@ -31,7 +31,7 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     vocab_size: int  # of the model: ids below it can be embedded
-    structurer: Structurer
+    grammar_compiler: GrammarCompiler
     end_token_ids: tuple[int, ...] = ()  # the tokenizer's own first
     tool_parser: str | None = None  # their names, None = there is none
     reasoning_parser: str | None = None
@@ -102,7 +102,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
             defaults=config.default_chat_template_kwargs,
         ),
         vocab_size=vocab_size,
-        structurer=Structurer(tokenizer, vocab_size=vocab_size, eos_token_ids=end_token_ids),
+        grammar_compiler=GrammarCompiler(tokenizer, vocab_size=vocab_size, eos_token_ids=end_token_ids),
         end_token_ids=end_token_ids,
         tool_parser=_parser(config.tool_call_parser, TOOL_PARSERS, detect_tool_parser, sources, "tool-call"),
         reasoning_parser=_parser(

@@ -89,7 +89,7 @@ class ReasoningParser:
             pieces.append((Kind.CONTENT, text))
 
 
-def marks_of(name: str) -> tuple[str, str]:
+def reasoning_delimiters(name: str) -> tuple[str, str]:
     """A parser's marks of a thought's beginning and end."""
     if name not in REASONING_PARSERS:
         raise ValueError(f"There is no reasoning parser {name!r}: known are {', '.join(REASONING_PARSERS)}.")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.parsers.reasoning import END, START, Kind, ReasoningParser, marks_of
+from engine.text.parsers.reasoning import END, START, Kind, ReasoningParser, reasoning_delimiters
 from tests.engine.parsers.reading import cut, cuts, splits_of
 
 WORDS = st.text("ab<>/think \n🙂é", max_size=30)
@@ -124,6 +124,6 @@ def test_what_only_begins_like_a_mark_is_shown_as_soon_as_it_can_be_none() -> No
 
 
 def test_marks_are_known_by_the_parsers_name() -> None:
-    assert marks_of("qwen3") == marks_of("deepseek_r1") == ("<think>", "</think>")
+    assert reasoning_delimiters("qwen3") == reasoning_delimiters("deepseek_r1") == ("<think>", "</think>")
     with pytest.raises(ValueError, match="no reasoning parser 'nonsense'"):
-        marks_of("nonsense")
+        reasoning_delimiters("nonsense")

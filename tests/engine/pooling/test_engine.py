@@ -148,7 +148,7 @@ async def test_it_sleeps_and_wakes_up(plan: PoolingPlan) -> None:
         async with started(plan, runner) as engine:
             asked = asyncio.create_task(engine.pool(requests(1)))
             await asyncio.to_thread(gate.reached.wait, WAIT_S)
-            asleep = asyncio.create_task(engine.sleeper.sleep(2, mode))
+            asleep = asyncio.create_task(engine.sleep_controller.sleep(2, mode))
             await asyncio.sleep(0)
             with pytest.raises(EngineAsleep, match="falling asleep"):
                 await engine.pool(requests(2))
@@ -163,7 +163,7 @@ async def test_it_sleeps_and_wakes_up(plan: PoolingPlan) -> None:
                     await asked
             with pytest.raises(EngineAsleep, match="weights, kv_cache"):
                 await engine.pool(requests(2))
-            await engine.sleeper.wake_up()
+            await engine.sleep_controller.wake_up()
             assert runner.sleeps == [2, ALL_PARTS]
             assert [values.tolist() for values in await engine.pool(requests(2))] == [[2]]
 

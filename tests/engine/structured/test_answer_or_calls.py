@@ -40,7 +40,7 @@ def body(**fields: Any) -> ChatBody:
 async def takes(walker: Walker, chat: ChatBody, parser: str, *texts: str) -> list[bool]:
     spec = find_spec(chat, parser)
     assert spec is not None
-    compiled = await walker.structurer.compile(spec)
+    compiled = await walker.grammar_compiler.compile(spec)
     return [walker.takes(compiled, text) for text in texts]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.structured.automaton import State, automaton
-from engine.structured.grammar_compiler import Structurer
+from engine.structured.grammar_compiler import GrammarCompiler
 from engine.structured.regex import Chars, Choice, Node, Repeat, Run, in_json, whole, written
 from engine.structured.regex_parser import parse
 from engine.structured.spec import StructuredKind, StructuredOutput
@@ -145,12 +145,12 @@ async def test_a_schema_takes_these_values_and_not_those(
     tokenizer = load_tokenizer(DEMO)
     eos = tokenizer.eos_token_id
     assert eos is not None
-    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+    grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
-    compiled = await structurer.compile(wanted)
+    compiled = await grammar_compiler.compile(wanted)
 
     def takes(value: object) -> bool:
-        constraint = structurer.constraint(compiled)
+        constraint = grammar_compiler.constraint(compiled)
         try:
             for token in [
                 *tokenizer.encode(json.dumps(value, ensure_ascii=False), add_special_tokens=False),

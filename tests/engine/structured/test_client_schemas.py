@@ -546,7 +546,7 @@ def walker() -> Walker:
 @pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 async def test_what_a_schema_allows_can_be_said_and_nothing_else(walker: Walker, case: Case) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(case.schema), "response_format")
-    compiled = await walker.structurer.compile(wanted)
+    compiled = await walker.grammar_compiler.compile(wanted)
 
     def takes(value: Any) -> bool:
         texts = (json.dumps(value, ensure_ascii=False), json.dumps(value, separators=(",", ":")))

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from engine.errors import GenerationFailed, InvalidRequest
-from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, Structurer
+from engine.structured import CompiledOutput, GrammarCompiler, StructuredKind, StructuredOutput
 from engine.structured.compile_turns import CompilerBusy
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import Limits
@@ -46,30 +46,30 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def shared(tokenizer: Tokenizer) -> Iterator[Structurer]:
+def shared(tokenizer: Tokenizer) -> Iterator[GrammarCompiler]:
     """For tests that leave it as it was: its first process takes a moment to start."""
     eos = tokenizer.eos_token_id
     assert eos is not None
-    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
-    yield structurer
-    structurer.close()
+    grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+    yield grammar_compiler
+    grammar_compiler.close()
 
 
 @pytest.fixture
-def make(tokenizer: Tokenizer) -> Iterator[Callable[..., Structurer]]:
-    made: list[Structurer] = []
+def make(tokenizer: Tokenizer) -> Iterator[Callable[..., GrammarCompiler]]:
+    made: list[GrammarCompiler] = []
 
-    def make(**settings: object) -> Structurer:
+    def make(**settings: object) -> GrammarCompiler:
         eos = tokenizer.eos_token_id
         assert eos is not None
         made.append(
-            Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], **settings)  # type: ignore[arg-type]
+            GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], **settings)  # type: ignore[arg-type]
         )
         return made[-1]
 
     yield make
-    for structurer in made:
-        structurer.close()
+    for grammar_compiler in made:
+        grammar_compiler.close()
 
 
 def schema(name: str) -> StructuredOutput:
@@ -100,10 +100,13 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 # Compiling
 
 
-def hostile(structurer: Structurer, number: int, tenant: str = "") -> list[asyncio.Task[CompiledOutput]]:
+def hostile(
+    grammar_compiler: GrammarCompiler, number: int, tenant: str = ""
+) -> list[asyncio.Task[CompiledOutput]]:
     """Compilations that never end, none like another."""
     return [
-        asyncio.create_task(structurer.compile(grammar(f"{ENDLESS}\n# {n}"), tenant)) for n in range(number)
+        asyncio.create_task(grammar_compiler.compile(grammar(f"{ENDLESS}\n# {n}"), tenant))
+        for n in range(number)
     ]
 
 
@@ -113,36 +116,36 @@ async def end(tasks: list[asyncio.Task[CompiledOutput]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_what_never_compiles_is_refused_after_its_time(make: Callable[..., Structurer]) -> None:
-    structurer = make(limits=Limits(compile_s=0.5))
+async def test_what_never_compiles_is_refused_after_its_time(make: Callable[..., GrammarCompiler]) -> None:
+    grammar_compiler = make(limits=Limits(compile_s=0.5))
     with pytest.raises(
         InvalidRequest, match=r"grammar takes longer than 0\.5 s to compile: simplify it"
     ) as raised:
-        await structurer.compile(grammar(ENDLESS))
+        await grammar_compiler.compile(grammar(ENDLESS))
     assert raised.value.param == "structured_outputs.grammar"
 
 
 async def test_what_never_compiles_is_refused_though_it_gets_no_processor(
-    make: Callable[..., Structurer],
+    make: Callable[..., GrammarCompiler],
 ) -> None:
-    structurer = make(limits=Limits(wall_s=0.5))
+    grammar_compiler = make(limits=Limits(wall_s=0.5))
     with pytest.raises(InvalidRequest, match=r"longer than 0\.5 s"):
-        await structurer.compile(grammar(ENDLESS))
+        await grammar_compiler.compile(grammar(ENDLESS))
 
 
 @pytest.mark.parametrize("tenants", [("", ""), ("a", "b")], ids=["without keys", "with keys"])
 async def test_a_new_schema_compiles_in_time_beside_a_flood_of_those_that_never_do(
-    tenants: tuple[str, str], make: Callable[..., Structurer]
+    tenants: tuple[str, str], make: Callable[..., GrammarCompiler]
 ) -> None:
     attacker, victim = tenants
-    structurer = make()
-    await structurer.compile(schema("warm"), victim)
-    flood = hostile(structurer, 80, attacker)
+    grammar_compiler = make()
+    await grammar_compiler.compile(schema("warm"), victim)
+    flood = hostile(grammar_compiler, 80, attacker)
     await asyncio.sleep(0)
     took = []
     for name in ("one", "two", "three", "four", "five"):
         begun = time.monotonic()
-        await structurer.compile(schema(name), victim)
+        await grammar_compiler.compile(schema(name), victim)
         took.append(time.monotonic() - begun)
     assert sorted(took)[1] < 1.0, took  # of five, as a machine that does other things takes its moments
     assert sum(task.done() for task in flood) < 80
@@ -150,7 +153,7 @@ async def test_a_new_schema_compiles_in_time_beside_a_flood_of_those_that_never_
 
 
 async def test_too_many_that_are_slow_make_room_for_each_other(
-    make: Callable[..., Structurer], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., GrammarCompiler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.structured.grammar_compiler._MAX_SLOW", 2)
     flood = hostile(make(), 4)
@@ -161,12 +164,12 @@ async def test_too_many_that_are_slow_make_room_for_each_other(
 
 
 async def test_who_leaves_frees_the_process_unless_others_wait_for_it(
-    make: Callable[..., Structurer],
+    make: Callable[..., GrammarCompiler],
 ) -> None:
-    structurer = make()
-    first = process_of(await structurer.compile(schema("warm"))).parent()
+    grammar_compiler = make()
+    first = process_of(await grammar_compiler.compile(schema("warm"))).parent()
     assert first is not None
-    one, other = (asyncio.create_task(structurer.compile(grammar(ENDLESS))) for _ in range(2))
+    one, other = (asyncio.create_task(grammar_compiler.compile(grammar(ENDLESS))) for _ in range(2))
     await until(lambda: len(first.children()) == 2)
     await end([one])
     await asyncio.sleep(0.1)
@@ -175,15 +178,15 @@ async def test_who_leaves_frees_the_process_unless_others_wait_for_it(
     await until(lambda: len(first.children()) == 1)
 
 
-async def test_a_flood_forgets_its_own_grammars_and_not_others(make: Callable[..., Structurer]) -> None:
-    structurer = make(max_cache_bytes=30 * 2**20)
-    mine = await structurer.compile(schema("mine"), "me")
+async def test_a_flood_forgets_its_own_grammars_and_not_others(make: Callable[..., GrammarCompiler]) -> None:
+    grammar_compiler = make(max_cache_bytes=30 * 2**20)
+    mine = await grammar_compiler.compile(schema("mine"), "me")
     for name in "abcd":
-        await structurer.compile(schema(name), "flood")
-    assert await structurer.compile(schema("mine"), "me") is mine
+        await grammar_compiler.compile(schema(name), "flood")
+    assert await grammar_compiler.compile(schema("mine"), "me") is mine
 
 
-async def test_tenants_share_no_process(shared: Structurer) -> None:
+async def test_tenants_share_no_process(shared: GrammarCompiler) -> None:
     mine = await shared.compile(schema("a"), "me")
     assert await shared.compile(schema("a"), "me") is mine
     yours = await shared.compile(schema("a"), "you")
@@ -193,39 +196,39 @@ async def test_tenants_share_no_process(shared: Structurer) -> None:
 # Masks
 
 
-async def test_a_mask_that_takes_too_long_ends_who_waits_for_it(make: Callable[..., Structurer]) -> None:
-    structurer = make(limits=Limits(mask_s=0.05))
-    compiled = await structurer.compile(grammar(SLOW_LATE))
+async def test_a_mask_that_takes_too_long_ends_who_waits_for_it(make: Callable[..., GrammarCompiler]) -> None:
+    grammar_compiler = make(limits=Limits(mask_s=0.05))
+    compiled = await grammar_compiler.compile(grammar(SLOW_LATE))
     with pytest.raises(InvalidRequest, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
-        follow(structurer, compiled, steps=700)
+        follow(grammar_compiler, compiled, steps=700)
 
 
-async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..., Structurer]) -> None:
-    structurer = make()
-    compiled = await structurer.compile(schema("a"))
+async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..., GrammarCompiler]) -> None:
+    grammar_compiler = make()
+    compiled = await grammar_compiler.compile(schema("a"))
     process = process_of(compiled)
     process.suspend()
-    constraint = structurer.constraint(compiled)
+    constraint = grammar_compiler.constraint(compiled)
     assert not constraint.wait(0.05)
     compiled.link._limits = Limits(wall_s=0.1)
     await until(lambda: constraint.wait(0.0))
     with pytest.raises(InvalidRequest, match=r"has not answered within 0\.1 s"):
         constraint.fill_mask(torch.zeros(1, 96, dtype=torch.int32), 0)
     await until(lambda: is_gone(process))
-    again = await structurer.compile(schema("a"))  # the cache gives no dead ones
-    follow(structurer, again, steps=1)
+    again = await grammar_compiler.compile(schema("a"))  # the cache gives no dead ones
+    follow(grammar_compiler, again, steps=1)
 
 
-async def test_many_slow_masks_end_their_request_too(make: Callable[..., Structurer]) -> None:
-    structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
-    compiled = await structurer.compile(grammar(SLOW_LATE))
+async def test_many_slow_masks_end_their_request_too(make: Callable[..., GrammarCompiler]) -> None:
+    grammar_compiler = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
+    compiled = await grammar_compiler.compile(grammar(SLOW_LATE))
     with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
-        follow(structurer, compiled, steps=700)
+        follow(grammar_compiler, compiled, steps=700)
     await until(lambda: 10 in niceness(process_of(compiled)))  # and the processors are others' first
 
 
 async def test_what_compiled_slowly_is_followed_promptly(
-    shared: Structurer,
+    shared: GrammarCompiler,
 ) -> None:
     slow = {
         "type": "object",
@@ -245,14 +248,14 @@ def niceness(process: psutil.Process) -> list[int]:
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads can't be kept to some processors")
 async def test_all_that_is_slow_shares_a_quarter_of_the_processors(
-    make: Callable[..., Structurer],
+    make: Callable[..., GrammarCompiler],
 ) -> None:
-    structurer = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
-    followed = await structurer.compile(grammar(SLOW_LATE))
+    grammar_compiler = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
+    followed = await grammar_compiler.compile(grammar(SLOW_LATE))
     with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
-        follow(structurer, followed, steps=700)
+        follow(grammar_compiler, followed, steps=700)
     await until(lambda: slow_threads(process_of(followed)) != [])
-    flood = hostile(structurer, 3)
+    flood = hostile(grammar_compiler, 3)
     first = process_of(followed).parent()
     assert first is not None
     await until(lambda: all(slow_threads(one) for one in first.children()) and len(first.children()) == 4)
@@ -269,14 +272,14 @@ def slow_threads(process: psutil.Process) -> list[int]:
     return [one.id for one in process.threads() if os.getpriority(os.PRIO_PROCESS, one.id) == 10]
 
 
-def follow(structurer: Structurer, compiled: CompiledOutput, steps: int) -> None:
+def follow(grammar_compiler: GrammarCompiler, compiled: CompiledOutput, steps: int) -> None:
     """The allowed token with the highest id, again and again, but for the end."""
-    constraint = structurer.constraint(compiled)
-    end = structurer._eos_token_ids[0]
+    constraint = grammar_compiler.constraint(compiled)
+    end = grammar_compiler._eos_token_ids[0]
     for _ in range(steps):
-        mask = torch.full((1, -(-structurer._vocab_size // 32)), -1, dtype=torch.int32)
+        mask = torch.full((1, -(-grammar_compiler._vocab_size // 32)), -1, dtype=torch.int32)
         constraint.fill_mask(mask, 0)
-        tokens = allowed_by(mask, structurer._vocab_size)
+        tokens = allowed_by(mask, grammar_compiler._vocab_size)
         constraint.accept(next(token for token in reversed(tokens) if token != end))
 
 
@@ -296,7 +299,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("kind", SOURCES)
 async def test_masks_are_those_that_the_compiler_says_in_this_process(
-    kind: StructuredKind, shared: Structurer, tokenizer: Tokenizer
+    kind: StructuredKind, shared: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     from xgrammar import GrammarCompiler, GrammarMatcher
 
@@ -323,18 +326,18 @@ async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
     tokenizer: Tokenizer,
 ) -> None:
     """Nobody waits for it: the engine asks again at its next step."""
-    structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[])
+    grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[])
     choice = StructuredOutput(StructuredKind.CHOICE, '["yes"]', "x")
-    constraint = structurer.constraint(await structurer.compile(choice))
+    constraint = grammar_compiler.constraint(await grammar_compiler.compile(choice))
     for token in tokenizer.encode("yes", add_special_tokens=False):
         assert constraint.wait(10) and not constraint.is_finished
         constraint.accept(token)
     await until(lambda: constraint.is_finished)
     assert not constraint.wait(0.0)  # there will be no mask
-    structurer.close()
+    grammar_compiler.close()
 
 
-async def test_rows_are_used_again(shared: Structurer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_are_used_again(shared: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = await shared.compile(schema("a"))
     for _ in range(600):  # more than there are rows
         mask = torch.full((1, -(-shared._vocab_size // 32)), -1, dtype=torch.int32)
@@ -344,40 +347,46 @@ async def test_rows_are_used_again(shared: Structurer, monkeypatch: pytest.Monke
 # Lives
 
 
-async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callable[..., Structurer]) -> None:
-    structurer = make()
-    broken, whole = [await structurer.compile(schema(name)) for name in "ab"]
+async def test_a_killed_process_ends_its_sequences_and_nothing_else(
+    make: Callable[..., GrammarCompiler],
+) -> None:
+    grammar_compiler = make()
+    broken, whole = [await grammar_compiler.compile(schema(name)) for name in "ab"]
     process_of(broken).kill()
     await until(lambda: not broken.link.is_alive)
     with pytest.raises(InvalidRequest, match=r"process that follows .* has ended\. .* more than 512 MiB"):
-        follow(structurer, broken, steps=1)
-    follow(structurer, whole, steps=1)
-    follow(structurer, await structurer.compile(schema("a")), steps=1)
+        follow(grammar_compiler, broken, steps=1)
+    follow(grammar_compiler, whole, steps=1)
+    follow(grammar_compiler, await grammar_compiler.compile(schema("a")), steps=1)
 
 
-async def test_it_is_no_grammar_s_fault_when_the_first_process_ends(make: Callable[..., Structurer]) -> None:
-    structurer = make()
-    compiled = await structurer.compile(schema("a"))
+async def test_it_is_no_grammar_s_fault_when_the_first_process_ends(
+    make: Callable[..., GrammarCompiler],
+) -> None:
+    grammar_compiler = make()
+    compiled = await grammar_compiler.compile(schema("a"))
     first = process_of(compiled).parent()
     assert first is not None
     first.kill()
     await until(lambda: not compiled.link.is_alive)
     with pytest.raises(GenerationFailed, match="as all of them have: try again"):
-        follow(structurer, compiled, steps=1)
+        follow(grammar_compiler, compiled, steps=1)
 
 
-async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable[..., Structurer]) -> None:
-    structurer = make()
-    compiled = await structurer.compile(schema("a"))
+async def test_the_first_process_is_started_again_if_it_is_killed(
+    make: Callable[..., GrammarCompiler],
+) -> None:
+    grammar_compiler = make()
+    compiled = await grammar_compiler.compile(schema("a"))
     first = process_of(compiled).parent()
     assert first is not None
     first.kill()
     await until(lambda: not compiled.link.is_alive)  # with it, those that it has forked
     for name in "ab":
-        follow(structurer, await structurer.compile(schema(name)), steps=1)
+        follow(grammar_compiler, await grammar_compiler.compile(schema(name)), steps=1)
 
 
-async def test_processes_are_bounded_and_hold_nothing_of_the_engines(shared: Structurer) -> None:
+async def test_processes_are_bounded_and_hold_nothing_of_the_engines(shared: GrammarCompiler) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -395,7 +404,7 @@ async def test_processes_are_bounded_and_hold_nothing_of_the_engines(shared: Str
 
 
 async def test_signals_for_the_engines_group_leave_them_to_the_engine(
-    shared: Structurer,
+    shared: GrammarCompiler,
 ) -> None:
     compiled = await shared.compile(schema("a"))
     process = process_of(compiled)
@@ -408,12 +417,12 @@ async def test_signals_for_the_engines_group_leave_them_to_the_engine(
 
 
 async def test_a_grammar_that_nobody_follows_any_more_leaves_no_process(
-    make: Callable[..., Structurer],
+    make: Callable[..., GrammarCompiler],
 ) -> None:
-    structurer = make(max_cache_bytes=0)
-    compiled = await structurer.compile(schema("a"))
+    grammar_compiler = make(max_cache_bytes=0)
+    compiled = await grammar_compiler.compile(schema("a"))
     process = process_of(compiled)
-    follow(structurer, compiled, steps=1)
+    follow(grammar_compiler, compiled, steps=1)
     del compiled
     await until(lambda: is_gone(process))
 
@@ -424,13 +433,13 @@ def test_all_end_with_the_engine_however_it_ends() -> None:
         """
         import asyncio, os, signal, sys
         from tests.engine.structured.test_grammar_processes import DEMO, ENDLESS, grammar, process_of, schema
-        from engine.structured import Structurer
+        from engine.structured import GrammarCompiler
         from engine.text.tokenizer import load_tokenizer
         async def main():
             tokenizer = load_tokenizer(DEMO)
-            structurer = Structurer(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[1])
-            process = process_of(await structurer.compile(schema("a")))
-            busy = asyncio.create_task(structurer.compile(grammar(ENDLESS)))
+            grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[1])
+            process = process_of(await grammar_compiler.compile(schema("a")))
+            busy = asyncio.create_task(grammar_compiler.compile(grammar(ENDLESS)))
             await asyncio.sleep(0.3)
             first = process.parent()
             print(first.pid, *[child.pid for child in first.children()], flush=True)

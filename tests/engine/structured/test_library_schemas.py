@@ -158,7 +158,7 @@ def walker() -> Walker:
 
 async def _walk(walker: Walker, schema: dict[str, Any]) -> list[Any]:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
-    compiled = await walker.structurer.compile(wanted)
+    compiled = await walker.grammar_compiler.compile(wanted)
     texts = [walker.walk(compiled, seed, _MAX_TOKENS) for seed in range(_WALKS)]
     # A number may have more digits than a float takes, which isn't the schema's matter.
     return [json.loads(text, parse_float=_finite) for text in texts if text is not None]
@@ -193,7 +193,7 @@ async def test_all_tools_of_an_agent_are_forced_together(walker: Walker, parser:
     }
     tag = call_constraint(parser, tools, "required", parallel=True)
     assert tag is not None
-    await walker.structurer.compile(StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools"))
+    await walker.grammar_compiler.compile(StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools"))
 
 
 def _without_nullable(schema: Any) -> Any:

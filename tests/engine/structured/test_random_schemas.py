@@ -107,7 +107,7 @@ async def test_what_comes_is_valid(walker: Walker, seed: int) -> None:
         schema = schemas.root()
         wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
         try:
-            compiled = await walker.structurer.compile(wanted)
+            compiled = await walker.grammar_compiler.compile(wanted)
         except InvalidRequest as error:
             assert "compiled" not in error.message, schema  # the compiler's own complaints
             continue

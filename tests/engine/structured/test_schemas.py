@@ -50,7 +50,7 @@ SCHEMAS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema["properties"])[:60])
 async def test_every_walk_ends_in_what_the_schema_allows(walker: Walker, schema: dict[str, Any]) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
-    compiled = await walker.structurer.compile(wanted)
+    compiled = await walker.grammar_compiler.compile(wanted)
 
     outputs = [walker.walk(compiled, seed) for seed in range(_WALKS)]
 
@@ -105,4 +105,4 @@ async def test_what_cannot_be_followed_is_named(walker: Walker, schema: Any, wor
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
 
     with pytest.raises(InvalidRequest, match=word):
-        await walker.structurer.compile(wanted)
+        await walker.grammar_compiler.compile(wanted)

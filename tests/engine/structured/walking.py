@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.structured.grammar_compiler import CompiledOutput, Structurer
+from engine.structured.grammar_compiler import CompiledOutput, GrammarCompiler
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
@@ -24,7 +24,7 @@ class Walker:
         eos = self.tokenizer.eos_token_id
         assert eos is not None
         self.eos = eos
-        self.structurer = Structurer(
+        self.grammar_compiler = GrammarCompiler(
             self.tokenizer, vocab_size=self.tokenizer.vocab_size, eos_token_ids=[eos]
         )
         texts = (
@@ -36,7 +36,7 @@ class Walker:
     def walk(self, compiled: CompiledOutput, seed: int, max_tokens: int = MAX_TOKENS) -> str | None:
         """A random output, short texts preferred; None where it was given up after many tokens."""
         chance = random.Random(seed)
-        constraint = self.structurer.constraint(compiled)
+        constraint = self.grammar_compiler.constraint(compiled)
         words = -(-self.tokenizer.vocab_size // 32)
         shifts = torch.arange(32)
         output: list[int] = []
@@ -56,7 +56,7 @@ class Walker:
 
     def takes(self, compiled: Any, text: str) -> bool:
         """Whether a model could say it."""
-        constraint = self.structurer.constraint(compiled)
+        constraint = self.grammar_compiler.constraint(compiled)
         try:
             for token in [*self.tokenizer.encode(text, add_special_tokens=False), self.eos]:
                 constraint.accept(token)
