@@ -20,7 +20,7 @@ from typing import Protocol, TypeAlias
 
 from engine.core.sleep import HeldMemory
 from engine.core.sleep_controller import SleepController
-from engine.core.thread_calls import Call, Calls
+from engine.core.thread_calls import ThreadCall, ThreadCalls
 from engine.core.types import EngineStats
 from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
@@ -30,7 +30,7 @@ from engine.pooling.types import Pooled, PoolingRequest, PoolingRunner
 log = logging.getLogger(__name__)
 
 # What the loop tells the thread: run these, forget those of these ids, do this, or (None) stop.
-_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | Call[PoolingRunner] | None
+_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | ThreadCall[PoolingRunner] | None
 
 
 class Core(Protocol):
@@ -54,7 +54,7 @@ class PoolingEngine:
         self._results: dict[str, asyncio.Future[array[float]]] = {}  # by request id
         self._idle = asyncio.Event()  # set while there are no results to wait for
         self._idle.set()
-        self._calls: Calls[PoolingRunner] = Calls(self._commands.put)
+        self._calls: ThreadCalls[PoolingRunner] = ThreadCalls(self._commands.put)
         self.sleep_controller = SleepController(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: Core | None = None
         self._num_prompt_tokens = 0
@@ -255,7 +255,7 @@ def _run_batches(
         for command in _take(core.batcher, commands):
             if command is None:
                 return
-            if isinstance(command, Call):
+            if isinstance(command, ThreadCall):
                 command.run(core.runner)
             elif isinstance(command, frozenset):
                 for request_id in command:

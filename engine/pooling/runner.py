@@ -90,7 +90,7 @@ class PoolingModelRunner:
         """`load` makes the model now, and again to wake up from a sleep at level 2."""
         pooler = load()
         make_cache = pooler.pools.cache_maker()
-        self._residence: ModelResidency[Pooler, PagedKVCache | None] = ModelResidency(
+        self._residency: ModelResidency[Pooler, PagedKVCache | None] = ModelResidency(
             pooler, make_cache(), device=device, load=load, make_cache=make_cache
         )
         self._plan = plan
@@ -102,8 +102,8 @@ class PoolingModelRunner:
 
         Raises ArithmeticError where the model's numbers have run over (float16 may): they'd be no JSON.
         """
-        pooler = self._residence.model
-        vectors = pooler.pools.pool(batch, self._plan.pooling, self._residence.cache).float()
+        pooler = self._residency.model
+        vectors = pooler.pools.pool(batch, self._plan.pooling, self._residency.cache).float()
         classifier = self._plan.classifier
         if classifier is not None:
             vectors = (pooler.pools.classify(vectors) - classifier.logit_mean) / classifier.logit_sigma
@@ -115,15 +115,15 @@ class PoolingModelRunner:
 
     def sleep(self, level: int) -> None:
         """As engine/core/sleep_controller.py's Sleeps."""
-        self._residence.sleep(level)
+        self._residency.sleep(level)
 
     def wake_up(self, parts: Set[Part]) -> None:
         """As engine/core/sleep_controller.py's Sleeps."""
-        self._residence.wake_up(parts)
+        self._residency.wake_up(parts)
 
     @property
     def memory(self) -> HeldMemory:
-        return self._residence.memory
+        return self._residency.memory
 
     def _finish(self, vectors: torch.Tensor, batch: Sequence[PoolingRequest]) -> list[list[float]]:
         """Cut and activated as each request wants it; at once if all want the same."""

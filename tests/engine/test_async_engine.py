@@ -331,7 +331,7 @@ async def test_wrong_books_are_noticed_when_idle_in_debug(caplog: pytest.LogCapt
         return core
 
     def spoil(batch: Batch) -> None:
-        core._scheduler._cache._ref_counts[63] = 1
+        core._scheduler._block_manager._ref_counts[63] = 1
 
     core = builder(FakeRunner(before=spoil))()
     with caplog.at_level(logging.DEBUG, logger="engine.core.async_engine"):

@@ -74,8 +74,8 @@ def test_an_abort_between_steps_gives_the_last_delta() -> None:
     assert core.abort("a") is None
     assert not core.has_work
     assert (
-        repr(core)
-        == "<EngineCore <Scheduler 0 running, 0 waiting, <BlockManager 64 x 4: 0 held, 0 cached, 64 blank>>>"
+        repr(core) == "<EngineCore <Scheduler 0 running, 0 waiting, "
+        "<BlockManager 64 x 4: 0 allocated, 0 cached, 64 empty>>>"
     )
 
 

@@ -43,12 +43,14 @@ SEQUENCES = st.tuples(
 )
 
 
-def edits_of(params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> LogitsProcessors | None:
-    edits = LogitsProcessors.of(params, prompt)
-    if edits is not None:
+def processors_of(
+    params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
+) -> LogitsProcessors | None:
+    processors = LogitsProcessors.of(params, prompt)
+    if processors is not None:
         for token in output:
-            edits.add(token)
-    return edits
+            processors.add(token)
+    return processors
 
 
 def by_the_book(
@@ -78,8 +80,10 @@ def test_every_row_is_edited_as_the_definitions_say(
     sequences: list[tuple[SamplingParams, list[int], list[int], list[float]]],
 ) -> None:
     logits = torch.tensor([sequence[3] for sequence in sequences])
-    edits = {row: edits_of(*sequence[:3]) for row, sequence in enumerate(sequences)}
-    apply_logits_processors(logits, {row: edit for row, edit in edits.items() if edit is not None})
+    processors = {row: processors_of(*sequence[:3]) for row, sequence in enumerate(sequences)}
+    apply_logits_processors(
+        logits, {row: processor for row, processor in processors.items() if processor is not None}
+    )
     expected = torch.tensor([by_the_book(*sequence) for sequence in sequences])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -87,7 +91,7 @@ def test_every_row_is_edited_as_the_definitions_say(
 def test_rows_that_ask_for_nothing_have_no_edits_and_stay_as_they_are() -> None:
     assert LogitsProcessors.of(GREEDY, [1, 2]) is None
     logits = torch.arange(3 * VOCAB_SIZE, dtype=torch.float32).view(3, VOCAB_SIZE)
-    asking = edits_of(replace(GREEDY, presence_penalty=1.0, logit_bias={3: 5.0}), [1], [2, 2])
+    asking = processors_of(replace(GREEDY, presence_penalty=1.0, logit_bias={3: 5.0}), [1], [2, 2])
     rows = [SampledRow(GREEDY, 2), SampledRow(GREEDY, 2, asking), SampledRow(GREEDY, 2)]
     before = logits.clone()
     Sampler([]).sample(logits, rows)
@@ -100,8 +104,8 @@ def test_a_bad_word_may_not_be_finished_but_its_parts_may_stand() -> None:
     params = replace(GREEDY, bad_words=((5,), (1, 2), (1, 2, 3)))
     expected = {(): {5}, (1,): {5, 2}, (2,): {5}, (1, 2): {5, 3}, (1, 2, 1): {5, 2}, (1, 9, 2): {5}}
     for output, forbidden in expected.items():
-        edits = edits_of(params, [1, 2], output)  # a word doesn't reach back into the prompt
-        assert edits is not None and set(edits.forbidden_token_ids()) == forbidden
+        processors = processors_of(params, [1, 2], output)  # a word doesn't reach back into the prompt
+        assert processors is not None and set(processors.forbidden_token_ids()) == forbidden
 
 
 def test_a_step_looks_only_at_bad_words_that_have_begun() -> None:
@@ -115,10 +119,10 @@ def test_a_step_looks_only_at_bad_words_that_have_begun() -> None:
             return super().__getitem__(index)
 
     words = tuple(Counted((number, number + 1)) for number in range(4000))
-    edits = edits_of(replace(GREEDY, bad_words=words), [1], [17])
-    assert edits is not None
+    processors = processors_of(replace(GREEDY, bad_words=words), [1], [17])
+    assert processors is not None
     Counted.looked_at = 0
-    assert list(edits.forbidden_token_ids()) == [18]
+    assert list(processors.forbidden_token_ids()) == [18]
     assert Counted.looked_at <= 2
 
 
@@ -141,6 +145,6 @@ def test_a_row_that_is_no_number_fails_alone(temperature: float, broken: float, 
 def test_demands_that_leave_no_token_fail() -> None:
     params = replace(GREEDY, allowed_token_ids=(3, 4), bad_words=((3,), (4,)))
     sampled = Sampler([]).sample(
-        torch.zeros(1, VOCAB_SIZE), [SampledRow(params, 0, edits_of(params, [1], []))]
+        torch.zeros(1, VOCAB_SIZE), [SampledRow(params, 0, processors_of(params, [1], []))]
     )
     assert sampled.tokens == [None] and "No token is left" in str(sampled.failures[0])

@@ -24,7 +24,7 @@ from engine.execution.memory import (
 from engine.execution.threads import num_compute_threads
 
 KIB = 1024
-BUDGET = MemoryBudget(unasked_bytes=1000 * KIB, limit_bytes=4000 * KIB)
+BUDGET = MemoryBudget(default_bytes=1000 * KIB, limit_bytes=4000 * KIB)
 
 
 def size(budget: MemoryBudget = BUDGET, *, model_limit: int = 640, **options: int) -> CacheSize:
@@ -73,7 +73,10 @@ def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], 
 
 def test_where_memory_is_short_it_is_said_who_has_it_and_what_helps() -> None:
     budget = MemoryBudget(
-        unasked_bytes=1000 * KIB, limit_bytes=4000 * KIB, told="Others have the rest.", remedy="stop them"
+        default_bytes=1000 * KIB,
+        limit_bytes=4000 * KIB,
+        description="Others have the rest.",
+        remedy="stop them",
     )
     with pytest.raises(OutOfMemory) as caught:
         size(budget, model_limit=8192, max_model_len=5000)
@@ -82,7 +85,7 @@ def test_where_memory_is_short_it_is_said_who_has_it_and_what_helps() -> None:
         "250 (0.004 GiB). Others have the rest. Lower --max-model-len to 4000 or less, or stop them."
     )
     with pytest.raises(OutOfMemory) as caught:
-        size(MemoryBudget(unasked_bytes=0, limit_bytes=0, remedy="stop them"), model_limit=640)
+        size(MemoryBudget(default_bytes=0, limit_bytes=0, remedy="stop them"), model_limit=640)
     assert caught.value.message.endswith("gives 0 (0.000 GiB). Stop them."), "no length would fit"
 
 
@@ -111,7 +114,7 @@ def test_what_an_allocator_says_is_told_without_its_advice() -> None:
 
 def test_the_machine_has_memory() -> None:
     assert 1 << 26 < available_host_bytes() < 1 << 50
-    assert 0 < cpu_budget().unasked_bytes < cpu_budget().limit_bytes <= available_host_bytes() * 1.5
+    assert 0 < cpu_budget().default_bytes < cpu_budget().limit_bytes <= available_host_bytes() * 1.5
 
 
 def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

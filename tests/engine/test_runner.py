@@ -88,8 +88,8 @@ def _tensors_of(core: EngineCore) -> tuple[list[torch.Tensor], list[torch.Tensor
     """The weights and the KV cache, found among all tensors that there are."""
     runner = core._runner
     assert isinstance(runner, ModelRunner)
-    weights = [tensor for _, _, tensor in tensors_of(runner._residence.model.modules())]
-    return weights, runner._residence.cache.tensors()
+    weights = [tensor for _, _, tensor in tensors_of(runner._residency.model.modules())]
+    return weights, runner._residency.cache.tensors()
 
 
 def config_of(path: Path, **options: Any) -> EngineConfig:

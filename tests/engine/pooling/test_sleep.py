@@ -33,8 +33,8 @@ def test_what_was_held_is_gone_and_comes_back(name: str, level: int, tmp_path: P
     before, awake = run(core, INPUTS), runner.memory
     assert awake.weights > 0
     assert (awake.kv_cache > 0) == name.startswith("qwen3")
-    cache = runner._residence.cache
-    weights = _watch([tensor for _, _, tensor in tensors_of(runner._residence.model.modules())])
+    cache = runner._residency.cache
+    weights = _watch([tensor for _, _, tensor in tensors_of(runner._residency.model.modules())])
     cached = _watch([] if cache is None else cache.tensors())
     del cache
     runner.sleep(level)
