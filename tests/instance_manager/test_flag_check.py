@@ -22,7 +22,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
-PARSER = cache(flags._build_parser)
+PARSER = cache(flags.build_parser)
 FLAGS: dict[str, Any] = json.loads(FILE.read_text())["flags"]
 ROOT = FILE.parents[2]
 VALUES: list[Any] = [
@@ -74,7 +74,7 @@ VALUES: list[Any] = [
 
 @pytest.fixture(autouse=True)
 def _one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags, "_build_parser", PARSER)
+    monkeypatch.setattr(flags, "build_parser", PARSER)
 
 
 def refusal(params: dict[str, Any], engine: str = "engine", **config: Any) -> InvalidSpec | None:
