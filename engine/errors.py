@@ -96,7 +96,7 @@ class PromptTooLong(InvalidRequest):
         is_exact: bool = True,
         param: str | None = None,
     ) -> PromptTooLong:
-        """`part`: the field with the prompt, "messages"; not `is_exact`: the prompt has at least so many tokens.
+        """`part`: the prompt's field, "messages"; not `is_exact`: the prompt has at least so many tokens.
 
         The error names the prompt's field unless `param` names another.
         """
