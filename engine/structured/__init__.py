@@ -1,4 +1,4 @@
-"""Output that follows a schema, an expression or a grammar: masks over the vocabulary, by xgrammar."""
+"""Output that follows a schema, a regular expression or a grammar: masks over the vocabulary, by xgrammar."""
 
 from engine.structured.grammar_compiler import CompiledOutput, GrammarCompiler
 from engine.structured.spec import ReasoningDelimiters, StructuredKind, StructuredOutput

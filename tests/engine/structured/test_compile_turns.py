@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn
+from engine.structured.compile_turns import NO_TENANT, CompilerBusy, CompileTurns, Turn
 
 
 def turns_of(*, num_turns: int = 4, max_slow: int = 3, max_waiting: int = 8) -> CompileTurns:
@@ -40,7 +40,7 @@ async def test_one_tenant_never_has_more_than_half_of_the_turns() -> None:
 
 
 async def test_without_keys_every_request_may_have_a_turn() -> None:
-    assert len(await begun(turns_of(), *[NOBODY] * 4)) == 4
+    assert len(await begun(turns_of(), *[NO_TENANT] * 4)) == 4
 
 
 async def test_the_tenant_with_fewest_turns_is_next() -> None:
@@ -54,8 +54,8 @@ async def test_the_tenant_with_fewest_turns_is_next() -> None:
 
 async def test_who_comes_after_a_flood_does_not_wait_for_it() -> None:
     turns = turns_of(num_turns=1)
-    first = await turns.begin(NOBODY)
-    *flood, last = await waiting(turns, *[NOBODY] * 6)
+    first = await turns.begin(NO_TENANT)
+    *flood, last = await waiting(turns, *[NO_TENANT] * 6)
     turns.end(first)
     await asyncio.wait_for(last, 1)
     assert not any(task.done() for task in flood)

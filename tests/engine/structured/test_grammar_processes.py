@@ -159,7 +159,7 @@ async def test_too_many_that_are_slow_make_room_for_each_other(
     flood = hostile(make(), 4)
     done, rest = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     [error] = {str(task.exception()) for task in done if isinstance(task.exception(), CompilerBusy)}
-    assert "takes long to compile, and too many others do" in error
+    assert "takes long to compile, and so do too many others" in error
     await end(list(rest))
 
 
@@ -369,7 +369,7 @@ async def test_it_is_no_grammar_s_fault_when_the_first_process_ends(
     assert first is not None
     first.kill()
     await until(lambda: not compiled.link.is_alive)
-    with pytest.raises(GenerationFailed, match="as all of them have: try again"):
+    with pytest.raises(GenerationFailed, match="like all others: try again"):
         follow(grammar_compiler, compiled, steps=1)
 
 

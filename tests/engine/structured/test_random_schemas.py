@@ -1,4 +1,4 @@
-"""Any schema at all is followed or refused: what comes under one that was taken is valid."""
+"""Any schema at all is normalised or refused: what comes under one that was taken is valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jsonschema_rs
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.structured.json_schema import follow_json_schema
+from engine.structured.json_schema import normalise_json_schema
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.string_rules import StringRules
 from tests.engine.structured.walking import Walker
@@ -123,7 +123,7 @@ async def test_what_comes_is_valid(walker: Walker, seed: int) -> None:
 def test_where_nothing_is_demanded_nothing_is_refused(seed: int) -> None:
     schemas = Schemas(seed)
     for _ in range(4 * _NUM_SCHEMAS):
-        follow_json_schema(schemas.root(), "tools", StringRules(), is_strict=False)
+        normalise_json_schema(schemas.root(), "tools", StringRules(), is_strict=False)
 
 
 def _nested(word: str, depth: int, *, in_list: bool = True) -> Any:
@@ -166,7 +166,7 @@ LARGE: dict[str, Any] = {
 def test_a_large_one_is_followed_or_refused_soon(schema: Any, is_strict: bool) -> None:
     begun = time.process_time()
     try:
-        follow_json_schema(schema, "tools", StringRules(), is_strict=is_strict)
+        normalise_json_schema(schema, "tools", StringRules(), is_strict=is_strict)
     except InvalidRequest:
         assert is_strict
     assert time.process_time() - begun < 5
