@@ -243,7 +243,7 @@ class AsyncEngine:
 def _run_steps(
     core: EngineCore, commands: SimpleQueue[_Command], deliver: Callable[[list[TokenDelta]], object]
 ) -> None:
-    """Until a stop command: obey all commands, run one step, deliver. Blocks while there is nothing to do."""
+    """Until a stop command: obey all commands, run one step, deliver. Blocks while idle."""
     while True:
         deltas: list[TokenDelta] = []
         for command in _pending_commands(core, commands):
