@@ -44,7 +44,7 @@ class Pools(Protocol):
         ...
 
     def cache_maker(self) -> Callable[[], PagedKVCache | None]:
-        """A function that makes the cache for `pool` (None if it needs none) and doesn't reference the model."""
+        """A function that makes the cache for `pool`, or None if it needs none, without keeping the model."""
         ...
 
     def pool(
