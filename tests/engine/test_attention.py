@@ -1,4 +1,4 @@
-"""Paged attention against attention written out: wherever the blocks lie, whatever is in the batch."""
+"""Paged attention equals plain attention, wherever the blocks lie, whatever is in the batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def part(start: int, stop: int, blocks: Sequence[int], *, samples: bool = True) 
 
 
 def written_out(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Of the last queries [n, heads, d] over keys and values [context, kv_heads, d]: [n, heads * d]."""
+    """Attention of the last queries [n, heads, d] over keys, values [context, kv_heads, d]: [n, heads * d]."""
     num_rows, num_heads, head_dim = queries.shape
     group = num_heads // keys.shape[1]
     output = torch.zeros_like(queries)
@@ -44,7 +44,7 @@ def written_out(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor)
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (6, 2), (4, 1)])
-def test_against_attention_written_out(num_heads: int, num_kv_heads: int) -> None:
+def test_paged_attention_equals_plain_attention(num_heads: int, num_kv_heads: int) -> None:
     """Three steps of four sequences: first chunks, then later chunks, decodes and both side by side."""
     torch.manual_seed(0)
     shape = AttentionShape(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=8, num_layers=2)

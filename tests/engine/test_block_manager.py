@@ -25,7 +25,7 @@ def test_a_cache_of_nothing_is_refused(num_blocks: int, block_size: int) -> None
         BlockManager(num_blocks, block_size)
 
 
-def test_blocks_are_counted_out_and_back() -> None:
+def test_blocks_are_allocated_and_freed() -> None:
     manager = BlockManager(4, 4)
     assert [manager.num_blocks_for(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
     blocks = manager.allocate(3)
@@ -120,7 +120,7 @@ def test_content_is_evicted_last_and_from_its_tail() -> None:
     manager.check_integrity([empty, table])
 
 
-def test_sequences_that_grow_side_by_side_stay_in_one_piece() -> None:
+def test_sequences_that_grow_concurrently_stay_contiguous() -> None:
     manager = BlockManager(64, 2)
     for _ in range(10):  # the cache is full of old content from the third round on
         tables = [manager.allocate(4, reserved=10) for _ in range(3)]

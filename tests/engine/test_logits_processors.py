@@ -56,7 +56,7 @@ def processors_of(
 def by_the_book(
     params: SamplingParams, prompt: Sequence[int], output: Sequence[int], logits: Sequence[float]
 ) -> list[float]:
-    """One token after the other, with no thought for speed."""
+    """One token after the other, slow and simple."""
     edited = []
     for token, logit in enumerate(logits):
         value = logit
@@ -76,7 +76,7 @@ def by_the_book(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SEQUENCES, min_size=1, max_size=4))
-def test_every_row_is_edited_as_the_definitions_say(
+def test_every_row_is_processed_as_defined(
     sequences: list[tuple[SamplingParams, list[int], list[int], list[float]]],
 ) -> None:
     logits = torch.tensor([sequence[3] for sequence in sequences])
@@ -88,7 +88,7 @@ def test_every_row_is_edited_as_the_definitions_say(
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_that_ask_for_nothing_have_no_edits_and_stay_as_they_are() -> None:
+def test_rows_without_processors_stay_unchanged() -> None:
     assert LogitsProcessors.of(GREEDY, [1, 2]) is None
     logits = torch.arange(3 * VOCAB_SIZE, dtype=torch.float32).view(3, VOCAB_SIZE)
     asking = processors_of(replace(GREEDY, presence_penalty=1.0, logit_bias={3: 5.0}), [1], [2, 2])
@@ -100,7 +100,7 @@ def test_rows_that_ask_for_nothing_have_no_edits_and_stay_as_they_are() -> None:
     assert changed == [2, 3]
 
 
-def test_a_bad_word_may_not_be_finished_but_its_parts_may_stand() -> None:
+def test_a_bad_word_is_not_completed_but_its_parts_may_occur() -> None:
     params = replace(GREEDY, bad_words=((5,), (1, 2), (1, 2, 3)))
     expected = {(): {5}, (1,): {5, 2}, (2,): {5}, (1, 2): {5, 3}, (1, 2, 1): {5, 2}, (1, 9, 2): {5}}
     for output, forbidden in expected.items():
@@ -108,8 +108,8 @@ def test_a_bad_word_may_not_be_finished_but_its_parts_may_stand() -> None:
         assert processors is not None and set(processors.forbidden_token_ids()) == forbidden
 
 
-def test_a_step_looks_only_at_bad_words_that_have_begun() -> None:
-    """Thousands of words cost a step no more than the one whose beginning was said."""
+def test_a_step_looks_up_only_bad_words_that_have_begun() -> None:
+    """Thousands of words cost a step no more than the one that has begun."""
 
     class Counted(tuple[int, ...]):
         looked_at = 0
@@ -129,7 +129,7 @@ def test_a_step_looks_only_at_bad_words_that_have_begun() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_a_row_that_is_no_number_fails_alone(temperature: float, broken: float, top_p: float) -> None:
+def test_a_row_of_nans_fails_alone(temperature: float, broken: float, top_p: float) -> None:
     logits = torch.randn(3, VOCAB_SIZE, generator=torch.Generator().manual_seed(4)).bfloat16()
     params = replace(GREEDY, temperature=temperature, top_p=top_p, seed=3)
     rows = [SampledRow(params, position) for position in range(3)]
@@ -142,7 +142,7 @@ def test_a_row_that_is_no_number_fails_alone(temperature: float, broken: float, 
     assert ("No token is left" in str(sampled.failures[1])) == (broken == -math.inf)
 
 
-def test_demands_that_leave_no_token_fail() -> None:
+def test_parameters_that_allow_no_token_fail() -> None:
     params = replace(GREEDY, allowed_token_ids=(3, 4), bad_words=((3,), (4,)))
     sampled = Sampler([]).sample(
         torch.zeros(1, VOCAB_SIZE), [SampledRow(params, 0, processors_of(params, [1], []))]

@@ -1,4 +1,4 @@
-"""Log-probabilities of output and prompt, against plain transformers, whatever way the batch takes."""
+"""Log-probabilities of output and prompt equal plain transformers, however requests are batched."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ TOLERANCE = 1e-4
     st.integers(0, 11),
     st.integers(0, 14) | st.just(ALL_LOGPROBS),
 )
-def test_ranks_and_the_most_likely(logits: list[float], token: int, num_top: int) -> None:
-    """With many equals among the logits."""
+def test_ranks_and_the_most_likely_tokens(logits: list[float], token: int, num_top: int) -> None:
+    """With many equal logits."""
     token %= len(logits)
     (position,) = position_logprobs(raw_logprobs(torch.tensor([logits])), [token], [num_top])
     total = sum(math.exp(logit) for logit in logits)
@@ -121,7 +121,9 @@ def asking(length: int, max_tokens: int = 9) -> EngineRequest:
     ],
     ids=["whole", "chunked", "preempted"],
 )
-def test_equal_to_transformers(model: Path, options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logprobs_equal_those_of_transformers(
+    model: Path, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "_SCORED_LOGITS", 5 * VOCAB_SIZE)  # in slices of five rows
     reference = Reference(model)
     core = core_of(model, **options)
@@ -179,8 +181,8 @@ def test_a_row_alone_and_in_a_batch(model: Path) -> None:
             assert [t.logprob for t in here.top] == pytest.approx([t.logprob for t in there.top], abs=1e-5)
 
 
-def test_tokens_may_be_named_instead(model: Path) -> None:
-    """Beside requests that want the most likely ones, or nothing; one of the named may be the sampled."""
+def test_logprobs_of_named_tokens(model: Path) -> None:
+    """Beside requests for the most likely tokens, or for none; a named token may be the sampled one."""
     reference = Reference(model)
     named = {"one": (5,), "more": (300, 7, 7, 0), "greedy": tuple(range(100, 228))}
     requests = [

@@ -1,4 +1,4 @@
-"""How large the KV cache becomes, where a model is found, and how many threads compute."""
+"""The size of the KV cache, the location of a model, and the number of threads."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def size(budget: MemoryBudget = BUDGET, *, model_limit: int = 640, **options: in
     return size_cache(config, budget, bytes_per_token=KIB, model_limit=model_limit)
 
 
-def test_what_is_asked_for_comes_first() -> None:
+def test_requested_sizes_come_first() -> None:
     assert size(num_gpu_blocks_override=50, kv_cache_memory_bytes=1 << 30).num_blocks == 50
     assert size(kv_cache_memory_bytes=50 * 16 * KIB).num_blocks == 50
 
 
-def test_unasked_it_takes_its_share_of_the_memory() -> None:
+def test_by_default_the_cache_uses_its_share_of_the_memory() -> None:
     assert size() == CacheSize(num_blocks=62, max_model_len=640)
 
 
-def test_unasked_it_takes_no_more_than_is_of_use() -> None:
+def test_by_default_the_cache_is_no_larger_than_useful() -> None:
     assert size(max_num_seqs=1, model_limit=100) == CacheSize(num_blocks=7, max_model_len=100)
 
 
-def test_the_longest_sequence_shrinks_to_what_fits_unless_it_was_asked_for() -> None:
+def test_the_longest_sequence_shrinks_to_fit_unless_it_was_requested() -> None:
     assert size(model_limit=5000) == CacheSize(num_blocks=62, max_model_len=62 * 16)
     assert size(model_limit=5000, max_model_len=3000) == CacheSize(num_blocks=188, max_model_len=3000)
 
@@ -71,7 +71,7 @@ def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], 
         size(model_limit=8192, **options)
 
 
-def test_where_memory_is_short_it_is_said_who_has_it_and_what_helps() -> None:
+def test_the_error_for_short_memory_says_what_uses_it_and_what_helps() -> None:
     budget = MemoryBudget(
         default_bytes=1000 * KIB,
         limit_bytes=4000 * KIB,
@@ -89,7 +89,7 @@ def test_where_memory_is_short_it_is_said_who_has_it_and_what_helps() -> None:
     assert caught.value.message.endswith("gives 0 (0.000 GiB). Stop them."), "no length would fit"
 
 
-def test_a_cache_larger_than_all_memory_is_refused_before_it_is_taken() -> None:
+def test_a_cache_larger_than_all_memory_is_refused_before_allocation() -> None:
     budget = replace(BUDGET, total_bytes=100 * 16 * KIB)
     assert size(budget, num_gpu_blocks_override=100).num_blocks == 100
     with pytest.raises(OutOfMemory, match=r"--num-gpu-blocks-override asks for a KV cache of 0\.002 GiB"):
@@ -97,7 +97,7 @@ def test_a_cache_larger_than_all_memory_is_refused_before_it_is_taken() -> None:
     assert cpu_budget().total_bytes == total_host_bytes() >= available_host_bytes()
 
 
-def test_what_an_allocator_says_is_told_without_its_advice() -> None:
+def test_an_allocators_message_is_reported_without_its_advice() -> None:
     said = (
         "CUDA out of memory. Tried to allocate 2.00 GiB. Process 7 has 70 GiB memory in use. Of the "
         "allocated memory 60 GiB is allocated by PyTorch. If reserved but unallocated memory is large try "
@@ -124,7 +124,7 @@ def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert resolve_model("models/mine") == (tmp_path / "models" / "mine").resolve()
 
 
-def test_what_is_no_directory_and_no_hub_name_is_not_found(tmp_path: Path) -> None:
+def test_neither_a_directory_nor_a_hub_name_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in (str(tmp_path / "absent"), str(tmp_path / "file"), "./absent", "a/b/c", "white space"):
         with pytest.raises(ModelNotFound, match=name.rsplit("/", 1)[-1]):

@@ -1,4 +1,4 @@
-"""Thoughts split from answers, however the text comes."""
+"""Reasoning is split from answers, however the text is split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATES = st.sampled_from([True, False, None])
 
 
 def split(name: str, pieces: Sequence[str], *, inside: bool | None = None) -> tuple[str, str]:
-    """The thought and the answer."""
+    """The reasoning and the answer."""
     parser = ReasoningParser(name, inside=inside)
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     assert all(text for _, text in found), "an empty piece says nothing"
@@ -50,7 +50,7 @@ def test_however_a_text_is_split_the_pieces_add_up_to_the_same(
     st.sampled_from(["", "\n", "\n\n"]),
     cuts(60),
 )
-def test_thought_and_answer_are_what_the_model_wrote(
+def test_reasoning_and_answer_are_what_the_model_wrote(
     thought: str, answer: str, between: str, at: list[int]
 ) -> None:
     if (thought + END).index(END) < len(thought) or thought.startswith(START):
@@ -63,7 +63,7 @@ def test_thought_and_answer_are_what_the_model_wrote(
 
 
 @given(PARSERS, STATES, RAMBLING)
-def test_nothing_is_lost_but_the_marks_and_the_empty_lines_behind(
+def test_only_delimiters_and_empty_lines_after_them_are_dropped(
     name: str, inside: bool | None, text: str
 ) -> None:
     is_open = name == "deepseek_r1" if inside is None else inside
@@ -113,7 +113,7 @@ def test_examples(name: str, inside: bool | None, text: str, reasoning: str, con
         assert split(name, pieces, inside=inside) == (reasoning, content), pieces
 
 
-def test_what_only_begins_like_a_mark_is_shown_as_soon_as_it_can_be_none() -> None:
+def test_a_false_start_of_a_delimiter_is_reported_as_soon_as_possible() -> None:
     parser = ReasoningParser("qwen3", inside=None)
     assert parser.feed("<thi") == []
     assert parser.feed("nk>a </") == [(Kind.REASONING, "a ")]
@@ -123,7 +123,7 @@ def test_what_only_begins_like_a_mark_is_shown_as_soon_as_it_can_be_none() -> No
     assert parser.feed("Hello <think") == [(Kind.CONTENT, "Hello <think")]
 
 
-def test_marks_are_known_by_the_parsers_name() -> None:
+def test_delimiters_are_looked_up_by_the_parsers_name() -> None:
     assert reasoning_delimiters("qwen3") == reasoning_delimiters("deepseek_r1") == ("<think>", "</think>")
     with pytest.raises(ValueError, match="no reasoning parser 'nonsense'"):
         reasoning_delimiters("nonsense")

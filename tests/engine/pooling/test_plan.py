@@ -1,4 +1,4 @@
-"""What files and flags say about pooling."""
+"""The pooling plan from files and flags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QWEN = "Qwen3ForCausalLM"
 
 
 def checkpoint(directory: Path, architecture: str, **config: Any) -> Path:
-    """A config.json; None takes a key out."""
+    """A config.json; None removes a key."""
     raw = {"architectures": [architecture], **SHAPE, **config}
     kept = {key: value for key, value in raw.items() if value is not None}
     (directory / "config.json").write_text(json.dumps(kept))
@@ -46,7 +46,7 @@ def flags(directory: Path, **options: Any) -> EngineConfig:
         ("MambaForCausalLM", {}, RunnerKind.GENERATE),
     ],
 )
-def test_the_runner_is_found(
+def test_the_runner_is_detected(
     architecture: str, options: dict[str, Any], kind: RunnerKind, tmp_path: Path
 ) -> None:
     assert choose_runner(flags(checkpoint(tmp_path, architecture), **options)) is kind
@@ -97,7 +97,7 @@ def test_flags_that_contradict_each_other(
         ),
     ],
 )
-def test_labels_and_their_activation(
+def test_labels_and_activation_come_from_the_config(
     config: dict[str, Any], num_labels: int, activation: Activation, tmp_path: Path
 ) -> None:
     plan = read_pooling_plan(flags(checkpoint(tmp_path, "BertForSequenceClassification", **config)))
@@ -126,7 +126,7 @@ def test_roberta_keeps_positions_for_padding(tmp_path: Path) -> None:
     assert plan.max_model_len == 62
 
 
-def test_the_pooler_config_wins(tmp_path: Path) -> None:
+def test_the_pooler_config_overrides_files(tmp_path: Path) -> None:
     directory = write_modules(checkpoint(tmp_path, "BertModel"), "max_tokens")
     with pytest.raises(UnsupportedModel, match="pooling_mode_max_tokens isn't supported"):
         read_pooling_plan(flags(directory))
@@ -146,7 +146,7 @@ def test_the_pooler_config_wins(tmp_path: Path) -> None:
         ({"logit_mean": "x"}, "logit_mean can't be 'x'"),
     ],
 )
-def test_a_wrong_pooler_config_is_said(pooler: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         read_pooling_plan(flags(checkpoint(tmp_path, "BertModel"), pooler_config=pooler))
 
@@ -191,7 +191,7 @@ def test_a_wrong_pooler_config_is_said(pooler: dict[str, Any], said: str, tmp_pa
         ),
     ],
 )
-def test_what_can_not_be_done_is_said(
+def test_unsupported_pooling_is_refused(
     architecture: str,
     config: dict[str, Any],
     options: dict[str, Any],
@@ -203,7 +203,7 @@ def test_what_can_not_be_done_is_said(
         read_pooling_plan(flags(checkpoint(tmp_path, architecture, **config), **options))
 
 
-def test_modules_that_are_not_ours_are_named(tmp_path: Path) -> None:
+def test_unsupported_modules_are_named(tmp_path: Path) -> None:
     directory = write_modules(checkpoint(tmp_path, "BertModel"), "mean_tokens")
     modules = json.loads((directory / "modules.json").read_text())
     modules.append({"type": "sentence_transformers.models.LSTM", "path": "3_LSTM"})

@@ -1,4 +1,4 @@
-"""Models that pool asleep and awake again: what they hold, and what they answer afterwards."""
+"""Pooling models asleep and awake again: their memory, and their results afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUTS = [[5, 6, 7], [8, 9, 10, 11]]
 
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("name", ["bert", "bert-three", "qwen3", "qwen3-cross"])
-def test_what_was_held_is_gone_and_comes_back(name: str, level: int, tmp_path: Path) -> None:
+def test_memory_is_freed_and_restored(name: str, level: int, tmp_path: Path) -> None:
     directory = make_pooler(name, tmp_path)
     if name == "qwen3":
         write_modules(directory, "lasttoken")

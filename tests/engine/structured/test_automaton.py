@@ -69,7 +69,7 @@ def test_an_automaton_accepts_what_the_expression_matches(node: Node, texts: lis
 
 
 @pytest.mark.parametrize("pattern", [".{2000}", "[ab]*a[ab]{20}", "((a{40}){40}){40}"])
-def test_one_that_grows_too_large_is_given_up(pattern: str) -> None:
+def test_an_automaton_that_grows_too_large_is_given_up(pattern: str) -> None:
     assert automaton(full_match(parse(pattern)), max_states=1000) is None
 
 
@@ -79,7 +79,7 @@ def chars(pattern: str) -> Node:
     return node
 
 
-def test_equal_ends_of_strings_are_the_same_rules() -> None:
+def test_equal_suffixes_of_strings_share_rules() -> None:
     rules = StringRules()
     assert rules.stand_in(chars(".{0,60}")) == rules.stand_in(chars(".{0,60}"))
     shorter = rules.stand_in(chars(".{0,40}"))
@@ -89,7 +89,7 @@ def test_equal_ends_of_strings_are_the_same_rules() -> None:
     assert len(rules.insert(grammar).splitlines()) == len(alone.insert(grammar).splitlines())
 
 
-def test_strings_of_too_many_rules_are_left_to_the_compiler() -> None:
+def test_strings_that_need_too_many_rules_are_left_to_the_compiler() -> None:
     rules = StringRules()
     assert rules.stand_in(chars("[ab]{2000}")) is None
     assert rules.stand_in(chars(".{200}")) is not None
@@ -150,7 +150,7 @@ LONG = {"type": "string", "maxLength": 300}
     ],
     ids=str,
 )
-async def test_a_schema_takes_these_values_and_not_those(
+async def test_a_schema_allows_valid_values_only(
     schema: object, good: list[object], bad: list[object]
 ) -> None:
     tokenizer = load_tokenizer(DEMO)

@@ -1,4 +1,4 @@
-"""Schemas that libraries make and agents send: whatever a model does under them is what they allow."""
+"""Schemas from libraries and agents: every output under them is valid."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Closed(BaseModel):
 
 
 class Rich(BaseModel):
-    """Of everything something."""
+    """A model with fields of many types."""
 
     id: uuid.UUID
     at: datetime.datetime
@@ -169,7 +169,7 @@ def _finite(text: str) -> float:
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
-async def test_what_comes_is_what_pydantic_asked_for(walker: Walker, kind: Any) -> None:
+async def test_outputs_are_valid_for_pydantic(walker: Walker, kind: Any) -> None:
     schema = TypeAdapter(kind).json_schema()
     values = await _walk(walker, schema)
     assert values
@@ -178,7 +178,7 @@ async def test_what_comes_is_what_pydantic_asked_for(walker: Walker, kind: Any) 
 
 
 @pytest.mark.parametrize("schema", TOOLS.values(), ids=TOOLS)
-async def test_what_comes_is_what_the_tool_takes(walker: Walker, schema: dict[str, Any]) -> None:
+async def test_outputs_are_valid_arguments_of_the_tool(walker: Walker, schema: dict[str, Any]) -> None:
     values = await _walk(walker, schema)
     assert values
     for value in values:
@@ -197,7 +197,7 @@ async def test_all_tools_of_an_agent_are_forced_together(walker: Walker, parser:
 
 
 def _without_nullable(schema: Any) -> Any:
-    """As the JSON Schema of today says it."""
+    """The schema in the current JSON Schema draft."""
     if isinstance(schema, list):
         return [_without_nullable(part) for part in schema]
     if not isinstance(schema, dict):
