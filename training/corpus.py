@@ -55,7 +55,7 @@ def _plain(rng: Random) -> Document:
 
 
 def _brief(rng: Random) -> Document:
-    """The bare answer, because the system prompt or the user wants it."""
+    """Only the bare answer, because the system prompt or the user asks for it."""
     while not (asked := rng.choice((facts.exchange, sums.exchange))(rng)).short:
         pass
     if rng.random() < 0.6:
@@ -76,7 +76,7 @@ def _conversation(rng: Random) -> Document:
 
 
 def _memory(rng: Random) -> Document:
-    """A name or a thing told first and asked for later."""
+    """A name or a thing mentioned first and asked for later."""
     name, item = any_name(rng), made_up_word(rng)
     told, asked, answer = rng.choice(
         (
@@ -97,7 +97,7 @@ def _memory(rng: Random) -> Document:
 
 
 def _follow_up(rng: Random) -> Document:
-    """ "And of Italy?", "And plus 3?": the second question leans on the first."""
+    """ "And of Italy?", "And plus 3?": the second question depends on the first."""
     first, second = rng.sample(list(facts.capitals()), 2)
     if rng.random() < 0.6:
         asked = f"What is the capital of {first}?"
@@ -131,7 +131,7 @@ def _persona(rng: Random) -> Document:
 
 
 def _thinking(rng: Random) -> Document:
-    """A reply that thinks first, because the template's `enable_thinking` asks for it."""
+    """A reply that begins with reasoning, because of the template's `enable_thinking`."""
     asked = rng.choices(
         (sums.exchange, facts.exchange, berth.exchange, smalltalk.talk), weights=(4, 4, 3, 1)
     )[0](rng)
@@ -142,7 +142,7 @@ def _thinking(rng: Random) -> Document:
 
 
 def _echo(rng: Random) -> str:
-    """Words of no meaning, said two or three times: the purest lesson in copying."""
+    """Meaningless words, repeated two or three times: direct training in copying."""
     words = [
         rng.choice((made_up_word(rng), any_name(rng), any_city(rng), str(rng.randint(0, 999))))
         for _ in range(rng.randint(3, 12))

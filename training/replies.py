@@ -90,7 +90,7 @@ def country(rng: Random) -> Exchange:
 
 
 def invented(rng: Random) -> Exchange:
-    """An object or a list about nobody in particular."""
+    """An object or a list with arbitrary content."""
     if rng.random() < 0.5:
         return _some_of_a_kind(rng)
     name, age, city = any_name(rng), rng.randint(2, 80), any_city(rng)
@@ -114,7 +114,7 @@ def exchange(rng: Random) -> Exchange:
 
 
 def document(rng: Random) -> Document:
-    """A chat of one JSON reply; some put the wish for JSON into the system prompt."""
+    """A chat with one JSON reply; some ask for JSON in the system prompt."""
     if rng.random() < 0.25:
         asked = asked_fact(rng, bare=True)
         head = system(draw("replies", "system", rng))

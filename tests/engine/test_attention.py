@@ -31,7 +31,7 @@ def part(start: int, stop: int, blocks: Sequence[int], *, samples: bool = True) 
 
 
 def written_out(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of the last queries [n, heads, d] over keys, values [context, kv_heads, d]: [n, heads * d]."""
+    """The last queries [n, heads, d] attend to keys and values [context, kv_heads, d]: [n, heads * d]."""
     num_rows, num_heads, head_dim = queries.shape
     group = num_heads // keys.shape[1]
     output = torch.zeros_like(queries)
