@@ -1,7 +1,7 @@
 """Batches: documents packed into rows, with a weight per token and positions that sometimes jump.
 
-A batch depends only on the seed and its step, so a run can be resumed at any step. Positions jump between some
-documents and messages, so that the model is trained on distances far beyond a row's length.
+A batch depends only on the seed and its step, so a run can be resumed at any step. Positions jump between
+some documents and messages, so that the model is trained on distances far beyond a row's length.
 """
 
 from dataclasses import dataclass
@@ -82,15 +82,15 @@ class Packer:
     def _weights(self, tokens: list[int], rng: Random) -> list[float]:
         """1 for the assistant's tokens, including its end of message; a fraction of the others counts."""
         weights: list[float] = []
-        said, skip, head = False, 0, len(self._assistant) + 1  # the word "assistant" behind the start
+        is_reply, skip, head = False, 0, len(self._assistant) + 1  # the word "assistant" after the start
         for index, token in enumerate(tokens):
             if token == self._start:
-                said = tokens[index + 1 : index + head] == self._assistant
+                is_reply = tokens[index + 1 : index + head] == self._assistant
                 skip = head
             else:
                 skip = max(skip - 1, -1)
             rest = _PROMPT_WEIGHT if rng.random() < _PROMPT_SHARE else 0.0
-            weights.append(1.0 if said and skip < 0 else rest)
+            weights.append(1.0 if is_reply and skip < 0 else rest)
             if token == self._stop:
-                said = False
+                is_reply = False
         return weights

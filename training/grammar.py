@@ -1,6 +1,6 @@
 """Shared by all generators: the document type, messages, and how people phrase questions.
 
-Knows no subject. Every random choice comes from the caller's `random.Random`, so a seed determines the corpus.
+Knows no subject. Every random choice comes from the caller's `random.Random`: a seed determines the corpus.
 """
 
 import re

@@ -29,8 +29,10 @@ def _person(rng: Random) -> tuple[str, JsonObject]:
     fields: JsonObject = {"name": name, "age": age, "city": city, "job": trade}
     keys = ["name", *rng.sample(["age", "city", "job"], rng.randint(1, 3))]
     parts = {"age": f"is {age} [years old|]", "city": f"lives in {city}", "job": f"is {article(trade)}"}
-    told = [parts[key] for key in keys[1:]]
-    text = f"{name} " + (told[0] if len(told) == 1 else ", ".join(told[:-1]) + " and " + told[-1]) + "."
+    values = [parts[key] for key in keys[1:]]
+    text = (
+        f"{name} " + (values[0] if len(values) == 1 else ", ".join(values[:-1]) + " and " + values[-1]) + "."
+    )
     if rng.random() < 0.4:
         rng.shuffle(keys)
     return expand(text, rng), {key: fields[key] for key in keys}

@@ -42,15 +42,15 @@ def _tell(slots: dict[str, str], known: dict[str, str], long: bool, rng: Random)
     plot = rng.choice(subject("stories")["plots"])
     opening = draw("stories", "openings", rng)
     middle = plot if long else [plot[0], plot[-1]]
-    told: list[str] = []
+    sentences: list[str] = []
     for sentence in (opening, *middle, draw("stories", "ends", rng)):
         text = expand(sentence, rng)
         for slot, value in slots.items():
             text = text.replace(slot, value)
             if value in text and slot in known:
                 slots[slot] = known[slot]
-        told.append(capitalised(text.replace("  ", " ")))
-    return " ".join(part for part in told if part)
+        sentences.append(capitalised(text.replace("  ", " ")))
+    return " ".join(part for part in sentences if part)
 
 
 def exchange(rng: Random) -> Exchange:

@@ -1,7 +1,7 @@
 """The tokenizer: byte-level BPE learnt from our corpus, and the rendering of documents into text.
 
-Each digit is a token, so that sums can be learnt; `<tool_call>` and similar are added tokens that stay visible
-when special tokens are skipped, as parsers of tool calls and reasoning expect.
+Each digit is a token, so that sums can be learnt; `<tool_call>` and similar are added tokens that stay
+visible when special tokens are skipped, as parsers of tool calls and reasoning expect.
 """
 
 import json

@@ -80,9 +80,9 @@ def _product(
                 found.append(there)
         if len(found) > max_states:
             return None
-        is_accepting = all(one is not None and one.is_accepting for one in at[:num_wanted])
+        is_accepting = all(state is not None and state.is_accepting for state in at[:num_wanted])
         is_accepting = is_accepting and not any(
-            one is not None and one.is_accepting for one in at[num_wanted:]
+            state is not None and state.is_accepting for state in at[num_wanted:]
         )
         states.append(
             State(is_accepting, tuple((merged(c), numbers[there]) for there, c in transitions.items()))

@@ -24,7 +24,7 @@ def normalise_arrays(
     counts = [read_count(part, "maxItems", MAX_COUNT, errors) for part in parts if "maxItems" in part.schema]
     most = min(counts, default=None)
     firsts, rest, least = _first_and_rest(parts, errors)
-    normalised = [normalise(one) for one in firsts]
+    normalised = [normalise(first) for first in firsts]
     if False in normalised:  # no item is possible there, nor after it
         firsts, normalised = firsts[: normalised.index(False)], normalised[: normalised.index(False)]
         most = min(len(normalised), most if most is not None else len(normalised))
@@ -33,21 +33,21 @@ def normalise_arrays(
         most = min(len(normalised), most if most is not None else len(normalised))
     if most is not None and least > most:
         return None
-    said: dict[str, Any] = {"type": "array"}
+    schema: dict[str, Any] = {"type": "array"}
     if normalised and most != 0:
-        said["prefixItems"] = [{} if one is True else one for one in normalised[:most]]
+        schema["prefixItems"] = [{} if item is True else item for item in normalised[:most]]
     if most is None or most > len(normalised):
-        said["items"] = {} if after is True else after
+        schema["items"] = {} if after is True else after
     elif not normalised or most == 0:
         return {"const": []}
     else:
-        said["items"] = False
-    said |= {"minItems": least} if least else {}
-    said |= {} if most is None else {"maxItems": most}
+        schema["items"] = False
+    schema |= {"minItems": least} if least else {}
+    schema |= {} if most is None else {"maxItems": most}
     if any(part.schema.get("uniqueItems") for part in parts) and most != 1:
         values = None if normalised else _few_values(rest, after, enumerate_values)
-        return _unique(parts, said, values, errors)
-    return said
+        return _unique(parts, schema, values, errors)
+    return schema
 
 
 def _first_and_rest(
@@ -58,12 +58,12 @@ def _first_and_rest(
     lists = [list(_places(part)) for part in parts]
     rests = [_rest(part) for part in parts]
     wanted = [(part, _num_contained(part, errors)) for part in parts if "contains" in part.schema]
-    count = max((len(one) for one in lists), default=0)
+    count = max((len(places) for places in lists), default=0)
     firsts = [
-        [one for places, rest in zip(lists, rests, strict=True) for one in (places[at : at + 1] or rest)]
+        [part for places, rest in zip(lists, rests, strict=True) for part in (places[at : at + 1] or rest)]
         for at in range(count)
     ]
-    rest = [one for more in rests for one in more]
+    rest = [part for parts_after in rests for part in parts_after]
     if len(wanted) > 1:
         errors.refuse(wanted[1][0].path, "contains", "beside another contains is not supported")
     for part, number in wanted[:1]:  # its first items satisfy `contains`
@@ -104,13 +104,13 @@ def _few_values(rest: Sequence[SchemaPart], after: Any, enumerate_values: Enumer
 
 
 def _unique(
-    parts: Sequence[SchemaPart], said: dict[str, Any], values: Sequence[Any] | None, errors: SchemaErrors
+    parts: Sequence[SchemaPart], schema: dict[str, Any], values: Sequence[Any] | None, errors: SchemaErrors
 ) -> dict[str, Any]:
     """Enumerates arrays of few values; if there are too many, only those in the order of the list."""
     if values is not None:
-        sizes = range(said.get("minItems", 0), min(said.get("maxItems", len(values)), len(values)) + 1)
+        sizes = range(schema.get("minItems", 0), min(schema.get("maxItems", len(values)), len(values)) + 1)
         for choose in (itertools.permutations, itertools.combinations):
-            found = (list(one) for size in sizes for one in choose(values, size))
+            found = (list(chosen) for size in sizes for chosen in choose(values, size))
             arrays = list(itertools.islice(found, _MAX_LISTED + 1))
             if 0 < len(arrays) <= _MAX_LISTED:
                 return {"enum": arrays}
@@ -120,4 +120,4 @@ def _unique(
         "uniqueItems",
         "is supported for a few listed values (enum) only; leave it out, and check the answer",
     )
-    return said
+    return schema

@@ -21,7 +21,7 @@ def overlapping(branches: Sequence[Any], target: Target) -> list[tuple[int, int]
     seen = [target(branch) for branch in branches]
     values = [listed_values(branch) for branch in seen]
     if None not in values:
-        every = [canonical(one) for listed in values for one in listed or ()]
+        every = [canonical(value) for listed in values for value in listed or ()]
         if len(set(every)) == len(every):
             return []
     return [
@@ -41,7 +41,7 @@ def _exclude_each_other(a: Any, b: Any, target: Target, depth: int = 0) -> bool:
             return all(_exclude_each_other(branch, other, target, depth + 1) for branch in one["anyOf"])
     a_values, b_values = listed_values(a), listed_values(b)
     if a_values is not None and b_values is not None:
-        return not any(are_equal(one, other) for one in a_values for other in b_values)
+        return not any(are_equal(a_value, b_value) for a_value in a_values for b_value in b_values)
     a_types, b_types = _types(a), _types(b)
     # A schema without a type also accepts any value of a type that none of its words is about.
     is_typed = not a.get(IMPLIED) and not b.get(IMPLIED)
@@ -95,6 +95,6 @@ def _types(schema: Mapping[str, Any]) -> set[str] | None:
         return {"number" if kind == "integer" else kind for kind in kinds}
     if TEXT in schema:
         return {"string"}
-    said = schema.get("type")
-    listed = said if isinstance(said, list) else [said]
-    return None if said is None else {"number" if name == "integer" else str(name) for name in listed}
+    named = schema.get("type")
+    listed = named if isinstance(named, list) else [named]
+    return None if named is None else {"number" if name == "integer" else str(name) for name in listed}

@@ -148,8 +148,8 @@ class SchemaNormaliser:
 
     def _nullable(self, part: SchemaPart, rest: list[SchemaPart], depth: int) -> Any:
         """OpenAPI 3.0's way to allow null in addition to a type."""
-        said = part.schema["type"]
-        types = [*(said if isinstance(said, list) else [said]), "null"]
+        named = part.schema["type"]
+        types = [*(named if isinstance(named, list) else [named]), "null"]
         wider = part.made({**part.without("nullable").schema, "type": list(dict.fromkeys(types))}, "nullable")
         return self._combine([wider, *rest], depth)
 
@@ -202,17 +202,17 @@ class SchemaNormaliser:
             return True
         kinds = [name for name in TYPES if name in types and not (name == "integer" and "number" in types)]
         found = [self._leaf(kind, parts, depth) for kind in kinds]
-        marks = {IMPLIED: True} if is_implied else {}
-        left = merged([one | marks for one in found if one is not None])
+        implied = {IMPLIED: True} if is_implied else {}
+        left = merged([leaf | implied for leaf in found if leaf is not None])
         if not left:
             return False
-        if len(left) > 1 and all(one.keys() == {"type"} for one in left):
-            return {"type": [one["type"] for one in left]}
+        if len(left) > 1 and all(leaf.keys() == {"type"} for leaf in left):
+            return {"type": [leaf["type"] for leaf in left]}
         return left[0] if len(left) == 1 else {"anyOf": left}
 
     def _types(self, part: SchemaPart) -> frozenset[str] | None:
-        said = part.schema["type"]
-        names = said if isinstance(said, list) else [said]
+        named = part.schema["type"]
+        names = named if isinstance(named, list) else [named]
         found = {name.lower() for name in names if isinstance(name, str)}
         wrong = [name for name in names if not isinstance(name, str) or name.lower() not in TYPES]
         if wrong:
@@ -268,9 +268,9 @@ def _is_among(value: Any, others: Sequence[Any]) -> bool:
 
 def _is_of(kind: str, value: Any) -> bool:
     kinds: dict[str, Callable[[Any], bool]] = {
-        "integer": lambda one: isinstance(one, int) and not isinstance(one, bool),
-        "number": lambda one: isinstance(one, int | float) and not isinstance(one, bool),
-        "array": lambda one: isinstance(one, list),
-        "object": lambda one: isinstance(one, dict),
+        "integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
+        "number": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+        "array": lambda v: isinstance(v, list),
+        "object": lambda v: isinstance(v, dict),
     }
     return kinds[kind](value)

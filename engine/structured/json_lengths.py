@@ -108,7 +108,9 @@ def _fitted(node: Node, most: int) -> Node:
         case Concatenation(parts):
             return Concatenation(_fitted_parts(parts, most))
         case Alternation(branches):
-            return Alternation(tuple(_fitted(one, most) for one in branches if lengths(one)[0] <= most))
+            return Alternation(
+                tuple(_fitted(branch, most) for branch in branches if lengths(branch)[0] <= most)
+            )
         case Repeat(part, least, top):
             low, high = lengths(part)
             size = max(low, 1) if low == high else max(low, isqrt(most), 1)

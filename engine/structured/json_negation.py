@@ -45,7 +45,7 @@ def alternatives(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
         yield "not", negation(schema["not"])
     if "if" in schema and ("then" in schema or "else" in schema):
         holds = [{"allOf": [schema["if"], schema.get("then", True)]}]
-        fails = [{"allOf": [one, schema.get("else", True)]} for one in negation(schema["if"])]
+        fails = [{"allOf": [negated, schema.get("else", True)]} for negated in negation(schema["if"])]
         yield "if", [*holds, *fails]
     for word in ("dependentRequired", "dependentSchemas", "dependencies"):
         for name, wanted in mapping(schema, word).items():
@@ -55,9 +55,9 @@ def alternatives(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _not_type(schema: Mapping[str, Any]) -> list[Any]:
-    said = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     # Numbers other than integers can't be expressed: they are excluded too.
-    gone = {*said, "integer", "number"} if {"integer", "number"} & set(said) else set(said)
+    gone = {*named, "integer", "number"} if {"integer", "number"} & set(named) else set(named)
     return [{"type": [name for name in TYPES if name not in gone]}]
 
 
@@ -113,5 +113,5 @@ _NEGATIONS: Mapping[str, Callable[[Mapping[str, Any]], list[Any]]] = {
     "exclusiveMaximum": _not_bound("exclusiveMaximum", "minimum", "number"),
     "not": lambda schema: [schema["not"]],
     "anyOf": _not_any,
-    "allOf": lambda schema: [{"not": one} for one in sequence(schema, "allOf")],
+    "allOf": lambda schema: [{"not": branch} for branch in sequence(schema, "allOf")],
 }

@@ -67,7 +67,7 @@ def _required(part: SchemaPart, errors: SchemaErrors) -> list[str]:
         errors.malformed(part.path, "required", "must be a list of names")
         spec = []
     own = mapping(part.schema, "properties").items()
-    marked = [name for name, one in own if isinstance(one, dict) and one.get("required") is True]
+    marked = [name for name, child in own if isinstance(child, dict) and child.get("required") is True]
     return [*(spec if isinstance(spec, list) else ()), *marked]
 
 
@@ -89,13 +89,13 @@ def _name_properties(
         if normalised is not False:
             spec.properties[name] = {} if normalised is True else normalised
     if listed is None and (is_open or is_bare):
-        spec.others = normalise([one for part in parts for one in _others(part)])
+        spec.others = normalise([other for part in parts for other in _others(part)])
 
 
 def _children(part: SchemaPart, name: str, parts: Sequence[SchemaPart]) -> list[SchemaPart]:
     """A schema's children for a name. A property that it doesn't evaluate may be evaluated by a schema beside
     it: it is like an additional property only if no other names it."""
-    is_known = any(name in mapping(one.schema, "properties") for one in parts)
+    is_known = any(name in mapping(neighbour.schema, "properties") for neighbour in parts)
     if part.is_around and is_known and "unevaluatedProperties" in part.schema:
         part = part.without("unevaluatedProperties")
     return children_of(part, name)
@@ -150,8 +150,8 @@ def _add_patterns(
         except UnsupportedPattern as error:
             errors.refuse(path, "patternProperties", f"can't be enforced: {error}")
     for pattern, node in nodes.items():
-        elsewhere = [one for part in parts if pattern not in _patterns_of([part]) for one in _others(part)]
-        normalised = normalise([*given[pattern], *elsewhere])
+        others = [other for part in parts if pattern not in _patterns_of([part]) for other in _others(part)]
+        normalised = normalise([*given[pattern], *others])
         # A named property that also matches would appear twice; so the object has only the named ones.
         is_named = any(matches(name, node) is not False for name in spec.properties)
         if normalised is not False and not is_named:

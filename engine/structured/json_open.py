@@ -120,10 +120,10 @@ class SchemaOpener:
                 self._errors.malformed(part.path, "enum", "must be a list with something in it")
         if not lists:
             return None
-        common = set.intersection(*({canonical(one) for one in values} for values in lists))
-        left = [one for one in distinct(lists[0]) if canonical(one) in common]
+        common = set.intersection(*({canonical(value) for value in values} for values in lists))
+        left = [value for value in distinct(lists[0]) if canonical(value) in common]
         others = [part.without("const", "enum") for part in opened]
-        return [one for one in left if all(is_valid(one, part, self._open_one) for part in others)]
+        return [value for value in left if all(is_valid(value, part, self._open_one) for part in others)]
 
     def _open_one(self, part: SchemaPart) -> list[SchemaPart]:
         return list(self._open([part], ()))

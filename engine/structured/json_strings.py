@@ -51,11 +51,11 @@ def write_strings(schema: Any, rules: StringRules | None, errors: SchemaErrors) 
             part |= _string_schema(text, rules, errors)
             continue
         waiting += [part[word] for word in ("items", "additionalProperties") if word in part]
-        waiting += [one for word in ("anyOf", "prefixItems") for one in part.get(word, ())]
+        waiting += [child for word in ("anyOf", "prefixItems") for child in part.get(word, ())]
         waiting += [
-            one
+            child
             for word in ("properties", "patternProperties", "$defs")
-            for one in part.get(word, {}).values()
+            for child in part.get(word, {}).values()
         ]
 
 

@@ -35,7 +35,7 @@ class Unions:
         branches = self._opener.branches(part, word)
         if not branches:
             return self._normalise(rest, depth + 1)
-        rest = [one for one in rest if not one.is_empty]
+        rest = [other for other in rest if not other.is_empty]
         known = mapping(part.schema, "discriminator")
         normalised = [self._branch(branch, rest, known, depth) for branch in branches]
         kept = [(branch, one) for branch, one in zip(branches, normalised, strict=True) if one is not False]
@@ -61,7 +61,9 @@ class Unions:
         """A discriminator's schema for the property that identifies this branch."""
         name = known["propertyName"]
         own = [
-            one.child("properties", name) for one in self._opener.open([branch]) if name in _properties(one)
+            opened.child("properties", name)
+            for opened in self._opener.open([branch])
+            if name in _properties(opened)
         ]
         words = references_of(branch.schema) if isinstance(branch.schema, dict) else []
         if (own and self._opener.enumerate_values(own) is not None) or not words:
@@ -81,7 +83,7 @@ class Unions:
         """Makes the branches of a oneOf exclusive, by their own words, or with `not`."""
         doubtful = overlapping([one for _, one in kept], self._target)
         apart = list(kept)
-        for index in sorted({one for pair in doubtful for one in pair}):
+        for index in sorted({position for pair in doubtful for position in pair}):
             others = [kept[a + b - index][0] for a, b in doubtful if index in (a, b)]
             branch = kept[index][0]
             alone = self._without(branch, others, rest, depth)
@@ -103,7 +105,9 @@ class Unions:
         excluded = []
         try:
             for number, other in enumerate(others):
-                nots = [one for opened in self._opener.open([other]) for one in negation(opened.schema)]
+                nots = [
+                    negated for opened in self._opener.open([other]) for negated in negation(opened.schema)
+                ]
                 if not 0 < len(nots) <= _MAX_NEGATED:
                     return False
                 excluded.append(branch.made({"anyOf": nots}, f"not{number}:{other.key}"))

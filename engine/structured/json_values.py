@@ -38,7 +38,7 @@ def is_valid(value: Any, part: SchemaPart, opened: Open, depth: int = 0) -> bool
     if depth > _MAX_DEPTH:
         return True
     try:
-        return all(_is_valid_against(value, one, opened, depth) for one in opened(part))
+        return all(_is_valid_against(value, single, opened, depth) for single in opened(part))
     except TypeError:  # the schema is invalid, which is reported elsewhere
         return True
 
@@ -77,19 +77,19 @@ def _exactly_one(found: Iterable[bool]) -> bool:
 
 
 def _values_valid(value: Any, schema: dict[str, Any]) -> bool:
-    said = schema.get("type")
-    if said is not None:
-        types = {str(one).lower() for one in (said if isinstance(said, list) else [said])}
+    named = schema.get("type")
+    if named is not None:
+        types = {str(name).lower() for name in (named if isinstance(named, list) else [named])}
         types |= {"null"} if schema.get("nullable") is True else set()
         kind = type_of(value)
         if kind not in types and not (kind == "integer" and "number" in types):
             return False
     listed = sequence(schema, "enum")
-    if listed and not any(are_equal(value, one) for one in listed):
+    if listed and not any(are_equal(value, option) for option in listed):
         return value is None and schema.get("nullable") is True
     if "const" in schema and not are_equal(value, schema["const"]):
         return False
-    return not any(are_equal(value, one) for one in schema.get(NOT_VALUES, ()))
+    return not any(are_equal(value, excluded) for excluded in schema.get(NOT_VALUES, ()))
 
 
 def _items_valid(value: list[Any], part: SchemaPart, holds: Callable[..., bool]) -> bool:
@@ -124,7 +124,7 @@ def _properties_valid(value: dict[str, Any], part: SchemaPart, holds: Callable[.
         if not all(holds(child, inner) for child in children_of(part, name)):
             return False
     return all(
-        name not in value or all(one in value for one in wanted)
+        name not in value or all(other in value for other in wanted)
         for name, wanted in mapping(schema, "dependentRequired").items()
     )
 
