@@ -160,7 +160,7 @@ _STRUCTURED_CONSTANTS = (
     ),
     ("compilations that take long, at a time", "engine.structured.grammar_compiler._MAX_SLOW", "", "429"),
     ("nesting of a schema", "engine.structured.json_parts.MAX_DEPTH", "levels", "400"),
-    ("parts of a schema, combinations included", "engine.structured.json_open._MAX_PARTS", "parts", "400"),
+    ("parts of a schema, combinations included", "engine.structured.json_expand._MAX_PARTS", "parts", "400"),
     ("counts in a schema: `minItems`, `maxLength` …", "engine.structured.json_parts.MAX_COUNT", "", "400"),
     ("a regular expression", "engine.structured.regex_parser.MAX_CHARS", "characters", "400"),
     ("nesting of a regular expression", "engine.structured.regex_parser._MAX_DEPTH", "levels", "400"),

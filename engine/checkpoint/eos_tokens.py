@@ -9,7 +9,7 @@ from typing import Any
 from engine.checkpoint.raw_config import read_json
 
 
-def named_end_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+def declared_eos_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     """The end tokens that the checkpoint names; generation_config.json overrides config.json.
 
     So does transformers. `config` is config.json as read, overrides included.
@@ -22,6 +22,6 @@ def named_end_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int, .
     return tuple(dict.fromkeys(int(token) for token in values))
 
 
-def with_main(named: tuple[int, ...], main: int | None) -> tuple[int, ...]:
+def main_eos_first(named: tuple[int, ...], main: int | None) -> tuple[int, ...]:
     """The tokenizer's own end token first, if it has one, then the others."""
     return named if main is None else (main, *(token for token in named if token != main))

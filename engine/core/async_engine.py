@@ -19,7 +19,7 @@ from threading import Thread
 from typing import TypeAlias
 
 from engine.core.engine_core import EngineCore
-from engine.core.sleep import HeldMemory
+from engine.core.sleep import MemoryUsage
 from engine.core.sleep_controller import SleepController
 from engine.core.thread_calls import ThreadCall, ThreadCalls
 from engine.core.token_stream import TokenStream
@@ -102,7 +102,7 @@ class AsyncEngine:
         return replace(self._core.stats(), sleep_level=self.sleep_controller.state.level)
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         """Memory used by the model and its cache now. Raises EngineDead before the core is built."""
         return self._get_core().memory
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.core.logits_processors import LogitsProcessors
-from engine.core.sleep import HeldMemory, Part
+from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams, TokenConstraint
 from engine.errors import EngineError
 
@@ -78,6 +78,6 @@ class Runner(Protocol):
         ...
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         """Memory in use now; may be read by any thread."""
         ...

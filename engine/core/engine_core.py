@@ -11,7 +11,7 @@ from engine.core.batch import Batch, Runner, StepResult
 from engine.core.block_manager import BlockManager
 from engine.core.cache_info import describe_cache
 from engine.core.scheduler import Scheduler
-from engine.core.sleep import HeldMemory, Part
+from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, EngineStats, TokenDelta
 from engine.errors import DeviceLost, EngineError, GenerationFailed
 
@@ -119,7 +119,7 @@ class EngineCore:
         self._runner.wake_up(parts)
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         """Memory used by the model and its cache now."""
         return self._runner.memory
 

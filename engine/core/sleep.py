@@ -46,7 +46,7 @@ class SleepState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldMemory:
+class MemoryUsage:
     """Bytes of tensors. On a CPU, a KV cache uses memory only as it is written."""
 
     device: str  # "cpu", "cuda:0", …

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.eos_tokens import with_main
+from engine.checkpoint.eos_tokens import main_eos_first
 from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
@@ -54,7 +54,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         model = load()
         size = _size_cache(config, model)
         cache = _build_cache(config, model, size.num_blocks)
-        eos_token_ids = with_main(model_config.eos_token_ids, eos_token_id)
+        eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
         runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load)
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))

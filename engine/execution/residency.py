@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from engine.core.sleep import WEIGHTS_DROPPED, HeldMemory, Part
+from engine.core.sleep import WEIGHTS_DROPPED, MemoryUsage, Part
 from engine.errors import EngineAsleep
 from engine.execution.allocator import return_freed_memory
 from engine.execution.device import translated_out_of_memory
@@ -54,7 +54,7 @@ class ModelResidency(Generic[ModelT, CacheT]):
         self._memory = self._measure()
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         """May be read from any thread."""
         return self._memory
 
@@ -124,10 +124,10 @@ class ModelResidency(Generic[ModelT, CacheT]):
         return_freed_memory()
         self._memory = self._measure()
 
-    def _measure(self) -> HeldMemory:
+    def _measure(self) -> MemoryUsage:
         weights = [] if self._model is None else [t for _, _, t in tensors_of(self._model.modules())]
         cache = None if self._cache is None else self._cache[0]
-        return HeldMemory(
+        return MemoryUsage(
             device=_name_of(self._device),
             weights=bytes_of(weights),
             kv_cache=0 if cache is None else bytes_of(cache.tensors()),

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from engine.core.batch import Batch, ScheduledSequence, StepResult
-from engine.core.sleep import HeldMemory, Part
+from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams
 from engine.errors import DeviceLost
 from engine.execution.residency import ModelResidency
@@ -100,7 +100,7 @@ class ModelRunner:
         self._residency.wake_up(parts)
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         return self._residency.memory
 
     def warm_up(self, num_tokens: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.layout import check_not_quantised
-from engine.checkpoint.eos_tokens import named_end_tokens
+from engine.checkpoint.eos_tokens import declared_eos_tokens
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.models.rope_config import Llama3Scaling, RopeConfig
@@ -67,7 +67,7 @@ def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = Non
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         attention_bias=bool(raw.get("attention_bias", False)),
         dtype=raw.get("dtype") or raw.get("torch_dtype"),
-        eos_token_ids=named_end_tokens(directory, raw),
+        eos_token_ids=declared_eos_tokens(directory, raw),
     )
 
 

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Protocol, TypeAlias
 
-from engine.core.sleep import HeldMemory
+from engine.core.sleep import MemoryUsage
 from engine.core.sleep_controller import SleepController
 from engine.core.thread_calls import ThreadCall, ThreadCalls
 from engine.core.types import EngineStats
@@ -110,7 +110,7 @@ class PoolingEngine:
         )
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         """Memory used by the model now. Raises EngineDead before it is built."""
         return self._get_core().runner.memory
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.core.batch import Batch, ScheduledSequence
-from engine.core.sleep import HeldMemory, Part
+from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import SamplingParams
 from engine.execution.residency import ModelResidency
 from engine.models.attention.flat import EqualLengths, FlatInputs, runs_of
@@ -122,7 +122,7 @@ class PoolingModelRunner:
         self._residency.wake_up(parts)
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         return self._residency.memory
 
     def _finish(self, vectors: torch.Tensor, batch: Sequence[PoolingRequest]) -> list[list[float]]:

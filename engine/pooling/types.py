@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.core.sleep import HeldMemory, Part
+from engine.core.sleep import MemoryUsage, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,6 @@ class PoolingRunner(Protocol):
         ...
 
     @property
-    def memory(self) -> HeldMemory:
+    def memory(self) -> MemoryUsage:
         """Memory in use now; may be read by any thread."""
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.structured.json_follow import SchemaNormaliser
+from engine.structured.json_normalise import SchemaNormaliser
 from engine.structured.json_parts import SchemaErrors
 from engine.structured.json_strings import write_strings
 from engine.structured.string_rules import StringRules

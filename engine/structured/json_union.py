@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from engine.errors import InvalidRequest
 from engine.structured.json_branches import listed_values, overlapping
+from engine.structured.json_expand import SchemaOpener
 from engine.structured.json_negation import CannotNegate, negation
-from engine.structured.json_open import SchemaOpener
 from engine.structured.json_parts import SchemaErrors, SchemaPart, distinct, mapping
 from engine.structured.json_references import references_of
 

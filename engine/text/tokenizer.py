@@ -56,7 +56,7 @@ class Tokenizer:
         with _named_surrogates():
             return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_released(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+    def encode_without_gil(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Encodes several texts, as many at a time as memory allows, without holding the GIL.
 
         `encode` holds it all the time: 0.7 s for a megabyte.
@@ -71,7 +71,7 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self.fast.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
-    def decode_released(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    def decode_without_gil(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Like `decode`, without holding the GIL."""
         (text,) = self.fast.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
         return str(text)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence, Set
 from zlib import crc32
 
 from engine.core.batch import Batch, ScheduledSequence, StepResult
-from engine.core.sleep import HeldMemory, Part
+from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, PositionLogprobs, SamplingParams, TokenConstraint, TokenLogprob
 
 VOCABULARY = 40
@@ -116,8 +116,8 @@ class FakeRunner:
             self._slots = [None] * (self.num_blocks * self.block_size)
 
     @property
-    def memory(self) -> HeldMemory:
-        return HeldMemory(device="cpu", weights=0, kv_cache=len(self._slots))
+    def memory(self) -> MemoryUsage:
+        return MemoryUsage(device="cpu", weights=0, kv_cache=len(self._slots))
 
     def _scored(self, sequence: ScheduledSequence) -> Sequence[int]:
         """The tokens after the scored rows, which must equal the tokens that run."""

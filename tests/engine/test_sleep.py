@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from engine.core.sleep import ALL_PARTS, SLEEP_LEVELS, HeldMemory, Part, SleepState
+from engine.core.sleep import ALL_PARTS, SLEEP_LEVELS, MemoryUsage, Part, SleepState
 from engine.errors import EngineAsleep
 from engine.execution.offload import HostCopy, bytes_of, tensors_of
 from tests.engine.test_models import runner_of
@@ -75,6 +75,6 @@ def test_a_runner_that_can_not_load_its_weights_keeps_them(checkpoint: Callable[
         runner.sleep(2)
     assert runner.memory == before
     runner.sleep(1)
-    assert runner.memory == HeldMemory(device="cpu", weights=before.weights, kv_cache=0)
+    assert runner.memory == MemoryUsage(device="cpu", weights=before.weights, kv_cache=0)
     runner.wake_up({Part.KV_CACHE})
     assert runner.memory == before

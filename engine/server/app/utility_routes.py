@@ -95,7 +95,7 @@ async def detokenize(request: Request) -> Response:
     tokenizer, tokens = service.model.tokenizer, body.tokens
     if len(tokens) > _MANY_TOKENS:
         text = await service.large_work.run_released(
-            lambda: tokenizer.decode_released(tokens, skip_special_tokens=False)
+            lambda: tokenizer.decode_without_gil(tokens, skip_special_tokens=False)
         )
     else:
         text = tokenizer.decode(tokens, skip_special_tokens=False)

@@ -88,7 +88,7 @@ def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[int
     """Each word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
     texts = [text for word in words for text in (word.lstrip() or word, f" {word.lstrip()}")]
     if len(words) > _MANY_WORDS:
-        encoded = tokenizer.encode_released(texts, add_special_tokens=False)
+        encoded = tokenizer.encode_without_gil(texts, add_special_tokens=False)
     else:
         encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     for index in range(len(words)):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from engine.config import ServerConfig
-from engine.core.sleep import HeldMemory
+from engine.core.sleep import MemoryUsage
 from engine.core.sleep_controller import SleepController
 from engine.core.types import EngineStats
 from engine.errors import InvalidRequest, PromptTooLong
@@ -33,7 +33,7 @@ class ServedEngine(Protocol):
     def max_model_len(self) -> int: ...
 
     @property
-    def memory(self) -> HeldMemory: ...
+    def memory(self) -> MemoryUsage: ...
 
     @property
     def sleep_controller(self) -> SleepController: ...
@@ -111,7 +111,7 @@ class ModelService:
             encoded = [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
         else:
             encoded = await self.large_work.run_released(
-                lambda: tokenizer.encode_released(texts, add_special_tokens=add_special_tokens)
+                lambda: tokenizer.encode_without_gil(texts, add_special_tokens=add_special_tokens)
             )
         return encoded if truncation is None else [truncation.cut(one) for one in encoded]
 

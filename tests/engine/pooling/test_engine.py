@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from engine.config import EngineConfig
-from engine.core.sleep import ALL_PARTS, HeldMemory, Part, SleepMode
+from engine.core.sleep import ALL_PARTS, MemoryUsage, Part, SleepMode
 from engine.errors import DeviceLost, EngineAsleep, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
 from engine.pooling.engine import PoolingEngine
@@ -41,8 +41,8 @@ class FakeRunner:
         self.sleeps.append(parts)
 
     @property
-    def memory(self) -> HeldMemory:
-        return HeldMemory(device="cpu", weights=len(self.sleeps), kv_cache=0)
+    def memory(self) -> MemoryUsage:
+        return MemoryUsage(device="cpu", weights=len(self.sleeps), kv_cache=0)
 
     def run(self, batch: Sequence[PoolingRequest]) -> list[array[float]]:
         self.before(batch)

@@ -28,7 +28,7 @@ from pydantic import (
 
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.text.parsers.tools import call_constraint
-from tests.engine.structured.tools_of_agents import TOOLS
+from tests.engine.structured.agent_tools import TOOLS
 from tests.engine.structured.walking import Walker
 
 _WALKS = 3

@@ -12,10 +12,10 @@ from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.structured.json_arrays import normalise_arrays
+from engine.structured.json_expand import SchemaOpener
 from engine.structured.json_negation import CannotNegate, alternatives
 from engine.structured.json_numbers import normalise_numbers
 from engine.structured.json_objects import normalise_objects
-from engine.structured.json_open import SchemaOpener
 from engine.structured.json_parts import (
     ASSERTIONS,
     MAX_DEPTH,
