@@ -126,20 +126,22 @@ class BlockManager:
         blocks = list(shared)
         if shared:
             for block in range(shared[-1] + 1, min(shared[-1] + 1 + num_blocks, self.num_blocks)):
-                if not self._can_take(block):
+                if not self._is_reusable(block):
                     break
-                blocks.append(self._take(block))
+                blocks.append(self._allocate_block(block))
         num_missing = len(shared) + num_blocks - len(blocks)
         if num_missing:
             run = self._find_run(num_missing, reserved) if max(num_missing, reserved) > 1 else None
-            blocks += [self._take(block) for block in run] if run else self._take_oldest(num_missing)
+            blocks += (
+                [self._allocate_block(block) for block in run] if run else self._allocate_oldest(num_missing)
+            )
         return blocks
 
     def grow(self, block_ids: list[int]) -> None:
         """Append one new block to a sequence's; the caller has checked `can_allocate(1)`."""
         neighbour = block_ids[-1] + 1
-        can_take = neighbour < self.num_blocks and self._can_take(neighbour)
-        block_ids += [self._take(neighbour)] if can_take else self._take_oldest(1)
+        is_reusable = neighbour < self.num_blocks and self._is_reusable(neighbour)
+        block_ids += [self._allocate_block(neighbour)] if is_reusable else self._allocate_oldest(1)
 
     def free(self, block_ids: Sequence[int]) -> None:
         """Release a sequence's blocks. Its tail is evicted first, as a prefix is more useful."""
@@ -165,7 +167,7 @@ class BlockManager:
         self._empty.update(dict.fromkeys(self._cached))
         self._cached.clear()
 
-    def _can_take(self, block: int) -> bool:
+    def _is_reusable(self, block: int) -> bool:
         """Whether a block may be taken for its position: it is empty, or in the least recently used half."""
         if block in self._empty:
             return True
@@ -187,14 +189,14 @@ class BlockManager:
                 block = position % self.num_blocks
                 if block == 0:
                     found = 0  # a run doesn't wrap around
-                found = found + 1 if self._can_take(block) else 0
+                found = found + 1 if self._is_reusable(block) else 0
                 if found == wanted:
                     first = block + 1 - wanted
                     self._next_run = (block + 1) % self.num_blocks
                     return range(first, first + count)
         return None
 
-    def _take(self, block: int) -> int:
+    def _allocate_block(self, block: int) -> int:
         """Allocate a free block and forget its content."""
         if block in self._empty:
             del self._empty[block]
@@ -204,9 +206,9 @@ class BlockManager:
         self._ref_counts[block] = 1
         return block
 
-    def _take_oldest(self, count: int) -> list[int]:
+    def _allocate_oldest(self, count: int) -> list[int]:
         """Allocate `count` blocks at any position, in rising order: empty ones first, then in LRU order."""
-        return sorted(self._take(next(iter(self._empty or self._cached))) for _ in range(count))
+        return sorted(self._allocate_block(next(iter(self._empty or self._cached))) for _ in range(count))
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise RuntimeError unless the state matches `tables`, the block tables of all live sequences."""

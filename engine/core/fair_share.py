@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from engine.core.sequence import Group, SequenceState
+from engine.core.sequence import SequenceGroup, SequenceState
 from engine.core.types import EngineRequest
 
 PRIORITY_LEVEL_S = 60.0  # one level of priority is worth this much waiting
@@ -34,19 +34,19 @@ class FairShare:
 
     def __init__(self, max_num_seqs: int) -> None:
         self._share = fair_share_of(max_num_seqs)
-        self._groups: dict[str, Group] = {}
-        self._over_share: Group | None = None  # uses surplus slots; there is room for one such group only
+        self._groups: dict[str, SequenceGroup] = {}
+        self._over_share: SequenceGroup | None = None  # the one that uses surplus slots, if any
 
     @property
     def is_contended(self) -> bool:
         return len(self._groups) > 1
 
-    def add(self, request: EngineRequest) -> tuple[Group, float]:
+    def add(self, request: EngineRequest) -> tuple[SequenceGroup, float]:
         """Count one more waiting sequence. Returns its group and when it is due."""
         name = request.group or request.request_id
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = Group(name)
+            group = self._groups[name] = SequenceGroup(name)
         delay = min(group.num_prompt_tokens * _DELAY_PER_TOKEN_S, _MAX_DELAY_S)
         group.num_waiting += 1
         group.num_prompt_tokens += len(request.prompt_token_ids)
@@ -61,21 +61,21 @@ class FairShare:
         if not group.num_waiting and not group.num_running:
             del self._groups[group.name]
 
-    def mark_running(self, group: Group) -> None:
+    def mark_running(self, group: SequenceGroup) -> None:
         """One of its waiting sequences now runs."""
         group.num_waiting -= 1
         group.num_running += 1
         if group.num_running > self._share:
             self._over_share = group
 
-    def mark_waiting(self, group: Group) -> None:
+    def mark_waiting(self, group: SequenceGroup) -> None:
         """One of its running sequences now waits."""
         group.num_waiting += 1
         group.num_running -= 1
         if group is self._over_share and group.num_running <= self._share:
             self._over_share = None
 
-    def may_take_slot(self, group: Group) -> bool:
+    def may_take_slot(self, group: SequenceGroup) -> bool:
         return group.num_running < self._share or not self.is_contended
 
     @property
@@ -107,7 +107,7 @@ def eligible(
     A sequence that may not start holds back the rest of its request, which asks for the same, but no other
     request. Ends early once only such sequences are left, of which there may be thousands.
     """
-    held_back: set[Group] = set()
+    held_back: set[SequenceGroup] = set()
     num_held_back = 0
     for sequence in tuple(waiting):
         if sequence.group in held_back:

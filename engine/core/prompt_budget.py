@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.core.fair_share import fair_share_of
-from engine.core.sequence import Group, SequenceState
+from engine.core.sequence import SequenceGroup, SequenceState
 from engine.core.types import ALL_LOGPROBS
 
 # Logprobs of prompts in a step, alternatives included: each becomes an object, while the step's other
@@ -26,7 +26,7 @@ class PromptBudget:
         self._vocab_size = vocab_size
         self._most_each = num_tokens  # for one request, in this round
         self._logprobs_left = 1.0  # fraction of the step's logprobs
-        self._taken: dict[Group, int] = {}
+        self._taken: dict[SequenceGroup, int] = {}
         self._given: dict[SequenceState, int] = {}
 
     def rounds(self) -> Iterator[None]:

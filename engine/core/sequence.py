@@ -25,7 +25,7 @@ class Finish:
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class SequenceGroup:
     """Counts of the live sequences of one API request."""
 
     name: str
@@ -39,7 +39,7 @@ class SequenceState:
     """What the scheduler knows about a sequence. Preemption takes its blocks and nothing else."""
 
     request: EngineRequest
-    group: Group
+    group: SequenceGroup
     priority_key: tuple[float, int]  # (due time, arrival number); lower runs first and is preempted last
     token_ids: list[int]  # the prompt, then the output
     logits_processors: LogitsProcessors | None = None

@@ -32,7 +32,7 @@ class Batcher:
         """Forget a request; False if it isn't waiting."""
         return self._waiting.pop(request_id, None) is not None
 
-    def take(self) -> list[PoolingRequest]:
+    def next_batch(self) -> list[PoolingRequest]:
         """The next batch, shortest first, so that equal lengths run together. Empty if nothing waits.
 
         A request longer than the budget runs alone.

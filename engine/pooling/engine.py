@@ -263,7 +263,7 @@ def _run_batches(
             else:
                 for request in command:
                     core.batcher.add(request)
-        if batch := core.batcher.take():
+        if batch := core.batcher.next_batch():
             deliver(_run(core.runner, batch), sum(len(request.token_ids) for request in batch))
 
 

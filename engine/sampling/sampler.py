@@ -41,7 +41,7 @@ class SampledRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SamplerOutput:
     """A token per row, None where none can be sampled; `failures` has the reason, by row."""
 
     tokens: list[int | None]
@@ -54,7 +54,9 @@ class Sampler:
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = frozenset(eos_token_ids)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None = None) -> Sampled:
+    def sample(
+        self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None = None
+    ) -> SamplerOutput:
         """One token per row of `logits` [S, vocab_size], which may be modified."""
         scores = self._process_logits(logits, rows, masks)
         random = [index for index, row in enumerate(rows) if row.is_random]
@@ -74,7 +76,7 @@ class Sampler:
                     tokens[index] = token
         for index in failures:
             tokens[index] = None
-        return Sampled(tokens, failures)
+        return SamplerOutput(tokens, failures)
 
     def _process_logits(
         self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None

@@ -23,7 +23,7 @@ from engine.structured.json_values import is_valid
 _MAX_PARTS = 20_000  # visited parts of one schema, with all its combinations
 
 
-class SchemaOpener:
+class SchemaExpander:
     """For one schema, `root`, which the client sent as `param`."""
 
     def __init__(self, root: Any, param: str, errors: SchemaErrors) -> None:
@@ -32,11 +32,11 @@ class SchemaOpener:
         self._references = References(root)
         self._num_parts = 0
 
-    def open(self, parts: Sequence[SchemaPart]) -> list[SchemaPart]:
+    def expand(self, parts: Sequence[SchemaPart]) -> list[SchemaPart]:
         """The parts without references and `allOf`s, whose schemas are listed beside their neighbours."""
-        return list(self._open(parts, ()))
+        return list(self._expand(parts, ()))
 
-    def _open(self, parts: Sequence[SchemaPart], around: tuple[str, ...]) -> Iterator[SchemaPart]:
+    def _expand(self, parts: Sequence[SchemaPart], around: tuple[str, ...]) -> Iterator[SchemaPart]:
         if len(around) > MAX_DEPTH:
             raise InvalidRequest(f"{parts[0].path:.200}: more than {MAX_DEPTH} deep.", param=parts[0].path)
         for given in parts:
@@ -57,9 +57,9 @@ class SchemaOpener:
                 target = self.resolve(part, word)
                 if target.path in around:
                     raise schema_error(part.path, word, "refers to itself directly")
-                yield from self._open([target], (*around, target.path))
+                yield from self._expand([target], (*around, target.path))
             if "allOf" in schema:
-                yield from self._open(self.branches(part, "allOf"), (*around, ""))
+                yield from self._expand(self.branches(part, "allOf"), (*around, ""))
 
     def _checked(self, part: SchemaPart) -> SchemaPart:
         """The part with its path in the client's schema, and OpenAPI 3.0's nullable as a branch."""
@@ -108,9 +108,9 @@ class SchemaOpener:
 
     def enumerate_values(self, parts: Sequence[SchemaPart]) -> list[Any] | None:
         """The valid ones of the values that `enum` and `const` list; None if there are no lists."""
-        opened = [part for part in self.open(parts) if isinstance(part.schema, dict)]
+        expanded = [part for part in self.expand(parts) if isinstance(part.schema, dict)]
         lists: list[list[Any]] = []
-        for part in opened:
+        for part in expanded:
             if "const" in part.schema:
                 lists.append([part.schema["const"]])
             if "enum" in part.schema and sequence(part.schema, "enum"):
@@ -122,8 +122,8 @@ class SchemaOpener:
             return None
         common = set.intersection(*({canonical(value) for value in values} for values in lists))
         left = [value for value in distinct(lists[0]) if canonical(value) in common]
-        others = [part.without("const", "enum") for part in opened]
-        return [value for value in left if all(is_valid(value, part, self._open_one) for part in others)]
+        others = [part.without("const", "enum") for part in expanded]
+        return [value for value in left if all(is_valid(value, part, self._expand_one) for part in others)]
 
-    def _open_one(self, part: SchemaPart) -> list[SchemaPart]:
-        return list(self._open([part], ()))
+    def _expand_one(self, part: SchemaPart) -> list[SchemaPart]:
+        return list(self._expand([part], ()))

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.structured.json_arrays import normalise_arrays
-from engine.structured.json_expand import SchemaOpener
+from engine.structured.json_expand import SchemaExpander
 from engine.structured.json_negation import CannotNegate, alternatives
 from engine.structured.json_numbers import normalise_numbers
 from engine.structured.json_objects import normalise_objects
@@ -44,8 +44,8 @@ class SchemaNormaliser:
     def __init__(self, root: Any, param: str, errors: SchemaErrors) -> None:
         self._param = param
         self._errors = errors
-        self._opener = SchemaOpener(root, param, errors)
-        self._unions = Unions(self._opener, errors, self._normalise, self._target)
+        self._expander = SchemaExpander(root, param, errors)
+        self._unions = Unions(self._expander, errors, self._normalise, self._target)
         self._names: dict[tuple[str, ...], str] = {}  # in `_definitions`, by the parts normalised there
         self._definitions: dict[str, Any] = {}
         self._waiting: list[tuple[str, list[SchemaPart], int]] = []
@@ -75,7 +75,7 @@ class SchemaNormaliser:
 
     def _normalise(self, parts: Sequence[SchemaPart], depth: int, *, is_apart: bool = False) -> Any:
         """All of them combined; False if no value satisfies them. `is_apart`: without a name of its own."""
-        return self._unless_lenient(lambda: self._normalise_opened(parts, depth, is_apart))
+        return self._unless_lenient(lambda: self._normalise_expanded(parts, depth, is_apart))
 
     def _unless_lenient(self, normalise: Callable[[], Any]) -> Any:
         try:
@@ -85,24 +85,24 @@ class SchemaNormaliser:
                 raise
             return True  # too deep, too many, or an unresolved reference: the schema isn't strict
 
-    def _normalise_opened(self, parts: Sequence[SchemaPart], depth: int, is_apart: bool) -> Any:
+    def _normalise_expanded(self, parts: Sequence[SchemaPart], depth: int, is_apart: bool) -> Any:
         if depth > MAX_DEPTH:
             path = parts[0].path
             raise InvalidRequest(f"{path:.200}: the schema is nested more than {MAX_DEPTH} deep.", param=path)
-        opened = self._opener.open(parts)
-        if any(part.schema is False for part in opened):
+        expanded = self._expander.expand(parts)
+        if any(part.schema is False for part in expanded):
             return False
-        opened = [part for part in opened if not part.is_empty]
-        if not opened:
+        expanded = [part for part in expanded if not part.is_empty]
+        if not expanded:
             return True
-        key = tuple(sorted({part.key for part in opened}))
+        key = tuple(sorted({part.key for part in expanded}))
         if key in self._names:
             return {"$ref": f"#/$defs/{self._names[key]}"}
         is_shared = any(isinstance(part.schema, dict) and references_of(part.schema) for part in parts)
         if is_apart or not is_shared:
-            return self._combine(opened, depth)
+            return self._combine(expanded, depth)
         name = self._names[key] = f"d{len(self._names)}"
-        self._waiting.append((name, opened, 0))
+        self._waiting.append((name, expanded, 0))
         return {"$ref": f"#/$defs/{name}"}
 
     def _define(self, name: str, parts: list[SchemaPart], depth: int) -> None:
@@ -130,7 +130,7 @@ class SchemaNormaliser:
         return normalised
 
     def _combine(self, parts: list[SchemaPart], depth: int) -> Any:
-        values = self._opener.enumerate_values(parts)
+        values = self._expander.enumerate_values(parts)
         if values is not None:
             return self._as_values(values, parts)
         for index, part in enumerate(parts):
@@ -183,11 +183,11 @@ class SchemaNormaliser:
             raise InvalidRequest(
                 f"{parts[0].path:.200}: more than {MAX_DEPTH} conditions.", param=parts[0].path
             )
-        opened = self._opener.open(parts)
-        if any(part.schema is False for part in opened):
+        expanded = self._expander.expand(parts)
+        if any(part.schema is False for part in expanded):
             return False
-        opened = [part for part in opened if not part.is_empty]
-        return self._combine(opened, depth + 1) if opened else True
+        expanded = [part for part in expanded if not part.is_empty]
+        return self._combine(expanded, depth + 1) if expanded else True
 
     def _leaves(self, parts: list[SchemaPart], depth: int) -> Any:
         types: frozenset[str] | None = None
@@ -251,8 +251,8 @@ class SchemaNormaliser:
         if not own:
             return {"type": kind}
         if kind == "array":
-            return normalise_arrays(own, normalise, self._opener.enumerate_values, self._errors)
-        return normalise_objects(own, normalise, self._opener.enumerate_values, self._errors)
+            return normalise_arrays(own, normalise, self._expander.enumerate_values, self._errors)
+        return normalise_objects(own, normalise, self._expander.enumerate_values, self._errors)
 
     def _simple(self, kind: str, excluded: Sequence[Any]) -> dict[str, Any] | None:
         values: Sequence[Any] = [None] if kind == "null" else [False, True]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from engine.errors import InvalidRequest
 from engine.structured.json_branches import listed_values, overlapping
-from engine.structured.json_expand import SchemaOpener
+from engine.structured.json_expand import SchemaExpander
 from engine.structured.json_negation import CannotNegate, negation
 from engine.structured.json_parts import SchemaErrors, SchemaPart, distinct, mapping
 from engine.structured.json_references import references_of
@@ -24,15 +24,19 @@ class Unions:
     """For one schema. `target`: the schema that a normalised schema refers to."""
 
     def __init__(
-        self, opener: SchemaOpener, errors: SchemaErrors, normalise: Normalise, target: Callable[[Any], Any]
+        self,
+        expander: SchemaExpander,
+        errors: SchemaErrors,
+        normalise: Normalise,
+        target: Callable[[Any], Any],
     ) -> None:
-        self._opener = opener
+        self._expander = expander
         self._errors = errors
         self._normalise = normalise
         self._target = target
 
     def normalise_union(self, part: SchemaPart, word: str, rest: list[SchemaPart], depth: int) -> Any:
-        branches = self._opener.branches(part, word)
+        branches = self._expander.branches(part, word)
         if not branches:
             return self._normalise(rest, depth + 1)
         rest = [other for other in rest if not other.is_empty]
@@ -61,14 +65,14 @@ class Unions:
         """A discriminator's schema for the property that identifies this branch."""
         name = known["propertyName"]
         own = [
-            opened.child("properties", name)
-            for opened in self._opener.open([branch])
-            if name in _properties(opened)
+            expanded.child("properties", name)
+            for expanded in self._expander.expand([branch])
+            if name in _properties(expanded)
         ]
         words = references_of(branch.schema) if isinstance(branch.schema, dict) else []
-        if (own and self._opener.enumerate_values(own) is not None) or not words:
+        if (own and self._expander.enumerate_values(own) is not None) or not words:
             return True
-        target = self._opener.resolve(branch, words[0])
+        target = self._expander.resolve(branch, words[0])
         schema_name = target.path.rpartition(".")[2]
         names = [
             value
@@ -106,7 +110,9 @@ class Unions:
         try:
             for number, other in enumerate(others):
                 nots = [
-                    negated for opened in self._opener.open([other]) for negated in negation(opened.schema)
+                    negated
+                    for expanded in self._expander.expand([other])
+                    for negated in negation(expanded.schema)
                 ]
                 if not 0 < len(nots) <= _MAX_NEGATED:
                     return False

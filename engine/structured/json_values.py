@@ -21,7 +21,7 @@ from engine.structured.regex import UnsupportedPattern
 _MAX_INTEGER = 2**63 - 1
 _MAX_DEPTH = 20
 
-Open = Callable[[SchemaPart], Sequence[SchemaPart]]
+Expand = Callable[[SchemaPart], Sequence[SchemaPart]]
 """Splits a part into parts without references and `allOf`s."""
 
 
@@ -33,17 +33,17 @@ def is_writable(value: Any, depth: int = 0) -> bool:
     return not isinstance(value, int) or abs(value) <= _MAX_INTEGER
 
 
-def is_valid(value: Any, part: SchemaPart, opened: Open, depth: int = 0) -> bool:
+def is_valid(value: Any, part: SchemaPart, expand: Expand, depth: int = 0) -> bool:
     """Whether the value is allowed; True if that can't be decided."""
     if depth > _MAX_DEPTH:
         return True
     try:
-        return all(_is_valid_against(value, single, opened, depth) for single in opened(part))
+        return all(_is_valid_against(value, single, expand, depth) for single in expand(part))
     except TypeError:  # the schema is invalid, which is reported elsewhere
         return True
 
 
-def _is_valid_against(value: Any, part: SchemaPart, opened: Open, depth: int) -> bool:
+def _is_valid_against(value: Any, part: SchemaPart, expand: Expand, depth: int) -> bool:
     schema = part.schema
     if isinstance(schema, bool):
         return schema
@@ -51,7 +51,7 @@ def _is_valid_against(value: Any, part: SchemaPart, opened: Open, depth: int) ->
         return False
 
     def holds(inner: SchemaPart, of: Any = value) -> bool:
-        return is_valid(of, inner, opened, depth + 1)
+        return is_valid(of, inner, expand, depth + 1)
 
     for word, number in (("anyOf", any), ("oneOf", _exactly_one)):
         branches = [part.child(word, index) for index in range(len(sequence(schema, word)))]

@@ -12,7 +12,7 @@ def request(name: str, length: int, priority: int = 0) -> PoolingRequest:
 
 def batches(batcher: Batcher) -> list[list[str]]:
     found = []
-    while batch := batcher.take():
+    while batch := batcher.next_batch():
         found.append([one.request_id for one in batch])
     return found
 
@@ -25,7 +25,7 @@ def filled(*requests: PoolingRequest, max_tokens: int = 10, max_requests: int = 
 
 
 def test_an_empty_batcher_gives_an_empty_batch() -> None:
-    assert filled().take() == []
+    assert filled().next_batch() == []
 
 
 def test_batches_keep_to_the_budget_and_are_sorted_by_length() -> None:

@@ -44,7 +44,7 @@ def run(core: PoolingCore, inputs: Sequence[Sequence[int]], **options: Any) -> l
         request = PoolingRequest(request_id=str(index), token_ids=token_ids, arrival_time=0.0, **options)
         core.batcher.add(request)
     values: dict[int, torch.Tensor] = {}
-    while batch := core.batcher.take():
+    while batch := core.batcher.next_batch():
         for request, value in zip(batch, core.runner.run(batch), strict=True):
             values[int(request.request_id)] = torch.tensor(value.tolist())
     return [values[index] for index in range(len(inputs))]
