@@ -14,7 +14,7 @@ START, END = "<think>", "</think>"
 REASONING_PARSERS = ("qwen3", "deepseek_r1")
 
 
-class Kind(StrEnum):
+class OutputKind(StrEnum):
     REASONING = "reasoning"
     CONTENT = "content"
 
@@ -29,10 +29,10 @@ class ReasoningParser:
         self._held = ""
         self._has_reasoning = False  # whether any reasoning, or its delimiter, was seen
 
-    def feed(self, text: str) -> list[tuple[Kind, str]]:
+    def feed(self, text: str) -> list[tuple[OutputKind, str]]:
         text = self._held + text
         self._held = ""
-        pieces: list[tuple[Kind, str]] = []
+        pieces: list[tuple[OutputKind, str]] = []
         if not self.is_inside and not self.has_content and not self._has_reasoning:
             text = self._read_start(text)
         if self.is_inside:
@@ -41,12 +41,12 @@ class ReasoningParser:
             self._read_content(text, pieces)
         return pieces
 
-    def finish(self) -> list[tuple[Kind, str]]:
+    def finish(self) -> list[tuple[OutputKind, str]]:
         """The text that was held back and did not become a delimiter."""
         held, self._held = self._held, ""
         if not held:
             return []
-        return [(Kind.REASONING if self.is_inside else Kind.CONTENT, held)]
+        return [(OutputKind.REASONING if self.is_inside else OutputKind.CONTENT, held)]
 
     def _read_start(self, text: str) -> str:
         """Decide whether the output begins with reasoning; until that is clear, hold back all text."""
@@ -60,7 +60,7 @@ class ReasoningParser:
         self.has_content = True
         return text
 
-    def _read_reasoning(self, text: str, pieces: list[tuple[Kind, str]]) -> str:
+    def _read_reasoning(self, text: str, pieces: list[tuple[OutputKind, str]]) -> str:
         """Read the reasoning in `text`; returns what follows its end."""
         if not self._has_reasoning:  # the model may repeat a delimiter that the template has
             if text != START and START.startswith(text):
@@ -73,20 +73,20 @@ class ReasoningParser:
             self.is_inside = False
             self._has_reasoning = True
             if before:
-                pieces.append((Kind.REASONING, before))
+                pieces.append((OutputKind.REASONING, before))
             return after
         keep = held_back(text, (END,))
         self._held = text[len(text) - keep :]
         if shown := text[: len(text) - keep]:
-            pieces.append((Kind.REASONING, shown))
+            pieces.append((OutputKind.REASONING, shown))
         return ""
 
-    def _read_content(self, text: str, pieces: list[tuple[Kind, str]]) -> None:
+    def _read_content(self, text: str, pieces: list[tuple[OutputKind, str]]) -> None:
         if not self.has_content and self._has_reasoning:
             text = text.lstrip("\n")  # templates put empty lines after reasoning
         if text:
             self.has_content = True
-            pieces.append((Kind.CONTENT, text))
+            pieces.append((OutputKind.CONTENT, text))
 
 
 def reasoning_delimiters(name: str) -> tuple[str, str]:

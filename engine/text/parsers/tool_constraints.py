@@ -29,19 +29,21 @@ def call_constraint(name: str, tools: Mapping[str, Tool], choice: str, *, parall
     if build is None:
         return None
     wanted = [
-        _CallableTool.of(tool, f"{path}.function", is_forced=choice != "auto")
+        _ToolSchema.of(tool, f"{path}.function", is_forced=choice != "auto")
         for path, tool in tools.items()
         if choice in ("required", "auto", tool["function"]["name"])
     ]
     return _as_tag(build(wanted, choice == "auto", parallel))
 
 
-def answer_or_calls(name: str, tools: Mapping[str, Tool], answer: Answer, *, parallel: bool) -> str | None:
+def answer_or_calls(
+    name: str, tools: Mapping[str, Tool], answer: AnswerSchema, *, parallel: bool
+) -> str | None:
     """The same for an answer that follows a schema, if the model may call tools instead."""
     build = _FORMATS.get(name)
     if build is None:
         return None
-    wanted = [_CallableTool.of(tool, f"{path}.function", is_forced=False) for path, tool in tools.items()]
+    wanted = [_ToolSchema.of(tool, f"{path}.function", is_forced=False) for path, tool in tools.items()]
     calls = build([tool.as_promised for tool in wanted], False, parallel)
     return _as_tag(calls and {"type": "or", "elements": [answer.content, calls]})
 
@@ -51,7 +53,7 @@ def _as_tag(form: _Format | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerSchema:
     """The schema of an answer without calls."""
 
     schema: Any
@@ -66,7 +68,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _CallableTool:
+class _ToolSchema:
     """A tool that may be called."""
 
     name: str
@@ -75,7 +77,7 @@ class _CallableTool:
     is_strict: bool  # whether a part of the schema that can't be enforced is an error
 
     @staticmethod
-    def of(tool: Tool, param: str, *, is_forced: bool) -> _CallableTool:
+    def of(tool: Tool, param: str, *, is_forced: bool) -> _ToolSchema:
         """Forced calls follow their schema exactly, unless the tool has `strict: false`, and a strict tool's
         calls always do. For all other calls the schema is a description rather than a requirement."""
         function = tool["function"]
@@ -89,10 +91,10 @@ class _CallableTool:
                 f"{param}.parameters.type is {kind!r}: a tool's parameters must be an object.",
                 param=f"{param}.parameters.type",
             )
-        return _CallableTool(function["name"], {**parameters, "type": "object"}, param, is_strict)
+        return _ToolSchema(function["name"], {**parameters, "type": "object"}, param, is_strict)
 
     @property
-    def as_promised(self) -> _CallableTool:
+    def as_promised(self) -> _ToolSchema:
         """Leaves the arguments to the model unless the tool is strict."""
         return self if self.is_strict else replace(self, schema={"type": "object"})
 
@@ -101,7 +103,7 @@ class _CallableTool:
         return {"type": "json_schema", "json_schema": self.schema, "tool": about, **more}
 
 
-def _hermes(wanted: Sequence[_CallableTool], is_auto: bool, parallel: bool) -> _Format:
+def _hermes(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format:
     tags = [
         _tag(f'<tool_call>\n{{"name": {_quoted(tool.name)}, "arguments": ', _json(tool), "}\n</tool_call>")
         for tool in wanted
@@ -109,7 +111,7 @@ def _hermes(wanted: Sequence[_CallableTool], is_auto: bool, parallel: bool) -> _
     return _triggered(["<tool_call>"], tags, parallel) if is_auto else _calls(tags, "\n", parallel)
 
 
-def _qwen_coder(wanted: Sequence[_CallableTool], is_auto: bool, parallel: bool) -> _Format:
+def _qwen_coder(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format:
     for tool in wanted:
         if unfit := [character for character in "<>\n" if character in tool.name]:
             raise InvalidRequest(
@@ -123,21 +125,21 @@ def _qwen_coder(wanted: Sequence[_CallableTool], is_auto: bool, parallel: bool) 
     return _triggered(["<tool_call>"], tags, parallel) if is_auto else _calls(tags, "\n", parallel)
 
 
-def _llama_json(wanted: Sequence[_CallableTool], is_auto: bool, parallel: bool) -> _Format:
+def _llama_json(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format:
     tags = [_tag(f'{{"name": {_quoted(tool.name)}, "parameters": ', _json(tool), "}") for tool in wanted]
     if is_auto:  # JSON that isn't a call stays possible
         return _triggered(sorted({tag["begin"] for tag in tags}), tags, parallel)
     return _calls(tags, "; ", parallel)
 
 
-def _mistral(wanted: Sequence[_CallableTool], is_auto: bool, parallel: bool) -> _Format | None:
+def _mistral(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format | None:
     if is_auto:
         return None  # calls begin with a special token
     tags = [_tag(f'{{"name": {_quoted(tool.name)}, "arguments": ', _json(tool), "}") for tool in wanted]
     return _tag("[", _calls(tags, ", ", parallel), "]")
 
 
-_FORMATS: dict[str, Callable[[Sequence[_CallableTool], bool, bool], _Format | None]] = {
+_FORMATS: dict[str, Callable[[Sequence[_ToolSchema], bool, bool], _Format | None]] = {
     "hermes": _hermes,
     "qwen3_json": _hermes,
     "qwen3_coder": _qwen_coder,
@@ -168,11 +170,11 @@ def _triggered(triggers: list[str], tags: list[_Format], parallel: bool) -> _For
     return {"type": "triggered_tags", "triggers": triggers, "tags": tags, "stop_after_first": not parallel}
 
 
-def _json(tool: _CallableTool) -> _Format:
+def _json(tool: _ToolSchema) -> _Format:
     return tool.content()
 
 
-def _xml(tool: _CallableTool) -> _Format:
+def _xml(tool: _ToolSchema) -> _Format:
     return tool.content(style="qwen_xml")
 
 

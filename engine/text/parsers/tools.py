@@ -17,11 +17,11 @@ from engine.text.parsers.hermes import HermesParser
 from engine.text.parsers.llama_json import LlamaJsonParser
 from engine.text.parsers.mistral import MistralParser
 from engine.text.parsers.qwen_coder import QwenCoderParser
-from engine.text.parsers.tool_constraints import Answer, answer_or_calls, call_constraint
+from engine.text.parsers.tool_constraints import AnswerSchema, answer_or_calls, call_constraint
 
 __all__ = [
     "TOOL_PARSERS",
-    "Answer",
+    "AnswerSchema",
     "CallArguments",
     "CallBegun",
     "CallEnded",

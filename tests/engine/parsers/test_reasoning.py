@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.parsers.reasoning import END, START, Kind, ReasoningParser, reasoning_delimiters
+from engine.text.parsers.reasoning import END, START, OutputKind, ReasoningParser, reasoning_delimiters
 from tests.engine.parsers.reading import cut, cuts, splits_of
 
 WORDS = st.text("ab<>/think \n🙂é", max_size=30)
@@ -28,9 +28,12 @@ def split(name: str, pieces: Sequence[str], *, inside: bool | None = None) -> tu
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     assert all(text for _, text in found), "an empty piece says nothing"
     kinds = [kind for kind, _ in found]
-    assert kinds == sorted(kinds, key=[Kind.REASONING, Kind.CONTENT].index), "a thought after the answer"
+    assert kinds == sorted(kinds, key=[OutputKind.REASONING, OutputKind.CONTENT].index), (
+        "a thought after the answer"
+    )
     reasoning, content = (
-        "".join(text for kind, text in found if kind is wanted) for wanted in (Kind.REASONING, Kind.CONTENT)
+        "".join(text for kind, text in found if kind is wanted)
+        for wanted in (OutputKind.REASONING, OutputKind.CONTENT)
     )
     return reasoning, content
 
@@ -116,11 +119,11 @@ def test_examples(name: str, inside: bool | None, text: str, reasoning: str, con
 def test_a_false_start_of_a_delimiter_is_reported_as_soon_as_possible() -> None:
     parser = ReasoningParser("qwen3", inside=None)
     assert parser.feed("<thi") == []
-    assert parser.feed("nk>a </") == [(Kind.REASONING, "a ")]
-    assert parser.feed("b") == [(Kind.REASONING, "</b")]
+    assert parser.feed("nk>a </") == [(OutputKind.REASONING, "a ")]
+    assert parser.feed("b") == [(OutputKind.REASONING, "</b")]
     assert parser.feed("</think>") == []
     assert parser.feed("\n\n") == []
-    assert parser.feed("Hello <think") == [(Kind.CONTENT, "Hello <think")]
+    assert parser.feed("Hello <think") == [(OutputKind.CONTENT, "Hello <think")]
 
 
 def test_delimiters_are_looked_up_by_the_parsers_name() -> None:
