@@ -1,6 +1,6 @@
 """`python -m benchmarks.first_token [--model PATH] [--rounds N]`
 
-Sends streamed chat requests to a real Berth with one model, while the model is running, asleep at level 1,
+Sends streamed chat requests to Berth, with one model, while the model is running, asleep at level 1,
 asleep at level 2, and stopped. Prints the median and the worst time to the first text.
 """
 

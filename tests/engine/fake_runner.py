@@ -82,7 +82,7 @@ class FakeRunner:
         self.last_batch = batch
         if self.before is not None:
             self.before(batch)
-        # What a step reads besides its own tokens must have been written by earlier steps.
+        # Earlier steps must have written whatever a step reads beyond its own tokens.
         tokens = [self._run(sequence) for sequence in batch.sequences]
         written: set[int] = set()
         for sequence in batch.sequences:

@@ -190,7 +190,7 @@ async def test_an_id_is_in_use_until_the_engine_has_released_it() -> None:
             engine.stream(make_request("a", [2]))
         gate.open()
         await generate(engine, make_request("b", [1]))
-        with pytest.raises(StopAsyncIteration):  # what came after the reader had left isn't his
+        with pytest.raises(StopAsyncIteration):  # deltas after the reader has left are dropped
             await anext(stream)
         again = make_request("a", [2])
         assert await generate(engine, again) == reference_output(again)
@@ -468,7 +468,7 @@ async def test_sleep_can_wait_for_running_requests() -> None:
         impatient.cancel()
         with pytest.raises(asyncio.CancelledError):
             await impatient
-        assert not engine.sleep_controller.is_sleeping, "who gives up waiting leaves the engine awake"
+        assert not engine.sleep_controller.is_sleeping, "a cancelled wait leaves the engine awake"
         patient = asyncio.create_task(engine.sleep_controller.sleep(1, SleepMode.WAIT))
         waking = asyncio.create_task(engine.sleep_controller.wake_up())  # comes when it sleeps
         gate.open()

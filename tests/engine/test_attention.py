@@ -50,7 +50,7 @@ def test_paged_attention_equals_plain_attention(num_heads: int, num_kv_heads: in
     shape = AttentionShape(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=8, num_layers=2)
     cache = PagedKVCache(shape, num_blocks=40, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
     for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(math.nan)  # what isn't written must never count
+        tensor.fill_(math.nan)  # unwritten slots must never count
     tables = [[0, 1, 2, 3, 4], [20, 7, 9, 31, 8], [10, 11, 13, 14, 15], [39, 38, 37, 36, 35]]
     steps = [
         [(0, 0, 5), (1, 0, 1), (2, 0, 11)],

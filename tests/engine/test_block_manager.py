@@ -48,7 +48,7 @@ def test_a_sequence_gets_neighbouring_blocks() -> None:
     assert first == [0, 1, 5]
     manager.free(second)
     third = manager.allocate(4, shared=[first[0]])
-    assert third == [0, 3, 4, 6, 7]  # what was freed comes back in rising order too
+    assert third == [0, 3, 4, 6, 7]  # freed blocks are reused in rising order too
     manager.check_integrity([first, third])
 
 

@@ -149,7 +149,7 @@ def test_a_preempted_constraint_continues_where_it_was(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said", "num_tokens"),
+    ("broken", "message", "num_tokens"),
     [
         (Script(SCRIPT, fails_at=0), "RuntimeError: the grammar is broken", 0),
         (Script(SCRIPT, fails_at=3), "RuntimeError: the grammar is broken", 3),
@@ -159,7 +159,7 @@ def test_a_preempted_constraint_continues_where_it_was(model: Path) -> None:
     ids=["at once", "later", "accept", "dead end"],
 )
 def test_a_broken_constraint_ends_its_own_request_only(
-    broken: Script, said: str, num_tokens: int, model: Path, caplog: pytest.LogCaptureFixture
+    broken: Script, message: str, num_tokens: int, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests = [
         constrained("before", Script(SCRIPT)),
@@ -170,7 +170,7 @@ def test_a_broken_constraint_ends_its_own_request_only(
     with caplog.at_level(logging.ERROR):
         tokens, last = run(core_of(model), *requests)
     assert last["broken"].finish_reason == FinishReason.ERROR
-    assert said in str(last["broken"].error) and len(tokens["broken"]) == num_tokens
+    assert message in str(last["broken"].error) and len(tokens["broken"]) == num_tokens
     others, _ = run(
         core_of(model),
         constrained("before", Script(SCRIPT)),

@@ -98,7 +98,7 @@ LENGTHS = (1, 2, 17, 40, 71)
 
 
 def asking(length: int, max_tokens: int = 9) -> EngineRequest:
-    # What changes the choice doesn't change what is told of the raw distribution.
+    # Sampling parameters don't change the logprobs of the raw distribution.
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=1.3,
@@ -137,8 +137,8 @@ def test_logprobs_equal_those_of_transformers(
         expected = reference.logits([*prompt, *tokens])
         assert_true(positions, tokens, expected[len(prompt) - 1 : -1])
         assert own[0].prompt_logprobs is not None and own[0].prompt_logprobs[0] is None
-        told = [position for position in own[0].prompt_logprobs if position is not None]
-        assert_true(told, prompt[1:], expected[: len(prompt) - 1])
+        returned = [position for position in own[0].prompt_logprobs if position is not None]
+        assert_true(returned, prompt[1:], expected[: len(prompt) - 1])
         assert all(delta.prompt_logprobs is None for delta in own[1:])
         assert own[0].num_cached_tokens == 0
     assert (core.stats().num_preemptions > 0) == ("num_gpu_blocks_override" in options)
@@ -161,7 +161,7 @@ def test_the_prompt_only(model: Path) -> None:
 
 
 def test_a_row_alone_and_in_a_batch(model: Path) -> None:
-    """What is promised in float32: the same greedy tokens, and logprobs equal but for rounding.
+    """The guarantee in float32: the same greedy tokens, and logprobs equal except for rounding.
 
     The order of additions in a matrix product depends on how many rows it has, so not each bit is the same.
     """
@@ -174,9 +174,9 @@ def test_a_row_alone_and_in_a_batch(model: Path) -> None:
     ]
     together = run(core_of(model, max_num_batched_tokens=50, max_num_seqs=12), [*crowd, *requests])
     for request_id, (tokens, positions) in alone.items():
-        beside, told = output_of(together[request_id])
+        beside, returned = output_of(together[request_id])
         assert beside == tokens
-        for here, there in zip(positions, told, strict=True):
+        for here, there in zip(positions, returned, strict=True):
             assert [t.token_id for t in here.top] == [t.token_id for t in there.top]
             assert [t.logprob for t in here.top] == pytest.approx([t.logprob for t in there.top], abs=1e-5)
 

@@ -52,7 +52,7 @@ def test_the_longest_sequence_shrinks_to_fit_unless_it_was_requested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"max_model_len": 640, "num_gpu_blocks_override": 39},
@@ -66,8 +66,8 @@ def test_the_longest_sequence_shrinks_to_fit_unless_it_was_requested() -> None:
         ({"kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes gives 0"),
     ],
 )
-def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], said: str) -> None:
-    with pytest.raises(ConfigError, match=f"(?i){said}"):
+def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?i){message}"):
         size(model_limit=8192, **options)
 
 
@@ -98,13 +98,13 @@ def test_a_cache_larger_than_all_memory_is_refused_before_allocation() -> None:
 
 
 def test_an_allocators_message_is_reported_without_its_advice() -> None:
-    said = (
+    message = (
         "CUDA out of memory. Tried to allocate 2.00 GiB. Process 7 has 70 GiB memory in use. Of the "
         "allocated memory 60 GiB is allocated by PyTorch. If reserved but unallocated memory is large try "
         "PYTORCH_ALLOC_CONF"
     )
     with pytest.raises(OutOfMemory, match="Process 7 has 70 GiB") as caught, translated_out_of_memory():
-        raise torch.OutOfMemoryError(said)
+        raise torch.OutOfMemoryError(message)
     assert "PYTORCH" not in caught.value.message
     with pytest.raises(OutOfMemory, match="can't allocate memory"), translated_out_of_memory():
         torch.empty(1 << 60, dtype=torch.int8)

@@ -127,7 +127,7 @@ def test_eos_tokens_of_the_generation_config_go_first(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"use_sliding_window": True, "sliding_window": 128}, "Sliding-window"),
@@ -139,15 +139,15 @@ def test_eos_tokens_of_the_generation_config_go_first(
     ],
 )
 def test_unsupported_features_are_refused(
-    changes: dict[str, Any], said: str, checkpoint: Callable[[str], Path], tmp_path: Path
+    changes: dict[str, Any], message: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     directory = write_config(tmp_path, checkpoint("qwen3-tied"), **changes)
-    with pytest.raises(UnsupportedModel, match=said):
+    with pytest.raises(UnsupportedModel, match=message):
         read_model_config(directory)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
@@ -156,10 +156,10 @@ def test_unsupported_features_are_refused(
     ],
 )
 def test_an_inconsistent_config_is_refused(
-    changes: dict[str, Any], said: str, checkpoint: Callable[[str], Path], tmp_path: Path
+    changes: dict[str, Any], message: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     directory = write_config(tmp_path, checkpoint("qwen3-tied"), **changes)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         read_model_config(directory)
 
 

@@ -205,7 +205,7 @@ def test_there_are_no_kernels_for_other_tensors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         (compiler.SWITCH, "0", "is 0"),
         ("CXX", "no-such-compiler", "no g++"),
@@ -215,7 +215,7 @@ def test_there_are_no_kernels_for_other_tensors() -> None:
 def test_without_a_compiler(
     name: str,
     value: str,
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -226,7 +226,7 @@ def test_without_a_compiler(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO):
         assert compiler.load_library.__wrapped__() is None
-    assert told in caplog.text
+    assert message in caplog.text
 
 
 @needs_compiler

@@ -95,7 +95,7 @@ def config_of(path: Path, **options: Any) -> EngineConfig:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dtype": "int8"}, "--dtype int8"),
         ({"max_model_len": CONTEXT + 1}, f"max_position_embeddings is {CONTEXT}"),
@@ -103,9 +103,9 @@ def config_of(path: Path, **options: Any) -> EngineConfig:
     ],
 )
 def test_an_invalid_configuration_is_refused(
-    options: dict[str, Any], said: str, checkpoint: Callable[[str], Path]
+    options: dict[str, Any], message: str, checkpoint: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         build_core(config_of(checkpoint("qwen3-tied"), **options))
 
 

@@ -155,7 +155,7 @@ def test_uniform_is_uniform_and_fixed() -> None:
     assert sum((buckets[b] - 500) ** 2 / 500 for b in range(20)) < 60
     lagged = pairwise(numbers)
     assert abs(sum((a - 0.5) * (b - 0.5) for a, b in lagged)) / len(numbers) < 0.005
-    # Fixed for good: a change would change what clients with a seed get.
+    # Fixed: a change would change the outputs of clients with a seed.
     assert (uniform(0, 0), uniform(2**64 - 1, 10**6)) == (0.6524484863740322, 0.4611314684076886)
 
 

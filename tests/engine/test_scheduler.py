@@ -14,7 +14,7 @@ from tests.engine.fake_runner import FakeRunner, logprobs_of, make_request, refe
 
 
 class Harness:
-    """A scheduler and a fake runner, stepped by hand; collects what each request got."""
+    """A scheduler and a fake runner, stepped by hand; collects each request's output."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ def test_a_stop_in_the_last_allowed_token_is_a_stop() -> None:
     assert finish_of(SamplingParams(max_tokens=3), eos=[third]).finish_reason == FinishReason.STOP
 
 
-# What runs when
+# Order of running
 
 
 def test_decodes_come_first_and_prompts_get_the_rest() -> None:
@@ -663,15 +663,15 @@ def test_random_traces(seed: int) -> None:
         else:
             assert harness.outputs[request_id] == expected
             assert (request_id in harness.prompt_logprobs) == (request.params.prompt_logprobs is not None)
-        told = harness.outputs[request_id] if request.params.logprobs is not None else []
-        assert harness.logprobs[request_id] == [logprobs_of(token) for token in told]
+        returned = harness.outputs[request_id] if request.params.logprobs is not None else []
+        assert harness.logprobs[request_id] == [logprobs_of(token) for token in returned]
         if (of_prompt := harness.prompt_logprobs.get(request_id)) is not None:
             assert of_prompt == (None, *map(logprobs_of, request.prompt_token_ids[1:]))
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_sequence_starves_under_overload(seed: int) -> None:
-    """More arrives than can be served: each still ends within what all before it can cost at most."""
+    """Under overload every request still ends within the maximum cost of all requests before it."""
     rng = random.Random(1000 + seed)
     harness = Harness(num_blocks=20, max_num_seqs=5, budget=rng.choice([5, 20]), max_model_len=40)
     unfinished: dict[str, tuple[int, int]] = {}  # cost (computed twice, at one token a step) and last step

@@ -1,4 +1,4 @@
-"""Grammars that become slow while they are followed: their requests end, and no other stands still."""
+"""Grammars that become slow while they are followed: their requests end, and no other stalls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.structured.wire import Limits
 from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[2] / "models" / "berth-demo"
-# All do nothing in the trial's few steps; then the ways to read what was said multiply.
+# All are fast in the few steps of the validation; then the number of possible parses multiplies.
 HOSTILE = {
     "sums": 'root ::= [0-9]{60} "x" e\ne ::= e e | "a" | "b" | e "a" e | e e e\n',
     "runs": "root ::= [0-9]{60} s*\ns ::= s s | s s s | [a-z ]\n",
@@ -50,7 +50,7 @@ def request(name: str, constraint: TokenConstraint | None = None, length: int = 
 
 
 def stream(core: EngineCore, name: str) -> tuple[list[float], list[int], dict[str, TokenDelta]]:
-    """One request to its end beside what runs: gaps between its tokens, the tokens, and others' ends."""
+    """Run one request beside others: gaps between its tokens, the tokens, and the others' ends."""
     core.add(request(name, length=150))
     gaps: list[float] = []
     tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer files say, and what is wrong with them."""
+"""A checkpoint's tokenizer files, valid and invalid."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def put_together(events: Sequence[ToolEvent]) -> Output:
     for event in events:
         match event:
             case TextPiece(text):
-                assert text, "an empty text says nothing"
+                assert text, "an empty text is no event"
                 if parts and isinstance(parts[-1], str):
                     parts[-1] += text
                 else:
@@ -83,7 +83,7 @@ def put_together(events: Sequence[ToolEvent]) -> Output:
                 calls.append(ReadCall(name))
                 parts.append(calls[-1])
             case CallArguments(index, fragment):
-                assert fragment, "an empty fragment says nothing"
+                assert fragment, "an empty fragment is no event"
                 assert index == len(calls) - 1 and not calls[index].has_ended
                 calls[index].arguments += fragment
             case CallEnded(index):

@@ -123,14 +123,14 @@ def is_subsequence(part: str, whole: str) -> bool:
         (written("f", {"a": '<tool_call>{"name'}), "", [("f", {"a": '<tool_call>{"name'})]),
         (written("f", {"a": {"b": ["}", '"', "\\"]}}), "", [("f", {"a": {"b": ["}", '"', "\\"]}})]),
         (written("f\u00e9.\u4e2d", {}), "", [("f\u00e9.\u4e2d", {})]),
-        # The end mark may be missing, between calls and at the end.
+        # The end delimiter may be missing, between calls and at the end.
         (WEATHER.removesuffix("\n</tool_call>"), "", [("get_weather", {"city": "Paris"})]),
         (
             WEATHER.removesuffix("</tool_call>") + WEATHER,
             "",
             [("get_weather", {"city": "Paris"})] * 2,
         ),
-        # What is no call is shown as it is, and what follows is read.
+        # Text that is not a call is unchanged, and parsing continues after it.
         ("<tool_call>", "<tool_call>", []),
         ("<tool_call>soon</tool_call>", "<tool_call>soon</tool_call>", []),
         ("<tool_call>\n{}\n</tool_call>", "<tool_call>\n{}\n</tool_call>", []),

@@ -26,10 +26,10 @@ def split(name: str, pieces: Sequence[str], *, inside: bool | None = None) -> tu
     """The reasoning and the answer."""
     parser = ReasoningParser(name, inside=inside)
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
-    assert all(text for _, text in found), "an empty piece says nothing"
+    assert all(text for _, text in found), "an empty piece"
     kinds = [kind for kind, _ in found]
     assert kinds == sorted(kinds, key=[OutputKind.REASONING, OutputKind.CONTENT].index), (
-        "a thought after the answer"
+        "reasoning after the answer"
     )
     reasoning, content = (
         "".join(text for kind, text in found if kind is wanted)
@@ -54,15 +54,15 @@ def test_however_a_text_is_split_the_pieces_add_up_to_the_same(
     cuts(60),
 )
 def test_reasoning_and_answer_are_what_the_model_wrote(
-    thought: str, answer: str, between: str, at: list[int]
+    reasoning: str, answer: str, between: str, at: list[int]
 ) -> None:
-    if (thought + END).index(END) < len(thought) or thought.startswith(START):
+    if (reasoning + END).index(END) < len(reasoning) or reasoning.startswith(START):
         return
-    text = thought + END + between + answer
-    assert split("qwen3", cut(START + text, at)) == (thought, answer)
-    assert split("qwen3", cut(text, at), inside=True) == (thought, answer)
-    assert split("deepseek_r1", cut(START + text, at)) == (thought, answer)
-    assert split("deepseek_r1", cut(text, at)) == (thought, answer)
+    text = reasoning + END + between + answer
+    assert split("qwen3", cut(START + text, at)) == (reasoning, answer)
+    assert split("qwen3", cut(text, at), inside=True) == (reasoning, answer)
+    assert split("deepseek_r1", cut(START + text, at)) == (reasoning, answer)
+    assert split("deepseek_r1", cut(text, at)) == (reasoning, answer)
 
 
 @given(PARSERS, STATES, RAMBLING)
@@ -71,8 +71,8 @@ def test_only_delimiters_and_empty_lines_after_them_are_dropped(
 ) -> None:
     is_open = name == "deepseek_r1" if inside is None else inside
     begun = text if is_open else text.lstrip()
-    has_thought = is_open or begun.startswith(START)
-    rest = begun.removeprefix(START).replace(END, "", 1) if has_thought else text
+    has_reasoning = is_open or begun.startswith(START)
+    rest = begun.removeprefix(START).replace(END, "", 1) if has_reasoning else text
 
     reasoning, content = split(name, [text], inside=inside)
 
@@ -95,7 +95,7 @@ def test_only_delimiters_and_empty_lines_after_them_are_dropped(
         ("qwen3", None, "<thinking>", "", "<thinking>"),
         ("qwen3", None, "<think>a</think>\n\n  b\n", "a", "  b\n"),
         ("qwen3", None, "<think>a</think>\n\n", "a", ""),
-        # Only what begins an output can be a thought: later, a mark is talked about.
+        # Only the beginning of an output can be reasoning: a later delimiter is content.
         ("qwen3", None, "Say <think>a</think>.", "", "Say <think>a</think>."),
         ("qwen3", True, "hm</think>\n\nHello", "hm", "Hello"),
         ("qwen3", True, "<think>hm</think>Hello", "hm", "Hello"),

@@ -98,9 +98,11 @@ def test_an_output_without_calls_is_unchanged_content(name: str, output: str) ->
 @settings(max_examples=100, deadline=None)
 @given(before=st.text(st.characters(exclude_characters="<{[", exclude_categories=["Cs"])))
 def test_text_that_is_no_delimiter_is_reported_at_once_except_trailing_blanks(name: str, before: str) -> None:
-    told = "".join(getattr(event, "text", "") for event in make_tool_parser(name, TOOLS).feed(before + "x"))
+    reported = "".join(
+        getattr(event, "text", "") for event in make_tool_parser(name, TOOLS).feed(before + "x")
+    )
 
-    assert told == before + "x"
+    assert reported == before + "x"
 
 
 values: st.SearchStrategy[Any] = st.recursive(
@@ -137,8 +139,8 @@ def _mistral_list(made: list[tuple[str, Any]], is_ascii: bool) -> str:
     return f"[TOOL_CALLS] {_json(written, is_ascii)}"
 
 
-def _mistral(made: list[tuple[str, Any]], is_ascii: bool, mark: str = "[ARGS]") -> str:
-    return "".join(f"[TOOL_CALLS]{name}{mark}{_json(value, is_ascii)}" for name, value in made)
+def _mistral(made: list[tuple[str, Any]], is_ascii: bool, delimiter: str = "[ARGS]") -> str:
+    return "".join(f"[TOOL_CALLS]{name}{delimiter}{_json(value, is_ascii)}" for name, value in made)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def _mistral(made: list[tuple[str, Any]], is_ascii: bool, mark: str = "[ARGS]") 
         ("mistral", _mistral_list),
         ("mistral", lambda made, is_ascii: _mistral_list(made, is_ascii).removeprefix("[TOOL_CALLS] ")),
         ("mistral", _mistral),
-        ("mistral", lambda made, is_ascii: _mistral(made, is_ascii, mark="")),
+        ("mistral", lambda made, is_ascii: _mistral(made, is_ascii, delimiter="")),
     ],
 )
 @settings(max_examples=80, deadline=None)

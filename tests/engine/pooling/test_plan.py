@@ -63,16 +63,16 @@ def test_sentence_transformers_files_make_an_embedding_model(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options", "said"),
+    ("architecture", "options", "message"),
     [
         ("BertModel", {"runner": "generate"}, "BertModel generates no text"),
         (QWEN, {"runner": "generate", "convert": "embed"}, "--convert embed needs --runner pooling"),
     ],
 )
 def test_flags_that_contradict_each_other(
-    architecture: str, options: dict[str, Any], said: str, tmp_path: Path
+    architecture: str, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         choose_runner(flags(checkpoint(tmp_path, architecture), **options))
 
 
@@ -136,7 +136,7 @@ def test_the_pooler_config_overrides_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pooler", "said"),
+    ("pooler", "message"),
     [
         ({"step_tag_id": 3}, "'step_tag_id' isn't supported"),
         ({"pooling_type": "ALL"}, "'ALL' isn't one of CLS, LAST, MEAN"),
@@ -146,13 +146,13 @@ def test_the_pooler_config_overrides_files(tmp_path: Path) -> None:
         ({"logit_mean": "x"}, "logit_mean can't be 'x'"),
     ],
 )
-def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
         read_pooling_plan(flags(checkpoint(tmp_path, "BertModel"), pooler_config=pooler))
 
 
 @pytest.mark.parametrize(
-    ("architecture", "config", "options", "error", "said"),
+    ("architecture", "config", "options", "error", "message"),
     [
         ("MambaModel", {}, {}, UnsupportedModel, "'MambaModel'.*BertModel"),
         (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
@@ -196,10 +196,10 @@ def test_unsupported_pooling_is_refused(
     config: dict[str, Any],
     options: dict[str, Any],
     error: type[EngineError],
-    said: str,
+    message: str,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         read_pooling_plan(flags(checkpoint(tmp_path, architecture, **config), **options))
 
 

@@ -284,7 +284,7 @@ def test_a_reranker_gets_its_prompt(tmp_path: Path) -> None:
         )
 
 
-# What all routes share
+# All routes
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ async def test_of_too_many_that_wait_the_oldest_of_the_busiest_tenant_is_refused
         await tasks[1]
     assert [task.done() for task in tasks] == [False, True, False, False, False]
     await leave(tasks)
-    tasks = await waiting(turns, *"abcd")  # who leaves gives its place to others
+    tasks = await waiting(turns, *"abcd")  # a cancelled one makes way for others
     assert not any(task.done() for task in tasks)
     await leave(tasks)
 

@@ -238,9 +238,7 @@ async def test_a_grammar_that_compiled_slowly_gives_masks_promptly(
     }
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(slow), "response_format")
     compiled = await shared.compile(wanted)
-    await until(
-        lambda: set(niceness(process_of(compiled))) == {0}
-    )  # of the thread that has compiled, none is left
+    await until(lambda: set(niceness(process_of(compiled))) == {0})  # the compiling thread is no longer used
 
 
 def niceness(process: psutil.Process) -> list[int]:
@@ -316,10 +314,12 @@ async def test_masks_equal_those_of_the_compiler_in_this_process(
             if constraint.is_finished:
                 assert matcher.is_terminated()
                 continue
-            said, expected = (torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32) for _ in range(2))
-            assert constraint.fill_mask(said, 0) == matcher.fill_next_token_bitmask(expected)
-            assert torch.equal(said, expected)
-            token = chance.choice(allowed_by(said, vocab_size))
+            actual, expected = (
+                torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32) for _ in range(2)
+            )
+            assert constraint.fill_mask(actual, 0) == matcher.fill_next_token_bitmask(expected)
+            assert torch.equal(actual, expected)
+            token = chance.choice(allowed_by(actual, vocab_size))
             constraint.accept(token)
             assert matcher.accept_token(token)
 

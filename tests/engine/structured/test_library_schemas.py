@@ -91,7 +91,7 @@ class Rich(BaseModel):
     at: datetime.datetime
     price: decimal.Decimal = Field(max_digits=5, decimal_places=2)
     secret: SecretStr | None = None
-    path: pathlib.Path = pathlib.Path("/tmp")  # noqa: S108 - a default, which nobody opens
+    path: pathlib.Path = pathlib.Path("/tmp")  # noqa: S108 - a default that is never opened
     pets: list[Pet] = Field(min_length=1, max_length=2)
     scores: dict[Colour, Annotated[float, Field(ge=0, lt=1)]] = {}
     point: Point
@@ -202,9 +202,9 @@ def _without_nullable(schema: Any) -> Any:
         return [_without_nullable(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    said = {word: _without_nullable(value) for word, value in schema.items() if word != "nullable"}
+    converted = {word: _without_nullable(value) for word, value in schema.items() if word != "nullable"}
     if schema.get("exclusiveMinimum") is True:
-        said["exclusiveMinimum"] = said.pop("minimum")
-    if isinstance(said.get("items"), list):
-        said["prefixItems"] = said.pop("items")
-    return {"anyOf": [said, {"type": "null"}]} if schema.get("nullable") is True else said
+        converted["exclusiveMinimum"] = converted.pop("minimum")
+    if isinstance(converted.get("items"), list):
+        converted["prefixItems"] = converted.pop("items")
+    return {"anyOf": [converted, {"type": "null"}]} if schema.get("nullable") is True else converted

@@ -48,7 +48,7 @@ class Walker:
             chosen = closing if chance.random() < 0.15 and closing.any() else allowed
             tokens = chosen.nonzero().flatten()
             token = int(tokens[chance.randrange(len(tokens))])
-            constraint.accept(token)  # raises if the mask has allowed what can't go on
+            constraint.accept(token)  # raises if the mask allowed a dead end
             if token == self.eos:
                 return self.tokenizer.decode(output, skip_special_tokens=True)
             output.append(token)
