@@ -542,7 +542,7 @@ def test_a_lost_sequence_is_noticed() -> None:
     harness = Harness()
     harness.add(make_request("a", [1]))
     harness.scheduler._waiting.clear()
-    with pytest.raises(RuntimeError, match=r"0 waiting.*knows 1 sequences"):
+    with pytest.raises(RuntimeError, match=r"0 waiting.*has 1 sequences"):
         harness.scheduler.check_integrity()
 
 
