@@ -181,7 +181,7 @@ def test_a_classifier_token_must_be_in_the_vocabulary(pooler: Callable[[str], Pa
         "classifier_from_token": ["a", "maybe"],
         "is_original_qwen3_reranker": True,
     }
-    with pytest.raises(CheckpointError, match="'maybe' is no token"):
+    with pytest.raises(CheckpointError, match="'maybe' is not a token"):
         core_of(pooler("qwen3"), hf_overrides=overrides)
 
 
