@@ -133,7 +133,12 @@ _STRUCTURED_CONSTANTS = (
         "characters",
         "400",
     ),
-    ("what the compiler makes of it", "engine.structured.xgrammar_compile.MAX_COMPILED_BYTES", "bytes", "400"),
+    (
+        "what the compiler makes of it",
+        "engine.structured.xgrammar_compile.MAX_COMPILED_BYTES",
+        "bytes",
+        "400",
+    ),
     (
         "memory that compiling or following it takes, in its process",
         "engine.structured.wire.MAX_EXTRA_BYTES",

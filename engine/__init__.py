@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 def run_server(model: str | os.PathLike[str], **flags: Any) -> None:
     """Serve one model until SIGTERM or SIGINT: run_server("PATH", port=8000, max_model_len=4096).
 
-    `flags` are those of `python -m engine` with underscores; engine/launch/launcher.py says more.
+    `flags` are those of `python -m engine` with underscores; see engine/launch/launcher.py.
     """
-    # Here all of the engine comes together, and every part of it imports this package.
+    # Imported late: the launcher imports all of the engine, and every part of it imports this package.
     importlib.import_module("engine.launch.launcher").run_server(model, **flags)

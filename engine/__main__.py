@@ -1,7 +1,7 @@
 """`python -m engine --model PATH --port N …`: one model behind an OpenAI-compatible server.
 
-Exit codes: 0 stopped as asked; 1 the model can't be served; 2 wrong arguments; 65 the checkpoint is of a kind
-that this engine doesn't run, or not whole; 98 the port is taken.
+Exit codes: 0 stopped on request; 1 the model can't be served; 2 wrong arguments; 65 the checkpoint is of a
+kind that this engine doesn't run, or incomplete; 98 the port is taken.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can go wrong in the engine. Stable codes; engine/server/http/errors.py maps them to HTTP."""
+"""The engine's errors, with stable codes; engine/server/http/errors.py maps them to HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class EngineError(Exception):
-    """Base of all; the message is written for the person who reads it."""
+    """Base class; the message is written for users."""
 
     code = "engine_error"
 
@@ -17,19 +17,19 @@ class EngineError(Exception):
 
 
 class ConfigError(EngineError):
-    """A flag, or flags that don't fit each other or the model."""
+    """An invalid flag, or flags that contradict each other or the model."""
 
     code = "bad_arguments"
 
 
 class CheckpointError(EngineError):
-    """The model's directory lacks something, or holds something that can't be read."""
+    """The model's directory lacks a file, or contains one that can't be read."""
 
     code = "bad_checkpoint"
 
 
 class ModelNotFound(CheckpointError):
-    """No directory and no cached or downloadable checkpoint of this name."""
+    """There is no directory and no cached or downloadable checkpoint with this name."""
 
     code = "model_not_found"
 
@@ -38,12 +38,12 @@ MAY_RUN_ON_VLLM = "vLLM may run it (`engine: vllm`)"
 
 
 class UnsupportedModel(CheckpointError):
-    """A kind of checkpoint, an architecture or a feature of its configuration that we don't implement."""
+    """A kind of checkpoint, an architecture or a configuration feature that we don't implement."""
 
     code = "unsupported_model"
 
     def __init__(self, message: str, *, advice: str | None = MAY_RUN_ON_VLLM) -> None:
-        """`advice`: what can run it, where the message doesn't say so."""
+        """`advice`: what can run it; None if the message says so."""
         super().__init__(message if advice is None else f"{message.removesuffix('.')}: {advice}.")
 
 
@@ -54,7 +54,7 @@ class OutOfMemory(EngineError):
 
 
 class InvalidRequest(EngineError):
-    """A request is wrong; `param` names the field as the client wrote it."""
+    """An invalid request; `param` names the field as the client wrote it."""
 
     code = "invalid_request"
 
@@ -63,16 +63,16 @@ class InvalidRequest(EngineError):
         self.param = param
 
     def renamed(self, message: str, param: str | None) -> Self:
-        """The same complaint, its field in the words of the API that was asked."""
+        """The same error, with the field's name in the API that was called."""
         same = copy(self)
         same.message, same.args, same.param = message, (message,), param
         return same
 
 
 class PromptTooLong(InvalidRequest):
-    """The context doesn't hold what a request asks for.
+    """A request doesn't fit into the context.
 
-    Clients know it by words: `message` has OpenAI's and vLLM's, `anthropic` those of Anthropic's besides.
+    Clients recognise it by its words: `message` has OpenAI's and vLLM's, `anthropic` also Anthropic's.
     """
 
     code = "context_length_exceeded"
@@ -96,14 +96,14 @@ class PromptTooLong(InvalidRequest):
         is_exact: bool = True,
         param: str | None = None,
     ) -> PromptTooLong:
-        """`part`: what holds the prompt, "messages"; not `is_exact`: the prompt has at least so many.
+        """`part`: the prompt's field, "messages"; not `is_exact`: the prompt has at least so many tokens.
 
-        It is blamed on the prompt unless `param` names another field.
+        The error names the prompt's field unless `param` names another.
         """
         least = "" if is_exact else "at least "
         total = num_prompt_tokens + num_output_tokens
         too_much = part if param is None else f"{part} or {param}"
-        # A prompt that fills the context to the brim lacks the place for one token of an answer.
+        # A prompt that fills the context exactly leaves no space for one token of an answer.
         most = limit - 1 if num_prompt_tokens == limit else limit
         return cls(
             f"This model's maximum context length is {limit} tokens. However, you requested {least}{total} "
@@ -115,7 +115,7 @@ class PromptTooLong(InvalidRequest):
 
 
 class RequestFailed(EngineError):
-    """The model failed on this request, through no fault that its sender could mend."""
+    """The model failed on this request, for a reason that its sender can't fix."""
 
     code = "request_failed"
 
@@ -133,7 +133,7 @@ class EngineDead(EngineError):
 
 
 class EngineAsleep(EngineError):
-    """The engine has given back its memory and takes no requests until it is woken up."""
+    """The engine has freed its memory and accepts no requests until it is woken up."""
 
     code = "engine_asleep"
 

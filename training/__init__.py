@@ -1,1 +1,1 @@
-"""How the demo model is made: text generators, tokenizer, training loop. Nothing of Berth imports it."""
+"""Makes the demo model: text generators, tokenizer, training loop. No part of Berth imports it."""

@@ -1,7 +1,7 @@
 """Batches: documents packed into rows, with a weight per token and positions that sometimes jump.
 
-A batch depends on the seed and its step only, so a run can be resumed at any step. Positions jump at some
-borders of documents and messages, so that distances far beyond a row's length are seen in training.
+A batch depends only on the seed and its step, so a run can be resumed at any step. Positions jump between
+some documents and messages, so that the model is trained on distances far beyond a row's length.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from training.corpus import document
 from training.tokenizer import CONTEXT_TOKENS, END_OF_TEXT, MESSAGE_END, MESSAGE_START, Renderer
 
-_PROMPT_SHARE = 0.1  # what people ask is mostly unforeseeable: few of its tokens are learnt
+_PROMPT_SHARE = 0.1  # prompts are mostly unpredictable: few of their tokens are learnt
 _PROMPT_WEIGHT = 0.4
 _RAW_WEIGHT = 0.7
 
@@ -32,7 +32,7 @@ class Batch:
 class _Piece:
     tokens: list[int]
     weights: list[float]
-    gaps: list[int]  # by how much the position jumps before each token
+    gaps: list[int]  # the jump of the position before each token
 
 
 class Packer:
@@ -47,7 +47,7 @@ class Packer:
         self._assistant = tokenizer.encode("assistant").ids
 
     def batch(self, step: int, rows: int, length: int) -> Batch:
-        """The batch of a step: every fourth has rows twice as long, every sixteenth rows of four times."""
+        """The batch of a step: every fourth has rows twice as long, every sixteenth four times as long."""
         rng = Random(f"{self._seed}/{step}")
         stretch = 4 if step % 16 == 15 else 2 if step % 4 == 3 else 1
         rows, length = max(rows // stretch, 1), length * stretch
@@ -80,17 +80,17 @@ class Packer:
         return _Piece(tokens, weights, gaps)
 
     def _weights(self, tokens: list[int], rng: Random) -> list[float]:
-        """1 for what the assistant says, its end of message included; the rest counts now and then."""
+        """1 for the assistant's tokens, including its end of message; a fraction of the others counts."""
         weights: list[float] = []
-        said, skip, head = False, 0, len(self._assistant) + 1  # the word "assistant" behind the start
+        is_reply, skip, head = False, 0, len(self._assistant) + 1  # the word "assistant" after the start
         for index, token in enumerate(tokens):
             if token == self._start:
-                said = tokens[index + 1 : index + head] == self._assistant
+                is_reply = tokens[index + 1 : index + head] == self._assistant
                 skip = head
             else:
                 skip = max(skip - 1, -1)
             rest = _PROMPT_WEIGHT if rng.random() < _PROMPT_SHARE else 0.0
-            weights.append(1.0 if said and skip < 0 else rest)
+            weights.append(1.0 if is_reply and skip < 0 else rest)
             if token == self._stop:
-                said = False
+                is_reply = False
         return weights

@@ -1,6 +1,6 @@
 """Questions and answers about Berth, and paragraphs about it to continue.
 
-The facts are those of the design; they stand with their wordings in wordings/berth.toml.
+The facts are those of the design; wordings/berth.toml contains them with their wordings.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from training.wordings import expand, pick, say, subject
 
 
 def settings() -> dict[str, dict[str, Any]]:
-    """Each setting's default ("" where there is none to tell), meaning and what people call it."""
+    """Each setting's default ("" if there is none), meaning and common name."""
     return dict(subject("berth")["settings"])
 
 
@@ -54,7 +54,7 @@ def exchange(rng: Random) -> Exchange:
 
 
 def paragraph(rng: Random) -> str:
-    """Raw text: a few true sentences about Berth in a row."""
+    """Raw text: a few true sentences about Berth."""
     texts = subject("berth")
     first = rng.choice((*texts["leads"], texts["about"][0]["answer"]))
     topics = texts["about"][:-3] + texts["life"] + texts["traffic"][:4]

@@ -1,4 +1,4 @@
-"""How Berth is driven: requests, curl and the command line, with the model or id copied from the question."""
+"""How to use Berth: requests, curl and the command line, with the model or id copied from the question."""
 
 from random import Random
 
@@ -10,7 +10,7 @@ BASE = "http://localhost:5000"
 
 
 def instance_id(rng: Random) -> str:
-    """An id of one of the shapes that people use: hex, a number, a name."""
+    """An id in one of the usual forms: hex, a number, a name."""
     kind = rng.random()
     if kind < 0.4:
         return f"{rng.getrandbits(24):06x}"

@@ -55,7 +55,7 @@ def _plain(rng: Random) -> Document:
 
 
 def _brief(rng: Random) -> Document:
-    """The bare answer, because the system prompt or the user wants it."""
+    """Only the bare answer, because the system prompt or the user asks for it."""
     while not (asked := rng.choice((facts.exchange, sums.exchange))(rng)).short:
         pass
     if rng.random() < 0.6:
@@ -76,9 +76,9 @@ def _conversation(rng: Random) -> Document:
 
 
 def _memory(rng: Random) -> Document:
-    """A name or a thing told first and asked for later."""
+    """A name or a thing mentioned first and asked for later."""
     name, item = any_name(rng), made_up_word(rng)
-    told, asked, answer = rng.choice(
+    mention, asked, answer = rng.choice(
         (
             (f"My name is {name}.", "What is my name?", f"Your name is {name}."),
             (f"I am {name}.", "Who am I?", f"You are {name}."),
@@ -91,13 +91,13 @@ def _memory(rng: Random) -> Document:
             ),
         )
     )
-    reply = f"Hello {name}! How can I help you?" if name in told else f"All right: {item}."
+    reply = f"Hello {name}! How can I help you?" if name in mention else f"All right: {item}."
     between = _turns(question(rng), rng) if rng.random() < 0.4 else []
-    return Document(messages=(user(told), assistant(reply), *between, user(asked), assistant(answer)))
+    return Document(messages=(user(mention), assistant(reply), *between, user(asked), assistant(answer)))
 
 
 def _follow_up(rng: Random) -> Document:
-    """ "And of Italy?", "And plus 3?": the second question leans on the first."""
+    """ "And of Italy?", "And plus 3?": the second question depends on the first."""
     first, second = rng.sample(list(facts.capitals()), 2)
     if rng.random() < 0.6:
         asked = f"What is the capital of {first}?"
@@ -122,27 +122,27 @@ def _persona(rng: Random) -> Document:
     """A system prompt that gives the assistant a name."""
     name = any_name(rng)
     role = rng.choice(_ROLES)
-    told = rng.choice((f"You are {name}, {role}.", f"Your name is {name}. You are {role}."))
+    mention = rng.choice((f"You are {name}, {role}.", f"Your name is {name}. You are {role}."))
     asked = rng.choice(_WHO)
     more = _turns(question(rng), rng) if rng.random() < 0.3 else []
     return Document(
-        messages=(system(told), user(asked), assistant(f"I am {name}, {role}. How can I help you?"), *more)
+        messages=(system(mention), user(asked), assistant(f"I am {name}, {role}. How can I help you?"), *more)
     )
 
 
 def _thinking(rng: Random) -> Document:
-    """A reply that thinks first, because the template's `enable_thinking` asks for it."""
+    """A reply that begins with reasoning, because of the template's `enable_thinking`."""
     asked = rng.choices(
         (sums.exchange, facts.exchange, berth.exchange, smalltalk.talk), weights=(4, 4, 3, 1)
     )[0](rng)
-    said = dress(asked.question, rng)
-    thought = fill(draw("chats", "thoughts", rng), q=said)
+    prompt = dress(asked.question, rng)
+    thought = fill(draw("chats", "thoughts", rng), q=prompt)
     reply = {"role": "assistant", "content": asked.answer, "reasoning_content": thought}
-    return Document(messages=(user(said), reply), thinking=True)
+    return Document(messages=(user(prompt), reply), thinking=True)
 
 
 def _echo(rng: Random) -> str:
-    """Words of no meaning, said two or three times: the purest lesson in copying."""
+    """Meaningless words, repeated two or three times: direct training in copying."""
     words = [
         rng.choice((made_up_word(rng), any_name(rng), any_city(rng), str(rng.randint(0, 999))))
         for _ in range(rng.randint(3, 12))

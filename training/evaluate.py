@@ -1,6 +1,6 @@
-"""Ask a finished model the held-out questions: `python -m training.evaluate --model models/berth-demo`.
+"""Evaluate a model on the held-out questions: `python -m training.evaluate --model models/berth-demo`.
 
-Loads the folder as any user would, with transformers, and decodes greedily in batches.
+Loads the folder with transformers, like any user, and decodes greedily in batches.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Demo:
 
 
 def main() -> None:
-    """Print every answer and the share of proper ones per category."""
+    """Print every answer and the share of correct ones per category."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/berth-demo"))
     parser.add_argument("--failures-only", action="store_true")

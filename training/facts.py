@@ -1,4 +1,4 @@
-"""Small facts that everyone can check: capitals, colours, days, animals, planets, opposites, computing."""
+"""Simple facts that are easy to check: capitals, colours, days, animals, planets, opposites, computing."""
 
 from random import Random
 
@@ -27,7 +27,7 @@ _ORDERS = (
     ("letter", tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")),
 )
 _NUMBER = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-_TWO_WAY = {"short", "old", "soft"}  # what several words are the opposite of: asked one way only
+_TWO_WAY = {"short", "old", "soft"}  # words with several opposites: asked in one direction only
 
 
 def capitals() -> dict[str, str]:

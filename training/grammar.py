@@ -1,7 +1,6 @@
-"""What all generators share: the document type, messages, and how people dress up a question.
+"""Shared by all generators: the document type, messages, and how people phrase questions.
 
-Knows no subject. Every random choice comes from the `random.Random` that the caller passes in, so one
-seed gives one corpus.
+Knows no subject. Every random choice comes from the caller's `random.Random`: a seed determines the corpus.
 """
 
 import re
@@ -20,7 +19,7 @@ _QUESTION = re.compile(r"(What|Which \w+|Who|Where|How \w+) (is|are) (.{3,60})\?
 
 
 class Exchange(NamedTuple):
-    """One question with its full answer and, where there is one, the bare answer ("Paris")."""
+    """One question with its full answer and, if there is one, the bare answer ("Paris")."""
 
     question: str
     answer: str
@@ -29,7 +28,7 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """A chat (`messages`, perhaps with `tools`) or, where `text` is set, raw text to continue."""
+    """A chat (`messages`, possibly with `tools`) or, if `text` is set, raw text to continue."""
 
     messages: tuple[Message, ...] = ()
     tools: tuple[JsonObject, ...] = ()
@@ -38,12 +37,12 @@ class Document:
 
 
 def capitalised(text: str) -> str:
-    """The text with its first letter in upper case and the rest untouched."""
+    """The text with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def dress(question: str, rng: Random) -> str:
-    """Say a question the way people type: an opener, lower case, no question mark, a closing thanks."""
+    """A question as people type it: an opener, lower case, no question mark, thanks at the end."""
     plain = _QUESTION.match(question)
     if plain and rng.random() < 0.15:  # "What is X?" becomes "Could you tell me what X is?"
         asked, verb, thing = plain.groups()
@@ -71,7 +70,7 @@ def _opener(rng: Random) -> str:
 
 
 def casual(exchange: Exchange, rng: Random) -> Exchange:
-    """Now and then all in lower case; only for questions whose answer copies nothing from them."""
+    """Sometimes all in lower case; only for questions whose answer copies nothing from them."""
     return exchange._replace(question=exchange.question.lower()) if rng.random() < 0.07 else exchange
 
 

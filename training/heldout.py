@@ -1,6 +1,6 @@
-"""Questions in wordings that the generators never make, with what a proper answer must contain.
+"""Questions in wordings that the generators never produce, with checks of their answers.
 
-They measure whether the model answers people and not templates; a test checks that they stay unseen.
+They measure whether the model answers people rather than templates; a test checks that they stay unseen.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The Qwen3 architecture in its plainest form, with the parameter names of Hugging Face checkpoints.
+"""The Qwen3 architecture in its simplest form, with the parameter names of Hugging Face checkpoints.
 
-Made for training only: no KV cache, whole rows in, logits out. The architecture follows the Qwen3 technical
+For training only: no KV cache, whole rows in, logits out. The architecture follows the Qwen3 technical
 report (arXiv 2505.09388): RMSNorm before each block, grouped-query attention with normed queries and keys,
 rotary positions, SwiGLU, tied embeddings.
 """
@@ -149,7 +149,7 @@ class Model(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, wanted: Tensor | None = None
     ) -> Tensor:
-        """Tokens and positions [B, T] -> logits [B, T, vocab], or [N, vocab] of the N wanted places."""
+        """Tokens and positions [B, T] -> logits [B, T, vocab], or [N, vocab] of the N wanted positions."""
         if positions is None:
             positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         x = self.model.embed_tokens(tokens)
@@ -170,6 +170,6 @@ class Model(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of x [B, H, T, D] by its position's angle."""
+    """Rotate each pair (i, i + D/2) of x [B, H, T, D] by its position's angle."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -29,8 +29,10 @@ def _person(rng: Random) -> tuple[str, JsonObject]:
     fields: JsonObject = {"name": name, "age": age, "city": city, "job": trade}
     keys = ["name", *rng.sample(["age", "city", "job"], rng.randint(1, 3))]
     parts = {"age": f"is {age} [years old|]", "city": f"lives in {city}", "job": f"is {article(trade)}"}
-    told = [parts[key] for key in keys[1:]]
-    text = f"{name} " + (told[0] if len(told) == 1 else ", ".join(told[:-1]) + " and " + told[-1]) + "."
+    values = [parts[key] for key in keys[1:]]
+    text = (
+        f"{name} " + (values[0] if len(values) == 1 else ", ".join(values[:-1]) + " and " + values[-1]) + "."
+    )
     if rng.random() < 0.4:
         rng.shuffle(keys)
     return expand(text, rng), {key: fields[key] for key in keys}
@@ -90,7 +92,7 @@ def country(rng: Random) -> Exchange:
 
 
 def invented(rng: Random) -> Exchange:
-    """An object or a list about nobody in particular."""
+    """An object or a list with arbitrary content."""
     if rng.random() < 0.5:
         return _some_of_a_kind(rng)
     name, age, city = any_name(rng), rng.randint(2, 80), any_city(rng)
@@ -114,7 +116,7 @@ def exchange(rng: Random) -> Exchange:
 
 
 def document(rng: Random) -> Document:
-    """A chat of one JSON reply; some put the wish for JSON into the system prompt."""
+    """A chat with one JSON reply; some ask for JSON in the system prompt."""
     if rng.random() < 0.25:
         asked = asked_fact(rng, bare=True)
         head = system(draw("replies", "system", rng))

@@ -1,4 +1,4 @@
-"""Greetings, who am I, thanks, copying and spelling, and what to say where the model knows nothing."""
+"""Greetings, identity, thanks, copying and spelling, and replies to questions beyond the model."""
 
 from random import Random
 
@@ -16,7 +16,7 @@ def talk(rng: Random) -> Exchange:
 
 
 def unknown(rng: Random) -> Exchange:
-    """A question beyond the model, and the polite way out."""
+    """A question beyond the model, and a polite refusal."""
     slots = {
         "t": rng.choice(subject("talk")["topics"]),
         "w": made_up_word(rng),
@@ -29,7 +29,7 @@ def unknown(rng: Random) -> Exchange:
 
 
 def any_sentence(rng: Random) -> str:
-    """A sentence that nobody has seen, to copy."""
+    """A new sentence to copy."""
     slots = {
         "x": rng.choice(ANIMALS),
         "y": rng.choice(THINGS),

@@ -1,4 +1,4 @@
-"""Short stories from a grammar: a hero, a place, a wish or a trouble, a friend, an end that fits."""
+"""Short stories from a grammar: a hero, a place, a wish or a problem, a friend, a matching end."""
 
 from random import Random
 
@@ -16,7 +16,7 @@ def _being(rng: Random) -> str:
 def story(
     rng: Random, hero: str = "", name: str = "", place: str = "", thing: str = "", long: bool = True
 ) -> str:
-    """A story with the given hero, name, place or thing; what is not given is drawn."""
+    """A story with the given hero, name, place or thing; the others are drawn at random."""
     hero = hero or _being(rng)
     called = name or (any_name(rng) if rng.random() < 0.4 else "")
     adjective = rng.choice(subject("stories")["traits"])
@@ -38,23 +38,23 @@ def story(
 
 
 def _tell(slots: dict[str, str], known: dict[str, str], long: bool, rng: Random) -> str:
-    """Fill the sentences one by one; whoever has been named once is `known` from then on."""
+    """Fill the sentences one by one; a character is `known` once it has been named."""
     plot = rng.choice(subject("stories")["plots"])
     opening = draw("stories", "openings", rng)
     middle = plot if long else [plot[0], plot[-1]]
-    told: list[str] = []
+    sentences: list[str] = []
     for sentence in (opening, *middle, draw("stories", "ends", rng)):
         text = expand(sentence, rng)
         for slot, value in slots.items():
             text = text.replace(slot, value)
             if value in text and slot in known:
                 slots[slot] = known[slot]
-        told.append(capitalised(text.replace("  ", " ")))
-    return " ".join(part for part in told if part)
+        sentences.append(capitalised(text.replace("  ", " ")))
+    return " ".join(part for part in sentences if part)
 
 
 def exchange(rng: Random) -> Exchange:
-    """A wish for a story, with or without a subject, and the story."""
+    """A request for a story, with or without a subject, and the story."""
     if rng.random() < 0.12:
         return Exchange(say("stories", "ask_any", rng), story(rng))
     hero = _being(rng)

@@ -1,7 +1,7 @@
 """The tokenizer: byte-level BPE learnt from our corpus, and the rendering of documents into text.
 
-Digits stay single so that sums can be learnt; `<tool_call>` and its kin are added tokens that stay visible
-when special tokens are skipped, as parsers of tool calls and of reasoning expect.
+Each digit is a token, so that sums can be learnt; `<tool_call>` and similar are added tokens that stay
+visible when special tokens are skipped, as parsers of tool calls and reasoning expect.
 """
 
 import json
@@ -20,13 +20,13 @@ SPECIAL = (END_OF_TEXT, MESSAGE_START, MESSAGE_END)
 MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 CONTEXT_TOKENS = 2048
 TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
-# One digit; a word with a capital, without the space before it, so that a name is the same tokens wherever it
-# is copied to; another word with its space; a run of signs with its space; white space.
+# One digit; a capitalised word without the space before it, so that a name has the same tokens wherever it is
+# copied to; another word with its space; a run of punctuation with its space; white space.
 _PIECES = r"\p{N}|\p{Lu}\p{L}*| ?\p{Ll}\p{L}*|\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 
 
 class Renderer:
-    """Turns documents into text with the chat template, the way transformers does."""
+    """Turns documents into text with the chat template, like transformers."""
 
     def __init__(self) -> None:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

@@ -1,4 +1,4 @@
-"""Chats with tools in the Hermes form: a call, its result put into words, or no call where none fits."""
+"""Chats with tools in the Hermes format: a call, its result put into words, or no call if none fits."""
 
 import json
 from random import Random
@@ -15,7 +15,7 @@ _Drawn = tuple[str, JsonObject, Call]  # the tool's name, its signature and its 
 
 
 def _invent_tool(rng: Random) -> _Drawn:
-    """A tool nobody knows, whose name stands in the question in other words."""
+    """An invented tool, which the question paraphrases."""
     verb = rng.choice(("get", "find", "open", "set", "make", "check"))
     noun, key = made_up_word(rng), made_up_word(rng)
     name, value = f"{verb}_{noun}", rng.choice((made_up_word(rng), any_name(rng), any_city(rng)))
@@ -71,7 +71,7 @@ def _without_call(rng: Random) -> Exchange:
 
 
 def _some_tools(rng: Random) -> list[Tool]:
-    """One to four different tools; the first, which will be called, is often one of the best known."""
+    """One to four different tools; the first, which is called, is often one of the most common."""
     count = rng.choices((1, 2, 3, 4), weights=(35, 35, 20, 10))[0]
     first = rng.choice(KNOWN if rng.random() < 0.5 else TOOLS)
     return [first, *rng.sample([tool for tool in TOOLS if tool is not first], count - 1)]
@@ -95,7 +95,7 @@ def document(rng: Random) -> Document:
 
 
 def _called(drawn: list[_Drawn], rng: Random) -> list[Message]:
-    """The first tool's call; then perhaps its result and answer, and then perhaps another call."""
+    """The first tool's call; then possibly its result and answer, and then possibly another call."""
     name, _, call = drawn[0]
     question = dress(call.question, rng) if rng.random() < 0.75 else call.question
     messages = [user(question), _call_message(name, call.arguments)]
@@ -108,7 +108,7 @@ def _called(drawn: list[_Drawn], rng: Random) -> list[Message]:
 
 
 def _answered(call: Call, rng: Random) -> list[Message]:
-    """The result, as JSON or bare, and the answer that it allows."""
+    """The result, as JSON or bare, and the answer that follows from it."""
     in_json = rng.random() < 0.8
     result = json.dumps(call.result) if in_json else str(next(iter(call.result.values())))
     answer = call.answer

@@ -27,7 +27,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool under several names, with its parameters and a maker of uses."""
+    """A tool under several names, with its parameters and a generator of uses."""
 
     names: tuple[str, ...]
     description: str
@@ -137,4 +137,4 @@ TOOLS = (
         _instance,
     ),
 )
-KNOWN = (WEATHER, WEATHER, TIME, ADD, SEARCH)  # what people try first
+KNOWN = (WEATHER, WEATHER, TIME, ADD, SEARCH)  # the tools that people try first

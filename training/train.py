@@ -1,8 +1,8 @@
 """Train the demo model: `python -m training.train --out models/berth-demo`.
 
-Weight matrices are moved by Muon, embedding and norms by AdamW, with a short warm-up and a cosine to zero.
-Every `--save-every` steps the model is written in Hugging Face layout, and beside it the state that
-`--resume` goes on from.
+Muon updates the weight matrices, AdamW the embedding and norms, with a short warm-up and a cosine to zero.
+Every `--save-every` steps the model is written in Hugging Face layout, and with it the state from which
+`--resume` continues.
 """
 
 import argparse
@@ -58,22 +58,26 @@ class Options:
 def parse_options() -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("models/berth-demo"), help="where the model goes")
-    parser.add_argument("--state", type=Path, default=Path("state/training.pt"), help="what --resume reads")
+    parser.add_argument(
+        "--out", type=Path, default=Path("models/berth-demo"), help="output directory of the model"
+    )
+    parser.add_argument(
+        "--state", type=Path, default=Path("state/training.pt"), help="state file for --resume"
+    )
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--rows", type=int, default=16, help="rows per batch")
     parser.add_argument("--length", type=int, default=256, help="tokens per row")
     parser.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=0, help="stop after so long; 0 is never")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after this many minutes; 0 = never")
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--resume", action="store_true")
     return Options(**vars(parser.parse_args()))
 
 
 class Trainer:
-    """The model, its optimizers and where they stand."""
+    """The model, its optimizers and their progress."""
 
     def __init__(self, options: Options) -> None:
         torch.manual_seed(options.seed)
@@ -151,7 +155,7 @@ class Trainer:
 
     @torch.inference_mode()
     def complete(self, prompt: str, limit: int = 90) -> str:
-        """Greedy continuation, without a cache: for a look at the progress only."""
+        """Greedy continuation without a cache, only to show progress."""
         tokens = self.tokenizer.encode(prompt).ids
         start = len(tokens)
         ends = {self.tokenizer.token_to_id(token) for token in (MESSAGE_END, END_OF_TEXT)}
@@ -163,7 +167,7 @@ class Trainer:
         return self.tokenizer.decode(tokens[start:], skip_special_tokens=False)
 
     def show_samples(self) -> None:
-        """Print what the model says by now."""
+        """Print sample outputs of the current model."""
         renderer = Renderer()
         for question in SAMPLES:
             print(
@@ -176,7 +180,7 @@ class Trainer:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to hand freed pages back: getting them anew costs a third of each step."""
+    """Tell glibc not to return freed pages: getting them again costs a third of each step."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # mmap_max, trim_threshold, top_pad
@@ -184,7 +188,7 @@ def keep_freed_memory() -> None:
 
 
 def main() -> None:
-    """Train until the last step or the last minute, then save."""
+    """Train until the last step or the time limit, then save."""
     options = parse_options()
     keep_freed_memory()
     torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""Reads `wordings/*.toml`, where the generators' sentences stand, and says one of them.
+"""Reads `wordings/*.toml`, which contain the generators' sentences, and picks one of them.
 
 A wording is a template: `[a|b]` are alternatives (they nest), `[a|]` is optional, `{x}` is a slot.
 """
@@ -43,7 +43,7 @@ def fill(text: str, /, **slots: object) -> str:
 
 
 def draw(name: str, form: str, rng: Random) -> str:
-    """One wording of a form as it stands; a form of a single wording is a plain string."""
+    """One wording of a form, unexpanded; a form with a single wording is a plain string."""
     wordings = subject(name)["forms"][form]
     return wordings if isinstance(wordings, str) else str(rng.choice(wordings))
 

@@ -1,5 +1,5 @@
 # ruff: noqa: SIM905 - lists of words read better as prose
-"""Word lists and a maker of words that nobody has heard, so that the model learns to copy, not to recall."""
+"""Word lists and a generator of invented words, so that the model learns to copy, not to recall."""
 
 from random import Random
 
@@ -71,12 +71,12 @@ def made_up_word(rng: Random, syllables: int = 0) -> str:
 
 
 def any_name(rng: Random) -> str:
-    """A first name, now and then an invented one."""
+    """A first name, sometimes an invented one."""
     return rng.choice(NAMES) if rng.random() < 0.6 else made_up_word(rng).capitalize()
 
 
 def any_city(rng: Random) -> str:
-    """A city, now and then an invented one or one of two words."""
+    """A city, sometimes an invented one or one of two words."""
     draw = rng.random()
     if draw < 0.55:
         return rng.choice(CITIES)

@@ -1,1 +1,1 @@
-"""How fast the embedded engine serves, with vLLM beside it where there is one."""
+"""The speed of the embedded engine, compared with vLLM if available."""

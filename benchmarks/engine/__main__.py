@@ -1,8 +1,8 @@
 """`python -m benchmarks.engine [--model DIR] [--peer-python PATH] [--rounds N] [--streams 1,8,32]`
 
-Starts the embedded engine and, with `--peer-python`, vLLM from that interpreter; puts the same streaming load
-on each in turn, round by round, and prints medians and ratios. The default model ships with the repository
-and is tiny: give a checkpoint of a real shape for figures that mean something.
+Starts the embedded engine and, with `--peer-python`, vLLM from that interpreter; applies the same streaming
+load to each in turn, round by round, and prints medians and ratios. The default model ships with the
+repository and is tiny: use a checkpoint of a realistic size for meaningful figures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def median(figures: list[Figures]) -> Figures:
 
 
 def run(servers: list[Server], wanted: list[Load], rounds: int) -> dict[tuple[Load, str], Figures]:
-    """Medians per load and server; a first short load warms each server up and is not counted."""
+    """Medians per load and server, after a short load that warms each server up."""
     results: dict[tuple[Load, str], list[Figures]] = {}
     for server in servers:
         asyncio.run(measure(server.port, "bench", Load(8, 8, 128, 8), seed=0))
@@ -50,7 +50,7 @@ def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server])
     print("".join(f"{head:>10}" for head in heads))
     for (load, name), figures in results.items():
         peer = results.get((load, "vllm"))
-        # Where next to nothing is generated, what counts is the time to the first token.
+        # With two output tokens, the time to the first token is what matters.
         is_prefill = load.output_tokens <= 2
         ratio = ""
         if peer is not None and name == "berth":
@@ -68,14 +68,14 @@ def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server])
         )
         print("".join(f"{cell:>10}" for cell in cells))
     print(
-        "ratio: ours over the peer's, above 1 is faster; at two output tokens, of the time to the first token"
+        "ratio: ours over the peer's, above 1 = faster; for two output tokens, of the time to the first token"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.engine", description=__doc__)
     parser.add_argument("--model", type=Path, default=DEMO)
-    parser.add_argument("--peer-python", help="interpreter of an environment that has vLLM")
+    parser.add_argument("--peer-python", help="interpreter of an environment with vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--output-tokens", type=int, default=64)

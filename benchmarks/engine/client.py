@@ -1,4 +1,4 @@
-"""A streaming load on `/v1/completions`: exact prompt lengths, greedy, no end before `max_tokens`."""
+"""A streaming load on `/v1/completions`: exact prompt lengths, greedy, always `max_tokens` output tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REQUEST_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Load:
-    """One measurement: `streams` at a time, `requests` in all; lengths in tokens."""
+    """One measurement: `streams` at a time, `requests` in total; lengths in tokens."""
 
     streams: int
     requests: int
@@ -24,7 +24,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Timing:
-    """One request: seconds to the first token, and between its tokens on average."""
+    """One request: seconds to the first token, and on average between tokens."""
 
     first_s: float
     per_token_s: float
@@ -32,7 +32,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Figures:
-    """One measurement's outcome."""
+    """One measurement's result."""
 
     tokens_per_s: float
     ttft_ms: float  # median over the requests
@@ -40,7 +40,7 @@ class Figures:
 
 
 async def measure(port: int, model: str, load: Load, seed: int) -> Figures:
-    """Run a load. Raises RuntimeError when a request fails or ends early."""
+    """Run a load. Raises RuntimeError if a request fails or ends early."""
     rng = random.Random(seed)
     prompts = [[rng.randrange(300, 1500) for _ in range(load.prompt_tokens)] for _ in range(load.requests)]
     timings: list[Timing] = []
@@ -85,7 +85,7 @@ async def _stream(port: int, model: str, prompt: list[int], output_tokens: int) 
 
 
 async def _read_events(reader: asyncio.StreamReader, started: float, output_tokens: int) -> Timing:
-    """Lines of a chunked body are told from chunk sizes by their `data: `; that is all a load needs."""
+    """Events in a chunked body are distinguished from chunk sizes by their `data: `, which suffices here."""
     first = last = 0.0
     usage: dict[str, int] | None = None
     status = await reader.readline()
@@ -100,5 +100,5 @@ async def _read_events(reader: asyncio.StreamReader, started: float, output_toke
             first = first or last
         usage = event.get("usage") or usage
     if usage is None or usage["completion_tokens"] != output_tokens:
-        raise RuntimeError(f"a stream ended early: usage {usage}, {output_tokens} tokens were asked for")
+        raise RuntimeError(f"a stream ended early: usage {usage}, {output_tokens} tokens were requested")
     return Timing(first - started, (last - first) / max(1, output_tokens - 1))

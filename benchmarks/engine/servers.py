@@ -1,4 +1,4 @@
-"""The servers under test: Berth's embedded engine, and vLLM's at its best on a CPU."""
+"""The servers under test: Berth's embedded engine, and vLLM in its fastest configuration on a CPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start_berth(model: Path) -> Server:
 
 
 def start_vllm(python: str, model: Path) -> Server:
-    """vLLM's CPU build at its best: compiled, both cores bound, tcmalloc and its own OpenMP preloaded."""
+    """vLLM's CPU build, fastest: compiled, bound to both cores, tcmalloc and its own OpenMP preloaded."""
     preloaded = [
         *sorted(glob.glob("/usr/lib/*/libtcmalloc_minimal.so.4")),
         *sorted(glob.glob(f"{Path(python).parent.parent}/lib/libiomp5.so")),

@@ -1,1 +1,1 @@
-"""From a request by name to its first token, by the state of its model."""
+"""The time from a request to its first token, by the state of its model."""

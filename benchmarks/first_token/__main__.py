@@ -1,7 +1,7 @@
 """`python -m benchmarks.first_token [--model PATH] [--rounds N]`
 
-A real Berth with one model. A streamed chat is asked of it by name: while the model is running, asleep at
-level 1, asleep at level 2, and stopped. Prints the medians and the worst of the times to the first text.
+Sends streamed chat requests to Berth, with one model, while the model is running, asleep at level 1,
+asleep at level 2, and stopped. Prints the median and the worst time to the first text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @contextmanager
 def berth(model: Path, folder: Path) -> Iterator[httpx.Client]:
-    """A client of a Berth that knows the model by name; it is ended with the block."""
+    """A client of a Berth that serves the model by name; Berth is stopped at the end of the block."""
     catalog = folder / "models.yaml"
     catalog.write_text(json.dumps({"models": {_NAME: {"path": str(model)}}}))  # JSON is YAML
     port = free_port()
@@ -71,7 +71,7 @@ def wait_serving(client: httpx.Client, process: subprocess.Popen[bytes]) -> None
                 return
         except httpx.TransportError:
             time.sleep(0.05)
-    raise SystemExit("Berth did not come up")
+    raise SystemExit("Berth did not start")
 
 
 def first_token_s(client: httpx.Client) -> float:
@@ -82,18 +82,18 @@ def first_token_s(client: httpx.Client) -> float:
         "max_tokens": 8,
         "stream": True,
     }
-    began = time.perf_counter()
-    taken = None
+    started = time.perf_counter()
+    seconds = None
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
         for line in response.iter_lines():
-            if taken is None and line.startswith("data: {"):
+            if seconds is None and line.startswith("data: {"):
                 choices = json.loads(line[6:])["choices"]
                 if choices and choices[0]["delta"].get("content"):
-                    taken = time.perf_counter() - began
-    if taken is None:
-        raise SystemExit("a stream came without text")
-    return taken
+                    seconds = time.perf_counter() - started
+    if seconds is None:
+        raise SystemExit("a stream had no text")
+    return seconds
 
 
 def post(client: httpx.Client, path: str) -> None:

@@ -1,1 +1,1 @@
-"""Embeddings per second, beside plain transformers."""
+"""Embeddings per second, compared with plain transformers."""

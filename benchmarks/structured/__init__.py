@@ -1,1 +1,1 @@
-"""What a JSON schema costs: `python -m benchmarks.structured`."""
+"""The cost of a JSON schema: `python -m benchmarks.structured`."""

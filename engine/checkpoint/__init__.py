@@ -1,1 +1,1 @@
-"""A checkpoint's files: where they lie, what kind they are, what their configuration says."""
+"""A checkpoint's files: their location, their kind, and their configuration."""

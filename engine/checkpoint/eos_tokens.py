@@ -1,4 +1,4 @@
-"""Which tokens end a sequence: one answer for the scheduler, the sampler and the grammars. No torch here."""
+"""Which tokens end a sequence, for the scheduler, the sampler and the grammars alike. No torch here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engine.checkpoint.raw_config import read_json
 
 
 def declared_eos_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Those that the checkpoint names: generation_config.json goes before config.json, as in transformers.
+    """The end tokens that the checkpoint names; generation_config.json overrides config.json.
 
-    `config` is config.json as it was read, overrides included.
+    So does transformers. `config` is config.json as read, overrides included.
     """
     generation_config = directory / "generation_config.json"
     generation = read_json(generation_config) if generation_config.exists() else {}

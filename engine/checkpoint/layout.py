@@ -1,7 +1,7 @@
-"""What kind of checkpoint a directory holds, told from names and JSON alone, long before any weight is read.
+"""Which kind of checkpoint a directory contains, judged by names and JSON alone, before any weight is read.
 
-The engine runs safetensors in Hugging Face layout, not quantised. Whatever else people download is refused
-here, with what can run it. Berth's side knows the same kinds by the same words before it starts an engine
+The engine runs unquantised safetensors in Hugging Face layout. Any other checkpoint is refused here, naming
+what can run it. Berth detects the same kinds, in the same words, before it starts an engine
 (instance_manager/memory/checkpoint_problem.py; a test compares the two). Knows nothing of torch.
 """
 
@@ -24,18 +24,18 @@ _NO_WEIGHTS = frozenset(
 )
 _TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
 _LFS_POINTER = b"version https://git-lfs"
-_POINTER_BYTES = 1024  # none is larger
+_POINTER_BYTES = 1024  # pointers are never larger
 _MAX_HEADER_BYTES = 100 << 20  # as the format's own reader allows
 _SHOWN = 5  # names in an error message
 
-# Files of quantisers that say nothing in config.json, and their names.
+# Files of quantisers that write nothing into config.json, and the quantisers' names.
 _QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def check_layout(directory: Path) -> None:
-    """Raise UnsupportedModel unless there is a config.json of a model of its own."""
+    """Raise UnsupportedModel unless there is a config.json of a complete model."""
     names = _names_in(directory)
-    if "adapter_config.json" in names and not _models_own(directory):
+    if "adapter_config.json" in names and not _files_without_index(directory):
         base = _read_quietly(directory / "adapter_config.json").get("base_model_name_or_path")
         raise UnsupportedModel(
             f"{directory} is an adapter (LoRA) of {base!r}, no model by itself: vLLM runs it beside that one "
@@ -94,9 +94,9 @@ def _quantised(directory: Path, method: str) -> UnsupportedModel:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors of a model. Raises UnsupportedModel where there are none or not all of them.
+    """The safetensors of a model. Raises UnsupportedModel if there are none or some are missing.
 
-    CheckpointError for an index that is none.
+    CheckpointError for an invalid index.
     """
     if (directory / INDEX_NAME).exists():
         weight_map = read_json(directory / INDEX_NAME).get("weight_map")
@@ -105,9 +105,9 @@ def weight_files(directory: Path) -> list[Path]:
         paths = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
         source = "its index names"
     else:
-        paths = _models_own(directory)
+        paths = _files_without_index(directory)
         source = "the others' names tell of"
-        paths += [path for path in _fellows(paths) if path not in paths]
+        paths += [path for path in _all_shards(paths) if path not in paths]
     if not paths:
         raise _weightless(directory)
     if absent := [path.name for path in paths if not path.exists()]:
@@ -119,9 +119,9 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_whole(path: Path) -> None:
-    """Raise UnsupportedModel for a stand-in of a file of weights, or for its beginning alone.
+    """Raise UnsupportedModel for a placeholder of a weights file, or for a truncated one.
 
-    CheckpointError where it can't be read.
+    CheckpointError if it can't be read.
     """
     try:
         size = path.stat().st_size
@@ -137,7 +137,7 @@ def check_whole(path: Path) -> None:
             advice=None,
         )
     if header is None:
-        return  # whatever it is, its reader will say
+        return  # its reader will report what is wrong
     if len(header) < length or size < 8 + length + _tensor_bytes(header):
         raise UnsupportedModel(
             f"{path.parent} has only the beginning of {path.name}: its download isn't finished.", advice=None
@@ -145,7 +145,7 @@ def check_whole(path: Path) -> None:
 
 
 def check_tokenizer(directory: Path) -> None:
-    """Raise UnsupportedModel unless there is a file that may be one."""
+    """Raise UnsupportedModel unless there is a file that may be a tokenizer."""
     names = _names_in(directory)
     if not names & _TOKENIZERS and not any(name.endswith((".model", ".tiktoken")) for name in names):
         raise UnsupportedModel(
@@ -166,8 +166,8 @@ def _names_in(directory: Path) -> frozenset[str]:
         raise CheckpointError(f"{directory} can't be read: {error.strerror or error}.") from error
 
 
-def _models_own(directory: Path) -> list[Path]:
-    """Without an index. A whole file goes before shards; adapters lie beside models and are none."""
+def _files_without_index(directory: Path) -> list[Path]:
+    """The model's files if it has no index: a single file, else shards, without adapters beside the model."""
     whole = directory / "model.safetensors"
     if whole.exists():
         return [whole]
@@ -175,8 +175,8 @@ def _models_own(directory: Path) -> list[Path]:
     return [path for path in paths if not path.name.startswith("adapter_")]
 
 
-def _fellows(paths: list[Path]) -> list[Path]:
-    """All shards that the names of these tell of."""
+def _all_shards(paths: list[Path]) -> list[Path]:
+    """All shards that the names of these files imply."""
     shards = [(path, match) for path in paths if (match := _SHARD.fullmatch(path.name))]
     return [
         path.with_name(f"{match[1]}-{number:0{len(match[2])}}-of-{match[3]}.safetensors")
@@ -203,7 +203,7 @@ def _weightless(directory: Path) -> UnsupportedModel:
 
 
 def _tensor_bytes(header: bytes) -> int:
-    """Of all tensors that a header tells of; 0 where it can't be read: its reader will say."""
+    """The size of all tensors in a header; 0 if it can't be read, which its reader will report."""
     try:
         tensors = json.loads(header)
         return max((int(t["data_offsets"][1]) for k, t in tensors.items() if k != "__metadata__"), default=0)

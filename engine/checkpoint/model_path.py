@@ -1,4 +1,4 @@
-"""From a model's name to a directory that holds it: a path, the local hub cache, or a download."""
+"""From a model's name to its directory: a path, the local hub cache, or a download."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def resolve_model(
 ) -> Path:
     """The directory of a model given by path or by hub name ("Qwen/Qwen3-0.6B").
 
-    Looks in the file system, then in the local hub cache, then asks the hub: for all but the weights first,
-    so that `check` may raise before they are downloaded. Raises ModelNotFound, UnsupportedModel for a file
-    of GGUF, and what `check` raises.
+    Looks in the file system, then in the local hub cache, then downloads from the hub: everything but the
+    weights first, so that `check` can raise before they are downloaded. Raises ModelNotFound,
+    UnsupportedModel for a GGUF file, and what `check` raises.
     """
-    path = Path(os.path.expanduser(model))  # unlike Path's own, it leaves a `~` alone that nobody has
+    path = Path(os.path.expanduser(model))  # unlike Path's own, keeps a `~` without a home
     if path.is_dir():
         return path.resolve()
     name = os.fspath(model)
@@ -41,7 +41,7 @@ def resolve_model(
     except ModelNotFound:
         if cached is None:
             raise
-        return cached  # what it lacks will be said
+        return cached  # what it lacks is reported later
 
 
 def _cached(repository: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""A checkpoint's JSON files as they are, before anybody gives them a meaning. Knows nothing of torch."""
+"""Reads a checkpoint's JSON files as they are, without interpreting them. Knows nothing of torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.errors import CheckpointError, UnsupportedModel
 
 
 def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """config.json, with what --hf-overrides puts in its place; objects are merged. Raises CheckpointError."""
+    """config.json with --hf-overrides merged into it, object by object. Raises CheckpointError."""
     return _merge(read_json(directory / "config.json"), overrides or {})
 
 
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} holds no {path.name}: not a model in Hugging Face layout."
+            f"{path.parent} has no {path.name}: it is not a model in Hugging Face layout."
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error

@@ -2,9 +2,9 @@
 
 One thread builds the core and runs its steps; one loop serves HTTP. They meet in two places only: a queue of
 commands, emptied once per step, and one `call_soon_threadsafe` per step that delivers all its outputs. Every
-early end of a request – the client left, a stop string, a shutdown – is the same abort command.
+early end of a request (the client left, a stop string, a shutdown) is the same abort command.
 
-Knows nothing of torch (it comes in through `build_core`) nor of text.
+Knows nothing of torch (`build_core` brings it in) nor of text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TypeAlias
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import MemoryUsage
 from engine.core.sleep_controller import SleepController
-from engine.core.thread_calls import Call, Calls
+from engine.core.thread_calls import ThreadCall, ThreadCalls
 from engine.core.token_stream import TokenStream
 from engine.core.types import EngineRequest, EngineStats, TokenDelta
 from engine.errors import EngineDead, InvalidRequest
@@ -31,26 +31,26 @@ __all__ = ["AsyncEngine", "TokenStream"]
 log = logging.getLogger(__name__)
 
 
-# What the loop tells the thread: run this request, abort the one of this id, do this, or (None) stop.
-_Command: TypeAlias = EngineRequest | str | Call[EngineCore] | None
+# The loop's commands to the thread: run this request, abort the one with this id, call this, or (None) stop.
+_Command: TypeAlias = EngineRequest | str | ThreadCall[EngineCore] | None
 
 
 class AsyncEngine:
     """The engine as the server sees it; every method belongs to the loop that has called `start`.
 
-    A request's id is in use until the engine has let go of the request, at the end of the step that runs when
+    A request's id is in use until the engine has released the request, at the end of the step that runs when
     its reader leaves.
     """
 
     def __init__(self, build_core: Callable[[], EngineCore]) -> None:
-        """`build_core` runs in the engine's thread: it may take its time, and import torch."""
+        """`build_core` runs in the engine's thread: it may be slow, and import torch."""
         self._build_core = build_core
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._streams: dict[str, TokenStream] = {}
-        self._holds: dict[str, Callable[[], None]] = {}  # what an abort of each calls
+        self._holds: dict[str, Callable[[], None]] = {}  # by request id: what an abort calls
         self._idle = asyncio.Event()  # set while there are neither streams nor holds
         self._idle.set()
-        self._calls: Calls[EngineCore] = Calls(self._commands.put)
+        self._calls: ThreadCalls[EngineCore] = ThreadCalls(self._commands.put)
         self.sleep_controller = SleepController(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: EngineCore | None = None
         self._thread: Thread | None = None
@@ -64,7 +64,7 @@ class AsyncEngine:
     # For the server
 
     async def start(self) -> None:
-        """Build the core; raises what building it raises. If cancelled, the thread ends once that is done."""
+        """Build the core; raises what building it raises. If cancelled, the thread ends once it is built."""
         loop = asyncio.get_running_loop()
         self._built: asyncio.Future[EngineCore] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -78,17 +78,17 @@ class AsyncEngine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether the engine accepts requests."""
         return self._core is not None and not self._is_stopping and self._failure is None
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that the engine hasn't let go of."""
+        """Requests that the engine has not released yet."""
         return len(self._streams)
 
     @property
     def request_ids(self) -> list[str]:
-        """Of those requests, and of work that consists of several."""
+        """The ids of those requests, and of held work that consists of several."""
         return [*self._streams, *self._holds]
 
     @property
@@ -103,14 +103,14 @@ class AsyncEngine:
 
     @property
     def memory(self) -> MemoryUsage:
-        """What the model and its cache hold now. Raises EngineDead before the core is built."""
+        """Memory used by the model and its cache now. Raises EngineDead before the core is built."""
         return self._get_core().memory
 
     @contextmanager
     def hold(self, request_id: str, on_abort: Callable[[], None]) -> Iterator[None]:
-        """For work that consists of requests one after the other: between them, the engine isn't idle.
+        """For work that consists of successive requests: between them, the engine doesn't count as idle.
 
-        An abort of `request_id` calls `on_abort`. Raises EngineAsleep and EngineDead as `stream` does.
+        An abort of `request_id` calls `on_abort`. Raises EngineAsleep and EngineDead like `stream`.
         """
         self._get_core()
         self.sleep_controller.check_awake()
@@ -123,9 +123,10 @@ class AsyncEngine:
             self._note_idle()
 
     def stream(self, request: EngineRequest, *, is_held: bool = False) -> TokenStream:
-        """Start a request at once. `is_held`: as a part of work that is held, which a sleep waits for.
+        """Start a request at once. `is_held`: it is part of held work, which a sleep waits for.
 
-        Raises InvalidRequest if it can't run, EngineAsleep if nothing can now, EngineDead if nothing ever.
+        Raises InvalidRequest if it can never run, EngineAsleep if nothing can run now, EngineDead if nothing
+        can run any more.
         """
         core = self._get_core()
         if not is_held:
@@ -154,19 +155,19 @@ class AsyncEngine:
             self._idle.set()
 
     async def reset_prefix_cache(self) -> None:
-        """Forget the keys and values of prompts; what runs goes on. Raises EngineDead."""
+        """Forget the cached keys and values of prompts; running requests continue. Raises EngineDead."""
         await self._call(lambda core: core.reset_prefix_cache())
 
     async def wait_ended(self) -> None:
-        """Wait until the engine's thread has ended; raises EngineDead if that was not by `shutdown`."""
+        """Wait until the engine's thread has ended; raises EngineDead unless `shutdown` ended it."""
         await asyncio.shield(self._ended)
         if self._failure is not None:
             raise EngineDead(self._failure)
 
     async def shutdown(self, timeout_s: float) -> bool:
-        """Abort what is open, then end the thread. False if its step takes longer than `timeout_s`.
+        """Abort open requests, then end the thread. False if its step takes longer than `timeout_s`.
 
-        Streams then raise EngineDead; the thread is a daemon and doesn't keep the process.
+        Streams then raise EngineDead; the thread is a daemon and doesn't keep the process alive.
         """
         self._is_stopping = True
         if self._thread is None:
@@ -177,11 +178,11 @@ class AsyncEngine:
         done, _ = await asyncio.wait([self._ended], timeout=timeout_s)
         self._end_streams(f"The engine was shut down, and its last step took longer than {timeout_s} s.")
         if done:
-            self._thread.join()  # telling of its end was its last act
+            self._thread.join()  # reporting its end was its last act
         return bool(done)
 
     async def _call(self, function: Callable[[EngineCore], None]) -> None:
-        """Have the thread do something between steps; raises what that raises, and EngineDead."""
+        """Have the thread call `function` between steps; raises what that raises, and EngineDead."""
         self._get_core()
         await self._calls.run(function)
 
@@ -224,7 +225,7 @@ class AsyncEngine:
     # The thread's side
 
     def _run_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread's root: whatever ends it, the loop is told."""
+        """The thread's root: reports its end to the loop, whatever the cause."""
         end: BaseException | None = None
         try:
             core = self._build_core()
@@ -235,23 +236,23 @@ class AsyncEngine:
         except BaseException as error:
             log.exception("The engine's thread ends.")
             end = error
-        with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+        with suppress(RuntimeError):  # the loop is closed: nothing waits for the end
             loop.call_soon_threadsafe(self._on_ended, end)
 
 
 def _run_steps(
     core: EngineCore, commands: SimpleQueue[_Command], deliver: Callable[[list[TokenDelta]], object]
 ) -> None:
-    """Until told to stop: obey all commands, run one step, deliver. Sleeps while there is nothing to do."""
+    """Until a stop command: obey all commands, run one step, deliver. Blocks while idle."""
     while True:
         deltas: list[TokenDelta] = []
-        for command in _take(core, commands):
+        for command in _pending_commands(core, commands):
             if command is None:
                 deliver(deltas)
                 return
             if isinstance(command, EngineRequest):
                 core.add(command)
-            elif isinstance(command, Call):
+            elif isinstance(command, ThreadCall):
                 command.run(core)
             elif delta := core.abort(command):
                 deltas.append(delta)
@@ -261,8 +262,8 @@ def _run_steps(
             deliver(deltas)
 
 
-def _take(core: EngineCore, commands: SimpleQueue[_Command]) -> Iterator[_Command]:
-    """All commands there are; if the core is idle, wait for the first."""
+def _pending_commands(core: EngineCore, commands: SimpleQueue[_Command]) -> Iterator[_Command]:
+    """All queued commands; if the core is idle, waits for the first."""
     if not core.has_work:
         if log.isEnabledFor(logging.DEBUG):
             core.check_integrity()

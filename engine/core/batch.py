@@ -23,19 +23,19 @@ class ScheduledSequence:
     token_ids: Sequence[int]  # the tokens to run now: a chunk of the prompt, or the last sampled token
     start: int  # position of token_ids[0], = tokens whose keys and values are in the cache already
     block_ids: Sequence[int]  # the block table: covers at least positions 0 .. start + len(token_ids) - 1
-    samples: bool  # whether the last position's logits are to be sampled (False for an unfinished prefill)
+    samples: bool  # whether to sample the last position's logits (False for an unfinished prefill)
     output_position: int  # index, among the output tokens, of the token that would be sampled
     params: SamplingParams
-    edits: LogitsProcessors | None = None  # what the parameters and the tokens so far change of the logits
+    logits_processors: LogitsProcessors | None = None
     constraint: TokenConstraint | None = None
-    # The prompt's tokens whose logprobs this step brings: each that follows one of the positions that run.
+    # The prompt tokens whose logprobs this step computes: those that follow the positions that run.
     scored_token_ids: Sequence[int] = ()
-    scored_from: int = 0  # index, in `token_ids`, of the row that gives the first of them
+    scored_from: int = 0  # index, in `token_ids`, of the row that scores the first of them
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's work; `sequences` keeps those that run one token before longer chunks."""
+    """One step's work; `sequences` has those that run one token before longer chunks."""
 
     sequences: Sequence[ScheduledSequence] = field(default_factory=tuple)
 
@@ -46,38 +46,38 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step gave: a token per sequence, and by index in the batch what only some sequences have."""
+    """One step's results: a token per sequence and, by index in the batch, what only some sequences have."""
 
-    tokens: Sequence[int | None]  # None where none is due, or where it failed
+    tokens: Sequence[int | None]  # None where none is due, or where the sequence failed
     logprobs: Mapping[int, PositionLogprobs] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]] = field(default_factory=dict)
-    failures: Mapping[int, EngineError] = field(default_factory=dict)  # why a sequence ends; others go on
-    late: Set[int] = frozenset()  # whose constraint wasn't ready: their last token is to run again
+    failures: Mapping[int, EngineError] = field(default_factory=dict)  # why a sequence ends; others continue
+    late: Set[int] = frozenset()  # sequences whose constraint wasn't ready: their last token runs again
 
 
 class Runner(Protocol):
     """Runs batches on a device. The core's only way to the model; tests put a fake here."""
 
-    num_blocks: int  # KV-cache blocks there are
+    num_blocks: int  # KV-cache blocks
     block_size: int  # tokens in a block
-    vocab_size: int  # logits there are for each position
+    vocab_size: int  # logits per position
 
     def execute(self, batch: Batch) -> StepResult:
-        """Run one step. To run a part of a batch again after an error is safe.
+        """Run one step. Running part of a batch again after an error is safe.
 
-        Raises DeviceLost where nothing can work any more.
+        Raises DeviceLost if no later step can work.
         """
         ...
 
     def sleep(self, level: int) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
+        """See Sleeps in engine/core/sleep_controller.py."""
         ...
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
+        """See Sleeps in engine/core/sleep_controller.py."""
         ...
 
     @property
     def memory(self) -> MemoryUsage:
-        """What the runner holds now; may be read by any thread."""
+        """Memory in use now; may be read by any thread."""
         ...

@@ -8,20 +8,22 @@ from engine.config import EngineConfig
 from engine.core.block_manager import BlockManager
 
 
-def describe_cache(config: EngineConfig, cache: BlockManager, *, max_model_len: int) -> Mapping[str, str]:
-    """Of the cache as it was made: what the flags left open is said as it was decided."""
-    num_tokens = cache.num_blocks * cache.block_size
+def describe_cache(
+    config: EngineConfig, block_manager: BlockManager, *, max_model_len: int
+) -> Mapping[str, str]:
+    """The cache as it was built, with the values chosen for what the flags left open."""
+    num_tokens = block_manager.num_blocks * block_manager.block_size
     described = {
-        "block_size": cache.block_size,
+        "block_size": block_manager.block_size,
         "cache_dtype": "auto",  # the weights' own
-        "enable_prefix_caching": cache.enable_prefix_caching,
+        "enable_prefix_caching": block_manager.enable_prefix_caching,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "is_attention_free": False,
         "kv_cache_max_concurrency": num_tokens / max_model_len,  # requests of full length at a time
         "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
         "kv_cache_size_tokens": num_tokens,
         "num_cpu_blocks": None,
-        "num_gpu_blocks": cache.num_blocks,
+        "num_gpu_blocks": block_manager.num_blocks,
         "num_gpu_blocks_override": config.num_gpu_blocks_override,
         "prefix_caching_hash_algo": "blake2b",
         "sliding_window": None,

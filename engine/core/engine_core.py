@@ -1,4 +1,4 @@
-"""One step: schedule, run, apply, and out come the tokens. Knows nothing of threads, HTTP or tensors."""
+"""One step: schedule, run, apply the result, return new tokens. Knows nothing of threads, HTTP or tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class EngineCore:
-    """A scheduler and a runner, called by one thread; any may `check` and read `stats`, `memory`, limits."""
+    """A scheduler and a runner, called by one thread.
+
+    Any thread may call `check` and read `stats`, `memory` and the limits.
+    """
 
     def __init__(
         self, scheduler: Scheduler, runner: Runner, *, cache_config: Mapping[str, str] | None = None
@@ -32,15 +35,15 @@ class EngineCore:
     def from_config(
         cls, config: EngineConfig, runner: Runner, *, max_model_len: int, eos_token_ids: Sequence[int]
     ) -> EngineCore:
-        """Put a core around a loaded model. `eos_token_ids`: the tokenizer's own first, then further ones.
+        """A core around a loaded model. `eos_token_ids`: the tokenizer's own first, then further ones.
 
         Raises ConfigError for limits that allow nothing to run.
         """
-        cache = BlockManager(
+        block_manager = BlockManager(
             runner.num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
         scheduler = Scheduler(
-            cache,
+            block_manager,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
@@ -48,7 +51,7 @@ class EngineCore:
             max_prefill_beside_decodes=config.max_prefill_beside_decodes,
             eos_token_ids=eos_token_ids,
         )
-        described = describe_cache(config, cache, max_model_len=scheduler.max_model_len)
+        described = describe_cache(config, block_manager, max_model_len=scheduler.max_model_len)
         return cls(scheduler, runner, cache_config=described)
 
     def __repr__(self) -> str:
@@ -72,16 +75,16 @@ class EngineCore:
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> TokenDelta | None:
-        """End a request between steps and free its blocks; its last delta, None if it has ended already."""
+        """End a request between steps and free its blocks. Returns its last delta, None if it has ended."""
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[TokenDelta]:
-        """Run one step. A request that can't be run ends alone; DeviceLost is passed on."""
+        """Run one step. A request that fails ends alone; DeviceLost is re-raised."""
         batch = self._scheduler.schedule()
         return self._scheduler.update(batch, self._execute(batch))
 
     def _execute(self, batch: Batch) -> StepResult:
-        """Run a batch; if that fails, each of its sequences by itself, to find out whose fault it is.
+        """Run a batch; if that fails, run each of its sequences alone, to find the one that fails.
 
         Running a sequence again only writes the same keys and values to the same places.
         """
@@ -90,56 +93,56 @@ class EngineCore:
             _check(batch, result)
         except DeviceLost:
             raise
-        except Exception as error:  # whatever it is, the clients must hear of it
+        except Exception as error:  # any error must reach the clients
             log.exception("A step of %d sequences failed.", len(batch.sequences))
             failure = f"This request failed in the engine: {type(error).__name__}: {error}"
         else:
             return result
-        # The error is gone by here, and with its traceback the failed step's tensors: there is room again.
+        # By now the error is gone, and with its traceback the failed step's tensors: their memory is free.
         if len(batch.sequences) == 1:
             return StepResult([None], failures={0: GenerationFailed(failure)})
-        return _merged([self._execute(Batch((sequence,))) for sequence in batch.sequences])
+        return _merge([self._execute(Batch((sequence,))) for sequence in batch.sequences])
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of requests that have ended."""
         self._scheduler.reset_prefix_cache()
 
     def sleep(self, level: int) -> None:
-        """Give back the KV cache's memory, at level 2 the weights' too; EngineError while there is work."""
+        """Free the KV cache's memory, at level 2 the weights' too. Raises EngineError while there is work."""
         if self._scheduler.has_work:
             raise EngineError(f"The engine can't sleep while there is work: {self._scheduler!r}.")
         self._scheduler.reset_prefix_cache()
         self._runner.sleep(level)
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """Take memory back; raises what loading the weights raises, and may be tried again then."""
+        """Allocate that memory again; raises what loading the weights raises, and can then be retried."""
         self._runner.wake_up(parts)
 
     @property
     def memory(self) -> MemoryUsage:
-        """What the model and its cache hold now."""
+        """Memory used by the model and its cache now."""
         return self._runner.memory
 
     def stats(self) -> EngineStats:
         return replace(self._scheduler.stats(), cache_config=self._cache_config)
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError if the books of the KV cache are wrong."""
+        """Raise RuntimeError if the KV cache's bookkeeping is inconsistent."""
         self._scheduler.check_integrity()
 
 
 def _check(batch: Batch, result: StepResult) -> None:
-    """Raise ValueError unless each sequence that samples has a token, failed or is late; others have none."""
+    """Raise ValueError unless all sequences that sample, and no others, have a token, failed or are late."""
     without = result.failures.keys() | result.late
     due = [s.samples and index not in without for index, s in enumerate(batch.sequences)]
     if due != [token is not None for token in result.tokens]:
         raise ValueError(
-            f"The runner returned {list(result.tokens)} for sequences of which {due} are to be sampled."
+            f"The runner returned {list(result.tokens)} for sequences whose tokens are due: {due}."
         )
 
 
-def _merged(results: Sequence[StepResult]) -> StepResult:
-    """The results of batches of one sequence each, as one of all of them."""
+def _merge(results: Sequence[StepResult]) -> StepResult:
+    """The results of batches of one sequence each, as the result of one batch."""
     return StepResult(
         [result.tokens[0] for result in results],
         logprobs={i: result.logprobs[0] for i, result in enumerate(results) if result.logprobs},

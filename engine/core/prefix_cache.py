@@ -1,43 +1,62 @@
-"""What of a waiting sequence needn't be computed: it is in the cache, or will be when others have run."""
+"""Which tokens of a sequence need not be computed: they are cached, or will be once others have run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.core.block_manager import BlockManager, PromptKeys
+from engine.core.block_manager import BlockManager, PromptHashes
 from engine.core.sequence import SequenceState
 
 
 class PrefixCache:
-    def __init__(self, cache: BlockManager) -> None:
-        self._cache = cache
-        self._prompt_keys = PromptKeys(cache)
+    def __init__(self, block_manager: BlockManager) -> None:
+        self._block_manager = block_manager
+        self._prompt_hashes = PromptHashes(block_manager)
+        self.num_queries = 0  # tokens looked up
+        self.num_hits = 0  # tokens found
 
     def find(self, sequence: SequenceState, running: Iterable[SequenceState]) -> list[int] | None:
-        """The cached blocks that a waiting sequence begins with; None if it should wait for more of them.
+        """The cached blocks that match the prefix of a waiting sequence; None if it should wait for more.
 
-        None of them are of use while logprobs of the prompt are to come: those need every position to run.
+        None match while logprobs of the prompt are pending: those need every position to run.
         """
         if sequence.num_unscored:
             return []
         request = sequence.request
-        if not sequence.keys:
-            sequence.keys = self._prompt_keys.of(request.prompt_token_ids, request.cache_salt)
-        self._cache.extend_keys(sequence.keys, sequence.token_ids, request.cache_salt)
-        shared = self._cache.match(sequence.keys, len(sequence.token_ids))
+        if not sequence.block_hashes:
+            sequence.block_hashes = self._prompt_hashes.of(request.prompt_token_ids, request.cache_salt)
+        self._block_manager.extend_hashes(sequence.block_hashes, sequence.token_ids, request.cache_salt)
+        shared = self._block_manager.match_prefix(sequence.block_hashes, len(sequence.token_ids))
         return None if self._is_being_computed(sequence, len(shared), running) else shared
+
+    def count_lookup(self, num_tokens: int, num_cached_tokens: int) -> None:
+        self.num_queries += num_tokens if self._block_manager.enable_prefix_caching else 0
+        self.num_hits += num_cached_tokens
+
+    def advance(self, sequence: SequenceState, num_tokens: int) -> None:
+        """Record that `num_tokens` more of a sequence are computed, and cache the blocks that they filled."""
+        first = sequence.num_computed // self._block_manager.block_size
+        sequence.num_computed += num_tokens
+        stop = sequence.num_computed // self._block_manager.block_size
+        if stop > first:
+            salt = sequence.request.cache_salt
+            self._block_manager.extend_hashes(sequence.block_hashes, sequence.token_ids, salt)
+            self._block_manager.cache_blocks(sequence.block_ids, sequence.block_hashes, first, stop)
 
     def _is_being_computed(
         self, sequence: SequenceState, index: int, running: Iterable[SequenceState]
     ) -> bool:
         """Whether a running prefill will write the first block that `sequence` misses.
 
-        Then it is worth waiting for: of `n` samples of one prompt, only the first computes it.
+        It is then worth waiting for: of `n` samples of one prompt, only the first computes it.
         """
-        if index >= min(len(sequence.keys), (len(sequence.token_ids) - 1) // self._cache.block_size):
+        num_hashes, block_size = len(sequence.block_hashes), self._block_manager.block_size
+        if index >= min(num_hashes, (len(sequence.token_ids) - 1) // block_size):
             return False
-        key, end = sequence.keys[index], (index + 1) * self._cache.block_size
+        block_hash, end = sequence.block_hashes[index], (index + 1) * block_size
         return any(
-            other.num_computed < end and index < len(other.keys) and other.keys[index] == key
+            other.num_computed < end
+            and index < len(other.block_hashes)
+            and other.block_hashes[index] == block_hash
             for other in running
         )

@@ -1,6 +1,6 @@
-"""Which requests the engine can run at all: lengths against the context, token ids against the vocabulary.
+"""Which requests the engine can run: lengths against the context, token ids against the vocabulary.
 
-A request that passes can't fail a step for what it asks; the tensors of a whole batch rely on that.
+The parameters of a request that passes can't make a step fail; the tensors of a whole batch rely on that.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 from engine.core.types import EngineRequest
 from engine.errors import InvalidRequest, PromptTooLong
 
-_MOST_PRIORITY = 1 << 31  # either way: what vLLM's own field holds
+_MAX_PRIORITY = 1 << 31  # absolute; the range of vLLM's own field
 
 
 class RequestCheck:
-    """Any thread may ask: beside constants, there is only one reference to what was right last."""
+    """Safe in any thread: beside constants, it has only one reference, to the lists that passed last."""
 
     def __init__(self, max_model_len: int, vocab_size: int) -> None:
         self.max_model_len = max_model_len  # tokens of prompt and output together
         self.vocab_size = vocab_size
-        self._passed: tuple[Any, ...] = ()  # the choices of a request share their prompt and their lists
+        self._passed: tuple[Any, ...] = ()  # the choices of a request share their prompt and lists
 
     def check(self, request: EngineRequest) -> None:
-        """Raise InvalidRequest, with the field it is about, if the request could never run."""
+        """Raise InvalidRequest, naming the field at fault, if the request could never run."""
         self._check_lengths(request)
-        if abs(request.priority) > _MOST_PRIORITY:
+        if abs(request.priority) > _MAX_PRIORITY:
             raise InvalidRequest(
-                f"priority is {request.priority}, it has to be {-_MOST_PRIORITY} to {_MOST_PRIORITY}.",
+                f"priority is {request.priority}; it must be {-_MAX_PRIORITY} to {_MAX_PRIORITY}.",
                 param="priority",
             )
         params = request.params
@@ -46,11 +46,11 @@ class RequestCheck:
         self._check_ids(params.logprob_token_ids, "logprob_token_ids")
         self._check_ids(tuple(chain.from_iterable(params.bad_words)), "bad_words")
         if not all(params.bad_words):
-            raise InvalidRequest("bad_words has a word without tokens.", param="bad_words")
+            raise InvalidRequest("bad_words contains a word without tokens.", param="bad_words")
         if params.allowed_token_ids is not None:
             if not params.allowed_token_ids:
                 raise InvalidRequest(
-                    "allowed_token_ids is empty: no token would be left to choose from.",
+                    "allowed_token_ids is empty: it must allow at least one token.",
                     param="allowed_token_ids",
                 )
             self._check_ids(params.allowed_token_ids, "allowed_token_ids")
@@ -58,9 +58,9 @@ class RequestCheck:
     def _check_lengths(self, request: EngineRequest) -> None:
         num_tokens, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
         if not num_tokens:
-            raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
+            raise InvalidRequest("The prompt is empty: it must have at least one token.", param="prompt")
         if max_tokens < 0:
-            raise InvalidRequest(f"max_tokens is {max_tokens}, it has to be at least 0.", param="max_tokens")
+            raise InvalidRequest(f"max_tokens is {max_tokens}; it must be at least 0.", param="max_tokens")
         if num_tokens + min(max_tokens, 1) > self.max_model_len:
             raise PromptTooLong.of(self.max_model_len, num_tokens, min(max_tokens, 1), part="prompt")
 
@@ -69,7 +69,8 @@ class RequestCheck:
             return
         wrong = _first_outside(token_ids, self.vocab_size)
         raise InvalidRequest(
-            f"{param} has the token id {wrong}; this model's are 0 to {self.vocab_size - 1}.", param=param
+            f"{param} contains the token id {wrong}; this model's are 0 to {self.vocab_size - 1}.",
+            param=param,
         )
 
 

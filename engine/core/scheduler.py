@@ -1,23 +1,23 @@
 """Continuous batching: which tokens of which sequences run in the next step.
 
-A pure state machine: no clock of its own, no thread, no tensors. Each step, the sequences that decode come
-first, one token each; what remains of the token budget goes to prompts, in chunks. Beside decodes the budget
-for prompts may be a smaller one, so that no step takes long while streams flow. When blocks run out, the
-lowest in rank loses its own and is computed again later, outputs included.
+A pure state machine: no clock of its own, no thread, no tensors. In each step, decodes come first, one token
+each; the rest of the token budget goes to prompts, in chunks. Beside decodes the prompts' budget may be
+smaller, so that no step takes long while clients stream. When blocks run out, the running sequence with the
+highest priority key loses its blocks and is recomputed later, outputs included.
 
-Rank is when a sequence is due: its arrival, put off by a fixed time for each level of priority. So of those
-that wait, the more urgent goes first, but only as long as the other hasn't waited that much longer; who runs
-isn't interrupted for it unless blocks run out. While several API requests are there, none has more than its
-share of the seats and of the prompts' tokens (fair_share.py, prompt_budget.py): who would take more is
-passed over, or gives seats back.
+The priority key is when a sequence is due: its arrival, delayed by a fixed time for each level of priority.
+So the more urgent of two waiting sequences goes first, unless the other has waited that much longer; running
+sequences are not interrupted for it unless blocks run out. While there are several API requests, none has
+more than its share of the slots and of the prompts' tokens (fair_share.py, prompt_budget.py): a request that
+would take more is skipped, or gives slots back.
 
-Why nothing waits for ever: only finitely many can ever be due before a given sequence. Of those that run, the
-first in rank has a token in every step and is never preempted: not for blocks, because alone it always fits,
-its length being limited by the whole cache; not for a seat, because a request keeps its first in rank. So it
-ends, and so, one after the other, do all that run. Of those that wait, the first in rank is asked first, and
-nobody passes it while it lacks blocks. It is passed over only while its request has its share of seats, while
-prompts that run have its share of tokens or what may be told of logprobs, or compute what it begins with:
-always until sequences that run have ended.
+Why no sequence waits forever: only finitely many can be due before it. Of the running sequences, the one due
+first gets a token in every step and is never preempted: not for blocks, because alone it always fits, its
+length being limited by the whole cache; not for a slot, because a request keeps its first. So it ends, and
+then, one after the other, do all running sequences. Of the waiting sequences, the one due first is considered
+first, and no other passes it while it lacks blocks. It is skipped only while its request has its share of
+slots, or while running prompts use its share of tokens or the step's logprobs, or compute its prefix: in each
+case until running sequences have ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from operator import attrgetter
 
 from engine.core.batch import Batch, StepResult
 from engine.core.block_manager import BlockManager
-from engine.core.fair_share import FairShare, in_turn
+from engine.core.fair_share import FairShare, eligible
 from engine.core.logits_processors import LogitsProcessorFactory
 from engine.core.prefix_cache import PrefixCache
 from engine.core.prompt_budget import PromptBudget
@@ -39,15 +39,15 @@ from engine.core.sequence import Finish, SequenceState, StopRule
 from engine.core.types import EngineRequest, EngineStats, FinishReason, PositionLogprobs, TokenDelta
 from engine.errors import ConfigError, InvalidRequest
 
-_by_rank = attrgetter("rank")
+_by_priority = attrgetter("priority_key")
 
 
 class Scheduler:
-    """Owns every live sequence. `schedule` and `update` alternate; `add` and `abort` come between steps."""
+    """Owns every live sequence. `schedule` and `update` alternate; `add` and `abort` run between steps."""
 
     def __init__(
         self,
-        cache: BlockManager,
+        block_manager: BlockManager,
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -57,7 +57,7 @@ class Scheduler:
         eos_token_ids: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_prefill_beside_decodes`: tokens of prompts in a step that has decodes; None = what is left.
+        """`max_prefill_beside_decodes`: prompt tokens in a step that has decodes; None = what is left over.
 
         Raises ConfigError for limits that allow nothing to run.
         """
@@ -66,33 +66,32 @@ class Scheduler:
                 f"max_num_seqs {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens} must be at "
                 f"least 1, max_model_len {max_model_len} at least 2."
             )
-        self._cache = cache
+        self._block_manager = block_manager
         self._clock = clock
         self.max_num_batched_tokens = max_num_batched_tokens
         self._max_prefill_beside_decodes = max(1, max_prefill_beside_decodes or max_num_batched_tokens)
         # Every running sequence can decode in every step.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         # A sequence alone always fits into the cache.
-        self.max_model_len = min(max_model_len, cache.num_blocks * cache.block_size)
+        self.max_model_len = min(max_model_len, block_manager.num_blocks * block_manager.block_size)
         self._vocab_size = vocab_size
         self._request_check = RequestCheck(self.max_model_len, vocab_size)
         self._stop_rule = StopRule(tuple(eos_token_ids), self.max_model_len)
         self._sequences: dict[str, SequenceState] = {}
-        self._waiting: list[SequenceState] = []  # both sorted by rank
+        self._waiting: list[SequenceState] = []  # both sorted by priority key
         self._running: list[SequenceState] = []
         self._in_step: list[SequenceState] = []  # parallel to the sequences of the batch that runs now
-        self._shares = FairShare(self.max_num_seqs)
-        self._edits = LogitsProcessorFactory()
-        self._prefixes = PrefixCache(cache)
+        self._fair_share = FairShare(self.max_num_seqs)
+        self._logits_processor_factory = LogitsProcessorFactory()
+        self._prefix_cache = PrefixCache(block_manager)
         self._num_added = 0
         self._num_preemptions = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
-        self._prefix_cache_queries = 0
-        self._prefix_cache_hits = 0
 
     def __repr__(self) -> str:
-        return f"<Scheduler {len(self._running)} running, {len(self._waiting)} waiting, {self._cache!r}>"
+        num_running, num_waiting = len(self._running), len(self._waiting)
+        return f"<Scheduler {num_running} running, {num_waiting} waiting, {self._block_manager!r}>"
 
     @property
     def has_work(self) -> bool:
@@ -101,31 +100,31 @@ class Scheduler:
     # Requests
 
     def check(self, request: EngineRequest) -> None:
-        """Raise InvalidRequest if the request could never run. Reads constants only: any thread may ask."""
+        """Raise InvalidRequest if the request could never run. Reads constants only: safe in any thread."""
         self._request_check.check(request)
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request. Raises InvalidRequest as `check` does, and for an id that is in use."""
+        """Queue a request. Raises InvalidRequest like `check`, and for an id that is in use."""
         self.check(request)
         if request.request_id in self._sequences:
             raise InvalidRequest(f"A request {request.request_id!r} is running already.", param="request_id")
-        edits = self._edits.make(request.params, request.prompt_token_ids)
-        group, due = self._shares.join(request)
+        processors = self._logits_processor_factory.make(request.params, request.prompt_token_ids)
+        group, due = self._fair_share.add(request)
         self._num_added += 1
         sequence = SequenceState(
             request,
             group,
-            rank=(due, self._num_added),
+            priority_key=(due, self._num_added),
             token_ids=list(request.prompt_token_ids),
-            edits=edits,
+            logits_processors=processors,
         )
         self._sequences[request.request_id] = sequence
-        insort(self._waiting, sequence, key=_by_rank)
+        insort(self._waiting, sequence, key=_by_priority)
 
     def abort(self, request_id: str) -> TokenDelta | None:
-        """End a request and free its blocks at once; its last delta, or None if there is no such request.
+        """End a request and free its blocks at once. Returns its last delta, None for an unknown id.
 
-        A step that is running now may still write to the blocks: they aren't given out before `schedule`.
+        A step that is running now may still write to the blocks: they are not reallocated before `schedule`.
         """
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._end(sequence, Finish(FinishReason.ABORT))
@@ -134,9 +133,11 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """The next step's work; never empty while there are sequences."""
+        # Blocks for the next token of each running sequence, by preempting others if need be
         for sequence in tuple(self._running):
-            self._make_room(sequence)
-        chunks = self._chunks()
+            self._ensure_block(sequence)
+        # Decodes, then prefills
+        chunks = self._plan_chunks()
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         self._in_step = [sequence for sequence, _ in chunks]
         return Batch(tuple(sequence.schedule(num_tokens) for sequence, num_tokens in chunks))
@@ -151,11 +152,11 @@ class Scheduler:
             if index in result.failures:
                 deltas.append(self._end(sequence, Finish(FinishReason.ERROR, error=result.failures[index])))
                 continue
-            if index in result.late and self._stop_rule.is_complete(sequence):  # which is known only now
+            if index in result.late and self._stop_rule.is_complete(sequence):  # known only now
                 deltas.append(self._end(sequence, Finish(FinishReason.STOP)))
                 continue
-            # Who is late has no next token yet: its last one runs again, and is sampled from then.
-            self._advance(sequence, len(scheduled.token_ids) - (index in result.late))
+            # A late sequence was not sampled: its last token runs again in the next step.
+            self._prefix_cache.advance(sequence, len(scheduled.token_ids) - (index in result.late))
             sequence.prompt_logprobs += result.prompt_logprobs.get(index, ())
             token = result.tokens[index]
             if token is not None:
@@ -167,48 +168,45 @@ class Scheduler:
         return deltas
 
     def reset_prefix_cache(self) -> None:
-        """Forget what is cached; what runs keeps its blocks."""
-        self._cache.reset()
+        """Forget cached blocks; running sequences keep theirs."""
+        self._block_manager.reset()
 
     def stats(self) -> EngineStats:
-        """Reads counters only: any thread may ask."""
+        """Reads counters only: safe in any thread."""
         return EngineStats(
             num_requests_running=len(self._running),
             num_requests_waiting=len(self._waiting),
-            kv_cache_usage=self._cache.usage,
-            prefix_cache_queries=self._prefix_cache_queries,
-            prefix_cache_hits=self._prefix_cache_hits,
+            kv_cache_usage=self._block_manager.usage,
+            prefix_cache_queries=self._prefix_cache.num_queries,
+            prefix_cache_hits=self._prefix_cache.num_hits,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             num_preemptions=self._num_preemptions,
         )
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError if a block has leaked or is held by a sequence that doesn't run."""
-        self._cache.check_integrity([sequence.block_ids for sequence in self._sequences.values()])
+        """Raise RuntimeError if a block has leaked or belongs to a sequence that isn't running."""
+        self._block_manager.check_integrity([sequence.block_ids for sequence in self._sequences.values()])
         if sum(map(len, (self._running, self._waiting))) != len(self._sequences):
-            raise RuntimeError(f"{self!r} knows {len(self._sequences)} sequences.")
-        self._shares.check_integrity(self._running, self._waiting)
+            raise RuntimeError(f"{self!r} has {len(self._sequences)} sequences.")
+        self._fair_share.check_integrity(self._running, self._waiting)
 
     # Deciding
 
-    def _make_room(self, sequence: SequenceState) -> None:
-        """Give a running sequence a block for its next token if it needs one; the last in rank pays for it.
-
-        Prefills have theirs since they were admitted.
-        """
-        if sequence.num_computed < len(sequence.block_ids) * self._cache.block_size:
-            return
-        while sequence.block_ids and not self._cache.can_allocate(1):
+    def _ensure_block(self, sequence: SequenceState) -> None:
+        """Give a running sequence a block for its next token if needed, by preempting the one due last."""
+        if sequence.num_computed < len(sequence.block_ids) * self._block_manager.block_size:
+            return  # always so for prefills, which got all their blocks when they were admitted
+        while sequence.block_ids and not self._block_manager.can_allocate(1):
             self._preempt(self._running[-1])
         if sequence.block_ids:
-            self._cache.grow(sequence.block_ids)
+            self._block_manager.grow(sequence.block_ids)
 
-    def _chunks(self) -> list[tuple[SequenceState, int]]:
-        """Who runs, and how many tokens: decodes, then prompts that were left unfinished, then new ones.
+    def _plan_chunks(self) -> list[tuple[SequenceState, int]]:
+        """Which sequences run, and how many tokens: decodes, then unfinished prompts, then new ones.
 
-        Of a request, only the last prompt of a step stays unfinished, and those whose logprobs are told,
-        which come a part at a time. As decodes are fewer than the budget while prompts run, the first gets
+        Of a request's prompts in a step, only the last stays unfinished, and those with logprobs, which
+        are computed in parts. As decodes are fewer than the budget while prompts run, the first prompt gets
         at least one token.
         """
         chunks = [(sequence, 1) for sequence in self._running if sequence.num_remaining == 1]
@@ -216,90 +214,81 @@ class Scheduler:
         if chunks:
             num_tokens = min(num_tokens, self._max_prefill_beside_decodes)
         prefills = [sequence for sequence in self._running if sequence.num_remaining > 1]
-        if not (prefills or (self._waiting and self._may_have_seat())):
+        if not (prefills or (self._waiting and self._has_slot())):
             return chunks
-        budget = PromptBudget(num_tokens, self._vocab_size, is_contended=self._shares.is_contended)
+        budget = PromptBudget(num_tokens, self._vocab_size, is_contended=self._fair_share.is_contended)
         for _ in budget.rounds():
             for sequence in prefills:
                 if sequence.block_ids:
                     budget.give(sequence)
             prefills += self._admit(budget)
         chunks += budget.given()
-        return [chunk for chunk in chunks if chunk[0].block_ids]  # who has lost its seat has none
+        return [chunk for chunk in chunks if chunk[0].block_ids]  # a preempted sequence has none
 
     def _admit(self, budget: PromptBudget) -> list[SequenceState]:
         """Move waiting sequences to running while there is budget; each takes all the blocks it needs now.
 
-        One free block is left for each running sequence, lest an admission cause a preemption at once. So
-        what was preempted for blocks, of which all but one are free again, doesn't come back in the same
-        step; nor does who gave a seat back, because its request still has its share.
+        One free block is left per running sequence, so that an admission does not cause a preemption at once.
+        A sequence preempted for blocks, all but one of which are free again, thus does not return in the same
+        step; nor does one that gave its slot back, because its request still has its share.
         """
         admitted: list[SequenceState] = []
-        candidates = in_turn(self._waiting, lambda sequence: self._may_go(sequence, budget))
+        candidates = eligible(self._waiting, lambda sequence: self._may_start(sequence, budget))
         for sequence in islice(candidates, self.max_num_seqs if budget.num_left else 0):
-            if not (budget.num_left and self._may_have_seat()):
+            if not (budget.num_left and self._has_slot()):
                 break
-            shared = self._prefixes.find(sequence, self._running)
+            shared = self._prefix_cache.find(sequence, self._running)
             if shared is None:
                 continue
             if len(self._running) >= self.max_num_seqs:
-                self._preempt(self._shares.debtor(self._running))
-            num_new = self._cache.num_blocks_for(len(sequence.token_ids)) - len(shared)
-            if not self._cache.can_allocate(num_new + len(self._running), shared=shared):
+                self._preempt(self._fair_share.surplus_sequence(self._running))
+            num_new = self._block_manager.num_blocks_for(len(sequence.token_ids)) - len(shared)
+            if not self._block_manager.can_allocate(num_new + len(self._running), shared=shared):
                 break
-            room = self._room(sequence) - len(shared)
-            sequence.block_ids = self._cache.allocate(num_new, shared=shared, room=room)
-            self._start(sequence, len(shared) * self._cache.block_size)
+            reserved = self._reserved_blocks(sequence) - len(shared)
+            sequence.block_ids = self._block_manager.allocate(num_new, shared=shared, reserved=reserved)
+            self._start(sequence, len(shared) * self._block_manager.block_size)
             admitted.append(sequence)
             budget.give(sequence)
         return admitted
 
-    def _may_go(self, sequence: SequenceState, budget: PromptBudget) -> bool:
-        """Whether its request may have a seat, and tokens if any are left."""
-        return self._shares.may_sit(sequence.group) and (not budget.num_left or budget.offer(sequence) > 0)
+    def _may_start(self, sequence: SequenceState, budget: PromptBudget) -> bool:
+        """Whether its request may have a slot, and tokens if any are left."""
+        may_take_slot = self._fair_share.may_take_slot(sequence.group)
+        return may_take_slot and (not budget.num_left or budget.offer(sequence) > 0)
 
-    def _may_have_seat(self) -> bool:
-        """Whether one is free, or will be given back."""
-        return len(self._running) < self.max_num_seqs or self._shares.has_debtor
+    def _has_slot(self) -> bool:
+        """Whether a slot is free, or will be given back."""
+        return len(self._running) < self.max_num_seqs or self._fair_share.has_surplus_slot
 
-    def _room(self, sequence: SequenceState) -> int:
-        """The blocks a sequence may come to need, but beyond its present ones no more than its fair share."""
+    def _reserved_blocks(self, sequence: SequenceState) -> int:
+        """The blocks a sequence may need in the end, but no more new ones than its fair share."""
         params = sequence.request.params
         longest = min(len(sequence.request.prompt_token_ids) + params.max_tokens, self.max_model_len)
-        fair = self._cache.num_blocks // self.max_num_seqs
-        present = self._cache.num_blocks_for(len(sequence.token_ids))
-        return min(self._cache.num_blocks_for(longest), present + fair)
+        fair = self._block_manager.num_blocks // self.max_num_seqs
+        present = self._block_manager.num_blocks_for(len(sequence.token_ids))
+        return min(self._block_manager.num_blocks_for(longest), present + fair)
 
     # Acting
 
     def _start(self, sequence: SequenceState, num_cached_tokens: int) -> None:
         self._waiting.remove(sequence)
-        insort(self._running, sequence, key=_by_rank)
-        self._shares.sit(sequence.group)
+        insort(self._running, sequence, key=_by_priority)
+        self._fair_share.mark_running(sequence.group)
         sequence.num_computed = num_cached_tokens
         if sequence.num_cached_tokens is None:  # not after a preemption: it would find its own blocks
             sequence.num_cached_tokens = num_cached_tokens
             sequence.scheduled_time = self._clock()
-            self._prefix_cache_queries += len(sequence.token_ids) if self._cache.enable_prefix_caching else 0
-            self._prefix_cache_hits += num_cached_tokens
+            self._prefix_cache.count_lookup(len(sequence.token_ids), num_cached_tokens)
 
     def _preempt(self, sequence: SequenceState) -> None:
         self._running.remove(sequence)
-        insort(self._waiting, sequence, key=_by_rank)
-        self._shares.stand(sequence.group)
-        self._cache.free(sequence.block_ids)
+        insort(self._waiting, sequence, key=_by_priority)
+        self._fair_share.mark_waiting(sequence.group)
+        self._block_manager.free(sequence.block_ids)
         sequence.block_ids = []
         sequence.num_computed = 0
         self._num_preemptions += 1
-
-    def _advance(self, sequence: SequenceState, num_tokens: int) -> None:
-        """Note that `num_tokens` more are in the cache, and publish the blocks that they filled."""
-        first = sequence.num_computed // self._cache.block_size
-        sequence.num_computed += num_tokens
-        stop = sequence.num_computed // self._cache.block_size
-        if stop > first:
-            self._cache.extend_keys(sequence.keys, sequence.token_ids, sequence.request.cache_salt)
-            self._cache.publish(sequence.block_ids, sequence.keys, first, stop)
 
     def _append(
         self, sequence: SequenceState, token: int, logprobs: PositionLogprobs | None, now: float
@@ -320,10 +309,10 @@ class Scheduler:
         token: int | None = None,
         logprobs: PositionLogprobs | None = None,
     ) -> TokenDelta:
-        """The one way out, whatever the reason: the sequence is forgotten, its blocks are free."""
+        """The only way out, whatever the reason: forget the sequence and free its blocks."""
         del self._sequences[sequence.request.request_id]
         (self._running if sequence.block_ids else self._waiting).remove(sequence)
-        self._shares.leave(sequence, is_running=bool(sequence.block_ids))
-        self._cache.free(sequence.block_ids)
+        self._fair_share.remove(sequence, is_running=bool(sequence.block_ids))
+        self._block_manager.free(sequence.block_ids)
         sequence.block_ids = []
         return sequence.last_delta(finish, token, logprobs, self._clock())

@@ -1,4 +1,4 @@
-"""One request on its way through the scheduler, and the rule that says when it is done."""
+"""The scheduler's state of one sequence, and the rule that decides when it ends."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a request ended, as its last delta tells it."""
+    """How a request ended, as its last delta reports it."""
 
     reason: FinishReason
     stop_reason: int | None = None
     error: EngineError | None = None
-    by_stop_token: bool = False  # the last token is one that ends sequences, not part of the text
+    by_stop_token: bool = False  # the last token is a stop or end-of-sequence token, not part of the text
 
 
 @dataclass(slots=True, eq=False)
-class Group:
-    """The live sequences of one API request, counted."""
+class SequenceGroup:
+    """Counts of the live sequences of one API request."""
 
     name: str
     num_running: int = 0
@@ -36,18 +36,18 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """What the scheduler knows of a sequence. Preemption takes its blocks and nothing else."""
+    """What the scheduler knows about a sequence. Preemption takes its blocks and nothing else."""
 
     request: EngineRequest
-    group: Group
-    rank: tuple[float, int]  # (when it is due, number of arrival); lower runs first and is preempted last
+    group: SequenceGroup
+    priority_key: tuple[float, int]  # (due time, arrival number); lower runs first and is preempted last
     token_ids: list[int]  # the prompt, then the output
-    edits: LogitsProcessors | None = None
+    logits_processors: LogitsProcessors | None = None
     num_computed: int = 0  # tokens whose keys and values are in the cache
     block_ids: list[int] = field(default_factory=list)  # empty while waiting
-    keys: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed yet
+    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as needed so far
     num_cached_tokens: int | None = None  # prompt tokens found in the cache; None = never admitted
-    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as known
+    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as computed
     scheduled_time: float | None = None
     first_token_time: float | None = None
 
@@ -66,7 +66,7 @@ class SequenceState:
 
     @property
     def num_unscored(self) -> int:
-        """Prompt tokens whose logprobs are asked for and not there yet; the first has none."""
+        """Prompt tokens whose requested logprobs are not computed yet; the first token has none."""
         if self.request.params.prompt_logprobs is None:
             return 0
         return len(self.request.prompt_token_ids) - 1 - len(self.prompt_logprobs)
@@ -84,36 +84,36 @@ class SequenceState:
             samples=stop == len(self.token_ids) and not self.is_prompt_only,
             output_position=self.num_output_tokens,
             params=request.params,
-            edits=self.edits,
+            logits_processors=self.logits_processors,
             constraint=request.constraint,
             scored_token_ids=scored,
             scored_from=scored_from,
         )
 
     def _scored(self, start: int, stop: int) -> tuple[Sequence[int], int]:
-        """The prompt's tokens after positions `start` … `stop` - 1 that have no logprobs yet, and their row.
+        """The prompt tokens after positions `start` … `stop` - 1 without logprobs, and the first one's row.
 
-        After a preemption some have theirs already.
+        After a preemption some have logprobs already.
         """
         first = max(start + 1, len(self.prompt_logprobs) + 1)
         return self.request.prompt_token_ids[first : stop + 1], first - 1 - start
 
     def delta(self, token: int, logprobs: PositionLogprobs | None) -> TokenDelta:
-        """What its newest token brings the client, while it goes on."""
+        """The newest token for the client, while the sequence continues."""
         is_first = self.num_output_tokens == 1
         return TokenDelta(
             request_id=self.request.request_id,
             token_ids=(token,),
             num_cached_tokens=self.num_cached_tokens or 0,
             logprobs=() if logprobs is None else (logprobs,),
-            prompt_logprobs=self._told_prompt_logprobs() if is_first else None,
+            prompt_logprobs=self._all_prompt_logprobs() if is_first else None,
             timings=self._timings() if is_first else None,
         )
 
     def last_delta(
         self, finish: Finish, token: int | None, logprobs: PositionLogprobs | None, now: float
     ) -> TokenDelta:
-        """Its end, which a token may have brought."""
+        """The end of the sequence, with its last token if there is one."""
         is_first = self.num_output_tokens == (0 if token is None else 1)
         is_whole = finish.error is None and not self.num_unscored
         return TokenDelta(
@@ -124,13 +124,13 @@ class SequenceState:
             ends_with_stop_token=finish.by_stop_token,
             num_cached_tokens=self.num_cached_tokens or 0,
             logprobs=() if logprobs is None else (logprobs,),
-            prompt_logprobs=self._told_prompt_logprobs() if is_first and is_whole else None,
+            prompt_logprobs=self._all_prompt_logprobs() if is_first and is_whole else None,
             error=finish.error,
             timings=self._timings(now),
         )
 
-    def _told_prompt_logprobs(self) -> tuple[PositionLogprobs | None, ...] | None:
-        """Of the whole prompt, if they were asked for: nothing comes before its first token."""
+    def _all_prompt_logprobs(self) -> tuple[PositionLogprobs | None, ...] | None:
+        """The whole prompt's, if requested; None for its first token, which nothing precedes."""
         if self.request.params.prompt_logprobs is None:
             return None
         return (None, *self.prompt_logprobs)
@@ -146,30 +146,33 @@ class SequenceState:
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """When a sequence ends of itself. The first of `eos_token_ids` is the tokenizer's own, the main one."""
+    """When a sequence ends by itself. The first of `eos_token_ids` is the tokenizer's own, the main one."""
 
     eos_token_ids: Sequence[int]
     max_model_len: int  # tokens of prompt and output together
 
     def append(self, sequence: SequenceState, token: int) -> Finish | None:
-        """Add a token to the output, and tell those who follow it; None = the sequence goes on."""
+        """Add a token to the output and pass it to the logits processors and the constraint.
+
+        None = the sequence continues.
+        """
         sequence.token_ids.append(token)
         finish = self._finish_of(sequence)
         if finish is not None:
             return finish
-        if sequence.edits is not None:
-            sequence.edits.add(token)
+        if sequence.logits_processors is not None:
+            sequence.logits_processors.add(token)
         try:
             return self._constrain(sequence, token)
         except EngineError as error:
             return Finish(FinishReason.ERROR, error=error.with_traceback(None))
-        except Exception as error:  # foreign code, for one client: the others in the batch go on
-            log.exception("A constraint failed to take a token.")
-            said = f"The output's constraint failed: {type(error).__name__}: {error}"
-            return Finish(FinishReason.ERROR, error=GenerationFailed(said))
+        except Exception as error:  # foreign code, for one client: the rest of the batch continues
+            log.exception("A constraint failed to accept a token.")
+            message = f"The output's constraint failed: {type(error).__name__}: {error}"
+            return Finish(FinishReason.ERROR, error=GenerationFailed(message))
 
     def _constrain(self, sequence: SequenceState, token: int) -> Finish | None:
-        """Move the constraint on. If it is finished and no end of sequence can follow, this is the end."""
+        """Advance the constraint. If it is finished and no end of sequence can follow, the sequence ends."""
         constraint = sequence.request.constraint
         if constraint is None:
             return None
@@ -184,13 +187,13 @@ class StopRule:
         return constraint is not None and constraint.is_finished and not self._may_end_next(sequence)
 
     def _may_end_next(self, sequence: SequenceState) -> bool:
-        """Whether an end-of-sequence token may come next, and would end it."""
+        """Whether an end-of-sequence token may come next and would end the sequence."""
         params = sequence.request.params
         is_late_enough = sequence.num_output_tokens >= params.min_tokens
         return bool(self.eos_token_ids) and not params.ignore_eos and is_late_enough
 
     def _finish_of(self, sequence: SequenceState) -> Finish | None:
-        """The end that the newest token brings; None = it goes on."""
+        """The end that the newest token causes; None = the sequence continues."""
         params = sequence.request.params
         token = sequence.token_ids[-1]
         if sequence.num_output_tokens > params.min_tokens:

@@ -1,4 +1,4 @@
-"""What can sleep, how deep, and what the engine holds meanwhile. Pure: no torch, no threads, no HTTP."""
+"""What can sleep, at which levels, and the memory used meanwhile. Pure: no torch, no threads, no HTTP."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Set
 from dataclasses import dataclass
 from enum import StrEnum
 
-WEIGHTS_KEPT = 1  # level 1: the KV cache is given back; a GPU's weights are moved to main memory
-WEIGHTS_DROPPED = 2  # level 2: the weights are given back, too
+WEIGHTS_KEPT = 1  # level 1: the KV cache is freed; a GPU's weights are moved to main memory
+WEIGHTS_DROPPED = 2  # level 2: the weights are freed too
 SLEEP_LEVELS = (WEIGHTS_KEPT, WEIGHTS_DROPPED)
 
 
 class SleepMode(StrEnum):
-    """What becomes of the requests that run when the engine is sent to sleep; vLLM's names."""
+    """What happens to running requests when the engine is put to sleep; vLLM's names."""
 
     ABORT = "abort"
     WAIT = "wait"
 
 
 class Part(StrEnum):
-    """What sleeps and may be woken by itself; vLLM's names."""
+    """What sleeps and can be woken separately; vLLM's names."""
 
     WEIGHTS = "weights"
     KV_CACHE = "kv_cache"
@@ -34,7 +34,7 @@ class SleepState:
     asleep: frozenset[Part] = frozenset()
 
     def after_sleep(self, level: int) -> SleepState:
-        """All parts sleep; weights that have been dropped stay so, whatever the level."""
+        """All parts sleep; weights that were dropped stay dropped, whatever the level."""
         deepest = max(level, self.level) if Part.WEIGHTS in self.asleep else level
         return SleepState(deepest, ALL_PARTS)
 
@@ -47,9 +47,9 @@ class SleepState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUsage:
-    """Bytes of tensors. On a CPU, a KV cache takes them only as it is written to."""
+    """Bytes of tensors. On a CPU, a KV cache uses memory only as it is written."""
 
     device: str  # "cpu", "cuda:0", …
     weights: int  # on the device
     kv_cache: int  # on the device
-    host_weights: int = 0  # a GPU's weights that sleep in main memory
+    host_weights: int = 0  # a GPU's weights, asleep in main memory

@@ -1,6 +1,6 @@
-"""Sends an engine to sleep and wakes it up: who is refused, who is waited for, one change at a time.
+"""Puts an engine to sleep and wakes it up: refuses new requests, aborts or awaits running ones.
 
-Belongs to the event loop; what gives memory back runs in the engine's thread.
+Belongs to the event loop; memory is freed and allocated in the engine's thread.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from engine.errors import EngineAsleep, InvalidRequest
 
 
 class Sleeps(Protocol):
-    """What the engine's thread works with, as far as sleeping goes."""
+    """The sleep interface of the object that the engine's thread works with."""
 
     def sleep(self, level: int) -> None:
-        """Give back the KV cache's memory, its content is lost; at level 2 the weights' too.
+        """Free the KV cache's memory, losing its content; at level 2 the weights' too.
 
         If it fails, nothing has changed.
         """
         ...
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """Take back what `sleep` has given, of these parts. May be called again, also if it has failed."""
+        """Allocate again what `sleep` freed of these parts. May be called again, also after a failure."""
         ...
 
 
@@ -36,13 +36,13 @@ class SleepController:
         idle: asyncio.Event,
         abort_all: Callable[[], None],
     ) -> None:
-        """`call` has the engine's thread do something, `idle` is set while no request runs."""
+        """`call` runs a function in the engine's thread; `idle` is set while no request runs."""
         self._call = call
         self._idle = idle
         self._abort_all = abort_all
         self._state = SleepState()
         self._is_falling_asleep = False
-        self._lock = asyncio.Lock()  # one falls asleep or wakes up at a time
+        self._lock = asyncio.Lock()  # one sleep or wake-up at a time
 
     @property
     def state(self) -> SleepState:
@@ -50,11 +50,11 @@ class SleepController:
 
     @property
     def is_sleeping(self) -> bool:
-        """Whether requests are refused: from the call of `sleep` to the waking of the last part."""
+        """Whether requests are refused: from the call of `sleep` until the last part is awake."""
         return self._is_falling_asleep or bool(self._state.asleep)
 
     def check_awake(self) -> None:
-        """Raise EngineAsleep unless requests are taken."""
+        """Raise EngineAsleep unless requests are accepted."""
         if not self.is_sleeping:
             return
         if self._is_falling_asleep:
@@ -63,13 +63,13 @@ class SleepController:
         raise EngineAsleep(f"The engine is asleep ({parts}); POST /wake_up first.")
 
     async def sleep(self, level: int, mode: SleepMode) -> None:
-        """Give back the KV cache's memory, and at level 2 the weights' too; returns when that is done.
+        """Free the KV cache's memory, and at level 2 the weights' too; returns when that is done.
 
-        New requests are refused from now on, by EngineAsleep; those that run are aborted or waited for. To
-        cancel the waiting leaves the engine as it was. Raises InvalidRequest for another level, EngineDead.
+        From now on new requests are refused with EngineAsleep; running ones are aborted or awaited. A cancel
+        while waiting leaves the engine as it was. Raises InvalidRequest for another level, EngineDead.
         """
         if level not in SLEEP_LEVELS:
-            raise InvalidRequest(f"level is {level}, it has to be 1 or 2.", param="level")
+            raise InvalidRequest(f"level is {level}; it must be 1 or 2.", param="level")
         async with self._lock:
             self._is_falling_asleep = True
             try:
@@ -84,14 +84,14 @@ class SleepController:
         before, self._state = self._state, self._state.after_sleep(level)
         try:
             await self._call(lambda core: core.sleep(level))
-        except Exception:  # but not if cancelled: the thread does it all the same
+        except Exception:  # but not if cancelled: the thread completes it anyway
             self._state = before
             raise
 
     async def wake_up(self, parts: Set[Part] = ALL_PARTS) -> None:
-        """Take memory back, dropped weights from the checkpoint; does nothing for parts that are awake.
+        """Allocate memory again, reloading dropped weights; does nothing for parts that are awake.
 
-        Raises what that raises, such as OutOfMemory: the parts still sleep then, and may be woken again.
+        Raises what that raises, such as OutOfMemory: the parts then still sleep, and waking can be retried.
         """
         async with self._lock:
             if asleep := parts & self._state.asleep:

@@ -1,4 +1,4 @@
-"""What an event loop asks of the engine's thread between two steps. Knows nothing of what the thread does."""
+"""Calls from an event loop into the engine's thread, between steps. Knows nothing of the thread's work."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ CoreT = TypeVar("CoreT")
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[CoreT]):
-    """Something to do in the engine's thread."""
+class ThreadCall(Generic[CoreT]):
+    """A function to call in the engine's thread."""
 
     function: Callable[[CoreT], None]
     done: asyncio.Future[None]
 
     def run(self, core: CoreT) -> None:
-        """Do it, and tell the loop how that went."""
+        """Call the function and report the outcome to the loop."""
         failure: Exception | None = None
         try:
             self.function(core)
-        except Exception as error:  # whatever it is, it belongs to the caller
-            log.exception("What was asked of the engine between steps failed.")
+        except Exception as error:  # any error belongs to the caller
+            log.exception("A call into the engine's thread failed.")
             failure = error
-        with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+        with suppress(RuntimeError):  # the loop is closed: nothing waits for the outcome
             self.done.get_loop().call_soon_threadsafe(_settle, self.done, failure)
 
 
-class Calls(Generic[CoreT]):
-    """Those that have not been answered yet; belongs to the loop."""
+class ThreadCalls(Generic[CoreT]):
+    """The calls that are not finished yet; belongs to the loop."""
 
-    def __init__(self, put: Callable[[Call[CoreT]], object]) -> None:
+    def __init__(self, put: Callable[[ThreadCall[CoreT]], object]) -> None:
         """`put` hands a call to the thread, which runs it."""
         self._put = put
         self._open: set[asyncio.Future[None]] = set()
 
     async def run(self, function: Callable[[CoreT], None]) -> None:
-        """Have the thread do something; raises what that raises. To cancel doesn't undo it."""
+        """Have the thread call a function; raises what that raises. Cancelling does not undo the call."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open.add(done)
         done.add_done_callback(self._open.discard)
-        self._put(Call(function, done))
+        self._put(ThreadCall(function, done))
         await done
 
     def end(self, failure: EngineError) -> None:
-        """The thread answers no more."""
+        """Fail the open calls: the thread has ended."""
         for done in tuple(self._open):
             _settle(done, failure)
 

@@ -1,4 +1,4 @@
-"""What one request generates, as the loop that serves HTTP reads it. Knows nothing of threads."""
+"""The tokens of one request, as the HTTP server's loop reads them. Knows nothing of threads."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from engine.errors import EngineDead
 
 
 class TokenStream:
-    """What one request generates. Leaving it before its end aborts the request, so use it as a context:
+    """The tokens of one request. Leaving it before its end aborts the request, so use it as a context:
 
         async with engine.stream(request) as stream:
             async for delta in stream: ...
 
-    Deltas that pile up while nobody reads are merged into one. For one reader at a time. Iteration raises
-    EngineDead if the engine ends before the request does.
+    Unread deltas are merged into one. For one reader at a time. Iteration raises EngineDead if the engine
+    ends before the request does.
     """
 
     def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
         self.request_id = request_id
         self._abort = abort
-        self._ready = asyncio.Event()  # there is something to read, or there won't be any more
+        self._ready = asyncio.Event()  # there is something to read, or the stream has ended
         self._unread: TokenDelta | None = None
         self._unread_tokens: list[int] = []
         self._unread_logprobs: list[PositionLogprobs] = []
@@ -42,7 +42,7 @@ class TokenStream:
     async def __anext__(self) -> TokenDelta:
         await self._ready.wait()
         if self._unread is not None:
-            return self._take(self._unread)
+            return self._take_unread(self._unread)
         if self._failure is not None:
             raise EngineDead(self._failure)
         raise StopAsyncIteration
@@ -56,14 +56,14 @@ class TokenStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Leave; what is unread is dropped. Never waits, so that a cancelled task can leave too."""
+        """Stop reading and drop unread deltas. Never waits, so that a cancelled task can close it too."""
         if not self._is_ended:
             self._abort(self.request_id)
         self._unread = None
         self.end()
 
     def put(self, delta: TokenDelta) -> None:
-        """Called by the engine, on the loop. Nothing comes through once the reader has left."""
+        """Called by the engine, on the loop. Ignored once the reader has left."""
         if self._is_ended:
             return
         if self._unread is not None:
@@ -79,13 +79,13 @@ class TokenStream:
         self._ready.set()
 
     def end(self, failure: str | None = None) -> None:
-        """Called by the engine, on the loop: no more deltas will come; `failure` says why, if it is one."""
+        """Called by the engine, on the loop: no more deltas follow; `failure` is the reason if it failed."""
         if not self._is_ended:
             self._failure = failure
         self._is_ended = True
         self._ready.set()
 
-    def _take(self, delta: TokenDelta) -> TokenDelta:
+    def _take_unread(self, delta: TokenDelta) -> TokenDelta:
         if len(self._unread_tokens) != len(delta.token_ids):
             delta = replace(
                 delta, token_ids=tuple(self._unread_tokens), logprobs=tuple(self._unread_logprobs)

@@ -1,6 +1,6 @@
-"""The words of the engine: requests in, token deltas out, and the batch between scheduler and runner.
+"""The engine's interface types: requests in, token deltas and statistics out.
 
-A leaf: imports nothing of the engine and no torch.
+A leaf: imports only the engine's errors, and no torch.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 from engine.errors import EngineError
 
-ALL_LOGPROBS = -1  # of the whole vocabulary, as vLLM writes it
+ALL_LOGPROBS = -1  # those of the whole vocabulary, as in vLLM
 
 
 class FinishReason(StrEnum):
     """Why a request ended; every request ends in exactly one."""
 
     STOP = "stop"  # an end-of-sequence token, a stop token or (found by the server) a stop string
-    LENGTH = "length"  # max_tokens, or the model's context is full
+    LENGTH = "length"  # max_tokens is reached, or the model's context is full
     ABORT = "abort"  # the client left, or the server found a stop string and needs no more
     ERROR = "error"
 
@@ -32,7 +32,7 @@ class SamplingParams:
     position `i` depends on `(seed, i)` and the logits alone, whatever else is in the batch.
     """
 
-    max_tokens: int  # 0 = the prompt only: the request ends once that is computed, with nothing generated
+    max_tokens: int  # 0 = the prompt only: the request ends once it is computed, without generating
     min_tokens: int = 0  # no end-of-sequence or stop token before this many
     temperature: float = 1.0  # 0 = greedy
     top_p: float = 1.0
@@ -46,51 +46,51 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # of tokens in prompt and output; 1 = none
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id → added to its logit
     allowed_token_ids: tuple[int, ...] | None = None  # None = all
-    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that must not come to be
-    # Of the output: this many most likely per position, and the sampled. None = off, ALL_LOGPROBS = all.
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that must not be generated
+    # Per output position: this many most likely tokens, and the sampled. None = off, ALL_LOGPROBS = all.
     logprobs: int | None = None
-    logprob_token_ids: tuple[int, ...] = ()  # of the output: these tokens' instead of the most likely ones'
-    prompt_logprobs: int | None = None  # the same of the prompt's tokens
+    logprob_token_ids: tuple[int, ...] = ()  # return these tokens' logprobs instead of the most likely ones'
+    prompt_logprobs: int | None = None  # like `logprobs`, for the prompt's tokens
 
 
 class TokenLogprob(NamedTuple):
     """Natural logarithms of probabilities before temperature and filters, as vLLM's `raw_logprobs`.
 
-    A tuple, as there may be thousands in a step.
+    A tuple, as a step may have thousands.
     """
 
     token_id: int
     logprob: float
-    rank: int  # 1 + how many tokens are more likely: equals share a rank; 0 = not counted
+    rank: int  # 1 + the number of more likely tokens; equally likely ones share a rank; 0 = not counted
 
 
 class PositionLogprobs(NamedTuple):
-    """One position's: of the token that stands there, and of the most likely ones."""
+    """The logprobs at one position: of its token, and of the most likely ones."""
 
     chosen: TokenLogprob
-    top: tuple[TokenLogprob, ...] = ()  # the most likely first, or those asked for; `chosen` may be one
+    top: tuple[TokenLogprob, ...] = ()  # the most likely first, or those requested; may include `chosen`
 
 
 class TokenConstraint(Protocol):
-    """What one sequence may say (a grammar, a budget of thinking), as a state machine over tokens.
+    """What one sequence may generate (a grammar, a reasoning budget), as a state machine over tokens.
 
-    Made by the server for one sequence; afterwards only the engine's thread touches it. Preemption doesn't
+    The server makes it for one sequence; afterwards only the engine's thread uses it. Preemption doesn't
     rewind it: the output stays.
     """
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether `fill_mask` has its answer, or a failure to tell, after waiting at most so long for it."""
+        """Whether `fill_mask` can return or raise at once; waits at most `timeout_s` for that."""
         ...
 
     def fill_mask(self, mask: Any, row: int) -> bool:
         """Write which tokens may come next into row `row` of `mask`, int32 [S, ceil(vocab / 32)] on the CPU.
 
-        Bit `token_id % 32` of word `token_id // 32`, 1 = allowed. False = anything goes, nothing was written.
+        Bit `token_id % 32` of word `token_id // 32`, 1 = allowed. False = all allowed, nothing was written.
         """
         ...
 
     def accept(self, token_id: int) -> None:
-        """Move on by the sampled token, which the mask allowed."""
+        """Advance by the sampled token, which the mask allowed."""
         ...
 
     @property
@@ -104,7 +104,7 @@ class EngineRequest:
     """One sequence to generate. `n` > 1 is several requests that share a prompt (and its cached blocks)."""
 
     request_id: str
-    group: str = ""  # the API request that it is a part of: those of one share a share; "" = one by itself
+    group: str = ""  # the API request it belongs to, whose sequences share one fair share; "" = by itself
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     arrival_time: float  # monotonic seconds
@@ -115,10 +115,10 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTimings:
-    """When a request passed each gate, in monotonic seconds; None where it hasn't got there."""
+    """When a request reached each stage, in monotonic seconds; None if it has not."""
 
     arrival_time: float
-    scheduled_time: float | None = None  # first taken into a batch
+    scheduled_time: float | None = None  # first included in a batch
     first_token_time: float | None = None
     finished_time: float | None = None
 
@@ -149,11 +149,11 @@ def _span(start: float | None, end: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
-    """What one step brought one request. The last delta of a request has a `finish_reason`.
+    """What one step produced for one request. The last delta of a request has a `finish_reason`.
 
     The stop or end-of-sequence token that ended a request is the last of `token_ids`: it counts as
-    generated; whether its text is shown is the server's business. A finished grammar may end a request with
-    a token of the output itself.
+    generated; the server decides whether its text is shown. A finished grammar may end a request with a
+    token of the output itself.
     """
 
     request_id: str
@@ -164,13 +164,13 @@ class TokenDelta:
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     logprobs: tuple[PositionLogprobs, ...] = ()  # parallel to `token_ids` if they were asked for
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None  # on the first delta; None for token 0
-    error: EngineError | None = None  # with FinishReason.ERROR: what went wrong, to be told to the client
+    error: EngineError | None = None  # with FinishReason.ERROR: what went wrong, to be sent to the client
     timings: RequestTimings | None = None  # on the first delta and on the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot for /metrics and /load; counters grow only."""
+    """A snapshot for /metrics and /load; counters never decrease."""
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -181,4 +181,4 @@ class EngineStats:
     generation_tokens: int = 0
     num_preemptions: int = 0
     sleep_level: int = 0  # 0 awake
-    cache_config: Mapping[str, str] = field(default_factory=dict)  # labels, as vLLM's cache_config_info has
+    cache_config: Mapping[str, str] = field(default_factory=dict)  # labels, as in vLLM's cache_config_info

@@ -1,1 +1,1 @@
-"""Where a model runs: device, weights and KV cache in memory, the runner of one step."""
+"""Running a model: device, weights and KV cache in memory, the runner of one step."""

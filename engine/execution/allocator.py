@@ -1,8 +1,8 @@
-"""How this process gets its memory, set before PyTorch and threads are there.
+"""How this process allocates memory, configured before PyTorch is imported and threads are started.
 
-A step of a thousand tokens makes temporaries of some ten megabytes by the hundred. By default glibc maps and
+A step of a thousand tokens makes hundreds of temporaries of some ten megabytes. By default glibc maps and
 unmaps each, and the kernel clears their pages every time: a fifth of a prefill. And a decode step reads all
-weights once: from huge pages a few per cent faster.
+weights once, a few per cent faster from huge pages.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 _MAPPED_FROM_BYTES = 32 << 20  # the most that glibc allows
-_KEPT_BYTES = 1 << 30  # free memory at the top of the heap beyond which some is returned
+_KEPT_BYTES = 1 << 30  # free memory at the top of the heap; beyond it, some is returned
 
-# oneDNN's own cache, which goes by two names, and the one that PyTorch has in front of it: how many are kept.
+# How many kernels oneDNN's own cache keeps, which has two names, and the cache that PyTorch puts before it.
 _KERNEL_CACHES = (
     (("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"), 128),
     (("LRU_CACHE_CAPACITY",), 32),
@@ -27,10 +27,10 @@ _KERNEL_CACHES = (
 
 
 def keep_freed_memory() -> bool:
-    """Let the heap keep what is freed, for the next step; returns whether that could be set.
+    """Let the heap keep freed memory for the next step; returns whether that could be configured.
 
-    To be called before threads are started: each would get a heap of its own, too small for large tensors.
-    Does nothing where the C library isn't glibc, or another allocator stands in its place.
+    Call it before threads are started: each would get its own heap, too small for large tensors. Does nothing
+    if the C library isn't glibc, or another allocator replaces its own.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -44,7 +44,7 @@ def keep_freed_memory() -> bool:
 
 
 def use_huge_pages() -> None:
-    """Let PyTorch ask for huge pages for large tensors on a CPU, unless the operator has decided it.
+    """Let PyTorch use huge pages for large tensors on a CPU, unless the operator has set it.
 
     PyTorch reads this once, at its first allocation. Systems without huge pages ignore it.
     """
@@ -52,13 +52,13 @@ def use_huge_pages() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN forget the kernels that were used longest ago, unless the operator has decided it.
+    """Limit the kernel caches to the most recently used, unless the operator has set it.
 
-    It makes one for each shape of a product, half a MiB large, in a tenth of a millisecond, and each keeps
-    1024: every length of a prompt is a shape, and their kernels came to 700 MiB. A step of 2048 tokens uses
-    about 70, in every layer again; where oneDNN keeps fewer than that, a prefill takes twice its time.
+    oneDNN makes a kernel of half a MiB for each shape of a product, in a tenth of a millisecond. By default
+    each cache keeps 1024: every prompt length is a shape, and their kernels came to 700 MiB. A step of 2048
+    tokens uses about 70, again in every layer; if oneDNN keeps fewer, a prefill takes twice as long.
 
-    Both libraries read this once, when they are first used; without oneDNN it is nobody's business.
+    Both libraries read this once, when they are first used; without oneDNN it has no effect.
     """
     for names, num_kept in _KERNEL_CACHES:
         if not any(name in os.environ for name in names):
@@ -66,6 +66,6 @@ def keep_few_kernels() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give back what the heap keeps; for when the engine goes to sleep. Does nothing without glibc."""
+    """Return the heap's free memory when the engine goes to sleep. Does nothing without glibc."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

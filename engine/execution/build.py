@@ -1,4 +1,4 @@
-"""From a configuration to a core that is ready to step: model, weights, KV cache, runner, scheduler."""
+"""Builds a core that is ready to step from a configuration: model, weights, KV cache, runner, scheduler."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from engine.models.weights import Checkpoint, has_own_head, load_weights
 log = logging.getLogger(__name__)
 
 # A prompt of 1200 tokens beside four streams, Qwen3-0.6B in bfloat16 on two cores: with 256 no step is longer
-# than 0.53 s and the prompt takes 2.2 s; whole, it takes 1.9 s, and the streams stand still all the while.
+# than 0.53 s and the prompt takes 2.2 s; in one step it takes 1.9 s, and the streams stall meanwhile.
 CPU_PREFILL_BESIDE_DECODES = 256
 
 
 def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> EngineCore:
-    """Load a model and put an engine core around it. To be called in the thread that will run the steps.
+    """Load a model and build an engine core around it. Call it in the thread that will run the steps.
 
     `eos_token_id` is the tokenizer's own: the main end-of-sequence token, before those the checkpoint names.
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
@@ -73,7 +73,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
 
 
 def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
-    """A head that the checkpoint has of its own is used, whatever config.json says: so does transformers."""
+    """Uses the checkpoint's own head if it has one, whatever config.json says, like transformers."""
     if not model_config.tie_word_embeddings:
         return model_config
     with Checkpoint(directory) as checkpoint:
@@ -89,10 +89,10 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 def load_model(
     config: EngineConfig, model_config: ModelConfig, *, dtype: torch.dtype, device: torch.device
 ) -> CausalLM:
-    """The model of `config.model`, a directory by now, with its weights."""
+    """The model in `config.model`, which must be a directory, with its weights."""
     if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
         raise ConfigError(
-            f"--max-model-len {config.max_model_len} is more than the model was made for: "
+            f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
         )
     model = model_class(model_config.architecture)(model_config, dtype=dtype, device=device)
@@ -119,7 +119,7 @@ def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
             ModelRunner(model, cache, eos_token_ids=()).warm_up(num_tokens)
         budget = cuda_budget(model.device, config.gpu_memory_utilization)
     elif model.device.type == "cuda":  # the number of blocks is given
-        budget = MemoryBudget(unasked_bytes=0, limit_bytes=0)
+        budget = MemoryBudget(default_bytes=0, limit_bytes=0)
     else:
         budget = cpu_budget()
     return size_cache(

@@ -1,4 +1,4 @@
-"""Where and in what numbers a model computes, as the flags ask for it and the machine has it."""
+"""The device and dtype that a model computes with, from the flags and the machine."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def translated_out_of_memory() -> Iterator[None]:
 
 
 def _described(error: Exception) -> str:
-    """What was asked for and who holds the rest, without the library's advice on its own allocator."""
-    said = str(error).split(" Of the allocated memory")[0].split(" If reserved but")[0].strip().rstrip(".")
+    """What was requested and what uses the rest, without the library's advice about its own allocator."""
+    text = str(error).split(" Of the allocated memory")[0].split(" If reserved but")[0].strip().rstrip(".")
     return (
-        f"The model doesn't fit into memory: {said or type(error).__name__}. Free memory that other programs "
-        "and models hold there, use a 16-bit --dtype if the weights are wider, or a smaller model; a shorter "
+        f"The model doesn't fit into memory: {text or type(error).__name__}. Free memory that other programs "
+        "and models use there, use a 16-bit --dtype if the weights are wider, or a smaller model; a shorter "
         "context doesn't make weights smaller."
     )

@@ -1,4 +1,4 @@
-"""How much memory there is, and how many KV-cache blocks to make of it."""
+"""How much memory there is, and how many KV-cache blocks to allocate."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from engine.errors import ConfigError, EngineError, OutOfMemory
 
 _GIB = 1 << 30
 _CGROUP = Path("/sys/fs/cgroup")
-_OF_NO_ACCOUNT_BYTES = _GIB // 4  # of a GPU: what an idle driver or a desktop may hold
-_MOST_UTILIZATION = 0.95
-CPU_CACHE_LIMIT_BYTES = 4 * _GIB  # unless asked for more
+_NEGLIGIBLE_BYTES = _GIB // 4  # of a GPU: what an idle driver or a desktop may use
+_MAX_UTILIZATION = 0.95
+CPU_CACHE_LIMIT_BYTES = 4 * _GIB  # unless more is requested
 CPU_CACHE_SHARE = 0.25  # of the memory that is available when the engine starts
-CPU_MEMORY_SHARE = 0.8  # of the same, where --max-model-len needs that much
+CPU_MEMORY_SHARE = 0.8  # of the same, if --max-model-len needs that much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryBudget:
-    """What the KV cache may take: `unasked_bytes` as a rule, `limit_bytes` if one long sequence needs it."""
+    """What the KV cache may use: `default_bytes` normally, `limit_bytes` if one long sequence needs it."""
 
-    unasked_bytes: int
+    default_bytes: int
     limit_bytes: int
-    told: str = ""  # what there is and who has it, for errors
-    remedy: str = ""  # what gives more
-    total_bytes: int | None = None  # more than can ever be had
+    description: str = ""  # how much memory there is and what uses it, for errors
+    remedy: str = ""  # how to get more
+    total_bytes: int | None = None  # a cache can never be larger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSize:
     num_blocks: int
-    max_model_len: int  # as asked for; or the model's own, or what fits if that is less
+    max_model_len: int  # as requested; else the model's own limit, or what fits if that is less
 
 
 def size_cache(
     config: EngineConfig, budget: MemoryBudget, *, bytes_per_token: int, model_limit: int
 ) -> CacheSize:
-    """How many blocks, and the longest sequence. `model_limit` is the checkpoint's longest, in tokens.
+    """The number of blocks, and the longest sequence. `model_limit` is the checkpoint's longest, in tokens.
 
-    One sequence of the length asked for has to fit, as it could never finish: raises OutOfMemory where memory
-    is short, ConfigError where other flags leave too little of it.
+    One sequence of the requested length must fit, or it could never finish: raises OutOfMemory if memory is
+    short, ConfigError if other flags leave too little of it.
     """
     max_model_len = model_limit if config.max_model_len is None else config.max_model_len
     block_bytes = config.block_size * bytes_per_token
@@ -53,18 +53,18 @@ def size_cache(
     elif config.kv_cache_memory_bytes is not None:
         num_blocks, source = config.kv_cache_memory_bytes // block_bytes, "--kv-cache-memory-bytes"
     else:
-        num_blocks, source = budget.unasked_bytes // block_bytes, "the available memory"
+        num_blocks, source = budget.default_bytes // block_bytes, "the available memory"
         if config.max_model_len is not None:
             num_blocks = max(num_blocks, min(per_sequence, budget.limit_bytes // block_bytes))
-        num_blocks = min(num_blocks, per_sequence * config.max_num_seqs)  # more is of no use
+        num_blocks = min(num_blocks, per_sequence * config.max_num_seqs)  # more could not be used
     if config.max_model_len is None and num_blocks:
         max_model_len = min(model_limit, num_blocks * config.block_size)
     elif num_blocks < per_sequence:
         raise _too_small(config, budget, num_blocks, per_sequence, block_bytes, max_model_len, source)
     if budget.total_bytes is not None and num_blocks * block_bytes > budget.total_bytes:
         raise OutOfMemory(
-            f"{source} asks for a KV cache of {_gib(num_blocks * block_bytes)}, and there are "
-            f"{_gib(budget.total_bytes)} of memory in all. Lower it."
+            f"{source} asks for a KV cache of {_gib(num_blocks * block_bytes)}, but the machine has "
+            f"{_gib(budget.total_bytes)} of memory. Lower it."
         )
     return CacheSize(num_blocks=num_blocks, max_model_len=max_model_len)
 
@@ -78,7 +78,7 @@ def _too_small(
     max_model_len: int,
     source: str,
 ) -> EngineError:
-    """With the numbers, and what helps: flags that don't are not named."""
+    """An error with the numbers and the flags that would help."""
     text = (
         f"One sequence of {max_model_len} tokens needs {per_sequence} KV-cache blocks "
         f"({_gib(per_sequence * block_bytes)}), but {source} gives {num_blocks} "
@@ -95,8 +95,8 @@ def _too_small(
         if config.dtype == "float32":
             levers.append("halve it with --dtype bfloat16")
         levers.append(budget.remedy or "free memory")
-        told = f" {budget.told}" if budget.told else ""
-        return OutOfMemory(f"{text}{told} {_sentence(levers)}")
+        description = f" {budget.description}" if budget.description else ""
+        return OutOfMemory(f"{text}{description} {_sentence(levers)}")
     return ConfigError(f"{text} {_sentence(levers)}")
 
 
@@ -112,43 +112,43 @@ def _gib(num_bytes: int) -> str:
 def cpu_budget() -> MemoryBudget:
     available_bytes = available_host_bytes()
     return MemoryBudget(
-        unasked_bytes=min(CPU_CACHE_LIMIT_BYTES, int(available_bytes * CPU_CACHE_SHARE)),
+        default_bytes=min(CPU_CACHE_LIMIT_BYTES, int(available_bytes * CPU_CACHE_SHARE)),
         limit_bytes=int(available_bytes * CPU_MEMORY_SHARE),
-        told=f"Of main memory {_gib(available_bytes)} are available, and a cache may take "
+        description=f"{_gib(available_bytes)} of main memory are available, and a cache may use "
         f"{CPU_MEMORY_SHARE:.0%} of that.",
-        remedy="free main memory that other programs and models hold",
+        remedy="free main memory that other programs and models use",
         total_bytes=total_host_bytes(),
     )
 
 
 def cuda_budget(device: torch.device, utilization: float) -> MemoryBudget:
-    """What is left of the share of a GPU's memory that the engine may use; OutOfMemory if it is nothing.
+    """What is left of the share of a GPU's memory that the engine may use; OutOfMemory if nothing is left.
 
-    To be called after a pass at full size: what that allocated at its peak, weights included, is set aside,
-    and so is what other processes hold.
+    Call it after a pass at full size: its peak allocation, weights included, is set aside, and so is the
+    memory that other processes use.
     """
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     others_bytes = total_bytes - free_bytes - torch.cuda.memory_reserved(device)
     peak_bytes = torch.cuda.max_memory_allocated(device)
     left = int(total_bytes * utilization) - others_bytes - peak_bytes
-    told = (
-        f"The weights and one pass take {peak_bytes / _GIB:.2f} GiB and other processes "
+    description = (
+        f"The weights and one pass use {peak_bytes / _GIB:.2f} GiB and other processes "
         f"{others_bytes / _GIB:.2f} GiB of the GPU's {total_bytes / _GIB:.2f} GiB"
     )
-    levers = ["stop what else holds the GPU's memory"] if others_bytes > _OF_NO_ACCOUNT_BYTES else []
-    if peak_bytes + others_bytes < total_bytes and utilization < _MOST_UTILIZATION:
+    levers = ["stop other processes that use the GPU's memory"] if others_bytes > _NEGLIGIBLE_BYTES else []
+    if peak_bytes + others_bytes < total_bytes and utilization < _MAX_UTILIZATION:
         levers.append("raise --gpu-memory-utilization")
     remedy = ", or ".join([*levers, "lower --max-num-batched-tokens"])
     if left <= 0:
         raise OutOfMemory(
-            f"{told}: within --gpu-memory-utilization {utilization} nothing is left for the KV cache. "
+            f"{description}: within --gpu-memory-utilization {utilization} nothing is left for the KV cache. "
             f"{_sentence([remedy])}"
         )
-    return MemoryBudget(unasked_bytes=left, limit_bytes=left, told=f"{told}.", remedy=remedy)
+    return MemoryBudget(default_bytes=left, limit_bytes=left, description=f"{description}.", remedy=remedy)
 
 
 def total_host_bytes() -> int:
-    """All main memory, or what the control group allows of it."""
+    """The machine's main memory, or its control group's limit."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
@@ -158,7 +158,7 @@ def total_host_bytes() -> int:
 
 
 def available_host_bytes() -> int:
-    """Main memory that can be taken without swapping: the machine's, or its control group's if less."""
+    """Main memory that can be used without swapping: the machine's, or its control group's if less."""
     return min(_machine_available_bytes(), _cgroup_available_bytes())
 
 
@@ -167,12 +167,12 @@ def _machine_available_bytes() -> int:
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
-    # Elsewhere (macOS) all there is: what is available isn't told without further packages.
+    # Elsewhere (macOS) the total: available memory cannot be read without further packages.
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cgroup_available_bytes() -> int:
-    """Of a version 2 control group, as containers have it; page cache counts as used: cautious."""
+    """For a version 2 control group, as containers have; page cache counts as used, to be cautious."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())

@@ -11,11 +11,11 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
-_ALIGNMENT = 256  # bytes; of each tensor's place in the copy
+_ALIGNMENT = 256  # bytes, of each tensor in the copy
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
-    """Every tensor that is a module's attribute, with where it is; ours have no parameters or buffers."""
+    """Every tensor attribute with its module and name; our modules have no parameters or buffers."""
     for module in modules:
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor):
@@ -23,19 +23,19 @@ def tensors_of(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, t
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """What they take together; what is the same memory, or one tensor twice, counts once."""
+    """Their total size; tensors that share memory count once."""
     sizes = {_memory_of(tensor): tensor.nbytes for tensor in tensors}
     return sum(sizes.values())
 
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Equal for two tensors that are the same memory. Packed weights don't tell where they lie."""
+    """Equal for two tensors that share memory. Packed weights have no data pointer."""
     return (0, id(tensor)) if tensor.is_mkldnn else (tensor.data_ptr(), tensor.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A tensor's in the copy, and whose it is: tied weights have several owners."""
+    """A tensor's place in the copy, and its owners: tied weights have several."""
 
     owners: list[tuple[nn.Module, str]]
     shape: torch.Size
@@ -45,14 +45,14 @@ class _Place:
 
 
 class HostCopy:
-    """Weights in one block of main memory, page-locked where that can be had: then a copy takes half as long.
+    """Weights in one block of main memory, page-locked if possible: then a copy takes half as long.
 
     The tensors of the modules are empty until `restore`.
     """
 
     @torch.inference_mode()
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        """Raises MemoryError or torch's RuntimeError if there is no room; the modules are then as before."""
+        """Raises MemoryError or torch's RuntimeError if memory is short; the modules are then unchanged."""
         self._device = device
         found: dict[tuple[int, int], tuple[torch.Tensor, _Place]] = {}
         end = 0
@@ -84,7 +84,7 @@ class HostCopy:
 
     @torch.inference_mode()
     def restore(self) -> None:
-        """Give the modules their weights again. Raises torch.OutOfMemoryError; may be tried again then."""
+        """Give the modules their weights again. Raises torch.OutOfMemoryError; can then be retried."""
         tensors = [torch.empty(place.shape, dtype=place.dtype, device=self._device) for place in self._places]
         for tensor, place in zip(tensors, self._places, strict=True):
             tensor.copy_(self._view(place), non_blocking=True)
@@ -94,7 +94,7 @@ class HostCopy:
                 setattr(module, name, tensor)
 
     def close(self) -> None:
-        """Give the main memory back."""
+        """Free the main memory."""
         if self._is_locked:
             torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())  # type: ignore[no-untyped-call]
             self._is_locked = False
@@ -109,11 +109,11 @@ class HostCopy:
 
 
 def _lock_pages(block: torch.Tensor) -> bool:
-    """Registered rather than allocated locked: PyTorch rounds such allocations up to a power of two."""
+    """Registers memory rather than allocating it locked: PyTorch rounds those up to a power of two."""
     cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     result = cudart.cudaHostRegister(block.data_ptr(), block.nbytes, 0)
     if int(result) != 0:
         log.warning(
-            "Main memory for sleeping weights can't be page-locked (%s): waking takes longer.", result
+            "Main memory for sleeping weights can't be page-locked (%s): waking up takes longer.", result
         )
     return int(result) == 0

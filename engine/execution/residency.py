@@ -30,7 +30,7 @@ CacheT = TypeVar("CacheT", bound=HasTensors | None)
 
 
 class ModelResidency(Generic[ModelT, CacheT]):
-    """Nobody else may hold on to the model or to the cache, or their memory can't be given back."""
+    """Must have the only references to the model and the cache, or their memory can't be freed."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class ModelResidency(Generic[ModelT, CacheT]):
         load: Callable[[], ModelT] | None,
         make_cache: Callable[[], CacheT],
     ) -> None:
-        """`load` and `make_cache` make anew what was dropped; a model that can't be loaded can't be dropped.
+        """`load` and `make_cache` recreate what was dropped; without `load` the model can't be dropped.
 
-        A cache of None is that of a model that needs none.
+        A cache of None means that the model needs none.
         """
         self._model: ModelT | None = model
         self._cache: tuple[CacheT] | None = (cache,)
@@ -73,9 +73,9 @@ class ModelResidency(Generic[ModelT, CacheT]):
         return self._cache[0]
 
     def sleep(self, level: int) -> None:
-        """Give back the cache; at level 1 move a GPU's weights to main memory, at level 2 drop them.
+        """Free the cache; at level 1 move a GPU's weights to main memory, at level 2 drop them.
 
-        Raises OutOfMemory where main memory has no room for them; nothing has changed then.
+        Raises OutOfMemory if main memory can't hold them; nothing has changed then.
         """
         if level >= WEIGHTS_DROPPED:
             if self._load is None:
@@ -91,7 +91,7 @@ class ModelResidency(Generic[ModelT, CacheT]):
 
     @torch.inference_mode()
     def wake_up(self, parts: Set[Part]) -> None:
-        """Take these parts back. Raises OutOfMemory, and what loading raises; may be called again then."""
+        """Restore these parts. Raises OutOfMemory, and what loading raises; can then be retried."""
         try:
             with translated_out_of_memory():
                 if Part.WEIGHTS in parts:
@@ -99,7 +99,7 @@ class ModelResidency(Generic[ModelT, CacheT]):
                 if Part.KV_CACHE in parts and self._cache is None:
                     self._cache = (self._make_cache(),)
         except Exception as error:
-            # What was taken before it failed others may need now; the traceback would still hold it.
+            # Other processes may need the memory allocated before the failure; the traceback would keep it.
             traceback.clear_frames(error.__traceback__)
             self._return_memory()
             raise
@@ -136,12 +136,12 @@ class ModelResidency(Generic[ModelT, CacheT]):
 
 
 def _name_of(device: torch.device) -> str:
-    """With its index, which the device that flags name has not."""
+    """The device's name with its index, which the flags' device lacks."""
     return str(torch.empty(0, device=device).device)
 
 
 def _collect() -> None:
-    """All garbage, what is frozen included (engine/launch/launcher.py)."""
+    """Collect all garbage, including frozen objects (engine/launch/launcher.py)."""
     was_frozen = gc.get_freeze_count() > 0
     gc.unfreeze()
     gc.collect()

@@ -1,6 +1,6 @@
-"""Runs batches: tensors, model, logits, tokens. The engine's only door to the device.
+"""Runs batches: tensors, model, logits, tokens. The engine's only access to the device.
 
-Knows nothing of requests' lives, of text or of HTTP; it is called from one thread.
+Knows nothing of scheduling, text or HTTP; called from one thread.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
 from engine.sampling.masks import BitmaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
 
-# Logits of a prompt's tokens that are held at a time: 64 MiB in float32, and as much again of logprobs.
+# Logits of a prompt's tokens in memory at a time: 64 MiB in float32, and as much again of logprobs.
 _SCORED_LOGITS = 1 << 24
-_SCORED_ROWS = 512  # more at a time take memory, and no less time
+_SCORED_ROWS = 512  # more at a time need more memory, but no less time
 
 
 class ModelRunner:
-    """The Runner of engine.core.types, on PyTorch."""
+    """Implements engine.core.batch.Runner with PyTorch."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class ModelRunner:
         eos_token_ids: Sequence[int],
         load: Callable[[], CausalLM] | None = None,
     ) -> None:
-        """`load` makes the model anew, to wake up from a sleep at level 2. The runner alone may hold both."""
-        self._residence = ModelResidency(
+        """`load` recreates the model after a sleep at level 2. The runner must have the only references."""
+        self._residency = ModelResidency(
             model,
             cache,
             device=model.device,
@@ -55,7 +55,7 @@ class ModelRunner:
             ),
         )
         self._sampler = Sampler(eos_token_ids)
-        self._mask_filler = BitmaskFiller(
+        self._bitmask_filler = BitmaskFiller(
             model.config.vocab_size,
             beside_model=model.device.type != "cpu",
         )
@@ -65,17 +65,19 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> StepResult:
-        """Run one step. Raises DeviceLost where nothing can work any more."""
+        """Run one step. Raises DeviceLost if no later step can work."""
         sampled = [index for index, sequence in enumerate(batch.sequences) if sequence.samples]
         constraints = {
             row: constraint
             for row, index in enumerate(sampled)
             if (constraint := batch.sequences[index].constraint) is not None
         }
-        if len(constraints) == batch.num_tokens and not self._mask_filler.wait_for_any(constraints.values()):
-            return StepResult([None] * len(sampled), late=set(sampled))  # nothing that the model could do
+        if len(constraints) == batch.num_tokens and not self._bitmask_filler.wait_for_any(
+            constraints.values()
+        ):
+            return StepResult([None] * len(sampled), late=set(sampled))  # the model has nothing to run
         with _translated_loss():
-            filling = self._mask_filler.start(constraints)
+            filling = self._bitmask_filler.start(constraints)
             try:
                 hidden, scored = self._forward(batch)
             finally:
@@ -85,26 +87,26 @@ class ModelRunner:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor | None:
-        """Run the model; the logits of the sequences that sample [S, vocab_size], None if there is none."""
+        """Run the model. Returns the logits of sequences that sample [S, vocab_size], None if none does."""
         hidden, _ = self._forward(batch)
-        return self._residence.model.logits(hidden) if len(hidden) else None
+        return self._residency.model.logits(hidden) if len(hidden) else None
 
     def sleep(self, level: int) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
-        self._residence.sleep(level)
+        """See Sleeps in engine/core/sleep_controller.py."""
+        self._residency.sleep(level)
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
-        self._residence.wake_up(parts)
+        """See Sleeps in engine/core/sleep_controller.py."""
+        self._residency.wake_up(parts)
 
     @property
     def memory(self) -> MemoryUsage:
-        return self._residence.memory
+        return self._residency.memory
 
     def warm_up(self, num_tokens: int) -> None:
-        """A prefill of `num_tokens` and one decode, so that the first request doesn't pay for first times.
+        """Run a prefill of `num_tokens` and one decode, so that the first request doesn't pay for set-up.
 
-        Writes to blocks that hold nothing yet; to be called before the first `execute`.
+        Writes to empty blocks; call it before the first `execute`.
         """
         params = SamplingParams(max_tokens=1, temperature=0.0)
         for token_ids, start in (([0] * num_tokens, 0), ([0], num_tokens - 1)):
@@ -120,8 +122,8 @@ class ModelRunner:
             self.execute(Batch((sequence,)))
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The hidden states of the rows that are sampled [S, hidden], and of those scored [P, hidden]."""
-        model, cache = self._residence.model, self._residence.cache
+        """The hidden states of the sampled rows [S, hidden] and of the scored rows [P, hidden]."""
+        model, cache = self._residency.model, self._residency.cache
         inputs = build_inputs(batch, self.block_size, model.device, paged_decodes=cache.kernels is not None)
         hidden = model(inputs, cache)
         return hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
@@ -134,15 +136,15 @@ class ModelRunner:
         masks: Masks | None,
         prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]],
     ) -> StepResult:
-        """From hidden states to what the step gives; `sampled` are the sequences' indices in the batch."""
+        """From hidden states to the step's result; `sampled` are the sequences' indices in the batch."""
         tokens: list[int | None] = [None] * len(batch.sequences)
         if not sampled:
             return StepResult(tokens, prompt_logprobs=prompt_logprobs)
         sequences = [batch.sequences[index] for index in sampled]
-        logits = self._residence.model.logits(hidden)
+        logits = self._residency.model.logits(hidden)
         asking = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
         logprobs = raw_logprobs(logits[asking]) if asking else None  # before the sampler edits the logits
-        rows = [SampledRow(s.params, s.output_position, s.edits) for s in sequences]
+        rows = [SampledRow(s.params, s.output_position, s.logits_processors) for s in sequences]
         result = self._sampler.sample(logits, rows, masks)
         failures = {**result.failures, **(masks.failures if masks else {})}
         late = masks.late if masks else frozenset()
@@ -150,16 +152,18 @@ class ModelRunner:
             tokens[sampled[row]] = None if row in failures or row in late else token
         return StepResult(
             tokens,
-            logprobs={} if logprobs is None else _told(logprobs, asking, sampled, sequences, tokens),
+            logprobs={}
+            if logprobs is None
+            else _sampled_logprobs(logprobs, asking, sampled, sequences, tokens),
             prompt_logprobs=prompt_logprobs,
             failures={sampled[row]: message for row, message in failures.items()},
             late={sampled[row] for row in late},
         )
 
     def _score(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[PositionLogprobs]]:
-        """Logprobs of the prompts' tokens that follow the scored rows, `hidden` [P, hidden], by sequence.
+        """Logprobs of the prompt tokens that follow the scored rows, `hidden` [P, hidden], by sequence.
 
-        In slices: of a whole step's rows the logits of a large vocabulary would take gigabytes.
+        In slices: for all rows of a step, the logits of a large vocabulary would take gigabytes.
         """
         scored: dict[int, list[PositionLogprobs]] = {}
         size = max(1, min(_SCORED_ROWS, _SCORED_LOGITS // self.vocab_size))
@@ -172,13 +176,13 @@ class ModelRunner:
             for start in range(0, len(token_ids), size):
                 part = token_ids[start : start + size]
                 rows = hidden[first + start : first + start + len(part)]
-                logprobs = raw_logprobs(self._residence.model.logits(rows))
+                logprobs = raw_logprobs(self._residency.model.logits(rows))
                 scored[index] += position_logprobs(logprobs, part, [num_top] * len(part))
             first += len(token_ids)
         return scored
 
 
-def _told(
+def _sampled_logprobs(
     logprobs: torch.Tensor,
     asking: Sequence[int],
     sampled: Sequence[int],
@@ -190,24 +194,24 @@ def _told(
     `logprobs` [R, vocab_size] are of the rows `asking`, which are indices into `sampled` and `sequences`.
     """
     chosen = [tokens[sampled[row]] for row in asking]
-    kept = [place for place, token in enumerate(chosen) if token is not None]
+    kept = [index for index, token in enumerate(chosen) if token is not None]
     if not kept:
         return {}
     if len(kept) < len(asking):
         logprobs = logprobs[kept]
-    params = [sequences[asking[place]].params for place in kept]
+    params = [sequences[asking[index]].params for index in kept]
     positions = position_logprobs(
         logprobs,
         [token for token in chosen if token is not None],
-        [0 if one.logprob_token_ids else one.logprobs or 0 for one in params],
+        [0 if p.logprob_token_ids else p.logprobs or 0 for p in params],
     )
-    positions = with_named(positions, logprobs, [one.logprob_token_ids for one in params])
-    return {sampled[asking[place]]: position for place, position in zip(kept, positions, strict=True)}
+    positions = with_named(positions, logprobs, [p.logprob_token_ids for p in params])
+    return {sampled[asking[index]]: position for index, position in zip(kept, positions, strict=True)}
 
 
 @contextmanager
 def _translated_loss() -> Iterator[None]:
-    """An error of the device itself, unlike a lack of memory, leaves it unusable for this process."""
+    """A device error, unlike a lack of memory, leaves the device unusable for this process."""
     try:
         yield
     except torch.AcceleratorError as error:

@@ -1,1 +1,1 @@
-"""From a command line to a serving process: flags, a check of what they name, start and end."""
+"""From a command line to a serving process: flags, a check of the checkpoint, start and shutdown."""

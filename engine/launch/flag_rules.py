@@ -1,4 +1,4 @@
-"""vLLM's flags whose meaning we can't give, with the values that ask for no more than we do."""
+"""vLLM's flags whose meaning we can't provide, with the values that ask for no more than we do."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FlagRule:
     why: str
     allowed: frozenset[str] = frozenset()
 
 
-def _only(why: str, *allowed: str) -> Rule:
-    return Rule(why, frozenset(allowed))
+def _only(why: str, *allowed: str) -> FlagRule:
+    return FlagRule(why, frozenset(allowed))
 
 
 _ONE_DEVICE = "the engine runs on one device"
@@ -22,7 +22,7 @@ _NO_LORA = "LoRA adapters are not supported yet"
 _NO_QUANTIZATION = "quantized weights are not supported yet"
 _NO_SPECULATION = "speculative decoding is not supported yet"
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, FlagRule] = {
     # devices
     "tensor-parallel-size": _only(_ONE_DEVICE, "1"),
     "pipeline-parallel-size": _only(_ONE_DEVICE, "1"),

@@ -1,4 +1,4 @@
-"""The command line as a table, for those who start the engine and can't import it: what each flag takes.
+"""The command line as a table of flags and values, for programs that start the engine but can't import it.
 
 docs/engine_flags.py writes it where the manager reads it.
 """
@@ -8,29 +8,31 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.launch import flags, vllm_flags
+from engine.launch import vllm_flags
+from engine.launch.flag_parser import FOREIGN, build_parser
 from engine.launch.flag_rules import RULES
+from engine.launch.flag_values import fraction, human_int, json_object, model_len, seconds
 
-VLLM_VERSION = "0.32"  # the one whose flags engine/launch/vllm_flags.py lists
+VLLM_VERSION = "0.32"  # engine/launch/vllm_flags.py lists this version's flags
 
 _KINDS = {
-    flags._human_int: "count",
-    flags._model_len: "length",
-    flags._fraction: "fraction",
-    flags._seconds: "seconds",
-    flags._json_object: "object",
+    human_int: "count",
+    model_len: "length",
+    fraction: "fraction",
+    seconds: "seconds",
+    json_object: "object",
     int: "integer",
 }
 
 
 def flag_table() -> dict[str, Any]:
-    """By name without dashes: `kind` and, where there are any, `choices`, `is_list`, `allowed` with `why`.
+    """By name without dashes: `kind` and, if any, `choices`, `is_list`, `allowed` with `why`.
 
-    A kind is `switch`, or what a value is read as. `allowed`: the only values of a flag of vLLM's that can be
-    honoured here. `may_be_bare`: a list of none is one. `is_ours`: not known to vLLM.
+    A kind is `switch`, or how a value is read. `allowed`: the only values of a vLLM flag that are supported
+    here. `may_be_bare`: the list may be empty. `is_ours`: vLLM doesn't have the flag.
     """
     table: dict[str, Any] = {}
-    for action in flags.build_parser()._actions:
+    for action in build_parser()._actions:
         for name in action.option_strings:
             if name.startswith("--") and not name.startswith("--no-") and action.dest != "help":
                 table[name.removeprefix("--")] = _entry(action)
@@ -59,11 +61,7 @@ def _entry(action: argparse.Action) -> dict[str, Any]:
     if action.nargs in ("+", "*"):
         entry["is_list"] = True
         entry["may_be_bare"] = action.nargs == "*"
-    rule = (
-        RULES.get(action.dest.removeprefix(flags._FOREIGN))
-        if action.dest.startswith(flags._FOREIGN)
-        else None
-    )
+    rule = RULES.get(action.dest.removeprefix(FOREIGN)) if action.dest.startswith(FOREIGN) else None
     if rule is not None:
         entry |= {"allowed": sorted(rule.allowed), "why": rule.why}
     return entry

@@ -1,4 +1,4 @@
-"""One model behind an OpenAI-compatible server, from the command line's words to its end.
+"""Runs one model behind an OpenAI-compatible server, from its command line to its exit.
 
 `python -m engine` calls `main`, Python programs `engine.run_server`.
 """
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("engine")
 
-_YOUNG = 10_000  # new objects until the young ones are collected; a step of many sequences makes thousands
+_GEN0_THRESHOLD = 10_000  # new objects per young collection; a step of many sequences makes thousands
 
 _EXIT_FAILED = 1
 _EXIT_BAD_ARGUMENTS = 2
-_EXIT_UNSUPPORTED = 65  # EX_DATAERR: a checkpoint that no further try will run
+_EXIT_UNSUPPORTED = 65  # EX_DATAERR: a checkpoint that fails on every retry
 _EXIT_PORT_IN_USE = 98  # EADDRINUSE on Linux
 
 
 def main() -> NoReturn:
-    """Never waits for the engine's thread: it may be inside a load or a step that won't end soon."""
+    """Never waits for the engine's thread, which may be in a load or a step that won't end soon."""
     _prepare_process()
     code = _run(sys.argv[1:])
     logging.shutdown()
@@ -55,7 +55,7 @@ def main() -> NoReturn:
 
 
 def _prepare_process() -> None:
-    """Before torch is imported."""
+    """Call it before torch is imported."""
     keep_freed_memory()
     use_huge_pages()
     keep_few_kernels()
@@ -64,8 +64,8 @@ def _prepare_process() -> None:
 def run_server(model: str | os.PathLike[str], **flags: Any) -> None:
     """Serve `model` until SIGTERM or SIGINT: `python -m engine`'s flags by name, with underscores.
 
-    True is a bare flag, False its `--no-` form, None is left out, a list has several values, a dict is JSON.
-    Raises EngineError for what can't be served, AddressInUse for a port that is taken.
+    True becomes a bare flag, False its `--no-` form, None is left out, a list gives several values, a dict
+    JSON. Raises EngineError if the model can't be served, AddressInUse if the port is taken.
     """
     _prepare_process()
     if not logging.getLogger().handlers:
@@ -80,7 +80,7 @@ def _run(argv: list[str]) -> int:
         _configure_logging(flags.server.log_level)
         _start(flags)
     except EngineError as error:
-        # The class first, in words that whoever supervises this process can look for.
+        # The error's class comes first, in words that a supervisor of this process can search for.
         log.error("%s: %s", error.code.replace("_", " "), error)
         return _exit_code(error)
     return 0
@@ -114,13 +114,13 @@ def _serve(flags: Flags, listener: socket.socket) -> None:
 
 
 def _on_ready() -> None:
-    """What is there now stays: a full collection that looked through it stood for 0.3 s on a busy machine.
+    """Freeze all current objects: a full collection of them once stalled for 0.3 s on a busy machine.
 
-    Requests leave little for the collector to find, so it looks at the rest less often, too.
+    Requests leave little garbage behind, so the rest is collected less often too.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG, 20, 50)
+    gc.set_threshold(_GEN0_THRESHOLD, 20, 50)
     log.info("The model is ready.")
 
 
@@ -144,7 +144,7 @@ async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.so
 
 
 def _make_engine(config: EngineConfig, tokenizer: Future[Tokenizer]) -> AsyncEngine | PoolingEngine:
-    """What the flags or the checkpoint ask for. Raises CheckpointError and ConfigError."""
+    """The engine for the flags and the checkpoint. Raises CheckpointError and ConfigError."""
     if choose_runner(config) is RunnerKind.POOLING:
         plan = read_pooling_plan(config)
         return PoolingEngine(lambda: _build_pooling_core(config, plan, tokenizer), plan)
@@ -173,7 +173,7 @@ def _stop_on_signals() -> asyncio.Event:
     """Set by the first SIGTERM or SIGINT; a second one of the same ends the process at once."""
     stop = asyncio.Event()
     if threading.current_thread() is not threading.main_thread():
-        return stop  # signals are the program's own then
+        return stop  # the embedding program handles signals itself
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
@@ -187,7 +187,7 @@ def _stop_on_signals() -> asyncio.Event:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where there is one."""
+    """uvloop's if it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -196,7 +196,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class _Formatter(logging.Formatter):
-    """Errors that are written for people are one line; only the unforeseen has a traceback."""
+    """Our own errors, written for people, take one line; only unforeseen ones have a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
@@ -209,5 +209,5 @@ class _Formatter(logging.Formatter):
 def _configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    # "trace" is uvicorn's word for more than debug.
+    # "trace" is uvicorn's level below debug.
     logging.basicConfig(level="DEBUG" if level == "trace" else level.upper(), handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""Whether the engine can run a checkpoint, as far as that can be told in a moment, without torch."""
+"""Whether the engine can run a checkpoint, as far as a quick check without torch can decide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.pooling.plan import Family, RunnerKind, choose_runner, read_pooling_
 
 
 def check_config(config: EngineConfig) -> None:
-    """Of `config.model`, a directory by now, what its JSON files tell. Needs no weights.
+    """Check the JSON files in `config.model`, which must be a directory. Needs no weights.
 
     Raises CheckpointError, UnsupportedModel, and ConfigError for flags that don't fit it.
     """
@@ -39,9 +39,9 @@ def check_config(config: EngineConfig) -> None:
 
 
 def check_checkpoint(config: EngineConfig, tokenizer: Path | None = None) -> None:
-    """`check_config`, and whether all files are there. `tokenizer`: where it lies, None = beside the weights.
+    """`check_config`, and whether all files exist. `tokenizer`: its directory, None = that of the weights.
 
-    Raises what `check_config` does.
+    Raises what `check_config` raises.
     """
     check_config(config)
     for path in weight_files(config.model):

@@ -1,6 +1,6 @@
 """vLLM 0.32's server flags by name, from its argument parser, so that one set of parameters serves both.
 
-A name here says that vLLM has the flag and what follows it; flags.py says what we make of it.
+The tables say which flags vLLM has and how many values each takes; flags.py decides what to do with them.
 """
 
 from __future__ import annotations
@@ -120,5 +120,5 @@ ALIASES: dict[str, str] = {
     "-r": "node-rank",
     "-sc": "speculative-config",
     "-tp": "tensor-parallel-size",
-    "--tp": "tensor-parallel-size",  # not vLLM's own, but much typed
+    "--tp": "tensor-parallel-size",  # not vLLM's own, but often typed
 }

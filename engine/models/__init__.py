@@ -1,1 +1,1 @@
-"""Model architectures: their configuration, their layers put together, their checkpoints."""
+"""Model architectures: their configuration, layers and checkpoints."""

@@ -1,4 +1,4 @@
-"""Which architectures generate text here, by the name that config.json gives. Knows nothing of torch."""
+"""The architectures that can generate text, by their names in config.json. Knows nothing of torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})  # registry.py 
 
 
 def check_generates(architecture: str) -> None:
-    """Raises UnsupportedModel, which names those that are supported."""
+    """Raises UnsupportedModel, naming the supported architectures."""
     if architecture not in GENERATING:
         raise UnsupportedModel(
             f"Architecture {architecture!r} isn't supported by the embedded engine, which runs "

@@ -1,7 +1,7 @@
-"""BERT, RoBERTa and XLM-RoBERTa: post-norm encoder layers that look both ways (Devlin et al. 2018).
+"""BERT, RoBERTa and XLM-RoBERTa: post-norm encoder layers with bidirectional attention (Devlin et al. 2018).
 
-Runs on flat tokens [T, hidden], without padding. Modules are named as the checkpoints' tensors, whose
-beginnings ("bert.", "roberta.") `place_in_encoder` takes away.
+Runs on flat tokens [T, hidden], without padding. Modules are named like the checkpoints' tensors, whose
+prefixes ("bert.", "roberta.") `encoder_tensor_name` removes.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from engine.models.layers.embedding import Embedding
 from engine.models.layers.head import Head
 from engine.models.layers.layer_norm import LayerNorm
 from engine.models.layers.linear import Linear
-from engine.models.encoder_config import Activation, EncoderConfig, EncoderFamily
+from engine.models.encoder_config import EncoderActivation, EncoderConfig, EncoderFamily
 
-_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    Activation.GELU: F.gelu,
-    Activation.GELU_TANH: partial(F.gelu, approximate="tanh"),
-    Activation.RELU: F.relu,
-    Activation.SILU: F.silu,
+_ACTIVATIONS: dict[EncoderActivation, Callable[[torch.Tensor], torch.Tensor]] = {
+    EncoderActivation.GELU: F.gelu,
+    EncoderActivation.GELU_TANH: partial(F.gelu, approximate="tanh"),
+    EncoderActivation.RELU: F.relu,
+    EncoderActivation.SILU: F.silu,
 }
 
 
-def place_in_encoder(stored_name: str) -> str:
-    """Where a tensor of a checkpoint belongs in the model, whichever task it was saved for."""
+def encoder_tensor_name(stored_name: str) -> str:
+    """The model's name for a checkpoint's tensor, whichever task it was saved for."""
     name = re.sub(r"^(bert|roberta)\.", "", stored_name)
-    # How checkpoints that come from TensorFlow call a LayerNorm's tensors.
+    # Checkpoints from TensorFlow name a LayerNorm's tensors like this.
     return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
 
 
 class Embeddings(nn.Module):
-    """Of tokens, positions and the text of a pair that a token is in, summed and normalised."""
+    """The embeddings of tokens, positions and token types (first or second text), summed and normalised."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
 
 
 class Residual(nn.Module):
-    """A projection, beside which its block's input goes on, and the norm of both."""
+    """A projection, the residual connection past its block, and the norm of their sum."""
 
     def __init__(self, in_features: int, config: EncoderConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Residual(nn.Module):
         return self.LayerNorm(self.dense(x) + beside)  # type: ignore[no-any-return]
 
 
-class Attention(nn.Module):
+class EncoderAttention(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.self = SelfAttention(config)
@@ -109,7 +109,7 @@ class Intermediate(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = EncoderAttention(config)
         self.intermediate = Intermediate(config)
         self.output = Residual(config.intermediate_size, config)
 
@@ -126,7 +126,7 @@ class Layers(nn.Module):
 
 
 class BertPooler(nn.Module):
-    """What BERT puts between its first token and a classifier."""
+    """BERT's layer between its first token and a classifier."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class RobertaClassifier(nn.Module):
 
 
 class Encoder(nn.Module):
-    """An encoder, with the head of its family where there are labels."""
+    """An encoder, with the classification head of its family if there are labels."""
 
     FUSED: ClassVar[dict[str, tuple[str, ...]]] = {"qkv": ("query", "key", "value")}
     UNUSED: ClassVar[tuple[str, ...]] = ("embeddings.position_ids", "pooler.", "lm_head.", "cls.")

@@ -1,4 +1,4 @@
-"""config.json, read: the shape of a model as its classes need it. Flat and `rope_parameters` styles alike."""
+"""Reads config.json into the shape that the model classes need, in flat and `rope_parameters` styles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.models.rope_config import Llama3Scaling, RopeConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """What Qwen3 and Llama have in common, in Hugging Face's terms."""
+    """The configuration that Qwen3 and Llama share, in Hugging Face's terms."""
 
     architecture: str
     vocab_size: int
@@ -31,14 +31,14 @@ class ModelConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     attention_bias: bool  # on the query, key, value and output projections
-    dtype: str | None  # as the checkpoint was saved, "bfloat16"; None = not said
-    eos_token_ids: tuple[int, ...]  # the main one first; generation_config.json goes before config.json
+    dtype: str | None  # the checkpoint's, such as "bfloat16"; None = unspecified
+    eos_token_ids: tuple[int, ...]  # the main one first; generation_config.json overrides config.json
 
 
 def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
-    """Raises CheckpointError where the files don't make sense, UnsupportedModel where we can't run them.
+    """Raises CheckpointError for inconsistent files, UnsupportedModel for models that we can't run.
 
-    `overrides` are --hf-overrides: they win over config.json.
+    `overrides` are --hf-overrides, which override config.json.
     """
     raw = read_raw_config(directory, overrides)
     architecture = architecture_of(directory, raw)
@@ -93,7 +93,7 @@ class ConfigReader:
         return float(value)
 
     def object(self, *keys: str) -> ConfigReader:
-        """The first of these objects that is there; empty if none is."""
+        """The first of these objects that exists; empty if none does."""
         found: Mapping[str, Any] = next(
             (self._raw[key] for key in keys if isinstance(self._raw.get(key), dict)), {}
         )
@@ -104,7 +104,7 @@ class ConfigReader:
 
 
 def _rope(reader: ConfigReader) -> RopeConfig:
-    """From `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` beside each other."""
+    """From `rope_parameters` (transformers 5), or from separate `rope_theta` and `rope_scaling`."""
     parameters = reader.object("rope_parameters", "rope_scaling")
     theta = parameters.number("rope_theta", reader.number("rope_theta", 10_000.0))
     kind = parameters.text("rope_type", "type") or "default"
@@ -122,7 +122,7 @@ def _rope(reader: ConfigReader) -> RopeConfig:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    """What these architectures' configurations may ask for and we don't do: better said than done wrong."""
+    """Refuse features of these architectures that we don't implement, rather than compute wrong results."""
     activation = raw.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedModel(f"Activation {activation!r} isn't supported; 'silu' is.")

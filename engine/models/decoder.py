@@ -1,6 +1,6 @@
 """The decoder that Qwen3 and Llama share: pre-norm layers of grouped-query attention and a gated MLP.
 
-Runs on flat tokens [T, hidden]: which token belongs to which sequence only the attention cache knows.
+Runs on flat tokens [T, hidden]: only the attention cache knows which token belongs to which sequence.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         cache: PagedKVCache,
         rotation: Rotation,
     ) -> None:
-        """All that comes between the projections and attention, in one pass; the queries stay in `heads`."""
+        """Everything between the projections and attention, in one pass; the queries stay in `heads`."""
         kernels.rotate_and_store(
             heads,
             None if self.qk_norm is None else self.qk_norm.weight,
@@ -102,7 +102,7 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then the MLP, each after a norm and beside a residual."""
+    """Attention, then the MLP, each with a norm before it and a residual connection."""
 
     def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
         super().__init__()
@@ -122,14 +122,14 @@ class DecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """The MLP's output, which the next layer adds to x: [T, hidden].
 
-        `delta` is what the layer before gave so; x is changed in place.
+        `delta` is the previous layer's such output; x is changed in place.
         """
         attended = self.self_attn(self.input_layernorm(x, delta), inputs, cache, rope, rotation)
         return self.mlp(self.post_attention_layernorm(x, attended))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, final norm. Its attributes are named as the checkpoint's tensors."""
+    """Embedding, layers, final norm. Its attributes are named like the checkpoint's tensors."""
 
     def __init__(self, config: ModelConfig, *, has_head_norm: bool) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache, rope: RotaryEmbedding) -> torch.Tensor:
-        """The hidden states of the rows that are sampled: [S, hidden]."""
+        """The hidden states of the sampled rows: [S, hidden]."""
         rotation = rope.rotation(inputs.positions)
         x = self.embed_tokens(inputs.token_ids)
         delta: torch.Tensor | None = None
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """A decoder with its head. Subclasses say which architecture they are and what is peculiar to it."""
+    """A decoder with its head. Subclasses define what is specific to their architecture."""
 
     FUSED: ClassVar[dict[str, tuple[str, ...]]] = {
         "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -188,7 +188,7 @@ class CausalLM(nn.Module):
         return {"lm_head": "model.embed_tokens"} if self.config.tie_word_embeddings else {}
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
-        """The hidden states of the rows that are sampled, [S, hidden]; writes the step's keys and values."""
+        """The hidden states of the sampled rows, [S, hidden]; stores the step's keys and values."""
         return self.model(inputs, cache, self._rope)  # type: ignore[no-any-return]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""config.json of an encoder, read: BERT and the RoBERTa family."""
+"""Reads config.json of encoders: BERT and the RoBERTa family."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class EncoderFamily(StrEnum):
     ROBERTA = "roberta"  # XLM-RoBERTa too
 
 
-class Activation(StrEnum):
-    """Of the feed-forward layers; the values are Hugging Face's names."""
+class EncoderActivation(StrEnum):
+    """The activation of the feed-forward layers; values are Hugging Face's names."""
 
     GELU = "gelu"
     GELU_TANH = "gelu_new"
@@ -29,10 +29,10 @@ class Activation(StrEnum):
 
 
 _SYNONYMS = {
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "gelu_fast": Activation.GELU_TANH,
-    "gelu_python": Activation.GELU,
-    "swish": Activation.SILU,
+    "gelu_pytorch_tanh": EncoderActivation.GELU_TANH,
+    "gelu_fast": EncoderActivation.GELU_TANH,
+    "gelu_python": EncoderActivation.GELU,
+    "swish": EncoderActivation.SILU,
 }
 
 
@@ -47,15 +47,15 @@ class EncoderConfig:
     num_hidden_layers: int
     num_attention_heads: int
     layer_norm_eps: float
-    activation: Activation
+    activation: EncoderActivation
     type_vocab_size: int
     num_positions: int  # rows of the table of positions
     first_position: int  # the row of a sequence's first token: RoBERTa keeps the first rows for padding
-    dtype: str | None  # as the checkpoint was saved; None = not said
+    dtype: str | None  # the checkpoint's; None = unspecified
 
     @property
     def max_tokens(self) -> int:
-        """Of a sequence."""
+        """Of one sequence."""
         return self.num_positions - self.first_position
 
 
@@ -86,11 +86,11 @@ def read_encoder_config(directory: Path, raw: Mapping[str, Any]) -> EncoderConfi
     )
 
 
-def _activation(name: Any) -> Activation:
+def _activation(name: Any) -> EncoderActivation:
     try:
-        return _SYNONYMS.get(name) or Activation(name)
+        return _SYNONYMS.get(name) or EncoderActivation(name)
     except ValueError:
-        raise UnsupportedModel(f"Activation {name!r} isn't supported; {', '.join(Activation)} are.") from None
+        raise UnsupportedModel(f"Activation {name!r} isn't supported; {', '.join(EncoderActivation)} are.") from None
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

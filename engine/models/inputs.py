@@ -1,4 +1,4 @@
-"""A batch as tensors: what the model needs to run one step. Knows nothing of the model or of sampling."""
+"""A batch as tensors, for one step of the model. Knows nothing of the model or of sampling."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from engine.core.batch import Batch, ScheduledSequence
 
 @dataclass(frozen=True, slots=True)
 class SequenceSpan:
-    """Where one sequence of the step lies, in the flat rows and in the KV cache."""
+    """The position of one sequence of the step in the flat rows and in the KV cache."""
 
     first_row: int
     num_rows: int  # tokens that run now
     context: int  # positions 0 .. context - 1 are in the cache once this step's keys are written
-    where: int | torch.Tensor  # the slot of position 0 if its blocks lie side by side, else its block table
+    where: int | torch.Tensor  # the slot of position 0 if its blocks are adjacent, else its block table
 
 
 @dataclass(frozen=True, slots=True)
 class PagedDecodes:
-    """The sequences that run one token, rows 0 … R - 1, for a kernel that reads blocks where they lie."""
+    """The sequences that run one token, rows 0 … R - 1, for a kernel that reads blocks in place."""
 
     blocks: torch.Tensor  # int64, the rows' block tables end to end
-    starts: torch.Tensor  # int64 [R], where each row's begins
+    starts: torch.Tensor  # int64 [R], where each row's block table begins
     contexts: torch.Tensor  # int64 [R], positions to attend to, the row's own included
     num_rows: int  # R
 
@@ -39,9 +39,9 @@ class StepInputs:
     positions: torch.Tensor  # int64 [T]
     slots: torch.Tensor  # int64 [T]: block * block_size + offset, where the token's key and value go
     spans: tuple[SequenceSpan, ...]
-    decodes: PagedDecodes | None  # where a kernel does them; they aren't among the spans then
-    # int64 [S + P], rows whose hidden states are wanted: of sequences that sample, then of prompt's tokens
-    # that are scored. None = all T, in order.
+    decodes: PagedDecodes | None  # if a kernel runs them; then they aren't among the spans
+    # int64 [S + P], rows whose hidden states are needed: of sequences that sample, then of prompt tokens that
+    # are scored. None = all T, in order.
     sampled_rows: torch.Tensor | None
     num_sampled: int  # S
 
@@ -49,7 +49,7 @@ class StepInputs:
 def build_inputs(
     batch: Batch, block_size: int, device: torch.device, *, paged_decodes: bool = False
 ) -> StepInputs:
-    """Flatten a batch. The rows of a sequence keep their order, and so do the sequences."""
+    """Flatten a batch. Sequences, and the rows of each, keep their order."""
     decodes = _paged_decodes(batch) if paged_decodes else None
     num_decodes = decodes.num_rows if decodes else 0
     token_ids: list[int] = []
@@ -117,7 +117,7 @@ def _span(
 
 
 def are_consecutive(blocks: Sequence[int]) -> bool:
-    """Whether the blocks lie side by side in the cache, in order: then attention needs no gathering."""
+    """Whether the blocks are adjacent in the cache, in order: then attention needs no gathering."""
     first = blocks[0]
     return blocks[-1] - first == len(blocks) - 1 and all(
         block == first + index for index, block in enumerate(blocks)

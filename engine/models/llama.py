@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1 to 3.3 and whatever else is saved as LlamaForCausalLM."""
+"""Llama 2, 3, 3.1 to 3.3 and other models saved as LlamaForCausalLM."""
 
 from __future__ import annotations
 

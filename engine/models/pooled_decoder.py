@@ -15,13 +15,13 @@ from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM, Decoder
 
 
-def place_in_decoder(stored_name: str) -> str:
-    """Where a tensor belongs: savers of `…Model` leave out the "model." that `…ForCausalLM` has."""
+def decoder_tensor_name(stored_name: str) -> str:
+    """The model's name for a tensor: `…Model` checkpoints omit the "model." of `…ForCausalLM`."""
     return stored_name if stored_name.startswith(("model.", "score.", "lm_head.")) else f"model.{stored_name}"
 
 
 class PooledDecoder(nn.Module):
-    """Causal layers; whoever pools chooses the rows."""
+    """Causal layers; the pooling chooses the rows."""
 
     FUSED: ClassVar[dict[str, tuple[str, ...]]] = CausalLM.FUSED
     UNUSED: ClassVar[tuple[str, ...]] = ("lm_head.",)
@@ -58,11 +58,11 @@ class PooledDecoder(nn.Module):
         return {}
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
-        """The final hidden states of the rows that are wanted: [S, hidden]."""
+        """The final hidden states of the sampled rows: [S, hidden]."""
         return self.model(inputs, cache, self._rope)  # type: ignore[no-any-return]
 
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
-        """[S, hidden] → logits, float32 [S, num_labels]. Only where there is a score layer."""
+        """[S, hidden] → logits, float32 [S, num_labels]. Requires a score layer."""
         if self.score is None:
             raise TypeError("This decoder was built without a score layer.")
         return self.score(pooled)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Which architectures there are, by the name that config.json gives."""
+"""The classes of the architectures, by their names in config.json."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
 
 
 def model_class(architecture: str) -> type[CausalLM]:
-    """Raises UnsupportedModel, which names those that are supported."""
+    """Raises UnsupportedModel, naming the supported architectures."""
     check_generates(architecture)
     return ARCHITECTURES[architecture]

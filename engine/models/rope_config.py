@@ -1,4 +1,4 @@
-"""How positions are rotated, as a checkpoint says it. Knows nothing of torch."""
+"""The configuration of rotary position embeddings. Knows nothing of torch."""
 
 from __future__ import annotations
 

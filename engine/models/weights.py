@@ -1,4 +1,4 @@
-"""Safetensors checkpoints, one file or sharded, into a model. Files are mapped, not read."""
+"""Loads safetensors checkpoints, single or sharded, into a model. Files are mapped, not read."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from engine.checkpoint.mapped_files import forget_pages
 
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_ROWS = 4096  # compared at a time: what differs does so in the first, and the rest needn't be read
+_ROWS = 4096  # compared at a time: different heads differ in the first, and the rest isn't read
 
 
 class Loadable(Protocol):
-    """A model that is filled from a checkpoint; its WeightedLayers have the checkpoint's names."""
+    """A model that is loaded from a checkpoint; its WeightedLayers have the checkpoint's names."""
 
     FUSED: ClassVar[dict[str, tuple[str, ...]]]  # our layer's name → the checkpoint's names of its parts
-    UNUSED: ClassVar[tuple[str, ...]]  # beginnings of names of tensors that may be there and aren't needed
+    UNUSED: ClassVar[tuple[str, ...]]  # name prefixes of optional tensors that aren't needed
     dtype: torch.dtype
     device: torch.device
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
     def shared_weights(self) -> dict[str, str]:
-        """Layers that are filled from another layer's tensors: name → the name it shares."""
+        """Layers that are loaded from another layer's tensors: name → the other's name."""
         ...
 
 
 class Checkpoint:
-    """The tensors of a directory, by name. A context manager; tensors that were handed out stay valid."""
+    """The tensors of a directory, by name. A context manager; tensors remain valid after it."""
 
     def __init__(self, directory: Path, *, rename: Callable[[str], str] = str) -> None:
-        """`rename` gives a stored name its place in the model, where savers differ in that.
+        """`rename` maps a stored name to the model's name, if savers differ in names.
 
-        Raises CheckpointError where there are no safetensors, or a shard of them is missing.
+        Raises CheckpointError if there are no safetensors, or a shard is missing.
         """
         self._directory = directory
         self._exit_stack = ExitStack()
@@ -68,13 +68,13 @@ class Checkpoint:
         return tuple(handle.get_slice(stored_name).get_shape())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Mapped from the file, as it was saved."""
+        """The tensor as saved, mapped from the file."""
         handle, stored_name = self._stored[name]
         tensor: torch.Tensor = handle.get_tensor(stored_name)
         return tensor
 
     def forget_pages(self) -> None:
-        """What was read is given back; tensors that are still mapped read it again when they are used."""
+        """Release the pages that were read; tensors that are still mapped read them again when used."""
         forget_pages(self._files)
 
     def _open(self, path: Path) -> Any:
@@ -86,7 +86,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One tensor of one layer, and the checkpoint's tensors that it is made of."""
+    """One tensor of one layer, and the checkpoint's tensors that it consists of."""
 
     layer: WeightedLayer
     tensor_name: str
@@ -94,12 +94,12 @@ class _Target:
 
 
 def load_weights(model: Loadable, checkpoint: Checkpoint) -> None:
-    """Fill every layer. Raises CheckpointError that names what is missing, extra or of the wrong shape."""
+    """Load every layer. Raises CheckpointError, naming missing, unexpected or misshapen tensors."""
     targets = list(_targets(model))
     expected = {name: shape for target in targets for name, shape in target.sources.items()}
     _check(expected, checkpoint, ignored=_ignored(model, checkpoint))
     shared = {f"{name}." for name in model.shared_weights().values()}
-    moved: dict[str, torch.Tensor] = {}  # what several layers use is moved to the device once
+    moved: dict[str, torch.Tensor] = {}  # tensors that several layers share are moved to the device once
     for target in targets:
         parts = []
         for name in target.sources:
@@ -110,7 +110,7 @@ def load_weights(model: Loadable, checkpoint: Checkpoint) -> None:
                 moved[name] = part
             parts.append(part)
         target.layer.load(target.tensor_name, parts)
-    checkpoint.forget_pages()  # most layers have made copies: both would count as this process's memory
+    checkpoint.forget_pages()  # most layers have copies: both would count as this process's memory
 
 
 def has_own_head(checkpoint: Checkpoint) -> bool:
@@ -133,14 +133,14 @@ def _targets(model: Loadable) -> Iterator[_Target]:
 
 
 def _parts(model: Loadable, path: str) -> list[str]:
-    """The checkpoint's paths of a layer of ours: a fused one has several."""
+    """The checkpoint's paths for one of our layers: a fused layer has several."""
     path = model.shared_weights().get(path, path)
     parent, _, name = path.rpartition(".")
     return [f"{parent}.{part}" if parent else part for part in model.FUSED.get(name, (name,))]
 
 
 def _ignored(model: Loadable, checkpoint: Checkpoint) -> frozenset[str]:
-    """Tensors that may be there and aren't needed: a copy of tied embeddings, tables of older savers."""
+    """Optional tensors that aren't needed: a copy of tied embeddings, tables of older savers."""
     copies = {f"{name}.weight" for name in model.shared_weights()}
     tables = {name for name in checkpoint.names if name.endswith(".rotary_emb.inv_freq")}
     unused = {name for name in checkpoint.names if name.startswith(model.UNUSED)}

@@ -1,1 +1,1 @@
-"""Models that turn texts into vectors or scores, without generating: plans, batches and their thread."""
+"""Models that turn texts into vectors or scores without generating: plans, batches and their thread."""

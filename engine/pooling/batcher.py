@@ -1,4 +1,4 @@
-"""Which requests run next: pure, without I/O, threads or torch."""
+"""Selects the requests that run next: pure, without I/O, threads or torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.pooling.types import PoolingRequest
 
 
 class Batcher:
-    """Waiting requests by priority, then by arrival; batches of at most so many tokens and requests."""
+    """Waiting requests by priority, then by arrival; batches are limited in tokens and requests."""
 
     def __init__(self, *, max_tokens: int, max_requests: int) -> None:
         self._max_tokens = max_tokens
@@ -32,8 +32,8 @@ class Batcher:
         """Forget a request; False if it isn't waiting."""
         return self._waiting.pop(request_id, None) is not None
 
-    def take(self) -> list[PoolingRequest]:
-        """The next batch, shortest first: equal lengths side by side run together. Empty if nothing waits.
+    def next_batch(self) -> list[PoolingRequest]:
+        """The next batch, shortest first, so that equal lengths run together. Empty if nothing waits.
 
         A request longer than the budget runs alone.
         """

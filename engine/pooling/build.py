@@ -1,4 +1,4 @@
-"""From a plan to a core that is ready to pool: model, weights, runner, batcher. Imports torch."""
+"""Builds a core that is ready to pool from a plan: model, weights, runner, batcher. Imports torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from engine.config import EngineConfig
 from engine.errors import CheckpointError
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.threads import num_compute_threads
-from engine.models.bert import Encoder, place_in_encoder
+from engine.models.bert import Encoder, encoder_tensor_name
 from engine.models.config import read_model_config
 from engine.models.encoder_config import read_encoder_config
 from engine.models.layers.head import Head
-from engine.models.pooled_decoder import PooledDecoder, place_in_decoder
+from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
 from engine.pooling.classifier import Classifier, FromTokens
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PoolingCore:
-    """What the engine's thread works with."""
+    """The objects that the engine's thread works with."""
 
     runner: PoolingRunner
     batcher: Batcher
@@ -49,7 +49,7 @@ class PoolingCore:
 def build_pooling_core(
     config: EngineConfig, plan: PoolingPlan, tokenizer: Callable[[], Tokenizer]
 ) -> PoolingCore:
-    """To be called in the thread that will run the batches; `tokenizer` is asked only where it is needed.
+    """Call it in the thread that will run the batches; `tokenizer` is called only if it is needed.
 
     Raises CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
@@ -101,7 +101,7 @@ def _load_encoder(config: EngineConfig, plan: PoolingPlan, device: torch.device)
     )
     if plan.classifier is not None and plan.classifier.from_tokens is not None:
         raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
-    with Checkpoint(config.model, rename=place_in_encoder) as checkpoint:
+    with Checkpoint(config.model, rename=encoder_tensor_name) as checkpoint:
         load_weights(model, checkpoint)
     return model
 
@@ -110,7 +110,7 @@ def _load_decoder(
     config: EngineConfig, plan: PoolingPlan, device: torch.device, tokenizer: Callable[[], Tokenizer]
 ) -> PooledDecoder:
     model_config = read_model_config(config.model, config.hf_overrides)
-    with Checkpoint(config.model, rename=place_in_decoder) as checkpoint:
+    with Checkpoint(config.model, rename=decoder_tensor_name) as checkpoint:
         score = None
         if plan.classifier is not None:
             score = Head(
@@ -133,12 +133,12 @@ def _load_decoder(
 
 
 def _derive_score(classifier: Classifier, checkpoint: Checkpoint, tokenizer: Tokenizer) -> torch.Tensor:
-    """A classifier's weight from the language head's rows: float32 [num_labels, hidden]."""
+    """A classifier's weight from rows of the language head: float32 [num_labels, hidden]."""
     head = "lm_head.weight" if "lm_head.weight" in checkpoint.names else "model.embed_tokens.weight"
     token_ids = [tokenizer.fast.token_to_id(token) for token in classifier.tokens]
     if None in token_ids:
         unknown = classifier.tokens[token_ids.index(None)]
-        raise CheckpointError(f"classifier_from_token: {unknown!r} is no token of this model.")
+        raise CheckpointError(f"classifier_from_token: {unknown!r} is not a token of this model.")
     rows = checkpoint.tensor(head)[token_ids].float()
     return rows[1:] - rows[:1] if classifier.from_tokens is FromTokens.TWO_WAY_SOFTMAX else rows
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its labels: how many, how logits become scores, where weights come from."""
+"""A checkpoint's labels: how many there are, how logits become scores, where the weights come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.errors import CheckpointError, UnsupportedModel
 
 
 class Activation(StrEnum):
-    """What is done to a pooled vector or to logits last."""
+    """The last operation on a pooled vector or on logits."""
 
     NORMALIZE = "normalize"
     IDENTITY = "identity"
@@ -33,10 +33,10 @@ class Classifier:
     activation: Activation
     logit_mean: float = 0.0  # scores are activation((logit - mean) / sigma)
     logit_sigma: float = 1.0
-    from_tokens: FromTokens | None = None  # None: the checkpoint has a classifier's weights
+    from_tokens: FromTokens | None = None  # None: the checkpoint has the classifier's weights
     tokens: tuple[str, ...] = ()
-    joins_texts: bool = False  # pairs are one text, not two with a separator between
-    is_qwen3_reranker: bool = False  # wants the prompt that it was trained with
+    joins_texts: bool = False  # pairs are one text, not two with a separator between them
+    is_qwen3_reranker: bool = False  # needs the prompt that it was trained with
 
 
 def read_classifier(raw: Mapping[str, Any], *, mean: float | None, sigma: float | None) -> Classifier:
@@ -74,7 +74,7 @@ def _from_tokens(raw: Mapping[str, Any]) -> tuple[FromTokens | None, tuple[str, 
 
 
 def _num_labels(raw: Mapping[str, Any]) -> int:
-    """As transformers counts: two where nothing is said."""
+    """As in transformers: two by default."""
     labels = raw.get("id2label")
     value = raw.get("num_labels", len(labels) if isinstance(labels, dict) and labels else 2)
     if not isinstance(value, int) or value < 1:

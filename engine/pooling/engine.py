@@ -2,9 +2,9 @@
 
 One thread builds the core and runs batches; one loop serves HTTP. They meet in two places only: a queue of
 commands, emptied before every batch, and one `call_soon_threadsafe` per batch that delivers its results. New
-requests join the next batch, whoever sent them.
+requests join the next batch, whichever client sent them.
 
-Knows nothing of torch (it comes in through `build_core`) nor of text.
+Knows nothing of torch (`build_core` brings it in) nor of text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Protocol, TypeAlias
 
 from engine.core.sleep import MemoryUsage
 from engine.core.sleep_controller import SleepController
-from engine.core.thread_calls import Call, Calls
+from engine.core.thread_calls import ThreadCall, ThreadCalls
 from engine.core.types import EngineStats
 from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
@@ -29,12 +29,12 @@ from engine.pooling.types import Pooled, PoolingRequest, PoolingRunner
 
 log = logging.getLogger(__name__)
 
-# What the loop tells the thread: run these, forget those of these ids, do this, or (None) stop.
-_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | Call[PoolingRunner] | None
+# The loop's commands to the thread: run these, drop those with these ids, call this, or (None) stop.
+_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | ThreadCall[PoolingRunner] | None
 
 
 class Core(Protocol):
-    """A loaded model and its waiting requests; only the thread touches it, but for `len(batcher)`."""
+    """A loaded model and its waiting requests; only the thread uses it, except for `len(batcher)`."""
 
     @property
     def runner(self) -> PoolingRunner: ...
@@ -47,14 +47,14 @@ class PoolingEngine:
     """The engine as the server sees it; every method belongs to the loop that has called `start`."""
 
     def __init__(self, build_core: Callable[[], Core], plan: PoolingPlan) -> None:
-        """`build_core` runs in the engine's thread: it may take its time, and import torch."""
+        """`build_core` runs in the engine's thread: it may be slow, and import torch."""
         self.plan = plan
         self._build_core = build_core
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._results: dict[str, asyncio.Future[array[float]]] = {}  # by request id
-        self._idle = asyncio.Event()  # set while there are no results to wait for
+        self._idle = asyncio.Event()  # set while no results are pending
         self._idle.set()
-        self._calls: Calls[PoolingRunner] = Calls(self._commands.put)
+        self._calls: ThreadCalls[PoolingRunner] = ThreadCalls(self._commands.put)
         self.sleep_controller = SleepController(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: Core | None = None
         self._num_prompt_tokens = 0
@@ -68,7 +68,7 @@ class PoolingEngine:
     # For the server
 
     async def start(self) -> None:
-        """Build the core; raises what building it raises. If cancelled, the thread ends once that is done."""
+        """Build the core; raises what building it raises. If cancelled, the thread ends once it is built."""
         loop = asyncio.get_running_loop()
         self._built: asyncio.Future[Core] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -81,7 +81,7 @@ class PoolingEngine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether the engine accepts requests."""
         return self._core is not None and not self._is_stopping and self._failure is None
 
     @property
@@ -91,7 +91,7 @@ class PoolingEngine:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests whose results are still waited for."""
+        """Requests whose results are pending."""
         return len(self._results)
 
     @property
@@ -111,14 +111,14 @@ class PoolingEngine:
 
     @property
     def memory(self) -> MemoryUsage:
-        """What the model holds now. Raises EngineDead before it is built."""
+        """Memory used by the model now. Raises EngineDead before it is built."""
         return self._get_core().runner.memory
 
     async def pool(self, requests: Sequence[PoolingRequest]) -> list[array[float]]:
-        """The values of each request, in order. If cancelled, what hasn't begun never will.
+        """The values of each request, in order. If cancelled, requests that have not started are dropped.
 
-        Raises InvalidRequest for an input that is empty or too long, RequestFailed for one that the model
-        failed on, EngineAsleep, EngineDead if the engine ends first.
+        Raises InvalidRequest for an input that is empty or too long, RequestFailed if the model fails on one,
+        EngineAsleep, EngineDead if the engine ends first.
         """
         self._check(requests)
         loop = asyncio.get_running_loop()
@@ -135,22 +135,22 @@ class PoolingEngine:
                 self._forget(left)
 
     def abort(self, request_id: str) -> None:
-        """End a request, which then raises RequestFailed. Unknown ids are ignored."""
+        """Abort a request, which then raises RequestFailed. Unknown ids are ignored."""
         future = self._results.get(request_id)
         if future is not None and not future.done():
             future.set_exception(RequestFailed("This request was aborted."))
             self._forget(frozenset({request_id}))
 
     async def wait_ended(self) -> None:
-        """Wait until the engine's thread has ended; raises EngineDead if that was not by `shutdown`."""
+        """Wait until the engine's thread has ended; raises EngineDead unless `shutdown` ended it."""
         await asyncio.shield(self._ended)
         if self._failure is not None:
             raise EngineDead(self._failure)
 
     async def shutdown(self, timeout_s: float) -> bool:
-        """Drop what is open, then end the thread. False if its batch takes longer than `timeout_s`.
+        """Drop open requests, then end the thread. False if its batch takes longer than `timeout_s`.
 
-        Those who wait get EngineDead; the thread is a daemon and doesn't keep the process.
+        Open requests raise EngineDead; the thread is a daemon and doesn't keep the process alive.
         """
         self._is_stopping = True
         self._commands.put(None)
@@ -163,13 +163,13 @@ class PoolingEngine:
             self.abort(request_id)
 
     async def _call(self, function: Callable[[PoolingRunner], None]) -> None:
-        """Have the thread do something between batches; raises what that raises, and EngineDead."""
+        """Have the thread call `function` between batches; raises what that raises, and EngineDead."""
         self._get_core()
         await self._calls.run(function)
 
     def _get_core(self) -> Core:
         if self._core is None or not self.is_alive:
-            raise EngineDead(self._failure or "The engine takes no requests.")
+            raise EngineDead(self._failure or "The engine accepts no requests.")
         return self._core
 
     def _check(self, requests: Sequence[PoolingRequest]) -> None:
@@ -180,16 +180,16 @@ class PoolingEngine:
                 raise InvalidRequest(f"The request id {request.request_id!r} is in use.", param="request_id")
             if not 1 <= len(request.token_ids) <= self.max_model_len:
                 raise InvalidRequest(
-                    f"An input has {len(request.token_ids)} tokens; 1 to {self.max_model_len} are possible."
+                    f"An input has {len(request.token_ids)} tokens; 1 to {self.max_model_len} are allowed."
                 )
 
     def _forget(self, request_ids: frozenset[str]) -> None:
         for request_id in request_ids:
             self._results.pop(request_id).cancel()
         self._commands.put(request_ids)
-        self._settle_idle()
+        self._update_idle()
 
-    def _settle_idle(self) -> None:
+    def _update_idle(self) -> None:
         if not self._results:
             self._idle.set()
 
@@ -209,7 +209,7 @@ class PoolingEngine:
                 future.set_result(result.values)
             else:
                 future.set_exception(RequestFailed(result.error or "The model failed on this input."))
-        self._settle_idle()
+        self._update_idle()
 
     def _on_ended(self, error: BaseException | None) -> None:
         if error is not None and not self._built.done():
@@ -224,13 +224,13 @@ class PoolingEngine:
             if not future.done():
                 future.set_exception(EngineDead(reason))
         self._results.clear()
-        self._settle_idle()
+        self._update_idle()
         self._calls.end(EngineDead(reason))
 
     # The thread's side
 
     def _run_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread's root: whatever ends it, the loop is told."""
+        """The thread's root: reports its end to the loop, whatever the cause."""
         end: BaseException | None = None
         try:
             core = self._build_core()
@@ -243,19 +243,19 @@ class PoolingEngine:
         except BaseException as error:
             log.exception("The engine's thread ends.")
             end = error
-        with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+        with suppress(RuntimeError):  # the loop is closed: nothing waits for the end
             loop.call_soon_threadsafe(self._on_ended, end)
 
 
 def _run_batches(
     core: Core, commands: SimpleQueue[_Command], deliver: Callable[[Sequence[Pooled], int], object]
 ) -> None:
-    """Until told to stop: obey all commands, run one batch, deliver. Sleeps while there is nothing to do."""
+    """Until a stop command: obey all commands, run one batch, deliver. Blocks while idle."""
     while True:
-        for command in _take(core.batcher, commands):
+        for command in _pending_commands(core.batcher, commands):
             if command is None:
                 return
-            if isinstance(command, Call):
+            if isinstance(command, ThreadCall):
                 command.run(core.runner)
             elif isinstance(command, frozenset):
                 for request_id in command:
@@ -263,12 +263,12 @@ def _run_batches(
             else:
                 for request in command:
                     core.batcher.add(request)
-        if batch := core.batcher.take():
+        if batch := core.batcher.next_batch():
             deliver(_run(core.runner, batch), sum(len(request.token_ids) for request in batch))
 
 
-def _take(batcher: Batcher, commands: SimpleQueue[_Command]) -> Iterator[_Command]:
-    """All commands there are; if nothing waits for a batch, wait for the first."""
+def _pending_commands(batcher: Batcher, commands: SimpleQueue[_Command]) -> Iterator[_Command]:
+    """All queued commands; if no request waits for a batch, waits for the first."""
     if not len(batcher):
         yield commands.get()
     with suppress(Empty):
@@ -277,15 +277,15 @@ def _take(batcher: Batcher, commands: SimpleQueue[_Command]) -> Iterator[_Comman
 
 
 def _run(runner: PoolingRunner, batch: Sequence[PoolingRequest]) -> list[Pooled]:
-    """A batch that fails is run again one by one, so that an input costs nobody but its sender."""
+    """If a batch fails, its requests run again one by one, so that only the faulty input fails."""
     try:
         values = runner.run(batch)
         return [Pooled(request_id=r.request_id, values=v) for r, v in zip(batch, values, strict=True)]
     except DeviceLost:
         raise
-    except Exception as error:  # whatever it is, the clients of this batch must hear of it
+    except Exception as error:  # any error must reach the clients of this batch
         if len(batch) > 1:
-            log.warning("A batch of %d inputs failed (%s); they run one by one.", len(batch), error)
+            log.warning("A batch of %d inputs failed (%s); running them one by one.", len(batch), error)
             return [result for request in batch for result in _run(runner, [request])]
         log.exception("An input of %d tokens failed.", len(batch[0].token_ids))
         reason = f"This request failed in the engine: {type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
-"""What a checkpoint's files and the flags say about pooling: runner, task, pooling, activation, limits.
+"""How a model pools, from its checkpoint's files and the flags: runner, task, pooling, activation, limits.
 
-Reads JSON only; knows nothing of torch, so that the server can ask too.
+Reads JSON only; knows nothing of torch, so that the server can use it too.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ DECODERS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingPlan:
-    """How this model pools; made once, read by the engine's thread and by the server."""
+    """How this model pools; built once, read by the engine's thread and by the server."""
 
     architecture: str
     family: Family
     task: Task
     pooling: PoolingType
-    use_activation: bool  # where a request doesn't say
+    use_activation: bool  # the default for requests
     embedding_size: int
     max_model_len: int  # tokens of one input
     classifier: Classifier | None = None  # with Task.CLASSIFY
     dense: tuple[DenseModule, ...] = ()  # sentence-transformers' projections after pooling
     is_matryoshka: bool = False
     matryoshka_dimensions: tuple[int, ...] = ()  # those it was trained for; empty = any
-    prompts: Mapping[str, str] = field(default_factory=dict)  # input type → what goes before a text
+    prompts: Mapping[str, str] = field(default_factory=dict)  # input type → prefix of texts
 
     @property
     def activation(self) -> Activation:
@@ -72,12 +72,12 @@ class PoolingPlan:
 
     @property
     def can_score(self) -> bool:
-        """Vectors can be compared; a classifier scores pairs if it has one label."""
+        """Vectors can be compared; a classifier can score pairs if it has one label."""
         return self.classifier is None or self.classifier.num_labels == 1
 
 
 def choose_runner(config: EngineConfig) -> RunnerKind:
-    """`--runner`, or what the checkpoint was made for. `config.model` is a directory by now.
+    """`--runner`, or the checkpoint's purpose. `config.model` must be a directory.
 
     Raises CheckpointError, and ConfigError for flags that contradict each other or the checkpoint.
     """
@@ -91,7 +91,7 @@ def choose_runner(config: EngineConfig) -> RunnerKind:
         return RunnerKind.GENERATE
     if config.runner == RunnerKind.POOLING or config.convert in tuple(Task):
         return RunnerKind.POOLING
-    # Embedding models are made of models that generate too: sentence-transformers' files tell them apart.
+    # Some embedding models have a generating architecture: sentence-transformers' files identify them.
     pools = read_sentence_transformer(config.model) is not None
     pools = pools or (architecture in ENCODERS | DECODERS and not generates)
     return RunnerKind.POOLING if pools else RunnerKind.GENERATE
@@ -105,7 +105,7 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     _refuse_unsupported(raw, family)
     task = _task(config.convert, architecture)
     recipe = read_sentence_transformer(config.model)
-    pooler = _Pooler.read(config.pooler_config, task)
+    pooler = _PoolerConfig.read(config.pooler_config, task)
     classifier = None
     if task is Task.CLASSIFY:
         classifier = read_classifier(raw, mean=pooler.logit_mean, sigma=pooler.logit_sigma)
@@ -128,7 +128,7 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pooler:
+class _PoolerConfig:
     """--pooler-config, checked."""
 
     pooling: PoolingType | None = None
@@ -137,7 +137,7 @@ class _Pooler:
     logit_sigma: float | None = None
 
     @classmethod
-    def read(cls, given: Mapping[str, Any], task: Task) -> _Pooler:
+    def read(cls, given: Mapping[str, Any], task: Task) -> _PoolerConfig:
         values = {key: value for key, value in given.items() if value is not None}
         known = {"task", "pooling_type", "seq_pooling_type", "use_activation", "logit_mean", "logit_sigma"}
         if unknown := sorted(values.keys() - known):
@@ -201,7 +201,9 @@ def _task(convert: str, architecture: str) -> Task:
     return Task(convert)
 
 
-def _pooling(pooler: _Pooler, recipe: SentenceTransformer | None, family: Family, task: Task) -> PoolingType:
+def _pooling(
+    pooler: _PoolerConfig, recipe: SentenceTransformer | None, family: Family, task: Task
+) -> PoolingType:
     if pooler.pooling is not None:
         return pooler.pooling
     if recipe is not None and task is Task.EMBED:
@@ -209,7 +211,7 @@ def _pooling(pooler: _Pooler, recipe: SentenceTransformer | None, family: Family
     return PoolingType.CLS if family is Family.ENCODER else PoolingType.LAST
 
 
-def _use_activation(pooler: _Pooler, recipe: SentenceTransformer | None, task: Task) -> bool:
+def _use_activation(pooler: _PoolerConfig, recipe: SentenceTransformer | None, task: Task) -> bool:
     if pooler.use_activation is not None:
         return pooler.use_activation
     return recipe is None or task is not Task.EMBED or recipe.normalizes
@@ -218,15 +220,15 @@ def _use_activation(pooler: _Pooler, recipe: SentenceTransformer | None, task: T
 def _max_model_len(
     config: EngineConfig, raw: Mapping[str, Any], recipe: SentenceTransformer | None, architecture: str
 ) -> int:
-    """What was asked for; or the model's own limit, which sentence-transformers' files may lower."""
+    """The requested length; or the model's own limit, which sentence-transformers' files may lower."""
     limit = _integer(raw, "max_position_embeddings")
-    if "Roberta" in architecture:  # the table of positions begins with those of padding
+    if "Roberta" in architecture:  # the first positions of its table are for padding
         limit -= int(raw.get("pad_token_id") or 0) + 1
     if config.max_model_len is None:
         return min(limit, recipe.max_seq_length or limit) if recipe is not None else limit
     if config.max_model_len > limit:
         raise ConfigError(
-            f"--max-model-len {config.max_model_len} is more than the {limit} tokens the model was made for."
+            f"--max-model-len {config.max_model_len} exceeds the model's limit of {limit} tokens."
         )
     return config.max_model_len
 

@@ -37,14 +37,14 @@ _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Pools(Protocol):
-    """A model and its way to pool."""
+    """A model and how it pools."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """Those with weights."""
+        """The modules with weights."""
         ...
 
     def cache_maker(self) -> Callable[[], PagedKVCache | None]:
-        """Makes what `pool` wants, None where it wants none; doesn't hold on to the model."""
+        """A function that makes the cache for `pool`, or None if it needs none, without keeping the model."""
         ...
 
     def pool(
@@ -72,7 +72,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class Pooler:
-    """A model, and what is applied to a pooled vector, one after the other."""
+    """A model, and the projections applied to a pooled vector in order."""
 
     pools: Pools
     projections: Sequence[Projection] = ()
@@ -84,13 +84,13 @@ class Pooler:
 
 
 class PoolingModelRunner:
-    """The PoolingRunner of engine/pooling/types.py, on PyTorch."""
+    """Implements PoolingRunner of engine/pooling/types.py with PyTorch."""
 
     def __init__(self, load: Callable[[], Pooler], plan: PoolingPlan, device: torch.device) -> None:
-        """`load` makes the model now, and again to wake up from a sleep at level 2."""
+        """`load` makes the model now, and again after a sleep at level 2."""
         pooler = load()
         make_cache = pooler.pools.cache_maker()
-        self._residence: ModelResidency[Pooler, PagedKVCache | None] = ModelResidency(
+        self._residency: ModelResidency[Pooler, PagedKVCache | None] = ModelResidency(
             pooler, make_cache(), device=device, load=load, make_cache=make_cache
         )
         self._plan = plan
@@ -100,10 +100,10 @@ class PoolingModelRunner:
     def run(self, batch: Sequence[PoolingRequest]) -> list[array[float]]:
         """The values of each request, in order. Equal lengths should be neighbours.
 
-        Raises ArithmeticError where the model's numbers have run over (float16 may): they'd be no JSON.
+        Raises ArithmeticError if the model's numbers overflow (float16 may): JSON can't represent them.
         """
-        pooler = self._residence.model
-        vectors = pooler.pools.pool(batch, self._plan.pooling, self._residence.cache).float()
+        pooler = self._residency.model
+        vectors = pooler.pools.pool(batch, self._plan.pooling, self._residency.cache).float()
         classifier = self._plan.classifier
         if classifier is not None:
             vectors = (pooler.pools.classify(vectors) - classifier.logit_mean) / classifier.logit_sigma
@@ -114,29 +114,29 @@ class PoolingModelRunner:
         return [array("f", values) for values in self._finish(vectors, batch)]
 
     def sleep(self, level: int) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
-        self._residence.sleep(level)
+        """See Sleeps in engine/core/sleep_controller.py."""
+        self._residency.sleep(level)
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
-        self._residence.wake_up(parts)
+        """See Sleeps in engine/core/sleep_controller.py."""
+        self._residency.wake_up(parts)
 
     @property
     def memory(self) -> MemoryUsage:
-        return self._residence.memory
+        return self._residency.memory
 
     def _finish(self, vectors: torch.Tensor, batch: Sequence[PoolingRequest]) -> list[list[float]]:
-        """Cut and activated as each request wants it; at once if all want the same."""
+        """Truncate and activate as each request specifies; in one operation if all are alike."""
         first = batch[0]
-        wishes = {(request.dimensions, request.use_activation) for request in batch}
-        if len(wishes) == 1:
+        options = {(request.dimensions, request.use_activation) for request in batch}
+        if len(options) == 1:
             return self._shape(vectors, first).tolist()
         pairs = zip(vectors, batch, strict=True)
         return [self._shape(vector, request).tolist() for vector, request in pairs]
 
-    def _shape(self, vectors: torch.Tensor, wish: PoolingRequest) -> torch.Tensor:
-        vectors = vectors[..., : wish.dimensions]  # normalised after the cut, as Matryoshka wants it
-        return self._activate(vectors) if wish.use_activation else vectors
+    def _shape(self, vectors: torch.Tensor, request: PoolingRequest) -> torch.Tensor:
+        vectors = vectors[..., : request.dimensions]  # Matryoshka embeddings are normalised after truncation
+        return self._activate(vectors) if request.use_activation else vectors
 
 
 class PooledEncoderRunner:
@@ -162,7 +162,7 @@ class PooledEncoderRunner:
 
 
 class PooledDecoderRunner:
-    """A causal decoder. Its keys and values are needed while a layer runs and no longer."""
+    """A causal decoder. Its keys and values are needed only while a layer runs."""
 
     def __init__(self, model: PooledDecoder, *, max_tokens: int, block_size: int) -> None:
         """`max_tokens`: of the largest batch, every sequence rounded up to whole blocks."""
@@ -174,7 +174,7 @@ class PooledDecoderRunner:
         return self._model.modules()
 
     def cache_maker(self) -> Callable[[], PagedKVCache]:
-        """Of a KV cache of one layer that all layers share: each writes and reads it before the next does."""
+        """Makes a KV cache of one layer, shared by all: each writes and reads it before the next does."""
         model = self._model
         make_one = partial(
             PagedKVCache,
@@ -199,7 +199,7 @@ class PooledDecoderRunner:
         return self._model.classify(pooled)
 
     def _as_prefills(self, batch: Sequence[PoolingRequest]) -> Batch:
-        """Blocks are given out afresh for every batch."""
+        """Blocks are assigned anew for every batch."""
         sequences = []
         first_block = 0
         for request in batch:

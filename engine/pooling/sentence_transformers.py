@@ -1,6 +1,6 @@
 """sentence-transformers' files beside a checkpoint: how it pools, projects and normalises, and its prompts.
 
-modules.json lists the steps after the model; each has a folder with a config.json of its own.
+modules.json lists the steps after the model; each has a folder with its own config.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DENSE_ACTIVATIONS = frozenset({"Identity", "Tanh"})
 
 @dataclass(frozen=True, slots=True)
 class DenseModule:
-    """A projection of the pooled vector, with its weights in a folder of its own."""
+    """A projection of the pooled vector, with its weights in its own folder."""
 
     folder: str
     in_features: int
@@ -48,14 +48,14 @@ class DenseModule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceTransformer:
-    modes: tuple[str, ...]  # of pooling, as the files call them
+    modes: tuple[str, ...]  # of pooling, as named in the files
     normalizes: bool
     max_seq_length: int | None = None
     dense: tuple[DenseModule, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
 
     def pooling_type(self) -> PoolingType:
-        """Raises UnsupportedModel for a mode, or a mixture, that isn't one of ours."""
+        """Raises UnsupportedModel for a mode, or a combination of modes, that we don't implement."""
         if len(self.modes) == 1 and self.modes[0] in _MODES:
             return _MODES[self.modes[0]]
         raise UnsupportedModel(
@@ -65,9 +65,9 @@ class SentenceTransformer:
 
 
 def read_sentence_transformer(directory: Path) -> SentenceTransformer | None:
-    """None where modules.json doesn't make an embedding model of the checkpoint.
+    """None unless modules.json describes an embedding model.
 
-    Raises CheckpointError, and UnsupportedModel for a step that we don't have.
+    Raises CheckpointError, and UnsupportedModel for a step that we don't implement.
     """
     modules = _read_modules(directory)
     pooling = next((path for kind, path in modules if kind == "Pooling"), None)
@@ -89,7 +89,7 @@ def read_sentence_transformer(directory: Path) -> SentenceTransformer | None:
 
 
 def _read_modules(directory: Path) -> list[tuple[str, str]]:
-    """(class name, folder) of each."""
+    """(class name, folder) of each module."""
     path = directory / "modules.json"
     if not path.is_file():
         return []
@@ -101,7 +101,7 @@ def _read_modules(directory: Path) -> list[tuple[str, str]]:
 
 
 def _pooling_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """One flag per mode, or (newer files) one name."""
+    """From one flag per mode, or (newer files) one name."""
     named = config.get("pooling_mode")
     if isinstance(named, str):
         return (named,)

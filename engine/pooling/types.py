@@ -1,4 +1,4 @@
-"""The words between the server and the pooling engine. A leaf: no torch."""
+"""The interface types between the server and the pooling engine. A leaf: no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PoolingRequest:
     request_id: str
     token_ids: Sequence[int]
     type_ids: Sequence[int] | None = None  # parallel to token_ids: 1 in the second text of a pair; None = 0
-    dimensions: int | None = None  # of an embedding: this many of the first; None = all
+    dimensions: int | None = None  # of an embedding: only the first so many; None = all
     use_activation: bool = True
     priority: int = 0  # lower first, as vLLM has it
     arrival_time: float  # monotonic seconds
@@ -25,7 +25,7 @@ class PoolingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pooled:
-    """What became of one request: values, or an error fit to be read by the client."""
+    """The result of one request: values, or an error message for the client."""
 
     request_id: str
     values: array[float] | None = None  # float32: an embedding, or a score per label
@@ -40,14 +40,14 @@ class PoolingRunner(Protocol):
         ...
 
     def sleep(self, level: int) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
+        """See Sleeps in engine/core/sleep_controller.py."""
         ...
 
     def wake_up(self, parts: Set[Part]) -> None:
-        """As engine/core/sleep_controller.py's Sleeps."""
+        """See Sleeps in engine/core/sleep_controller.py."""
         ...
 
     @property
     def memory(self) -> MemoryUsage:
-        """What the runner holds now; may be read by any thread."""
+        """Memory in use now; may be read by any thread."""
         ...

@@ -1,6 +1,6 @@
-"""Applies LogitsProcessors to logits: all rows that ask for something at once, and no other row.
+"""Applies LogitsProcessors to logits, for all rows that have some at once, and leaves other rows alone.
 
-The order is vLLM's: allowed tokens, bad words, biases, then penalties – first repetition, then frequency and
+The order is vLLM's: allowed tokens, bad words, biases, then penalties: repetition first, then frequency and
 presence.
 """
 
@@ -18,33 +18,39 @@ from engine.core.logits_processors import MANY_LISTED, LogitsProcessors, TokenCo
 _Number = TypeVar("_Number", int, float)
 
 
-def apply_logits_processors(logits: torch.Tensor, edits: Mapping[int, LogitsProcessors]) -> None:
-    """Change `logits`, float32 [S, vocab_size], in place; `edits` by row. Token ids are below vocab_size."""
-    for row, edit in edits.items():
-        if edit.rules.num_listed > MANY_LISTED:
-            _whole_row(edit.rules, logits).apply(logits[row])
-    short = {row: edit for row, edit in edits.items() if edit.rules.num_listed <= MANY_LISTED}
-    for row, edit in short.items():
-        if edit.rules.allowed_token_ids is not None:
-            _allow_only(logits[row], edit.rules.allowed_token_ids)
-    completing = {row: edit.completing_token_ids() for row, edit in edits.items()}
+def apply_logits_processors(logits: torch.Tensor, processors: Mapping[int, LogitsProcessors]) -> None:
+    """Change `logits`, float32 [S, vocab_size], in place. `processors` by row; token ids < vocab_size."""
+    for row, processor in processors.items():
+        if processor.rules.num_listed > MANY_LISTED:
+            _whole_row(processor.rules, logits).apply(logits[row])
+    short = {
+        row: processor for row, processor in processors.items() if processor.rules.num_listed <= MANY_LISTED
+    }
+    for row, processor in short.items():
+        if processor.rules.allowed_token_ids is not None:
+            _allow_only(logits[row], processor.rules.allowed_token_ids)
+    completing = {row: processor.completing_token_ids() for row, processor in processors.items()}
     forbid(
         logits,
         {
-            row: tokens + edits[row].rules.always_forbidden if row in short else tokens
+            row: tokens + processors[row].rules.always_forbidden if row in short else tokens
             for row, tokens in completing.items()
         },
     )
-    _add_biases(logits, {row: edit.rules for row, edit in short.items() if edit.rules.biases})
+    _add_biases(logits, {row: processor.rules for row, processor in short.items() if processor.rules.biases})
     _penalise(
         logits,
-        {row: (edit, edit.counts) for row, edit in edits.items() if edit.counts and edit.counts.token_ids},
+        {
+            row: (processor, processor.counts)
+            for row, processor in processors.items()
+            if processor.counts and processor.counts.token_ids
+        },
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _WholeRow:
-    """Long lists, as a mask and an addend for every token: made once per request, two operations a row."""
+    """Long lists, as a mask and an addend for every token: built once per request, two operations per row."""
 
     forbidden: torch.Tensor | None  # bool [vocab_size]
     biases: torch.Tensor | None  # float32 [vocab_size]
@@ -57,7 +63,7 @@ class _WholeRow:
 
 
 def _whole_row(rules: TokenRules, logits: torch.Tensor) -> _WholeRow:
-    """Kept with the rules, as the choices of a request share them, from step to step."""
+    """Cached with the rules from step to step, as the choices of a request share them."""
     if rules.applied is None:
         vocab_size, device = logits.shape[-1], logits.device
         forbidden = biases = None
@@ -89,7 +95,7 @@ def forbid(logits: torch.Tensor, token_ids: Mapping[int, Sequence[int]]) -> None
 
 
 def _allow_only(row: torch.Tensor, token_ids: array[int]) -> None:
-    """All but these become impossible; there is at least one."""
+    """Make all other tokens impossible; `token_ids` has at least one."""
     allowed = torch.frombuffer(token_ids, dtype=torch.int64).to(row.device)
     kept = row[allowed]
     row.fill_(-torch.inf)
@@ -99,23 +105,23 @@ def _allow_only(row: torch.Tensor, token_ids: array[int]) -> None:
 def _add_biases(logits: torch.Tensor, rules: Mapping[int, TokenRules]) -> None:
     if not rules:
         return
-    places = _places({row: one.bias_token_ids for row, one in rules.items()}, logits.device)
-    biases = _joined("f", [one.biases for one in rules.values()])
+    places = _places({row: rule.bias_token_ids for row, rule in rules.items()}, logits.device)
+    biases = _concatenate("f", [rule.biases for rule in rules.values()])
     logits[places] += torch.frombuffer(biases, dtype=torch.float32).to(logits.device)
 
 
-def _penalise(logits: torch.Tensor, edits: Mapping[int, tuple[LogitsProcessors, TokenCounts]]) -> None:
-    if not edits:
+def _penalise(logits: torch.Tensor, processors: Mapping[int, tuple[LogitsProcessors, TokenCounts]]) -> None:
+    if not processors:
         return
     device = logits.device
-    places = _places({row: counts.token_ids for row, (_, counts) in edits.items()}, device)
-    joined = _joined("f", [counts.num_in_output for _, counts in edits.values()])
+    places = _places({row: counts.token_ids for row, (_, counts) in processors.items()}, device)
+    joined = _concatenate("f", [counts.num_in_output for _, counts in processors.values()])
     num_in_output = torch.frombuffer(joined, dtype=torch.float32).to(device)
-    lengths = torch.tensor([len(counts.token_ids) for _, counts in edits.values()], device=device)
+    lengths = torch.tensor([len(counts.token_ids) for _, counts in processors.values()], device=device)
     penalties = torch.tensor(
         [
-            (edit.repetition_penalty, edit.frequency_penalty, edit.presence_penalty)
-            for edit, _ in edits.values()
+            (processor.repetition_penalty, processor.frequency_penalty, processor.presence_penalty)
+            for processor, _ in processors.values()
         ],
         dtype=torch.float32,
         device=device,
@@ -132,12 +138,12 @@ def _places(token_ids: Mapping[int, array[int]], device: torch.device) -> tuple[
     """Rows and tokens, parallel, as an index: both int64 [N]."""
     lengths = torch.tensor([len(tokens) for tokens in token_ids.values()])
     rows = torch.tensor(list(token_ids)).repeat_interleave(lengths)
-    tokens = torch.frombuffer(_joined("q", list(token_ids.values())), dtype=torch.int64)
+    tokens = torch.frombuffer(_concatenate("q", list(token_ids.values())), dtype=torch.int64)
     return rows.to(device), tokens.to(device)
 
 
-def _joined(typecode: Literal["f", "q"], arrays: Sequence[array[_Number]]) -> array[_Number]:
-    """End to end, in an array of its own: one that a tensor reads from must not grow any more."""
+def _concatenate(typecode: Literal["f", "q"], arrays: Sequence[array[_Number]]) -> array[_Number]:
+    """The arrays end to end, in a new array: one that a tensor reads from must not grow."""
     joined: array[_Number] = array(typecode)
     for part in arrays:
         joined.extend(part)

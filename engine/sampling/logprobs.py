@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens and of the most likely ones, from logits as the model gave them."""
+"""Log-probabilities of tokens and of the most likely ones, from the model's unmodified logits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from engine.core.types import ALL_LOGPROBS, PositionLogprobs, TokenLogprob
 
 
 def raw_logprobs(logits: torch.Tensor) -> torch.Tensor:
-    """Before any edit, temperature or filter: [R, vocab_size] → float32 [R, vocab_size], new memory."""
+    """Before processors, temperature and filters: [R, vocab_size] → float32 of that shape, new memory."""
     return logits.log_softmax(dim=-1, dtype=torch.float32)
 
 
 def position_logprobs(
     logprobs: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]
 ) -> list[PositionLogprobs]:
-    """For each row of `logprobs` [R, vocab_size]: that of its token, and of the `num_top` most likely.
+    """For each row of `logprobs` [R, vocab_size]: the logprob of its token, and of the `num_top` most likely.
 
-    Equally likely tokens share a rank and come in the order of their ids; where there are more of them than
-    are asked for, the row's own token is among those told.
+    Equally likely tokens share a rank and are ordered by id; if more of them tie than are requested, the
+    row's own token is among those returned.
     """
     vocab_size = logprobs.shape[-1]
     counts = [vocab_size if count == ALL_LOGPROBS else min(count, vocab_size) for count in num_top]
@@ -42,9 +42,9 @@ def position_logprobs(
 def with_named(
     positions: list[PositionLogprobs], logprobs: torch.Tensor, named: Sequence[Sequence[int]]
 ) -> list[PositionLogprobs]:
-    """The same, but where a row names tokens, of its own token and of those, in their order, without ranks.
+    """`positions`, but for rows that name tokens: their own token's and the named tokens', in that order.
 
-    One look-up for all rows of `logprobs` [R, vocab_size]: a device waits once.
+    Named tokens have no ranks. One look-up for all rows of `logprobs` [R, vocab_size]: a device waits once.
     """
     rows = [row for row, token_ids in enumerate(named) if token_ids]
     if not rows:
@@ -67,7 +67,7 @@ def with_named(
 
 def _position(chosen: TokenLogprob, most_likely: list[tuple[float, int]]) -> PositionLogprobs:
     if chosen.rank <= len(most_likely) and all(token != chosen.token_id for _, token in most_likely):
-        most_likely[-1] = (chosen.logprob, chosen.token_id)  # was left out for one as likely
+        most_likely[-1] = (chosen.logprob, chosen.token_id)  # had lost its place to an equally likely one
     most_likely.sort(key=lambda pair: (-pair[0], pair[1]))
     top = []
     rank = 0

@@ -1,8 +1,8 @@
-"""Samples one token per row of logits. Rows may differ in every parameter; each is computed for itself.
+"""Samples one token per row of logits. Rows may differ in every parameter; each is computed independently.
 
-The random part is inverse-CDF: one uniform number per row, from `(seed, output position)`, picks the token
-at which the cumulative distribution passes it. Order of the filters, as vLLM has it: constraint, edits,
-temperature, min_p, top_k, top_p, each on what the one before left.
+Random draws use the inverse CDF: one uniform number per row, from `(seed, output position)`, picks the token
+at which the cumulative distribution passes it. Filters run in vLLM's order: constraint, logits processors,
+temperature, min_p, top_k, top_p, each on what the previous one left.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from engine.sampling.logits_processing import apply_logits_processors, forbid
 from engine.sampling.masks import Masks
 from engine.sampling.uniform import uniform
 
-_NUM_CANDIDATES = 1024  # sorted at first; a row whose top_p needs more sorts its whole vocabulary
-_BLOCK = 512  # tokens whose weights are added up together
-_GREEDY_BELOW = 1e-5  # temperatures, as in vLLM: dividing by less overflows
+_NUM_CANDIDATES = 1024  # sorted first; a row whose top_p needs more sorts its whole vocabulary
+_BLOCK = 512  # tokens whose weights are summed together
+_GREEDY_BELOW = 1e-5  # a temperature, as in vLLM: dividing by less overflows
 
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
-    """How one row of logits is to be sampled."""
+    """How to sample one row of logits."""
 
     params: SamplingParams
     output_position: int
-    edits: LogitsProcessors | None = None
+    logits_processors: LogitsProcessors | None = None
 
     @property
     def is_random(self) -> bool:
@@ -41,25 +41,27 @@ class SampledRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """A token per row, None where there is none to be had; `failures` says why, by row."""
+class SamplerOutput:
+    """A token per row, None where none can be sampled; `failures` has the reason, by row."""
 
     tokens: list[int | None]
     failures: dict[int, EngineError]
 
 
 class Sampler:
-    """Stateless but for the model's own stop tokens, which `min_tokens` forbids for a while."""
+    """Stateless except for the model's end-of-sequence tokens, which `min_tokens` forbids at first."""
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = frozenset(eos_token_ids)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None = None) -> Sampled:
-        """One token per row of `logits` [S, vocab_size], which may be changed."""
-        scores = self._edit(logits, rows, masks)
+    def sample(
+        self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None = None
+    ) -> SamplerOutput:
+        """One token per row of `logits` [S, vocab_size], which may be modified."""
+        scores = self._process_logits(logits, rows, masks)
         random = [index for index, row in enumerate(rows) if row.is_random]
         if len(random) < len(rows):
-            best = scores.argmax(dim=-1, keepdim=True)  # the first of equals, or of what isn't a number
+            best = scores.argmax(dim=-1, keepdim=True)  # the first of equals, or of NaNs
             peaks, tokens = scores.gather(-1, best), best[:, 0].tolist()
         else:
             peaks, tokens = scores.amax(dim=-1), [0] * len(rows)
@@ -74,25 +76,31 @@ class Sampler:
                     tokens[index] = token
         for index in failures:
             tokens[index] = None
-        return Sampled(tokens, failures)
+        return SamplerOutput(tokens, failures)
 
-    def _edit(self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None) -> torch.Tensor:
-        """What the rows are sampled from, float32: `logits` themselves where they are.
+    def _process_logits(
+        self, logits: torch.Tensor, rows: Sequence[SampledRow], masks: Masks | None
+    ) -> torch.Tensor:
+        """The scores to sample from, float32: `logits` itself if it has that type.
 
-        On a CPU, PyTorch's argmax over half types takes five times as long as the conversion and it.
+        On a CPU, PyTorch's argmax over half types takes five times as long as converting first.
         """
         scores = logits.float()
         if masks is not None:
             masks.apply(scores)
-        if edits := {index: row.edits for index, row in enumerate(rows) if row.edits is not None}:
-            apply_logits_processors(scores, edits)
+        if processors := {
+            index: row.logits_processors
+            for index, row in enumerate(rows)
+            if row.logits_processors is not None
+        }:
+            apply_logits_processors(scores, processors)
         early = [i for i, row in enumerate(rows) if row.output_position < row.params.min_tokens]
         if early:
             stops = {i: self._stop_token_ids(rows[i].params, scores.shape[-1]) for i in early}
             constrained = [] if masks is None else [i for i in early if i in masks.rows and stops[i]]
             before = {i: scores[i, stops[i]] for i in constrained}
             forbid(scores, stops)
-            for i in constrained:  # a complete output can only end: that wins over min_tokens
+            for i in constrained:  # a complete output can only end: this overrides min_tokens
                 if scores[i].max() == -math.inf:
                     scores[i, stops[i]] = before[i]
         return scores
@@ -104,15 +112,15 @@ class Sampler:
 
 @lru_cache(maxsize=256)
 def _below(vocab_size: int, stop_token_ids: frozenset[int], eos_token_ids: frozenset[int]) -> list[int]:
-    """Thousands may be asked for, and the same in every step. Not to be changed."""
+    """Cached: a request may have thousands, the same in every step. Don't modify the list."""
     return [token for token in stop_token_ids | eos_token_ids if token < vocab_size]
 
 
-_NOTHING_LEFT = "No token is left to choose from: all are forbidden by what this request asks for."
+_NOTHING_LEFT = "No token is left to choose from: this request's parameters forbid all of them."
 
 
 def _failures(peaks: Sequence[float]) -> dict[int, EngineError]:
-    """Which rows can't be sampled, by the highest logit of each: what isn't a number counts as such."""
+    """Which rows can't be sampled, by the highest logit of each, which is NaN if one of them is."""
     return {
         index: InvalidRequest(_NOTHING_LEFT)
         if peak == -math.inf
@@ -124,12 +132,12 @@ def _failures(peaks: Sequence[float]) -> dict[int, EngineError]:
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """The parameters of the rows that are drawn together, as columns [R, 1]."""
+    """The parameters of rows drawn together, as columns [R, 1]."""
 
     indices: torch.Tensor  # int64 [R], into the rows of the logits
     temperature: torch.Tensor
     min_p: torch.Tensor
-    top_k: torch.Tensor  # int64; the vocabulary's size where there is no limit
+    top_k: torch.Tensor  # int64; the vocabulary's size if unlimited
     top_p: torch.Tensor  # float64
     uniform: torch.Tensor  # float64
 
@@ -168,12 +176,12 @@ class _Draws:
 
 
 def _needs_order(params: SamplingParams, vocab_size: int) -> bool:
-    """Whether the tokens have to be ranked; for temperature and min_p alone they haven't."""
+    """Whether the tokens must be ranked; temperature and min_p alone don't need it."""
     return params.top_p < 1.0 or 0 < params.top_k < vocab_size
 
 
 def _weights(logits: torch.Tensor, draws: _Draws) -> torch.Tensor:
-    """Probabilities but for a common factor, the largest 1; 0 below min_p. Float32 [R, vocab_size]."""
+    """Unnormalised probabilities, the largest 1; 0 below min_p. Float32 [R, vocab_size]."""
     scaled = logits[draws.indices]
     scaled -= scaled.amax(dim=-1, keepdim=True)
     weights = scaled.div_(draws.temperature).exp_()
@@ -181,7 +189,7 @@ def _weights(logits: torch.Tensor, draws: _Draws) -> torch.Tensor:
 
 
 def _draw_in_token_order(logits: torch.Tensor, draws: _Draws) -> list[int]:
-    """In two steps, first a block of tokens and then one in it: PyTorch's cumsum takes its time."""
+    """In two steps, first a block of tokens and then one in it, because PyTorch's cumsum is slow."""
     if (kernels := find_kernels(logits.device.type, logits.dtype)) is not None and logits.is_contiguous():
         drawn = kernels.draw_tokens(
             logits,
@@ -208,7 +216,7 @@ def _draw_in_token_order(logits: torch.Tensor, draws: _Draws) -> list[int]:
 
 
 def _block_sums(weights: torch.Tensor) -> torch.Tensor:
-    """The sums of each _BLOCK tokens' weights: float64 [R, ceil(vocab_size / _BLOCK)]."""
+    """The sum of the weights of each _BLOCK tokens: float64 [R, ceil(vocab_size / _BLOCK)]."""
     whole = weights.shape[-1] // _BLOCK * _BLOCK
     sums = weights[:, :whole].view(len(weights), whole // _BLOCK, _BLOCK).sum(dim=-1)
     rest = weights[:, whole:].sum(dim=-1, keepdim=True)
@@ -230,8 +238,8 @@ def _draw_ranked(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw among the `num_candidates` most likely tokens.
 
-    Returns the tokens [R], and for each row whether it is decided: False where the filters let more tokens
-    pass than were looked at, and the token is worthless.
+    Returns the tokens [R], and for each row whether it is decided: False if the filters keep more tokens than
+    were looked at; the row's token is then meaningless.
     """
     vocab_size = weights.shape[-1]
     ranked, token_ids = weights.topk(num_candidates, dim=-1)
@@ -241,11 +249,11 @@ def _draw_ranked(
     total = torch.where(knows_total, cumulative[:, -1:], _block_sums(weights).sum(dim=-1, keepdim=True))
     mass = draws.top_p * total
     decided = knows_total | ((draws.top_k >= vocab_size) & (cumulative[:, -1:] >= mass))
-    # Kept is every token before which the mass isn't reached yet, and of equals at the end the first ones.
+    # Keeps every token before which the mass isn't reached yet, and of equals at the end the first ones.
     last_kept = torch.searchsorted(cumulative, mass).clamp_(max=num_candidates - 1)
     least = ranked.gather(-1, last_kept)
     num_least = last_kept + 1 - (ranked > least).sum(dim=-1, keepdim=True)
-    # Drawn in the tokens' own order: in the order of ranks, a rounding that swaps two would change the draw.
+    # Draws in the tokens' own order: in the order of ranks, a rounding that swaps two would change the draw.
     token_ids, order = token_ids.sort(dim=-1)
     ranked = ranked.gather(-1, order)
     is_least = ranked == least
@@ -258,6 +266,6 @@ def _draw_ranked(
 
 def _pick(cumulative: torch.Tensor, kept: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """The first index [R] at which the cumulative weights exceed a threshold below those kept."""
-    # Below, but rounding may bring it up to that: then the last index that adds something is meant.
+    # Rounding may raise the threshold to `kept`: then the last index that adds something is meant.
     last = torch.searchsorted(cumulative, kept)
     return torch.minimum(torch.searchsorted(cumulative, threshold, right=True), last)[:, 0]

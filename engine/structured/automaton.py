@@ -1,4 +1,4 @@
-"""An expression as a finite automaton: every character leads from one state to at most one other."""
+"""Regular expressions as deterministic finite automata: a character leads from a state to at most one."""
 
 from __future__ import annotations
 
@@ -6,48 +6,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from engine.structured.regex import Chars, Choice, Edge, Node, Ranges, Repeat, Run, merged
+from engine.structured.regex import Alternation, Anchor, Chars, Concatenation, Node, Ranges, Repeat, merged
 
-_PARTS_PER_STATE = 16  # of what is built on the way, at most
+_NFA_STATES_PER_STATE = 16  # at most, while building
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    is_end: bool
-    ways: tuple[tuple[Ranges, int], ...]  # characters, each in one of them only → the state they lead to
+    is_accepting: bool
+    transitions: tuple[tuple[Ranges, int], ...]  # disjoint characters → target state
 
 
 def automaton(node: Node, *, max_states: int) -> tuple[State, ...] | None:
-    """The states, the first one at the start; None if there would be more of them than `max_states`."""
-    parts = _Parts(max_states * _PARTS_PER_STATE)
+    """The states, the start state first; None if there would be more than `max_states`."""
+    nfa = _Nfa(max_states * _NFA_STATES_PER_STATE)
     try:
-        end = parts.add()
-        start = parts.before(node, end)
+        end = nfa.add()
+        start = nfa.before(node, end)
     except _TooLarge:
         return None
-    first = parts.closure((start,))
+    first = nfa.closure((start,))
     numbers, found, states = {first: 0}, [first], list[State]()
     for here in found:  # grows
-        ways: dict[frozenset[int], list[tuple[int, int]]] = {}
-        for characters, targets in parts.ways_from(here):
-            ways.setdefault(parts.closure(targets), []).append(characters)
-        for there in ways:
+        transitions: dict[frozenset[int], list[tuple[int, int]]] = {}
+        for characters, targets in nfa.transitions_from(here):
+            transitions.setdefault(nfa.closure(targets), []).append(characters)
+        for there in transitions:
             if there not in numbers:
                 numbers[there] = len(found)
                 found.append(there)
         if len(found) > max_states:
             return None
-        states.append(State(end in here, tuple((merged(c), numbers[there]) for there, c in ways.items())))
+        states.append(
+            State(end in here, tuple((merged(c), numbers[there]) for there, c in transitions.items()))
+        )
     return tuple(states)
 
 
-def combined(
+def intersection(
     wanted: Sequence[Node], unwanted: Sequence[Node] = (), *, max_states: int
 ) -> tuple[State, ...] | None:
-    """Of the texts that all the wanted expressions match and no unwanted one; None if it is too large.
+    """The automaton of the texts that all wanted and no unwanted expressions match; None if it is too large.
 
-    A text that none of the states leads to is left out, so that no state is without an end; if there is no
-    text at all, the only state is none either.
+    An accepting state can be reached from every state; if there is no such text, the only state is not
+    accepting.
     """
     machines: list[tuple[State, ...]] = []
     for node in (*wanted, *unwanted):
@@ -63,52 +65,56 @@ def combined(
 def _product(
     machines: Sequence[tuple[State, ...]], num_wanted: int, max_states: int
 ) -> tuple[State, ...] | None:
-    """Each state is one of every machine; None for an unwanted one that goes on no more."""
+    """Each state combines one state per machine; None for an unwanted machine that can't match any more."""
     first: tuple[int | None, ...] = (0,) * len(machines)
     numbers, found, states = {first: 0}, [first], list[State]()
     for here in found:  # grows
         at = [None if one is None else machine[one] for machine, one in zip(machines, here, strict=True)]
-        ways: dict[tuple[int | None, ...], list[tuple[int, int]]] = {}
-        for span, there in _common_ways(at):
+        transitions: dict[tuple[int | None, ...], list[tuple[int, int]]] = {}
+        for span, there in _common_transitions(at):
             if None not in there[:num_wanted]:
-                ways.setdefault(there, []).append(span)
-        for there in ways:
+                transitions.setdefault(there, []).append(span)
+        for there in transitions:
             if there not in numbers:
                 numbers[there] = len(found)
                 found.append(there)
         if len(found) > max_states:
             return None
-        is_end = all(one is not None and one.is_end for one in at[:num_wanted])
-        is_end = is_end and not any(one is not None and one.is_end for one in at[num_wanted:])
-        states.append(State(is_end, tuple((merged(c), numbers[there]) for there, c in ways.items())))
-    return _with_ends(states)
+        is_accepting = all(state is not None and state.is_accepting for state in at[:num_wanted])
+        is_accepting = is_accepting and not any(
+            state is not None and state.is_accepting for state in at[num_wanted:]
+        )
+        states.append(
+            State(is_accepting, tuple((merged(c), numbers[there]) for there, c in transitions.items()))
+        )
+    return _trim(states)
 
 
-def _common_ways(at: Sequence[State | None]) -> list[tuple[tuple[int, int], tuple[int | None, ...]]]:
-    """Ranges of characters that don't overlap, each with the state that every machine comes to."""
+def _common_transitions(at: Sequence[State | None]) -> list[tuple[tuple[int, int], tuple[int | None, ...]]]:
+    """Disjoint ranges of characters, each with the target state of every machine."""
     edges = [
         (start, end, index, to)
         for index, state in enumerate(at)
         if state is not None
-        for ranges, to in state.ways
+        for ranges, to in state.transitions
         for start, end in ranges
     ]
     borders = sorted({border for start, end, _, _ in edges for border in (start, end + 1)})
-    ways = []
+    transitions = []
     for start, after in pairwise(borders):
         reached = {index: to for a, b, index, to in edges if a <= start <= b}
         if reached:
-            ways.append(((start, after - 1), tuple(reached.get(index) for index in range(len(at)))))
-    return ways
+            transitions.append(((start, after - 1), tuple(reached.get(index) for index in range(len(at)))))
+    return transitions
 
 
-def _with_ends(states: Sequence[State]) -> tuple[State, ...]:
-    """Those from which an end can be reached."""
+def _trim(states: Sequence[State]) -> tuple[State, ...]:
+    """The states from which an accepting state can be reached."""
     before: dict[int, list[int]] = {}
     for index, state in enumerate(states):
-        for _, to in state.ways:
+        for _, to in state.transitions:
             before.setdefault(to, []).append(index)
-    alive = {index for index, state in enumerate(states) if state.is_end}
+    alive = {index for index, state in enumerate(states) if state.is_accepting}
     todo = list(alive)
     while todo:
         for index in before.get(todo.pop(), ()):
@@ -120,8 +126,8 @@ def _with_ends(states: Sequence[State]) -> tuple[State, ...]:
     numbers = {old: new for new, old in enumerate(sorted(alive))}
     return tuple(
         State(
-            states[old].is_end,
-            tuple((ranges, numbers[to]) for ranges, to in states[old].ways if to in numbers),
+            states[old].is_accepting,
+            tuple((ranges, numbers[to]) for ranges, to in states[old].transitions if to in numbers),
         )
         for old in sorted(alive)
     )
@@ -132,37 +138,37 @@ class _TooLarge(Exception):
 
 
 @dataclass(slots=True)
-class _Parts:
-    """Thompson's construction: places with ways that take a character, and ways that take none."""
+class _Nfa:
+    """Thompson's construction: states with transitions that consume a character, and epsilon transitions."""
 
-    max_parts: int
-    free: list[list[int]] = field(default_factory=list)
-    taking: list[list[tuple[Ranges, int]]] = field(default_factory=list)
+    max_states: int
+    epsilon: list[list[int]] = field(default_factory=list)
+    consuming: list[list[tuple[Ranges, int]]] = field(default_factory=list)
 
-    def add(self, *free: int) -> int:
-        if len(self.free) >= self.max_parts:
+    def add(self, *epsilon: int) -> int:
+        if len(self.epsilon) >= self.max_states:
             raise _TooLarge
-        self.free.append(list(free))
-        self.taking.append([])
-        return len(self.free) - 1
+        self.epsilon.append(list(epsilon))
+        self.consuming.append([])
+        return len(self.epsilon) - 1
 
     def before(self, node: Node, then: int) -> int:
-        """Where the expression begins that leads on to the place `then`."""
+        """The start state of the expression, which leads to the state `then`."""
         match node:
             case Chars(ranges):
-                place = self.add()
-                self.taking[place].append((ranges, then))
-                return place
-            case Run(parts):
+                state = self.add()
+                self.consuming[state].append((ranges, then))
+                return state
+            case Concatenation(parts):
                 for part in reversed(parts):
                     then = self.before(part, then)
                 return then
-            case Choice(branches):
+            case Alternation(branches):
                 return self.add(*(self.before(branch, then) for branch in branches))
             case Repeat(part, least, most):
                 if most is None:
                     after = self.add(then)
-                    self.free[after].append(self.before(part, after))
+                    self.epsilon[after].append(self.before(part, after))
                 else:
                     after = then
                     for _ in range(most - least):
@@ -170,23 +176,26 @@ class _Parts:
                 for _ in range(least):
                     after = self.before(part, after)
                 return after
-            case Edge():
-                raise ValueError("edges have no place in an automaton")
+            case Anchor():
+                raise ValueError("an automaton can't contain anchors")
 
-    def closure(self, places: Sequence[int]) -> frozenset[int]:
-        """All that can be reached from these without a character."""
-        reached, todo = set(places), list(places)
+    def closure(self, states: Sequence[int]) -> frozenset[int]:
+        """All states that epsilon transitions reach from these."""
+        reached, todo = set(states), list(states)
         while todo:
-            for place in self.free[todo.pop()]:
-                if place not in reached:
-                    reached.add(place)
-                    todo.append(place)
+            for state in self.epsilon[todo.pop()]:
+                if state not in reached:
+                    reached.add(state)
+                    todo.append(state)
         return frozenset(reached)
 
-    def ways_from(self, places: frozenset[int]) -> list[tuple[tuple[int, int], tuple[int, ...]]]:
-        """Ranges of characters that don't overlap, each with all the places it leads to."""
+    def transitions_from(self, states: frozenset[int]) -> list[tuple[tuple[int, int], tuple[int, ...]]]:
+        """Disjoint ranges of characters, each with all its target states."""
         edges = [
-            (start, end, to) for place in places for ranges, to in self.taking[place] for start, end in ranges
+            (start, end, to)
+            for state in states
+            for ranges, to in self.consuming[state]
+            for start, end in ranges
         ]
         borders = sorted({border for start, end, _ in edges for border in (start, end + 1)})
         spans = [(start, end - 1) for start, end in pairwise(borders)]

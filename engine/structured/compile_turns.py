@@ -1,8 +1,8 @@
-"""Who compiles when: quick ones take turns, round the tenants, and slow ones step aside for them.
+"""Schedules compilations: quick ones take turns, round-robin over tenants, and slow ones step aside.
 
-Most schemas compile in milliseconds; some take seconds, and one can't tell which before. So each has a turn,
-and gives it on once it is found to be slow. Slow ones go on beside, with what the processors have left, and
-where they are too many one of them ends. Knows nothing of what is compiled, and of processes.
+Most schemas compile in milliseconds; some take seconds, which can't be predicted. So each gets a turn, and
+gives it up once it proves slow. Slow compilations continue on spare processor time, and if there are too many
+of them, one is ended. Knows nothing of what is compiled, or of processes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 
 from engine.errors import EngineError
 
-NOBODY = ""  # the tenant of requests that nobody's key marks: each of them stands for itself
+NO_TENANT = ""  # for requests without a tenant's key: each counts as a tenant of its own
 
 
 class CompilerBusy(EngineError):
-    """Too many compile; told as a full queue is."""
+    """Too many compilations; reported like a full queue."""
 
     code = "queue_full"
 
 
 @dataclass(eq=False)
 class Turn:
-    """One compilation that runs. `is_over` is set when it has to end for others."""
+    """One running compilation. `is_over` is set when it must end to make way for others."""
 
     tenant: str
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -41,16 +41,16 @@ class CompileTurns:
     """Belongs to one event loop."""
 
     def __init__(self, *, num_turns: int, max_slow: int, max_waiting: int) -> None:
-        """Of the turns, a tenant has half at most."""
+        """A tenant has at most half of the turns."""
         self._num_turns = num_turns
         self._max_slow = max_slow
         self._max_waiting = max_waiting
         self._running: list[Turn] = []
-        self._slow: list[Turn] = []  # the first has run longest
+        self._slow: list[Turn] = []  # the longest-running first
         self._waiting: list[_Waiting] = []  # the newest last
 
     async def begin(self, tenant: str) -> Turn:
-        """Waits for a turn, which is to be given back by `end`. Raises CompilerBusy if too many wait."""
+        """Wait for a turn, which `end` must give back. Raises CompilerBusy if too many wait."""
         waiting = _Waiting(tenant, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._hand_out()
@@ -63,15 +63,15 @@ class CompileTurns:
             raise
 
     def become_slow(self, turn: Turn) -> None:
-        """Its turn is given to others; it goes on, unless there are too many like it."""
+        """Give the turn to others; the compilation continues unless too many are slow."""
         if turn not in self._running:
             return
         self._running.remove(turn)
         self._slow.append(turn)
-        going_on = [one for one in self._slow if not one.is_over.is_set()]
-        if len(going_on) > self._max_slow:
-            tenant = greediest(one.tenant for one in going_on)
-            next(one for one in going_on if one.tenant == tenant).is_over.set()
+        continuing = [slow for slow in self._slow if not slow.is_over.is_set()]
+        if len(continuing) > self._max_slow:
+            tenant = most_frequent(slow.tenant for slow in continuing)
+            next(slow for slow in continuing if slow.tenant == tenant).is_over.set()
         self._hand_out()
 
     def end(self, turn: Turn) -> None:
@@ -79,9 +79,9 @@ class CompileTurns:
         self._hand_out()
 
     def _refuse_one(self) -> None:
-        """The oldest of whoever has most: a flood that came before doesn't shut out who comes now."""
-        tenant = greediest(one.tenant for one in self._waiting)
-        refused = next(one for one in self._waiting if one.tenant == tenant)
+        """Refuse the oldest of the tenant with the most: an earlier flood must not lock out new requests."""
+        tenant = most_frequent(waiting.tenant for waiting in self._waiting)
+        refused = next(waiting for waiting in self._waiting if waiting.tenant == tenant)
         self._waiting.remove(refused)
         if not refused.turn.done():
             refused.turn.set_exception(
@@ -103,17 +103,17 @@ class CompileTurns:
                 waiting.turn.set_result(turn)
 
     def _next(self) -> _Waiting | None:
-        """Of the tenant that has fewest turns, and of those the newest: whoever floods waits for its own."""
+        """The newest of the tenant with the fewest turns: a tenant that floods waits for its own requests."""
         own = Counter(turn.tenant for turn in self._running)
-        share = {NOBODY: self._num_turns}
-        able = [
-            one
-            for one in self._waiting
-            if own[one.tenant] < share.get(one.tenant, max(1, self._num_turns // 2))
+        share = {NO_TENANT: self._num_turns}
+        eligible = [
+            waiting
+            for waiting in self._waiting
+            if own[waiting.tenant] < share.get(waiting.tenant, max(1, self._num_turns // 2))
         ]
-        return min(reversed(able), key=lambda one: own[one.tenant], default=None)
+        return min(reversed(eligible), key=lambda waiting: own[waiting.tenant], default=None)
 
 
-def greediest(tenants: Iterable[str]) -> str:
-    """Who is named most often; of equals, who is named first."""
+def most_frequent(tenants: Iterable[str]) -> str:
+    """The tenant that occurs most often; the first of equals."""
     return Counter(tenants).most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""One sequence's constraint: a grammar, perhaps after a thought, which may have a budget of tokens."""
+"""One sequence's constraint: a grammar, possibly after reasoning, which may have a token budget."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.core.types import TokenConstraint
-from engine.structured.grammar_link import GrammarLink, Said
+from engine.structured.grammar_link import GrammarLink, MaskReply
 from engine.structured.spec import ReasoningDelimiters
-from engine.structured.wire import Answer, Ask
+from engine.structured.wire import MaskStatus, RequestKind
 
 
 class GrammarConstraint:
-    """What the grammar allows; once it is complete, the tokens that end a sequence and nothing else.
+    """Allows what the grammar allows; once it is complete, only the end-of-sequence tokens.
 
-    The grammar's process is asked as soon as a token is accepted, and answers while the engine goes on.
+    Asks the grammar's process as soon as a token is accepted; it answers while the engine continues.
     """
 
     def __init__(self, link: GrammarLink, eos_token_ids: Sequence[int]) -> None:
         self._link = link
         self._eos_token_ids = tuple(eos_token_ids)
         self._row = -1
-        self._number = 0  # of the question what may come next
-        self._asked = 0.0
-        self._said: Said | None = None
+        self._number = 0  # of the last request for a mask
+        self._requested_at = 0.0
+        self._reply: MaskReply | None = None
         self._has_ended = False
 
     def __del__(self) -> None:
@@ -32,88 +32,88 @@ class GrammarConstraint:
             self._link.close_row(self._row, self._number)
 
     def wait(self, timeout_s: float) -> bool:
-        """Never, where the output is complete and no end can be said: `is_finished` says so."""
+        """Always False if the output is complete and there is no end token: see `is_finished`."""
         if self._has_ended:
             return True
-        if self._said is None and not self._is_answered(timeout_s):
+        if self._reply is None and not self._has_reply(timeout_s):
             return False
         return bool(self._eos_token_ids) or not self.is_finished
 
-    def _is_answered(self, timeout_s: float) -> bool:
+    def _has_reply(self, timeout_s: float) -> bool:
         if self._row < 0:
             self._row, self._number = self._link.open()
-            self._asked = time.monotonic()
+            self._requested_at = time.monotonic()
         if self._link.wait(self._number, timeout_s):
             return True
-        self._link.check_time(self._asked)
+        self._link.check_time(self._requested_at)
         return not self._link.is_alive
 
     def fill_mask(self, mask: Any, row: int) -> bool:
-        said = self._what_may_come()
-        if said is None or said.has_ended:  # beyond its end only with ignore_eos
+        reply = self._wait_for_reply()
+        if reply is None or reply.has_ended:  # beyond the end only with ignore_eos
             only(mask, row, self._eos_token_ids)
             return True
-        if said.what == Answer.ANYTHING:
+        if reply.status == MaskStatus.ANYTHING:
             return False
         mask[row].numpy()[:] = self._link.mask(self._row)
         return True
 
     def accept(self, token_id: int) -> None:
-        said = self._what_may_come()
-        if said is None or said.has_ended:
+        reply = self._wait_for_reply()
+        if reply is None or reply.has_ended:
             return
-        if said.what == Answer.RESTRICTED and not self._link.is_allowed(self._row, token_id):
-            raise ValueError(f"Token {token_id} doesn't follow the grammar.")
+        if reply.status == MaskStatus.RESTRICTED and not self._link.is_allowed(self._row, token_id):
+            raise ValueError(f"The grammar doesn't allow token {token_id}.")
         self._has_ended = token_id in self._eos_token_ids
         if not self._has_ended:
-            self._number, self._said = self._link.ask(Ask.TOKEN, self._row, token_id), None
-            self._asked = time.monotonic()
+            self._number, self._reply = self._link.ask(RequestKind.TOKEN, self._row, token_id), None
+            self._requested_at = time.monotonic()
 
     @property
     def is_finished(self) -> bool:
-        """As far as is known without waiting."""
+        """As far as known without waiting."""
         if self._eos_token_ids or self._has_ended:
             return self._has_ended
-        if self._said is None and self._is_answered(0.0):
-            self._said = self._link.answer(self._number)
-        return self._said is not None and self._said.has_ended
+        if self._reply is None and self._has_reply(0.0):
+            self._reply = self._link.answer(self._number)
+        return self._reply is not None and self._reply.has_ended
 
-    def _what_may_come(self) -> Said | None:
-        """None after the end. Waits, if nobody has. Raises InvalidRequest and GenerationFailed."""
+    def _wait_for_reply(self) -> MaskReply | None:
+        """None after the end. Waits if `wait` has not. Raises InvalidRequest and GenerationFailed."""
         if self._has_ended:
             return None
-        while self._said is None:
-            if self._is_answered(1.0):
-                self._said = self._link.answer(self._number)
-        if self._said.what in (Answer.FAILED, Answer.REFUSED):
-            raise self._said.error(self._link.param)
-        return self._said
+        while self._reply is None:
+            if self._has_reply(1.0):
+                self._reply = self._link.answer(self._number)
+        if self._reply.status in (MaskStatus.FAILED, MaskStatus.REFUSED):
+            raise self._reply.error(self._link.param)
+        return self._reply
 
 
 class ReasoningConstraint:
-    """Lets a thought pass, ends it when its budget is spent, and constrains what follows."""
+    """Lets reasoning pass, ends it when its budget is spent, and constrains what follows."""
 
     def __init__(
         self,
-        marks: ReasoningDelimiters,
+        delimiters: ReasoningDelimiters,
         *,
         inner: TokenConstraint | None,
         budget: int | None,
         eos_token_ids: Sequence[int] = (),
     ) -> None:
-        """`budget`: tokens of the thought, its marks not counted; None = no limit.
+        """`budget`: tokens of reasoning, without its delimiters; None = no limit.
 
-        With an `inner`, a thought can't end the sequence: what was asked for is still to come; and it may
-        begin with the first token only. Without one, it may begin anywhere.
+        With an `inner` constraint, reasoning can't end the sequence, as the requested output must follow, and
+        can begin only with the first token. Without one, it can begin anywhere.
         """
-        self._marks = marks
+        self._delimiters = delimiters
         self._inner = inner
         self._budget = budget
         self._forbidden = tuple(eos_token_ids) if inner is not None else ()
-        self._is_inside = marks.is_open
-        self._may_begin = not marks.is_open and len(marks.start) == 1  # beside what `inner` allows
-        self._num_thought = 0
-        self._tail: tuple[int, ...] = ()  # the last tokens, to find the thought's end by, or its start
+        self._is_inside = delimiters.is_open
+        self._may_begin = not delimiters.is_open and len(delimiters.start) == 1  # beside what `inner` allows
+        self._num_reasoning_tokens = 0
+        self._tail: tuple[int, ...] = ()  # the last tokens, to find a delimiter
         self._num_forced = 0
 
     def wait(self, timeout_s: float) -> bool:
@@ -123,30 +123,30 @@ class ReasoningConstraint:
         if self._is_inside:
             if not self._is_forcing:
                 return all_but(mask, row, self._forbidden)
-            only(mask, row, (self._marks.end[self._num_forced],))
+            only(mask, row, (self._delimiters.end[self._num_forced],))
             return True
         if self._inner is None or not self._inner.fill_mask(mask, row):
             return False
         if self._may_begin:
-            allow(mask, row, self._marks.start[0])
+            allow(mask, row, self._delimiters.start[0])
         return True
 
     def accept(self, token_id: int) -> None:
         if self._is_inside:
-            self._think(token_id)
-        elif self._may_begin and token_id == self._marks.start[0]:
+            self._accept_reasoning(token_id)
+        elif self._may_begin and token_id == self._delimiters.start[0]:
             self._begin()
         elif self._inner is not None:
             self._may_begin = False
             self._inner.accept(token_id)
         else:
-            self._tail = (*self._tail, token_id)[-len(self._marks.start) :]
-            if self._tail == self._marks.start:
+            self._tail = (*self._tail, token_id)[-len(self._delimiters.start) :]
+            if self._tail == self._delimiters.start:
                 self._begin()
 
     def _begin(self) -> None:
         self._is_inside, self._may_begin = True, False
-        self._tail, self._num_thought, self._num_forced = (), 0, 0
+        self._tail, self._num_reasoning_tokens, self._num_forced = (), 0, 0
 
     @property
     def is_finished(self) -> bool:
@@ -154,27 +154,27 @@ class ReasoningConstraint:
 
     @property
     def _is_forcing(self) -> bool:
-        return self._budget is not None and self._num_thought >= self._budget
+        return self._budget is not None and self._num_reasoning_tokens >= self._budget
 
-    def _think(self, token_id: int) -> None:
+    def _accept_reasoning(self, token_id: int) -> None:
         if self._is_forcing:
             self._num_forced += 1
         else:
-            self._num_thought += 1
-        self._tail = (*self._tail, token_id)[-len(self._marks.end) :]
-        if self._tail == self._marks.end:
+            self._num_reasoning_tokens += 1
+        self._tail = (*self._tail, token_id)[-len(self._delimiters.end) :]
+        if self._tail == self._delimiters.end:
             self._is_inside, self._tail = False, ()
 
 
 def only(mask: Any, row: int, token_ids: Sequence[int]) -> None:
-    """Allow these tokens and no other."""
+    """Allow only these tokens."""
     mask[row] = 0
     for token_id in token_ids:
         allow(mask, row, token_id)
 
 
 def all_but(mask: Any, row: int, token_ids: Sequence[int]) -> bool:
-    """Allow every token but these; False, and nothing written, if there are none."""
+    """Allow every token but these; returns False and writes nothing if there are none."""
     if not token_ids:
         return False
     mask[row] = -1

@@ -1,6 +1,6 @@
-"""The engine's end of one grammar's process. The event loop has it compile, the engine's thread asks it then.
+"""The engine's connection to one grammar's process. The event loop compiles; the engine's thread gets masks.
 
-The process ends with the last reference to this object, or of itself where it takes too much processor time.
+The process ends with the last reference to this object, or by itself if it uses too much processor time.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from typing import Any, NamedTuple
 from engine.errors import EngineError, GenerationFailed, InvalidRequest
 from engine.structured.spec import StructuredOutput
 from engine.structured.wire import (
-    ANSWER,
-    ASK,
-    FAREWELL,
+    FINAL_REPLY,
     LENGTH,
     MAX_SEQUENCES,
-    Answer,
-    Ask,
+    REPLY,
+    REQUEST,
     Limits,
+    MaskStatus,
+    RequestKind,
     pack,
     too_large,
     too_slow,
 )
 from engine.structured.workers import Fork, Workers, shared_memory
 
-_SHORTEST_WAIT_S = 0.0005  # a poll takes whole milliseconds
-_SENT_TOGETHER = 16  # questions: each message wakes a process
+_SHORTEST_WAIT_S = 0.0005  # poll's unit is a millisecond
+_SENT_TOGETHER = 16  # requests: each message wakes a process
 _ENDED = "The process that follows this grammar has ended"
-_LONGEST_ANSWER = ANSWER.size + 500
+_MAX_REPLY_BYTES = REPLY.size + 500
 
 
-class Said(NamedTuple):
-    """An answer of the process."""
+class MaskReply(NamedTuple):
+    """A reply of the process."""
 
-    what: Answer
+    status: MaskStatus
     has_ended: bool
     text: str
 
     def error(self, param: str) -> EngineError:
-        """Of one that failed; `param`: the field that the grammar came in."""
-        if self.what == Answer.REFUSED:
+        """The error of a failed reply; `param`: the field with the grammar."""
+        if self.status == MaskStatus.REFUSED:
             return InvalidRequest(self.text, param=param)
         return GenerationFailed(self.text)
 
@@ -75,20 +75,20 @@ class GrammarLink:
             os.close(descriptor)
         self._words = memoryview(self._masks).cast("i")
         self._rows: Any = None  # the same as an array
-        self.param = ""  # the field that the grammar came in
-        self.pid = 0  # once it has compiled
+        self.param = ""  # the field with the grammar
+        self.pid = 0  # set once it has compiled
         self._free_rows = list(range(MAX_SEQUENCES))
-        self._closed_rows: deque[int] = deque()  # of sequences that have ended; by any thread
-        self._num_asked = 0
-        self._open: set[int] = set()  # questions that somebody will want the answer of
-        self._answers: dict[int, Said] = {}
+        self._closed_rows: deque[int] = deque()  # of sequences that have ended; any thread may append
+        self._num_requests = 0
+        self._open: set[int] = set()  # requests whose reply is still wanted
+        self._replies: dict[int, MaskReply] = {}
         self._outgoing = bytearray()
         self._incoming = bytearray()
-        self._failure: Said | None = None
+        self._failure: MaskReply | None = None
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process goes on; any thread may ask."""
+        """Whether its process is running; safe in any thread."""
         if self._failure is not None:
             return False
         try:
@@ -101,18 +101,18 @@ class GrammarLink:
     # Compiling
 
     async def compile(self, wanted: StructuredOutput, on_slow: Callable[[], None]) -> dict[str, Any]:
-        """What it says of the grammar; `on_slow` is called if it takes long. Raises EOFError if it ends."""
+        """The process's reply; calls `on_slow` if compiling is slow. Raises EOFError if the process ends."""
         loop = asyncio.get_running_loop()
         self.param = wanted.param
         try:
-            asked = pack({"wanted": asdict(wanted), "limits": asdict(self._limits)})
-            await loop.sock_sendall(self._link, asked)
-            while (said := await self._read_frame(loop)).get("is_slow"):
+            request = pack({"wanted": asdict(wanted), "limits": asdict(self._limits)})
+            await loop.sock_sendall(self._link, request)
+            while (reply := await self._read_frame(loop)).get("is_slow"):
                 on_slow()
         except ConnectionError as error:
             raise EOFError from error
-        self.pid = said.get("pid", 0)
-        return said
+        self.pid = reply.get("pid", 0)
+        return reply
 
     async def _read_frame(self, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
         (length,) = LENGTH.unpack(await self._read(loop, LENGTH.size))
@@ -132,49 +132,52 @@ class GrammarLink:
         return bytes(data)
 
     def end(self, why: str) -> None:
-        """Whoever still follows it hears why. Its descriptor is closed with this object, not before."""
+        """Kill the process; sequences that still follow it fail with `why`.
+
+        The socket is closed with this object, not before.
+        """
         self._fail(why)
         self._fork.kill()
 
     # Asking, by the engine's thread
 
-    def _fail(self, why: str, what: Answer = Answer.REFUSED) -> None:
-        self._failure = self._failure or Said(what, False, why)
+    def _fail(self, why: str, status: MaskStatus = MaskStatus.REFUSED) -> None:
+        self._failure = self._failure or MaskReply(status, False, why)
 
     def open(self) -> tuple[int, int]:
-        """A sequence begins: its row, and the number of the question what may come first."""
-        self._take_back_rows()
+        """Begin a sequence: returns its row, and the number of the request for its first mask."""
+        self._reclaim_rows()
         if not self._free_rows:
-            raise GenerationFailed(f"More than {MAX_SEQUENCES} outputs follow one grammar at a time.")
+            raise GenerationFailed(f"At most {MAX_SEQUENCES} outputs can follow one grammar at a time.")
         row = self._free_rows.pop()
-        return row, self.ask(Ask.OPEN, row)
+        return row, self.ask(RequestKind.OPEN, row)
 
     def close_row(self, row: int, number: int) -> None:
-        """Its sequence has ended. Any thread may say so: the garbage collector's."""
+        """End a row's sequence. Safe in any thread, as the garbage collector may call it."""
         self._closed_rows.append(row)
         self._open.discard(number)
-        self._answers.pop(number, None)
+        self._replies.pop(number, None)
 
-    def ask(self, what: Ask, row: int, token: int = 0) -> int:
-        """The number of the question what may come next, now that this has happened.
+    def ask(self, kind: RequestKind, row: int, token: int = 0) -> int:
+        """Report an event and request the next mask. Returns the request's number.
 
-        It is sent with the next ones, at the latest when somebody waits.
+        The request is sent together with later ones, at the latest when `wait` is called.
         """
-        self._num_asked += 1
-        self._open.add(self._num_asked)
-        self._outgoing += ASK.pack(what, row, self._num_asked, token)
-        if len(self._outgoing) >= _SENT_TOGETHER * ASK.size:
+        self._num_requests += 1
+        self._open.add(self._num_requests)
+        self._outgoing += REQUEST.pack(kind, row, self._num_requests, token)
+        if len(self._outgoing) >= _SENT_TOGETHER * REQUEST.size:
             self._flush()
-        return self._num_asked
+        return self._num_requests
 
     def wait(self, number: int, timeout_s: float) -> bool:
-        """Whether `answer` has something to say, after waiting at most so long."""
+        """Whether `answer` has a reply; waits at most `timeout_s` for it."""
         deadline = time.monotonic() + timeout_s
         poll = None
-        while number not in self._answers and self._failure is None:
+        while number not in self._replies and self._failure is None:
             self._flush()
             self._receive()
-            if number in self._answers:
+            if number in self._replies:
                 break
             left = deadline - time.monotonic()
             if left < _SHORTEST_WAIT_S:
@@ -185,14 +188,14 @@ class GrammarLink:
             poll.poll(math.ceil(left * 1000))
         return True
 
-    def answer(self, number: int) -> Said:
-        """Once, when `wait` says so."""
-        silent = Said(Answer.FAILED, False, "The grammar's process has not answered.")
-        return self._answers.pop(number, None) or self._failure or silent
+    def answer(self, number: int) -> MaskReply:
+        """The reply to a request. Call it once, after `wait` has returned True."""
+        silent = MaskReply(MaskStatus.FAILED, False, "The grammar's process has not answered.")
+        return self._replies.pop(number, None) or self._failure or silent
 
-    def check_time(self, asked: float) -> None:
-        """Ends the process if what was asked for at `asked` isn't answered by now: it may not even run."""
-        if time.monotonic() - asked > self._limits.wall_s:
+    def check_time(self, requested_at: float) -> None:
+        """End the process if it has not answered for too long since `requested_at`: it may be stopped."""
+        if time.monotonic() - requested_at > self._limits.wall_s:
             self.end(too_slow(f"its process has not answered within {self._limits.wall_s:g} s"))
 
     def is_allowed(self, row: int, token: int) -> bool:
@@ -200,18 +203,18 @@ class GrammarLink:
         return bool(self._words[row * self._num_words + word] >> bit & 1)
 
     def mask(self, row: int) -> Any:
-        """An array, int32 [words], that the next question about this row overwrites."""
+        """An array, int32 [words], which the next request for this row overwrites."""
         if self._rows is None:
             import numpy as np  # slow to import
 
             self._rows = np.frombuffer(self._masks, np.int32).reshape(MAX_SEQUENCES, -1)
         return self._rows[row]
 
-    def _take_back_rows(self) -> None:
+    def _reclaim_rows(self) -> None:
         with suppress(IndexError):
             while True:
                 row = self._closed_rows.popleft()
-                self._outgoing += ASK.pack(Ask.CLOSE, row, 0, 0)
+                self._outgoing += REQUEST.pack(RequestKind.CLOSE, row, 0, 0)
                 self._free_rows.append(row)
 
     def _flush(self) -> None:
@@ -219,37 +222,37 @@ class GrammarLink:
             while self._outgoing:
                 del self._outgoing[: self._link.send(self._outgoing)]
         except BlockingIOError:
-            pass  # it reads on when it has answered
+            pass  # the process reads more once it has replied
         except OSError:
-            self._has_gone()
+            self._on_process_end()
 
     def _receive(self) -> None:
         try:
-            while data := self._link.recv(64 * _LONGEST_ANSWER):
+            while data := self._link.recv(64 * _MAX_REPLY_BYTES):
                 self._incoming += data
-            self._has_gone()
+            self._on_process_end()
         except BlockingIOError:
             pass
         except OSError:
-            self._has_gone()
+            self._on_process_end()
         self._read_answers()
 
     def _read_answers(self) -> None:
-        while len(self._incoming) >= ANSWER.size:
-            number, what, has_ended, length = ANSWER.unpack_from(self._incoming)
-            stop = ANSWER.size + length
+        while len(self._incoming) >= REPLY.size:
+            number, status, has_ended, length = REPLY.unpack_from(self._incoming)
+            stop = REPLY.size + length
             if len(self._incoming) < stop:
                 return
-            text = bytes(self._incoming[ANSWER.size : stop]).decode(errors="replace")
+            text = bytes(self._incoming[REPLY.size : stop]).decode(errors="replace")
             del self._incoming[:stop]
-            if number == FAREWELL:
-                self._fail(text, Answer(what))
+            if number == FINAL_REPLY:
+                self._fail(text, MaskStatus(status))
             elif number in self._open:
                 self._open.remove(number)
-                self._answers[number] = Said(Answer(what), bool(has_ended), text)
+                self._replies[number] = MaskReply(MaskStatus(status), bool(has_ended), text)
 
-    def _has_gone(self) -> None:
+    def _on_process_end(self) -> None:
         if self._fork.has_parent:
-            self._fail(f"{_ENDED}. It may be that it {too_large('follow')}")
+            self._fail(f"{_ENDED}. Perhaps it {too_large('follow')}")
         else:
-            self._fail(f"{_ENDED}, as all of them have: try again.", Answer.FAILED)
+            self._fail(f"{_ENDED}, like all others: try again.", MaskStatus.FAILED)

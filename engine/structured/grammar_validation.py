@@ -1,6 +1,6 @@
-"""A short walk through a compiled grammar, before any sequence follows it in the engine's steps.
+"""Validates a compiled grammar by a short random walk, before any sequence follows it in the engine's steps.
 
-There, one that leads nowhere would end its request, and a slow one would hold up everybody's.
+There, a dead end would end the request, and a slow grammar would delay all other requests.
 """
 
 from __future__ import annotations
@@ -17,42 +17,44 @@ if TYPE_CHECKING:
 
 _NUM_STEPS = 32
 _SLOW_STEP_S = 0.02  # of processor time
-_MAX_SLOW_STEPS = 3  # the first ones may be slower than those that follow
+_MAX_SLOW_STEPS = 3  # the first may be slower than later ones
 
 
-def validate_grammar(grammar: CompiledGrammar, vocab_size: int, eos_token_ids: Sequence[int], param: str) -> None:
-    """Raises InvalidRequest for a grammar that no token can follow, or whose tokens take too long."""
+def validate_grammar(
+    grammar: CompiledGrammar, vocab_size: int, eos_token_ids: Sequence[int], param: str
+) -> None:
+    """Raises InvalidRequest for a grammar that reaches a dead end, or whose tokens take too long."""
     import numpy as np
     from xgrammar import GrammarMatcher
 
     matcher = GrammarMatcher(grammar)
     mask = np.full((1, -(-vocab_size // 32)), -1, np.int32)
-    draw = random.Random(0)  # noqa: S311 - the same trial each time
+    draw = random.Random(0)  # noqa: S311 - the same walk each time
     num_slow = 0
     for _ in range(_NUM_STEPS):
-        begun = time.thread_time()
+        started = time.thread_time()
         matcher.fill_next_token_bitmask(mask)
         token = _choose(mask[0].tolist(), eos_token_ids, draw)
         if token is None:
             if matcher.is_completed():
                 return
             raise InvalidRequest(
-                f"{param} can't be followed: it has no finite text, or none that the tokens can spell.",
+                f"{param} can't be enforced: it matches no finite text, or none that the tokens can spell.",
                 param=param,
             )
         if not matcher.accept_token(token):
             return
-        num_slow += time.thread_time() - begun > _SLOW_STEP_S
+        num_slow += time.thread_time() - started > _SLOW_STEP_S
         if num_slow > _MAX_SLOW_STEPS:
             raise InvalidRequest(
-                f"{param} takes too long to follow, token by token: simplify it (counts within counts, and "
-                "parts that can be read in many ways, cost most).",
+                f"{param} takes too long per token: simplify it (nested counts and ambiguous parts cost "
+                "most).",
                 param=param,
             )
 
 
 def _choose(words: list[int], eos_token_ids: Sequence[int], draw: random.Random) -> int | None:
-    """One of the tokens whose bit is set, not an end; None if there is none."""
+    """A random token whose bit is set, but no end token; None if there is none."""
     for token in eos_token_ids:
         words[token // 32] &= ~(1 << token % 32)
     filled = [index for index, word in enumerate(words) if word]

@@ -1,4 +1,4 @@
-"""What a JSON schema says of arrays, as the compiler follows it."""
+"""Normalises the words of a JSON schema about arrays."""
 
 from __future__ import annotations
 
@@ -6,94 +6,92 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from engine.structured.json_parts import MAX_COUNT, Complaints, Part
+from engine.structured.json_parts import MAX_COUNT, SchemaErrors, SchemaPart
 from engine.structured.json_texts import read_count
 
-_MAX_LISTED = 512  # arrays without a repetition, which are listed
+_MAX_LISTED = 512  # arrays with unique items, which are listed
 
-Follow = Callable[[Sequence[Part]], Any]
-"""What several schemas become together; False where no value satisfies them."""
-Enumerate = Callable[[Sequence[Part]], Sequence[Any] | None]
-"""The values that schemas list together; None where they list none."""
+Normalise = Callable[[Sequence[SchemaPart]], Any]
+"""Several schemas combined into one; False if no value satisfies them."""
+Enumerate = Callable[[Sequence[SchemaPart]], Sequence[Any] | None]
+"""The values that several schemas list; None if they list none."""
 
 
-def follow_arrays(
-    parts: Sequence[Part], follow: Follow, enumerate_values: Enumerate, complaints: Complaints
+def normalise_arrays(
+    parts: Sequence[SchemaPart], normalise: Normalise, enumerate_values: Enumerate, errors: SchemaErrors
 ) -> dict[str, Any] | None:
     """None if no array is possible."""
-    counts = [
-        read_count(part, "maxItems", MAX_COUNT, complaints) for part in parts if "maxItems" in part.schema
-    ]
+    counts = [read_count(part, "maxItems", MAX_COUNT, errors) for part in parts if "maxItems" in part.schema]
     most = min(counts, default=None)
-    firsts, rest, least = _first_and_rest(parts, complaints)
-    followed = [follow(one) for one in firsts]
-    if False in followed:  # none can stand there, nor behind it
-        firsts, followed = firsts[: followed.index(False)], followed[: followed.index(False)]
-        most = min(len(followed), most if most is not None else len(followed))
-    after = follow(rest)
+    firsts, rest, least = _first_and_rest(parts, errors)
+    normalised = [normalise(first) for first in firsts]
+    if False in normalised:  # no item is possible there, nor after it
+        firsts, normalised = firsts[: normalised.index(False)], normalised[: normalised.index(False)]
+        most = min(len(normalised), most if most is not None else len(normalised))
+    after = normalise(rest)
     if after is False:
-        most = min(len(followed), most if most is not None else len(followed))
+        most = min(len(normalised), most if most is not None else len(normalised))
     if most is not None and least > most:
         return None
-    said: dict[str, Any] = {"type": "array"}
-    if followed and most != 0:
-        said["prefixItems"] = [{} if one is True else one for one in followed[:most]]
-    if most is None or most > len(followed):
-        said["items"] = {} if after is True else after
-    elif not followed or most == 0:
+    schema: dict[str, Any] = {"type": "array"}
+    if normalised and most != 0:
+        schema["prefixItems"] = [{} if item is True else item for item in normalised[:most]]
+    if most is None or most > len(normalised):
+        schema["items"] = {} if after is True else after
+    elif not normalised or most == 0:
         return {"const": []}
     else:
-        said["items"] = False
-    said |= {"minItems": least} if least else {}
-    said |= {} if most is None else {"maxItems": most}
+        schema["items"] = False
+    schema |= {"minItems": least} if least else {}
+    schema |= {} if most is None else {"maxItems": most}
     if any(part.schema.get("uniqueItems") for part in parts) and most != 1:
-        values = None if followed else _few_values(rest, after, enumerate_values)
-        return _unique(parts, said, values, complaints)
-    return said
+        values = None if normalised else _few_values(rest, after, enumerate_values)
+        return _unique(parts, schema, values, errors)
+    return schema
 
 
 def _first_and_rest(
-    parts: Sequence[Part], complaints: Complaints
-) -> tuple[list[list[Part]], list[Part], int]:
-    """The schemas at each of the first places, those behind them, and how many items there are at least."""
-    least = max((read_count(part, "minItems", 0, complaints) for part in parts), default=0)
+    parts: Sequence[SchemaPart], errors: SchemaErrors
+) -> tuple[list[list[SchemaPart]], list[SchemaPart], int]:
+    """The schemas at each of the first positions, those after them, and the minimum number of items."""
+    least = max((read_count(part, "minItems", 0, errors) for part in parts), default=0)
     lists = [list(_places(part)) for part in parts]
     rests = [_rest(part) for part in parts]
-    wanted = [(part, _num_contained(part, complaints)) for part in parts if "contains" in part.schema]
-    count = max((len(one) for one in lists), default=0)
+    wanted = [(part, _num_contained(part, errors)) for part in parts if "contains" in part.schema]
+    count = max((len(places) for places in lists), default=0)
     firsts = [
-        [one for places, rest in zip(lists, rests, strict=True) for one in (places[at : at + 1] or rest)]
+        [part for places, rest in zip(lists, rests, strict=True) for part in (places[at : at + 1] or rest)]
         for at in range(count)
     ]
-    rest = [one for more in rests for one in more]
+    rest = [part for parts_after in rests for part in parts_after]
     if len(wanted) > 1:
-        complaints.refuse(wanted[1][0].path, "contains", "beside another one is not supported")
-    for part, number in wanted[:1]:  # the first ones are what it contains
+        errors.refuse(wanted[1][0].path, "contains", "beside another contains is not supported")
+    for part, number in wanted[:1]:  # its first items satisfy `contains`
         least = max(least, number)
         firsts += [list(rest) for _ in range(number - len(firsts))]
         firsts = [[*one, part.child("contains")] if at < number else one for at, one in enumerate(firsts)]
         if "maxContains" in part.schema:
-            complaints.refuse(part.path, "maxContains", "is not supported")
+            errors.refuse(part.path, "maxContains", "is not supported")
     return firsts, rest, least
 
 
-def _num_contained(part: Part, complaints: Complaints) -> int:
-    number = read_count(part, "minContains", 1, complaints)
+def _num_contained(part: SchemaPart, errors: SchemaErrors) -> int:
+    number = read_count(part, "minContains", 1, errors)
     if number > _MAX_LISTED:
-        complaints.refuse(part.path, "minContains", f"is supported up to {_MAX_LISTED}")
+        errors.refuse(part.path, "minContains", f"is supported up to {_MAX_LISTED}")
         return 0
     return number
 
 
-def _places(part: Part) -> Iterator[Part]:
+def _places(part: SchemaPart) -> Iterator[SchemaPart]:
     for word in ("prefixItems", "items"):
         value = part.schema.get(word)
         if isinstance(value, list):
             yield from (part.child(word, index) for index in range(len(value)))
 
 
-def _rest(part: Part) -> list[Part]:
-    """`items` as a list is how the drafts before 2020 say `prefixItems`."""
+def _rest(part: SchemaPart) -> list[SchemaPart]:
+    """A list in `items` is the spelling of `prefixItems` in drafts before 2020."""
     if isinstance(part.schema.get("items"), list):
         words = ["additionalItems"]
     else:
@@ -101,25 +99,25 @@ def _rest(part: Part) -> list[Part]:
     return [part.child(word) for word in words if word in part.schema]
 
 
-def _few_values(rest: Sequence[Part], after: Any, enumerate_values: Enumerate) -> Sequence[Any] | None:
+def _few_values(rest: Sequence[SchemaPart], after: Any, enumerate_values: Enumerate) -> Sequence[Any] | None:
     return [False, True] if after == {"type": "boolean"} else enumerate_values(rest)
 
 
 def _unique(
-    parts: Sequence[Part], said: dict[str, Any], values: Sequence[Any] | None, complaints: Complaints
+    parts: Sequence[SchemaPart], schema: dict[str, Any], values: Sequence[Any] | None, errors: SchemaErrors
 ) -> dict[str, Any]:
-    """Arrays of few values are written out; if all are too many, those in the order of the list."""
+    """Enumerates arrays of few values; if there are too many, only those in the order of the list."""
     if values is not None:
-        sizes = range(said.get("minItems", 0), min(said.get("maxItems", len(values)), len(values)) + 1)
+        sizes = range(schema.get("minItems", 0), min(schema.get("maxItems", len(values)), len(values)) + 1)
         for choose in (itertools.permutations, itertools.combinations):
-            found = (list(one) for size in sizes for one in choose(values, size))
+            found = (list(chosen) for size in sizes for chosen in choose(values, size))
             arrays = list(itertools.islice(found, _MAX_LISTED + 1))
             if 0 < len(arrays) <= _MAX_LISTED:
                 return {"enum": arrays}
     part = next(part for part in parts if part.schema.get("uniqueItems"))
-    complaints.refuse(
+    errors.refuse(
         part.path,
         "uniqueItems",
         "is supported for a few listed values (enum) only; leave it out, and check the answer",
     )
-    return said
+    return schema

@@ -1,11 +1,11 @@
-"""Whether the branches of a oneOf exclude each other, as the compiler takes a oneOf for an anyOf."""
+"""Whether the branches of a oneOf exclude each other; the compiler treats a oneOf as an anyOf."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from engine.structured.automaton import State, combined
+from engine.structured.automaton import State, intersection
 from engine.structured.json_parts import are_equal, canonical, type_of
 from engine.structured.json_strings import IMPLIED, TEXT
 from engine.structured.json_texts import Text
@@ -13,15 +13,15 @@ from engine.structured.json_texts import Text
 _MAX_STATES = 256
 
 Target = Callable[[Any], Any]
-"""A followed schema, or that which it refers to."""
+"""A normalised schema, or the schema it refers to."""
 
 
 def overlapping(branches: Sequence[Any], target: Target) -> list[tuple[int, int]]:
-    """Pairs of which one value could be both, as far as can be seen."""
+    """Pairs of branches that one value could satisfy, as far as can be decided."""
     seen = [target(branch) for branch in branches]
     values = [listed_values(branch) for branch in seen]
     if None not in values:
-        every = [canonical(one) for listed in values for one in listed or ()]
+        every = [canonical(value) for listed in values for value in listed or ()]
         if len(set(every)) == len(every):
             return []
     return [
@@ -41,9 +41,9 @@ def _exclude_each_other(a: Any, b: Any, target: Target, depth: int = 0) -> bool:
             return all(_exclude_each_other(branch, other, target, depth + 1) for branch in one["anyOf"])
     a_values, b_values = listed_values(a), listed_values(b)
     if a_values is not None and b_values is not None:
-        return not any(are_equal(one, other) for one in a_values for other in b_values)
+        return not any(are_equal(a_value, b_value) for a_value in a_values for b_value in b_values)
     a_types, b_types = _types(a), _types(b)
-    # Of a schema without a type, any value of another type than its words are of is one as well.
+    # A schema without a type also accepts any value of a type that none of its words is about.
     is_typed = not a.get(IMPLIED) and not b.get(IMPLIED)
     if a_types is not None and b_types is not None and not a_types & b_types:
         return is_typed
@@ -53,7 +53,7 @@ def _exclude_each_other(a: Any, b: Any, target: Target, depth: int = 0) -> bool:
 
 
 def _properties_exclude(a: Mapping[str, Any], b: Mapping[str, Any], target: Target, depth: int) -> bool:
-    """By a required property that can't be both, or that the other one never has."""
+    """By a required property that can't satisfy both, or that the other schema doesn't have."""
     a_names, b_names = a.get("properties", {}), b.get("properties", {})
     a_needs, b_needs = set(a.get("required", ())), set(b.get("required", ()))
     if any(
@@ -79,7 +79,7 @@ def _texts_exclude(a: Text, b: Text) -> bool:
     if (a.most is not None and b.least > a.most) or (b.most is not None and a.least > b.most):
         return True
     wanted = (*a.wanted, *b.wanted)
-    return bool(wanted) and combined(wanted, max_states=_MAX_STATES) == (State(False, ()),)
+    return bool(wanted) and intersection(wanted, max_states=_MAX_STATES) == (State(False, ()),)
 
 
 def listed_values(schema: Any) -> list[Any] | None:
@@ -95,6 +95,6 @@ def _types(schema: Mapping[str, Any]) -> set[str] | None:
         return {"number" if kind == "integer" else kind for kind in kinds}
     if TEXT in schema:
         return {"string"}
-    said = schema.get("type")
-    listed = said if isinstance(said, list) else [said]
-    return None if said is None else {"number" if name == "integer" else str(name) for name in listed}
+    named = schema.get("type")
+    listed = named if isinstance(named, list) else [named]
+    return None if named is None else {"number" if name == "integer" else str(name) for name in listed}

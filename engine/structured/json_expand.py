@@ -1,4 +1,4 @@
-"""The parts of a JSON schema that hold together: references followed, `allOf` taken apart, values listed."""
+"""The parts of a JSON schema that apply together: references resolved, `allOf` split, values listed."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from engine.errors import InvalidRequest
 from engine.structured.json_parts import (
     COMBINERS,
     MAX_DEPTH,
-    Complaints,
-    Part,
+    SchemaErrors,
+    SchemaPart,
     canonical,
     distinct,
     schema_error,
     sequence,
 )
-from engine.structured.json_references import NoTarget, References, references_of
-from engine.structured.json_values import fits
+from engine.structured.json_references import References, UnresolvedReference, references_of
+from engine.structured.json_values import is_valid
 
-_MAX_PARTS = 20_000  # that are looked at, of one schema with all its combinations
+_MAX_PARTS = 20_000  # visited parts of one schema, with all its combinations
 
 
-class Opener:
-    """Of one schema, `root`, which the client knows as `param`."""
+class SchemaExpander:
+    """For one schema, `root`, which the client sent as `param`."""
 
-    def __init__(self, root: Any, param: str, complaints: Complaints) -> None:
+    def __init__(self, root: Any, param: str, errors: SchemaErrors) -> None:
         self._param = param
-        self._complaints = complaints
+        self._errors = errors
         self._references = References(root)
         self._num_parts = 0
 
-    def open(self, parts: Sequence[Part]) -> list[Part]:
-        """Without references and `allOf`s: what they hold beside what they stand beside."""
-        return list(self._open(parts, ()))
+    def expand(self, parts: Sequence[SchemaPart]) -> list[SchemaPart]:
+        """The parts without references and `allOf`s, whose schemas are listed beside their neighbours."""
+        return list(self._expand(parts, ()))
 
-    def _open(self, parts: Sequence[Part], around: tuple[str, ...]) -> Iterator[Part]:
+    def _expand(self, parts: Sequence[SchemaPart], around: tuple[str, ...]) -> Iterator[SchemaPart]:
         if len(around) > MAX_DEPTH:
             raise InvalidRequest(f"{parts[0].path:.200}: more than {MAX_DEPTH} deep.", param=parts[0].path)
         for given in parts:
@@ -56,13 +56,13 @@ class Opener:
             for word in words:
                 target = self.resolve(part, word)
                 if target.path in around:
-                    raise schema_error(part.path, word, "leads back to itself, with nothing between")
-                yield from self._open([target], (*around, target.path))
+                    raise schema_error(part.path, word, "refers to itself directly")
+                yield from self._expand([target], (*around, target.path))
             if "allOf" in schema:
-                yield from self._open(self.branches(part, "allOf"), (*around, ""))
+                yield from self._expand(self.branches(part, "allOf"), (*around, ""))
 
-    def _checked(self, part: Part) -> Part:
-        """With its place as the client knows it, and a null that OpenAPI 3.0 allows as a branch."""
+    def _checked(self, part: SchemaPart) -> SchemaPart:
+        """The part with its path in the client's schema, and OpenAPI 3.0's nullable as a branch."""
         if isinstance(part.schema, dict):
             place = self._references.path_of(part.schema)
             part = part if place is None else replace(part, path=self._param + place)
@@ -70,17 +70,17 @@ class Opener:
             return self._with_null(part)
         if isinstance(part.schema, bool):
             return part
-        self._complaints.malformed(
+        self._errors.malformed(
             part.path, "", f"a schema is an object, true or false, not {part.schema!r:.40}"
         )
         return part.made(True, "any")
 
-    def _check_shape(self, part: Part) -> None:
+    def _check_shape(self, part: SchemaPart) -> None:
         for word in ("properties", "patternProperties", "$defs", "definitions", "dependentRequired"):
             if word in part.schema and not isinstance(part.schema[word], dict):
-                self._complaints.malformed(part.path, word, "must be an object")
+                self._errors.malformed(part.path, word, "must be an object")
 
-    def _with_null(self, part: Part) -> Part:
+    def _with_null(self, part: SchemaPart) -> SchemaPart:
         schema = part.schema
         if schema.get("nullable") is not True or "enum" in schema or "const" in schema:
             return part
@@ -90,40 +90,40 @@ class Opener:
         self._references.note_copy(schema, other)
         return part.made({"anyOf": [other, {"type": "null"}]}, "nullable")
 
-    def resolve(self, part: Part, word: str) -> Part:
+    def resolve(self, part: SchemaPart, word: str) -> SchemaPart:
         try:
             path = self._references.resolve(part.schema, word)
-        except NoTarget as error:
+        except UnresolvedReference as error:
             raise schema_error(part.path, word, str(error)) from error
         target = self._references.get(path)
         place = self._references.path_of(target)
-        return Part.at(
+        return SchemaPart.at(
             target, self._param + (place if place is not None else "".join(f".{name}" for name in path))
         )
 
-    def branches(self, part: Part, word: str) -> list[Part]:
+    def branches(self, part: SchemaPart, word: str) -> list[SchemaPart]:
         if not sequence(part.schema, word):
-            self._complaints.malformed(part.path, word, "must be a list with something in it")
+            self._errors.malformed(part.path, word, "must be a list with something in it")
         return [part.child(word, index) for index in range(len(sequence(part.schema, word)))]
 
-    def enumerate_values(self, parts: Sequence[Part]) -> list[Any] | None:
-        """The values that are left of those that `enum` and `const` list; None if none do."""
-        opened = [part for part in self.open(parts) if isinstance(part.schema, dict)]
+    def enumerate_values(self, parts: Sequence[SchemaPart]) -> list[Any] | None:
+        """The valid ones of the values that `enum` and `const` list; None if there are no lists."""
+        expanded = [part for part in self.expand(parts) if isinstance(part.schema, dict)]
         lists: list[list[Any]] = []
-        for part in opened:
+        for part in expanded:
             if "const" in part.schema:
                 lists.append([part.schema["const"]])
             if "enum" in part.schema and sequence(part.schema, "enum"):
                 null = [None] if part.schema.get("nullable") is True else []
                 lists.append([*part.schema["enum"], *null])
             elif "enum" in part.schema:
-                self._complaints.malformed(part.path, "enum", "must be a list with something in it")
+                self._errors.malformed(part.path, "enum", "must be a list with something in it")
         if not lists:
             return None
-        common = set.intersection(*({canonical(one) for one in values} for values in lists))
-        left = [one for one in distinct(lists[0]) if canonical(one) in common]
-        others = [part.without("const", "enum") for part in opened]
-        return [one for one in left if all(fits(one, part, self._open_one) for part in others)]
+        common = set.intersection(*({canonical(value) for value in values} for values in lists))
+        left = [value for value in distinct(lists[0]) if canonical(value) in common]
+        others = [part.without("const", "enum") for part in expanded]
+        return [value for value in left if all(is_valid(value, part, self._expand_one) for part in others)]
 
-    def _open_one(self, part: Part) -> list[Part]:
-        return list(self._open([part], ()))
+    def _expand_one(self, part: SchemaPart) -> list[SchemaPart]:
+        return list(self._expand([part], ()))

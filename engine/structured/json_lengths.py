@@ -1,23 +1,23 @@
-"""Expressions whose texts have a length between bounds, or less than all of those."""
+"""Restricts expressions to texts with a length between bounds, or to a subset of those texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf, isqrt
 
-from engine.structured.regex import ANY_TEXT, Chars, Choice, Node, Repeat, Run
+from engine.structured.regex import ANY_TEXT, Alternation, Chars, Concatenation, Node, Repeat
 
 
 def lengths(node: Node) -> tuple[int, int | None]:
-    """The fewest and the most characters of what matches; None = without end."""
+    """The minimum and maximum length of a match; None = unbounded."""
     match node:
         case Chars():
             return 1, 1
-        case Run(parts):
+        case Concatenation(parts):
             found = [lengths(part) for part in parts]
             mosts = [most for _, most in found if most is not None]
             return sum(least for least, _ in found), sum(mosts) if len(mosts) == len(found) else None
-        case Choice(branches):
+        case Alternation(branches):
             found = [lengths(branch) for branch in branches]
             mosts = [most for _, most in found if most is not None]
             return min(least for least, _ in found), max(mosts) if len(mosts) == len(found) else None
@@ -30,7 +30,7 @@ def lengths(node: Node) -> tuple[int, int | None]:
 
 
 def bounded(node: Node, least: int, most: int | None) -> Node | None:
-    """The same with a length between these, or less than that; None if there is no simple way to say it."""
+    """The expression with a length between these, or a subset; None if there is no simple one for it."""
     low, high = lengths(node)
     if low >= least and (most is None or (high is not None and high <= most)):
         return node
@@ -44,16 +44,20 @@ def bounded(node: Node, least: int, most: int | None) -> Node | None:
 
 
 def _adjusted(node: Node, least: int, most: int | None) -> Node | None:
-    """By its only part of changing length, if that repeats what has one length."""
-    parts = node.parts if isinstance(node, Run) else (node,)
+    """Adjusts its only part of variable length, if that repeats a part of fixed length."""
+    parts = node.parts if isinstance(node, Concatenation) else (node,)
     fixed = [lengths(part) for part in parts]
     changing = [index for index, (low, high) in enumerate(fixed) if low != high]
     if len(changing) != 1:
         return None
     part = parts[changing[0]]
-    if isinstance(part, Run):
+    if isinstance(part, Concatenation):
         inner = _adjusted_inner(part, fixed, changing[0], least, most)
-        return None if inner is None else Run((*parts[: changing[0]], inner, *parts[changing[0] + 1 :]))
+        return (
+            None
+            if inner is None
+            else Concatenation((*parts[: changing[0]], inner, *parts[changing[0] + 1 :]))
+        )
     if not isinstance(part, Repeat):
         return None
     size, size_most = lengths(part.part)
@@ -65,18 +69,18 @@ def _adjusted(node: Node, least: int, most: int | None) -> Node | None:
     top = min(tops, default=None)
     if top is not None and top < fewest:
         return None
-    return Run((*parts[: changing[0]], Repeat(part.part, fewest, top), *parts[changing[0] + 1 :]))
+    return Concatenation((*parts[: changing[0]], Repeat(part.part, fewest, top), *parts[changing[0] + 1 :]))
 
 
 def _adjusted_inner(
-    part: Run, fixed: Sequence[tuple[int, int | None]], at: int, least: int, most: int | None
+    part: Concatenation, fixed: Sequence[tuple[int, int | None]], at: int, least: int, most: int | None
 ) -> Node | None:
     rest = sum(low for index, (low, _) in enumerate(fixed) if index != at)
     return _adjusted(part, max(0, least - rest), None if most is None else most - rest)
 
 
 def _grown(node: Node, more: int) -> Node | None:
-    """With so many characters more at least, all in one part, whichever; None if none has the room."""
+    """The expression with at least `more` more characters, all in one part; None if no part can grow."""
     if more <= 0:
         return node
     if isinstance(node, Repeat):
@@ -84,23 +88,29 @@ def _grown(node: Node, more: int) -> Node | None:
         times = -(-more // size) if size else 0
         if size and (node.most is None or node.least + times <= node.most):
             return Repeat(node.part, node.least + times, node.most)
-    if not isinstance(node, Run):
+    if not isinstance(node, Concatenation):
         return None
-    ways = [
+    transitions = [
         (index, grown) for index, one in enumerate(node.parts) if (grown := _grown(one, more)) is not None
     ]
-    if not ways:
+    if not transitions:
         return None
-    return Choice(tuple(Run((*node.parts[:index], one, *node.parts[index + 1 :])) for index, one in ways))
+    return Alternation(
+        tuple(
+            Concatenation((*node.parts[:index], one, *node.parts[index + 1 :])) for index, one in transitions
+        )
+    )
 
 
 def _fitted(node: Node, most: int) -> Node:
-    """Of at most so many characters, no fewer than it must have; not all that would be possible."""
+    """The expression with at most `most` characters; excludes some matches that would be possible."""
     match node:
-        case Run(parts):
-            return Run(_fitted_parts(parts, most))
-        case Choice(branches):
-            return Choice(tuple(_fitted(one, most) for one in branches if lengths(one)[0] <= most))
+        case Concatenation(parts):
+            return Concatenation(_fitted_parts(parts, most))
+        case Alternation(branches):
+            return Alternation(
+                tuple(_fitted(branch, most) for branch in branches if lengths(branch)[0] <= most)
+            )
         case Repeat(part, least, top):
             low, high = lengths(part)
             size = max(low, 1) if low == high else max(low, isqrt(most), 1)
@@ -111,9 +121,9 @@ def _fitted(node: Node, most: int) -> Node:
 
 
 def _fitted_parts(parts: Sequence[Node], most: int) -> tuple[Node, ...]:
-    """What is left beside all that must be is shared out."""
+    """Distributes the characters beyond the minimum lengths over the parts."""
     if len(parts) > 1 and parts[0] == parts[-1] == ANY_TEXT:
-        parts = parts[1:]  # two texts with a length together can be read in many ways, which takes long
+        parts = parts[1:]  # two texts with a length together can be read in many ways, which is slow
     bounds = [lengths(part) for part in parts]
     spare = most - sum(low for low, _ in bounds)
     waiting = sorted(

@@ -1,4 +1,4 @@
-"""What a JSON schema rules out, said by what it leaves: `not`, `if`, and properties that ask for others."""
+"""Expresses what a JSON schema excludes by what remains: `not`, `if`, and dependent properties."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _MAX_ALTERNATIVES = 32
 
 
 class CannotNegate(ValueError):
-    """The message says which word can't be."""
+    """The message names the word that can't be negated."""
 
 
 def negation(schema: Any) -> list[Any]:
-    """Schemas of which one holds where this one doesn't. Raises CannotNegate."""
+    """Schemas of which one holds if and only if this one doesn't. Raises CannotNegate."""
     if isinstance(schema, bool):
         return [] if schema else [True]
     if not isinstance(schema, dict):
-        raise CannotNegate("what is no schema")
+        raise CannotNegate("an invalid schema")
     found: list[Any] = []
     for word in sorted(schema.keys() & CONSTRAINING):
-        if word not in _NEGATED:
+        if word not in _NEGATIONS:
             raise CannotNegate(word)
-        found += _NEGATED[word](schema)
+        found += _NEGATIONS[word](schema)
     if len(found) > _MAX_ALTERNATIVES:
         raise CannotNegate(f"more than {_MAX_ALTERNATIVES} conditions")
     return found
@@ -45,7 +45,7 @@ def alternatives(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
         yield "not", negation(schema["not"])
     if "if" in schema and ("then" in schema or "else" in schema):
         holds = [{"allOf": [schema["if"], schema.get("then", True)]}]
-        fails = [{"allOf": [one, schema.get("else", True)]} for one in negation(schema["if"])]
+        fails = [{"allOf": [negated, schema.get("else", True)]} for negated in negation(schema["if"])]
         yield "if", [*holds, *fails]
     for word in ("dependentRequired", "dependentSchemas", "dependencies"):
         for name, wanted in mapping(schema, word).items():
@@ -55,9 +55,9 @@ def alternatives(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _not_type(schema: Mapping[str, Any]) -> list[Any]:
-    said = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    # Of numbers, what is left beside integers can't be said: they go as well.
-    gone = {*said, "integer", "number"} if {"integer", "number"} & set(said) else set(said)
+    named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    # Numbers other than integers can't be expressed: they are excluded too.
+    gone = {*named, "integer", "number"} if {"integer", "number"} & set(named) else set(named)
     return [{"type": [name for name in TYPES if name not in gone]}]
 
 
@@ -96,7 +96,7 @@ def _not_any(schema: Mapping[str, Any]) -> list[Any]:
     return [{"allOf": [{"not": branch} for branch in sequence(schema, "anyOf")]}]
 
 
-_NEGATED: Mapping[str, Callable[[Mapping[str, Any]], list[Any]]] = {
+_NEGATIONS: Mapping[str, Callable[[Mapping[str, Any]], list[Any]]] = {
     "type": _not_type,
     "enum": _not_values,
     "const": lambda schema: [] if "enum" in schema else _not_values(schema),
@@ -113,5 +113,5 @@ _NEGATED: Mapping[str, Callable[[Mapping[str, Any]], list[Any]]] = {
     "exclusiveMaximum": _not_bound("exclusiveMaximum", "minimum", "number"),
     "not": lambda schema: [schema["not"]],
     "anyOf": _not_any,
-    "allOf": lambda schema: [{"not": one} for one in sequence(schema, "allOf")],
+    "allOf": lambda schema: [{"not": branch} for branch in sequence(schema, "allOf")],
 }

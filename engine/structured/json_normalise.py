@@ -1,8 +1,8 @@
-"""From a JSON schema as clients write it to one that says the same with few words, each of which is followed.
+"""Normalises a client's JSON schema to an equivalent one with few words, all of which the compiler enforces.
 
-References are followed, `allOf` and what stands beside a combination is merged, conditions become
-alternatives. What comes out has `type`, `anyOf`, `enum`, `const`, `$ref` into its `$defs`, and for each type
-its own words; the compiler (xgrammar 0.2.8) passes over much else in silence.
+References are resolved, `allOf` and words beside a combination are merged, conditions become alternatives.
+The result has `type`, `anyOf`, `enum`, `const`, `$ref` into its `$defs`, and for each type its own words; the
+compiler (xgrammar 0.2.8) silently ignores many others.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.structured.json_arrays import follow_arrays
+from engine.structured.json_arrays import normalise_arrays
+from engine.structured.json_expand import SchemaExpander
 from engine.structured.json_negation import CannotNegate, alternatives
-from engine.structured.json_numbers import follow_numbers
-from engine.structured.json_objects import follow_objects
-from engine.structured.json_expand import Opener
+from engine.structured.json_numbers import normalise_numbers
+from engine.structured.json_objects import normalise_objects
 from engine.structured.json_parts import (
     ASSERTIONS,
     MAX_DEPTH,
     NOT_PATTERN,
     NOT_VALUES,
     TYPES,
-    Complaints,
-    Part,
+    SchemaErrors,
+    SchemaPart,
     are_equal,
     common_types,
     implied_types,
@@ -38,86 +38,86 @@ _CONDITIONS = ("not", "if", "then", "else", "dependentRequired", "dependentSchem
 _SIMPLE = frozenset(("boolean", "null"))
 
 
-class Follower:
-    """Of one schema."""
+class SchemaNormaliser:
+    """Normalises one schema."""
 
-    def __init__(self, root: Any, param: str, complaints: Complaints) -> None:
+    def __init__(self, root: Any, param: str, errors: SchemaErrors) -> None:
         self._param = param
-        self._complaints = complaints
-        self._opener = Opener(root, param, complaints)
-        self._unions = Unions(self._opener, complaints, self._follow, self._target)
-        self._names: dict[tuple[str, ...], str] = {}  # in `_definitions`, by the parts followed there
+        self._errors = errors
+        self._expander = SchemaExpander(root, param, errors)
+        self._unions = Unions(self._expander, errors, self._normalise, self._target)
+        self._names: dict[tuple[str, ...], str] = {}  # in `_definitions`, by the parts normalised there
         self._definitions: dict[str, Any] = {}
-        self._waiting: list[tuple[str, list[Part], int]] = []
-        self._root = Part.at(root, param)
+        self._waiting: list[tuple[str, list[SchemaPart], int]] = []
+        self._root = SchemaPart.at(root, param)
 
-    def follow(self) -> Any:
+    def normalise(self) -> Any:
         """A schema, or True for anything. Raises InvalidRequest."""
-        followed = self._follow([self._root], 0, is_apart=True)
+        normalised = self._normalise([self._root], 0, is_apart=True)
         while self._waiting:
             name, parts, depth = self._waiting.pop()
             self._define(name, parts, depth)
-        if followed is False:
-            self._complaints.malformed(*self._ruled_out([self._root]))
+        if normalised is False:
+            self._errors.malformed(*self._ruled_out([self._root]))
             return True
-        if isinstance(followed, dict):
-            followed = dict(followed)
-        if self._definitions and isinstance(followed, dict):
-            followed["$defs"] = self._definitions
-        return followed
+        if isinstance(normalised, dict):
+            normalised = dict(normalised)
+        if self._definitions and isinstance(normalised, dict):
+            normalised["$defs"] = self._definitions
+        return normalised
 
-    def _ruled_out(self, parts: Sequence[Part]) -> tuple[str, str, str]:
+    def _ruled_out(self, parts: Sequence[SchemaPart]) -> tuple[str, str, str]:
         for part in parts:
             if isinstance(part.schema, dict) and "not" in part.schema:
                 return part.path, "not", "leaves no value that satisfies the schema"
         path = parts[0].path if parts else self._param
-        return path, "", "no value satisfies the schema: what it asks for excludes each other"
+        return path, "", "no value satisfies the schema: its conditions contradict each other"
 
-    def _follow(self, parts: Sequence[Part], depth: int, *, is_apart: bool = False) -> Any:
-        """What all of them say; False if that is never so. `is_apart`: not behind a name of its own."""
-        return self._leniently(lambda: self._follow_opened(parts, depth, is_apart))
+    def _normalise(self, parts: Sequence[SchemaPart], depth: int, *, is_apart: bool = False) -> Any:
+        """All of them combined; False if no value satisfies them. `is_apart`: without a name of its own."""
+        return self._unless_lenient(lambda: self._normalise_expanded(parts, depth, is_apart))
 
-    def _leniently(self, follow: Callable[[], Any]) -> Any:
+    def _unless_lenient(self, normalise: Callable[[], Any]) -> Any:
         try:
-            return follow()
+            return normalise()
         except InvalidRequest:
-            if self._complaints.is_strict:
+            if self._errors.is_strict:
                 raise
-            return True  # too deep, too many, or a reference to nothing: nobody demands it
+            return True  # too deep, too many, or an unresolved reference: the schema isn't strict
 
-    def _follow_opened(self, parts: Sequence[Part], depth: int, is_apart: bool) -> Any:
+    def _normalise_expanded(self, parts: Sequence[SchemaPart], depth: int, is_apart: bool) -> Any:
         if depth > MAX_DEPTH:
             path = parts[0].path
             raise InvalidRequest(f"{path:.200}: the schema is nested more than {MAX_DEPTH} deep.", param=path)
-        opened = self._opener.open(parts)
-        if any(part.schema is False for part in opened):
+        expanded = self._expander.expand(parts)
+        if any(part.schema is False for part in expanded):
             return False
-        opened = [part for part in opened if not part.is_empty]
-        if not opened:
+        expanded = [part for part in expanded if not part.is_empty]
+        if not expanded:
             return True
-        key = tuple(sorted({part.key for part in opened}))
+        key = tuple(sorted({part.key for part in expanded}))
         if key in self._names:
             return {"$ref": f"#/$defs/{self._names[key]}"}
         is_shared = any(isinstance(part.schema, dict) and references_of(part.schema) for part in parts)
         if is_apart or not is_shared:
-            return self._combine(opened, depth)
+            return self._combine(expanded, depth)
         name = self._names[key] = f"d{len(self._names)}"
-        self._waiting.append((name, opened, 0))
+        self._waiting.append((name, expanded, 0))
         return {"$ref": f"#/$defs/{name}"}
 
-    def _define(self, name: str, parts: list[Part], depth: int) -> None:
+    def _define(self, name: str, parts: list[SchemaPart], depth: int) -> None:
         self._definitions[name] = {}
-        followed = self._leniently(lambda: self._combine(parts, depth))
-        if followed is False:
-            self._complaints.malformed(*self._ruled_out(parts))
-            followed = True
-        self._definitions[name] = {} if followed is True else followed
+        normalised = self._unless_lenient(lambda: self._combine(parts, depth))
+        if normalised is False:
+            self._errors.malformed(*self._ruled_out(parts))
+            normalised = True
+        self._definitions[name] = {} if normalised is True else normalised
 
-    def _target(self, followed: Any) -> Any:
-        """What a reference leads to, at once if it still waits."""
+    def _target(self, normalised: Any) -> Any:
+        """The schema that a reference leads to, normalised now if it still waits."""
         seen = set()
-        while isinstance(followed, dict) and "$ref" in followed:
-            name = followed["$ref"].rpartition("/")[2]
+        while isinstance(normalised, dict) and "$ref" in normalised:
+            name = normalised["$ref"].rpartition("/")[2]
             if name in seen:
                 return {}
             seen.add(name)
@@ -126,13 +126,13 @@ class Follower:
                     del self._waiting[index]
                     self._define(name, parts, depth)
                     break
-            followed = self._definitions.get(name, {})
-        return followed
+            normalised = self._definitions.get(name, {})
+        return normalised
 
-    def _combine(self, parts: list[Part], depth: int) -> Any:
-        values = self._opener.enumerate_values(parts)
+    def _combine(self, parts: list[SchemaPart], depth: int) -> Any:
+        values = self._expander.enumerate_values(parts)
         if values is not None:
-            return self._listed(values, parts)
+            return self._as_values(values, parts)
         for index, part in enumerate(parts):
             rest = [*parts[:index], *parts[index + 1 :]]
             if part.schema.get("nullable") is True and "type" in part.schema:
@@ -143,29 +143,29 @@ class Follower:
             for word in ("anyOf", "oneOf"):
                 if word in part.schema:
                     rest = [*parts[:index], part.without(word), *parts[index + 1 :]]
-                    return self._unions.follow_any(part, word, rest, depth)
+                    return self._unions.normalise_union(part, word, rest, depth)
         return self._leaves(parts, depth)
 
-    def _nullable(self, part: Part, rest: list[Part], depth: int) -> Any:
-        """OpenAPI 3.0's way to allow null beside a type."""
-        said = part.schema["type"]
-        types = [*(said if isinstance(said, list) else [said]), "null"]
+    def _nullable(self, part: SchemaPart, rest: list[SchemaPart], depth: int) -> Any:
+        """OpenAPI 3.0's way to allow null in addition to a type."""
+        named = part.schema["type"]
+        types = [*(named if isinstance(named, list) else [named]), "null"]
         wider = part.made({**part.without("nullable").schema, "type": list(dict.fromkeys(types))}, "nullable")
         return self._combine([wider, *rest], depth)
 
-    def _listed(self, values: list[Any], parts: Sequence[Part]) -> Any:
+    def _as_values(self, values: list[Any], parts: Sequence[SchemaPart]) -> Any:
         if not values:
             return False
         if not all(map(is_writable, values)):
             path, word = next((p.path, w) for p in parts for w in ("const", "enum") if w in p.schema)
-            self._complaints.refuse(path, word, "has an integer beyond 64 bits, or is nested too deep")
+            self._errors.refuse(path, word, "has an integer beyond 64 bits, or is nested too deep")
             return True
         return {"const": values[0]} if len(values) == 1 else {"enum": values}
 
-    def _conditions(self, part: Part, rest: list[Part], depth: int) -> Any:
-        """`not`, `if` and properties that ask for others, as alternatives beside all else."""
+    def _conditions(self, part: SchemaPart, rest: list[SchemaPart], depth: int) -> Any:
+        """`not`, `if` and dependent properties, as alternatives beside all other words."""
         bare = part.without(*_CONDITIONS)
-        found: list[Part] = [bare, *rest]
+        found: list[SchemaPart] = [bare, *rest]
         try:
             for number, (word, branches) in enumerate(alternatives(part.schema)):
                 what = f"{word}{number}"
@@ -175,21 +175,21 @@ class Follower:
                     found.append(part.made({"anyOf": branches} if branches else False, what))
         except CannotNegate as error:
             word = next(word for word in _CONDITIONS if word in part.schema)
-            self._complaints.refuse(part.path, word, f"with {error} in it is not supported")
-        return self._again(found, depth)
+            self._errors.refuse(part.path, word, f"with {error} in it is not supported")
+        return self._combine_again(found, depth)
 
-    def _again(self, parts: Sequence[Part], depth: int) -> Any:
+    def _combine_again(self, parts: Sequence[SchemaPart], depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise InvalidRequest(
                 f"{parts[0].path:.200}: more than {MAX_DEPTH} conditions.", param=parts[0].path
             )
-        opened = self._opener.open(parts)
-        if any(part.schema is False for part in opened):
+        expanded = self._expander.expand(parts)
+        if any(part.schema is False for part in expanded):
             return False
-        opened = [part for part in opened if not part.is_empty]
-        return self._combine(opened, depth + 1) if opened else True
+        expanded = [part for part in expanded if not part.is_empty]
+        return self._combine(expanded, depth + 1) if expanded else True
 
-    def _leaves(self, parts: list[Part], depth: int) -> Any:
+    def _leaves(self, parts: list[SchemaPart], depth: int) -> Any:
         types: frozenset[str] | None = None
         for part in parts:
             if "type" in part.schema:
@@ -198,61 +198,61 @@ class Follower:
         types = implied_types(parts) if types is None else types
         if types is None:
             if any(NOT_VALUES in part.schema for part in parts):
-                self._complaints.refuse(parts[0].path, "not", "needs a type beside it")
+                self._errors.refuse(parts[0].path, "not", "needs a type beside it")
             return True
         kinds = [name for name in TYPES if name in types and not (name == "integer" and "number" in types)]
         found = [self._leaf(kind, parts, depth) for kind in kinds]
-        marks = {IMPLIED: True} if is_implied else {}
-        left = merged([one | marks for one in found if one is not None])
+        implied = {IMPLIED: True} if is_implied else {}
+        left = merged([leaf | implied for leaf in found if leaf is not None])
         if not left:
             return False
-        if len(left) > 1 and all(one.keys() == {"type"} for one in left):
-            return {"type": [one["type"] for one in left]}
+        if len(left) > 1 and all(leaf.keys() == {"type"} for leaf in left):
+            return {"type": [leaf["type"] for leaf in left]}
         return left[0] if len(left) == 1 else {"anyOf": left}
 
-    def _types(self, part: Part) -> frozenset[str] | None:
-        said = part.schema["type"]
-        names = said if isinstance(said, list) else [said]
+    def _types(self, part: SchemaPart) -> frozenset[str] | None:
+        named = part.schema["type"]
+        names = named if isinstance(named, list) else [named]
         found = {name.lower() for name in names if isinstance(name, str)}
         wrong = [name for name in names if not isinstance(name, str) or name.lower() not in TYPES]
         if wrong:
             known = ", ".join(TYPES)
-            self._complaints.malformed(
-                part.path, "type", f"{wrong[0]!r:.40} is no JSON type; those are {known}"
+            self._errors.malformed(
+                part.path, "type", f"{wrong[0]!r:.40} is not a JSON type; those are {known}"
             )
             return None
         if not names:
-            self._complaints.malformed(part.path, "type", "must name a type")
+            self._errors.malformed(part.path, "type", "must name a type")
             return None
         return frozenset(found)
 
-    def _leaf(self, kind: str, parts: list[Part], depth: int) -> dict[str, Any] | None:
-        """What is said of one type; None if no value of it is possible."""
+    def _leaf(self, kind: str, parts: list[SchemaPart], depth: int) -> dict[str, Any] | None:
+        """The schema for one type; None if no value of that type is possible."""
         words = ASSERTIONS.get("number" if kind == "integer" else kind, ())
         own = [part for part in parts if part.schema.keys() & {*words, NOT_PATTERN, NOT_VALUES}]
         excluded = [value for part in own for value in part.schema.get(NOT_VALUES, ())]
 
-        def follow(inner: Sequence[Part]) -> Any:
-            return self._follow(inner, depth + 1)
+        def normalise(inner: Sequence[SchemaPart]) -> Any:
+            return self._normalise(inner, depth + 1)
 
         if kind in _SIMPLE:
             return self._simple(kind, excluded)
         if kind == "string":
-            text = read_text(own, self._complaints)
+            text = read_text(own, self._errors)
             if text is None:
                 return None
             is_said = text.wanted or text.unwanted or text.length or text.format
             return {TEXT: text} if is_said else {"type": "string"}
         if any(_is_of(kind, value) for value in excluded):
-            self._complaints.refuse(own[0].path, "not", f"with a value of type {kind!r} is not supported")
+            self._errors.refuse(own[0].path, "not", f"with a value of type {kind!r} is not supported")
         if kind in ("integer", "number"):
-            return follow_numbers(kind, own, self._complaints) if own else {"type": kind}
+            return normalise_numbers(kind, own, self._errors) if own else {"type": kind}
         own = [part for part in own if part.schema.keys() & set(words)]
         if not own:
             return {"type": kind}
         if kind == "array":
-            return follow_arrays(own, follow, self._opener.enumerate_values, self._complaints)
-        return follow_objects(own, follow, self._opener.enumerate_values, self._complaints)
+            return normalise_arrays(own, normalise, self._expander.enumerate_values, self._errors)
+        return normalise_objects(own, normalise, self._expander.enumerate_values, self._errors)
 
     def _simple(self, kind: str, excluded: Sequence[Any]) -> dict[str, Any] | None:
         values: Sequence[Any] = [None] if kind == "null" else [False, True]
@@ -268,9 +268,9 @@ def _is_among(value: Any, others: Sequence[Any]) -> bool:
 
 def _is_of(kind: str, value: Any) -> bool:
     kinds: dict[str, Callable[[Any], bool]] = {
-        "integer": lambda one: isinstance(one, int) and not isinstance(one, bool),
-        "number": lambda one: isinstance(one, int | float) and not isinstance(one, bool),
-        "array": lambda one: isinstance(one, list),
-        "object": lambda one: isinstance(one, dict),
+        "integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
+        "number": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+        "array": lambda v: isinstance(v, list),
+        "object": lambda v: isinstance(v, dict),
     }
     return kinds[kind](value)

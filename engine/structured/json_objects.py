@@ -1,4 +1,4 @@
-"""What a JSON schema says of objects, as the compiler follows it."""
+"""Normalises the words of a JSON schema about objects."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.structured.automaton import State, combined
-from engine.structured.json_arrays import Enumerate, Follow
-from engine.structured.json_parts import MAX_COUNT, Complaints, Part, mapping
-from engine.structured.json_strings import say_name
+from engine.structured.automaton import State, intersection
+from engine.structured.json_arrays import Enumerate, Normalise
+from engine.structured.json_parts import MAX_COUNT, SchemaErrors, SchemaPart, mapping
+from engine.structured.json_strings import name_pattern
 from engine.structured.json_texts import Text, matches, read_count, read_text
 from engine.structured.json_values import children_of
 from engine.structured.regex import Node, UnsupportedPattern, search
 from engine.structured.regex_parser import parse
 
-_MAX_COUNTED_PROPERTIES = 64  # beside minProperties or maxProperties, which take a state per pair of numbers
+_MAX_COUNTED_PROPERTIES = 64  # with minProperties or maxProperties, which need a state per pair of numbers
 _MAX_COMPARED_STATES = 1024
 
 
@@ -25,54 +25,54 @@ class _Object:
     least: int
     most: int | None
     properties: dict[str, Any] = field(default_factory=dict)
-    others: Any = False  # of the properties that are named nowhere; False = there are none
-    patterns: dict[str, Any] = field(default_factory=dict)  # said by names' patterns instead
+    others: Any = False  # schema of properties that aren't named; False = there are none
+    patterns: dict[str, Any] = field(default_factory=dict)  # schemas by pattern of names, instead
 
 
-def follow_objects(
-    parts: Sequence[Part], follow: Follow, enumerate_values: Enumerate, complaints: Complaints
+def normalise_objects(
+    parts: Sequence[SchemaPart], normalise: Normalise, enumerate_values: Enumerate, errors: SchemaErrors
 ) -> dict[str, Any] | None:
     """None if no object is possible."""
     counts = [
-        read_count(part, "maxProperties", MAX_COUNT, complaints)
+        read_count(part, "maxProperties", MAX_COUNT, errors)
         for part in parts
         if "maxProperties" in part.schema
     ]
-    said = _Object(
-        required=dict.fromkeys(name for part in parts for name in _required(part, complaints)),
-        least=max((read_count(part, "minProperties", 0, complaints) for part in parts), default=0),
+    spec = _Object(
+        required=dict.fromkeys(name for part in parts for name in _required(part, errors)),
+        least=max((read_count(part, "minProperties", 0, errors) for part in parts), default=0),
         most=min(counts, default=None),
     )
     names = [part.child("propertyNames") for part in parts if "propertyNames" in part.schema]
     listed = enumerate_values(names)
-    _name_properties(said, parts, follow, listed)
+    _name_properties(spec, parts, normalise, listed)
     if names and listed is None:
-        _keep_names(said, names, complaints)
-    if any(name not in said.properties for name in said.required):
+        _keep_names(spec, names, errors)
+    if any(name not in spec.properties for name in spec.required):
         return None
     if not names:
-        _say_patterns(said, parts, follow, complaints)
+        _add_patterns(spec, parts, normalise, errors)
     elif listed is None and _patterns_of(parts):
-        complaints.refuse(names[0].path, "", "propertyNames beside patternProperties is not supported")
-        said.patterns, said.others = {}, True
-    return _written(said, parts, complaints)
+        errors.refuse(names[0].path, "", "propertyNames beside patternProperties is not supported")
+        spec.patterns, spec.others = {}, True
+    return _written(spec, parts, errors)
 
 
-def _required(part: Part, complaints: Complaints) -> list[str]:
-    """As a list of names, and as draft 3 has it and some tools still do: `true` in a property's schema."""
-    said = part.schema.get("required", [])
-    if not isinstance(said, bool | list) or (
-        isinstance(said, list) and any(not isinstance(n, str) for n in said)
+def _required(part: SchemaPart, errors: SchemaErrors) -> list[str]:
+    """Reads a list of names, and draft 3's form, still used by some tools: `true` in a property's schema."""
+    spec = part.schema.get("required", [])
+    if not isinstance(spec, bool | list) or (
+        isinstance(spec, list) and any(not isinstance(n, str) for n in spec)
     ):
-        complaints.malformed(part.path, "required", "must be a list of names")
-        said = []
+        errors.malformed(part.path, "required", "must be a list of names")
+        spec = []
     own = mapping(part.schema, "properties").items()
-    marked = [name for name, one in own if isinstance(one, dict) and one.get("required") is True]
-    return [*(said if isinstance(said, list) else ()), *marked]
+    marked = [name for name, child in own if isinstance(child, dict) and child.get("required") is True]
+    return [*(spec if isinstance(spec, list) else ()), *marked]
 
 
 def _name_properties(
-    said: _Object, parts: Sequence[Part], follow: Follow, listed: Sequence[Any] | None
+    spec: _Object, parts: Sequence[SchemaPart], normalise: Normalise, listed: Sequence[Any] | None
 ) -> None:
     named = dict.fromkeys(name for part in parts for name in mapping(part.schema, "properties"))
     is_open = any(
@@ -83,60 +83,62 @@ def _name_properties(
         may_be = [name for name in listed if isinstance(name, str)]
         named = dict.fromkeys(may_be if is_open or is_bare else [name for name in named if name in may_be])
     else:
-        named |= said.required
+        named |= spec.required
     for name in named:
-        followed = follow([child for part in parts for child in _children(part, name, parts)])
-        if followed is not False:
-            said.properties[name] = {} if followed is True else followed
+        normalised = normalise([child for part in parts for child in _children(part, name, parts)])
+        if normalised is not False:
+            spec.properties[name] = {} if normalised is True else normalised
     if listed is None and (is_open or is_bare):
-        said.others = follow([one for part in parts for one in _others(part)])
+        spec.others = normalise([other for part in parts for other in _others(part)])
 
 
-def _children(part: Part, name: str, parts: Sequence[Part]) -> list[Part]:
-    """Of one schema; what nobody has evaluated, others beside it may have: only if none is beside it is it
-    the same as an additional property."""
-    is_known = any(name in mapping(one.schema, "properties") for one in parts)
+def _children(part: SchemaPart, name: str, parts: Sequence[SchemaPart]) -> list[SchemaPart]:
+    """A schema's children for a name. A property that it doesn't evaluate may be evaluated by a schema beside
+    it: it is like an additional property only if no other names it."""
+    is_known = any(name in mapping(neighbour.schema, "properties") for neighbour in parts)
     if part.is_around and is_known and "unevaluatedProperties" in part.schema:
         part = part.without("unevaluatedProperties")
     return children_of(part, name)
 
 
-def _others(part: Part) -> list[Part]:
+def _others(part: SchemaPart) -> list[SchemaPart]:
     words = ("additionalProperties", "unevaluatedProperties")
     return [part.child(word) for word in words if word in part.schema][:1]
 
 
-def _keep_names(said: _Object, names: Sequence[Part], complaints: Complaints) -> None:
-    """Properties whose names are allowed, and others only as a pattern says it."""
+def _keep_names(spec: _Object, names: Sequence[SchemaPart], errors: SchemaErrors) -> None:
+    """Keeps properties with allowed names, and restricts other names to a pattern."""
     try:
-        text = read_text(names, complaints)
+        text = read_text(names, errors)
         if text is None:
-            said.properties, said.others = {}, False
+            spec.properties, spec.others = {}, False
             return
         nodes = [*text.known, *([text.length] if text.length else [])]
-        said.properties = {
+        spec.properties = {
             name: one
-            for name, one in said.properties.items()
+            for name, one in spec.properties.items()
             if all(matches(name, node) is not False for node in nodes)
         }
-        if said.others is not False:
-            said.patterns = {say_name(text, complaints): said.others}
-            said.others = False
+        if spec.others is not False:
+            spec.patterns = {name_pattern(text, errors): spec.others}
+            spec.others = False
     except UnsupportedPattern as error:
-        complaints.refuse(names[0].path, "pattern", f"can't be followed: {error}")
+        errors.refuse(names[0].path, "pattern", f"can't be enforced: {error}")
 
 
-def _patterns_of(parts: Sequence[Part]) -> dict[str, list[Part]]:
-    """Each pattern of names, with its schemas."""
-    found: dict[str, list[Part]] = {}
+def _patterns_of(parts: Sequence[SchemaPart]) -> dict[str, list[SchemaPart]]:
+    """Each pattern of names with its schemas."""
+    found: dict[str, list[SchemaPart]] = {}
     for part in parts:
         for pattern in mapping(part.schema, "patternProperties"):
             found.setdefault(pattern, []).append(part.child("patternProperties", pattern))
     return found
 
 
-def _say_patterns(said: _Object, parts: Sequence[Part], follow: Follow, complaints: Complaints) -> None:
-    """Names by pattern: where a name could be two things at once, some are left out, or it is refused."""
+def _add_patterns(
+    spec: _Object, parts: Sequence[SchemaPart], normalise: Normalise, errors: SchemaErrors
+) -> None:
+    """Adds names by pattern; overlapping patterns and names are omitted or refused."""
     given = _patterns_of(parts)
     if not given:
         return
@@ -146,70 +148,64 @@ def _say_patterns(said: _Object, parts: Sequence[Part], follow: Follow, complain
         try:
             nodes[pattern] = search(parse(pattern))
         except UnsupportedPattern as error:
-            complaints.refuse(path, "patternProperties", f"can't be followed: {error}")
+            errors.refuse(path, "patternProperties", f"can't be enforced: {error}")
     for pattern, node in nodes.items():
-        elsewhere = [one for part in parts if pattern not in _patterns_of([part]) for one in _others(part)]
-        followed = follow([*given[pattern], *elsewhere])
-        # A property that is named, too, would come twice; so the object has the named ones alone.
-        is_named = any(matches(name, node) is not False for name in said.properties)
-        if followed is not False and not is_named:
-            said.patterns[_name_pattern(node)] = followed
+        others = [other for part in parts if pattern not in _patterns_of([part]) for other in _others(part)]
+        normalised = normalise([*given[pattern], *others])
+        # A named property that also matches would appear twice; so the object has only the named ones.
+        is_named = any(matches(name, node) is not False for name in spec.properties)
+        if normalised is not False and not is_named:
+            spec.patterns[_name_pattern(node)] = normalised
     if not _are_disjoint(list(nodes.values())):
-        complaints.refuse(
-            path, "patternProperties", "with patterns that match the same name is not supported"
-        )
-        said.patterns, said.others = {}, True
-    elif said.patterns or said.properties:
-        said.others = False  # names that match none of the patterns can't be told from others
+        errors.refuse(path, "patternProperties", "with patterns that match the same name is not supported")
+        spec.patterns, spec.others = {}, True
+    elif spec.patterns or spec.properties:
+        spec.others = False  # names that match none of the patterns can't be expressed
 
 
 def _name_pattern(node: Node) -> str:
-    return say_name(Text("", (node,)), Complaints(is_strict=False))
+    return name_pattern(Text("", (node,)), SchemaErrors(is_strict=False))
 
 
 def _are_disjoint(nodes: Sequence[Node]) -> bool:
     pairs = [(a, b) for index, a in enumerate(nodes) for b in nodes[index + 1 :]]
-    return all(combined(pair, max_states=_MAX_COMPARED_STATES) == (State(False, ()),) for pair in pairs)
+    return all(intersection(pair, max_states=_MAX_COMPARED_STATES) == (State(False, ()),) for pair in pairs)
 
 
-def _written(said: _Object, parts: Sequence[Part], complaints: Complaints) -> dict[str, Any] | None:
-    is_closed = said.others is False and not said.patterns
+def _written(spec: _Object, parts: Sequence[SchemaPart], errors: SchemaErrors) -> dict[str, Any] | None:
+    is_closed = spec.others is False and not spec.patterns
     path = next((p.path for p in parts if "minProperties" in p.schema or "maxProperties" in p.schema), "")
-    if said.most is not None and len(said.required) > said.most:
+    if spec.most is not None and len(spec.required) > spec.most:
         return None
-    if said.least > 1 and not is_closed:
-        if len(said.properties) < said.least:
-            complaints.refuse(
-                path, "minProperties", "is supported up to 1, or beside enough properties that are named"
-            )
-            said.least = 1
-        else:  # names that aren't known could repeat
-            said.others, said.patterns, is_closed = False, {}, True
-    if is_closed and said.least > len(said.properties):
+    if spec.least > 1 and not is_closed:
+        if len(spec.properties) < spec.least:
+            errors.refuse(path, "minProperties", "is supported up to 1, or with enough named properties")
+            spec.least = 1
+        else:  # unknown names could repeat
+            spec.others, spec.patterns, is_closed = False, {}, True
+    if is_closed and spec.least > len(spec.properties):
         return None
-    if is_closed and said.most is not None and said.most >= len(said.properties):
-        said.most = None
-    if said.least <= len(said.required):
-        said.least = 0
-    if said.properties and said.patterns and (said.least or said.most is not None):
-        said.patterns = {}
-    if len(said.properties) > _MAX_COUNTED_PROPERTIES and (said.least or said.most is not None):
-        word = "minProperties" if said.least else "maxProperties"
-        complaints.refuse(
-            path, word, f"beside more than {_MAX_COUNTED_PROPERTIES} properties is not supported"
-        )
-        said.least, said.most = 0, None
-    return _as_schema(said)
+    if is_closed and spec.most is not None and spec.most >= len(spec.properties):
+        spec.most = None
+    if spec.least <= len(spec.required):
+        spec.least = 0
+    if spec.properties and spec.patterns and (spec.least or spec.most is not None):
+        spec.patterns = {}
+    if len(spec.properties) > _MAX_COUNTED_PROPERTIES and (spec.least or spec.most is not None):
+        word = "minProperties" if spec.least else "maxProperties"
+        errors.refuse(path, word, f"beside more than {_MAX_COUNTED_PROPERTIES} properties is not supported")
+        spec.least, spec.most = 0, None
+    return _as_schema(spec)
 
 
-def _as_schema(said: _Object) -> dict[str, Any]:
-    followed: dict[str, Any] = {"type": "object"}
-    if said.properties or not said.patterns:
-        followed |= {"properties": said.properties, "required": list(said.required)}
-    if said.patterns:
-        followed["patternProperties"] = said.patterns
-    elif said.others is not False or not said.properties:
-        followed["additionalProperties"] = said.others
-    followed |= {"minProperties": said.least} if said.least else {}
-    followed |= {} if said.most is None else {"maxProperties": said.most}
-    return followed
+def _as_schema(spec: _Object) -> dict[str, Any]:
+    normalised: dict[str, Any] = {"type": "object"}
+    if spec.properties or not spec.patterns:
+        normalised |= {"properties": spec.properties, "required": list(spec.required)}
+    if spec.patterns:
+        normalised["patternProperties"] = spec.patterns
+    elif spec.others is not False or not spec.properties:
+        normalised["additionalProperties"] = spec.others
+    normalised |= {"minProperties": spec.least} if spec.least else {}
+    normalised |= {} if spec.most is None else {"maxProperties": spec.most}
+    return normalised

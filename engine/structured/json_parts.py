@@ -1,4 +1,4 @@
-"""One place of a JSON schema, as a client wrote it, and what is common to all that read it."""
+"""One part of a JSON schema as the client wrote it, and helpers for all modules that read it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 MAX_COUNT = 100_000
 MAX_DEPTH = 64
 
-# Which words say something of which type; all others are annotations, or combine schemas.
+# Which words constrain which type; all others are annotations, or combine schemas.
 ASSERTIONS: Mapping[str, tuple[str, ...]] = {
     "string": ("format", "maxLength", "minLength", "pattern"),
     "number": ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"),
@@ -42,7 +42,7 @@ ASSERTIONS: Mapping[str, tuple[str, ...]] = {
         "unevaluatedProperties",
     ),
 }
-# Words of ours, which `not` becomes: none of these values, and no string that matches this pattern.
+# Our own words, for negations: none of these values, and no string that matches this pattern.
 NOT_VALUES = "~not values"
 NOT_PATTERN = "~not pattern"
 COMBINERS = ("$ref", "allOf", "anyOf", "else", "if", "not", "oneOf", "then")
@@ -55,66 +55,66 @@ _AROUND = ("allOf", "anyOf", "oneOf")  # `allOf` also of a reference
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A schema that must hold at a place, beside others perhaps."""
+class SchemaPart:
+    """A schema that must hold at a position, possibly beside others."""
 
     schema: Any
     path: str  # where the client wrote it, for errors
-    key: str  # tells it from others: the path, and what was made of it
+    key: str  # identifies it: the path, and how it was derived
 
     @staticmethod
-    def at(schema: Any, path: str) -> Part:
-        return Part(schema, path, path)
+    def at(schema: Any, path: str) -> SchemaPart:
+        return SchemaPart(schema, path, path)
 
-    def child(self, word: str, name: str | int | None = None) -> Part:
-        """The schema that is in it under a word, or under a name or a number in that."""
+    def child(self, word: str, name: str | int | None = None) -> SchemaPart:
+        """The schema in it under a word, or under a name or index in that word's value."""
         inner = self.schema[word] if name is None else self.schema[word][name]
         end = "" if name is None else f"[{name}]" if isinstance(name, int) else f".{name}"
-        return Part(inner, f"{self.path}.{word}{end}", f"{self.key}.{word}{end}")
+        return SchemaPart(inner, f"{self.path}.{word}{end}", f"{self.key}.{word}{end}")
 
-    def made(self, schema: Any, what: str) -> Part:
-        """Another schema, which follows from this one."""
-        return Part(schema, self.path, f"{self.key}~{what}")
+    def made(self, schema: Any, what: str) -> SchemaPart:
+        """Another schema, derived from this one."""
+        return SchemaPart(schema, self.path, f"{self.key}~{what}")
 
-    def without(self, *words: str) -> Part:
+    def without(self, *words: str) -> SchemaPart:
         left = {word: value for word, value in self.schema.items() if word not in words}
         return replace(self, schema=left, key=f"{self.key}~-{','.join(words)}")
 
     @property
     def is_around(self) -> bool:
-        """Whether it is what stood beside a combination, whose schemas are now beside it."""
+        """Whether it stood beside a combination, whose schemas are now beside it."""
         left = self.key.split("~-")[1:]
         return any(word in left_words.split(",") for left_words in left for word in _AROUND)
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds of everything."""
+        """Whether every value satisfies it."""
         return self.schema is True or (
             isinstance(self.schema, dict) and not CONSTRAINING & self.schema.keys()
         )
 
 
-class Complaints:
-    """What can't be enforced: an error that names it or, where nobody demands it, left to the model."""
+class SchemaErrors:
+    """How to treat what can't be enforced: as an error that names it or, if not strict, left to the model."""
 
     def __init__(self, *, is_strict: bool, advice: str = "") -> None:
         self.is_strict = is_strict
         self._advice = f"; {advice}" if advice else ""
 
     def refuse(self, path: str, word: str, what: str) -> None:
-        """Raises InvalidRequest if strict. Else who calls this leaves the word out: more is possible then."""
+        """Raises InvalidRequest if strict. Otherwise the caller omits the word, which allows more values."""
         if self.is_strict:
             raise schema_error(path, word, what + self._advice)
 
     def malformed(self, path: str, word: str, what: str) -> None:
-        """The same for what is no JSON schema at all, for which there is no other advice."""
+        """Likewise for an invalid JSON schema, without the advice."""
         if self.is_strict:
             raise schema_error(path, word, what)
 
 
 def schema_error(path: str, word: str, what: str) -> InvalidRequest:
-    said = f"{word} {what}" if word else what
-    return InvalidRequest(f"{path}: {said}.", param=f"{path}.{word}" if word else path)
+    problem = f"{word} {what}" if word else what
+    return InvalidRequest(f"{path}: {problem}.", param=f"{path}.{word}" if word else path)
 
 
 def mapping(schema: Mapping[str, Any], word: str) -> Mapping[str, Any]:
@@ -154,7 +154,7 @@ def are_equal(one: Any, other: Any) -> bool:
 
 
 def canonical(value: Any) -> Hashable:
-    """Equal for values that are equal in JSON: 1 is 1.0, and true is no 1."""
+    """Equal for values that are equal in JSON: 1 equals 1.0, but true doesn't equal 1."""
     match value:
         case bool():
             return "boolean", value
@@ -171,7 +171,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def common_types(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
-    """Of values that are of both; None = any. An integer is a number too."""
+    """The types of values that are of both; None = any. An integer is also a number."""
     if one is None or other is None:
         return other if one is None else one
     numbers = frozenset(("integer", "number"))
@@ -180,7 +180,7 @@ def common_types(one: frozenset[str] | None, other: frozenset[str] | None) -> fr
     return one & other
 
 
-def implied_types(parts: Sequence[Part]) -> frozenset[str] | None:
-    """The types that words speak of, where none is named: `maxLength` alone means a string."""
+def implied_types(parts: Sequence[SchemaPart]) -> frozenset[str] | None:
+    """The types implied by words, if none is named: `maxLength` alone implies a string."""
     found = {name for part in parts for name, words in ASSERTIONS.items() if part.schema.keys() & set(words)}
     return frozenset(found) or None

@@ -1,7 +1,7 @@
-"""The references in a JSON schema: each becomes a path from the schema's root, however it was written.
+"""Resolves the references in a JSON schema to paths from the schema's root, however they are written.
 
-Tools write them as pointers, percent-encoded or not, by `$id` and `$anchor`, and relative to a schema of
-their own that was put into another one with its `$defs`.
+Tools write them as pointers, percent-encoded or not, with `$id` and `$anchor`, and relative to an embedded
+schema with its own `$defs`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 _NAMED = frozenset(
     ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties", "schemas")
-)  # what is in them are names, not words of a schema
+)  # their keys are names, not words of a schema
 _VALUES = frozenset(("const", "default", "enum", "example", "examples"))
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _MAX_DEPTH = 256
@@ -20,48 +20,48 @@ _MAX_DEPTH = 256
 Path = tuple[str, ...]
 
 
-class NoTarget(ValueError):
-    """A reference that leads nowhere; the message says why."""
+class UnresolvedReference(ValueError):
+    """A reference that can't be resolved; the message says why."""
 
 
 class References:
-    """Of one schema, its root."""
+    """The references of one schema, the root."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
         self._ids: dict[str, Path] = {}
         self._anchors: dict[str, Path] = {}
-        self._copies: list[Any] = []  # kept, so that their ids stay theirs
-        # Of each schema: where it is, the base of its references, and those around it with definitions.
+        self._copies: list[Any] = []  # kept alive, so that their ids aren't reused
+        # By id of a schema: its path, the base of its references, and enclosing schemas with definitions.
         self._places: dict[int, tuple[Path, str, tuple[Path, ...]]] = {}
         self._note(root, (), "", (), is_schema=True)
 
     def resolve(self, schema: Any, word: str) -> Path:
-        """Where the reference under this word of a schema in the root leads. Raises NoTarget."""
+        """The path that the reference under this word of a schema leads to. Raises UnresolvedReference."""
         text = schema[word]
         if not isinstance(text, str):
-            raise NoTarget("must be a string")
+            raise UnresolvedReference("must be a string")
         _, base, around = self._places.get(id(schema), ((), "", ()))
         try:
             resource, fragment = urldefrag(urljoin(base, text))
         except ValueError as error:
-            raise NoTarget(f"{text!r:.80} is no reference") from error
+            raise UnresolvedReference(f"{text!r:.80} is not a valid reference") from error
         if resource in ("", self._ids_of_root):
             start: Path = ()
         elif resource in self._ids:
             start = self._ids[resource]
         else:
-            raise NoTarget(f"must point into the schema itself (#/…), not to {text!r:.80}")
+            raise UnresolvedReference(f"must point into the schema itself (#/…), not to {text!r:.80}")
         return self._find(start, unquote(fragment), around, text)
 
     def note_copy(self, schema: Any, copy: Any) -> None:
-        """That a schema was made of another one, with the same references."""
+        """Record that a schema was copied from another one, with the same references."""
         if id(schema) in self._places:
             self._places[id(copy)] = self._places[id(schema)]
             self._copies.append(copy)
 
     def path_of(self, schema: Any) -> str | None:
-        """Where a schema is in the root, in words; None if it isn't there."""
+        """The path of a schema in the root, as text; None if it isn't there."""
         if id(schema) not in self._places:
             return None
         written, at = "", self._root
@@ -90,7 +90,7 @@ class References:
             return start
         if not fragment.startswith("/"):
             if fragment not in self._anchors:
-                raise NoTarget(f"{text!r:.80} points to nothing: no $anchor has that name")
+                raise UnresolvedReference(f"{text!r:.80} points to nothing: no $anchor has that name")
             return self._anchors[fragment]
         names = tuple(name.replace("~1", "/").replace("~0", "~") for name in fragment[1:].split("/"))
         for origin in (start, *reversed(around)):
@@ -99,7 +99,7 @@ class References:
             except LookupError:
                 continue
             return (*origin, *names)
-        raise NoTarget(f"{text!r:.80} points to nothing")
+        raise UnresolvedReference(f"{text!r:.80} points to nothing")
 
     def _note(self, value: Any, path: Path, base: str, around: tuple[Path, ...], *, is_schema: bool) -> None:
         if len(path) > _MAX_DEPTH or not isinstance(value, dict | list):
@@ -113,7 +113,7 @@ class References:
             self._note(inner, (*path, name), base, around, is_schema=is_one)
 
     def _note_names(self, schema: dict[str, Any], path: Path, base: str) -> str:
-        """The base of what is in the schema."""
+        """Record a schema's names; returns the base of the schemas in it."""
         name = schema.get("$id", schema.get("id") if not path else None)
         if isinstance(name, str) and not name.startswith("#"):
             try:
@@ -135,7 +135,7 @@ def references_of(schema: dict[str, Any]) -> list[str]:
 
 
 def _inner(value: dict[str, Any] | list[Any], *, is_schema: bool) -> Iterator[tuple[str, Any, bool]]:
-    """What is in it, and whether that is a schema rather than a table of them."""
+    """Its children, and whether each is a schema rather than a table of schemas."""
     if isinstance(value, list):
         yield from ((str(index), one, True) for index, one in enumerate(value))
         return

@@ -1,20 +1,20 @@
-"""Which JSON schemas are followed, and how: to the letter, or what can't be enforced is refused by name.
+"""JSON schemas are enforced exactly; words that can't be enforced are refused by name.
 
-Annotations (`title`, `default`, `contentEncoding`, `x-…`), formats that nobody knows and unknown words assert
-nothing and pass.
+Annotations (`title`, `default`, `contentEncoding`, `x-…`), unknown formats and unknown words assert nothing
+and are ignored.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.structured.json_normalise import Follower
-from engine.structured.json_parts import Complaints
-from engine.structured.json_strings import say_strings
+from engine.structured.json_normalise import SchemaNormaliser
+from engine.structured.json_parts import SchemaErrors
+from engine.structured.json_strings import write_strings
 from engine.structured.string_rules import StringRules
 
 
-def follow_json_schema(
+def normalise_json_schema(
     schema: Any,
     param: str,
     rules: StringRules,
@@ -23,15 +23,15 @@ def follow_json_schema(
     is_strict: bool = True,
     advice: str = "",
 ) -> Any:
-    """The schema as the compiler follows it.
+    """The schema in a form that the compiler enforces.
 
-    Its strings may become stand-ins, whose `rules` are to be inserted in the grammar that the schema becomes.
-    `is_json`: whether its strings are written as JSON has them, in quotes and with escapes.
-    Raises InvalidRequest for one that can't be followed, and says where and by which keyword, with `advice`.
-    If it isn't `is_strict`, what can't be enforced is left out: more is possible then than the schema allows,
-    and never less.
+    Its strings may become placeholders, whose `rules` must be inserted into the schema's grammar.
+    `is_json`: whether its strings are written as in JSON, in quotes and with escapes.
+    Raises InvalidRequest for a schema that can't be enforced, naming the path and keyword, with `advice`.
+    Unless `is_strict`, words that can't be enforced are omitted: the result allows more than the schema, and
+    never less.
     """
-    complaints = Complaints(is_strict=is_strict, advice=advice)
-    followed = Follower(schema, param, complaints).follow()
-    say_strings(followed, rules if is_json else None, complaints)
-    return followed
+    errors = SchemaErrors(is_strict=is_strict, advice=advice)
+    normalised = SchemaNormaliser(schema, param, errors).normalise()
+    write_strings(normalised, rules if is_json else None, errors)
+    return normalised

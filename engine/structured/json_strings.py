@@ -1,7 +1,7 @@
-"""The strings of a followed schema, said as rules or patterns that the compiler follows to the letter.
+"""Writes the strings of a normalised schema as rules or patterns that the compiler enforces exactly.
 
-Its own way with lengths lets control characters through, its formats a 30th of February and addresses such as
-001.02.3.4, and its patterns characters that a JSON string must escape. Found out with xgrammar 0.2.8.
+Its own lengths let control characters through, its formats a 30th of February and addresses such as
+001.02.3.4, and its patterns characters that a JSON string must escape. Found with xgrammar 0.2.8.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.structured.json_lengths import bounded
-from engine.structured.json_parts import Complaints
+from engine.structured.json_parts import SchemaErrors
 from engine.structured.json_texts import Text
 from engine.structured.regex import (
     ANY_CHARACTER,
@@ -20,26 +20,26 @@ from engine.structured.regex import (
     Repeat,
     UnsupportedPattern,
     check_counts,
-    confined,
+    full_match,
     in_json,
     in_json_roughly,
-    whole,
-    written,
+    restricted,
+    to_pattern,
 )
 from engine.structured.regex_parser import parse
 from engine.structured.string_rules import StringRules
 
-# Words of ours in what is followed, until the strings are said: a Text; and that no type was named.
+# Our own words in a normalised schema, until its strings are written: a Text; and that no type was named.
 TEXT = "~text"
 IMPLIED = "~implied"
 
-# Before a pattern, a control character that never comes: with it, the compiler writes the pattern into the
-# string as it stands. Its other way leaves escapes out and mixes up alternatives such as a{1,2}|[ab].
-_AS_IT_STANDS = "\x01{0,0}"
+# A control character that never occurs, before a pattern: with it, the compiler copies the pattern into the
+# string verbatim. Otherwise it omits escapes and confuses alternatives such as a{1,2}|[ab].
+_VERBATIM = "\x01{0,0}"
 
 
-def say_strings(schema: Any, rules: StringRules | None, complaints: Complaints) -> None:
-    """In place, in a followed schema. `rules` takes what it can; None: strings stand without quotes."""
+def write_strings(schema: Any, rules: StringRules | None, errors: SchemaErrors) -> None:
+    """Write a normalised schema's strings in place, as `rules` if possible; None: strings have no quotes."""
     waiting = [schema]
     while waiting:
         part = waiting.pop()
@@ -48,27 +48,27 @@ def say_strings(schema: Any, rules: StringRules | None, complaints: Complaints) 
         part.pop(IMPLIED, None)
         if isinstance(part.get(TEXT), Text):
             text = part.pop(TEXT)
-            part |= _said(text, rules, complaints)
+            part |= _string_schema(text, rules, errors)
             continue
         waiting += [part[word] for word in ("items", "additionalProperties") if word in part]
-        waiting += [one for word in ("anyOf", "prefixItems") for one in part.get(word, ())]
+        waiting += [child for word in ("anyOf", "prefixItems") for child in part.get(word, ())]
         waiting += [
-            one
+            child
             for word in ("properties", "patternProperties", "$defs")
-            for one in part.get(word, {}).values()
+            for child in part.get(word, {}).values()
         ]
 
 
-def _said(text: Text, rules: StringRules | None, complaints: Complaints) -> dict[str, Any]:
+def _string_schema(text: Text, rules: StringRules | None, errors: SchemaErrors) -> dict[str, Any]:
     if text.format is not None and not text.wanted:
         return {"type": "string", "format": text.format}
     try:
         if rules is None:
-            return _bare(text, complaints)
+            return _unquoted_schema(text, errors)
         constant = _stand_in(text, rules)
-        return {"const": constant} if constant else {"type": "string", "pattern": say_name(text, complaints)}
+        return {"const": constant} if constant else {"type": "string", "pattern": name_pattern(text, errors)}
     except UnsupportedPattern as error:
-        complaints.refuse(text.path, _word_of(text), f"can't be followed: {error}")
+        errors.refuse(text.path, _word_of(text), f"can't be enforced: {error}")
         return {"type": "string"}
 
 
@@ -77,53 +77,53 @@ def _stand_in(text: Text, rules: StringRules) -> str | None:
     constant = _rule(rules, [*text.wanted, *([length] if length else [])], text.unwanted)
     if constant or len(text.wanted) != 1 or not text.least or text.most is None:
         return constant
-    shorter = bounded(text.wanted[0], 0, text.most)  # then the least length alone is to be counted
+    shorter = bounded(text.wanted[0], 0, text.most)  # then only the minimum length must be counted
     at_least = Repeat(Chars(ANY_CHARACTER), text.least, None)
     return None if shorter is None else _rule(rules, [shorter, at_least], text.unwanted)
 
 
 def _rule(rules: StringRules, wanted: Sequence[Node], unwanted: Sequence[Node]) -> str | None:
-    said = [in_json(node) for node in wanted or [ANY_TEXT]]
-    unsaid = [in_json(node) for node in unwanted]
-    left = [node for node in said if node is not None]
-    if len(left) < len(said):
+    all_wanted = [in_json(node) for node in wanted or [ANY_TEXT]]
+    all_unwanted = [in_json(node) for node in unwanted]
+    left = [node for node in all_wanted if node is not None]
+    if len(left) < len(all_wanted):
         return None
-    return rules.stand_in(*left, unwanted=[node for node in unsaid if node is not None])
+    return rules.stand_in(*left, unwanted=[node for node in all_unwanted if node is not None])
 
 
-def say_name(text: Text, complaints: Complaints) -> str:
-    """As a pattern, for names. Raises UnsupportedPattern."""
-    left = in_json_roughly(_as_one(text, complaints))
+def name_pattern(text: Text, errors: SchemaErrors) -> str:
+    """The text as a pattern for names. Raises UnsupportedPattern."""
+    left = in_json_roughly(_as_one(text, errors))
     if left is None:
         raise UnsupportedPattern("it matches nothing, or only control characters that are not supported")
     check_counts(left)
-    return f"^{_AS_IT_STANDS}({written(left)})$"
+    return f"^{_VERBATIM}({to_pattern(left)})$"
 
 
-def _bare(text: Text, complaints: Complaints) -> dict[str, Any]:
-    """Lengths alone the compiler follows by itself, where no quotes are."""
+def _unquoted_schema(text: Text, errors: SchemaErrors) -> dict[str, Any]:
+    """Without quotes, the compiler itself enforces lengths alone."""
     if not text.wanted and not text.unwanted:
         most = {} if text.most is None else {"maxLength": text.most}
         return {"type": "string", "minLength": text.least, **most}
-    return {"type": "string", "pattern": f"^{plain_text(_as_one(text, complaints))}$"}
+    return {"type": "string", "pattern": f"^{plain_text(_as_one(text, errors))}$"}
 
 
-def _as_one(text: Text, complaints: Complaints) -> Node:
-    """One expression for all that is said, or for as much of it as must be."""
+def _as_one(text: Text, errors: SchemaErrors) -> Node:
+    """One expression for all conditions, or for as many as are required."""
     if text.unwanted:
-        complaints.refuse(text.path, "not", "can't be followed beside what else is said of this string")
+        errors.refuse(text.path, "not", "can't be enforced beside this string's other conditions")
     if len(text.wanted) > 1:
-        complaints.refuse(
+        errors.refuse(
             text.path,
             "pattern",
-            "beside another pattern or a format is too large to be followed: use one of them",
+            "beside another pattern or a format is too large to be enforced: use only one of them",
         )
     node = [*text.known, ANY_TEXT][0]
     one = bounded(node, text.least, text.most)
     if one is None:
         word = "minLength" if text.least else "maxLength"
-        complaints.refuse(
-            text.path, word, "beside this pattern or format can't be followed: say it in the pattern"
+        errors.refuse(
+            text.path, word, "beside this pattern or format can't be enforced: put it into the pattern"
         )
         return node
     return one
@@ -134,13 +134,13 @@ def _word_of(text: Text) -> str:
 
 
 def plain_pattern(pattern: str) -> str:
-    """Of the texts that `pattern` matches from end to end, outside of JSON. Raises UnsupportedPattern."""
-    return plain_text(whole(parse(pattern)))
+    """A pattern of the texts that `pattern` matches entirely, outside of JSON. Raises UnsupportedPattern."""
+    return plain_text(full_match(parse(pattern)))
 
 
 def plain_text(node: Node) -> str:
-    left = confined(node, ANY_CHARACTER)
+    left = restricted(node, ANY_CHARACTER)
     if left is None:
         raise UnsupportedPattern("it matches nothing")
     check_counts(left)
-    return written(left)
+    return to_pattern(left)

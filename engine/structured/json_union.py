@@ -1,4 +1,4 @@
-"""One of several schemas: `anyOf`, and `oneOf` as far as its branches can be kept apart."""
+"""One of several schemas: `anyOf`, and `oneOf` if its branches can be made exclusive."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ from typing import Any, Protocol
 
 from engine.errors import InvalidRequest
 from engine.structured.json_branches import listed_values, overlapping
+from engine.structured.json_expand import SchemaExpander
 from engine.structured.json_negation import CannotNegate, negation
-from engine.structured.json_expand import Opener
-from engine.structured.json_parts import Complaints, Part, distinct, mapping
+from engine.structured.json_parts import SchemaErrors, SchemaPart, distinct, mapping
 from engine.structured.json_references import references_of
 
-_MAX_NEGATED = 32  # alternatives that keep two branches of a oneOf apart
+_MAX_NEGATED = 32  # alternatives that separate two branches of a oneOf
 
 
-class Follow(Protocol):
-    def __call__(self, parts: Sequence[Part], depth: int) -> Any:
-        """What several schemas become together; False where no value satisfies them."""
+class Normalise(Protocol):
+    def __call__(self, parts: Sequence[SchemaPart], depth: int) -> Any:
+        """Several schemas combined into one; False if no value satisfies them."""
 
 
 class Unions:
-    """Of one schema. `target`: what a followed schema refers to."""
+    """For one schema. `target`: the schema that a normalised schema refers to."""
 
     def __init__(
-        self, opener: Opener, complaints: Complaints, follow: Follow, target: Callable[[Any], Any]
+        self,
+        expander: SchemaExpander,
+        errors: SchemaErrors,
+        normalise: Normalise,
+        target: Callable[[Any], Any],
     ) -> None:
-        self._opener = opener
-        self._complaints = complaints
-        self._follow = follow
+        self._expander = expander
+        self._errors = errors
+        self._normalise = normalise
         self._target = target
 
-    def follow_any(self, part: Part, word: str, rest: list[Part], depth: int) -> Any:
-        branches = self._opener.branches(part, word)
+    def normalise_union(self, part: SchemaPart, word: str, rest: list[SchemaPart], depth: int) -> Any:
+        branches = self._expander.branches(part, word)
         if not branches:
-            return self._follow(rest, depth + 1)
-        rest = [one for one in rest if not one.is_empty]
+            return self._normalise(rest, depth + 1)
+        rest = [other for other in rest if not other.is_empty]
         known = mapping(part.schema, "discriminator")
-        followed = [self._branch(branch, rest, known, depth) for branch in branches]
-        kept = [(branch, one) for branch, one in zip(branches, followed, strict=True) if one is not False]
+        normalised = [self._branch(branch, rest, known, depth) for branch in branches]
+        kept = [(branch, one) for branch, one in zip(branches, normalised, strict=True) if one is not False]
         if word == "oneOf" and len(kept) > 1:
             kept = self._keep_apart(part, kept, rest, depth)
         left = merged([one for _, one in kept])
@@ -48,25 +52,27 @@ class Unions:
             return True
         return left[0] if len(left) == 1 else {"anyOf": left}
 
-    def _branch(self, branch: Part, rest: list[Part], known: Any, depth: int) -> Any:
+    def _branch(self, branch: SchemaPart, rest: list[SchemaPart], known: Any, depth: int) -> Any:
         name = known.get("propertyName")
         if isinstance(name, str):
             tagged = branch.made({"required": [name], "properties": {name: self._tag(branch, known)}}, "tag")
-            followed = self._follow([*rest, branch, tagged], depth + 1)
-            if followed is not False:
-                return followed
-        return self._follow([*rest, branch], depth + 1)
+            normalised = self._normalise([*rest, branch, tagged], depth + 1)
+            if normalised is not False:
+                return normalised
+        return self._normalise([*rest, branch], depth + 1)
 
-    def _tag(self, branch: Part, known: Any) -> Any:
-        """What a discriminator says of the property that tells this branch from others."""
+    def _tag(self, branch: SchemaPart, known: Any) -> Any:
+        """A discriminator's schema for the property that identifies this branch."""
         name = known["propertyName"]
         own = [
-            one.child("properties", name) for one in self._opener.open([branch]) if name in _properties(one)
+            expanded.child("properties", name)
+            for expanded in self._expander.expand([branch])
+            if name in _properties(expanded)
         ]
         words = references_of(branch.schema) if isinstance(branch.schema, dict) else []
-        if (own and self._opener.enumerate_values(own) is not None) or not words:
+        if (own and self._expander.enumerate_values(own) is not None) or not words:
             return True
-        target = self._opener.resolve(branch, words[0])
+        target = self._expander.resolve(branch, words[0])
         schema_name = target.path.rpartition(".")[2]
         names = [
             value
@@ -76,17 +82,17 @@ class Unions:
         return {"enum": names or [schema_name]}
 
     def _keep_apart(
-        self, part: Part, kept: list[tuple[Part, Any]], rest: list[Part], depth: int
-    ) -> list[tuple[Part, Any]]:
-        """What is one branch of a oneOf must be no other; told apart by what they say, or by `not`."""
+        self, part: SchemaPart, kept: list[tuple[SchemaPart, Any]], rest: list[SchemaPart], depth: int
+    ) -> list[tuple[SchemaPart, Any]]:
+        """Makes the branches of a oneOf exclusive, by their own words, or with `not`."""
         doubtful = overlapping([one for _, one in kept], self._target)
         apart = list(kept)
-        for index in sorted({one for pair in doubtful for one in pair}):
+        for index in sorted({position for pair in doubtful for position in pair}):
             others = [kept[a + b - index][0] for a, b in doubtful if index in (a, b)]
             branch = kept[index][0]
             alone = self._without(branch, others, rest, depth)
             if alone is False:
-                self._complaints.refuse(
+                self._errors.refuse(
                     part.path,
                     "oneOf",
                     "has branches that one value could satisfy together; use anyOf, or give each branch "
@@ -96,26 +102,32 @@ class Unions:
             apart[index] = (branch, alone)
         return apart
 
-    def _without(self, branch: Part, others: Sequence[Part], rest: list[Part], depth: int) -> Any:
-        """The branch where none of the others holds; False if that is never so, or can't be said."""
+    def _without(
+        self, branch: SchemaPart, others: Sequence[SchemaPart], rest: list[SchemaPart], depth: int
+    ) -> Any:
+        """The branch where no other holds; False if that never happens, or can't be expressed."""
         excluded = []
         try:
             for number, other in enumerate(others):
-                nots = [one for opened in self._opener.open([other]) for one in negation(opened.schema)]
+                nots = [
+                    negated
+                    for expanded in self._expander.expand([other])
+                    for negated in negation(expanded.schema)
+                ]
                 if not 0 < len(nots) <= _MAX_NEGATED:
                     return False
                 excluded.append(branch.made({"anyOf": nots}, f"not{number}:{other.key}"))
-            return self._follow([*rest, branch, *excluded], depth + 1)
+            return self._normalise([*rest, branch, *excluded], depth + 1)
         except (CannotNegate, InvalidRequest):
             return False
 
 
-def _properties(part: Part) -> Any:
+def _properties(part: SchemaPart) -> Any:
     return mapping(part.schema, "properties") if isinstance(part.schema, dict) else {}
 
 
 def merged(branches: Sequence[Any]) -> list[Any]:
-    """Each once, and the values that they list as one of them."""
+    """The distinct branches, with the values that they list merged into one branch."""
     values: list[Any] = []
     left: list[Any] = []
     for branch in branches:
@@ -124,7 +136,7 @@ def merged(branches: Sequence[Any]) -> list[Any]:
             left.append(branch)
         else:
             if not values:
-                left.append(None)  # its place
+                left.append(None)  # a placeholder for the merged branch
             values += listed
     values = distinct(values)
     listed_now = {"const": values[0]} if len(values) == 1 else {"enum": values}

@@ -1,7 +1,7 @@
-"""Imports xgrammar without torch and transformers, which it names at its top for what isn't used here.
+"""Imports xgrammar without torch and transformers, which it imports for features that aren't used here.
 
-For the compiler's process alone: that starts in a third of the time, with a fifth of the memory, and without
-threads, so that it may fork.
+For the fork server only: it then starts in a third of the time, with a fifth of the memory, and without
+threads, so that it can fork.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ _STOOD_IN = ("torch", "transformers")
 
 
 def import_xgrammar() -> None:
-    """Once, before anything else imports it. Another version may need the real ones, and gets them then."""
+    """Call it once, before other imports of xgrammar. A version that needs the real modules gets them."""
     try:
         _import_lean()
-    except Exception:  # whatever it missed
+    except Exception:  # something of the real modules is missing
         _forget("xgrammar", "tvm_ffi", *_STOOD_IN)
         import xgrammar  # noqa: F401
 
@@ -34,7 +34,7 @@ def _import_lean() -> None:
 
 
 class _StandIn(types.ModuleType):
-    """Has whatever class is asked for."""
+    """Has every class that is imported from it."""
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):

@@ -1,15 +1,15 @@
-"""From the text of a regular expression to its parts."""
+"""Parses regular expressions."""
 
 from __future__ import annotations
 
 from engine.structured.regex import (
+    Alternation,
+    Anchor,
     Chars,
-    Choice,
-    Edge,
+    Concatenation,
     Node,
     Ranges,
     Repeat,
-    Run,
     UnsupportedPattern,
     complement,
     merged,
@@ -41,7 +41,7 @@ _CLASSES = {
     "S": complement(_SPACE),
 }
 _CONTROLS = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B, "0": 0x00}
-_MARKS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_REPETITIONS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _REFUSED = {
     "b": "a word boundary",
     "B": "a word boundary",
@@ -54,41 +54,41 @@ _REFUSED = {
 def parse(pattern: str) -> Node:
     """Raises UnsupportedPattern."""
     if len(pattern) > MAX_CHARS:
-        raise UnsupportedPattern(f"it has {len(pattern)} characters; {MAX_CHARS} are possible")
-    return _Parser(pattern).parse()
+        raise UnsupportedPattern(f"it has {len(pattern)} characters; at most {MAX_CHARS} are supported")
+    return _RegexParser(pattern).parse()
 
 
-class _Parser:
+class _RegexParser:
     def __init__(self, pattern: str) -> None:
         self._text = pattern
         self._at = 0
         self._depth = 0
 
     def parse(self) -> Node:
-        node = self._choice()
+        node = self._alternation()
         if self._at < len(self._text):
             raise self._error("')' without '('")
         return node
 
-    def _choice(self) -> Node:
-        branches = [self._run()]
-        while self._take("|"):
-            branches.append(self._run())
-        return branches[0] if len(branches) == 1 else Choice(tuple(branches))
+    def _alternation(self) -> Node:
+        branches = [self._concatenation()]
+        while self._accept("|"):
+            branches.append(self._concatenation())
+        return branches[0] if len(branches) == 1 else Alternation(tuple(branches))
 
-    def _run(self) -> Node:
+    def _concatenation(self) -> Node:
         parts: list[Node] = []
         while self._at < len(self._text) and self._peek() not in "|)":
             parts.append(self._counted(self._atom()))
-        return parts[0] if len(parts) == 1 else Run(tuple(parts))
+        return parts[0] if len(parts) == 1 else Concatenation(tuple(parts))
 
     def _atom(self) -> Node:
         character = self._next()
         match character:
             case "^":
-                return Edge.START
+                return Anchor.START
             case "$":
-                return Edge.END
+                return Anchor.END
             case ".":
                 return Chars(complement(_LINE_ENDS))
             case "(":
@@ -98,30 +98,30 @@ class _Parser:
             case "\\":
                 return Chars(self._escape())
             case "*" | "+" | "?":
-                raise self._error(f"nothing stands before {character!r}")
+                raise self._error(f"there is nothing before {character!r} to repeat")
         return Chars(_one(ord(character)))
 
     def _group(self) -> Node:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise self._error(f"groups are nested more than {_MAX_DEPTH} deep")
-        if self._take("?"):
+        if self._accept("?"):
             self._group_kind()
-        node = self._choice()
-        if not self._take(")"):
+        node = self._alternation()
+        if not self._accept(")"):
             raise self._error("a '(' is not closed")
         self._depth -= 1
         return node
 
     def _group_kind(self) -> None:
-        """What follows `(?`: names of groups mean nothing here, and all else is refused."""
-        if self._take(":"):
+        """Read what follows `(?`: names of groups are ignored, and all else is refused."""
+        if self._accept(":"):
             return
         if any(self._text.startswith(mark, self._at) for mark in ("=", "!", "<=", "<!")):
             raise self._error("look-around is not supported")
-        self._take("P")
+        self._accept("P")
         end = self._text.find(">", self._at)
-        if not self._take("<") or end < 0 or not self._text[self._at : end].isidentifier():
+        if not self._accept("<") or end < 0 or not self._text[self._at : end].isidentifier():
             raise self._error("flags and other kinds of groups are not supported")
         self._at = end + 1
 
@@ -129,17 +129,17 @@ class _Parser:
         bounds = self._bounds()
         if bounds is None:
             return node
-        if isinstance(node, Edge):
+        if isinstance(node, Anchor):
             raise self._error(f"{node.value} can't be repeated")
-        self._take("?")  # lazy or not: the same texts
+        self._accept("?")  # lazy or not: the same texts
         if self._at < len(self._text) and (self._peek() in "*+?" or self._bounds() is not None):
-            raise self._error("a repetition can't be repeated: put it into a group")
+            raise self._error("a repetition can't be repeated: put it in a group")
         return Repeat(node, *bounds)
 
     def _bounds(self) -> tuple[int, int | None] | None:
-        """`*`, `+`, `?`, `{m}`, `{m,}` or `{m,n}`, if one is next. Another `{` is text."""
-        for mark, (fewest, greatest) in _MARKS.items():
-            if self._take(mark):
+        """Read `*`, `+`, `?`, `{m}`, `{m,}` or `{m,n}`, if one is next. Any other `{` is text."""
+        for mark, (fewest, greatest) in _REPETITIONS.items():
+            if self._accept(mark):
                 return fewest, greatest
         end = self._text.find("}", self._at)
         if self._at >= len(self._text) or self._peek() != "{" or end < 0:
@@ -156,9 +156,9 @@ class _Parser:
         return bounds
 
     def _class(self) -> Node:
-        is_negated = self._take("^")
+        is_negated = self._accept("^")
         ranges: list[tuple[int, int]] = []
-        while not self._take("]"):
+        while not self._accept("]"):
             start = self._class_part()
             if self._is_range(start):
                 self._next()
@@ -181,14 +181,14 @@ class _Parser:
         character = self._next()
         if character != "\\":
             return _one(ord(character))
-        if self._take("b"):
+        if self._accept("b"):
             return _one(0x08)
         return self._escape()
 
     def _escape(self) -> Ranges:
-        """What follows a backslash."""
+        """Read what follows a backslash."""
         if self._at >= len(self._text):
-            raise self._error("a backslash ends it")
+            raise self._error("it ends with a backslash")
         character = self._next()
         if character in _CLASSES:
             return _CLASSES[character]
@@ -205,10 +205,10 @@ class _Parser:
         return _one(ord(character))
 
     def _unicode(self) -> int:
-        if self._take("{"):
+        if self._accept("{"):
             end = self._text.find("}", self._at)
             code = self._hex(end - self._at) if 0 < end - self._at <= 6 else -1
-            if not self._take("}") or code > 0x10FFFF:
+            if not self._accept("}") or code > 0x10FFFF:
                 raise self._error("\\u{} holds no code point")
             return code
         code = self._hex(4)
@@ -231,7 +231,7 @@ class _Parser:
         self._at += 1
         return self._text[self._at - 1]
 
-    def _take(self, character: str) -> bool:
+    def _accept(self, character: str) -> bool:
         if self._text.startswith(character, self._at):
             self._at += 1
             return True

@@ -1,4 +1,4 @@
-"""What an output must be, and the marks of a thought that may come before it."""
+"""The required form of an output, and the delimiters of reasoning that may precede it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ class StructuredKind(StrEnum):
     JSON_OBJECT = "json_object"
     REGEX = "regex"
     CHOICE = "choice"
-    GRAMMAR = "grammar"  # EBNF as xgrammar reads it
+    GRAMMAR = "grammar"  # EBNF in xgrammar's syntax
     STRUCTURAL_TAG = "structural_tag"  # xgrammar's: text with parts that follow grammars
-    TOOL_CALLS = (
-        "tool_calls"  # one of those, of ours: each schema says where it is from, and if it is demanded
-    )
+    TOOL_CALLS = "tool_calls"  # a structural tag of ours: each schema has its source and whether it is strict
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """Equal ones are compiled once."""
+    """Equal specifications are compiled once."""
 
     kind: StructuredKind
     source: str  # JSON for schemas, choices (a list of strings) and tags
-    param: str  # the request's field that it comes from, for errors
-    is_strict: bool = True  # of a schema: what can't be enforced is an error, and not left to the model
-    advice: str = ""  # beside such an error
+    param: str  # the request's field it comes from, for errors
+    is_strict: bool = True  # of a schema: what can't be enforced is an error, not left to the model
+    advice: str = ""  # added to such an error
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelimiters:
-    """Tokens that begin and end a thought."""
+    """The tokens that begin and end reasoning."""
 
     start: tuple[int, ...]
     end: tuple[int, ...]
-    is_open: bool  # whether the prompt has begun one; else the output may, with its first token
+    is_open: bool  # whether the prompt ends inside reasoning; else the output's first token may begin it

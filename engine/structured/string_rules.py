@@ -1,7 +1,7 @@
-"""JSON strings as rules of a grammar that say one character each, and which rule goes on.
+"""JSON strings as grammar rules that match one character each and name the rule that follows.
 
-A token is then decided by one rule at a time, to the string's closing quote. With counts and choices, the
-compiler (xgrammar 0.2.8) leaves most tokens of a large vocabulary to be tried at each step: of 152k, the last
+A token is then checked by one rule at a time, up to the string's closing quote. With counts and alternations,
+the compiler (xgrammar 0.2.8) must try most tokens of a large vocabulary at each step: with 152k, the last
 characters of a string with a maxLength took 10 ms a step, as rules 0.03.
 """
 
@@ -13,53 +13,53 @@ from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.structured.automaton import State, combined
+from engine.structured.automaton import State, intersection
 from engine.structured.regex import Node, Ranges, UnsupportedPattern
 
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
 
-MAX_RULES = 1024  # of one grammar
-_MAX_BROAD_RULES = 256  # of those that take text: each takes 20 ms to compile for a vocabulary of 152k
+MAX_RULES = 1024  # per grammar
+_MAX_BROAD_RULES = 256  # rules that match text: each takes 20 ms to compile for a vocabulary of 152k
 _BROAD = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    is_end: bool
-    ways: tuple[tuple[Ranges, str], ...]  # characters, and the rule that goes on
+class StringRule:
+    is_accepting: bool
+    transitions: tuple[tuple[Ranges, str], ...]  # characters, and the rule that follows
 
     @property
     def is_broad(self) -> bool:
-        return any(end - start >= _BROAD for ranges, _ in self.ways for start, end in ranges)
+        return any(end - start >= _BROAD for ranges, _ in self.transitions for start, end in ranges)
 
     def __str__(self) -> str:
-        quote = ['"\\""'] if self.is_end else []
-        return " | ".join([*quote, *(f"[{_class(ranges)}] {name}" for ranges, name in self.ways)])
+        quote = ['"\\""'] if self.is_accepting else []
+        return " | ".join([*quote, *(f"[{_class(ranges)}] {name}" for ranges, name in self.transitions)])
 
 
 class StringRules:
-    """Of the strings in one grammar. A string is left to the compiler where its rules would be too many."""
+    """The rules of the strings in one grammar. A string that needs too many rules is left to the compiler."""
 
     def __init__(self) -> None:
-        # Not to be found in anybody's schema.
-        self._mark = f"string_{uuid.uuid4().hex}_"
-        # Of the rule at a string's first character, by what matches the string, and what doesn't.
+        # Random, so that no schema contains it.
+        self._prefix = f"string_{uuid.uuid4().hex}_"
+        # The rule for a string's first character, by the wanted and unwanted expressions.
         self._names: dict[tuple[tuple[Node, ...], tuple[Node, ...]], str] = {}
-        self._rules: dict[str, Rule] = {}  # by name
-        self._known: dict[Rule, str] = {}  # so that equal ones are one: those that lead to no circle
+        self._rules: dict[str, StringRule] = {}  # by name
+        self._known: dict[StringRule, str] = {}  # shares equal rules, if they lead to no cycle
         self._num_broad = 0
 
     def stand_in(self, *wanted: Node, unwanted: Sequence[Node] = ()) -> str | None:
-        """A constant string for the schema, which `insert` replaces by text in quotes; None = too large.
+        """A constant string for the schema, which `insert` replaces by rules in quotes; None = too large.
 
-        The text is one that all the wanted expressions match, and no unwanted one. Raises UnsupportedPattern
-        if there is none.
+        The rules match the texts that all wanted and no unwanted expressions match. Raises UnsupportedPattern
+        if there are none.
         """
         text = wanted, tuple(unwanted)
         if text not in self._names:
-            states = combined(wanted, unwanted, max_states=MAX_RULES)
+            states = intersection(wanted, unwanted, max_states=MAX_RULES)
             if states == (State(False, ()),):
-                raise UnsupportedPattern("no string is all that is asked for")
+                raise UnsupportedPattern("no string satisfies all conditions")
             first = None if states is None else self._add(states)
             if first is None:
                 return None
@@ -67,26 +67,29 @@ class StringRules:
         return self._names[text]
 
     def __bool__(self) -> bool:
-        """Whether there are stand-ins."""
+        """Whether there are placeholders."""
         return bool(self._names)
 
     def insert(self, printed: str) -> str:
-        """The grammar with its stand-ins replaced, and the rules they lead to; as the compiler printed it."""
-        # Printed with two digits, `\xdf` would take in digits that follow, when it is read again.
+        """The printed grammar with its placeholders replaced, and with the rules they refer to."""
+        # Read again, `\xdf`, printed with two digits, would include digits that follow it.
         grammar = _ESCAPE.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], printed)
-        replaced = re.sub(rf'\\"({self._mark}\w+)\\"', r'\\"" \1 "', grammar)
+        replaced = re.sub(rf'\\"({self._prefix}\w+)\\"', r'\\"" \1 "', grammar)
         lines = [f"{name} ::= {rule}" for name, rule in self._rules.items()]
         return "\n".join((replaced, *lines, ""))
 
     def _add(self, states: Sequence[State]) -> str | None:
-        """The name of the first state's rule; None where they are too many."""
-        prefix = f"{self._mark}{len(self._names)}_"
+        """The name of the first state's rule; None if there are too many rules."""
+        prefix = f"{self._prefix}{len(self._names)}_"
         ordered = _from_the_end(states)
         names = {index: f"{prefix}{index}" for index in range(len(states)) if index not in ordered}
         rules = {}
         known = ChainMap({}, self._known)
         for index in (*ordered, *list(names)):
-            rule = Rule(states[index].is_end, tuple((chars, names[to]) for chars, to in states[index].ways))
+            rule = StringRule(
+                states[index].is_accepting,
+                tuple((chars, names[to]) for chars, to in states[index].transitions),
+            )
             if index in names:
                 rules[names[index]] = rule
             else:
@@ -103,13 +106,13 @@ class StringRules:
 
 
 def _from_the_end(states: Sequence[State]) -> list[int]:
-    """Those that lead to no circle, each after all it leads to: so equal ones can be found by name."""
+    """The states that lead to no cycle, each after all its targets: so equal rules can be found by name."""
     found: dict[int, None] = {}
     is_new = True
     while is_new:
         before = len(found)
         for index in reversed(range(len(states))):
-            if index not in found and all(to in found for _, to in states[index].ways):
+            if index not in found and all(to in found for _, to in states[index].transitions):
                 found[index] = None
         is_new = len(found) > before
     return list(found)

@@ -1,11 +1,11 @@
-"""Structural tags (text with parts that follow schemas, expressions or grammars), checked part by part."""
+"""Structural tags (text with parts that follow schemas, expressions or grammars), normalised part by part."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.structured.json_schema import follow_json_schema
+from engine.structured.json_schema import normalise_json_schema
 from engine.structured.json_strings import plain_pattern
 from engine.structured.regex import UnsupportedPattern
 from engine.structured.string_rules import StringRules
@@ -13,21 +13,21 @@ from engine.structured.string_rules import StringRules
 MAX_DEPTH = 64
 
 
-def follow_structural_tag(
+def normalise_structural_tag(
     tag: Any, param: str, rules: StringRules, *, max_whitespace: int, is_ours: bool = False
 ) -> Any:
-    """The tag, its schemas and expressions as the compiler follows them. Raises InvalidRequest.
+    """The tag with its schemas and expressions in a form that the compiler enforces. Raises InvalidRequest.
 
-    `is_ours`: it was made of tools, and each schema has a word `tool` beside it: where it is from (`param`),
-    if it is to be followed to the letter (`is_strict`), and what is advised if it can't be (`advice`).
+    `is_ours`: the tag was made from tools, and each schema has a word `tool` beside it: its source (`param`),
+    whether it must be enforced exactly (`is_strict`), and the advice if it can't be (`advice`).
     """
     if not isinstance(tag, dict):
         raise InvalidRequest(f"{param} must be an object, not {tag!r:.40}.", param=param)
-    return _Walk(rules, max_whitespace, is_ours).follow(_modern(tag, param), param)
+    return _Walk(rules, max_whitespace, is_ours).normalise(_modern(tag, param), param)
 
 
 def _modern(tag: dict[str, Any], param: str) -> dict[str, Any]:
-    """Also from the older form, `{"structures": [{begin, schema, end}], "triggers": […]}`."""
+    """Convert from the older form, `{"structures": [{begin, schema, end}], "triggers": […]}`."""
     if "structures" not in tag:
         return tag
     try:
@@ -54,11 +54,11 @@ class _Walk:
         self._max_whitespace = max_whitespace
         self._is_ours = is_ours
 
-    def follow(self, part: Any, path: str, depth: int = 0) -> Any:
+    def normalise(self, part: Any, path: str, depth: int = 0) -> Any:
         if depth > MAX_DEPTH:
             raise InvalidRequest(f"{path:.200}: nested more than {MAX_DEPTH} deep.", param=path)
         if isinstance(part, list):
-            return [self.follow(one, f"{path}[{index}]", depth + 1) for index, one in enumerate(part)]
+            return [self.normalise(one, f"{path}[{index}]", depth + 1) for index, one in enumerate(part)]
         if not isinstance(part, dict):
             return part
         if part.get("type") == "json_schema" and "json_schema" in part:
@@ -68,16 +68,16 @@ class _Walk:
                 return {**part, "pattern": plain_pattern(part["pattern"])}
             except UnsupportedPattern as error:
                 raise InvalidRequest(f"{path}.pattern: {error}.", param=f"{path}.pattern") from error
-        return {name: self.follow(one, f"{path}.{name}", depth + 1) for name, one in part.items()}
+        return {name: self.normalise(one, f"{path}.{name}", depth + 1) for name, one in part.items()}
 
     def _schema(self, part: dict[str, Any], path: str) -> dict[str, Any]:
         tool = part.get("tool", {}) if self._is_ours else {}
         left = {name: value for name, value in part.items() if not (self._is_ours and name == "tool")}
-        schema = follow_json_schema(
+        schema = normalise_json_schema(
             part["json_schema"],
             tool.get("param", f"{path}.json_schema"),
             self._rules,
-            # In other styles than JSON a string stands without quotes and escapes, so its pattern stays.
+            # In other styles than JSON a string has no quotes and escapes, so its pattern stays.
             is_json=part.get("style", "json") == "json",
             is_strict=tool.get("is_strict", True),
             advice=tool.get("advice", ""),

@@ -1,4 +1,4 @@
-"""A tokenizer's vocabulary as xgrammar wants it, and as it goes to the process that has xgrammar."""
+"""A tokenizer's vocabulary in xgrammar's form, and serialised for the process that runs xgrammar."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
     from engine.text.tokenizer import Tokenizer
 
-_ENCODINGS = {"ByteLevel": "BYTE_LEVEL", "ByteFallback": "BYTE_FALLBACK"}  # by the part that says so
+_ENCODINGS = {
+    "ByteLevel": "BYTE_LEVEL",
+    "ByteFallback": "BYTE_FALLBACK",
+}  # by the tokenizer's part that implies it
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Special tokens have no spelling, so that no grammar lets them pass for their text."""
+    """Special tokens have an empty spelling, so that no grammar accepts them as their text."""
 
     spellings: list[str]
     encoding: str  # the name of a VocabType
@@ -64,7 +67,7 @@ def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequen
 
 
 def _types_of(part: Any) -> set[str]:
-    """The types of a tokenizer's part and of those in it."""
+    """The types of a tokenizer's part and of the parts in it."""
     if isinstance(part, dict):
         inner = set().union(*(_types_of(value) for value in part.values()))
         return inner | ({part["type"]} if isinstance(part.get("type"), str) else set())

@@ -1,4 +1,4 @@
-"""What the engine and the compiler's processes say to each other: JSON first, then small records."""
+"""The protocol between the engine and the compiler's processes: JSON first, then small records."""
 
 from __future__ import annotations
 
@@ -9,56 +9,54 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-MAX_SEQUENCES = 512  # that follow one grammar at a time; each has a row of the masks, which are shared memory
+MAX_SEQUENCES = 512  # per grammar at a time; each has a row of the masks, which are in shared memory
 
 LENGTH = struct.Struct("<I")  # before a frame
-COMMAND = struct.Struct("<cQ")  # to the first process: what, and of which of its children
-ASK = struct.Struct("<iiii")  # to a grammar's process: what, row, number of the question, token
-ANSWER = struct.Struct("<iiiI")  # number, what, whether the grammar has ended, bytes of text
-FAREWELL = 0  # the number of an answer to all: its text says why the process ends now
+COMMAND = struct.Struct("<cQ")  # to the fork server: command, number of the child
+REQUEST = struct.Struct("<iiii")  # to a grammar's process: kind, row, request number, token
+REPLY = struct.Struct("<iiiI")  # request number, status, whether the grammar has ended, bytes of text
+FINAL_REPLY = 0  # the number of a reply to all requests: its text says why the process ends now
 
-MAX_EXTRA_BYTES = 512 * 2**20  # of address space, that a grammar's process takes beside what all have
-COMPILE_S = 10  # of processor time, as the next two
-MASK_S = 0.5  # for what may come next, after one token
-SLOW_MASKS_S = 5  # for one sequence's masks that take long, together
+MAX_EXTRA_BYTES = 512 * 2**20  # address space that a grammar's process may use beyond the fork server's
+COMPILE_S = 10  # of processor time, like the next two
+MASK_S = 0.5  # for one mask
+SLOW_MASKS_S = 5  # for all slow masks of one sequence
 
 SPAWN, KILL = b"S", b"K"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of what one grammar may take: processor time, which its process looks at, but for the last."""
+    """The limits of one grammar: processor time, which its process checks, except for the last."""
 
     compile_s: float = COMPILE_S
     mask_s: float = MASK_S
     slow_masks_s: float = SLOW_MASKS_S
-    wall_s: float = (
-        30.0  # to compile, or for one mask, where the processors are busy or the process is stopped
-    )
+    wall_s: float = 30.0  # to compile, or for one mask, if the processors are busy or the process is stopped
 
 
 def too_large(work: str) -> str:
     return f"takes more than {MAX_EXTRA_BYTES >> 20} MiB of memory to {work}: simplify it."
 
 
-def too_slow(what: str) -> str:
+def too_slow(why: str) -> str:
     return (
-        f"The grammar takes too long to follow: {what}. Simplify it: counts within counts, and parts that "
-        "can be read in many ways, cost most."
+        f"The grammar takes too long to follow: {why}. Simplify it: nested counts and ambiguous parts cost "
+        "most."
     )
 
 
-class Ask(IntEnum):
+class RequestKind(IntEnum):
     OPEN = 0  # a sequence begins
-    TOKEN = 1  # it takes a token
-    CLOSE = 2  # it has ended; not answered
+    TOKEN = 1  # the sequence has a new token
+    CLOSE = 2  # the sequence has ended; there is no reply
 
 
-class Answer(IntEnum):
-    RESTRICTED = 0  # the mask says what may come next
-    ANYTHING = 1  # all may; the mask was not written
-    FAILED = 2  # the text that follows says why
-    REFUSED = 3  # so it does, and it is the grammar's doing
+class MaskStatus(IntEnum):
+    RESTRICTED = 0  # the mask has the allowed tokens
+    ANYTHING = 1  # all tokens are allowed; the mask was not written
+    FAILED = 2  # the text has the reason
+    REFUSED = 3  # likewise, and the grammar is at fault
 
 
 def pack(value: Any) -> bytes:

@@ -1,8 +1,8 @@
-"""`python -m engine.structured.worker FD`: the compiler's first process, which forks one for each grammar.
+"""`python -m engine.structured.worker FD`: the fork server, which forks a process for each grammar.
 
 It loads the compiler and the vocabulary once, and stays idle and without threads, so that a fork is safe and
-takes a millisecond. Whatever a grammar does is done in its own process, which can be ended. All end with the
-engine: this one when its socket closes, its children with it.
+takes a millisecond. All work on a grammar is done in its own process, which can be killed. All processes end
+with the engine: the fork server when its socket closes, its children with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.structured.vocabulary import Vocabulary
 from engine.structured.wire import COMMAND, MAX_EXTRA_BYTES, SPAWN, read_frame
 
 _PR_SET_PDEATHSIG = 1
-_OOM_SCORE = "800"  # when memory ends, the kernel takes these before the engine
+_OOM_SCORE = "800"  # when memory runs out, the kernel kills these before the engine
 
 
 class Worker:
@@ -32,10 +32,10 @@ class Worker:
         self._vocabulary = vocabulary
         self._info = vocabulary.tokenizer_info()
         self._max_bytes = _address_space() + MAX_EXTRA_BYTES
-        self._pids: dict[int, int] = {}  # of those that haven't been reaped: no other process has these
+        self._pids: dict[int, int] = {}  # of children that are not reaped, so no other process has these ids
 
     def run(self) -> None:
-        """Until the engine closes its end."""
+        """Serve commands until the engine closes its end."""
         signal.signal(signal.SIGCHLD, lambda *_: self._reap())
         while True:
             data, descriptors, _, _ = socket.recv_fds(self._link, COMMAND.size, 2)
@@ -48,14 +48,16 @@ class Worker:
                 os.kill(pid, signal.SIGKILL)
 
     def _spawn(self, number: int, link: int, masks: int) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # else a child may end before it is known
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGCHLD}
+        )  # else a child may end before it is recorded
         try:
             me = os.getpid()
             pid = os.fork()
             if not pid:
                 self._become(me, link, masks)
             self._pids[number] = pid
-        except OSError as error:  # the engine reads the end of the socket
+        except OSError as error:  # the engine sees the socket close
             print(f"no process for a grammar: {error}", file=sys.stderr, flush=True)  # noqa: T201
         finally:
             os.close(link)
@@ -63,14 +65,14 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
     def _become(self, parent: int, link: int, masks: int) -> NoReturn:
-        """In the child."""
+        """Runs in the child."""
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             self._link.close()
             _end_with_parent(parent)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            with suppress(OSError, ValueError):  # a lower limit than ours is there already
+            with suppress(OSError, ValueError):  # a lower limit is set already
                 resource.setrlimit(resource.RLIMIT_AS, (self._max_bytes, self._max_bytes))
             with socket.socket(fileno=link) as asks:
                 serve_grammar(asks, masks, self._info, self._vocabulary)
@@ -102,7 +104,11 @@ def _address_space() -> int:
 
 
 def main() -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # meant for the engine, which drains
+    for signum in (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+    ):  # meant for the engine, which shuts down gracefully
         signal.signal(signum, signal.SIG_IGN)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write(_OOM_SCORE)
@@ -111,7 +117,7 @@ def main() -> None:
         import_xgrammar()
         worker = Worker(link, vocabulary)
         gc.collect()
-        gc.freeze()  # what is shared with the children stays so
+        gc.freeze()  # keeps memory shared with the children
         worker.run()
 
 

@@ -1,4 +1,4 @@
-"""The engine's side of the compiler's first process: starts it, and has it fork and end others."""
+"""The engine's side of the fork server: starts it, and has it fork and kill the grammars' processes."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class Fork:
-    """One process of a grammar, as far as it can be ended from outside."""
+    """A handle to kill one grammar's process."""
 
-    def __init__(self, first: _First, number: int) -> None:
-        self._first = first
+    def __init__(self, server: _ForkServer, number: int) -> None:
+        self._server = server
         self._number = number
 
     def kill(self) -> None:
-        self._first.send(KILL, self._number)
+        self._server.send(KILL, self._number)
 
     @property
     def has_parent(self) -> bool:
-        """Without one it has ended, whatever it did."""
-        return self._first.is_alive
+        """Whether the fork server is alive; all processes end with it."""
+        return self._server.is_alive
 
 
 class Workers:
-    """Starts the first process when a fork is wanted, and again if it has ended. Blocks for moments."""
+    """Starts the fork server when a fork is needed, and again if it has ended. Blocks briefly."""
 
     def __init__(self, make_vocabulary: Callable[[], bytes]) -> None:
         self._make_vocabulary = make_vocabulary
-        self._first: _First | None = None
+        self._server: _ForkServer | None = None
         self._lock = threading.Lock()
         self._num_forks = 0
 
     def fork(self, link: socket.socket, masks: int) -> Fork:
-        """A process that has these two descriptors. Raises EngineError if none can be started."""
+        """Fork a process that gets these two descriptors. Raises EngineError if none can be started."""
         with self._lock:
-            if self._first is None or not self._first.is_alive:
+            if self._server is None or not self._server.is_alive:
                 try:
-                    self._first = _First(self._make_vocabulary())
+                    self._server = _ForkServer(self._make_vocabulary())
                 except OSError as error:
                     raise EngineError(f"The compiler's process can't be started: {error}.") from error
             self._num_forks += 1
-            self._first.send(SPAWN, self._num_forks, link.fileno(), masks)
-            return Fork(self._first, self._num_forks)
+            self._server.send(SPAWN, self._num_forks, link.fileno(), masks)
+            return Fork(self._server, self._num_forks)
 
     @property
     def is_alive(self) -> bool:
-        first = self._first
-        return first is not None and first.is_alive
+        server = self._server
+        return server is not None and server.is_alive
 
     def close(self) -> None:
         """End all processes."""
         with self._lock:
-            if self._first is not None:
-                self._first.close()
-                self._first = None
+            if self._server is not None:
+                self._server.close()
+                self._server = None
 
 
-class _First:
+class _ForkServer:
     def __init__(self, vocabulary: bytes) -> None:
         self._link, theirs = socket.socketpair()
         with theirs:
@@ -85,7 +85,7 @@ class _First:
             )
         self.close = weakref.finalize(self, _end, self._link, self._process)
         self._lock = threading.Lock()
-        with suppress(OSError):  # it has ended, which is found below
+        with suppress(OSError):  # it has ended, which `is_alive` reports
             self._link.sendall(LENGTH.pack(len(vocabulary)) + vocabulary)
 
     @property
@@ -96,7 +96,7 @@ class _First:
         rights = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         )
-        with self._lock, suppress(OSError):  # it has ended, and all others with it
+        with self._lock, suppress(OSError):  # it has ended, and its children with it
             self._link.sendmsg([COMMAND.pack(command, number)], rights)
 
 
@@ -107,7 +107,7 @@ def _end(link: socket.socket, process: subprocess.Popen[bytes]) -> None:
 
 
 def shared_memory(num_bytes: int) -> int:
-    """A descriptor of memory that has no name, all zero and taken page by page as it is written."""
+    """A descriptor of anonymous memory, zeroed, and allocated page by page as it is written."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("masks")
     else:

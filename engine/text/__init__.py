@@ -1,1 +1,1 @@
-"""Tokens and text: tokenizer, detokenizer, and parsers of what models write."""
+"""Tokens and text: tokenizer, detokenizer, and parsers of the models' output."""

@@ -1,6 +1,6 @@
-"""Tokens to text, piece by piece, and the search for stop strings in it. Pure; knows nothing of HTTP.
+"""Converts tokens to text piece by piece, and searches it for stop strings. Pure; knows nothing of HTTP.
 
-Two promises: no piece ends inside a character, and how the tokens were split into steps changes nothing.
+Two guarantees: no piece ends inside a character, and how tokens are split into steps doesn't change the text.
 """
 
 from __future__ import annotations
@@ -15,69 +15,69 @@ from engine.text.tokenizer import Tokenizer
 _CONTEXT_TOKENS = (
     6  # of the prompt: enough for decoders that look back for a space or an unfinished character
 )
-_MAX_WAITING_TOKENS = 64  # far more than a character has: special or broken ones for ever must cost no more
+_MAX_WAITING_TOKENS = 64  # far more than a character has: bounds the cost of endless special or broken tokens
 _MAX_CHARACTER_BYTES = 4
 _REPLACEMENT = "\ufffd"
 
 
 class TextStream:
-    """Text of a growing list of tokens. An unfinished character waits for the tokens that complete it."""
+    """The text of a growing list of tokens. An unfinished character waits for the tokens that complete it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool) -> None:
-        """The prompt's end is the context: without it, a first space would be taken for the text's start.
+        """The prompt's end is the context: without it, decoders would drop a first space as the text's start.
 
-        Unless it ends within a character, whose bytes would turn up in the answer.
+        There is no context if the prompt ends inside a character, whose bytes would appear in the answer.
         """
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._said: list[int] = []  # tokens whose text is out, as far as decoders look back
-        self._waiting: list[int] = []  # tokens whose text isn't
+        self._emitted: list[int] = []  # tokens whose text was returned, as far as decoders look back
+        self._waiting: list[int] = []  # tokens whose text was not
         context = prompt[-_CONTEXT_TOKENS:]
         self._start([] if self._decode(context).endswith(_REPLACEMENT) else context)
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; empty if none."""
+        """The text that this token completes; may be empty."""
         self._waiting.append(token_id)
         try:
             piece: str | None = self._stream.step(self._tokenizer.fast, token_id)
-        except Exception:  # the library's only kind: later bytes have made earlier ones invalid
-            return self._start_over()
+        except Exception:  # the library raises no other kind: later bytes made earlier ones invalid
+            return self._flush_waiting()
         if piece is not None:
-            self._said, self._waiting = self._waiting, []
+            self._emitted, self._waiting = self._waiting, []
             return piece
-        return "" if len(self._waiting) < _MAX_WAITING_TOKENS else self._give_out_whole()
+        return "" if len(self._waiting) < _MAX_WAITING_TOKENS else self._flush_whole_characters()
 
     def flush(self) -> str:
-        """What is left when no token follows: an unfinished character shows as U+FFFD."""
-        return self._start_over() if self._waiting else ""
+        """The rest if no token follows: an unfinished character becomes U+FFFD."""
+        return self._flush_waiting() if self._waiting else ""
 
-    def _give_out_whole(self) -> str:
-        """What waits, up to the end of a character: a text may hold any number of U+FFFD of its own.
+    def _flush_whole_characters(self) -> str:
+        """The waiting text up to the end of a character: a text may itself contain many U+FFFD.
 
-        They look unfinished, but taken apart they would become more. Where the last character begins, the
-        fewest of them show.
+        They look unfinished, but splitting them would produce more. The split with the fewest U+FFFD is where
+        the last character begins.
         """
         ends = range(len(self._waiting), len(self._waiting) - _MAX_CHARACTER_BYTES, -1)
-        shown = {end: self._decode(self._said + self._waiting[:end]).count(_REPLACEMENT) for end in ends}
+        shown = {end: self._decode(self._emitted + self._waiting[:end]).count(_REPLACEMENT) for end in ends}
         end = min(ends, key=lambda end: (shown[end], -end))
         left = self._waiting[end:]
         del self._waiting[end:]
-        return self._start_over() + "".join(map(self.push, left))
+        return self._flush_waiting() + "".join(map(self.push, left))
 
     def _start(self, context: Sequence[int]) -> None:
-        self._said, self._waiting = list(context), []
+        self._emitted, self._waiting = list(context), []
         self._stream = DecodeStream(skip_special_tokens=self._skip)
         for token_id in context:
             self._stream.step(self._tokenizer.fast, token_id)
 
-    def _start_over(self) -> str:
-        """Give out what waits, as it is."""
-        rest = self._decode(self._said + self._waiting)[len(self._decode(self._said)) :]
-        # What ends like an unfinished character is no context: its text would come a second time.
+    def _flush_waiting(self) -> str:
+        """Return the waiting text as it is, and start again."""
+        rest = self._decode(self._emitted + self._waiting)[len(self._decode(self._emitted)) :]
+        # A token that ends like an unfinished character can't be context: its text would appear twice.
         last = self._waiting[-1:]
         is_clean = bool(rest) and not self._decode(last).endswith(_REPLACEMENT)
-        context = last if is_clean else self._said
-        if rest and not context:  # something has been said, so a first space is no text's start
+        context = last if is_clean else self._emitted
+        if rest and not context:  # text was returned, so the next space does not start the text
             context = self._tokenizer.encode("a", add_special_tokens=False)
         self._start(context)
         return rest
@@ -87,10 +87,10 @@ class TextStream:
 
 
 class StopStrings:
-    """Finds the first stop string to be complete in a text that comes in pieces.
+    """Finds the first complete stop string in a text that arrives in pieces.
 
-    Holds back exactly what may still become one: the longest end of the text that starts some stop string.
-    Of two that are complete at the same character, the one that began first counts.
+    Holds back exactly what may still become one: the longest suffix of the text that begins a stop string.
+    If two are complete at the same character, the one that began first counts.
     """
 
     def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
@@ -100,7 +100,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, piece: str, *, may_end: bool = True) -> tuple[str, str | None]:
-        """(text that may go out, the stop string that ended it or None); nothing may be pushed after one.
+        """(text to return, the stop string that ended it or None). Push nothing after a stop string.
 
         `may_end`: whether a stop string that this piece completes counts.
         """
@@ -117,12 +117,12 @@ class StopStrings:
         return text[: len(text) - keep], None
 
     def flush(self) -> str:
-        """What was held back and came to nothing."""
+        """The text that was held back and did not become a stop string."""
         held, self._held = self._held, ""
         return held
 
     def _find(self, text: str, num_old: int) -> tuple[int, str] | None:
-        """The first to be complete after the old characters; what was in them may not have counted."""
+        """The first stop string that ends after the old characters; earlier ones did not count."""
         matches = [
             (at + len(stop), at, stop)
             for stop in self._stops
@@ -135,7 +135,7 @@ class StopStrings:
 
 
 class _Prefix:
-    """How much of a stop string the text so far ends with; a character costs the same however long that is.
+    """How much of a stop string the text so far ends with, at constant cost per character.
 
     Knuth, Morris and Pratt's automaton.
     """
@@ -143,14 +143,14 @@ class _Prefix:
     def __init__(self, stop: str) -> None:
         self._stop = stop
         self._length = 0
-        # By length of a beginning: the longest shorter beginning that it ends with. Made as it is needed.
+        # By prefix length: the longest shorter prefix that is its suffix. Extended as needed.
         self._shorter = [0, 0]
 
     def push(self, piece: str) -> int:
-        """The longest end of the text that begins the stop string, but isn't all of it."""
+        """The length of the longest suffix of the text that is a proper prefix of the stop string."""
         for character in piece:
             self._length = self._after(self._length, character)
-            if self._length == len(self._stop):  # it didn't count
+            if self._length == len(self._stop):  # a complete one that didn't count
                 self._length = self._shorter_of(self._length)
         return self._length
 
@@ -167,7 +167,7 @@ class _Prefix:
 
 
 class Piece(NamedTuple):
-    """What some tokens brought: text that may go out, how many of them count, what stop string ended it."""
+    """The result of some tokens: text to return, how many tokens count, the stop string that ended it."""
 
     text: str
     num_tokens: int
@@ -175,7 +175,7 @@ class Piece(NamedTuple):
 
 
 class Detokenizer:
-    """One sequence's way from tokens to text that may be shown.
+    """Converts one sequence's tokens to the text to return.
 
     A stop string counts if it is complete after `min_tokens` tokens, wherever it began.
     """
@@ -196,7 +196,7 @@ class Detokenizer:
         self._num_tokens = 0
 
     def push(self, token_ids: Sequence[int]) -> Piece:
-        """Take one step's tokens; those after a stop string are neither shown nor counted."""
+        """Add one step's tokens; those after a stop string are neither shown nor counted."""
         shown: list[str] = []
         for count, token_id in enumerate(token_ids, start=1):
             text = self._text.push(token_id)
@@ -210,7 +210,7 @@ class Detokenizer:
         return Piece("".join(shown), len(token_ids))
 
     def flush(self) -> Piece:
-        """The rest, once the last token has been pushed. It, too, may complete a stop string."""
+        """The rest, once the last token has been pushed. It may also complete a stop string."""
         rest = self._text.flush()
         text, stop = self._stops.push(rest, may_end=self._num_tokens > self._min_tokens)
         return Piece(text if stop is not None else text + self._stops.flush(), 0, stop)

@@ -1,7 +1,7 @@
-"""Text to tokens and back, and what the checkpoint's tokenizer files say: special tokens, chat templates.
+"""Text to tokens and back, and the checkpoint's tokenizer files: special tokens, chat templates.
 
-Reads `tokenizer.json` with the `tokenizers` library alone. transformers, slow to import, is asked only where
-a checkpoint has no such file. Knows nothing of requests.
+Reads `tokenizer.json` with the `tokenizers` library alone. transformers, slow to import, is used only if a
+checkpoint has no such file. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from engine.errors import CheckpointError, InvalidRequest, UnsupportedModel
 
 T = TypeVar("T", bound=Any)
 
-ENCODED_TOGETHER = 2**18  # characters: while it works, the library takes sixty times the memory of its text
+ENCODED_TOGETHER = 2**18  # characters: while encoding, the library uses sixty times the memory of the text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A tokenizer as the checkpoint has it; `fast` does the work (and is what a DecodeStream asks for)."""
+    """The checkpoint's tokenizer; `fast` does the work (and is what a DecodeStream needs)."""
 
     fast: FastTokenizer
     special_tokens: Mapping[str, str] = field(
@@ -44,22 +44,22 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        """Its own end-of-sequence token; checkpoints may name further ones."""
+        """The tokenizer's own end-of-sequence token; checkpoints may name further ones."""
         token = self.special_tokens.get("eos_token")
         return None if token is None else self.fast.token_to_id(token)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokens of `text`; special tokens are added as the checkpoint's post-processor does.
 
-        Raises InvalidRequest for text that is no Unicode (lone surrogates).
+        Raises InvalidRequest for invalid Unicode (lone surrogates).
         """
         with _named_surrogates():
             return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_without_gil(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
-        """The same of several texts, as many at a time as memory allows: for threads, as other ones run on.
+        """Encodes several texts, as many at a time as memory allows, without holding the GIL.
 
-        `encode` holds the interpreter all the time: 0.7 s for a megabyte. This doesn't.
+        `encode` holds it all the time: 0.7 s for a megabyte.
         """
         token_ids: list[list[int]] = []
         for batch in batches_of(texts, ENCODED_TOGETHER):
@@ -72,7 +72,7 @@ class Tokenizer:
         return str(self.fast.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def decode_without_gil(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The same, for threads: it doesn't hold the interpreter."""
+        """Like `decode`, without holding the GIL."""
         (text,) = self.fast.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
         return str(text)
 
@@ -85,12 +85,12 @@ class Tokenizer:
 def _named_surrogates() -> Iterator[None]:
     try:
         yield
-    except (UnicodeEncodeError, TypeError) as error:  # "must be str": it says so of what UTF-8 can't say
-        raise InvalidRequest("The text is no valid Unicode: it holds half of a surrogate pair.") from error
+    except (UnicodeEncodeError, TypeError) as error:  # TypeError "must be str": for a str that isn't UTF-8
+        raise InvalidRequest("The text is not valid Unicode: it contains a lone surrogate.") from error
 
 
 def batches_of(texts: Sequence[T], most: int, size: Callable[[T], int] = len) -> Iterator[Sequence[T]]:
-    """Texts side by side, of at most so many characters together; a longer one by itself."""
+    """Runs of texts with at most `most` characters together; a longer text is alone."""
     first = total = 0
     for index, text in enumerate(texts):
         total += size(text)
@@ -112,7 +112,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a checkpoint's JSON file, {} where there is no file. Raises CheckpointError."""
+    """The object in a checkpoint's JSON file, {} if there is no file. Raises CheckpointError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -132,7 +132,7 @@ def _load_fast(directory: Path) -> FastTokenizer:
         fast = FastTokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} can't be read: {error}") from error
-    # Limits meant for training batches: a prompt is neither cut nor padded behind its sender's back.
+    # The file's limits are meant for training batches: a prompt must not be truncated or padded silently.
     fast.no_truncation()
     fast.no_padding()
     return fast
@@ -161,7 +161,7 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Each is a string, or an object with `content`."""
+    """Each value is a string, or an object with `content`."""
     tokens = {}
     for name in _SPECIAL_NAMES:
         value = config.get(name)
@@ -172,7 +172,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """From tokenizer_config.json (a string, or a list of named ones); a file of its own wins."""
+    """From tokenizer_config.json (a string, or a list of named ones); separate files override it."""
     declared = config.get("chat_template")
     templates: dict[str, str] = {}
     if isinstance(declared, str):

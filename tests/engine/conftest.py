@@ -16,7 +16,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     @cache
     def make(name: str) -> Path:
-        from tests.engine.tiny_models import make_checkpoint  # imports transformers: only for those who ask
+        from tests.engine.tiny_models import make_checkpoint  # imports transformers, so only if needed
 
         return make_checkpoint(name, root)
 

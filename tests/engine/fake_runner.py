@@ -26,7 +26,7 @@ def next_token(token_ids: Sequence[int], seed: int, output_position: int) -> int
 def reference_output(
     request: EngineRequest, *, eos_token_ids: Sequence[int] = (), max_model_len: int = 10**9
 ) -> list[int]:
-    """What the request must give, one token after the other, whatever runs beside it."""
+    """The expected output, token by token, whatever runs beside the request."""
     prompt, params = list(request.prompt_token_ids), request.params
     stops = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(eos_token_ids))
     output: list[int] = []
@@ -82,7 +82,7 @@ class FakeRunner:
         self.last_batch = batch
         if self.before is not None:
             self.before(batch)
-        # What a step reads besides its own tokens must have been written by earlier steps.
+        # Earlier steps must have written whatever a step reads beyond its own tokens.
         tokens = [self._run(sequence) for sequence in batch.sequences]
         written: set[int] = set()
         for sequence in batch.sequences:
@@ -120,7 +120,7 @@ class FakeRunner:
         return MemoryUsage(device="cpu", weights=0, kv_cache=len(self._slots))
 
     def _scored(self, sequence: ScheduledSequence) -> Sequence[int]:
-        """What follows the scored rows; where their own tokens run too, they must be the same."""
+        """The tokens after the scored rows, which must equal the tokens that run."""
         scored, first = sequence.scored_token_ids, sequence.scored_from
         if not 0 <= first <= first + len(scored) <= len(sequence.token_ids):
             raise AssertionError(f"{sequence.request_id}: {len(scored)} scored from row {first} don't run.")
@@ -146,8 +146,8 @@ class FakeRunner:
 
 
 def _allowed(constraint: TokenConstraint, token: int) -> int:
-    """`token`, or the next that the constraint lets pass."""
-    import torch  # only for those who constrain
+    """`token`, or the next that the constraint allows."""
+    import torch  # only if needed
 
     mask = torch.full((1, _MASK_WORDS), -1, dtype=torch.int32)
     if not constraint.fill_mask(mask, 0):

@@ -1,4 +1,4 @@
-"""What a process keeps for itself: measured in one of its own, before a library has read its settings."""
+"""The memory that a process keeps, measured in a new process, before a library has read its settings."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def _grown_mib(environ: Mapping[str, str]) -> float:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is a process's own")
 @pytest.mark.skipif(not packed_linear.is_available(torch.bfloat16), reason="nothing is packed here")
 @pytest.mark.timeout(120)
-def test_kernels_of_many_shapes_do_not_pile_up() -> None:
+def test_kernels_of_many_shapes_do_not_accumulate() -> None:
     assert _grown_mib({}) < 16
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is a process's own")
 @pytest.mark.skipif(not packed_linear.is_available(torch.bfloat16), reason="nothing is packed here")
 @pytest.mark.timeout(120)
-def test_an_operator_may_have_more_kept() -> None:
-    """And so the test before this one would see it."""
+def test_the_operator_may_keep_more_kernels() -> None:
+    """This also shows that the previous test would notice."""
     assert _grown_mib({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}) > 64

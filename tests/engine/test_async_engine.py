@@ -65,7 +65,7 @@ async def running(runner: FakeRunner, *, max_num_seqs: int = 8) -> AsyncIterator
 
 @asynccontextmanager
 async def counted_wake_ups() -> AsyncIterator[list[object]]:
-    """What the engine's thread calls on the loop."""
+    """The calls of the engine's thread on the loop."""
     loop = asyncio.get_running_loop()
     original, calls = loop.call_soon_threadsafe, []
 
@@ -93,7 +93,7 @@ async def generate(engine: AsyncEngine, request: EngineRequest) -> list[int]:
 # Streams
 
 
-async def test_streams_run_together_and_give_what_they_give_alone() -> None:
+async def test_concurrent_streams_give_the_same_output_as_alone() -> None:
     async with running(FakeRunner(num_blocks=48)) as engine:
         requests = [make_request(f"r{n}", range(n, n + 9), max_tokens=5 + n) for n in range(20)]
         outputs = await asyncio.gather(*(generate(engine, request) for request in requests))
@@ -122,7 +122,7 @@ async def test_a_stream_has_one_delta_per_step_then_ends() -> None:
         assert repr(stream) == "<TokenStream a ended, 0 tokens unread>"
 
 
-async def test_what_piles_up_unread_comes_as_one_delta() -> None:
+async def test_unread_deltas_are_merged_into_one() -> None:
     async with running(FakeRunner()) as engine:
         slow = make_request("slow", [1], max_tokens=30)
         stream = engine.stream(slow)
@@ -147,7 +147,7 @@ async def test_a_merged_delta_keeps_the_first_ones_timings() -> None:
         await stream.aclose()
 
 
-async def test_a_step_without_output_wakes_nobody() -> None:
+async def test_a_step_without_output_does_not_wake_the_loop() -> None:
     gate = Gate()
     async with running(FakeRunner(before=gate)) as engine, counted_wake_ups() as wake_ups:
         stream = engine.stream(make_request("a", range(100), max_tokens=1))
@@ -171,7 +171,7 @@ async def test_a_step_wakes_the_loop_once() -> None:
 # Refusals
 
 
-async def test_a_wrong_request_is_refused_at_once() -> None:
+async def test_an_invalid_request_is_refused_at_once() -> None:
     async with running(FakeRunner()) as engine:
         assert engine.max_model_len == 256
         with pytest.raises(InvalidRequest, match="prompt is empty"):
@@ -179,7 +179,7 @@ async def test_a_wrong_request_is_refused_at_once() -> None:
         assert engine.num_unfinished == 0
 
 
-async def test_an_id_is_in_use_until_the_engine_has_let_go() -> None:
+async def test_an_id_is_in_use_until_the_engine_has_released_it() -> None:
     gate = Gate()
     async with running(FakeRunner(before=gate)) as engine:
         stream = engine.stream(make_request("a", [1], max_tokens=99))
@@ -190,7 +190,7 @@ async def test_an_id_is_in_use_until_the_engine_has_let_go() -> None:
             engine.stream(make_request("a", [2]))
         gate.open()
         await generate(engine, make_request("b", [1]))
-        with pytest.raises(StopAsyncIteration):  # what came after the reader had left isn't his
+        with pytest.raises(StopAsyncIteration):  # deltas after the reader has left are dropped
             await anext(stream)
         again = make_request("a", [2])
         assert await generate(engine, again) == reference_output(again)
@@ -210,7 +210,7 @@ async def test_leaving_early_frees_the_blocks() -> None:
         assert engine.num_unfinished == 0 and engine.stats().kv_cache_usage == 0
 
 
-async def test_a_cancelled_reader_leaves_too() -> None:
+async def test_a_cancelled_reader_frees_its_blocks() -> None:
     gate = Gate()
     async with running(FakeRunner(before=gate)) as engine:
         task = asyncio.create_task(read(engine.stream(make_request("a", [1], max_tokens=200))))
@@ -223,7 +223,7 @@ async def test_a_cancelled_reader_leaves_too() -> None:
         assert engine.num_unfinished == 0 and engine.stats().kv_cache_usage == 0
 
 
-async def test_an_abort_from_elsewhere_ends_the_stream() -> None:
+async def test_an_abort_by_another_task_ends_the_stream() -> None:
     gate = Gate()
     async with running(FakeRunner(before=gate)) as engine:
         stream = engine.stream(make_request("a", [1], max_tokens=200))
@@ -238,7 +238,7 @@ async def test_an_abort_from_elsewhere_ends_the_stream() -> None:
         assert engine.num_unfinished == 0
 
 
-async def test_a_crowd_that_comes_and_goes() -> None:
+async def test_many_readers_that_come_and_go() -> None:
     """Readers that stay, leave, are cancelled or aborted, in a cache too small for all of them."""
     rng = random.Random(7)
 
@@ -302,7 +302,7 @@ async def test_a_step_error_reaches_its_own_client_only() -> None:
         assert engine.is_alive
 
 
-async def test_the_death_of_the_thread_is_told_to_all() -> None:
+async def test_all_streams_learn_of_the_threads_death() -> None:
     gate = Gate()
 
     def before(batch: Batch) -> None:
@@ -326,12 +326,14 @@ async def test_the_death_of_the_thread_is_told_to_all() -> None:
     assert await engine.shutdown(WAIT_S)
 
 
-async def test_wrong_books_are_noticed_when_idle_in_debug(caplog: pytest.LogCaptureFixture) -> None:
+async def test_inconsistent_bookkeeping_is_noticed_when_idle_in_debug(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def build() -> EngineCore:
         return core
 
     def spoil(batch: Batch) -> None:
-        core._scheduler._cache._ref_counts[63] = 1
+        core._scheduler._block_manager._ref_counts[63] = 1
 
     core = builder(FakeRunner(before=spoil))()
     with caplog.at_level(logging.DEBUG, logger="engine.core.async_engine"):
@@ -364,7 +366,7 @@ def test_a_loop_that_was_closed_ends_the_thread() -> None:
 # Beginning and end
 
 
-async def test_before_its_start_an_engine_takes_nothing() -> None:
+async def test_an_engine_accepts_nothing_before_its_start() -> None:
     engine = AsyncEngine(builder(FakeRunner()))
     assert not engine.is_alive and engine.stats() == EngineStats()
     with pytest.raises(EngineDead, match="has not been started"):
@@ -394,7 +396,7 @@ async def test_a_cancelled_start_ends_the_thread() -> None:
     assert not engine.is_alive
 
 
-async def test_shutdown_aborts_what_is_open() -> None:
+async def test_shutdown_aborts_open_requests() -> None:
     gate = Gate()
     engine = AsyncEngine(builder(FakeRunner(before=gate), max_num_seqs=1))
     await engine.start()
@@ -415,7 +417,7 @@ async def test_shutdown_aborts_what_is_open() -> None:
     assert engine.stats().kv_cache_usage == 0
 
 
-async def test_shutdown_doesnt_wait_for_ever_for_a_step() -> None:
+async def test_shutdown_does_not_wait_forever_for_a_step() -> None:
     gate = Gate()
     engine = AsyncEngine(builder(FakeRunner(before=gate)))
     await engine.start()
@@ -431,54 +433,54 @@ async def test_shutdown_doesnt_wait_for_ever_for_a_step() -> None:
 # Sleep
 
 
-async def test_sleep_ends_what_runs_and_refuses_what_comes() -> None:
+async def test_sleep_aborts_running_requests_and_refuses_new_ones() -> None:
     gate = Gate()
     runner = FakeRunner(before=gate)
     async with running(runner) as engine:
         stream = engine.stream(make_request("a", [1], max_tokens=200))
         await gate.arrival()
-        asleep = asyncio.create_task(engine.sleeper.sleep(2, SleepMode.ABORT))
+        asleep = asyncio.create_task(engine.sleep_controller.sleep(2, SleepMode.ABORT))
         await asyncio.sleep(0)
-        assert engine.sleeper.is_sleeping
+        assert engine.sleep_controller.is_sleeping
         gate.open()
         assert (await read(stream))[-1].finish_reason == FinishReason.ABORT
         await asleep
         assert runner.sleeps == [2] and engine.is_alive
         with pytest.raises(EngineAsleep, match="wake_up"):
             engine.stream(make_request("b", [1]))
-        await engine.sleeper.wake_up()
-        await engine.sleeper.wake_up()
-        assert not engine.sleeper.is_sleeping
+        await engine.sleep_controller.wake_up()
+        await engine.sleep_controller.wake_up()
+        assert not engine.sleep_controller.is_sleeping
         again = make_request("b", [1])
         assert await generate(engine, again) == reference_output(again)
 
 
-async def test_sleep_can_wait_for_what_runs() -> None:
+async def test_sleep_can_wait_for_running_requests() -> None:
     gate = Gate()
     runner = FakeRunner(before=gate)
     async with running(runner) as engine:
         request = make_request("a", [1], max_tokens=20)
         stream = engine.stream(request)
         await gate.arrival()
-        impatient = asyncio.create_task(engine.sleeper.sleep(1, SleepMode.WAIT))
+        impatient = asyncio.create_task(engine.sleep_controller.sleep(1, SleepMode.WAIT))
         await asyncio.sleep(0)
-        assert engine.sleeper.is_sleeping
+        assert engine.sleep_controller.is_sleeping
         impatient.cancel()
         with pytest.raises(asyncio.CancelledError):
             await impatient
-        assert not engine.sleeper.is_sleeping, "who gives up waiting leaves the engine awake"
-        patient = asyncio.create_task(engine.sleeper.sleep(1, SleepMode.WAIT))
-        waking = asyncio.create_task(engine.sleeper.wake_up())  # comes when it sleeps
+        assert not engine.sleep_controller.is_sleeping, "a cancelled wait leaves the engine awake"
+        patient = asyncio.create_task(engine.sleep_controller.sleep(1, SleepMode.WAIT))
+        waking = asyncio.create_task(engine.sleep_controller.wake_up())  # comes when it sleeps
         gate.open()
         assert [token for delta in await read(stream) for token in delta.token_ids] == reference_output(
             request
         )
         await patient
         await waking
-        assert runner.sleeps == [1] and not engine.sleeper.is_sleeping
+        assert runner.sleeps == [1] and not engine.sleep_controller.is_sleeping
 
 
-async def test_what_was_cached_is_gone_after_a_sleep_and_after_a_reset() -> None:
+async def test_a_sleep_and_a_reset_clear_the_prefix_cache() -> None:
     async with running(FakeRunner()) as engine:
 
         async def num_cached(name: str) -> int:
@@ -488,12 +490,12 @@ async def test_what_was_cached_is_gone_after_a_sleep_and_after_a_reset() -> None
         assert [await num_cached("a"), await num_cached("b")] == [0, 28]
         await engine.reset_prefix_cache()
         assert [await num_cached("c"), await num_cached("d")] == [0, 28]
-        await engine.sleeper.sleep(1, SleepMode.ABORT)
-        await engine.sleeper.wake_up()
+        await engine.sleep_controller.sleep(1, SleepMode.ABORT)
+        await engine.sleep_controller.wake_up()
         assert [await num_cached("e"), await num_cached("f")] == [0, 28]
 
 
-async def test_a_failed_wake_up_may_be_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_wake_up_can_be_retried(caplog: pytest.LogCaptureFixture) -> None:
     class Shaky(FakeRunner):
         failures = 1
 
@@ -504,11 +506,11 @@ async def test_a_failed_wake_up_may_be_tried_again(caplog: pytest.LogCaptureFixt
             super().wake_up(parts)
 
     async with running(Shaky()) as engine:
-        await engine.sleeper.sleep(1, SleepMode.ABORT)
+        await engine.sleep_controller.sleep(1, SleepMode.ABORT)
         with pytest.raises(OutOfMemory, match="no room"):
-            await engine.sleeper.wake_up()
-        assert engine.sleeper.is_sleeping and engine.is_alive
-        await engine.sleeper.wake_up()
+            await engine.sleep_controller.wake_up()
+        assert engine.sleep_controller.is_sleeping and engine.is_alive
+        await engine.sleep_controller.wake_up()
         request = make_request("a", [1])
         assert await generate(engine, request) == reference_output(request)
     assert "no room for the weights" in caplog.text
@@ -526,15 +528,15 @@ async def test_calls_of_a_dead_engine_are_refused() -> None:
         await engine.reset_prefix_cache()
     await engine.start()
     with pytest.raises(InvalidRequest, match="level is 3"):
-        await engine.sleeper.sleep(3, SleepMode.ABORT)
+        await engine.sleep_controller.sleep(3, SleepMode.ABORT)
     engine.stream(make_request("a", [1]))
     await gate.arrival()
     waiting = [
         asyncio.create_task(engine.reset_prefix_cache()),
-        asyncio.create_task(engine.sleeper.sleep(1, SleepMode.ABORT)),
+        asyncio.create_task(engine.sleep_controller.sleep(1, SleepMode.ABORT)),
     ]
     await asyncio.sleep(0)
-    assert engine.sleeper.is_sleeping
+    assert engine.sleep_controller.is_sleeping
     gate.open()
     for task in waiting:
         with pytest.raises(EngineDead, match="gone"):

@@ -1,4 +1,4 @@
-"""Paged attention against attention written out: wherever the blocks lie, whatever is in the batch."""
+"""Paged attention equals plain attention, wherever the blocks lie, whatever is in the batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def part(start: int, stop: int, blocks: Sequence[int], *, samples: bool = True) 
 
 
 def written_out(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Of the last queries [n, heads, d] over keys and values [context, kv_heads, d]: [n, heads * d]."""
+    """The last queries [n, heads, d] attend to keys and values [context, kv_heads, d]: [n, heads * d]."""
     num_rows, num_heads, head_dim = queries.shape
     group = num_heads // keys.shape[1]
     output = torch.zeros_like(queries)
@@ -44,13 +44,13 @@ def written_out(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor)
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (6, 2), (4, 1)])
-def test_against_attention_written_out(num_heads: int, num_kv_heads: int) -> None:
+def test_paged_attention_equals_plain_attention(num_heads: int, num_kv_heads: int) -> None:
     """Three steps of four sequences: first chunks, then later chunks, decodes and both side by side."""
     torch.manual_seed(0)
     shape = AttentionShape(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=8, num_layers=2)
     cache = PagedKVCache(shape, num_blocks=40, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
     for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(math.nan)  # what isn't written must never count
+        tensor.fill_(math.nan)  # unwritten slots must never count
     tables = [[0, 1, 2, 3, 4], [20, 7, 9, 31, 8], [10, 11, 13, 14, 15], [39, 38, 37, 36, 35]]
     steps = [
         [(0, 0, 5), (1, 0, 1), (2, 0, 11)],

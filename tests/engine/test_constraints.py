@@ -1,4 +1,4 @@
-"""Constraints on what may be said, in the whole core: masks, aborts, preemption, and those that break."""
+"""Constraints on outputs, in the whole core: masks, aborts, preemption, and failures."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FREE = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
 
 class Script:
-    """Allows, position by position, the tokens it was given; then, as a grammar, the end only."""
+    """Allows the given tokens position by position; then, like a grammar, only the end."""
 
     def __init__(
         self, allowed: list[set[int]], *, fails_at: int = -1, refuses: int = -1, num_late: int = 0
     ) -> None:
-        """`num_late`: how often, for each mask, it isn't ready."""
+        """`num_late`: how often it isn't ready, for each mask."""
         self._num_late = num_late
         self._looks = 0
         self.waited_s: list[float] = []
@@ -108,7 +108,7 @@ def follows(tokens: list[int], script: list[set[int]]) -> bool:
     return all(not allowed or token in allowed for token, allowed in zip(tokens, script, strict=False))
 
 
-def test_what_is_said_is_what_may_be(model: Path) -> None:
+def test_outputs_obey_their_constraint(model: Path) -> None:
     core = core_of(model)
     with_eos = replace(FREE, ignore_eos=False)
     sampled = replace(with_eos, temperature=2.0, seed=5, logprobs=1, presence_penalty=0.5, min_tokens=3)
@@ -133,7 +133,7 @@ def test_what_is_said_is_what_may_be(model: Path) -> None:
         assert tokens[name] == alone["free"]
 
 
-def test_a_preempted_constraint_goes_on_where_it_was(model: Path) -> None:
+def test_a_preempted_constraint_continues_where_it_was(model: Path) -> None:
     script = [set(range(10, 90))] * 24
     params = replace(FREE, max_tokens=24)
     roomy, _ = run(core_of(model), *(constrained(str(n), Script(script), params, 30 + n) for n in range(4)))
@@ -149,7 +149,7 @@ def test_a_preempted_constraint_goes_on_where_it_was(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said", "num_tokens"),
+    ("broken", "message", "num_tokens"),
     [
         (Script(SCRIPT, fails_at=0), "RuntimeError: the grammar is broken", 0),
         (Script(SCRIPT, fails_at=3), "RuntimeError: the grammar is broken", 3),
@@ -159,7 +159,7 @@ def test_a_preempted_constraint_goes_on_where_it_was(model: Path) -> None:
     ids=["at once", "later", "accept", "dead end"],
 )
 def test_a_broken_constraint_ends_its_own_request_only(
-    broken: Script, said: str, num_tokens: int, model: Path, caplog: pytest.LogCaptureFixture
+    broken: Script, message: str, num_tokens: int, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests = [
         constrained("before", Script(SCRIPT)),
@@ -170,7 +170,7 @@ def test_a_broken_constraint_ends_its_own_request_only(
     with caplog.at_level(logging.ERROR):
         tokens, last = run(core_of(model), *requests)
     assert last["broken"].finish_reason == FinishReason.ERROR
-    assert said in str(last["broken"].error) and len(tokens["broken"]) == num_tokens
+    assert message in str(last["broken"].error) and len(tokens["broken"]) == num_tokens
     others, _ = run(
         core_of(model),
         constrained("before", Script(SCRIPT)),
@@ -181,7 +181,7 @@ def test_a_broken_constraint_ends_its_own_request_only(
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
-def test_who_is_late_says_the_same_later_and_holds_up_nobody(beside: bool, model: Path) -> None:
+def test_a_late_constraint_gives_the_same_output_and_delays_no_other(beside: bool, model: Path) -> None:
     params = replace(FREE, ignore_eos=False, temperature=1.5, seed=3, logprobs=1, prompt_logprobs=1)
     others = [constrained("free", None, length=40), constrained("in time", Script(SCRIPT), length=20)]
 
@@ -198,8 +198,8 @@ def test_who_is_late_says_the_same_later_and_holds_up_nobody(beside: bool, model
     assert max(late.waited_s) <= 0.02 and sorted(late.waited_s)[len(late.waited_s) // 2] < 0.011
 
 
-def test_no_step_of_others_waits_long_for_those_that_are_late(model: Path) -> None:
-    """However many they are: all together have one patience, and it shrinks."""
+def test_no_step_waits_long_for_late_constraints(model: Path) -> None:
+    """All late constraints share one waiting time, however many there are, and it shrinks."""
     lates = {row: Script([{2}], num_late=10**9) for row in range(8)}
     filler = BitmaskFiller(64, beside_model=False)
     sums = []
@@ -222,7 +222,7 @@ def test_an_abort_of_a_constrained_request_frees_its_blocks(model: Path) -> None
 
 
 class LateToKnow(Script):
-    """Is found to be finished when it is asked for a mask, and not before."""
+    """Turns out to be finished when asked for a mask, and not before."""
 
     def wait(self, timeout_s: float) -> bool:
         super().wait(timeout_s)

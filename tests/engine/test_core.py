@@ -38,7 +38,7 @@ def raiser(
     return before
 
 
-def test_steps_bring_every_request_to_its_end() -> None:
+def test_steps_complete_every_request() -> None:
     core = make_core(FakeRunner())
     requests = [make_request(name, [number, 5], max_tokens=6) for number, name in enumerate("abc")]
     for request in requests:
@@ -74,13 +74,13 @@ def test_an_abort_between_steps_gives_the_last_delta() -> None:
     assert core.abort("a") is None
     assert not core.has_work
     assert (
-        repr(core)
-        == "<EngineCore <Scheduler 0 running, 0 waiting, <BlockManager 64 x 4: 0 held, 0 cached, 64 blank>>>"
+        repr(core) == "<EngineCore <Scheduler 0 running, 0 waiting, "
+        "<BlockManager 64 x 4: 0 allocated, 0 cached, 64 empty>>>"
     )
 
 
-def test_a_failed_step_is_let_go_before_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its traceback would keep its tensors, and the second try would run out of memory as well."""
+def test_a_failed_step_is_released_before_the_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback would keep its tensors alive, and the retry would run out of memory too."""
 
     class Tensor:
         pass
@@ -105,7 +105,7 @@ def test_a_failed_step_is_let_go_before_it_is_tried_again(monkeypatch: pytest.Mo
     assert seen and not any(seen)
 
 
-def test_a_failed_step_costs_its_own_requests_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_step_ends_only_its_own_requests(caplog: pytest.LogCaptureFixture) -> None:
     poisoned = raiser(
         RuntimeError("index out of range"),
         when=lambda batch: any(sequence.request_id == "bad" for sequence in batch.sequences),
@@ -123,7 +123,7 @@ def test_a_failed_step_costs_its_own_requests_only(caplog: pytest.LogCaptureFixt
     assert tokens == reference_output(good, eos_token_ids=[39])
 
 
-def test_what_breaks_a_step_is_found_and_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_sequence_that_breaks_a_step_is_found_and_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
     poisoned = raiser(
         ValueError("out of range"),
         when=lambda batch: any(sequence.request_id == "bad" for sequence in batch.sequences),
@@ -141,7 +141,7 @@ def test_what_breaks_a_step_is_found_and_ends_alone(caplog: pytest.LogCaptureFix
     assert "A step of 4 sequences failed." in caplog.text
 
 
-def test_a_core_at_work_does_not_sleep() -> None:
+def test_a_core_with_work_does_not_sleep() -> None:
     runner = FakeRunner()
     core = make_core(runner)
     core.add(make_request("a", [1]))
@@ -151,7 +151,7 @@ def test_a_core_at_work_does_not_sleep() -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], [None], [1, 2]])
-def test_a_runner_that_answers_wrongly_has_failed(wrong: list[int | None]) -> None:
+def test_an_invalid_step_result_is_a_failure(wrong: list[int | None]) -> None:
     class Wrong(FakeRunner):
         def execute(self, batch: Batch) -> StepResult:
             return StepResult(wrong)
@@ -163,7 +163,7 @@ def test_a_runner_that_answers_wrongly_has_failed(wrong: list[int | None]) -> No
     assert not core.has_work
 
 
-def test_a_lost_device_is_the_end() -> None:
+def test_a_lost_device_ends_the_core() -> None:
     core = make_core(FakeRunner(before=raiser(DeviceLost("CUDA error: device-side assert"))))
     core.add(make_request("a", [1]))
     with pytest.raises(DeviceLost):

@@ -71,7 +71,7 @@ def test_pieces_of_a_text_add_up_to_it(tokenizer: Tokenizer) -> None:
 
 
 def test_pieces_of_noise_add_up_to_it() -> None:
-    """Byte-level only: a byte fallback judges a run of bytes as a whole, and takes its words back."""
+    """Byte-level only: a byte fallback decodes a run of bytes as a whole, and changes earlier text."""
     tokenizer = TOKENIZERS["byte-level"]
     for seed in range(400):
         rng = random.Random(seed)
@@ -90,8 +90,8 @@ def test_no_piece_has_a_broken_character(tokenizer: Tokenizer) -> None:
     assert stream.flush() == ""
 
 
-def test_any_number_of_replacement_characters_comes_out_as_it_is(tokenizer: Tokenizer) -> None:
-    """They look like the beginnings of characters, and more of them than are waited for."""
+def test_any_number_of_replacement_characters_is_unchanged(tokenizer: Tokenizer) -> None:
+    """They look like unfinished characters, and there are more of them than the limit."""
     for number in (1, 21, 22, 23, 64, 65, 66, 200):
         text = "a" + "\ufffd" * number + " b" + "é\ufffd" * 30
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -107,7 +107,7 @@ def test_pieces_of_a_long_text_full_of_replacement_characters_add_up_to_it(token
         assert (shown, count) == (tokenizer.decode(ids, skip_special_tokens=True), len(ids)), seed
 
 
-def test_broken_bytes_for_ever_come_out_bounded_and_once() -> None:
+def test_endless_broken_bytes_are_bounded_and_returned_once() -> None:
     tokenizer = TOKENIZERS["byte-level"]
     broken = tokenizer.encode("🙂", add_special_tokens=False)[1]
     ids = [broken] * 500 + tokenizer.encode("ab", add_special_tokens=False)
@@ -154,7 +154,7 @@ def test_special_tokens_are_skipped_or_shown(tokenizer: Tokenizer, skip: bool) -
 
 
 def expected(text: str, stops: Sequence[str], include: bool) -> tuple[str, str | None]:
-    """By definition: the shortest beginning of the text that ends with a stop string."""
+    """By definition: the shortest prefix of the text that ends with a stop string."""
     for end in range(1, len(text) + 1):
         hits = [stop for stop in stops if text[:end].endswith(stop)]
         if hits:
@@ -192,7 +192,7 @@ def test_exactly_what_may_become_a_stop_string_is_held_back() -> None:
 
 
 def test_a_long_stop_string_costs_no_more_per_piece_than_a_short_one() -> None:
-    """Held text isn't compared with each beginning again: a megabyte would take minutes."""
+    """Held text isn't compared with every prefix again: a megabyte would take minutes."""
     stops = StopStrings(["ab" * 500_000 + "c"])
     held = sum(not stops.push("ab")[0] for _ in range(20_000))
     assert held == 20_000

@@ -1,4 +1,4 @@
-"""What can't be run is told from the checkpoint's files in no time, with what can run it."""
+"""An unsupported checkpoint is detected from its files at once, and the error names what can run it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_the_list_that_needs_no_torch_is_the_registrys() -> None:
     assert set(ARCHITECTURES) == GENERATING
 
 
-def test_what_runs_passes() -> None:
+def test_a_supported_checkpoint_passes() -> None:
     check_checkpoint(EngineConfig(model=DEMO))
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_can_not_be_run_is_refused_with_what_can_run_it(kind: str, tmp_path: Path) -> None:
+def test_an_unsupported_checkpoint_is_refused_with_what_can_run_it(kind: str, tmp_path: Path) -> None:
     directory = make_broken(kind, tmp_path)
     with pytest.raises(CheckpointError if BROKEN[kind].is_damaged else UnsupportedModel) as caught:
         check_checkpoint(EngineConfig(model=directory))
@@ -46,7 +46,7 @@ def test_flags_may_mend_what_the_checkpoint_lacks(tmp_path: Path) -> None:
     check_checkpoint(config, tokenizer=DEMO)
 
 
-def test_a_file_of_gguf_is_no_directory_but_told(tmp_path: Path) -> None:
+def test_a_gguf_file_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UnsupportedModel, match=r"llama\.cpp"):
         resolve_model(tmp_path / "model.gguf")
@@ -66,14 +66,14 @@ def test_the_process_ends_at_once_and_without_torch(kind: str, tmp_path: Path) -
     assert time.perf_counter() - started < 5  # it takes 0.3 s; torch alone would take more than a second
 
 
-def test_the_index_is_believed_over_names(tmp_path: Path) -> None:
+def test_the_index_overrides_file_names(tmp_path: Path) -> None:
     directory = make_broken("missing-shard", tmp_path)
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     check_checkpoint(EngineConfig(model=directory))
 
 
-def test_what_can_not_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     config = EngineConfig(model=DEMO)
     with pytest.raises(CheckpointError, match="gone can't be read: No such file"):
         check_checkpoint(config, tokenizer=tmp_path / "gone")

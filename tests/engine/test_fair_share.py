@@ -1,4 +1,4 @@
-"""One request of many sequences beside others: what it may take of a step, and what it gives back."""
+"""One request of many sequences beside others: its share of a step, and what it gives back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.engine.test_scheduler import Harness, shape
 def choices(
     number: int, prompt: Iterable[int] = range(5), *, max_tokens: int = 30, group: str = "many"
 ) -> list[EngineRequest]:
-    """What `n` makes of a request: the same prompt, other seeds."""
+    """The sequences of a request with `n`: the same prompt, different seeds."""
     tokens = list(prompt)
     return [
         make_request(
@@ -31,7 +31,7 @@ def choices(
 
 
 def prompts(number: int, length: int, *, max_tokens: int = 4, group: str = "many") -> list[EngineRequest]:
-    """What several prompts make of a request; no two begin with the same token."""
+    """The sequences of a request with several prompts; no two begin with the same token."""
     return [
         make_request(f"{group}{index}", [100 + index, *range(1, length)], group=group, max_tokens=max_tokens)
         for index in range(number)
@@ -43,7 +43,7 @@ def count(batch: Batch, group: str = "many") -> int:
 
 
 def tokens_of(batch: Batch, name: str) -> int:
-    """Of prompts."""
+    """The number of prompt tokens."""
     return sum(num for each, num in shape(batch) if each.startswith(name) and num > 1)
 
 
@@ -63,7 +63,7 @@ def assert_answers(harness: Harness, requests: Iterable[EngineRequest]) -> None:
 # Alone
 
 
-def test_a_request_alone_has_every_seat_and_every_token() -> None:
+def test_a_request_alone_gets_every_slot_and_every_token() -> None:
     harness = Harness(max_num_seqs=8, budget=64, num_blocks=256)
     many = choices(20)
     harness.add(*many)
@@ -77,10 +77,10 @@ def test_a_request_alone_has_every_seat_and_every_token() -> None:
     assert shape(harness.step()) == [("many0", 60), ("many1", 4)]
 
 
-# Seats
+# Slots
 
 
-def test_a_small_request_has_a_seat_at_once_beside_one_that_has_them_all() -> None:
+def test_a_small_request_gets_a_slot_at_once_beside_one_that_has_them_all() -> None:
     harness = Harness(max_num_seqs=8, num_blocks=256)
     many, small = choices(8), make_request("small", [50, 51])
     harness.add(*many)
@@ -90,39 +90,39 @@ def test_a_small_request_has_a_seat_at_once_beside_one_that_has_them_all() -> No
     batch = harness.step()
     assert count(batch, "small") == 1
     assert count(batch) == 7, "it gives back no more than is needed"
-    assert "many7" not in dict(shape(batch)), "the last in rank goes"
+    assert "many7" not in dict(shape(batch)), "the sequence due last is preempted"
     harness.finish()
     assert_answers(harness, [*many, small])
 
 
-def test_what_gave_its_seat_back_returns_only_when_nobody_else_is_there() -> None:
+def test_a_surplus_sequence_returns_only_once_its_request_is_alone() -> None:
     harness = Harness(max_num_seqs=8, num_blocks=256)
     harness.add(*choices(8))
     for _ in range(3):
         harness.step()
     small = [make_request(f"small{number}", [50 + number], max_tokens=5) for number in range(3)]
     harness.add(*small)
-    seats = []
+    slots = []
     while len(harness.last) < 3:
-        seats.append(count(harness.step()))
-    assert set(seats) == {6}, "its share, while the others are there"
+        slots.append(count(harness.step()))
+    assert set(slots) == {6}, "its share, while the others are there"
     assert harness.scheduler.stats().num_preemptions == 2
     assert count(harness.step()) == 8
     harness.finish()
     assert harness.scheduler.stats().num_preemptions == 2
 
 
-def test_beside_another_a_request_is_given_no_more_than_its_share() -> None:
+def test_beside_another_a_request_gets_no_more_than_its_share() -> None:
     harness = Harness(max_num_seqs=8, num_blocks=256)
     harness.add(make_request("small", [50], max_tokens=12), *choices(40, max_tokens=3))
-    seats = []
+    slots = []
     while "small" not in harness.last:
-        seats.append(count(harness.step()))
-    assert max(seats) == 6
+        slots.append(count(harness.step()))
+    assert max(slots) == 6
     assert harness.scheduler.stats().num_preemptions == 0
 
 
-def test_two_large_requests_come_to_terms() -> None:
+def test_two_large_requests_share_the_slots() -> None:
     harness = Harness(max_num_seqs=8, num_blocks=256)
     one, two = choices(16, group="one", max_tokens=9), choices(16, [60, 61], group="two", max_tokens=9)
     harness.add(*one)
@@ -139,8 +139,8 @@ def test_two_large_requests_come_to_terms() -> None:
 
 
 @pytest.mark.parametrize("is_one_prompt", [True, False], ids=["choices", "prompts"])
-def test_no_seat_is_given_back_to_who_can_t_use_it_yet(is_one_prompt: bool) -> None:
-    """Of another's choices or long prompts only the first can run at first: a step has few tokens."""
+def test_no_slot_is_given_back_to_a_request_that_can_not_use_it_yet(is_one_prompt: bool) -> None:
+    """Of the other's choices or long prompts only the first can run at first: a step has few tokens."""
     harness = Harness(max_num_seqs=8, num_blocks=512, budget=16, max_model_len=100)
     many = choices(8, max_tokens=60)
     harness.add(*many)
@@ -148,10 +148,10 @@ def test_no_seat_is_given_back_to_who_can_t_use_it_yet(is_one_prompt: bool) -> N
     harness.step()
     other = choices(4, range(40, 80), group="other") if is_one_prompt else prompts(4, 40, group="other")
     harness.add(*other)
-    seats = []
+    slots = []
     while not harness.outputs["other0"]:
-        seats.append(count(harness.step()))
-    assert set(seats[:-1]) == {7}
+        slots.append(count(harness.step()))
+    assert set(slots[:-1]) == {7}
     harness.step()
     assert count(harness.step()) == 6
     harness.finish()
@@ -159,19 +159,19 @@ def test_no_seat_is_given_back_to_who_can_t_use_it_yet(is_one_prompt: bool) -> N
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 4])
-def test_few_seats_are_shared_too(max_num_seqs: int) -> None:
+def test_few_slots_are_shared_too(max_num_seqs: int) -> None:
     harness = Harness(max_num_seqs=max_num_seqs, num_blocks=256)
     many, small = choices(6, max_tokens=20), make_request("small", [50], max_tokens=2)
     harness.add(*many)
     harness.step()
     harness.add(small)
-    most = 3 if max_num_seqs > 1 else 60  # where there is one seat, there is nothing to share
+    most = 3 if max_num_seqs > 1 else 60  # a single slot can't be shared
     steps_until_first_token(harness, "small", most)
     harness.finish()
     assert_answers(harness, [*many, small])
 
 
-def test_without_a_prefix_cache_answers_stay_the_same() -> None:
+def test_outputs_are_the_same_without_a_prefix_cache() -> None:
     harness = Harness(max_num_seqs=4, num_blocks=256, prefix_caching=False)
     many = prompts(4, 9, max_tokens=20)
     small = [make_request(f"small{number}", [number], max_tokens=2) for number in range(5)]
@@ -185,8 +185,8 @@ def test_without_a_prefix_cache_answers_stay_the_same() -> None:
     assert_answers(harness, [*many, *small])
 
 
-def test_what_is_passed_over_is_no_wall() -> None:
-    """Thousands may wait before a small request: it is looked for behind all of them."""
+def test_skipped_sequences_do_not_block_others() -> None:
+    """Thousands may wait before a small request: the scheduler searches past all of them."""
     harness = Harness(max_num_seqs=4, num_blocks=256)
     harness.add(*(replace(one, arrival_time=-100.0) for one in choices(300)))
     harness.step()
@@ -207,7 +207,7 @@ def test_a_short_prompt_starts_in_the_next_step_beside_a_long_one() -> None:
     assert harness.outputs["short"]
 
 
-def test_beside_another_prompt_a_request_has_its_share_of_tokens() -> None:
+def test_beside_another_prompt_a_request_gets_its_share_of_tokens() -> None:
     harness = Harness(num_blocks=1000, budget=64, max_model_len=1000)
     harness.add(*prompts(3, 200), make_request("other", range(500, 700)))
     for _ in range(3):
@@ -216,7 +216,7 @@ def test_beside_another_prompt_a_request_has_its_share_of_tokens() -> None:
 
 
 def test_no_token_is_left_unused() -> None:
-    """Neither beside decodes of others, nor where those that wait can't run."""
+    """Neither beside decodes of others, nor if waiting sequences can't run."""
     harness = Harness(num_blocks=1000, budget=64, max_model_len=1000, max_num_seqs=6)
     harness.add(make_request("other", [500], max_tokens=50))
     harness.step()
@@ -235,8 +235,8 @@ def test_a_budget_of_one_token_is_enough() -> None:
     assert_answers(harness, requests)
 
 
-def test_prompts_whose_logprobs_are_told_are_no_wall() -> None:
-    """A step tells 20 of these, and hundreds of such prompts may wait."""
+def test_prompts_with_logprobs_do_not_block_others() -> None:
+    """A step computes 20 of these, and hundreds of such prompts may wait."""
     harness = Harness(max_num_seqs=8, num_blocks=512, budget=128, max_model_len=100)
     params = SamplingParams(max_tokens=2, prompt_logprobs=100)
     harness.add(*(replace(one, params=params) for one in prompts(200, 60)))
@@ -248,7 +248,7 @@ def test_prompts_whose_logprobs_are_told_are_no_wall() -> None:
 # Turns
 
 
-def test_a_small_request_doesnt_wait_for_a_hundred_prompts() -> None:
+def test_a_small_request_does_not_wait_for_a_hundred_prompts() -> None:
     harness = Harness(max_num_seqs=8, num_blocks=4096, budget=64, max_model_len=1000)
     harness.add(*prompts(100, 60))
     for _ in range(3):
@@ -259,7 +259,7 @@ def test_a_small_request_doesnt_wait_for_a_hundred_prompts() -> None:
 
 
 def test_where_blocks_are_short_a_small_request_comes_before_the_rest_of_a_large_one() -> None:
-    """The cache has room for two of its prompts at a time."""
+    """The cache can hold two of its prompts at a time."""
     harness = Harness(max_num_seqs=8, num_blocks=128, budget=2048, max_model_len=512)
     harness.add(*prompts(100, 200, max_tokens=9))
     harness.step()
@@ -277,7 +277,7 @@ def test_the_prompts_of_a_request_run_in_their_order() -> None:
 
 
 def test_a_request_of_many_prompts_keeps_its_priority() -> None:
-    """However many they are, the last comes before what is less urgent."""
+    """However many there are, the last precedes less urgent requests."""
     harness = Harness(max_num_seqs=1, num_blocks=4096, budget=4096, max_model_len=8000)
     urgent = [replace(one, priority=-1) for one in prompts(20, 7000, max_tokens=1)]
     harness.add(make_request("small", [50]), *urgent)
@@ -292,8 +292,8 @@ def test_a_request_of_many_prompts_keeps_its_priority() -> None:
 # Whatever comes
 
 
-def test_neither_starves_the_other() -> None:
-    """Large requests come without end, and so do small ones: all end, the small ones soon."""
+def test_large_and_small_requests_do_not_starve_each_other() -> None:
+    """Large and small requests arrive endlessly: all end, the small ones soon."""
     harness = Harness(max_num_seqs=4, num_blocks=64, budget=16, max_model_len=64)
     added: dict[str, int] = {}
     requests: list[EngineRequest] = []
@@ -316,13 +316,13 @@ def test_neither_starves_the_other() -> None:
 
 
 class Watch:
-    """Steps a scheduler, and sees that none has more than its share while another wants it."""
+    """Steps a scheduler, and checks that no request has more than its share while another needs it."""
 
     def __init__(self, harness: Harness, *, has_spare_blocks: bool) -> None:
         self.harness = harness
         self.has_spare_blocks = has_spare_blocks
         self.requests: list[EngineRequest] = []
-        self.seats: Counter[str] = Counter()
+        self.slots: Counter[str] = Counter()
         self.ran: set[SequenceState] = set()
 
     def group_of(self, request_id: str) -> str:
@@ -334,15 +334,15 @@ class Watch:
         num_preemptions = scheduler.stats().num_preemptions
         batch = scheduler.schedule()
         share = max(1, scheduler.max_num_seqs * 3 // 4)
-        seats = Counter(sequence.group.name for sequence in scheduler._running)
+        slots = Counter(sequence.group.name for sequence in scheduler._running)
         num_unused = budget - batch.num_tokens - (scheduler.stats().num_preemptions - num_preemptions)
-        for group, number in seats.items():
+        for group, number in slots.items():
             if len(live) > 1 and number > share:
-                assert number <= self.seats[group], "it has taken more"
+                assert number <= self.slots[group], "it has taken surplus slots"
                 if num_unused > 0 and self.has_spare_blocks:
                     ready = {tuple(one.token_ids) for one in scheduler._waiting if one.group.name != group}
                     ready -= {tuple(one.request.prompt_token_ids) for one in scheduler._running}
-                    assert not ready, "others wait for a seat, and for nothing else"
+                    assert not ready, "others wait only for a slot"
         prompts = Counter[str]()
         for sequence in batch.sequences:
             if len(sequence.token_ids) > 1:
@@ -357,7 +357,7 @@ class Watch:
         self.harness.collect(scheduler.update(batch, self.harness.runner.execute(batch)))
         scheduler.check_integrity()
         self.ran = set(scheduler._running)
-        self.seats = Counter(sequence.group.name for sequence in scheduler._running)
+        self.slots = Counter(sequence.group.name for sequence in scheduler._running)
 
 
 @settings(max_examples=150, deadline=None)

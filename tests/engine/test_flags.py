@@ -1,4 +1,4 @@
-"""The command line: ours, vLLM's, and what is neither."""
+"""The command line: our flags, vLLM's, and unknown ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_defaults() -> None:
     assert flags.warnings == ()
 
 
-def test_every_engine_flag_arrives() -> None:
+def test_every_engine_flag_reaches_the_config() -> None:
     words = shlex.split(
         "--dtype half --device cpu --max-model-len 4K --max-num-seqs 8 --max-num-batched-tokens 512 "
         "--block-size 32 --num-gpu-blocks-override 100 --kv-cache-memory-bytes 1.5G "
@@ -44,7 +44,7 @@ def test_every_engine_flag_arrives() -> None:
     )
 
 
-def test_what_a_pooling_runner_is_told_arrives() -> None:
+def test_pooling_flags_reach_the_config() -> None:
     overrides, pooler = '{"architectures": ["Qwen3ForSequenceClassification"]}', '{"pooling_type": "MEAN"}'
     engine = parse(
         *shlex.split("--runner pooling --convert classify"),
@@ -56,7 +56,7 @@ def test_what_a_pooling_runner_is_told_arrives() -> None:
     assert (parse().engine.runner, parse().engine.convert) == ("auto", "auto")
 
 
-def test_every_server_flag_arrives(tmp_path: Path) -> None:
+def test_every_server_flag_reaches_the_config(tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text("from a file")
     words = shlex.split(
@@ -78,11 +78,11 @@ def test_every_server_flag_arrives(tmp_path: Path) -> None:
     )
 
 
-def test_a_chat_template_may_be_given_itself() -> None:
+def test_a_chat_template_may_be_given_as_source() -> None:
     assert parse("--chat-template", "{{ messages }}").server.chat_template == "{{ messages }}"
 
 
-def test_the_key_comes_from_the_environment_unless_given() -> None:
+def test_the_api_key_comes_from_the_environment_unless_given() -> None:
     assert parse(VLLM_API_KEY="secret").server.api_keys == ("secret",)
     assert parse("--api-key", "mine", VLLM_API_KEY="secret").server.api_keys == ("mine",)
 
@@ -93,11 +93,11 @@ def test_underscores_and_equals_signs(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("text", "length"), [("auto", None), ("-1", None), ("2k", 2000), ("2K", 2048)])
-def test_lengths_as_people_write_them(text: str, length: int | None) -> None:
+def test_lengths_with_units(text: str, length: int | None) -> None:
     assert parse("--max-model-len", text).engine.max_model_len == length
 
 
-def test_a_stream_s_interval_is_a_whole_number_of_tokens() -> None:
+def test_the_stream_interval_is_a_whole_number_of_tokens() -> None:
     assert parse().server.stream_interval == 1
     assert parse("--stream-interval", "8").server.stream_interval == 8
     for wrong in ("0", "-1", "1.5", "often"):
@@ -107,10 +107,10 @@ def test_a_stream_s_interval_is_a_whole_number_of_tokens() -> None:
 
 def test_what_berth_passes_by_default_is_accepted() -> None:
     words = shlex.split("--dtype auto --kv-cache-dtype auto --trust-remote-code -tp 1")
-    assert len(parse(*words).warnings) == 1  # trust-remote-code: there is none that we would run
+    assert len(parse(*words).warnings) == 1  # trust-remote-code: we run none
 
 
-def test_a_known_flag_without_use_is_one_warning_that_names_it() -> None:
+def test_an_unused_vllm_flag_gives_one_warning_that_names_it() -> None:
     flags = parse("--enforce-eager", "--watermark", "0.1", "--cudagraph-capture-sizes", "1", "2")
     assert len(flags.warnings) == 3
     names = [warning.split()[0] for warning in sorted(flags.warnings)]
@@ -118,7 +118,7 @@ def test_a_known_flag_without_use_is_one_warning_that_names_it() -> None:
 
 
 def test_every_flag_of_vllm_is_known() -> None:
-    """Given as vLLM would take it, none is called unknown; only a value may be refused."""
+    """No flag of vLLM's is reported as unknown; only its value may be refused."""
     for name in sorted(vllm_flags.SWITCHES | vllm_flags.VALUES | vllm_flags.LISTS):
         words = [f"--{name}"] if name in vllm_flags.SWITCHES else [f"--{name}", "1"]
         try:
@@ -129,7 +129,7 @@ def test_every_flag_of_vllm_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
-def test_what_cannot_be_honoured_is_refused_with_a_reason(name: str) -> None:
+def test_a_flag_we_can_not_honour_is_refused_with_a_reason(name: str) -> None:
     if name in vllm_flags.SWITCHES:
         wanted = "false" in RULES[name].allowed
         words = [f"--{name}" if wanted else f"--no-{name}"]
@@ -142,7 +142,7 @@ def test_what_cannot_be_honoured_is_refused_with_a_reason(name: str) -> None:
     assert parse(*neutral).warnings == ()
 
 
-def test_a_rule_is_for_a_flag_of_vllm() -> None:
+def test_every_rule_is_for_a_vllm_flag() -> None:
     assert set(RULES) <= vllm_flags.SWITCHES | vllm_flags.VALUES | vllm_flags.LISTS
 
 
@@ -152,21 +152,24 @@ def test_a_rule_is_for_a_flag_of_vllm() -> None:
         (["--max-model-length", "4"], "Unknown argument '--max-model-length'; did you mean --max-model-len"),
         (["--no-such-thing-at-all"], "Unknown argument '--no-such-thing-at-all'"),
         (["stray"], "Unknown argument 'stray'"),
-        (["--port", "many"], "--port: 'many' is no port"),
-        (["--port", "65536"], "--port: '65536' is no port"),
-        (["--max-num-seqs", "0"], "--max-num-seqs: '0' is no whole number above 0"),
-        (["--max-model-len", "1.3"], "--max-model-len: '1.3' is no whole number"),
-        (["--gpu-memory-utilization", "1.5"], "1.5 is not above 0 and at most 1"),
-        (["--gpu-memory-utilization", "x"], "'x' is no number"),
-        (["--shutdown-timeout", "-1"], "-1 is no number of seconds"),
+        (["--port", "many"], "--port: 'many' is not a port"),
+        (["--port", "65536"], "--port: '65536' is not a port"),
+        (["--max-num-seqs", "0"], "--max-num-seqs: '0' is not a whole number above 0"),
+        (["--max-model-len", "1.3"], "--max-model-len: '1.3' is not a whole number"),
+        (["--gpu-memory-utilization", "1.5"], "1.5 must be above 0 and at most 1"),
+        (["--gpu-memory-utilization", "x"], "'x' is not a number"),
+        (["--shutdown-timeout", "-1"], "-1 is not a number of seconds"),
         (["--dtype", "int8"], "--dtype"),
-        (["--override-generation-config", "[]"], "is no JSON object"),
-        (["--override-generation-config", "{"], "is no JSON"),
-        (["--chat-template", "/no/such/file"], "--chat-template /no/such/file: not a readable file"),
+        (["--override-generation-config", "[]"], "is not a JSON object"),
+        (["--override-generation-config", "{"], "is not valid JSON"),
+        (
+            ["--chat-template", "/no/such/file"],
+            "--chat-template /no/such/file: neither a readable file nor Jinja source",
+        ),
         (["--host"], "--host: expected one argument"),
     ],
 )
-def test_what_is_wrong_is_said(words: list[str], message: str) -> None:
+def test_an_error_says_what_is_wrong(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(*words)
     assert message in str(caught.value)
@@ -177,7 +180,7 @@ def test_a_model_is_required() -> None:
         parse_flags([], {})
 
 
-def test_help_shows_ours_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_our_flags_only(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse("--help")
     assert caught.value.code == 0
@@ -200,31 +203,31 @@ def test_help_shows_ours_only(capsys: pytest.CaptureFixture[str]) -> None:
         (["a/b"], {"NANOVLLM_MODEL_PATH": "other"}),
     ],
 )
-def test_a_model_is_named_in_any_of_these_ways(words: list[str], environ: dict[str, str]) -> None:
+def test_ways_to_name_the_model(words: list[str], environ: dict[str, str]) -> None:
     flags = parse_flags(words, environ)
     assert flags.engine.model == Path("a/b")
     assert flags.server.served_model_names == ("a/b",)
 
 
-def test_without_a_model_it_says_how_to_name_one() -> None:
+def test_without_a_model_the_error_says_how_to_name_one() -> None:
     with pytest.raises(ConfigError, match="No model is given"):
         parse_flags(["--port", "1"], {})
 
 
 @pytest.mark.parametrize("flag", ["--tp", "-tp", "--tensor-parallel-size", "--tensor_parallel_size"])
-def test_one_device_is_all_there_is(flag: str) -> None:
+def test_only_one_device_is_supported(flag: str) -> None:
     assert parse(flag, "1").warnings == ()
     with pytest.raises(ConfigError, match="--tensor-parallel-size 2 can't be honoured"):
         parse(flag, "2")
 
 
-def test_keys_add_up_and_go_before_the_environments() -> None:
+def test_several_keys_add_up_and_override_the_environment() -> None:
     words = ["--api-key", "a", "b", "--api-key", "c"]
     assert parse(*words, VLLM_API_KEY="e").server.api_keys == ("a", "b", "c")
     assert parse(VLLM_API_KEY="e").server.api_keys == ("e",)
 
 
-def test_a_programs_keywords_are_the_flags() -> None:
+def test_keyword_arguments_become_flags() -> None:
     keywords = {
         "model": "a/b",
         "port": 7,
@@ -252,14 +255,14 @@ def test_a_programs_keywords_are_the_flags() -> None:
         ("--no-disable-log-requests --no-disable-log-stats", True, True),
     ],
 )
-def test_what_the_log_tells_is_chosen_as_with_vllm(words: str, requests: bool, stats: bool) -> None:
+def test_log_flags_work_as_in_vllm(words: str, requests: bool, stats: bool) -> None:
     flags = parse(*words.split())
     assert (flags.server.log_requests, flags.server.log_stats) == (requests, stats)
     assert flags.warnings == ()
 
 
-def test_berths_key_is_the_one_it_has_put_into_the_environment() -> None:
-    """Whoever sends it is believed for whom it asks: no key of the command line ever is."""
+def test_berths_key_is_the_one_it_put_into_the_environment() -> None:
+    """A sender of this key may act for other tenants; keys from the command line never allow that."""
     started_by_berth = {"VLLM_API_KEY": "k", "BERTH_INSTANCE_TOKEN": "t"}
     assert parse_flags(["x"], started_by_berth).server.berth_key == "k"
     assert parse_flags(["x", "--api-key", "a", "k"], started_by_berth).server.berth_key is None

@@ -1,4 +1,4 @@
-"""The whole core against plain transformers: the same greedy tokens, whatever way the batch takes."""
+"""The whole core gives the same greedy tokens as plain transformers, however requests are batched."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def request_of(request_id: str, prompt: Sequence[int], params: SamplingParams) -
 
 
 def run(core: EngineCore, requests: Sequence[EngineRequest]) -> dict[str, list[int]]:
-    """Each request's tokens, all of them at once in the core."""
+    """Each request's tokens, with all requests in the core at once."""
     for request in requests:
         core.add(request)
     tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
@@ -66,7 +66,7 @@ def all_greedy(core: EngineCore) -> dict[int, list[int]]:
     return {length: tokens[str(length)] for length in LENGTHS}
 
 
-def test_alone(model: Path, expected: dict[int, list[int]]) -> None:
+def test_one_request_alone(model: Path, expected: dict[int, list[int]]) -> None:
     core = core_of(model)
     for length in LENGTHS:
         assert run(core, [greedy("only", prompt_of(length))])["only"] == expected[length]
@@ -75,7 +75,7 @@ def test_alone(model: Path, expected: dict[int, list[int]]) -> None:
 def test_without_compiled_kernels(
     model: Path, expected: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a machine without a compiler."""
+    """Like on a machine without a compiler."""
     monkeypatch.setattr("engine.models.native.kernels.load_library", lambda: None)
     find_kernels.cache_clear()
     try:
@@ -133,7 +133,7 @@ def test_with_a_shared_prefix_of_another_request(model: Path) -> None:
 
 
 def test_with_scattered_blocks(model: Path, expected: dict[int, list[int]]) -> None:
-    """Blocks given back in between leave holes: block tables that aren't consecutive are gathered."""
+    """Blocks freed in between leave gaps: block tables that aren't consecutive are gathered."""
     core = core_of(
         model, block_size=4, num_gpu_blocks_override=90, max_model_len=128, enable_prefix_caching=False
     )

@@ -43,18 +43,20 @@ SEQUENCES = st.tuples(
 )
 
 
-def edits_of(params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> LogitsProcessors | None:
-    edits = LogitsProcessors.of(params, prompt)
-    if edits is not None:
+def processors_of(
+    params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
+) -> LogitsProcessors | None:
+    processors = LogitsProcessors.of(params, prompt)
+    if processors is not None:
         for token in output:
-            edits.add(token)
-    return edits
+            processors.add(token)
+    return processors
 
 
 def by_the_book(
     params: SamplingParams, prompt: Sequence[int], output: Sequence[int], logits: Sequence[float]
 ) -> list[float]:
-    """One token after the other, with no thought for speed."""
+    """One token after the other, slow and simple."""
     edited = []
     for token, logit in enumerate(logits):
         value = logit
@@ -74,20 +76,22 @@ def by_the_book(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SEQUENCES, min_size=1, max_size=4))
-def test_every_row_is_edited_as_the_definitions_say(
+def test_every_row_is_processed_as_defined(
     sequences: list[tuple[SamplingParams, list[int], list[int], list[float]]],
 ) -> None:
     logits = torch.tensor([sequence[3] for sequence in sequences])
-    edits = {row: edits_of(*sequence[:3]) for row, sequence in enumerate(sequences)}
-    apply_logits_processors(logits, {row: edit for row, edit in edits.items() if edit is not None})
+    processors = {row: processors_of(*sequence[:3]) for row, sequence in enumerate(sequences)}
+    apply_logits_processors(
+        logits, {row: processor for row, processor in processors.items() if processor is not None}
+    )
     expected = torch.tensor([by_the_book(*sequence) for sequence in sequences])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_that_ask_for_nothing_have_no_edits_and_stay_as_they_are() -> None:
+def test_rows_without_processors_stay_unchanged() -> None:
     assert LogitsProcessors.of(GREEDY, [1, 2]) is None
     logits = torch.arange(3 * VOCAB_SIZE, dtype=torch.float32).view(3, VOCAB_SIZE)
-    asking = edits_of(replace(GREEDY, presence_penalty=1.0, logit_bias={3: 5.0}), [1], [2, 2])
+    asking = processors_of(replace(GREEDY, presence_penalty=1.0, logit_bias={3: 5.0}), [1], [2, 2])
     rows = [SampledRow(GREEDY, 2), SampledRow(GREEDY, 2, asking), SampledRow(GREEDY, 2)]
     before = logits.clone()
     Sampler([]).sample(logits, rows)
@@ -96,16 +100,16 @@ def test_rows_that_ask_for_nothing_have_no_edits_and_stay_as_they_are() -> None:
     assert changed == [2, 3]
 
 
-def test_a_bad_word_may_not_be_finished_but_its_parts_may_stand() -> None:
+def test_a_bad_word_is_not_completed_but_its_parts_may_occur() -> None:
     params = replace(GREEDY, bad_words=((5,), (1, 2), (1, 2, 3)))
     expected = {(): {5}, (1,): {5, 2}, (2,): {5}, (1, 2): {5, 3}, (1, 2, 1): {5, 2}, (1, 9, 2): {5}}
     for output, forbidden in expected.items():
-        edits = edits_of(params, [1, 2], output)  # a word doesn't reach back into the prompt
-        assert edits is not None and set(edits.forbidden_token_ids()) == forbidden
+        processors = processors_of(params, [1, 2], output)  # a word doesn't reach back into the prompt
+        assert processors is not None and set(processors.forbidden_token_ids()) == forbidden
 
 
-def test_a_step_looks_only_at_bad_words_that_have_begun() -> None:
-    """Thousands of words cost a step no more than the one whose beginning was said."""
+def test_a_step_looks_up_only_bad_words_that_have_begun() -> None:
+    """Thousands of words cost a step no more than the one that has begun."""
 
     class Counted(tuple[int, ...]):
         looked_at = 0
@@ -115,17 +119,17 @@ def test_a_step_looks_only_at_bad_words_that_have_begun() -> None:
             return super().__getitem__(index)
 
     words = tuple(Counted((number, number + 1)) for number in range(4000))
-    edits = edits_of(replace(GREEDY, bad_words=words), [1], [17])
-    assert edits is not None
+    processors = processors_of(replace(GREEDY, bad_words=words), [1], [17])
+    assert processors is not None
     Counted.looked_at = 0
-    assert list(edits.forbidden_token_ids()) == [18]
+    assert list(processors.forbidden_token_ids()) == [18]
     assert Counted.looked_at <= 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_a_row_that_is_no_number_fails_alone(temperature: float, broken: float, top_p: float) -> None:
+def test_a_row_of_nans_fails_alone(temperature: float, broken: float, top_p: float) -> None:
     logits = torch.randn(3, VOCAB_SIZE, generator=torch.Generator().manual_seed(4)).bfloat16()
     params = replace(GREEDY, temperature=temperature, top_p=top_p, seed=3)
     rows = [SampledRow(params, position) for position in range(3)]
@@ -138,9 +142,9 @@ def test_a_row_that_is_no_number_fails_alone(temperature: float, broken: float, 
     assert ("No token is left" in str(sampled.failures[1])) == (broken == -math.inf)
 
 
-def test_demands_that_leave_no_token_fail() -> None:
+def test_parameters_that_allow_no_token_fail() -> None:
     params = replace(GREEDY, allowed_token_ids=(3, 4), bad_words=((3,), (4,)))
     sampled = Sampler([]).sample(
-        torch.zeros(1, VOCAB_SIZE), [SampledRow(params, 0, edits_of(params, [1], []))]
+        torch.zeros(1, VOCAB_SIZE), [SampledRow(params, 0, processors_of(params, [1], []))]
     )
     assert sampled.tokens == [None] and "No token is left" in str(sampled.failures[0])

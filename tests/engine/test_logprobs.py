@@ -1,4 +1,4 @@
-"""Log-probabilities of output and prompt, against plain transformers, whatever way the batch takes."""
+"""Log-probabilities of output and prompt equal plain transformers, however requests are batched."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ TOLERANCE = 1e-4
     st.integers(0, 11),
     st.integers(0, 14) | st.just(ALL_LOGPROBS),
 )
-def test_ranks_and_the_most_likely(logits: list[float], token: int, num_top: int) -> None:
-    """With many equals among the logits."""
+def test_ranks_and_the_most_likely_tokens(logits: list[float], token: int, num_top: int) -> None:
+    """With many equal logits."""
     token %= len(logits)
     (position,) = position_logprobs(raw_logprobs(torch.tensor([logits])), [token], [num_top])
     total = sum(math.exp(logit) for logit in logits)
@@ -98,7 +98,7 @@ LENGTHS = (1, 2, 17, 40, 71)
 
 
 def asking(length: int, max_tokens: int = 9) -> EngineRequest:
-    # What changes the choice doesn't change what is told of the raw distribution.
+    # Sampling parameters don't change the logprobs of the raw distribution.
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=1.3,
@@ -121,7 +121,9 @@ def asking(length: int, max_tokens: int = 9) -> EngineRequest:
     ],
     ids=["whole", "chunked", "preempted"],
 )
-def test_equal_to_transformers(model: Path, options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logprobs_equal_those_of_transformers(
+    model: Path, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "_SCORED_LOGITS", 5 * VOCAB_SIZE)  # in slices of five rows
     reference = Reference(model)
     core = core_of(model, **options)
@@ -135,8 +137,8 @@ def test_equal_to_transformers(model: Path, options: dict[str, int], monkeypatch
         expected = reference.logits([*prompt, *tokens])
         assert_true(positions, tokens, expected[len(prompt) - 1 : -1])
         assert own[0].prompt_logprobs is not None and own[0].prompt_logprobs[0] is None
-        told = [position for position in own[0].prompt_logprobs if position is not None]
-        assert_true(told, prompt[1:], expected[: len(prompt) - 1])
+        returned = [position for position in own[0].prompt_logprobs if position is not None]
+        assert_true(returned, prompt[1:], expected[: len(prompt) - 1])
         assert all(delta.prompt_logprobs is None for delta in own[1:])
         assert own[0].num_cached_tokens == 0
     assert (core.stats().num_preemptions > 0) == ("num_gpu_blocks_override" in options)
@@ -159,7 +161,7 @@ def test_the_prompt_only(model: Path) -> None:
 
 
 def test_a_row_alone_and_in_a_batch(model: Path) -> None:
-    """What is promised in float32: the same greedy tokens, and logprobs equal but for rounding.
+    """The guarantee in float32: the same greedy tokens, and logprobs equal except for rounding.
 
     The order of additions in a matrix product depends on how many rows it has, so not each bit is the same.
     """
@@ -172,15 +174,15 @@ def test_a_row_alone_and_in_a_batch(model: Path) -> None:
     ]
     together = run(core_of(model, max_num_batched_tokens=50, max_num_seqs=12), [*crowd, *requests])
     for request_id, (tokens, positions) in alone.items():
-        beside, told = output_of(together[request_id])
+        beside, returned = output_of(together[request_id])
         assert beside == tokens
-        for here, there in zip(positions, told, strict=True):
+        for here, there in zip(positions, returned, strict=True):
             assert [t.token_id for t in here.top] == [t.token_id for t in there.top]
             assert [t.logprob for t in here.top] == pytest.approx([t.logprob for t in there.top], abs=1e-5)
 
 
-def test_tokens_may_be_named_instead(model: Path) -> None:
-    """Beside requests that want the most likely ones, or nothing; one of the named may be the sampled."""
+def test_logprobs_of_named_tokens(model: Path) -> None:
+    """Beside requests for the most likely tokens, or for none; a named token may be the sampled one."""
     reference = Reference(model)
     named = {"one": (5,), "more": (300, 7, 7, 0), "greedy": tuple(range(100, 228))}
     requests = [

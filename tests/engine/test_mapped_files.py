@@ -1,4 +1,4 @@
-"""Files that were read through a mapping: they cost memory no longer, and read the same afterwards."""
+"""Mapped files that were read: their memory is released, and they read the same afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Table(torch.nn.Module):
 
 
 def resident_bytes(path: Path) -> int:
-    """Of this file, in this process: from /proc/self/smaps."""
+    """This file's resident memory in this process, from /proc/self/smaps."""
     total, is_ours = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split()[0]:
@@ -44,7 +44,7 @@ def resident_bytes(path: Path) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_pages_of_a_checkpoint_are_given_back(tmp_path: Path) -> None:
+def test_pages_of_a_checkpoint_are_released(tmp_path: Path) -> None:
     path = tmp_path.resolve() / "model.safetensors"
     stored = torch.randn(_ROWS, _WIDTH)
     save_file({"table.weight": stored}, path)

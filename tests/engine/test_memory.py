@@ -1,4 +1,4 @@
-"""How large the KV cache becomes, where a model is found, and how many threads compute."""
+"""The size of the KV cache, the location of a model, and the number of threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.execution.memory import (
 from engine.execution.threads import num_compute_threads
 
 KIB = 1024
-BUDGET = MemoryBudget(unasked_bytes=1000 * KIB, limit_bytes=4000 * KIB)
+BUDGET = MemoryBudget(default_bytes=1000 * KIB, limit_bytes=4000 * KIB)
 
 
 def size(budget: MemoryBudget = BUDGET, *, model_limit: int = 640, **options: int) -> CacheSize:
@@ -33,26 +33,26 @@ def size(budget: MemoryBudget = BUDGET, *, model_limit: int = 640, **options: in
     return size_cache(config, budget, bytes_per_token=KIB, model_limit=model_limit)
 
 
-def test_what_is_asked_for_comes_first() -> None:
+def test_requested_sizes_come_first() -> None:
     assert size(num_gpu_blocks_override=50, kv_cache_memory_bytes=1 << 30).num_blocks == 50
     assert size(kv_cache_memory_bytes=50 * 16 * KIB).num_blocks == 50
 
 
-def test_unasked_it_takes_its_share_of_the_memory() -> None:
+def test_by_default_the_cache_uses_its_share_of_the_memory() -> None:
     assert size() == CacheSize(num_blocks=62, max_model_len=640)
 
 
-def test_unasked_it_takes_no_more_than_is_of_use() -> None:
+def test_by_default_the_cache_is_no_larger_than_useful() -> None:
     assert size(max_num_seqs=1, model_limit=100) == CacheSize(num_blocks=7, max_model_len=100)
 
 
-def test_the_longest_sequence_shrinks_to_what_fits_unless_it_was_asked_for() -> None:
+def test_the_longest_sequence_shrinks_to_fit_unless_it_was_requested() -> None:
     assert size(model_limit=5000) == CacheSize(num_blocks=62, max_model_len=62 * 16)
     assert size(model_limit=5000, max_model_len=3000) == CacheSize(num_blocks=188, max_model_len=3000)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"max_model_len": 640, "num_gpu_blocks_override": 39},
@@ -66,14 +66,17 @@ def test_the_longest_sequence_shrinks_to_what_fits_unless_it_was_asked_for() -> 
         ({"kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes gives 0"),
     ],
 )
-def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], said: str) -> None:
-    with pytest.raises(ConfigError, match=f"(?i){said}"):
+def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?i){message}"):
         size(model_limit=8192, **options)
 
 
-def test_where_memory_is_short_it_is_said_who_has_it_and_what_helps() -> None:
+def test_the_error_for_short_memory_says_what_uses_it_and_what_helps() -> None:
     budget = MemoryBudget(
-        unasked_bytes=1000 * KIB, limit_bytes=4000 * KIB, told="Others have the rest.", remedy="stop them"
+        default_bytes=1000 * KIB,
+        limit_bytes=4000 * KIB,
+        description="Others have the rest.",
+        remedy="stop them",
     )
     with pytest.raises(OutOfMemory) as caught:
         size(budget, model_limit=8192, max_model_len=5000)
@@ -82,11 +85,11 @@ def test_where_memory_is_short_it_is_said_who_has_it_and_what_helps() -> None:
         "250 (0.004 GiB). Others have the rest. Lower --max-model-len to 4000 or less, or stop them."
     )
     with pytest.raises(OutOfMemory) as caught:
-        size(MemoryBudget(unasked_bytes=0, limit_bytes=0, remedy="stop them"), model_limit=640)
+        size(MemoryBudget(default_bytes=0, limit_bytes=0, remedy="stop them"), model_limit=640)
     assert caught.value.message.endswith("gives 0 (0.000 GiB). Stop them."), "no length would fit"
 
 
-def test_a_cache_larger_than_all_memory_is_refused_before_it_is_taken() -> None:
+def test_a_cache_larger_than_all_memory_is_refused_before_allocation() -> None:
     budget = replace(BUDGET, total_bytes=100 * 16 * KIB)
     assert size(budget, num_gpu_blocks_override=100).num_blocks == 100
     with pytest.raises(OutOfMemory, match=r"--num-gpu-blocks-override asks for a KV cache of 0\.002 GiB"):
@@ -94,14 +97,14 @@ def test_a_cache_larger_than_all_memory_is_refused_before_it_is_taken() -> None:
     assert cpu_budget().total_bytes == total_host_bytes() >= available_host_bytes()
 
 
-def test_what_an_allocator_says_is_told_without_its_advice() -> None:
-    said = (
+def test_an_allocators_message_is_reported_without_its_advice() -> None:
+    message = (
         "CUDA out of memory. Tried to allocate 2.00 GiB. Process 7 has 70 GiB memory in use. Of the "
         "allocated memory 60 GiB is allocated by PyTorch. If reserved but unallocated memory is large try "
         "PYTORCH_ALLOC_CONF"
     )
     with pytest.raises(OutOfMemory, match="Process 7 has 70 GiB") as caught, translated_out_of_memory():
-        raise torch.OutOfMemoryError(said)
+        raise torch.OutOfMemoryError(message)
     assert "PYTORCH" not in caught.value.message
     with pytest.raises(OutOfMemory, match="can't allocate memory"), translated_out_of_memory():
         torch.empty(1 << 60, dtype=torch.int8)
@@ -111,7 +114,7 @@ def test_what_an_allocator_says_is_told_without_its_advice() -> None:
 
 def test_the_machine_has_memory() -> None:
     assert 1 << 26 < available_host_bytes() < 1 << 50
-    assert 0 < cpu_budget().unasked_bytes < cpu_budget().limit_bytes <= available_host_bytes() * 1.5
+    assert 0 < cpu_budget().default_bytes < cpu_budget().limit_bytes <= available_host_bytes() * 1.5
 
 
 def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +124,7 @@ def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert resolve_model("models/mine") == (tmp_path / "models" / "mine").resolve()
 
 
-def test_what_is_no_directory_and_no_hub_name_is_not_found(tmp_path: Path) -> None:
+def test_neither_a_directory_nor_a_hub_name_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in (str(tmp_path / "absent"), str(tmp_path / "file"), "./absent", "a/b/c", "white space"):
         with pytest.raises(ModelNotFound, match=name.rsplit("/", 1)[-1]):

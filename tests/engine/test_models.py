@@ -1,4 +1,4 @@
-"""Logits against plain transformers, and what config.json may say."""
+"""Logits equal plain transformers, and config.json is checked."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_eos_tokens_of_the_generation_config_go_first(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"use_sliding_window": True, "sliding_window": 128}, "Sliding-window"),
@@ -138,16 +138,16 @@ def test_eos_tokens_of_the_generation_config_go_first(
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )
-def test_what_is_not_supported_is_refused(
-    changes: dict[str, Any], said: str, checkpoint: Callable[[str], Path], tmp_path: Path
+def test_unsupported_features_are_refused(
+    changes: dict[str, Any], message: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     directory = write_config(tmp_path, checkpoint("qwen3-tied"), **changes)
-    with pytest.raises(UnsupportedModel, match=said):
+    with pytest.raises(UnsupportedModel, match=message):
         read_model_config(directory)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
@@ -155,16 +155,16 @@ def test_what_is_not_supported_is_refused(
         ({"architectures": None}, "architectures is None"),
     ],
 )
-def test_nonsense_is_refused(
-    changes: dict[str, Any], said: str, checkpoint: Callable[[str], Path], tmp_path: Path
+def test_an_inconsistent_config_is_refused(
+    changes: dict[str, Any], message: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     directory = write_config(tmp_path, checkpoint("qwen3-tied"), **changes)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         read_model_config(directory)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
-def test_a_config_that_is_absent_or_no_json_is_refused(text: str | None, tmp_path: Path) -> None:
+def test_a_missing_or_invalid_config_is_refused(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):

@@ -1,4 +1,4 @@
-"""The compiled kernels against the same written with PyTorch, in float64; and life without them."""
+"""The compiled kernels against PyTorch in float64, and running without them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kernels_for(dtype: torch.dtype) -> Kernels:
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """`expected` in float64: off by float32's rounding, or by the one rounding to bfloat16."""
+    """`expected` in float64: differs by float32's rounding, or by the single rounding to bfloat16."""
     tolerance = 2.0**-8 if actual.dtype is torch.bfloat16 else 2e-6
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -155,7 +155,7 @@ def test_forbid_tokens(dtype: torch.dtype, vocab_size: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab_size", [1, 33, 512, 1700])
 def test_draw_tokens(dtype: torch.dtype, vocab_size: int) -> None:
-    """Where the sum of weights passes a share of the whole; never a token that can't be."""
+    """The token where the sum of weights passes a fraction of the total; never an impossible one."""
     torch.manual_seed(0)
     logits = torch.randn(40, vocab_size).mul(4).to(dtype)
     logits[:, 1:][torch.rand(40, vocab_size - 1) < 0.7] = -torch.inf
@@ -180,7 +180,7 @@ def test_draw_tokens(dtype: torch.dtype, vocab_size: int) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_not_a_number_stays_one(dtype: torch.dtype) -> None:
+def test_nans_stay_nans(dtype: torch.dtype) -> None:
     """A broken row must be seen as broken, and only that row."""
     x = torch.ones(2, 64).to(dtype)
     x[0, 3] = torch.nan
@@ -198,14 +198,14 @@ def test_not_a_number_stays_one(dtype: torch.dtype) -> None:
     assert out[0].isnan().all() and not out[1].isnan().any()
 
 
-def test_none_for_other_tensors() -> None:
+def test_there_are_no_kernels_for_other_tensors() -> None:
     assert find_kernels("cuda", torch.bfloat16) is None
     assert find_kernels("cpu", torch.float16) is None
     assert not fits_head_dim(512) and not fits_head_dim(33) and fits_head_dim(128)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         (compiler.SWITCH, "0", "is 0"),
         ("CXX", "no-such-compiler", "no g++"),
@@ -215,7 +215,7 @@ def test_none_for_other_tensors() -> None:
 def test_without_a_compiler(
     name: str,
     value: str,
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -226,14 +226,14 @@ def test_without_a_compiler(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO):
         assert compiler.load_library.__wrapped__() is None
-    assert told in caplog.text
+    assert message in caplog.text
 
 
 @needs_compiler
-def test_a_directory_that_others_write_to_is_not_used(
+def test_a_directory_that_others_can_write_to_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever can write there could have their own code loaded."""
+    """Anyone who can write there could have their own code loaded."""
     (tmp_path / "berth").mkdir()
     (tmp_path / "berth").chmod(0o777)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A checkpoint that is called tied and has a head of its own: it is used, as transformers does."""
+"""A checkpoint that says it is tied but has its own head: the head is used, as by transformers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def greedy(core: EngineCore, prompt: list[int], num_tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["qwen3-tied", "llama3-tied"])
-def test_a_head_of_its_own_is_used_as_transformers_does_and_said_once(
+def test_an_own_head_is_used_like_transformers_and_logged_once(
     name: str, checkpoint: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = with_head(checkpoint(name), tmp_path / "own", differs=True)

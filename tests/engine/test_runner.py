@@ -1,4 +1,4 @@
-"""What the runner promises the core, and what build_core makes of a configuration."""
+"""The runner's contract with the core, and what build_core builds from a configuration."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def test_a_step_in_which_nothing_samples(checkpoint: Callable[[str], Path]) -> N
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_sleep_gives_memory_back_and_waking_up_takes_it(
-    level: int, checkpoint: Callable[[str], Path]
-) -> None:
+def test_sleep_frees_memory_and_waking_up_allocates_it(level: int, checkpoint: Callable[[str], Path]) -> None:
     from tests.engine.test_generation import greedy, run
 
     core = build_core(config_of(checkpoint("qwen3-tied"), dtype="float32"))
@@ -85,11 +83,11 @@ def test_sleep_gives_memory_back_and_waking_up_takes_it(
 
 
 def _tensors_of(core: EngineCore) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The weights and the KV cache, found among all tensors that there are."""
+    """The weights and the KV cache, found among all live tensors."""
     runner = core._runner
     assert isinstance(runner, ModelRunner)
-    weights = [tensor for _, _, tensor in tensors_of(runner._residence.model.modules())]
-    return weights, runner._residence.cache.tensors()
+    weights = [tensor for _, _, tensor in tensors_of(runner._residency.model.modules())]
+    return weights, runner._residency.cache.tensors()
 
 
 def config_of(path: Path, **options: Any) -> EngineConfig:
@@ -97,17 +95,17 @@ def config_of(path: Path, **options: Any) -> EngineConfig:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dtype": "int8"}, "--dtype int8"),
         ({"max_model_len": CONTEXT + 1}, f"max_position_embeddings is {CONTEXT}"),
         ({"num_gpu_blocks_override": 2, "max_model_len": 100}, "--num-gpu-blocks-override gives 2"),
     ],
 )
-def test_a_wrong_configuration_is_refused(
-    options: dict[str, Any], said: str, checkpoint: Callable[[str], Path]
+def test_an_invalid_configuration_is_refused(
+    options: dict[str, Any], message: str, checkpoint: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         build_core(config_of(checkpoint("qwen3-tied"), **options))
 
 

@@ -24,7 +24,7 @@ def logits_of(seed: int, *, spread: float = 3.0) -> torch.Tensor:
 
 
 def allowed_tokens(logits: torch.Tensor, params: SamplingParams) -> dict[int, float]:
-    """The distribution by the book, in float64 and with full sorts: token → probability."""
+    """The distribution by definition, in float64 and with full sorts: token → probability."""
     probabilities = torch.softmax(logits.double() / params.temperature, dim=-1)
     probabilities[probabilities < params.min_p * probabilities.max()] = 0
     ranked, tokens = probabilities.sort(descending=True, stable=True)
@@ -67,7 +67,7 @@ PARAMS = {
 
 @pytest.mark.parametrize("name", PARAMS)
 def test_tokens_follow_the_filtered_distribution(name: str) -> None:
-    """Chi-square over some 30 classes of tokens; the limit is passed by chance once in 10^5."""
+    """Chi-square over some 30 classes of tokens; the limit is exceeded by chance once in 10^5."""
     params, logits, count = PARAMS[name], logits_of(1), 4000
     expected = allowed_tokens(logits, params)
     drawn = draw(logits, params, count)
@@ -155,12 +155,12 @@ def test_uniform_is_uniform_and_fixed() -> None:
     assert sum((buckets[b] - 500) ** 2 / 500 for b in range(20)) < 60
     lagged = pairwise(numbers)
     assert abs(sum((a - 0.5) * (b - 0.5) for a, b in lagged)) / len(numbers) < 0.005
-    # Fixed for good: a change would change what clients with a seed get.
+    # Fixed: a change would change the outputs of clients with a seed.
     assert (uniform(0, 0), uniform(2**64 - 1, 10**6)) == (0.6524484863740322, 0.4611314684076886)
 
 
 def test_a_rounding_that_swaps_two_ranks_does_not_change_the_draw() -> None:
-    """Tokens 1 and 2 are equal but for the last bit, which depends on what else is in a batch."""
+    """Tokens 1 and 2 differ only in the last bit, which depends on the rest of the batch."""
     first = torch.tensor([[0.0, 1.0, 1.0 + 1e-6, 0.5]])
     second = torch.tensor([[0.0, 1.0 + 1e-6, 1.0, 0.5]])
     for seed in range(200):

@@ -14,7 +14,7 @@ from tests.engine.fake_runner import FakeRunner, logprobs_of, make_request, refe
 
 
 class Harness:
-    """A scheduler and a fake runner, stepped by hand; collects what each request got."""
+    """A scheduler and a fake runner, stepped by hand; collects each request's output."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Harness:
             self.outputs[delta.request_id] += delta.token_ids
             self.logprobs[delta.request_id] += delta.logprobs
             if delta.prompt_logprobs is not None:
-                assert delta.request_id not in self.prompt_logprobs, "told twice"
+                assert delta.request_id not in self.prompt_logprobs, "reported twice"
                 self.prompt_logprobs[delta.request_id] = delta.prompt_logprobs
             if delta.finish_reason:
                 assert delta.request_id not in self.last, "ended twice"
@@ -160,12 +160,12 @@ def free_run(num_tokens: int) -> list[int]:
     return reference_output(make_request("a", [1, 2, 3], max_tokens=num_tokens))
 
 
-def test_max_tokens_end_it() -> None:
+def test_max_tokens_ends_a_sequence() -> None:
     last = finish_of(SamplingParams(max_tokens=3))
     assert (last.finish_reason, last.stop_reason) == (FinishReason.LENGTH, None)
 
 
-def test_a_full_context_ends_it() -> None:
+def test_a_full_context_ends_a_sequence() -> None:
     last = finish_of(SamplingParams(max_tokens=100), max_model_len=7)
     assert (last.finish_reason, last.stop_reason) == (FinishReason.LENGTH, None)
 
@@ -203,7 +203,7 @@ def test_a_stop_in_the_last_allowed_token_is_a_stop() -> None:
     assert finish_of(SamplingParams(max_tokens=3), eos=[third]).finish_reason == FinishReason.STOP
 
 
-# What runs when
+# Order of running
 
 
 def test_decodes_come_first_and_prompts_get_the_rest() -> None:
@@ -264,7 +264,7 @@ def test_two_running_prompts_share_the_budget_in_order() -> None:
     assert shape(harness.step()) == [("a", 1), ("b", 1), ("urgent", 4)]
 
 
-def test_lower_priority_numbers_run_first_then_who_came_first() -> None:
+def test_sequences_run_by_priority_and_then_by_arrival() -> None:
     harness = Harness(max_num_seqs=1)
     harness.add(
         make_request("late", [1], priority=5, max_tokens=1),
@@ -277,14 +277,14 @@ def test_lower_priority_numbers_run_first_then_who_came_first() -> None:
 def test_beside_decodes_prompts_get_no_more_than_their_share() -> None:
     harness = Harness(budget=64, max_prefill_beside_decodes=5)
     harness.add(make_request("first", range(20), max_tokens=3), make_request("second", range(30, 42)))
-    assert shape(harness.step()) == [("first", 20), ("second", 12)]  # nobody is held up
+    assert shape(harness.step()) == [("first", 20), ("second", 12)]  # no decodes yet: no limit
     harness.add(make_request("third", range(50, 57)), make_request("fourth", range(60, 64)))
     assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 3), ("fourth", 2)]
     assert shape(harness.step()) == [("first", 1), ("second", 1), ("third", 3), ("fourth", 2)]
     harness.finish()
 
 
-def test_each_level_of_priority_is_worth_its_time_and_no_more() -> None:
+def test_a_level_of_priority_is_worth_a_fixed_waiting_time() -> None:
     harness = Harness(max_num_seqs=1)
     arrivals = {"low": (1, 0.0), "soon": (0, 59.0), "late": (0, 61.0), "later": (-2, 182.0)}
     for name, (priority, arrival_time) in arrivals.items():
@@ -295,7 +295,7 @@ def test_each_level_of_priority_is_worth_its_time_and_no_more() -> None:
 # Blocks
 
 
-def test_out_of_blocks_the_last_in_rank_is_computed_again() -> None:
+def test_out_of_blocks_the_sequence_due_last_is_recomputed() -> None:
     harness = Harness(num_blocks=4, prefix_caching=False)
     requests = [make_request(name, [number] * 7, max_tokens=8) for number, name in enumerate("ab")]
     harness.add(*requests)
@@ -332,7 +332,7 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
     assert harness.scheduler.stats().prefix_cache_hits == 0
 
 
-def test_the_one_that_needs_a_block_may_be_the_one_that_goes() -> None:
+def test_a_sequence_that_needs_a_block_may_itself_be_preempted() -> None:
     harness = Harness(num_blocks=6, prefix_caching=False)
     a, b = make_request("a", [1] * 10, max_tokens=3), make_request("b", [2] * 8, max_tokens=8)
     harness.add(a, b)
@@ -345,7 +345,7 @@ def test_the_one_that_needs_a_block_may_be_the_one_that_goes() -> None:
         assert harness.outputs[request.request_id] == reference_output(request)
 
 
-def test_a_preempted_sequence_doesnt_come_back_at_once_nor_is_it_overtaken() -> None:
+def test_a_preempted_sequence_neither_returns_at_once_nor_is_overtaken() -> None:
     harness = Harness(num_blocks=6, prefix_caching=False, max_num_seqs=2)
     harness.add(*(make_request(name, [number] * 7, max_tokens=9) for number, name in enumerate("ab")))
     harness.add(make_request("c", [9], max_tokens=9))
@@ -355,7 +355,7 @@ def test_a_preempted_sequence_doesnt_come_back_at_once_nor_is_it_overtaken() -> 
     harness.finish()
 
 
-def test_a_known_prefix_isnt_computed_again() -> None:
+def test_a_cached_prefix_is_not_recomputed() -> None:
     harness = Harness()
     prompt = list(range(10))
     harness.add(make_request("a", prompt))
@@ -380,7 +380,7 @@ def test_the_last_prompt_token_is_always_computed() -> None:
     assert harness.outputs["a"] == harness.outputs["b"]
 
 
-def test_generated_tokens_are_a_known_prefix_too() -> None:
+def test_generated_tokens_are_cached_too() -> None:
     harness = Harness()
     first = make_request("turn-1", range(6), max_tokens=8)
     harness.add(first)
@@ -400,7 +400,7 @@ def test_of_many_samples_of_a_prompt_only_the_first_computes_it() -> None:
     ]
     other = make_request("other", range(50, 53))
     harness.add(*samples, other)
-    assert shape(harness.step()) == [("s0", 9), ("other", 3)]  # the others wait, and hold nobody up
+    assert shape(harness.step()) == [("s0", 9), ("other", 3)]  # the others wait without delaying anyone
     assert shape(harness.step()) == [("s0", 1), ("other", 1), ("s1", 1), ("s2", 1)]
     harness.finish()
     assert {harness.last[f"s{seed}"].num_cached_tokens for seed in (1, 2)} == {8}
@@ -419,7 +419,7 @@ def test_a_block_is_shared_only_when_it_is_full() -> None:
     assert harness.outputs["b"] == reference_output(later)
 
 
-def test_nobody_waits_for_a_prefix_that_was_written_and_evicted() -> None:
+def test_no_sequence_waits_for_a_prefix_that_was_evicted() -> None:
     harness = Harness(num_blocks=9)
     harness.add(make_request("older", range(200, 212), max_tokens=1))
     harness.step()
@@ -440,7 +440,7 @@ def test_nobody_waits_for_a_prefix_that_was_written_and_evicted() -> None:
     assert harness.outputs["latest"] == reference_output(latest)
 
 
-def test_without_prefix_caching_nobody_waits_for_a_prefix() -> None:
+def test_without_prefix_caching_no_sequence_waits_for_a_prefix() -> None:
     harness = Harness(prefix_caching=False)
     harness.add(make_request("a", range(9)), make_request("b", range(9)))
     assert shape(harness.step()) == [("a", 9), ("b", 9)]
@@ -470,7 +470,7 @@ def test_the_prompt_only() -> None:
     assert (stats.prompt_tokens, stats.generation_tokens, stats.kv_cache_usage) == (16, 0, 0)
 
 
-def test_a_reset_forgets_what_is_cached_and_takes_nothing_from_who_runs() -> None:
+def test_a_reset_clears_the_cache_but_not_the_blocks_of_running_sequences() -> None:
     harness = Harness()
     ended, runs, after = (make_request(name, range(n, n + 9), max_tokens=8) for n, name in enumerate("abc"))
     harness.add(ended)
@@ -518,7 +518,7 @@ def test_an_abort_while_the_step_runs_leaves_the_rest_alone() -> None:
     assert harness.outputs["gone"] == reference_output(make_request("gone", [5, 6, 7]))
 
 
-def test_a_failure_ends_its_own_request_only() -> None:
+def test_a_failure_ends_only_its_own_request() -> None:
     harness = Harness(max_num_seqs=3)
     harness.add(*(make_request(name, [1]) for name in "abcd"))
     batch = harness.scheduler.schedule()
@@ -538,11 +538,11 @@ def test_a_failure_ends_its_own_request_only() -> None:
     }
 
 
-def test_a_sequence_that_is_nowhere_is_noticed() -> None:
+def test_a_lost_sequence_is_noticed() -> None:
     harness = Harness()
     harness.add(make_request("a", [1]))
     harness.scheduler._waiting.clear()
-    with pytest.raises(RuntimeError, match=r"0 waiting.*knows 1 sequences"):
+    with pytest.raises(RuntimeError, match=r"0 waiting.*has 1 sequences"):
         harness.scheduler.check_integrity()
 
 
@@ -586,7 +586,7 @@ def test_the_first_delta_has_timings_and_those_between_have_none() -> None:
 def random_request(
     rng: random.Random, number: int, *, longest: int, priorities: Sequence[int]
 ) -> EngineRequest:
-    """Prompts from a small tree of beginnings, so that prefixes are met again in all states."""
+    """Prompts from a small tree of prefixes, so that prefixes recur in all states."""
     beginning = [rng.randrange(3)] * rng.randrange(0, longest // 2)
     prompt = [*beginning, *(rng.randrange(40) for _ in range(rng.randrange(1, longest // 2)))]
     max_tokens = 0 if rng.random() < 0.1 else rng.randrange(1, longest)
@@ -608,7 +608,7 @@ def random_request(
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_traces(seed: int) -> None:
-    """Whatever arrives, ends or is aborted: books in order, limits kept, output as if alone."""
+    """Whatever arrives, ends or is aborted: consistent state, limits kept, output as if alone."""
     rng = random.Random(seed)
     block_size = rng.choice([1, 2, 4, 5])
     longest = rng.choice([12, 40])
@@ -663,15 +663,15 @@ def test_random_traces(seed: int) -> None:
         else:
             assert harness.outputs[request_id] == expected
             assert (request_id in harness.prompt_logprobs) == (request.params.prompt_logprobs is not None)
-        told = harness.outputs[request_id] if request.params.logprobs is not None else []
-        assert harness.logprobs[request_id] == [logprobs_of(token) for token in told]
+        returned = harness.outputs[request_id] if request.params.logprobs is not None else []
+        assert harness.logprobs[request_id] == [logprobs_of(token) for token in returned]
         if (of_prompt := harness.prompt_logprobs.get(request_id)) is not None:
             assert of_prompt == (None, *map(logprobs_of, request.prompt_token_ids[1:]))
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nobody_starves_under_overload(seed: int) -> None:
-    """More arrives than can be served: each still ends within what all before it can cost at most."""
+def test_no_sequence_starves_under_overload(seed: int) -> None:
+    """Under overload every request still ends within the maximum cost of all requests before it."""
     rng = random.Random(1000 + seed)
     harness = Harness(num_blocks=20, max_num_seqs=5, budget=rng.choice([5, 20]), max_model_len=40)
     unfinished: dict[str, tuple[int, int]] = {}  # cost (computed twice, at one token a step) and last step

@@ -77,12 +77,12 @@ EVENTS = st.lists(
 
 
 class Trace:
-    """A scheduler that events happen to, and what is known of each request."""
+    """A scheduler under random events, and the expected state of each request."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
         self.requests: list[EngineRequest] = []
-        self.sampled: set[str] = set()  # who got a token in the last step
+        self.sampled: set[str] = set()  # sequences that got a token in the last step
 
     def apply(self, event: Add | Abort | Fail | Reset | Steps) -> None:
         scheduler = self.harness.scheduler
@@ -120,7 +120,7 @@ class Trace:
         assert 0 < batch.num_tokens <= scheduler.max_num_batched_tokens
         assert len(batch.sequences) <= scheduler.max_num_seqs
         if sampled.intersection(single) and scheduler.max_num_batched_tokens > 8:
-            assert batch.num_tokens - len(single) <= 8  # of prompts, beside who decodes
+            assert batch.num_tokens - len(single) <= 8  # prompt tokens, beside decodes
 
     def fail(self, which: int) -> None:
         self.sampled = set()
@@ -144,9 +144,9 @@ class Trace:
         assert harness.logprobs[name] == [
             logprobs_of(token) for token in output if params.logprobs is not None
         ]
-        told = harness.prompt_logprobs.get(name)
-        if told is not None:
-            assert told == (None, *map(logprobs_of, request.prompt_token_ids[1:]))
+        returned = harness.prompt_logprobs.get(name)
+        if returned is not None:
+            assert returned == (None, *map(logprobs_of, request.prompt_token_ids[1:]))
         elif params.prompt_logprobs is not None:
             assert not output and last.finish_reason in (FinishReason.ABORT, FinishReason.ERROR)
 

@@ -1,4 +1,4 @@
-"""What sleeps after which calls: the rules alone, and tensors that move out of a device and back."""
+"""Which parts sleep after which calls, and tensors that move out of a device and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CALLS = st.lists(st.sampled_from(SLEEP_LEVELS) | st.frozensets(st.sampled_from(
 
 @given(_CALLS)
 def test_any_calls_in_any_order(calls: list[int | frozenset[Part]]) -> None:
-    """Against books that say of each part whether it is there."""
+    """Against a model that tracks each part."""
     state, there, has_dropped = SleepState(), set(Part), False
     for call in calls:
         if isinstance(call, int):
@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
 
 def test_weights_move_out_of_a_device_and_back() -> None:
-    """The device is the CPU here: the copy and what is shared are real, page-locking isn't run."""
+    """The device is the CPU here: copying and sharing are real, page-locking isn't run."""
     tied = torch.randn(5, 7)
     first, second = Layer(tied, torch.randn(3, dtype=torch.float64)), Layer(tied)
     third = Layer(torch.randn(4, 6).to(torch.bfloat16).t())
@@ -64,7 +64,7 @@ def test_weights_move_out_of_a_device_and_back() -> None:
     after = {(id(module), name): tensor for module, name, tensor in tensors_of(modules)}
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
-    assert first._weight is second._weight, "what was shared is again"
+    assert first._weight is second._weight, "shared tensors are shared again"
 
 
 def test_a_runner_that_can_not_load_its_weights_keeps_them(checkpoint: Callable[[str], Path]) -> None:

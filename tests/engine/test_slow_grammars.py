@@ -1,4 +1,4 @@
-"""Grammars that become slow while they are followed: their requests end, and no other stands still."""
+"""Grammars that become slow while they are followed: their requests end, and no other stalls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
 from engine.execution.build import build_core
-from engine.structured import StructuredKind, StructuredOutput, GrammarCompiler
+from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
 from engine.structured.wire import Limits
 from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[2] / "models" / "berth-demo"
-# All do nothing in the trial's few steps; then the ways to read what was said multiply.
+# All are fast in the few steps of the validation; then the number of possible parses multiplies.
 HOSTILE = {
     "sums": 'root ::= [0-9]{60} "x" e\ne ::= e e | "a" | "b" | e "a" e | e e e\n',
     "runs": "root ::= [0-9]{60} s*\ns ::= s s | s s s | [a-z ]\n",
@@ -50,7 +50,7 @@ def request(name: str, constraint: TokenConstraint | None = None, length: int = 
 
 
 def stream(core: EngineCore, name: str) -> tuple[list[float], list[int], dict[str, TokenDelta]]:
-    """One request to its end beside what runs: gaps between its tokens, the tokens, and others' ends."""
+    """Run one request beside others: gaps between its tokens, the tokens, and the others' ends."""
     core.add(request(name, length=150))
     gaps: list[float] = []
     tokens: list[int] = []
@@ -81,7 +81,10 @@ def test_grammars_that_become_slow_end_and_hold_up_nobody(grammar_compiler: Gram
             name: StructuredOutput(StructuredKind.GRAMMAR, text, "structured_outputs.grammar")
             for name, text in HOSTILE.items()
         }
-        return {name: grammar_compiler.constraint(await grammar_compiler.compile(one)) for name, one in wanted.items()}
+        return {
+            name: grammar_compiler.constraint(await grammar_compiler.compile(one))
+            for name, one in wanted.items()
+        }
 
     for name, constraint in asyncio.run(compiled()).items():
         core.add(request(name, constraint))

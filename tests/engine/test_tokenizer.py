@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer files say, and what is wrong with them."""
+"""A checkpoint's tokenizer files, valid and invalid."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_limits_meant_for_training_do_not_hold(tmp_path: Path) -> None:
 
 def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_tokenizer_files(tmp_path, byte_level_tokenizer()))
-    with pytest.raises(InvalidRequest, match="no valid Unicode"):
+    with pytest.raises(InvalidRequest, match="not valid Unicode"):
         tokenizer.encode("a\ud800", add_special_tokens=False)
 
 

@@ -74,7 +74,7 @@ VALUES: list[Any] = [
 
 @pytest.fixture(autouse=True)
 def _one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags, "_build_parser", PARSER)
+    monkeypatch.setattr(flags, "build_parser", PARSER)
 
 
 def refusal(params: dict[str, Any], engine: str = "engine", **config: Any) -> InvalidSpec | None:

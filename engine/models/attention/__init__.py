@@ -1,1 +1,1 @@
-"""Attention over the paged KV cache: where keys and values are kept, and how they are read."""
+"""Attention over the paged KV cache: how keys and values are stored and read."""

@@ -1,7 +1,7 @@
-"""Sequences end to end and whole, without a cache: what encoders run on.
+"""Attention over whole sequences, concatenated without a cache, as encoders use it.
 
-Nothing is padded: sequences of the same length lie side by side and are attended to in one call, so the only
-cost of mixed lengths is a call for each length.
+Nothing is padded: adjacent sequences of the same length share one call, so the only cost of mixed lengths is
+a call per length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True, slots=True)
 class EqualLengths:
-    """`count` sequences of `length` tokens each, from row `first_row` on."""
+    """`count` sequences of `length` tokens each, starting at row `first_row`."""
 
     first_row: int
     count: int
@@ -34,11 +34,11 @@ class FlatInputs:
     token_ids: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T], from 0 in each sequence
     type_ids: torch.Tensor  # int64 [T], 0 or 1: the first or the second text of a pair
-    runs: tuple[EqualLengths, ...]  # cover the rows in order
+    runs: tuple[EqualLengths, ...]  # cover all rows in order
 
 
 def runs_of(lengths: Sequence[int]) -> tuple[EqualLengths, ...]:
-    """Neighbours of equal length, put together; sorted lengths give the fewest runs."""
+    """Groups neighbours of equal length; sorted lengths give the fewest runs."""
     runs = []
     first_row = 0
     for length, same in groupby(lengths):

@@ -1,11 +1,11 @@
-"""Paged attention: on a CPU by a kernel where there is one, else on PyTorch's own operators.
+"""Paged attention: on a CPU with our kernel if available, otherwise with PyTorch's own operators.
 
 Layout: per layer one tensor for keys and one for values, [1, kv_heads, slots, head_dim], where a slot is
-block * block_size + offset. A sequence whose blocks lie side by side is then a view, [1, kv_heads, context,
-head_dim], which scaled-dot-product attention reads where it lies; only scattered blocks are gathered first.
+block * block_size + offset. A sequence with adjacent blocks is then a view, [1, kv_heads, context, head_dim],
+which scaled-dot-product attention reads in place; only scattered blocks are gathered first.
 
-Query heads that share a key-value head (GQA) are handed over as further queries of that head, so that keys
-are read once and not repeated.
+Query heads that share a key-value head (GQA) are passed as further queries of that head, so that keys are
+read once and not repeated.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from engine.models.inputs import SequenceSpan, StepInputs
 from engine.models.native.kernels import Kernels, find_kernels, fits_head_dim
 
-# Of attention in slices: 64 and 128 rows take the same time, 256 take longer.
+# For attention in slices: 64 and 128 rows take the same time, 256 take longer.
 _SLICE_ROWS = 64
-_SLICE_SCORES = 1 << 24  # scores held at a time, 4 bytes each
+_SLICE_SCORES = 1 << 24  # scores in memory at a time, 4 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class AttentionShape:
     num_layers: int
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Of keys and values, in all layers."""
+        """Bytes of keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
 
@@ -51,7 +51,7 @@ class PagedKVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         size = (1, shape.num_kv_heads, num_blocks * block_size, shape.head_dim)
-        # Not zeroed: what hasn't been written is never read, and on a CPU takes no memory.
+        # Not zeroed: unwritten slots are never read, and on a CPU use no memory.
         self.keys = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
         self.values = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
         self.kernels = find_kernels(device.type, dtype) if fits_head_dim(shape.head_dim) else None
@@ -65,7 +65,7 @@ class PagedKVCache:
         self.values[layer][0].index_copy_(1, inputs.slots, values.transpose(0, 1))
 
     def attend(self, layer: int, queries: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
-        """Attend each sequence's queries to all it has up to there; the step's keys and values are stored.
+        """Attend each query to its sequence up to its own position; the step's keys and values are stored.
 
         queries [T, heads, head_dim] → [T, heads * head_dim].
         """
@@ -99,7 +99,7 @@ class PagedKVCache:
         return gathered.view(1, self.shape.num_kv_heads, -1, self.shape.head_dim).narrow(2, 0, span.context)
 
     def _decode(self, row: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """One query per head, [1, heads, head_dim] → [1, heads * head_dim]; nothing is masked."""
+        """One query per head, [1, heads, head_dim] → [1, heads * head_dim]; needs no mask."""
         shape = self.shape
         grouped = row.reshape(1, shape.num_kv_heads, -1, shape.head_dim)  # GQA groups as queries
         attended = F.scaled_dot_product_attention(grouped, keys, values)
@@ -129,8 +129,8 @@ def attend_in_slices(
 ) -> torch.Tensor:
     """Causal attention as two products per slice of rows, the softmax in float32.
 
-    For bfloat16 on a CPU, where it takes under half the time of PyTorch's fused operator. The scores are
-    rounded to bfloat16 on the way, as in attention written out.
+    For bfloat16 on a CPU, where it takes less than half the time of PyTorch's fused operator. The scores are
+    rounded to bfloat16 in between, as in unfused attention.
 
     queries [kv_heads, group, n, head_dim] of the last n positions, keys and values [kv_heads, context,
     head_dim] → as queries.
@@ -154,7 +154,7 @@ def attend_in_slices(
 
 
 def _causal_softmax(scores: torch.Tensor, num_rows: int, scale: float) -> torch.Tensor:
-    """softmax(scale * scores) of scores [M, group * num_rows, columns], of which the last row sees all."""
+    """softmax(scale * scores) of scores [M, group * num_rows, columns]; the last row sees all columns."""
     wide = scores.float().mul_(scale).view(scores.shape[0], -1, num_rows, scores.shape[-1])
     hidden = torch.ones(num_rows, num_rows, dtype=torch.bool).triu(1)
     wide[..., -num_rows:].masked_fill_(hidden, -torch.inf)
@@ -162,6 +162,6 @@ def _causal_softmax(scores: torch.Tensor, num_rows: int, scale: float) -> torch.
 
 
 def _causal_mask(num_rows: int, context: int, device: torch.device) -> torch.Tensor:
-    """True where the last `num_rows` positions of a context may look: bool [num_rows, context]."""
+    """True where the last `num_rows` positions of a context may attend: bool [num_rows, context]."""
     visible = torch.ones(num_rows, context, dtype=torch.bool, device=device)
     return visible.tril(diagonal=context - num_rows)

@@ -1,1 +1,1 @@
-"""The parts that models are made of. They know tensors, not requests or batches."""
+"""The layers that models consist of. They know tensors, not requests or batches."""

@@ -1,4 +1,4 @@
-"""The table from token ids to vectors."""
+"""The table of token embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.models.layers.weights import WeightedLayer
 
 
 class Embedding(WeightedLayer):
-    """[vocab_size, hidden_size]. On a CPU it stays mapped from the file: only rows in use take memory."""
+    """[vocab_size, hidden_size]. On a CPU it stays mapped from the file: only used rows take memory."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()

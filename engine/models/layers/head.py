@@ -1,4 +1,4 @@
-"""The last layers of a classifier, in float32 whatever the model computes in."""
+"""The last layers of a classifier, in float32 whatever the model's dtype."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Head(WeightedLayer):
     """y = x Wᵀ + b in float32, with W [out_features, in_features]."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, is_stored: bool = True) -> None:
-        """`is_stored` False: the checkpoint has no such tensors; somebody calls `load` with derived ones."""
+        """`is_stored` False: the checkpoint lacks the tensors, and the caller loads derived ones."""
         super().__init__()
         self._shape = (out_features, in_features)
         self._has_bias = bias

@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba et al. 2016), as encoders have it."""
+"""Layer normalisation (Ba et al. 2016), for encoders."""
 
 from __future__ import annotations
 

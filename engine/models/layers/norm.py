@@ -38,9 +38,9 @@ class RMSNorm(WeightedLayer):
 
 
 class HeadNorm(WeightedLayer):
-    """Normalises each head of queries and keys by itself, all in one go.
+    """Normalises each head of queries and keys separately, in one operation.
 
-    The parts of its weight are the queries' scale and the keys'.
+    The parts of its weight are the scales of queries and keys.
     """
 
     def __init__(self, head_dim: int, num_heads: int, num_kv_heads: int, eps: float) -> None:
@@ -63,9 +63,9 @@ class HeadNorm(WeightedLayer):
 
 
 def _normalise(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """x over the root of the mean square of its last dimension.
+    """x divided by the root of the mean square of its last dimension.
 
-    On a CPU, PyTorch's own for half types writes the squares out in float32: this takes half as long.
+    On a CPU, PyTorch's operator for half types stores the squares in float32: this takes half as long.
     """
     size = x.shape[-1]
     if x.device.type != "cpu" or x.dtype is torch.float32:

@@ -1,7 +1,7 @@
-"""Matrix multiplication with weights that oneDNN has packed for this CPU beforehand: 1.5 to 2 times as fast.
+"""Matrix multiplication with weights that oneDNN has packed for this CPU: 1.5 to 2 times as fast.
 
-The operators belong to PyTorch but are private, so they are looked up and tried out at run time; where they
-are missing or wrong, `is_available` is False and the caller uses `torch.nn.functional.linear`.
+The operators are private parts of PyTorch, so they are looked up and tested at run time; if they are missing
+or wrong, `is_available` is False and the caller uses `torch.nn.functional.linear`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-# The number of rows the packing is tuned for. Measured with 1, 8, 32 and 64: for 1 to 32 rows a wash.
+# The number of rows that the packing is tuned for. Measured with 1, 8, 32 and 64: equal for 1 to 32 rows.
 _ROWS_HINT = 32
 _TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 
 
 @cache
 def is_available(dtype: torch.dtype) -> bool:
-    """Whether weights of this type can be packed here, and multiplying by them gives what it should."""
+    """Whether weights of this type can be packed here, and multiplying by them gives correct results."""
     tolerance = _TOLERANCES.get(dtype)
     if tolerance is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -34,7 +34,7 @@ def is_available(dtype: torch.dtype) -> bool:
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """Copy a weight [out, in] into oneDNN's own layout; the result is opaque, good for `multiply` only."""
+    """Copy a weight [out, in] into oneDNN's own layout; the result is opaque, for `multiply` only."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
     return packed
 

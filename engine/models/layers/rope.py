@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al. 2021), with the frequency scaling of Llama 3.
 
-Angles are computed in float32 once per step for its positions; there is no table as long as the context.
+Angles are computed in float32 once per step, for its positions; there is no table for the whole context.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.models.rope_config import Llama3Scaling, RopeConfig
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """The step's rotations, ready to apply: both [T, 1, head_dim], in the model's dtype."""
+    """The step's rotations: both [T, 1, head_dim], in the model's dtype."""
 
     cos: torch.Tensor
     signed_sin: torch.Tensor  # the first half of the last dimension negated
@@ -47,7 +47,7 @@ class RotaryEmbedding:
 
 
 def inverse_frequencies(head_dim: int, config: RopeConfig) -> torch.Tensor:
-    """Radians per position, float32 [head_dim / 2], falling."""
+    """Radians per position, float32 [head_dim / 2], decreasing."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
     frequencies = 1.0 / (config.theta**exponents)
     return frequencies if config.scaling is None else _llama3_scaled(frequencies, config.scaling)

@@ -1,4 +1,4 @@
-"""What every layer with weights tells the loader."""
+"""The interface between layers with weights and the loader."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch import nn
 
 
 class WeightedLayer(nn.Module):
-    """A layer that is filled from a checkpoint.
+    """A layer that is loaded from a checkpoint.
 
-    One of its tensors may be stored in several parts, as a fused projection is: the checkpoint has one
-    tensor per part.
+    A tensor may be stored in several parts, like a fused projection: the checkpoint has one tensor per part.
     """
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
@@ -20,8 +19,8 @@ class WeightedLayer(nn.Module):
         raise NotImplementedError
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
-        """Take the parts of one tensor, checked for shape, on the model's device and in its dtype.
+        """Load the parts of one tensor, checked for shape, on the model's device and in its dtype.
 
-        The layer may keep them in another form, and holds no other reference to them.
+        The layer may convert them, and must then drop all references to them.
         """
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """Compiles kernels.cpp with the machine's own C++ compiler, once, and loads it.
 
-Linux with GCC only: elsewhere PyTorch's own operators do the work. The threads are PyTorch's: the library is
-linked to the very OpenMP runtime that PyTorch has loaded, since two of them would fight for the cores.
+Linux with GCC only: elsewhere PyTorch's own operators are used. The threads are PyTorch's: the library is
+linked to the OpenMP runtime that PyTorch has loaded, as two runtimes would compete for the cores.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-f
 
 
 class CompilerError(Exception):
-    """There can be no kernels here; the message says why."""
+    """The kernels can't be compiled or used here; the message says why."""
 
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they can't be had; the log says why.
+    """The compiled kernels, or None if they are unavailable; the log says why.
 
-    To be called after torch's import. The first call on a machine takes a few seconds, later ones find the
+    Call it after torch is imported. The first call on a machine takes a few seconds; later ones find the
     result in the user's cache.
     """
     try:
         return _load()
     except (CompilerError, OSError, subprocess.SubprocessError) as error:
-        log.info("Computing with PyTorch's operators alone: %s", error)
+        log.info("Computing with PyTorch's operators only: %s", error)
         return None
 
 
@@ -66,13 +66,13 @@ def _load() -> ctypes.CDLL:
 
 
 def _compile(compiler: str, openmp: str, library: Path) -> None:
-    """To a file of its own, renamed when whole: several engines may start at once."""
+    """Compile to a temporary file and rename it when complete: several engines may start at once."""
     machine = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         objects, linked = f"{directory}/kernels.o", f"{directory}/kernels.so"
         flags = ("-std=c++17", "-O3", machine, *_ARITHMETIC, "-fPIC", "-fopenmp")
         _run(compiler, *flags, "-c", str(_SOURCE), "-o", objects)
-        # Without those flags: some would link start-up code that alters the whole process's arithmetic.
+        # Without those flags: some would link start-up code that changes the whole process's arithmetic.
         _run(compiler, "-shared", objects, openmp, "-o", linked)
         os.replace(linked, library)
 
@@ -84,7 +84,7 @@ def _run(*command: str) -> None:
 
 
 def _loaded_openmp() -> str:
-    """The file of GCC's OpenMP runtime that PyTorch brings and has loaded."""
+    """The file of GCC's OpenMP runtime that PyTorch ships and has loaded."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.partition("/")[2]
         if "libgomp" in path:
@@ -93,7 +93,7 @@ def _loaded_openmp() -> str:
 
 
 def _machine() -> bytes:
-    """What the code is compiled for: a home directory may be shared by unlike machines."""
+    """The processor that the code is compiled for: different machines may share a home directory."""
     described = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     return "\n".join(
         line for line in described if line.startswith(("model name", "flags", "Features"))
@@ -101,7 +101,7 @@ def _machine() -> bytes:
 
 
 def _cache_directory() -> Path:
-    """In the user's cache; for this process alone where that can't be written or others could write to it."""
+    """In the user's cache; a temporary one if that isn't writable, or is writable for others."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         directory = base / "berth"

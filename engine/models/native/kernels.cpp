@@ -1,8 +1,8 @@
-// The CPU's small operations of a decoder, each in one pass over memory and over all threads.
+// A decoder's small operations on a CPU, each in one pass over memory, on all threads.
 //
-// Plain C++ that the compiler vectorises for the machine it runs on; every number is widened to float32, worked
-// on, and rounded once at the end. Called through engine/models/native/kernels.py, which checks shapes and types: here
-// nothing is checked. Tensors are contiguous but for the strides that are passed, counted in elements.
+// Plain C++ that the compiler vectorises for the machine it runs on; every number is widened to float32, processed,
+// and rounded once at the end. Called through engine/models/native/kernels.py, which checks shapes and types: nothing
+// is checked here. Tensors are contiguous except for the strides that are passed, in elements.
 
 #include <algorithm>
 #include <cmath>
@@ -36,7 +36,7 @@ inline void narrow(float x, bfloat16& out) {  // to the nearest, ties to even
 inline void narrow(float x, float& out) { out = x; }
 
 // e^x to float32's precision, by a polynomial over half an octave (the coefficients are Cephes' expf's). Unlike
-// std::exp it becomes part of a vectorised loop without a library of vector functions.
+// std::exp it can be vectorised in a loop without a library of vector functions.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
   const float octaves = std::rint(x * 1.44269504f);
@@ -66,8 +66,8 @@ struct Cache {
   int64_t block_size;
 };
 
-// One query per head against `context` keys, the softmax in passing ("online"): nothing of the context's length
-// is stored. D is the head's dimension where it is known when compiling, else 0.
+// One query per head against `context` keys with an online softmax: nothing of the context's length is stored.
+// D is the head's dimension if known at compile time, else 0.
 template <typename T, int D>
 void attend(const T* queries, int heads, const Cache<T>& cache, int64_t context, int head_dim, float scale,
             T* outputs) {
@@ -134,7 +134,7 @@ void decode_attention(const T* queries, int64_t query_stride, const T* keys, con
 }
 
 // scores [num_matrices, num_rows, num_columns] → softmax(scale * scores) in place. Row r sees all columns but the
-// last num_rows - 1 - r: those become 0.
+// last num_rows - 1 - r, which become 0.
 template <typename T>
 void causal_softmax(T* scores, int64_t num_matrices, int64_t num_rows, int64_t num_columns, float scale,
                     int num_threads) {
@@ -164,7 +164,7 @@ float inverse_length(const T* x, int64_t size, float eps) {
   return 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
 }
 
-// One head of a query or key: normalised where there is a weight, then rotated.
+// One head of a query or key: normalised if there is a weight, then rotated.
 template <typename T>
 void turn(const T* x, const T* weight, const T* cos, const T* signed_sin, int head_dim, float eps, T* out) {
   alignas(64) float turned[kMaxHeadDim];
@@ -179,8 +179,8 @@ void turn(const T* x, const T* weight, const T* cos, const T* signed_sin, int he
     narrow(turned[d] * widen(cos[d]) + turned[d - half] * widen(signed_sin[d]), out[d]);
 }
 
-// heads [num_rows, num_heads + 2 * kv_heads, head_dim]: queries are turned where they are, keys are turned and
-// go to the cache, values go to the cache.
+// heads [num_rows, num_heads + 2 * kv_heads, head_dim]: queries are rotated in place, keys are rotated and stored
+// in the cache, values are stored in the cache.
 template <typename T>
 void rotate_and_store(T* heads, const T* weights, const T* cos, const T* signed_sin, const int64_t* slot_of_row,
                       T* keys, T* values, int64_t num_rows, int num_heads, int kv_heads, int head_dim,
@@ -202,7 +202,7 @@ void rotate_and_store(T* heads, const T* weights, const T* cos, const T* signed_
   }
 }
 
-// residual += delta where there is one; out = residual, normalised and scaled. All [num_rows, size].
+// residual += delta if there is one; out = residual, normalised and scaled. All [num_rows, size].
 template <typename T>
 void add_and_normalise(T* residual, const T* delta, const T* weight, int64_t num_rows, int64_t size, float eps,
                        int num_threads, T* out) {
@@ -230,8 +230,8 @@ void silu_and_multiply(const T* gate_up, int64_t num_rows, int64_t size, int num
   }
 }
 
-// Minus infinity where a bit is not set: bits [num_rows, num_words] are of the rows that `rows` names, of
-// logits [.., vocab_size]; the lowest bit of the first word is token 0's.
+// Minus infinity where a bit is not set: bits [num_rows, num_words] for the rows in `rows` of logits
+// [.., vocab_size]; the lowest bit of the first word is token 0's.
 template <typename T>
 void forbid_tokens(T* logits, const int64_t* rows, const uint32_t* bits, int64_t num_rows, int64_t num_words,
                    int64_t vocab_size, int num_threads) {
@@ -250,8 +250,8 @@ void forbid_tokens(T* logits, const int64_t* rows, const uint32_t* bits, int64_t
   }
 }
 
-constexpr int kBlock = 512;       // tokens whose weights are added up together
-constexpr float kLeast = -87.0f;  // e^x below is taken to be 0
+constexpr int kBlock = 512;       // tokens whose weights are summed together
+constexpr float kLeast = -87.0f;  // below it, e^x is treated as 0
 
 inline float weight_of(float logit, float peak, float temperature, float min_p) {
   const float x = (logit - peak) / temperature;
@@ -279,7 +279,7 @@ float weight_of_block(const T* logits, int64_t size, float peak, float temperatu
 }
 
 // The first index at which the running sum of `weights` exceeds `threshold`, or else the last that adds to it;
-// `threshold` becomes what is left of it there.
+// `threshold` is reduced to the remainder there.
 template <typename Weight>
 int64_t pick(const Weight* weights, int64_t size, double& threshold) {
   double before = 0.0, at_last = 0.0;
@@ -295,8 +295,8 @@ int64_t pick(const Weight* weights, int64_t size, double& threshold) {
   return last;
 }
 
-// One token per row that `rows` names, by its weight e^((logit - peak) / temperature), 0 below min_p: the one at
-// which the sum of weights in the tokens' order passes `uniform` of the whole. First a block, then in the block.
+// One token per row in `rows`, by weights e^((logit - peak) / temperature), 0 below min_p: the token at which the
+// sum of weights in token order passes `uniform` of the total. First finds a block, then the token in it.
 template <typename T>
 void draw_tokens(const T* logits, const int64_t* rows, const float* temperatures, const float* min_ps,
                  const double* uniforms, int64_t num_rows, int64_t vocab_size, int num_threads, int64_t* tokens) {

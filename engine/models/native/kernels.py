@@ -26,7 +26,7 @@ _ARGUMENTS = {
 
 @cache
 def find_kernels(device_type: str, dtype: torch.dtype) -> Kernels | None:
-    """The kernels for tensors like these; None where there are none, and PyTorch has to do."""
+    """The kernels for such tensors; None if there are none and PyTorch's operators must be used."""
     if device_type != "cpu" or dtype not in _NAMES:
         return None
     library = load_library()
@@ -38,7 +38,7 @@ def fits_head_dim(head_dim: int) -> bool:
 
 
 class Kernels:
-    """Every tensor is contiguous, on the CPU, and of the one element type (or int64)."""
+    """All tensors must be contiguous, on the CPU, and of this element type (or int64)."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         functions = {}
@@ -96,7 +96,7 @@ class Kernels:
     def causal_softmax(self, scores: torch.Tensor, *, scale: float) -> None:
         """softmax(scale * scores), in place, of scores [M, rows, columns]: the last row sees every column.
 
-        Each row before it sees one column less; what it doesn't see becomes 0.
+        Each row before it sees one column less; columns it doesn't see become 0.
         """
         num_matrices, num_rows, num_columns = scores.shape
         self._causal_softmax(
@@ -115,9 +115,9 @@ class Kernels:
         *,
         eps: float,
     ) -> None:
-        """Queries and keys are normalised (where there are weights) and rotated, keys and values stored.
+        """Normalise (if there are weights) and rotate queries and keys, and store keys and values.
 
-        Queries stay where they are. heads [T, heads + 2 * kv_heads, head_dim]; weights [heads + kv_heads,
+        Queries are changed in place. heads [T, heads + 2 * kv_heads, head_dim]; weights [heads + kv_heads,
         head_dim]; cos and signed_sin [T, 1, head_dim]; slots int64 [T]; keys and values [kv_heads, slots,
         head_dim] are written.
         """
@@ -143,7 +143,7 @@ class Kernels:
     def add_and_normalise(
         self, residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, *, eps: float
     ) -> torch.Tensor:
-        """Add `delta` to `residual` [T, size] in place; return that normalised and scaled by `weight`."""
+        """Add `delta` to `residual` [T, size] in place; return the sum normalised and scaled by `weight`."""
         out = torch.empty_like(residual)
         num_rows, size = residual.shape
         self._add_and_normalise(
@@ -166,7 +166,7 @@ class Kernels:
         return out
 
     def forbid_tokens(self, logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
-        """Minus infinity in place where a bit is not set, in some rows (int64 [R]) of logits [S, vocab_size].
+        """Set logits [S, vocab_size] of some rows (int64 [R]) to minus infinity where a bit is not set.
 
         bits int32 [R, words]: the lowest bit of the first word is the first token's.
         """
@@ -193,7 +193,7 @@ class Kernels:
         """One token, int64 [R], for each of the `rows` (int64 [R]) of logits [S, vocab_size].
 
         temperature and min_p float32 [R]; uniform float64 [R], in [0, 1). At least one logit of each row is
-        finite, and none is larger than all numbers.
+        finite, and none is infinity.
         """
         tokens = torch.empty_like(rows)
         self._draw_tokens(

@@ -39,14 +39,14 @@ async def sleep(request: Request) -> Response:
     service = _service_in_sleep_mode(request)
     level = _one_of(request, "level", [str(level) for level in SLEEP_LEVELS], default=str(SLEEP_LEVELS[0]))
     mode = _one_of(request, "mode", [mode.value for mode in SleepMode], default=SleepMode.ABORT)
-    sleeper = service.engine.sleeper
+    sleeper = service.engine.sleep_controller
     await sleeper.sleep(int(level), SleepMode(mode))
     return JSONResponse({"status": "sleeping", "level": sleeper.state.level})
 
 
 async def wake_up(request: Request) -> Response:
     """Take the memory back, or that of the parts that `tags` name: awake is who has all of them."""
-    sleeper = _service_in_sleep_mode(request).engine.sleeper
+    sleeper = _service_in_sleep_mode(request).engine.sleep_controller
     tags = request.query_params.getlist("tags") or None
     if tags is not None and (unknown := sorted(set(tags) - ALL_PARTS)):
         raise InvalidRequest(f"tags may be {', '.join(Part)}, not {', '.join(unknown)}.", param="tags")
@@ -55,7 +55,7 @@ async def wake_up(request: Request) -> Response:
 
 
 async def is_sleeping(request: Request) -> Response:
-    return JSONResponse({"is_sleeping": _service_in_sleep_mode(request).engine.sleeper.is_sleeping})
+    return JSONResponse({"is_sleeping": _service_in_sleep_mode(request).engine.sleep_controller.is_sleeping})
 
 
 async def memory(request: Request) -> Response:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from engine.core.types import FinishReason
 from engine.server.generation.generation import ChoiceDelta
 from engine.server.model.reasoning import ReasoningCounter
-from engine.text.parsers.reasoning import Kind, ReasoningParser
+from engine.text.parsers.reasoning import OutputKind, ReasoningParser
 from engine.text.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, ToolEvent, ToolParser
 
 
@@ -105,7 +105,7 @@ class ChoiceReader:
             ChoiceEnded(self._index, "tool_calls" if called else reason.value, delta.stop_reason),
         ]
 
-    def _pieces(self, pieces: Sequence[tuple[Kind, str]]) -> list[ChatEvent]:
+    def _pieces(self, pieces: Sequence[tuple[OutputKind, str]]) -> list[ChatEvent]:
         events: list[ChatEvent] = []
         for kind, text in pieces:
             if kind is OutputKind.CONTENT:

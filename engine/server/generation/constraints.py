@@ -11,8 +11,8 @@ from engine.errors import InvalidRequest
 from engine.server.model.reasoning import PromptReasoning
 from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
 from engine.server.protocol.chat_body import ChatBody, NamedTool
-from engine.structured import StructuredKind, StructuredOutput, GrammarCompiler
-from engine.text.parsers.tools import Answer, answer_or_calls, call_constraint
+from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
+from engine.text.parsers.tools import AnswerSchema, answer_or_calls, call_constraint
 
 ConstraintFactory = Callable[[], TokenConstraint]
 """Makes the constraint of one sequence."""
@@ -63,7 +63,7 @@ def find_spec(body: GenerationBody, tool_parser: str | None = None) -> Structure
 def _answer_or_calls(body: ChatBody, answer: StructuredOutput, tool_parser: str) -> StructuredOutput:
     is_schema = answer.kind is StructuredKind.JSON_SCHEMA
     schema = json.loads(answer.source) if is_schema else {"type": "object"}
-    said = Answer(schema, answer.param, answer.is_strict, answer.advice)
+    said = AnswerSchema(schema, answer.param, answer.is_strict, answer.advice)
     tag = answer_or_calls(tool_parser, _tools(body), said, parallel=body.parallel_tool_calls)
     return answer if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, answer.param)
 

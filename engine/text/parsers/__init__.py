@@ -1,1 +1,1 @@
-"""What models write that isn't plain text: thoughts and tool calls. Pure text, piece by piece."""
+"""Parsers of reasoning and tool calls in the models' output. They read plain text, piece by piece."""

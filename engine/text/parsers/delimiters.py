@@ -1,25 +1,27 @@
-"""Looking for marks in a text that comes in pieces."""
+"""Finds delimiters in a text that arrives in pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def held_back(text: str, marks: Sequence[str]) -> int:
-    """How many characters at the end of `text` may still become one of the marks."""
+def held_back(text: str, delimiters: Sequence[str]) -> int:
+    """How many characters at the end of `text` may still become one of the delimiters."""
     longest = 0
-    for mark in marks:
-        for length in range(min(len(mark) - 1, len(text)), longest, -1):
-            if text.endswith(mark[:length]):
+    for delimiter in delimiters:
+        for length in range(min(len(delimiter) - 1, len(text)), longest, -1):
+            if text.endswith(delimiter[:length]):
                 longest = length
                 break
     return longest
 
 
-def first_mark(text: str, marks: Sequence[str]) -> tuple[int, str] | None:
-    """Where the first mark begins, and which it is; the longer of two that begin together."""
-    found = [(at, -len(mark), mark) for mark in marks if (at := text.find(mark)) >= 0]
+def first_delimiter(text: str, delimiters: Sequence[str]) -> tuple[int, str] | None:
+    """Where the first delimiter begins, and which it is; the longer of two that begin together."""
+    found = [
+        (at, -len(delimiter), delimiter) for delimiter in delimiters if (at := text.find(delimiter)) >= 0
+    ]
     if not found:
         return None
-    at, _, mark = min(found)
-    return at, mark
+    at, _, delimiter = min(found)
+    return at, delimiter

@@ -1,4 +1,4 @@
-"""What a tool parser finds."""
+"""The events that a tool parser reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tool: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """Not part of a call."""
+    """Text outside calls."""
 
     text: str
 
@@ -25,7 +25,7 @@ class CallBegun:
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A fragment of the arguments' JSON; joined, a call's fragments are the whole."""
+    """A fragment of the arguments' JSON; a call's fragments joined are its arguments."""
 
     index: int
     fragment: str
@@ -40,10 +40,10 @@ ToolEvent: TypeAlias = TextPiece | CallBegun | CallArguments | CallEnded
 
 
 class ToolParser(Protocol):
-    """Takes one output apart, piece by piece."""
+    """Splits one output into text and calls, piece by piece."""
 
     def feed(self, text: str) -> list[ToolEvent]: ...
 
     def finish(self) -> list[ToolEvent]:
-        """What was held back. A call that isn't whole ends here; what never became one is text."""
+        """The text that was held back. An incomplete call ends here; what never became a call is text."""
         ...

@@ -14,26 +14,26 @@ _STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
 _TO_NAME = r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*(?P<name>' + _STRING + ")"
 _NAME = re.compile(_TO_NAME)
 _HEAD = re.compile(_TO_NAME + r'\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
-_MAX_HEAD = 4096  # characters: beyond it the whole is waited for, so that no head is looked for without end
+_MAX_HEAD = 4096  # characters; without a head in these, the whole object is awaited, to bound the search
 _FIRST_KEYS = ('"name"', '"type"', '"id"', '"arguments"', '"parameters"')
 
 
 class JsonCall:
-    """Arguments go out as they come, just as the model wrote them, once the name is known.
+    """Reports arguments as they arrive, exactly as the model wrote them, once the name is known.
 
-    Where the name comes last, or the arguments are no object, the whole is waited for. What turns out to be
-    no call is given as text.
+    If the name comes last, or the arguments are not an object, the whole object is awaited. An object that
+    turns out not to be a call is reported as text.
     """
 
     def __init__(self, index: int, prefix: str = "", accepts: Callable[[str], bool] | None = None) -> None:
-        """`prefix`: what was read before the object, shown only if it is no call.
+        """`prefix`: the text before the object, reported only if it is not a call.
 
-        `accepts`: which names may be called; None = any.
+        `accepts`: whether a name may be called; None = any.
         """
         self._index = index
         self._prefix = prefix
         self._accepts = accepts
-        self._text = ""  # of the object, until it is known what it is
+        self._text = ""  # the object so far, until it is known whether it is a call
         self._whole = ObjectScanner()
         self._arguments: ObjectScanner | None = None
         self._is_rejected = False
@@ -52,23 +52,23 @@ class JsonCall:
         else:
             self._text += own
             if unread := self._after_brace():
-                # Not even JSON, so it has no end to look for.
+                # Not JSON, so there is no end to search for.
                 self.is_over, self._text = True, self._text[: -len(unread)]
                 return self._reject(), unread + rest
-            events += self._judge()
+            events += self._classify()
         if self._whole.is_over and not self.is_over:
             self.is_over = True
             events += self._end()
         return events, rest
 
     def finish(self) -> list[ToolEvent]:
-        """The output has ended, perhaps amid the object."""
+        """The output has ended, perhaps inside the object."""
         if self.is_call:
             return [CallEnded(self._index)]
         return [] if self._is_rejected else self._reject()
 
-    def _judge(self) -> list[ToolEvent]:
-        """Whether what was read so far is a call, can't be one, or may become one."""
+    def _classify(self) -> list[ToolEvent]:
+        """Decide whether the text so far is a call, can't be one, or may become one."""
         if head := _HEAD.match(self._text, 0, _MAX_HEAD):
             name = _read_name(head["name"])
             if name is None or not self._may_call(name):
@@ -89,7 +89,7 @@ class JsonCall:
         return name is not None and self._may_call(name)
 
     def _after_brace(self) -> str:
-        """What follows the opening brace, if no object goes on like that."""
+        """The text after the opening brace, if no JSON object can continue like that."""
         body = self._text.lstrip()[1:].lstrip()
         return body if body and body[0] not in '"}' else ""
 
@@ -121,12 +121,12 @@ class JsonCall:
 
 
 def read_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments (as JSON) of a whole object; None if it is no call."""
+    """Name and arguments (as JSON) of a whole object; None if it is not a call."""
     value = read_json(text)
     if not isinstance(value, dict) or not _is_name(value.get("name")):
         return None
     arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):  # JSON within JSON, as OpenAI's own format has it
+    if isinstance(arguments, str):  # JSON within JSON, as in OpenAI's own format
         arguments = read_json(arguments) if arguments.strip() else {}
     if arguments is None:
         arguments = {}
@@ -136,7 +136,7 @@ def read_call(text: str) -> tuple[str, str] | None:
 
 
 def read_json(text: str) -> Any:
-    """The value; None if it is no JSON, or has numbers that no JSON can have."""
+    """The value; None if it is not JSON, or contains numbers that JSON can't represent."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_read_finite)
     except (ValueError, RecursionError):
@@ -144,13 +144,13 @@ def read_json(text: str) -> Any:
 
 
 def write_json(value: Any) -> str:
-    """As JSON that every encoding can carry, halves of surrogate pairs included."""
+    """As JSON that can be encoded, even with lone surrogates."""
     text = json.dumps(value, ensure_ascii=False)
     return text if _is_encodable(text) else json.dumps(value)
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON.")
+    raise ValueError(f"{constant} is not valid JSON.")
 
 
 def _read_finite(digits: str) -> float:

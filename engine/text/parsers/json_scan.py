@@ -1,4 +1,4 @@
-"""Where a JSON object ends, in a text that comes in pieces."""
+"""Finds the end of a JSON object in a text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _CLOSERS = {"{": "}", "[": "]"}
 class ObjectScanner:
     """Follows one JSON object: its strings, escapes and brackets. Checks nothing else.
 
-    It is broken where a bracket closes another kind, or where `<` stands outside of strings: a mark, as no
-    JSON has it there.
+    It is broken if a bracket closes another kind, or at a `<` outside of strings: that starts a delimiter,
+    as it can't occur there in JSON.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class ObjectScanner:
         return self.is_complete or self.is_broken
 
     def feed(self, text: str) -> int:
-        """How many characters of `text` belong to the object, blanks before it included."""
+        """How many characters of `text` belong to the object, including blanks before it."""
         at = 0
         if not self._closers:
             at = len(text) - len(text.lstrip())
@@ -45,13 +45,13 @@ class ObjectScanner:
             found = (_INSIDE if self._in_string else _OUTSIDE).search(text, at)
             if found is None:
                 return len(text)
-            self._take(found[0])
+            self._apply(found[0])
             at = found.end()
             if self.is_over:
                 return at if self.is_complete else found.start()
         return len(text)
 
-    def _take(self, character: str) -> None:
+    def _apply(self, character: str) -> None:
         if character == '"':
             self._in_string = not self._in_string
         elif self._in_string:

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from engine.text.parsers.events import Tool, ToolEvent
 from engine.text.parsers.json_call import JsonCall
-from engine.text.parsers.text_scanner import PlainText
+from engine.text.parsers.text_scanner import TextScanner
 
 TAG = "<|python_tag|>"
 
 
 class LlamaJsonParser:
-    """An object without the tag is a call only if it names one of the tools: else it is an answer in JSON."""
+    """An object without the tag is a call only if it names one of the tools; else it is a JSON answer."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._names = frozenset(tool["function"]["name"] for tool in tools)
-        self._plain = PlainText((TAG, "{"))
+        self._scanner = TextScanner((TAG, "{"))
         self._call: JsonCall | None = None
-        self._is_behind = False  # a call, where blanks and `;` may stand before the next
+        self._is_after_call = False  # where blanks and `;` may precede the next call
         self._num_calls = 0
 
     def feed(self, text: str) -> list[ToolEvent]:
@@ -27,10 +27,10 @@ class LlamaJsonParser:
             if self._call is not None:
                 found, text = self._call.feed(text)
                 events += found
-                self._leave(self._call)
-            elif self._is_behind:
+                self._end_if_over(self._call)
+            elif self._is_after_call:
                 text = text.lstrip("; \t\r\n")
-                self._is_behind = not text
+                self._is_after_call = not text
             else:
                 text = self._outside(text, events)
         return events
@@ -38,21 +38,21 @@ class LlamaJsonParser:
     def finish(self) -> list[ToolEvent]:
         if self._call is not None:
             return self._call.finish()
-        return self._plain.finish(after_call=self._num_calls > 0)
+        return self._scanner.finish(after_call=self._num_calls > 0)
 
     def _outside(self, text: str, events: list[ToolEvent]) -> str:
-        mark, rest = self._plain.feed(text, events)
-        if mark is None:
+        delimiter, rest = self._scanner.feed(text, events)
+        if delimiter is None:
             return ""
-        blank = self._plain.take_blank()
-        if mark == TAG:
+        blank = self._scanner.pop_blanks()
+        if delimiter == TAG:
             self._call = JsonCall(self._num_calls, blank + TAG)
             return rest
         self._call = JsonCall(self._num_calls, blank, self._names.__contains__)
         return "{" + rest
 
-    def _leave(self, call: JsonCall) -> None:
+    def _end_if_over(self, call: JsonCall) -> None:
         if call.is_over:
             self._call = None
-            self._is_behind = call.is_call
+            self._is_after_call = call.is_call
             self._num_calls += call.is_call

@@ -1,8 +1,7 @@
 """Mistral: `[TOOL_CALLS]`, and then either a list, `[{"name": …, "arguments": {…}}, …]`, or `name{…}`.
 
-The second form may have `[ARGS]` between name and arguments, and a `[CALL_ID]…` before it. A list without the
-mark, at the output's very beginning, is what a forced call is: the mark is a special token, which no grammar
-spells.
+The second form may have `[ARGS]` between name and arguments, and a `[CALL_ID]…` before it. A forced call is a
+list at the very beginning of the output, without the delimiter, a special token that no grammar can spell.
 """
 
 from __future__ import annotations
@@ -13,23 +12,23 @@ from collections.abc import Sequence
 from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, TextPiece, Tool, ToolEvent
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.json_scan import ObjectScanner
-from engine.text.parsers.text_scanner import PlainText
+from engine.text.parsers.text_scanner import TextScanner
 
-MARK, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+TOOL_CALLS, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _MAX_HEAD = 512  # characters of a name and what stands between it and the arguments
 _HEAD = re.compile(r"\s*(?P<name>[^\s{}\[\]]+)\s*(?:\[CALL_ID\][^\[{]*)?(?:\[ARGS\]\s*)?(?=\{)")
-# What may still become a head: as far as each part goes.
+# Matches what may still become a head: each of its parts as far as present.
 _PART = re.compile(r"\s*[^\s{}\[\]]*\s*(?:\[CALL_ID\][^\[{]*)?(?:\[ARGS\]\s*)?(?P<rest>.*)", re.DOTALL)
 
 
 class MistralParser:
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._names = frozenset(tool["function"]["name"] for tool in tools)
-        self._plain = PlainText((MARK,))
+        self._scanner = TextScanner((TOOL_CALLS,))
         self._num_calls = 0
         self._is_at_start = True
-        self._opened: str | None = ""  # what follows a mark, or the output's beginning, until it is clear
-        self._prefix = ""  # what stands before it, shown if it is no call
+        self._opened: str | None = ""  # text after a delimiter or at the start, until it can be classified
+        self._prefix = ""  # the text before it, reported if it is not a call
         self._in_list = False
         self._object: JsonCall | None = None
         self._arguments: ObjectScanner | None = None
@@ -37,22 +36,22 @@ class MistralParser:
     def feed(self, text: str) -> list[ToolEvent]:
         events: list[ToolEvent] = []
         while text:
-            text = self._step(text, events)
+            text = self._read_some(text, events)
         return events
 
-    def _step(self, text: str, events: list[ToolEvent]) -> str:
-        """Read on; returns what is left."""
+    def _read_some(self, text: str, events: list[ToolEvent]) -> str:
+        """Read part of `text`; returns the rest."""
         if self._object is not None:
-            return self._go_on(self._object, text, events)
+            return self._continue_object(self._object, text, events)
         if self._arguments is not None:
             return self._pass_on(self._arguments, text, events)
         if self._in_list:
             return self._between(text, events)
         if self._opened is not None:
             return self._open(self._opened + text, events)
-        mark, text = self._plain.feed(text, events)
-        if mark:
-            self._opened, self._prefix = "", self._plain.take_blank() + MARK
+        delimiter, text = self._scanner.feed(text, events)
+        if delimiter:
+            self._opened, self._prefix = "", self._scanner.pop_blanks() + TOOL_CALLS
         return text
 
     def finish(self) -> list[ToolEvent]:
@@ -63,10 +62,10 @@ class MistralParser:
         if self._opened is not None:
             rest = self._prefix + self._opened
             return [TextPiece(rest)] if rest else []
-        return self._plain.finish(after_call=self._num_calls > 0)
+        return self._scanner.finish(after_call=self._num_calls > 0)
 
     def _open(self, text: str, events: list[ToolEvent]) -> str:
-        """After a mark: a list, an object, or a name and its arguments."""
+        """After a delimiter: a list, an object, or a name and its arguments."""
         body = text.lstrip()
         blank = text[: len(text) - len(body)]
         if self._is_at_start and body[:1] not in ("", "["):
@@ -107,7 +106,7 @@ class MistralParser:
         return self._give_up(text, events)
 
     def _give_up(self, text: str, events: list[ToolEvent]) -> str:
-        """What follows the mark is no call: the mark was text, and the rest is read as such."""
+        """No call follows the delimiter: treat it and the rest as text."""
         if self._prefix:
             events.append(TextPiece(self._prefix))
         return self._close(text)
@@ -116,7 +115,7 @@ class MistralParser:
         self._opened, self._prefix, self._is_at_start = None, "", False
         return text
 
-    def _go_on(self, call: JsonCall, text: str, events: list[ToolEvent]) -> str:
+    def _continue_object(self, call: JsonCall, text: str, events: list[ToolEvent]) -> str:
         found, text = call.feed(text)
         events += found
         if call.is_over:
@@ -151,4 +150,4 @@ def _may_become_head(text: str) -> bool:
     if part is None:
         return False
     rest = part["rest"]
-    return not rest or any(mark.startswith(rest) for mark in (CALL_ID, ARGS))
+    return not rest or any(delimiter.startswith(rest) for delimiter in (CALL_ID, ARGS))

@@ -1,6 +1,6 @@
-"""Values that a model wrote as bare text, turned into the JSON that a tool's schema asks for.
+"""Converts values that a model wrote as bare text to the JSON that a tool's schema asks for.
 
-A client's regular expressions are not run here: this is the event loop, and `^(a+)+$` would stop it for long.
+A client's regular expressions are not run here: this is the event loop, and `^(a+)+$` could block it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _LIMITS = ("enum", "const", "pattern", "minLength", "maxLength", "format")
 
 
 class ParameterSchemas:
-    """Of one tool: what is known of each parameter's value."""
+    """What one tool's schema says about each parameter's value."""
 
     def __init__(self, parameters: Any) -> None:
-        """`parameters`: the tool's JSON schema; anything else says nothing."""
+        """`parameters`: the tool's JSON schema; anything else is ignored."""
         self._root: Mapping[str, Any] = parameters if isinstance(parameters, dict) else {}
         self.names = tuple(
             {name: None for part in self._parts(self._root) for name in _mapping(part, "properties")}
         )
 
     def find(self, name: str) -> list[Mapping[str, Any]]:
-        """The schemas that a parameter's value may follow, taken apart; empty = nothing is said."""
+        """The schemas that a parameter's value may follow, split into parts; empty = unknown."""
         parts = self._parts(self._root)
         found = [schemas[name] for part in parts if name in (schemas := _mapping(part, "properties"))]
         found = found or [schema for part in parts for schema in _mapping(part, "patternProperties").values()]
@@ -34,7 +34,7 @@ class ParameterSchemas:
         return [part for schema in found for part in self._parts(schema)]
 
     def _parts(self, schema: Any) -> list[Mapping[str, Any]]:
-        """A schema and those it is combined of, each once."""
+        """A schema and the schemas it combines, each once."""
         parts: dict[int, Mapping[str, Any]] = {}
         waiting = [schema]
         while waiting:
@@ -57,17 +57,17 @@ class ParameterSchemas:
 
 
 def is_plain_string(schemas: list[Mapping[str, Any]]) -> bool:
-    """Whether a value is text whatever it says, so that it needn't be whole to be told."""
+    """Whether a value is text whatever it contains, so that it can be reported before it is complete."""
     return types_of(schemas) <= {"string"} and not any(word in part for part in schemas for word in _LIMITS)
 
 
 def types_of(schemas: list[Mapping[str, Any]]) -> frozenset[str]:
-    """The JSON types that are possible; empty if nothing is said."""
+    """The possible JSON types; empty if unknown."""
     types: set[str] = set()
     for part in schemas:
-        said = part.get("type")
+        named = part.get("type")
         types |= {
-            word for word in ([said] if isinstance(said, str) else _listed(said)) if isinstance(word, str)
+            word for word in ([named] if isinstance(named, str) else _listed(named)) if isinstance(word, str)
         }
         types |= {"null"} if part.get("nullable") is True else set()
         types |= {_type_of(value) for value in _listed(part.get("enum"))}
@@ -77,16 +77,16 @@ def types_of(schemas: list[Mapping[str, Any]]) -> frozenset[str]:
 
 
 def to_json(written: str, schemas: list[Mapping[str, Any]]) -> str:
-    """The value as JSON: of the first type that it can be, and text if it can be none.
+    """The value as JSON: of the first type that fits, else as text.
 
-    `written` is all between the marks; one line break at each end belongs to them.
+    `written` is everything between the delimiters; one line break at each end belongs to them.
     """
     types = types_of(schemas)
     bare = written.strip()
     if "null" in types and bare.lower() in ("null", "none"):
         return "null"
     value = read_json(bare)
-    if value is None:  # no JSON, or a null that the schema has no place for
+    if value is None:  # not JSON, or a null that the schema doesn't allow
         pass
     elif _type_of(value) in types or (_type_of(value) == "integer" and "number" in types):
         if not isinstance(value, str):
@@ -101,7 +101,7 @@ def to_json(written: str, schemas: list[Mapping[str, Any]]) -> str:
 
 
 def _choose(written: str, schemas: list[Mapping[str, Any]]) -> str:
-    """The text without its line breaks, or however else it fits the schema."""
+    """The text without its line breaks, or another version of it that fits the schema."""
     trimmed = written.removeprefix("\n").removesuffix("\n")
     versions = (trimmed, written.strip(), written)
     for text in versions:
@@ -123,12 +123,12 @@ def _fits(text: str, schema: Mapping[str, Any]) -> bool:
 
 
 def _limit(schema: Mapping[str, Any], word: str, default: int) -> float:
-    said = schema.get(word)
-    return said if isinstance(said, int | float) else default
+    limit = schema.get(word)
+    return limit if isinstance(limit, int | float) else default
 
 
 def _mapping(schema: Mapping[str, Any], word: str) -> Mapping[str, Any]:
-    """A tool's schema comes as the client wrote it: what isn't as it should be says nothing."""
+    """Empty for an invalid value: a tool's schema is as the client wrote it."""
     value = schema.get(word)
     return value if isinstance(value, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Qwen3-Coder: calls as marked text, with each parameter's value as it is.
+"""Qwen3-Coder: calls as delimited text, with each parameter's value unquoted.
 
     <tool_call>
     <function=NAME>
@@ -8,7 +8,7 @@
     </function>
     </tool_call>
 
-The models forget marks at times: the first and the last, and the end of the last value, may be missing.
+Models sometimes omit delimiters: the first and the last, and the end of the last value, may be missing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from engine.text.parsers.delimiters import first_mark, held_back
+from engine.text.parsers.delimiters import first_delimiter, held_back
 from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, TextPiece, Tool, ToolEvent
 from engine.text.parsers.parameter_values import ParameterSchemas, is_plain_string, to_json
-from engine.text.parsers.text_scanner import PlainText
+from engine.text.parsers.text_scanner import TextScanner
 
 START, END = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_END = "<function=", "</function>"
@@ -35,11 +35,11 @@ class QwenCoderParser:
         self._tools = {
             tool["function"]["name"]: ParameterSchemas(tool["function"].get("parameters")) for tool in tools
         }
-        self._plain = PlainText((START, FUNCTION))
+        self._scanner = TextScanner((START, FUNCTION))
         self._step: _Step = self._outside
         self._held = ""
-        self._prefix = ""  # of a call that isn't one yet: the marks before its name
-        self._body = PlainText(())  # of the current call, between its parameters
+        self._prefix = ""  # the delimiters before the name of a possible call
+        self._body = TextScanner(())  # of the current call, between its parameters
         self._schemas = ParameterSchemas(None)
         self._value: _Value | None = None
         self._num_calls = 0
@@ -54,8 +54,8 @@ class QwenCoderParser:
 
     def finish(self) -> list[ToolEvent]:
         events: list[ToolEvent] = []
-        if self._value is not None:  # cut off: the arguments stay open, as they are
-            self._tell(self._value.cut_off(), events)
+        if self._value is not None:  # cut off: the arguments stay unterminated
+            self._add_arguments(self._value.cut_off(), events)
             events.append(CallEnded(self._num_calls))
         elif self._step == self._between:
             self._end_call(events)
@@ -65,19 +65,19 @@ class QwenCoderParser:
         elif self._step in (self._opened, self._name):
             events.append(TextPiece(self._prefix + self._held))
         elif self._step == self._outside:
-            events += self._plain.finish(after_call=self._num_calls > 0)
+            events += self._scanner.finish(after_call=self._num_calls > 0)
         self._step, self._value, self._held = self._outside, None, ""
         return events
 
     def _outside(self, text: str, events: list[ToolEvent]) -> str:
-        mark, rest = self._plain.feed(text, events)
-        if mark:
-            self._prefix = self._plain.take_blank() + mark
-            self._step = self._opened if mark == START else self._name
+        delimiter, rest = self._scanner.feed(text, events)
+        if delimiter:
+            self._prefix = self._scanner.pop_blanks() + delimiter
+            self._step = self._opened if delimiter == START else self._name
         return rest
 
     def _opened(self, text: str, events: list[ToolEvent]) -> str:
-        """After the first mark: the function's."""
+        """After the first delimiter: the function's."""
         body = text.lstrip()
         if len(body) < len(FUNCTION) and FUNCTION.startswith(body):
             self._held = text
@@ -97,13 +97,13 @@ class QwenCoderParser:
             return ""
         events += [CallBegun(self._num_calls, name), CallArguments(self._num_calls, "{")]
         self._schemas = self._tools.get(name) or ParameterSchemas(None)
-        self._body = PlainText((PARAMETER, FUNCTION_END, END))
+        self._body = TextScanner((PARAMETER, FUNCTION_END, END))
         self._num_parameters = 0
         self._step = self._between
         return text[len(name) + 1 :]
 
     def _may_begin(self, name: str) -> bool:
-        """A function's mark alone, which may be talked about, begins a call only of a tool."""
+        """A function's delimiter alone, which a text may mention, begins a call only if it names a tool."""
         return bool(name) and (START in self._prefix or name in self._tools)
 
     def _reject(self, text: str, events: list[ToolEvent]) -> str:
@@ -113,17 +113,17 @@ class QwenCoderParser:
         return text
 
     def _between(self, text: str, events: list[ToolEvent]) -> str:
-        """Parameters. What else stands there is given as text."""
-        mark, rest = self._body.feed(text, events)
-        if mark == PARAMETER:
+        """Between parameters; anything else there is reported as text."""
+        delimiter, rest = self._body.feed(text, events)
+        if delimiter == PARAMETER:
             self._step = self._key
-        elif mark:
+        elif delimiter:
             self._end_call(events)
-            self._step = self._behind if mark == FUNCTION_END else self._outside
+            self._step = self._after_function if delimiter == FUNCTION_END else self._outside
         return rest
 
     def _end_call(self, events: list[ToolEvent]) -> None:
-        self._tell("}", events)
+        self._add_arguments("}", events)
         events.append(CallEnded(self._num_calls))
         self._num_calls += 1
 
@@ -137,28 +137,28 @@ class QwenCoderParser:
             self._held = text
             return ""
         comma = ", " if self._num_parameters else ""
-        self._tell(f"{comma}{json.dumps(key, ensure_ascii=False)}: ", events)
+        self._add_arguments(f"{comma}{json.dumps(key, ensure_ascii=False)}: ", events)
         self._num_parameters += 1
         self._value = _Value(self._schemas, key)
-        self._step = self._in_value
+        self._step = self._read_value
         return text[len(key) + 1 :]
 
-    def _in_value(self, text: str, events: list[ToolEvent]) -> str:
+    def _read_value(self, text: str, events: list[ToolEvent]) -> str:
         if self._value is None:
             return text
-        told, rest = self._value.feed(text)
-        self._tell(told, events)
+        fragment, rest = self._value.feed(text)
+        self._add_arguments(fragment, events)
         if self._value.is_over:
             self._value = None
             self._step = self._between
         return rest
 
-    def _tell(self, fragment: str, events: list[ToolEvent]) -> None:
+    def _add_arguments(self, fragment: str, events: list[ToolEvent]) -> None:
         if fragment:
             events.append(CallArguments(self._num_calls, fragment))
 
-    def _behind(self, text: str, events: list[ToolEvent]) -> str:
-        """After a function's end: the call's, perhaps."""
+    def _after_function(self, text: str, events: list[ToolEvent]) -> str:
+        """After a function's end: skip the call's end if it follows."""
         body = text.lstrip()
         if len(body) < len(END) and END.startswith(body):
             self._held = text
@@ -168,15 +168,15 @@ class QwenCoderParser:
 
 
 class _Value:
-    """One parameter's: told as it comes where it is text in any case, else once it is whole."""
+    """One parameter's value: reported as it arrives if it is text in any case, else once it is complete."""
 
     def __init__(self, schemas: ParameterSchemas, key: str) -> None:
         self._schemas = schemas.find(key)
         self._is_plain = is_plain_string(self._schemas)
         ends = (PARAMETER_END, f"{FUNCTION_END}\n{END}")
         followers = tuple(f"\n{PARAMETER}{name}>" for name in schemas.names)
-        # The line break before an end belongs to it, as far as plain text goes.
-        self._marks = (
+        # For plain text, the line break before an end belongs to the end.
+        self._delimiters = (
             (*ends, *(f"\n{end}" for end in ends), *followers) if self._is_plain else (*ends, *followers)
         )
         self._written = ""
@@ -187,22 +187,22 @@ class _Value:
     def feed(self, text: str) -> tuple[str, str]:
         """A fragment of JSON, and what follows the value once it `is_over`."""
         text, self._held = self._held + text, ""
-        found = first_mark(text, self._marks)
+        found = first_delimiter(text, self._delimiters)
         if found is None:
-            end = len(text) - held_back(text, self._marks)
+            end = len(text) - held_back(text, self._delimiters)
             self._held = text[end:]
-            return self._take(text[:end]), ""
-        at, mark = found
+            return self._to_fragment(text[:end]), ""
+        at, delimiter = found
         self.is_over = True
-        told = self._take(text[:at]) + self._close()
-        rest = text[at + len(mark) :]
-        return told, rest if mark.endswith(PARAMETER_END) else mark.lstrip() + rest
+        fragment = self._to_fragment(text[:at]) + self._close()
+        rest = text[at + len(delimiter) :]
+        return fragment, rest if delimiter.endswith(PARAMETER_END) else delimiter.lstrip() + rest
 
     def cut_off(self) -> str:
-        """What was not told yet, for an output that ends within the value."""
-        return self._take(self._held) + (self._written if not self._is_plain else "")
+        """The unreported rest, for an output that ends inside the value."""
+        return self._to_fragment(self._held) + (self._written if not self._is_plain else "")
 
-    def _take(self, text: str) -> str:
+    def _to_fragment(self, text: str) -> str:
         if not self._is_plain:
             self._written += text
             return ""
@@ -220,7 +220,7 @@ class _Value:
 
 
 def _read_name(text: str) -> tuple[str | None, bool]:
-    """The name before `>`, and whether it is whole; None if it can't be one."""
+    """The name before `>`, and whether it is complete; None if it can't be a name."""
     name, end, _ = text.partition(">")
     if "\n" in name or "<" in name or len(name) > _MAX_NAME:
         return None, True

@@ -1,7 +1,7 @@
-"""What forces tool calls to be calls: the format's marks with the tools' schemas between them.
+"""Constraints for tool calls: the format's delimiters with the tools' schemas between them.
 
-As structural tags of xgrammar's: text in which marked parts follow a grammar. Marks that are special tokens
-have no text that a grammar could ask for, so what is asked for is the form that does without them.
+Written as xgrammar's structural tags: text in which delimited parts follow a grammar. Delimiters that are
+special tokens have no text that a grammar could match, so the constraint uses the form without them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from engine.errors import InvalidRequest
 from engine.text.parsers.events import Tool
 
 _Format: TypeAlias = dict[str, Any]
-_ADVICE = "with strict: false, a call follows all else that the schema says"
+_ADVICE = "with strict: false, a call follows the rest of the schema"
 
 
 def call_constraint(name: str, tools: Mapping[str, Tool], choice: str, *, parallel: bool) -> str | None:
-    """The structural tag, as JSON, for a tool parser's format; None if that format can't be asked for.
+    """The structural tag, as JSON, for a tool parser's format; None if that format can't be enforced.
 
-    `tools`: by their paths, for errors. `choice`: "required" (one call at least), "auto" (text, and proper
+    `tools`: by their paths, for errors. `choice`: "required" (at least one call), "auto" (text, and valid
     calls), or a tool's name.
     Raises InvalidRequest for a tool that can't be written in this format.
     """
@@ -29,19 +29,21 @@ def call_constraint(name: str, tools: Mapping[str, Tool], choice: str, *, parall
     if build is None:
         return None
     wanted = [
-        _Wanted.of(tool, f"{path}.function", is_forced=choice != "auto")
+        _ToolSchema.of(tool, f"{path}.function", is_forced=choice != "auto")
         for path, tool in tools.items()
         if choice in ("required", "auto", tool["function"]["name"])
     ]
     return _as_tag(build(wanted, choice == "auto", parallel))
 
 
-def answer_or_calls(name: str, tools: Mapping[str, Tool], answer: Answer, *, parallel: bool) -> str | None:
-    """The same for an answer that follows a schema, where the model may call tools instead."""
+def answer_or_calls(
+    name: str, tools: Mapping[str, Tool], answer: AnswerSchema, *, parallel: bool
+) -> str | None:
+    """The same for an answer that follows a schema, if the model may call tools instead."""
     build = _FORMATS.get(name)
     if build is None:
         return None
-    wanted = [_Wanted.of(tool, f"{path}.function", is_forced=False) for path, tool in tools.items()]
+    wanted = [_ToolSchema.of(tool, f"{path}.function", is_forced=False) for path, tool in tools.items()]
     calls = build([tool.as_promised for tool in wanted], False, parallel)
     return _as_tag(calls and {"type": "or", "elements": [answer.content, calls]})
 
@@ -51,11 +53,11 @@ def _as_tag(form: _Format | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What an answer in words must be."""
+class AnswerSchema:
+    """The schema of an answer without calls."""
 
     schema: Any
-    param: str  # the field that it is from
+    param: str  # the field it comes from
     is_strict: bool
     advice: str
 
@@ -66,34 +68,34 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _ToolSchema:
     """A tool that may be called."""
 
     name: str
-    schema: dict[str, Any]  # of its arguments: an object's
-    param: str  # the field that it is from
-    is_strict: bool  # whether what of the schema can't be enforced is an error
+    schema: dict[str, Any]  # of its arguments, an object
+    param: str  # the field it comes from
+    is_strict: bool  # whether a part of the schema that can't be enforced is an error
 
     @staticmethod
-    def of(tool: Tool, param: str, *, is_forced: bool) -> _Wanted:
-        """A forced call follows its schema to the letter, unless its tool says `strict: false`; and a strict
-        tool's call always. Of all others, a schema describes more than it demands."""
+    def of(tool: Tool, param: str, *, is_forced: bool) -> _ToolSchema:
+        """Forced calls follow their schema exactly, unless the tool has `strict: false`, and a strict tool's
+        calls always do. For all other calls the schema is a description rather than a requirement."""
         function = tool["function"]
-        said_strict = function.get("strict")
-        is_strict = is_forced if said_strict is None else said_strict
-        parameters = function.get("parameters") or {"properties": {}}  # none: a function of no arguments
-        said = parameters.get("type", "object")
-        types = [str(one).lower() for one in (said if isinstance(said, list) else [said])]
+        strict = function.get("strict")
+        is_strict = is_forced if strict is None else strict
+        parameters = function.get("parameters") or {"properties": {}}  # none: no arguments
+        kind = parameters.get("type", "object")
+        types = [str(name).lower() for name in (kind if isinstance(kind, list) else [kind])]
         if "object" not in types and is_strict:
             raise InvalidRequest(
-                f"{param}.parameters.type is {said!r}: a tool's parameters are an object.",
+                f"{param}.parameters.type is {kind!r}: a tool's parameters must be an object.",
                 param=f"{param}.parameters.type",
             )
-        return _Wanted(function["name"], {**parameters, "type": "object"}, param, is_strict)
+        return _ToolSchema(function["name"], {**parameters, "type": "object"}, param, is_strict)
 
     @property
-    def as_promised(self) -> _Wanted:
-        """Where nothing is promised of its calls, the model's own way is left to it."""
+    def as_promised(self) -> _ToolSchema:
+        """Leaves the arguments to the model unless the tool is strict."""
         return self if self.is_strict else replace(self, schema={"type": "object"})
 
     def content(self, **more: Any) -> _Format:
@@ -101,7 +103,7 @@ class _Wanted:
         return {"type": "json_schema", "json_schema": self.schema, "tool": about, **more}
 
 
-def _hermes(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format:
+def _hermes(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format:
     tags = [
         _tag(f'<tool_call>\n{{"name": {_quoted(tool.name)}, "arguments": ', _json(tool), "}\n</tool_call>")
         for tool in wanted
@@ -109,11 +111,11 @@ def _hermes(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format
     return _triggered(["<tool_call>"], tags, parallel) if is_auto else _calls(tags, "\n", parallel)
 
 
-def _qwen_coder(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format:
+def _qwen_coder(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format:
     for tool in wanted:
         if unfit := [character for character in "<>\n" if character in tool.name]:
             raise InvalidRequest(
-                f"{tool.param}.name contains {unfit[0]!r}, which calls in this model's format can't.",
+                f"{tool.param}.name contains {unfit[0]!r}, which is impossible in this model's call format.",
                 param=f"{tool.param}.name",
             )
     tags = [
@@ -123,21 +125,21 @@ def _qwen_coder(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Fo
     return _triggered(["<tool_call>"], tags, parallel) if is_auto else _calls(tags, "\n", parallel)
 
 
-def _llama_json(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format:
+def _llama_json(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format:
     tags = [_tag(f'{{"name": {_quoted(tool.name)}, "parameters": ', _json(tool), "}") for tool in wanted]
     if is_auto:  # JSON that isn't a call stays possible
         return _triggered(sorted({tag["begin"] for tag in tags}), tags, parallel)
     return _calls(tags, "; ", parallel)
 
 
-def _mistral(wanted: Sequence[_Wanted], is_auto: bool, parallel: bool) -> _Format | None:
+def _mistral(wanted: Sequence[_ToolSchema], is_auto: bool, parallel: bool) -> _Format | None:
     if is_auto:
         return None  # calls begin with a special token
     tags = [_tag(f'{{"name": {_quoted(tool.name)}, "arguments": ', _json(tool), "}") for tool in wanted]
     return _tag("[", _calls(tags, ", ", parallel), "]")
 
 
-_FORMATS: dict[str, Callable[[Sequence[_Wanted], bool, bool], _Format | None]] = {
+_FORMATS: dict[str, Callable[[Sequence[_ToolSchema], bool, bool], _Format | None]] = {
     "hermes": _hermes,
     "qwen3_json": _hermes,
     "qwen3_coder": _qwen_coder,
@@ -153,7 +155,7 @@ def _tag(begin: str, content: _Format, end: str) -> _Format:
 
 
 def _calls(tags: list[_Format], separator: str, parallel: bool) -> _Format:
-    """One call at least, and nothing else."""
+    """At least one call, and nothing else."""
     return {
         "type": "tags_with_separator",
         "tags": tags,
@@ -164,15 +166,15 @@ def _calls(tags: list[_Format], separator: str, parallel: bool) -> _Format:
 
 
 def _triggered(triggers: list[str], tags: list[_Format], parallel: bool) -> _Format:
-    """Any text, in which a trigger begins one of the tags."""
+    """Any text; a trigger in it begins one of the tags."""
     return {"type": "triggered_tags", "triggers": triggers, "tags": tags, "stop_after_first": not parallel}
 
 
-def _json(tool: _Wanted) -> _Format:
+def _json(tool: _ToolSchema) -> _Format:
     return tool.content()
 
 
-def _xml(tool: _Wanted) -> _Format:
+def _xml(tool: _ToolSchema) -> _Format:
     return tool.content(style="qwen_xml")
 
 

@@ -1,4 +1,4 @@
-"""The tool parsers by vLLM's names, which of them a chat template calls for, and what forces their format."""
+"""The tool parsers by vLLM's names, the detection from chat templates, and constraints for their formats."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from engine.text.parsers.hermes import HermesParser
 from engine.text.parsers.llama_json import LlamaJsonParser
 from engine.text.parsers.mistral import MistralParser
 from engine.text.parsers.qwen_coder import QwenCoderParser
-from engine.text.parsers.tool_constraints import Answer, answer_or_calls, call_constraint
+from engine.text.parsers.tool_constraints import AnswerSchema, answer_or_calls, call_constraint
 
 __all__ = [
     "TOOL_PARSERS",
-    "Answer",
+    "AnswerSchema",
     "CallArguments",
     "CallBegun",
     "CallEnded",
@@ -47,12 +47,12 @@ TOOL_PARSERS: Mapping[str, Callable[[Sequence[Tool]], ToolParser]] = {
 
 
 def make_tool_parser(name: str, tools: Sequence[Tool]) -> ToolParser:
-    """A parser for one output. `tools` are those of the request: some formats need their schemas."""
+    """A parser for one output. `tools` are the request's: some formats need their schemas."""
     return TOOL_PARSERS[name](tools)
 
 
 def detect_tool_parser(template: str) -> str | None:
-    """The parser for what a template teaches the model to write; None if it is none of ours."""
+    """The parser for the format that a template teaches the model; None if we have none."""
     text = template.replace('\\"', '"')
     if "<function=" in text and "<parameter=" in text:
         return "qwen3_coder"

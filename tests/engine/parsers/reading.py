@@ -1,4 +1,4 @@
-"""What a parser makes of a text: fed whole, fed in pieces, and put together again."""
+"""Runs a parser on a text, whole or in pieces, and joins its events."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ReadCall:
 
 @dataclass(frozen=True)
 class Output:
-    """All that a parser found; texts and calls in their order."""
+    """Everything that a parser found: texts and calls in order."""
 
     parts: list[str | ReadCall]
 
@@ -58,7 +58,7 @@ def tool(name: str, parameters: Any = None) -> Tool:
 
 
 def read(name: str, pieces: Sequence[str], tools: Sequence[Tool] = ()) -> Output:
-    """By the parser of that name. Fails where events don't follow each other as they must."""
+    """Parse with the parser of that name. Fails if the events are in an invalid order."""
     parser = make_tool_parser(name, tools)
     return put_together(events_of(parser, pieces))
 
@@ -73,7 +73,7 @@ def put_together(events: Sequence[ToolEvent]) -> Output:
     for event in events:
         match event:
             case TextPiece(text):
-                assert text, "an empty text says nothing"
+                assert text, "an empty text is no event"
                 if parts and isinstance(parts[-1], str):
                     parts[-1] += text
                 else:
@@ -83,7 +83,7 @@ def put_together(events: Sequence[ToolEvent]) -> Output:
                 calls.append(ReadCall(name))
                 parts.append(calls[-1])
             case CallArguments(index, fragment):
-                assert fragment, "an empty fragment says nothing"
+                assert fragment, "an empty fragment is no event"
                 assert index == len(calls) - 1 and not calls[index].has_ended
                 calls[index].arguments += fragment
             case CallEnded(index):
@@ -94,7 +94,7 @@ def put_together(events: Sequence[ToolEvent]) -> Output:
 
 
 def cut(text: str, at: Sequence[int]) -> list[str]:
-    """In pieces that begin at these places."""
+    """Split into pieces that begin at these positions."""
     borders = [0, *sorted(min(place, len(text)) for place in at), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(borders)]
 
@@ -104,7 +104,7 @@ def cuts(max_length: int = 400) -> st.SearchStrategy[list[int]]:
 
 
 def splits_of(text: str) -> list[list[str]]:
-    """In two at every place, and in single characters."""
+    """Split in two at every position, and into single characters."""
     return [[text[:at], text[at:]] for at in range(len(text) + 1)] + [list(text)]
 
 

@@ -1,4 +1,4 @@
-"""Hermes and Qwen3: calls as JSON between marks, however the text comes."""
+"""Hermes and Qwen3: calls as JSON between delimiters, however the text is split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEATHER = written("get_weather", {"city": "Paris"})
 
 
 @given(CALLS, st.sampled_from(["", "Let me see.\n", "{not yet} <tool"]), st.booleans(), cuts())
-def test_what_was_called_is_found_again(
+def test_calls_are_parsed_back(
     calls: list[tuple[str, Any]], before: str, ascii_only: bool, at: list[int]
 ) -> None:
     text = before + "\n".join(written(*call, ensure_ascii=ascii_only) for call in calls)
@@ -32,7 +32,7 @@ def test_what_was_called_is_found_again(
 
 
 @given(CALLS, cuts())
-def test_arguments_are_the_very_text_that_the_model_wrote(
+def test_arguments_are_exactly_the_text_that_the_model_wrote(
     calls: list[tuple[str, Any]], at: list[int]
 ) -> None:
     bodies = [json.dumps(arguments, indent=1, ensure_ascii=False) for _, arguments in calls]
@@ -87,8 +87,8 @@ def test_single_characters_add_up_to_the_whole(text: str) -> None:
 
 
 @given(RAMBLING)
-def test_nothing_but_blanks_marks_and_the_frames_of_calls_is_lost(text: str) -> None:
-    """Each visible character is shown, belongs to a call, or stands where a call's frame is passed over."""
+def test_only_blanks_delimiters_and_the_frames_of_calls_are_dropped(text: str) -> None:
+    """Each visible character is reported, belongs to a call, or is part of a call's frame."""
     output = read("hermes", [text])
     if not output.calls:
         assert output.text == text
@@ -123,14 +123,14 @@ def is_subsequence(part: str, whole: str) -> bool:
         (written("f", {"a": '<tool_call>{"name'}), "", [("f", {"a": '<tool_call>{"name'})]),
         (written("f", {"a": {"b": ["}", '"', "\\"]}}), "", [("f", {"a": {"b": ["}", '"', "\\"]}})]),
         (written("f\u00e9.\u4e2d", {}), "", [("f\u00e9.\u4e2d", {})]),
-        # The end mark may be missing, between calls and at the end.
+        # The end delimiter may be missing, between calls and at the end.
         (WEATHER.removesuffix("\n</tool_call>"), "", [("get_weather", {"city": "Paris"})]),
         (
             WEATHER.removesuffix("</tool_call>") + WEATHER,
             "",
             [("get_weather", {"city": "Paris"})] * 2,
         ),
-        # What is no call is shown as it is, and what follows is read.
+        # Text that is not a call is unchanged, and parsing continues after it.
         ("<tool_call>", "<tool_call>", []),
         ("<tool_call>soon</tool_call>", "<tool_call>soon</tool_call>", []),
         ("<tool_call>\n{}\n</tool_call>", "<tool_call>\n{}\n</tool_call>", []),
@@ -151,7 +151,7 @@ def test_examples(text: str, content: str, calls: list[tuple[str, Any]]) -> None
         assert (output.text, output.values) == (content, calls), pieces
 
 
-def test_text_is_shown_at_once_and_arguments_go_out_as_they_come() -> None:
+def test_text_is_reported_at_once_and_arguments_as_they_arrive() -> None:
     parser = make_tool_parser("hermes", [])
     assert parser.feed("Hello <") == [TextPiece("Hello")]
     assert parser.feed("b") == [TextPiece(" <b")]
@@ -164,7 +164,7 @@ def test_text_is_shown_at_once_and_arguments_go_out_as_they_come() -> None:
     assert parser.feed("call>") + parser.finish() == []
 
 
-def test_a_call_cut_off_keeps_what_came_of_it() -> None:
+def test_a_call_that_is_cut_off_keeps_its_arguments_so_far() -> None:
     output = read("hermes", [WEATHER[:-20]])
     [call] = output.calls
     assert call.has_ended

@@ -1,4 +1,4 @@
-"""Values written as bare text become JSON, whatever the client's schema says of them."""
+"""Values written as bare text become JSON, whatever the client's schema says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SLOW = "^(a+)+$"
         ({"oneOf": [{"const": 1}, {"const": "two"}]}, "two", '"two"'),
     ],
 )
-def test_references_and_annotations_are_read_as_elsewhere(schema: Any, written: str, value: str) -> None:
+def test_references_and_annotations_are_followed(schema: Any, written: str, value: str) -> None:
     definitions = {"a/b": {"type": "integer"}, "a c": {"type": "integer"}}
     schemas = ParameterSchemas({"properties": {"x": schema}, "$defs": definitions})
     assert to_json(written, schemas.find("x")) == value

@@ -1,4 +1,4 @@
-"""Thoughts split from answers, however the text comes."""
+"""Reasoning is split from answers, however the text is split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.parsers.reasoning import END, START, Kind, ReasoningParser, reasoning_delimiters
+from engine.text.parsers.reasoning import END, START, OutputKind, ReasoningParser, reasoning_delimiters
 from tests.engine.parsers.reading import cut, cuts, splits_of
 
 WORDS = st.text("ab<>/think \n🙂é", max_size=30)
@@ -23,14 +23,17 @@ STATES = st.sampled_from([True, False, None])
 
 
 def split(name: str, pieces: Sequence[str], *, inside: bool | None = None) -> tuple[str, str]:
-    """The thought and the answer."""
+    """The reasoning and the answer."""
     parser = ReasoningParser(name, inside=inside)
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
-    assert all(text for _, text in found), "an empty piece says nothing"
+    assert all(text for _, text in found), "an empty piece"
     kinds = [kind for kind, _ in found]
-    assert kinds == sorted(kinds, key=[OutputKind.REASONING, OutputKind.CONTENT].index), "a thought after the answer"
+    assert kinds == sorted(kinds, key=[OutputKind.REASONING, OutputKind.CONTENT].index), (
+        "reasoning after the answer"
+    )
     reasoning, content = (
-        "".join(text for kind, text in found if kind is wanted) for wanted in (OutputKind.REASONING, OutputKind.CONTENT)
+        "".join(text for kind, text in found if kind is wanted)
+        for wanted in (OutputKind.REASONING, OutputKind.CONTENT)
     )
     return reasoning, content
 
@@ -50,26 +53,26 @@ def test_however_a_text_is_split_the_pieces_add_up_to_the_same(
     st.sampled_from(["", "\n", "\n\n"]),
     cuts(60),
 )
-def test_thought_and_answer_are_what_the_model_wrote(
-    thought: str, answer: str, between: str, at: list[int]
+def test_reasoning_and_answer_are_what_the_model_wrote(
+    reasoning: str, answer: str, between: str, at: list[int]
 ) -> None:
-    if (thought + END).index(END) < len(thought) or thought.startswith(START):
+    if (reasoning + END).index(END) < len(reasoning) or reasoning.startswith(START):
         return
-    text = thought + END + between + answer
-    assert split("qwen3", cut(START + text, at)) == (thought, answer)
-    assert split("qwen3", cut(text, at), inside=True) == (thought, answer)
-    assert split("deepseek_r1", cut(START + text, at)) == (thought, answer)
-    assert split("deepseek_r1", cut(text, at)) == (thought, answer)
+    text = reasoning + END + between + answer
+    assert split("qwen3", cut(START + text, at)) == (reasoning, answer)
+    assert split("qwen3", cut(text, at), inside=True) == (reasoning, answer)
+    assert split("deepseek_r1", cut(START + text, at)) == (reasoning, answer)
+    assert split("deepseek_r1", cut(text, at)) == (reasoning, answer)
 
 
 @given(PARSERS, STATES, RAMBLING)
-def test_nothing_is_lost_but_the_marks_and_the_empty_lines_behind(
+def test_only_delimiters_and_empty_lines_after_them_are_dropped(
     name: str, inside: bool | None, text: str
 ) -> None:
     is_open = name == "deepseek_r1" if inside is None else inside
     begun = text if is_open else text.lstrip()
-    has_thought = is_open or begun.startswith(START)
-    rest = begun.removeprefix(START).replace(END, "", 1) if has_thought else text
+    has_reasoning = is_open or begun.startswith(START)
+    rest = begun.removeprefix(START).replace(END, "", 1) if has_reasoning else text
 
     reasoning, content = split(name, [text], inside=inside)
 
@@ -92,7 +95,7 @@ def test_nothing_is_lost_but_the_marks_and_the_empty_lines_behind(
         ("qwen3", None, "<thinking>", "", "<thinking>"),
         ("qwen3", None, "<think>a</think>\n\n  b\n", "a", "  b\n"),
         ("qwen3", None, "<think>a</think>\n\n", "a", ""),
-        # Only what begins an output can be a thought: later, a mark is talked about.
+        # Only the beginning of an output can be reasoning: a later delimiter is content.
         ("qwen3", None, "Say <think>a</think>.", "", "Say <think>a</think>."),
         ("qwen3", True, "hm</think>\n\nHello", "hm", "Hello"),
         ("qwen3", True, "<think>hm</think>Hello", "hm", "Hello"),
@@ -113,7 +116,7 @@ def test_examples(name: str, inside: bool | None, text: str, reasoning: str, con
         assert split(name, pieces, inside=inside) == (reasoning, content), pieces
 
 
-def test_what_only_begins_like_a_mark_is_shown_as_soon_as_it_can_be_none() -> None:
+def test_a_false_start_of_a_delimiter_is_reported_as_soon_as_possible() -> None:
     parser = ReasoningParser("qwen3", inside=None)
     assert parser.feed("<thi") == []
     assert parser.feed("nk>a </") == [(OutputKind.REASONING, "a ")]
@@ -123,7 +126,7 @@ def test_what_only_begins_like_a_mark_is_shown_as_soon_as_it_can_be_none() -> No
     assert parser.feed("Hello <think") == [(OutputKind.CONTENT, "Hello <think")]
 
 
-def test_marks_are_known_by_the_parsers_name() -> None:
+def test_delimiters_are_looked_up_by_the_parsers_name() -> None:
     assert reasoning_delimiters("qwen3") == reasoning_delimiters("deepseek_r1") == ("<think>", "</think>")
     with pytest.raises(ValueError, match="no reasoning parser 'nonsense'"):
         reasoning_delimiters("nonsense")

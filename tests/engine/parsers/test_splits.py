@@ -1,4 +1,4 @@
-"""However an output is cut into pieces, it comes to the same; and nothing of it is lost."""
+"""An output gives the same events however it is cut into pieces, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_any_split_gives_what_the_whole_gives(name: str, data: st.DataObject) ->
 @pytest.mark.parametrize("name", PARSERS)
 @settings(max_examples=250, deadline=None)
 @given(output=outputs)
-def test_an_output_without_calls_is_content_to_the_letter(name: str, output: str) -> None:
+def test_an_output_without_calls_is_unchanged_content(name: str, output: str) -> None:
     found = read(name, list(output), TOOLS)
 
     if not found.calls:
@@ -97,10 +97,12 @@ def test_an_output_without_calls_is_content_to_the_letter(name: str, output: str
 @pytest.mark.parametrize("name", PARSERS)
 @settings(max_examples=100, deadline=None)
 @given(before=st.text(st.characters(exclude_characters="<{[", exclude_categories=["Cs"])))
-def test_text_that_can_be_no_mark_is_told_at_once_but_for_blanks_at_its_end(name: str, before: str) -> None:
-    told = "".join(getattr(event, "text", "") for event in make_tool_parser(name, TOOLS).feed(before + "x"))
+def test_text_that_is_no_delimiter_is_reported_at_once_except_trailing_blanks(name: str, before: str) -> None:
+    reported = "".join(
+        getattr(event, "text", "") for event in make_tool_parser(name, TOOLS).feed(before + "x")
+    )
 
-    assert told == before + "x"
+    assert reported == before + "x"
 
 
 values: st.SearchStrategy[Any] = st.recursive(
@@ -137,8 +139,8 @@ def _mistral_list(made: list[tuple[str, Any]], is_ascii: bool) -> str:
     return f"[TOOL_CALLS] {_json(written, is_ascii)}"
 
 
-def _mistral(made: list[tuple[str, Any]], is_ascii: bool, mark: str = "[ARGS]") -> str:
-    return "".join(f"[TOOL_CALLS]{name}{mark}{_json(value, is_ascii)}" for name, value in made)
+def _mistral(made: list[tuple[str, Any]], is_ascii: bool, delimiter: str = "[ARGS]") -> str:
+    return "".join(f"[TOOL_CALLS]{name}{delimiter}{_json(value, is_ascii)}" for name, value in made)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +152,12 @@ def _mistral(made: list[tuple[str, Any]], is_ascii: bool, mark: str = "[ARGS]") 
         ("mistral", _mistral_list),
         ("mistral", lambda made, is_ascii: _mistral_list(made, is_ascii).removeprefix("[TOOL_CALLS] ")),
         ("mistral", _mistral),
-        ("mistral", lambda made, is_ascii: _mistral(made, is_ascii, mark="")),
+        ("mistral", lambda made, is_ascii: _mistral(made, is_ascii, delimiter="")),
     ],
 )
 @settings(max_examples=80, deadline=None)
 @given(made=calls, is_ascii=st.booleans(), data=st.data())
-def test_calls_that_were_written_are_read(
+def test_written_calls_are_parsed(
     name: str, write: Any, made: list[tuple[str, Any]], is_ascii: bool, data: st.DataObject
 ) -> None:
     output = write(made, is_ascii)
@@ -188,9 +190,7 @@ coder_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filt
     ),
     data=st.data(),
 )
-def test_coder_values_that_were_written_are_read_by_their_types(
-    made: dict[str, Any], data: st.DataObject
-) -> None:
+def test_coder_values_are_read_by_their_types(made: dict[str, Any], data: st.DataObject) -> None:
     written = "".join(
         f"<parameter={key}>\n{value if isinstance(value, str) else json.dumps(value)}\n</parameter>\n"
         for key, value in made.items()
@@ -203,7 +203,7 @@ def test_coder_values_that_were_written_are_read_by_their_types(
     assert found.values == [("f", made)]
 
 
-def test_every_alias_reads_as_what_it_stands_for() -> None:
+def test_every_alias_parses_like_its_original() -> None:
     output = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 
     assert read("qwen3_json", [output]) == read("hermes", [output])

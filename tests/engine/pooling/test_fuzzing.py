@@ -16,7 +16,7 @@ from tests.engine.server.serving import Running
     questions(Kind.POOLING, but=Kind.GENERATING),
     ids=lambda one: getattr(one, "value", one),
 )
-def test_nothing_that_may_be_asked_breaks_the_server(
+def test_no_request_that_the_description_allows_breaks_the_server(
     minilm_server: Running, operation_id: str, mode: GenerationMode
 ) -> None:
     fuzz(minilm_server, Kind.POOLING, operation_id, mode)

@@ -46,10 +46,10 @@ def assert_near(ours: Sequence[float], theirs: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("encoding_format", [openai.omit, "float", "base64"])
-def test_vectors_are_sentence_transformers_own(
+def test_vectors_equal_those_of_sentence_transformers(
     encoding_format: Any, minilm_server: Running, expected: list[torch.Tensor]
 ) -> None:
-    """In a batch and alone; the client asks for base64 where it isn't told otherwise."""
+    """In a batch and alone; the client requests base64 by default."""
     options = {"truncate_prompt_tokens": -1}
     with minilm_server.openai() as client:
         answer = client.embeddings.create(
@@ -65,14 +65,14 @@ def test_vectors_are_sentence_transformers_own(
 
 
 def decoded(embedding: Any) -> list[float]:
-    """The client leaves base64 alone where it was asked for by name."""
+    """The client does not decode base64 that was requested explicitly."""
     if isinstance(embedding, str):
         raw = base64.b64decode(embedding)
         return list(struct.unpack(f"={len(raw) // 4}f", raw))
     return list(embedding)
 
 
-def test_tokens_are_as_good_as_text(
+def test_tokens_give_the_same_vectors_as_text(
     minilm: Path, minilm_server: Running, expected: list[torch.Tensor]
 ) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
@@ -87,7 +87,7 @@ def test_tokens_are_as_good_as_text(
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (num_tokens, num_tokens)
 
 
-def test_texts_that_are_alike_score_higher(minilm_server: Running, expected: list[torch.Tensor]) -> None:
+def test_similar_texts_score_higher(minilm_server: Running, expected: list[torch.Tensor]) -> None:
     with minilm_server.http() as client:
         body = {"query": SENTENCES[0], "documents": [SENTENCES[1], "A fox leaps over a dog.", SENTENCES[2]]}
         ranked = client.post("/rerank", json=body).json()["results"]

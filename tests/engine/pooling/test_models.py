@@ -44,7 +44,7 @@ def run(core: PoolingCore, inputs: Sequence[Sequence[int]], **options: Any) -> l
         request = PoolingRequest(request_id=str(index), token_ids=token_ids, arrival_time=0.0, **options)
         core.batcher.add(request)
     values: dict[int, torch.Tensor] = {}
-    while batch := core.batcher.take():
+    while batch := core.batcher.next_batch():
         for request, value in zip(batch, core.runner.run(batch), strict=True):
             values[int(request.request_id)] = torch.tensor(value.tolist())
     return [values[index] for index in range(len(inputs))]
@@ -74,7 +74,7 @@ def test_a_decoder_embeds_by_its_last_token(name: str, pooler: Callable[[str], P
 
 @pytest.mark.parametrize("name", ["bert", "qwen3"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_sentence_transformers_files_say_how(name: str, normalize: bool, tmp_path: Path) -> None:
+def test_sentence_transformers_files_decide_how_to_pool(name: str, normalize: bool, tmp_path: Path) -> None:
     directory = write_modules(make_pooler(name, tmp_path), "mean_tokens", normalize=normalize)
     expected = [hidden_of(directory, one).mean(dim=0) for one in INPUTS]
     core = core_of(directory)
@@ -105,13 +105,13 @@ def test_a_dense_module_projects(tmp_path: Path) -> None:
     check(core_of(directory), expected)
 
 
-def test_dimensions_are_cut_before_vectors_are_normalised(pooler: Callable[[str], Path]) -> None:
+def test_dimensions_are_truncated_before_normalisation(pooler: Callable[[str], Path]) -> None:
     directory = pooler("bert")
     expected = [F.normalize(hidden_of(directory, one)[0][:8], dim=0) for one in INPUTS]
     check(core_of(directory), expected, dimensions=8)
 
 
-def test_one_batch_may_hold_different_wishes(pooler: Callable[[str], Path]) -> None:
+def test_one_batch_may_have_different_options(pooler: Callable[[str], Path]) -> None:
     core = core_of(pooler("bert"))
     [whole] = run(core, INPUTS[:1], use_activation=False)
     plain = PoolingRequest(request_id="a", token_ids=INPUTS[0], use_activation=False, arrival_time=0.0)
@@ -153,7 +153,7 @@ def test_logits_may_be_calibrated(pooler: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3-untied"])
-def test_a_reranker_is_made_of_two_rows_of_the_language_head(
+def test_a_reranker_is_built_from_two_rows_of_the_language_head(
     name: str, pooler: Callable[[str], Path]
 ) -> None:
     from transformers import AutoModelForCausalLM
@@ -175,30 +175,30 @@ def test_a_reranker_is_made_of_two_rows_of_the_language_head(
     check(core_of(directory, hf_overrides=overrides), expected)
 
 
-def test_a_token_for_the_classifier_must_be_one(pooler: Callable[[str], Path]) -> None:
+def test_a_classifier_token_must_be_in_the_vocabulary(pooler: Callable[[str], Path]) -> None:
     overrides = {
         "architectures": ["Qwen3ForSequenceClassification"],
         "classifier_from_token": ["a", "maybe"],
         "is_original_qwen3_reranker": True,
     }
-    with pytest.raises(CheckpointError, match="'maybe' is no token"):
+    with pytest.raises(CheckpointError, match="'maybe' is not a token"):
         core_of(pooler("qwen3"), hf_overrides=overrides)
 
 
-def test_bfloat16_is_near(pooler: Callable[[str], Path]) -> None:
+def test_bfloat16_is_close_to_float32(pooler: Callable[[str], Path]) -> None:
     directory = pooler("bert")
     for ours, one in zip(run(core_of(directory, dtype="bfloat16"), INPUTS), INPUTS, strict=True):
         assert F.cosine_similarity(ours, hidden_of(directory, one)[0], dim=0) > 0.99
 
 
-def test_batches_smaller_than_a_block_reuse_what_they_have(pooler: Callable[[str], Path]) -> None:
-    """As many sequences as a batch may hold, each of which takes a block it doesn't fill."""
+def test_sequences_smaller_than_a_block_fit_into_the_cache(pooler: Callable[[str], Path]) -> None:
+    """The largest number of sequences in a batch, each of which uses a block without filling it."""
     directory = pooler("qwen3")
     core = core_of(directory, runner="pooling", max_num_seqs=3, max_num_batched_tokens=16, block_size=16)
     check(core, [F.normalize(hidden_of(directory, one)[-1], dim=0) for one in INPUTS])
 
 
-def test_numbers_that_run_over_are_an_error(tmp_path: Path) -> None:
+def test_an_overflow_is_an_error(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     directory = make_pooler("bert-cross", tmp_path)

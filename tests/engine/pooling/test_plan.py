@@ -1,4 +1,4 @@
-"""What files and flags say about pooling."""
+"""The pooling plan from files and flags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QWEN = "Qwen3ForCausalLM"
 
 
 def checkpoint(directory: Path, architecture: str, **config: Any) -> Path:
-    """A config.json; None takes a key out."""
+    """A config.json; None removes a key."""
     raw = {"architectures": [architecture], **SHAPE, **config}
     kept = {key: value for key, value in raw.items() if value is not None}
     (directory / "config.json").write_text(json.dumps(kept))
@@ -46,7 +46,7 @@ def flags(directory: Path, **options: Any) -> EngineConfig:
         ("MambaForCausalLM", {}, RunnerKind.GENERATE),
     ],
 )
-def test_the_runner_is_found(
+def test_the_runner_is_detected(
     architecture: str, options: dict[str, Any], kind: RunnerKind, tmp_path: Path
 ) -> None:
     assert choose_runner(flags(checkpoint(tmp_path, architecture), **options)) is kind
@@ -63,16 +63,16 @@ def test_sentence_transformers_files_make_an_embedding_model(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options", "said"),
+    ("architecture", "options", "message"),
     [
         ("BertModel", {"runner": "generate"}, "BertModel generates no text"),
         (QWEN, {"runner": "generate", "convert": "embed"}, "--convert embed needs --runner pooling"),
     ],
 )
 def test_flags_that_contradict_each_other(
-    architecture: str, options: dict[str, Any], said: str, tmp_path: Path
+    architecture: str, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         choose_runner(flags(checkpoint(tmp_path, architecture), **options))
 
 
@@ -97,7 +97,7 @@ def test_flags_that_contradict_each_other(
         ),
     ],
 )
-def test_labels_and_their_activation(
+def test_labels_and_activation_come_from_the_config(
     config: dict[str, Any], num_labels: int, activation: Activation, tmp_path: Path
 ) -> None:
     plan = read_pooling_plan(flags(checkpoint(tmp_path, "BertForSequenceClassification", **config)))
@@ -126,7 +126,7 @@ def test_roberta_keeps_positions_for_padding(tmp_path: Path) -> None:
     assert plan.max_model_len == 62
 
 
-def test_the_pooler_config_wins(tmp_path: Path) -> None:
+def test_the_pooler_config_overrides_files(tmp_path: Path) -> None:
     directory = write_modules(checkpoint(tmp_path, "BertModel"), "max_tokens")
     with pytest.raises(UnsupportedModel, match="pooling_mode_max_tokens isn't supported"):
         read_pooling_plan(flags(directory))
@@ -136,7 +136,7 @@ def test_the_pooler_config_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pooler", "said"),
+    ("pooler", "message"),
     [
         ({"step_tag_id": 3}, "'step_tag_id' isn't supported"),
         ({"pooling_type": "ALL"}, "'ALL' isn't one of CLS, LAST, MEAN"),
@@ -146,18 +146,18 @@ def test_the_pooler_config_wins(tmp_path: Path) -> None:
         ({"logit_mean": "x"}, "logit_mean can't be 'x'"),
     ],
 )
-def test_a_wrong_pooler_config_is_said(pooler: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
         read_pooling_plan(flags(checkpoint(tmp_path, "BertModel"), pooler_config=pooler))
 
 
 @pytest.mark.parametrize(
-    ("architecture", "config", "options", "error", "said"),
+    ("architecture", "config", "options", "error", "message"),
     [
         ("MambaModel", {}, {}, UnsupportedModel, "'MambaModel'.*BertModel"),
         (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),
-        ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 is more than the 64 tokens"),
+        ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 exceeds the model's limit of 64 tokens"),
         ("BertModel", {"hidden_size": None}, {}, CheckpointError, "hidden_size is None"),
         ("Qwen3Model", {"is_causal": False}, {}, UnsupportedModel, "looks both ways"),
         ("BertForSequenceClassification", {"num_labels": 0}, {}, CheckpointError, "num_labels is 0"),
@@ -191,19 +191,19 @@ def test_a_wrong_pooler_config_is_said(pooler: dict[str, Any], said: str, tmp_pa
         ),
     ],
 )
-def test_what_can_not_be_done_is_said(
+def test_unsupported_pooling_is_refused(
     architecture: str,
     config: dict[str, Any],
     options: dict[str, Any],
     error: type[EngineError],
-    said: str,
+    message: str,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         read_pooling_plan(flags(checkpoint(tmp_path, architecture, **config), **options))
 
 
-def test_modules_that_are_not_ours_are_named(tmp_path: Path) -> None:
+def test_unsupported_modules_are_named(tmp_path: Path) -> None:
     directory = write_modules(checkpoint(tmp_path, "BertModel"), "mean_tokens")
     modules = json.loads((directory / "modules.json").read_text())
     modules.append({"type": "sentence_transformers.models.LSTM", "path": "3_LSTM"})

@@ -1,4 +1,4 @@
-"""`python -m engine` finds out by itself that a checkpoint pools."""
+"""`python -m engine` detects that a checkpoint pools."""
 
 from __future__ import annotations
 

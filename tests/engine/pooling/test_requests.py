@@ -1,4 +1,4 @@
-"""What a pooling server takes, answers and refuses, over HTTP."""
+"""A pooling server's requests, responses and errors, over HTTP."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_pooling_is_the_models_own_task(embedder: httpx.Client) -> None:
     assert refuse(embedder, "/pooling", input="a", task="classify")["param"] == "task"
 
 
-def test_long_inputs_are_refused_with_both_numbers_or_cut(embedder: httpx.Client) -> None:
+def test_long_inputs_are_refused_with_both_numbers_or_truncated(embedder: httpx.Client) -> None:
     error = refuse(embedder, "/v1/embeddings", input=["a", "b" * (CONTEXT + 6)])
     assert error["param"] == "input[1]"
     assert error["code"] == "context_length_exceeded"
@@ -155,7 +155,7 @@ def test_cohere_input_types_are_the_models_prompts(embedder: httpx.Client) -> No
     assert refuse(embedder, "/v2/embed", texts=["abc"], input_type="image")["param"] == "input_type"
 
 
-def test_cohere_cuts_unless_told_not_to(embedder: httpx.Client) -> None:
+def test_cohere_truncates_unless_disabled(embedder: httpx.Client) -> None:
     text = "ab" * CONTEXT
     start = post(embedder, "/v2/embed", texts=[text], truncate="START", max_tokens=4)["embeddings"]["float"]
     assert start == post(embedder, "/v2/embed", texts=[text[-4:]])["embeddings"]["float"]
@@ -229,7 +229,7 @@ def test_documents_are_ranked(path: str, cross_encoder: tuple[httpx.Client, Path
     ]
 
 
-def test_queries_and_documents_are_cut_each_by_itself(cross_encoder: tuple[httpx.Client, Path]) -> None:
+def test_queries_and_documents_are_truncated_separately(cross_encoder: tuple[httpx.Client, Path]) -> None:
     client, _ = cross_encoder
     limits = {"max_tokens_per_query": 2, "max_tokens_per_doc": 3}
     cut = post(client, "/score", text_1="abcdef", text_2="ghabcd", **limits)
@@ -255,8 +255,8 @@ def test_a_score_needs_a_single_label(tmp_path: Path) -> None:
         assert len(post(client, "/pooling", input="a")["data"][0]["data"]) == 3
 
 
-def test_a_reranker_sees_its_prompt(tmp_path: Path) -> None:
-    """The chat template of the command line, or what Qwen trained it with; an instruction changes it."""
+def test_a_reranker_gets_its_prompt(tmp_path: Path) -> None:
+    """The command line's chat template, or the one Qwen trained it with; an instruction changes it."""
     overrides = {
         "architectures": ["Qwen3ForSequenceClassification"],
         "classifier_from_token": ["a", "b"],
@@ -284,7 +284,7 @@ def test_a_reranker_sees_its_prompt(tmp_path: Path) -> None:
         )
 
 
-# What all routes share
+# All routes
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_reranker_sees_its_prompt(tmp_path: Path) -> None:
         ({"messages": []}, "messages"),
     ],
 )
-def test_what_is_wrong_is_named(body: dict[str, Any], param: str, embedder: httpx.Client) -> None:
+def test_an_invalid_field_is_named(body: dict[str, Any], param: str, embedder: httpx.Client) -> None:
     assert refuse(embedder, "/v1/embeddings", **body)["param"] == param
 
 
@@ -329,7 +329,7 @@ def test_lone_surrogates_are_refused(embedder: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/rerank", "/score", "/v2/embed"])
-def test_ten_megabytes_are_refused_at_once_or_cut(path: str, embedder: httpx.Client) -> None:
+def test_ten_megabytes_are_refused_at_once_or_truncated(path: str, embedder: httpx.Client) -> None:
     text = "a" * 10_000_000
     body: dict[str, Any] = {
         "/rerank": {"query": "a", "documents": ["b", text]},
@@ -345,7 +345,9 @@ def test_ten_megabytes_are_refused_at_once_or_cut(path: str, embedder: httpx.Cli
     assert time.perf_counter() - started < 5  # mostly the test's own JSON
 
 
-def test_each_kind_of_server_says_what_the_other_has(embedder: httpx.Client, fake_server: Running) -> None:
+def test_each_kind_of_server_names_the_other_for_its_routes(
+    embedder: httpx.Client, fake_server: Running
+) -> None:
     for path in GENERATION_PATHS:
         assert "--runner pooling" in refuse(embedder, path, 404)["message"]
     with fake_server.http() as client:
@@ -353,7 +355,7 @@ def test_each_kind_of_server_says_what_the_other_has(embedder: httpx.Client, fak
             assert "--runner pooling" in refuse(client, path, 404)["message"]
 
 
-def test_operations_work_the_same(embedder: httpx.Client) -> None:
+def test_operational_routes_work_the_same(embedder: httpx.Client) -> None:
     assert embedder.get("/health").status_code == 200
     [card, _] = embedder.get("/v1/models").json()["data"]
     assert (card["id"], card["max_model_len"]) == ("fake", CONTEXT)

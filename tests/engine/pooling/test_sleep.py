@@ -1,4 +1,4 @@
-"""Models that pool asleep and awake again: what they hold, and what they answer afterwards."""
+"""Pooling models asleep and awake again: their memory, and their results afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUTS = [[5, 6, 7], [8, 9, 10, 11]]
 
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("name", ["bert", "bert-three", "qwen3", "qwen3-cross"])
-def test_what_was_held_is_gone_and_comes_back(name: str, level: int, tmp_path: Path) -> None:
+def test_memory_is_freed_and_restored(name: str, level: int, tmp_path: Path) -> None:
     directory = make_pooler(name, tmp_path)
     if name == "qwen3":
         write_modules(directory, "lasttoken")
@@ -33,8 +33,8 @@ def test_what_was_held_is_gone_and_comes_back(name: str, level: int, tmp_path: P
     before, awake = run(core, INPUTS), runner.memory
     assert awake.weights > 0
     assert (awake.kv_cache > 0) == name.startswith("qwen3")
-    cache = runner._residence.cache
-    weights = _watch([tensor for _, _, tensor in tensors_of(runner._residence.model.modules())])
+    cache = runner._residency.cache
+    weights = _watch([tensor for _, _, tensor in tensors_of(runner._residency.model.modules())])
     cached = _watch([] if cache is None else cache.tensors())
     del cache
     runner.sleep(level)

@@ -327,7 +327,7 @@ async def test_a_sleep_that_waits_waits_for_the_search(real_app: App) -> None:
     body = {"prompt": "x", "n": 2, "max_tokens": 60, "ignore_eos": True}
     asked = asyncio.create_task(app.post(COMPLETIONS, **BEAMS, **body))
     await asyncio.to_thread(wait_until, lambda: app.runner.num_steps > 5)
-    await app.service.engine.sleeper.sleep(1, SleepMode.WAIT)
+    await app.service.engine.sleep_controller.sleep(1, SleepMode.WAIT)
     status, answer = await asked
     assert status == 200
     assert [choice["finish_reason"] for choice in answer["choices"]] == ["length"] * 2

@@ -273,7 +273,7 @@ TOOLS: dict[str, dict[str, Any]] = {
         "title": "Fetch",
         "type": "object",
     },
-    # What converters make.
+    # From converters.
     "zod-to-json-schema": _object(
         ["id", "kind", "tags", "at"],
         id={"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$", "maxLength": 64},

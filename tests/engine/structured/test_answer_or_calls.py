@@ -1,4 +1,4 @@
-"""Tools beside a format of the answer: the model calls a tool, or answers in the format."""
+"""Tools with a format for the answer: the model calls a tool, or answers in the format."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_forced_call_comes_before_the_format(walker: Walker, choice: Any
     assert await takes(walker, chat, "hermes", '{"degrees": 12}', CALLS["hermes"]) == [False, True]
 
 
-def test_structured_outputs_are_all_that_is_said() -> None:
+def test_structured_outputs_exclude_tool_calls() -> None:
     spec = find_spec(body(structured_outputs={"regex": "a+"}), "hermes")
     assert spec is not None
     assert spec.kind is StructuredKind.REGEX

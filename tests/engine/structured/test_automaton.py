@@ -11,11 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.structured.automaton import State, automaton
-from engine.structured.regex import Chars, Choice, Node, Repeat, Run, in_json, whole, written
+from engine.structured.grammar_compiler import GrammarCompiler
+from engine.structured.regex import (
+    Alternation,
+    Chars,
+    Concatenation,
+    Node,
+    Repeat,
+    full_match,
+    in_json,
+    to_pattern,
+)
 from engine.structured.regex_parser import parse
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.string_rules import MAX_RULES, StringRules
-from engine.structured.grammar_compiler import GrammarCompiler
 from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
@@ -24,8 +33,8 @@ letters = st.sampled_from("abc")
 expressions = st.recursive(
     st.builds(lambda low, high: Chars(((ord(min(low, high)), ord(max(low, high))),)), letters, letters),
     lambda inner: st.one_of(
-        st.builds(lambda parts: Run(tuple(parts)), st.lists(inner, max_size=3)),
-        st.builds(lambda parts: Choice(tuple(parts)), st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda parts: Concatenation(tuple(parts)), st.lists(inner, max_size=3)),
+        st.builds(lambda parts: Alternation(tuple(parts)), st.lists(inner, min_size=1, max_size=3)),
         st.builds(
             lambda part, least, more: Repeat(part, least, None if more is None else least + more),
             inner,
@@ -40,11 +49,13 @@ expressions = st.recursive(
 def accepts(states: tuple[State, ...], text: str) -> bool:
     here = 0
     for character in text:
-        ways = [to for ranges, to in states[here].ways for a, b in ranges if a <= ord(character) <= b]
-        if not ways:
+        targets = [
+            to for ranges, to in states[here].transitions for a, b in ranges if a <= ord(character) <= b
+        ]
+        if not targets:
             return False
-        (here,) = ways
-    return states[here].is_end
+        (here,) = targets
+    return states[here].is_accepting
 
 
 @given(expressions, st.lists(st.text("abcd", max_size=7), min_size=5, max_size=20))
@@ -52,23 +63,23 @@ def accepts(states: tuple[State, ...], text: str) -> bool:
 def test_an_automaton_accepts_what_the_expression_matches(node: Node, texts: list[str]) -> None:
     states = automaton(node, max_states=5000)
     assert states is not None
-    expected = re.compile(written(node))
+    expected = re.compile(to_pattern(node))
     for text in texts:
-        assert accepts(states, text) == (expected.fullmatch(text) is not None), (written(node), text)
+        assert accepts(states, text) == (expected.fullmatch(text) is not None), (to_pattern(node), text)
 
 
 @pytest.mark.parametrize("pattern", [".{2000}", "[ab]*a[ab]{20}", "((a{40}){40}){40}"])
-def test_one_that_grows_too_large_is_given_up(pattern: str) -> None:
-    assert automaton(whole(parse(pattern)), max_states=1000) is None
+def test_an_automaton_that_grows_too_large_is_given_up(pattern: str) -> None:
+    assert automaton(full_match(parse(pattern)), max_states=1000) is None
 
 
 def chars(pattern: str) -> Node:
-    node = in_json(whole(parse(pattern)))
+    node = in_json(full_match(parse(pattern)))
     assert node is not None
     return node
 
 
-def test_equal_ends_of_strings_are_the_same_rules() -> None:
+def test_equal_suffixes_of_strings_share_rules() -> None:
     rules = StringRules()
     assert rules.stand_in(chars(".{0,60}")) == rules.stand_in(chars(".{0,60}"))
     shorter = rules.stand_in(chars(".{0,40}"))
@@ -78,7 +89,7 @@ def test_equal_ends_of_strings_are_the_same_rules() -> None:
     assert len(rules.insert(grammar).splitlines()) == len(alone.insert(grammar).splitlines())
 
 
-def test_strings_of_too_many_rules_are_left_to_the_compiler() -> None:
+def test_strings_that_need_too_many_rules_are_left_to_the_compiler() -> None:
     rules = StringRules()
     assert rules.stand_in(chars("[ab]{2000}")) is None
     assert rules.stand_in(chars(".{200}")) is not None
@@ -139,7 +150,7 @@ LONG = {"type": "string", "maxLength": 300}
     ],
     ids=str,
 )
-async def test_a_schema_takes_these_values_and_not_those(
+async def test_a_schema_allows_valid_values_only(
     schema: object, good: list[object], bad: list[object]
 ) -> None:
     tokenizer = load_tokenizer(DEMO)

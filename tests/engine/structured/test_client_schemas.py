@@ -1,4 +1,4 @@
-"""JSON schemas as tools and libraries write them: what may be said under each, and what may not."""
+"""JSON schemas as tools and libraries write them: what can be generated under each, and what can't."""
 
 from __future__ import annotations
 
@@ -544,7 +544,7 @@ def walker() -> Walker:
 
 
 @pytest.mark.parametrize("case", ALL.values(), ids=ALL)
-async def test_what_a_schema_allows_can_be_said_and_nothing_else(walker: Walker, case: Case) -> None:
+async def test_exactly_what_a_schema_allows_can_be_generated(walker: Walker, case: Case) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(case.schema), "response_format")
     compiled = await walker.grammar_compiler.compile(wanted)
 

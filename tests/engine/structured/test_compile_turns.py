@@ -1,4 +1,4 @@
-"""Turns at the compiler: few at a time, round the tenants, and slow ones step aside."""
+"""Turns at the compiler: few at a time, round-robin over tenants, and slow ones step aside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engine.structured.compile_turns import NOBODY, CompilerBusy, CompileTurns, Turn
+from engine.structured.compile_turns import NO_TENANT, CompilerBusy, CompileTurns, Turn
 
 
 def turns_of(*, num_turns: int = 4, max_slow: int = 3, max_waiting: int = 8) -> CompileTurns:
@@ -18,7 +18,7 @@ async def begun(turns: CompileTurns, *tenants: str) -> list[Turn]:
 
 
 async def waiting(turns: CompileTurns, *tenants: str) -> list[asyncio.Task[Turn]]:
-    """Those that ask now, in this order."""
+    """Start these requests now, in this order."""
     tasks = [asyncio.create_task(turns.begin(tenant)) for tenant in tenants]
     await asyncio.sleep(0)
     return tasks
@@ -40,7 +40,7 @@ async def test_one_tenant_never_has_more_than_half_of_the_turns() -> None:
 
 
 async def test_without_keys_every_request_may_have_a_turn() -> None:
-    assert len(await begun(turns_of(), *[NOBODY] * 4)) == 4
+    assert len(await begun(turns_of(), *[NO_TENANT] * 4)) == 4
 
 
 async def test_the_tenant_with_fewest_turns_is_next() -> None:
@@ -52,17 +52,17 @@ async def test_the_tenant_with_fewest_turns_is_next() -> None:
     await leave(tasks)
 
 
-async def test_who_comes_after_a_flood_does_not_wait_for_it() -> None:
+async def test_a_request_after_a_flood_does_not_wait_for_it() -> None:
     turns = turns_of(num_turns=1)
-    first = await turns.begin(NOBODY)
-    *flood, last = await waiting(turns, *[NOBODY] * 6)
+    first = await turns.begin(NO_TENANT)
+    *flood, last = await waiting(turns, *[NO_TENANT] * 6)
     turns.end(first)
     await asyncio.wait_for(last, 1)
     assert not any(task.done() for task in flood)
     await leave(flood)
 
 
-async def test_who_is_slow_gives_its_turn_on_and_goes_on() -> None:
+async def test_a_slow_compilation_gives_up_its_turn_and_continues() -> None:
     turns = turns_of(num_turns=1)
     first = await turns.begin("a")
     [second] = await waiting(turns, "b")
@@ -73,7 +73,7 @@ async def test_who_is_slow_gives_its_turn_on_and_goes_on() -> None:
     turns.end(first)
 
 
-async def test_of_too_many_slow_ones_the_longest_of_the_greediest_tenant_ends() -> None:
+async def test_of_too_many_slow_ones_the_oldest_of_the_busiest_tenant_ends() -> None:
     turns = turns_of(max_slow=3)
     slow = [await turns.begin(tenant) for tenant in "baa"]
     for turn in slow:
@@ -87,7 +87,7 @@ async def test_of_too_many_slow_ones_the_longest_of_the_greediest_tenant_ends() 
     assert [turn.is_over.is_set() for turn in slow] == [False, True, False, True, False]
 
 
-async def test_of_too_many_that_wait_the_oldest_of_the_greediest_tenant_is_refused() -> None:
+async def test_of_too_many_that_wait_the_oldest_of_the_busiest_tenant_is_refused() -> None:
     turns = turns_of(num_turns=1, max_waiting=4)
     await turns.begin("x")
     tasks = await waiting(turns, "b", "a", "a", "a", "c")
@@ -95,12 +95,12 @@ async def test_of_too_many_that_wait_the_oldest_of_the_greediest_tenant_is_refus
         await tasks[1]
     assert [task.done() for task in tasks] == [False, True, False, False, False]
     await leave(tasks)
-    tasks = await waiting(turns, *"abcd")  # who leaves gives its place to others
+    tasks = await waiting(turns, *"abcd")  # a cancelled one makes way for others
     assert not any(task.done() for task in tasks)
     await leave(tasks)
 
 
-async def test_who_leaves_just_as_its_turn_comes_gives_it_back() -> None:
+async def test_a_request_cancelled_as_its_turn_comes_gives_it_back() -> None:
     turns = turns_of(num_turns=1)
     first = await turns.begin("a")
     staying, leaving = await waiting(turns, "b", "c")

@@ -1,4 +1,4 @@
-"""Grammars in processes of their own: hostile ones reach their limits, others go on, nothing is left."""
+"""Grammars in their own processes: hostile ones reach their limits, others continue, no process is left."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from engine.errors import GenerationFailed, InvalidRequest
-from engine.structured import CompiledOutput, StructuredKind, StructuredOutput, GrammarCompiler
+from engine.structured import CompiledOutput, GrammarCompiler, StructuredKind, StructuredOutput
 from engine.structured.compile_turns import CompilerBusy
-from engine.structured.xgrammar_compile import compile_grammar
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.wire import Limits
+from engine.structured.xgrammar_compile import compile_grammar
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def shared(tokenizer: Tokenizer) -> Iterator[GrammarCompiler]:
-    """For tests that leave it as it was: its first process takes a moment to start."""
+    """For tests that don't change it: its fork server is slow to start."""
     eos = tokenizer.eos_token_id
     assert eos is not None
     grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
@@ -73,7 +73,7 @@ def make(tokenizer: Tokenizer) -> Iterator[Callable[..., GrammarCompiler]]:
 
 
 def schema(name: str) -> StructuredOutput:
-    """Another one for each name."""
+    """A different schema for each name."""
     text = json.dumps({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]})
     return StructuredOutput(StructuredKind.JSON_SCHEMA, text, "response_format")
 
@@ -100,10 +100,13 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 # Compiling
 
 
-def hostile(grammar_compiler: GrammarCompiler, number: int, tenant: str = "") -> list[asyncio.Task[CompiledOutput]]:
-    """Compilations that never end, none like another."""
+def hostile(
+    grammar_compiler: GrammarCompiler, number: int, tenant: str = ""
+) -> list[asyncio.Task[CompiledOutput]]:
+    """Compilations that never end, all different."""
     return [
-        asyncio.create_task(grammar_compiler.compile(grammar(f"{ENDLESS}\n# {n}"), tenant)) for n in range(number)
+        asyncio.create_task(grammar_compiler.compile(grammar(f"{ENDLESS}\n# {n}"), tenant))
+        for n in range(number)
     ]
 
 
@@ -113,7 +116,9 @@ async def end(tasks: list[asyncio.Task[CompiledOutput]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_what_never_compiles_is_refused_after_its_time(make: Callable[..., GrammarCompiler]) -> None:
+async def test_a_grammar_that_never_compiles_is_refused_after_its_time(
+    make: Callable[..., GrammarCompiler],
+) -> None:
     grammar_compiler = make(limits=Limits(compile_s=0.5))
     with pytest.raises(
         InvalidRequest, match=r"grammar takes longer than 0\.5 s to compile: simplify it"
@@ -122,7 +127,7 @@ async def test_what_never_compiles_is_refused_after_its_time(make: Callable[...,
     assert raised.value.param == "structured_outputs.grammar"
 
 
-async def test_what_never_compiles_is_refused_though_it_gets_no_processor(
+async def test_a_grammar_that_never_compiles_is_refused_though_it_gets_no_processor(
     make: Callable[..., GrammarCompiler],
 ) -> None:
     grammar_compiler = make(limits=Limits(wall_s=0.5))
@@ -131,7 +136,7 @@ async def test_what_never_compiles_is_refused_though_it_gets_no_processor(
 
 
 @pytest.mark.parametrize("tenants", [("", ""), ("a", "b")], ids=["without keys", "with keys"])
-async def test_a_new_schema_compiles_in_time_beside_a_flood_of_those_that_never_do(
+async def test_a_schema_compiles_in_time_beside_a_flood_of_hostile_ones(
     tenants: tuple[str, str], make: Callable[..., GrammarCompiler]
 ) -> None:
     attacker, victim = tenants
@@ -149,18 +154,18 @@ async def test_a_new_schema_compiles_in_time_beside_a_flood_of_those_that_never_
     await end(flood)
 
 
-async def test_too_many_that_are_slow_make_room_for_each_other(
+async def test_of_too_many_slow_compilations_one_is_ended(
     make: Callable[..., GrammarCompiler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.structured.grammar_compiler._MAX_SLOW", 2)
     flood = hostile(make(), 4)
     done, rest = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     [error] = {str(task.exception()) for task in done if isinstance(task.exception(), CompilerBusy)}
-    assert "takes long to compile, and too many others do" in error
+    assert "takes long to compile, and so do too many others" in error
     await end(list(rest))
 
 
-async def test_who_leaves_frees_the_process_unless_others_wait_for_it(
+async def test_a_cancelled_request_frees_the_process_unless_others_wait_for_it(
     make: Callable[..., GrammarCompiler],
 ) -> None:
     grammar_compiler = make()
@@ -175,7 +180,7 @@ async def test_who_leaves_frees_the_process_unless_others_wait_for_it(
     await until(lambda: len(first.children()) == 1)
 
 
-async def test_a_flood_forgets_its_own_grammars_and_not_others(make: Callable[..., GrammarCompiler]) -> None:
+async def test_a_flood_evicts_its_own_grammars_and_no_others(make: Callable[..., GrammarCompiler]) -> None:
     grammar_compiler = make(max_cache_bytes=30 * 2**20)
     mine = await grammar_compiler.compile(schema("mine"), "me")
     for name in "abcd":
@@ -193,7 +198,7 @@ async def test_tenants_share_no_process(shared: GrammarCompiler) -> None:
 # Masks
 
 
-async def test_a_mask_that_takes_too_long_ends_who_waits_for_it(make: Callable[..., GrammarCompiler]) -> None:
+async def test_a_mask_that_takes_too_long_ends_its_sequence(make: Callable[..., GrammarCompiler]) -> None:
     grammar_compiler = make(limits=Limits(mask_s=0.05))
     compiled = await grammar_compiler.compile(grammar(SLOW_LATE))
     with pytest.raises(InvalidRequest, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
@@ -224,7 +229,7 @@ async def test_many_slow_masks_end_their_request_too(make: Callable[..., Grammar
     await until(lambda: 10 in niceness(process_of(compiled)))  # and the processors are others' first
 
 
-async def test_what_compiled_slowly_is_followed_promptly(
+async def test_a_grammar_that_compiled_slowly_gives_masks_promptly(
     shared: GrammarCompiler,
 ) -> None:
     slow = {
@@ -233,18 +238,16 @@ async def test_what_compiled_slowly_is_followed_promptly(
     }
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(slow), "response_format")
     compiled = await shared.compile(wanted)
-    await until(
-        lambda: set(niceness(process_of(compiled))) == {0}
-    )  # of the thread that has compiled, none is left
+    await until(lambda: set(niceness(process_of(compiled))) == {0})  # the compiling thread is no longer used
 
 
 def niceness(process: psutil.Process) -> list[int]:
-    """Of each thread."""
+    """The niceness of each thread."""
     return sorted(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads())
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads can't be kept to some processors")
-async def test_all_that_is_slow_shares_a_quarter_of_the_processors(
+async def test_slow_work_shares_a_quarter_of_the_processors(
     make: Callable[..., GrammarCompiler],
 ) -> None:
     grammar_compiler = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
@@ -265,12 +268,12 @@ async def test_all_that_is_slow_shares_a_quarter_of_the_processors(
 
 
 def slow_threads(process: psutil.Process) -> list[int]:
-    """Those that have given way."""
+    """The deprioritised threads."""
     return [one.id for one in process.threads() if os.getpriority(os.PRIO_PROCESS, one.id) == 10]
 
 
 def follow(grammar_compiler: GrammarCompiler, compiled: CompiledOutput, steps: int) -> None:
-    """The allowed token with the highest id, again and again, but for the end."""
+    """Repeatedly take the allowed token with the highest id, except the end token."""
     constraint = grammar_compiler.constraint(compiled)
     end = grammar_compiler._eos_token_ids[0]
     for _ in range(steps):
@@ -295,7 +298,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-async def test_masks_are_those_that_the_compiler_says_in_this_process(
+async def test_masks_equal_those_of_the_compiler_in_this_process(
     kind: StructuredKind, shared: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     from xgrammar import GrammarCompiler, GrammarMatcher
@@ -311,10 +314,12 @@ async def test_masks_are_those_that_the_compiler_says_in_this_process(
             if constraint.is_finished:
                 assert matcher.is_terminated()
                 continue
-            said, expected = (torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32) for _ in range(2))
-            assert constraint.fill_mask(said, 0) == matcher.fill_next_token_bitmask(expected)
-            assert torch.equal(said, expected)
-            token = chance.choice(allowed_by(said, vocab_size))
+            actual, expected = (
+                torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32) for _ in range(2)
+            )
+            assert constraint.fill_mask(actual, 0) == matcher.fill_next_token_bitmask(expected)
+            assert torch.equal(actual, expected)
+            token = chance.choice(allowed_by(actual, vocab_size))
             constraint.accept(token)
             assert matcher.accept_token(token)
 
@@ -322,7 +327,7 @@ async def test_masks_are_those_that_the_compiler_says_in_this_process(
 async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
     tokenizer: Tokenizer,
 ) -> None:
-    """Nobody waits for it: the engine asks again at its next step."""
+    """The engine does not wait for it, but asks again at its next step."""
     grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[])
     choice = StructuredOutput(StructuredKind.CHOICE, '["yes"]', "x")
     constraint = grammar_compiler.constraint(await grammar_compiler.compile(choice))
@@ -334,7 +339,7 @@ async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
     grammar_compiler.close()
 
 
-async def test_rows_are_used_again(shared: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_are_reused(shared: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = await shared.compile(schema("a"))
     for _ in range(600):  # more than there are rows
         mask = torch.full((1, -(-shared._vocab_size // 32)), -1, dtype=torch.int32)
@@ -344,7 +349,9 @@ async def test_rows_are_used_again(shared: GrammarCompiler, monkeypatch: pytest.
 # Lives
 
 
-async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callable[..., GrammarCompiler]) -> None:
+async def test_a_killed_process_ends_its_sequences_and_nothing_else(
+    make: Callable[..., GrammarCompiler],
+) -> None:
     grammar_compiler = make()
     broken, whole = [await grammar_compiler.compile(schema(name)) for name in "ab"]
     process_of(broken).kill()
@@ -355,18 +362,22 @@ async def test_a_killed_process_ends_its_sequences_and_nothing_else(make: Callab
     follow(grammar_compiler, await grammar_compiler.compile(schema("a")), steps=1)
 
 
-async def test_it_is_no_grammar_s_fault_when_the_first_process_ends(make: Callable[..., GrammarCompiler]) -> None:
+async def test_no_grammar_is_blamed_when_the_fork_server_ends(
+    make: Callable[..., GrammarCompiler],
+) -> None:
     grammar_compiler = make()
     compiled = await grammar_compiler.compile(schema("a"))
     first = process_of(compiled).parent()
     assert first is not None
     first.kill()
     await until(lambda: not compiled.link.is_alive)
-    with pytest.raises(GenerationFailed, match="as all of them have: try again"):
+    with pytest.raises(GenerationFailed, match="like all others: try again"):
         follow(grammar_compiler, compiled, steps=1)
 
 
-async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable[..., GrammarCompiler]) -> None:
+async def test_the_fork_server_is_restarted_if_it_is_killed(
+    make: Callable[..., GrammarCompiler],
+) -> None:
     grammar_compiler = make()
     compiled = await grammar_compiler.compile(schema("a"))
     first = process_of(compiled).parent()
@@ -377,7 +388,7 @@ async def test_the_first_process_is_started_again_if_it_is_killed(make: Callable
         follow(grammar_compiler, await grammar_compiler.compile(schema(name)), steps=1)
 
 
-async def test_processes_are_bounded_and_hold_nothing_of_the_engines(shared: GrammarCompiler) -> None:
+async def test_processes_are_bounded_and_inherit_nothing_of_the_engine(shared: GrammarCompiler) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -394,7 +405,7 @@ async def test_processes_are_bounded_and_hold_nothing_of_the_engines(shared: Gra
             assert int(score) > 0  # before the engine, if memory ends
 
 
-async def test_signals_for_the_engines_group_leave_them_to_the_engine(
+async def test_processes_ignore_signals_for_the_engines_group(
     shared: GrammarCompiler,
 ) -> None:
     compiled = await shared.compile(schema("a"))
@@ -407,7 +418,7 @@ async def test_signals_for_the_engines_group_leave_them_to_the_engine(
     follow(shared, compiled, steps=1)  # a request that the engine finishes before it stops
 
 
-async def test_a_grammar_that_nobody_follows_any_more_leaves_no_process(
+async def test_an_unused_grammar_leaves_no_process(
     make: Callable[..., GrammarCompiler],
 ) -> None:
     grammar_compiler = make(max_cache_bytes=0)
@@ -418,8 +429,8 @@ async def test_a_grammar_that_nobody_follows_any_more_leaves_no_process(
     await until(lambda: is_gone(process))
 
 
-def test_all_end_with_the_engine_however_it_ends() -> None:
-    """While one of them is busy compiling, and doesn't look."""
+def test_all_processes_end_with_the_engine_however_it_ends() -> None:
+    """Even while one of them is busy compiling."""
     program = textwrap.dedent(
         """
         import asyncio, os, signal, sys

@@ -1,4 +1,4 @@
-"""Schemas that libraries make and agents send: whatever a model does under them is what they allow."""
+"""Schemas from libraries and agents: every output under them is valid."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ class Closed(BaseModel):
 
 
 class Rich(BaseModel):
-    """Of everything something."""
+    """A model with fields of many types."""
 
     id: uuid.UUID
     at: datetime.datetime
     price: decimal.Decimal = Field(max_digits=5, decimal_places=2)
     secret: SecretStr | None = None
-    path: pathlib.Path = pathlib.Path("/tmp")  # noqa: S108 - a default, which nobody opens
+    path: pathlib.Path = pathlib.Path("/tmp")  # noqa: S108 - a default that is never opened
     pets: list[Pet] = Field(min_length=1, max_length=2)
     scores: dict[Colour, Annotated[float, Field(ge=0, lt=1)]] = {}
     point: Point
@@ -169,7 +169,7 @@ def _finite(text: str) -> float:
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
-async def test_what_comes_is_what_pydantic_asked_for(walker: Walker, kind: Any) -> None:
+async def test_outputs_are_valid_for_pydantic(walker: Walker, kind: Any) -> None:
     schema = TypeAdapter(kind).json_schema()
     values = await _walk(walker, schema)
     assert values
@@ -178,7 +178,7 @@ async def test_what_comes_is_what_pydantic_asked_for(walker: Walker, kind: Any) 
 
 
 @pytest.mark.parametrize("schema", TOOLS.values(), ids=TOOLS)
-async def test_what_comes_is_what_the_tool_takes(walker: Walker, schema: dict[str, Any]) -> None:
+async def test_outputs_are_valid_arguments_of_the_tool(walker: Walker, schema: dict[str, Any]) -> None:
     values = await _walk(walker, schema)
     assert values
     for value in values:
@@ -197,14 +197,14 @@ async def test_all_tools_of_an_agent_are_forced_together(walker: Walker, parser:
 
 
 def _without_nullable(schema: Any) -> Any:
-    """As the JSON Schema of today says it."""
+    """The schema in the current JSON Schema draft."""
     if isinstance(schema, list):
         return [_without_nullable(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    said = {word: _without_nullable(value) for word, value in schema.items() if word != "nullable"}
+    converted = {word: _without_nullable(value) for word, value in schema.items() if word != "nullable"}
     if schema.get("exclusiveMinimum") is True:
-        said["exclusiveMinimum"] = said.pop("minimum")
-    if isinstance(said.get("items"), list):
-        said["prefixItems"] = said.pop("items")
-    return {"anyOf": [said, {"type": "null"}]} if schema.get("nullable") is True else said
+        converted["exclusiveMinimum"] = converted.pop("minimum")
+    if isinstance(converted.get("items"), list):
+        converted["prefixItems"] = converted.pop("items")
+    return {"anyOf": [converted, {"type": "null"}]} if schema.get("nullable") is True else converted

@@ -1,4 +1,4 @@
-"""Any schema at all is followed or refused: what comes under one that was taken is valid."""
+"""Any schema is accepted or refused, and every output under an accepted one is valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jsonschema_rs
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.structured.json_schema import follow_json_schema
+from engine.structured.json_schema import normalise_json_schema
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.string_rules import StringRules
 from tests.engine.structured.walking import Walker
@@ -23,7 +23,7 @@ _VALUES = [1, 2, 5, 0, -1, 1.5, "a", "ab", "", None, True, False, [1], {"a": 1},
 
 
 class Schemas:
-    """Draws them, from keywords that may contradict each other."""
+    """Draws schemas from keywords that may contradict each other."""
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
@@ -100,7 +100,7 @@ def walker() -> Walker:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_what_comes_is_valid(walker: Walker, seed: int) -> None:
+async def test_every_output_is_valid(walker: Walker, seed: int) -> None:
     schemas = Schemas(seed)
     num_valid = 0
     for _ in range(_NUM_SCHEMAS):
@@ -120,10 +120,10 @@ async def test_what_comes_is_valid(walker: Walker, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_where_nothing_is_demanded_nothing_is_refused(seed: int) -> None:
+def test_without_strict_no_schema_is_refused(seed: int) -> None:
     schemas = Schemas(seed)
     for _ in range(4 * _NUM_SCHEMAS):
-        follow_json_schema(schemas.root(), "tools", StringRules(), is_strict=False)
+        normalise_json_schema(schemas.root(), "tools", StringRules(), is_strict=False)
 
 
 def _nested(word: str, depth: int, *, in_list: bool = True) -> Any:
@@ -163,10 +163,10 @@ LARGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("schema", LARGE.values(), ids=LARGE)
 @pytest.mark.parametrize("is_strict", [True, False])
-def test_a_large_one_is_followed_or_refused_soon(schema: Any, is_strict: bool) -> None:
+def test_a_large_schema_is_accepted_or_refused_quickly(schema: Any, is_strict: bool) -> None:
     begun = time.process_time()
     try:
-        follow_json_schema(schema, "tools", StringRules(), is_strict=is_strict)
+        normalise_json_schema(schema, "tools", StringRules(), is_strict=is_strict)
     except InvalidRequest:
         assert is_strict
     assert time.process_time() - begun < 5

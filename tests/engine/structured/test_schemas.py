@@ -1,4 +1,4 @@
-"""Whatever a model does under a schema: what comes out follows it, and no mask allows a dead end."""
+"""Whatever a model generates under a schema is valid, and no mask allows a dead end."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SCHEMAS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema["properties"])[:60])
-async def test_every_walk_ends_in_what_the_schema_allows(walker: Walker, schema: dict[str, Any]) -> None:
+async def test_every_walk_ends_in_a_valid_value(walker: Walker, schema: dict[str, Any]) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
     compiled = await walker.grammar_compiler.compile(wanted)
 
@@ -88,8 +88,8 @@ async def test_every_walk_ends_in_what_the_schema_allows(walker: Walker, schema:
         ),
         ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
         ({"oneOf": [{"type": "boolean"}, {"items": {"type": "string"}}]}, "oneOf"),
-        ({"$ref": "#"}, r"\$ref leads back to itself"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, r"\$ref leads back to itself"),
+        ({"$ref": "#"}, r"\$ref refers to itself directly"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, r"\$ref refers to itself directly"),
         ({"$ref": "#/$defs/a"}, r"\$ref '#/\$defs/a' points to nothing"),
         ({"$ref": "#anchor"}, "no \\$anchor has that name"),
         ({"$ref": "https://example.com/schema"}, r"must point into the schema itself"),
@@ -101,7 +101,7 @@ async def test_every_walk_ends_in_what_the_schema_allows(walker: Walker, schema:
         ({"items": 3}, "a schema is an object"),
     ],
 )
-async def test_what_cannot_be_followed_is_named(walker: Walker, schema: Any, word: str) -> None:
+async def test_a_word_that_can_not_be_enforced_is_named(walker: Walker, schema: Any, word: str) -> None:
     wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(schema), "response_format")
 
     with pytest.raises(InvalidRequest, match=word):

@@ -1,4 +1,4 @@
-"""Random outputs of a model that follows what was compiled."""
+"""Random outputs of a model under a compiled constraint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLOSING = set('"}]')
 
 
 class Walker:
-    """Of the demo model's tokenizer, without the model."""
+    """Walks with the demo model's tokenizer, without the model."""
 
     def __init__(self) -> None:
         self.tokenizer: Tokenizer = load_tokenizer(DEMO)
@@ -34,7 +34,7 @@ class Walker:
         self._is_closing = torch.tensor([bool(_CLOSING & set(text)) for text in texts])
 
     def walk(self, compiled: CompiledOutput, seed: int, max_tokens: int = MAX_TOKENS) -> str | None:
-        """A random output, short texts preferred; None where it was given up after many tokens."""
+        """A random output, preferably short; None if it was given up after many tokens."""
         chance = random.Random(seed)
         constraint = self.grammar_compiler.constraint(compiled)
         words = -(-self.tokenizer.vocab_size // 32)
@@ -48,14 +48,14 @@ class Walker:
             chosen = closing if chance.random() < 0.15 and closing.any() else allowed
             tokens = chosen.nonzero().flatten()
             token = int(tokens[chance.randrange(len(tokens))])
-            constraint.accept(token)  # raises if the mask has allowed what can't go on
+            constraint.accept(token)  # raises if the mask allowed a dead end
             if token == self.eos:
                 return self.tokenizer.decode(output, skip_special_tokens=True)
             output.append(token)
         return None
 
     def takes(self, compiled: Any, text: str) -> bool:
-        """Whether a model could say it."""
+        """Whether a model could generate the text."""
         constraint = self.grammar_compiler.constraint(compiled)
         try:
             for token in [*self.tokenizer.encode(text, add_special_tokens=False), self.eos]:
