@@ -10,11 +10,11 @@ from typing import Any
 
 from conformance.differences import VLLM
 from engine.server.app.openapi import Kind, build_document, describe_type
-from engine.server.app.openapi_operations import GENERATING, OPERATIONS, PASSED_OVER, POOLING, Operation
-from engine.server.app.unsupported_routes import ABSENT
+from engine.server.app.openapi_operations import GENERATING, NO_OP_FIELDS, OPERATIONS, POOLING, Operation
+from engine.server.app.unsupported_routes import UNSUPPORTED
 from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
 from engine.server.http.errors import status_table
-from engine.server.protocol.field_rules import INSTEAD, FieldRules
+from engine.server.protocol.field_rules import ALTERNATIVES, FieldRules
 
 PAGE = Path(__file__).with_name("api.md")
 _SCHEMAS = "#/components/schemas/"
@@ -103,7 +103,10 @@ def render() -> str:
         *_objects(schemas),
         "## Paths of vLLM's that are not here\n",
         "They answer 501 and say why.\n",
-        table(("path", "why"), ((f"`{method} {path}`", reason) for (method, path), reason in ABSENT.items())),
+        table(
+            ("path", "why"),
+            ((f"`{method} {path}`", reason) for (method, path), reason in UNSUPPORTED.items()),
+        ),
         _DIFFERENCES,
         table(("here", "vLLM", "why", "cases"), _differences()),
     ]
@@ -154,7 +157,7 @@ def _fields(schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, field in schema["properties"].items():
         default = "required" if name in required else _value(field.get("default"))
         text = field.get("description", "")
-        if name in PASSED_OVER:
+        if name in NO_OP_FIELDS:
             text = f"*Asks for nothing.* {text}"
         yield f"`{name}`", _link_types(describe_type(field)), default, text.strip()
 
@@ -173,7 +176,7 @@ def _rules(rules: FieldRules) -> Iterator[str]:
 
 def _refused(rules: FieldRules) -> Iterator[tuple[str, ...]]:
     for name, neutral in sorted(rules.refused.items()):
-        yield f"`{name}`", ", ".join(_value(value) for value in neutral), INSTEAD.get(name, "")
+        yield f"`{name}`", ", ".join(_value(value) for value in neutral), ALTERNATIVES.get(name, "")
 
 
 def _differences() -> Iterator[tuple[str, ...]]:
@@ -183,7 +186,7 @@ def _differences() -> Iterator[tuple[str, ...]]:
 
 
 def _absent() -> Iterator[tuple[str, ...]]:
-    for (method, path), reason in ABSENT.items():
+    for (method, path), reason in UNSUPPORTED.items():
         yield f"`{method} {path}`", reason
 
 

@@ -215,8 +215,13 @@ def _general() -> Iterator[tuple[str, ...]]:
     yield "tokens of prompts times `n`", str(limits.MAX_PROMPT_TOKENS), "", "400"
     waiting = "`--max-num-queued-reqs`, `--max-num-seqs`"
     yield "sequences that run or wait, of all requests", "as the flags say", waiting, "429"
-    yield "logprobs told of prompts, times `n`", str(limits.MAX_TOLD_LOGPROBS), "", "400"
-    yield "logprobs told of all choices of an answer", str(limits.MAX_TOLD_IN_ANSWER), "`stream`: none", "400"
+    yield "logprobs told of prompts, times `n`", str(limits.MAX_PROMPT_LOGPROBS), "", "400"
+    yield (
+        "logprobs told of all choices of an answer",
+        str(limits.MAX_ANSWER_LOGPROBS),
+        "`stream`: none",
+        "400",
+    )
     yield "tokens of all beams", str(limits.MAX_BEAM_TOKENS), "", "400"
     yield "one of `bad_words`", f"{limits.MAX_BAD_WORD_TOKENS} tokens", "", "400"
     yield "characters of all pairs of a query and a document", str(limits.MAX_PAIR_CHARS), "", "400"
@@ -226,7 +231,7 @@ def _general() -> Iterator[tuple[str, ...]]:
 def _fields() -> Iterator[tuple[str, ...]]:
     bodies: dict[Cap, list[str]] = {}
     for model in body_models():
-        for cap in model.all_caps():
+        for cap in model.all_size_limits():
             bodies.setdefault(cap, []).append(f"`{model.__name__}`")
     for cap, names in sorted(bodies.items(), key=lambda item: item[0].path):
         is_text = cap.measure is Measure.TEXT

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine.core.sleep import ALL_PARTS, SLEEP_LEVELS, Part, SleepMode
 from engine.errors import InvalidRequest
-from engine.server.generation.service import Service
+from engine.server.generation.service import GenerationService
 from engine.server.http.errors import UnknownRoute
 from engine.server.http.request_ids import sequence_ids_of
 from engine.server.http.tenants import current_tenant
@@ -66,7 +66,7 @@ async def memory(request: Request) -> Response:
 async def reset_prefix_cache(request: Request) -> Response:
     """Forget what later prompts could have shared; requests that run go on with what they have."""
     _service_in_sleep_mode(request)
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     await service.engine.reset_prefix_cache()
     return JSONResponse({"success": True})
 
@@ -76,7 +76,7 @@ async def abort_requests(request: Request) -> Response:
 
     Those of other tenants go on, as if there were none of that id.
     """
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = check(await read_json_object(request), AbortBody)
     ids = sequence_ids_of(body.request_ids, service.engine.request_ids, current_tenant())
     for one in ids:

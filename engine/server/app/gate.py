@@ -20,7 +20,7 @@ from engine.server.http.errors import NotReady, ShuttingDown, WrongKey, error_re
 from engine.server.http.request_ids import set_request_id
 from engine.server.http.request_log import RequestRecord, begin_record
 from engine.server.http.tenants import (
-    EVERYBODY,
+    DEFAULT_TENANT,
     TENANT_HEADER,
     Tenant,
     set_tenant,
@@ -109,7 +109,7 @@ class Gate:
     def _tenant_of(self, key: bytes | None, headers: Headers) -> Tenant:
         """Whoever has Berth's key is believed whom it asks for, and nobody else."""
         if key is None:
-            return EVERYBODY
+            return DEFAULT_TENANT
         if key == self._berth_key:
             return tenant_of_header(headers.get(TENANT_HEADER, ""))
         return tenant_of_key(key)

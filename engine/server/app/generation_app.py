@@ -16,9 +16,9 @@ from engine.errors import EngineError, GenerationFailed
 from engine.server.app import control_routes, utility_routes
 from engine.server.app.gate import Gate
 from engine.server.app.openapi import docs_page, openapi_document
-from engine.server.app.unsupported_routes import ABSENT, not_here
+from engine.server.app.unsupported_routes import UNSUPPORTED, unsupported_route
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling
-from engine.server.generation.service import Service
+from engine.server.generation.service import GenerationService
 from engine.server.http.errors import UnknownRoute, WrongMethod, error_response
 from engine.server.messages.routes import count_tokens, create_message
 from engine.server.model.model_service import ModelService
@@ -68,11 +68,11 @@ _ROUTES = (
     ("GET", "/openapi.json", openapi_document),
     ("GET", "/docs", docs_page),
     *(("POST", path, needs_pooling) for path in POOLING_PATHS),
-    *((method, path, not_here) for method, path in ABSENT),
+    *((method, path, unsupported_route) for method, path in UNSUPPORTED),
 )
 
 
-def create_app(service: Service) -> Gate:
+def create_app(service: GenerationService) -> Gate:
     return build_app(_ROUTES, service)
 
 

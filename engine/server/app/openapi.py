@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine import __version__
 from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING, Answer, Operation
-from engine.server.generation.service import Service
+from engine.server.generation.service import GenerationService
 
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = (
@@ -80,7 +80,7 @@ _OPERATIONS = {Kind.GENERATING: GENERATING, Kind.POOLING: POOLING, Kind.ANY: OPE
 
 
 def _document_of(request: Request) -> dict[str, Any]:
-    generates = isinstance(request.app.state.service, Service)
+    generates = isinstance(request.app.state.service, GenerationService)
     return build_document(Kind.GENERATING if generates else Kind.POOLING)
 
 

@@ -36,7 +36,7 @@ from engine.server.protocol.openai_bodies import (
 )
 
 # Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
-PASSED_OVER = frozenset(
+NO_OP_FIELDS = frozenset(
     {
         "cache_control",
         "keep_alive",

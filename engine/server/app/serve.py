@@ -20,8 +20,8 @@ from engine.pooling.engine import PoolingEngine
 from engine.server.app.gate import Gate
 from engine.server.app.generation_app import create_app
 from engine.server.app.pooling_app import create_pooling_app
-from engine.server.generation.service import Service
-from engine.server.http.http_1_0 import OldClientsToo
+from engine.server.generation.service import GenerationService
+from engine.server.http.http_1_0 import Http10Protocol
 from engine.server.http.listener import BACKLOG
 from engine.server.http.request_log import log_throughput
 from engine.server.model.model_service import ModelService
@@ -86,7 +86,7 @@ def _open(
     if isinstance(engine, PoolingEngine):
         pooling = PoolingService(engine, config, max_num_seqs=max_num_seqs)
         return pooling, create_pooling_app(pooling)
-    service = Service(engine, config, max_num_seqs=max_num_seqs)
+    service = GenerationService(engine, config, max_num_seqs=max_num_seqs)
     return service, create_app(service)
 
 
@@ -151,7 +151,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(app: Gate, config: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=OldClientsToo,
+        http=Http10Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

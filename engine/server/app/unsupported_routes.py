@@ -16,7 +16,7 @@ _NO_SPEECH = "the engine reads and writes text"
 _ONE_DEVICE = "the engine runs on one device"
 _NO_TRAINING = "weights come from the checkpoint and stay as they are"
 
-ABSENT: dict[tuple[str, str], str] = {
+UNSUPPORTED: dict[tuple[str, str], str] = {
     ("POST", "/v1/systemone"): "it belongs to one model's own protocol",
     ("POST", "/invocations"): "use the route itself, such as /v1/chat/completions",
     ("POST", "/generative_scoring"): "use logprobs of /v1/completions",
@@ -47,9 +47,9 @@ ABSENT: dict[tuple[str, str], str] = {
 }
 
 
-async def not_here(request: Request) -> Response:
+async def unsupported_route(request: Request) -> Response:
     """Raises NotImplementedHere, whatever is asked."""
     path = request.url.path
     raise NotImplementedHere(
-        f"{path} is a path that others have and this engine doesn't: {ABSENT[request.method, path]}."
+        f"{path} is a path that others have and this engine doesn't: {UNSUPPORTED[request.method, path]}."
     )

@@ -14,7 +14,7 @@ from engine.server.generation.chat_run import encode_conversation
 from engine.server.http.errors import NotReady, error_response
 from engine.server.http.large_work import Pace
 from engine.server.model.model_service import ModelService
-from engine.server.protocol.body_reader import check_later, read_body, read_json_object
+from engine.server.protocol.body_reader import check_parsed, read_body, read_json_object
 from engine.server.protocol.field_rules import TOKENIZE
 from engine.server.protocol.openai_bodies import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 
@@ -63,11 +63,11 @@ async def tokenize(request: Request) -> Response:
     raw = await read_json_object(request)
     body: TokenizeChatBody | TokenizePromptBody
     if "messages" in raw:
-        body = await check_later(request, raw, TokenizeChatBody, TOKENIZE)
+        body = await check_parsed(request, raw, TokenizeChatBody, TOKENIZE)
         service.model.check_name(body.model)
         token_ids = await encode_conversation(service, body)
     else:
-        body = await check_later(request, raw, TokenizePromptBody, TOKENIZE)
+        body = await check_parsed(request, raw, TokenizePromptBody, TOKENIZE)
         service.model.check_name(body.model)
         token_ids = await service.encode(body.prompt, add_special_tokens=body.add_special_tokens, output=None)
     wants_strings, max_model_len = body.return_token_strs, service.engine.max_model_len

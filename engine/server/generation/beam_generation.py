@@ -19,7 +19,7 @@ from engine.core.types import (
     TokenDelta,
 )
 from engine.errors import GenerationFailed
-from engine.server.generation.beam_search import Beam, BeamRule, BeamSearch
+from engine.server.generation.beam_search import Beam, BeamSearch, BeamSearchParams
 from engine.server.generation.generation import Choice, ChoiceDelta, Generation
 from engine.server.http.errors import ShuttingDown
 from engine.server.http.request_ids import new_sequence_id
@@ -31,7 +31,7 @@ _MAX_AT_A_TIME = 64  # beams of a request in the engine
 
 class BeamGeneration(Generation):
     def __init__(
-        self, engine: AsyncEngine, metrics: Metrics, choices: Sequence[Choice], rule: BeamRule
+        self, engine: AsyncEngine, metrics: Metrics, choices: Sequence[Choice], rule: BeamSearchParams
     ) -> None:
         """`choices`: as many as there are beams for each prompt, one prompt after the other."""
         super().__init__(engine, metrics, choices)

@@ -24,7 +24,7 @@ class Beam:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BeamRule:
+class BeamSearchParams:
     """What all searches of a request have in common."""
 
     width: int
@@ -43,7 +43,7 @@ class BeamRule:
 class BeamSearch:
     """`live` beams go on: `advance` wants what may follow each of them."""
 
-    def __init__(self, rule: BeamRule, prompt: Sequence[int], max_tokens: int) -> None:
+    def __init__(self, rule: BeamSearchParams, prompt: Sequence[int], max_tokens: int) -> None:
         self._rule = rule
         self._prompt = prompt
         self._max_tokens = max_tokens

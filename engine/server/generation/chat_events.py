@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from engine.core.types import FinishReason
 from engine.server.generation.generation import ChoiceDelta
-from engine.server.model.reasoning import ThoughtCounter
+from engine.server.model.reasoning import ReasoningCounter
 from engine.text.parsers.reasoning import Kind, ReasoningParser
 from engine.text.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, ToolEvent, ToolParser
 
@@ -59,7 +59,7 @@ class ChoiceReader:
         index: int,
         *,
         reasoning: ReasoningParser | None = None,
-        counter: ThoughtCounter | None = None,
+        counter: ReasoningCounter | None = None,
         tools: ToolParser | None = None,
         shows_reasoning: bool = True,
         is_parallel: bool = True,

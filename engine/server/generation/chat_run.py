@@ -12,10 +12,10 @@ from engine.server.generation.chat_events import ChatEvent, ChoiceReader
 from engine.server.generation.constraints import find_spec
 from engine.server.generation.generation import Choice, Generation, Usage
 from engine.server.generation.sampling_params import TokenLimit
-from engine.server.generation.service import Prompt, Service
+from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.large_work import LARGE_BYTES
 from engine.server.model.model_service import ModelService
-from engine.server.model.reasoning import Thinking, ThinkingState
+from engine.server.model.reasoning import PromptReasoning, ReasoningState
 from engine.server.model.truncation import Truncation
 from engine.server.protocol.openai_bodies import ChatBody, ConversationBody
 from engine.text.parsers.reasoning import ReasoningParser
@@ -69,12 +69,12 @@ class ChatRun:
         return self._generation.read_usage()
 
 
-async def start_chat(service: Service, body: ChatBody) -> ChatRun:
+async def start_chat(service: GenerationService, body: ChatBody) -> ChatRun:
     """Prepare a chat; it runs once the result is entered. Raises InvalidRequest, TooManyWaiting …"""
     return ChatRun(await prepare_chat(service, body))
 
 
-async def prepare_chat(service: Service, body: ChatBody, *, first_index: int = 0) -> PreparedChat:
+async def prepare_chat(service: GenerationService, body: ChatBody, *, first_index: int = 0) -> PreparedChat:
     """Check the rest of the body, render and encode the prompt, make choices and their readers.
 
     `first_index`: of its choices.
@@ -101,9 +101,9 @@ async def prepare_chat(service: Service, body: ChatBody, *, first_index: int = 0
         output=limit.asked or 1,
     )
     max_tokens = limit.within(max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens)
-    thinking = Thinking.of(model, text)
+    thinking = PromptReasoning.of(model, text)
     spec = find_spec(body, tool_parser)
-    if spec is not None and thinking is not None and thinking.state is ThinkingState.POSSIBLE:
+    if spec is not None and thinking is not None and thinking.state is ReasoningState.POSSIBLE:
         thinking = await _judge_switch(service, body, thinking, text, with_tools=has_tools)
     constrain = await service.constraint_for(spec, thinking, budget=body.thinking_token_budget)
     show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
@@ -125,8 +125,8 @@ async def prepare_chat(service: Service, body: ChatBody, *, first_index: int = 0
 
 
 async def _judge_switch(
-    service: Service, body: ChatBody, thinking: Thinking, text: str, *, with_tools: bool
-) -> Thinking:
+    service: GenerationService, body: ChatBody, thinking: PromptReasoning, text: str, *, with_tools: bool
+) -> PromptReasoning:
     """Whether the prompt, by its template, asks for no thought.
 
     With the answer constrained, a thought would be the one way around it, and models would take it.
@@ -139,7 +139,7 @@ async def _judge_switch(
 
 
 def _reader_factory(
-    body: ChatBody, thinking: Thinking | None, tool_parser: str | None
+    body: ChatBody, thinking: PromptReasoning | None, tool_parser: str | None
 ) -> Callable[[int], ChoiceReader]:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
 
@@ -197,7 +197,7 @@ def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:
     return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
-def _token_limit(service: Service, body: ChatBody) -> TokenLimit:
+def _token_limit(service: GenerationService, body: ChatBody) -> TokenLimit:
     if body.max_completion_tokens is not None:
         return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages", is_cap=True)
     asked = body.max_tokens

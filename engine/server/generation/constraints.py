@@ -8,23 +8,23 @@ from typing import Any
 
 from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
-from engine.server.model.reasoning import Thinking
+from engine.server.model.reasoning import PromptReasoning
 from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
 from engine.server.protocol.openai_bodies import ChatBody, NamedTool
 from engine.structured import StructuredKind, StructuredOutput, Structurer
 from engine.text.parsers.tools import Answer, answer_or_calls, call_constraint
 
-Constrain = Callable[[], TokenConstraint]
+ConstraintFactory = Callable[[], TokenConstraint]
 """Makes the constraint of one sequence."""
 
 
-async def make_constrain(
+async def make_constraint_factory(
     structurer: Structurer,
     spec: StructuredOutput | None,
-    thinking: Thinking | None,
+    thinking: PromptReasoning | None,
     budget: int | None,
     tenant: str = "",
-) -> Constrain | None:
+) -> ConstraintFactory | None:
     """Compile what is asked for, once for all choices; None where anything goes. Raises InvalidRequest."""
     marks = None if thinking is None else thinking.marks
     if budget is not None and budget >= 0 and marks is None:

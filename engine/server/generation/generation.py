@@ -37,7 +37,7 @@ class ChoiceDelta(NamedTuple):
     prompt_logprobs: Sequence[PositionLogprobs | None] | None = None  # on the first delta
 
 
-def as_one(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
+def merge_deltas(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
     """What several steps brought one choice, as if one had."""
     if len(deltas) == 1:
         return deltas[0]

@@ -33,13 +33,13 @@ class ResponseStore:
     """All tenants' responses, within the bounds of the whole."""
 
     def __init__(self) -> None:
-        self._shelves: dict[str, Shelf] = {}
+        self._shelves: dict[str, TenantResponses] = {}
 
-    def of(self, tenant: str) -> Shelf:
+    def of(self, tenant: str) -> TenantResponses:
         """Those of one tenant, by its name."""
         shelf = self._shelves.get(tenant)
         if shelf is None:
-            shelf = self._shelves[tenant] = Shelf(self)
+            shelf = self._shelves[tenant] = TenantResponses(self)
         return shelf
 
     def make_room(self) -> None:
@@ -54,7 +54,7 @@ class ResponseStore:
                 return
 
 
-class Shelf:
+class TenantResponses:
     """What one tenant has stored; to it there is nothing else."""
 
     def __init__(self, store: ResponseStore) -> None:

@@ -48,7 +48,7 @@ class TokenLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenWishes:
+class TokenConstraints:
     """What a body says of single tokens, as token ids, checked."""
 
     logit_bias: Mapping[int, float]
@@ -62,7 +62,7 @@ class TokenWishes:
         return len(body.bad_words) > _MANY_WORDS or len(body.allowed_token_ids or ()) > _MANY_TOKENS
 
     @staticmethod
-    def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenWishes:
+    def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenConstraints:
         """Raises InvalidRequest for a token that the model doesn't have."""
         for param, token_ids in (
             ("logit_bias", [int(token) for token in body.logit_bias]),
@@ -76,7 +76,7 @@ class TokenWishes:
                     f"Token id {highest} is outside the vocabulary of {vocab_size}.", param=param
                 )
         allowed = body.allowed_token_ids
-        return TokenWishes(
+        return TokenConstraints(
             logit_bias={int(token): bias for token, bias in body.logit_bias.items()},
             allowed_token_ids=None if allowed is None else tuple(allowed),
             bad_words=tuple(_spellings(body.bad_words, tokenizer)),
@@ -116,7 +116,7 @@ def check_logprobs(body: GenerationBody, param: str, max_logprobs: int) -> None:
 def make_sampling_params(
     body: GenerationBody,
     defaults: Mapping[str, Any],
-    wishes: TokenWishes,
+    wishes: TokenConstraints,
     *,
     max_tokens: int,
     seed: int,

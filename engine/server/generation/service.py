@@ -14,24 +14,24 @@ from engine.core.async_engine import AsyncEngine
 from engine.core.types import ALL_LOGPROBS, EngineRequest, SamplingParams, TokenConstraint
 from engine.errors import InvalidRequest
 from engine.server.generation.beam_generation import BeamGeneration
-from engine.server.generation.beam_search import BeamRule
-from engine.server.generation.constraints import Constrain, make_constrain
+from engine.server.generation.beam_search import BeamSearchParams
+from engine.server.generation.constraints import ConstraintFactory, make_constraint_factory
 from engine.server.generation.generation import Choice, Generation
 from engine.server.generation.response_store import ResponseStore
-from engine.server.generation.sampling_params import TokenWishes, check_logprobs, make_sampling_params
-from engine.server.generation.stream_interval import SparseGeneration
+from engine.server.generation.sampling_params import TokenConstraints, check_logprobs, make_sampling_params
+from engine.server.generation.stream_interval import IntervalGeneration
 from engine.server.http.client_disconnect import while_client_stays
 from engine.server.http.request_ids import choose_request_id, current_group, new_sequence_id
 from engine.server.http.tenants import cache_salt, current_tenant
 from engine.server.model.model_service import ModelService
-from engine.server.model.reasoning import Thinking
+from engine.server.model.reasoning import PromptReasoning
 from engine.server.protocol.beam_rules import check_beams
 from engine.server.protocol.generation_body import GenerationBody
 from engine.server.protocol.limits import (
+    MAX_ANSWER_LOGPROBS,
+    MAX_PROMPT_LOGPROBS,
     MAX_PROMPT_TOKENS,
     MAX_SEQUENCES,
-    MAX_TOLD_IN_ANSWER,
-    MAX_TOLD_LOGPROBS,
 )
 from engine.structured import StructuredOutput
 from engine.text.detokenizer import Detokenizer
@@ -47,7 +47,7 @@ class Prompt:
     is_echoed: bool = False  # then logprobs are wanted of it, too, if of anything
 
 
-class Service(ModelService):
+class GenerationService(ModelService):
     """Of a model that generates."""
 
     engine: AsyncEngine
@@ -59,14 +59,18 @@ class Service(ModelService):
         self.responses = ResponseStore()
 
     async def constraint_for(
-        self, spec: StructuredOutput | None, thinking: Thinking | None = None, *, budget: int | None = None
-    ) -> Constrain | None:
+        self,
+        spec: StructuredOutput | None,
+        thinking: PromptReasoning | None = None,
+        *,
+        budget: int | None = None,
+    ) -> ConstraintFactory | None:
         """What makes each sequence's constraint; None where anything goes. Raises InvalidRequest."""
         tenant = current_tenant().name
         if spec is None:
-            return await make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+            return await make_constraint_factory(self.model.structurer, spec, thinking, budget, tenant)
         return await while_client_stays(
-            lambda: make_constrain(self.model.structurer, spec, thinking, budget, tenant)
+            lambda: make_constraint_factory(self.model.structurer, spec, thinking, budget, tenant)
         )
 
     async def begin(
@@ -74,7 +78,7 @@ class Service(ModelService):
         body: GenerationBody,
         prompts: Sequence[Prompt],
         *,
-        constrain: Constrain | None = None,
+        constrain: ConstraintFactory | None = None,
         skip_special_tokens: bool | None = None,
         first_index: int = 0,
     ) -> tuple[Generation, list[Choice]]:
@@ -106,19 +110,19 @@ class Service(ModelService):
             return self._search(body, prompts, choices, constrain), choices
         interval = max(body.stream_interval or 1, self.config.stream_interval) if body.stream else 1
         if interval > 1:
-            return SparseGeneration(self.engine, self.metrics, choices, interval=interval), choices
+            return IntervalGeneration(self.engine, self.metrics, choices, interval=interval), choices
         return Generation(self.engine, self.metrics, choices), choices
 
-    async def _wishes_of(self, body: GenerationBody) -> TokenWishes:
-        make = partial(TokenWishes.of, body, self.model.tokenizer, self.model.vocab_size)
-        return await self.large_work.run(make) if TokenWishes.is_long(body) else make()
+    async def _wishes_of(self, body: GenerationBody) -> TokenConstraints:
+        make = partial(TokenConstraints.of, body, self.model.tokenizer, self.model.vocab_size)
+        return await self.large_work.run(make) if TokenConstraints.is_long(body) else make()
 
     def _search(
         self,
         body: GenerationBody,
         prompts: Sequence[Prompt],
         choices: Sequence[Choice],
-        constrain: Constrain | None,
+        constrain: ConstraintFactory | None,
     ) -> BeamGeneration:
         check_beams(
             body,
@@ -127,7 +131,7 @@ class Service(ModelService):
             scores_prompt=body.num_logprobs is not None and any(prompt.is_echoed for prompt in prompts),
             vocab_size=self.model.vocab_size,
         )
-        rule = BeamRule(
+        rule = BeamSearchParams(
             width=body.n,
             length_penalty=body.length_penalty,
             end_token_ids=frozenset(self.model.end_token_ids),
@@ -189,13 +193,13 @@ def _check_prompts(body: GenerationBody, prompts: Sequence[Prompt], vocab_size: 
         )
     told = [(len(prompt.token_ids), _told_of(body, prompt)) for prompt in prompts]
     wanted = [length * (1 + (vocab_size if num < 0 else num)) for length, num in told if num is not None]
-    if sum(wanted) * body.n > MAX_TOLD_LOGPROBS:
+    if sum(wanted) * body.n > MAX_PROMPT_LOGPROBS:
         raise InvalidRequest(
             f"prompt_logprobs: the prompts' tokens times the alternatives told of each, and times n, are "
-            f"{sum(wanted) * body.n}; at most {MAX_TOLD_LOGPROBS} are possible.",
+            f"{sum(wanted) * body.n}; at most {MAX_PROMPT_LOGPROBS} are possible.",
             param="prompt_logprobs" if body.prompt_logprobs is not None else body.logprobs_param,
         )
-    check_answer(body, [prompt.max_tokens for prompt in prompts], vocab_size)
+    check_logprobs_total(body, [prompt.max_tokens for prompt in prompts], vocab_size)
 
 
 def check_batch(body: GenerationBody, requests: Sequence[EngineRequest], vocab_size: int) -> None:
@@ -206,10 +210,10 @@ def check_batch(body: GenerationBody, requests: Sequence[EngineRequest], vocab_s
             f"messages: all conversations have {num_tokens} tokens; at most {MAX_PROMPT_TOKENS} may be.",
             param="messages",
         )
-    check_answer(body, [request.params.max_tokens for request in requests], vocab_size)
+    check_logprobs_total(body, [request.params.max_tokens for request in requests], vocab_size)
 
 
-def check_answer(body: GenerationBody, lengths: Sequence[int], vocab_size: int) -> None:
+def check_logprobs_total(body: GenerationBody, lengths: Sequence[int], vocab_size: int) -> None:
     """Raise InvalidRequest where an answer that is collected whole may become more than a server can hold.
 
     `lengths`: of the answers to each prompt, at most. A single choice may fill its context.
@@ -219,10 +223,10 @@ def check_answer(body: GenerationBody, lengths: Sequence[int], vocab_size: int) 
     if num is None or body.stream or is_single:
         return
     num_told = sum(lengths) * body.n * (1 + (vocab_size if num < 0 else num))
-    if num_told > MAX_TOLD_IN_ANSWER:
+    if num_told > MAX_ANSWER_LOGPROBS:
         raise InvalidRequest(
             f"{body.logprobs_param}: all choices of up to max_tokens, times the logprobs told of each token, "
-            f"are {num_told}; at most {MAX_TOLD_IN_ANSWER} are possible. Ask for fewer, or for a stream.",
+            f"are {num_told}; at most {MAX_ANSWER_LOGPROBS} are possible. Ask for fewer, or for a stream.",
             param=body.logprobs_param,
         )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from engine.core.async_engine import AsyncEngine
-from engine.server.generation.generation import Choice, ChoiceDelta, Generation, as_one
+from engine.server.generation.generation import Choice, ChoiceDelta, Generation, merge_deltas
 from engine.server.model.metrics import Metrics
 
 
-class SparseGeneration(Generation):
+class IntervalGeneration(Generation):
     """A generation whose steps come less often."""
 
     def __init__(
@@ -19,10 +19,10 @@ class SparseGeneration(Generation):
         self._interval = interval
 
     def steps(self) -> AsyncIterator[list[ChoiceDelta]]:
-        return in_intervals(super().steps(), self._interval)
+        return coalesce(super().steps(), self._interval)
 
 
-async def in_intervals(
+async def coalesce(
     steps: AsyncIterator[list[ChoiceDelta]], interval: int
 ) -> AsyncIterator[list[ChoiceDelta]]:
     """The same deltas, each choice's held back until they have `interval` tokens; first and last aren't."""
@@ -49,7 +49,7 @@ class _Bundle:
         """All of it as one delta."""
         deltas = self.deltas
         self.has_begun, self.deltas, self.num_tokens = True, [], 0
-        return as_one(deltas)
+        return merge_deltas(deltas)
 
 
 def _take_due(

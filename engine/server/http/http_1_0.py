@@ -9,7 +9,7 @@ from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallab
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 
-class OldClientsToo(HttpToolsProtocol):
+class Http10Protocol(HttpToolsProtocol):
     """For `uvicorn.Config(http=…)`."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:

@@ -23,10 +23,10 @@ class Tenant:
     shares_cache: bool = False  # finds prefixes that others have sent, as they find its own
 
 
-EVERYBODY = Tenant("", is_admin=True)
+DEFAULT_TENANT = Tenant("", is_admin=True)
 
 # Set at the gate for all that is done on behalf of one HTTP request.
-_current: ContextVar[Tenant] = ContextVar("tenant", default=EVERYBODY)
+_current: ContextVar[Tenant] = ContextVar("tenant", default=DEFAULT_TENANT)
 
 
 def set_tenant(tenant: Tenant) -> None:
@@ -45,7 +45,7 @@ def tenant_of_key(key: bytes) -> Tenant:
 def tenant_of_header(value: str) -> Tenant:
     """Whom Berth asks for; without a name itself, or anybody where it has no keys."""
     name, *marks = value.split(";")
-    return Tenant(name, "admin" in marks, "shared" in marks) if name else EVERYBODY
+    return Tenant(name, "admin" in marks, "shared" in marks) if name else DEFAULT_TENANT
 
 
 def cache_salt(asked: str | None) -> bytes:

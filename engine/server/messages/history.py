@@ -19,7 +19,7 @@ from engine.server.messages.foreign_blocks import (
     kind_of,
     summary_of,
 )
-from engine.server.protocol.foreign_words import what_cannot_be_read, words_of
+from engine.server.protocol.foreign_words import readable_text, unreadable_kind
 from engine.server.protocol.unknown_fields import report_ignored
 
 # A mark for the bill that Claude Code puts before its prompt, with a hash that differs in every request: it
@@ -191,7 +191,7 @@ def _check_users(block: Any, param: str, *, is_asked: bool) -> None:
     kind = kind_of(block) if is_foreign else block.type
     if not is_foreign or is_call(block) or kind == "redacted_thinking":
         raise InvalidRequest(f"A message of role user can't hold a block of type {kind}.", param=param)
-    unreadable = what_cannot_be_read(block)
+    unreadable = unreadable_kind(block)
     if is_asked and (unreadable in ("image", "document") or is_unknown(block)):
         what = f"the model reads text only, no {unreadable}s" if unreadable else "nothing here can read it"
         raise InvalidRequest(f"A block of type {kind[:40]} is not supported: {what}.", param=param)
@@ -202,7 +202,7 @@ def _add_foreign(history: ChatHistory, block: Mapping[str, Any], say: Callable[[
     if summary is not None:
         history.begin_anew(summary)
     elif is_result(block):
-        history.result(block["tool_use_id"], words_of(block))
+        history.result(block["tool_use_id"], readable_text(block))
     else:
         words = _words(block)
         if words:
@@ -212,13 +212,13 @@ def _add_foreign(history: ChatHistory, block: Mapping[str, Any], say: Callable[[
 def _words(block: Mapping[str, Any]) -> str:
     if is_unknown(block):
         report_ignored(f"messages[].content[type={kind_of(block)}]", "unknown: read for its words alone")
-    return "" if kind_of(block) in SILENT else words_of(block)
+    return "" if kind_of(block) in SILENT else readable_text(block)
 
 
 def _result_text(block: ToolResultBlock) -> str:
     content = block.content or ""
     if not isinstance(content, str):
-        words = [piece.text if isinstance(piece, TextBlock) else words_of(piece) for piece in content]
+        words = [piece.text if isinstance(piece, TextBlock) else readable_text(piece) for piece in content]
         content = "\n".join(text for text in words if text)
     if block.is_error and "error" not in content.lower():
         return f"Error: {content}" if content else "Error"

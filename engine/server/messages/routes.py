@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import EngineError, InvalidRequest
 from engine.server.generation.chat_run import ChatRun, encode_conversation, start_chat
-from engine.server.generation.service import Service
+from engine.server.generation.service import GenerationService
 from engine.server.http.client_disconnect import unless_client_leaves
 from engine.server.http.errors import anthropic_envelope, error_response
 from engine.server.http.large_work import LARGE_BYTES
@@ -24,7 +24,7 @@ from engine.server.http.request_ids import request_id_of
 from engine.server.http.sse import STREAM_HEADERS
 from engine.server.messages.bodies import COUNT_RULES, RULES, CountBody, MessagesBody
 from engine.server.messages.events import MessageWriter
-from engine.server.messages.translate import Telling, effort_of, renamed, to_chat
+from engine.server.messages.translate import ReasoningSupport, effort_of, renamed, to_chat
 from engine.server.model.chat_template import TemplateRefuses
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.openai_bodies import ChatBody
@@ -37,17 +37,17 @@ T = TypeVar("T")
 
 
 async def create_message(request: Request) -> ASGIApp:
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = await read_body(request, MessagesBody, RULES)
     service.model.check_name(body.model)
     run = await _told(request, body, lambda chat: start_chat(service, chat))
     message_id = f"msg_{request_id_of(request, None)}"
     writer = MessageWriter(message_id, body.model or service.model.name, max_tokens=body.max_tokens)
-    return MessageStream(run, writer) if body.stream else WholeMessage(run, writer)
+    return MessageStream(run, writer) if body.stream else MessageObject(run, writer)
 
 
 async def count_tokens(request: Request) -> Response:
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = await read_body(request, CountBody, COUNT_RULES)
     service.model.check_name(body.model)
     tokens = await _told(request, body, lambda chat: encode_conversation(service, chat))
@@ -59,12 +59,12 @@ async def _told(request: Request, body: CountBody, use: Callable[[ChatBody], Awa
 
     Clients send efforts and system turns wherever they are without asking whether a template knows them.
     """
-    service: Service = request.app.state.service
-    told = Telling(budget=service.model.reasoning_parser is not None)
+    service: GenerationService = request.app.state.service
+    told = ReasoningSupport(budget=service.model.reasoning_parser is not None)
     is_large = int(request.headers.get("content-length", LARGE_BYTES)) >= LARGE_BYTES
     large_work = service.large_work
 
-    async def tell(telling: Telling) -> T:
+    async def tell(telling: ReasoningSupport) -> T:
         try:
             make = partial(to_chat, body, telling)
             chat = await large_work.run(make) if is_large else make()
@@ -82,7 +82,7 @@ async def _told(request: Request, body: CountBody, use: Callable[[ChatBody], Awa
         raise
 
 
-class WholeMessage:
+class MessageObject:
     """An ASGI response: the message, once it is complete."""
 
     def __init__(self, run: ChatRun, writer: MessageWriter) -> None:

@@ -18,7 +18,7 @@ from engine.server.messages.bodies import (
 )
 from engine.server.messages.history import chat_messages
 from engine.server.messages.tools import Offered, check_choice, offered_tools
-from engine.server.protocol.body_reader import check_made
+from engine.server.protocol.body_reader import check_derived
 from engine.server.protocol.openai_bodies import ChatBody
 from engine.server.protocol.unknown_fields import report_ignored
 
@@ -34,7 +34,7 @@ _IN_FORMAT = re.compile(r"response_format(\.json_schema)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class ReasoningSupport:
     """How a request is told to the model: in full, or as far as the model and its template know the words."""
 
     effort: bool = True
@@ -47,7 +47,7 @@ class MessagesChat(ChatBody):
     stop: list[str] = Field(default=[])
 
 
-def to_chat(body: CountBody, telling: Telling) -> ChatBody:
+def to_chat(body: CountBody, telling: ReasoningSupport) -> ChatBody:
     """The same request as a chat. Raises InvalidRequest, with `param` as Anthropic calls it."""
     offered = offered_tools(body)
     check_choice(body, offered)
@@ -68,7 +68,7 @@ def to_chat(body: CountBody, telling: Telling) -> ChatBody:
         fields |= _sampling(body)
     _report_wishes(body)
     try:
-        return check_made(fields, MessagesChat)
+        return check_derived(fields, MessagesChat)
     except InvalidRequest as error:
         raise renamed(error, body, offered) from error
 
@@ -103,7 +103,7 @@ def _sampling(body: MessagesBody) -> dict[str, Any]:
     }
 
 
-def _thinking(body: CountBody, telling: Telling) -> dict[str, Any]:
+def _thinking(body: CountBody, telling: ReasoningSupport) -> dict[str, Any]:
     thinks = isinstance(body.thinking, ThinkingOn | ThinkingAdaptive)
     fields: dict[str, Any] = {
         "chat_template_kwargs": {"enable_thinking": thinks, **(body.chat_template_kwargs or {})}

@@ -19,8 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.large_work import Pace
-from engine.server.model.plainer_turns import plainer_readings
-from engine.server.protocol.json_budget import find_excess
+from engine.server.model.plainer_turns import simplifications
+from engine.server.protocol.json_budget import find_json_excess
 
 Message = Mapping[str, Any]
 
@@ -160,7 +160,7 @@ def _first_taken(render: Callable[[list[dict[str, Any]]], str], turns: list[dict
     try:
         return render(turns)
     except TemplateRefuses:
-        for plainer in plainer_readings(turns):
+        for plainer in simplifications(turns):
             with suppress(TemplateRefuses):
                 return render(plainer)
         raise
@@ -187,7 +187,7 @@ def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any
     function = dict(call["function"])
     arguments = function.get("arguments")
     pace.rest()
-    if isinstance(arguments, str) and find_excess(arguments.encode(errors="replace")) is None:
+    if isinstance(arguments, str) and find_json_excess(arguments.encode(errors="replace")) is None:
         with suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(arguments) if arguments else {}
     return {**call, "function": function}

@@ -18,7 +18,7 @@ Turn = dict[str, Any]
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")  # all that Mistral's templates take
 
 
-def plainer_readings(turns: list[Turn]) -> Iterator[list[Turn]]:
+def simplifications(turns: list[Turn]) -> Iterator[list[Turn]]:
     """The same conversation, plainer each time: what changes least comes first."""
     for make_plainer in (
         _with_short_ids,

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from engine.core.types import FinishReason
 from engine.errors import EngineError
-from engine.server.generation.generation import Choice, ChoiceDelta, Generation, as_one
+from engine.server.generation.generation import Choice, ChoiceDelta, Generation, merge_deltas
 from engine.server.http.client_disconnect import unless_client_leaves
 from engine.server.http.errors import envelope, error_response
 from engine.server.http.large_work import LargeWork, Pace
@@ -48,7 +48,7 @@ class FinishedChoice:
         self._num_tokens += len(delta.token_ids)
         self._latest.append(delta)
         if len(self._latest) == _KEPT_APART:
-            self._kept.append(as_one(self._latest))
+            self._kept.append(merge_deltas(self._latest))
             self._latest = []
 
     @property
@@ -84,7 +84,7 @@ class FinishedChoice:
 ToObject = Callable[[Sequence[FinishedChoice], ReadUsage], dict[str, Any]]
 
 
-class WholeAnswer:
+class CompletionObject:
     """An ASGI response: one JSON object, once all choices have ended."""
 
     def __init__(
@@ -179,7 +179,7 @@ class _Out:
         return self._pieces
 
 
-class StreamedAnswer:
+class CompletionStream:
     """An ASGI response: events as the tokens come.
 
     The status is sent with the first event, so that a request that fails before it gets a status of its own.

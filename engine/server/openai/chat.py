@@ -17,10 +17,10 @@ from engine.server.generation.chat_events import (
     ToolCallDelta,
 )
 from engine.server.generation.chat_run import prepare_chat
-from engine.server.generation.service import Service
+from engine.server.generation.service import GenerationService
 from engine.server.http.request_ids import request_id_of
-from engine.server.openai.answers import FinishedChoice, StreamedAnswer, WholeAnswer
-from engine.server.openai.choice_details import Extras
+from engine.server.openai.answers import CompletionObject, CompletionStream, FinishedChoice
+from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ChatChunks, ReadUsage, usage_object
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.field_rules import CHAT
@@ -28,11 +28,11 @@ from engine.server.protocol.openai_bodies import ChatBody
 
 
 async def create_chat_completion(request: Request) -> ASGIApp:
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = (await read_body(request, ChatBody, CHAT)).with_allowed_tools()
     prepared = await prepare_chat(service, body)
     prompt_text = prepared.prompt_text if body.return_prompt_text else None
-    extras = Extras(body, service.model.tokenizer, prompt_text=prompt_text)
+    extras = ChoiceDetails(body, service.model.tokenizer, prompt_text=prompt_text)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     model = body.model or service.model.name
     if body.stream:
@@ -43,13 +43,13 @@ async def create_chat_completion(request: Request) -> ASGIApp:
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )
-        return StreamedAnswer(prepared.generation, chunks, service.large_work)
+        return CompletionStream(prepared.generation, chunks, service.large_work)
     head = head_of(request_id, "chat.completion", model)
 
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
         return _to_object(head, extras, prepared.readers, choices, read_usage)
 
-    return WholeAnswer(prepared.generation, prepared.choices, to_object, service.large_work)
+    return CompletionObject(prepared.generation, prepared.choices, to_object, service.large_work)
 
 
 def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
 
 def _to_object(
     head: dict[str, Any],
-    extras: Extras,
+    extras: ChoiceDetails,
     readers: Mapping[int, ChoiceReader],
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
@@ -76,7 +76,7 @@ def _to_object(
 
 def describe_answer(
     head: dict[str, Any],
-    extras: Extras,
+    extras: ChoiceDetails,
     readers: Mapping[int, ChoiceReader],
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,

@@ -12,11 +12,11 @@ from starlette.types import ASGIApp
 from engine.errors import InvalidRequest
 from engine.server.generation.chat_run import PreparedChat, prepare_chat
 from engine.server.generation.generation import Generation
-from engine.server.generation.service import Service, check_batch
+from engine.server.generation.service import GenerationService, check_batch
 from engine.server.http.request_ids import request_id_of
-from engine.server.openai.answers import FinishedChoice, WholeAnswer
+from engine.server.openai.answers import CompletionObject, FinishedChoice
 from engine.server.openai.chat import describe_answer, head_of
-from engine.server.openai.choice_details import Extras
+from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ReadUsage
 from engine.server.protocol.batch_body import BatchChatBody
 from engine.server.protocol.body_reader import read_body
@@ -24,13 +24,13 @@ from engine.server.protocol.field_rules import CHAT_BATCH
 
 
 async def create_chat_batch(request: Request) -> ASGIApp:
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = await read_body(request, BatchChatBody, CHAT_BATCH)
     service.check_room(len(body.messages))
     chats = await _prepare_all(service, body)
     choices = [choice for chat in chats for choice in chat.choices]
     readers = {index: reader for chat in chats for index, reader in chat.readers.items()}
-    extras = Extras(body, service.model.tokenizer)
+    extras = ChoiceDetails(body, service.model.tokenizer)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     head = head_of(request_id, "chat.completion", body.model or service.model.name)
 
@@ -38,10 +38,10 @@ async def create_chat_batch(request: Request) -> ASGIApp:
         return describe_answer(head, extras, readers, finished, read_usage)
 
     generation = Generation(service.engine, service.metrics, choices)
-    return WholeAnswer(generation, choices, to_object, service.large_work)
+    return CompletionObject(generation, choices, to_object, service.large_work)
 
 
-async def _prepare_all(service: Service, body: BatchChatBody) -> list[PreparedChat]:
+async def _prepare_all(service: GenerationService, body: BatchChatBody) -> list[PreparedChat]:
     """One after the other, with room for other requests between them."""
     prepared = []
     for index, conversation in enumerate(body.conversations()):

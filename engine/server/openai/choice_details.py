@@ -12,7 +12,7 @@ from engine.server.protocol.generation_body import GenerationBody
 from engine.text.tokenizer import Tokenizer
 
 
-class Extras:
+class ChoiceDetails:
     """One answer's. Takes a choice's deltas in order, one at a time or all together: they say the same."""
 
     def __init__(

@@ -18,7 +18,7 @@ from engine.server.generation.chat_events import (
     ToolCallDelta,
 )
 from engine.server.generation.generation import ChoiceDelta, Usage
-from engine.server.openai.choice_details import Extras
+from engine.server.openai.choice_details import ChoiceDetails
 
 DONE = b"data: [DONE]\n\n"
 
@@ -81,7 +81,7 @@ class _Envelope:
 
 class CompletionChunks:
     def __init__(
-        self, head: dict[str, Any], extras: Extras, *, include_usage: bool, continuous_usage: bool
+        self, head: dict[str, Any], extras: ChoiceDetails, *, include_usage: bool, continuous_usage: bool
     ) -> None:
         self._extras = extras
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
@@ -113,7 +113,7 @@ class ChatChunks:
     def __init__(
         self,
         head: dict[str, Any],
-        extras: Extras,
+        extras: ChoiceDetails,
         readers: Mapping[int, ChoiceReader] | None,
         *,
         include_usage: bool,

@@ -12,11 +12,11 @@ from starlette.types import ASGIApp
 from engine.errors import InvalidRequest
 from engine.server.generation.constraints import find_spec
 from engine.server.generation.sampling_params import TokenLimit
-from engine.server.generation.service import Prompt, Service
+from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.request_ids import request_id_of
 from engine.server.model.truncation import Truncation
-from engine.server.openai.answers import FinishedChoice, StreamedAnswer, WholeAnswer
-from engine.server.openai.choice_details import Extras
+from engine.server.openai.answers import CompletionObject, CompletionStream, FinishedChoice
+from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import CompletionChunks, ReadUsage, usage_object
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.field_rules import COMPLETION
@@ -24,7 +24,7 @@ from engine.server.protocol.openai_bodies import CompletionBody
 
 
 async def create_completion(request: Request) -> ASGIApp:
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = await read_body(request, CompletionBody, COMPLETION)
     service.model.check_name(body.model)
     prompts = await _to_prompts(service, body)
@@ -37,13 +37,13 @@ async def create_completion(request: Request) -> ASGIApp:
         "model": body.model or service.model.name,
         "system_fingerprint": None,
     }
-    extras = Extras(body, service.model.tokenizer, echo=body.echo)
+    extras = ChoiceDetails(body, service.model.tokenizer, echo=body.echo)
     if body.stream:
         chunks = CompletionChunks(
             head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
-        return StreamedAnswer(generation, chunks, service.large_work)
-    return WholeAnswer(
+        return CompletionStream(generation, chunks, service.large_work)
+    return CompletionObject(
         generation,
         choices,
         lambda finished, read: _to_object(head, extras, finished, read),
@@ -51,7 +51,7 @@ async def create_completion(request: Request) -> ASGIApp:
     )
 
 
-async def _to_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
+async def _to_prompts(service: GenerationService, body: CompletionBody) -> list[Prompt]:
     asked = body.max_tokens
     truncation = Truncation.of(body, service.engine.max_model_len, needs_output=asked != 0)
     service.check_num_sequences(len(body.prompt), body.n)
@@ -74,7 +74,12 @@ async def _to_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
 
 
 def _to_prompt(
-    service: Service, body: CompletionBody, prompt: str | list[int], token_ids: list[int], *, is_whole: bool
+    service: GenerationService,
+    body: CompletionBody,
+    prompt: str | list[int],
+    token_ids: list[int],
+    *,
+    is_whole: bool,
 ) -> Prompt:
     """`is_whole`: the prompt wasn't cut."""
     asked = body.max_tokens
@@ -92,7 +97,7 @@ def _to_prompt(
 
 
 def _to_object(
-    head: dict[str, Any], extras: Extras, choices: Sequence[FinishedChoice], read_usage: ReadUsage
+    head: dict[str, Any], extras: ChoiceDetails, choices: Sequence[FinishedChoice], read_usage: ReadUsage
 ) -> dict[str, Any]:
     return {
         **head,

@@ -17,10 +17,10 @@ from engine.errors import InvalidRequest
 from engine.server.http.content_coding import decoded
 from engine.server.http.errors import BodyTooLarge, WrongMediaType
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
-from engine.server.protocol.caps import CapTree, check_caps, is_larger, tree_of
+from engine.server.protocol.caps import LimitTree, check_sizes, is_larger, tree_of
 from engine.server.protocol.field_rules import NO_RULES, FieldRules, apply_rules
 from engine.server.protocol.generation_body import Strict
-from engine.server.protocol.json_budget import Excess, find_excess
+from engine.server.protocol.json_budget import JsonExcess, find_json_excess
 from engine.server.protocol.limits import (
     MAX_BODY_BYTES,
     MAX_FIELDS,
@@ -46,7 +46,7 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     return await _in_turn(request, raw, lambda: _parse(raw))
 
 
-async def check_later(
+async def check_parsed(
     request: Request, body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES
 ) -> Body:
     """`check` of what `read_json_object` gave, in a thread where that is large."""
@@ -62,16 +62,16 @@ def check(
     """
     if len(body) > MAX_FIELDS:
         raise InvalidRequest(f"The body has {len(body)} fields; no more than {MAX_FIELDS} are possible.")
-    check_caps(body, _tree_for(model), num_bytes=num_bytes)
-    return check_made(body, model, rules)
+    check_sizes(body, _tree_for(model), num_bytes=num_bytes)
+    return check_derived(body, model, rules)
 
 
 @cache
-def _tree_for(model: type[Strict]) -> CapTree:
-    return tree_of(model.all_caps())
+def _tree_for(model: type[Strict]) -> LimitTree:
+    return tree_of(model.all_size_limits())
 
 
-def check_made(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
+def check_derived(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
     """The same of a body that was made here of another, which has been compared with its own caps."""
     known = apply_rules(body, rules)
     try:
@@ -125,7 +125,7 @@ def _parse(raw: bytes, model: type[Strict] | None = None) -> dict[str, Any]:
 
     `model`: whose caps to compare with where the text holds too much to be parsed.
     """
-    excess = find_excess(raw)
+    excess = find_json_excess(raw)
     try:
         with _no_collection() if len(raw) > LARGE_BYTES else nullcontext():
             value = from_json(
@@ -142,11 +142,11 @@ def _parse(raw: bytes, model: type[Strict] | None = None) -> dict[str, Any]:
     return value
 
 
-def _over_budget(excess: Excess, beginning: dict[str, Any], model: type[Strict] | None) -> InvalidRequest:
+def _over_budget(excess: JsonExcess, beginning: dict[str, Any], model: type[Strict] | None) -> InvalidRequest:
     """What to say of a body of which only the beginning may be parsed."""
     try:
         if len(beginning) <= MAX_FIELDS and model is not None:
-            check_caps(beginning, _tree_for(model), is_cut=True)
+            check_sizes(beginning, _tree_for(model), is_cut=True)
     except InvalidRequest as error:
         return error
     if len(beginning) > MAX_FIELDS:

@@ -15,45 +15,45 @@ _DEEP = (Measure.CHARS, Measure.VALUES)
 _SCALARS = frozenset({int, float, bool, type(None)})
 
 
-class CapExceeded(InvalidRequest):
+class LimitExceeded(InvalidRequest):
     """More of something than a request may carry."""
 
 
 @dataclass(slots=True)
-class CapTree:
+class LimitTree:
     """Caps by their paths: this is the place that some lead to, or through."""
 
     caps: list[Cap] = field(default_factory=list)
-    fields: dict[str, CapTree] = field(default_factory=dict)
-    entries: CapTree | None = None
+    fields: dict[str, LimitTree] = field(default_factory=dict)
+    entries: LimitTree | None = None
 
     def add(self, cap: Cap) -> None:
         node = self
         for step in cap.path.split("."):
             name = step.rstrip("[]")
-            node = node.fields.setdefault(name, CapTree())
+            node = node.fields.setdefault(name, LimitTree())
             for _ in range(step.count("[]")):
-                node.entries = node = node.entries or CapTree()
+                node.entries = node = node.entries or LimitTree()
         node.caps.append(cap)
 
 
-def tree_of(caps: Caps) -> CapTree:
+def tree_of(caps: Caps) -> LimitTree:
     """Made once for each body's model: each request is compared with it."""
-    root = CapTree()
+    root = LimitTree()
     for cap in caps:
         if cap.measure is not Measure.TEXT:
             root.add(cap)
     return root
 
 
-def check_caps(
+def check_sizes(
     body: Any,
-    tree: CapTree,
+    tree: LimitTree,
     *,
     num_bytes: int | None = None,
     is_cut: bool = False,
 ) -> None:
-    """Raise CapExceeded for the first cap that is passed.
+    """Raise LimitExceeded for the first cap that is passed.
 
     `num_bytes`: of the text that the body was read from: what can't hold too much isn't counted.
     `is_cut`: there is more than the body shows. Text is measured when it is encoded: it may be cut before.
@@ -71,7 +71,7 @@ class _Check:
         self._totals: dict[Cap, int] = {}
         self._trail: list[str] = []
 
-    def look(self, node: CapTree, value: Any) -> None:
+    def look(self, node: LimitTree, value: Any) -> None:
         for cap in node.caps:
             self._compare(cap, value)
         if node.fields and isinstance(value, dict):
@@ -84,7 +84,7 @@ class _Check:
                 if index % _CHECKED_BETWEEN_RESTS == 0:
                     self._pace.rest()
 
-    def _look_below(self, node: CapTree, value: Any, step: str) -> None:
+    def _look_below(self, node: LimitTree, value: Any, step: str) -> None:
         self._trail.append(step)
         self.look(node, value)
         self._trail.pop()
@@ -110,12 +110,12 @@ class _Check:
                 size = _count(value, enough, self._pace, chars=measure is not Measure.VALUES)
                 return size, isinstance(value, str) or size <= enough
 
-    def _exceeded(self, cap: Cap, size: int, *, is_exact: bool) -> CapExceeded:
+    def _exceeded(self, cap: Cap, size: int, *, is_exact: bool) -> LimitExceeded:
         place = "".join(self._trail)
         name, param = (cap.path, cap.path.partition("[]")[0]) if cap.total else (place, place)
         within = " in all" if cap.total else ""
         found = f"not {size}" if is_exact and not cap.total else f"not {size} or more"
-        return CapExceeded(f"{name}: at most {cap.most} {cap.measure.value}{within}, {found}.", param=param)
+        return LimitExceeded(f"{name}: at most {cap.most} {cap.measure.value}{within}, {found}.", param=param)
 
 
 def _count(value: Any, enough: int, pace: Pace, *, chars: bool) -> int:

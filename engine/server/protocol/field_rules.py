@@ -16,7 +16,7 @@ from engine.errors import InvalidRequest
 from engine.server.protocol.unknown_fields import report_ignored
 
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend")
-INSTEAD = {
+ALTERNATIVES = {
     **dict.fromkeys(_GUIDED, "use structured_outputs"),
     "functions": "use tools",
     "normalize": "use use_activation",
@@ -121,7 +121,7 @@ def apply_rules(body: Mapping[str, Any], rules: FieldRules) -> dict[str, Any]:
 def _check_refused(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
     if value is None or any(_same(value, other) for other in neutral):
         return
-    hint = f": {INSTEAD[name]} instead" if name in INSTEAD else ""
+    hint = f": {ALTERNATIVES[name]} instead" if name in ALTERNATIVES else ""
     raise InvalidRequest(f"{name!r} is not supported{hint}.", param=name)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from engine.server.protocol.foreign_words import words_of
+from engine.server.protocol.foreign_words import readable_text
 from engine.server.protocol.unknown_fields import report_ignored
 
 UNREADABLE = {
@@ -20,14 +20,14 @@ UNREADABLE = {
     **dict.fromkeys(("video", "video_url", "input_video"), "A video"),
     **dict.fromkeys(("document", "file", "input_file"), "A file"),
 }
-THOUGHTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
+REASONING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _MAX_TURNS = 100_000  # or parts of one: more fit no context, and a look at millions takes seconds
 _PLAIN = frozenset({"input_text", "output_text", "summary_text", "reasoning_text"})  # text, in other APIs
-_READ = _PLAIN | THOUGHTS | {"text", "refusal"}  # as what they are, where they stand
+_READ = _PLAIN | REASONING_PARTS | {"text", "refusal"}  # as what they are, where they stand
 _RESULTS = frozenset({"tool_result", "function_response"})  # of tools, in a user's turn
 
 
-def mark_unreadable(turns: Any) -> Any:
+def mark_unsupported_parts(turns: Any) -> Any:
     """Turns or items as they came, with marks for what isn't text, but where it is asked about."""
     if not isinstance(turns, list) or len(turns) > _MAX_TURNS:
         return turns
@@ -93,7 +93,7 @@ def _mark(part: Any) -> dict[str, str]:
     kind = type_of(part)
     if kind not in UNREADABLE:
         report_ignored(f"content[type={kind}]", "unknown: read for its words alone")
-        return {"type": "text", "text": words_of(part, "content")}
+        return {"type": "text", "text": readable_text(part, "content")}
     report_ignored(f"content[type={kind}]", "the model reads text only")
     return {"type": "text", "text": f"[{UNREADABLE[kind]} was here, which this model can't read.]"}
 
@@ -110,11 +110,11 @@ def read_assistants(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, list):
         return message
-    thoughts = [part for part in content if type_of(part) in THOUGHTS]
+    thoughts = [part for part in content if type_of(part) in REASONING_PARTS]
     calls = [part for part in content if type_of(part) == "tool_use"]
     if not thoughts and not calls:
         return message
-    said = [part for part in content if type_of(part) not in THOUGHTS and type_of(part) != "tool_use"]
+    said = [part for part in content if type_of(part) not in REASONING_PARTS and type_of(part) != "tool_use"]
     read = {**message, "content": said or None}
     thought = "".join(_thought(part) for part in thoughts)
     if thought and not (message.get("reasoning") or message.get("reasoning_content")):
@@ -126,10 +126,10 @@ def read_assistants(message: dict[str, Any]) -> dict[str, Any]:
 
 def _thought(part: Mapping[str, Any]) -> str:
     said = next((part[name] for name in ("thinking", "reasoning", "text", "summary") if part.get(name)), "")
-    return str(read_thought(said) or "")
+    return str(read_reasoning(said) or "")
 
 
-def read_thought(said: Any) -> Any:
+def read_reasoning(said: Any) -> Any:
     """Its text, where it is a part or a list of them."""
     if isinstance(said, list):
         return "".join(str(one.get("text") or "") for one in said if isinstance(one, dict)) or None

@@ -35,7 +35,7 @@ _UNSAID = frozenset(
 )
 
 
-def what_cannot_be_read(block: Foreign) -> str | None:
+def unreadable_kind(block: Foreign) -> str | None:
     """What it is in a word, where it isn't text; None where it is."""
     kind, source = block.get("type"), block.get("source")
     if kind == "image":
@@ -46,9 +46,9 @@ def what_cannot_be_read(block: Foreign) -> str | None:
     return "document" if is_elsewhere else None
 
 
-def words_of(block: Foreign, where: str = "messages[].content") -> str:
+def readable_text(block: Foreign, where: str = "messages[].content") -> str:
     """What it says, field by field. `where` it lies is told in warnings."""
-    unreadable = what_cannot_be_read(block)
+    unreadable = unreadable_kind(block)
     if unreadable is not None:
         report_ignored(f"{where}[type={unreadable}]", "the model reads text only")
         title = f" ({block['title']})" if isinstance(block.get("title"), str) else ""
@@ -63,7 +63,7 @@ def _field(name: str, value: Any, where: str) -> str:
     if isinstance(value, str):
         return f"{name}: {value}" if value and name not in _BARE else value
     if isinstance(value, Mapping):
-        return words_of(value, where)
+        return readable_text(value, where)
     if isinstance(value, Sequence):
         return "\n".join(text for text in (_item(one, where) for one in value) if text)
     return f"{name}: {json.dumps(value)}"
@@ -71,5 +71,5 @@ def _field(name: str, value: Any, where: str) -> str:
 
 def _item(value: Any, where: str) -> str:
     if isinstance(value, Mapping):
-        return words_of(value, where)
+        return readable_text(value, where)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -36,7 +36,7 @@ class Strict(BaseModel):
     """Of a body: how much its own fields may hold."""
 
     @classmethod
-    def all_caps(cls) -> tuple[Cap, ...]:
+    def all_size_limits(cls) -> tuple[Cap, ...]:
         """Those of the classes that it is made of, too, but of fields that it has its own caps of."""
         caps: dict[str, tuple[Cap, ...]] = {}
         for base in cls.__mro__:

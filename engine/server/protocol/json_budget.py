@@ -20,7 +20,7 @@ _IRRELEVANT = bytes(byte for byte in range(256) if byte not in b'",:[{')
 
 
 @dataclass(frozen=True, slots=True)
-class Excess:
+class JsonExcess:
     """Of a text that holds too much to be parsed. `told`: what it has too many of, and how many may be."""
 
     length: int  # of a beginning that may be parsed
@@ -59,7 +59,7 @@ class _Count:
         return None
 
 
-def find_excess(raw: bytes) -> Excess | None:
+def find_json_excess(raw: bytes) -> JsonExcess | None:
     """None for a text that may be parsed."""
     if len(raw) <= min(MAX_JSON_CONTAINERS, MAX_JSON_MEMBERS):
         return None  # each takes a byte at least
@@ -70,7 +70,7 @@ def find_excess(raw: bytes) -> Excess | None:
     return None if everywhere.excess is None else _count_outside_strings(raw)
 
 
-def _count_outside_strings(raw: bytes) -> Excess | None:
+def _count_outside_strings(raw: bytes) -> JsonExcess | None:
     count, pace = _Count(), Pace()
     start = shown = 0
     is_inside = False
@@ -84,7 +84,7 @@ def _count_outside_strings(raw: bytes) -> Excess | None:
         count.add(b"".join(pieces[is_inside::2]), num_escapes)
         is_inside ^= len(pieces) % 2 == 0
         if (told := count.excess) is not None:
-            return Excess(shown, told)
+            return JsonExcess(shown, told)
         start = stop
         if count.is_little or not shown:
             shown = stop

@@ -14,7 +14,12 @@ from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_
 from engine.errors import InvalidRequest
 from engine.server.protocol import limits
 from engine.server.protocol.caps import is_larger
-from engine.server.protocol.foreign_parts import mark_unreadable, read_assistants, read_part, read_thought
+from engine.server.protocol.foreign_parts import (
+    mark_unsupported_parts,
+    read_assistants,
+    read_part,
+    read_reasoning,
+)
 from engine.server.protocol.foreign_tools import FUNCTIONS_ONLY
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
@@ -136,8 +141,8 @@ class ChatMessage(Strict):
         str | Annotated[list[Annotated[TextPart, BeforeValidator(read_part)]], Field(fail_fast=True)] | None
     ) = None
     name: str | None = None
-    reasoning: Annotated[str | None, BeforeValidator(read_thought)] = None
-    reasoning_content: Annotated[str | None, BeforeValidator(read_thought)] = None
+    reasoning: Annotated[str | None, BeforeValidator(read_reasoning)] = None
+    reasoning_content: Annotated[str | None, BeforeValidator(read_reasoning)] = None
     tool_calls: (
         Annotated[list[Annotated[ToolCall, BeforeValidator(_as_function)]], Field(fail_fast=True)] | None
     ) = None
@@ -252,7 +257,7 @@ class ConversationBody(RequestBody):
     caps = limits.CONVERSATION
 
     messages: Annotated[
-        list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(mark_unreadable)
+        list[ChatMessage], Field(min_length=1, fail_fast=True), BeforeValidator(mark_unsupported_parts)
     ]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(

@@ -17,7 +17,7 @@ from engine.core.async_engine import AsyncEngine
 from engine.core.batch import Batch, StepResult
 from engine.core.engine_core import EngineCore
 from engine.server.app.generation_app import create_app
-from engine.server.generation.service import Service
+from engine.server.generation.service import GenerationService
 from engine.server.model.served_model import load_served_model
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from tests.engine.fake_runner import FakeRunner, logprobs_of
@@ -52,7 +52,7 @@ class ScriptedRunner(FakeRunner):
 class App:
     asgi: Any
     http: httpx.AsyncClient
-    service: Service
+    service: GenerationService
     runner: ScriptedRunner
     tokenizer: Tokenizer
 
@@ -89,7 +89,7 @@ async def app_in_process(directory: Path, *, max_model_len: int = 2000, **option
     config = ServerConfig(**{"port": 0, "served_model_names": ("fake",), **options})
     tokenizer = load_tokenizer(directory)
     await engine.start()
-    service = Service(engine, config, max_num_seqs=8)
+    service = GenerationService(engine, config, max_num_seqs=8)
     service.serve(load_served_model(directory, config, tokenizer))
     asgi = create_app(service)
     transport = httpx.ASGITransport(app=asgi)

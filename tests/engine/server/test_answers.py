@@ -16,7 +16,7 @@ from engine.server.generation.generation import Choice, ChoiceDelta, Usage
 from engine.server.model.metrics import Metrics
 from engine.server.openai.answers import FinishedChoice
 from engine.server.openai.chat import describe_choice
-from engine.server.openai.choice_details import Extras
+from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ChatChunks, CompletionChunks
 from engine.server.protocol.openai_bodies import ChatBody, CompletionBody
 from engine.text.detokenizer import Detokenizer
@@ -143,7 +143,7 @@ def assemble(chunks: list[Any]) -> dict[str, Any]:
     }
 
 
-def whole_chat(told: list[ChoiceDelta], reader: ChoiceReader, extras: Extras) -> dict[str, Any]:
+def whole_chat(told: list[ChoiceDelta], reader: ChoiceReader, extras: ChoiceDetails) -> dict[str, Any]:
     described = describe_choice(finished(told), reader)
     message = described["message"]
     logprobs = extras.chat_logprobs(told)
@@ -190,9 +190,13 @@ def test_a_chat_with_thoughts_and_tools(
     )
     make_reader = reader_factory(case.echo, inside=inside, shows=shows, parallel=parallel)
     whole = deltas(case, [tuple(case.token_ids)])
-    expected = whole_chat(whole, make_reader(), Extras(body, TOKENIZER))
+    expected = whole_chat(whole, make_reader(), ChoiceDetails(body, TOKENIZER))
     chunks = ChatChunks(
-        {"id": "c"}, Extras(body, TOKENIZER), {0: make_reader()}, include_usage=False, continuous_usage=False
+        {"id": "c"},
+        ChoiceDetails(body, TOKENIZER),
+        {0: make_reader()},
+        include_usage=False,
+        continuous_usage=False,
     )
     steps = cut(case.token_ids, sizes)
     told = [chunks.step([delta], usage) for delta in deltas(case, steps)]
@@ -204,7 +208,7 @@ def test_a_chat_with_thoughts_and_tools(
 @given(case=cases(), sizes=st.lists(st.integers(1, 9), max_size=30))
 def test_a_plain_chat(case: Case, sizes: list[int]) -> None:
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": "x"}]})
-    extras = Extras(body, TOKENIZER)
+    extras = ChoiceDetails(body, TOKENIZER)
     expected = whole_chat(deltas(case, [tuple(case.token_ids)]), ChoiceReader(0), extras)
     chunks = ChatChunks({"id": "c"}, extras, None, include_usage=False, continuous_usage=False)
     told = [chunks.step([delta], usage) for delta in deltas(case, cut(case.token_ids, sizes))]
@@ -216,9 +220,9 @@ def test_a_plain_chat(case: Case, sizes: list[int]) -> None:
 def test_a_completion(case: Case, sizes: list[int]) -> None:
     body = CompletionBody.model_validate({"prompt": "x", "logprobs": 0, "return_token_ids": True})
     whole = deltas(case, [tuple(case.token_ids)], prefix=case.echo)
-    extras = Extras(body, TOKENIZER)
+    extras = ChoiceDetails(body, TOKENIZER)
     chunks = CompletionChunks(
-        {"id": "c"}, Extras(body, TOKENIZER), include_usage=False, continuous_usage=False
+        {"id": "c"}, ChoiceDetails(body, TOKENIZER), include_usage=False, continuous_usage=False
     )
     steps = deltas(case, cut(case.token_ids, sizes), prefix=case.echo)
     choices = [chunk["choices"][0] for delta in steps for chunk in parse(chunks.step([delta], usage))]

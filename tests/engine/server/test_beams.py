@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from engine.core.batch import Batch, StepResult
 from engine.core.sleep import SleepMode
 from engine.core.types import PositionLogprobs, TokenLogprob
-from engine.server.generation.beam_search import BeamRule, BeamSearch
+from engine.server.generation.beam_search import BeamSearch, BeamSearchParams
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 from tests.engine.server.serving import Running, wait_until
 
@@ -162,7 +162,7 @@ def test_a_search_ends_early_only_where_that_changes_nothing() -> None:
         generator = torch.Generator().manual_seed(seed)
         table = (3 * torch.randn(10, 10, generator=generator)).log_softmax(-1).tolist()
         penalty, width = [-1.0, 0.0, 0.5, 1.0, 2.0][seed % 5], 1 + seed % 3
-        rule = BeamRule(
+        rule = BeamSearchParams(
             width=width,
             length_penalty=penalty,
             end_token_ids=frozenset({0}),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.server.app.unsupported_routes import ABSENT
+from engine.server.app.unsupported_routes import UNSUPPORTED
 from engine.server.http.request_ids import choose_request_id, new_sequence_id, sequence_ids_of, set_request_id
-from engine.server.http.tenants import EVERYBODY
+from engine.server.http.tenants import DEFAULT_TENANT
 from tests.engine.server.serving import Running, fake_core, running, wait_until
 from tests.engine.server.test_streams import CHAT, COMPLETIONS, Valve, events
 
@@ -123,15 +123,15 @@ def test_ids_of_sequences() -> None:
     assert choose_request_id("asked") == "given"
     others = [new_sequence_id(), new_sequence_id()]
     assert len({mine, *others}) == 3
-    assert sequence_ids_of(["asked"], [mine, *others], EVERYBODY) == [mine]
-    assert sequence_ids_of(["chatcmpl-given"], [mine, *others], EVERYBODY) == others
-    assert sequence_ids_of(["resp_asked", "given"], [mine, *others], EVERYBODY) == [mine, *others]
-    assert sequence_ids_of(["as", "", "ask:ed"], [mine, *others], EVERYBODY) == []
+    assert sequence_ids_of(["asked"], [mine, *others], DEFAULT_TENANT) == [mine]
+    assert sequence_ids_of(["chatcmpl-given"], [mine, *others], DEFAULT_TENANT) == others
+    assert sequence_ids_of(["resp_asked", "given"], [mine, *others], DEFAULT_TENANT) == [mine, *others]
+    assert sequence_ids_of(["as", "", "ask:ed"], [mine, *others], DEFAULT_TENANT) == []
     set_request_id("with:colon", is_final=True)
-    assert sequence_ids_of(["with"], [new_sequence_id()], EVERYBODY) == []
+    assert sequence_ids_of(["with"], [new_sequence_id()], DEFAULT_TENANT) == []
 
 
-@pytest.mark.parametrize(("method", "path"), list(ABSENT), ids=lambda word: word)
+@pytest.mark.parametrize(("method", "path"), list(UNSUPPORTED), ids=lambda word: word)
 def test_what_is_not_here_says_so(fake_server: Running, method: str, path: str) -> None:
     with fake_server.http() as client:
         answer = client.request(method, path)

@@ -9,7 +9,7 @@ import pytest
 from engine.errors import InvalidRequest
 from engine.server.openai.responses.bodies import ResponsesBody
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.foreign_parts import mark_unreadable
+from engine.server.protocol.foreign_parts import mark_unsupported_parts
 from engine.server.protocol.openai_bodies import ChatBody
 from engine.server.protocol.unknown_fields import collect_ignored
 
@@ -155,4 +155,4 @@ def test_items_of_a_conversation_are_read_alike() -> None:
 
 @pytest.mark.parametrize("turns", [None, "Hi", [], [5, None, "x", {"role": 5}, {"content": [1, None]}]])
 def test_what_is_no_conversation_stays_as_it_is(turns: Any) -> None:
-    assert mark_unreadable(turns) == turns
+    assert mark_unsupported_parts(turns) == turns

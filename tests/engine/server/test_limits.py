@@ -14,9 +14,9 @@ from docs.limits_table import body_models
 from engine.errors import InvalidRequest
 from engine.server.protocol import limits
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.caps import CapExceeded, check_caps, tree_of
+from engine.server.protocol.caps import LimitExceeded, check_sizes, tree_of
 from engine.server.protocol.generation_body import Strict
-from engine.server.protocol.json_budget import find_excess
+from engine.server.protocol.json_budget import find_json_excess
 from engine.server.protocol.limits import Cap, Measure
 from tests.engine.server.field_walk import is_capped, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
@@ -38,7 +38,7 @@ ENTRIES: dict[str, Any] = {
 OBJECTS = {"logit_bias", "metadata", "messages[]", "messages[][]", "input[]"}
 """Paths whose entries are fields."""
 
-BODY_OF = {cap: model for model in reversed(body_models()) for cap in model.all_caps()}
+BODY_OF = {cap: model for model in reversed(body_models()) for cap in model.all_size_limits()}
 CASES = {
     f"{cap.path}, {cap.most} {cap.measure.value}{' in all' if cap.total else ''}": (model, cap)
     for cap, model in BODY_OF.items()
@@ -72,11 +72,11 @@ def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: s
     began = time.process_time()
     try:
         check(holding(cap, cap.most), model)
-    except CapExceeded as error:
+    except LimitExceeded as error:
         pytest.fail(f"at the cap: {error}")
     except InvalidRequest:
         pass  # other fields are missing
-    with pytest.raises(CapExceeded) as caught:
+    with pytest.raises(LimitExceeded) as caught:
         check(holding(cap, cap.most + 1), model)
     assert time.process_time() - began < IN_TIME_S
     assert str(cap.most) in caught.value.message
@@ -91,7 +91,7 @@ def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
         f"{model.__name__}: {place.kind} {place.path}"
         for model in body_models()
         for place in sorted(places_of(model))
-        if place.kind != "number" and not is_capped(place, model.all_caps())
+        if place.kind != "number" and not is_capped(place, model.all_size_limits())
     ]
     assert forgotten == []
 
@@ -115,16 +115,16 @@ def test_a_field_without_a_cap_is_found() -> None:
 
     found = {(place.path, place.kind) for place in places_of(Forgetful)}
     assert found == {("listed", "list"), ("listed[]", "string"), ("told", "string"), ("table", "object")}
-    assert not any(is_capped(place, Forgetful.all_caps()) for place in places_of(Forgetful))
+    assert not any(is_capped(place, Forgetful.all_size_limits()) for place in places_of(Forgetful))
 
 
 def test_sums_run_over_all_entries() -> None:
     cap = Cap("messages[].content", 10, total=True)
     body = {"messages": [{"content": ["a"] * 6}, {"content": "text"}, {"content": ["a"] * 4}]}
-    check_caps(body, tree_of((cap,)))
+    check_sizes(body, tree_of((cap,)))
     body["messages"].append({"content": ["a"]})
-    with pytest.raises(CapExceeded, match=r"messages\[\]\.content: at most 10 entries in all, not 11"):
-        check_caps(body, tree_of((cap,)))
+    with pytest.raises(LimitExceeded, match=r"messages\[\]\.content: at most 10 entries in all, not 11"):
+        check_sizes(body, tree_of((cap,)))
 
 
 # The text as a whole
@@ -153,7 +153,7 @@ FIELDS = b'{"a": {%s}}'
     ],
 )
 def test_only_what_is_outside_strings_counts(raw: bytes, is_within: bool) -> None:
-    assert (find_excess(raw) is None) == is_within
+    assert (find_json_excess(raw) is None) == is_within
 
 
 def test_escapes_and_strings_across_windows_are_read_as_a_parser_reads_them() -> None:
@@ -162,7 +162,7 @@ def test_escapes_and_strings_across_windows_are_read_as_a_parser_reads_them() ->
         filler = b"a" * (2**18 - 12 + shift)
         text = b'{"a": "' + filler + b'\\\\\\"[,' * 3 + b'\\\\", "b": "' + b",[" * 1_200_000 + b'"}'
         assert json.loads(text)["b"].startswith(",[")
-        assert find_excess(text) is None, shift
+        assert find_json_excess(text) is None, shift
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
         COMPLETIONS,
         {"prompt": ["a" * 1000] * 100, "prompt_logprobs": 20},
         "prompt_logprobs",
-        str(limits.MAX_TOLD_LOGPROBS),
+        str(limits.MAX_PROMPT_LOGPROBS),
     ),
     "logprobs of an answer": (
         CHAT,
@@ -214,13 +214,13 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
             "top_logprobs": 20,
         },
         "top_logprobs",
-        str(limits.MAX_TOLD_IN_ANSWER),
+        str(limits.MAX_ANSWER_LOGPROBS),
     ),
     "logprobs of echoed prompts": (
         COMPLETIONS,
         {"prompt": ["a" * 1000] * 100, "logprobs": 20, "echo": True},
         "logprobs",
-        str(limits.MAX_TOLD_LOGPROBS),
+        str(limits.MAX_PROMPT_LOGPROBS),
     ),
     "beams": (
         COMPLETIONS,

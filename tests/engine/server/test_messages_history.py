@@ -9,7 +9,7 @@ import pytest
 from engine.errors import InvalidRequest
 from engine.server.messages.bodies import MessagesBody
 from engine.server.messages.history import chat_messages
-from engine.server.messages.translate import Telling, to_chat
+from engine.server.messages.translate import ReasoningSupport, to_chat
 from engine.server.protocol.body_reader import check
 
 HI: Any = {"role": "user", "content": "Hi"}
@@ -144,7 +144,7 @@ def test_empty_texts_add_nothing() -> None:
 
 @pytest.mark.parametrize("last", ["It is ", [{"type": "text", "text": "It is "}]])
 def test_an_answer_that_was_begun_goes_on(last: Any) -> None:
-    chat = to_chat(body_of(HI, {"role": "assistant", "content": last}), Telling())
+    chat = to_chat(body_of(HI, {"role": "assistant", "content": last}), ReasoningSupport())
     assert chat.continue_final_message
     assert not chat.add_generation_prompt
 
@@ -153,7 +153,7 @@ def test_an_answer_that_was_begun_goes_on(last: Any) -> None:
     "last", [assistant(USE), assistant(), assistant({"type": "thinking", "thinking": "x"})]
 )
 def test_what_is_no_beginning_of_an_answer_is_answered(last: Any) -> None:
-    chat = to_chat(body_of(HI, last), Telling())
+    chat = to_chat(body_of(HI, last), ReasoningSupport())
     assert chat.add_generation_prompt
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.server.messages.translate import Telling, to_chat
+from engine.server.messages.translate import ReasoningSupport, to_chat
 from tests.engine.server.in_process import App, app_in_process
 from tests.engine.server.serving import write_fake_model
 from tests.engine.server.test_messages_history import HI, assistant, body_of, system
@@ -18,7 +18,7 @@ TOOL: Any = {"name": "look", "input_schema": {"type": "object"}}
 
 
 def names_of(*messages: Any, **fields: Any) -> list[str]:
-    chat = to_chat(body_of(*messages, **fields), Telling())
+    chat = to_chat(body_of(*messages, **fields), ReasoningSupport())
     return [tool.function.name for tool in chat.tools or []]
 
 
@@ -46,7 +46,7 @@ def test_a_tool_that_a_turn_defines_wrongly_is_named() -> None:
 
 def test_examples_of_a_tools_input_are_told() -> None:
     tool = {**TOOL, "description": "Looks.", "input_examples": [{"at": 1}, {"at": 2}]}
-    chat = to_chat(body_of(HI, tools=[tool]), Telling())
+    chat = to_chat(body_of(HI, tools=[tool]), ReasoningSupport())
     [told] = chat.tools or []
     assert told.function.description == 'Looks.\n\nExamples of its input:\n{"at": 1}\n{"at": 2}'
 
@@ -62,7 +62,7 @@ def test_examples_of_a_tools_input_are_told() -> None:
     ],
 )
 def test_whether_a_model_thinks(thinking: Any, thinks: bool, budget: int | None) -> None:
-    chat = to_chat(body_of(HI, thinking=thinking), Telling())
+    chat = to_chat(body_of(HI, thinking=thinking), ReasoningSupport())
     assert chat.chat_template_kwargs == {"enable_thinking": thinks}
     assert chat.thinking_token_budget == budget
 
@@ -70,8 +70,8 @@ def test_whether_a_model_thinks(thinking: Any, thinks: bool, budget: int | None)
 def test_the_last_effort_counts() -> None:
     config = {"effort": "high"}
     later = {"role": "system", "output_config": {"effort": "low"}}
-    assert to_chat(body_of(HI, output_config=config), Telling()).reasoning_effort == "high"
-    assert to_chat(body_of(HI, later, HI, output_config=config), Telling()).reasoning_effort == "low"
+    assert to_chat(body_of(HI, output_config=config), ReasoningSupport()).reasoning_effort == "high"
+    assert to_chat(body_of(HI, later, HI, output_config=config), ReasoningSupport()).reasoning_effort == "low"
 
 
 # Templates that can't take all of it

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.server.model.chat_template import ChatTemplate, TemplateRefuses
-from engine.server.model.plainer_turns import plainer_readings
+from engine.server.model.plainer_turns import simplifications
 
 SAY = "<{{ m.role }}>{{ m.content or '' }}"
 # As Mistral's: users and assistants alternate, calls and results beside them; ids are nine letters.
@@ -142,6 +142,6 @@ def test_a_long_conversation_takes_no_longer_than_it_is_long() -> None:
     turns = [USER, *[{"role": "system", "content": "S"}] * many, calls(*[str(n) for n in range(many)])]
     turns += [*[result(str(n)) for n in range(many)], *[USER] * many]
     begun = time.monotonic()
-    *_, last = plainer_readings(turns)
+    *_, last = simplifications(turns)
     assert len(last) == 1 + 2 * many
     assert time.monotonic() - begun < 10  # a look at each result for each call would take minutes

@@ -333,12 +333,12 @@ def test_content_parts_and_what_assistants_said(fake_server: Running) -> None:
 
 def test_sampling_defaults_of_the_checkpoint(fake_server: Running) -> None:
     """Greedy is not special to the fake runner, so look at what the engine is given."""
-    from engine.server.generation.sampling_params import TokenWishes, make_sampling_params
+    from engine.server.generation.sampling_params import TokenConstraints, make_sampling_params
     from engine.server.protocol.openai_bodies import CompletionBody
 
     defaults = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
     body = CompletionBody.model_validate({"prompt": "a", "top_p": 0.5})
-    wishes = TokenWishes({}, None, ())
+    wishes = TokenConstraints({}, None, ())
     params = make_sampling_params(body, defaults, wishes, max_tokens=5, seed=-1, prompt_logprobs=None)
     assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.6, 20, 0.5, 0.0)
     assert params.seed >= 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.server.generation.response_store import ResponseStore, Shelf, StoredResponse
+from engine.server.generation.response_store import ResponseStore, StoredResponse, TenantResponses
 from engine.server.openai.responses.bodies import RULES, InputTokensBody
 from engine.server.openai.responses.items import read_items
 from engine.server.openai.responses.translate import Asked, fitting_cut
@@ -19,7 +19,7 @@ from engine.server.protocol.unknown_fields import collect_ignored
 HI = {"role": "user", "content": "Hi"}
 
 
-def asked(*items: Any, store: Shelf | None = None, **fields: Any) -> Asked:
+def asked(*items: Any, store: TenantResponses | None = None, **fields: Any) -> Asked:
     body = check({"input": list(items), **fields}, InputTokensBody, RULES)
     return Asked(body, store or ResponseStore().of(""))
 

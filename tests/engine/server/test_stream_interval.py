@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.types import FinishReason
 from engine.server.generation.generation import Choice, ChoiceDelta
-from engine.server.generation.stream_interval import in_intervals
+from engine.server.generation.stream_interval import coalesce
 from tests.engine.fake_runner import logprobs_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
@@ -37,7 +37,7 @@ async def bundled(steps: Sequence[list[ChoiceDelta]], interval: int) -> list[lis
         for step in steps:
             yield step
 
-    return [deltas async for deltas in in_intervals(one_by_one(), interval)]
+    return [deltas async for deltas in coalesce(one_by_one(), interval)]
 
 
 @pytest.mark.parametrize(

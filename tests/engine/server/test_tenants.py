@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from engine.server.generation import response_store as store_module
-from engine.server.generation.response_store import ResponseStore, Shelf, StoredResponse
-from engine.server.http.tenants import EVERYBODY, TENANT_HEADER, Tenant, tenant_of_header, tenant_of_key
+from engine.server.generation.response_store import ResponseStore, StoredResponse, TenantResponses
+from engine.server.http.tenants import DEFAULT_TENANT, TENANT_HEADER, Tenant, tenant_of_header, tenant_of_key
 from tests.engine.server.in_process import App, app_in_process
 from tests.engine.server.serving import Running, fake_core, running, wait_until
 from tests.engine.server.test_streams import COMPLETIONS, Valve, events
@@ -181,7 +181,7 @@ async def test_a_salt_that_is_none_is_named(app: App, path: str, salt: Any) -> N
 
 
 def test_whom_berth_asks_for() -> None:
-    assert tenant_of_header("") == tenant_of_header(";admin") == EVERYBODY
+    assert tenant_of_header("") == tenant_of_header(";admin") == DEFAULT_TENANT
     assert tenant_of_header("aa") == Tenant("aa")
     assert tenant_of_header("aa;admin;shared") == Tenant("aa", is_admin=True, shares_cache=True)
     assert tenant_of_key(b"one") != tenant_of_key(b"two")
@@ -334,11 +334,11 @@ def _responses_events(response: httpx.Response) -> Iterator[Any]:
 # The bounds of the store
 
 
-def _put(shelf: Shelf, name: str, size: int = 10) -> None:
+def _put(shelf: TenantResponses, name: str, size: int = 10) -> None:
     shelf.put(StoredResponse({"id": name, "text": "x" * size}, [], 0))
 
 
-def _names(shelf: Shelf, names: list[str]) -> list[str]:
+def _names(shelf: TenantResponses, names: list[str]) -> list[str]:
     return [name for name in names if name in shelf._stored]
 
 

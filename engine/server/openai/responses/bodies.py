@@ -14,7 +14,7 @@ from engine.server.openai.responses.items import Item
 from engine.server.openai.responses.tools import ToolChoice, Tools
 from engine.server.protocol import limits
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.foreign_parts import mark_unreadable
+from engine.server.protocol.foreign_parts import mark_unsupported_parts
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
     CacheSalt,
@@ -128,7 +128,7 @@ class InputTokensBody(RequestBody):
     caps = limits.RESPONSES
 
     input: Annotated[
-        str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unreadable)
+        str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unsupported_parts)
     ] = None
     instructions: str | None = None
     previous_response_id: str | None = None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.server.openai.responses.items import ForeignItem, is_known
-from engine.server.protocol.foreign_words import words_of
+from engine.server.protocol.foreign_words import readable_text
 from engine.server.protocol.unknown_fields import report_ignored
 
 IMAGE_MARK = "[image]"
@@ -55,7 +55,7 @@ def foreign_messages(item: ForeignItem) -> list[_Message]:
 def _words(item: ForeignItem) -> list[_Message]:
     report_ignored(f"input[type={item.type}]", "unknown: read for its words alone")
     fields = {name: value for name, value in item.fields.items() if name not in _ABOUT}
-    said = words_of(fields, "input[]")
+    said = readable_text(fields, "input[]")
     return [{"role": "assistant", "content": said}] if said else []
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from engine.server.openai.responses.tools import Tools, known_types
-from engine.server.protocol.foreign_parts import THOUGHTS, UNREADABLE, type_of
-from engine.server.protocol.foreign_words import words_of
+from engine.server.protocol.foreign_parts import REASONING_PARTS, UNREADABLE, type_of
+from engine.server.protocol.foreign_words import readable_text
 from engine.server.protocol.generation_body import Ignored, Strict, none_as
 
 _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -75,7 +75,7 @@ def _part_of_thought(part: Any) -> Any:
     if isinstance(part, str):
         return {"type": "summary_text", "text": part}
     if isinstance(part, dict) and part.get("type") not in _TEXT_TYPES:
-        return {"type": "summary_text", "text": words_of(part, "input[].summary")}
+        return {"type": "summary_text", "text": readable_text(part, "input[].summary")}
     return part
 
 
@@ -122,14 +122,14 @@ class MessageItem(_Item):
             return item
         content = item.get("content")
         if isinstance(content, list):
-            parts = [_assistants_part(part) for part in content if type_of(part) not in THOUGHTS]
+            parts = [_assistants_part(part) for part in content if type_of(part) not in REASONING_PARTS]
             return {**item, "content": parts}
         return {**item, "content": ""} if content is None else item
 
 
 def _assistants_part(part: Any) -> Any:
     is_call = type_of(part) == "tool_use"
-    return {"type": "output_text", "text": words_of(part, "input[].content")} if is_call else part
+    return {"type": "output_text", "text": readable_text(part, "input[].content")} if is_call else part
 
 
 class FunctionCallItem(_Item):

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.server.generation.chat_run import ChatRun, encode_conversation, start_chat
-from engine.server.generation.response_store import Shelf, StoredResponse
-from engine.server.generation.service import Service
+from engine.server.generation.response_store import StoredResponse, TenantResponses
+from engine.server.generation.service import GenerationService
 from engine.server.http.client_disconnect import unless_client_leaves
 from engine.server.http.errors import error_response
 from engine.server.http.request_ids import new_answer_id
@@ -36,7 +36,7 @@ _MANY_ITEMS = 500  # from here on, reading them takes milliseconds, and the loop
 
 
 async def create_response(request: Request) -> ASGIApp:
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = await read_body(request, ResponsesBody, RULES)
     service.model.check_name(body.model)
     store = _store(request)
@@ -46,14 +46,14 @@ async def create_response(request: Request) -> ASGIApp:
     run = await _start(service, asked, cuts=body.truncation == "auto")
     response = _new_response(name, body, body.model or service.model.name)
     writer = ResponseWriter(response, asked.toolbox, seals_reasoning=body.seals_reasoning)
-    making = Making(run, writer, asked.items, store if body.store else None)
+    making = ResponseTask(run, writer, asked.items, store if body.store else None)
     if body.background:
         return JSONResponse(making.in_background())
-    return ResponseStream(making) if body.stream else WholeResponse(making)
+    return ResponseStream(making) if body.stream else ResponseObject(making)
 
 
 async def count_input_tokens(request: Request) -> Response:
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     body = await read_body(request, InputTokensBody, RULES)
     service.model.check_name(body.model)
     asked = await _read(body, service, _store(request))
@@ -64,20 +64,20 @@ async def count_input_tokens(request: Request) -> Response:
     return JSONResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
-async def _read(body: InputTokensBody, service: Service, store: Shelf) -> Asked:
+async def _read(body: InputTokensBody, service: GenerationService, store: TenantResponses) -> Asked:
     """Long conversations in a thread, as all work on long texts."""
     if isinstance(body.input, list) and len(body.input) > _MANY_ITEMS:
         return await service.large_work.run(lambda: Asked(body, store))
     return Asked(body, store)
 
 
-async def _chat_of(service: Service, asked: Asked, num_left_out: int = 0) -> ChatBody:
+async def _chat_of(service: GenerationService, asked: Asked, num_left_out: int = 0) -> ChatBody:
     if len(asked.items) > _MANY_ITEMS:
         return await service.large_work.run(lambda: asked.chat(num_left_out=num_left_out))
     return asked.chat(num_left_out=num_left_out)
 
 
-async def _start(service: Service, asked: Asked, *, cuts: bool) -> ChatRun:
+async def _start(service: GenerationService, asked: Asked, *, cuts: bool) -> ChatRun:
     """`cuts`: what doesn't fit the context loses its oldest turns, as few as may be."""
     try:
         try:
@@ -90,7 +90,7 @@ async def _start(service: Service, asked: Asked, *, cuts: bool) -> ChatRun:
         raise asked.renamed(error) from error
 
 
-async def _start_cut(service: Service, asked: Asked) -> ChatRun:
+async def _start_cut(service: GenerationService, asked: Asked) -> ChatRun:
     """Raises PromptTooLong where the last turn alone doesn't fit."""
     turns, fits = asked.turns, dict[int, bool]()
     max_model_len = service.engine.max_model_len
@@ -127,13 +127,13 @@ async def delete_response(request: Request) -> Response:
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
 
-def _store(request: Request) -> Shelf:
+def _store(request: Request) -> TenantResponses:
     """What the request's tenant has stored: of others' responses nothing is found."""
-    service: Service = request.app.state.service
+    service: GenerationService = request.app.state.service
     return service.responses.of(current_tenant().name)
 
 
-class Making:
+class ResponseTask:
     """One response while it is made, and its place in the store."""
 
     def __init__(
@@ -141,7 +141,7 @@ class Making:
         run: ChatRun,
         writer: ResponseWriter,
         conversation: list[Any],
-        store: Shelf | None,
+        store: TenantResponses | None,
     ) -> None:
         self.run = run
         self.writer = writer
@@ -189,10 +189,10 @@ class Making:
             self.fail(error)
 
 
-class WholeResponse:
+class ResponseObject:
     """An ASGI response: the object, once it is complete."""
 
-    def __init__(self, making: Making) -> None:
+    def __init__(self, making: ResponseTask) -> None:
         self._making = making
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -211,7 +211,7 @@ class WholeResponse:
 class ResponseStream:
     """An ASGI response: the events of a response as it is made; the last one says how it ended."""
 
-    def __init__(self, making: Making) -> None:
+    def __init__(self, making: ResponseTask) -> None:
         self._making = making
         self._has_begun = False
 

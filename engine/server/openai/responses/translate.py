@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.errors import InvalidRequest
-from engine.server.generation.response_store import Shelf
+from engine.server.generation.response_store import TenantResponses
 from engine.server.openai.responses.bodies import (
     AS_IN_CHATS,
     COUNTED_AS_IN_CHATS,
@@ -25,7 +25,7 @@ from engine.server.openai.responses.items import (
     id_prefix,
 )
 from engine.server.openai.responses.toolbox import Toolbox
-from engine.server.protocol.body_reader import check_made
+from engine.server.protocol.body_reader import check_derived
 from engine.server.protocol.openai_bodies import ChatBody
 
 _OUR_PARAMS = {
@@ -44,7 +44,7 @@ _CUSTOM_PATTERN = ".parameters.properties.input.pattern"
 class Asked:
     """A request with the conversation that it goes on with, as items: earlier ones, then its own."""
 
-    def __init__(self, body: InputTokensBody, store: Shelf) -> None:
+    def __init__(self, body: InputTokensBody, store: TenantResponses) -> None:
         """Raises UnknownResponse and UnknownItem."""
         earlier = body.previous_response_id
         history = [] if earlier is None else store.get(earlier, "previous_response_id").items
@@ -90,7 +90,7 @@ class Asked:
         }
         if isinstance(body, ResponsesBody):
             fields |= {"max_completion_tokens": body.max_output_tokens, "stream": body.stream}
-        return check_made(fields, ChatBody)
+        return check_derived(fields, ChatBody)
 
     @property
     def turns(self) -> list[int]:
@@ -123,7 +123,7 @@ class Asked:
         return param
 
 
-def _own_items(body: InputTokensBody, store: Shelf) -> Iterator[Any]:
+def _own_items(body: InputTokensBody, store: TenantResponses) -> Iterator[Any]:
     """The request's own items, each with an id; references are looked up."""
     if isinstance(body.input, str):
         yield MessageItem(id=_new_id("message"), role="user", content=body.input)
