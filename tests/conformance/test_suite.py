@@ -20,7 +20,7 @@ from conformance.differences import VLLM, Difference, matches
 from conformance.probe import Unusable, probe
 from conformance.runner import Outcome, Result, run_cases, stale_differences
 from tests.engine.server.serving import WAIT_S
-from tests.engine.server.test_life import port_of, process, wait_ready
+from tests.engine.server.test_server_process import port_of, process, wait_ready
 
 DEMO_MODEL = Path(__file__).parents[2] / "models" / "berth-demo"
 AT_ONCE = 8

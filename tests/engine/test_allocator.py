@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.models.layers import packed_linear
-from tests.engine.server.test_life import ROOT
+from tests.engine.server.test_server_process import ROOT
 
 _PRODUCTS_OF_MANY_SHAPES = """
 import ctypes, json, os

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from engine.errors import EngineError, GenerationFailed
 from engine.server.app import control_routes, utility_routes
-from engine.server.app.gate import Gate
+from engine.server.app.middleware import Gate
 from engine.server.app.openapi import docs_page, openapi_document
 from engine.server.app.unsupported_routes import UNSUPPORTED, unsupported_route
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling

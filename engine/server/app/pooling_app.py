@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.server.app import control_routes, utility_routes
-from engine.server.app.gate import Gate
 from engine.server.app.generation_app import build_app
+from engine.server.app.middleware import Gate
 from engine.server.app.openapi import docs_page, openapi_document
 from engine.server.app.unsupported_routes import UNSUPPORTED, unsupported_route
 from engine.server.app.wrong_runner_routes import GENERATION_PATHS, needs_generation

@@ -17,8 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from engine.config import ServerConfig
 from engine.core.async_engine import AsyncEngine
 from engine.pooling.engine import PoolingEngine
-from engine.server.app.gate import Gate
 from engine.server.app.generation_app import create_app
+from engine.server.app.middleware import Gate
 from engine.server.app.pooling_app import create_pooling_app
 from engine.server.generation.service import GenerationService
 from engine.server.http.http_1_0 import Http10Protocol

@@ -15,8 +15,8 @@ from engine.server.http.errors import NotReady, error_response
 from engine.server.http.large_work import Pace
 from engine.server.model.model_service import ModelService
 from engine.server.protocol.body_reader import check_parsed, read_body, read_json_object
+from engine.server.protocol.chat_body import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 from engine.server.protocol.field_rules import TOKENIZE
-from engine.server.protocol.openai_bodies import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 
 _MANY_TOKENS = 4096  # from here on, work on them goes to a thread
 

@@ -1,7 +1,7 @@
 """Content blocks of /v1/messages: the four that a conversation here consists of, and all others as they come.
 
 What another provider's tools have left in a history, documents and images are taken as objects, and read in
-engine/server/messages/foreign_blocks.py. `cache_control` is taken anywhere, and changes nothing.
+engine/server/messages/provider_blocks.py. `cache_control` is taken anywhere, and changes nothing.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import InvalidRequest
 from engine.server.messages.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from engine.server.messages.bodies import AnthropicMessage, CountBody
-from engine.server.messages.foreign_blocks import (
+from engine.server.messages.provider_blocks import (
     SILENT,
     is_call,
     is_result,
@@ -19,7 +19,7 @@ from engine.server.messages.foreign_blocks import (
     kind_of,
     summary_of,
 )
-from engine.server.protocol.foreign_words import readable_text, unreadable_kind
+from engine.server.protocol.provider_text import readable_text, unreadable_kind
 from engine.server.protocol.unknown_fields import report_ignored
 
 # A mark for the bill that Claude Code puts before its prompt, with a hash that differs in every request: it

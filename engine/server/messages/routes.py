@@ -27,7 +27,7 @@ from engine.server.messages.events import MessageWriter
 from engine.server.messages.translate import ReasoningSupport, effort_of, renamed, to_chat
 from engine.server.model.chat_template import TemplateRefuses
 from engine.server.protocol.body_reader import read_body
-from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.chat_body import ChatBody
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from engine.server.messages.bodies import (
 from engine.server.messages.history import chat_messages
 from engine.server.messages.tools import Offered, check_choice, offered_tools
 from engine.server.protocol.body_reader import check_derived
-from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.unknown_fields import report_ignored
 
 _OUR_PARAMS = {

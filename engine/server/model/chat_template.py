@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.large_work import Pace
-from engine.server.model.plainer_turns import simplifications
+from engine.server.model.simplified_turns import simplifications
 from engine.server.protocol.json_budget import find_json_excess
 
 Message = Mapping[str, Any]

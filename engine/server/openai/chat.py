@@ -19,12 +19,12 @@ from engine.server.generation.chat_events import (
 from engine.server.generation.chat_run import prepare_chat
 from engine.server.generation.service import GenerationService
 from engine.server.http.request_ids import request_id_of
-from engine.server.openai.answers import CompletionObject, CompletionStream, FinishedChoice
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ChatChunks, ReadUsage, usage_object
+from engine.server.openai.completion_output import CompletionObject, CompletionStream, FinishedChoice
 from engine.server.protocol.body_reader import read_body
+from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.field_rules import CHAT
-from engine.server.protocol.openai_bodies import ChatBody
 
 
 async def create_chat_completion(request: Request) -> ASGIApp:

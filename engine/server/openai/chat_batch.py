@@ -14,10 +14,10 @@ from engine.server.generation.chat_run import PreparedChat, prepare_chat
 from engine.server.generation.generation import Generation
 from engine.server.generation.service import GenerationService, check_batch
 from engine.server.http.request_ids import request_id_of
-from engine.server.openai.answers import CompletionObject, FinishedChoice
 from engine.server.openai.chat import describe_answer, head_of
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ReadUsage
+from engine.server.openai.completion_output import CompletionObject, FinishedChoice
 from engine.server.protocol.batch_body import BatchChatBody
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.field_rules import CHAT_BATCH

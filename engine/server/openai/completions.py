@@ -15,12 +15,12 @@ from engine.server.generation.sampling_params import TokenLimit
 from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.request_ids import request_id_of
 from engine.server.model.truncation import Truncation
-from engine.server.openai.answers import CompletionObject, CompletionStream, FinishedChoice
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import CompletionChunks, ReadUsage, usage_object
+from engine.server.openai.completion_output import CompletionObject, CompletionStream, FinishedChoice
 from engine.server.protocol.body_reader import read_body
+from engine.server.protocol.chat_body import CompletionBody
 from engine.server.protocol.field_rules import COMPLETION
-from engine.server.protocol.openai_bodies import CompletionBody
 
 
 async def create_completion(request: Request) -> ASGIApp:

@@ -9,10 +9,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
 from engine.server.protocol import limits
+from engine.server.protocol.chat_body import ConversationBody, TextPart, TokenIds, are_ids
 from engine.server.protocol.field_rules import FieldRules
 from engine.server.protocol.generation_body import Ignored, RequestBody, Strict, none_as
 from engine.server.protocol.limits import MAX_INPUTS
-from engine.server.protocol.openai_bodies import ConversationBody, TextPart, TokenIds, are_ids
 
 _INT64 = 2**63
 

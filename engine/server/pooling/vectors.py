@@ -16,14 +16,6 @@ from engine.pooling.plan import Task
 from engine.server.generation.chat_run import render_conversation
 from engine.server.http.errors import UnknownRoute
 from engine.server.http.request_ids import choose_request_id
-from engine.server.pooling.answer import (
-    Answer,
-    json_response,
-    list_response,
-    to_base64,
-    usage_of,
-    written,
-)
 from engine.server.pooling.bodies import (
     COHERE_RULES,
     RULES,
@@ -34,6 +26,14 @@ from engine.server.pooling.bodies import (
     PoolingConversationBody,
 )
 from engine.server.pooling.encode import Cut, Encoded
+from engine.server.pooling.output import (
+    Answer,
+    json_response,
+    list_response,
+    to_base64,
+    usage_of,
+    written,
+)
 from engine.server.pooling.service import PoolingService
 from engine.server.protocol.body_reader import check, read_json_object
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.protocol import limits
-from engine.server.protocol.openai_bodies import ChatBody, ChatMessage
+from engine.server.protocol.chat_body import ChatBody, ChatMessage
 
 Conversation = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 

@@ -17,7 +17,6 @@ from engine.errors import InvalidRequest
 from engine.server.http.content_coding import decoded
 from engine.server.http.errors import BodyTooLarge, WrongMediaType
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
-from engine.server.protocol.caps import LimitTree, check_sizes, is_larger, tree_of
 from engine.server.protocol.field_rules import NO_RULES, FieldRules, apply_rules
 from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.json_budget import JsonExcess, find_json_excess
@@ -25,6 +24,7 @@ from engine.server.protocol.limits import (
     MAX_BODY_BYTES,
     MAX_FIELDS,
 )
+from engine.server.protocol.size_check import LimitTree, check_sizes, is_larger, tree_of
 from engine.server.protocol.unknown_fields import drop_unknown, unknown_are_refused
 
 _MAX_DESCRIBED = 1000  # errors of one body: each is an object, and a body of 32 MB may hold millions

@@ -25,7 +25,7 @@ from engine.config import EngineConfig
 from engine.execution.build import build_core
 from engine.structured.wire import Limits
 from tests.engine.server.serving import WAIT_S, Running, running, wait_until
-from tests.engine.server.test_life import port_of, process, wait_ready
+from tests.engine.server.test_server_process import port_of, process, wait_ready
 from tests.engine.server.test_streams import events
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"

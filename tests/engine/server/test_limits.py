@@ -14,10 +14,10 @@ from docs.limits_table import body_models
 from engine.errors import InvalidRequest
 from engine.server.protocol import limits
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.caps import LimitExceeded, check_sizes, tree_of
 from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.json_budget import find_json_excess
 from engine.server.protocol.limits import Cap, Measure
+from engine.server.protocol.size_check import LimitExceeded, check_sizes, tree_of
 from tests.engine.server.field_walk import is_capped, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 

@@ -13,8 +13,8 @@ from engine.core.async_engine import AsyncEngine
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import Family, PoolingPlan, Task
 from engine.pooling.sentence_transformers import PoolingType
-from engine.server.app.gate import Gate
 from engine.server.app.generation_app import create_app
+from engine.server.app.middleware import Gate
 from engine.server.app.openapi import Kind, build_document, describe_type
 from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING
 from engine.server.app.pooling_app import create_pooling_app

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.engine.server.serving import WAIT_S
-from tests.engine.server.test_life import ROOT, port_of, process, wait_ready
+from tests.engine.server.test_server_process import ROOT, port_of, process, wait_ready
 from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer, write_tokenizer_files
 
 _LAYERS, _HIDDEN, _INTERMEDIATE, _HEADS, _HEAD_DIM = 12, 256, 5120, 32, 128

@@ -9,7 +9,7 @@ import pytest
 from engine.errors import InvalidRequest
 from engine.server.generation.constraints import find_spec
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.chat_body import ChatBody
 from engine.structured import StructuredKind
 from tests.engine.structured.walking import Walker
 

@@ -14,7 +14,6 @@ from engine.server.openai.responses.items import Item
 from engine.server.openai.responses.tools import ToolChoice, Tools
 from engine.server.protocol import limits
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.foreign_parts import mark_unsupported_parts
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
     CacheSalt,
@@ -23,6 +22,7 @@ from engine.server.protocol.generation_body import (
     Strict,
     none_as,
 )
+from engine.server.protocol.provider_parts import mark_unsupported_parts
 from engine.server.protocol.unknown_fields import report_ignored
 
 RULES = FieldRules(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from engine.server.openai.responses.foreign_items import foreign_messages, output_text
 from engine.server.openai.responses.items import (
     AdditionalToolsItem,
     CallOutputItem,
@@ -18,6 +17,7 @@ from engine.server.openai.responses.items import (
     ToolSearchCallItem,
     ToolSearchOutputItem,
 )
+from engine.server.openai.responses.provider_items import foreign_messages, output_text
 from engine.server.openai.responses.sealed import unseal
 from engine.server.openai.responses.toolbox import custom_arguments, function_name
 from engine.server.protocol.unknown_fields import report_ignored

@@ -1,7 +1,7 @@
 """Items of a conversation, as clients send them and as responses hold them.
 
 A conversation may have been begun with another provider, whose servers run tools that this one doesn't: its
-items are read for what they say (engine/server/openai/responses/foreign_items.py).
+items are read for what they say (engine/server/openai/responses/provider_items.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from engine.server.openai.responses.tools import Tools, known_types
-from engine.server.protocol.foreign_parts import REASONING_PARTS, UNREADABLE, type_of
-from engine.server.protocol.foreign_words import readable_text
 from engine.server.protocol.generation_body import Ignored, Strict, none_as
+from engine.server.protocol.provider_parts import REASONING_PARTS, UNREADABLE, type_of
+from engine.server.protocol.provider_text import readable_text
 
 _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 

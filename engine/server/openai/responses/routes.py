@@ -28,7 +28,7 @@ from engine.server.openai.responses.tools import runnable
 from engine.server.openai.responses.translate import Asked, fitting_cut
 from engine.server.openai.responses.writer import ResponseWriter
 from engine.server.protocol.body_reader import read_body
-from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.chat_body import ChatBody
 
 log = logging.getLogger(__name__)
 

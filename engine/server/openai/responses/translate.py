@@ -26,7 +26,7 @@ from engine.server.openai.responses.items import (
 )
 from engine.server.openai.responses.toolbox import Toolbox
 from engine.server.protocol.body_reader import check_derived
-from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.chat_body import ChatBody
 
 _OUR_PARAMS = {
     "max_tokens": "max_output_tokens",

@@ -1,5 +1,5 @@
 """Blocks of /v1/messages that other servers know: which they are. What they say is read in
-engine/server/protocol/foreign_words.py. Pure.
+engine/server/protocol/provider_text.py. Pure.
 """
 
 from __future__ import annotations

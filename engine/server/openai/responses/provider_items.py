@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.server.openai.responses.items import ForeignItem, is_known
-from engine.server.protocol.foreign_words import readable_text
+from engine.server.protocol.provider_text import readable_text
 from engine.server.protocol.unknown_fields import report_ignored
 
 IMAGE_MARK = "[image]"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from engine.server.protocol.foreign_words import readable_text
+from engine.server.protocol.provider_text import readable_text
 from engine.server.protocol.unknown_fields import report_ignored
 
 UNREADABLE = {

@@ -13,14 +13,6 @@ from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_
 
 from engine.errors import InvalidRequest
 from engine.server.protocol import limits
-from engine.server.protocol.caps import is_larger
-from engine.server.protocol.foreign_parts import (
-    mark_unsupported_parts,
-    read_assistants,
-    read_part,
-    read_reasoning,
-)
-from engine.server.protocol.foreign_tools import FUNCTIONS_ONLY
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
     STRICT_TOOL,
@@ -31,7 +23,15 @@ from engine.server.protocol.generation_body import (
     TokenId,
     none_as,
 )
+from engine.server.protocol.hosted_tools import FUNCTIONS_ONLY
 from engine.server.protocol.limits import MAX_PROMPTS, MAX_TOOLS
+from engine.server.protocol.provider_parts import (
+    mark_unsupported_parts,
+    read_assistants,
+    read_part,
+    read_reasoning,
+)
+from engine.server.protocol.size_check import is_larger
 
 TokenIds = list[int]
 

@@ -9,8 +9,8 @@ import pytest
 from engine.errors import InvalidRequest
 from engine.server.openai.responses.bodies import ResponsesBody
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.foreign_parts import mark_unsupported_parts
-from engine.server.protocol.openai_bodies import ChatBody
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.provider_parts import mark_unsupported_parts
 from engine.server.protocol.unknown_fields import collect_ignored
 
 USER: dict[str, Any] = {"role": "user", "content": "And now?"}

@@ -14,11 +14,11 @@ from engine.core.types import EngineRequest, EngineStats, FinishReason, Sampling
 from engine.server.generation.chat_events import ChoiceReader
 from engine.server.generation.generation import Choice, ChoiceDelta, Usage
 from engine.server.model.metrics import Metrics
-from engine.server.openai.answers import FinishedChoice
 from engine.server.openai.chat import describe_choice
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ChatChunks, CompletionChunks
-from engine.server.protocol.openai_bodies import ChatBody, CompletionBody
+from engine.server.openai.completion_output import FinishedChoice
+from engine.server.protocol.chat_body import ChatBody, CompletionBody
 from engine.text.detokenizer import Detokenizer
 from engine.text.parsers.reasoning import ReasoningParser
 from engine.text.parsers.tools import make_tool_parser

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.server.model.chat_template import ChatTemplate, TemplateRefuses
-from engine.server.model.plainer_turns import simplifications
+from engine.server.model.simplified_turns import simplifications
 
 SAY = "<{{ m.role }}>{{ m.content or '' }}"
 # As Mistral's: users and assistants alternate, calls and results beside them; ids are nine letters.
