@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.differences import VLLM
-from engine.server.app.openapi import Kind, build_document, describe_type
+from engine.server.app.openapi import ServerKind, build_document, describe_type
 from engine.server.app.openapi_operations import GENERATING, NO_OP_FIELDS, OPERATIONS, POOLING, Operation
 from engine.server.app.unsupported_routes import UNSUPPORTED
 from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
@@ -89,7 +89,7 @@ def _introduction() -> str:
 
 
 def render() -> str:
-    schemas = build_document(Kind.ANY)["components"]["schemas"]
+    schemas = build_document(ServerKind.ANY)["components"]["schemas"]
     only_pooling = {key: one for key, one in POOLING.items() if key not in GENERATING}
     parts = [
         _introduction(),
@@ -166,11 +166,11 @@ def _rules(rules: FieldRules) -> Iterator[str]:
     if rules.refused:
         yield "Refused by name, but for the values that ask for nothing (null never does):\n"
         yield table(("field", "taken", "instead"), _refused(rules))
-    if rules.without_effect:
-        names = ", ".join(f"`{name}`" for name in sorted(rules.without_effect))
+    if rules.accepted:
+        names = ", ".join(f"`{name}`" for name in sorted(rules.accepted))
         yield f"Accepted without effect: {names}.\n"
-    if rules.left_out:
-        reasons = "; ".join(f"`{name}`: {reason}" for name, reason in sorted(rules.left_out.items()))
+    if rules.ignored:
+        reasons = "; ".join(f"`{name}`: {reason}" for name, reason in sorted(rules.ignored.items()))
         yield f"Ignored with a warning: {reasons}.\n"
 
 
@@ -200,7 +200,7 @@ def _link(name: str) -> str:
 
 def _link_types(text: str) -> str:
     """Names of objects in a type become links."""
-    known = build_document(Kind.ANY)["components"]["schemas"]
+    known = build_document(ServerKind.ANY)["components"]["schemas"]
     words = [_link(word) if known.get(word, {}).get("properties") else word for word in text.split(" ")]
     return " ".join(words)
 

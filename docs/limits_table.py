@@ -1,4 +1,4 @@
-"""Writes docs/limits.md: `python -m docs.limits_table`. Caps come from the code that compares with them."""
+"""Writes docs/limits.md: `python -m docs.limits_table`. Limits come from the code that enforces them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
 from engine.server.http.large_work import LARGE_BYTES
 from engine.server.protocol import limits
 from engine.server.protocol.generation_body import Strict
-from engine.server.protocol.limits import Cap, Measure
+from engine.server.protocol.size_limit import Measure, SizeLimit
 from engine.text.tokenizer import ENCODED_TOGETHER
 
 PAGE = Path(__file__).with_name("limits.md")
@@ -26,11 +26,11 @@ _INTRODUCTION = """\
 
 <!-- Written by `make docs`; don't edit. -->
 
-Every list, string, count and nesting that a request may bring has a cap. What is above one is refused
-before anything is made of it, by an error that names the field, the cap and what was sent:
-`messages: at most 10000 entries, not 1000000.` Caps are far above what clients send, so few have a setting;
-those that follow from the model move with its flags. Fields that nobody reads, and the values of objects
-whose fields are the client's own, are bounded with the body as a whole.
+Every list, string, count and nesting level in a request has a limit. A request above a limit is refused
+before it is processed, with an error that names the field, the limit and the size sent:
+`messages: at most 10000 entries, not 1000000.` Limits are far above what clients send, so few have a
+setting; those that depend on the model follow its flags. Fields that are not read, and the values of objects
+with free field names, are limited with the body as a whole.
 
 ## Any body of the engine's
 """
@@ -229,15 +229,15 @@ def _general() -> Iterator[tuple[str, ...]]:
 
 
 def _fields() -> Iterator[tuple[str, ...]]:
-    bodies: dict[Cap, list[str]] = {}
+    bodies: dict[SizeLimit, list[str]] = {}
     for model in body_models():
-        for cap in model.all_size_limits():
-            bodies.setdefault(cap, []).append(f"`{model.__name__}`")
-    for cap, names in sorted(bodies.items(), key=lambda item: item[0].path):
-        is_text = cap.measure is Measure.TEXT
+        for limit in model.all_size_limits():
+            bodies.setdefault(limit, []).append(f"`{model.__name__}`")
+    for limit, names in sorted(bodies.items(), key=lambda item: item[0].path):
+        is_text = limit.measure is Measure.TEXT
         yield (
-            f"`{cap.path}`",
-            f"{cap.most} {cap.measure.value}{' in all' if cap.total else ''}",
+            f"`{limit.path}`",
+            f"{limit.most} {limit.measure.value}{' in all' if limit.total else ''}",
             f"`--max-model-len`: {limits.TEXT_BYTES_PER_TOKEN} per token of the context" if is_text else "",
             "400",
             ", ".join(names),

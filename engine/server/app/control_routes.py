@@ -20,13 +20,13 @@ from engine.server.http.errors import UnknownRoute
 from engine.server.http.request_ids import sequence_ids_of
 from engine.server.http.tenants import current_tenant
 from engine.server.model.model_service import ModelService
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.body_reader import check, read_json_object
 from engine.server.protocol.generation_body import Strict
 
 
 class AbortBody(Strict):
-    caps = limits.ABORT
+    size_limits = body_limits.ABORT
 
     request_ids: list[str] = Field(min_length=1)
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from engine.errors import EngineError, GenerationFailed
 from engine.server.app import control_routes, utility_routes
-from engine.server.app.middleware import Gate
+from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.openapi import docs_page, openapi_document
 from engine.server.app.unsupported_routes import UNSUPPORTED, unsupported_route
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling
@@ -72,11 +72,13 @@ _ROUTES = (
 )
 
 
-def create_app(service: GenerationService) -> Gate:
+def create_app(service: GenerationService) -> RequestMiddleware:
     return build_app(_ROUTES, service)
 
 
-def build_app(routes: Iterable[tuple[str, str, Callable[..., Any]]], service: ModelService) -> Gate:
+def build_app(
+    routes: Iterable[tuple[str, str, Callable[..., Any]]], service: ModelService
+) -> RequestMiddleware:
     """A server of these (method, path, endpoint)."""
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
@@ -88,7 +90,7 @@ def build_app(routes: Iterable[tuple[str, str, Callable[..., Any]]], service: Mo
     )
     app.router.redirect_slashes = False
     app.state.service = service
-    return Gate(app, service)
+    return RequestMiddleware(app, service)
 
 
 async def _on_engine_error(request: Request, error: Exception) -> Response:

@@ -36,7 +36,7 @@ _SHOWN_CHARS = 200  # of a path in the log
 _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 
 
-class Gate:
+class RequestMiddleware:
     """The outermost app. Knows how many requests are inside, so that a shutdown can wait for them."""
 
     def __init__(self, app: ASGIApp, service: ModelService) -> None:

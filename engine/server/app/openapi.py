@@ -68,7 +68,7 @@ async def docs_page(request: Request) -> Response:
     return HTMLResponse(_render_page(_document_of(request)))
 
 
-class Kind(Enum):
+class ServerKind(Enum):
     """Of server: each has its own routes."""
 
     GENERATING = "generating"
@@ -76,16 +76,16 @@ class Kind(Enum):
     ANY = "any"  # all routes of all of them
 
 
-_OPERATIONS = {Kind.GENERATING: GENERATING, Kind.POOLING: POOLING, Kind.ANY: OPERATIONS}
+_OPERATIONS = {ServerKind.GENERATING: GENERATING, ServerKind.POOLING: POOLING, ServerKind.ANY: OPERATIONS}
 
 
 def _document_of(request: Request) -> dict[str, Any]:
     generates = isinstance(request.app.state.service, GenerationService)
-    return build_document(Kind.GENERATING if generates else Kind.POOLING)
+    return build_document(ServerKind.GENERATING if generates else ServerKind.POOLING)
 
 
 @cache
-def build_document(kind: Kind) -> dict[str, Any]:
+def build_document(kind: ServerKind) -> dict[str, Any]:
     """The document, OpenAPI 3.1. Treat it as read-only: there is one of each kind."""
     operations = _OPERATIONS[kind]
     schemas = _schemas({body for operation in operations.values() for body in operation.bodies})

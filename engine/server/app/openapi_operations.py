@@ -26,14 +26,10 @@ from engine.server.pooling.bodies import (
     ScoreBody,
 )
 from engine.server.protocol.batch_body import BatchChatBody
-from engine.server.protocol.chat_body import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    TokenizeChatBody,
-    TokenizePromptBody,
-)
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.completion_body import CompletionBody
 from engine.server.protocol.field_rules import CHAT, CHAT_BATCH, COMPLETION, NO_RULES, TOKENIZE, FieldRules
+from engine.server.protocol.tokenize_bodies import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 
 # Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
 NO_OP_FIELDS = frozenset(

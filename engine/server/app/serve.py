@@ -18,7 +18,7 @@ from engine.config import ServerConfig
 from engine.core.async_engine import AsyncEngine
 from engine.pooling.engine import PoolingEngine
 from engine.server.app.generation_app import create_app
-from engine.server.app.middleware import Gate
+from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.pooling_app import create_pooling_app
 from engine.server.generation.service import GenerationService
 from engine.server.http.http_1_0 import Http10Protocol
@@ -81,7 +81,7 @@ async def serve(
 
 def _open(
     engine: AsyncEngine | PoolingEngine, config: ServerConfig, max_num_seqs: int
-) -> tuple[ModelService, Gate]:
+) -> tuple[ModelService, RequestMiddleware]:
     """The routes that fit what the engine does."""
     if isinstance(engine, PoolingEngine):
         pooling = PoolingService(engine, config, max_num_seqs=max_num_seqs)
@@ -118,7 +118,7 @@ async def _load_model(config: ServerConfig, loading: Loading) -> ServedModel:
     return await asyncio.to_thread(load_served_model, loading.directory, config, tokenizer)
 
 
-async def _drain(service: ModelService, gate: Gate) -> None:
+async def _drain(service: ModelService, gate: RequestMiddleware) -> None:
     """No new requests; running ones may end in time; what is left is aborted and told so.
 
     An engine that still loads isn't waited for.
@@ -148,7 +148,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: Gate, config: ServerConfig) -> uvicorn.Config:
+def _uvicorn_config(app: RequestMiddleware, config: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Http10Protocol,

@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse, Response
 from engine import __version__
 from engine.server.generation.chat_run import encode_conversation
 from engine.server.http.errors import NotReady, error_response
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.model.model_service import ModelService
 from engine.server.protocol.body_reader import check_parsed, read_body, read_json_object
-from engine.server.protocol.chat_body import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 from engine.server.protocol.field_rules import TOKENIZE
+from engine.server.protocol.tokenize_bodies import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 
 _MANY_TOKENS = 4096  # from here on, work on them goes to a thread
 
@@ -104,11 +104,11 @@ async def detokenize(request: Request) -> Response:
 
 def _written(token_ids: list[int], show: Callable[[list[int]], list[Any]] = list) -> str:
     """A JSON list, a part at a time: one long call would keep all other threads from running."""
-    pace, parts = Pace(), []
+    throttle, parts = GilThrottle(), []
     for start in range(0, len(token_ids), _MANY_TOKENS):
         part = show(token_ids[start : start + _MANY_TOKENS])
         parts.append(json.dumps(part, ensure_ascii=False, separators=(",", ":"))[1:-1])
-        pace.rest()
+        throttle.pause()
     return f"[{','.join(parts)}]"
 
 

@@ -17,7 +17,8 @@ from engine.server.http.large_work import LARGE_BYTES
 from engine.server.model.model_service import ModelService
 from engine.server.model.reasoning import PromptReasoning, ReasoningState
 from engine.server.model.truncation import Truncation
-from engine.server.protocol.chat_body import ChatBody, ConversationBody
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.conversation_body import ConversationBody
 from engine.text.parsers.reasoning import ReasoningParser
 from engine.text.parsers.tools import ToolParser, make_tool_parser
 

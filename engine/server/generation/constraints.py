@@ -9,7 +9,8 @@ from typing import Any
 from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
 from engine.server.model.reasoning import PromptReasoning
-from engine.server.protocol.chat_body import ChatBody, NamedTool
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.conversation_body import NamedTool
 from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
 from engine.structured import StructuredKind, StructuredOutput, Structurer
 from engine.text.parsers.tools import Answer, answer_or_calls, call_constraint

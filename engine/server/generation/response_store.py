@@ -33,23 +33,23 @@ class ResponseStore:
     """All tenants' responses, within the bounds of the whole."""
 
     def __init__(self) -> None:
-        self._shelves: dict[str, TenantResponses] = {}
+        self._by_tenant: dict[str, TenantResponses] = {}
 
     def of(self, tenant: str) -> TenantResponses:
         """Those of one tenant, by its name."""
-        shelf = self._shelves.get(tenant)
-        if shelf is None:
-            shelf = self._shelves[tenant] = TenantResponses(self)
-        return shelf
+        responses = self._by_tenant.get(tenant)
+        if responses is None:
+            responses = self._by_tenant[tenant] = TenantResponses(self)
+        return responses
 
     def make_room(self) -> None:
         """Bring the whole within its bounds. A response that nobody stands beside may be as long as it is."""
-        shelves = self._shelves.values()
-        while sum(map(len, shelves)) > 1:
-            if sum(map(len, shelves)) > MAX_STORED:
-                max(shelves, key=len).forget_oldest()
-            elif sum(shelf.num_bytes for shelf in shelves) > MAX_STORED_BYTES:
-                max(shelves, key=lambda shelf: shelf.num_bytes).forget_oldest()
+        tenants = self._by_tenant.values()
+        while sum(map(len, tenants)) > 1:
+            if sum(map(len, tenants)) > MAX_STORED:
+                max(tenants, key=len).forget_oldest()
+            elif sum(responses.num_bytes for responses in tenants) > MAX_STORED_BYTES:
+                max(tenants, key=lambda responses: responses.num_bytes).forget_oldest()
             else:
                 return
 

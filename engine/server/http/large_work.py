@@ -2,7 +2,7 @@
 
 A thread that computes in Python holds the interpreter, which the loop and the engine's thread need for every
 token of every stream. So such work comes one at a time, and what is long rests as long as it has worked
-(`Pace`). Work that leaves the interpreter alone, such as a tokenizer's, may run beside it.
+(`GilThrottle`). Work that leaves the interpreter alone, such as a tokenizer's, may run beside it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _LONGEST_REST_S = 0.05
 _TURN_S = 0.002  # the interpreter's own default is 5 ms, and each PyTorch operator has to ask for it again
 
 
-class Pace:
-    """For one long piece of work, which calls `rest` every few thousand operations or fewer."""
+class GilThrottle:
+    """For one long piece of work, which calls `pause` every few thousand operations or fewer."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """After a turn's work, let the others go on for as long as it has taken. Not on an event loop."""
         worked_s = time.perf_counter() - self._since
         if worked_s > _TURN_S:

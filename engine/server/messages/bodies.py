@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from engine.server.messages.blocks import Block, TextBlock
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
 from engine.server.protocol.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
 from engine.server.protocol.limits import MAX_STOPS, MAX_TOOLS
 
 COUNT_RULES = FieldRules(
     refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},
-    without_effect=frozenset(
+    accepted=frozenset(
         {
             "betas",
             "billing_policy",
@@ -38,7 +38,7 @@ COUNT_RULES = FieldRules(
             "workspace_id",
         }
     ),
-    left_out={
+    ignored={
         "container": "there is no container to run code in",
         "mcp_servers": "this server can't reach MCP servers",
         "safeguards": "there is no classifier here",
@@ -179,7 +179,7 @@ class OutputConfig(Strict):
 class CountBody(RequestBody):
     """What a conversation consists of."""
 
-    caps = limits.MESSAGES
+    size_limits = body_limits.MESSAGES
 
     messages: Annotated[list[AnthropicMessage], Field(min_length=1, fail_fast=True)]
     system: str | list[TextBlock] | None = None
@@ -216,6 +216,6 @@ class MessagesBody(CountBody):
 
 RULES = FieldRules(
     {**COUNT_RULES.refused, "compaction": ()},
-    COUNT_RULES.without_effect - {"compaction"} - MessagesBody.model_fields.keys(),
-    COUNT_RULES.left_out,
+    COUNT_RULES.accepted - {"compaction"} - MessagesBody.model_fields.keys(),
+    COUNT_RULES.ignored,
 )

@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError, InvalidRequest
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.model.simplified_turns import simplifications
 from engine.server.protocol.json_budget import find_json_excess
 
@@ -76,8 +76,8 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"chat_template_kwargs can't set {', '.join(sorted(reserved))}.", param="chat_template_kwargs"
             )
-        pace = Pace()
-        given = [self._adapt(message, pace) for message in messages]
+        throttle = GilThrottle()
+        given = [self._adapt(message, throttle) for message in messages]
         known = {**self._defaults, **(variables or {})}
 
         def render(turns: list[dict[str, Any]]) -> str:
@@ -120,7 +120,7 @@ class ChatTemplate:
                 f"The model's chat template refuses this conversation: {error}", param="messages"
             ) from error
 
-    def _adapt(self, message: Message, pace: Pace) -> dict[str, Any]:
+    def _adapt(self, message: Message, throttle: GilThrottle) -> dict[str, Any]:
         adapted = {key: value for key, value in message.items() if value not in (None, [])}
         as_text = message["role"] == "tool"  # templates that take other roles' parts mostly don't take these
         adapted["content"] = self._adapt_content(message.get("content"), as_text=as_text)
@@ -130,7 +130,7 @@ class ChatTemplate:
         if adapted["role"] == "developer" and not self._takes_developer:
             adapted["role"] = "system"  # the role's older name; templates drop roles they don't know
         if "tool_calls" in adapted:
-            adapted["tool_calls"] = [_with_parsed_arguments(call, pace) for call in adapted["tool_calls"]]
+            adapted["tool_calls"] = [_with_parsed_arguments(call, throttle) for call in adapted["tool_calls"]]
         return adapted
 
     def _adapt_content(self, content: Any, *, as_text: bool) -> Any:
@@ -178,7 +178,7 @@ def _cut_after(text: str, content: Any) -> str:
     return text[:at] + (said.lstrip() if text[at:].startswith(said.lstrip()) else said.strip())
 
 
-def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
+def _with_parsed_arguments(call: Mapping[str, Any], throttle: GilThrottle) -> dict[str, Any]:
     """Clients send a call's arguments as JSON text; templates want the object.
 
     Text that is no JSON stays as it is: a call that was cut off must not make its conversation unusable. So
@@ -186,7 +186,7 @@ def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any
     """
     function = dict(call["function"])
     arguments = function.get("arguments")
-    pace.rest()
+    throttle.pause()
     if isinstance(arguments, str) and find_json_excess(arguments.encode(errors="replace")) is None:
         with suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(arguments) if arguments else {}

@@ -32,13 +32,13 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     body = (await read_body(request, ChatBody, CHAT)).with_allowed_tools()
     prepared = await prepare_chat(service, body)
     prompt_text = prepared.prompt_text if body.return_prompt_text else None
-    extras = ChoiceDetails(body, service.model.tokenizer, prompt_text=prompt_text)
+    details = ChoiceDetails(body, service.model.tokenizer, prompt_text=prompt_text)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     model = body.model or service.model.name
     if body.stream:
         chunks = ChatChunks(
             head_of(request_id, "chat.completion.chunk", model),
-            extras,
+            details,
             None if prepared.is_plain else prepared.readers,
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
@@ -47,7 +47,7 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     head = head_of(request_id, "chat.completion", model)
 
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
-        return _to_object(head, extras, prepared.readers, choices, read_usage)
+        return _to_object(head, details, prepared.readers, choices, read_usage)
 
     return CompletionObject(prepared.generation, prepared.choices, to_object, service.large_work)
 
@@ -64,19 +64,19 @@ def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
 
 def _to_object(
     head: dict[str, Any],
-    extras: ChoiceDetails,
+    details: ChoiceDetails,
     readers: Mapping[int, ChoiceReader],
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
 ) -> dict[str, Any]:
-    answer = describe_answer(head, extras, readers, choices, read_usage)
+    answer = describe_answer(head, details, readers, choices, read_usage)
     deltas = choices[0].deltas
-    return {**answer, **extras.prompt_fields(deltas[0]), **extras.prompt_logprobs(deltas)}
+    return {**answer, **details.prompt_fields(deltas[0]), **details.prompt_logprobs(deltas)}
 
 
 def describe_answer(
     head: dict[str, Any],
-    extras: ChoiceDetails,
+    details: ChoiceDetails,
     readers: Mapping[int, ChoiceReader],
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
@@ -85,8 +85,8 @@ def describe_answer(
     described = [
         {
             **describe_choice(choice, readers[choice.index]),
-            "logprobs": extras.chat_logprobs(choice.deltas),
-            **extras.token_ids(choice.deltas),
+            "logprobs": details.chat_logprobs(choice.deltas),
+            **details.token_ids(choice.deltas),
         }
         for choice in choices
     ]

@@ -30,12 +30,12 @@ async def create_chat_batch(request: Request) -> ASGIApp:
     chats = await _prepare_all(service, body)
     choices = [choice for chat in chats for choice in chat.choices]
     readers = {index: reader for chat in chats for index, reader in chat.readers.items()}
-    extras = ChoiceDetails(body, service.model.tokenizer)
+    details = ChoiceDetails(body, service.model.tokenizer)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     head = head_of(request_id, "chat.completion", body.model or service.model.name)
 
     def to_object(finished: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
-        return describe_answer(head, extras, readers, finished, read_usage)
+        return describe_answer(head, details, readers, finished, read_usage)
 
     generation = Generation(service.engine, service.metrics, choices)
     return CompletionObject(generation, choices, to_object, service.large_work)

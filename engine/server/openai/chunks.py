@@ -81,9 +81,9 @@ class _Envelope:
 
 class CompletionChunks:
     def __init__(
-        self, head: dict[str, Any], extras: ChoiceDetails, *, include_usage: bool, continuous_usage: bool
+        self, head: dict[str, Any], details: ChoiceDetails, *, include_usage: bool, continuous_usage: bool
     ) -> None:
-        self._extras = extras
+        self._details = details
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
         self._begun: set[int] = set()
 
@@ -93,11 +93,11 @@ class CompletionChunks:
     def _choice(self, delta: ChoiceDelta) -> str:
         logprobs = "null"
         extra = ""
-        if self._extras.wanted:
+        if self._details.wanted:
             is_first = delta.choice.index not in self._begun
             self._begun.add(delta.choice.index)
-            logprobs = _encode(self._extras.completion_logprobs([delta]))
-            extra = _fields(self._extras.token_ids([delta], is_first=is_first))
+            logprobs = _encode(self._details.completion_logprobs([delta]))
+            extra = _fields(self._details.token_ids([delta], is_first=is_first))
         return (
             f'{{"index":{delta.choice.index},"text":{_encode(delta.text)},"logprobs":{logprobs}'
             f"{_finish(delta.finish_reason, delta.stop_reason)}{extra}}}"
@@ -113,16 +113,16 @@ class ChatChunks:
     def __init__(
         self,
         head: dict[str, Any],
-        extras: ChoiceDetails,
+        details: ChoiceDetails,
         readers: Mapping[int, ChoiceReader] | None,
         *,
         include_usage: bool,
         continuous_usage: bool,
     ) -> None:
         """`readers`: by the choice's index; None where all text is content."""
-        self._extras = extras
+        self._details = details
         self._readers = readers
-        self._is_plain = readers is None and not extras.wanted
+        self._is_plain = readers is None and not details.wanted
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
         self._begun: set[int] = set()
 
@@ -134,7 +134,7 @@ class ChatChunks:
                 self._begun.add(index)
                 role = f'{{"index":{index},"delta":{_ROLE},"logprobs":null{_UNFINISHED}}}'
                 chunks.append(
-                    self._envelope.wrap(role, read_usage, _fields(self._extras.prompt_fields(delta)))
+                    self._envelope.wrap(role, read_usage, _fields(self._details.prompt_fields(delta)))
                 )
             if self._is_plain and delta.finish_reason is None:  # nearly all chunks there are
                 choice = f'{{"index":{index},"delta":{{"content":{_encode(delta.text)}}}{_NO_END}}}'
@@ -148,9 +148,9 @@ class ChatChunks:
     def _parts(self, delta: ChoiceDelta) -> Iterable[tuple[str, str, str]]:
         """(the chunk's delta, its logprobs, what follows them)."""
         contents, end = self._contents(delta)
-        if self._extras.wanted:
-            logprobs = _encode(self._extras.chat_logprobs([delta]))
-            tail = _UNFINISHED + _fields(self._extras.token_ids([delta]))
+        if self._details.wanted:
+            logprobs = _encode(self._details.chat_logprobs([delta]))
+            tail = _UNFINISHED + _fields(self._details.token_ids([delta]))
             yield contents[0] if contents else '{"content":""}', logprobs, tail
             contents = contents[1:]
         for content in contents:

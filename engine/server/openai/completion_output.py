@@ -16,7 +16,7 @@ from engine.errors import EngineError
 from engine.server.generation.generation import Choice, ChoiceDelta, Generation, merge_deltas
 from engine.server.http.client_disconnect import unless_client_leaves
 from engine.server.http.errors import envelope, error_response
-from engine.server.http.large_work import LargeWork, Pace
+from engine.server.http.large_work import GilThrottle, LargeWork
 from engine.server.http.sse import STREAM_HEADERS
 from engine.server.openai.chunks import Chunks, ReadUsage, error_event
 from engine.server.openai.packed_logprobs import PackedLogprobs, Rows
@@ -118,23 +118,23 @@ class CompletionObject:
 
     def _write(self) -> list[bytes]:
         # Reading the answer may bring counts of its own: usage comes after.
-        pace = Pace()
-        body = self._to_object(_Paced(self._finished.values(), pace), self._generation.read_usage)
+        throttle = GilThrottle()
+        body = self._to_object(_Paced(self._finished.values(), throttle), self._generation.read_usage)
         out = _Out()
-        _write(body, out, pace)
+        _write(body, out, throttle)
         return out.pieces
 
 
 class _Paced(list[FinishedChoice]):
     """Choices that are looked at one after the other, with room for others between them."""
 
-    def __init__(self, choices: Iterable[FinishedChoice], pace: Pace) -> None:
+    def __init__(self, choices: Iterable[FinishedChoice], throttle: GilThrottle) -> None:
         super().__init__(choices)
-        self._pace = pace
+        self._throttle = throttle
 
     def __iter__(self) -> Iterator[FinishedChoice]:
         for choice in super().__iter__():
-            self._pace.rest()
+            self._throttle.pause()
             yield choice
 
 
@@ -226,32 +226,32 @@ class CompletionStream:
         await send({"type": "http.response.body", "body": events, "more_body": True})
 
 
-def _write(value: Any, out: _Out, pace: Pace, depth: int = 0) -> None:
+def _write(value: Any, out: _Out, throttle: GilThrottle, depth: int = 0) -> None:
     """An answer as JSON, a part at a time: one long call would keep all other threads from running."""
-    pace.rest()
+    throttle.pause()
     if isinstance(value, dict) and depth <= _DEPTH_OF_CHOICES + 2:
         for number, (name, inner) in enumerate(value.items()):
             out.add(f"{', ' if number else '{'}{_dumped(name)}: ")
-            _write(inner, out, pace, depth + 1)
+            _write(inner, out, throttle, depth + 1)
         out.add("}" if value else "{}")
     elif isinstance(value, list) and depth == _DEPTH_OF_CHOICES:
         for number, choice in enumerate(value):
             out.add(", " if number else "[")
-            _write(choice, out, pace, depth + 1)
+            _write(choice, out, throttle, depth + 1)
         out.add("]" if value else "[]")
     elif isinstance(value, list | Rows):
-        _write_list(value, out, pace)
+        _write_list(value, out, throttle)
     else:
         out.add(_dumped(value))
 
 
-def _write_list(value: list[Any] | Rows[Any], out: _Out, pace: Pace) -> None:
+def _write_list(value: list[Any] | Rows[Any], out: _Out, throttle: GilThrottle) -> None:
     rows = value if isinstance(value, Rows) else Rows(value, lambda entry: entry)
     separator = "["
     for part in rows.parts(_WRITTEN_AT_ONCE):
         out.add(f"{separator}{_dumped(part)[1:-1]}")
         separator = ", "
-        pace.rest()
+        throttle.pause()
     out.add("[]" if separator == "[" else "]")
 
 

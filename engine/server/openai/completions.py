@@ -19,7 +19,7 @@ from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import CompletionChunks, ReadUsage, usage_object
 from engine.server.openai.completion_output import CompletionObject, CompletionStream, FinishedChoice
 from engine.server.protocol.body_reader import read_body
-from engine.server.protocol.chat_body import CompletionBody
+from engine.server.protocol.completion_body import CompletionBody
 from engine.server.protocol.field_rules import COMPLETION
 
 
@@ -37,16 +37,16 @@ async def create_completion(request: Request) -> ASGIApp:
         "model": body.model or service.model.name,
         "system_fingerprint": None,
     }
-    extras = ChoiceDetails(body, service.model.tokenizer, echo=body.echo)
+    details = ChoiceDetails(body, service.model.tokenizer, echo=body.echo)
     if body.stream:
         chunks = CompletionChunks(
-            head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
+            head, details, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
         return CompletionStream(generation, chunks, service.large_work)
     return CompletionObject(
         generation,
         choices,
-        lambda finished, read: _to_object(head, extras, finished, read),
+        lambda finished, read: _to_object(head, details, finished, read),
         service.large_work,
     )
 
@@ -97,7 +97,7 @@ def _to_prompt(
 
 
 def _to_object(
-    head: dict[str, Any], extras: ChoiceDetails, choices: Sequence[FinishedChoice], read_usage: ReadUsage
+    head: dict[str, Any], details: ChoiceDetails, choices: Sequence[FinishedChoice], read_usage: ReadUsage
 ) -> dict[str, Any]:
     return {
         **head,
@@ -105,11 +105,11 @@ def _to_object(
             {
                 "index": choice.index,
                 "text": choice.text,
-                "logprobs": extras.completion_logprobs(choice.deltas),
+                "logprobs": details.completion_logprobs(choice.deltas),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
-                **extras.token_ids(choice.deltas, is_first=True),
-                **extras.prompt_logprobs(choice.deltas),
+                **details.token_ids(choice.deltas, is_first=True),
+                **details.prompt_logprobs(choice.deltas),
             }
             for choice in choices
         ],

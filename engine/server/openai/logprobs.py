@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from engine.core.types import PositionLogprobs, TokenLogprob
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.openai.packed_logprobs import PackedLogprobs, Rows
 from engine.text.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ class LogprobsWriter:
     def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool) -> None:
         self._tokenizer = tokenizer
         self._as_token_ids = as_token_ids
-        self._pace = Pace()
+        self._throttle = GilThrottle()
         self._texts: dict[int, str] = {}  # of tokens: the likely ones are told over and over
         self._offsets: dict[int, int] = {}
         self._bytes: dict[int, list[int]] = {}
@@ -59,7 +59,7 @@ class LogprobsWriter:
         return {"content": _rows(positions, self._position), "refusal": None}
 
     def _position(self, position: PositionLogprobs) -> dict[str, Any]:
-        self._pace.rest()
+        self._throttle.pause()
         top = [self._entry(token) for token in position.top]
         return {**self._entry(position.chosen), "top_logprobs": top}
 
@@ -68,12 +68,12 @@ class LogprobsWriter:
         return [None if position is None else self._by_id(position) for position in positions]
 
     def _by_text(self, position: PositionLogprobs) -> dict[str, float]:
-        self._pace.rest()
+        self._throttle.pause()
         tokens = {token.token_id: token for token in (*position.top, position.chosen)}
         return {self._text(token.token_id): _finite(token.logprob) for token in tokens.values()}
 
     def _by_id(self, position: PositionLogprobs) -> dict[str, Any]:
-        self._pace.rest()
+        self._throttle.pause()
         return {
             str(token.token_id): {
                 "logprob": _finite(token.logprob),

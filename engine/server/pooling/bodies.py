@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
-from engine.server.protocol import limits
-from engine.server.protocol.chat_body import ConversationBody, TextPart, TokenIds, are_ids
+from engine.server.protocol import body_limits
+from engine.server.protocol.completion_body import TokenIds, are_ids
+from engine.server.protocol.conversation_body import ConversationBody, TextPart
 from engine.server.protocol.field_rules import FieldRules
 from engine.server.protocol.generation_body import Ignored, RequestBody, Strict, none_as
 from engine.server.protocol.limits import MAX_INPUTS
@@ -29,7 +30,7 @@ RULES = FieldRules(
 class PoolingOptions(RequestBody):
     """What every request to a pooling server may say."""
 
-    caps = limits.POOLED
+    size_limits = body_limits.POOLED
 
     user: Ignored = None
     truncate_prompt_tokens: int | None = Field(
@@ -86,7 +87,7 @@ def _are_ids(values: list[Any]) -> bool:
 class InputBody(VectorOptions):
     """Texts, or tokens."""
 
-    caps = limits.POOLING
+    size_limits = body_limits.POOLING
 
     input: Annotated[list[Any], BeforeValidator(_check_input)]
     add_special_tokens: Annotated[bool, none_as(True)] = True
@@ -113,7 +114,7 @@ class CohereContent(Strict):
 class CohereEmbedBody(RequestBody):
     """Cohere's /v2/embed."""
 
-    caps = limits.COHERE
+    size_limits = body_limits.COHERE
 
     input_type: str | None = None
     texts: Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
@@ -161,7 +162,7 @@ Texts = Annotated[list[str], BeforeValidator(_texts_of), Field(min_length=1, max
 
 
 class PairOptions(PoolingOptions):
-    caps = limits.PAIRS
+    size_limits = body_limits.PAIRS
 
     max_tokens_per_query: Annotated[int, none_as(0), Field(ge=0)] = Field(
         default=0, description="A longer query is cut to so many tokens; 0 = no limit of its own."
@@ -183,7 +184,7 @@ class PairOptions(PoolingOptions):
 class RerankBody(PairOptions):
     """Jina's, Cohere's and vLLM's: one query, many documents."""
 
-    caps = limits.RANKED
+    size_limits = body_limits.RANKED
 
     query: OneText
     documents: Texts
@@ -194,7 +195,7 @@ class RerankBody(PairOptions):
 class ScoreBody(PairOptions):
     """Pairs: one with one, one with many, or each with its own."""
 
-    caps = limits.SCORED
+    size_limits = body_limits.SCORED
 
     text_1: Texts
     text_2: Texts

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineError
 from engine.server.http.client_disconnect import unless_client_leaves
 from engine.server.http.errors import error_response
-from engine.server.http.large_work import LargeWork, Pace
+from engine.server.http.large_work import GilThrottle, LargeWork
 from engine.server.pooling.bodies import VectorOptions
 from engine.server.pooling.encode import Encoded
 
@@ -63,10 +63,10 @@ async def list_response(
     """
 
     def write() -> bytes:
-        pace, parts = Pace(), []
+        throttle, parts = GilThrottle(), []
         for item in items:
             parts.append(json.dumps(item()))
-            pace.rest()
+            throttle.pause()
         data = ", ".join(parts)
         return (json.dumps(head, ensure_ascii=False)[:-1] + f', "data": [{data}]}}').encode()
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from engine.errors import InvalidRequest
 from engine.server.http.errors import UnknownRoute
-from engine.server.http.large_work import LARGE_BYTES, Pace
+from engine.server.http.large_work import LARGE_BYTES, GilThrottle
 from engine.server.http.request_ids import choose_request_id
 from engine.server.pooling.bodies import RULES, SCORE_NAMES, PairOptions, RerankBody, ScoreBody
 from engine.server.pooling.encode import Encoded, Text, cut_text
@@ -112,10 +112,10 @@ async def _cut(service: PoolingService, texts: Sequence[str], max_tokens: int) -
     texts = [text[:most] for text in texts]
 
     def cut() -> list[str]:
-        pace, shortened = Pace(), []
+        throttle, shortened = GilThrottle(), []
         for text in texts:
             shortened.append(cut_text(service.model.tokenizer, text, max_tokens))
-            pace.rest()
+            throttle.pause()
         return shortened
 
     is_large = sum(map(len, texts)) * 4 >= LARGE_BYTES

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.protocol import limits
-from engine.server.protocol.chat_body import ChatBody, ChatMessage
+from engine.server.protocol import body_limits
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.conversation_body import ChatMessage
 
 Conversation = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
@@ -17,7 +18,7 @@ Conversation = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 class BatchChatBody(ChatBody):
     """vLLM's `BatchChatCompletionRequest`: neither streams nor tools, and one choice per conversation."""
 
-    caps = limits.CHAT_BATCH
+    size_limits = body_limits.CHAT_BATCH
 
     messages: Annotated[  # type: ignore[assignment]  # the one field that isn't a chat's
         list[Conversation], Field(min_length=1, fail_fast=True)

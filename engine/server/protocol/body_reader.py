@@ -72,7 +72,7 @@ def _tree_for(model: type[Strict]) -> LimitTree:
 
 
 def check_derived(body: Mapping[str, Any], model: type[Body], rules: FieldRules = NO_RULES) -> Body:
-    """The same of a body that was made here of another, which has been compared with its own caps."""
+    """The same of a body that was made here of another, which has been compared with its own size_limits."""
     known = apply_rules(body, rules)
     try:
         return model.model_validate(known)
@@ -123,7 +123,7 @@ async def _read(request: Request) -> bytes:
 def _parse(raw: bytes, model: type[Strict] | None = None) -> dict[str, Any]:
     """By pydantic's parser: faster than `json`, and strict about UTF-8, surrogates, numbers and depth.
 
-    `model`: whose caps to compare with where the text holds too much to be parsed.
+    `model`: whose size_limits to compare with where the text holds too much to be parsed.
     """
     excess = find_json_excess(raw)
     try:

@@ -32,21 +32,21 @@ class FieldRules:
 
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """By name, with the values that ask for nothing."""
-    without_effect: frozenset[str] = frozenset()
+    accepted: frozenset[str] = frozenset()
     """Accepted in silence: they can't change the answer."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
     """Accepted with a warning: by name, why it can't be had."""
 
     def __or__(self, other: FieldRules) -> FieldRules:
         return FieldRules(
             {**self.refused, **other.refused},
-            self.without_effect | other.without_effect,
-            {**self.left_out, **other.left_out},
+            self.accepted | other.accepted,
+            {**self.ignored, **other.ignored},
         )
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self.refused) | self.without_effect | frozenset(self.left_out)
+        return frozenset(self.refused) | self.accepted | frozenset(self.ignored)
 
 
 _COMMON = FieldRules(
@@ -63,7 +63,7 @@ _COMMON = FieldRules(
         "vllm_xargs": ({},),
         "watermarking": (False,),
     },
-    without_effect=frozenset(
+    accepted=frozenset(
         {
             "metadata",
             "service_tier",
@@ -90,10 +90,8 @@ CHAT = (
             "modalities": (["text"],),
             "moderation": (),
         },
-        without_effect=frozenset(
-            {"prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity"}
-        ),
-        left_out={"web_search_options": "this server can't search the web"},
+        accepted=frozenset({"prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity"}),
+        ignored={"web_search_options": "this server can't search the web"},
     )
 )
 
@@ -110,10 +108,10 @@ def apply_rules(body: Mapping[str, Any], rules: FieldRules) -> dict[str, Any]:
     for name, value in body.items():
         if name in rules.refused:
             _check_refused(name, value, rules.refused[name])
-        elif name in rules.left_out:
+        elif name in rules.ignored:
             if value is not None and value != []:
-                report_ignored(name, rules.left_out[name])
-        elif name not in rules.without_effect:
+                report_ignored(name, rules.ignored[name])
+        elif name not in rules.accepted:
             kept[name] = value
     return kept
 

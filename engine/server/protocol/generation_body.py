@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.beam_rules import check_beam_fields
 from engine.server.protocol.limits import (
     MAX_BEAMS,
@@ -19,8 +19,8 @@ from engine.server.protocol.limits import (
     MAX_NAMED_LOGPROBS,
     MAX_SALT,
     MAX_STOPS,
-    Cap,
 )
+from engine.server.protocol.size_limit import SizeLimit
 
 _INT64 = 2**63
 _INT64_DIGITS = 19
@@ -32,19 +32,19 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    caps: ClassVar[tuple[Cap, ...]] = ()
+    size_limits: ClassVar[tuple[SizeLimit, ...]] = ()
     """Of a body: how much its own fields may hold."""
 
     @classmethod
-    def all_size_limits(cls) -> tuple[Cap, ...]:
-        """Those of the classes that it is made of, too, but of fields that it has its own caps of."""
-        caps: dict[str, tuple[Cap, ...]] = {}
+    def all_size_limits(cls) -> tuple[SizeLimit, ...]:
+        """Those of the classes that it is made of, too, but of fields that it has its own size_limits of."""
+        size_limits: dict[str, tuple[SizeLimit, ...]] = {}
         for base in cls.__mro__:
-            own: dict[str, tuple[Cap, ...]] = {}
-            for cap in vars(base).get("caps", ()):
-                own[cap.field] = (*own.get(cap.field, ()), cap)
-            caps = own | caps
-        return tuple(cap for of_field in caps.values() for cap in of_field)
+            own: dict[str, tuple[SizeLimit, ...]] = {}
+            for limit in vars(base).get("size_limits", ()):
+                own[limit.field] = (*own.get(limit.field, ()), limit)
+            size_limits = own | size_limits
+        return tuple(limit for of_field in size_limits.values() for limit in of_field)
 
 
 def none_as(default: Any) -> BeforeValidator:
@@ -65,7 +65,7 @@ STRICT_TOOL = (
 
 
 class RequestBody(Strict):
-    caps = limits.NAMED
+    size_limits = body_limits.NAMED
 
     model: str | None = Field(default=None, description="The model; without it, the one that is served.")
 
@@ -158,7 +158,7 @@ CacheSalt = Annotated[
 class GenerationBody(RequestBody):
     """What completions and chats share. None means: not given."""
 
-    caps = limits.GENERATION
+    size_limits = body_limits.GENERATION
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), none_as(1)] = 1
     use_beam_search: Annotated[bool, none_as(False)] = Field(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.protocol.limits import (
     MAX_JSON_CONTAINERS,
     MAX_JSON_ESCAPES,
@@ -71,7 +71,7 @@ def find_json_excess(raw: bytes) -> JsonExcess | None:
 
 
 def _count_outside_strings(raw: bytes) -> JsonExcess | None:
-    count, pace = _Count(), Pace()
+    count, throttle = _Count(), GilThrottle()
     start = shown = 0
     is_inside = False
     while start < len(raw):
@@ -88,7 +88,7 @@ def _count_outside_strings(raw: bytes) -> JsonExcess | None:
         start = stop
         if count.is_little or not shown:
             shown = stop
-        pace.rest()
+        throttle.pause()
     return None
 
 

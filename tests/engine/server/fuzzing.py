@@ -9,7 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from engine.server.app.openapi import Kind, build_document
+from engine.server.app.openapi import ServerKind, build_document
 from tests.engine.server.serving import Running
 
 # More of them: `make fuzz`.
@@ -18,19 +18,19 @@ IS_LONG = NUM_EXAMPLES > 100
 _SERVERS_OWN_ERRORS = range(500, 600)
 
 
-def questions(kind: Kind, *, but: Kind | None = None) -> list[tuple[str, GenerationMode]]:
+def questions(kind: ServerKind, *, but: ServerKind | None = None) -> list[tuple[str, GenerationMode]]:
     """Operations, with what fits their description; and with what doesn't, where a body can be wrong."""
-    left_out = build_document(but)["paths"] if but is not None else {}
+    ignored = build_document(but)["paths"] if but is not None else {}
     found = []
     for path, methods in build_document(kind)["paths"].items():
-        for one in methods.values() if path not in left_out else ():
+        for one in methods.values() if path not in ignored else ():
             found.append((one["operationId"], GenerationMode.POSITIVE))
             if "requestBody" in one:
                 found.append((one["operationId"], GenerationMode.NEGATIVE))
     return found
 
 
-def fuzz(server: Running, kind: Kind, operation_id: str, mode: GenerationMode) -> None:
+def fuzz(server: Running, kind: ServerKind, operation_id: str, mode: GenerationMode) -> None:
     """Ask many things of one operation: none may be the server's own error."""
     schema = schemathesis.openapi.from_dict(build_document(kind))
     schema.config.update(base_url=server.url)

@@ -43,11 +43,11 @@ def post(server: Running, path: str, **body: Any) -> dict[str, Any]:
 
 
 def test_each_is_answered_as_it_is_alone(demo_server: Running) -> None:
-    extras = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
-    whole = post(demo_server, BATCH, messages=CONVERSATIONS, **EXACT, **extras)
+    details = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
+    whole = post(demo_server, BATCH, messages=CONVERSATIONS, **EXACT, **details)
     assert (whole["object"], whole["id"][:9]) == ("chat.completion", "chatcmpl-")
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
-    alone = [post(demo_server, CHAT, messages=one, **EXACT, **extras) for one in CONVERSATIONS]
+    alone = [post(demo_server, CHAT, messages=one, **EXACT, **details) for one in CONVERSATIONS]
     for choice, one in zip(whole["choices"], alone, strict=True):
         other = one["choices"][0]
         for name in ("message", "finish_reason", "stop_reason", "token_ids"):

@@ -18,7 +18,8 @@ from engine.server.openai.chat import describe_choice
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ChatChunks, CompletionChunks
 from engine.server.openai.completion_output import FinishedChoice
-from engine.server.protocol.chat_body import ChatBody, CompletionBody
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.completion_body import CompletionBody
 from engine.text.detokenizer import Detokenizer
 from engine.text.parsers.reasoning import ReasoningParser
 from engine.text.parsers.tools import make_tool_parser
@@ -143,10 +144,10 @@ def assemble(chunks: list[Any]) -> dict[str, Any]:
     }
 
 
-def whole_chat(told: list[ChoiceDelta], reader: ChoiceReader, extras: ChoiceDetails) -> dict[str, Any]:
+def whole_chat(told: list[ChoiceDelta], reader: ChoiceReader, details: ChoiceDetails) -> dict[str, Any]:
     described = describe_choice(finished(told), reader)
     message = described["message"]
-    logprobs = extras.chat_logprobs(told)
+    logprobs = details.chat_logprobs(told)
     return {
         "content": message["content"] or "",
         "reasoning": message.get("reasoning", ""),
@@ -154,7 +155,7 @@ def whole_chat(told: list[ChoiceDelta], reader: ChoiceReader, extras: ChoiceDeta
         "finish_reason": described["finish_reason"],
         "stop_reason": described["stop_reason"],
         "logprobs": [] if logprobs is None else logprobs["content"],
-        "token_ids": extras.token_ids(told).get("token_ids", []),
+        "token_ids": details.token_ids(told).get("token_ids", []),
     }
 
 
@@ -208,9 +209,9 @@ def test_a_chat_with_thoughts_and_tools(
 @given(case=cases(), sizes=st.lists(st.integers(1, 9), max_size=30))
 def test_a_plain_chat(case: Case, sizes: list[int]) -> None:
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": "x"}]})
-    extras = ChoiceDetails(body, TOKENIZER)
-    expected = whole_chat(deltas(case, [tuple(case.token_ids)]), ChoiceReader(0), extras)
-    chunks = ChatChunks({"id": "c"}, extras, None, include_usage=False, continuous_usage=False)
+    details = ChoiceDetails(body, TOKENIZER)
+    expected = whole_chat(deltas(case, [tuple(case.token_ids)]), ChoiceReader(0), details)
+    chunks = ChatChunks({"id": "c"}, details, None, include_usage=False, continuous_usage=False)
     told = [chunks.step([delta], usage) for delta in deltas(case, cut(case.token_ids, sizes))]
     assert assemble([event for events in told for event in parse(events)]) == expected
 
@@ -220,7 +221,7 @@ def test_a_plain_chat(case: Case, sizes: list[int]) -> None:
 def test_a_completion(case: Case, sizes: list[int]) -> None:
     body = CompletionBody.model_validate({"prompt": "x", "logprobs": 0, "return_token_ids": True})
     whole = deltas(case, [tuple(case.token_ids)], prefix=case.echo)
-    extras = ChoiceDetails(body, TOKENIZER)
+    details = ChoiceDetails(body, TOKENIZER)
     chunks = CompletionChunks(
         {"id": "c"}, ChoiceDetails(body, TOKENIZER), include_usage=False, continuous_usage=False
     )
@@ -232,13 +233,13 @@ def test_a_completion(case: Case, sizes: list[int]) -> None:
         whole[-1].finish_reason,
         whole[-1].stop_reason,
     )
-    expected = extras.completion_logprobs(whole)
+    expected = details.completion_logprobs(whole)
     assert expected == {
         name: [one for choice in choices for one in choice["logprobs"][name]] for name in expected or {}
     }
     assert choices[0]["prompt_token_ids"] == PROMPT
     told = [token for choice in choices for token in choice["token_ids"]]
-    assert told == extras.token_ids(whole)["token_ids"] == case.token_ids[: len(told)]
+    assert told == details.token_ids(whole)["token_ids"] == case.token_ids[: len(told)]
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,4 +1,4 @@
-"""What doesn't fit the context: a prompt is refused in words that clients look for, a cap is a cap."""
+"""What doesn't fit the context: a prompt is refused in words that clients look for, a limit is a limit."""
 
 from __future__ import annotations
 

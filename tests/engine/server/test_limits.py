@@ -1,4 +1,4 @@
-"""Every cap of docs/limits.md: what is at it passes in time, what is one above is refused at once."""
+"""Every limit of docs/limits.md: what is at it passes in time, what is one above is refused at once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from engine.server.protocol import limits
 from engine.server.protocol.body_reader import check
 from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.json_budget import find_json_excess
-from engine.server.protocol.limits import Cap, Measure
 from engine.server.protocol.size_check import LimitExceeded, check_sizes, tree_of
-from tests.engine.server.field_walk import is_capped, places_of
+from engine.server.protocol.size_limit import Measure, SizeLimit
+from tests.engine.server.field_walk import is_limited, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
 IN_TIME_S = 8.0  # of all threads, whatever else the machine does: many times what it takes
@@ -38,27 +38,27 @@ ENTRIES: dict[str, Any] = {
 OBJECTS = {"logit_bias", "metadata", "messages[]", "messages[][]", "input[]"}
 """Paths whose entries are fields."""
 
-BODY_OF = {cap: model for model in reversed(body_models()) for cap in model.all_size_limits()}
+BODY_OF = {limit: model for model in reversed(body_models()) for limit in model.all_size_limits()}
 CASES = {
-    f"{cap.path}, {cap.most} {cap.measure.value}{' in all' if cap.total else ''}": (model, cap)
-    for cap, model in BODY_OF.items()
-    if cap.measure is not Measure.TEXT  # which is measured when it becomes tokens
+    f"{limit.path}, {limit.most} {limit.measure.value}{' in all' if limit.total else ''}": (model, limit)
+    for limit, model in BODY_OF.items()
+    if limit.measure is not Measure.TEXT  # which is measured when it becomes tokens
 }
 
 
-def holding(cap: Cap, size: int) -> dict[str, Any]:
-    """A body, of which only what the cap is about matters."""
+def holding(limit: SizeLimit, size: int) -> dict[str, Any]:
+    """A body, of which only what the limit is about matters."""
     value: Any
-    match cap.measure:
+    match limit.measure:
         case Measure.CHARS:
             value = "a" * size
         case Measure.VALUES:
             value = {"a": [1] * (size - 2)}
-        case _ if cap.path in OBJECTS:
+        case _ if limit.path in OBJECTS:
             value = {str(number): 1 for number in range(size)}
         case _:
-            value = [ENTRIES.get(cap.path, "a")] * size
-    for step in reversed(cap.path.split(".")):
+            value = [ENTRIES.get(limit.path, "a")] * size
+    for step in reversed(limit.path.split(".")):
         for _ in range(step.count("[]")):
             value = [value]
         value = {step.rstrip("[]"): value}
@@ -68,30 +68,30 @@ def holding(cap: Cap, size: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: str) -> None:
-    model, cap = CASES[name]
+    model, limit = CASES[name]
     began = time.process_time()
     try:
-        check(holding(cap, cap.most), model)
+        check(holding(limit, limit.most), model)
     except LimitExceeded as error:
-        pytest.fail(f"at the cap: {error}")
+        pytest.fail(f"at the limit: {error}")
     except InvalidRequest:
         pass  # other fields are missing
     with pytest.raises(LimitExceeded) as caught:
-        check(holding(cap, cap.most + 1), model)
+        check(holding(limit, limit.most + 1), model)
     assert time.process_time() - began < IN_TIME_S
-    assert str(cap.most) in caught.value.message
-    assert str(cap.most + 1) in caught.value.message
+    assert str(limit.most) in caught.value.message
+    assert str(limit.most + 1) in caught.value.message
     assert caught.value.param is not None
-    assert caught.value.param.split("[")[0] == cap.path.split("[")[0]
+    assert caught.value.param.split("[")[0] == limit.path.split("[")[0]
 
 
 def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
-    """One that doesn't is one that somebody forgot: give it a cap in engine/server/protocol/limits.py."""
+    """One that doesn't is one that somebody forgot: give it a limit in engine/server/protocol/limits.py."""
     forgotten = [
         f"{model.__name__}: {place.kind} {place.path}"
         for model in body_models()
         for place in sorted(places_of(model))
-        if place.kind != "number" and not is_capped(place, model.all_size_limits())
+        if place.kind != "number" and not is_limited(place, model.all_size_limits())
     ]
     assert forgotten == []
 
@@ -115,16 +115,16 @@ def test_a_field_without_a_cap_is_found() -> None:
 
     found = {(place.path, place.kind) for place in places_of(Forgetful)}
     assert found == {("listed", "list"), ("listed[]", "string"), ("told", "string"), ("table", "object")}
-    assert not any(is_capped(place, Forgetful.all_size_limits()) for place in places_of(Forgetful))
+    assert not any(is_limited(place, Forgetful.all_size_limits()) for place in places_of(Forgetful))
 
 
 def test_sums_run_over_all_entries() -> None:
-    cap = Cap("messages[].content", 10, total=True)
+    limit = SizeLimit("messages[].content", 10, total=True)
     body = {"messages": [{"content": ["a"] * 6}, {"content": "text"}, {"content": ["a"] * 4}]}
-    check_sizes(body, tree_of((cap,)))
+    check_sizes(body, tree_of((limit,)))
     body["messages"].append({"content": ["a"]})
     with pytest.raises(LimitExceeded, match=r"messages\[\]\.content: at most 10 entries in all, not 11"):
-        check_sizes(body, tree_of((cap,)))
+        check_sizes(body, tree_of((limit,)))
 
 
 # The text as a whole

@@ -8,7 +8,7 @@ import pytest
 
 from engine.server.protocol import field_rules
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.chat_body import CompletionBody
+from engine.server.protocol.completion_body import CompletionBody
 from tests.engine.server.serving import MAX_MODEL_LEN, Running
 
 CHAT = "/v1/chat/completions"
@@ -334,7 +334,7 @@ def test_content_parts_and_what_assistants_said(fake_server: Running) -> None:
 def test_sampling_defaults_of_the_checkpoint(fake_server: Running) -> None:
     """Greedy is not special to the fake runner, so look at what the engine is given."""
     from engine.server.generation.sampling_params import TokenConstraints, make_sampling_params
-    from engine.server.protocol.chat_body import CompletionBody
+    from engine.server.protocol.completion_body import CompletionBody
 
     defaults = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
     body = CompletionBody.model_validate({"prompt": "a", "top_p": 0.5})

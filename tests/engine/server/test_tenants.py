@@ -334,12 +334,12 @@ def _responses_events(response: httpx.Response) -> Iterator[Any]:
 # The bounds of the store
 
 
-def _put(shelf: TenantResponses, name: str, size: int = 10) -> None:
-    shelf.put(StoredResponse({"id": name, "text": "x" * size}, [], 0))
+def _put(responses: TenantResponses, name: str, size: int = 10) -> None:
+    responses.put(StoredResponse({"id": name, "text": "x" * size}, [], 0))
 
 
-def _names(shelf: TenantResponses, names: list[str]) -> list[str]:
-    return [name for name in names if name in shelf._stored]
+def _names(responses: TenantResponses, names: list[str]) -> list[str]:
+    return [name for name in names if name in responses._stored]
 
 
 def test_a_tenant_within_its_share_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from engine.errors import InvalidRequest
 from engine.server.openai.responses.items import Item
 from engine.server.openai.responses.tools import ToolChoice, Tools
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
@@ -44,7 +44,7 @@ RULES = FieldRules(
         "vllm_xargs": ({},),
         "watermarking": (False,),
     },
-    without_effect=frozenset(
+    accepted=frozenset(
         {
             "access_programs",
             "client_metadata",
@@ -53,7 +53,7 @@ RULES = FieldRules(
             "session_id",
         }
     ),
-    left_out={"context_management": "this server doesn't compact conversations"},
+    ignored={"context_management": "this server doesn't compact conversations"},
 )
 
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
@@ -125,7 +125,7 @@ class ResponseStreamOptions(Strict):
 class InputTokensBody(RequestBody):
     """What the model reads."""
 
-    caps = limits.RESPONSES
+    size_limits = body_limits.RESPONSES
 
     input: Annotated[
         str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unsupported_parts)
@@ -144,7 +144,7 @@ class InputTokensBody(RequestBody):
 
 
 class ResponsesBody(InputTokensBody):
-    caps = limits.GENERATION
+    size_limits = body_limits.GENERATION
 
     max_output_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(default=None, description="Of tools that run here, and none does.")
