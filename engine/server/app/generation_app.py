@@ -1,4 +1,4 @@
-"""The routes, put together."""
+"""The app of a server that generates: its route table."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def create_app(service: GenerationService) -> RequestMiddleware:
 def build_app(
     routes: Iterable[tuple[str, str, Callable[..., Any]]], service: ModelService
 ) -> RequestMiddleware:
-    """A server of these (method, path, endpoint)."""
+    """An app with these routes: (method, path, endpoint)."""
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
         exception_handlers={
@@ -94,25 +94,23 @@ def build_app(
 
 
 async def _on_engine_error(request: Request, error: Exception) -> Response:
-    if not isinstance(
-        error, EngineError
-    ):  # Starlette looks handlers up by class; this is for the type checker
+    if not isinstance(error, EngineError):  # for the type checker: Starlette selects handlers by class
         raise error
     return error_response(error, request.url.path)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, or not with this method."""
+    """Raised by Starlette: unknown route, or wrong method."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         response = error_response(
-            WrongMethod(f"{request.method} is not possible on {request.url.path}."), request.url.path
+            WrongMethod(f"Method {request.method} is not allowed for {request.url.path}."), request.url.path
         )
         response.headers.update(error.headers or {})
         return response
-    return error_response(UnknownRoute(f"There is nothing at {request.url.path}."), request.url.path)
+    return error_response(UnknownRoute(f"No such route: {request.url.path}."), request.url.path)
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:
-    """The last resort; Starlette raises the error again, so that it is logged with its traceback."""
-    failure = GenerationFailed(f"An error in the server: {type(error).__name__}.")
+    """Last resort. Starlette re-raises the error, so it is logged with its traceback."""
+    failure = GenerationFailed(f"Internal server error: {type(error).__name__}.")
     return error_response(failure, request.url.path)

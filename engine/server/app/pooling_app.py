@@ -1,4 +1,4 @@
-"""The routes of a pooling server, put together."""
+"""The app of a pooling server: its route table."""
 
 from __future__ import annotations
 

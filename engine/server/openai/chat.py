@@ -69,19 +69,19 @@ def _to_object(
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
 ) -> dict[str, Any]:
-    answer = describe_answer(head, details, readers, choices, read_usage)
+    completion = describe_completion(head, details, readers, choices, read_usage)
     deltas = choices[0].deltas
-    return {**answer, **details.prompt_fields(deltas[0]), **details.prompt_logprobs(deltas)}
+    return {**completion, **details.prompt_fields(deltas[0]), **details.prompt_logprobs(deltas)}
 
 
-def describe_answer(
+def describe_completion(
     head: dict[str, Any],
     details: ChoiceDetails,
     readers: Mapping[int, ChoiceReader],
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
 ) -> dict[str, Any]:
-    """The answer without what it tells of a prompt."""
+    """The response without its fields about the prompt."""
     described = [
         {
             **describe_choice(choice, readers[choice.index]),
@@ -94,11 +94,11 @@ def describe_answer(
 
 
 def describe_choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, Any]:
-    """The message and why it ended, of the same events that a stream would have brought."""
+    """The message and its finish reason, from the same events as in a stream."""
     content: list[str] = []
     reasoning: list[str] = []
     calls: dict[int, dict[str, Any]] = {}
-    ended: dict[str, Any] = {}
+    end_fields: dict[str, Any] = {}
     for event in (event for delta in choice.deltas for event in reader.read(delta)):
         match event:
             case ContentDelta(_, text):
@@ -111,15 +111,15 @@ def describe_choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, A
                 )
                 call["function"]["arguments"] += arguments
             case ChoiceEnded(_, finish_reason, stop_reason):
-                ended = {"finish_reason": finish_reason, "stop_reason": stop_reason}
-    said = "".join(content)
+                end_fields = {"finish_reason": finish_reason, "stop_reason": stop_reason}
+    text = "".join(content)
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": said or (None if calls else ""),
+        "content": text or (None if calls else ""),
         "refusal": None,
     }
     if reasoning:
         message["reasoning"] = "".join(reasoning)
     if calls:
         message["tool_calls"] = list(calls.values())
-    return {"index": choice.index, "message": message, **ended}
+    return {"index": choice.index, "message": message, **end_fields}

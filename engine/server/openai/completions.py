@@ -28,8 +28,8 @@ async def create_completion(request: Request) -> ASGIApp:
     body = await read_body(request, CompletionBody, COMPLETION)
     service.model.check_name(body.model)
     prompts = await _to_prompts(service, body)
-    constrain = await service.constraint_for(find_spec(body))
-    generation, choices = await service.begin(body, prompts, constrain=constrain)
+    make_constraint = await service.constraint_for(find_spec(body))
+    generation, choices = await service.create_generation(body, prompts, make_constraint=make_constraint)
     head = {
         "id": f"cmpl-{request_id_of(request, body.request_id)}",
         "object": "text_completion",
@@ -52,8 +52,8 @@ async def create_completion(request: Request) -> ASGIApp:
 
 
 async def _to_prompts(service: GenerationService, body: CompletionBody) -> list[Prompt]:
-    asked = body.max_tokens
-    truncation = Truncation.of(body, service.engine.max_model_len, needs_output=asked != 0)
+    requested = body.max_tokens
+    truncation = Truncation.of(body, service.engine.max_model_len, needs_output=requested != 0)
     service.check_num_sequences(len(body.prompt), body.n)
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
     if texts:
@@ -61,14 +61,14 @@ async def _to_prompts(service: GenerationService, body: CompletionBody) -> list[
             texts,
             add_special_tokens=body.add_special_tokens,
             truncation=truncation,
-            output=1 if asked is None else asked,
+            output=1 if requested is None else requested,
         )
     else:
         for prompt in body.prompt:
             service.model.check_token_ids(prompt, "prompt")
         encoded = [list(p) if truncation is None else truncation.cut(p) for p in body.prompt]
     return [
-        _to_prompt(service, body, prompt, token_ids, is_whole=truncation is None)
+        _to_prompt(service, body, prompt, token_ids, is_complete=truncation is None)
         for prompt, token_ids in zip(body.prompt, encoded, strict=True)
     ]
 
@@ -79,18 +79,18 @@ def _to_prompt(
     prompt: str | list[int],
     token_ids: list[int],
     *,
-    is_whole: bool,
+    is_complete: bool,
 ) -> Prompt:
-    """`is_whole`: the prompt wasn't cut."""
-    asked = body.max_tokens
+    """`is_complete`: the prompt was not truncated."""
+    requested = body.max_tokens
     if not token_ids:
-        raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
-    max_tokens = TokenLimit(asked, "max_tokens", "prompt").within(
+        raise InvalidRequest("The prompt is empty: it must have at least one token.", param="prompt")
+    max_tokens = TokenLimit(requested, "max_tokens", "prompt").resolve(
         service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
     )
     if not body.echo:
         return Prompt(token_ids, max_tokens)
-    if isinstance(prompt, str) and is_whole:
+    if isinstance(prompt, str) and is_complete:
         return Prompt(token_ids, max_tokens, echo=prompt, is_echoed=True)
     text = service.model.tokenizer.decode(token_ids, skip_special_tokens=False)
     return Prompt(token_ids, max_tokens, echo=text, is_echoed=True)

@@ -50,12 +50,12 @@ def _strings(most: int, *paths: str) -> SizeLimits:
 
 
 def _texts(*paths: str) -> SizeLimits:
-    """Parts of one prompt."""
+    """Texts that become parts of one prompt."""
     return tuple(SizeLimit(path, MAX_TEXT_BYTES, Measure.TEXT, total=True) for path in paths)
 
 
 def _prompts(*paths: str) -> SizeLimits:
-    """Each a prompt of its own."""
+    """Texts that each become a prompt."""
     return tuple(SizeLimit(path, MAX_TEXT_BYTES, Measure.TEXT) for path in paths)
 
 
@@ -73,7 +73,7 @@ def _parts(*paths: str) -> SizeLimits:
 
 NAMED: SizeLimits = _strings(MAX_NAME_CHARS, "model")
 
-_SAID_BESIDE: SizeLimits = (
+_METADATA: SizeLimits = (
     *_strings(MAX_LABEL_CHARS, "user", "safety_identifier", "prompt_cache_key", "service_tier"),
     *_strings(MAX_REQUEST_ID_CHARS, "request_id"),
     *_strings(MAX_SALT, "cache_salt"),
@@ -85,7 +85,7 @@ _TEMPLATE: SizeLimits = (
 )
 
 GENERATION: SizeLimits = (
-    *_SAID_BESIDE,
+    *_METADATA,
     *_strings(MAX_DURATION_CHARS, "keep_alive"),
     SizeLimit("stop", MAX_STOPS),
     *_strings(MAX_STOP_CHARS, "stop"),
@@ -109,7 +109,7 @@ COMPLETION: SizeLimits = (
 
 
 def _turns(turn: str) -> SizeLimits:
-    """Of a chat's messages, each of which is at this path."""
+    """Limits of a chat's messages; `turn` is the path of one."""
     call = f"{turn}.tool_calls[]"
     return (
         SizeLimit(turn, MAX_FIELDS),
@@ -119,7 +119,7 @@ def _turns(turn: str) -> SizeLimits:
     )
 
 
-_TEXTS_OF_TURNS = (
+_TURN_TEXTS = (
     "content",
     "content[].text",
     "reasoning",
@@ -131,7 +131,7 @@ CONVERSATION: SizeLimits = (
     SizeLimit("messages", MAX_MESSAGES),
     *_values(MAX_CONVERSATION_VALUES, "messages"),
     *_turns("messages[]"),
-    *_texts(*(f"messages[].{path}" for path in _TEXTS_OF_TURNS)),
+    *_texts(*(f"messages[].{path}" for path in _TURN_TEXTS)),
     SizeLimit("tools", MAX_TOOLS),
     SizeLimit("tools[]", MAX_FIELDS),
     SizeLimit("tools[].function", MAX_FIELDS),
@@ -156,7 +156,7 @@ CHAT_BATCH: SizeLimits = (
     SizeLimit("messages[]", MAX_MESSAGES, total=True),
     *_values(MAX_CONVERSATION_VALUES, "messages"),
     *_turns("messages[][]"),
-    *_prompts(*(f"messages[][].{path}" for path in _TEXTS_OF_TURNS)),
+    *_prompts(*(f"messages[][].{path}" for path in _TURN_TEXTS)),
 )
 
 TOKENIZE: SizeLimits = _prompts("prompt")
@@ -166,8 +166,8 @@ DETOKENIZE: SizeLimits = (SizeLimit("tokens", MAX_DETOKENIZED),)
 ABORT: SizeLimits = (SizeLimit("request_ids", MAX_ABORTED), *_strings(MAX_NAME_CHARS, "request_ids[]"))
 
 
-def _offers(tools: str) -> SizeLimits:
-    """Of a list of tools, as Responses has them; a namespace has a list of its own."""
+def _tools(tools: str) -> SizeLimits:
+    """Limits of a list of tools in the Responses API; a namespace has its own list."""
     return (
         SizeLimit(f"{tools}[]", MAX_FIELDS),
         SizeLimit(f"{tools}[].tools", MAX_TOOLS),
@@ -207,11 +207,11 @@ RESPONSES: SizeLimits = (
         "instructions",
     ),
     SizeLimit("input[].tools", MAX_TOOLS, total=True),
-    *_offers("input[].tools"),
+    *_tools("input[].tools"),
     *_strings(MAX_NAME_CHARS, "previous_response_id"),
     SizeLimit("tools", MAX_TOOLS),
     *_values(MAX_TOOL_VALUES, "tools"),
-    *_offers("tools"),
+    *_tools("tools"),
     SizeLimit("tool_choice.tools", MAX_TOOLS),
     *_values(MAX_TOOL_VALUES, "tool_choice"),
     *_strings(MAX_NAME_CHARS, "tool_choice.name", "tool_choice.namespace", "tool_choice.type"),
@@ -257,7 +257,7 @@ MESSAGES: SizeLimits = (
     *_TEMPLATE,
 )
 
-POOLED: SizeLimits = _SAID_BESIDE
+POOLED: SizeLimits = _METADATA
 
 POOLING: SizeLimits = (
     SizeLimit("input", MAX_INPUTS, Measure.INPUTS),
@@ -275,8 +275,8 @@ COHERE: SizeLimits = (
 )
 
 
-def _sides(*names: str) -> SizeLimits:
-    """Of pairs."""
+def _pair_sides(*names: str) -> SizeLimits:
+    """Limits of the two sides of pairs."""
     return tuple(
         limit
         for name in names
@@ -289,5 +289,5 @@ def _sides(*names: str) -> SizeLimits:
 
 
 PAIRS: SizeLimits = (*_texts("instruction"), *_TEMPLATE)
-RANKED: SizeLimits = _sides("query", "documents")
-SCORED: SizeLimits = _sides("text_1", "text_2")
+RANKED: SizeLimits = _pair_sides("query", "documents")
+SCORED: SizeLimits = _pair_sides("text_1", "text_2")

@@ -23,10 +23,10 @@ class ChatBody(GenerationBody, ConversationBody):
     size_limits = body_limits.CHAT
 
     echo: Annotated[bool, none_as(False)] = Field(
-        default=False, description="Put the last message before the answer, if it is the assistant's."
+        default=False, description="Prepend the last message to the answer if it is the assistant's."
     )
     return_prompt_text: Annotated[bool, none_as(False)] = Field(
-        default=False, description="Tell the prompt as the template has made it, as `prompt_text`."
+        default=False, description="Return the rendered prompt as `prompt_text`."
     )
     max_completion_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
@@ -39,7 +39,8 @@ class ChatBody(GenerationBody, ConversationBody):
     ) = None
     parallel_tool_calls: Annotated[bool, none_as(True)] = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        default=None, description="none = the template's enable_thinking is false, otherwise true."
+        default=None,
+        description="none sets the template's enable_thinking to false, others set it to true.",
     )
     include_reasoning: Annotated[bool, none_as(True)] = True
     thinking_token_budget: int | None = Field(
@@ -51,10 +52,12 @@ class ChatBody(GenerationBody, ConversationBody):
         if self.top_logprobs is not None and self.top_logprobs != 0 and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
-            raise InvalidRequest("tool_choice needs tools.", param="tool_choice")
+            raise InvalidRequest(
+                "tool_choice needs tools: give at least one function tool.", param="tool_choice"
+            )
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) < len(names):
-            raise InvalidRequest("Two tools have the same name.", param="tools")
+            raise InvalidRequest("tools: two tools have the same name.", param="tools")
         if isinstance(self.tool_choice, NamedTool):
             _check_named({self.tool_choice.function.name}, names, "tool_choice.function.name")
         if isinstance(self.tool_choice, AllowedToolsChoice):
@@ -63,7 +66,7 @@ class ChatBody(GenerationBody, ConversationBody):
 
     @property
     def chosen_tool(self) -> str:
-        """none, auto, required, or the name of the tool that is to be called."""
+        """none, auto, required, or the name of the tool to call."""
         match self.tool_choice:
             case NamedTool():
                 return self.tool_choice.function.name
@@ -73,7 +76,7 @@ class ChatBody(GenerationBody, ConversationBody):
                 return self.tool_choice or "auto"
 
     def with_allowed_tools(self) -> ChatBody:
-        """The same request, whose tools are only those that `tool_choice` allows."""
+        """The same request with only the tools that `tool_choice` allows."""
         if not isinstance(self.tool_choice, AllowedToolsChoice):
             return self
         allowed = self.tool_choice.allowed_tools
@@ -82,10 +85,10 @@ class ChatBody(GenerationBody, ConversationBody):
 
     @property
     def echoed(self) -> str:
-        """What is put before the answer: vLLM's rule, the last message if the answer goes on in its role."""
+        """The text before the answer. As in vLLM: the last message, if the answer continues its role."""
         last = self.messages[-1]
-        goes_on = last.role == "assistant" or not self.add_generation_prompt
-        return last.text if self.echo and goes_on else ""
+        continues_role = last.role == "assistant" or not self.add_generation_prompt
+        return last.text if self.echo and continues_role else ""
 
     @property
     def logprobs_param(self) -> str:
@@ -99,4 +102,4 @@ class ChatBody(GenerationBody, ConversationBody):
 def _check_named(wanted: set[str], given: list[str], param: str) -> None:
     missing = sorted(wanted.difference(given))
     if missing:
-        raise InvalidRequest(f"There is no tool {missing[0]!r} among the tools given.", param=param)
+        raise InvalidRequest(f"{param}: {missing[0]!r} is not one of the tools.", param=param)

@@ -19,12 +19,12 @@ TokenIds = list[int]
 
 
 def are_ids(values: list[Any]) -> bool:
-    """Whether all are whole numbers from 0 on. Nothing here is done for each: there may be millions."""
+    """Whether all are integers ≥ 0, without a Python-level loop: there can be millions."""
     return set(map(type, values)) <= {int} and min(values, default=0) >= 0
 
 
 def _check_prompt(value: Any) -> list[str | TokenIds]:
-    """Any of the four shapes, as a list of prompts."""
+    """Any of the four forms, as a list of prompts."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
@@ -52,18 +52,18 @@ class CompletionBody(GenerationBody):
     size_limits = body_limits.COMPLETION
 
     max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE, none_as(16)] = Field(
-        default=16, ge=0, description="-1 = as many as there is room for."
+        default=16, ge=0, description="-1 = as many as fit."
     )
     prompt: Annotated[list[Any], BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
     echo: Annotated[bool, none_as(False)] = False
-    logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
+    logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
     add_special_tokens: Annotated[bool, none_as(True)] = True
 
     @model_validator(mode="after")
     def _check_named_logprobs(self) -> CompletionBody:
         if self.logprob_token_ids is not None and self.max_tokens == 0:
             raise InvalidRequest(
-                "logprob_token_ids needs max_tokens above 0: they are of the output's positions.",
+                "logprob_token_ids needs max_tokens > 0: it applies to output tokens.",
                 param="logprob_token_ids",
             )
         return self

@@ -24,13 +24,13 @@ from engine.server.protocol.hosted_tools import FUNCTIONS_ONLY
 from engine.server.protocol.limits import MAX_TOOLS
 from engine.server.protocol.provider_parts import (
     mark_unsupported_parts,
-    read_assistants,
-    read_part,
+    normalize_assistant_message,
+    normalize_text_part,
     read_reasoning,
 )
 from engine.server.protocol.size_check import is_larger
 
-_CHARS_OF_A_MESSAGE = 64  # what a template puts around it counts
+_CHARS_PER_MESSAGE = 64  # what the template adds around each
 
 
 class FunctionCall(Strict):
@@ -40,10 +40,10 @@ class FunctionCall(Strict):
     provider_specific_fields: Ignored = None
 
 
-def _as_function(call: Any) -> Any:
-    """A call of a custom tool as one of a function: its free text is the one argument.
+def _as_function_call(call: Any) -> Any:
+    """Convert a custom tool's call to a function call whose only argument is its text.
 
-    What another server calls its kind of function is one all the same.
+    Other servers' types of function calls become plain function calls.
     """
     if not isinstance(call, dict):
         return call
@@ -59,7 +59,7 @@ def _as_function(call: Any) -> Any:
 
 class ToolCall(Strict):
     id: str | None = None
-    index: Ignored = None  # some clients send back what a stream gave them
+    index: Ignored = None  # some clients send back the stream's field
     type: Annotated[Literal["function"], none_as("function")] = "function"
     function: FunctionCall
     extra_content: Ignored = None
@@ -74,17 +74,19 @@ class TextPart(Strict):
 
 
 class ChatMessage(Strict):
-    """One turn. Clients send assistants' messages back as they got them, nulls and all."""
+    """One turn. Clients send assistant messages back as received, including nulls."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
-        str | Annotated[list[Annotated[TextPart, BeforeValidator(read_part)]], Field(fail_fast=True)] | None
+        str
+        | Annotated[list[Annotated[TextPart, BeforeValidator(normalize_text_part)]], Field(fail_fast=True)]
+        | None
     ) = None
     name: str | None = None
     reasoning: Annotated[str | None, BeforeValidator(read_reasoning)] = None
     reasoning_content: Annotated[str | None, BeforeValidator(read_reasoning)] = None
     tool_calls: (
-        Annotated[list[Annotated[ToolCall, BeforeValidator(_as_function)]], Field(fail_fast=True)] | None
+        Annotated[list[Annotated[ToolCall, BeforeValidator(_as_function_call)]], Field(fail_fast=True)] | None
     ) = None
     tool_call_id: str | None = None
     id: Ignored = None
@@ -101,8 +103,12 @@ class ChatMessage(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_older_words(cls, message: Any) -> Any:
-        return read_assistants(_read_older_words(message)) if isinstance(message, dict) else message
+    def _convert_deprecated_fields(cls, message: Any) -> Any:
+        return (
+            normalize_assistant_message(_convert_deprecated_fields(message))
+            if isinstance(message, dict)
+            else message
+        )
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
@@ -112,14 +118,14 @@ class ChatMessage(Strict):
 
     @property
     def text(self) -> str:
-        """The content, its parts joined; empty for none."""
+        """The content with its parts joined; empty if there is none."""
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
 
 
-def _read_older_words(message: dict[str, Any]) -> dict[str, Any]:
-    """`refusal` and `function_call` of an assistant, and the role `function`, as today's fields say it."""
+def _convert_deprecated_fields(message: dict[str, Any]) -> dict[str, Any]:
+    """Convert the deprecated role `function` and the fields `refusal` and `function_call`."""
     if message.get("role") == "function":
         message = {**message, "role": "tool"}
     if message.keys().isdisjoint({"refusal", "function_call"}):
@@ -147,7 +153,7 @@ class Tool(Strict):
 
     @property
     def place(self) -> int:
-        """Where it stands among the tools given, of which some may be left out."""
+        """Its index in the client's list, of which hosted tools are dropped."""
         return self._place
 
     def placed(self, place: int) -> Self:
@@ -165,7 +171,7 @@ class NamedTool(Strict):
 
 
 class AllowedTools(Strict):
-    """Of the tools given, those that may be called, and whether one must be."""
+    """The tools that may be called, and whether one must be."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
@@ -180,14 +186,14 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
-def _parts_of(models: Sequence[Strict]) -> list[Any]:
-    """The values of their fields, and of those in these."""
+def _field_values(models: Sequence[Strict]) -> list[Any]:
+    """The values of all their fields, nested models included."""
     parts: list[Any] = []
     for model in models:
         for value in vars(model).values():
             inner = value if isinstance(value, list) else [value]
-            found = [one for one in inner if isinstance(one, Strict)]
-            parts += _parts_of(found) if found else [value]
+            found = [item for item in inner if isinstance(item, Strict)]
+            parts += _field_values(found) if found else [value]
     return parts
 
 
@@ -201,24 +207,24 @@ class ConversationBody(RequestBody):
     ]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FUNCTIONS_ONLY] | None = None
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
-        default=None, description="Handed to the template."
+        default=None, description="Passed to the template."
     )
     chat_template: str | None = Field(
-        default=None, description="Taken only by a server started with --trust-request-chat-template."
+        default=None, description="Accepted only with --trust-request-chat-template."
     )
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: Annotated[bool, none_as(True)] = True
     continue_final_message: Annotated[bool, none_as(False)] = Field(
-        default=False, description="The last message is the answer's beginning, to be gone on with."
+        default=False, description="The last message is the start of the answer, which the model continues."
     )
     add_special_tokens: Annotated[bool, none_as(False)] = False
 
     def is_larger(self, chars: int) -> bool:
-        """Whether there is about so much to render, or more; many messages are, whatever is in them."""
-        if len(self.messages) > chars // _CHARS_OF_A_MESSAGE:
+        """Whether there are about `chars` characters or more to render; many messages count as large."""
+        if len(self.messages) > chars // _CHARS_PER_MESSAGE:
             return True
-        more = [self.documents, self.chat_template_kwargs, *_parts_of(self.tools or [])]
-        return is_larger(more, chars // 2) or is_larger(_parts_of(self.messages), chars // 2)
+        more = [self.documents, self.chat_template_kwargs, *_field_values(self.tools or [])]
+        return is_larger(more, chars // 2) or is_larger(_field_values(self.messages), chars // 2)
 
     @model_validator(mode="after")
     def _check_continuation(self) -> ConversationBody:

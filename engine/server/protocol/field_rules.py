@@ -1,9 +1,8 @@
-"""Fields that OpenAI, vLLM or other servers know and this engine has no use for: what becomes of each.
+"""Known fields of OpenAI, vLLM or other servers that this engine does not implement.
 
-A field that would change the answer is refused by name, but for the values that ask for nothing. One that
-can't change it (a hint, a billing or cache mark, a display wish) is accepted. One that asks for something
-beside the answer, such as a search that can't run here, is accepted and named in a warning. Null asks for
-nothing anywhere.
+A field that would change the output is refused by name, except for its neutral values. One that cannot change
+it (a hint, a billing or cache label, a display preference) is accepted. One that asks for something in
+addition, such as a web search, is ignored and named in a warning. Null is neutral everywhere.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ ALTERNATIVES = {
     "function_call": "use tool_choice",
     "prompt_embeds": "give text or token ids",
 }
-"""What does the job of a refused field, where something does."""
+"""What to use instead of a refused field, if there is an alternative."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldRules:
-    """What becomes of a body's fields that its model doesn't have."""
+    """How to treat a body's fields that its model does not declare."""
 
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """By name, with the values that ask for nothing."""
+    """By name, with the neutral values."""
     accepted: frozenset[str] = frozenset()
-    """Accepted in silence: they can't change the answer."""
+    """Accepted silently: they cannot change the output."""
     ignored: Mapping[str, str] = field(default_factory=dict)
-    """Accepted with a warning: by name, why it can't be had."""
+    """Ignored with a warning: by name, the reason."""
 
     def __or__(self, other: FieldRules) -> FieldRules:
         return FieldRules(
@@ -103,7 +102,7 @@ NO_RULES = FieldRules()
 
 
 def apply_rules(body: Mapping[str, Any], rules: FieldRules) -> dict[str, Any]:
-    """The body without the fields that the rules accept. Raises InvalidRequest for one that they refuse."""
+    """The body without accepted and ignored fields. Raises InvalidRequest for a refused field."""
     kept = {}
     for name, value in body.items():
         if name in rules.refused:
@@ -117,12 +116,12 @@ def apply_rules(body: Mapping[str, Any], rules: FieldRules) -> dict[str, Any]:
 
 
 def _check_refused(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
-    if value is None or any(_same(value, other) for other in neutral):
+    if value is None or any(_is_same_value(value, other) for other in neutral):
         return
     hint = f": {ALTERNATIVES[name]} instead" if name in ALTERNATIVES else ""
     raise InvalidRequest(f"{name!r} is not supported{hint}.", param=name)
 
 
-def _same(value: Any, other: Any) -> bool:
-    """Equal, and not merely as True equals 1."""
+def _is_same_value(value: Any, other: Any) -> bool:
+    """Equal, and not just as True equals 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

@@ -1,55 +1,55 @@
-"""What one request may carry: every bound, in one place. docs/limits.md is written from here.
+"""Limits of one request. docs/limits.md is generated from them; body_limits.py applies them to fields.
 
-A limit counts what a body holds before anything is made of it (size_limits.py). SizeLimits are meant to be
-far above what clients send (agents with 500 messages, 100 tools of 10 KB, prompts of 200,000 tokens), and
-low enough that a request at every one of them delays nobody else noticeably. A test finds any field of a body
-that holds a list, a string or an object and stands under none of them.
+Limits are far above what clients send (agents with 500 messages, 100 tools of 10 KB, prompts of 200,000
+tokens), and low enough that a request at all limits does not noticeably delay others.
 """
 
 from __future__ import annotations
 
-# Of every body.
+# Any body.
 MAX_BODY_BYTES = 32 * 2**20
 MAX_JSON_CONTAINERS = 2**17  # lists and objects
-MAX_JSON_MEMBERS = 2**17  # fields of objects: each costs a parser five times what a number does
+MAX_JSON_MEMBERS = 2**17  # fields of objects: each costs the parser five times as much as a number
 MAX_JSON_VALUES = 2**20
 MAX_JSON_ESCAPES = 2**22  # backslashes in strings
-MAX_JSON_DEPTH = 200  # pydantic's parser has it
-MAX_FIELDS = 256  # of an object whose fields are known: each unknown one would be an error of its own
+MAX_JSON_DEPTH = 200  # enforced by pydantic's parser
+MAX_FIELDS = 256  # of an object with known fields: each unknown one would be an error of its own
 
-# Of strings that aren't text for the model.
+# Strings that are not text for the model.
 MAX_NAME_CHARS = 1024  # names and ids
 MAX_REQUEST_ID_CHARS = 256
 MAX_TOOL_NAME_CHARS = 256
-MAX_LABEL_CHARS = 4096  # what is said beside a request, and changes nothing
+MAX_LABEL_CHARS = 4096  # metadata that does not change the response
 MAX_DURATION_CHARS = 64
 
-# Of text that becomes tokens: so many bytes of UTF-8, or so many per token of the context, if that is more.
+# Text to be tokenized: bytes of UTF-8, or bytes per token of the context if that is more.
 MAX_TEXT_BYTES = 2 * 2**20
 TEXT_BYTES_PER_TOKEN = 8
 
-# Of what is asked for.
+# Requested output and prompts.
 MAX_CHOICES = 128  # `n`
 MAX_SEQUENCES = 2048  # prompts times choices
-MAX_PROMPT_TOKENS = 2**23  # of all sequences of a request
-MAX_PROMPT_LOGPROBS = 2**19  # of a request's prompts, alternatives included
-MAX_ANSWER_LOGPROBS = 2**22  # logprobs of several choices that are answered whole, alternatives included
+MAX_PROMPT_TOKENS = 2**23  # over all sequences of a request
+MAX_PROMPT_LOGPROBS = 2**19  # of a request's prompts, including alternatives
+MAX_ANSWER_LOGPROBS = (
+    2**22
+)  # logprobs of a non-streamed response with several choices, including alternatives
 MAX_PROMPTS = 1024
 MAX_STOPS = 256
 MAX_BEAMS = 32  # `n` with `use_beam_search`
-MAX_BEAM_TOKENS = 2**18  # of all beams together: every step takes their tokens in hand
-MAX_CONVERSATIONS = 1024  # of a batch of chats
-MAX_NAMED_LOGPROBS = 128  # tokens of `logprob_token_ids`, as vLLM has it
+MAX_BEAM_TOKENS = 2**18  # of all beams together: every step copies their tokens
+MAX_CONVERSATIONS = 1024  # in a batch of chats
+MAX_NAMED_LOGPROBS = 128  # entries of `logprob_token_ids`, as in vLLM
 MAX_SALT = 512  # characters
-MAX_LISTED = 4096  # entries of lists and tables of tokens and words
-MAX_STOP_CHARS = 2**14  # of all together
-MAX_BAD_WORD_CHARS = 2**15  # of all together
-MAX_BAD_WORD_TOKENS = 64  # of one
-MAX_BIAS_CHARS = 2**17  # of all keys of `logit_bias`
-MAX_ALLOWED_TOKENS = 2**18  # the largest vocabulary there is
+MAX_LISTED = 4096  # entries of lists and maps of tokens or words
+MAX_STOP_CHARS = 2**14  # total
+MAX_BAD_WORD_CHARS = 2**15  # total
+MAX_BAD_WORD_TOKENS = 64  # of one word
+MAX_BIAS_CHARS = 2**17  # total, of the keys of `logit_bias`
+MAX_ALLOWED_TOKENS = 2**18  # the largest known vocabulary
 MAX_DETOKENIZED = 2**19
 
-# Of conversations.
+# Conversations.
 MAX_MESSAGES = 10_000
 MAX_PARTS = 20_000
 MAX_CONVERSATION_VALUES = 2**18
@@ -58,18 +58,18 @@ MAX_TOOL_VALUES = 100_000
 MAX_TEMPLATE_VALUES = 10_000  # in chat_template_kwargs
 MAX_TEMPLATE_CHARS = 2**20
 MAX_DOCUMENTS = 1024
-MAX_SEALED_CHARS = 2**23  # of another provider's thoughts, which can't be read
+MAX_SEALED_CHARS = 2**23  # of another provider's encrypted reasoning, which is not read
 MAX_SCHEMA_VALUES = 100_000
-MAX_SCHEMA_CHARS = 2**18  # as much as the grammar compiler is given (engine/structured/structurer.py)
+MAX_SCHEMA_CHARS = 2**18  # the grammar compiler's limit (engine/structured/structurer.py)
 MAX_METADATA = 64
 MAX_METADATA_CHARS = 2**16
-MAX_ABORTED = 4096  # requests that are ended by their ids
+MAX_ABORTED = 4096  # request ids in one abort request
 
-# Of pooling.
+# Pooling.
 MAX_INPUTS = 4096
-MAX_PAIR_CHARS = 2**25  # of all pairs of a query and a document
+MAX_PAIR_CHARS = 2**25  # total, of all query-document pairs
 
-# Whole numbers without a bound of their own: by the end of their path, what bounds them.
+# Integers without a limit of their own: the last part of their path, and what limits them.
 BOUNDED_BY = {
     "budget_tokens": "the answer's length",
     "dimensions": "the model's own",
@@ -79,7 +79,7 @@ BOUNDED_BY = {
     "max_tokens": "the context",
     "max_tokens_per_doc": "the context",
     "max_tokens_per_query": "the context",
-    "max_tool_calls": "nothing depends on it",
+    "max_tool_calls": "it has no effect",
     "min_tokens": "`max_tokens`",
     "output_dimension": "the model's own",
     "priority": "64 bits",
@@ -97,5 +97,5 @@ BOUNDED_BY = {
 
 
 def most_text_bytes(max_model_len: int) -> int:
-    """Of a text that is to become tokens."""
+    """The limit for a text to be tokenized."""
     return max(MAX_TEXT_BYTES, TEXT_BYTES_PER_TOKEN * max_model_len)

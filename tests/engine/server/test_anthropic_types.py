@@ -175,7 +175,7 @@ async def test_every_tool_is_offered_or_left_out_with_a_warning(app: App, kind: 
         assert is_left_out == (kind not in ("custom", None)), (tool, warning)
 
 
-UNREADABLE = {"image", "document"}
+UNSUPPORTED_MEDIA = {"image", "document"}
 NOT_THE_USERS = {"thinking", "redacted_thinking", "tool_use", "server_tool_use", "mcp_tool_use"}
 
 
@@ -197,7 +197,7 @@ async def test_what_a_user_sends_is_read_or_refused_by_name(app: App, kind: str)
     for block in USER_BLOCKS[kind]:
         turn = {"role": "user", "content": [{"type": "text", "text": "so"}, block]}
         status, answer, _ = await answer_of(app, messages=[turn])
-        if kind in NOT_THE_USERS or (kind in UNREADABLE and not is_text(block)):
+        if kind in NOT_THE_USERS or (kind in UNSUPPORTED_MEDIA and not is_text(block)):
             assert (status, answer["error"]["param"]) == (400, "messages[0].content[1].type"), block
         else:
             assert status == 200, (block, answer)

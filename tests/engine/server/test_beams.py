@@ -166,8 +166,8 @@ def test_a_search_ends_early_only_where_that_changes_nothing() -> None:
             width=width,
             length_penalty=penalty,
             end_token_ids=frozenset({0}),
-            ignores_end=False,
-            keeps_end=seed % 2 == 0,
+            ignores_end_tokens=False,
+            keeps_end_token=seed % 2 == 0,
         )
         search, steps = BeamSearch(rule, (5,), 12), 0
         while not search.is_done:
@@ -182,7 +182,7 @@ def test_a_search_ends_early_only_where_that_changes_nothing() -> None:
             max_tokens=12,
             end=0,
             length_penalty=penalty,
-            keep_end=rule.keeps_end,
+            keep_end=rule.keeps_end_token,
         )
         assert [beam.token_ids for beam in search.best()] == [beam.tokens for beam in expected], seed
     assert num_early > 50

@@ -45,7 +45,7 @@ class Case:
     reason: FinishReason
     stops: list[str]
     min_tokens: int
-    show_stop: bool
+    shows_stop_token: bool
     echo: str
 
 
@@ -87,9 +87,9 @@ def deltas(case: Case, steps: Sequence[tuple[int, ...]], *, prefix: str = "") ->
         PROMPT,
         stops=case.stops,
         min_tokens=case.min_tokens,
-        include_stop_in_output=case.show_stop,
+        include_stop_in_output=case.shows_stop_token,
     )
-    choice = Choice(0, request, detokenizer, prefix=prefix, show_stop=case.show_stop)
+    choice = Choice(0, request, detokenizer, prefix=prefix, shows_stop_token=case.shows_stop_token)
     told: list[ChoiceDelta] = []
     for number, step in enumerate(steps):
         delta = TokenDelta(

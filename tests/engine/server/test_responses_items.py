@@ -12,16 +12,16 @@ from engine.errors import InvalidRequest
 from engine.server.generation.response_store import ResponseStore, StoredResponse, TenantResponses
 from engine.server.openai.responses.bodies import RULES, InputTokensBody
 from engine.server.openai.responses.items import read_items
-from engine.server.openai.responses.translate import Asked, fitting_cut
+from engine.server.openai.responses.translate import ConversationRequest, fitting_cut
 from engine.server.protocol.body_reader import check
 from engine.server.protocol.unknown_fields import collect_ignored
 
 HI = {"role": "user", "content": "Hi"}
 
 
-def asked(*items: Any, store: TenantResponses | None = None, **fields: Any) -> Asked:
+def asked(*items: Any, store: TenantResponses | None = None, **fields: Any) -> ConversationRequest:
     body = check({"input": list(items), **fields}, InputTokensBody, RULES)
-    return Asked(body, store or ResponseStore().of(""))
+    return ConversationRequest(body, store or ResponseStore().of(""))
 
 
 def said(*items: Any, **fields: Any) -> list[dict[str, Any]]:
@@ -420,7 +420,7 @@ def test_a_conversation_goes_on_with_its_items() -> None:
     tools = [{"type": "function", "name": "f"}]
     store.put(stored({"id": "at", "type": "additional_tools", "tools": tools}, {"id": "m", **HI}))
     body = check({"input": "And?", "previous_response_id": "resp_1"}, InputTokensBody, RULES)
-    request = Asked(body, store)
+    request = ConversationRequest(body, store)
     assert [message.text for message in request.chat().messages] == ["Hi", "And?"]
     assert len(request.toolbox) == 1
 
@@ -430,7 +430,7 @@ def test_the_oldest_turns_are_left_out_and_instructions_stay() -> None:
     output = {"type": "function_call_output", "call_id": "c", "output": "x"}
     request = asked(HI, system, output, HI, HI)
     assert request.turns == [3, 4]
-    messages = request.chat(num_left_out=3).messages
+    messages = request.chat(num_dropped=3).messages
     assert [message.role for message in messages] == ["developer", "user", "user"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.server.model.chat_template import ChatTemplate, TemplateRefuses
+from engine.server.model.chat_template import ChatTemplate, TemplateRejects
 from engine.server.model.simplified_turns import simplifications
 
 SAY = "<{{ m.role }}>{{ m.content or '' }}"
@@ -133,7 +133,7 @@ def test_what_is_taken_stays_as_it_is() -> None:
 
 
 def test_a_refusal_is_told_in_the_words_for_what_was_sent() -> None:
-    with pytest.raises(TemplateRefuses, match="never"):
+    with pytest.raises(TemplateRejects, match="never"):
         render("{{ raise_exception('never ' ~ messages|length) }}", USER, USER)
 
 
