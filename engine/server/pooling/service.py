@@ -104,7 +104,7 @@ class PoolingService(ModelService):
             )
         if dimensions > plan.embedding_size:
             raise InvalidRequest(
-                f"{param} {dimensions} exceeds the vector size of {name!r}, which is {plan.embedding_size}.",
+                f"{param} {dimensions} is too large: {name!r} has vectors of {plan.embedding_size} numbers.",
                 param=param,
             )
         if plan.matryoshka_dimensions and dimensions not in plan.matryoshka_dimensions:

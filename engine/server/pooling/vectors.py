@@ -120,7 +120,7 @@ def _with_messages(raw: dict[str, Any]) -> dict[str, Any]:
 def _require_vectors(service: PoolingService, path: str) -> None:
     if service.plan.task is not Task.EMBED:
         raise UnknownRoute(
-            f"{path} needs an embedding model, and this model is a classifier: use /pooling or /score."
+            f"{path} needs an embedding model, but this model classifies: use /pooling or /score."
         )
 
 

@@ -171,7 +171,7 @@ async def test_every_tool_is_offered_or_left_out_with_a_warning(app: App, kind: 
     for tool in TOOLS[kind]:
         status, answer, warning = await answer_of(app, path, tools=[tool, function])
         assert status == 200, (tool, answer)
-        is_left_out = f"tools[0] (a tool of type {kind} can't run here)" in warning
+        is_left_out = f"tools[0] (a tool of type {kind} can't run on this server)" in warning
         assert is_left_out == (kind not in ("custom", None)), (tool, warning)
 
 

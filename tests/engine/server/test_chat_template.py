@@ -108,7 +108,7 @@ def test_a_template_that_takes_one_system_turn_gets_one() -> None:
 
 
 def test_a_template_that_fails_is_the_clients_error() -> None:
-    with pytest.raises(InvalidRequest, match="refuses"):
+    with pytest.raises(InvalidRequest, match="rejects"):
         template_of("{{ messages[9].content.upper() }}").render(TURNS)
 
 

@@ -162,8 +162,8 @@ async def test_what_is_ignored_is_named(app: App) -> None:
     app.will_say("Port 8000.")
     answer = await app.http.post(PATH, json=request_of(1, [ASKED, *ELSEWHERE[1:]]), headers=HEADERS)
     warning = answer.headers["warning"]
-    assert "tools[15] (a tool of type web_search_20250305 can't run here)" in warning
-    assert "safeguards (there is no classifier here)" in warning
+    assert "tools[15] (a tool of type web_search_20250305 can't run on this server)" in warning
+    assert "safeguards (this server has no safety classifier)" in warning
     assert warning.count("(") == 2
 
 

@@ -265,7 +265,7 @@ async def test_a_session_of_codex_says_what_it_leaves_out(app: App) -> None:
     app.will_say("Yes.")
     response = await app.http.post(PATH, json=codex(BEGINNING))
     warning = response.headers["warning"]
-    assert "tools[3] (a tool of type web_search can't run here)" in warning
+    assert "tools[3] (a tool of type web_search can't run on this server)" in warning
     assert "tools[7]" in warning
     assert "tools[0]" not in warning
 

@@ -226,7 +226,7 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
         COMPLETIONS,
         {"prompt": "a", "n": limits.MAX_BEAMS + 1, "use_beam_search": True},
         "n",
-        f"{limits.MAX_BEAMS + 1} with use_beam_search: no more than {limits.MAX_BEAMS}",
+        f"{limits.MAX_BEAMS + 1} with use_beam_search: the maximum is {limits.MAX_BEAMS}",
     ),
     "logprobs": (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "20"),
     "logprobs of chats": (

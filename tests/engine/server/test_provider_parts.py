@@ -105,7 +105,7 @@ def test_a_part_of_unknown_type_is_read_for_its_words_where_it_was_answered() ->
     user = {"role": "user", "content": [CARD]}
     read = messages(user, {"role": "assistant", "content": [CARD]}, USER)
     assert [one["content"] for one in read[:2]] == [[CARD_WORDS], [CARD_WORDS]]
-    assert ignored.header == '299 berth "ignored: content[type=card] (unknown: read for its words alone)"'
+    assert ignored.header == '299 berth "ignored: content[type=card] (unknown type: only its text is read)"'
     assert messages(USER, {"role": "tool", "content": [CARD]})[1]["content"] == [CARD_WORDS]
     with pytest.raises(InvalidRequest) as refused:
         messages(USER, HEARD, user)
