@@ -40,8 +40,8 @@ Behind Berth, the keys are Berth's.
 
 **Request ids.** `X-Request-Id` is accepted or generated, and returned. A response's id contains it or the
 body's `request_id`; both identify the request for `/inference/v1/abort_requests`. Ids of the Responses API
-are random instead, and work there as well. An aborted request ends with `finish_reason: "abort"` and the text so
-far; in the Responses API it is `incomplete`, or `cancelled` if it ran in the background.
+are random instead, and work there as well. An aborted request ends with `finish_reason: "abort"` and the text
+so far; in the Responses API it is `incomplete`, or `cancelled` if it ran in the background.
 
 **Stored responses** are kept in memory, at most {max_stored} and {max_mib} MiB. If the store is full, the key
 that uses the most loses its least recently used response, so a key with no more than an equal share loses
